@@ -1,0 +1,146 @@
+"""Every number that defines a SANE autoencoder, checked when it is set."""
+
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# Keys that Transformers itself puts into `config.json` or passes through `from_pretrained`, beside the fields.
+TRANSFORMERS_KEYS = {
+    "attn_implementation",
+    "auto_map",
+    "base_model_revision",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "torch_dtype",
+}
+
+
+@strict
+class SANEConfig(PreTrainedConfig):
+    """Configuration of a [`SANEModel`].
+
+    Axis letters: `W` tokens of a window, `D` scalars of a token, `H` width of the residual stream, `Z` latent scalars of
+    a token. A misspelt key raises; a value of the wrong type raises, on later assignment too.
+
+    Args:
+        token_dim (`int`, *optional*, defaults to 289): Scalars per weight token, `D`.
+        hidden_size (`int`, *optional*, defaults to 128): Width of the residual stream, `H`; even, a multiple of the heads.
+        latent_dim (`int`, *optional*, defaults to 64): Scalars per token between encoder and decoder, `Z`.
+        num_hidden_layers (`int`, *optional*, defaults to 3): Blocks of the encoder; the decoder has as many.
+        num_attention_heads (`int`, *optional*, defaults to 8): Heads per block.
+        intermediate_size (`int`, *optional*): Hidden width of the feed-forward branch; four times `H` when not given.
+        max_positions (`tuple[int, int, int]`, *optional*, defaults to `(1000, 100, 1000)`):
+            Rows of the three learned tables: token index, layer index, channel index. Ignored by sinusoidal positions.
+        position_embedding (`str`, *optional*, defaults to `"learned"`):
+            `"learned"`: the paper's tables. `"sinusoidal"`: fixed sines, without a largest position.
+        window_size (`int`, *optional*, defaults to 64):
+            Tokens of a training window; fixes the input width `W * Z` of the projection head.
+        projection_dim (`int`, *optional*, defaults to 30): Outputs of the projection head.
+        projection_output (`str`, *optional*, defaults to `"linear"`):
+            How the projection head ends. The released code ends in `"relu"`: projections cannot be negative, so no pair
+            of windows is ever pushed beyond orthogonal and a dead unit stays dead. `"linear"` leaves that last
+            activation out, as contrastive heads usually do.
+        contrast_weight (`float`, *optional*, defaults to 0.05): `gamma` in `L = (1 - gamma) L_rec + gamma L_contrast`.
+        temperature (`float`, *optional*, defaults to 0.1): Temperature of NT-Xent.
+        reconstruction_target (`str`, *optional*, defaults to `"clean"`):
+            `"clean"`: the window before noise. `"noisy"`: the noised input itself, as the released code does.
+        reconstruction_denominator (`str`, *optional*, defaults to `"weights"`):
+            `"weights"`: mean over real weights. `"all"`: mean over all entries, padding too, as the released code does.
+        loss_normalization (`str`, *optional*, defaults to `"none"`):
+            `"masked"`: MultiZoo-SANE's masked loss normalisation with statistics of the batch (its code);
+            `"masked_per_token"`: with statistics of each token (its text).
+        latent_noise (`float`, *optional*, defaults to 0.0):
+            Standard deviation of Gaussian noise on the latents in training, in units of each latent dimension's root mean
+            square over the batch.
+        initialization (`str`, *optional*, defaults to `"linear_path"`): See [`SANEModel`]; `"paper"` is the published one.
+        hidden_dropout (`float`, *optional*, defaults to 0.0): Dropout on attention weights and on both residual branches.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of normal initialisation.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the layer norms.
+
+    Raises:
+        TypeError: For a key that is not a field.
+        StrictDataclassFieldValidationError: For a value of the wrong type or an unknown choice.
+        StrictDataclassClassValidationError: For a value out of range, or values that do not fit each other.
+    """
+
+    model_type = "sane"
+
+    token_dim: int = 289
+    hidden_size: int = 128
+    latent_dim: int = 64
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 8
+    intermediate_size: int | None = None
+    max_positions: list[int] | tuple[int, ...] = (1000, 100, 1000)
+    position_embedding: Literal["learned", "sinusoidal"] = "learned"
+    window_size: int = 64
+    projection_dim: int = 30
+    projection_output: Literal["linear", "relu"] = "linear"
+    contrast_weight: float | int = 0.05
+    temperature: float | int = 0.1
+    reconstruction_target: Literal["clean", "noisy"] = "clean"
+    reconstruction_denominator: Literal["weights", "all"] = "weights"
+    loss_normalization: Literal["none", "masked", "masked_per_token"] = "none"
+    latent_noise: float | int = 0.0
+    initialization: Literal["linear_path", "paper"] = "linear_path"
+    hidden_dropout: float | int = 0.0
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-5
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        names = {field.name for field in fields(self)}
+        for key in kwargs:
+            if key not in TRANSFORMERS_KEYS and not key.startswith("_"):
+                close = get_close_matches(key, names, n=1)
+                remedy = f"did you mean {close[0]!r}?" if close else f"its fields are {', '.join(sorted(names))}"
+                raise TypeError(f"SANEConfig has no field {key!r}; {remedy}")
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        self.max_positions = tuple(self.max_positions)
+        super().__post_init__(**kwargs)
+
+    def validate_sizes(self) -> None:
+        """Counts and widths are positive and fit each other."""
+        for name in (
+            "token_dim",
+            "hidden_size",
+            "latent_dim",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "window_size",
+            "projection_dim",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads or self.hidden_size % 2 or self.hidden_size < 6:
+            raise ValueError(
+                f"hidden_size must be even, at least 6 and a multiple of num_attention_heads={self.num_attention_heads}, "
+                f"got {self.hidden_size}"
+            )
+        if len(self.max_positions) != 3 or min(self.max_positions) < 1:
+            raise ValueError(
+                f"max_positions needs three table sizes >= 1 (token, layer, channel), got {self.max_positions}"
+            )
+
+    def validate_ranges(self) -> None:
+        """Weights, rates and scales lie where they have a meaning."""
+        for name in ("contrast_weight", "hidden_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("temperature", "initializer_range", "layer_norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not self.latent_noise >= 0:
+            raise ValueError(f"latent_noise must not be negative, got {self.latent_noise}")
+
+
+__all__ = ["SANEConfig"]

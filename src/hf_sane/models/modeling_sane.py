@@ -1,0 +1,396 @@
+"""SANE: a transformer autoencoder over the weight tokens of neural networks (arXiv:2406.09997).
+
+Axis letters: `B` windows of a batch, `M` models, `N` tokens of a whole model, `W` tokens of a window, `D` scalars of a
+token, `H` residual stream, `Z` latent, `P` projection.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_sane import SANEConfig
+from .initialization_sane import principal_directions
+from .layers_sane import (
+    SANEAttention,
+    SANEBranchLinear,
+    SANELayer,
+    SANEPathLinear,
+    SANEPositionEmbedding,
+    SANEProjectionHead,
+    SANESinusoidalEmbedding,
+)
+from .losses_sane import masked_reconstruction_loss, nt_xent_loss
+from .outputs_sane import SANEOutput
+from .windows_sane import map_windows
+
+CAPTURE_FLAGS = ("output_hidden_states", "output_attentions")  # read by `capture_outputs`
+
+
+class SANEPreTrainedModel(PreTrainedModel):
+    """Base class: what Transformers must know about SANE, and how every part starts."""
+
+    config: SANEConfig
+    base_model_prefix = "sane"
+    main_input_name = "tokens"
+    input_modalities = ["weights"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: Trainer must average it over accumulation steps
+    _no_split_modules = ["SANELayer"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": OutputRecorder(SANELayer, index=0, layer_name="encoder"),
+        "attentions": OutputRecorder(SANEAttention, index=1, layer_name="encoder"),
+    }
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """Smallest valid input."""
+        shape = (1, min(4, self.config.window_size))
+        return {
+            "tokens": torch.zeros(*shape, self.config.token_dim),
+            "positions": torch.zeros(*shape, 3, dtype=torch.long),
+        }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Start one module. Transformers calls it only for modules that own parameters, so each kind has its class."""
+        super()._init_weights(module)
+        linear_path = self.config.initialization == "linear_path"
+        std = self.config.initializer_range
+        if isinstance(module, SANEPathLinear) and linear_path:
+            init.copy_(module.weight, module.path_matrix())
+        elif isinstance(module, SANEBranchLinear):
+            init.normal_(module.weight, std=0.0 if linear_path else std / math.sqrt(2 * self.config.num_hidden_layers))
+        elif isinstance(module, SANESinusoidalEmbedding):
+            init.constant_(module.gain, std * math.sqrt(2) if linear_path else 1.0)
+
+
+class SANEModel(SANEPreTrainedModel):
+    """Autoencoder over windows of weight tokens, with a contrastive head.
+
+    `tokens -> Linear -> + P -> blocks -> Linear -> latents -> Linear -> + P -> blocks -> Linear -> reconstruction`
+    (arXiv:2406.09997, section 3): pre-LN bidirectional blocks without biases, no final norm.
+
+    Initialisation `"paper"`: all weights `N(0, 0.02)`, the last map of each residual branch `N(0, 0.02 / sqrt(2 L))`. The
+    untrained model then outputs nearly zero, and must first learn to carry tokens through two projections.
+    Initialisation `"linear_path"` is our deviation. No norm stands on the path token -> stream -> latent -> stream ->
+    token, so with four slices of one orthogonal matrix (decoder maps = transposes of the encoder's) and residual branches
+    that start at zero, this path is the identity on the first `min(D, H, Z)` coordinates of a token: with `Z >= D` the
+    untrained autoencoder already reconstructs, up to its small position embeddings, and training only has to improve on
+    a linear code. For `Z < D`, [`initialize_from_tokens`] points the path at the principal subspace of real tokens.
+
+    Tokens are *normalised* tokens, zero wherever `weight_mask` is `False`.
+    """
+
+    def __init__(self, config: SANEConfig) -> None:
+        super().__init__(config)
+        positions = SANEPositionEmbedding if config.position_embedding == "learned" else SANESinusoidalEmbedding
+        token_dim, width, latent_dim = config.token_dim, config.hidden_size, config.latent_dim
+        self.token_in = SANEPathLinear(token_dim, width, towards_stream=True)
+        self.encoder_positions = positions(config)
+        self.encoder = nn.ModuleList(SANELayer(config) for _ in range(config.num_hidden_layers))
+        self.latent_out = SANEPathLinear(width, latent_dim, towards_stream=False)
+        self.latent_in = SANEPathLinear(latent_dim, width, towards_stream=True)
+        self.decoder_positions = positions(config)
+        self.decoder = nn.ModuleList(SANELayer(config) for _ in range(config.num_hidden_layers))
+        self.token_out = SANEPathLinear(width, token_dim, towards_stream=False)
+        self.projection_head = SANEProjectionHead(config)
+        self.post_init()
+
+    def _transform(self, stream: Tensor, layers: nn.ModuleList, attention_mask: Tensor | None) -> Tensor:
+        """Run one stack of blocks over `[B, W, H]`."""
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=stream, attention_mask=attention_mask)
+        for layer in layers:
+            stream = layer(stream, mask)
+        return stream
+
+    def encode(self, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Map windows of tokens to latents.
+
+        Args:
+            tokens: `[B, W, D]` normalised tokens, zero at padding.
+            positions: `[B, W, 3]` int64 (token, layer, channel).
+            attention_mask: `[B, W]`, nonzero at real tokens; all real when `None`.
+
+        Returns:
+            `[B, W, Z]`, zero at padded tokens.
+
+        Raises:
+            ValueError: If shapes do not fit, or a position lies outside the learned tables.
+        """
+        self._check(tokens, positions, self.config.token_dim, "tokens [B, W, token_dim]")
+        stream = self.token_in(tokens.to(self.token_in.weight.dtype)) + self.encoder_positions(positions)
+        return _zero_padding(self.latent_out(self._transform(stream, self.encoder, attention_mask)), attention_mask)
+
+    def decode(self, latents: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Map windows of latents back to tokens.
+
+        Args:
+            latents: `[B, W, Z]`.
+            positions: `[B, W, 3]` int64, as in [`encode`].
+            attention_mask: `[B, W]`, as in [`encode`].
+
+        Returns:
+            `[B, W, D]` normalised tokens, zero at padded tokens.
+        """
+        self._check(latents, positions, self.config.latent_dim, "latents [B, W, latent_dim]")
+        stream = self.latent_in(latents.to(self.latent_in.weight.dtype)) + self.decoder_positions(positions)
+        return _zero_padding(self.token_out(self._transform(stream, self.decoder, attention_mask)), attention_mask)
+
+    @staticmethod
+    def _check(features: Tensor, positions: Tensor, width: int, expected: str) -> None:
+        if features.ndim != 3 or features.shape[2] != width or positions.shape != (*features.shape[:2], 3):
+            raise ValueError(
+                f"expected {expected} with last axis {width} and positions [B, W, 3], got {tuple(features.shape)} and "
+                f"{tuple(positions.shape)}; was the model tokenised with another token_dim?"
+            )
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        weight_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        target_tokens: Tensor | None = None,
+        second_tokens: Tensor | None = None,
+        second_target_tokens: Tensor | None = None,
+        return_loss: bool = True,
+        **kwargs: Any,
+    ) -> SANEOutput:
+        """Reconstruct one or two views of each window and, unless told otherwise, compute the loss.
+
+        Args:
+            tokens: `[B, W, D]` first view, noise included.
+            positions: `[B, W, 3]` int64, of both views.
+            weight_mask: `[B, W, D]` bool, `True` at real weights of both views; all real when `None`.
+            attention_mask: `[B, W]`, nonzero at real tokens of both views; all real when `None`.
+            target_tokens: `[B, W, D]` first view before noise; `tokens` when `None`.
+            second_tokens: `[B, W, D]` second view of the same windows.
+            second_target_tokens: `[B, W, D]` second view before noise; `second_tokens` when `None`.
+            return_loss: Whether to compute losses (and the name by which `Trainer` knows that there are any).
+            **kwargs: Transformers' `output_hidden_states`, `output_attentions`, `return_dict`; nothing else.
+
+        Returns:
+            [`SANEOutput`].
+
+        Raises:
+            ValueError: If shapes do not fit, or a second view comes with windows longer than the projection head.
+            TypeError: For an unknown keyword.
+        """
+        if unknown := sorted(k for k, v in kwargs.items() if v is not None and k not in CAPTURE_FLAGS):
+            raise TypeError(f"SANEModel.forward does not know {unknown}; see its docstring for the names it takes")
+        views = [tokens] if second_tokens is None else [tokens, second_tokens]
+        positions = _join([positions] * len(views))
+        weight_mask, attention_mask = (
+            None if part is None else _join([part] * len(views)) for part in (weight_mask, attention_mask)
+        )
+        latents = self.encode(_join(views), positions, attention_mask)
+        reconstruction = self.decode(self._add_noise(latents, attention_mask), positions, attention_mask)
+        contrast = len(views) == 2 and return_loss and self.config.contrast_weight > 0
+        projections = self._project(latents, required=contrast)
+        losses: dict[str, Any] = {}
+        if return_loss:
+            clean = (
+                [target_tokens, second_target_tokens] if self.config.reconstruction_target == "clean" else [None] * 2
+            )
+            target = _join([view if other is None else other for view, other in zip(views, clean, strict=False)])
+            losses = self._losses(
+                reconstruction, target, weight_mask, attention_mask, projections if contrast else None
+            )
+        pairs = {"latents": latents, "reconstruction": reconstruction, "projection": projections}
+        split: dict[str, Any] = {name: both for name, both in pairs.items() if both is not None}
+        if len(views) == 2:
+            halves = {name: both.chunk(2) for name, both in split.items()}
+            split = {name: half[0] for name, half in halves.items()}
+            split |= {f"second_{name}": halves[name][1] for name in ("latents", "reconstruction")}
+        return SANEOutput(**losses, **split)
+
+    def _losses(
+        self,
+        reconstruction: Tensor,
+        target: Tensor,
+        weight_mask: Tensor | None,
+        attention_mask: Tensor | None,
+        projections: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Losses of all views at once, `[V B, W, D]`, and of the projections of two views, `[2 B, P]`."""
+        mask = torch.ones_like(target, dtype=torch.bool) if weight_mask is None else weight_mask
+        if attention_mask is not None:
+            mask = mask & (attention_mask != 0)[..., None]
+        reconstruction_loss = masked_reconstruction_loss(
+            reconstruction,
+            target,
+            mask,
+            denominator=self.config.reconstruction_denominator,
+            normalization=self.config.loss_normalization,
+        )
+        if projections is None:
+            return {"loss": reconstruction_loss, "reconstruction_loss": reconstruction_loss}
+        first, second = projections.chunk(2)
+        contrastive_loss = nt_xent_loss(first, second, temperature=self.config.temperature)
+        gamma = self.config.contrast_weight
+        loss = (1 - gamma) * reconstruction_loss + gamma * contrastive_loss
+        return {"loss": loss, "reconstruction_loss": reconstruction_loss, "contrastive_loss": contrastive_loss}
+
+    def _add_noise(self, latents: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """In training, add Gaussian noise in units of each latent dimension's root mean square over real tokens."""
+        if not self.training or self.config.latent_noise == 0:
+            return latents
+        power = latents.detach().float().square()  # zero at padded tokens
+        count = power[..., 0].numel() if attention_mask is None else (attention_mask != 0).sum().clamp_min(1)
+        scale = self.config.latent_noise * (power.sum((0, 1)) / count).sqrt()
+        return latents + (torch.randn_like(power) * scale).to(latents.dtype)
+
+    def _project(self, latents: Tensor, *, required: bool) -> Tensor | None:
+        """Projections `[B, P]`; `None` for windows longer than the head, unless the loss needs them."""
+        if latents.shape[1] <= self.config.window_size:
+            return self.projection_head(latents)
+        if required:
+            raise ValueError(
+                f"the contrastive loss takes windows of at most window_size={self.config.window_size} tokens, got "
+                f"{latents.shape[1]}; cut shorter windows, or set contrast_weight=0"
+            )
+        return None
+
+    @torch.no_grad()
+    def initialize_from_tokens(self, tokens: Tensor, weight_mask: Tensor) -> float:
+        """Point the linear path at the principal subspace of real tokens, before training.
+
+        The path becomes `t_hat = mu + V_r V_r^T (t - mu)`, `V_r` the `r = min(D, H, Z)` leading principal directions of
+        the sample (singular value decomposition in float64): the best linear autoencoder with `r` latents. Latent
+        dimensions start as principal components, largest first.
+
+        Args:
+            tokens: `[n, D]` normalised tokens.
+            weight_mask: `[n, D]` bool, `True` at real weights; the rest is read as zero.
+
+        Returns:
+            R2 of the linear path on the real weights of the sample.
+
+        Raises:
+            ValueError: If shapes do not fit or no weight is real.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] != self.config.token_dim or weight_mask.shape != tokens.shape:
+            raise ValueError(
+                f"expected tokens and weight_mask [n, {self.config.token_dim}], got {tuple(tokens.shape)} and "
+                f"{tuple(weight_mask.shape)}; join windows along the first axis"
+            )
+        if not weight_mask.any():
+            raise ValueError(
+                f"expected real weights among {len(tokens)} tokens, got only padding; sample other tokens"
+            )
+        rank = min(self.config.token_dim, self.config.hidden_size, self.config.latent_dim)
+        mean, directions, r2 = principal_directions(tokens, weight_mask, rank)
+        to_stream = self.token_in.path_matrix().double() @ directions.T
+        for layer, weight in (
+            (self.token_in, to_stream),
+            (self.token_out, to_stream.T),
+            (self.latent_out, self.latent_out.path_matrix()),
+            (self.latent_in, self.latent_in.path_matrix()),
+        ):
+            layer.weight.copy_(weight)
+            layer.bias.zero_()
+        self.token_in.bias.copy_(-to_stream @ mean)
+        self.token_out.bias.copy_(mean)
+        return r2
+
+    @torch.no_grad()
+    def encode_sequences(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        *,
+        window_size: int | None = None,
+        halo_size: int = 0,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Encode whole models of any length, window by window (see [`halo_spans`]).
+
+        Args:
+            tokens: `[M, N, D]` normalised tokens, on any device.
+            positions: `[N, 3]` or `[M, N, 3]` int64.
+            window_size: Tokens per window, halo included; the training window when `None`. Models that fit are encoded
+                in one pass.
+            halo_size: Context tokens on each side that are seen but not kept.
+            batch_size: Windows per pass; the result does not depend on it.
+
+        Returns:
+            `[M, N, Z]` float32, on the device of `tokens`, without gradient or dropout.
+
+        Raises:
+            ValueError: If shapes or sizes do not fit, or a position lies outside the learned tables.
+        """
+        return self._map_sequences(self.encode, tokens, positions, window_size, halo_size, batch_size)
+
+    @torch.no_grad()
+    def decode_sequences(
+        self,
+        latents: Tensor,
+        positions: Tensor,
+        *,
+        window_size: int | None = None,
+        halo_size: int = 0,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Decode whole models of any length: the counterpart of [`encode_sequences`], with the same arguments.
+
+        Args:
+            latents: `[M, N, Z]`, on any device.
+            positions: `[N, 3]` or `[M, N, 3]` int64.
+            window_size: Tokens per window, halo included.
+            halo_size: Context tokens on each side that are seen but not kept.
+            batch_size: Windows per pass.
+
+        Returns:
+            `[M, N, D]` float32 normalised tokens, on the device of `latents`, without gradient or dropout.
+        """
+        return self._map_sequences(self.decode, latents, positions, window_size, halo_size, batch_size)
+
+    def _map_sequences(
+        self,
+        method: Callable,
+        features: Tensor,
+        positions: Tensor,
+        window_size: int | None,
+        halo: int,
+        batch_size: int,
+    ) -> Tensor:
+        """Run `method` over the windows of whole models, in eval mode, on the model's device."""
+        was_training = self.training
+        self.eval()
+        try:
+            return map_windows(
+                lambda window, where: method(window.to(self.device), where.to(self.device)),
+                features,
+                positions,
+                window_size=window_size or self.config.window_size,
+                halo_size=halo,
+                batch_size=batch_size,
+            )
+        finally:
+            self.train(was_training)
+
+
+def _join(views: list[Tensor]) -> Tensor:
+    """Join views along the batch, without copying a single one."""
+    return views[0] if len(views) == 1 else torch.cat(views)
+
+
+def _zero_padding(features: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Set padded tokens of `[B, W, *]` to zero, whatever stands there."""
+    return features if attention_mask is None else features.masked_fill((attention_mask == 0)[..., None], 0.0)
+
+
+__all__ = ["SANEModel", "SANEOutput", "SANEPreTrainedModel"]

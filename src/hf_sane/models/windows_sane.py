@@ -1,0 +1,114 @@
+"""Cut a long token sequence into windows with context, and put it together again."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+
+def halo_spans(length: int, window_size: int, halo_size: int = 0) -> Iterator[tuple[slice, slice]]:
+    """Yield the windows that cover a sequence, each as `(context, keep)`.
+
+    `context` slices the sequence, `keep` slices the context: `sequence[context][keep]`, concatenated, is the sequence
+    again. Every context has the same length `min(window_size, length)`, the number of tokens that the model was trained
+    on, because an attention over more or fewer tokens than in training reconstructs worse (paper, figure on the
+    inference window). At least `halo_size` tokens of context stand on either side of what is kept, except at the ends
+    of the sequence, where there are none to take.
+
+    The released code pads the first and last window instead and stops with an assertion whenever
+    `0 < length % window < halo`; here window starts are clamped to `[0, length - window_size]`, so every length works.
+
+    Args:
+        length: Tokens of the sequence, `N >= 0`.
+        window_size: Tokens of a context, halo included.
+        halo_size: Tokens on each side that are seen but not kept; less than half a window.
+
+    Yields:
+        `(context, keep)`, both slices with explicit start and stop.
+
+    Raises:
+        ValueError: If the halo leaves nothing to keep, or a size is negative.
+    """
+    if length < 0 or halo_size < 0 or window_size - 2 * halo_size < 1:
+        raise ValueError(
+            f"need length >= 0, halo_size >= 0 and window_size > 2 * halo_size, got length={length}, "
+            f"window_size={window_size}, halo_size={halo_size}; use a smaller halo"
+        )
+    context_size = min(window_size, length)
+    kept = 0
+    while kept < length:
+        start = min(max(kept - halo_size, 0), length - context_size)
+        stop = start + context_size
+        keep_stop = length if stop == length else stop - halo_size
+        yield slice(start, stop), slice(kept - start, keep_stop - start)
+        kept = keep_stop
+
+
+def window_index(length: int, window_size: int, halo_size: int = 0) -> tuple[Tensor, Tensor]:
+    """Token indices of all windows of [`halo_spans`] at once.
+
+    Args:
+        length: Tokens of the sequence, `N`.
+        window_size: Tokens of a context, halo included.
+        halo_size: Tokens on each side that are seen but not kept.
+
+    Returns:
+        `index` `[S, C]` int64, the sequence index of every context token, `C = min(window_size, length)`;
+        `keep` `[S, C]` bool, `True` where the window owns the token. Each token is owned exactly once.
+    """
+    spans = list(halo_spans(length, window_size, halo_size))
+    index = torch.empty(len(spans), min(window_size, length), dtype=torch.int64)
+    keep = torch.zeros(index.shape, dtype=torch.bool)
+    for row, (context, kept) in enumerate(spans):
+        index[row] = torch.arange(context.start, context.stop)
+        keep[row, kept] = True
+    return index, keep
+
+
+def map_windows(
+    function: Callable[[Tensor, Tensor], Tensor],
+    features: Tensor,
+    positions: Tensor,
+    *,
+    window_size: int,
+    halo_size: int,
+    batch_size: int,
+) -> Tensor:
+    """Apply a function of windows to whole sequences of one length, and keep each token once.
+
+    Args:
+        function: Maps `[B, C, F]` and positions `[B, C, 3]` to `[B, C, G]`, each window on its own.
+        features: `[M, N, F]`.
+        positions: `[N, 3]` or `[M, N, 3]`.
+        window_size: Tokens of a context, halo included.
+        halo_size: Tokens on each side that are seen but not kept.
+        batch_size: Windows per call of `function`; windows of several models share a batch.
+
+    Returns:
+        `[M, N, G]` float32, on the device of `features`.
+
+    Raises:
+        ValueError: If shapes do not fit or there is nothing to map.
+    """
+    num_models, length = features.shape[:2] if features.ndim == 3 else (0, 0)
+    if positions.shape not in ((length, 3), (num_models, length, 3)) or num_models * length == 0 or batch_size < 1:
+        raise ValueError(
+            f"expected sequences [M, N, *], positions [N, 3] or [M, N, 3] and batch_size >= 1, got "
+            f"{tuple(features.shape)}, {tuple(positions.shape)} and {batch_size}; batch models of one length only"
+        )
+    index, keep = window_index(length, window_size, halo_size)
+    positions = positions.expand(num_models, length, 3)
+    joined: Tensor | None = None
+    for jobs in torch.arange(num_models * len(index)).split(batch_size):
+        model, window = jobs // len(index), jobs % len(index)
+        token = index[window]  # [B, C]
+        mapped = function(features[model[:, None], token], positions[model[:, None], token])
+        if joined is None:
+            joined = features.new_empty((num_models, length, mapped.shape[-1]), dtype=torch.float32)
+        kept = keep[window]
+        joined[model[:, None].expand_as(token)[kept], token[kept]] = mapped[kept.to(mapped.device)].to(joined)
+    assert joined is not None
+    return joined
+
+
+__all__ = ["halo_spans", "map_windows", "window_index"]
