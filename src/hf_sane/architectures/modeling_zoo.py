@@ -1,0 +1,187 @@
+"""Small convolutional and fully connected classifiers, and the common ground of all zoo networks."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+from .configuration_zoo import CNNConfig, MLPConfig, ZooConfig
+from .initialization_zoo import initialize_layer
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+}
+
+
+def drop(values: Tensor, rate: Tensor) -> Tensor:
+    """Zero each value with probability `rate` and scale the rest by `1 / (1 - rate)`.
+
+    `torch.nn.functional.dropout` takes a Python number; here the rate is a 0-d tensor, so that networks of different
+    rates run in one `torch.vmap` (`randomness="different"`).
+
+    Args:
+        values: `[...]` float.
+        rate: 0-d float in [0, 1).
+
+    Returns:
+        Shape and dtype of `values`.
+    """
+    keep = torch.rand_like(values) >= rate
+    return torch.where(keep, values / (1 - rate), 0)
+
+
+class ZooPreTrainedModel(PreTrainedModel):
+    """Loss, output and initialisation shared by all zoo networks.
+
+    Initialisation happens in `_init_weights` alone: values set in `__init__` would be lost on the meta device.
+    """
+
+    config: ZooConfig
+    base_model_prefix = "network"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            initialize_layer(module, self.config.initialization)
+        elif isinstance(module, nn.BatchNorm2d):
+            starts = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+            for name, start in starts.items():
+                init.constant_(getattr(module, name), start)
+
+    def check_images(self, pixel_values: Tensor) -> None:
+        """Refuse images that do not fit the configuration.
+
+        Args:
+            pixel_values: `[B, C, height, width]`.
+
+        Raises:
+            ValueError: If the number of axes, the channels or the size differ from the configuration.
+        """
+        size = getattr(self.config, "image_size", None)
+        expected = (self.config.num_channels, *((size, size) if size else pixel_values.shape[2:]))
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+            shown = ", ".join(map(str, expected if size else (self.config.num_channels, "height", "width")))
+            raise ValueError(f"expected pixel_values [batch, {shown}], got {list(pixel_values.shape)}")
+
+    def classification_output(self, logits: Tensor, labels: Tensor | None) -> ImageClassifierOutputWithNoAttention:
+        """Wrap logits `[B, K]`, with the mean cross-entropy when labels `[B]` (int64) are given."""
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
+
+
+class DropoutModel(ZooPreTrainedModel):
+    """A network with one dropout rate, held in the non-persistent 0-d buffer `dropout_rate`.
+
+    A buffer, so that `torch.func.functional_call(model, {..., "dropout_rate": rate}, ...)` sets it for one call, and one
+    rate per network under `torch.vmap`. It is restored from the configuration after loading.
+    """
+
+    config: CNNConfig | MLPConfig
+    dropout_rate: Tensor
+
+    def __init__(self, config: CNNConfig | MLPConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("dropout_rate", torch.tensor(float(config.dropout or 0.0)), persistent=False)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.constant_(self.dropout_rate, float(self.config.dropout or 0.0))
+
+    def activate(self, values: Tensor) -> Tensor:
+        """Activation, then dropout while training."""
+        values = ACTIVATIONS[self.config.activation](values)
+        if not self.training or self.config.dropout is None:
+            return values
+        return drop(values, self.dropout_rate)
+
+
+class CNNForImageClassification(DropoutModel):
+    """Convolutions without padding, max pooling, fully connected layers: CNN-s, CNN-l and their relatives.
+
+    Every convolution is followed by pooling, activation and dropout, every hidden layer by activation and dropout. Input
+    features of the first fully connected layer are channel-major: channel `c` owns the contiguous block of its pixels.
+    """
+
+    config: CNNConfig
+
+    def __init__(self, config: CNNConfig) -> None:
+        super().__init__(config)
+        channels = (config.num_channels, *config.conv_channels)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(c_in, c_out, kernel_size)
+            for c_in, c_out, kernel_size in zip(channels, config.conv_channels, config.kernel_sizes, strict=False)
+        )
+        widths = (config.flattened_size, *config.hidden_sizes)
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, config.hidden_sizes, strict=False))
+        self.classifier = nn.Linear(widths[-1], config.num_classes)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutputWithNoAttention:
+        """Classify images.
+
+        Args:
+            pixel_values: `[B, C, image_size, image_size]` float.
+            labels: `[B]` int64 class indices, for the loss.
+
+        Returns:
+            `logits` `[B, K]`; `loss` (mean cross-entropy) when labels are given.
+
+        Raises:
+            ValueError: If the images do not fit the configuration.
+        """
+        self.check_images(pixel_values)
+        values = pixel_values
+        for convolution, pool_size in zip(self.convolutions, self.config.pool_sizes, strict=True):
+            values = convolution(values)
+            if pool_size > 1:
+                values = F.max_pool2d(values, pool_size)
+            values = self.activate(values)
+        values = values.flatten(1)
+        for layer in self.hidden:
+            values = self.activate(layer(values))
+        return self.classification_output(self.classifier(values), labels)
+
+
+class MLPForImageClassification(DropoutModel):
+    """Flattened image, fully connected hidden layers with activation and dropout, classifier."""
+
+    config: MLPConfig
+
+    def __init__(self, config: MLPConfig) -> None:
+        super().__init__(config)
+        widths = (config.flattened_size, *config.hidden_sizes)
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, config.hidden_sizes, strict=False))
+        self.classifier = nn.Linear(widths[-1], config.num_classes)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutputWithNoAttention:
+        """Classify images.
+
+        Args:
+            pixel_values: `[B, C, image_size, image_size]` float.
+            labels: `[B]` int64 class indices, for the loss.
+
+        Returns:
+            `logits` `[B, K]`; `loss` (mean cross-entropy) when labels are given.
+
+        Raises:
+            ValueError: If the images do not fit the configuration.
+        """
+        self.check_images(pixel_values)
+        values = pixel_values.flatten(1)
+        for layer in self.hidden:
+            values = self.activate(layer(values))
+        return self.classification_output(self.classifier(values), labels)
+
+
+__all__ = ["CNNForImageClassification", "MLPForImageClassification", "ZooPreTrainedModel"]
