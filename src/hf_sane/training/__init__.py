@@ -1,0 +1,1 @@
+"""Training on zoos: SANE pre-training with Accelerate, the behavioural loss, evaluation."""

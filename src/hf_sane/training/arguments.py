@@ -1,0 +1,196 @@
+"""Settings of a pre-training run, checked when they are set; `scripts/pretrain.py` takes the same names as flags."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import HfArgumentParser
+from transformers.hf_argparser import DataClassType
+
+# What may differ between a run and its continuation.
+RESUMABLE = (
+    "output_dir",
+    "resume",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "log_every_steps",
+    "progress_bar",
+    "log_with",
+)
+
+
+def _field(help_text: str, *, default: Any) -> Any:
+    """A field that documents itself."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@strict
+@dataclass(kw_only=True)
+class PretrainArguments:
+    """Settings of one pre-training run of a SANE autoencoder.
+
+    The text beside each field is its documentation and its `--help`. Defaults follow the released settings for CNN zoos
+    where there is one (AdamW, OneCycleLR, batch 32, 50 epochs, multiplicative noise 0.1); the learning rate is higher,
+    and gradients are clipped, which the released code does not do. What defines the *model* lives in `SANEConfig` only:
+    `model` passes its fields on.
+
+    Raises:
+        TypeError: For an unknown field (and, in `model`, for an unknown field of `SANEConfig`).
+        StrictDataclassFieldValidationError: For a value of the wrong type.
+        StrictDataclassClassValidationError: For a value out of range.
+    """
+
+    zoo: list[str] = field(
+        metadata={"help": "Zoos to train on: folders or Hub dataset ids. Several must share one token_dim."}
+    )
+    output_dir: str = field(metadata={"help": "Run folder: receives model/, checkpoints/, logs/ and arguments.json."})
+    zoo_revision: str | None = _field("Branch, tag or commit of zoos on the Hub.", default=None)
+    model: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "SANEConfig fields as a JSON object, or the path of a JSON file; token_dim is the zoo's."},
+    )
+    pretrained: str | None = _field("SANE folder or Hub id whose model and extractor to continue from.", default=None)
+    normalization: Literal["standardize", "robust", "none"] = _field(
+        "How the extractor that is fitted on the training split normalises each layer.", default="standardize"
+    )
+
+    views: list[str] = field(
+        default_factory=lambda: ["aligned", "permuted"],
+        metadata={"help": "The views of each window: 'original', 'aligned', 'permuted'. One: reconstruction only."},
+    )
+    noise: float = _field("Standard deviation of the multiplicative noise N(1, noise) on both views.", default=0.1)
+    num_permutations: int = _field("Random permutations drawn per layout for the permuted view.", default=200)
+    erase: float = _field("Share of each view's tokens that are blanked, in [0, 1).", default=0.0)
+
+    num_epochs: int = _field("Epochs; in one epoch every training model gives one random window.", default=50)
+    max_steps: int | None = _field("Optimizer steps, in place of num_epochs.", default=None)
+    batch_size: int = _field("Windows per process and forward pass.", default=32)
+    gradient_accumulation_steps: int = _field("Forward passes per optimizer step.", default=1)
+    learning_rate: float = _field("Peak of the one-cycle schedule.", default=1e-3)
+    weight_decay: float = _field("Decoupled weight decay of AdamW.", default=3e-9)
+    warmup_share: float = _field("Share of the steps in which the learning rate rises, in (0, 1).", default=0.3)
+    max_grad_norm: float = _field("Gradients are scaled down to this norm; 0 leaves them alone.", default=1.0)
+    mixed_precision: Literal["no", "bf16"] = _field("bf16 pays from hidden_size of about 512 on CPUs.", default="no")
+    activation_checkpointing: bool = _field(
+        "Recompute activations in the backward pass to save memory.", default=False
+    )
+    initial_tokens: int = _field(
+        "Training tokens whose principal subspace the linear path starts from when latent_dim < token_dim; 0: skip.",
+        default=20_000,
+    )
+    seed: int = _field("Seed of initialisation, windows, views and noise.", default=0)
+
+    behavior_weight: float = _field(
+        "Share of the behavioural loss, in [0, 1]: outputs of original and reconstructed networks on images. "
+        "Needs windows that cover whole models.",
+        default=0.0,
+    )
+    behavior_data: str | None = _field(
+        "Images of the behavioural loss: 'digits' or the path of an .npz.", default=None
+    )
+    behavior_images: int = _field("Images per step of the behavioural loss.", default=64)
+    behavior_models: int = _field("Networks per step and view of the behavioural loss, at most.", default=32)
+    behavior_loss: Literal["mse", "kl"] = _field(
+        "Between softmax outputs: mean squared error, or Kullback-Leibler divergence.", default="mse"
+    )
+
+    eval_every_epochs: int = _field(
+        "Epochs between evaluations on the validation split; 0: only at the end.", default=5
+    )
+    eval_models: int = _field("Validation models per evaluation, evenly spaced.", default=200)
+    halo_size: int = _field("Context tokens on each side of a window in evaluation.", default=0)
+    checkpoint_every_steps: int = _field("Optimizer steps between checkpoints; 0: none.", default=0)
+    keep_checkpoints: int = _field("Newest checkpoints that are kept.", default=2)
+    resume: bool = _field("Continue from the newest checkpoint of output_dir, if there is one.", default=False)
+    log_every_steps: int = _field("Optimizer steps between logged losses.", default=10)
+    log_with: Literal["tensorboard", "none"] = _field("Where losses are logged.", default="tensorboard")
+    progress_bar: bool = _field("Show a progress bar.", default=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, str):
+            text = self.model if self.model.lstrip().startswith("{") else Path(self.model).read_text()
+            self.model = json.loads(text)
+        self.model = self.model or {}
+
+    def validate_counts(self) -> None:
+        """Counts are counts."""
+        for name in ("num_epochs", "batch_size", "gradient_accumulation_steps", "num_permutations", "eval_models"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("behavior_images", "behavior_models", "keep_checkpoints", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("eval_every_epochs", "checkpoint_every_steps", "initial_tokens", "halo_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}; leave it out to count epochs")
+
+    def validate_ranges(self) -> None:
+        """Rates and shares lie where they have a meaning."""
+        for name in ("noise", "weight_decay", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 < self.warmup_share < 1:
+            raise ValueError(f"warmup_share must lie strictly between 0 and 1, got {self.warmup_share}")
+        if not 0 <= self.erase < 1:
+            raise ValueError(f"erase must lie in [0, 1), got {self.erase}")
+        if not 0 <= self.behavior_weight <= 1:
+            raise ValueError(f"behavior_weight must lie in [0, 1], got {self.behavior_weight}")
+
+    def validate_choices(self) -> None:
+        """Choices that depend on each other fit."""
+        if not self.zoo:
+            raise ValueError("zoo is empty: name at least one zoo folder or Hub dataset id")
+        unknown = sorted(set(self.views) - {"original", "aligned", "permuted"})
+        if unknown or len(self.views) not in (1, 2):
+            raise ValueError(f"views takes one or two of 'original', 'aligned', 'permuted', got {self.views}")
+        if self.behavior_weight > 0 and self.behavior_data is None:
+            raise ValueError("behavior_weight > 0 needs behavior_data: 'digits' or the path of an .npz of images")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON can hold them."""
+        return asdict(self)
+
+    def check_continues(self, other: dict[str, Any]) -> None:
+        """Refuse to resume a run that was started with other settings.
+
+        Args:
+            other: [`to_dict`] of the run that left the checkpoint.
+
+        Raises:
+            ValueError: If a setting differs that changes the result.
+        """
+        mine = self.to_dict()
+        changed = sorted(k for k in mine.keys() | other.keys() if k not in RESUMABLE and mine.get(k) != other.get(k))
+        if changed:
+            raise ValueError(
+                f"the checkpoint was written with other settings of {', '.join(changed)}: "
+                f"expected {[other.get(k) for k in changed]}, got {[mine.get(k) for k in changed]}; "
+                "use those, or another output_dir"
+            )
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> PretrainArguments:
+    """Read [`PretrainArguments`] from command-line flags.
+
+    `HfArgumentParser` rewrites the type of optional fields on the class itself (`str | None` becomes `str`), after which
+    strict validation refuses `None` for the rest of the process; the types are put back here.
+
+    Args:
+        argv: Flags without the program name; `sys.argv[1:]` when `None`. Unknown flags end the program with a message.
+    """
+    types = {entry.name: entry.type for entry in fields(PretrainArguments)}
+    parser = HfArgumentParser(DataClassType(PretrainArguments), allow_abbrev=False)
+    for entry in fields(PretrainArguments):
+        entry.type = types[entry.name]
+    (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return arguments
+
+
+__all__ = ["PretrainArguments", "parse_arguments"]

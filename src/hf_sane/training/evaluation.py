@@ -1,0 +1,85 @@
+"""How well a SANE autoencoder reconstructs whole networks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_sane.core.layout import Layout
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo.dataset import ZooSplit
+
+
+def group_by_layout(split: ZooSplit, indices: Sequence[int]) -> list[tuple[Layout, list[int]]]:
+    """Models that share a layout, so that their tokens stack: `(layout, indices)` in order of first appearance."""
+    groups: dict[str, tuple[Layout, list[int]]] = {}
+    for index in indices:
+        layout = split.layout(index)
+        groups.setdefault(layout.signature, (layout, []))[1].append(index)
+    return list(groups.values())
+
+
+def reconstruction_sums(original: Tensor, reconstruction: Tensor, weight_mask: Tensor) -> Tensor:
+    """Sufficient statistics of R2 over real weights.
+
+    Args:
+        original: `[M, N, D]` tokens.
+        reconstruction: `[M, N, D]` tokens.
+        weight_mask: `[N, D]` bool.
+
+    Returns:
+        `[4]` float64: count, sum of weights, sum of squared weights, sum of squared errors. Sums over batches add up.
+    """
+    real = original[:, weight_mask].double()
+    error = reconstruction[:, weight_mask].double() - real
+    count = torch.tensor(float(real.numel()), dtype=torch.float64, device=real.device)
+    return torch.stack([count, real.sum(), real.square().sum(), error.square().sum()])
+
+
+def r2_from_sums(sums: Tensor) -> float:
+    """`R2 = 1 - sum (t_hat - t)^2 / sum (t - mean t)^2` from [`reconstruction_sums`]."""
+    count, total, squares, errors = sums.tolist()
+    return 1.0 - errors / max(squares - total**2 / max(count, 1.0), torch.finfo(torch.float64).tiny)
+
+
+@torch.no_grad()
+def reconstruct_tokens(
+    model: SANEModel, tokens: Tensor, layout: Layout, *, halo_size: int = 0, batch_size: int = 64
+) -> Tensor:
+    """Encode and decode whole models: normalised tokens `[M, N, D]` in, `[M, N, D]` out."""
+    latents = model.encode_sequences(tokens, layout.positions, halo_size=halo_size, batch_size=batch_size)
+    return model.decode_sequences(latents, layout.positions, halo_size=halo_size, batch_size=batch_size)
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    split: ZooSplit,
+    indices: Sequence[int],
+    *,
+    halo_size: int = 0,
+    batch_size: int = 64,
+) -> Tensor:
+    """Reconstruct whole networks and sum up their errors over real, normalised weights.
+
+    Args:
+        model: The autoencoder.
+        extractor: Its weight tokenizer.
+        split: Part of a zoo.
+        indices: Models of `split` to reconstruct.
+        halo_size: Context tokens on each side of a window.
+        batch_size: Models read, and windows processed, at a time.
+
+    Returns:
+        `[4]` float64 on the CPU, for [`r2_from_sums`]; of several processes or zoos, add them first.
+    """
+    sums = torch.zeros(4, dtype=torch.float64)
+    for layout, members in group_by_layout(split, indices):
+        for start in range(0, len(members), batch_size):
+            raw = split.select(members[start : start + batch_size]).stacked_tokens()
+            tokens = extractor.normalize(raw, layout)
+            decoded = reconstruct_tokens(model, tokens, layout, halo_size=halo_size, batch_size=batch_size)
+            sums += reconstruction_sums(tokens, decoded, layout.weight_mask)
+    return sums

@@ -1,0 +1,90 @@
+"""What a pre-training run starts from: weight tokenizer, autoencoder, sampler and schedule, all from its arguments."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.evaluation import group_by_layout
+from hf_sane.zoo.dataset import ZooSplit
+
+logger = logging.getLogger(__name__)
+
+
+def fit_extractor(splits: Sequence[ZooSplit], normalization: str) -> SANEFeatureExtractor:
+    """Fit a weight tokenizer on training networks; token size and layout are those that the zoos were built with."""
+    layouts = [split.layout(0) for split in splits]
+    shapes = {(layout.token_dim, layout.token_layout, layout.batch_norm) for layout in layouts}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"expected zoos of one (token_dim, token_layout, batch_norm), got {sorted(shapes)}; build them alike"
+        )
+    extractor = SANEFeatureExtractor(
+        token_dim=layouts[0].token_dim,
+        token_layout=layouts[0].token_layout,
+        batch_norm=layouts[0].batch_norm,
+        normalization=normalization,
+    )
+    return extractor.fit(
+        (layout, split.select(members).stacked_tokens())
+        for split in splits
+        for layout, members in group_by_layout(split, range(len(split)))
+    )
+
+
+def sample_tokens(
+    splits: Sequence[ZooSplit], extractor: SANEFeatureExtractor, num_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """About `num_tokens` normalised training tokens and their weight masks, both `[n, D]`, evenly spread over models."""
+    groups = [(split, *group) for split in splits for group in group_by_layout(split, range(len(split)))]
+    total = sum(len(members) * layout.num_tokens for _, layout, members in groups)
+    tokens, masks = [], []
+    for split, layout, members in groups:
+        share = min(1.0, num_tokens / total)
+        picked = members[:: max(1, int(1 / share))] if layout.num_tokens <= num_tokens else members[:1]
+        normal = extractor.normalize(split.select(picked).stacked_tokens(), layout)
+        tokens.append(normal.flatten(0, 1))
+        masks.append(layout.weight_mask.repeat(len(picked), 1))
+    return torch.cat(tokens), torch.cat(masks)
+
+
+def build_model(
+    arguments: PretrainArguments, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit]
+) -> SANEModel:
+    """Make or load the autoencoder, and point its linear path at the zoo's tokens when the latent is the narrower."""
+    if arguments.pretrained is not None:
+        model = SANEModel.from_pretrained(arguments.pretrained, dtype=torch.float32, **arguments.model)
+        model.train()
+    else:
+        config = SANEConfig(**{"token_dim": extractor.token_dim, **arguments.model})
+        model = SANEModel(config)
+        narrow = config.latent_dim < config.token_dim
+        if config.initialization == "linear_path" and narrow and arguments.initial_tokens > 0:
+            r2 = model.initialize_from_tokens(*sample_tokens(splits, extractor, arguments.initial_tokens))
+            logger.info("the linear path of the untrained model reconstructs with R2 %.4f", r2)
+    if model.config.token_dim != extractor.token_dim:
+        raise ValueError(
+            f"the zoo holds tokens of {extractor.token_dim} scalars, the model takes {model.config.token_dim}; "
+            "leave token_dim out of the model settings, or build the zoo with that token_dim"
+        )
+    if model.config.contrast_weight == 0 or len(arguments.views) == 1:
+        model.projection_head.requires_grad_(requires_grad=False)  # data parallelism refuses parameters that get no gradient
+    if arguments.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
+
+
+def one_cycle(optimizer: Optimizer, arguments: PretrainArguments, num_steps: int) -> OneCycleLR:
+    """Cosine up to the peak and down again (released settings: 30 % warm-up, from 1/25 of the peak, to 1/250,000)."""
+    total = max(num_steps, 4)  # the schedule divides by the length of its phases
+    warmup = min(max(arguments.warmup_share, 2 / total), 1 - 2 / total)
+    return OneCycleLR(
+        optimizer, arguments.learning_rate, total_steps=total, pct_start=warmup, div_factor=25.0, final_div_factor=1e4
+    )

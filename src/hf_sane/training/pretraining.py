@@ -1,0 +1,298 @@
+"""The pre-training loop: random windows of a zoo, two views, one optimizer, Accelerate around it."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.behavior import BehaviorLoss
+from hf_sane.training.checkpoints import PARTIAL, list_checkpoints, replace_folder, save_checkpoint
+from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
+from hf_sane.training.preparation import build_model, fit_extractor, one_cycle
+from hf_sane.zoo.dataset import Zoo, ZooSplit
+from hf_sane.zoo.loader import WindowSampler
+
+StepCallback = Callable[[int, float], None]
+
+
+@dataclass
+class Progress:
+    """Optimizer steps done; saved inside every checkpoint."""
+
+    step: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """For `Accelerator.save_state`."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """For `Accelerator.load_state`."""
+        self.step = state["step"]
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a run leaves behind.
+
+    Attributes:
+        folder: The SANE folder: config.json, model.safetensors, preprocessor_config.json, run.json.
+        reconstruction_r2: On whole validation networks, over real normalised weights; NaN without any.
+        loss: Of the last step, mean over processes.
+        steps: Optimizer steps of the whole run.
+        seconds: Of this process, since it started or resumed.
+        num_processes: Processes that trained together.
+    """
+
+    folder: Path
+    reconstruction_r2: float
+    loss: float
+    steps: int
+    seconds: float
+    num_processes: int
+
+
+@dataclass
+class Run:
+    """The parts of a run, after `Accelerator.prepare`."""
+
+    arguments: PretrainArguments
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    sampler: WindowSampler
+    extractor: SANEFeatureExtractor
+    validation: Sequence[ZooSplit]
+    behavior: BehaviorLoss | None
+    num_steps: int
+    steps_per_epoch: int
+    progress: Progress
+
+    def train_step(self) -> Tensor:
+        """One optimizer step over `gradient_accumulation_steps` batches; returns its mean loss `[]`, detached.
+
+        Batches are numbered through the whole run, and each is a pure function of its number and the seed: nothing has
+        to be skipped or stored to resume.
+        """
+        accelerator, micro_steps = self.accelerator, self.arguments.gradient_accumulation_steps
+        losses = []
+        for micro_step in range(micro_steps):
+            number = (self.progress.step * micro_steps + micro_step) * accelerator.num_processes
+            batch = self.sampler.batch(number + accelerator.process_index)
+            batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+            with accelerator.accumulate(self.model):
+                output = self.model(**batch)
+                loss = output.loss
+                if self.behavior is not None:
+                    loss = self.behavior.combine(output, batch, self.progress.step)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and self.arguments.max_grad_norm > 0:
+                    accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(loss.detach())
+        self.scheduler.step()
+        self.progress.step += 1
+        return torch.stack(losses).mean()
+
+    def evaluate(self) -> float:
+        """Reconstruction R2 on whole validation networks, shared out among processes."""
+        accelerator, sums = self.accelerator, torch.zeros(4, dtype=torch.float64)
+        model = accelerator.unwrap_model(self.model)
+        for split in self.validation:
+            stride = max(1, math.ceil(len(split) / self.arguments.eval_models))
+            indices = range(0, len(split), stride)[accelerator.process_index :: accelerator.num_processes]
+            with accelerator.autocast():
+                sums += evaluate_reconstruction(
+                    model, self.extractor, split, indices, halo_size=self.arguments.halo_size
+                )
+        total = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
+        return r2_from_sums(total)
+
+    def save(self, folder: Path) -> None:
+        """Write model and extractor, and swap the finished folder in."""
+        accelerator = self.accelerator
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            partial = folder.with_name(folder.name + PARTIAL)
+            shutil.rmtree(partial, ignore_errors=True)
+            model: SANEModel = accelerator.unwrap_model(self.model)
+            model.save_pretrained(partial, state_dict=accelerator.get_state_dict(self.model))
+            self.extractor.save_pretrained(partial)
+            replace_folder(partial, folder)
+        accelerator.wait_for_everyone()
+
+
+def pretrain(
+    arguments: PretrainArguments,
+    *,
+    zoos: Sequence[Zoo] | None = None,
+    extractor: SANEFeatureExtractor | None = None,
+    on_step: StepCallback | None = None,
+) -> PretrainResult:
+    """Pre-train a SANE autoencoder on one or several zoos.
+
+    Masked reconstruction of two views plus NT-Xent between them (arXiv:2406.09997, sections 3 and 4), AdamW with
+    OneCycleLR. Runs on whatever `accelerate launch` was told: one process or many, CPU or GPU. Sets the global random
+    seeds. An interrupted run with checkpoints continues with `resume`, to the same losses and weights, bit by bit.
+
+    Args:
+        arguments: All settings.
+        zoos: Loaded zoos, in place of `arguments.zoo`.
+        extractor: A fitted weight tokenizer; fitted on the training splits when `None`.
+        on_step: Called with (optimizer steps done, loss of the step) after every step. Reading the loss makes an
+            accelerator wait, so this is for tests and notebooks.
+
+    Returns:
+        [`PretrainResult`]; on disk, `output_dir` holds model/, checkpoints/, logs/ and arguments.json.
+
+    Raises:
+        ValueError: If the zoos hold no training model, do not fit each other or the model, or a checkpoint was written
+            with other settings.
+        FileExistsError: If `output_dir` holds a run and `resume` was not asked for.
+        FloatingPointError: If the loss is no longer finite.
+    """
+    started = time.perf_counter()
+    run = prepare_run(arguments, zoos, extractor)
+    accelerator, progress = run.accelerator, run.progress
+    bar = tqdm(
+        total=run.num_steps,
+        initial=progress.step,
+        desc="pre-training",
+        disable=not (arguments.progress_bar and accelerator.is_main_process),
+    )
+    loss, r2 = torch.tensor(math.nan), math.nan
+    while progress.step < run.num_steps:
+        loss = run.train_step()
+        bar.update()
+        step, last = progress.step, progress.step == run.num_steps
+        if on_step is not None:
+            on_step(step, accelerator.reduce(loss, "mean").item())
+        if step % arguments.log_every_steps == 0 or last:
+            values = {"loss": _finite(accelerator.reduce(loss, "mean").item(), step)}
+            values["learning_rate"] = run.optimizer.param_groups[0]["lr"]
+            accelerator.log(values, step=step)
+            bar.set_postfix(loss=f"{values['loss']:.4f}", r2=f"{r2:.4f}")
+        every = arguments.eval_every_epochs * run.steps_per_epoch
+        if last or (every > 0 and step % every == 0):
+            r2 = run.evaluate()
+            accelerator.log({"reconstruction_r2": r2}, step=step)
+        if arguments.checkpoint_every_steps > 0 and (step % arguments.checkpoint_every_steps == 0 or last):
+            save_checkpoint(accelerator, _checkpoints(arguments), step, keep=arguments.keep_checkpoints)
+    bar.close()
+    folder = Path(arguments.output_dir) / "model"
+    run.save(folder)
+    final_loss = accelerator.reduce(loss, "mean").item()
+    num_processes = accelerator.num_processes
+    accelerator.end_training()
+    return PretrainResult(folder, r2, final_loss, progress.step, time.perf_counter() - started, num_processes)
+
+
+def prepare_run(
+    arguments: PretrainArguments, zoos: Sequence[Zoo] | None, extractor: SANEFeatureExtractor | None
+) -> Run:
+    """Everything before the first step: data, model, optimizer, `Accelerator.prepare`, and the checkpoint if resuming."""
+    accelerator = Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        log_with=None if arguments.log_with == "none" else arguments.log_with,
+        project_config=ProjectConfiguration(
+            project_dir=arguments.output_dir, logging_dir=f"{arguments.output_dir}/logs"
+        ),
+    )
+    _claim_folder(arguments, accelerator)
+    set_seed(arguments.seed)
+    if zoos is None:
+        zoos = [Zoo.load(name, revision=arguments.zoo_revision) for name in arguments.zoo]
+    splits = [zoo.splits["train"] for zoo in zoos]
+    if not splits or min(map(len, splits)) == 0:
+        raise ValueError(
+            f"expected training models in every zoo, got {[len(split) for split in splits]}; build larger zoos"
+        )
+    extractor = extractor or fit_extractor(splits, arguments.normalization)
+    model = build_model(arguments, extractor, splits)
+    sampler = WindowSampler(
+        splits,
+        extractor,
+        window_size=model.config.window_size,
+        batch_size=arguments.batch_size,
+        views=tuple(arguments.views),
+        noise=arguments.noise,
+        num_permutations=arguments.num_permutations,
+        erase=arguments.erase,
+        seed=arguments.seed,
+    )
+    windows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
+    steps_per_epoch = math.ceil(sum(map(len, splits)) / windows_per_step)
+    num_steps = arguments.max_steps or arguments.num_epochs * steps_per_epoch
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = AdamW(parameters, lr=arguments.learning_rate, weight_decay=arguments.weight_decay, fused=True)
+    scheduler = one_cycle(optimizer, arguments, num_steps)
+    behavior = BehaviorLoss.from_arguments(arguments, model.config, extractor, splits, accelerator.device)
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    run = Run(
+        arguments=arguments,
+        accelerator=accelerator,
+        model=prepared_model.train(),
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        sampler=sampler,
+        extractor=extractor,
+        validation=[zoo.splits["validation"] for zoo in zoos],
+        behavior=behavior,
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+        progress=Progress(),
+    )
+    # The schedule counts optimizer steps. A *prepared* scheduler would be advanced once per process instead.
+    accelerator.register_for_checkpointing(scheduler, run.progress)
+    set_seed(arguments.seed, device_specific=True)  # latent noise and dropout differ between processes
+    if arguments.resume and (checkpoints := list_checkpoints(_checkpoints(arguments))):
+        accelerator.load_state(str(checkpoints[-1]))
+    settings = {k: v for k, v in arguments.to_dict().items() if isinstance(v, int | float | str | bool)}
+    accelerator.init_trackers("pretraining", config=settings)
+    return run
+
+
+def _checkpoints(arguments: PretrainArguments) -> Path:
+    return Path(arguments.output_dir) / "checkpoints"
+
+
+def _finite(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"expected a finite loss, got {loss} at step {step}; lower learning_rate, keep max_grad_norm at 1, or look "
+            "for exploded networks in the zoo"
+        )
+    return loss
+
+
+def _claim_folder(arguments: PretrainArguments, accelerator: Accelerator) -> None:
+    """Refuse to overwrite a run, or to continue one with other settings; then note the settings."""
+    output_dir = Path(arguments.output_dir)
+    settings = output_dir / "arguments.json"
+    if settings.exists():
+        if not arguments.resume:
+            raise FileExistsError(
+                f"{output_dir} already holds a run; continue it with resume=True, or choose another output_dir"
+            )
+        arguments.check_continues(json.loads(settings.read_text()))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        settings.write_text(json.dumps(arguments.to_dict(), indent=2) + "\n")
+    accelerator.wait_for_everyone()
