@@ -7,7 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-# Keys that Transformers itself puts into `config.json` or passes through `from_pretrained`, beside the fields.
+# Keys that Transformers itself (`Trainer` too) puts into `config.json` or passes through `from_pretrained`.
 TRANSFORMERS_KEYS = {
     "attn_implementation",
     "auto_map",
@@ -20,6 +20,7 @@ TRANSFORMERS_KEYS = {
     "per_layer_config",
     "quantization_config",
     "torch_dtype",
+    "use_cache",
 }
 
 

@@ -31,7 +31,7 @@ from .losses_sane import masked_reconstruction_loss, nt_xent_loss
 from .outputs_sane import SANEOutput
 from .windows_sane import map_windows
 
-CAPTURE_FLAGS = ("output_hidden_states", "output_attentions")  # read by `capture_outputs`
+FLAGS = ("output_hidden_states", "output_attentions", "use_cache")  # what decorators and Trainer pass along
 
 
 class SANEPreTrainedModel(PreTrainedModel):
@@ -189,7 +189,7 @@ class SANEModel(SANEPreTrainedModel):
             ValueError: If shapes do not fit, or a second view comes with windows longer than the projection head.
             TypeError: For an unknown keyword.
         """
-        if unknown := sorted(k for k, v in kwargs.items() if v is not None and k not in CAPTURE_FLAGS):
+        if unknown := sorted(k for k, v in kwargs.items() if v is not None and k not in FLAGS):
             raise TypeError(f"SANEModel.forward does not know {unknown}; see its docstring for the names it takes")
         views = [tokens] if second_tokens is None else [tokens, second_tokens]
         positions = _join([positions] * len(views))
