@@ -1,0 +1,306 @@
+"""Speed of one SANE pre-training step, against the machine's matrix product and a plain transcription of the paper's loop.
+
+    OMP_NUM_THREADS=2 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 \
+        python benchmarks/pretraining_step.py --output pretraining_step.json
+
+Work: d_model 512, 6 + 6 layers, 52-token windows, batch 64, two views, 6,656 tokens per step. All variants run in this one
+process, under one allocator, from the same weights and on the same batches; times are medians. FLOP are counted as
+6 per matrix parameter and token (2 forward, 4 backward); attention products, norms, losses and the optimizer are not
+counted, but their time is. About 4 minutes and 3 GB on 2 CPU cores.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.preparation import one_cycle
+from hf_sane.training.pretraining import Progress, Run
+
+WINDOW, BATCH, TOKEN_DIM, LATENT = 52, 64, 289, 128
+LOSS_STEPS = 6
+
+
+class PlainBlock(nn.Module):
+    """Pre-LN GPT-2 block without biases, one fused projection for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend, then transform, each with its residual."""
+        batch, window, width = x.shape
+        parts = self.qkv(self.norm_1(x)).split(width, dim=2)
+        q, k, v = (part.view(batch, window, self.heads, width // self.heads).transpose(1, 2) for part in parts)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, window, width))
+        return x + self.down(nn.functional.gelu(self.up(self.norm_2(x))))
+
+
+class PlainSANE(nn.Module):
+    """The autoencoder of the paper, written down straight."""
+
+    def __init__(self, config: SANEConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.tables = nn.ModuleList(
+            nn.ModuleList(nn.Embedding(n, width // 2) for n in config.max_positions) for _ in range(2)
+        )
+        self.stacks = nn.ModuleList(
+            nn.ModuleList(PlainBlock(width, config.num_attention_heads) for _ in range(config.num_hidden_layers))
+            for _ in range(2)
+        )
+        self.inputs = nn.ModuleList([nn.Linear(config.token_dim, width), nn.Linear(config.latent_dim, width)])
+        self.outputs = nn.ModuleList([nn.Linear(width, config.latent_dim), nn.Linear(width, config.token_dim)])
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(config.window_size * config.latent_dim, config.projection_dim, bias=False),
+            nn.LayerNorm(config.projection_dim),
+            nn.ReLU(),
+            nn.Linear(config.projection_dim, config.projection_dim, bias=False),
+            nn.LayerNorm(config.projection_dim),
+        )
+
+    def half(self, side: int, x: Tensor, positions: Tensor) -> Tensor:
+        """Encoder (`side` 0) or decoder (1)."""
+        token, layer, channel = (table(positions[..., i]) for i, table in enumerate(self.tables[side]))
+        x = self.inputs[side](x) + torch.cat([token + layer, channel], dim=-1)
+        for block in self.stacks[side]:
+            x = block(x)
+        return self.outputs[side](x)
+
+    def copy_from(self, model: SANEModel) -> "PlainSANE":
+        """Take over the weights of the library's model."""
+        sides = (
+            (model.token_in, model.encoder_positions, model.encoder, model.latent_out),
+            (model.latent_in, model.decoder_positions, model.decoder, model.token_out),
+        )
+        for side, (enter, positions, layers, leave) in enumerate(sides):
+            self.inputs[side].load_state_dict(enter.state_dict())
+            self.outputs[side].load_state_dict(leave.state_dict())
+            tables = (positions.token_table, positions.layer_table, positions.channel_table)
+            for table, other in zip(self.tables[side], tables, strict=True):
+                table.load_state_dict(other.state_dict())
+            for block, layer in zip(self.stacks[side], layers, strict=True):
+                attention = layer.attention
+                weights = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+                pairs = {block.out: attention.o_proj, block.up: layer.fc_in, block.down: layer.fc_out}
+                pairs |= {block.norm_1: layer.attention_norm, block.norm_2: layer.mlp_norm}
+                block.qkv.weight.data.copy_(torch.cat(weights))
+                for mine, other in pairs.items():
+                    mine.load_state_dict(other.state_dict())
+        head = model.projection_head
+        for index, other in ((1, head.fc_in), (2, head.norm_in), (4, head.fc_out), (5, head.norm_out)):
+            self.head[index].load_state_dict(other.state_dict())
+        return self
+
+
+def plain_loss(model: PlainSANE, batch: dict[str, Tensor], contrast_weight: float, temperature: float) -> Tensor:
+    """Both views one after the other, mean square over real weights, NT-Xent."""
+    latents, errors = [], []
+    for tokens, target in (("tokens", "target_tokens"), ("second_tokens", "second_target_tokens")):
+        latent = model.half(0, batch[tokens], batch["positions"])
+        decoded = model.half(1, latent, batch["positions"])
+        latents.append(latent)
+        errors.append(((decoded - batch[target]) * batch["weight_mask"]).square().sum() / batch["weight_mask"].sum())
+    views = nn.functional.normalize(torch.cat([model.head(latent) for latent in latents]), dim=1)
+    scores = (views @ views.T / temperature).masked_fill(torch.eye(2 * BATCH, dtype=torch.bool), float("-inf"))
+    contrast = nn.functional.cross_entropy(scores, torch.arange(2 * BATCH).roll(BATCH))
+    return (1 - contrast_weight) * torch.stack(errors).mean() + contrast_weight * contrast
+
+
+class RandomBatches:
+    """Stands in for the zoo loader: batches made before the clock starts."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        rank = torch.randn(24, TOKEN_DIM, generator=generator) / 24**0.5
+        token = torch.arange(WINDOW)
+        positions = torch.stack([token, token // 8, token % 8], dim=-1).expand(BATCH, WINDOW, 3).contiguous()
+        mask = torch.rand(WINDOW, TOKEN_DIM, generator=generator).lt(0.4).expand(BATCH, WINDOW, TOKEN_DIM).contiguous()
+        self.batches = []
+        for _ in range(count):
+            clean = (torch.randn(BATCH, WINDOW, 24, generator=generator) @ rank) * mask
+            views = [clean * (1 + 0.1 * torch.randn(clean.shape, generator=generator)) for _ in range(2)]
+            self.batches.append(
+                {
+                    "tokens": views[0],
+                    "second_tokens": views[1],
+                    "target_tokens": clean,
+                    "second_target_tokens": clean,
+                    "positions": positions,
+                    "weight_mask": mask,
+                }
+            )
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """One of the batches, round and round."""
+        return self.batches[step % len(self.batches)]
+
+
+def median_seconds(function: Callable[[], Any], repeats: int) -> float:
+    """Median time of `function`, after one call that does not count."""
+    function()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def product_rates(repeats: int) -> dict[str, float]:
+    """FLOP/s of the step's own matrix shapes, per dtype; the largest counts as the machine's rate."""
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows, inner, columns in (
+            (2048, 2048, 2048),
+            (2 * BATCH * WINDOW, 512, 2048),
+            (2 * BATCH * WINDOW, 2048, 512),
+        ):
+            first, second = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+            seconds = median_seconds(lambda a=first, b=second: a @ b, repeats)
+            rates[f"{dtype}".removeprefix("torch.") + f"_{rows}x{inner}x{columns}"] = (
+                2 * rows * inner * columns / seconds
+            )
+    return rates
+
+
+def library_run(config: SANEConfig, batches: RandomBatches, precision: str) -> tuple[Run, SANEModel]:
+    """The library's training step, without a zoo."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    arguments = PretrainArguments(zoo=["none"], output_dir="none", mixed_precision=precision, learning_rate=1e-4)
+    accelerator = Accelerator(mixed_precision=precision, cpu=True)
+    torch.manual_seed(0)
+    model = SANEModel(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=3e-9, fused=True)
+    scheduler = one_cycle(optimizer, arguments, 1000)
+    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    run = Run(
+        arguments=arguments,
+        accelerator=accelerator,
+        model=prepared.train(),
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        sampler=batches,  # type: ignore[arg-type]
+        extractor=None,  # type: ignore[arg-type]
+        validation=(),
+        behavior=None,
+        num_steps=1000,
+        steps_per_epoch=1000,
+        progress=Progress(),
+    )
+    return run, model
+
+
+def plain_stepper(config: SANEConfig, batches: RandomBatches) -> Callable[[], Tensor]:
+    """The plain fp32 loop: AdamW and OneCycleLR as PyTorch gives them."""
+    torch.manual_seed(0)
+    model = PlainSANE(config).copy_from(SANEModel(config)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=3e-9)
+    arguments = PretrainArguments(zoo=["none"], output_dir="none", learning_rate=1e-4)
+    scheduler = one_cycle(optimizer, arguments, 1000)
+    steps = iter(range(10_000))
+
+    def step() -> Tensor:
+        loss = plain_loss(model, batches.batch(next(steps)), float(config.contrast_weight), float(config.temperature))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        return loss.detach()
+
+    return step
+
+
+def measure(repeats: int) -> dict[str, Any]:
+    """Run all variants in turn."""
+    config = SANEConfig(
+        token_dim=TOKEN_DIM,
+        hidden_size=512,
+        latent_dim=LATENT,
+        num_hidden_layers=6,
+        window_size=WINDOW,
+        num_attention_heads=8,
+    )
+    batches = RandomBatches(4)
+    fp32, model = library_run(config, batches, "no")
+    parameters = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
+    tokens = 2 * BATCH * WINDOW
+    rates = product_rates(max(repeats, 5))
+    fp32_rate = max(rate for name, rate in rates.items() if name.startswith("float32"))
+    bf16, _ = library_run(config, batches, "bf16")
+    variants = {
+        "plain_fp32": plain_stepper(config, batches),
+        "ours_fp32": fp32.train_step,
+        "ours_bf16": bf16.train_step,
+    }
+    results: dict[str, Any] = {}
+    for name, step in variants.items():
+        loss = [step().item() for _ in range(LOSS_STEPS)][-1]
+        seconds = median_seconds(step, repeats)
+        flops = 6 * parameters * tokens / seconds
+        results[name] = {
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "gflops": flops / 1e9,
+            "share_of_fp32_products": flops / fp32_rate,
+            f"loss_after_{LOSS_STEPS}_steps": loss,
+        }
+    plain = results["plain_fp32"]
+    key = f"loss_after_{LOSS_STEPS}_steps"
+    ratios = {
+        "ours_fp32_share_of_products": results["ours_fp32"]["share_of_fp32_products"],
+        "ours_fp32_over_plain": plain["seconds"] / results["ours_fp32"]["seconds"],
+        "ours_bf16_over_plain": plain["seconds"] / results["ours_bf16"]["seconds"],
+        "bf16_product_over_fp32_product": max(r for n, r in rates.items() if n.startswith("bfloat16")) / fp32_rate,
+        "ours_fp32_loss_over_plain": results["ours_fp32"][key] / plain[key],
+        "ours_bf16_loss_over_plain": results["ours_bf16"][key] / plain[key],
+    }
+    return {
+        "ratios": ratios,
+        "steps": results,
+        "product_gflops": {name: rate / 1e9 for name, rate in rates.items()},
+        "matrix_parameters": parameters,
+        "tokens_per_step": tokens,
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "allocator": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("MALLOC_")},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and write JSON when asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps per variant")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    report = measure(arguments.repeats)
+    print(json.dumps(report, indent=2))
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""PretrainArguments: every field documented, every mistake named."""
+
+import json
+from dataclasses import fields
+
+import pytest
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+
+from hf_sane.training.arguments import RESUMABLE, PretrainArguments, parse_arguments
+
+NEEDED = {"zoo": ["zoo"], "output_dir": "run"}
+
+
+def test_every_field_has_a_help_text():
+    assert len(fields(PretrainArguments)) > 30
+    for entry in fields(PretrainArguments):
+        assert len(entry.metadata["help"]) > 20, entry.name
+
+
+def test_flags_and_keywords_give_the_same_arguments():
+    flags = "--zoo a b --output_dir run --noise 0.5 --num-epochs 3 --no_progress_bar --views aligned --max_steps 7"
+    parsed = parse_arguments([*flags.split(), "--model", '{"hidden_size": 32}'])
+    assert parsed == PretrainArguments(
+        zoo=["a", "b"],
+        output_dir="run",
+        noise=0.5,
+        num_epochs=3,
+        progress_bar=False,
+        views=["aligned"],
+        max_steps=7,
+        model={"hidden_size": 32},
+    )
+
+
+def test_parsing_leaves_optional_fields_optional():
+    parse_arguments(["--zoo", "a", "--output_dir", "run"])
+    assert PretrainArguments(**NEEDED).max_steps is None
+
+
+@pytest.mark.parametrize("flag", ["--nois", "--hidden_size", "--view"])
+def test_unknown_and_abbreviated_flags_raise(flag):
+    with pytest.raises(ValueError, match=f"not used by the HfArgumentParser.*{flag}"):
+        parse_arguments(["--zoo", "a", "--output_dir", "run", flag, "1"])
+
+
+def test_unknown_keywords_raise():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rat'"):
+        PretrainArguments(**NEEDED, learning_rat=0.1)
+
+
+def test_model_settings_come_as_dictionary_json_or_file(tmp_path):
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps({"latent_dim": 5}))
+    for given in ({"latent_dim": 5}, '{"latent_dim": 5}', str(file)):
+        assert PretrainArguments(**NEEDED, model=given).model == {"latent_dim": 5}
+    assert PretrainArguments(**NEEDED).model == {}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"noise": "0.1"}, {"num_epochs": 2.0}, {"mixed_precision": "fp16"}, {"behavior_loss": "l1"}, {"zoo": "zoo"}],
+)
+def test_wrong_types_raise(wrong):
+    with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(wrong))):
+        PretrainArguments(**NEEDED | wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1"),
+        ({"halo_size": -1}, "halo_size must not be negative, got -1"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0; leave it out"),
+        ({"noise": -0.1}, "noise must not be negative, got -0.1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"warmup_share": 1.0}, "warmup_share must lie strictly between 0 and 1"),
+        ({"erase": 1.0}, r"erase must lie in \[0, 1\)"),
+        ({"behavior_weight": 1.1}, r"behavior_weight must lie in \[0, 1\]"),
+        ({"zoo": []}, "zoo is empty: name at least one"),
+        ({"views": ["mirrored"]}, r"views takes one or two of 'original', 'aligned', 'permuted', got \['mirrored'\]"),
+        ({"views": ["aligned"] * 3}, "views takes one or two"),
+        ({"behavior_weight": 0.5}, "behavior_weight > 0 needs behavior_data"),
+    ],
+)
+def test_values_out_of_range_raise(wrong, message):
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        PretrainArguments(**NEEDED | wrong)
+
+
+def test_a_run_continues_only_with_its_own_settings():
+    first = json.loads(json.dumps(PretrainArguments(**NEEDED).to_dict()))
+    PretrainArguments(**NEEDED | {"output_dir": "moved"}, resume=True, checkpoint_every_steps=9).check_continues(first)
+    with pytest.raises(ValueError, match=r"other settings of noise, seed: expected \[0.1, 0\], got \[0.3, 4\]"):
+        PretrainArguments(**NEEDED, noise=0.3, seed=4).check_continues(first)
+    assert set(RESUMABLE) <= {entry.name for entry in fields(PretrainArguments)}
