@@ -1,0 +1,115 @@
+"""Augmentations of weight tokens: multiplicative noise and erasing. Random numbers come from the generator passed in."""
+
+import torch
+from torch import Tensor
+
+
+def multiplicative_noise(
+    tokens: Tensor, weight_mask: Tensor, *, std: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Multiply every real weight by its own draw from a normal distribution around one.
+
+    `t' = t * (1 + std * eps)`, `eps ~ N(0, 1)`: the noise SANE trains with, `std` 0.1 (arXiv:2406.09997). Applied to
+    normalised tokens it does not touch weights at the mean of their layer.
+
+    Args:
+        tokens: `[..., D]` float.
+        weight_mask: `[..., D]` bool, broadcastable to `tokens`; elsewhere nothing changes.
+        std: Standard deviation of the factor, >= 0.
+        generator: Source of randomness on `tokens.device`; the global one if `None`.
+
+    Returns:
+        Shape and dtype of `tokens`; a copy.
+
+    Raises:
+        ValueError: If `std` is negative or not finite.
+    """
+    if not 0 <= std < float("inf"):
+        raise ValueError(f"std must be a finite number >= 0, got {std}")
+    noise = torch.randn(tokens.shape, generator=generator, dtype=tokens.dtype, device=tokens.device)
+    return torch.addcmul(tokens, tokens * weight_mask, noise, value=std)
+
+
+def random_token_mask(
+    shape: tuple[int, ...],
+    *,
+    probability: float,
+    attention_mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Choose tokens independently, for [`erase_tokens`].
+
+    Args:
+        shape: `(..., W)`.
+        probability: Share of the tokens chosen on average, in [0, 1].
+        attention_mask: `[..., W]` bool, `True` for real tokens; the others are never chosen. All are real if `None`.
+        generator: Source of randomness (on the device of `attention_mask`, if given); the global one if `None`.
+
+    Returns:
+        `[..., W]` bool.
+
+    Raises:
+        ValueError: If `probability` lies outside [0, 1].
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must lie in [0, 1], got {probability}")
+    device = None if attention_mask is None else attention_mask.device
+    chosen = torch.rand(shape, generator=generator, device=device) < probability
+    return chosen if attention_mask is None else chosen & attention_mask
+
+
+def random_span_mask(
+    shape: tuple[int, ...],
+    *,
+    span_size: int,
+    attention_mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Choose one span of neighbouring tokens per sequence, for [`erase_tokens`].
+
+    The start is uniform over all places where the span fits. A sequence shorter than the span is chosen whole.
+
+    Args:
+        shape: `(..., W)`.
+        span_size: Tokens per span, >= 0.
+        attention_mask: `[..., W]` bool, `True` for the real tokens, which come first; spans lie within them.
+        generator: Source of randomness (on the device of `attention_mask`, if given); the global one if `None`.
+
+    Returns:
+        `[..., W]` bool.
+
+    Raises:
+        ValueError: If `span_size` is negative.
+    """
+    if span_size < 0:
+        raise ValueError(f"span_size must not be negative, got {span_size}")
+    device = None if attention_mask is None else attention_mask.device
+    lengths = (
+        torch.tensor(shape[-1], device=device) if attention_mask is None else attention_mask.sum(-1, keepdim=True)
+    )
+    places = (lengths - span_size).clamp_min(0) + 1
+    draws = torch.rand((*shape[:-1], 1), generator=generator, dtype=torch.float64, device=device)
+    start = (draws * places).long()
+    index = torch.arange(shape[-1], device=device)
+    return (index >= start) & (index < start + span_size) & (index < lengths)
+
+
+def erase_tokens(tokens: Tensor, erased: Tensor) -> Tensor:
+    """Set whole tokens to zero, the mean of their layer when tokens are normalised.
+
+    Args:
+        tokens: `[..., W, D]` float.
+        erased: `[..., W]` bool, `True` for the tokens to erase.
+
+    Returns:
+        Shape and dtype of `tokens`; a copy.
+
+    Raises:
+        ValueError: If `erased` does not have the leading shape of `tokens`, or is not bool.
+    """
+    if erased.shape != tokens.shape[:-1] or erased.dtype != torch.bool:
+        raise ValueError(
+            f"erased must be bool {list(tokens.shape[:-1])}, got {erased.dtype} {list(erased.shape)} for tokens "
+            f"{list(tokens.shape)}"
+        )
+    return tokens.masked_fill(erased.unsqueeze(-1), 0)

@@ -1,0 +1,267 @@
+"""Git re-basin weight matching: find the permutation that brings a network closest to a reference, for many at once."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from hf_sane.core.permutation import Permutation, PermutationSpec, gather_stacked
+
+# Assignments whose gain is below this share of |A||B| are rounding, not improvement: accepting them could cycle.
+RELATIVE_GAIN = 1e-12
+CHUNK_BYTES = 256 * 2**20  # float64 working copy of the models matched together
+
+
+def match_weights(
+    spec: PermutationSpec,
+    reference: Mapping[str, Tensor],
+    state_dict: Mapping[str, Tensor],
+    *,
+    max_iterations: int = 100,
+    generator: torch.Generator | None = None,
+) -> Permutation:
+    """Find the permutation that aligns one network to a reference; see [`match_many`].
+
+    Args:
+        spec: Permutation symmetries of both networks.
+        reference: `{name: [*shape]}`, the network that stays.
+        state_dict: `{name: [*shape]}`, the network to permute.
+        max_iterations: Sweeps over all axes at most.
+        generator: If given, axes are visited in random order, anew in each sweep; otherwise in the order of the spec.
+
+    Returns:
+        `[n]` int64 per axis; `spec.apply(state_dict, permutation)` is the aligned network.
+
+    Raises:
+        KeyError, ValueError: As in [`match_many`].
+    """
+    stacked = {name: tensor.unsqueeze(0) for name, tensor in state_dict.items()}
+    permutations = match_many(spec, reference, stacked, max_iterations=max_iterations, generator=generator)
+    return {axis: index[0] for axis, index in permutations.items()}
+
+
+def match_many(
+    spec: PermutationSpec,
+    reference: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    *,
+    max_iterations: int = 100,
+    generator: torch.Generator | None = None,
+) -> Permutation:
+    """Find, for each of many networks, the permutation that aligns it to one reference.
+
+    Weight matching of git re-basin (Ainsworth et al. 2022, arXiv:2209.04836, algorithm 1): maximise
+    `sum_t <A_t, P(B)_t>` over the permutations, which minimises `|A - P(B)|^2`, by coordinate ascent. With all other
+    axes held fixed, the best permutation of one axis solves a linear assignment problem with the costs
+    `C[i, j] = sum of <A_t at entry i, B_t at entry j>` over the tensors that contain the axis. Sweeps repeat until one
+    brings no axis of a network any gain.
+
+    Deviations: cost matrices of all networks are computed in one batched product, in float64, and only the assignments
+    run one by one; networks that have converged drop out. Axes are visited in the order of the spec instead of a random
+    one, so the result is reproducible (pass `generator` for random orders). An assignment is accepted only if it gains
+    more than rounding, so the objective never decreases. Running statistics (`spec.unmatched`) are not compared: they
+    live on the scale of activations and would outweigh the weights.
+
+    Args:
+        spec: Permutation symmetries of all networks.
+        reference: `{name: [*shape]}`, the network that stays, `A`.
+        tensors: `{name: [M, *shape]}`, the networks to permute, `B`.
+        max_iterations: Sweeps over all axes at most, >= 1.
+        generator: If given, axes are visited in random order, anew in each sweep.
+
+    Returns:
+        `[M, n]` int64 per axis, on the CPU; `spec.apply(tensors, permutation, batch_dims=1)` are the aligned networks.
+
+    Raises:
+        KeyError: If tensors are missing or not part of the spec.
+        ValueError: If shapes differ from the spec or the reference, weights are not finite, `max_iterations < 1`, or a
+            tensor holds an axis in two dimensions (its assignment problem would not be linear).
+    """
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
+    names = _matched_names(spec)
+    _check_pair(spec, names, reference, tensors)
+    fixed = {name: reference[name].detach().double() for name in names}
+    if bad := [name for name in names if not fixed[name].isfinite().all()]:
+        raise ValueError(f"the reference has weights that are not finite in {bad}; choose another reference")
+    num_models = len(tensors[names[0]])
+    model_bytes = max(1, sum(8 * tensor.numel() for tensor in fixed.values()))
+    chunk = max(1, CHUNK_BYTES // model_bytes)
+    parts = []
+    for start in range(0, num_models, chunk):
+        part = {name: tensors[name][start : start + chunk].detach() for name in names}
+        moving = {name: tensor.to(torch.float64, copy=True) for name, tensor in part.items()}  # permuted in place
+        _check_finite(moving, start)
+        parts.append(_Ascent(spec, fixed, moving).run(max_iterations, generator))
+    if not parts:
+        return spec.identity(0)
+    return {axis: torch.cat([part[axis] for part in parts]) for axis in spec.sizes}
+
+
+def weight_similarity(
+    spec: PermutationSpec, reference: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, batch_dims: int = 0
+) -> Tensor:
+    """The objective of weight matching, `sum_t <A_t, B_t>` over the matched tensors.
+
+    Args:
+        spec: Permutation symmetries of both networks.
+        reference: `{name: [*shape]}`.
+        tensors: `{name: [*shape]}`, or `{name: [M, *shape]}` with `batch_dims=1`.
+        batch_dims: 0 or 1.
+
+    Returns:
+        Float64, 0-d or `[M]`.
+
+    Raises:
+        KeyError: If tensors are missing or not part of the spec.
+        ValueError: If shapes differ from the spec or the reference.
+    """
+    names = _matched_names(spec)
+    stacked = {name: tensor if batch_dims else tensor.unsqueeze(0) for name, tensor in tensors.items()}
+    _check_pair(spec, names, reference, stacked)
+    products = [
+        stacked[name].double().flatten(1) @ reference[name].to(stacked[name].device).double().flatten()
+        for name in names
+    ]
+    total = torch.stack(products).sum(dim=0)
+    return total if batch_dims else total[0]
+
+
+def _matched_names(spec: PermutationSpec) -> list[str]:
+    """Tensors that take part: those that hold an axis, unless they only move along."""
+    holding = {place.tensor for places in spec.occurrences.values() for place in places}
+    return [name for name in spec.axes if name in holding and name not in spec.unmatched]
+
+
+def _check_pair(
+    spec: PermutationSpec, names: list[str], reference: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    if missing := [name for name in names if name not in reference or name not in tensors]:
+        raise KeyError(f"tensors {missing} of the permutation spec are missing from the reference or the networks")
+    spec.check_tensors(reference)
+    spec.check_tensors(tensors, batch_dims=1)
+    for name in names:
+        if reference[name].shape != tensors[name].shape[1:]:
+            raise ValueError(
+                f"{name!r} is {list(reference[name].shape)} in the reference and {list(tensors[name].shape[1:])} in the "
+                "networks; align networks of one architecture"
+            )
+
+
+def _check_finite(moving: Mapping[str, Tensor], start: int) -> None:
+    for name, tensor in moving.items():
+        finite = tensor.flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            bad = (start + (~finite).nonzero().flatten()).tolist()
+            raise ValueError(f"weights of {name!r} are not finite in networks {bad}; leave them out before aligning")
+
+
+class _Ascent:
+    """Coordinate ascent over one chunk of networks; `moving` always holds the networks as permuted so far."""
+
+    def __init__(self, spec: PermutationSpec, fixed: dict[str, Tensor], moving: dict[str, Tensor]) -> None:
+        self.places = {
+            axis: [place for place in places if place.tensor in fixed] for axis, places in spec.occurrences.items()
+        }
+        for axis, places in self.places.items():
+            held = [place.tensor for place in places]
+            if twice := {name for name in held if held.count(name) > 1}:
+                raise ValueError(
+                    f"axis {axis!r} is found in two dimensions of {sorted(twice)}: weight matching needs one occurrence per tensor"
+                )
+        self.moving = moving
+        self.device = next(iter(moving.values())).device
+        fixed = {name: tensor.to(self.device) for name, tensor in fixed.items()}
+        self.fixed = {
+            axis: self._entries({name: tensor.unsqueeze(0) for name, tensor in fixed.items()}, axis)[0]
+            for axis in self.places
+        }
+        self.permutation = spec.identity(len(next(iter(moving.values()))))
+
+    def _entries(self, tensors: Mapping[str, Tensor], axis: str) -> Tensor:
+        """Everything that belongs to each entry of an axis: `[M, n, features]`."""
+        parts = []
+        for place in self.places[axis]:
+            tensor = tensors[place.tensor]
+            entries = tensor.movedim(place.dim + 1, 1)
+            if place.positions.numel() != entries.shape[1] or not _is_range(place.positions):
+                entries = entries.index_select(1, place.positions.flatten().to(tensor.device))
+            parts.append(entries.reshape(len(tensor), len(place.positions), -1))
+        return torch.cat(parts, dim=2)
+
+    def run(self, max_iterations: int, generator: torch.Generator | None) -> Permutation:
+        """Sweep until no network gains; return `[M, n]` per axis."""
+        axes = list(self.places)
+        active = torch.arange(len(next(iter(self.moving.values()))))
+        # A network needs an axis solved again only after one of the axes it shares a tensor with has moved.
+        stale = {axis: torch.ones(len(active), dtype=torch.bool) for axis in axes}
+        neighbours = {axis: self._neighbours(axis) for axis in axes}
+        for _ in range(max_iterations):
+            order = torch.randperm(len(axes), generator=generator).tolist() if generator else range(len(axes))
+            for axis in (axes[i] for i in order):
+                rows = stale[axis].nonzero().flatten()
+                if not len(rows):
+                    continue
+                moved = rows[self._improve(axis, active, rows)]
+                stale[axis][rows] = False
+                for other in neighbours[axis]:
+                    stale[other][moved] = True
+            going = torch.stack(list(stale.values())).any(dim=0)
+            if not going.any():
+                break
+            if not going.all():
+                active = active[going]
+                stale = {axis: mask[going] for axis, mask in stale.items()}
+                keep = going.to(self.device)
+                self.moving = {name: tensor[keep] for name, tensor in self.moving.items()}
+        return self.permutation
+
+    def _neighbours(self, axis: str) -> list[str]:
+        tensors = {place.tensor for place in self.places[axis]}
+        return [
+            other
+            for other, places in self.places.items()
+            if other != axis and any(place.tensor in tensors for place in places)
+        ]
+
+    def _improve(self, axis: str, active: Tensor, rows: Tensor) -> Tensor:
+        """Solve one axis for the networks `rows` of the active ones; apply what gains and return which did (bool)."""
+        entries = self._entries(self.moving, axis)
+        if len(rows) < len(entries):
+            entries = entries[rows.to(self.device)]
+        costs = self.fixed[axis] @ entries.mT  # [m, n, n]: entry of the reference x entry of the network
+        scale = self.fixed[axis].norm() * entries.flatten(1).norm(dim=1)
+        host_costs = costs.cpu()
+        relative = torch.stack(list(_assignments(host_costs)))
+        gains = host_costs.gather(2, relative.unsqueeze(2)).sum(dim=(1, 2)) - host_costs.diagonal(dim1=1, dim2=2).sum(
+            1
+        )
+        gained = gains > RELATIVE_GAIN * scale.cpu()
+        if gained.any():
+            winners, relative = rows[gained], relative[gained]
+            self.permutation[axis][active[winners]] = self.permutation[axis][active[winners]].gather(1, relative)
+            for place in self.places[axis]:
+                self._reorder(place.tensor, place.dim, place.positions, winners, relative)
+        return gained
+
+    def _reorder(self, name: str, dim: int, positions: Tensor, winners: Tensor, relative: Tensor) -> None:
+        tensor = self.moving[name]
+        index = torch.arange(tensor.shape[dim + 1]).repeat(len(winners), 1)
+        index[:, positions.flatten()] = positions[relative].flatten(1)
+        index = index.to(self.device)
+        if len(winners) == len(tensor):
+            self.moving[name] = gather_stacked(tensor, {dim: index})
+        else:
+            where = winners.to(self.device)
+            tensor[where] = gather_stacked(tensor[where], {dim: index})
+
+
+def _is_range(positions: Tensor) -> bool:
+    return torch.equal(positions.flatten(), torch.arange(positions.numel()))
+
+
+def _assignments(costs: Tensor) -> Iterator[Tensor]:
+    """Solve the assignment problem of each `[n, n]` matrix for the largest sum."""
+    for matrix in costs.numpy():
+        yield torch.from_numpy(linear_sum_assignment(matrix, maximize=True)[1])

@@ -1,0 +1,254 @@
+"""Permutation symmetries: which axes of which tensors must move together, and moving them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Permutation = dict[str, Tensor]  # axis name -> int64 [n], or [M, n] for M models
+
+
+@dataclass(frozen=True, slots=True)
+class AxisSlice:
+    """Entries `start` to `stop` of a named axis, each of them `block` neighbouring positions of a tensor dimension.
+
+    `block > 1` describes a flattened feature map: a channel owns the block of its pixels.
+
+    Attributes:
+        axis: Name of the axis.
+        start: First entry, >= 0.
+        stop: One past the last entry, > `start`.
+        block: Positions per entry, >= 1.
+    """
+
+    axis: str
+    start: int
+    stop: int
+    block: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop or self.block < 1:
+            raise ValueError(
+                f"expected 0 <= start < stop and block >= 1, got start={self.start}, stop={self.stop}, "
+                f"block={self.block} for axis {self.axis!r}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Positions covered."""
+        return (self.stop - self.start) * self.block
+
+
+# What one tensor dimension is made of: nothing that moves, one whole axis, or consecutive slices of axes.
+Dimension = None | str | tuple[AxisSlice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """One place where an axis is found.
+
+    Attributes:
+        tensor: Name of the tensor.
+        dim: Its dimension.
+        positions: `[n, block]` int64, the positions of each entry of the axis in that dimension.
+    """
+
+    tensor: str
+    dim: int
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class PermutationSpec:
+    """The permutation symmetries of one architecture.
+
+    A permutation gives every axis `a` an index `pi_a`, and entry `i` of the permuted axis is entry `pi_a[i]` of the
+    original one, in every tensor at once. Applied together these leave the network's function unchanged.
+
+    Attributes:
+        axes: For every tensor of the state dict, in its order, what each of its dimensions is made of: `None` (fixed), the
+            name of an axis, or a tuple of [`AxisSlice`]. A dimension that holds an axis holds each of its entries once.
+        sizes: Entries of each axis.
+        unmatched: Tensors that move along but say nothing about which permutation is the right one: counters and running
+            statistics, whose scale is that of the activations.
+
+    Raises:
+        ValueError: If `axes` names an axis without a size, or a dimension does not hold an axis exactly once.
+    """
+
+    axes: Mapping[str, tuple[Dimension, ...]]
+    sizes: Mapping[str, int]
+    unmatched: frozenset[str] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        for tensor, dim, slices in self._slices():
+            for axis in dict.fromkeys(part.axis for part in slices):
+                parts = [part for part in slices if part.axis == axis]
+                entries = [entry for part in parts for entry in range(part.start, part.stop)]
+                if axis not in self.sizes:
+                    raise ValueError(f"{tensor!r} uses axis {axis!r}, which has no size; known: {sorted(self.sizes)}")
+                if sorted(entries) != list(range(self.sizes[axis])) or len({part.block for part in parts}) != 1:
+                    raise ValueError(
+                        f"dimension {dim} of {tensor!r} must hold every entry of axis {axis!r} (size "
+                        f"{self.sizes[axis]}) once and with one block size, got {parts}"
+                    )
+        if unused := self.sizes.keys() - {axis for axis, places in self.occurrences.items() if places}:
+            raise ValueError(f"axes {sorted(unused)} have a size but occur in no tensor")
+
+    def _slices(self) -> Iterator[tuple[str, int, tuple[AxisSlice, ...]]]:
+        """Yield `(tensor, dim, slices)` for every dimension that moves."""
+        for tensor, dimensions in self.axes.items():
+            for dim, dimension in enumerate(dimensions):
+                if isinstance(dimension, str):
+                    yield tensor, dim, (AxisSlice(dimension, 0, self.sizes.get(dimension, 1)),)
+                elif dimension is not None:
+                    yield tensor, dim, dimension
+
+    @cached_property
+    def occurrences(self) -> dict[str, list[Occurrence]]:
+        """Every place of every axis, in the order of `axes`."""
+        found: dict[str, list[Occurrence]] = {axis: [] for axis in self.sizes}
+        for tensor, dim, slices in self._slices():
+            positions: dict[str, Tensor] = {}
+            offset = 0
+            for part in slices:
+                count = part.stop - part.start
+                target = positions.setdefault(part.axis, torch.zeros(self.sizes[part.axis], part.block).long())
+                target[part.start : part.stop] = offset + torch.arange(count * part.block).view(count, part.block)
+                offset += part.size
+            for axis, entries in positions.items():
+                found[axis].append(Occurrence(tensor, dim, entries))
+        return found
+
+    @cached_property
+    def _dimensions(self) -> dict[str, dict[int, list[tuple[str, Tensor]]]]:
+        """For every tensor, its moving dimensions and the `(axis, positions)` in each."""
+        found: dict[str, dict[int, list[tuple[str, Tensor]]]] = {}
+        for axis, places in self.occurrences.items():
+            for place in places:
+                found.setdefault(place.tensor, {}).setdefault(place.dim, []).append((axis, place.positions))
+        return found
+
+    def identity(self, num_models: int | None = None) -> Permutation:
+        """The permutation that moves nothing: `[n]` per axis, or `[num_models, n]`."""
+        shape = () if num_models is None else (num_models,)
+        return {axis: torch.arange(size).expand(*shape, size).clone() for axis, size in self.sizes.items()}
+
+    def random(self, num_models: int | None = None, *, generator: torch.Generator | None = None) -> Permutation:
+        """A uniformly random permutation of every axis: `[n]`, or `[num_models, n]` independent ones.
+
+        Args:
+            num_models: How many, `M`; one without leading axis if `None`.
+            generator: Source of randomness (CPU); the global one if `None`.
+        """
+        shape = () if num_models is None else (num_models,)
+        keys = {
+            axis: torch.rand(*shape, n, generator=generator, dtype=torch.float64) for axis, n in self.sizes.items()
+        }
+        return {axis: key.argsort(dim=-1, stable=True) for axis, key in keys.items()}
+
+    def inverse(self, permutation: Permutation) -> Permutation:
+        """The permutation that undoes `permutation` (`[n]` or `[M, n]` per axis)."""
+        return {axis: index.argsort(dim=-1) for axis, index in self._checked(permutation).items()}
+
+    def compose(self, first: Permutation, second: Permutation) -> Permutation:
+        """One permutation that does what `first` and then `second` do (`[n]` or `[M, n]` per axis, both alike)."""
+        first, second = self._checked(first), self._checked(second)
+        return {axis: torch.take_along_dim(first[axis], second[axis], dim=-1) for axis in self.sizes}
+
+    def apply(
+        self, tensors: Mapping[str, Tensor], permutation: Permutation, *, batch_dims: int = 0
+    ) -> dict[str, Tensor]:
+        """Permute a state dict, a stack of state dicts, or one state dict in several ways.
+
+        Args:
+            tensors: `{name: [*shape]}`, or `{name: [M, *shape]}` with `batch_dims=1`; any dtype. Tensors of the spec may be
+                absent (parameters without buffers), foreign ones may not.
+            permutation: `[n]` per axis (the same for all models) or `[M, n]`.
+            batch_dims: 0 or 1.
+
+        Returns:
+            New tensors in the order of `tensors`: `[*shape]`, or `[M, *shape]` if either argument is stacked. Tensors
+            without moving axes are shared with the input, not copied.
+
+        Raises:
+            KeyError: If a tensor is not part of the spec, or the permutation lacks an axis or has a foreign one.
+            ValueError: If shapes do not fit the spec, or an index is not a permutation.
+        """
+        permutation = self._checked(permutation)
+        self.check_tensors(tensors, batch_dims=batch_dims)
+        counts = {len(index) if index.ndim == 2 else None for index in permutation.values()}
+        models = {len(tensor) for tensor in tensors.values()} if batch_dims else set()
+        if len(counts) > 1 or len((counts - {None}) | models) > 1:
+            raise ValueError(
+                f"expected one number of models throughout, got {counts} in the permutation (None: not stacked) and "
+                f"{models or 'no stack'} in the tensors"
+            )
+        stacked = next(iter(counts), None)
+        return {name: self._move(name, tensor, permutation, batch_dims, stacked) for name, tensor in tensors.items()}
+
+    def check_tensors(self, tensors: Mapping[str, Tensor], *, batch_dims: int = 0) -> None:
+        """Raise `KeyError` for tensors the spec does not know and `ValueError` for shapes it does not describe."""
+        if batch_dims not in (0, 1):
+            raise ValueError(f"batch_dims must be 0 or 1, got {batch_dims}")
+        if foreign := [name for name in tensors if name not in self.axes]:
+            raise KeyError(f"tensors {foreign} are not part of the permutation spec; was it made for another network?")
+        for name, tensor in tensors.items():
+            shape = tuple(tensor.shape[batch_dims:])
+            if len(shape) != len(self.axes[name]):
+                raise ValueError(f"{name!r} must have {len(self.axes[name])} dimensions, got shape {shape}")
+            for dim, parts in self._dimensions.get(name, {}).items():
+                if shape[dim] != (size := sum(positions.numel() for _, positions in parts)):
+                    raise ValueError(f"dimension {dim} of {name!r} must have {size} entries, got shape {shape}")
+
+    def _checked(self, permutation: Permutation) -> Permutation:
+        if permutation.keys() != self.sizes.keys():
+            differing = sorted(permutation.keys() ^ self.sizes.keys())
+            raise KeyError(f"expected a permutation of axes {sorted(self.sizes)}; missing or foreign: {differing}")
+        for axis, index in permutation.items():
+            if index.ndim not in (1, 2) or index.shape[-1] != self.sizes[axis]:
+                raise ValueError(
+                    f"permutation of axis {axis!r} must be [{self.sizes[axis]}] or [models, {self.sizes[axis]}], got "
+                    f"{list(index.shape)}"
+                )
+            if (index.sort(dim=-1).values != torch.arange(self.sizes[axis], device=index.device)).any():
+                raise ValueError(f"index of axis {axis!r} is not a permutation of 0..{self.sizes[axis] - 1}")
+        return permutation
+
+    def _move(
+        self, name: str, tensor: Tensor, permutation: Permutation, batch_dims: int, stacked: int | None
+    ) -> Tensor:
+        """Gather one tensor: dimension by dimension, or all at once when there are `stacked` permutations."""
+        indices: dict[int, Tensor] = {}
+        for dim, parts in self._dimensions.get(name, {}).items():
+            index = torch.empty((stacked or 1, tensor.shape[dim + batch_dims]), dtype=torch.int64)
+            for axis, positions in parts:
+                index[:, positions.flatten()] = positions[permutation[axis].cpu()].flatten(-2)
+            indices[dim] = index.to(tensor.device)
+        if stacked is None:
+            for dim, index in indices.items():
+                tensor = tensor.index_select(dim + batch_dims, index[0])
+            return tensor
+        if not batch_dims:
+            tensor = tensor.expand(stacked, *tensor.shape)
+        return gather_stacked(tensor, indices) if indices else tensor
+
+
+def gather_stacked(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    """Reorder dimensions of a stacked tensor, differently for each model, in one copy.
+
+    Args:
+        tensor: `[M, *shape]`.
+        indices: For dimensions of `shape`, counted from 0: `[M, size]` int64, entry to take for each position.
+
+    Returns:
+        `[M, *shape]`.
+    """
+    num_indexed = max(indices) + 1  # later dimensions are copied as contiguous slices
+    full = [torch.arange(len(tensor), device=tensor.device).view(-1, *(1 for _ in range(num_indexed)))]
+    for dim in range(num_indexed):
+        index = indices.get(dim, torch.arange(tensor.shape[dim + 1], device=tensor.device).unsqueeze(0))
+        full.append(index.view(len(index), *(-1 if other == dim else 1 for other in range(num_indexed))))
+    return tensor[tuple(full)]

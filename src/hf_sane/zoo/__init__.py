@@ -1,0 +1,1 @@
+"""Models as data: build, read, align, window and batch populations of networks."""

@@ -1,0 +1,194 @@
+"""Permutation symmetries of the zoo architectures, generated from their structure."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig, ZooConfig
+from hf_sane.core.permutation import AxisSlice, Dimension, Permutation, PermutationSpec
+
+Axes = dict[str, tuple[Dimension, ...]]
+
+
+def permutation_spec(config: ZooConfig) -> PermutationSpec:
+    """Describe which channels of a zoo network can be reordered without changing what it computes.
+
+    - Hidden layers and convolutions: the outputs of one layer and the inputs of the next move together. Between the last
+      convolution and the first fully connected layer, a channel moves with the block of its pixels.
+    - ResNet blocks: the inner channels of each block move freely; all blocks of a stage share the residual stream.
+    - Projection shortcuts start a new residual stream with its own permutation.
+    - Option-A shortcuts copy the old stream into the middle of the new one, between zeros. That middle part moves as the
+      old stream does; the channels that start from zero move freely among themselves, across both sides; the two kinds
+      cannot be exchanged.
+
+    Args:
+        config: Configuration of a CNN, MLP or ResNet of this package.
+
+    Returns:
+        The spec; its tensors are those of the state dict, in the same order. Running statistics are `unmatched`.
+
+    Raises:
+        TypeError: If `config` is none of the zoo configurations.
+    """
+    if isinstance(config, CNNConfig):
+        return _cnn_spec(config)
+    if isinstance(config, MLPConfig):
+        return _mlp_spec(config)
+    if isinstance(config, CIFARResNetConfig):
+        return _resnet_spec(config)
+    raise TypeError(f"expected CNNConfig, MLPConfig or CIFARResNetConfig, got {type(config).__name__}")
+
+
+def _affine(name: str, inputs: Dimension, outputs: Dimension, *, kernel_dims: int = 0, bias: bool = True) -> Axes:
+    """Axes of a linear layer or convolution: `weight` `[outputs, inputs, *kernel]`, `bias` `[outputs]`."""
+    axes: Axes = {f"{name}.weight": (outputs, inputs, *(None for _ in range(kernel_dims)))}
+    return axes | ({f"{name}.bias": (outputs,)} if bias else {})
+
+
+def _norm(name: str, channels: Dimension) -> Axes:
+    """Axes of a batch norm: affine, running statistics and the counter."""
+    moving = ("weight", "bias", "running_mean", "running_var")
+    return {**{f"{name}.{tensor}": (channels,) for tensor in moving}, f"{name}.num_batches_tracked": ()}
+
+
+def _spec(axes: Axes, sizes: dict[str, int]) -> PermutationSpec:
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return PermutationSpec(axes, sizes, frozenset(name for name in axes if name.endswith(statistics)))
+
+
+def _fully_connected(inputs: Dimension, hidden_sizes: tuple[int, ...]) -> tuple[Axes, dict[str, int]]:
+    axes: Axes = {}
+    sizes = {}
+    for i, size in enumerate(hidden_sizes):
+        axes |= _affine(f"hidden.{i}", inputs, f"hidden.{i}")
+        inputs, sizes[f"hidden.{i}"] = f"hidden.{i}", size
+    return axes | _affine("classifier", inputs, None), sizes
+
+
+def _mlp_spec(config: MLPConfig) -> PermutationSpec:
+    return _spec(*_fully_connected(None, tuple(config.hidden_sizes)))
+
+
+def _cnn_spec(config: CNNConfig) -> PermutationSpec:
+    axes: Axes = {}
+    sizes: dict[str, int] = {}
+    inputs: Dimension = None
+    for i, channels in enumerate(config.conv_channels):
+        axes |= _affine(f"convolutions.{i}", inputs, f"convolutions.{i}", kernel_dims=2)
+        inputs, sizes[f"convolutions.{i}"] = f"convolutions.{i}", channels
+    last = f"convolutions.{len(config.conv_channels) - 1}"
+    flattened = (AxisSlice(last, 0, sizes[last], block=config.feature_map_size**2),)
+    connected_axes, connected_sizes = _fully_connected(flattened, tuple(config.hidden_sizes))
+    return _spec(axes | connected_axes, sizes | connected_sizes)
+
+
+def _padded_stream(stream: tuple[AxisSlice, ...], channels: int, name: str) -> tuple[AxisSlice, ...]:
+    """The residual stream after an option-A shortcut: the old stream between two parts of the new axis `name`."""
+    new = channels - sum(part.size for part in stream)
+    before = new // 2
+    head = (AxisSlice(name, 0, before),) if before else ()
+    tail = (AxisSlice(name, before, new),) if new > before else ()
+    return (*head, *stream, *tail)
+
+
+def _resnet_spec(config: CIFARResNetConfig) -> PermutationSpec:
+    channels = config.stage_channels
+    num_convolutions = 2 if config.block == "basic" else 3
+    stream: tuple[AxisSlice, ...] = (AxisSlice("stem", 0, channels[0]),)
+    sizes = {"stem": channels[0]}
+    axes = _affine("conv1", None, stream, kernel_dims=2, bias=False) | _norm("bn1", stream)
+    for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True), start=1):
+        for block in range(depth):
+            name = f"layer{stage}.{block}"
+            inputs, outputs = stream, stream
+            changes = block == 0 and (stage > 1 or channels[stage] != channels[stage - 1])
+            if changes and config.shortcut == "projection":
+                outputs = (AxisSlice(f"layer{stage}", 0, channels[stage]),)
+                sizes[f"layer{stage}"] = channels[stage]
+            elif changes and channels[stage] > channels[stage - 1]:
+                outputs = _padded_stream(stream, channels[stage], f"layer{stage}.padded")
+                sizes[f"layer{stage}.padded"] = channels[stage] - channels[stage - 1]
+            inner = [f"{name}.inner{i}" for i in range(1, num_convolutions)]
+            sizes |= dict.fromkeys(inner, width)
+            chain: list[Dimension] = [inputs, *inner, outputs]
+            for i in range(1, num_convolutions + 1):
+                axes |= _affine(f"{name}.conv{i}", chain[i - 1], chain[i], kernel_dims=2, bias=False)
+                axes |= _norm(f"{name}.bn{i}", chain[i])
+            if changes and config.shortcut == "projection":
+                axes |= _affine(f"{name}.downsample.0", inputs, outputs, kernel_dims=2, bias=False)
+                axes |= _norm(f"{name}.downsample.1", outputs)
+            stream = outputs
+    return _spec(axes | _affine("fc", stream, None), sizes)
+
+
+def _perturbed(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A float64 copy in which no two channels are alike; vectors only grow, so that variances stay positive."""
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    tensor = tensor.double()
+    if tensor.ndim <= 1:
+        return tensor + 0.1 + 0.4 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    scale = tensor.square().mean().sqrt()
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    return tensor + 0.1 * torch.where(scale > 0, scale, 1.0) * noise
+
+
+def _moving_permutation(spec: PermutationSpec, generator: torch.Generator | None) -> Permutation:
+    """A random permutation that moves every axis of more than one entry."""
+    permutation = spec.random(generator=generator)
+    still = {axis for axis, index in permutation.items() if torch.equal(index, torch.arange(len(index)))}
+    return {axis: index.roll(1) if axis in still else index for axis, index in permutation.items()}
+
+
+@torch.no_grad()
+def verify(
+    spec: PermutationSpec,
+    model: nn.Module,
+    example_inputs: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    tolerance: float = 1e-10,
+) -> float:
+    """Prove a spec by running the network before and after a random permutation, in float64.
+
+    The weights are perturbed first: in a fresh network biases are zero and running statistics equal, and a spec that
+    forgot them would pass. `model` itself is not changed.
+
+    Args:
+        spec: Spec to check.
+        model: Network on the CPU, called as `model(example_inputs)`; its output is a tensor or has `logits`.
+        example_inputs: A batch the network accepts, any float dtype; at least two different examples.
+        generator: Source of randomness; the global one if `None`.
+        tolerance: Largest difference of the outputs, relative to their largest absolute value.
+
+    Returns:
+        The relative difference found.
+
+    Raises:
+        ValueError: If the spec does not cover the state dict, the outputs change, or they cannot tell (not finite, or
+            equal for all examples).
+    """
+    state_dict = model.state_dict()
+    if differing := sorted(state_dict.keys() ^ spec.axes.keys()):
+        raise ValueError(f"the spec must cover the state dict exactly; missing or foreign tensors: {differing}")
+    network = copy.deepcopy(model).double().eval()
+    tensors = {name: _perturbed(tensor, generator) for name, tensor in state_dict.items()}
+    moved = spec.apply(tensors, _moving_permutation(spec, generator))
+
+    def run(weights: dict[str, Tensor]) -> Tensor:
+        output = functional_call(network, weights, (example_inputs.double(),))
+        return output if isinstance(output, Tensor) else output.logits
+
+    before, after = run(tensors), run(moved)
+    if not before.isfinite().all() or torch.equal(before, before[:1].expand_as(before)):
+        raise ValueError(
+            "the outputs are not finite or the same for all example_inputs: nothing can be proven with them"
+        )
+    error = ((after - before).abs().max() / before.abs().max()).item()
+    if not error <= tolerance:
+        raise ValueError(
+            f"the permutation changes the function: relative difference {error:.1e} > {tolerance:.1e}; the spec is wrong"
+        )
+    return error
