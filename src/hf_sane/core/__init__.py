@@ -1,0 +1,1 @@
+"""Pure functions on tensors: layouts, tokens, normalisation, permutations, densities."""

@@ -1,0 +1,323 @@
+"""Which scalar of which tensor sits where in a token sequence: the structure of a network, without its weights."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+TokenLayout = Literal["rowwise", "dense"]
+BatchNormStorage = Literal["tokens", "template"]
+LayerKind = Literal["conv", "linear", "norm", "running_statistics", "embedding", "other"]
+
+RUNNING = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, shape and dtype (`"float32"`) of one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> "TensorSpec":
+        """Describe `tensor`, which may live on the meta device."""
+        return cls(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+    @property
+    def numel(self) -> int:
+        """Number of scalars."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """Tensors that are tokenised together: rows `[channels, fan_in | bias]`.
+
+    Attributes:
+        name: Common prefix of its tensors (`layer1.0.conv1`), or the whole name of a tensor that stands alone.
+        kind: What it is, from names and shapes.
+        weight: The tensor that gives the rows.
+        bias: Its sibling with one scalar per channel, appended as the last column; or `None`.
+    """
+
+    name: str
+    kind: LayerKind
+    weight: TensorSpec
+    bias: TensorSpec | None = None
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Weight and, where there is one, bias."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    @property
+    def channels(self) -> int:
+        """Rows; a 0-d tensor is one row."""
+        return self.weight.shape[0] if self.weight.shape else 1
+
+    @property
+    def row_length(self) -> int:
+        """Scalars per row, bias included."""
+        return self.num_weights // self.channels
+
+    @property
+    def num_weights(self) -> int:
+        """Scalars, bias included."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+    def num_tokens(self, token_layout: TokenLayout, token_dim: int) -> int:
+        """Tokens that the layer takes."""
+        if token_layout == "rowwise":
+            return self.channels * math.ceil(self.row_length / token_dim)
+        return math.ceil(self.num_weights / token_dim)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each scalar of a network sits in its token sequence.
+
+    `rowwise` is the paper's (arXiv:2406.09997, section 3): every output channel is a row `[fan_in | bias]`, padded with
+    zeros to a multiple of `token_dim` and cut. `dense` flattens `[weight | bias]` of a layer first and pads once
+    (GeoSANE, arXiv:2603.23408). Unlike the released code, which takes only names that contain "weight", every floating
+    tensor is covered; what cannot be a weight (integer and bool buffers, tensors without elements) and, on request,
+    BatchNorm tensors travel in `template`.
+
+    Attributes:
+        token_layout: `"rowwise"` or `"dense"`.
+        token_dim: Scalars per token, `D`.
+        batch_norm: Whether BatchNorm tensors become tokens or stay in the template.
+        layers: In the order of the state dict.
+        tensor_names: All names, in the order of the state dict.
+        aliases: Name of a shared tensor to the first name of the same tensor.
+        template: Tensors that are carried as they are. Its values take no part in comparison or `signature`.
+    """
+
+    token_layout: TokenLayout
+    token_dim: int
+    batch_norm: BatchNormStorage
+    layers: tuple[LayerSpec, ...]
+    tensor_names: tuple[str, ...]
+    aliases: Mapping[str, str]
+    template: Mapping[str, Tensor] = field(compare=False, default_factory=dict)
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        *,
+        token_dim: int,
+        token_layout: TokenLayout = "rowwise",
+        batch_norm: BatchNormStorage = "tokens",
+    ) -> "Layout":
+        """Lay out a network.
+
+        Args:
+            state_dict: Tensors by name; only names, shapes, dtypes and sharing matter, so meta tensors will do.
+            token_dim: Scalars per token, >= 1.
+            token_layout: `"rowwise"` or `"dense"`.
+            batch_norm: `"tokens"`, or `"template"` to leave BatchNorm (affine and running statistics) out of the tokens.
+
+        Raises:
+            ValueError: For an unknown choice, `token_dim < 1`, or no floating-point weights.
+            TypeError: For complex tensors or values that are no tensors.
+        """
+        if token_dim < 1 or token_layout not in ("rowwise", "dense") or batch_norm not in ("tokens", "template"):
+            raise ValueError(
+                "expected token_dim >= 1, token_layout 'rowwise' or 'dense' and batch_norm 'tokens' or 'template', got "
+                f"{token_dim}, {token_layout!r} and {batch_norm!r}"
+            )
+        for name, tensor in state_dict.items():
+            if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.layout != torch.strided:
+                raise TypeError(f"expected a dense real tensor for {name!r}, got {_describe(tensor)}; convert or drop it")
+        aliases = _shared(state_dict)
+        in_template = {n for n, t in state_dict.items() if not t.is_floating_point() or t.numel() == 0}
+        if batch_norm == "template":
+            in_template |= {n for n in state_dict if _is_batch_norm(n, state_dict)}
+        specs = {n: TensorSpec.of(n, t) for n, t in state_dict.items() if n not in in_template and n not in aliases}
+        if not specs:
+            raise ValueError(f"no floating-point weights among {len(state_dict)} tensors; is this a network's state dict?")
+        return cls(
+            token_layout=token_layout,
+            token_dim=token_dim,
+            batch_norm=batch_norm,
+            layers=_group(specs, state_dict),
+            tensor_names=tuple(state_dict),
+            aliases=aliases,
+            template={n: state_dict[n].detach().clone() for n in state_dict if n in in_template and n not in aliases},
+        )
+
+    @cached_property
+    def token_slices(self) -> tuple[slice, ...]:
+        """The tokens of each layer."""
+        slices, start = [], 0
+        for layer in self.layers:
+            stop = start + layer.num_tokens(self.token_layout, self.token_dim)
+            slices.append(slice(start, stop))
+            start = stop
+        return tuple(slices)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole network, `N`."""
+        return self.token_slices[-1].stop
+
+    @cached_property
+    def num_weights(self) -> int:
+        """Real scalars in the tokens."""
+        return sum(layer.num_weights for layer in self.layers)
+
+    @property
+    def padding_share(self) -> float:
+        """Share of token entries that hold no weight."""
+        return 1 - self.num_weights / (self.num_tokens * self.token_dim)
+
+    @cached_property
+    def weight_mask(self) -> Tensor:
+        """`[N, D]` bool, `True` where a real weight sits. Shared: read-only."""
+        mask = torch.zeros(self.num_tokens, self.token_dim, dtype=torch.bool)
+        for layer, tokens in zip(self.layers, self.token_slices, strict=True):
+            if self.token_layout == "rowwise":
+                mask[tokens].view(layer.channels, -1)[:, : layer.row_length] = True
+            else:
+                mask[tokens].view(-1)[: layer.num_weights] = True
+        return mask
+
+    @cached_property
+    def layer_index(self) -> Tensor:
+        """`[N]` int64: layer of each token. Shared: read-only."""
+        counts = torch.tensor([s.stop - s.start for s in self.token_slices])
+        return torch.repeat_interleave(torch.arange(len(self.layers)), counts)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """`[N, 3]` int64: token index, layer index, channel index (in `dense`: index of the token within its layer)."""
+        channels = torch.empty(self.num_tokens, dtype=torch.int64)
+        for layer, tokens in zip(self.layers, self.token_slices, strict=True):
+            within = torch.arange(tokens.stop - tokens.start)
+            per_channel = len(within) // layer.channels if self.token_layout == "rowwise" else 1
+            channels[tokens] = within // per_channel
+        return torch.stack([torch.arange(self.num_tokens), self.layer_index, channels], dim=1)
+
+    @cached_property
+    def signature(self) -> str:
+        """SHA-256 (hex) of the structure: equal for networks whose tokens mean the same. Template values do not count."""
+        return hashlib.sha256(json.dumps(self._structure(), sort_keys=True).encode()).hexdigest()
+
+    def _structure(self) -> dict[str, Any]:
+        return {
+            "token_layout": self.token_layout,
+            "token_dim": self.token_dim,
+            "batch_norm": self.batch_norm,
+            "layers": [asdict(layer) for layer in self.layers],
+            "tensor_names": list(self.tensor_names),
+            "aliases": dict(self.aliases),
+            "template": [asdict(TensorSpec.of(name, tensor)) for name, tensor in self.template.items()],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The structure as JSON can hold it; template tensors give name, shape and dtype only (see `from_dict`)."""
+        return json.loads(json.dumps(self._structure()))
+
+    @classmethod
+    def from_dict(cls, structure: Mapping[str, Any], template: Mapping[str, Tensor] | None = None) -> "Layout":
+        """Rebuild a layout.
+
+        Args:
+            structure: What `to_dict` gave.
+            template: Template tensors; zeros of their shapes when `None`.
+
+        Raises:
+            ValueError: If `template` does not fit the structure.
+        """
+        specs = [TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in structure["template"]]
+        if template is None:
+            template = {s.name: torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in specs}
+        if [TensorSpec.of(n, t) for n, t in template.items()] != specs:
+            raise ValueError(
+                f"template does not fit: expected {[(s.name, s.shape, s.dtype) for s in specs]}, got "
+                f"{[(n, tuple(t.shape), str(t.dtype)) for n, t in template.items()]}"
+            )
+        layers = tuple(
+            LayerSpec(entry["name"], entry["kind"], _spec(entry["weight"]), entry["bias"] and _spec(entry["bias"]))
+            for entry in structure["layers"]
+        )
+        return cls(
+            token_layout=structure["token_layout"],
+            token_dim=structure["token_dim"],
+            batch_norm=structure["batch_norm"],
+            layers=layers,
+            tensor_names=tuple(structure["tensor_names"]),
+            aliases=dict(structure["aliases"]),
+            template=dict(template),
+        )
+
+
+def _spec(entry: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(entry["name"], tuple(entry["shape"]), entry["dtype"])
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} ({value.layout})" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _shared(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """Later names of the same memory, viewed alike, to the first."""
+    first: dict[tuple[Any, ...], str] = {}
+    aliases = {}
+    for name, tensor in state_dict.items():
+        if tensor.numel() == 0:
+            continue
+        place = id(tensor) if tensor.is_meta else tensor.data_ptr()
+        key = (place, tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+    return aliases
+
+
+def _is_batch_norm(name: str, state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether `name` belongs to a module with running statistics, whatever it is called."""
+    prefix = name.rpartition(".")[0]
+    dot = f"{prefix}." if prefix else ""
+    return all(f"{dot}{statistic}" in state_dict for statistic in RUNNING)
+
+
+def _group(specs: Mapping[str, TensorSpec], state_dict: Mapping[str, Tensor]) -> tuple[LayerSpec, ...]:
+    """Join each bias with its weight; everything else stands alone."""
+    biases = {}
+    for name, spec in specs.items():
+        if name.endswith("weight"):
+            bias = specs.get(name.removesuffix("weight") + "bias")
+            if bias is not None and spec.shape and bias.shape == spec.shape[:1] and bias.dtype == spec.dtype:
+                biases[name] = bias
+    taken = {bias.name for bias in biases.values()}
+    layers = []
+    for name, spec in specs.items():
+        if name in taken:
+            continue
+        title = name.removesuffix("weight").rstrip("._") if name.endswith("weight") else name
+        layers.append(LayerSpec(title or name, _kind(name, spec, state_dict), spec, biases.get(name)))
+    return tuple(layers)
+
+
+def _kind(name: str, spec: TensorSpec, state_dict: Mapping[str, Tensor]) -> LayerKind:
+    """What a tensor is, from its name and shape."""
+    last = name.rpartition(".")[2]
+    if last in RUNNING:
+        return "running_statistics"
+    if not last.endswith("weight"):
+        return "embedding" if "embed" in name or last.endswith("_token") else "other"
+    if len(spec.shape) == 1:
+        return "norm"
+    if "embed" in name or last == "relative_attention_bias.weight":
+        return "embedding"
+    return "linear" if len(spec.shape) == 2 else "conv" if len(spec.shape) > 2 else "other"

@@ -1,0 +1,89 @@
+"""Per-layer normalisation of weights: fitted on training networks, applied to tokens, inverted when decoding."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hf_sane.core.layout import LayerSpec, Layout
+
+FitMethod = Literal["standardize", "robust"]
+
+
+def layer_key(layer: LayerSpec) -> str:
+    """Name and row length: what layers of related architectures (ResNet-20 and -32, other class counts) share."""
+    return f"{layer.name}:{layer.row_length}"
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Mean and standard deviation of the weights of each layer.
+
+    Attributes:
+        means: Layer key to mean.
+        stds: Layer key to standard deviation, > 0.
+    """
+
+    means: Mapping[str, float]
+    stds: Mapping[str, float]
+
+    @classmethod
+    def fit(cls, batches: Iterable[tuple[Layout, Tensor]], method: FitMethod = "standardize") -> "LayerStatistics":
+        """Fit on training networks.
+
+        `standardize`: `mu = mean_m mean(w_m)`, `sigma = sqrt(mean_m var(w_m))` over models `m`; weights and bias of a
+        layer share them, padding does not count (released code of SANE; the spread of means between models is left out
+        there too). `robust`: medians over models in place of means, so that a few exploded networks cannot set the scale.
+
+        Args:
+            batches: Pairs of a layout and raw tokens `[M, N, D]` (or `[N, D]`).
+            method: `"standardize"` or `"robust"`.
+
+        Raises:
+            ValueError: Without any network, or for an unknown method.
+        """
+        if method not in ("standardize", "robust"):
+            raise ValueError(f"expected method 'standardize' or 'robust', got {method!r}")
+        means: dict[str, list[Tensor]] = {}
+        variances: dict[str, list[Tensor]] = {}
+        for layout, tokens in batches:
+            batch = tokens if tokens.ndim == 3 else tokens[None]
+            for layer, part in zip(layout.layers, layout.token_slices, strict=True):
+                weights = batch[:, part][:, layout.weight_mask[part]].double()
+                means.setdefault(layer_key(layer), []).append(weights.mean(dim=1))
+                variances.setdefault(layer_key(layer), []).append(weights.var(dim=1, unbiased=False))
+        if not means or not all(sum(map(len, found)) for found in means.values()):
+            raise ValueError("expected at least one network to fit on, got none; pass the training split of a zoo")
+        centre = torch.median if method == "robust" else torch.mean
+        mu = {key: centre(torch.cat(found)).item() for key, found in means.items()}
+        sigma = {key: centre(torch.cat(found)).sqrt().item() for key, found in variances.items()}
+        return cls(mu, {key: value if value > 0 else 1.0 for key, value in sigma.items()})
+
+    def per_token(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each token's layer, both `[N, 1]` float32.
+
+        Raises:
+            KeyError: If a layer of `layout` was not fitted.
+        """
+        keys = [layer_key(layer) for layer in layout.layers]
+        if unknown := [key for key in keys if key not in self.means]:
+            raise KeyError(
+                f"the extractor was fitted on another layout: no statistics for {unknown[:5]}"
+                f"{' and more' if len(unknown) > 5 else ''} (name:row length), it knows {list(self.means)[:5]}; fit it on "
+                "networks of this architecture, or use normalization='none'"
+            )
+        means = torch.tensor([self.means[key] for key in keys], dtype=torch.float64)[layout.layer_index, None]
+        stds = torch.tensor([self.stds[key] for key in keys], dtype=torch.float64)[layout.layer_index, None]
+        return means.float(), stds.float()
+
+    def apply(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """`(t - mu) / sigma` at real weights, zero at padding; `[*batch, N, D]` in and out."""
+        means, stds = (value.to(tokens) for value in self.per_token(layout))
+        return (tokens - means).div_(stds).mul_(layout.weight_mask.to(tokens.device))
+
+    def invert(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """`t * sigma + mu` at real weights, zero at padding; `[*batch, N, D]` in and out, differentiable."""
+        means, stds = (value.to(tokens) for value in self.per_token(layout))
+        return (tokens * stds + means) * layout.weight_mask.to(tokens.device)

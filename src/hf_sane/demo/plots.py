@@ -1,0 +1,78 @@
+"""The demo's two pictures: where networks lie in latent space, and what sampled networks are worth."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# One colour per family: SANE in blues, the zoo's own networks in greens, what costs nothing in greys and reds.
+COLOURS = {
+    "anchors": "#1b7837",
+    "reconstructed_anchors": "#7fbf7b",
+    "sane_kde": "#9ecae1",
+    "sane_subsampled": "#3182bd",
+    "sane_bootstrapped": "#08306b",
+    "anchor_noise": "#e6550d",
+    "anchor_noise_selected": "#fdae6b",
+    "anchor_average": "#a50f15",
+    "sane_prior": "#bcbddc",
+    "scratch": "#636363",
+}
+
+
+def plane(embeddings: np.ndarray, *, seed: int) -> np.ndarray:
+    """Map embeddings `[M, F]` to the plane `[M, 2]` for looking at: PCA to 30 dimensions, then t-SNE (scikit-learn)."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    scale = embeddings.std(axis=0)
+    standardised = (embeddings - embeddings.mean(axis=0)) / np.where(scale > 0, scale, 1.0)
+    components = min(30, *standardised.shape)
+    reduced = PCA(components, random_state=seed).fit_transform(standardised)
+    perplexity = min(30.0, (len(reduced) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+
+
+def plot_embedding_map(points: np.ndarray, properties: Mapping[str, np.ndarray], path: Path) -> None:
+    """Draw one panel per property: every dot is a network, its colour the property.
+
+    Args:
+        points: `[M, 2]` positions in the plane.
+        properties: Property name to values `[M]`.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(properties), 4.4), layout="constrained")
+    panels = np.atleast_1d(np.asarray(figure.subplots(1, len(properties))))
+    for axes, (name, values) in zip(panels, properties.items(), strict=True):
+        dots = axes.scatter(points[:, 0], points[:, 1], c=values, s=9, cmap="viridis", linewidths=0)
+        figure.colorbar(dots, ax=axes, label=name)
+        axes.set(xticks=[], yticks=[], title=f"test networks by {name}")
+        axes.spines[:].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> None:
+    """Draw mean test accuracy over fine-tuning epochs, one line with its spread per method.
+
+    Args:
+        curves: Method to accuracies `[epochs + 1, networks]`; row 0 is before any training.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for name, rows in curves.items():
+        accuracy = np.asarray(rows)
+        mean, spread = accuracy.mean(axis=1), accuracy.std(axis=1)
+        epochs = np.arange(len(mean))
+        style: dict[str, Any] = {"linewidth": 2.4 if name.startswith("sane") else 1.5, "color": COLOURS.get(name)}
+        axes.plot(epochs, mean, marker="o", markersize=3, label=name.replace("_", " "), **style)
+        axes.fill_between(epochs, mean - spread, mean + spread, alpha=0.12, color=COLOURS.get(name), linewidth=0)
+    axes.set(xlabel="fine-tuning epochs", ylabel="test accuracy", ylim=(0, 1))
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, ncols=2, loc="lower right")
+    figure.savefig(path, dpi=130)

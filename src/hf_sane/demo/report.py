@@ -1,0 +1,174 @@
+"""Turn the demo's results into a page: what was measured, against what, and whether each goal was reached."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PROPERTY_TITLES = {
+    "test_accuracy": "test accuracy",
+    "epoch": "epoch",
+    "generalization_gap": "generalisation gap",
+}
+METHOD_TITLES = {
+    "anchors": "anchors (trained networks)",
+    "reconstructed_anchors": "anchors, encoded and decoded",
+    "sane_kde": "SANE, KDE",
+    "sane_subsampled": "SANE, subsampled",
+    "sane_bootstrapped": "SANE, bootstrapped",
+    "sane_prior": "SANE, from the prior",
+    "anchor_noise": "anchor + noise, same distance",
+    "anchor_noise_selected": "anchor + noise, same distance, selected alike",
+    "anchor_average": "average of anchors",
+    "scratch": "random initialisation",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One goal of the demo: what was asked, what came, and whether it suffices."""
+
+    name: str
+    wanted: float
+    got: float
+    strict: bool = False
+
+    @property
+    def reached(self) -> bool:
+        """Whether `got` is at least `wanted` (above it when `strict`)."""
+        return self.got > self.wanted if self.strict else self.got >= self.wanted
+
+
+def goals(results: Mapping[str, Any]) -> list[Goal]:
+    """Compare the demo's results with what it set out to reach.
+
+    Args:
+        results: The `results` part of the demo's run record.
+
+    Returns:
+        One `Goal` per claim, in the order of the pipeline.
+    """
+    reconstruction, sampling = results["reconstruction"], results["sampling"]
+    start, first = sampling["epoch_0"], sampling["epoch_1"]
+    found = [Goal("reconstruction R2 of test networks", 0.90, results["reconstruction_r2"])]
+    found += [
+        Goal(f"{name}: accuracy kept by reconstructed test networks", 0.90, part["accuracy_kept"])
+        for name, part in reconstruction.items()
+    ]
+    for name, title in PROPERTY_TITLES.items():
+        row = results["probe"][name]
+        found.append(Goal(f"{title}: best SANE pooling against s(W), R2", row["layer_statistics"], row["sane_best"]))
+        found.append(Goal(f"{title}: best SANE pooling against W, R2", row["weights"], row["sane_best"], strict=True))
+    best = start["sane_subsampled"]
+    found += [
+        Goal("sampled, epoch 0: 0.85 of the anchors' accuracy", 0.85 * start["anchors"], best),
+        Goal("sampled, epoch 0: above the anchor average", start["anchor_average"], best, strict=True),
+        Goal("sampled, epoch 0: above anchor + noise at equal distance", start["anchor_noise"], best, strict=True),
+        Goal(
+            "sampled, epoch 0: above anchor + noise at equal distance, selected alike",
+            start["anchor_noise_selected"],
+            best,
+            strict=True,
+        ),
+        Goal("sampled, epoch 1: above training from scratch", first["scratch"], first["sane_subsampled"], strict=True),
+    ]
+    return found
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Format a pipe table; the first column is left-aligned, the others right-aligned."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def probe_markdown(details: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Probe table: one row per embedding, R2 and Kendall tau on test networks for each property."""
+    names = list(next(iter(details.values())))
+    header = ["embedding"] + [f"{PROPERTY_TITLES[p]} {m}" for p in details for m in ("R2", "tau")]
+    rows = [[n] + [f"{details[p][n][m]:.3f}" for p in details for m in ("r2", "kendall_tau")] for n in names]
+    return markdown_table(header, rows)
+
+
+def sampling_markdown(sampling: Mapping[str, Any]) -> str:
+    """Sampling table: accuracy at each reported epoch and distance to the nearest training network, per method."""
+    epochs = [key for key in sampling if key.startswith("epoch_")]
+    distances = sampling["nearest_training_distance"]
+    rows = [
+        [METHOD_TITLES[name]]
+        + [f"{sampling[epoch][name]:.3f}" for epoch in epochs]
+        + [f"{distances[name]:.3f}" if name in distances else ""]
+        for name in sampling[epochs[0]]
+    ]
+    return markdown_table(["networks", *(e.replace("_", " ") for e in epochs), "nearest training distance"], rows)
+
+
+def goals_markdown(found: Sequence[Goal]) -> str:
+    """Goal table: wanted, got, reached or not."""
+    rows = [
+        [goal.name, f"{'>' if goal.strict else '>='} {goal.wanted:.3f}", f"{goal.got:.3f}", "yes" if goal.reached else "**no**"]
+        for goal in found
+    ]
+    return markdown_table(["goal", "wanted", "got", "reached"], rows)
+
+
+def render_report(record: Mapping[str, Any]) -> str:
+    """Write the demo's page from its run record.
+
+    Args:
+        record: The JSON of the run record, as saved.
+
+    Returns:
+        Markdown; links only to files that lie beside it.
+    """
+    results, sampling = record["results"], record["results"]["sampling"]
+    found = goals(results)
+    missed = [goal for goal in found if not goal.reached]
+    verdict = (
+        "Every goal was reached."
+        if not missed
+        else "Not reached: " + "; ".join(f"{goal.name} ({goal.got:.3f}, wanted {goal.wanted:.3f})" for goal in missed) + "."
+    )
+    zoo_rows = [
+        [name, str(part["networks"]), str(part["excluded"]), f"{part['accuracy']:.3f}", str(part["checkpoints"])]
+        for name, part in results["zoos"].items()
+    ]
+    reconstruction_rows = [
+        [name, f"{part['r2']:.3f}", f"{part['accuracy_original']:.3f}", f"{part['accuracy_reconstructed']:.3f}"]
+        for name, part in results["reconstruction"].items()
+    ]
+    stages = "; ".join(f"{name} {seconds:.0f} s" for name, seconds in results["stage_seconds"].items())
+    return f"""# hf_sane demo
+
+{verdict} Seed {record["seed"]}, {record["seconds"]:.0f} s, peak memory {record["peak_rss_bytes"] / 2**30:.2f} GiB ({stages}).
+
+{goals_markdown(found)}
+
+## The zoos
+
+Networks trained on scikit-learn's digits; split 70/15/15 by training run.
+
+{markdown_table(["zoo", "networks", "left out", "mean final test accuracy", "checkpoints each"], zoo_rows)}
+
+## Reconstruction
+
+SANE sees each test network once and writes it again. R2 is over real weights; what counts is whether the networks still work.
+
+{markdown_table(["zoo (test networks)", "R2", "accuracy before", "accuracy after"], reconstruction_rows)}
+
+## What embeddings know
+
+Ridge probes on the hyper-parameter zoo: penalty and pooling chosen on validation networks, figures on test networks.
+
+{probe_markdown(results["probe_details"])}
+
+![Test networks in SANE's latent space](embedding_map.png)
+
+## Networks that were never trained
+
+{sampling["num_anchors"]} anchors of the seed zoo; bandwidth {sampling["bandwidth"]} anchor standard deviations, chosen on validation
+images together with the best {sampling["num_kept"]} of {sampling["num_candidates"]} candidates. Test accuracy, mean over networks; distance is the root mean
+square difference per weight, in standard deviations of its layer, to the nearest checkpoint of the training split.
+
+{sampling_markdown(sampling)}
+
+![Accuracy over fine-tuning epochs](finetuning.png)
+"""

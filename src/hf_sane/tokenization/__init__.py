@@ -1,0 +1,1 @@
+"""Networks to tokens and back: the weight tokenizer and the readers of checkpoints."""

@@ -1,0 +1,168 @@
+"""State dicts from wherever networks live: memory, safetensors, pickles that hold nothing but weights, the Hub."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hf_sane.core.types import StateDict
+
+SAFETENSORS_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
+PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile
+
+Source = Mapping[str, Tensor] | nn.Module | str | Path
+
+
+def load_state_dict(source: Source, *, revision: str | None = None) -> StateDict:
+    """Read a network's tensors.
+
+    Args:
+        source: A state dict or module (tensors are shared, not copied); a path to a `.safetensors` file, to a folder or
+            index of shards, or to a pickle (`.pt`, `.pth`, `.th`, `.bin`, `.ckpt`), which is opened with
+            `weights_only=True` and may wrap the tensors in `{"state_dict": ...}`; or a Hub repo id, of which only
+            safetensors are downloaded. A prefix `module.` or `_orig_mod.` that *all* names carry (DataParallel,
+            torch.compile) is taken off, whatever the source.
+        revision: Branch, tag or commit of a Hub repo.
+
+    Raises:
+        FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
+        ValueError: If a file is truncated, an index points outside its folder, or a pickle holds more than weights.
+        TypeError: If `source` is nothing of the above.
+    """
+    if isinstance(source, nn.Module):
+        return strip_prefixes(source.state_dict())
+    if isinstance(source, Mapping):
+        return strip_prefixes(source)
+    if not isinstance(source, str | Path):
+        raise TypeError(f"expected a state dict, module, path or Hub repo id, got {type(source).__name__}")
+    path = Path(source)
+    if path.exists():
+        return strip_prefixes(_load_path(path))
+    if isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "~", "/")) or path.suffix in (
+        ".safetensors",
+        *PICKLE_SUFFIXES,
+    ):
+        raise FileNotFoundError(f"no such file or folder: {source}; give an existing path or a Hub repo id")
+    return strip_prefixes(_load_repo(source, revision))
+
+
+def strip_prefixes(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Take off `module.` and `_orig_mod.` where every name carries them."""
+    names = dict(zip(state_dict, state_dict, strict=True))
+    changed = bool(names)
+    while changed:
+        changed = False
+        for prefix in WRAPPER_PREFIXES:
+            if names and all(name.startswith(prefix) for name in names.values()):
+                names = {old: name.removeprefix(prefix) for old, name in names.items()}
+                changed = True
+    return {names[old]: tensor for old, tensor in state_dict.items()}
+
+
+def _load_path(path: Path) -> StateDict:
+    if path.is_dir():
+        for name in SAFETENSORS_NAMES:
+            if (path / name).exists():
+                return _load_safetensors(path / name)
+            if (path / f"{name}.index.json").exists():
+                return _load_index(path / f"{name}.index.json")
+        single = sorted(path.glob("*.safetensors"))
+        if len(single) == 1:
+            return _load_safetensors(single[0])
+        raise FileNotFoundError(
+            f"{path} holds {len(single)} safetensors files and none of {SAFETENSORS_NAMES}; name the file itself"
+        )
+    if path.name.endswith(".index.json"):
+        return _load_index(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        return _load_pickle(path)
+    return _load_safetensors(path)
+
+
+def _load_safetensors(path: Path) -> StateDict:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}; {path.stat().st_size} bytes): truncated, or another "
+            "format; download or save it again"
+        ) from error
+
+
+def index_shards(index: Path) -> dict[str, list[str]]:
+    """Read a shard index: file name to the tensors in it.
+
+    Raises:
+        ValueError: If it is no index, or names a file outside its own folder.
+        FileNotFoundError: If a shard is missing.
+    """
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is no shard index: expected JSON with a 'weight_map' ({error!r})") from error
+    shards: dict[str, list[str]] = {}
+    for name, file in weight_map.items():
+        shards.setdefault(file, []).append(name)
+    for file in shards:
+        if Path(file).name != file or file in ("", ".", ".."):
+            raise ValueError(f"{index} names {file!r}, which is not a file beside it; refused, do not trust this folder")
+        if not (index.parent / file).exists():
+            raise FileNotFoundError(f"{index} names the shard {file}, which is missing; download the folder again")
+    return shards
+
+
+def _load_index(index: Path) -> StateDict:
+    tensors: StateDict = {}
+    for file, names in index_shards(index).items():
+        shard = _load_safetensors(index.parent / file)
+        if missing := sorted(set(names) - shard.keys()):
+            raise ValueError(f"{file} lacks {missing} which {index} places there; download the folder again")
+        tensors |= {name: shard[name] for name in names}
+    return tensors
+
+
+def _load_pickle(path: Path) -> StateDict:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise ValueError(
+            f"{path} cannot be opened with weights_only=True ({reason}): it is damaged, or holds more than "
+            "tensors and could run code; convert it to safetensors where you trust it"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path}: expected a dict of tensors (or one under 'state_dict'), got {_outline(content)}")
+    return dict(content)
+
+
+def _outline(content: object) -> str:
+    if isinstance(content, Mapping):
+        return f"a dict of {sorted({type(value).__name__ for value in content.values()})}"
+    return type(content).__name__
+
+
+def _load_repo(repo_id: str, revision: str | None) -> StateDict:
+    files = HfApi().list_repo_files(repo_id, revision=revision)
+    for name in SAFETENSORS_NAMES:
+        if name in files:
+            return _load_safetensors(Path(hf_hub_download(repo_id, name, revision=revision)))
+        if f"{name}.index.json" in files:
+            index = Path(hf_hub_download(repo_id, f"{name}.index.json", revision=revision))
+            for file in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+                hf_hub_download(repo_id, file, revision=revision)
+            return _load_index(index)
+    pickles = [file for file in files if Path(file).suffix in PICKLE_SUFFIXES]
+    raise FileNotFoundError(
+        f"{repo_id} holds no {SAFETENSORS_NAMES[0]}"
+        + (f", only pickles {pickles}, which are not downloaded; ask its author for safetensors" if pickles else "")
+    )

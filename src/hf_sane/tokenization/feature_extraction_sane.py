@@ -1,0 +1,207 @@
+"""The weight tokenizer: a network in, a sequence of normalised weight tokens out, and back, bit by bit."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import BatchFeature, FeatureExtractionMixin
+
+from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
+from hf_sane.core.layout import BatchNormStorage, Layout, TensorSpec, TokenLayout
+from hf_sane.core.normalization import LayerStatistics
+from hf_sane.core.types import StateDict, TokenSequence
+from hf_sane.tokenization.checkpoints import Source, load_state_dict
+
+Normalization = Literal["standardize", "robust", "none"]
+# What transformers itself writes into preprocessor_config.json, or passes along when it reads one.
+FOREIGN_KEYS = {"feature_extractor_type", "processor_class", "auto_map", "name_or_path", "_commit_hash", "transformers_version"}
+
+
+class SANEFeatureExtractor(FeatureExtractionMixin):
+    """Weight tokenizer: networks to token sequences and back.
+
+    Every floating-point tensor becomes tokens (see `Layout`), so `decode(encode(network))` gives every tensor back; bit by
+    bit with `normalization="none"`, to rounding otherwise. With `"standardize"` (the paper's) or `"robust"` the extractor
+    must be fitted on training networks first; the statistics are saved with it.
+
+    Args:
+        token_dim: Scalars per token, `D`. The paper: 289 for CNNs, 288 for ResNets.
+        token_layout: `"rowwise"` (the paper's) or `"dense"`.
+        batch_norm: `"tokens"`, or `"template"` to carry BatchNorm tensors unchanged.
+        normalization: `"standardize"`, `"robust"` or `"none"`.
+        statistics: Fitted statistics, `{"means": {...}, "stds": {...}}`; filled by `fit`.
+
+    Raises:
+        TypeError: For an unknown setting.
+        ValueError: For a setting out of range.
+    """
+
+    model_input_names = ["tokens", "positions", "weight_mask", "attention_mask"]  # noqa: RUF012 (set by transformers)
+
+    def __init__(
+        self,
+        token_dim: int = 289,
+        token_layout: TokenLayout = "rowwise",
+        batch_norm: BatchNormStorage = "tokens",
+        normalization: Normalization = "standardize",
+        statistics: Mapping[str, Mapping[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if unknown := sorted(kwargs.keys() - FOREIGN_KEYS):
+            raise TypeError(
+                f"unknown settings {unknown}; expected token_dim, token_layout, batch_norm, normalization, statistics"
+            )
+        if normalization not in ("standardize", "robust", "none"):
+            raise ValueError(f"expected normalization 'standardize', 'robust' or 'none', got {normalization!r}")
+        super().__init__(**kwargs)
+        self.token_dim = token_dim
+        self.token_layout = token_layout
+        self.batch_norm = batch_norm
+        self.normalization = normalization
+        self.statistics = statistics and {name: dict(values) for name, values in statistics.items()}
+        self._layouts: dict[tuple[Any, ...], Layout] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `preprocessor_config.json` holds."""
+        settings = super().to_dict()
+        settings.pop("_layouts", None)
+        return settings
+
+    def layout(self, source: Source, *, revision: str | None = None) -> Layout:
+        """Lay out a network without reading its values; meta tensors will do."""
+        state_dict = load_state_dict(source, revision=revision)
+        return Layout.from_state_dict(
+            state_dict, token_dim=self.token_dim, token_layout=self.token_layout, batch_norm=self.batch_norm
+        )
+
+    def encode(self, source: Source, *, revision: str | None = None) -> TokenSequence:
+        """Turn a network into tokens.
+
+        Args:
+            source: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id.
+            revision: Branch, tag or commit of a Hub repo.
+
+        Returns:
+            Normalised tokens with mask, positions and the layout that `decode` needs.
+
+        Raises:
+            ValueError: For NaN or infinite weights, meta tensors, or an extractor that was not fitted.
+            KeyError: If the extractor was fitted on another architecture.
+        """
+        state_dict = load_state_dict(source, revision=revision)
+        if meta := [name for name, tensor in state_dict.items() if tensor.is_meta]:
+            raise ValueError(f"tensors without values (meta device): {meta[:5]}; load the weights, or use layout()")
+        layout = Layout.from_state_dict(
+            state_dict, token_dim=self.token_dim, token_layout=self.token_layout, batch_norm=self.batch_norm
+        )
+        raw = tokens_from_tensors(state_dict, layout)
+        _check_finite(raw, state_dict)
+        tokens = raw if self.normalization == "none" else self._statistics().apply(raw, layout)
+        return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
+
+    def decode(self, tokens: Tensor, layout: Layout) -> StateDict:
+        """Turn tokens back into a state dict.
+
+        Args:
+            tokens: `[N, D]`, normalised as `encode` gives them.
+            layout: The layout of the network, from `encode`.
+
+        Returns:
+            All tensors in their original order and dtype; shared tensors are shared again.
+
+        Raises:
+            ValueError: If `tokens` does not have the layout's shape.
+        """
+        raw = self.denormalize(tokens, layout) if self.normalization != "none" else tokens
+        tensors = {**tensors_from_tokens(raw, layout), **{n: t.clone() for n, t in layout.template.items()}}
+        return {name: tensors[layout.aliases.get(name, name)] for name in layout.tensor_names}
+
+    def fit(
+        self,
+        sources: Iterable[Source | tuple[Layout, Tensor]],
+        *,
+        max_abs_weight: float | None = None,
+    ) -> "SANEFeatureExtractor":
+        """Fit the per-layer statistics; use training networks only.
+
+        Args:
+            sources: Networks, or pairs of a layout and *raw* tokens `[M, N, D]`.
+            max_abs_weight: Leave out networks with a larger weight: one exploded network would set every scale.
+
+        Returns:
+            `self`.
+        """
+        if self.normalization == "none":
+            return self
+        batches = (self._batch(source, max_abs_weight) for source in sources)
+        fitted = LayerStatistics.fit((batch for batch in batches if len(batch[1])), self.normalization)
+        self.statistics = {"means": dict(fitted.means), "stds": dict(fitted.stds)}
+        return self
+
+    def _batch(self, source: Source | tuple[Layout, Tensor], max_abs_weight: float | None) -> tuple[Layout, Tensor]:
+        if isinstance(source, tuple):
+            layout, tokens = source
+        else:
+            state_dict = load_state_dict(source)
+            layout = self.layout(state_dict)
+            tokens = tokens_from_tensors(state_dict, layout)[None]
+        if max_abs_weight is not None:
+            tokens = tokens[tokens.abs().amax(dim=(1, 2)) <= max_abs_weight]
+        return layout, tokens
+
+    def _statistics(self) -> LayerStatistics:
+        if self.statistics is None:
+            raise ValueError(
+                f"normalization={self.normalization!r} needs statistics: call fit() with training networks, load a "
+                "fitted extractor with from_pretrained(), or use normalization='none'"
+            )
+        return LayerStatistics(self.statistics["means"], self.statistics["stds"])
+
+    def normalize(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """Raw tokens `[*batch, N, D]` to normalised ones; padding stays zero."""
+        return tokens if self.normalization == "none" else self._statistics().apply(tokens, layout)
+
+    def denormalize(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """Normalised tokens `[*batch, N, D]` to raw ones, differentiable; padding stays zero."""
+        return tokens if self.normalization == "none" else self._statistics().invert(tokens, layout)
+
+    def __call__(self, sources: Source | Sequence[Source], return_tensors: str | None = "pt") -> BatchFeature:
+        """Encode one or several networks into a padded batch.
+
+        Args:
+            sources: A network, or a list of them.
+            return_tensors: As in transformers; `"pt"`.
+
+        Returns:
+            `tokens` `[B, N, D]`, `positions` `[B, N, 3]`, `weight_mask` `[B, N, D]`, `attention_mask` `[B, N]`.
+        """
+        several = not isinstance(sources, str | Mapping | nn.Module) and isinstance(sources, Sequence)
+        encoded = [self.encode(source) for source in (sources if several else [sources])]
+        longest = max(map(len, encoded))
+
+        def pad(values: Iterable[Tensor]) -> Tensor:
+            return torch.stack(
+                [torch.cat([v, v.new_zeros(longest - len(v), *v.shape[1:])]) for v in values]
+            )
+
+        data = {
+            "tokens": pad(e.tokens for e in encoded),
+            "positions": pad(e.positions for e in encoded),
+            "weight_mask": pad(e.weight_mask for e in encoded),
+            "attention_mask": pad(torch.ones(len(e), dtype=torch.bool) for e in encoded),
+        }
+        return BatchFeature(data, tensor_type=return_tensors)
+
+
+def _check_finite(tokens: Tensor, state_dict: Mapping[str, Tensor]) -> None:
+    """One cheap pass; only when it fails, find out where."""
+    if torch.isfinite(tokens.sum()):
+        return
+    bad = {
+        TensorSpec.of(name, tensor).name: int((~torch.isfinite(tensor)).sum())
+        for name, tensor in state_dict.items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    }
+    if bad:
+        raise ValueError(f"NaN or infinite weights (tensor: count): {bad}; repair or leave out this network")
