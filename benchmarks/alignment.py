@@ -1,0 +1,169 @@
+"""Aligning 1,000 CNN-s to a reference: all at once, against a plain loop of git re-basin weight matching.
+
+    OMP_NUM_THREADS=2 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 \
+        python benchmarks/alignment.py --output alignment.json
+
+Three ways, in one process and under one allocator, medians of the repeats: `match_many`; `match_weights` per network; and a
+plain transcription of algorithm 1 (arXiv:2209.04836) that permutes every tensor anew for each axis, as the released codes
+do, but in NumPy, which is quicker than torch on tensors this small. The loops run on the first `--loop-networks` networks and are compared by time per network. Half a minute on 2 CPU cores.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from hf_sane.architectures.presets import build_model, cnn_s
+from hf_sane.core.matching import match_many, match_weights, weight_similarity
+from hf_sane.core.permutation import PermutationSpec
+from hf_sane.zoo.permutations import permutation_spec
+
+
+class PlainMatching:
+    """Algorithm 1 as published, in NumPy: random axis order, one tensor and one assignment after the other."""
+
+    def __init__(self, spec: PermutationSpec, reference: dict[str, Tensor]) -> None:
+        self.sizes = dict(spec.sizes)
+        self.reference = {name: tensor.numpy() for name, tensor in reference.items()}
+        self.places = {
+            axis: [(place.tensor, place.dim, place.positions.numpy()) for place in places]
+            for axis, places in spec.occurrences.items()
+        }
+
+    def __call__(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Permutation of each axis that aligns `state` to the reference."""
+        permutation = {axis: np.arange(size) for axis, size in self.sizes.items()}
+        generator = np.random.default_rng(0)
+        improved = True
+        while improved:
+            improved = False
+            for axis in generator.permutation(list(self.sizes)):
+                costs = self.costs(state, permutation, axis)
+                best = linear_sum_assignment(costs, maximize=True)[1]
+                here = np.arange(len(best))
+                if costs[here, best].sum() > costs[here, permutation[axis]].sum() + 1e-6:
+                    permutation[axis], improved = best, True
+        return permutation
+
+    def costs(self, state: dict[str, np.ndarray], permutation: dict[str, np.ndarray], axis: str) -> np.ndarray:
+        """Products of the reference's and the network's entries, the other axes as permuted so far."""
+        costs = np.zeros((self.sizes[axis], self.sizes[axis]))
+        for name, dim, positions in self.places[axis]:
+            moved = state[name]
+            for other, places in self.places.items():
+                for tensor, other_dim, other_positions in places:
+                    if tensor == name and other != axis:
+                        moved = moved.take(other_positions[permutation[other]].ravel(), axis=other_dim)
+            left, right = (
+                np.moveaxis(t, dim, 0)[positions].reshape(len(positions), -1) for t in (self.reference[name], moved)
+            )
+            costs += left @ right.T
+        return costs
+
+
+def median_seconds(function: Callable[[], Any], repeats: int) -> float:
+    """Median time of `function`, after one call that does not count."""
+    function()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def networks(count: int) -> dict[str, Tensor]:
+    """Independent CNN-s, freshly initialised: `{name: [count, *shape]}`."""
+    states = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        states.append(build_model(cnn_s()).state_dict())
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+def measure(count: int, loop_count: int, repeats: int) -> dict[str, Any]:
+    """Time the three ways and compare how close they bring the networks to the reference."""
+    spec, stack = permutation_spec(cnn_s()), networks(count)
+    loop_count = min(loop_count, count)
+    reference = {name: tensor[0] for name, tensor in stack.items()}
+    states = [{name: tensor[i] for name, tensor in stack.items()} for i in range(loop_count)]
+    plain_matching = PlainMatching(spec, reference)
+    arrays = [{name: tensor.numpy() for name, tensor in state.items()} for state in states]
+    seconds = {
+        "match_many": median_seconds(lambda: match_many(spec, reference, stack), repeats),
+        "match_many_and_apply": median_seconds(
+            lambda: spec.apply(stack, match_many(spec, reference, stack), batch_dims=1), repeats
+        ),
+        "match_weights_loop": median_seconds(lambda: [match_weights(spec, reference, s) for s in states], repeats),
+        "plain_loop": median_seconds(lambda: [plain_matching(state) for state in arrays], repeats),
+    }
+    found = match_many(spec, reference, stack)
+    same = all(
+        torch.equal(found[axis][i], index)
+        for i, state in enumerate(states)
+        for axis, index in match_weights(spec, reference, state).items()
+    )
+    plain = {axis: [] for axis in spec.sizes}
+    for state in arrays[1:]:
+        for axis, index in plain_matching(state).items():
+            plain[axis].append(torch.from_numpy(index))
+    some = {name: tensor[1:loop_count] for name, tensor in stack.items()}
+    theirs = spec.apply(some, {axis: torch.stack(indices) for axis, indices in plain.items()}, batch_dims=1)
+    ours = weight_similarity(spec, reference, spec.apply(stack, found, batch_dims=1), batch_dims=1)[1:loop_count]
+    before = weight_similarity(spec, reference, stack, batch_dims=1)[1:loop_count]
+    return {
+        "networks": count,
+        "loop_networks": loop_count,
+        "repeats": repeats,
+        "seconds": seconds,
+        "seconds_for_all": {
+            "match_many": seconds["match_many"],
+            "match_weights_loop": seconds["match_weights_loop"] * count / loop_count,
+            "plain_loop": seconds["plain_loop"] * count / loop_count,
+        },
+        "ratios": {
+            "plain_loop_over_match_many": seconds["plain_loop"] * count / loop_count / seconds["match_many"],
+            "match_weights_loop_over_match_many": (
+                seconds["match_weights_loop"] * count / loop_count / seconds["match_many"]
+            ),
+        },
+        "same_permutations_as_match_weights": same,
+        "mean_similarity": {
+            "before": before.mean().item(),
+            "match_many": ours.mean().item(),
+            "plain_loop": weight_similarity(spec, reference, theirs, batch_dims=1).mean().item(),
+        },
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "allocator": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("MALLOC_")},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and write JSON when asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", type=int, default=1000, help="networks to align")
+    parser.add_argument("--loop-networks", type=int, default=200, help="of these, how many the loops align")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls per way")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    report = measure(arguments.networks, arguments.loop_networks, arguments.repeats)
+    print(json.dumps(report, indent=2))
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+if __name__ == "__main__":
+    main()
