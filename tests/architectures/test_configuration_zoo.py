@@ -57,6 +57,14 @@ def test_misspelt_keys_raise(config_class, misspelt, meant):
         config_class(**{misspelt: 1})
 
 
+def test_misspelt_keys_in_a_file_raise(tmp_path):
+    CNNConfig().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace("pool_sizes", "pooling_sizes"))
+    with pytest.raises(TypeError, match="CNNConfig has no field 'pooling_sizes'; did you mean 'pool_sizes'"):
+        CNNConfig.from_pretrained(tmp_path)
+
+
 def test_a_key_like_nothing_lists_the_fields():
     with pytest.raises(TypeError, match="MLPConfig has no field 'xyz'; its fields are activation, "):
         MLPConfig(xyz=1)

@@ -21,7 +21,7 @@ def match_weights(
     max_iterations: int = 100,
     generator: torch.Generator | None = None,
 ) -> Permutation:
-    """Find the permutation that aligns one network to a reference; see [`match_many`].
+    """Find the permutation that aligns one network to a reference; see [`match_many`], far quicker for several networks.
 
     Args:
         spec: Permutation symmetries of both networks.
