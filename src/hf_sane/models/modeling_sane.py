@@ -209,13 +209,12 @@ class SANEModel(SANEPreTrainedModel):
             losses = self._losses(
                 reconstruction, target, weight_mask, attention_mask, projections if contrast else None
             )
-        pairs = {"latents": latents, "reconstruction": reconstruction, "projection": projections}
-        split: dict[str, Any] = {name: both for name, both in pairs.items() if both is not None}
+        output = SANEOutput(**losses, latents=latents, reconstruction=reconstruction, projection=projections)
         if len(views) == 2:
-            halves = {name: both.chunk(2) for name, both in split.items()}
-            split = {name: half[0] for name, half in halves.items()}
-            split |= {f"second_{name}": halves[name][1] for name in ("latents", "reconstruction")}
-        return SANEOutput(**losses, **split)
+            output.latents, output.second_latents = latents.chunk(2)
+            output.reconstruction, output.second_reconstruction = reconstruction.chunk(2)
+            output.projection = None if projections is None else projections.chunk(2)[0]
+        return output
 
     def _losses(
         self,
