@@ -1,5 +1,6 @@
 """A loss on what reconstructed networks do, not only on what their weights are."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -97,17 +98,22 @@ class BehaviorLoss:
         if arguments.behavior_weight == 0 or arguments.behavior_data is None:
             return None
         layouts = {split.layout(index).signature for split in splits for index in range(len(split))}
-        configs = {split.config(index).to_json_string() for split in splits for index in range(len(split))}
-        if len(layouts) != 1 or len(configs) != 1:
+        functions = {_function(split.config(index)) for split in splits for index in range(len(split))}
+        layout = splits[0].layout(0)
+        if len(layouts) != 1 or len(functions) != 1:
             raise ValueError(
-                f"the behavioural loss takes zoos of one architecture, got {len(layouts)} layouts and {len(configs)} "
+                f"the behavioural loss takes zoos of one architecture, got {len(layouts)} layouts and {len(functions)} "
                 "configurations; train on one of them, or set behavior_weight=0"
             )
-        layout = splits[0].layout(0)
         if layout.num_tokens > config.window_size:
             raise ValueError(
                 f"the behavioural loss needs windows of whole networks, got window_size={config.window_size} for "
                 f"{layout.num_tokens} tokens; raise window_size, or set behavior_weight=0"
+            )
+        if any(tensor.is_floating_point() for tensor in layout.template.values()):
+            raise ValueError(
+                "the behavioural loss needs every weight in the tokens, got a zoo with batch_norm='template'; build it "
+                "with batch_norm='tokens', or set behavior_weight=0"
             )
         return cls(
             config=splits[0].config(0),
@@ -124,9 +130,13 @@ class BehaviorLoss:
 
     def networks(self, tokens: Tensor) -> StackedNetworks:
         """Runnable networks from normalised tokens `[M, N, D]`; differentiable."""
-        return StackedNetworks(
-            self.config, tensors_from_tokens(self.extractor.denormalize(tokens, self.layout), self.layout)
-        )
+        tensors = tensors_from_tokens(self.extractor.denormalize(tokens, self.layout), self.layout)
+        for name, value in tensors.items():
+            if name.endswith("running_var"):  # a reconstructed variance may come out negative
+                tensors[name] = value.clamp_min(0)
+        tensors |= {name: value.expand(len(tokens), *value.shape) for name, value in self.layout.template.items()}
+        names = {name: self.layout.aliases.get(name, name) for name in self.layout.tensor_names}
+        return StackedNetworks(self.config, {name: tensors[source] for name, source in names.items()})
 
     def distance(self, tokens: Tensor, reconstruction: Tensor, step: int) -> Tensor:
         """[`behavior_distance`] between networks and their reconstructions on the images of this step.
@@ -164,6 +174,12 @@ class BehaviorLoss:
         tokens, decoded = (torch.cat([view[side][: self.num_models] for view in views]) for side in (0, 1))
         share = self.weight * (1.0 if output.contrastive_loss is None else 1.0 - self.contrast_weight)
         return output.loss + share * (self.distance(tokens, decoded, step) - output.reconstruction_loss)
+
+
+def _function(config: PreTrainedConfig) -> str:
+    """The part of a configuration that decides what a trained network computes."""
+    fields = {name: value for name, value in config.to_dict().items() if name not in ("dropout", "initialization")}
+    return json.dumps(fields, sort_keys=True)
 
 
 __all__ = ["BehaviorLoss", "behavior_distance"]

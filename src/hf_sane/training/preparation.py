@@ -75,7 +75,9 @@ def build_model(
             "leave token_dim out of the model settings, or build the zoo with that token_dim"
         )
     if model.config.contrast_weight == 0 or len(arguments.views) == 1:
-        model.projection_head.requires_grad_(requires_grad=False)  # data parallelism refuses parameters that get no gradient
+        model.projection_head.requires_grad_(
+            requires_grad=False
+        )  # data parallelism refuses parameters that get no gradient
     if arguments.activation_checkpointing:
         model.activation_checkpointing_enable()
     return model
