@@ -1,0 +1,75 @@
+"""The C library's memory allocator: tell it to keep large blocks, and say how much memory was used."""
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+REPLACEMENTS = ("jemalloc", "tcmalloc", "mimalloc")  # preloaded in place of glibc's own; they keep large blocks anyway
+# What `mallopt` takes (malloc.h), and the environment variable with which the user may have said something else.
+# Not mapping large blocks and never trimming are the point; the padding makes the heap grow in few, large steps.
+SETTINGS = {
+    "mmap_max": (-4, 0, "MALLOC_MMAP_MAX_"),
+    "trim_threshold": (-1, -1, "MALLOC_TRIM_THRESHOLD_"),  # -1: never
+    "top_pad": (-2, 2**28, "MALLOC_TOP_PAD_"),
+}
+
+_tuned: dict[str, int] = {}
+
+
+def tune_allocator() -> dict[str, Any]:
+    """Make glibc keep large freed blocks instead of returning each to the kernel.
+
+    By default every large temporary of a training step is mapped, faulted in page by page, and unmapped again, which can
+    take most of the step. The price is memory that stays with the process. Programs call this first, before PyTorch
+    allocates; importing the library never does. What the environment already sets (`MALLOC_MMAP_MAX_` and its like) is
+    left alone; on other systems, and with another allocator preloaded, nothing is done.
+
+    Returns:
+        [`allocator_state`] afterwards: `tuned` names what was set here.
+    """
+    state = allocator_state()
+    if state["name"].startswith("glibc"):
+        mallopt = ctypes.CDLL(None).mallopt
+        for name, (parameter, value, variable) in SETTINGS.items():
+            if variable not in os.environ and mallopt(parameter, value) == 1:
+                _tuned[name] = value
+    return allocator_state()
+
+
+def allocator_state() -> dict[str, Any]:
+    """Which allocator serves this process and what it was told: part of every run record.
+
+    Returns:
+        `name` (`"glibc 2.36"`, a preloaded library, or the platform's default), `environment` (the `MALLOC_*` and
+        `GLIBC_TUNABLES` variables that are set) and `tuned` (what [`tune_allocator`] set).
+    """
+    variables = {k: v for k, v in sorted(os.environ.items()) if k.startswith("MALLOC_") or k == "GLIBC_TUNABLES"}
+    return {"name": _allocator_name(), "environment": variables, "tuned": dict(_tuned)}
+
+
+def peak_rss_bytes() -> int | None:
+    """Largest resident memory of this process so far, in bytes; `None` where the system does not tell."""
+    if sys.platform == "linux":
+        # Not getrusage: its ru_maxrss survives exec, so that a child of a large process starts with its parent's peak.
+        with open("/proc/self/status") as status:
+            peaks = [line.split()[1] for line in status if line.startswith("VmHWM:")]
+        return int(peaks[0]) * 1024 if peaks else None
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None
+
+
+def _allocator_name() -> str:
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    for name in REPLACEMENTS:
+        if name in preloaded:
+            return name
+    if sys.platform != "linux" or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+        return f"default of {sys.platform}"
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or "default of linux"
+    except OSError:  # another C library, such as musl
+        return "default of linux"
