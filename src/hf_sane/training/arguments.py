@@ -153,6 +153,11 @@ class PretrainArguments:
         if self.behavior_weight > 0 and self.behavior_data is None:
             raise ValueError("behavior_weight > 0 needs behavior_data: 'digits' or the path of an .npz of images")
 
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """`model`, which is a dictionary once the arguments exist."""
+        return self.model if isinstance(self.model, dict) else {}
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON can hold them."""
         return asdict(self)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
+from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.chunking import tensors_from_tokens
-from hf_sane.core.layout import Layout
+from hf_sane.core.layout import RUNNING, Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEOutput
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
@@ -70,7 +70,7 @@ class BehaviorLoss:
         seed: Seed of the choice of images.
     """
 
-    config: PreTrainedConfig
+    config: ZooConfig
     layout: Layout
     extractor: SANEFeatureExtractor
     images: Tensor
@@ -129,11 +129,14 @@ class BehaviorLoss:
         )
 
     def networks(self, tokens: Tensor) -> StackedNetworks:
-        """Runnable networks from normalised tokens `[M, N, D]`; differentiable."""
+        """Runnable networks from normalised tokens `[M, N, D]`; differentiable, but for running statistics.
+
+        PyTorch's batch norm passes them no gradient. A reconstructed variance may come out negative and is cut at zero.
+        """
         tensors = tensors_from_tokens(self.extractor.denormalize(tokens, self.layout), self.layout)
         for name, value in tensors.items():
-            if name.endswith("running_var"):  # a reconstructed variance may come out negative
-                tensors[name] = value.clamp_min(0)
+            if name.endswith(RUNNING):
+                tensors[name] = value.detach().clamp_min(0) if name.endswith("running_var") else value.detach()
         tensors |= {name: value.expand(len(tokens), *value.shape) for name, value in self.layout.template.items()}
         names = {name: self.layout.aliases.get(name, name) for name in self.layout.tensor_names}
         return StackedNetworks(self.config, {name: tensors[source] for name, source in names.items()})
@@ -167,16 +170,21 @@ class BehaviorLoss:
         Returns:
             Scalar.
         """
-        views = [(batch.get("target_tokens", batch["tokens"]), output.reconstruction)]
+        assert output.loss is not None
+        assert output.reconstruction is not None
+        assert output.reconstruction_loss is not None
+        targets = [batch.get("target_tokens", batch["tokens"])]
+        decoded = [output.reconstruction]
         if output.second_reconstruction is not None:
-            target = batch.get("second_target_tokens", batch.get("second_tokens"))
-            views.append((target, output.second_reconstruction))
-        tokens, decoded = (torch.cat([view[side][: self.num_models] for view in views]) for side in (0, 1))
+            targets.append(batch.get("second_target_tokens", batch["second_tokens"]))
+            decoded.append(output.second_reconstruction)
+        first = slice(self.num_models)
+        distance = self.distance(torch.cat([t[first] for t in targets]), torch.cat([d[first] for d in decoded]), step)
         share = self.weight * (1.0 if output.contrastive_loss is None else 1.0 - self.contrast_weight)
-        return output.loss + share * (self.distance(tokens, decoded, step) - output.reconstruction_loss)
+        return output.loss + share * (distance - output.reconstruction_loss)
 
 
-def _function(config: PreTrainedConfig) -> str:
+def _function(config: ZooConfig) -> str:
     """The part of a configuration that decides what a trained network computes."""
     fields = {name: value for name, value in config.to_dict().items() if name not in ("dropout", "initialization")}
     return json.dumps(fields, sort_keys=True)

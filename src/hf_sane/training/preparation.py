@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.feature_extraction_sane import Normalization, SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import group_by_layout
 from hf_sane.zoo.dataset import ZooSplit
@@ -18,7 +18,7 @@ from hf_sane.zoo.dataset import ZooSplit
 logger = logging.getLogger(__name__)
 
 
-def fit_extractor(splits: Sequence[ZooSplit], normalization: str) -> SANEFeatureExtractor:
+def fit_extractor(splits: Sequence[ZooSplit], normalization: Normalization) -> SANEFeatureExtractor:
     """Fit a weight tokenizer on training networks; token size and layout are those that the zoos were built with."""
     layouts = [split.layout(0) for split in splits]
     shapes = {(layout.token_dim, layout.token_layout, layout.batch_norm) for layout in layouts}
@@ -60,10 +60,10 @@ def build_model(
 ) -> SANEModel:
     """Make or load the autoencoder, and point its linear path at the zoo's tokens when the latent is the narrower."""
     if arguments.pretrained is not None:
-        model = SANEModel.from_pretrained(arguments.pretrained, dtype=torch.float32, **arguments.model)
+        model = SANEModel.from_pretrained(arguments.pretrained, dtype=torch.float32, **arguments.model_settings)
         model.train()
     else:
-        config = SANEConfig(**{"token_dim": extractor.token_dim, **arguments.model})
+        config = SANEConfig(**{"token_dim": extractor.token_dim, **arguments.model_settings})
         model = SANEModel(config)
         narrow = config.latent_dim < config.token_dim
         if config.initialization == "linear_path" and narrow and arguments.initial_tokens > 0:
