@@ -201,6 +201,7 @@ def library_run(config: SANEConfig, batches: RandomBatches, precision: str) -> t
         scheduler=scheduler,
         sampler=batches,  # type: ignore[arg-type]
         extractor=None,  # type: ignore[arg-type]
+        train=(),
         validation=(),
         behavior=None,
         num_steps=1000,

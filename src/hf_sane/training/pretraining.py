@@ -3,10 +3,10 @@
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from hf_sane.core.files import write_atomically
+from hf_sane.core.run_record import RunRecord
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
@@ -26,6 +28,7 @@ from hf_sane.training.preparation import build_model, fit_extractor, one_cycle
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.loader import WindowSampler
 
+RECORD_NAME = "run.json"  # beside the model
 StepCallback = Callable[[int, float], None]
 
 
@@ -76,6 +79,7 @@ class Run:
     scheduler: LRScheduler
     sampler: WindowSampler
     extractor: SANEFeatureExtractor
+    train: Sequence[ZooSplit]
     validation: Sequence[ZooSplit]
     behavior: BehaviorLoss | None
     num_steps: int
@@ -109,6 +113,15 @@ class Run:
         self.progress.step += 1
         return torch.stack(losses).mean()
 
+    def describe_data(self) -> dict[str, Any]:
+        """What was trained and validated on, for the run record."""
+        return {
+            "zoos": self.arguments.zoo,
+            "train_models": [len(split) for split in self.train],
+            "validation_models": [len(split) for split in self.validation],
+            "steps_per_epoch": self.steps_per_epoch,
+        }
+
     def evaluate(self) -> float:
         """Reconstruction R2 on whole validation networks, shared out among processes."""
         accelerator, sums = self.accelerator, torch.zeros(4, dtype=torch.float64)
@@ -123,8 +136,8 @@ class Run:
         total = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
         return r2_from_sums(total)
 
-    def save(self, folder: Path) -> None:
-        """Write model and extractor, and swap the finished folder in."""
+    def save(self, folder: Path, record: RunRecord) -> None:
+        """Write model, extractor and run record, and swap the finished folder in."""
         accelerator = self.accelerator
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -133,6 +146,7 @@ class Run:
             model: SANEModel = accelerator.unwrap_model(self.model)
             model.save_pretrained(partial, state_dict=accelerator.get_state_dict(self.model))
             self.extractor.save_pretrained(partial)
+            record.save(partial / RECORD_NAME)
             replace_folder(partial, folder)
         accelerator.wait_for_everyone()
 
@@ -166,7 +180,7 @@ def pretrain(
         FileExistsError: If `output_dir` holds a run and `resume` was not asked for.
         FloatingPointError: If the loss is no longer finite.
     """
-    started = time.perf_counter()
+    record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict())
     run = prepare_run(arguments, zoos, extractor)
     accelerator, progress = run.accelerator, run.progress
     bar = tqdm(
@@ -195,11 +209,12 @@ def pretrain(
             save_checkpoint(accelerator, _checkpoints(arguments), step, keep=arguments.keep_checkpoints)
     bar.close()
     folder = Path(arguments.output_dir) / "model"
-    run.save(folder)
-    final_loss = accelerator.reduce(loss, "mean").item()
-    num_processes = accelerator.num_processes
+    results = {"reconstruction_r2": r2, "loss": accelerator.reduce(loss, "mean").item(), "steps": progress.step}
+    results["num_processes"] = accelerator.num_processes
+    record.finish(results, data=run.describe_data())
+    run.save(folder, record)
     accelerator.end_training()
-    return PretrainResult(folder, r2, final_loss, progress.step, time.perf_counter() - started, num_processes)
+    return PretrainResult(folder=folder, seconds=record.seconds or 0.0, **results)
 
 
 def prepare_run(
@@ -252,6 +267,7 @@ def prepare_run(
         scheduler=scheduler,
         sampler=sampler,
         extractor=extractor,
+        train=splits,
         validation=[zoo.splits["validation"] for zoo in zoos],
         behavior=behavior,
         num_steps=num_steps,
@@ -293,6 +309,6 @@ def _claim_folder(arguments: PretrainArguments, accelerator: Accelerator) -> Non
         arguments.check_continues(json.loads(settings.read_text()))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        settings.write_text(json.dumps(arguments.to_dict(), indent=2) + "\n")
+        with write_atomically(settings) as partial:
+            partial.write_text(json.dumps(arguments.to_dict(), indent=2) + "\n")
     accelerator.wait_for_everyone()
