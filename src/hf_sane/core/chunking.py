@@ -1,20 +1,26 @@
-"""Tensors to tokens and back: one strided copy per layer, batched over models, differentiable."""
+"""Tensors to tokens and back: one strided pass per layer, batched over models, differentiable."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from hf_sane.core.layout import LayerSpec, Layout
 
+# Per layer (scale, shift): every weight `w` becomes `scale * w + shift` on its way, in the same pass over memory.
+Affine = Sequence[tuple[float, float]]
 
-def tokens_from_tensors(tensors: Mapping[str, Tensor], layout: Layout, *, batch_dims: int = 0) -> Tensor:
+
+def tokens_from_tensors(
+    tensors: Mapping[str, Tensor], layout: Layout, *, batch_dims: int = 0, affine: Affine | None = None
+) -> Tensor:
     """Write tensors into tokens.
 
     Args:
         tensors: Name to `[*batch, *shape]`; must hold every tensor of the layout's layers.
         layout: Where each scalar goes.
         batch_dims: Leading axes of every tensor that count models.
+        affine: Scale and shift of each layer's weights; none when `None`.
 
     Returns:
         `[*batch, N, D]`, zero at padding; float64 if any tensor is, else float32: wide enough to hold every dtype exactly.
@@ -36,56 +42,27 @@ def tokens_from_tensors(tensors: Mapping[str, Tensor], layout: Layout, *, batch_
     wide = any(tensors[spec.name].dtype == torch.float64 for spec in specs)
     dtype = torch.float64 if wide else torch.float32
     if torch.is_grad_enabled() and any(tensors[spec.name].requires_grad for spec in specs):
-        parts = [_padded(tensors, layer, layout, batch, dtype) for layer in layout.layers]
-        return torch.cat(parts, dim=batch_dims)
+        return _recorded(tensors, layout, batch, dtype, affine)
     tokens = torch.empty(*batch, layout.num_tokens, layout.token_dim, dtype=dtype, device=first.device)
-    for layer, part in zip(layout.layers, layout.token_slices, strict=True):
-        _write(tokens[..., part, :], tensors, layer, layout, batch)
+    for index, (layer, part) in enumerate(zip(layout.layers, layout.token_slices, strict=True)):
+        rows, fan_in = _content(tokens[..., part, :], layer, layout, batch)
+        sides = [rows[..., :fan_in], rows[..., fan_in : fan_in + _bias_columns(layer, layout)]]
+        for spec, side in zip(layer.tensors, sides, strict=False):
+            _transfer(side, tensors[spec.name].detach().reshape(side.shape), affine and affine[index])
+        rows[..., fan_in + _bias_columns(layer, layout) :] = 0
     return tokens
 
 
-def _write(
-    target: Tensor, tensors: Mapping[str, Tensor], layer: LayerSpec, layout: Layout, batch: torch.Size
-) -> None:
-    """Copy one layer into its tokens `[*batch, n, D]`, padding included."""
-    weight = tensors[layer.weight.name]
-    bias = None if layer.bias is None else tensors[layer.bias.name]
-    if layout.token_layout == "rowwise":
-        rows = target.view(*batch, layer.channels, -1)
-        fan_in = layer.weight.numel // layer.channels
-        rows[..., :fan_in] = weight.reshape(*batch, layer.channels, fan_in)
-        if bias is not None:
-            rows[..., fan_in] = bias
-        rows[..., layer.row_length :] = 0
-    else:
-        flat = target.view(*batch, -1)
-        flat[..., : layer.weight.numel] = weight.reshape(*batch, -1)
-        if bias is not None:
-            flat[..., layer.weight.numel : layer.num_weights] = bias
-        flat[..., layer.num_weights :] = 0
-
-
-def _padded(
-    tensors: Mapping[str, Tensor], layer: LayerSpec, layout: Layout, batch: torch.Size, dtype: torch.dtype
-) -> Tensor:
-    """One layer as tokens `[*batch, n, D]`, recorded by autograd."""
-    rowwise = layout.token_layout == "rowwise"
-    rows = (layer.channels, -1) if rowwise else (-1,)
-    content = tensors[layer.weight.name].reshape(*batch, *rows)
-    if layer.bias is not None:
-        bias = tensors[layer.bias.name]
-        content = torch.cat([content, bias[..., None] if rowwise else bias], dim=-1)
-    pad = -content.shape[-1] % layout.token_dim
-    return torch.nn.functional.pad(content.to(dtype), (0, pad)).reshape(*batch, -1, layout.token_dim)
-
-
-def tensors_from_tokens(tokens: Tensor, layout: Layout, *, cast: bool = True) -> dict[str, Tensor]:
+def tensors_from_tokens(
+    tokens: Tensor, layout: Layout, *, cast: bool = True, affine: Affine | None = None
+) -> dict[str, Tensor]:
     """Read tensors out of tokens.
 
     Args:
         tokens: `[*batch, N, D]`.
         layout: Where each scalar sits.
         cast: Whether to return each tensor in the dtype that the layout notes; else in that of `tokens`.
+        affine: Scale and shift of each layer's weights; none when `None`.
 
     Returns:
         Name to `[*batch, *shape]` for every tensor in the layout's layers. Fresh memory, or recorded by autograd.
@@ -93,25 +70,63 @@ def tensors_from_tokens(tokens: Tensor, layout: Layout, *, cast: bool = True) ->
     Raises:
         ValueError: If `tokens` has another shape than the layout's.
     """
-    if tokens.shape[-2:] != (layout.num_tokens, layout.token_dim):
+    if tokens.ndim < 2 or tokens.shape[-2:] != (layout.num_tokens, layout.token_dim):
         raise ValueError(
             f"expected tokens [..., {layout.num_tokens}, {layout.token_dim}], got {tuple(tokens.shape)}; "
             "decode with the layout that encode gave"
         )
     batch = tokens.shape[:-2]
+    recorded = tokens.requires_grad and torch.is_grad_enabled()
     tensors = {}
-    for layer, part in zip(layout.layers, layout.token_slices, strict=True):
-        content = tokens[..., part, :]
-        if layout.token_layout == "rowwise":
-            content = content.reshape(*batch, layer.channels, -1)
-            fan_in = layer.weight.numel // layer.channels
-            weight, bias = content[..., :fan_in], content[..., fan_in]  if layer.bias is not None else None
-        else:
-            content = content.reshape(*batch, -1)
-            weight, bias = content[..., : layer.weight.numel], content[..., layer.weight.numel : layer.num_weights]
-        for spec, value in zip(layer.tensors, (weight, bias), strict=False):
+    for index, (layer, part) in enumerate(zip(layout.layers, layout.token_slices, strict=True)):
+        rows, fan_in = _content(tokens[..., part, :], layer, layout, batch)
+        sides = [rows[..., :fan_in], rows[..., fan_in : fan_in + _bias_columns(layer, layout)]]
+        for spec, side in zip(layer.tensors, sides, strict=False):
             dtype = getattr(torch, spec.dtype) if cast else tokens.dtype
-            shaped = value.reshape(*batch, *spec.shape)
-            shares = shaped.untyped_storage().data_ptr() == tokens.untyped_storage().data_ptr()
-            tensors[spec.name] = shaped.to(dtype, copy=shares, memory_format=torch.contiguous_format)
+            if recorded:
+                scale, shift = affine[index] if affine else (1.0, 0.0)
+                tensors[spec.name] = (side * scale + shift if affine else side).reshape(*batch, *spec.shape).to(dtype)
+                continue
+            target = torch.empty(side.shape, dtype=tokens.dtype if affine else dtype, device=tokens.device)
+            _transfer(target, side, affine and affine[index])
+            tensors[spec.name] = target.view(*batch, *spec.shape).to(dtype)
     return tensors
+
+
+def _bias_columns(layer: LayerSpec, layout: Layout) -> int:
+    """How many scalars the bias adds to a row (`rowwise`) or to the flattened layer (`dense`)."""
+    if layer.bias is None:
+        return 0
+    return 1 if layout.token_layout == "rowwise" else layer.bias.numel
+
+
+def _content(tokens: Tensor, layer: LayerSpec, layout: Layout, batch: Sequence[int]) -> tuple[Tensor, int]:
+    """A layer's tokens `[*batch, n, D]` as rows that hold `[weight | bias | padding]`, and where the weight ends."""
+    if layout.token_layout == "rowwise":
+        return tokens.view(*batch, layer.channels, -1), layer.weight.numel // layer.channels
+    return tokens.view(*batch, -1), layer.weight.numel
+
+
+def _transfer(target: Tensor, source: Tensor, affine: tuple[float, float] | None) -> None:
+    """`target = scale * source + shift` in one pass."""
+    if affine is None or affine == (1.0, 0.0):
+        target.copy_(source)
+        return
+    scale, shift = affine
+    values = source if source.dtype == target.dtype else source.to(target.dtype)
+    torch.add(target.new_tensor(shift), values, alpha=scale, out=target)
+
+
+def _recorded(
+    tensors: Mapping[str, Tensor], layout: Layout, batch: Sequence[int], dtype: torch.dtype, affine: Affine | None
+) -> Tensor:
+    """The same tokens, recorded by autograd."""
+    parts = []
+    for index, layer in enumerate(layout.layers):
+        lead = (*batch, layer.channels) if layout.token_layout == "rowwise" else tuple(batch)
+        content = torch.cat([tensors[spec.name].reshape(*lead, -1).to(dtype) for spec in layer.tensors], dim=-1)
+        if affine is not None:
+            content = content * affine[index][0] + affine[index][1]
+        pad = -content.shape[-1] % layout.token_dim
+        parts.append(torch.nn.functional.pad(content, (0, pad)).reshape(*batch, -1, layout.token_dim))
+    return torch.cat(parts, dim=len(batch))

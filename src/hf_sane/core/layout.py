@@ -5,7 +5,8 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -154,20 +155,19 @@ class Layout:
             template={n: state_dict[n].detach().clone() for n in state_dict if n in in_template and n not in aliases},
         )
 
-    @cached_property
+    @property
+    def _geometry(self) -> "_Geometry":
+        return _geometry(self.token_layout, self.token_dim, self.layers)
+
+    @property
     def token_slices(self) -> tuple[slice, ...]:
         """The tokens of each layer."""
-        slices, start = [], 0
-        for layer in self.layers:
-            stop = start + layer.num_tokens(self.token_layout, self.token_dim)
-            slices.append(slice(start, stop))
-            start = stop
-        return tuple(slices)
+        return self._geometry.token_slices
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the whole network, `N`."""
-        return self.token_slices[-1].stop
+        return self._geometry.token_slices[-1].stop
 
     @cached_property
     def num_weights(self) -> int:
@@ -179,32 +179,23 @@ class Layout:
         """Share of token entries that hold no weight."""
         return 1 - self.num_weights / (self.num_tokens * self.token_dim)
 
-    @cached_property
+    @property
     def weight_mask(self) -> Tensor:
-        """`[N, D]` bool, `True` where a real weight sits. Shared: read-only."""
-        mask = torch.zeros(self.num_tokens, self.token_dim, dtype=torch.bool)
-        for layer, tokens in zip(self.layers, self.token_slices, strict=True):
-            if self.token_layout == "rowwise":
-                mask[tokens].view(layer.channels, -1)[:, : layer.row_length] = True
-            else:
-                mask[tokens].view(-1)[: layer.num_weights] = True
-        return mask
+        """`[N, D]` bool, `True` where a real weight sits. Shared between networks of one structure: read-only."""
+        return self._geometry.weight_mask
 
-    @cached_property
+    @property
     def layer_index(self) -> Tensor:
         """`[N]` int64: layer of each token. Shared: read-only."""
-        counts = torch.tensor([s.stop - s.start for s in self.token_slices])
-        return torch.repeat_interleave(torch.arange(len(self.layers)), counts)
+        return self._geometry.positions[:, 1]
 
-    @cached_property
+    @property
     def positions(self) -> Tensor:
-        """`[N, 3]` int64: token index, layer index, channel index (in `dense`: index of the token within its layer)."""
-        channels = torch.empty(self.num_tokens, dtype=torch.int64)
-        for layer, tokens in zip(self.layers, self.token_slices, strict=True):
-            within = torch.arange(tokens.stop - tokens.start)
-            per_channel = len(within) // layer.channels if self.token_layout == "rowwise" else 1
-            channels[tokens] = within // per_channel
-        return torch.stack([torch.arange(self.num_tokens), self.layer_index, channels], dim=1)
+        """`[N, 3]` int64: token index, layer index, channel index (in `dense`: index of the token within its layer).
+
+        Shared: read-only.
+        """
+        return self._geometry.positions
 
     @cached_property
     def signature(self) -> str:
@@ -258,6 +249,33 @@ class Layout:
             aliases=dict(structure["aliases"]),
             template=dict(template),
         )
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """What follows from the layers alone; computed once for all networks of a structure."""
+
+    token_slices: tuple[slice, ...]
+    weight_mask: Tensor
+    positions: Tensor
+
+
+@lru_cache(maxsize=32)
+def _geometry(token_layout: TokenLayout, token_dim: int, layers: tuple[LayerSpec, ...]) -> _Geometry:
+    counts = [layer.num_tokens(token_layout, token_dim) for layer in layers]
+    ends = list(accumulate(counts))
+    slices = tuple(slice(end - count, end) for end, count in zip(ends, counts, strict=True))
+    mask = torch.zeros(ends[-1], token_dim, dtype=torch.bool)
+    channels = torch.empty(ends[-1], dtype=torch.int64)
+    for layer, tokens, count in zip(layers, slices, counts, strict=True):
+        if token_layout == "rowwise":
+            mask[tokens].view(layer.channels, -1)[:, : layer.row_length] = True
+            channels[tokens] = torch.arange(count) // (count // layer.channels)
+        else:
+            mask[tokens].view(-1)[: layer.num_weights] = True
+            channels[tokens] = torch.arange(count)
+    layer_index = torch.repeat_interleave(torch.arange(len(layers)), torch.tensor(counts))
+    return _Geometry(slices, mask, torch.stack([torch.arange(ends[-1]), layer_index, channels], dim=1))
 
 
 def _spec(entry: Mapping[str, Any]) -> TensorSpec:

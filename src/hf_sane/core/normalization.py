@@ -61,11 +61,11 @@ class LayerStatistics:
         sigma = {key: centre(torch.cat(found)).sqrt().item() for key, found in variances.items()}
         return cls(mu, {key: value if value > 0 else 1.0 for key, value in sigma.items()})
 
-    def per_token(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each token's layer, both `[N, 1]` float32.
+    def per_layer(self, layout: Layout) -> list[tuple[float, float]]:
+        """Mean and standard deviation of each layer of `layout`.
 
         Raises:
-            KeyError: If a layer of `layout` was not fitted.
+            KeyError: If a layer was not fitted.
         """
         keys = [layer_key(layer) for layer in layout.layers]
         if unknown := [key for key in keys if key not in self.means]:
@@ -74,16 +74,26 @@ class LayerStatistics:
                 f"{' and more' if len(unknown) > 5 else ''} (name:row length), it knows {list(self.means)[:5]}; fit it on "
                 "networks of this architecture, or use normalization='none'"
             )
-        means = torch.tensor([self.means[key] for key in keys], dtype=torch.float64)[layout.layer_index, None]
-        stds = torch.tensor([self.stds[key] for key in keys], dtype=torch.float64)[layout.layer_index, None]
-        return means.float(), stds.float()
+        return [(self.means[key], self.stds[key]) for key in keys]
+
+    def scales(self, layout: Layout) -> list[tuple[float, float]]:
+        """Per layer `(1 / sigma, -mu / sigma)`: what turns a weight into a normalised one (see `core.chunking.Affine`)."""
+        return [(1 / std, -mean / std) for mean, std in self.per_layer(layout)]
+
+    def inverse_scales(self, layout: Layout) -> list[tuple[float, float]]:
+        """Per layer `(sigma, mu)`: what turns a normalised weight back."""
+        return [(std, mean) for mean, std in self.per_layer(layout)]
 
     def apply(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """`(t - mu) / sigma` at real weights, zero at padding; `[*batch, N, D]` in and out."""
-        means, stds = (value.to(tokens) for value in self.per_token(layout))
-        return (tokens - means).div_(stds).mul_(layout.weight_mask.to(tokens.device))
+        """`(t - mu) / sigma` at real weights, zero at padding; `[*batch, N, D]` in and out, differentiable."""
+        return _affine(tokens, layout, self.scales(layout))
 
     def invert(self, tokens: Tensor, layout: Layout) -> Tensor:
         """`t * sigma + mu` at real weights, zero at padding; `[*batch, N, D]` in and out, differentiable."""
-        means, stds = (value.to(tokens) for value in self.per_token(layout))
-        return (tokens * stds + means) * layout.weight_mask.to(tokens.device)
+        return _affine(tokens, layout, self.inverse_scales(layout))
+
+
+def _affine(tokens: Tensor, layout: Layout, scales: list[tuple[float, float]]) -> Tensor:
+    per_token = torch.tensor(scales, dtype=torch.float64)[layout.layer_index].to(tokens)  # [N, 2]
+    mask = layout.weight_mask.to(tokens.device)
+    return torch.addcmul(per_token[:, 1:] * mask, tokens, per_token[:, :1] * mask)

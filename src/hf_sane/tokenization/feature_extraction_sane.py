@@ -95,9 +95,9 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         layout = Layout.from_state_dict(
             state_dict, token_dim=self.token_dim, token_layout=self.token_layout, batch_norm=self.batch_norm
         )
-        raw = tokens_from_tensors(state_dict, layout)
-        _check_finite(raw, state_dict)
-        tokens = raw if self.normalization == "none" else self._statistics().apply(raw, layout)
+        affine = None if self.normalization == "none" else self._statistics().scales(layout)
+        tokens = tokens_from_tensors(state_dict, layout, affine=affine)
+        _check_finite(tokens, state_dict)
         return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
 
     def decode(self, tokens: Tensor, layout: Layout) -> StateDict:
@@ -113,8 +113,9 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: If `tokens` does not have the layout's shape.
         """
-        raw = self.denormalize(tokens, layout) if self.normalization != "none" else tokens
-        tensors = {**tensors_from_tokens(raw, layout), **{n: t.clone() for n, t in layout.template.items()}}
+        affine = None if self.normalization == "none" else self._statistics().inverse_scales(layout)
+        tensors = tensors_from_tokens(tokens, layout, affine=affine)
+        tensors |= {name: tensor.clone() for name, tensor in layout.template.items()}
         return {name: tensors[layout.aliases.get(name, name)] for name in layout.tensor_names}
 
     def fit(

@@ -1,0 +1,76 @@
+"""Tokenize and detokenize a ResNet-18 (11.17 M parameters), as a share of the rate of `torch.clone` on the tokens.
+
+    python benchmarks/tokenization.py --output runs/benchmarks/tokenization.json
+
+Each round times clone, encode and decode one after the other, so that all see the same machine; the ratio is the median over
+rounds. About half a minute on 2 cores.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from hf_sane.architectures.presets import build_model, resnet
+from hf_sane.core.allocator import tune_allocator
+from hf_sane.core.run_record import RunRecord
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """Mean seconds of `repeats` calls."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return (time.perf_counter() - start) / repeats
+
+
+def measure(token_layout: str, normalization: str, *, rounds: int, repeats: int) -> dict[str, float]:
+    """Median rates of one setting, as shares of the rate of cloning the tokens."""
+    state_dict = build_model(resnet(18, num_labels=10)).state_dict()
+    extractor = SANEFeatureExtractor(288, token_layout, "tokens", normalization).fit([state_dict])
+    sequence = extractor.encode(state_dict)
+    found: dict[str, list[float]] = {"encode": [], "decode": []}
+    clones = []
+    for _ in range(rounds + 1):
+        clone = seconds(sequence.tokens.clone, repeats)
+        encode = seconds(lambda: extractor.encode(state_dict), repeats)
+        decode = seconds(lambda: extractor.decode(sequence.tokens, sequence.layout), repeats)
+        clones.append(clone)
+        found["encode"].append(clone / encode)
+        found["decode"].append(clone / decode)
+    medians = {f"{name}_share_of_clone": statistics.median(values[1:]) for name, values in found.items()}
+    return {**medians, "clone_milliseconds": 1e3 * statistics.median(clones[1:]), "num_tokens": len(sequence)}
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """Run, print, and on request save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args(argv)
+    tune_allocator()
+    record = RunRecord.start(seed=0)
+    results = {
+        f"{layout}, {normalization}": measure(layout, normalization, rounds=arguments.rounds, repeats=arguments.repeats)
+        for layout in ("rowwise", "dense")
+        for normalization in ("none", "standardize")
+    }
+    for name, row in results.items():
+        print(
+            f"{name:22} encode {row['encode_share_of_clone']:.0%}  decode {row['decode_share_of_clone']:.0%}  of clone "
+            f"({row['clone_milliseconds']:.1f} ms), {row['num_tokens']} tokens"
+        )
+    if arguments.output:
+        record.finish(results).save(arguments.output)
+    return results
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
