@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +98,8 @@ class ImageData:
 
     def to(self, device: str | torch.device) -> "ImageData":
         """The same data on another device."""
-        tensors = {
-            f"{split}_{part}": getattr(self, f"{split}_{part}").to(device) for split in SPLITS for part in PARTS
-        }
-        facts = {"name": self.name, "num_classes": self.num_classes, "mean": self.mean, "std": self.std}
-        return ImageData(**tensors, **facts)
+        moved = {f"{split}_{part}": getattr(self, f"{split}_{part}").to(device) for split in SPLITS for part in PARTS}
+        return replace(self, **moved)
 
 
 Fetch = Callable[[np.ndarray], np.ndarray]  # int64 [k] -> pixels [k, H, W] or [k, H, W, C]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class HyperParameters:
         lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
         if len(set(lengths.values())) > 1 or not len(self.seeds):
             raise ValueError(f"expected one entry per network in every field, and one network at least, got {lengths}")
-        checks = {
+        checks: dict[str, list[Any]] = {
             "seeds must be >= 0": [seed for seed in self.seeds if seed < 0],
             "learning rates must be > 0": [rate for rate in self.learning_rates if not 0 < rate < math.inf],
             "weight decays must be >= 0": [decay for decay in self.weight_decays if not 0 <= decay < math.inf],
