@@ -1,0 +1,82 @@
+"""Neural-network weights as a data modality: zoos of trained networks, SANE autoencoders, probing and sampling.
+
+The names below are loaded when they are first used. Importing the library also registers SANE and the networks of zoos
+with Transformers' Auto classes, so that `AutoModel.from_pretrained` reads a SANE folder.
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig
+    from hf_sane.core.types import TokenSequence
+    from hf_sane.models.configuration_sane import SANEConfig
+    from hf_sane.models.modeling_sane import SANEModel
+    from hf_sane.probing.embeddings import embed_networks
+    from hf_sane.probing.probes import RidgeProbe
+    from hf_sane.sampling.generation import sample_networks
+    from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+    from hf_sane.training.arguments import PretrainArguments
+    from hf_sane.training.pretraining import pretrain
+    from hf_sane.zoo.build import ZooArguments, build_zoo
+    from hf_sane.zoo.dataset import Zoo
+    from hf_sane.zoo.images import load_images
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CIFARResNetConfig": "architectures.configuration_zoo",
+    "CNNConfig": "architectures.configuration_zoo",
+    "MLPConfig": "architectures.configuration_zoo",
+    "PretrainArguments": "training.arguments",
+    "RidgeProbe": "probing.probes",
+    "SANEConfig": "models.configuration_sane",
+    "SANEFeatureExtractor": "tokenization.feature_extraction_sane",
+    "SANEModel": "models.modeling_sane",
+    "TokenSequence": "core.types",
+    "Zoo": "zoo.dataset",
+    "ZooArguments": "zoo.build",
+    "build_zoo": "zoo.build",
+    "embed_networks": "probing.embeddings",
+    "load_images": "zoo.images",
+    "pretrain": "training.pretraining",
+    "sample_networks": "sampling.generation",
+}
+
+__all__ = [
+    "CIFARResNetConfig",
+    "CNNConfig",
+    "MLPConfig",
+    "PretrainArguments",
+    "RidgeProbe",
+    "SANEConfig",
+    "SANEFeatureExtractor",
+    "SANEModel",
+    "TokenSequence",
+    "Zoo",
+    "ZooArguments",
+    "build_zoo",
+    "embed_networks",
+    "load_images",
+    "pretrain",
+    "sample_networks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_sane' has no attribute {name!r}; its names are {', '.join(__all__)}")
+    value = getattr(import_module(f"hf_sane.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# The command line registers when a verb needs it: PyTorch and Transformers take seconds to load, `--help` should not.
+if Path(sys.argv[0] if sys.argv else "").stem != "hf-sane":
+    import_module("hf_sane.hub.auto_classes").register_auto_classes()
