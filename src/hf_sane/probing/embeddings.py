@@ -1,0 +1,139 @@
+"""One vector per network: latents of its tokens, pooled."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from hf_sane.core.layout import Layout
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.probing.quantiles import quantiles
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+
+EmbeddingPooling = Literal["mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance", "concat"]
+POOLINGS: tuple[EmbeddingPooling, ...] = get_args(EmbeddingPooling)
+MOMENT_LEVELS = (
+    0.0,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+)  # quantiles of `layer_moments`: few layers have enough tokens for finer ones
+
+
+def pool_latents(latents: Tensor, layout: Layout, pooling: EmbeddingPooling) -> Tensor:
+    """Turn the token latents of networks into one vector each.
+
+    With `z_n` the latents of the tokens of one layer, `Z` latent dimensions, `L` layers and `N` tokens:
+
+    | pooling | per layer | scalars | |
+    |---|---|---|---|
+    | `mean` | | `Z` | mean over all tokens: the embedding of SANE (arXiv:2406.09997, section 4.1) |
+    | `layer_mean` | mean | `L Z` | keeps which layer it was |
+    | `layer_mean_std` | mean, standard deviation | `2 L Z` | what s(W) has for weights |
+    | `layer_moments` | mean, standard deviation, five quantiles | `7 L Z` | minimum, quartiles and maximum |
+    | `layer_covariance` | mean, second moments `mean(z z^T)` | `L Z (Z + 3) / 2` | products of dimensions too |
+    | `concat` | | `N Z` | all tokens, in order |
+
+    All but `concat` do not depend on the order of the tokens within a layer. The mean over all tokens is the weak part of
+    the published embedding: large layers drown small ones, and the spread of a layer, which says most about training, is
+    lost. Standard deviations divide by the number of tokens; a layer of one token has zero.
+
+    Args:
+        latents: `[M, N, Z]` float.
+        layout: Which token belongs to which layer.
+        pooling: One of the names above.
+
+    Returns:
+        `[M, F]` float32 on the device of `latents`.
+
+    Raises:
+        ValueError: If `latents` does not have the tokens of `layout`, or for an unknown pooling.
+    """
+    if latents.ndim != 3 or latents.shape[1] != layout.num_tokens:
+        raise ValueError(f"expected latents [M, {layout.num_tokens}, Z] of this layout, got {list(latents.shape)}")
+    latents = latents.float()
+    if pooling == "mean":
+        return latents.mean(dim=1)
+    if pooling == "concat":
+        return latents.flatten(1)
+    layers = [latents[:, part] for part in layout.token_slices]
+    if pooling == "layer_mean":
+        parts = [layer.mean(dim=1) for layer in layers]
+    elif pooling == "layer_mean_std":
+        parts = [_mean_and_std(layer) for layer in layers]
+    elif pooling == "layer_moments":
+        parts = [
+            torch.cat([_mean_and_std(layer), quantiles(layer, MOMENT_LEVELS, dim=1).flatten(1)], dim=1)
+            for layer in layers
+        ]
+    elif pooling == "layer_covariance":
+        row, column = torch.triu_indices(latents.shape[2], latents.shape[2], device=latents.device)
+        parts = [
+            torch.cat([layer.mean(dim=1), (layer.mT @ layer)[:, row, column] / layer.shape[1]], dim=1)
+            for layer in layers
+        ]
+    else:
+        raise ValueError(f"expected one of the poolings {', '.join(POOLINGS)}, got {pooling!r}")
+    return torch.cat(parts, dim=1)
+
+
+def _mean_and_std(layer: Tensor) -> Tensor:
+    return torch.cat([layer.mean(dim=1), layer.std(dim=1, unbiased=False)], dim=1)
+
+
+@torch.no_grad()
+def embed_networks(
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    layout: Layout,
+    raw_tokens: Tensor,
+    *,
+    poolings: Sequence[EmbeddingPooling] = ("mean",),
+    window_size: int | None = None,
+    halo_size: int = 0,
+    batch_size: int = 64,
+) -> dict[str, Tensor]:
+    """Embed networks of one architecture.
+
+    Args:
+        model: SANE autoencoder; runs on its own device, in evaluation mode.
+        extractor: Its weight tokenizer, which normalises the tokens.
+        layout: Layout of the networks.
+        raw_tokens: `[M, N, D]` float, not normalised, such as `ZooSplit.stacked_tokens()`.
+        poolings: Names, see [`pool_latents`]. Tokens are encoded once for all of them.
+        window_size: Tokens per window; the training window when `None`.
+        halo_size: Context tokens on each side of a window.
+        batch_size: Networks, and windows, at a time.
+
+    Returns:
+        `{pooling: [M, F]}` float32 on the CPU.
+
+    Raises:
+        ValueError: For tokens of another shape than the layout's, weights that are not finite, no networks, or no or
+            unknown poolings.
+        KeyError: If the extractor was fitted on another architecture.
+    """
+    expected = [layout.num_tokens, layout.token_dim]
+    if raw_tokens.ndim != 3 or list(raw_tokens.shape[1:]) != expected or not len(raw_tokens):
+        raise ValueError(
+            f"expected raw tokens [M, {expected[0]}, {expected[1]}] of at least one network, got {list(raw_tokens.shape)}"
+        )
+    if not poolings or (unknown := [name for name in poolings if name not in POOLINGS]):
+        raise ValueError(f"expected poolings among {', '.join(POOLINGS)}, got {unknown if poolings else 'none'}")
+    parts: dict[str, list[Tensor]] = {name: [] for name in poolings}
+    for start in range(0, len(raw_tokens), batch_size):
+        batch = raw_tokens[start : start + batch_size]
+        if bad := (start + (~batch.flatten(1).isfinite().all(dim=1)).nonzero().flatten()).tolist():
+            raise ValueError(f"NaN or infinite weights in networks {bad}; leave them out")
+        latents = model.encode_sequences(
+            extractor.normalize(batch, layout),
+            layout.positions,
+            window_size=window_size,
+            halo_size=halo_size,
+            batch_size=batch_size,
+        )
+        for name in poolings:
+            parts[name].append(pool_latents(latents, layout, name).cpu())
+    return {name: torch.cat(found) for name, found in parts.items()}

@@ -1,0 +1,118 @@
+"""Probe tables: every property predicted from every kind of features, scored on test networks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
+from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
+from hf_sane.probing.metrics.r2_score.r2_score import r2_score
+from hf_sane.probing.probes import PENALTIES, RidgeProbe, Values
+
+SPLITS = ("train", "validation", "test")
+BEST = "sane_best"
+
+ProbeTable = dict[str, dict[str, "ProbeResult"]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """How well one property is read off one kind of features.
+
+    Attributes:
+        features: Name of the features; of `sane_best`, the name of those chosen.
+        r2: On test networks.
+        kendall_tau: On test networks; 0 when the probe predicts one value for all.
+        mae: Mean absolute error on test networks, in units of the property.
+        validation_r2: R2 on the validation networks, by which penalty and best features are chosen.
+        penalty: Ridge penalty chosen.
+        num_features: Features per network.
+    """
+
+    features: str
+    r2: float
+    kendall_tau: float
+    mae: float
+    validation_r2: float
+    penalty: float
+    num_features: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def probe_table(
+    features: Mapping[str, Mapping[str, Values]],
+    targets: Mapping[str, Mapping[str, Values]],
+    *,
+    best_prefix: str = "sane_",
+    penalties: Sequence[float] = PENALTIES,
+) -> ProbeTable:
+    """Fit a ridge probe for every pair of property and features.
+
+    Training networks fit the probe, validation networks choose its penalty and, among the features whose name starts with
+    `best_prefix`, the best for each property; test networks are only scored.
+
+    Args:
+        features: `{name: {split: [M_split, F]}}` with the splits `train`, `validation` and `test`.
+        targets: `{property: {split: [M_split]}}`, networks in the same order.
+        best_prefix: Features that compete for the row `sane_best`; there is none if no name has the prefix.
+        penalties: Candidates, see [`RidgeProbe.fit`].
+
+    Returns:
+        `{property: {features: ProbeResult}}`, in the order of the arguments, `sane_best` last.
+
+    Raises:
+        ValueError: Without features or properties, or if shapes do not fit, values are not finite, or test targets are
+            all equal.
+        KeyError: If a split is missing.
+    """
+    if not features or not targets:
+        raise ValueError(
+            f"expected at least one kind of features and one property, got {list(features)}, {list(targets)}"
+        )
+    for name, parts in [*features.items(), *targets.items()]:
+        if missing := [split for split in SPLITS if split not in parts]:
+            raise KeyError(f"{name!r} lacks the splits {missing}; a probe needs {', '.join(SPLITS)}")
+    stacked = {split: torch.stack([_column(parts[split]) for parts in targets.values()], dim=1) for split in SPLITS}
+    table: ProbeTable = {name: {} for name in targets}
+    for kind, parts in features.items():
+        probe = RidgeProbe.fit(
+            parts["train"],
+            stacked["train"],
+            validation_features=parts["validation"],
+            validation_targets=stacked["validation"],
+            penalties=penalties,
+            names=list(targets),
+        )
+        predictions = probe.predict(parts["test"]).numpy()
+        if len(predictions) != len(stacked["test"]):
+            raise ValueError(
+                f"{kind!r} has test features of {len(predictions)} networks, the targets have {len(stacked['test'])}"
+            )
+        for column, name in enumerate(targets):
+            predicted, wanted = predictions[:, column], stacked["test"][:, column].numpy()
+            table[name][kind] = ProbeResult(
+                features=kind,
+                r2=r2_score(predicted, wanted),
+                kendall_tau=kendall_tau(predicted, wanted) if np.ptp(predicted) > 0 else 0.0,
+                mae=mean_absolute_error(predicted, wanted),
+                validation_r2=probe.validation_r2[column],
+                penalty=probe.penalties[column],
+                num_features=probe.num_features,
+            )
+    for row in table.values():
+        if rivals := [result for kind, result in row.items() if kind.startswith(best_prefix)]:
+            row[BEST] = replace(max(rivals, key=lambda result: result.validation_r2))
+    return table
+
+
+def _column(values: Values) -> torch.Tensor:
+    column = torch.as_tensor(values).double().cpu()
+    if column.ndim != 1:
+        raise ValueError(f"expected one target per network, [M], got {list(column.shape)}")
+    return column

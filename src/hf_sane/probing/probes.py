@@ -1,0 +1,215 @@
+"""Linear probes: closed-form ridge regression whose penalty is chosen on validation networks."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Values = Tensor | np.ndarray
+
+PENALTIES = tuple(float(f"1e{exponent}") * factor for exponent in range(-6, 4) for factor in (1, 3))
+TENSORS_FILE, SETTINGS_FILE = "probe.safetensors", "probe.json"
+
+
+@dataclass(frozen=True)
+class RidgeProbe:
+    """A fitted linear map from features of a network to one or several properties.
+
+    `y_hat = ((x - mean) / scale) W + intercept`. Fitted by [`fit`]; all tensors are float64 on the CPU.
+
+    Attributes:
+        mean: `[F]` of the training features.
+        scale: `[F]` standard deviation of the training features; 1 where it is zero.
+        weight: `[F, T]`, one column per property.
+        intercept: `[T]`.
+        penalties: Penalty chosen for each property, `T` of them.
+        validation_r2: R2 on the validation networks with that penalty, for each property.
+        names: Of the properties, for files; may be empty.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    intercept: Tensor
+    penalties: tuple[float, ...]
+    validation_r2: tuple[float, ...]
+    names: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def fit(
+        cls,
+        features: Values,
+        targets: Values,
+        *,
+        validation_features: Values,
+        validation_targets: Values,
+        penalties: Sequence[float] = PENALTIES,
+        names: Sequence[str] = (),
+    ) -> "RidgeProbe":
+        """Fit on training networks, choose the penalty on validation networks.
+
+        `W = argmin 1/M |Y - X W|^2 + lambda |W|^2` with `X`, `Y` centred and `X` scaled to unit variance over the `M`
+        training networks: `W = (X^T X / M + lambda I)^-1 X^T Y / M`, or with more features than networks the same in its
+        dual form `W = X^T (X X^T / M + lambda I)^-1 Y / M`. One eigendecomposition serves all penalties and properties.
+        `lambda` is the `alpha / M` of scikit-learn's `Ridge`. Of equal R2, the larger penalty wins.
+
+        The published probe does the same with fewer penalties, on raw features and on an unknown scale of the penalty;
+        here it does not depend on the units of features or on the number of networks.
+
+        Args:
+            features: `[M, F]`.
+            targets: `[M]` for one property or `[M, T]`.
+            validation_features: `[V, F]`.
+            validation_targets: `[V]` or `[V, T]`.
+            penalties: Candidates for `lambda`, > 0.
+            names: Of the properties.
+
+        Raises:
+            ValueError: If shapes do not fit, values are not finite, a penalty is not positive, or the validation targets
+                of a property are all equal.
+        """
+        train_x, train_y = _pair(features, targets, "training")
+        valid_x, valid_y = _pair(validation_features, validation_targets, "validation")
+        if train_x.shape[1] != valid_x.shape[1] or train_y.shape[1] != valid_y.shape[1]:
+            raise ValueError(
+                f"training has {train_x.shape[1]} features and {train_y.shape[1]} properties, validation "
+                f"{valid_x.shape[1]} and {valid_y.shape[1]}; embed both splits the same way"
+            )
+        if not len(penalties) or min(penalties) <= 0:
+            raise ValueError(f"expected positive penalties, and one at least, got {list(penalties)}")
+        if names and len(names) != train_y.shape[1]:
+            raise ValueError(f"got {len(names)} names for {train_y.shape[1]} properties")
+        if constant := (valid_y == valid_y[:1]).all(dim=0).nonzero().flatten().tolist():
+            raise ValueError(
+                f"the validation targets of properties {[names[i] if names else i for i in constant]} are all equal: no "
+                "penalty can be chosen; use more validation networks, or leave the property out"
+            )
+        mean, scale = train_x.mean(dim=0), train_x.std(dim=0, unbiased=False)
+        scale = torch.where(scale > 1e-12 * mean.abs(), scale, 1.0)
+        intercept = train_y.mean(dim=0)
+        x = (train_x - mean) / scale
+        path = _RidgePath(x, train_y - intercept)
+        candidates = torch.tensor(sorted(penalties, reverse=True), dtype=torch.float64)
+        predictions = path.predict((valid_x - mean) / scale, candidates) + intercept  # [P, V, T]
+        spread = (valid_y - valid_y.mean(dim=0)).square().sum(dim=0)
+        r2 = 1 - (predictions - valid_y).square().sum(dim=1) / spread  # [P, T]
+        best = r2.argmax(dim=0)
+        return cls(
+            mean=mean,
+            scale=scale,
+            weight=path.weights(candidates[best]),
+            intercept=intercept,
+            penalties=tuple(candidates[best].tolist()),
+            validation_r2=tuple(r2.gather(0, best[None])[0].tolist()),
+            names=tuple(names),
+        )
+
+    @property
+    def num_features(self) -> int:
+        """Features that the probe expects, `F`."""
+        return len(self.mean)
+
+    def predict(self, features: Values) -> Tensor:
+        """Predict the properties of networks.
+
+        Args:
+            features: `[M, F]`, from the same embedding as in [`fit`].
+
+        Returns:
+            `[M, T]` float64.
+
+        Raises:
+            ValueError: If the number of features differs from the fitted one.
+        """
+        x = torch.as_tensor(features).double().cpu()
+        if x.ndim != 2 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"the probe was fitted on {self.num_features} features, got {list(x.shape)}; use the same pooling"
+            )
+        return ((x - self.mean) / self.scale) @ self.weight + self.intercept
+
+    def score(self, features: Values, targets: Values) -> list[float]:
+        """R2 of each property; arguments as in [`fit`].
+
+        Raises:
+            ValueError: If shapes do not fit, or all targets of a property are equal.
+        """
+        x, y = _pair(features, targets, "scored")
+        spread = (y - y.mean(dim=0)).square().sum(dim=0)
+        if (spread == 0).any():
+            raise ValueError("R2 needs targets that differ, got a property with all targets equal")
+        return (1 - (self.predict(x) - y).square().sum(dim=0) / spread).tolist()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `probe.safetensors` and `probe.json` into `folder`, which is created when missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: getattr(self, name).contiguous() for name in ("mean", "scale", "weight", "intercept")}
+        save_file(tensors, folder / TENSORS_FILE)
+        settings = {"penalties": self.penalties, "validation_r2": self.validation_r2, "names": self.names}
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "RidgeProbe":
+        """Read what [`save_pretrained`] wrote.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+        """
+        folder = Path(folder)
+        if missing := [name for name in (TENSORS_FILE, SETTINGS_FILE) if not (folder / name).is_file()]:
+            raise FileNotFoundError(f"no probe in {folder}: {missing} missing; pass a folder save_pretrained() wrote")
+        settings = json.loads((folder / SETTINGS_FILE).read_text())
+        tensors = load_file(folder / TENSORS_FILE)
+        return cls(
+            mean=tensors["mean"],
+            scale=tensors["scale"],
+            weight=tensors["weight"],
+            intercept=tensors["intercept"],
+            penalties=tuple(settings["penalties"]),
+            validation_r2=tuple(settings["validation_r2"]),
+            names=tuple(settings["names"]),
+        )
+
+
+def _pair(features: Values, targets: Values, which: str) -> tuple[Tensor, Tensor]:
+    """Features `[M, F]` and targets `[M, T]` in float64, checked."""
+    x, y = torch.as_tensor(features).double().cpu(), torch.as_tensor(targets).double().cpu()
+    y = y[:, None] if y.ndim == 1 else y
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or 0 in (*x.shape, *y.shape):
+        raise ValueError(
+            f"expected {which} features [M, F] and targets [M] or [M, T] of at least one network, got {list(x.shape)} and "
+            f"{list(y.shape)}"
+        )
+    for name, values in (("features", x), ("targets", y)):
+        if bad := (~values.isfinite().all(dim=1)).nonzero().flatten().tolist():
+            raise ValueError(f"{which} {name} are not finite for networks {bad[:10]}; leave these networks out")
+    return x, y
+
+
+class _RidgePath:
+    """Ridge solutions for every penalty from one eigendecomposition; `x` `[M, F]` and `y` `[M, T]` are centred."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        num_networks, num_features = x.shape
+        self.dual = num_features > num_networks
+        gram = (x @ x.T if self.dual else x.T @ x) / num_networks
+        values, vectors = torch.linalg.eigh(gram)
+        self.values = values.clamp_min(0)  # rounding
+        right_side = (y if self.dual else x.T @ y) / num_networks
+        self.coordinates = vectors.T @ right_side  # [r, T]
+        self.basis = x.T @ vectors if self.dual else vectors  # [F, r]
+
+    def predict(self, x: Tensor, penalties: Tensor) -> Tensor:
+        """`x` `[V, F]` and penalties `[P]` to `[P, V, T]`."""
+        shrunk = self.coordinates / (self.values + penalties[:, None])[..., None]  # [P, r, T]
+        return (x @ self.basis) @ shrunk
+
+    def weights(self, penalties: Tensor) -> Tensor:
+        """`[F, T]`, one penalty per property."""
+        return self.basis @ (self.coordinates / (self.values[:, None] + penalties))
