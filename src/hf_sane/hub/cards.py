@@ -1,0 +1,293 @@
+"""Model cards from run records: what is known is written down, what is not known is left out."""
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.architectures.presets import build_model
+from hf_sane.core.run_record import RunRecord
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+
+LIBRARY = "hf_sane"
+SANE_TAGS = ["sane", "weight-space-learning", "model-zoo", "autoencoder"]
+NETWORK_TAGS = ["sane", "weight-space-learning", "sampled-weights"]
+SANE_SETTINGS = (
+    "token_dim",
+    "latent_dim",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "window_size",
+    "position_embedding",
+    "contrast_weight",
+    "initialization",
+)
+# Keys of a configuration that say nothing about the network.
+BOOKKEEPING = {"transformers_version", "architectures", "dtype", "model_type", "id2label", "label2id", "auto_map"}
+
+SANE_CODE = """\
+from hf_sane import {imports}SANEFeatureExtractor, SANEModel
+
+model = SANEModel.from_pretrained("{source}")
+weight_tokenizer = SANEFeatureExtractor.from_pretrained("{source}")
+"""
+SANE_ON_NETWORK = """
+network = AutoModelForImageClassification.from_config(  # or a trained one
+    {call}
+)
+sequence = weight_tokenizer.encode(network)  # {num_tokens} tokens of {token_dim} weights
+latents = model.encode_sequences(sequence.tokens[None], sequence.positions)  # [1, {num_tokens}, {latent_dim}]
+decoded = model.decode_sequences(latents, sequence.positions)  # [1, {num_tokens}, {token_dim}]
+network.load_state_dict(weight_tokenizer.decode(decoded[0], sequence.layout))  # the reconstructed network"""
+SANE_ON_TOKENS = """
+tokens = torch.randn(1, {window_size}, {token_dim})  # in earnest: weight_tokenizer.encode(network).tokens[None]
+positions = torch.zeros({window_size}, 3, dtype=torch.long)  # and .positions
+latents = model.encode_sequences(tokens, positions)  # [1, {window_size}, {latent_dim}]
+decoded = model.decode_sequences(latents, positions)  # [1, {window_size}, {token_dim}]"""
+NETWORK_CODE = """\
+{imports}
+
+network = AutoModelForImageClassification.from_pretrained("{source}"{trust})
+pixel_values = torch.zeros(1, {channels}, {size}, {size})  # your images
+predicted = network(pixel_values).logits.argmax(-1)"""
+
+
+def sane_card(
+    config: SANEConfig,
+    extractor: SANEFeatureExtractor,
+    record: RunRecord,
+    *,
+    source: str = ".",
+    title: str = "SANE",
+    network_config: ZooConfig | None = None,
+    datasets: Sequence[str] = (),
+    license_id: str | None = None,
+) -> ModelCard:
+    """Describe a SANE autoencoder.
+
+    Args:
+        config: Of the model.
+        extractor: Its weight tokenizer.
+        record: Of the pre-training run: `data` and `results` become tables, `results["reconstruction_r2"]` an entry of the
+            model index.
+        source: Repo id or path that the code of the card loads from; `"."` for code run inside the folder.
+        title: Headline, and the model's name in the model index.
+        network_config: A network of the zoo, for the code of the card.
+        datasets: Hub ids of the zoos.
+        license_id: Hub licence identifier, such as `"mit"`.
+
+    Returns:
+        The card; `str(card)` is the README.
+    """
+    r2 = record.results.get("reconstruction_r2")
+    measured = [] if r2 is None else [("weight-reconstruction", "r2", "R2 on networks that were not trained on", r2)]
+    metadata = _metadata(record, title, measured, SANE_TAGS, datasets=datasets, license_id=license_id)
+    settings = {name: getattr(config, name) for name in SANE_SETTINGS}
+    settings |= {name: getattr(extractor, name) for name in ("token_layout", "batch_norm", "normalization")}
+    return _render(
+        "sane_model.md",
+        metadata,
+        record,
+        title=title,
+        source=source,
+        code=_sane_code(config, extractor, source, network_config),
+        settings=settings,
+    )
+
+
+def network_card(
+    config: ZooConfig,
+    record: RunRecord,
+    *,
+    source: str = ".",
+    title: str = "Sampled network",
+    base_model: str | None = None,
+    datasets: Sequence[str] = (),
+    license_id: str | None = None,
+    with_code: bool = False,
+) -> ModelCard:
+    """Describe a network that was sampled with a SANE autoencoder.
+
+    Args:
+        config: Of the network.
+        record: Of the sampling run: `data`, `arguments` and `results` become tables, `results["test_accuracy"]` and
+            `results["validation_accuracy"]` entries of the model index. `data["images"]` may be a mapping with `name`,
+            `image_size`, `mean` and `std`; `results["fine_tuning_epochs"]` says for how long it was fine-tuned.
+        source: Repo id or path that the code of the card loads from; `"."` for code run inside the folder.
+        title: Headline, and the model's name in the model index.
+        base_model: Hub id of the autoencoder.
+        datasets: Hub ids of the zoos or image data.
+        license_id: Hub licence identifier, such as `"mit"`.
+        with_code: Whether the folder carries its modelling code, so that nobody needs this library.
+
+    Returns:
+        The card; `str(card)` is the README.
+    """
+    measured = [
+        ("image-classification", "accuracy", f"{split} accuracy", record.results[f"{split}_accuracy"])
+        for split in ("test", "validation")
+        if record.results.get(f"{split}_accuracy") is not None
+    ]
+    metadata = _metadata(record, title, measured, NETWORK_TAGS, datasets=datasets, license_id=license_id)
+    metadata.base_model = base_model
+    metadata.pipeline_tag = "image-classification"
+    images = record.data.get("images")
+    preprocessing = None
+    if isinstance(images, Mapping) and images.get("mean"):
+        preprocessing = f"Images: channels first, standardised as `(pixels - {images['mean']}) / {images['std']}`."
+    return _render(
+        "sampled_network.md",
+        metadata,
+        record,
+        title=title,
+        source=source,
+        code=_network_code(config, source, images, with_code=with_code),
+        settings=_own_settings(config),
+        architecture=config.model_type.removeprefix("sane_").upper().replace("RESNET", "ResNet"),
+        preprocessing=preprocessing,
+        fine_tuning_epochs=record.results.get("fine_tuning_epochs"),
+        sampling_table=_fact_table(record.arguments),
+    )
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A pipe table; `|` inside a cell is escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _render(
+    template: str,
+    metadata: ModelCardData,
+    record: RunRecord,
+    *,
+    settings: Mapping[str, Any],
+    **parts: Any,
+) -> ModelCard:
+    facts = record.to_dict()
+    provenance = {
+        "command": f"`{record.command}`",
+        **{name: facts[name] for name in ("seed", "commit", "has_uncommitted_changes", "started_at") if name in facts},
+        **{name: facts[name] for name in ("seconds", "peak_rss_bytes") if name in facts},
+        **{name: facts["hardware"][name] for name in ("cpu", "cores", "gpus") if name in facts.get("hardware", {})},
+        **facts.get("versions", {}),
+    }
+    card = ModelCard.from_template(
+        metadata,
+        template_str=files("hf_sane.hub").joinpath("templates", template).read_text(encoding="utf-8"),
+        settings_table=_fact_table(settings),
+        data_table=_fact_table(facts.get("data", {})),
+        results_table=_fact_table(facts.get("results", {})),
+        provenance_table=_fact_table(provenance),
+        **parts,
+    )
+    card.text = card.text.rstrip() + "\n"
+    return card
+
+
+def _metadata(
+    record: RunRecord,
+    title: str,
+    measured: Sequence[tuple[str, str, str, float]],
+    tags: Sequence[str],
+    *,
+    datasets: Sequence[str],
+    license_id: str | None,
+) -> ModelCardData:
+    """Metadata of the Hub; each measured value is `(task, metric, its name, value)`."""
+    images = record.data.get("images")
+    of_images = images.get("name") if isinstance(images, Mapping) else images
+    zoo = record.data.get("zoo")
+    named = of_images if measured and measured[0][0] == "image-classification" else zoo
+    named = ", ".join(map(str, named)) if isinstance(named, list | tuple) else str(named or "a model zoo")
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=named,
+            dataset_name=named,
+            metric_type=metric,
+            metric_name=name,
+            metric_value=value,
+        )
+        for task, metric, name, value in measured
+    ]
+    return ModelCardData(
+        library_name=LIBRARY,
+        license=license_id,
+        tags=list(tags),
+        datasets=list(datasets) or None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _sane_code(
+    config: SANEConfig, extractor: SANEFeatureExtractor, source: str, network_config: ZooConfig | None
+) -> str:
+    facts = {"token_dim": config.token_dim, "latent_dim": config.latent_dim, "window_size": config.window_size}
+    if network_config is None:
+        return "import torch\n" + (SANE_CODE.format(imports="", source=source) + SANE_ON_TOKENS.format(**facts))
+    with torch.device("meta"):
+        facts["num_tokens"] = extractor.layout(build_model(network_config)).num_tokens
+    name = type(network_config).__name__
+    defaults = _own_settings(type(network_config)())
+    own = {key: value for key, value in _own_settings(network_config).items() if value != defaults[key]}
+    call = f"{name}({', '.join(f'{key}={value!r}' for key, value in own.items())})"
+    return (
+        "from transformers import AutoModelForImageClassification\n\n"
+        + SANE_CODE.format(imports=f"{name}, ", source=source)
+        + SANE_ON_NETWORK.format(call=call, **facts)
+    )
+
+
+def _network_code(config: ZooConfig, source: str, images: Any, *, with_code: bool) -> str:
+    described = images.get("image_size") if isinstance(images, Mapping) else None
+    imports = ["import torch", "from transformers import AutoModelForImageClassification"]
+    if not with_code:
+        imports.insert(1, "import hf_sane  # makes its architectures known to Transformers")
+    return NETWORK_CODE.format(
+        imports="\n".join(imports),
+        source=source,
+        trust=", trust_remote_code=True" if with_code else "",
+        channels=config.num_channels,
+        size=getattr(config, "image_size", None) or described or 32,
+    )
+
+
+def _own_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields that define a network, and its number of classes."""
+    inherited = PreTrainedConfig().to_dict().keys()
+    own = {key: value for key, value in config.to_dict().items() if key not in inherited and key not in BOOKKEEPING}
+    return {**{key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}, "num_labels": config.num_labels}
+
+
+def _fact_table(facts: Mapping[str, Any]) -> str:
+    """Nested facts as a table of dotted names and values; empty without facts."""
+    rows = [[name, _text(value)] for name, value in _flat(facts) if value is not None and value != ""]
+    return markdown_table(["", ""], rows) if rows else ""
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for key, value in facts.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        found += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(name, value)]
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return str(value)

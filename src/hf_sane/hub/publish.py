@@ -1,0 +1,199 @@
+"""Folders that are ready for the Hub, and the one commit that takes them there."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
+from hf_sane.core.files import write_atomically
+from hf_sane.core.run_record import RunRecord
+from hf_sane.hub.cards import network_card, sane_card
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+
+RECORD = "run.json"
+CARD = "README.md"
+
+
+def save_sane(
+    folder: str | Path,
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    record: RunRecord,
+    *,
+    repo_id: str | None = None,
+    title: str = "SANE",
+    network_config: ZooConfig | None = None,
+    datasets: Sequence[str] = (),
+    license_id: str | None = None,
+    include_code: bool = False,
+) -> Path:
+    """Save an autoencoder with its weight tokenizer, run record and card.
+
+    Args:
+        folder: Receives config.json, model.safetensors, preprocessor_config.json, run.json and README.md.
+        model: The autoencoder.
+        extractor: Its weight tokenizer.
+        record: Of the pre-training run.
+        repo_id: Where it will be published: the code of the card loads from there.
+        title: Headline of the card.
+        network_config: A network of the zoo, for the code of the card.
+        datasets: Hub ids of the zoos.
+        license_id: Hub licence identifier.
+        include_code: Also copy the modelling code, so that `AutoModel.from_pretrained(..., trust_remote_code=True)` works
+            without this library (the weight tokenizer needs it all the same).
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ValueError: If model and weight tokenizer do not belong together.
+    """
+    if model.config.token_dim != extractor.token_dim:
+        raise ValueError(
+            f"model and weight tokenizer must share token_dim, got {model.config.token_dim} and {extractor.token_dim}; "
+            "save the tokenizer that the model was trained with"
+        )
+    folder = Path(folder)
+    save_model(folder, model, auto_class="AutoModel", include_code=include_code)
+    extractor.save_pretrained(folder)
+    card = sane_card(
+        model.config,
+        extractor,
+        record,
+        source=repo_id or ".",
+        title=title,
+        network_config=network_config,
+        datasets=datasets,
+        license_id=license_id,
+    )
+    return _complete(folder, record, card)
+
+
+def save_network(
+    folder: str | Path,
+    network: ZooPreTrainedModel,
+    record: RunRecord,
+    *,
+    repo_id: str | None = None,
+    title: str = "Sampled network",
+    base_model: str | None = None,
+    datasets: Sequence[str] = (),
+    license_id: str | None = None,
+    include_code: bool = False,
+) -> Path:
+    """Save a sampled network with its run record and card.
+
+    Args:
+        folder: Receives config.json, model.safetensors, run.json and README.md.
+        network: The network.
+        record: Of the sampling run.
+        repo_id: Where it will be published: the code of the card loads from there.
+        title: Headline of the card.
+        base_model: Hub id of the autoencoder it was sampled with.
+        datasets: Hub ids of the zoos or image data.
+        license_id: Hub licence identifier.
+        include_code: Also copy the modelling code, so that nobody needs this library to load it.
+
+    Returns:
+        `folder`.
+    """
+    folder = Path(folder)
+    save_model(folder, network, auto_class="AutoModelForImageClassification", include_code=include_code)
+    card = network_card(
+        network.config,
+        record,
+        source=repo_id or ".",
+        title=title,
+        base_model=base_model,
+        datasets=datasets,
+        license_id=license_id,
+        with_code=include_code,
+    )
+    return _complete(folder, record, card)
+
+
+def save_model(folder: Path, model: PreTrainedModel, *, auto_class: str, include_code: bool) -> None:
+    """`save_pretrained`, with or without the modelling code; classes and `model` are left as they were."""
+    if not include_code:
+        model.save_pretrained(folder)
+        return
+    with _code_included(type(model.config), type(model), auto_class):
+        try:
+            model.save_pretrained(folder)
+        finally:
+            # Transformers notes the copied files on the configuration in memory, and every later save would repeat it.
+            vars(model.config).pop("auto_map", None)
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    commit_message: str = "Add model, card and run record",
+    api: HfApi | None = None,
+) -> str:
+    """Publish a saved folder: weights, card and record in one commit.
+
+    Args:
+        folder: From [`save_sane`] or [`save_network`].
+        repo_id: Repository on the Hub; made when missing.
+        private: Whether a new repository is private.
+        revision: Branch; the default branch when `None`.
+        commit_message: Title of the commit.
+        api: Client to use, for another endpoint or token.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ValueError: If the folder lacks its card, configuration or weights, or its card loads from somewhere else.
+    """
+    folder = Path(folder)
+    required = (CARD, "config.json", "model.safetensors")
+    if missing := [name for name in required if not (folder / name).is_file()]:
+        raise ValueError(
+            f"{folder} is not ready to publish: expected {', '.join(required)}, missing {missing}; save it first"
+        )
+    if 'from_pretrained(".")' in (folder / CARD).read_text(encoding="utf-8"):
+        raise ValueError(
+            f"the card in {folder} loads from the folder it stands in; save it again with repo_id={repo_id!r}, so that "
+            "its code works for those who read it on the Hub"
+        )
+    api = api or HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return api.upload_folder(
+        repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
+    ).commit_url
+
+
+@contextmanager
+def _code_included(
+    config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], auto_class: str
+) -> Iterator[None]:
+    """While this lasts, `save_pretrained` copies the code of both classes; Transformers keeps that switch on them."""
+    before = [(cls, "_auto_class" in vars(cls), cls._auto_class) for cls in (config_class, model_class)]
+    config_class.register_for_auto_class()
+    model_class.register_for_auto_class(auto_class)
+    try:
+        yield
+    finally:
+        for cls, had_own, value in before:
+            if had_own:
+                cls._auto_class = value
+            else:
+                del cls._auto_class
+
+
+def _complete(folder: Path, record: RunRecord, card: ModelCard) -> Path:
+    """Add record and card to a folder that holds the weights."""
+    record.save(folder / RECORD)
+    with write_atomically(folder / CARD) as partial:
+        partial.write_text(str(card), encoding="utf-8")
+    return folder
