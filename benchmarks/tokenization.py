@@ -7,7 +7,6 @@ rounds. About half a minute on 2 cores.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -57,7 +56,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     tune_allocator()
     record = RunRecord.start(seed=0)
     results = {
-        f"{layout}, {normalization}": measure(layout, normalization, rounds=arguments.rounds, repeats=arguments.repeats)
+        f"{layout}, {normalization}": measure(
+            layout, normalization, rounds=arguments.rounds, repeats=arguments.repeats
+        )
         for layout in ("rowwise", "dense")
         for normalization in ("none", "standardize")
     }

@@ -48,7 +48,7 @@ def tokens_from_tensors(
         rows, fan_in = _content(tokens[..., part, :], layer, layout, batch)
         sides = [rows[..., :fan_in], rows[..., fan_in : fan_in + _bias_columns(layer, layout)]]
         for spec, side in zip(layer.tensors, sides, strict=False):
-            _transfer(side, tensors[spec.name].detach().reshape(side.shape), affine and affine[index])
+            _transfer(side, tensors[spec.name].detach().reshape(side.shape), None if affine is None else affine[index])
         rows[..., fan_in + _bias_columns(layer, layout) :] = 0
     return tokens
 
@@ -85,11 +85,13 @@ def tensors_from_tokens(
             dtype = getattr(torch, spec.dtype) if cast else tokens.dtype
             if recorded:
                 scale, shift = affine[index] if affine else (1.0, 0.0)
-                tensors[spec.name] = (side * scale + shift if affine else side).reshape(*batch, *spec.shape).to(dtype)
+                tensors[spec.name] = (
+                    (side * scale + shift if affine else side).reshape((*batch, *spec.shape)).to(dtype)
+                )
                 continue
             target = torch.empty(side.shape, dtype=tokens.dtype if affine else dtype, device=tokens.device)
-            _transfer(target, side, affine and affine[index])
-            tensors[spec.name] = target.view(*batch, *spec.shape).to(dtype)
+            _transfer(target, side, None if affine is None else affine[index])
+            tensors[spec.name] = target.view((*batch, *spec.shape)).to(dtype)
     return tensors
 
 

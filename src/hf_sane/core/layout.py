@@ -137,14 +137,18 @@ class Layout:
             )
         for name, tensor in state_dict.items():
             if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.layout != torch.strided:
-                raise TypeError(f"expected a dense real tensor for {name!r}, got {_describe(tensor)}; convert or drop it")
+                raise TypeError(
+                    f"expected a dense real tensor for {name!r}, got {_describe(tensor)}; convert or drop it"
+                )
         aliases = _shared(state_dict)
         in_template = {n for n, t in state_dict.items() if not t.is_floating_point() or t.numel() == 0}
         if batch_norm == "template":
             in_template |= {n for n in state_dict if _is_batch_norm(n, state_dict)}
         specs = {n: TensorSpec.of(n, t) for n, t in state_dict.items() if n not in in_template and n not in aliases}
         if not specs:
-            raise ValueError(f"no floating-point weights among {len(state_dict)} tensors; is this a network's state dict?")
+            raise ValueError(
+                f"no floating-point weights among {len(state_dict)} tensors; is this a network's state dict?"
+            )
         return cls(
             token_layout=token_layout,
             token_dim=token_dim,
@@ -199,8 +203,13 @@ class Layout:
 
     @cached_property
     def signature(self) -> str:
-        """SHA-256 (hex) of the structure: equal for networks whose tokens mean the same. Template values do not count."""
-        return hashlib.sha256(json.dumps(self._structure(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 (hex) of the structure: equal for networks whose tokens mean the same.
+
+        Template values do not count, nor does the place of template tensors among the others: a file may sort its names.
+        """
+        structure = self._structure() | {"tensor_names": sorted(self.tensor_names)}
+        structure["template"] = sorted(structure["template"], key=lambda entry: entry["name"])
+        return hashlib.sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()
 
     def _structure(self) -> dict[str, Any]:
         return {

@@ -53,7 +53,9 @@ class LayerStatistics:
             for layer, part in zip(layout.layers, layout.token_slices, strict=True):
                 weights = batch[:, part][:, layout.weight_mask[part]].double()
                 means.setdefault(layer_key(layer), []).append(weights.mean(dim=1))
-                variances.setdefault(layer_key(layer), []).append(weights.var(dim=1, unbiased=False))
+                variances.setdefault(layer_key(layer), []).append(
+                    (weights - weights.mean(dim=1, keepdim=True)).square().mean(dim=1)
+                )
         if not means or not all(sum(map(len, found)) for found in means.values()):
             raise ValueError("expected at least one network to fit on, got none; pass the training split of a zoo")
         centre = torch.median if method == "robust" else torch.mean

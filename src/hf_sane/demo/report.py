@@ -104,7 +104,12 @@ def sampling_markdown(sampling: Mapping[str, Any]) -> str:
 def goals_markdown(found: Sequence[Goal]) -> str:
     """Goal table: wanted, got, reached or not."""
     rows = [
-        [goal.name, f"{'>' if goal.strict else '>='} {goal.wanted:.3f}", f"{goal.got:.3f}", "yes" if goal.reached else "**no**"]
+        [
+            goal.name,
+            f"{'>' if goal.strict else '>='} {goal.wanted:.3f}",
+            f"{goal.got:.3f}",
+            "yes" if goal.reached else "**no**",
+        ]
         for goal in found
     ]
     return markdown_table(["goal", "wanted", "got", "reached"], rows)
@@ -125,7 +130,9 @@ def render_report(record: Mapping[str, Any]) -> str:
     verdict = (
         "Every goal was reached."
         if not missed
-        else "Not reached: " + "; ".join(f"{goal.name} ({goal.got:.3f}, wanted {goal.wanted:.3f})" for goal in missed) + "."
+        else "Not reached: "
+        + "; ".join(f"{goal.name} ({goal.got:.3f}, wanted {goal.wanted:.3f})" for goal in missed)
+        + "."
     )
     zoo_rows = [
         [name, str(part["networks"]), str(part["excluded"]), f"{part['accuracy']:.3f}", str(part["checkpoints"])]

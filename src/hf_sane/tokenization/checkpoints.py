@@ -46,9 +46,15 @@ def load_state_dict(source: Source, *, revision: str | None = None) -> StateDict
     path = Path(source)
     if path.exists():
         return strip_prefixes(_load_path(path))
-    if isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "~", "/")) or path.suffix in (
-        ".safetensors",
-        *PICKLE_SUFFIXES,
+    if (
+        isinstance(source, Path)
+        or source.count("/") > 1
+        or source.startswith((".", "~", "/"))
+        or path.suffix
+        in (
+            ".safetensors",
+            *PICKLE_SUFFIXES,
+        )
     ):
         raise FileNotFoundError(f"no such file or folder: {source}; give an existing path or a Hub repo id")
     return strip_prefixes(_load_repo(source, revision))
@@ -113,7 +119,9 @@ def index_shards(index: Path) -> dict[str, list[str]]:
         shards.setdefault(file, []).append(name)
     for file in shards:
         if Path(file).name != file or file in ("", ".", ".."):
-            raise ValueError(f"{index} names {file!r}, which is not a file beside it; refused, do not trust this folder")
+            raise ValueError(
+                f"{index} names {file!r}, which is not a file beside it; refused, do not trust this folder"
+            )
         if not (index.parent / file).exists():
             raise FileNotFoundError(f"{index} names the shard {file}, which is missing; download the folder again")
     return shards

@@ -1,6 +1,8 @@
 """The weight tokenizer: a network in, a sequence of normalised weight tokens out, and back, bit by bit."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,13 +11,20 @@ from transformers import BatchFeature, FeatureExtractionMixin
 
 from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
 from hf_sane.core.layout import BatchNormStorage, Layout, TensorSpec, TokenLayout
-from hf_sane.core.normalization import LayerStatistics
+from hf_sane.core.normalization import LayerStatistics, layer_key
 from hf_sane.core.types import StateDict, TokenSequence
 from hf_sane.tokenization.checkpoints import Source, load_state_dict
 
 Normalization = Literal["standardize", "robust", "none"]
 # What transformers itself writes into preprocessor_config.json, or passes along when it reads one.
-FOREIGN_KEYS = {"feature_extractor_type", "processor_class", "auto_map", "name_or_path", "_commit_hash", "transformers_version"}
+FOREIGN_KEYS = {
+    "feature_extractor_type",
+    "processor_class",
+    "auto_map",
+    "name_or_path",
+    "_commit_hash",
+    "transformers_version",
+}
 
 
 class SANEFeatureExtractor(FeatureExtractionMixin):
@@ -31,6 +40,8 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         batch_norm: `"tokens"`, or `"template"` to carry BatchNorm tensors unchanged.
         normalization: `"standardize"`, `"robust"` or `"none"`.
         statistics: Fitted statistics, `{"means": {...}, "stds": {...}}`; filled by `fit`.
+        layer_orders: Layers of each fitted architecture in order; filled by `fit`. safetensors files sort their tensors by
+            name, so a network read from a file is put back in the order that its family was fitted in.
 
     Raises:
         TypeError: For an unknown setting.
@@ -46,11 +57,12 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         batch_norm: BatchNormStorage = "tokens",
         normalization: Normalization = "standardize",
         statistics: Mapping[str, Mapping[str, float]] | None = None,
+        layer_orders: Sequence[Sequence[str]] | None = None,
         **kwargs: Any,
     ) -> None:
         if unknown := sorted(kwargs.keys() - FOREIGN_KEYS):
             raise TypeError(
-                f"unknown settings {unknown}; expected token_dim, token_layout, batch_norm, normalization, statistics"
+                f"unknown settings {unknown}; expected token_dim, token_layout, batch_norm, normalization, statistics, layer_orders"
             )
         if normalization not in ("standardize", "robust", "none"):
             raise ValueError(f"expected normalization 'standardize', 'robust' or 'none', got {normalization!r}")
@@ -60,20 +72,11 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         self.batch_norm = batch_norm
         self.normalization = normalization
         self.statistics = statistics and {name: dict(values) for name, values in statistics.items()}
-        self._layouts: dict[tuple[Any, ...], Layout] = {}
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `preprocessor_config.json` holds."""
-        settings = super().to_dict()
-        settings.pop("_layouts", None)
-        return settings
+        self.layer_orders = [list(order) for order in layer_orders or []]
 
     def layout(self, source: Source, *, revision: str | None = None) -> Layout:
         """Lay out a network without reading its values; meta tensors will do."""
-        state_dict = load_state_dict(source, revision=revision)
-        return Layout.from_state_dict(
-            state_dict, token_dim=self.token_dim, token_layout=self.token_layout, batch_norm=self.batch_norm
-        )
+        return self._lay_out(load_state_dict(source, revision=revision))
 
     def encode(self, source: Source, *, revision: str | None = None) -> TokenSequence:
         """Turn a network into tokens.
@@ -92,13 +95,23 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         state_dict = load_state_dict(source, revision=revision)
         if meta := [name for name, tensor in state_dict.items() if tensor.is_meta]:
             raise ValueError(f"tensors without values (meta device): {meta[:5]}; load the weights, or use layout()")
-        layout = Layout.from_state_dict(
-            state_dict, token_dim=self.token_dim, token_layout=self.token_layout, batch_norm=self.batch_norm
-        )
+        layout = self._lay_out(state_dict)
         affine = None if self.normalization == "none" else self._statistics().scales(layout)
         tokens = tokens_from_tensors(state_dict, layout, affine=affine)
         _check_finite(tokens, state_dict)
         return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
+
+    def _lay_out(self, state_dict: StateDict) -> Layout:
+        """The layout of a network, its layers in the order of its family if that was fitted."""
+        layout = Layout.from_state_dict(
+            state_dict, token_dim=self.token_dim, token_layout=self.token_layout, batch_norm=self.batch_norm
+        )
+        keys = [layer_key(layer) for layer in layout.layers]
+        for order in self.layer_orders:
+            if order != keys and sorted(order) == sorted(keys):
+                by_key = dict(zip(keys, layout.layers, strict=True))
+                return replace(layout, layers=tuple(by_key[key] for key in order))
+        return layout
 
     def decode(self, tokens: Tensor, layout: Layout) -> StateDict:
         """Turn tokens back into a state dict.
@@ -135,8 +148,17 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         """
         if self.normalization == "none":
             return self
-        batches = (self._batch(source, max_abs_weight) for source in sources)
-        fitted = LayerStatistics.fit((batch for batch in batches if len(batch[1])), self.normalization)
+        orders: dict[str, list[str]] = {}
+
+        def batches() -> Iterator[tuple[Layout, Tensor]]:
+            for source in sources:
+                layout, tokens = self._batch(source, max_abs_weight)
+                if len(tokens):
+                    orders.setdefault(layout.signature, [layer_key(layer) for layer in layout.layers])
+                    yield layout, tokens
+
+        fitted = LayerStatistics.fit(batches(), self.normalization)
+        self.layer_orders = list(orders.values())
         self.statistics = {"means": dict(fitted.means), "stds": dict(fitted.stds)}
         return self
 
@@ -177,14 +199,12 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         Returns:
             `tokens` `[B, N, D]`, `positions` `[B, N, 3]`, `weight_mask` `[B, N, D]`, `attention_mask` `[B, N]`.
         """
-        several = not isinstance(sources, str | Mapping | nn.Module) and isinstance(sources, Sequence)
-        encoded = [self.encode(source) for source in (sources if several else [sources])]
+        single = isinstance(sources, str | Path | Mapping | nn.Module)
+        encoded = [self.encode(sources)] if single else [self.encode(source) for source in sources]
         longest = max(map(len, encoded))
 
         def pad(values: Iterable[Tensor]) -> Tensor:
-            return torch.stack(
-                [torch.cat([v, v.new_zeros(longest - len(v), *v.shape[1:])]) for v in values]
-            )
+            return torch.stack([torch.cat([v, v.new_zeros(longest - len(v), *v.shape[1:])]) for v in values])
 
         data = {
             "tokens": pad(e.tokens for e in encoded),
