@@ -199,8 +199,8 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         Returns:
             `tokens` `[B, N, D]`, `positions` `[B, N, 3]`, `weight_mask` `[B, N, D]`, `attention_mask` `[B, N]`.
         """
-        single = isinstance(sources, str | Path | Mapping | nn.Module)
-        encoded = [self.encode(sources)] if single else [self.encode(source) for source in sources]
+        networks = [sources] if isinstance(sources, str | Path | Mapping | nn.Module) else sources
+        encoded = [self.encode(network) for network in networks]
         longest = max(map(len, encoded))
 
         def pad(values: Iterable[Tensor]) -> Tensor:
