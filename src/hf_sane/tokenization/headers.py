@@ -1,0 +1,122 @@
+"""Names, shapes and dtypes of a checkpoint without its weights: tensors on the meta device, enough for a layout."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import get_safetensors_metadata, parse_local_safetensors_file_metadata
+from huggingface_hub.errors import SafetensorsParsingError
+from huggingface_hub.utils import SafetensorsFileMetadata
+from torch import Tensor
+
+from hf_sane.core.types import StateDict
+from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, SAFETENSORS_NAMES, index_shards, strip_prefixes
+
+# The names of the safetensors format (https://huggingface.co/docs/safetensors), as far as networks use them.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def read_meta_state_dict(source: str | Path, *, revision: str | None = None) -> StateDict:
+    """Read what a checkpoint holds, without its weights.
+
+    Args:
+        source: A safetensors file, folder or shard index, a weights-only pickle, or a Hub repo id (of which only the headers
+            are downloaded), as in `load_state_dict`.
+        revision: Branch, tag or commit of a Hub repo.
+
+    Returns:
+        Tensors on the meta device, by name, in the order of the files.
+
+    Raises:
+        FileNotFoundError: If a path, a shard, or safetensors in a folder are missing.
+        ValueError: If a header is damaged, names an unknown dtype, or a pickle holds more than weights.
+    """
+    path = Path(source)
+    if path.exists():
+        return strip_prefixes(_read_path(path))
+    if isinstance(source, Path) or source.count("/") > 1 or path.suffix in (".safetensors", ".json", *PICKLE_SUFFIXES):
+        raise FileNotFoundError(f"no such file or folder: {source}; give an existing path or a Hub repo id")
+    found: StateDict = {}
+    for name, header in sorted(get_safetensors_metadata(source, revision=revision).files_metadata.items()):
+        found |= _meta_tensors(header, f"{source}/{name}")
+    return strip_prefixes(found)
+
+
+def _read_path(path: Path) -> StateDict:
+    if path.is_dir():
+        known = [path / f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")]
+        candidates = [file for file in known if file.exists()] or sorted(path.glob("*.safetensors"))
+        if not candidates or (len(candidates) > 1 and candidates[0] not in known):
+            raise FileNotFoundError(
+                f"{path} holds {len(candidates)} safetensors files and none of {SAFETENSORS_NAMES}; name the file itself"
+            )
+        path = candidates[0]
+    if path.suffix in PICKLE_SUFFIXES:
+        return _read_pickle(path)
+    if path.name.endswith(".index.json"):
+        found: StateDict = {}
+        for file, names in index_shards(path).items():
+            shard = _read_header(path.parent / file)
+            if missing := sorted(set(names) - shard.keys()):
+                raise ValueError(f"{file} lacks {missing} which {path} places there; download the folder again")
+            found |= {name: shard[name] for name in names}
+        return found
+    return _read_header(path)
+
+
+def _read_header(path: Path) -> StateDict:
+    try:
+        header = parse_local_safetensors_file_metadata(path)
+    except SafetensorsParsingError as error:
+        raise ValueError(
+            f"{path} has no whole safetensors header ({error}): truncated, or another format; download or save it again"
+        ) from error
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+    expected = 8 + header_bytes + max((info.data_offsets[1] for info in header.tensors.values()), default=0)
+    if (size := path.stat().st_size) < expected:
+        raise ValueError(f"{path} is truncated: expected {expected} bytes, got {size}; download or save it again")
+    return _meta_tensors(header, str(path))
+
+
+def _meta_tensors(header: SafetensorsFileMetadata, where: str) -> StateDict:
+    if unknown := sorted({info.dtype for info in header.tensors.values()} - DTYPES.keys()):
+        raise ValueError(f"{where} holds tensors of dtype {unknown}; expected {', '.join(DTYPES)}; convert it first")
+    return {
+        name: torch.empty(info.shape, dtype=DTYPES[info.dtype], device="meta") for name, info in header.tensors.items()
+    }
+
+
+def _read_pickle(path: Path) -> StateDict:
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} cannot be opened with weights_only=True: it is damaged, or holds more than tensors and could run code; "
+            "convert it to safetensors where you trust it"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(
+            f"{path}: expected a dict of tensors (or one under 'state_dict'), got {type(content).__name__}"
+        )
+    return dict(content)

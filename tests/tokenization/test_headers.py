@@ -1,0 +1,136 @@
+"""Checkpoints without their weights: the same names, shapes and dtypes as when they are loaded, nothing read."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub import parse_local_safetensors_file_metadata
+from safetensors.torch import save_file
+
+from hf_sane.core.layout import Layout
+from hf_sane.tokenization import headers
+from hf_sane.tokenization.checkpoints import load_state_dict
+from hf_sane.tokenization.headers import read_meta_state_dict
+
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+
+
+@pytest.fixture
+def tensors():
+    found = {f"layer{index}.weight": torch.zeros(3, 4 + index, dtype=dtype) for index, dtype in enumerate(FLOATS)}
+    found |= {f"buffer{index}": torch.zeros(2, dtype=dtype) for index, dtype in enumerate(INTEGERS)}
+    return found | {"scalar": torch.zeros(()), "empty": torch.zeros(0, 3)}
+
+
+def save_as(kind, tensors, folder):
+    if kind == "file":
+        save_file(tensors, folder / "other.safetensors")
+        return folder / "other.safetensors"
+    if kind == "folder":
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+    if kind == "single file in a folder":
+        save_file(tensors, folder / "other.safetensors")
+        return folder
+    if kind == "pickle":
+        torch.save({"state_dict": tensors}, folder / "network.th")
+        return folder / "network.th"
+    names = list(tensors)
+    files = {name: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, name in enumerate(names)}
+    for file in set(files.values()):
+        save_file({name: tensors[name] for name in names if files[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    return folder if kind == "shards" else folder / "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "single file in a folder", "pickle", "shards", "index"])
+def test_it_tells_what_loading_would_give(kind, tensors, tmp_path):
+    source = save_as(kind, tensors, tmp_path)
+    found, loaded = read_meta_state_dict(source), load_state_dict(source)
+    assert list(found) == list(loaded)
+    assert found.keys() == tensors.keys()
+    for name, tensor in loaded.items():
+        assert found[name].is_meta
+        assert (found[name].shape, found[name].dtype) == (tensor.shape, tensor.dtype)
+    assert Layout.from_state_dict(found, token_dim=5) == Layout.from_state_dict(loaded, token_dim=5)
+    assert read_meta_state_dict(str(source)).keys() == tensors.keys()
+
+
+def test_prefixes_are_taken_off_as_in_loading(tmp_path):
+    save_file({"module.a.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    assert list(read_meta_state_dict(tmp_path)) == ["a.weight"]
+
+
+def test_the_weights_are_not_read(tensors, tmp_path, monkeypatch):
+    """A sparse file of 8 GiB: only its header exists."""
+    header = {"a.weight": {"dtype": "F32", "shape": [2**15, 2**16], "data_offsets": [0, 2**33]}}
+    text = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 2**33)
+    assert read_meta_state_dict(tmp_path)["a.weight"].shape == (2**15, 2**16)
+
+
+def test_a_repository_gives_its_headers(tensors, tmp_path, monkeypatch):
+    save_file(tensors, tmp_path / "model.safetensors")
+    asked = []
+
+    def metadata(repo_id, *, revision=None):
+        asked.append((repo_id, revision))
+        header = parse_local_safetensors_file_metadata(tmp_path / "model.safetensors")
+        return SimpleNamespace(files_metadata={"model.safetensors": header})
+
+    monkeypatch.setattr(headers, "get_safetensors_metadata", metadata)
+    assert read_meta_state_dict("someone/network", revision="v1").keys() == tensors.keys()
+    assert asked == [("someone/network", "v1")]
+
+
+@pytest.mark.parametrize("source", ["no/such/folder", "missing.safetensors", "missing.pt"])
+def test_a_missing_path_is_no_repository(source):
+    with pytest.raises(FileNotFoundError, match="no such file or folder: .*; give an existing path or a Hub repo id"):
+        read_meta_state_dict(source)
+
+
+def test_a_folder_must_say_which_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds 0 safetensors files"):
+        read_meta_state_dict(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "one.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "two.safetensors")
+    with pytest.raises(FileNotFoundError, match="holds 2 safetensors files and none of .*; name the file itself"):
+        read_meta_state_dict(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [4, 40, -8])
+def test_a_truncated_file_is_refused(keep, tensors, tmp_path):
+    save_file(tensors, tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:keep])
+    with pytest.raises(ValueError, match="truncated"):
+        read_meta_state_dict(tmp_path)
+
+
+def test_a_shard_must_hold_what_the_index_says(tensors, tmp_path):
+    index = save_as("index", tensors, tmp_path)
+    content = json.loads(index.read_text())
+    content["weight_map"]["missing"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"model-00001-of-00002.safetensors lacks \['missing'\]"):
+        read_meta_state_dict(tmp_path)
+
+
+def test_an_unknown_dtype_is_refused(tmp_path):
+    text = json.dumps({"a": {"dtype": "F3", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"0")
+    with pytest.raises(ValueError, match=r"holds tensors of dtype \['F3'\]; expected F64, F32"):
+        read_meta_state_dict(tmp_path)
+
+
+def test_pickles_that_hold_more_than_weights_are_refused(tmp_path):
+    torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "code.pt")
+    with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
+        read_meta_state_dict(tmp_path / "code.pt")
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="expected a dict of tensors .*, got list"):
+        read_meta_state_dict(tmp_path / "list.pt")
