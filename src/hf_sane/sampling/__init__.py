@@ -1,0 +1,1 @@
+"""New networks from the latent space of a zoo: anchors, densities, selection, baselines, diversity, export."""
