@@ -1,0 +1,149 @@
+"""Saved folders: complete, loadable, with their code on request and without traces; one commit takes them to the Hub."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForImageClassification
+
+import hf_sane  # noqa: F401 (registers the Auto classes)
+from hf_sane.architectures.configuration_zoo import CNNConfig
+from hf_sane.architectures.modeling_zoo import CNNForImageClassification
+from hf_sane.architectures.presets import build_model, cnn_digits
+from hf_sane.core.run_record import RunRecord
+from hf_sane.hub.publish import push_folder, save_network, save_sane
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+
+
+@pytest.fixture
+def record():
+    return RunRecord.start(seed=1, command=["x"]).finish({"test_accuracy": 0.5})
+
+
+@pytest.fixture
+def model():
+    return SANEModel(SANEConfig(token_dim=20, hidden_size=8, latent_dim=4, num_hidden_layers=1, num_attention_heads=2))
+
+
+@pytest.fixture
+def extractor():
+    return SANEFeatureExtractor(token_dim=20).fit([build_model(cnn_digits()).state_dict() for _ in range(2)])
+
+
+class RecordingApi:
+    """Stands in for the Hub: notes what it is asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def create_repo(self, repo_id, **options):
+        self.calls.append(("create_repo", repo_id, options))
+
+    def upload_folder(self, **options):
+        self.calls.append(("upload_folder", options["repo_id"], options))
+        return SimpleNamespace(commit_url=f"https://hub/{options['repo_id']}/commit/1")
+
+
+def test_a_sane_folder_is_complete_and_comes_back(tmp_path, model, extractor, record):
+    folder = save_sane(tmp_path / "sane", model, extractor, record)
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "run.json",
+        "README.md",
+    }
+    loaded, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
+    assert AutoFeatureExtractor.from_pretrained(folder).statistics == extractor.statistics
+    assert RunRecord.load(folder / "run.json") == record
+
+
+def test_a_sampled_network_is_complete_and_comes_back(tmp_path, record):
+    network = build_model(cnn_digits())
+    folder = save_network(tmp_path / "network", network, record, base_model="someone/sane")
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "run.json", "README.md"}
+    loaded = AutoModelForImageClassification.from_pretrained(folder)
+    assert isinstance(loaded, CNNForImageClassification)
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
+    assert ModelCard.load(folder / "README.md").data.base_model == "someone/sane"
+
+
+def test_code_travels_on_request_and_leaves_no_trace(tmp_path, model, extractor, record):
+    folder = save_sane(tmp_path / "with", model, extractor, record, include_code=True)
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_sane.SANEConfig",
+        "AutoModel": "modeling_sane.SANEModel",
+    }
+    assert (folder / "modeling_sane.py").exists()
+    network = build_model(cnn_digits())
+    folder = save_network(tmp_path / "network", network, record, include_code=True)
+    assert "trust_remote_code=True" in (folder / "README.md").read_text()
+    assert "hf_sane " not in (folder / "README.md").read_text().partition("```python")[2].partition("```")[0]
+
+    for cls in (SANEConfig, SANEModel, CNNConfig, CNNForImageClassification):
+        assert cls._auto_class is None
+        assert "_auto_class" not in vars(cls)
+    for saved in (
+        save_sane(tmp_path / "without", model, extractor, record),
+        save_network(tmp_path / "network without", network, record),
+    ):
+        assert not list(saved.glob("*.py"))
+        assert "auto_map" not in json.loads((saved / "config.json").read_text())
+
+
+def test_a_registration_of_the_users_own_stays(tmp_path, record, monkeypatch):
+    monkeypatch.setattr(CNNConfig, "_auto_class", "AutoConfig", raising=False)
+    save_network(tmp_path / "network", build_model(cnn_digits()), record, include_code=True)
+    assert CNNConfig._auto_class == "AutoConfig"
+
+
+def test_nothing_stays_registered_when_saving_fails(tmp_path, record):
+    (tmp_path / "file").write_text("in the way")
+    network = build_model(cnn_digits())
+    with pytest.raises(NotADirectoryError):
+        save_network(tmp_path / "file" / "network", network, record, include_code=True)
+    assert CNNConfig._auto_class is None
+
+
+def test_model_and_tokenizer_must_belong_together(tmp_path, model, record):
+    with pytest.raises(ValueError, match="must share token_dim, got 20 and 30; save the tokenizer"):
+        save_sane(tmp_path, model, SANEFeatureExtractor(token_dim=30), record)
+
+
+def test_publishing_is_one_commit_with_the_card(tmp_path, model, extractor, record):
+    folder = save_sane(tmp_path / "sane", model, extractor, record, repo_id="someone/sane")
+    api = RecordingApi()
+    address = push_folder(folder, "someone/sane", private=True, revision="draft", api=api)
+    assert address == "https://hub/someone/sane/commit/1"
+    assert [call[:2] for call in api.calls] == [("create_repo", "someone/sane"), ("upload_folder", "someone/sane")]
+    assert api.calls[0][2] == {"private": True, "exist_ok": True}
+    assert api.calls[1][2]["folder_path"] == folder
+    assert api.calls[1][2]["revision"] == "draft"
+
+
+def test_an_incomplete_folder_is_not_published(tmp_path, model, extractor, record):
+    folder = save_sane(tmp_path / "sane", model, extractor, record, repo_id="someone/sane")
+    (folder / "README.md").unlink()
+    with pytest.raises(ValueError, match=r"not ready to publish: expected .*, missing \['README.md'\]; save it first"):
+        push_folder(folder, "someone/sane", api=RecordingApi())
+
+
+def test_a_card_for_the_folder_itself_is_not_published(tmp_path, model, extractor, record):
+    folder = save_sane(tmp_path / "sane", model, extractor, record)
+    api = RecordingApi()
+    with pytest.raises(
+        ValueError, match="loads from the folder it stands in; save it again with repo_id='someone/sane'"
+    ):
+        push_folder(folder, "someone/sane", api=api)
+    assert not api.calls
