@@ -1,0 +1,65 @@
+"""The built wheel holds everything that runs: templates, metrics, the typing marker."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "hf_sane"
+DATA_SUFFIXES = {".py", ".md", ".typed", ".json"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel built from a copy of the sources, so that nothing is written into them."""
+    folder = tmp_path_factory.mktemp("packaging")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(PACKAGE, folder / "src" / "hf_sane", ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "dist")],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    (built,) = (folder / "dist").glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        yield archive
+
+
+def test_the_wheel_holds_every_source_and_data_file(wheel):
+    expected = {
+        f"hf_sane/{path.relative_to(PACKAGE).as_posix()}"
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and path.suffix in DATA_SUFFIXES
+    }
+    assert len(expected) > 50
+    assert expected <= set(wheel.namelist())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf_sane/py.typed",
+        "hf_sane/hub/templates/sane_model.md",
+        "hf_sane/hub/templates/sampled_network.md",
+        "hf_sane/probing/metrics/r2_score/r2_score.py",
+        "hf_sane/probing/metrics/kendall_tau/kendall_tau.py",
+        "hf_sane/probing/metrics/mean_absolute_error/mean_absolute_error.py",
+    ],
+)
+def test_what_is_no_import_travels_too(wheel, name):
+    assert wheel.getinfo(name).file_size > 0 or name.endswith("py.typed")
+
+
+def test_the_wheel_says_what_it_is(wheel):
+    (metadata,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("METADATA"))
+    for line in ("Name: hf_sane", "Requires-Python: >=3.11", "License-Expression: MIT", "Provides-Extra: demo"):
+        assert line in metadata
+    (entry_points,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert "hf-sane = hf_sane.cli.app:main" in entry_points
+    assert not [name for name in wheel.namelist() if name.startswith("tests/")]

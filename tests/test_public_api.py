@@ -1,0 +1,128 @@
+"""The public names: each exists, is documented and comes from one place; Auto classes know them, with and without the library."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageClassification
+
+import hf_sane
+from hf_sane.architectures.presets import MODEL_CLASSES, build_model, cifar_resnet, cnn_digits, mlp
+from hf_sane.core.run_record import RunRecord
+from hf_sane.hub.publish import save_network, save_sane
+
+NETWORKS = {"cnn": cnn_digits(), "mlp": mlp(image_size=8, hidden_sizes=(4,)), "resnet": cifar_resnet(20, width=2)}
+STRANGER = """
+import sys
+sys.modules["hf_sane"] = None  # any import of the library now fails
+import torch
+from transformers import AutoModelForImageClassification
+
+images = torch.load(sys.argv[1] + "/images.pt", weights_only=True)
+for name in sys.argv[2:]:
+    model = AutoModelForImageClassification.from_pretrained(f"{sys.argv[1]}/{name}", trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules"), type(model)
+    expected = torch.load(f"{sys.argv[1]}/{name}.pt", weights_only=True)
+    assert torch.equal(model(images[:, : model.config.num_channels]).logits, expected)
+print("no library needed")
+"""
+
+
+def test_names_are_sorted_and_have_one_home():
+    assert hf_sane.__all__ == sorted(hf_sane._HOMES)
+    assert set(hf_sane.__all__) <= set(dir(hf_sane))
+    assert len(hf_sane.__all__) <= 20
+
+
+@pytest.mark.parametrize("name", hf_sane.__all__)
+def test_every_name_is_there_and_documented(name):
+    value = getattr(hf_sane, name)
+    assert value.__module__ == f"hf_sane.{hf_sane._HOMES[name]}"
+    assert value.__name__ == name
+    assert len(inspect.getdoc(value)) > 20
+    assert getattr(hf_sane, name) is value
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(
+        AttributeError, match="module 'hf_sane' has no attribute 'SaneModel'; its names are CIFARResNet"
+    ):
+        hf_sane.SaneModel  # noqa: B018
+
+
+def test_auto_classes_read_a_sane_folder(tmp_path):
+    config = hf_sane.SANEConfig(token_dim=20, hidden_size=8, latent_dim=4, num_hidden_layers=1, num_attention_heads=2)
+    model = hf_sane.SANEModel(config)
+    extractor = hf_sane.SANEFeatureExtractor(token_dim=20).fit([build_model(cnn_digits())])
+    save_sane(tmp_path, model, extractor, RunRecord(command="x"))
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), hf_sane.SANEConfig)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(loaded, hf_sane.SANEModel)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
+    assert isinstance(AutoFeatureExtractor.from_pretrained(tmp_path), hf_sane.SANEFeatureExtractor)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_auto_classes_read_every_network(name, tmp_path):
+    network = build_model(NETWORKS[name]).eval()
+    save_network(tmp_path, network, RunRecord(command="x"))
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert type(loaded) is MODEL_CLASSES[type(NETWORKS[name])]
+    images = torch.randn(2, NETWORKS[name].num_channels, 8, 8)
+    assert torch.equal(loaded(images).logits, network(images).logits)
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    def run(code, *arguments):
+        environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+        ran = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    return run
+
+
+def test_networks_with_code_need_no_library(tmp_path, run_python):
+    images = torch.randn(2, 3, 8, 8)
+    torch.save(images, tmp_path / "images.pt")
+    for name, config in NETWORKS.items():
+        network = build_model(config).eval()
+        save_network(tmp_path / name, network, RunRecord(command="x"), include_code=True)
+        torch.save(network(images[:, : config.num_channels]).logits.detach(), tmp_path / f"{name}.pt")
+    assert "no library needed" in run_python(STRANGER, tmp_path, *NETWORKS)
+
+
+def test_importing_registers_and_loads_nothing_heavy_else(run_python):
+    code = (
+        "import json, sys, hf_sane\n"
+        "from transformers import AutoConfig\n"
+        "print(json.dumps([AutoConfig.for_model('sane').token_dim, sorted(sys.modules)]))\n"
+    )
+    token_dim, modules = json.loads(run_python(code))
+    assert token_dim == hf_sane.SANEConfig().token_dim
+    assert not {"datasets", "evaluate", "sklearn", "matplotlib", "peft", "typer"} & set(modules)
+
+
+def test_the_command_line_imports_without_torch(run_python):
+    """`hf-sane --help` answers before PyTorch and Transformers would have loaded."""
+    code = (
+        "import json, sys\nsys.argv[0] = 'hf-sane'\nimport hf_sane.cli.app\nprint(json.dumps(sorted(sys.modules)))\n"
+    )
+    modules = json.loads(run_python(code))
+    assert "hf_sane.cli.app" in modules
+    assert not {"torch", "transformers", "datasets", "numpy"} & set(modules)

@@ -1,0 +1,34 @@
+"""Every Python fence of the README and the docs runs, in an empty folder and without network."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def fences(page):
+    """Python fences of a page, with the line they start in."""
+    found = re.finditer(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return [(page.read_text(encoding="utf-8")[: match.start()].count("\n") + 2, match.group(1)) for match in found]
+
+
+def test_there_is_something_to_run():
+    assert fences(ROOT / "README.md")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if fences(page)], ids=lambda page: page.name)
+def test_the_fences_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": page.stem}
+    for line, code in fences(page):
+        exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)  # errors name the line of the page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_of_the_project_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
