@@ -143,7 +143,8 @@ def _bandwidth(bandwidth: float | Tensor | BandwidthRule, anchors: Tensor, mode:
         if not 0 <= bandwidth < float("inf"):
             raise ValueError(f"bandwidth must be a finite number >= 0, got {bandwidth}")
         return float(bandwidth)
-    if torch.broadcast_shapes(bandwidth.shape, anchors.shape[1:]) != anchors.shape[1:]:
+    fits = zip(reversed(bandwidth.shape), reversed(anchors.shape[1:]), strict=False)
+    if bandwidth.ndim > 2 or any(size not in (1, wanted) for size, wanted in fits):
         raise ValueError(
             f"bandwidth must broadcast to [tokens, latent_dim] = {list(anchors.shape[1:])}, got {list(bandwidth.shape)}"
         )
