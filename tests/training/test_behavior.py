@@ -24,8 +24,9 @@ class Split:
     def __init__(self, layout, configs):
         self._layout, self.configs = layout, configs
 
-    def __len__(self):
-        return len(self.configs)
+    def column(self, name):
+        values = {"layout": self._layout.signature, "architecture": "a"}
+        return [values.get(name, getattr(config, "activation", "")) for config in self.configs]
 
     def layout(self, index):
         return self._layout
@@ -214,10 +215,12 @@ def test_zoos_it_cannot_run_are_refused():
     def attempt(splits, sane=sane):
         return BehaviorLoss.from_arguments(arguments(), sane, extractor, splits, torch.device("cpu"))
 
-    with pytest.raises(ValueError, match="of one architecture, got 2 layouts"):
+    with pytest.raises(
+        ValueError, match=r"one layout, architecture and activation, got \[.*'gelu'.*'tanh'.*\]; train on"
+    ):
         attempt([Split(layout, [config]), Split(other, [CONFIGS["cnn"]])])
     relu = mlp(image_size=8, hidden_sizes=(5,), activation="relu")
-    with pytest.raises(ValueError, match="got 1 layouts and 2 configurations"):
+    with pytest.raises(ValueError, match="one layout, architecture and activation, got .*relu.*tanh"):
         attempt([Split(layout, [config, relu])])
     drops = mlp(image_size=8, hidden_sizes=(5,), dropout=0.3, initialization="normal")
     assert attempt([Split(layout, [config, drops])]) is not None  # trained differently, but the same function

@@ -47,6 +47,7 @@ class PretrainArguments:
         metadata={"help": "Zoos to train on: folders or Hub dataset ids. Several must share one token_dim."}
     )
     output_dir: str = field(metadata={"help": "Run folder: receives model/, checkpoints/, logs/ and arguments.json."})
+    zoo_config: str | None = _field("Which zoo of a folder or dataset that holds several.", default=None)
     zoo_revision: str | None = _field("Branch, tag or commit of zoos on the Hub.", default=None)
     model: dict[str, Any] | str | None = field(
         default=None,

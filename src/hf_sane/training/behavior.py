@@ -1,6 +1,5 @@
 """A loss on what reconstructed networks do, not only on what their weights are."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -97,13 +96,13 @@ class BehaviorLoss:
         """
         if arguments.behavior_weight == 0 or arguments.behavior_data is None:
             return None
-        layouts = {split.layout(index).signature for split in splits for index in range(len(split))}
-        functions = {_function(split.config(index)) for split in splits for index in range(len(split))}
+        columns = ("layout", "architecture", "activation")
+        kinds = {kind for split in splits for kind in zip(*map(split.column, columns), strict=True)}
         layout = splits[0].layout(0)
-        if len(layouts) != 1 or len(functions) != 1:
+        if len(kinds) != 1:
             raise ValueError(
-                f"the behavioural loss takes zoos of one architecture, got {len(layouts)} layouts and {len(functions)} "
-                "configurations; train on one of them, or set behavior_weight=0"
+                f"the behavioural loss takes zoos of one layout, architecture and activation, got {sorted(kinds)}; train "
+                "on one of them, or set behavior_weight=0"
             )
         if layout.num_tokens > config.window_size:
             raise ValueError(
@@ -182,12 +181,6 @@ class BehaviorLoss:
         distance = self.distance(torch.cat([t[first] for t in targets]), torch.cat([d[first] for d in decoded]), step)
         share = self.weight * (1.0 if output.contrastive_loss is None else 1.0 - self.contrast_weight)
         return output.loss + share * (distance - output.reconstruction_loss)
-
-
-def _function(config: ZooConfig) -> str:
-    """The part of a configuration that decides what a trained network computes."""
-    fields = {name: value for name, value in config.to_dict().items() if name not in ("dropout", "initialization")}
-    return json.dumps(fields, sort_keys=True)
 
 
 __all__ = ["BehaviorLoss", "behavior_distance"]

@@ -1,6 +1,6 @@
 """How well a SANE autoencoder reconstructs whole networks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,14 +10,24 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.dataset import ZooSplit
 
+MAX_SCALARS = 2**26  # read at a time: 256 MiB
+
 
 def group_by_layout(split: ZooSplit, indices: Sequence[int]) -> list[tuple[Layout, list[int]]]:
     """Models that share a layout, so that their tokens stack: `(layout, indices)` in order of first appearance."""
-    groups: dict[str, tuple[Layout, list[int]]] = {}
+    members: dict[str, list[int]] = {}
+    keys = split.column("layout")
     for index in indices:
-        layout = split.layout(index)
-        groups.setdefault(layout.signature, (layout, []))[1].append(index)
-    return list(groups.values())
+        members.setdefault(keys[index], []).append(index)
+    return [(split.layout(group[0]), group) for group in members.values()]
+
+
+def read_models(split: ZooSplit, indices: Sequence[int]) -> Iterator[tuple[Layout, Tensor]]:
+    """Raw tokens `[m, N, D]` of models that share a layout, a bounded number of scalars at a time."""
+    for layout, members in group_by_layout(split, indices):
+        size = max(1, MAX_SCALARS // (layout.num_tokens * layout.token_dim))
+        for start in range(0, len(members), size):
+            yield layout, split.select(members[start : start + size]).stacked_tokens()
 
 
 def reconstruction_sums(original: Tensor, reconstruction: Tensor, weight_mask: Tensor) -> Tensor:
@@ -70,16 +80,24 @@ def evaluate_reconstruction(
         split: Part of a zoo.
         indices: Models of `split` to reconstruct.
         halo_size: Context tokens on each side of a window.
-        batch_size: Models read, and windows processed, at a time.
+        batch_size: Windows per pass.
 
     Returns:
         `[4]` float64 on the CPU, for [`r2_from_sums`]; of several processes or zoos, add them first.
     """
     sums = torch.zeros(4, dtype=torch.float64)
-    for layout, members in group_by_layout(split, indices):
-        for start in range(0, len(members), batch_size):
-            raw = split.select(members[start : start + batch_size]).stacked_tokens()
-            tokens = extractor.normalize(raw, layout)
-            decoded = reconstruct_tokens(model, tokens, layout, halo_size=halo_size, batch_size=batch_size)
-            sums += reconstruction_sums(tokens, decoded, layout.weight_mask)
+    for layout, raw in read_models(split, indices):
+        tokens = extractor.normalize(raw, layout)
+        decoded = reconstruct_tokens(model, tokens, layout, halo_size=halo_size, batch_size=batch_size)
+        sums += reconstruction_sums(tokens, decoded, layout.weight_mask)
     return sums
+
+
+__all__ = [
+    "evaluate_reconstruction",
+    "group_by_layout",
+    "r2_from_sums",
+    "read_models",
+    "reconstruct_tokens",
+    "reconstruction_sums",
+]

@@ -1,6 +1,7 @@
 """What a pre-training run starts from: weight tokenizer, autoencoder, sampler and schedule, all from its arguments."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import Normalization, SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
-from hf_sane.training.evaluation import group_by_layout
+from hf_sane.training.evaluation import group_by_layout, read_models
 from hf_sane.zoo.dataset import ZooSplit
 
 logger = logging.getLogger(__name__)
@@ -32,26 +33,33 @@ def fit_extractor(splits: Sequence[ZooSplit], normalization: Normalization) -> S
         batch_norm=layouts[0].batch_norm,
         normalization=normalization,
     )
-    return extractor.fit(
-        (layout, split.select(members).stacked_tokens())
-        for split in splits
-        for layout, members in group_by_layout(split, range(len(split)))
-    )
+    return extractor.fit(pair for split in splits for pair in read_models(split, range(len(split))))
 
 
 def sample_tokens(
     splits: Sequence[ZooSplit], extractor: SANEFeatureExtractor, num_tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """About `num_tokens` normalised training tokens and their weight masks, both `[n, D]`, evenly spread over models."""
+    """About `num_tokens` normalised training tokens with their weight masks, evenly spread over models and layouts.
+
+    Args:
+        splits: Training splits.
+        extractor: Fitted weight tokenizer.
+        num_tokens: Tokens wanted, over all splits; fewer if there are no more.
+
+    Returns:
+        `tokens` `[n, D]` float32 and `weight_mask` `[n, D]` bool.
+    """
     groups = [(split, *group) for split in splits for group in group_by_layout(split, range(len(split)))]
-    total = sum(len(members) * layout.num_tokens for _, layout, members in groups)
+    available = sum(len(members) * layout.num_tokens for _, layout, members in groups)
+    share = min(1.0, num_tokens / available)
     tokens, masks = [], []
     for split, layout, members in groups:
-        share = min(1.0, num_tokens / total)
-        picked = members[:: max(1, int(1 / share))] if layout.num_tokens <= num_tokens else members[:1]
-        normal = extractor.normalize(split.select(picked).stacked_tokens(), layout)
-        tokens.append(normal.flatten(0, 1))
-        masks.append(layout.weight_mask.repeat(len(picked), 1))
+        num_models = min(len(members), math.ceil(share * len(members)))
+        picked = [members[i * len(members) // num_models] for i in range(num_models)]
+        stride = max(1, round(num_models / (share * len(members))))
+        for _, raw in read_models(split, picked):
+            tokens.append(extractor.normalize(raw, layout).flatten(0, 1)[::stride])
+            masks.append(layout.weight_mask.repeat(len(raw), 1)[::stride])
     return torch.cat(tokens), torch.cat(masks)
 
 

@@ -232,7 +232,7 @@ def prepare_run(
     _claim_folder(arguments, accelerator)
     set_seed(arguments.seed)
     if zoos is None:
-        zoos = [Zoo.load(name, revision=arguments.zoo_revision) for name in arguments.zoo]
+        zoos = [Zoo.load(name, arguments.zoo_config, revision=arguments.zoo_revision) for name in arguments.zoo]
     splits = [zoo.splits["train"] for zoo in zoos]
     if not splits or min(map(len, splits)) == 0:
         raise ValueError(
