@@ -1,0 +1,339 @@
+"""A zoo as a dataset: rows of networks in parquet files, read in place, split by training run."""
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
+from hf_sane.architectures.presets import build_model
+from hf_sane.core.chunking import tensors_from_tokens
+from hf_sane.core.layout import Layout
+from hf_sane.core.run_record import RunRecord
+from hf_sane.core.types import StateDict
+from hf_sane.zoo.alignment_record import Alignment
+from hf_sane.zoo.cards import write_card
+from hf_sane.zoo.facts import DEFAULT_CONFIG, PER_RUN_SETTINGS, ZooFacts, data_folder, read_facts
+from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME
+from hf_sane.zoo.networks import StackedNetworks, with_settings
+from hf_sane.zoo.records import MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES, SPLITS, write_parquet
+from hf_sane.zoo.table import ZooTable
+
+RECORD_NAME = "run.json"
+CACHE_NAME = ".cache"  # Arrow copies of the parquet files, inside the zoo's own folder
+
+
+class ZooSplit:
+    """Networks of one split (or a selection of it), each at one epoch.
+
+    Args:
+        dataset: Rows with the columns of `hf_sane.zoo.records.FEATURES`, or a table that is already open.
+        facts: Of the zoo.
+        alignment: Of the zoo, if it was aligned.
+        rows: The selected rows, `[M]`; all if `None`.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset | ZooTable,
+        facts: ZooFacts,
+        alignment: Alignment | None = None,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        self.table = dataset if isinstance(dataset, ZooTable) else ZooTable(dataset)
+        self.facts = facts
+        self.alignment = alignment
+        self.rows = np.arange(len(self.table)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> np.ndarray:
+        """One property of all networks, `[M]`; see `FEATURES` for the names.
+
+        Raises:
+            KeyError: If there is no such column.
+        """
+        return self.table.column(name)[self.rows]
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Training run of each network."""
+        return self.column("run_id").tolist()
+
+    def select(self, index: Sequence[int] | np.ndarray | slice) -> "ZooSplit":
+        """Some of these networks, in the order of `index` (positions, or a bool mask); nothing is copied."""
+        chosen = self.rows[index] if isinstance(index, slice) else self.rows[_positions(index)]
+        return ZooSplit(self.table, self.facts, self.alignment, chosen)
+
+    def at_epoch(self, epoch: int) -> "ZooSplit":
+        """The networks at one epoch.
+
+        Raises:
+            ValueError: If that epoch was not kept.
+        """
+        epochs = self.column("epoch")
+        if not (epochs == epoch).any():
+            raise ValueError(f"no network at epoch {epoch}; kept epochs: {np.unique(epochs).tolist()}")
+        return self.select(np.flatnonzero(epochs == epoch))
+
+    def final_epochs(self) -> "ZooSplit":
+        """Every run at its last epoch, in the order of first appearance."""
+        last: dict[str, int] = {}
+        epochs = self.column("epoch")
+        for i, run_id in enumerate(self.run_ids):
+            if run_id not in last or epochs[i] > epochs[last[run_id]]:
+                last[run_id] = i
+        return self.select(np.array(list(last.values()), dtype=np.int64))
+
+    def layout(self, index: int) -> Layout:
+        """Layout of one network, its template filled in."""
+        layout = self.facts.parsed_layouts[self.table.column("layout")[self.rows[index]]]
+        if not layout.template:
+            return layout
+        stored = load_tensors(self.table.template(int(self.rows[index])))
+        return dataclasses.replace(layout, template={name: stored[name] for name in layout.template})
+
+    def tokens(self, index: int) -> Tensor:
+        """Raw tokens of one network, `[N, D]` float32: a view of the Arrow buffer. Read only: writing may crash."""
+        row = int(self.rows[index])
+        layout = self.facts.parsed_layouts[self.table.column("layout")[row]]
+        return self.table.tokens(row).view(layout.num_tokens, layout.token_dim)
+
+    def stacked_tokens(self) -> Tensor:
+        """Raw tokens of all networks, `[M, N, D]` float32; a copy.
+
+        Raises:
+            ValueError: If there are none, or they have several layouts.
+        """
+        self._single("layout")
+        return torch.stack([self.tokens(i) for i in range(len(self))])
+
+    def config(self, index: int) -> ZooConfig:
+        """Configuration of one network, with the activation, initialisation and dropout of its run."""
+        row = self.rows[index]
+        config = self.facts.parsed_architectures[self.table.column("architecture")[row]]
+        values = {name: self.table.column(name)[row] for name in PER_RUN_SETTINGS if hasattr(config, name)}
+        return with_settings(config, **{k: v if isinstance(v, str) else float(v) for k, v in values.items()})
+
+    def state_dict(self, index: int) -> StateDict:
+        """All tensors of one network, in their order and types; fresh memory."""
+        layout = self.layout(index)
+        tensors = {**tensors_from_tokens(self.tokens(index), layout), **layout.template}
+        return {name: tensors[layout.aliases.get(name, name)] for name in layout.tensor_names}
+
+    def model(self, index: int) -> ZooPreTrainedModel:
+        """One network, ready to run (evaluation mode)."""
+        model = build_model(self.config(index))
+        model.load_state_dict(self.state_dict(index))
+        return model.eval()
+
+    def networks(self) -> StackedNetworks:
+        """All networks as one stack, to run or train them together.
+
+        Raises:
+            ValueError: If there are none, or they differ in layout, architecture or activation.
+        """
+        for name in ("layout", "architecture", "activation"):
+            self._single(name)
+        layout = self.layout(0)
+        tensors = tensors_from_tokens(self.stacked_tokens(), layout)
+        if layout.template:
+            templates = [self.layout(i).template for i in range(len(self))]
+            tensors |= {name: torch.stack([template[name] for template in templates]) for name in layout.template}
+        names = {name: layout.aliases.get(name, name) for name in layout.tensor_names}
+        return StackedNetworks(self.config(0), {name: tensors[source] for name, source in names.items()})
+
+    def _single(self, column: str) -> None:
+        if not len(self):
+            raise ValueError("expected at least one network, got an empty selection")
+        if len(values := sorted(set(self.column(column)))) > 1:
+            raise ValueError(f"expected networks of one {column} to stack, got {values}; select one of them first")
+
+    def arrow_tables(self) -> Iterator[pa.Table]:
+        """The rows as Arrow tables of limited size, for writing."""
+        data = self.table.dataset.data.table
+        size = max(1, min(MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES * max(1, len(self.table)) // max(1, data.nbytes)))
+        for start in range(0, len(self), size):
+            rows = self.rows[start : start + size]
+            if (np.diff(rows) == 1).all():
+                yield data.slice(rows[0], len(rows))
+            else:  # pyarrow's take would first join all chunks of the column
+                yield pa.concat_tables([data.slice(row, 1) for row in rows]).combine_chunks()
+
+
+def _positions(index: Sequence[int] | np.ndarray) -> np.ndarray:
+    array = np.asarray(index)
+    return array if array.dtype == bool else array.astype(np.int64)
+
+
+class Splits(dict[str, ZooSplit]):
+    """Splits by name; an unknown name says which there are."""
+
+    def __missing__(self, name: str) -> ZooSplit:
+        raise KeyError(f"the zoo has no split {name!r}; it has {', '.join(self)}")
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """A population of trained networks with known generating factors.
+
+    Attributes:
+        splits: `"train"`, `"validation"`, `"test"`; no training run is in two of them.
+        facts: Layouts, architectures, how it was built, what was left out.
+        run_record: Command, commit, hardware of the build, if known.
+
+    Raises:
+        ValueError: If there are no networks at all.
+    """
+
+    splits: dict[str, ZooSplit]
+    facts: ZooFacts
+    run_record: RunRecord | None = None
+
+    def __post_init__(self) -> None:
+        if not sum(map(len, self.splits.values())):
+            raise ValueError(f"the zoo {self.facts.name!r} is empty; expected at least one network")
+        object.__setattr__(self, "splits", Splits(self.splits))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.splits.values()))
+
+    @cached_property
+    def alignment(self) -> Alignment | None:
+        """Permutations of all runs, if the zoo was aligned."""
+        return next((split.alignment for split in self.splits.values() if split.alignment is not None), None)
+
+    def with_alignment(self, alignment: Alignment) -> "Zoo":
+        """The same zoo, aligned."""
+        splits = {
+            name: ZooSplit(split.table, self.facts, alignment, split.rows) for name, split in self.splits.items()
+        }
+        return Zoo(splits, self.facts, self.run_record)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        config: str | None = None,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> "Zoo":
+        """Open a zoo from a folder or the Hub.
+
+        Parquet is decoded once into Arrow files, which are then memory-mapped: opening is instant from the second time
+        on, and memory holds only what is read. For a folder the Arrow files go to its own `.cache` (delete the folder and
+        they are gone); for the Hub, or a folder that cannot be written to, to the cache of `datasets`.
+
+        Args:
+            source: Folder, or repo id of a dataset.
+            config: Which zoo, if the folder holds several.
+            revision: Branch, tag or commit on the Hub.
+            cache_dir: Where the Arrow files go instead.
+
+        Raises:
+            FileNotFoundError: If the folder holds no zoo, or its parquet files are missing.
+            ValueError: If `config` is unknown, or missing where there are several.
+        """
+        folder = Path(source)
+        is_local = folder.is_dir()
+        if not is_local:
+            folder = Path(hf_hub_download(str(source), FACTS_NAME, repo_type="dataset", revision=revision)).parent
+        known = read_facts(folder)
+        config = _choose_config(config, list(known), str(source))
+        if not is_local:
+            patterns = [f"{data_folder(Path(), config)}/*", FACTS_NAME]
+            folder = Path(
+                snapshot_download(str(source), repo_type="dataset", revision=revision, allow_patterns=patterns)
+            )
+        elif cache_dir is None and os.access(folder, os.W_OK):
+            cache_dir = folder / CACHE_NAME
+        data = data_folder(folder, config)
+        files = {split: sorted(map(str, data.glob(f"{split}-*.parquet"))) for split in SPLITS}
+        if missing := [split for split, paths in files.items() if not paths]:
+            raise FileNotFoundError(
+                f"{data} has no parquet files for {missing}; expected <split>-00000-of-0000n.parquet"
+            )
+        loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(cache_dir) if cache_dir else None)
+        alignment = Alignment.load(data)
+        return cls(
+            {name: ZooSplit(loaded[name], known[config], alignment) for name in SPLITS},
+            known[config],
+            RunRecord.load(data / RECORD_NAME) if (data / RECORD_NAME).exists() else None,
+        )
+
+    def save(self, folder: str | Path, config: str = DEFAULT_CONFIG) -> Path:
+        """Write the zoo: parquet files, `zoo.json`, alignment and dataset card, beside other zoos in the same folder.
+
+        Args:
+            folder: Made if missing.
+            config: Name under which `load_dataset(folder, config)` finds it.
+
+        Returns:
+            `folder`.
+        """
+        folder = Path(folder)
+        data = data_folder(folder, config)
+        for name, split in self.splits.items():
+            write_parquet(split.arrow_tables(), data, name)
+        if self.alignment is not None:
+            self.alignment.save(data)
+        if self.run_record is not None:
+            self.run_record.save(data / RECORD_NAME)
+        self.facts.save(folder, config)
+        write_card(folder, read_facts(folder))
+        return folder
+
+    def push_to_hub(
+        self, repo_id: str, *, config_name: str = DEFAULT_CONFIG, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Upload the zoo to a dataset repository, beside other zoos in it.
+
+        Args:
+            repo_id: `user/name`; made if missing.
+            config_name: Name of this zoo in the repository.
+            private: Whether a new repository is private; the account's default if `None`.
+            token: Access token; the stored one if `None`.
+
+        Returns:
+            URL of the commit.
+        """
+        api = HfApi(token=token)
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if api.file_exists(repo_id, FACTS_NAME, repo_type="dataset"):
+                shutil.copy(api.hf_hub_download(repo_id, FACTS_NAME, repo_type="dataset"), folder / FACTS_NAME)
+            self.save(folder, config_name)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                repo_type="dataset",
+                folder_path=folder,
+                commit_message=f"Zoo {self.facts.name} ({config_name})",
+                delete_patterns=[f"{data_folder(Path(), config_name)}/*"],
+            )
+        return str(commit.commit_url)
+
+
+def _choose_config(config: str | None, known: list[str], source: str) -> str:
+    if config is None and len(known) == 1:
+        return known[0]
+    if config is None and DEFAULT_CONFIG in known:
+        return DEFAULT_CONFIG
+    if config not in known or config is None:
+        raise ValueError(f"{source} holds the zoos {known}, got config={config!r}; name one of them")
+    return config

@@ -1,0 +1,125 @@
+"""What a zoo knows about itself beside its rows: layouts, architectures, arguments, what was left out (`zoo.json`)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig, ZooConfig
+from hf_sane.core.files import write_atomically
+from hf_sane.core.layout import Layout
+
+FILE_NAME = "zoo.json"
+FORMAT_VERSION = 1
+DEFAULT_CONFIG = "default"
+LAYOUT_DIGITS = ARCHITECTURE_DIGITS = 16
+PER_RUN_SETTINGS = ("activation", "initialization", "dropout")  # columns of the zoo, not part of the architecture
+CONFIG_CLASSES: dict[str, type[ZooConfig]] = {c.model_type: c for c in (CNNConfig, MLPConfig, CIFARResNetConfig)}
+
+
+@dataclass(frozen=True)
+class ZooFacts:
+    """Everything about a zoo that is not a row.
+
+    Attributes:
+        name: Of the images and the zoo, for people.
+        layouts: Structures (`Layout.to_dict`) by the first digits of their signature, as in the `layout` column.
+        architectures: Configurations (`to_dict`) by the key in the `architecture` column; activation, initialisation and
+            dropout of a row are columns of their own.
+        arguments: How the zoo was built.
+        data: The images: name, counts, pixel statistics.
+        excluded: Runs left out (or marked): `run_id`, `epoch`, `reason`.
+        splits: Per split, the number of runs and networks and the mean final test accuracy.
+    """
+
+    name: str
+    layouts: Mapping[str, Mapping[str, Any]]
+    architectures: Mapping[str, Mapping[str, Any]]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    excluded: tuple[Mapping[str, Any], ...] = ()
+    splits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def parsed_layouts(self) -> dict[str, Layout]:
+        """Layouts with zeros in their templates."""
+        return {key: Layout.from_dict(structure) for key, structure in self.layouts.items()}
+
+    @cached_property
+    def parsed_architectures(self) -> dict[str, ZooConfig]:
+        """Configurations."""
+        return {key: config_from_dict(settings) for key, settings in self.architectures.items()}
+
+    def save(self, folder: Path, config: str) -> None:
+        """Add these facts to `zoo.json`, beside those of other configurations in the same folder."""
+        known = read_facts(folder) if (folder / FILE_NAME).exists() else {}
+        content = {name: facts.to_dict() for name, facts in known.items()} | {config: self.to_dict()}
+        with write_atomically(folder / FILE_NAME) as partial:
+            partial.write_text(json.dumps({"format_version": FORMAT_VERSION, "configs": content}, indent=1) + "\n")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {**values, "excluded": list(self.excluded)}
+
+
+def read_facts(folder: Path) -> dict[str, ZooFacts]:
+    """Facts of every configuration in a zoo folder.
+
+    Raises:
+        FileNotFoundError: If the folder holds no zoo.
+        ValueError: If it was written by a newer version of the library.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no zoo: expected {FILE_NAME} in it; build one with build_zoo()")
+    content = json.loads(path.read_text())
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {content.get('format_version')}, this library reads {FORMAT_VERSION}; update hf_sane"
+        )
+    return {
+        name: ZooFacts(**{**facts, "excluded": tuple(facts["excluded"])}) for name, facts in content["configs"].items()
+    }
+
+
+def data_folder(folder: Path, config: str) -> Path:
+    """Where the parquet files and the alignment of a configuration lie."""
+    return folder / ("data" if config == DEFAULT_CONFIG else config)
+
+
+def layout_key(layout: Layout) -> str:
+    """What the `layout` column holds."""
+    return layout.signature[:LAYOUT_DIGITS]
+
+
+def architecture_facts(config: ZooConfig) -> tuple[str, dict[str, Any]]:
+    """What the `architecture` column holds, and the settings it stands for."""
+    own = {entry.name for entry in fields(config)} - {entry.name for entry in fields(PreTrainedConfig)}
+    settings = {name: getattr(config, name) for name in sorted(own) if name not in PER_RUN_SETTINGS}
+    labels = dict(config.id2label or {})
+    named = any(name != f"LABEL_{index}" for index, name in labels.items())
+    settings |= {"id2label": labels} if named else {"num_labels": len(labels)}
+    text = json.dumps({"model_type": config.model_type, **settings}, sort_keys=True)
+    return f"{config.model_type}-{sha256(text.encode()).hexdigest()[:ARCHITECTURE_DIGITS]}", json.loads(text)
+
+
+def config_from_dict(settings: Mapping[str, Any]) -> ZooConfig:
+    """A configuration from its settings.
+
+    Raises:
+        ValueError: If `model_type` is none of the zoo architectures.
+    """
+    model_type = settings.get("model_type")
+    if model_type not in CONFIG_CLASSES:
+        raise ValueError(f"expected model_type to be one of {sorted(CONFIG_CLASSES)}, got {model_type!r}")
+    values = {key: value for key, value in settings.items() if key != "model_type"}
+    if "id2label" in values:
+        values["id2label"] = {int(index): name for index, name in values["id2label"].items()}
+        values["label2id"] = {name: index for index, name in values["id2label"].items()}
+    return CONFIG_CLASSES[model_type](**values)

@@ -1,0 +1,127 @@
+"""The columns of a zoo on disk: one row per network and epoch, written to parquet so that windows can be read in place."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Features, List, Value
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+SPLITS = ("train", "validation", "test")
+MEASURES = (
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "generalization_gap",
+)
+NUMBERS = ("learning_rate", "weight_decay", "dropout", "data_fraction")
+CHOICES = ("optimizer", "initialization", "activation", "architecture")
+# A flat list of float32 is read in place (Arrow, zero-copy) and streams fast; benchmarks/zoo_columns.py has the others.
+FEATURES = Features(
+    {
+        "run_id": Value("string"),
+        "epoch": Value("int32"),
+        "layout": Value("string"),
+        "tokens": List(Value("float32")),
+        "template": Value("binary"),
+        **{name: Value("float32") for name in (*MEASURES, *NUMBERS)},
+        **{name: Value("string") for name in CHOICES},
+        "seed": Value("int64"),
+    }
+)
+ROW_GROUP_BYTES = 64 * 2**20  # one Arrow batch; list offsets are int32, so it must stay below 2^31 scalars
+MAX_ROWS_PER_GROUP = 1000
+SHARD_BYTES = 500 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """One network at one epoch: a row of the zoo.
+
+    Attributes:
+        tokens: `[N, D]` float32, raw (not normalised), padding zero.
+        template: What the tokens do not hold (integer buffers, or BatchNorm), by name.
+        properties: The other columns of `FEATURES` by name.
+    """
+
+    tokens: Tensor
+    template: Mapping[str, Tensor]
+    properties: Mapping[str, Any]
+
+
+def template_bytes(template: Mapping[str, Tensor]) -> bytes:
+    """Template tensors in safetensors format; empty for an empty template."""
+    return save_tensors({name: tensor.contiguous() for name, tensor in template.items()}) if template else b""
+
+
+def record_table(records: list[ModelRecord]) -> pa.Table:
+    """Rows as an Arrow table with the schema of `FEATURES`; the token arrays are copied once."""
+    flat = [record.tokens.reshape(-1).to(torch.float32).numpy() for record in records]
+    offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in flat])])
+    columns: dict[str, Any] = {
+        "tokens": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.concatenate(flat))),
+        "template": pa.array([template_bytes(record.template) for record in records], pa.binary()),
+    }
+    schema = FEATURES.arrow_schema
+    for entry in schema:
+        if entry.name not in columns:
+            columns[entry.name] = pa.array([record.properties[entry.name] for record in records], entry.type)
+    return pa.Table.from_arrays([columns[entry.name] for entry in schema], schema=schema)
+
+
+def batched(records: Iterable[ModelRecord]) -> Iterator[pa.Table]:
+    """Tables of at most `ROW_GROUP_BYTES` of tokens."""
+    rows: list[ModelRecord] = []
+    size = 0
+    for record in records:
+        nbytes = 4 * record.tokens.numel()
+        if rows and (size + nbytes > ROW_GROUP_BYTES or len(rows) == MAX_ROWS_PER_GROUP):
+            yield record_table(rows)
+            rows, size = [], 0
+        rows.append(record)
+        size += nbytes
+    if rows:
+        yield record_table(rows)
+
+
+def write_parquet(tables: Iterable[pa.Table], folder: Path, split: str) -> list[Path]:
+    """Write a split as `<split>-0000i-of-0000n.parquet` in files of about `SHARD_BYTES`, in place of older ones.
+
+    The names appear when everything is written. The bytes depend on nothing but the content.
+
+    Args:
+        tables: Row groups with the schema of `FEATURES`; at least one.
+        folder: Where; made if missing.
+        split: Name of the split.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial: list[Path] = []
+    writer: pq.ParquetWriter | None = None
+    written = 0
+    for table in tables:
+        if writer is None or written + table.nbytes > SHARD_BYTES:
+            if writer is not None:
+                writer.close()
+            partial.append(folder / f".{split}-{len(partial):05d}.partial")
+            writer = pq.ParquetWriter(partial[-1], FEATURES.arrow_schema, use_dictionary=list(CHOICES))
+            written = 0
+        writer.write_table(table)
+        written += table.nbytes
+    if writer is not None:
+        writer.close()
+    for old in folder.glob(f"{split}-*.parquet"):
+        old.unlink()
+    names = [f"{split}-{i:05d}-of-{len(partial):05d}.parquet" for i in range(len(partial))]
+    return [path.replace(folder / name) for path, name in zip(partial, names, strict=True)]

@@ -1,0 +1,70 @@
+"""Reading rows of a zoo in place: token arrays as views of (memory-mapped) Arrow buffers, other columns as NumPy arrays."""
+
+from functools import cached_property
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_sane.zoo.records import FEATURES
+
+
+class ZooTable:
+    """One split of a zoo as it lies in Arrow.
+
+    Args:
+        dataset: With the columns of `FEATURES`, of any number of Arrow chunks. Selected or shuffled datasets are
+            materialised in memory.
+
+    Raises:
+        KeyError: If columns are missing.
+        TypeError: If `tokens` is no flat list of float32.
+    """
+
+    def __init__(self, dataset: datasets.Dataset) -> None:
+        if missing := [name for name in FEATURES if name not in dataset.column_names]:
+            raise KeyError(f"this is no zoo: columns {missing} are missing, it has {dataset.column_names}")
+        if dataset.features["tokens"] != FEATURES["tokens"]:
+            raise TypeError(f"expected column tokens of {FEATURES['tokens']}, got {dataset.features['tokens']}")
+        if dataset._indices is not None:
+            dataset = dataset.flatten_indices(keep_in_memory=True)
+        self.dataset = dataset.with_format(None)
+        self._columns: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @cached_property
+    def _chunks(self) -> tuple[np.ndarray, list[np.ndarray], list[Tensor]]:
+        """First row of each chunk, its list offsets, and its scalars (zero-copy)."""
+        chunks = [chunk for chunk in self.dataset.data.column("tokens").chunks if len(chunk)]
+        starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+        offsets = [chunk.offsets.to_numpy() for chunk in chunks]
+        return starts, offsets, [torch.from_dlpack(chunk.values) for chunk in chunks]
+
+    def tokens(self, row: int) -> Tensor:
+        """All scalars of a row, flat; a view of the Arrow buffer, which may be a read-only file mapping: do not write."""
+        starts, offsets, values = self._chunks
+        chunk = int(np.searchsorted(starts, row, side="right")) - 1
+        within = row - int(starts[chunk])
+        return values[chunk][offsets[chunk][within] : offsets[chunk][within + 1]]
+
+    def template(self, row: int) -> bytes:
+        """Template tensors of a row in safetensors format, or nothing."""
+        return self.dataset[row]["template"]
+
+    def column(self, name: str) -> np.ndarray:
+        """A whole column; numbers in their own type, text as objects. Cached: read-only.
+
+        Raises:
+            KeyError: If there is no such column, or it is not scalar.
+        """
+        scalar = [column for column in self.dataset.column_names if column not in ("tokens", "template")]
+        if name not in scalar:
+            raise KeyError(f"the zoo has no scalar column {name!r}; it has {scalar}")
+        if name not in self._columns:
+            values = self.dataset.data.column(name).to_numpy()
+            values.flags.writeable = False
+            self._columns[name] = values
+        return self._columns[name]
