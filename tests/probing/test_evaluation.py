@@ -1,0 +1,121 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.metrics import r2_score
+
+from hf_sane.probing.evaluation import probe_table
+from hf_sane.probing.probes import RidgeProbe
+
+COUNTS = {"train": 60, "validation": 30, "test": 40}
+
+
+def zoo(seed: int = 0):
+    """Two properties that one kind of features knows well, another a little, a third not at all."""
+    generator = torch.Generator().manual_seed(seed)
+    signal = {split: torch.randn(count, 2, generator=generator) for split, count in COUNTS.items()}
+
+    def noisy(scale: float) -> dict[str, torch.Tensor]:
+        return {split: s + scale * torch.randn(s.shape, generator=generator) for split, s in signal.items()}
+
+    features = {
+        "weights": noisy(30.0),
+        "layer_statistics": noisy(1.0),
+        "sane_mean": noisy(2.0),
+        "sane_moments": noisy(0.1),
+    }
+    targets = {
+        "test_accuracy": {split: s[:, 0].numpy() for split, s in signal.items()},
+        "epoch": {split: (10 * s[:, 1]).numpy() for split, s in signal.items()},
+    }
+    return features, targets
+
+
+def test_table_has_every_pair_and_the_scores_of_its_probe():
+    features, targets = zoo()
+    table = probe_table(features, targets)
+    assert list(table) == ["test_accuracy", "epoch"]
+    checked = 0
+    for name, row in table.items():
+        assert list(row) == [*features, "sane_best"]
+        for kind in features:
+            probe = RidgeProbe.fit(
+                features[kind]["train"],
+                targets[name]["train"],
+                validation_features=features[kind]["validation"],
+                validation_targets=targets[name]["validation"],
+            )
+            predicted, wanted = probe.predict(features[kind]["test"])[:, 0].numpy(), targets[name]["test"]
+            result = row[kind]
+            assert result.features == kind
+            assert result.r2 == pytest.approx(r2_score(wanted, predicted))
+            assert result.kendall_tau == pytest.approx(stats.kendalltau(predicted, wanted)[0])
+            assert result.mae == pytest.approx(np.abs(predicted - wanted).mean())
+            assert (result.penalty, result.num_features) == (probe.penalties[0], 2)
+            assert result.validation_r2 == pytest.approx(probe.validation_r2[0])
+            checked += 1
+    assert checked == 8
+    assert table["epoch"]["sane_moments"].r2 > 0.9 > table["epoch"]["sane_mean"].r2 > table["epoch"]["weights"].r2
+
+
+def test_best_is_chosen_by_validation_not_by_test():
+    features, targets = zoo()
+    good, bad = features["sane_moments"], features["weights"]
+    features["sane_mean"] = {**good, "test": bad["test"]}  # perfect until the test
+    features["sane_moments"] = {**features["layer_statistics"]}
+    row = probe_table(features, targets)["test_accuracy"]
+    assert row["sane_best"] == row["sane_mean"]
+    assert row["sane_best"].r2 < row["sane_moments"].r2
+
+
+def test_each_property_has_its_own_best():
+    features, targets = zoo()
+    swapped = {
+        split: torch.stack([x[:, 0], torch.zeros(len(x))], dim=1) for split, x in features["sane_moments"].items()
+    }
+    features["sane_first"] = swapped
+    features["sane_moments"] = {split: x[:, 1:] for split, x in features["sane_moments"].items()}
+    table = probe_table(features, targets)
+    assert table["test_accuracy"]["sane_best"].features == "sane_first"
+    assert table["epoch"]["sane_best"].features == "sane_moments"
+
+
+def test_no_row_of_the_best_without_candidates():
+    features, targets = zoo()
+    assert "sane_best" not in probe_table({"weights": features["weights"]}, targets)["epoch"]
+
+
+def test_json():
+    features, targets = zoo()
+    result = probe_table(features, targets)["epoch"]["sane_best"].to_dict()
+    assert json.loads(json.dumps(result))["features"] == "sane_moments"
+    assert {"r2", "kendall_tau", "mae", "penalty", "num_features"} <= result.keys()
+
+
+def test_features_that_say_nothing_give_tau_zero():
+    _, targets = zoo()
+    constant = {split: torch.ones(count, 3) for split, count in COUNTS.items()}
+    result = probe_table({"constant": constant}, targets)["epoch"]["constant"]
+    assert result.kendall_tau == 0
+    assert result.r2 < 0.05
+
+
+def test_errors():
+    features, targets = zoo()
+    with pytest.raises(ValueError, match=r"expected at least one kind of features and one property, got \[\]"):
+        probe_table({}, targets)
+    with pytest.raises(ValueError, match=r"'sane_moments'\], \[\]"):
+        probe_table(features, {})
+    with pytest.raises(KeyError, match=r"'weights' lacks the splits \['test'\]"):
+        probe_table({"weights": {s: features["weights"][s] for s in ("train", "validation")}}, targets)
+    with pytest.raises(KeyError, match=r"'epoch' lacks the splits \['train'\]"):
+        probe_table(features, {"epoch": {s: targets["epoch"][s] for s in ("validation", "test")}})
+    short = {**features["weights"], "test": features["weights"]["test"][:5]}
+    with pytest.raises(ValueError, match="'weights' has test features of 5 networks, the targets have 40"):
+        probe_table({"weights": short}, targets)
+    with pytest.raises(ValueError, match=r"expected one target per network, \[M\], got \[60, 1\]"):
+        probe_table(features, {"epoch": {s: t[:, None] for s, t in targets["epoch"].items()}})
+    with pytest.raises(ValueError, match="R2 needs references that differ, got 40"):
+        probe_table(features, {"epoch": {**targets["epoch"], "test": np.ones(40)}})

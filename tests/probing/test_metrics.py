@@ -1,0 +1,100 @@
+import itertools
+
+import evaluate
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from hf_sane.probing.metrics import load_metric
+from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
+from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
+from hf_sane.probing.metrics.r2_score.r2_score import r2_score
+
+FUNCTIONS = {"r2_score": r2_score, "kendall_tau": kendall_tau, "mean_absolute_error": mean_absolute_error}
+
+
+@pytest.fixture(autouse=True)
+def offline_cache(monkeypatch, tmp_path_factory):
+    """No network, and nothing left in the user's cache."""
+    folder = str(tmp_path_factory.getbasetemp() / "evaluate_cache")
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", folder)
+    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
+
+
+def values(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    references = generator.normal(size=count)
+    return references + generator.normal(size=count), references
+
+
+def naive_tau(predictions: np.ndarray, references: np.ndarray) -> float:
+    concordant = discordant = tied_first = tied_second = 0
+    for i, j in itertools.combinations(range(len(predictions)), 2):
+        a, b = np.sign(predictions[i] - predictions[j]), np.sign(references[i] - references[j])
+        concordant += a * b > 0
+        discordant += a * b < 0
+        tied_first += a == 0 and b != 0
+        tied_second += b == 0 and a != 0
+    pairs = concordant + discordant
+    return (concordant - discordant) / np.sqrt((pairs + tied_first) * (pairs + tied_second))
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 60])
+@pytest.mark.parametrize("digits", [0, 8])  # with and without ties
+def test_against_references(count, digits):
+    predictions, references = (np.round(v, digits) for v in values(count, seed=3))
+    assert np.ptp(predictions) > 0
+    assert np.ptp(references) > 0
+    assert kendall_tau(predictions, references) == pytest.approx(naive_tau(predictions, references))
+    assert kendall_tau(predictions, references) == pytest.approx(stats.kendalltau(predictions, references)[0])
+    assert r2_score(predictions, references) == pytest.approx(sklearn_metrics.r2_score(references, predictions))
+    expected = sklearn_metrics.mean_absolute_error(references, predictions)
+    assert mean_absolute_error(predictions, references) == pytest.approx(expected)
+
+
+def test_perfect_and_useless_predictions():
+    _, references = values(20)
+    assert r2_score(references, references) == 1
+    assert r2_score(np.full(20, references.mean()), references) == pytest.approx(0)
+    assert kendall_tau(references, references) == pytest.approx(1)
+    assert kendall_tau(-references, references) == pytest.approx(-1)
+    assert mean_absolute_error(references + 0.25, references) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("name", list(FUNCTIONS))
+def test_loads_with_evaluate_and_agrees_with_the_function(name):
+    predictions, references = values(30)
+    metric = load_metric(name)
+    assert isinstance(metric, evaluate.Metric)
+    assert metric.name == name
+    expected = pytest.approx(FUNCTIONS[name](predictions, references))
+    assert metric.compute(predictions=predictions, references=references) == {name: expected}
+
+
+@pytest.mark.parametrize("name", list(FUNCTIONS))
+def test_in_batches(name):
+    predictions, references = values(30)
+    metric = load_metric(name)
+    for part in (slice(0, 10), slice(10, 30)):
+        metric.add_batch(predictions=predictions[part], references=references[part])
+    assert metric.compute()[name] == pytest.approx(FUNCTIONS[name](predictions, references))
+
+
+def test_unknown_metric():
+    with pytest.raises(
+        ValueError, match="expected one of the metrics r2_score, kendall_tau, mean_absolute_error, got 'r2'"
+    ):
+        load_metric("r2")
+
+
+def test_values_without_spread():
+    with pytest.raises(ValueError, match="R2 needs references that differ, got 3 without variance"):
+        r2_score([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match="R2 needs references that differ, got 0"):
+        r2_score([], [])
+    for predictions, references in [([1.0, 2.0], [1.0, 1.0]), ([1.0, 1.0], [1.0, 2.0]), ([], [])]:
+        with pytest.raises(ValueError, match="Kendall's tau needs values that differ"):
+            kendall_tau(predictions, references)
+    with pytest.raises(ValueError, match="the mean absolute error needs at least one pair, got none"):
+        mean_absolute_error([], [])
