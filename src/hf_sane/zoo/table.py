@@ -50,6 +50,22 @@ class ZooTable:
         within = row - int(starts[chunk])
         return values[chunk][offsets[chunk][within] : offsets[chunk][within + 1]]
 
+    def gather(self, rows: np.ndarray, index: Tensor) -> Tensor:
+        """Chosen scalars of several rows: `rows` `[k]`, `index` `[k, L]` int64 into each row's scalars, to `[k, L]`.
+
+        Only the memory pages that hold them are read.
+        """
+        starts, offsets, values = self._chunks
+        chunks = np.searchsorted(starts, rows, side="right") - 1
+        result = torch.empty(index.shape)
+        for chunk in np.unique(chunks):
+            mine = np.flatnonzero(chunks == chunk)
+            first = torch.from_numpy(offsets[chunk][rows[mine] - starts[chunk]].astype(np.int64))
+            if len(mine) == len(rows):
+                return torch.take(values[chunk], index + first.unsqueeze(1))
+            result[mine] = torch.take(values[chunk], index[mine] + first.unsqueeze(1))
+        return result
+
     def template(self, row: int) -> bytes:
         """Template tensors of a row in safetensors format, or nothing."""
         return self.dataset[row]["template"]

@@ -1,0 +1,144 @@
+"""Batches of random windows for pre-training, read in place from the memory-mapped token column."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo.dataset import ZooSplit
+from hf_sane.zoo.windows import Members, View, WindowSettings, WindowSource, assemble, epoch_order, seeded
+
+
+class WindowSampler:
+    """Random windows of the networks of one or several zoos, in one or two views.
+
+    One epoch takes one window of every network, in random order. A window is `window_size` consecutive tokens, or the
+    whole network where that is shorter; both views take the same tokens of it. As in SANE (arXiv:2406.09997): one view
+    aligned, one permuted at random, multiplicative noise on both. Unlike the released code, which stores windows and 200
+    permuted copies of each network beforehand, everything is drawn while reading.
+
+    Args:
+        splits: Networks to draw from; different architectures are padded to one width.
+        extractor: Fitted weight tokenizer; the windows are normalised.
+        window_size: Tokens per window.
+        batch_size: Windows per batch, `B`.
+        views: One or two of `"original"`, `"aligned"` (needs an aligned zoo) and `"permuted"`.
+        noise: Standard deviation of the factor `N(1, noise)` on every real weight.
+        num_permutations: Random permutations per architecture that the permuted view draws from.
+        erase: Share of the tokens of each view that are set to zero after the noise.
+        seed: Of everything.
+
+    Raises:
+        ValueError: For settings out of range, no networks, tokens of different sizes, an extractor that makes other
+            tokens or was not fitted, or the aligned view of a zoo without alignment.
+        KeyError: If the extractor was fitted on another architecture.
+    """
+
+    def __init__(
+        self,
+        splits: Sequence[ZooSplit],
+        extractor: SANEFeatureExtractor,
+        *,
+        window_size: int,
+        batch_size: int,
+        views: Sequence[View] = ("aligned", "permuted"),
+        noise: float = 0.1,
+        num_permutations: int = 200,
+        erase: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.settings = WindowSettings(
+            window_size, batch_size, tuple(views), float(noise), num_permutations, float(erase), seed
+        )
+        self.sources: list[WindowSource] = []
+        self._splits: list[ZooSplit] = []  # of each source
+        self._runs: list[Tensor] = []
+        groups, members = [], []
+        for split in splits:
+            for part in _by_architecture(split):
+                self._add(part, extractor)
+                groups.append(np.full(len(part), len(self.sources) - 1))
+                members.append(np.arange(len(part)))
+        if not groups:
+            raise ValueError("expected at least one network to draw windows from, got none")
+        self._groups, self._members = torch.from_numpy(np.concatenate(groups)), np.concatenate(members)
+        self.width = max(source.length for source in self.sources)
+
+    def _add(self, part: ZooSplit, extractor: SANEFeatureExtractor) -> None:
+        architecture, alignment = str(part.column("architecture")[0]), part.alignment
+        permutation, runs = None, torch.zeros(len(part), dtype=torch.int64)
+        if alignment is not None and "aligned" in self.settings.views:
+            permutation = alignment.permutations.get(architecture)
+            runs = alignment.index(architecture, part.run_ids)
+        source = WindowSource(part.config(0), part.layout(0), extractor, self.settings, permutation)
+        self.sources.append(source)
+        self._splits.append(part)
+        self._runs.append(runs)
+
+    @property
+    def num_models(self) -> int:
+        """Networks, and windows per epoch."""
+        return len(self._members)
+
+    def batch(self, step: int, *, with_indices: bool = False) -> dict[str, Tensor]:
+        """The batch of one step: a pure function of the seed and `step`, so nothing has to be stored to resume.
+
+        Args:
+            step: From 0.
+            with_indices: Add which networks the windows are from.
+
+        Returns:
+            `tokens` `[B, W, D]` (first view, with noise), `target_tokens` (without), `second_tokens` and
+            `second_target_tokens` if there are two views, `positions` `[B, W, 3]`, `weight_mask` `[B, W, D]`,
+            `attention_mask` `[B, W]`: what `SANEModel.forward` takes. With indices also `indices` `[B]`: positions in the
+            joined splits.
+
+        Raises:
+            ValueError: If `step` is negative.
+        """
+        if step < 0:
+            raise ValueError(f"steps count from 0, got {step}")
+        indices = self._indices(step)
+        groups = self._groups[indices]
+        parts = []
+        for group in groups.unique().tolist():
+            places = (groups == group).nonzero().flatten()
+            members = self._members[indices[places].numpy()]
+            split = self._splits[group]
+
+            def gather(index: Tensor, rows: np.ndarray = split.rows[members], split: ZooSplit = split) -> Tensor:
+                return split.table.gather(rows, index)
+
+            parts.append(Members(self.sources[group], places, self._runs[group][members], gather))
+        batch = assemble(parts, self.settings, self.width, seeded(self.settings.seed, step))
+        return {**batch, "indices": indices} if with_indices else batch
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Batches 0, 1, 2, ... without end."""
+        step = 0
+        while True:
+            yield self.batch(step)
+            step += 1
+
+    def _indices(self, step: int) -> Tensor:
+        """Networks of a step: the orders of all epochs, one behind the other, cut into batches."""
+        start, stop = step * self.settings.batch_size, (step + 1) * self.settings.batch_size
+        total = self.num_models
+        orders = [
+            epoch_order(self.settings.seed, epoch, total)[max(0, start - epoch * total) : stop - epoch * total]
+            for epoch in range(start // total, (stop - 1) // total + 1)
+        ]
+        return torch.cat(orders)
+
+
+def _by_architecture(split: ZooSplit) -> list[ZooSplit]:
+    """The networks of a split that share layout and architecture, in the order of first appearance."""
+    if not len(split):
+        return []
+    layouts, architectures = split.column("layout"), split.column("architecture")
+    kinds = dict.fromkeys(zip(layouts.tolist(), architectures.tolist(), strict=True))
+    if len(kinds) == 1:
+        return [split]
+    return [split.select((layouts == layout) & (architectures == architecture)) for layout, architecture in kinds]
