@@ -6,7 +6,8 @@ from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.embeddings import MOMENT_LEVELS, POOLINGS, embed_networks, pool_latents
+from hf_sane.probing.embeddings import LATENT_POOLINGS, MOMENT_LEVELS, POOLINGS, embed_networks, pool_latents
+from hf_sane.probing.spectra import layer_distribution
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 SHAPES = {"a.weight": (6, 5), "a.bias": (6,), "b.weight": (3, 6), "b.bias": (3,), "c.weight": (1, 3)}
@@ -50,6 +51,8 @@ def model() -> SANEModel:
 
 def naive_pooling(latents: np.ndarray, layers: np.ndarray, pooling: str) -> np.ndarray:
     """One network `[N, Z]`, straight from the table in the docstring."""
+    if pooling == "layer_spectrum":
+        return np.concatenate([np.linalg.svd(latents[layers == i])[1] for i in range(layers.max() + 1)])
     if pooling == "mean":
         return latents.mean(0)
     if pooling == "concat":
@@ -68,7 +71,7 @@ def naive_pooling(latents: np.ndarray, layers: np.ndarray, pooling: str) -> np.n
     return np.concatenate(parts)
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", LATENT_POOLINGS)
 @pytest.mark.parametrize("latent_dim", [1, 4])
 def test_poolings_against_their_definition(layout, pooling, latent_dim):
     latents = torch.randn(5, layout.num_tokens, latent_dim, generator=torch.Generator().manual_seed(0))
@@ -81,7 +84,7 @@ def test_poolings_against_their_definition(layout, pooling, latent_dim):
     assert pooled.shape[1] == (3 * per_layer if pooling == "layer_covariance" else sizes[pooling] * latent_dim)
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", LATENT_POOLINGS)
 def test_order_of_tokens_within_a_layer_matters_to_concat_only(layout, pooling):
     latents = torch.randn(2, layout.num_tokens, 3)
     order = torch.arange(layout.num_tokens)
@@ -90,7 +93,7 @@ def test_order_of_tokens_within_a_layer_matters_to_concat_only(layout, pooling):
     assert torch.allclose(before, after, atol=1e-6) == (pooling != "concat")
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", LATENT_POOLINGS)
 def test_layers_are_told_apart_except_by_the_mean(layout, pooling):
     latents = torch.randn(2, layout.num_tokens, 3)
     order = torch.arange(layout.num_tokens).flip(0)
@@ -150,3 +153,11 @@ def test_pooling_errors(layout):
         pool_latents(torch.zeros(2, 9, 3), layout, "mean")
     with pytest.raises(ValueError, match="expected one of the poolings mean, .* got 'max'"):
         pool_latents(torch.zeros(2, 10, 3), layout, "max")
+
+
+def test_spectrum_distribution_joins_latents_and_decoded_weights(model, extractor, layout, raw_tokens):
+    found = embed_networks(model, extractor, layout, raw_tokens, poolings=["spectrum_distribution", "layer_spectrum"])
+    tokens = extractor.normalize(raw_tokens, layout)
+    decoded = model.decode_sequences(model.encode_sequences(tokens, layout.positions), layout.positions)
+    expected = torch.cat([found["layer_spectrum"], layer_distribution(decoded, layout)], dim=1)
+    torch.testing.assert_close(found["spectrum_distribution"], expected, rtol=1e-3, atol=1e-4)

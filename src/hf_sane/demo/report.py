@@ -124,7 +124,7 @@ def render_report(record: Mapping[str, Any]) -> str:
     Returns:
         Markdown; links only to files that lie beside it.
     """
-    results, sampling = record["results"], record["results"]["sampling"]
+    results, sampling = record, record["sampling"]
     found = goals(results)
     missed = [goal for goal in found if not goal.reached]
     verdict = (

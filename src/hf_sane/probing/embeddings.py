@@ -9,10 +9,15 @@ from torch import Tensor
 from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.quantiles import quantiles
+from hf_sane.probing.spectra import layer_distribution, layer_spectrum
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
-EmbeddingPooling = Literal["mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance", "concat"]
-POOLINGS: tuple[EmbeddingPooling, ...] = get_args(EmbeddingPooling)
+LatentPooling = Literal[
+    "mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance", "layer_spectrum", "concat"
+]
+EmbeddingPooling = Literal[LatentPooling, "spectrum_distribution"]
+LATENT_POOLINGS: tuple[LatentPooling, ...] = get_args(LatentPooling)
+POOLINGS: tuple[EmbeddingPooling, ...] = (*LATENT_POOLINGS, "spectrum_distribution")
 MOMENT_LEVELS = (
     0.0,
     0.25,
@@ -22,7 +27,7 @@ MOMENT_LEVELS = (
 )  # quantiles of `layer_moments`: few layers have enough tokens for finer ones
 
 
-def pool_latents(latents: Tensor, layout: Layout, pooling: EmbeddingPooling) -> Tensor:
+def pool_latents(latents: Tensor, layout: Layout, pooling: LatentPooling) -> Tensor:
     """Turn the token latents of networks into one vector each.
 
     With `z_n` the latents of the tokens of one layer, `Z` latent dimensions, `L` layers and `N` tokens:
@@ -34,6 +39,7 @@ def pool_latents(latents: Tensor, layout: Layout, pooling: EmbeddingPooling) -> 
     | `layer_mean_std` | mean, standard deviation | `2 L Z` | what s(W) has for weights |
     | `layer_moments` | mean, standard deviation, five quantiles | `7 L Z` | minimum, quartiles and maximum |
     | `layer_covariance` | mean, second moments `mean(z z^T)` | `L Z (Z + 3) / 2` | products of dimensions too |
+    | `layer_spectrum` | singular values of the tokens | `sum min(n, Z)` | see [`layer_spectrum`] |
     | `concat` | | `N Z` | all tokens, in order |
 
     All but `concat` do not depend on the order of the tokens within a layer. The mean over all tokens is the weak part of
@@ -58,6 +64,8 @@ def pool_latents(latents: Tensor, layout: Layout, pooling: EmbeddingPooling) -> 
         return latents.mean(dim=1)
     if pooling == "concat":
         return latents.flatten(1)
+    if pooling == "layer_spectrum":
+        return layer_spectrum(latents, layout)
     layers = [latents[:, part] for part in layout.token_slices]
     if pooling == "layer_mean":
         parts = [layer.mean(dim=1) for layer in layers]
@@ -75,7 +83,7 @@ def pool_latents(latents: Tensor, layout: Layout, pooling: EmbeddingPooling) -> 
             for layer in layers
         ]
     else:
-        raise ValueError(f"expected one of the poolings {', '.join(POOLINGS)}, got {pooling!r}")
+        raise ValueError(f"expected one of the poolings {', '.join(LATENT_POOLINGS)}, got {pooling!r}")
     return torch.cat(parts, dim=1)
 
 
@@ -96,6 +104,10 @@ def embed_networks(
     batch_size: int = 64,
 ) -> dict[str, Tensor]:
     """Embed networks of one architecture.
+
+    All poolings but one look at the latents alone. `spectrum_distribution` also decodes them: it joins `layer_spectrum`
+    with the distribution of each layer's decoded weights ([`layer_distribution`]), because quantiles of weights cannot be
+    read linearly off moments of latents. Compare it with the same statistics of the weights themselves, not with s(W) only.
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
@@ -135,5 +147,12 @@ def embed_networks(
             batch_size=batch_size,
         )
         for name in poolings:
-            parts[name].append(pool_latents(latents, layout, name).cpu())
+            if name != "spectrum_distribution":
+                parts[name].append(pool_latents(latents, layout, name).cpu())
+                continue
+            decoded = model.decode_sequences(
+                latents, layout.positions, window_size=window_size, halo_size=halo_size, batch_size=batch_size
+            )
+            shape = [layer_spectrum(latents, layout), layer_distribution(decoded, layout)]
+            parts[name].append(torch.cat(shape, dim=1).cpu())
     return {name: torch.cat(found) for name, found in parts.items()}

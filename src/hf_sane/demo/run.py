@@ -1,0 +1,260 @@
+"""The main job end to end: train two zoos, pre-train SANE on both, probe it, sample from it, write it all down."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_sane.core.files import write_atomically
+from hf_sane.core.run_record import RunRecord
+from hf_sane.demo.plots import plane, plot_embedding_map, plot_finetuning
+from hf_sane.demo.probing import PROPERTIES, probe_zoo, short_table
+from hf_sane.demo.report import probe_markdown, render_report, sampling_markdown
+from hf_sane.demo.sampling import Samples, draw_samples, finetune_all, measure_distances, sampling_results
+from hf_sane.demo.settings import DemoSettings
+from hf_sane.hub.publish import save_network, save_sane
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.sampling.export import Provenance, export_network
+from hf_sane.sampling.generation import NetworkCodec
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.evaluation import r2_from_sums, reconstruction_sums
+from hf_sane.training.pretraining import pretrain
+from hf_sane.zoo.alignment import aligned_tokens
+from hf_sane.zoo.arguments import hyperparameter_zoo, seed_zoo
+from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.images import ImageData, load_images
+
+RECIPE = {"optimizer": "adam", "learning_rate": 3e-3, "weight_decay": 1e-4}  # of the seed zoo, and of fine-tuning
+NETWORK = {"activation": "gelu"}
+NUM_SAVED = 3  # sampled networks that are saved with a card
+
+
+class Stages:
+    """Announces each stage and notes how long it took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time the body of the `with` statement under `name`."""
+        tqdm.write(f"--- {name}")
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+def run_demo(
+    output: str | Path, *, settings: DemoSettings | None = None, record_path: str | Path | None = None
+) -> dict[str, Any]:
+    """Run the whole demo, offline and on the CPU.
+
+    Args:
+        output: New or empty folder. It receives `zoos/`, `sane/`, `sampled/`, `probe_table.md`, `sampling_table.md`, two
+            plots, `report.md` and `report.json`.
+        settings: Sizes and seed.
+        record_path: Where to put a second copy of `report.json`.
+
+    Returns:
+        The record, as in `report.json`.
+
+    Raises:
+        FileExistsError: If `output` holds something already.
+    """
+    settings = settings or DemoSettings()
+    output = Path(output)
+    if output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty; remove it, or choose another folder with --output")
+    output.mkdir(parents=True, exist_ok=True)
+    record = RunRecord.start(seed=settings.seed, arguments=asdict(settings))
+    stages = Stages()
+    data = load_images(settings.images)
+    with stages("train two zoos"):
+        zoos = build_zoos(output / "zoos", data, settings)
+    with stages("pre-train SANE"):
+        model, extractor = pretrain_sane(output, zoos, settings)
+    results: dict[str, Any] = {"zoos": {name: describe_zoo(zoo) for name, zoo in zoos.items()}}
+    with stages("reconstruct test networks"):
+        results |= reconstruct(model, extractor, zoos, data)
+    with stages("probe embeddings"):
+        details, embeddings = probe_zoo(model, extractor, zoos["hyperparameter"])
+        results |= {"probe": short_table(details), "probe_details": details}
+        draw_map(output, zoos["hyperparameter"], embeddings, settings)
+    with stages("sample networks"):
+        split = zoos["seed"].splits["train"]
+        codec = NetworkCodec(model, extractor, split.layout(0), split.config(0))
+        samples = draw_samples(codec, zoos["seed"], data, settings)
+        nearest, pairwise = measure_distances(codec, zoos["seed"], samples.methods)
+    with stages("fine-tune samples and baselines"):
+        curves = finetune_all(samples.methods, data, RECIPE, settings)
+        facts = {**samples.facts, "pairwise_distance": pairwise, "finetuning_curves": curves}
+        results["sampling"] = sampling_results(curves, nearest, facts)
+        plot_finetuning(curves, output / "finetuning.png")
+    results["stage_seconds"] = stages.seconds
+    record.finish(results, data={"images": data.name, "split": "70/15/15 by training run"})
+    save_sane(output / "sane", model, extractor, record, title="SANE of the demo", network_config=split.config(0))
+    save_samples(output / "sampled", samples, record, settings)
+    return write_report(output, record, record_path)
+
+
+def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[str, Zoo]:
+    """Train the seed zoo (for sampling) and the hyper-parameter zoo (for probing), two configurations of one dataset."""
+    seeds = seed_zoo(
+        name="digits CNN, seeds",
+        num_models=settings.seed_zoo_networks,
+        epochs=settings.seed_zoo_epochs[-1],
+        keep_epochs=settings.seed_zoo_epochs,
+        architecture_settings=NETWORK,
+        learning_rate=[RECIPE["learning_rate"]],
+        weight_decay=[RECIPE["weight_decay"]],
+        seed=settings.seed,
+    )
+    mixed = hyperparameter_zoo(
+        name="digits CNN, hyper-parameters",
+        num_models=settings.hyperparameter_zoo_networks,
+        epochs=settings.hyperparameter_zoo_epochs[-1],
+        keep_epochs=settings.hyperparameter_zoo_epochs,
+        architecture_settings=NETWORK,
+        seed=settings.seed + 1,
+    )
+    return {
+        "seed": build_zoo(seeds, data, folder, config="seed"),
+        "hyperparameter": build_zoo(mixed, data, folder, config="hyperparameter"),
+    }
+
+
+def pretrain_sane(
+    output: Path, zoos: dict[str, Zoo], settings: DemoSettings
+) -> tuple[SANEModel, SANEFeatureExtractor]:
+    """Pre-train one autoencoder on the training networks of both zoos; windows hold whole networks."""
+    layout = zoos["seed"].splits["train"].layout(0)
+    channels = int(layout.positions[:, 2].max()) + 1
+    arguments = PretrainArguments(
+        zoo=[f"{output / 'zoos'}:{name}" for name in zoos],
+        output_dir=str(output / "pretraining"),
+        model={
+            "hidden_size": settings.hidden_size,
+            "num_hidden_layers": settings.num_layers,
+            "latent_dim": settings.latent_dim,
+            "latent_noise": settings.latent_noise,
+            "window_size": layout.num_tokens,
+            "max_positions": [layout.num_tokens, len(layout.layers), channels],
+        },
+        num_epochs=settings.pretrain_epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        behavior_weight=settings.behavior_weight,
+        behavior_data=settings.images if settings.behavior_weight else None,
+        eval_every_epochs=0,
+        log_with="none",
+        seed=settings.seed,
+    )
+    result = pretrain(arguments, zoos=list(zoos.values()))
+    model = SANEModel.from_pretrained(result.folder, dtype=torch.float32)
+    return model.eval(), SANEFeatureExtractor.from_pretrained(result.folder)
+
+
+def describe_zoo(zoo: Zoo) -> dict[str, Any]:
+    """Size and quality of a zoo, for the record."""
+    finals = [split.final_epochs() for split in zoo.splits.values()]
+    accuracy = np.concatenate([split.column("test_accuracy") for split in finals])
+    return {
+        "networks": len(accuracy),
+        "excluded": len(zoo.facts.excluded),
+        "checkpoints": len(np.unique(zoo.splits["train"].column("epoch"))),
+        "accuracy": float(accuracy.mean()),
+        "splits": {name: len(split) for name, split in zip(zoo.splits, finals, strict=True)},
+    }
+
+
+def reconstruct(
+    model: SANEModel, extractor: SANEFeatureExtractor, zoos: dict[str, Zoo], data: ImageData
+) -> dict[str, Any]:
+    """Encode and decode the test networks of each zoo: R2 of all their checkpoints, accuracy of the final ones."""
+    total = torch.zeros(4, dtype=torch.float64)
+    parts = {}
+    for name, zoo in zoos.items():
+        split = zoo.splits["test"]
+        sums = reconstruction_sums(*_round_trip(model, extractor, aligned_tokens(split), split.layout(0)))
+        total += sums
+        final = split.final_epochs()
+        codec = NetworkCodec(model, extractor, final.layout(0), final.config(0))
+        raw = aligned_tokens(final)
+        before = codec.networks(raw).evaluate(*data.split("test"))[1].mean().item()
+        after = codec.decode(codec.encode(raw)).evaluate(*data.split("test"))[1].mean().item()
+        parts[name] = {
+            "r2": r2_from_sums(sums),
+            "accuracy_original": before,
+            "accuracy_reconstructed": after,
+            "accuracy_kept": after / before,
+            "networks": len(final),
+        }
+    return {"reconstruction_r2": r2_from_sums(total), "reconstruction": parts}
+
+
+def _round_trip(
+    model: SANEModel, extractor: SANEFeatureExtractor, raw: Tensor, layout: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised tokens, their reconstruction, and the weight mask."""
+    tokens = extractor.normalize(raw, layout)
+    latents = model.encode_sequences(tokens, layout.positions)
+    return tokens, model.decode_sequences(latents, layout.positions), layout.weight_mask
+
+
+def draw_map(output: Path, zoo: Zoo, embeddings: dict[str, Tensor], settings: DemoSettings) -> None:
+    """Plot the test networks in the plane."""
+    points = plane(embeddings["sane_layer_mean_std"].double().numpy(), seed=settings.seed)
+    split = zoo.splits["test"]
+    plot_embedding_map(points, {p: split.column(p) for p in PROPERTIES}, output / "embedding_map.png")
+
+
+def save_samples(folder: Path, samples: Samples, record: RunRecord, settings: DemoSettings) -> None:
+    """Save the first subsampled networks as model folders with provenance and card."""
+    networks = samples.methods["sane_subsampled"]
+    for index in range(min(NUM_SAVED, networks.num_models)):
+        accuracy = [rows[index] for rows in samples_curve(record)]
+        own = RunRecord(**{**record.to_dict(), "results": {"test_accuracy": accuracy[0]}})
+        provenance = Provenance(
+            method="subsampled",
+            sane_model="sane",
+            zoo="zoos (config seed)",
+            anchors=samples.anchor_ids,
+            seed=settings.seed,
+            index=index,
+            bandwidth=samples.bandwidth,
+            bandwidth_unit="anchor_std",
+            mode="joint",
+        )
+        target = folder / f"network_{index}"
+        network = export_network(networks, index, target, provenance=provenance)
+        save_network(target, network, own, title=f"Sampled digits CNN {index}", datasets=())
+
+
+def samples_curve(record: RunRecord) -> list[list[float]]:
+    """Test accuracies of the subsampled networks over fine-tuning epochs."""
+    curves: list[list[float]] = record.results["sampling"]["finetuning_curves"]["sane_subsampled"]
+    return curves
+
+
+def write_report(output: Path, record: RunRecord, record_path: str | Path | None) -> dict[str, Any]:
+    """Write report.json, report.md and the tables; results stand at the top level of the record."""
+    content = record.to_dict()
+    content |= content.pop("results")
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    for path in [output / "report.json", *([Path(record_path)] if record_path else [])]:
+        with write_atomically(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    (output / "probe_table.md").write_text(probe_markdown(content["probe_details"]) + "\n")
+    (output / "sampling_table.md").write_text(sampling_markdown(content["sampling"]) + "\n")
+    (output / "report.md").write_text(render_report(content))
+    return content
