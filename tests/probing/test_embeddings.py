@@ -81,7 +81,9 @@ def test_poolings_against_their_definition(layout, pooling, latent_dim):
     np.testing.assert_allclose(pooled.numpy(), expected, rtol=1e-4, atol=1e-5)
     sizes = {"mean": 1, "layer_mean": 3, "layer_mean_std": 6, "layer_moments": 21, "concat": layout.num_tokens}
     per_layer = latent_dim * (latent_dim + 3) // 2
-    assert pooled.shape[1] == (3 * per_layer if pooling == "layer_covariance" else sizes[pooling] * latent_dim)
+    counts = [part.stop - part.start for part in layout.token_slices]
+    whole = {"layer_covariance": 3 * per_layer, "layer_spectrum": sum(min(count, latent_dim) for count in counts)}
+    assert pooled.shape[1] == (whole[pooling] if pooling in whole else sizes[pooling] * latent_dim)
 
 
 @pytest.mark.parametrize("pooling", LATENT_POOLINGS)
