@@ -68,20 +68,21 @@ def build_model(
 ) -> SANEModel:
     """Make or load the autoencoder, and point its linear path at the zoo's tokens when the latent is the narrower."""
     if arguments.pretrained is not None:
-        model = SANEModel.from_pretrained(arguments.pretrained, dtype=torch.float32, **arguments.model_settings)
-        model.train()
+        model = SANEModel.from_pretrained(
+            arguments.pretrained, dtype=torch.float32, **arguments.model_settings
+        ).train()
     else:
-        config = SANEConfig(**{"token_dim": extractor.token_dim, **arguments.model_settings})
-        model = SANEModel(config)
-        narrow = config.latent_dim < config.token_dim
-        if config.initialization == "linear_path" and narrow and arguments.initial_tokens > 0:
-            r2 = model.initialize_from_tokens(*sample_tokens(splits, extractor, arguments.initial_tokens))
-            logger.info("the linear path of the untrained model reconstructs with R2 %.4f", r2)
-    if model.config.token_dim != extractor.token_dim:
+        model = SANEModel(SANEConfig(**{"token_dim": extractor.token_dim, **arguments.model_settings}))
+    config = model.config
+    if config.token_dim != extractor.token_dim:
         raise ValueError(
-            f"the zoo holds tokens of {extractor.token_dim} scalars, the model takes {model.config.token_dim}; "
-            "leave token_dim out of the model settings, or build the zoo with that token_dim"
+            f"the zoo holds tokens of {extractor.token_dim} scalars, the model takes {config.token_dim}; leave token_dim "
+            "out of the model settings, or build the zoo with that token_dim"
         )
+    fresh = arguments.pretrained is None and config.initialization == "linear_path"
+    if fresh and config.latent_dim < config.token_dim and arguments.initial_tokens > 0:
+        r2 = model.initialize_from_tokens(*sample_tokens(splits, extractor, arguments.initial_tokens))
+        logger.info("the linear path of the untrained model reconstructs with R2 %.4f", r2)
     if model.config.contrast_weight == 0 or len(arguments.views) == 1:
         model.projection_head.requires_grad_(
             requires_grad=False

@@ -54,7 +54,7 @@ class PretrainResult:
     Attributes:
         folder: The SANE folder: config.json, model.safetensors, preprocessor_config.json, run.json.
         reconstruction_r2: On whole validation networks, over real normalised weights; NaN without any.
-        loss: Of the last step, mean over processes.
+        loss: Of the last step, mean over processes; NaN when a finished run was resumed.
         steps: Optimizer steps of the whole run.
         seconds: Of this process, since it started or resumed.
         num_processes: Processes that trained together.
@@ -208,6 +208,8 @@ def pretrain(
         if arguments.checkpoint_every_steps > 0 and (step % arguments.checkpoint_every_steps == 0 or last):
             save_checkpoint(accelerator, _checkpoints(arguments), step, keep=arguments.keep_checkpoints)
     bar.close()
+    if math.isnan(r2):  # resumed at its last step
+        r2 = run.evaluate()
     folder = Path(arguments.output_dir) / "model"
     results = {"reconstruction_r2": r2, "loss": accelerator.reduce(loss, "mean").item(), "steps": progress.step}
     results["num_processes"] = accelerator.num_processes
