@@ -1,17 +1,14 @@
 """Which trained networks anchor the sampling."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from hf_sane.zoo.dataset import ZooSplit
+from hf_sane.zoo.dataset import ZooSplit
 
 TOP_FRACTION = 0.3
 
 
 def choose_anchors(
-    split: "ZooSplit",
+    split: ZooSplit,
     *,
     num_anchors: int | None = None,
     top_fraction: float = TOP_FRACTION,
@@ -54,7 +51,7 @@ def choose_anchors(
     return top[:num_anchors]
 
 
-def _last_checkpoints(split: "ZooSplit", epochs: np.ndarray) -> np.ndarray:
+def _last_checkpoints(split: ZooSplit, epochs: np.ndarray) -> np.ndarray:
     """Index of the last checkpoint of each run, in order of first appearance."""
     last: dict[str, int] = {}
     for index, run in enumerate(split.column("run_id")):

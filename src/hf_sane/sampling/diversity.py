@@ -154,7 +154,7 @@ def nearest_training_distance(
         return distances
     order = rms_distances(candidates, training).argsort(dim=1)[:, :realigned]
     for i in range(len(candidates)):
-        own = tensors_from_tokens(candidate_tokens[i], space.layout)
+        own = {**tensors_from_tokens(candidate_tokens[i], space.layout), **space.layout.template}
         closer = space.points(align_tokens(training_tokens[order[i]], space.layout, permutations, own))
         distances[i] = torch.minimum(distances[i], nearest_distances(candidates[i : i + 1], closer)[0][0])
     return distances
@@ -175,6 +175,8 @@ def align_tokens(
         `[M, N, D]`.
     """
     tensors = tensors_from_tokens(raw_tokens, layout, cast=False)
+    for name, value in layout.template.items():  # batch norm may live there; it is permuted along, then left out again
+        tensors[name] = value.to(raw_tokens.device).expand(len(raw_tokens), *value.shape)
     moved = permutations.apply(tensors, match_many(permutations, reference, tensors), batch_dims=1)
     return tokens_from_tensors(moved, layout, batch_dims=1)
 

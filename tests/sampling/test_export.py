@@ -1,0 +1,103 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from hf_sane.architectures.presets import build_model, cifar_resnet
+from hf_sane.sampling.export import Provenance, export_network
+from hf_sane.sampling.generation import Density, sample_networks, with_num_labels
+from hf_sane.zoo.networks import StackedNetworks
+from hf_sane.zoo.training import HyperParameters, train_stacked
+
+PROVENANCE = Provenance(
+    method="kde",
+    sane_model="someone/sane-digits",
+    zoo="someone/digits-zoo",
+    anchors=("run-1", "run-2"),
+    seed=3,
+    index=0,
+    bandwidth=0.1,
+    bandwidth_unit="anchor_std",
+    mode="joint",
+    validation_accuracy=0.75,
+    notes={"rounds": [1, 2]},
+)
+
+
+@pytest.fixture(scope="module")
+def sampled(codec, raw_tokens) -> StackedNetworks:
+    generator = torch.Generator().manual_seed(0)
+    return sample_networks(codec, raw_tokens, 3, density=Density(0.1), generator=generator).networks
+
+
+def test_saved_network_is_an_ordinary_model(sampled, data, tmp_path):
+    images, labels = data.split("test")
+    loaded = export_network(sampled, 1, tmp_path / "new" / "network", provenance=PROVENANCE)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "new" / "network")
+    output = again(pixel_values=images, labels=labels)
+    torch.testing.assert_close(output.logits, sampled.logits(images)[1], rtol=1e-5, atol=1e-5)
+    assert (output.logits.argmax(dim=1) == labels).float().mean() > 0.6
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, sampled.tensors[name][1])
+    assert not loaded.training
+    names = {path.name for path in (tmp_path / "new" / "network").iterdir()}
+    assert names == {"config.json", "model.safetensors", "provenance.json"}
+
+
+def test_provenance_survives(sampled, tmp_path):
+    export_network(sampled, 0, tmp_path, provenance=PROVENANCE)
+    assert Provenance.load(tmp_path) == PROVENANCE
+    assert json.loads((tmp_path / "provenance.json").read_text())["anchors"] == ["run-1", "run-2"]
+
+
+def test_batch_norm_networks_save_their_statistics(tmp_path):
+    networks = StackedNetworks.initialize(cifar_resnet(20, width=2, num_labels=2), [0])
+    networks.tensors["bn1.running_mean"].fill_(0.5)
+    networks.tensors["bn1.num_batches_tracked"].fill_(9)
+    loaded = export_network(networks, 0, tmp_path, provenance=Provenance("scratch"))
+    assert loaded.bn1.running_mean.tolist() == [0.5, 0.5]
+    assert loaded.bn1.num_batches_tracked == 9
+
+
+@pytest.mark.parametrize("num_labels", [2, 5])
+def test_another_number_of_classes_saves_and_loads(sampled, tmp_path, num_labels):
+    loaded = export_network(with_num_labels(sampled, num_labels, seeds=[0, 1, 2]), 2, tmp_path, provenance=PROVENANCE)
+    assert loaded(torch.randn(4, 1, 4, 4)).logits.shape == (4, num_labels)
+    assert torch.equal(loaded.hidden[0].weight, sampled.tensors["hidden.0.weight"][2])
+
+
+def test_loaded_networks_fine_tune(sampled, data, config, tmp_path):
+    models = [export_network(sampled, i, tmp_path / str(i), provenance=PROVENANCE) for i in range(3)]
+    stacked = StackedNetworks.from_state_dicts(config, [model.state_dict() for model in models])
+    hyper_parameters = HyperParameters.repeat([0, 1, 2], learning_rate=1e-2)
+    before, after = train_stacked(config, stacked.tensors, data, hyper_parameters, epochs=2, keep_epochs=(0, 2))
+    assert (after.train_loss < before.train_loss).all()
+    fresh = StackedNetworks.initialize(config, [50, 51, 52])
+    (scratch,) = train_stacked(config, fresh.tensors, data, hyper_parameters, epochs=2)
+    assert after.train_loss.mean() < scratch.train_loss.mean()
+
+
+def test_what_reads_back_differently_is_reported(sampled, tmp_path, monkeypatch):
+    model_class = type(build_model(sampled.config))
+
+    def corrupted(folder):
+        model = build_model(sampled.config)
+        model.load_state_dict(sampled.state_dict(0))
+        with torch.no_grad():
+            model.classifier.bias += 1
+        return model
+
+    monkeypatch.setattr(model_class, "from_pretrained", corrupted)
+    with pytest.raises(RuntimeError, match=r"does not give back what was saved: tensors \['classifier.bias'\] differ"):
+        export_network(sampled, 0, tmp_path, provenance=PROVENANCE)
+
+
+def test_errors(sampled, trained, config, tmp_path):
+    for index in (-1, 3):
+        with pytest.raises(IndexError, match=f"expected an index from 0 to 2, got {index}"):
+            export_network(sampled, index, tmp_path, provenance=PROVENANCE)
+    with pytest.raises(TypeError, match="expected a zoo configuration to build from"):
+        export_network(StackedNetworks(build_model(config), trained.tensors), 0, tmp_path, provenance=PROVENANCE)
+    with pytest.raises(FileNotFoundError, match=r"no provenance.json in .*; expected a folder that export_network"):
+        Provenance.load(tmp_path / "nothing")

@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from hf_sane.sampling.baselines import (
+    average_networks,
+    matched_noise_scale,
+    noisy_anchors,
+    random_networks,
+    reconstructed_anchors,
+)
+from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance
+from hf_sane.zoo.networks import StackedNetworks
+
+
+@pytest.fixture(scope="module")
+def space(layout, raw_tokens) -> WeightSpace:
+    return WeightSpace.fit(layout, raw_tokens)
+
+
+def test_reconstruction_is_encode_then_decode(codec, raw_tokens, data):
+    found = reconstructed_anchors(codec, raw_tokens)
+    assert torch.equal(found.latents, codec.encode(raw_tokens))
+    assert torch.allclose(codec.tokens(found.networks), raw_tokens, atol=0.02)
+    assert not torch.equal(codec.tokens(found.networks), raw_tokens)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 2.0])
+def test_noise_has_the_scale_of_each_layer(space, layout, raw_tokens, scale):
+    generator = torch.Generator().manual_seed(0)
+    found = noisy_anchors(space, raw_tokens[:1], 400, scale=scale, generator=generator)
+    noise = found - raw_tokens[0]
+    assert found.shape == (400, *raw_tokens.shape[1:])
+    assert noise[:, ~layout.weight_mask].abs().max() == 0
+    measured = 0
+    for part, (_, std) in zip(layout.token_slices, space.statistics.per_layer(layout), strict=True):
+        values = noise[:, part][:, layout.weight_mask[part]]
+        assert values.std().item() == pytest.approx(scale * std, rel=0.05, abs=1e-6)
+        measured += 1
+    assert measured == 2
+
+
+def test_noisy_networks_start_from_all_anchors(space, raw_tokens, generator):
+    found = noisy_anchors(space, raw_tokens, 200, scale=0.0, generator=generator)
+    origin = (found.unsqueeze(1) == raw_tokens).flatten(2).all(dim=2)
+    assert origin.any(dim=1).all()
+    assert origin.any(dim=0).all()
+
+
+@pytest.mark.parametrize("distance", [0.01, 0.2, 0.6])
+def test_matched_noise_reaches_the_distance(space, raw_tokens, distance):
+    scale = matched_noise_scale(
+        space, raw_tokens[:5], raw_tokens, distance=distance, generator=torch.Generator().manual_seed(0)
+    )
+    same_draws = noisy_anchors(space, raw_tokens[:5], 64, scale=scale, generator=torch.Generator().manual_seed(0))
+    reached = nearest_training_distance(space, same_draws, raw_tokens).mean().item()
+    assert reached == pytest.approx(distance, rel=2e-3)
+    others = noisy_anchors(space, raw_tokens[:5], 64, scale=scale, generator=torch.Generator().manual_seed(1))
+    assert nearest_training_distance(space, others, raw_tokens).mean().item() == pytest.approx(distance, rel=0.1)
+
+
+def test_average_of_all_is_the_mean_and_groups_differ(raw_tokens, generator):
+    whole = average_networks(raw_tokens, 2)
+    torch.testing.assert_close(whole, raw_tokens.mean(dim=0).expand(2, -1, -1))
+    groups = average_networks(raw_tokens, 50, group_size=3, generator=generator)
+    assert not torch.equal(groups[0], groups[1])
+    triples = {
+        (i, j, k): (raw_tokens[i] + raw_tokens[j] + raw_tokens[k]) / 3
+        for i in range(12)
+        for j in range(i)
+        for k in range(j)
+    }
+    stacked = torch.stack(list(triples.values()))
+    nearest = (groups.unsqueeze(1) - stacked).abs().amax(dim=(2, 3)).min(dim=1).values
+    assert nearest.max() < 1e-5
+    single = average_networks(raw_tokens, 5, group_size=1, generator=generator)
+    assert (single.unsqueeze(1) == raw_tokens).flatten(2).all(dim=2).any(dim=1).all()
+
+
+def test_random_networks_are_fresh_and_know_nothing(config, data):
+    networks = random_networks(config, range(100, 130))
+    assert networks.num_models == 30
+    assert networks.evaluate(*data.split("test"))[1].mean() < 0.5
+    expected = StackedNetworks.initialize(config, list(range(100, 130)))
+    assert all(torch.equal(tensor, expected.tensors[name]) for name, tensor in networks.tensors.items())
+
+
+def test_errors(space, raw_tokens):
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        noisy_anchors(space, raw_tokens, 0, scale=0.1)
+    for scale in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="the noise scale must be a finite number >= 0, got"):
+            noisy_anchors(space, raw_tokens, 1, scale=scale)
+    for distance in (0.0, float("nan")):
+        with pytest.raises(ValueError, match="the distance to match must be positive and finite, got"):
+            matched_noise_scale(space, raw_tokens, raw_tokens, distance=distance)
+    with pytest.raises(
+        ValueError, match="the anchors are .* from the nearest training network, more than the 0.01 to match"
+    ):
+        matched_noise_scale(space, raw_tokens[:3], raw_tokens[6:], distance=0.01)
+    with pytest.raises(ValueError, match="expected num_samples >= 1 and groups of 1 to 12 anchors, got 1 and 13"):
+        average_networks(raw_tokens, 1, group_size=13)
+    with pytest.raises(ValueError, match="got 0 and 12"):
+        average_networks(raw_tokens, 0)
