@@ -56,4 +56,3 @@ def short_table(details: dict[str, Any]) -> dict[str, dict[str, float]]:
     """R2 on test networks of the rows that the record promises."""
     rows = ("weights", "layer_statistics", "sane_mean", "sane_best")
     return {p: {name: row[name]["r2"] for name in rows} for p, row in details.items()}
-

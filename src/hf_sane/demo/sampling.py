@@ -83,7 +83,12 @@ def draw_samples(codec: NetworkCodec, zoo: Zoo, data: ImageData, settings: DemoS
     kept = {"num_candidates": settings.num_candidates, "num_kept": settings.num_kept, "generator": generator}
     subsampled = subsample(codec, latents, judge, density=density, **kept)  # type: ignore[arg-type]
     bootstrapped, history = bootstrap(
-        codec, latents, judge, density=density, num_anchors=max(2, 2 * settings.num_kept), **kept  # type: ignore[arg-type]
+        codec,
+        latents,
+        judge,
+        density=density,
+        num_anchors=max(2, 2 * settings.num_kept),
+        **kept,  # type: ignore[arg-type]
     )
     few = range(settings.num_kept)
     prior = sample_from_prior(codec, settings.num_kept, std=latents.std().item(), generator=generator)
@@ -163,7 +168,10 @@ def measure_distances(
 
 
 def finetune_all(
-    methods: Mapping[str, StackedNetworks], data: ImageData, hyper_parameters: Mapping[str, Any], settings: DemoSettings
+    methods: Mapping[str, StackedNetworks],
+    data: ImageData,
+    hyper_parameters: Mapping[str, Any],
+    settings: DemoSettings,
 ) -> dict[str, list[list[float]]]:
     """Fine-tune the networks of all methods together, with the zoo's own hyper-parameters.
 

@@ -55,4 +55,6 @@ class DemoSettings:
     def validate_epochs(self) -> None:
         """Sampling is reported at epochs 0, 1 and 5."""
         if self.finetune_epochs < 5:
-            raise ValueError(f"finetune_epochs must be at least 5, the last epoch reported, got {self.finetune_epochs}")
+            raise ValueError(
+                f"finetune_epochs must be at least 5, the last epoch reported, got {self.finetune_epochs}"
+            )

@@ -1,0 +1,100 @@
+import copy
+
+import pytest
+
+from hf_sane.demo.report import (
+    METHOD_TITLES,
+    Goal,
+    goals,
+    goals_markdown,
+    markdown_table,
+    probe_markdown,
+    render_report,
+    sampling_markdown,
+)
+
+PROPERTIES = ("test_accuracy", "epoch", "generalization_gap")
+
+
+@pytest.fixture
+def record():
+    """A record in which every goal is just reached."""
+    row = {"weights": 0.1, "layer_statistics": 0.5, "sane_mean": 0.2, "sane_best": 0.5}
+    start = dict.fromkeys(METHOD_TITLES, 0.3) | {"anchors": 0.9, "sane_subsampled": 0.8}
+    part = {"r2": 0.95, "accuracy_original": 0.9, "accuracy_reconstructed": 0.81, "accuracy_kept": 0.9}
+    probe = {"r2": 0.5, "kendall_tau": 0.4}
+    return {
+        "seed": 3,
+        "seconds": 61.0,
+        "peak_rss_bytes": 2**30,
+        "stage_seconds": {"train": 60.0},
+        "reconstruction_r2": 0.9,
+        "reconstruction": {"seed": part},
+        "zoos": {"seed": {"networks": 20, "excluded": 1, "accuracy": 0.9, "checkpoints": 4}},
+        "probe": {name: dict(row) for name in PROPERTIES},
+        "probe_details": {name: {"weights": probe, "sane_best": probe} for name in PROPERTIES},
+        "sampling": {
+            "epoch_0": start,
+            "epoch_1": start | {"scratch": 0.7},
+            "epoch_5": dict(start),
+            "nearest_training_distance": dict.fromkeys(METHOD_TITLES, 0.25),
+            "num_anchors": 6,
+            "num_kept": 3,
+            "num_candidates": 20,
+            "bandwidth": 0.2,
+        },
+    }
+
+
+def test_all_goals_reached(record):
+    found = goals(record)
+    assert len(found) == 13
+    assert all(goal.reached for goal in found)
+    assert "Every goal was reached." in render_report(record)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "name"),
+    [
+        (("reconstruction_r2",), 0.899, "reconstruction R2"),
+        (("reconstruction", "seed", "accuracy_kept"), 0.89, "accuracy kept"),
+        (("probe", "epoch", "sane_best"), 0.49, "epoch: best SANE pooling against s(W)"),
+        (("probe", "test_accuracy", "weights"), 0.5, "test accuracy: best SANE pooling against W"),
+        (("sampling", "epoch_0", "anchors"), 0.95, "0.85 of the anchors"),
+        (("sampling", "epoch_0", "anchor_average"), 0.8, "above the anchor average"),
+        (("sampling", "epoch_0", "anchor_noise"), 0.81, "anchor + noise at equal distance"),
+        (("sampling", "epoch_0", "anchor_noise_selected"), 0.81, "selected alike"),
+        (("sampling", "epoch_1", "scratch"), 0.8, "above training from scratch"),
+    ],
+)
+def test_each_goal_can_be_missed_and_is_then_said_first(record, path, value, name):
+    changed = copy.deepcopy(record)
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    missed = [goal for goal in goals(changed) if not goal.reached]
+    assert [goal for goal in missed if name in goal.name]
+    assert render_report(changed).splitlines()[2].startswith("Not reached: ")
+    assert "**no**" in goals_markdown(goals(changed))
+
+
+def test_strict_goals_want_more():
+    assert Goal("a", 0.5, 0.5).reached
+    assert not Goal("a", 0.5, 0.5, strict=True).reached
+
+
+def test_tables(record):
+    assert markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    table = sampling_markdown(record["sampling"])
+    assert len(table.splitlines()) == 2 + len(METHOD_TITLES)
+    assert "| SANE, subsampled | 0.800 | 0.800 | 0.800 | 0.250 |" in table
+    assert "| sane_best | 0.500 | 0.400 |" in probe_markdown(record["probe_details"])
+
+
+def test_report_links_only_to_files_beside_it(record):
+    text = render_report(record)
+    assert "](embedding_map.png)" in text
+    assert "](finetuning.png)" in text
+    assert "](/" not in text
+    assert "http" not in text
