@@ -179,3 +179,27 @@ square difference per weight, in standard deviations of its layer, to the neares
 
 ![Accuracy over fine-tuning epochs](finetuning.png)
 """
+
+
+def readme_block(record: Mapping[str, Any]) -> str:
+    """The README's table of results, from the demo's run record."""
+    sampling, probe = record["sampling"], record["probe"]
+    start, first, last = (sampling[f"epoch_{epoch}"] for epoch in (0, 1, 5))
+    rows = [
+        [METHOD_TITLES[name], *(f"{part[name]:.3f}" for part in (start, first, last))]
+        for name in ("sane_subsampled", "sane_bootstrapped", "anchor_noise", "anchor_average", "scratch", "anchors")
+    ]
+    columns = ("weights", "layer_statistics", "sane_mean", "sane_best")
+    titles = ["property, R2 on test networks", "W", "s(W)", "SANE, mean (paper)", "SANE, best pooling"]
+    probes = [[title, *(f"{probe[name][c]:.3f}" for c in columns)] for name, title in PROPERTY_TITLES.items()]
+    kept = min(part["accuracy_kept"] for part in record["reconstruction"].values())
+    cores = record["hardware"]["usable_cores"]
+    return "\n\n".join(
+        [
+            f"What `make demo` measured (seed {record['seed']}, {record['seconds']:.0f} s on {cores} CPU cores, scikit-learn's digits; "
+            "record: [runs/demo/report.json](runs/demo/report.json)). Reconstruction of test networks: "
+            f"R2 {record['reconstruction_r2']:.3f}, {kept:.1%} of their accuracy.",
+            markdown_table(["test accuracy after fine-tuning epochs", "0", "1", "5"], rows),
+            markdown_table(titles, probes),
+        ]
+    )
