@@ -148,7 +148,7 @@ def network_card(
         title=title,
         source=source,
         code=_network_code(config, source, images, with_code=with_code),
-        settings=_own_settings(config),
+        settings=describe_config(config),
         architecture=config.model_type.removeprefix("sane_").upper().replace("RESNET", "ResNet"),
         preprocessing=preprocessing,
         fine_tuning_epochs=record.results.get("fine_tuning_epochs"),
@@ -236,8 +236,8 @@ def _sane_code(
     with torch.device("meta"):
         facts["num_tokens"] = extractor.layout(build_model(network_config)).num_tokens
     name = type(network_config).__name__
-    defaults = _own_settings(type(network_config)())
-    own = {key: value for key, value in _own_settings(network_config).items() if value != defaults[key]}
+    defaults = describe_config(type(network_config)())
+    own = {key: value for key, value in describe_config(network_config).items() if value != defaults[key]}
     call = f"{name}({', '.join(f'{key}={value!r}' for key, value in own.items())})"
     return (
         "from transformers import AutoModelForImageClassification\n\n"
@@ -260,8 +260,8 @@ def _network_code(config: ZooConfig, source: str, images: Any, *, with_code: boo
     )
 
 
-def _own_settings(config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields that define a network, and its number of classes."""
+def describe_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields that define a network, and its number of classes: equal for networks of one architecture."""
     inherited = PreTrainedConfig().to_dict().keys()
     own = {key: value for key, value in config.to_dict().items() if key not in inherited and key not in BOOKKEEPING}
     return {**{key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}, "num_labels": config.num_labels}

@@ -12,6 +12,7 @@ from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.core.files import write_atomically
 from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.cards import network_card, sane_card
+from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
@@ -61,17 +62,50 @@ def save_sane(
     folder = Path(folder)
     save_model(folder, model, auto_class="AutoModel", include_code=include_code)
     extractor.save_pretrained(folder)
+    record.save(folder / RECORD)
+    return write_sane_card(
+        folder,
+        repo_id=repo_id,
+        title=title,
+        network_config=network_config,
+        datasets=datasets,
+        license_id=license_id,
+    )
+
+
+def write_sane_card(
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    title: str = "SANE",
+    network_config: ZooConfig | None = None,
+    datasets: Sequence[str] = (),
+    license_id: str | None = None,
+) -> Path:
+    """Write README.md for a SANE folder, such as pre-training leaves it, from its configuration and run record.
+
+    Args:
+        folder: Holds config.json, preprocessor_config.json and run.json.
+        repo_id: Where it will be published: the code of the card loads from there.
+        title: Headline of the card.
+        network_config: A network of the zoo, for the code of the card.
+        datasets: Hub ids of the zoos.
+        license_id: Hub licence identifier.
+
+    Returns:
+        `folder`.
+    """
     card = sane_card(
-        model.config,
-        extractor,
-        record,
+        SANEConfig.from_pretrained(folder),
+        SANEFeatureExtractor.from_pretrained(folder),
+        RunRecord.load(Path(folder) / RECORD),
         source=repo_id or ".",
         title=title,
         network_config=network_config,
         datasets=datasets,
         license_id=license_id,
     )
-    return _complete(folder, record, card)
+    return _write_card(Path(folder), card)
 
 
 def save_network(
@@ -114,7 +148,8 @@ def save_network(
         license_id=license_id,
         with_code=include_code,
     )
-    return _complete(folder, record, card)
+    record.save(folder / RECORD)
+    return _write_card(folder, card)
 
 
 def save_model(folder: Path, model: PreTrainedModel, *, auto_class: str, include_code: bool) -> None:
@@ -157,7 +192,8 @@ def push_folder(
     """
     folder = Path(folder)
     required = (CARD, "config.json", "model.safetensors")
-    if missing := [name for name in required if not (folder / name).is_file()]:
+    present = {path.name.removesuffix(".index.json") for path in folder.iterdir()}  # large weights come in shards
+    if missing := [name for name in required if name not in present]:
         raise ValueError(
             f"{folder} is not ready to publish: expected {', '.join(required)}, missing {missing}; save it first"
         )
@@ -191,9 +227,7 @@ def _code_included(
                 del cls._auto_class
 
 
-def _complete(folder: Path, record: RunRecord, card: ModelCard) -> Path:
-    """Add record and card to a folder that holds the weights."""
-    record.save(folder / RECORD)
+def _write_card(folder: Path, card: ModelCard) -> Path:
     with write_atomically(folder / CARD) as partial:
         partial.write_text(str(card), encoding="utf-8")
     return folder

@@ -1,0 +1,77 @@
+"""The program `hf-sane`: its verbs, and how it fails."""
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from hf_sane.cli.demo import demo
+from hf_sane.cli.embed import embed
+from hf_sane.cli.finetune import finetune
+from hf_sane.cli.info import info
+from hf_sane.cli.pretrain import pretrain
+from hf_sane.cli.probe import probe
+from hf_sane.cli.sample import sample
+from hf_sane.cli.settings import PASS_THROUGH
+from hf_sane.cli.zoo import zoo_app
+from hf_sane.core.allocator import tune_allocator
+
+EXIT_CODE = 2
+
+
+class Program(TyperGroup):
+    """A group of verbs that reports what the user can mend in one line, and everything else with its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb; expected errors end the program with a message and exit code 2, unless `--debug` is given."""
+        try:
+            return super().invoke(ctx)
+        except expected_errors() as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"hf-sane: {describe_error(error)}", err=True)
+            raise typer.Exit(EXIT_CODE) from error
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Errors about input, files and the network; asked for only when something was raised."""
+    from huggingface_hub.errors import HTTPError, StrictDataclassError
+
+    return (ValueError, TypeError, LookupError, ArithmeticError, OSError, HTTPError, StrictDataclassError)
+
+
+def describe_error(error: Exception) -> str:
+    """The message of an error in one line, without the quotes that `KeyError` puts around it."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(message).split()) or type(error).__name__
+
+
+app = typer.Typer(
+    name="hf-sane",
+    cls=Program,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(zoo_app, name="zoo")
+app.command("pretrain", **PASS_THROUGH)(pretrain)
+app.command("embed")(embed)
+app.command("probe")(probe)
+app.command("sample")(sample)
+app.command("finetune")(finetune)
+app.command("info")(info)
+app.command("demo", **PASS_THROUGH)(demo)
+
+
+@app.callback()
+def program(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+) -> None:
+    """Zoos of neural networks, SANE autoencoders over their weights, probing and sampling."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    tune_allocator()  # before PyTorch allocates anything
+    app()

@@ -1,0 +1,39 @@
+"""`hf-sane pretrain`: learn a SANE autoencoder from zoos."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from hf_sane.cli.output import hide_loading_bars, print_table
+from hf_sane.cli.settings import run_with_settings
+
+
+def pretrain(ctx: typer.Context) -> None:
+    """Pre-train a SANE autoencoder on zoos.
+
+    One process; scripts/pretrain.py takes the same settings and can be launched on several with accelerate.
+    """
+    from hf_sane.training.arguments import PretrainArguments
+
+    run_with_settings(ctx, PretrainArguments, _pretrain)
+
+
+def _pretrain(given: dict[str, Any]) -> None:
+    from hf_sane.hub.publish import write_sane_card
+    from hf_sane.training import pretraining
+    from hf_sane.training.arguments import PretrainArguments
+    from hf_sane.zoo.dataset import Zoo
+
+    hide_loading_bars()
+    arguments = PretrainArguments(**given)
+    zoos = [Zoo.load(name, arguments.zoo_config, revision=arguments.zoo_revision) for name in arguments.zoo]
+    result = pretraining.pretrain(arguments, zoos=zoos)
+    write_sane_card(
+        result.folder,
+        network_config=zoos[0].splits["train"].config(0),
+        datasets=[name for name in arguments.zoo if not Path(name).exists()],
+    )
+    facts = {"reconstruction R2 (validation)": result.reconstruction_r2, "loss": result.loss, "steps": result.steps}
+    print_table(("", ""), list(facts.items()))
+    typer.echo(f"wrote {result.folder}")

@@ -1,0 +1,90 @@
+"""`hf-sane sample`: new networks from the latent space of a zoo, beside what needs no autoencoder."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from hf_sane.cli.features import load_sane
+from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_record
+
+Method = Literal["subsample", "bootstrap", "kde"]
+
+
+def sample(
+    sane: Annotated[str, typer.Argument(help="SANE folder or Hub repo id.")],
+    zoo: Annotated[str, typer.Argument(help="Zoo folder or Hub dataset id, of one architecture: gives the anchors.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder: one folder per network.")],
+    images: Annotated[
+        str | None, typer.Option(help="'digits' or an .npz file to choose and judge by; the zoo's own if left out.")
+    ] = None,
+    method: Annotated[
+        Method, typer.Option(help="Keep the best of many; re-anchor on the best and repeat; or keep every one.")
+    ] = "subsample",
+    num_samples: Annotated[int, typer.Option(help="Networks to keep.")] = 10,
+    num_candidates: Annotated[int, typer.Option(help="Networks to draw and judge (per round).")] = 200,
+    num_rounds: Annotated[int, typer.Option(help="Rounds of bootstrapping.")] = 3,
+    bandwidth: Annotated[
+        str, typer.Option(help="Kernel width: a number, several to choose from on validation images, or a rule.")
+    ] = "0.1,0.2,0.3,0.4,0.5,0.6",
+    unit: Annotated[
+        Literal["anchor_std", "latent"], typer.Option(help="Unit of the bandwidth: the anchors' spread, or latents.")
+    ] = "anchor_std",
+    mode: Annotated[
+        Literal["joint", "token", "scalar"], typer.Option(help="What shares an anchor: a model, a token, a scalar.")
+    ] = "joint",
+    num_anchors: Annotated[int | None, typer.Option(help="Anchors; the whole top fraction if left out.")] = None,
+    top_fraction: Annotated[float, typer.Option(help="Best share of the training runs to take anchors from.")] = 0.3,
+    epoch: Annotated[int | None, typer.Option(help="Epoch of the anchors; the last of each run if left out.")] = None,
+    halo_size: Annotated[int, typer.Option(help="Context tokens on each side of a window.")] = 0,
+    condition: Annotated[bool, typer.Option(help="Re-estimate BatchNorm statistics from training images.")] = True,
+    config: Annotated[str | None, typer.Option(help="Which zoo, if there are several.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    include_code: Annotated[bool, typer.Option(help="Save networks with their code (trust_remote_code).")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the SANE repo.")] = None,
+) -> None:
+    """Sample networks, compare them with anchors and baselines on test images, and save them."""
+    import torch
+
+    from hf_sane.cli import sampling
+    from hf_sane.core.run_record import RunRecord
+    from hf_sane.sampling.generation import Density, NetworkCodec
+    from hf_sane.sampling.selection import Judge
+    from hf_sane.zoo.dataset import Zoo
+
+    hide_loading_bars()
+    settings: dict[str, Any] = {
+        "sane": sane,
+        "zoo": zoo,
+        "config": config,
+        "method": method,
+        "mode": mode,
+        "unit": unit,
+    }
+    settings |= {"num_candidates": num_candidates, "top_fraction": top_fraction, "halo_size": halo_size}
+    record = RunRecord.start(seed=seed, arguments=settings)
+    bandwidths = sampling.parse_bandwidths(bandwidth)
+    population = Zoo.load(zoo, config)
+    data = sampling.load_zoo_images(population, images)
+    record.data |= {"zoo": population.facts.name, "images": sampling.describe_images(data)}
+    job = sampling.SamplingJob(
+        codec=NetworkCodec(
+            *load_sane(sane, revision), *sampling.layout_and_config(population.splits["train"]), halo_size=halo_size
+        ),
+        train=population.splits["train"],
+        anchors=sampling.anchor_networks(population, num_anchors=num_anchors, top_fraction=top_fraction, epoch=epoch),
+        data=data,
+        judge=Judge(*data.split("validation"), conditioning_images=data.train_images if condition else None),
+        density=Density(0.0, unit, mode),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    new_folder(output)
+    selected, bandwidth_used = job.draw(
+        method, bandwidths, num_samples=num_samples, num_candidates=num_candidates, num_rounds=num_rounds
+    )
+    rows = job.compare(f"sane_{method}", selected)
+    header = ("networks", "mean test accuracy", "best test accuracy", "nearest training network")
+    print_table(header, [[name, *row.values()] for name, row in rows.items()])
+    record.arguments |= {"bandwidth": bandwidth_used, "num_anchors": len(job.anchors)}
+    save_record(record, output, {"networks": rows})
+    job.save(output, selected, record, include_code=include_code)

@@ -1,0 +1,267 @@
+"""The work behind `hf-sane sample`: draw, compare, save."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core.kde import BandwidthRule
+from hf_sane.core.layout import Layout
+from hf_sane.core.run_record import RunRecord
+from hf_sane.hub.publish import save_network
+from hf_sane.sampling.anchors import choose_anchors
+from hf_sane.sampling.baselines import (
+    average_networks,
+    matched_noise_scale,
+    noisy_anchors,
+    random_networks,
+    reconstructed_anchors,
+)
+from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance
+from hf_sane.sampling.export import Provenance, export_network
+from hf_sane.sampling.generation import Density, NetworkCodec
+from hf_sane.sampling.selection import Judge, SelectedNetworks, bootstrap, choose_bandwidth, subsample
+from hf_sane.zoo.alignment import aligned_tokens
+from hf_sane.zoo.dataset import Zoo, ZooSplit
+from hf_sane.zoo.images import ImageData, load_images
+from hf_sane.zoo.networks import StackedNetworks
+from hf_sane.zoo.permutations import permutation_spec
+
+AVERAGE_GROUP = 5  # anchors per average, of that baseline
+REALIGNED = 3  # nearest training networks that are aligned to each sampled one to measure their distance
+SCRATCH_SEED = 1_000_000  # far from the zoo's own seeds
+PROVENANCE_METHODS = {"sane_subsample": "subsampled", "sane_bootstrap": "bootstrapped", "sane_kde": "kde"}
+
+Bandwidth = float | BandwidthRule
+
+
+def parse_bandwidths(text: str) -> tuple[Bandwidth, ...]:
+    """`"0.1"`, `"0.1,0.2"` or the name of a rule.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    rules: dict[str, BandwidthRule] = {"scott": "scott", "silverman": "silverman"}
+    if text in rules:
+        return (rules[text],)
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(
+            f"expected a bandwidth >= 0, several separated by commas, 'scott' or 'silverman', got {text!r}"
+        ) from error
+    return found
+
+
+def load_zoo_images(zoo: Zoo, images: str | None) -> ImageData:
+    """The images that a zoo was trained on, or others.
+
+    Raises:
+        ValueError: If the zoo does not say.
+    """
+    if images is not None:
+        return load_images(images)
+    arguments = zoo.facts.arguments
+    if "images" not in arguments:
+        raise ValueError(
+            f"the zoo {zoo.facts.name!r} does not say what images it was trained on; name them (--images)"
+        )
+    limits: dict[str, Any] = {name: arguments.get(name) for name in ("train_limit", "validation_limit", "test_limit")}
+    return load_images(arguments["images"], **limits)
+
+
+def describe_images(data: ImageData) -> dict[str, Any]:
+    """What a card says about images."""
+    counts = {split: len(data.split(split)[1]) for split in ("train", "validation", "test")}
+    return {"name": data.name, "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std), **counts}
+
+
+def layout_and_config(split: ZooSplit) -> tuple[Layout, ZooConfig]:
+    """Layout and architecture of the networks of a split.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    for column in ("layout", "architecture", "activation"):
+        if len(values := sorted(set(split.column(column).tolist()))) != 1:
+            raise ValueError(f"expected a zoo of one {column} to sample from, got {values}; build one, see seed_zoo()")
+    return split.layout(0), split.config(0)
+
+
+def anchor_networks(zoo: Zoo, *, num_anchors: int | None, top_fraction: float, epoch: int | None) -> ZooSplit:
+    """Anchors among the training networks, best first; see `choose_anchors`."""
+    train = zoo.splits["train"]
+    return train.select(choose_anchors(train, num_anchors=num_anchors, top_fraction=top_fraction, epoch=epoch))
+
+
+@dataclass(frozen=True)
+class SamplingJob:
+    """Everything that one call of `hf-sane sample` works with.
+
+    Attributes:
+        codec: Autoencoder, tokenizer, layout and architecture.
+        train: Training networks of the zoo.
+        anchors: Those that anchor the sampling.
+        data: Images.
+        judge: Scores networks on validation images.
+        density: Unit and mode; its bandwidth is not used.
+        generator: CPU source of randomness.
+    """
+
+    codec: NetworkCodec
+    train: ZooSplit
+    anchors: ZooSplit
+    data: ImageData
+    judge: Judge
+    density: Density
+    generator: torch.Generator
+
+    @cached_property
+    def training_tokens(self) -> Tensor:
+        """`[T, N, D]` raw tokens, aligned if the zoo is."""
+        return _tokens(self.train)
+
+    @cached_property
+    def anchor_tokens(self) -> Tensor:
+        """`[A, N, D]` raw tokens, aligned if the zoo is."""
+        return _tokens(self.anchors)
+
+    def draw(
+        self, method: str, bandwidths: tuple[Bandwidth, ...], *, num_samples: int, num_candidates: int, num_rounds: int
+    ) -> tuple[SelectedNetworks, Bandwidth]:
+        """Draw and select networks, best first on validation images; also returns the bandwidth that was used."""
+        latents = self.codec.encode(self.anchor_tokens)
+        bandwidth = bandwidths[0]
+        if len(bandwidths) > 1:
+            bandwidth = choose_bandwidth(
+                self.codec,
+                latents,
+                self.judge,
+                bandwidths=[value for value in bandwidths if isinstance(value, float)],
+                density=self.density,
+                num_candidates=max(num_samples, num_candidates // 2),
+                num_kept=num_samples,
+                generator=self.generator,
+            ).bandwidth
+        density = replace(self.density, bandwidth=bandwidth)
+        if method == "bootstrap":
+            selected, _ = bootstrap(
+                self.codec,
+                latents,
+                self.judge,
+                density=density,
+                num_rounds=num_rounds,
+                num_anchors=max(2, 2 * num_samples),
+                num_candidates=num_candidates,
+                num_kept=num_samples,
+                generator=self.generator,
+            )
+        else:
+            selected = subsample(
+                self.codec,
+                latents,
+                self.judge,
+                density=density,
+                num_candidates=num_samples if method == "kde" else num_candidates,
+                num_kept=num_samples,
+                generator=self.generator,
+            )
+        return selected, bandwidth
+
+    def compare(self, name: str, selected: SelectedNetworks) -> dict[str, dict[str, float]]:
+        """Test accuracy and distance to the nearest training network: of what was sampled, and of everything simpler.
+
+        Anchor + noise is as far from the training networks as the sampled ones are; without that, it could be made as
+        accurate as one likes.
+        """
+        count = selected.networks.num_models
+        space = WeightSpace.fit(self.codec.layout, self.training_tokens)
+        distance = self.distances(space, selected.networks).mean().item()
+        scale = matched_noise_scale(
+            space, self.anchor_tokens, self.training_tokens, distance=distance, generator=self.generator
+        )
+        noisy = noisy_anchors(space, self.anchor_tokens, count, scale=scale, generator=self.generator)
+        group_size = min(AVERAGE_GROUP, len(self.anchor_tokens))
+        average = average_networks(self.anchor_tokens, count, group_size=group_size, generator=self.generator)
+        config = self.codec.config
+        assert isinstance(config, ZooConfig)
+        methods = {
+            name: selected.networks,
+            "anchors": self.codec.networks(self.anchor_tokens),
+            "reconstructed_anchors": self.judge.condition(
+                reconstructed_anchors(self.codec, self.anchor_tokens).networks
+            ),
+            "anchor_noise": self.judge.condition(self.codec.networks(noisy)),
+            "anchor_average": self.judge.condition(self.codec.networks(average)),
+            "scratch": random_networks(config, range(SCRATCH_SEED, SCRATCH_SEED + count)),
+        }
+        return {name: self._row(space, networks) for name, networks in methods.items()}
+
+    def distances(self, space: WeightSpace, networks: StackedNetworks) -> Tensor:
+        """Distance of each network to the nearest training network, up to permutations of neurons: `[S]`."""
+        config = self.codec.config
+        assert isinstance(config, ZooConfig)
+        return nearest_training_distance(
+            space,
+            self.codec.tokens(networks),
+            self.training_tokens,
+            permutations=permutation_spec(config),
+            realigned=min(REALIGNED, len(self.training_tokens)),
+        )
+
+    def _row(self, space: WeightSpace, networks: StackedNetworks) -> dict[str, float]:
+        _, accuracy = networks.evaluate(*self.data.split("test"))
+        return {
+            "test_accuracy": accuracy.mean().item(),
+            "best_test_accuracy": accuracy.max().item(),
+            "nearest_training_distance": self.distances(space, networks).mean().item(),
+        }
+
+    def save(self, folder: Path, selected: SelectedNetworks, record: RunRecord, *, include_code: bool) -> list[Path]:
+        """Save every network in a folder of its own, with provenance, record and card, best first.
+
+        Args:
+            folder: Receives `network-000`, `network-001`, ...
+            selected: The networks.
+            record: Of the run; each network gets its own results.
+            include_code: Whether the modelling code travels along.
+        """
+        _, accuracy = selected.networks.evaluate(*self.data.split("test"))
+        distances = self.distances(WeightSpace.fit(self.codec.layout, self.training_tokens), selected.networks)
+        facts: Mapping[str, Any] = record.arguments
+        folders = []
+        for index in range(selected.networks.num_models):
+            results: dict[str, Any] = {
+                "test_accuracy": accuracy[index].item(),
+                "validation_accuracy": selected.validation_accuracy[index].item(),
+                "nearest_training_distance": distances[index].item(),
+            }
+            provenance = Provenance(
+                method=PROVENANCE_METHODS[f"sane_{facts['method']}"],
+                sane_model=str(facts["sane"]),
+                zoo=str(facts["zoo"]),
+                anchors=tuple(self.anchors.run_ids),
+                seed=record.seed,
+                index=index,
+                bandwidth=facts["bandwidth"],
+                bandwidth_unit=facts["unit"],
+                mode=facts["mode"],
+                num_candidates=facts["num_candidates"],
+                **results,
+            )
+            target = folder / f"network-{index:03d}"
+            network = export_network(selected.networks, index, target, provenance=provenance)
+            own = replace(record, results=results)
+            folders.append(
+                save_network(target, network, own, title=f"Sampled network {index}", include_code=include_code)
+            )
+        return folders
+
+
+def _tokens(split: ZooSplit) -> Tensor:
+    return split.stacked_tokens() if split.alignment is None else aligned_tokens(split)
