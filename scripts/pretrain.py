@@ -13,21 +13,43 @@ about 10 minutes and 1.5 GB on 2 CPU cores. The result, `OUTPUT_DIR/model`, load
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hf_sane.core.allocator import tune_allocator
-from hf_sane.training.arguments import parse_arguments
+from hf_sane.core.run_record import RunRecord
+from hf_sane.hub.cards import sane_card
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training.arguments import PretrainArguments, parse_arguments
 from hf_sane.training.pretraining import PretrainResult, pretrain
+from hf_sane.zoo.dataset import Zoo
 
 
 def main(argv: Sequence[str] | None = None) -> PretrainResult:
-    """Parse, train, report."""
+    """Parse, train, describe, report."""
     tune_allocator()
-    result = pretrain(parse_arguments(argv))
-    print(
-        f"{result.folder}: reconstruction R2 {result.reconstruction_r2:.4f} on validation networks, loss {result.loss:.4f} "
-        f"after {result.steps} steps and {result.seconds:.0f} s on {result.num_processes} process(es)"
-    )
+    arguments = parse_arguments(argv)
+    result = pretrain(arguments)
+    if result.is_main_process:
+        write_card(result.folder, arguments)
+        print(
+            f"{result.folder}: reconstruction R2 {result.reconstruction_r2:.4f} on validation networks, loss "
+            f"{result.loss:.4f} after {result.steps} steps and {result.seconds:.0f} s on {result.num_processes} process(es)"
+        )
     return result
+
+
+def write_card(folder: Path, arguments: PretrainArguments) -> None:
+    """Put a model card beside the model, from its run record."""
+    zoo = Zoo.load(arguments.zoo[0], arguments.zoo_config, revision=arguments.zoo_revision)
+    card = sane_card(
+        SANEConfig.from_pretrained(folder),
+        SANEFeatureExtractor.from_pretrained(folder),
+        RunRecord.load(folder / "run.json"),
+        network_config=zoo.splits["train"].config(0),
+        datasets=[name for name in arguments.zoo if not Path(name).exists()],
+    )
+    card.save(folder / "README.md")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
 from hf_sane.training.preparation import build_model, fit_extractor, one_cycle
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.loader import WindowSampler
+from hf_sane.zoo.windows import View
 
 RECORD_NAME = "run.json"  # beside the model
 StepCallback = Callable[[int, float], None]
@@ -58,6 +59,7 @@ class PretrainResult:
         steps: Optimizer steps of the whole run.
         seconds: Of this process, since it started or resumed.
         num_processes: Processes that trained together.
+        is_main_process: Whether this one is the first of them, which writes files.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class PretrainResult:
     steps: int
     seconds: float
     num_processes: int
+    is_main_process: bool
 
 
 @dataclass
@@ -215,8 +218,9 @@ def pretrain(
     results["num_processes"] = accelerator.num_processes
     record.finish(results, data=run.describe_data())
     run.save(folder, record)
+    is_main_process = accelerator.is_main_process
     accelerator.end_training()
-    return PretrainResult(folder=folder, seconds=record.seconds or 0.0, **results)
+    return PretrainResult(folder=folder, seconds=record.seconds or 0.0, is_main_process=is_main_process, **results)
 
 
 def prepare_run(
@@ -247,7 +251,7 @@ def prepare_run(
         extractor,
         window_size=model.config.window_size,
         batch_size=arguments.batch_size,
-        views=tuple(arguments.views),
+        views=cast(tuple[View, ...], tuple(arguments.views)),
         noise=arguments.noise,
         num_permutations=arguments.num_permutations,
         erase=arguments.erase,

@@ -1,0 +1,60 @@
+"""scripts/pretrain.py, run as its docstring says, and through `main`."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.zoo.arguments import ZooArguments
+from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.images import load_images
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zoo")
+    arguments = ZooArguments(
+        architecture="mlp",
+        architecture_settings={"hidden_sizes": [4]},
+        num_models=8,
+        epochs=0,
+        token_dim=16,
+        progress_bar=False,
+    )
+    build_zoo(arguments, load_images("digits", train_limit=50, validation_limit=50, test_limit=50), folder)
+    model = '{"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "latent_dim": 4, "window_size": 8}'
+    flags = f"--zoo {folder} --max_steps 4 --batch_size 4 --num_permutations 3 --no_progress_bar"
+    return [*flags.split(), "--model", model]
+
+
+def test_main_trains_and_writes_a_card(flags, tmp_path, capsys):
+    result = runpy.run_path(str(SCRIPT))["main"]([*flags, "--output_dir", str(tmp_path)])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert result.steps == 4
+    assert "after 4 steps" in capsys.readouterr().out
+    expected = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "run.json"}
+    assert {path.name for path in result.folder.iterdir()} == expected
+    assert "SANEModel.from_pretrained" in (result.folder / "README.md").read_text()
+
+
+def test_torchrun_trains_on_two_processes(flags, tmp_path):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    ran = subprocess.run(
+        [*command, str(SCRIPT), *flags, "--output_dir", str(tmp_path), "--log_with", "none"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=100,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("on 2 process(es)") == 1
+    assert SANEModel.from_pretrained(tmp_path / "model").config.window_size == 8
