@@ -13,12 +13,7 @@ from hf_sane.architectures.configuration_zoo import CNNConfig, MLPConfig, ZooCon
 from hf_sane.architectures.modeling_zoo import ACTIVATIONS, ZooPreTrainedModel
 from hf_sane.architectures.presets import build_model
 from hf_sane.core.types import StateDict
-from hf_sane.zoo.stacked_layers import (
-    stacked_convolution,
-    stacked_dropout,
-    stacked_linear,
-    stacked_max_pool,
-)
+from hf_sane.zoo.stacked_layers import pooled_convolution, stacked_dropout, stacked_linear
 
 DROPOUT_BUFFER = "dropout_rate"
 CACHE_BYTES = 4 * 2**20  # activations of the networks that run together on a CPU
@@ -66,7 +61,7 @@ def _batch_last_forward(config: CNNConfig | MLPConfig) -> Forward:
         values = images.permute(0, 2, 3, 4, 1).contiguous()
         for i, pool_size in enumerate(pool_sizes):
             weight, bias = tensors[f"convolutions.{i}.weight"], tensors[f"convolutions.{i}.bias"]
-            values = activate(stacked_max_pool(stacked_convolution(values, weight, bias), pool_size))
+            values = activate(pooled_convolution(values, weight, bias, pool_size))
         values = values.flatten(1, 3)
         for i in range(len(config.hidden_sizes)):
             values = activate(stacked_linear(values, tensors[f"hidden.{i}.weight"], tensors[f"hidden.{i}.bias"]))

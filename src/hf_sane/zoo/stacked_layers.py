@@ -14,119 +14,124 @@ from torch import Tensor
 FULL_UNFOLD_LIMIT = 8
 
 
-class _Convolution(torch.autograd.Function):
-    """Stacked `conv2d` without padding, stride 1; see `stacked_convolution`.
+class _PooledConvolution(torch.autograd.Function):
+    """Stacked `conv2d` (no padding, stride 1) and `max_pool2d`; see `pooled_convolution`.
 
     Only kernel columns are unfolded: `U[m, (c, j), h, w, b] = x[m, c, h, w + j, b]`. Row `i` of the kernel then acts on a
-    contiguous slice of `U`, so `out = sum_i W_i @ U[.., i : i + H_out]` needs a k-th of the memory of im2col. Images of one
-    channel are unfolded fully (`rows = k`).
+    contiguous slice of `U`, so `out = sum_i W_i @ U[.., i : i + h_out]` needs a k-th of the memory of im2col. Images of one
+    channel are unfolded fully (`rows = k`). Columns `w = p * w' + q` are stored with `q` before `w'` for pooling size `p`, so
+    that the values of a pooling cell lie in `p * p` contiguous blocks; what pooling cuts off is never computed.
     """
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
         models, channels, height, width, batch = images.shape
         outputs, size = weight.shape[1], weight.shape[-1]
-        h_out, w_out = height - size + 1, width - size + 1
+        h_pooled, w_pooled = (height - size + 1) // pool, (width - size + 1) // pool
         rows = size if channels * size <= FULL_UNFOLD_LIMIT else 1
-        h_kept = height - rows + 1
+        num_parts = size // rows
+        h_kept = h_pooled * pool + num_parts - 1
         images = images.contiguous()
         s_model, s_channel, s_row, s_column, _ = images.stride()
         unfolded = images.as_strided(
-            (models, channels, rows, size, h_kept, w_out, batch),
-            (s_model, s_channel, s_row, s_column, s_row, s_column, 1),
-        ).reshape(models, channels * rows * size, h_kept * w_out * batch)
+            (models, channels, rows, size, h_kept, pool, w_pooled, batch),
+            (s_model, s_channel, s_row, s_column, s_row, s_column, pool * s_column, 1),
+        ).reshape(models, channels * rows * size, -1)
         # [k / rows, M, O, C * rows * k]: the part of the kernel that meets each slice.
-        parts = weight.view(models, outputs, channels, size // rows, rows, size).permute(3, 0, 1, 2, 4, 5)
-        parts = parts.reshape(size // rows, models, outputs, -1)
-        step, length = w_out * batch, h_out * w_out * batch
+        parts = weight.view(models, outputs, channels, num_parts, rows, size).permute(3, 0, 1, 2, 4, 5)
+        parts = parts.reshape(num_parts, models, outputs, -1)
+        step, length = pool * w_pooled * batch, h_pooled * pool * pool * w_pooled * batch
         out = torch.baddbmm(bias.unsqueeze(-1), parts[0], unfolded[..., :length])
-        for i in range(1, len(parts)):
+        for i in range(1, num_parts):
             out.baddbmm_(parts[i], unfolded[..., i * step : i * step + length])
-        ctx.save_for_backward(unfolded, parts)
-        ctx.shapes = (images.shape, weight.shape, rows, h_kept)
-        return out.view(models, outputs, h_out, w_out, batch)
+        pooled, wins = _max_of_cells(out.view(models, outputs, h_pooled, pool, pool, w_pooled, batch))
+        ctx.save_for_backward(unfolded, weight, *wins)
+        ctx.shape, ctx.pool = images.shape, pool
+        return pooled
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        unfolded, parts = ctx.saved_tensors
-        (models, channels, height, width, batch), shape, rows, h_kept = ctx.shapes
-        outputs, size = shape[1], shape[-1]
-        w_out = width - size + 1
-        flat = gradient.reshape(models, outputs, -1)
-        step, length = w_out * batch, flat.shape[-1]
-        slices = [slice(i * step, i * step + length) for i in range(len(parts))]
-        weight = torch.stack([torch.bmm(flat, unfolded[..., s].mT) for s in slices])
-        weight = weight.view(-1, models, outputs, channels, rows, size).permute(1, 2, 3, 0, 4, 5).reshape(shape)
-        bias = flat.sum(dim=-1)
-        if not ctx.needs_input_grad[0]:
-            return None, weight, bias
-        columns = torch.zeros_like(unfolded)
-        for s, part in zip(slices, parts, strict=True):
-            columns[..., s].baddbmm_(part.mT, flat)
-        columns = columns.view(models, channels, rows, size, h_kept, w_out, batch)
-        images = gradient.new_zeros(models, channels, height, width, batch)
-        for i in range(rows):
-            for j in range(size):
-                images[:, :, i : i + h_kept, j : j + w_out] += columns[:, :, i, j]
-        return images, weight, bias
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        unfolded, weight, *wins = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        bias = gradient.sum(dim=(2, 3, 4))
+        cells = _split_among_cells(gradient, wins, ctx.pool)  # [M, O, h_pooled, p, p, w_pooled, B]
+        models, outputs, channels, size, _ = weight.shape
+        rows = unfolded.shape[1] // (channels * size)
+        flat = cells.view(models, outputs, -1)
+        step = cells.shape[-3:].numel()
+        slices = [unfolded[..., i * step : i * step + flat.shape[-1]] for i in range(size // rows)]
+        parts = torch.stack([torch.bmm(flat, part.mT) for part in slices])
+        parts = parts.view(-1, models, outputs, channels, rows, size).permute(1, 2, 3, 0, 4, 5)
+        images = _input_gradient(cells, weight, ctx.shape) if ctx.needs_input_grad[0] else None
+        return images, parts.reshape(weight.shape), bias, None
 
 
-class _MaxPool(torch.autograd.Function):
-    """Stacked `max_pool2d` with kernel = stride; see `stacked_max_pool`."""
+def _max_of_cells(cells: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Largest value of each cell `[.., h, p, p, w, B]`, and for all but its first value whether it beats those before.
 
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, size: int) -> Tensor:
-        corners = _corners(values, size)
-        out = torch.maximum(corners[0], corners[1])
-        for corner in corners[2:]:
-            torch.maximum(out, corner, out=out)
-        ctx.save_for_backward(values, out)
-        ctx.size = size
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        values, out = ctx.saved_tensors
-        covered = all(length % ctx.size == 0 for length in values.shape[2:4])
-        result = torch.empty_like(values) if covered else torch.zeros_like(values)
-        remaining = gradient
-        sources, targets = _corners(values, ctx.size), _corners(result, ctx.size)
-        for source, target in zip(sources[:-1], targets[:-1], strict=True):
-            # Of equal values the first gets the gradient, as in torch's max_pool2d.
-            hit = source == out
-            torch.mul(remaining, hit, out=target)
-            remaining = remaining - target
-        targets[-1].copy_(remaining)
-        return result, None
+    Of equal values the first wins, as in torch's max_pool2d. The comparisons are float: mixing types is three times slower.
+    """
+    pool = cells.shape[-3]
+    if pool == 1:
+        return cells[..., 0, 0, :, :], []
+    best, wins = cells[..., 0, 0, :, :], []
+    for value in (cells[..., i, j, :, :] for i in range(pool) for j in range(pool) if i or j):
+        wins.append(torch.gt(value, best, out=torch.empty_like(value)))
+        best = torch.maximum(value, best)
+    return best, wins
 
 
-def _corners(values: Tensor, size: int) -> list[Tensor]:
-    """The `size * size` views that hold one value of each pooling cell."""
-    height, width = (length // size * size for length in values.shape[2:4])
-    return [values[:, :, i:height:size, j:width:size] for i in range(size) for j in range(size)]
+def _split_among_cells(gradient: Tensor, wins: list[Tensor], pool: int) -> Tensor:
+    """Give the gradient `[M, O, h, w, B]` to the winner of each cell: `[M, O, h, p, p, w, B]`."""
+    if pool == 1:
+        return gradient[..., None, None, :, :]
+    cells = gradient.new_empty(*gradient.shape[:3], pool, pool, *gradient.shape[3:])
+    places = [(i, j) for i in range(pool) for j in range(pool)]
+    for (i, j), win in zip(reversed(places[1:]), reversed(wins), strict=True):
+        torch.mul(gradient, win, out=cells[..., i, j, :, :])
+        gradient = gradient - cells[..., i, j, :, :]
+    cells[..., 0, 0, :, :] = gradient
+    return cells
 
 
-def stacked_convolution(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve with every network's own kernels: `conv2d` without padding, stride 1.
+def _input_gradient(cells: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    """Full convolution of the padded gradient with the flipped kernel, unfolded by columns as in the forward pass."""
+    models, channels, height, width, batch = shape
+    outputs, size = weight.shape[1], weight.shape[-1]
+    h_pooled, pool, _, w_pooled = cells.shape[2:6]
+    border = size - 1
+    padded = cells.new_zeros(models, outputs, height + border, width + border, batch)
+    inner = padded[:, :, border : border + h_pooled * pool, border : border + w_pooled * pool]
+    inner.unflatten(3, (w_pooled, pool)).unflatten(2, (h_pooled, pool)).copy_(cells.transpose(4, 5))
+    s_model, s_output, s_row, s_column, _ = padded.stride()
+    unfolded = padded.as_strided(
+        (models, outputs, size, height + border, width, batch), (s_model, s_output, s_column, s_row, s_column, 1)
+    ).reshape(models, outputs * size, -1)
+    parts = weight.flip(3, 4).permute(3, 0, 2, 1, 4).reshape(size, models, channels, outputs * size)
+    step, length = width * batch, height * width * batch
+    images = torch.bmm(parts[0], unfolded[..., :length])
+    for i in range(1, size):
+        images.baddbmm_(parts[i], unfolded[..., i * step : i * step + length])
+    return images.view(shape)
+
+
+def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
+    """Convolve with every network's own kernels (no padding, stride 1), then take the maximum of cells of `pool`.
 
     Args:
         images: `[M, C, H, W, B]`, or `[1, C, H, W, B]` for all networks.
         weight: `[M, O, C, k, k]`.
         bias: `[M, O]`.
+        pool: Kernel and stride of the pooling, `p`; 1: none.
 
     Returns:
-        `[M, O, H - k + 1, W - k + 1, B]`.
+        `[M, O, (H - k + 1) // p, (W - k + 1) // p, B]`, as `max_pool2d(conv2d(...), p)`.
     """
     models, outputs = weight.shape[:2]
     if len(images) == models:
-        return _Convolution.apply(images, weight, bias)
-    merged = _Convolution.apply(images, weight.reshape(1, -1, *weight.shape[2:]), bias.reshape(1, -1))
+        return _PooledConvolution.apply(images, weight, bias, pool)
+    merged = _PooledConvolution.apply(images, weight.reshape(1, -1, *weight.shape[2:]), bias.reshape(1, -1), pool)
     return merged.view(models, outputs, *merged.shape[2:])
-
-
-def stacked_max_pool(values: Tensor, size: int) -> Tensor:
-    """`max_pool2d` with kernel and stride `size`: `[M, C, H, W, B]` to `[M, C, H // size, W // size, B]`."""
-    return values if size == 1 else _MaxPool.apply(values, size)
 
 
 def stacked_linear(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
