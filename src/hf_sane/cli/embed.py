@@ -10,8 +10,8 @@ from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_
 
 
 def embed(
-    sane: Annotated[str, typer.Argument(help="SANE folder or Hub repo id.")],
-    zoo: Annotated[str, typer.Argument(help="Zoo folder or Hub dataset id.")],
+    sane: Annotated[str, typer.Option(help="SANE folder or Hub repo id.")],
+    zoo: Annotated[str, typer.Option(help="Zoo folder or Hub dataset id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder: one parquet file per split.")],
     poolings: Annotated[str, typer.Option(help=POOLINGS_HELP)] = "mean,layer_mean_std",
     config: Annotated[str | None, typer.Option(help="Which zoo, if there are several.")] = None,

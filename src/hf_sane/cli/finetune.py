@@ -86,7 +86,8 @@ def network_folders(paths: "list[Path]") -> "list[Path]":
     """
     found = []
     for path in paths:
-        inside = [path] if (path / "config.json").is_file() else sorted(p.parent for p in path.glob("*/config.json"))
+        inside = [path] if (path / "config.json").is_file() else [p.parent for p in path.glob("*/config.json")]
+        inside.sort(key=lambda folder: (len(folder.name), folder.name))  # network_2 before network_10
         if not inside:
             raise FileNotFoundError(f"no network in {path}; expected config.json there, or in folders inside it")
         found += inside
@@ -143,7 +144,7 @@ def save_trained(
     for index, folder in enumerate(folders):
         own = replace(record, results={"test_accuracy": last[index], "fine_tuning_epochs": record.arguments["epochs"]})
         target = (
-            output / f"{index:03d}-{folder.name}"
+            output / f"{index}_{folder.name}"
             if len({f.name for f in folders}) < len(folders)
             else output / folder.name
         )

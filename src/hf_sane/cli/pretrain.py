@@ -16,7 +16,7 @@ def pretrain(ctx: typer.Context) -> None:
     """
     from hf_sane.training.arguments import PretrainArguments
 
-    run_with_settings(ctx, PretrainArguments, _pretrain)
+    run_with_settings(ctx, PretrainArguments, _pretrain, aliases={"output_dir": "--output"})
 
 
 def _pretrain(given: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ METRICS = {"r2": "R2", "kendall_tau": "Kendall tau", "mae": "mean absolute error
 
 
 def probe(
-    sane: Annotated[str, typer.Argument(help="SANE folder or Hub repo id.")],
-    zoo: Annotated[str, typer.Argument(help="Zoo folder or Hub dataset id.")],
+    sane: Annotated[str, typer.Option(help="SANE folder or Hub repo id.")],
+    zoo: Annotated[str, typer.Option(help="Zoo folder or Hub dataset id.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New folder for results and run record.")
     ] = None,

@@ -12,8 +12,8 @@ Method = Literal["subsample", "bootstrap", "kde"]
 
 
 def sample(
-    sane: Annotated[str, typer.Argument(help="SANE folder or Hub repo id.")],
-    zoo: Annotated[str, typer.Argument(help="Zoo folder or Hub dataset id, of one architecture: gives the anchors.")],
+    sane: Annotated[str, typer.Option(help="SANE folder or Hub repo id.")],
+    zoo: Annotated[str, typer.Option(help="Zoo folder or Hub dataset id, of one architecture: gives the anchors.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder: one folder per network.")],
     images: Annotated[
         str | None, typer.Option(help="'digits' or an .npz file to choose and judge by; the zoo's own if left out.")

@@ -226,7 +226,7 @@ class SamplingJob:
         """Save every network in a folder of its own, with provenance, record and card, best first.
 
         Args:
-            folder: Receives `network-000`, `network-001`, ...
+            folder: Receives `network_0`, `network_1`, ...
             selected: The networks.
             record: Of the run; each network gets its own results.
             include_code: Whether the modelling code travels along.
@@ -254,7 +254,7 @@ class SamplingJob:
                 num_candidates=facts["num_candidates"],
                 **results,
             )
-            target = folder / f"network-{index:03d}"
+            target = folder / f"network_{index}"
             network = export_network(selected.networks, index, target, provenance=provenance)
             own = replace(record, results=results)
             folders.append(

@@ -1,7 +1,7 @@
 """Command-line options from a settings dataclass: its fields, its help texts, its defaults."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -21,6 +21,7 @@ def run_with_settings(
     run: Callable[..., None],
     *,
     extra: Sequence[inspect.Parameter] = (),
+    aliases: Mapping[str, str] | None = None,
 ) -> None:
     """Parse the arguments of a [`PASS_THROUGH`] verb as fields of a dataclass, and run.
 
@@ -31,9 +32,10 @@ def run_with_settings(
         settings: The dataclass. It checks the values itself.
         run: Called with the fields that were given, as one dictionary, and the values of `extra` by name.
         extra: Further options, from [`extra_option`].
+        aliases: A second name for the option of a field, such as `{"output_dir": "--output"}`.
     """
     entries = fields(settings)
-    parameters = [*extra, *map(_field_option, entries)]
+    parameters = [*extra, *(_field_option(entry, (aliases or {}).get(entry.name)) for entry in entries)]
 
     def command(**given: Any) -> None:
         chosen = {entry.name: given[entry.name] for entry in entries if given[entry.name] is not None}
@@ -53,8 +55,9 @@ def extra_option(name: str, kind: Any, help_text: str, *, default: Any = inspect
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
-def _field_option(entry: Field) -> inspect.Parameter:
+def _field_option(entry: Field, alias: str | None) -> inspect.Parameter:
     """The option of a field: `None` when not given, so that the dataclass applies its own default."""
+    names = [f"--{entry.name.replace('_', '-')}", alias] if alias else []
     default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
     settings: dict[str, Any] = {"help": f"{entry.metadata.get('help', '')}{_shown(default)}", "show_default": False}
     kind = _without_none(entry.type)
@@ -70,7 +73,7 @@ def _field_option(entry: Field) -> inspect.Parameter:
     return inspect.Parameter(
         entry.name,
         inspect.Parameter.KEYWORD_ONLY,
-        annotation=Annotated[kind if is_required else kind | None, typer.Option(**settings)],
+        annotation=Annotated[kind if is_required else kind | None, typer.Option(*names, **settings)],
         default=inspect.Parameter.empty if is_required else None,
     )
 

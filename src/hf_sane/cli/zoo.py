@@ -24,7 +24,7 @@ def build(ctx: typer.Context) -> None:
     from hf_sane.zoo.build import ZooArguments
 
     extra = [
-        extra_option("output_dir", Path, "Folder of the zoo; it may hold others under other names."),
+        extra_option("output", Path, "Folder of the zoo; it may hold others under other names."),
         extra_option("config", str, "Name of the zoo in that folder.", default="default"),
         extra_option(
             "recipe",
@@ -36,7 +36,7 @@ def build(ctx: typer.Context) -> None:
     run_with_settings(ctx, ZooArguments, _build, extra=extra)
 
 
-def _build(given: dict[str, Any], *, output_dir: Path, config: str, recipe: Recipe | None) -> None:
+def _build(given: dict[str, Any], *, output: Path, config: str, recipe: Recipe | None) -> None:
     from hf_sane.zoo.build import ZooArguments, build_zoo, hyperparameter_zoo, seed_zoo
 
     recipes: dict[Recipe | None, Callable[..., ZooArguments]] = {
@@ -45,9 +45,9 @@ def _build(given: dict[str, Any], *, output_dir: Path, config: str, recipe: Reci
     }
     hide_loading_bars()
     arguments = recipes.get(recipe, ZooArguments)(**given)
-    zoo = build_zoo(arguments, None, output_dir, config=config)
+    zoo = build_zoo(arguments, None, output, config=config)
     print_zoo(describe_zoo(zoo))
-    typer.echo(f"wrote {output_dir}")
+    typer.echo(f"wrote {output}")
 
 
 @zoo_app.command("show")

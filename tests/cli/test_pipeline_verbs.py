@@ -1,0 +1,255 @@
+"""Pre-train, embed, probe, sample, fine-tune and the demo, from the command line, on the tiny zoo."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForImageClassification
+
+from hf_sane.cli.features import stacked_features, token_blocks
+from hf_sane.cli.sampling import layout_and_config, load_zoo_images, parse_bandwidths
+from hf_sane.core.run_record import RunRecord
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.probing.embeddings import embed_networks
+from hf_sane.sampling.export import Provenance
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo.alignment import aligned_tokens
+
+BASELINES = ("anchors", "reconstructed_anchors", "anchor_noise", "anchor_average", "scratch")
+
+
+def run_card_code(folder, monkeypatch):
+    """Run the code of a folder's card inside the folder."""
+    card = ModelCard.load(folder / "README.md")
+    (code,) = re.findall(r"```python\n(.*?)```", str(card), flags=re.DOTALL)
+    monkeypatch.chdir(folder)
+    exec(code, {})
+    return card
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory, tiny_sane_folder, tiny_zoo_folder, hf_sane_command):
+    """Output folder of `hf-sane sample`, and what it printed."""
+    output = tmp_path_factory.mktemp("cli") / "sampled"
+    result = hf_sane_command(
+        *("sample", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--output", output),
+        *("--num-samples", 3, "--num-candidates", 12, "--bandwidth", "0.1,0.5", "--seed", 4, "--images", "digits"),
+    )
+    return output, result.output
+
+
+def test_pretrain_leaves_a_sane_folder_with_its_card(tiny_sane_run, tiny_zoo_folder, monkeypatch, hf_sane_command):
+    output, printed = tiny_sane_run
+    assert "reconstruction R2 (validation)" in printed
+    files = {path.name for path in (output / "model").iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "run.json"} <= files
+    card = run_card_code(output / "model", monkeypatch)
+    record = RunRecord.load(output / "model" / "run.json")
+    assert card.data.eval_results[0].metric_value == record.results["reconstruction_r2"]
+    refused = hf_sane_command("pretrain", "--zoo", tiny_zoo_folder, "--output", output, exit_code=2)
+    assert "already holds a run" in refused.stderr
+
+
+def test_a_misspelt_model_setting_is_refused(tiny_zoo_folder, tmp_path, hf_sane_command):
+    arguments = ("pretrain", "--zoo", tiny_zoo_folder, "--output", tmp_path / "run", "--log-with", "none")
+    refused = hf_sane_command(*arguments, "--model", '{"hiden_size": 8}', exit_code=2)
+    assert "no field 'hiden_size'; did you mean 'hidden_size'?" in refused.stderr
+
+
+def test_embed_writes_a_dataset(tiny_sane_folder, tiny_zoo_folder, tiny_zoo, tmp_path, hf_sane_command):
+    arguments = ("embed", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--output", tmp_path / "out")
+    printed = hf_sane_command(*arguments, "--poolings", "mean,concat").output
+    assert "1664" in printed.replace(",", "")  # 52 tokens of 32 latents
+    files = {name: str(tmp_path / "out" / f"{name}.parquet") for name in ("train", "validation", "test")}
+    found = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+    split = tiny_zoo.splits["test"]
+    assert found["test"]["run_id"][:] == split.run_ids
+    assert np.allclose(found["test"]["test_accuracy"][:], split.column("test_accuracy"))
+    model, extractor = (cls.from_pretrained(tiny_sane_folder) for cls in (SANEModel, SANEFeatureExtractor))
+    expected = embed_networks(model, extractor, split.layout(0), aligned_tokens(split), poolings=["mean", "concat"])
+    for name, values in expected.items():
+        assert torch.allclose(torch.tensor(found["test"][name][:]), values, atol=1e-6)
+    assert RunRecord.load(tmp_path / "out" / "run.json").results["networks"]["test"] == len(split)
+    assert "already holds a run" in hf_sane_command(*arguments, exit_code=2).stderr
+
+
+def test_probe_prints_and_saves_the_same_table(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):
+    arguments = ("probe", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--poolings", "mean,layer_mean_std")
+    printed = hf_sane_command(*arguments, "--output", tmp_path / "out").output
+    table = RunRecord.load(tmp_path / "out" / "run.json").results["probe"]
+    assert list(table) == ["test_accuracy", "epoch", "generalization_gap"]
+    rows = ["weights", "layer_statistics", "sane_mean", "sane_layer_mean_std", "sane_best"]
+    assert list(table["epoch"]) == rows
+    first = printed.split("\n\n")[0].splitlines()
+    assert first[0] == "R2 on test networks"
+    for line, name in zip(first[2:], rows, strict=True):
+        assert line.split() == [name, *(f"{row[name]['r2']:.4g}" for row in table.values())]
+
+
+def test_probe_takes_any_numeric_column_and_refuses_others(tiny_sane_folder, tiny_zoo_folder, hf_sane_command):
+    arguments = ("probe", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--poolings", "mean", "--properties")
+    assert "learning_rate" in hf_sane_command(*arguments, "learning_rate").output
+    assert "colour" in hf_sane_command(*arguments, "colour", exit_code=2).stderr
+
+
+def test_sample_saves_networks_that_load(sampled, monkeypatch):
+    output, printed = sampled
+    folders = sorted(output.glob("network_*"))
+    assert [folder.name for folder in folders] == ["network_0", "network_1", "network_2"]
+    for folder in folders:
+        network = AutoModelForImageClassification.from_pretrained(folder)
+        assert network(torch.zeros(1, 1, 8, 8)).logits.shape == (1, 10)
+        record, provenance = RunRecord.load(folder / "run.json"), Provenance.load(folder)
+        assert record.results["test_accuracy"] == provenance.test_accuracy
+        assert provenance.bandwidth in (0.1, 0.5)
+        assert provenance.seed == 4
+    card = run_card_code(folders[0], monkeypatch)
+    assert card.data.eval_results[0].dataset_name == "digits"
+    accuracies = [Provenance.load(folder).validation_accuracy for folder in folders]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert "mean test accuracy" in printed
+
+
+def test_sample_reports_every_baseline(sampled):
+    output, printed = sampled
+    rows = RunRecord.load(output / "run.json").results["networks"]
+    assert tuple(rows) == ("sane_subsample", *BASELINES)
+    assert all(name in printed for name in rows)
+    assert rows["anchors"]["nearest_training_distance"] == pytest.approx(0, abs=1e-5)
+    assert rows["anchor_noise"]["nearest_training_distance"] == pytest.approx(
+        rows["sane_subsample"]["nearest_training_distance"], rel=0.2
+    )
+    own = [Provenance.load(folder).test_accuracy for folder in sorted(output.glob("network_*"))]
+    assert rows["sane_subsample"]["test_accuracy"] == pytest.approx(np.mean(own))
+
+
+@pytest.mark.parametrize("method", ["kde", "bootstrap"])
+def test_other_methods_sample_too(method, tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):
+    hf_sane_command(
+        *("sample", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--output", tmp_path / "out"),
+        *("--method", method, "--num-samples", 2, "--num-candidates", 6, "--num-rounds", 2, "--include-code"),
+        *("--bandwidth", "0.05", "--unit", "latent", "--mode", "token", "--images", "digits"),
+    )
+    rows = RunRecord.load(tmp_path / "out" / "run.json").results["networks"]
+    assert f"sane_{method}" in rows
+    assert (tmp_path / "out" / "network_1" / "modeling_zoo.py").exists()
+
+
+def test_more_anchors_than_networks_are_refused(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):
+    arguments = ("sample", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--output", tmp_path / "out")
+    assert "asked for 50 anchors" in hf_sane_command(*arguments, "--num-anchors", 50, exit_code=2).stderr
+
+
+def test_finetune_improves_on_what_it_was_given(sampled, tmp_path, monkeypatch, hf_sane_command):
+    output, _ = sampled
+    printed = hf_sane_command(
+        "finetune", output, "--output", tmp_path / "tuned", "--epochs", 2, "--learning-rate", "3e-3"
+    ).output
+    curves = RunRecord.load(tmp_path / "tuned" / "run.json").results["test_accuracy"]
+    assert {name: np.shape(curve) for name, curve in curves.items()} == {"networks": (3, 3), "scratch": (3, 3)}
+    assert curves["networks"][0] == pytest.approx(
+        [Provenance.load(output / f"network_{index}").test_accuracy for index in range(3)], abs=0.02
+    )
+    assert np.mean(curves["networks"][2]) > np.mean(curves["networks"][0])
+    assert len([line for line in printed.splitlines() if line[:1].isdigit()]) == 3
+    assert "fine-tuned for 2 epochs" in str(run_card_code(tmp_path / "tuned" / "network_2", monkeypatch))
+    before, after = (
+        AutoModelForImageClassification.from_pretrained(folder / "network_0")
+        for folder in (output, tmp_path / "tuned")
+    )
+    assert not torch.equal(before.classifier.weight, after.classifier.weight)
+
+
+def test_finetune_without_scratch_and_with_folders_of_one_name(sampled, tmp_path, hf_sane_command):
+    output, _ = sampled
+    hf_sane_command(
+        *("finetune", output / "network_0", output / "network_0", "--output", tmp_path / "tuned"),
+        *("--epochs", 0, "--no-scratch", "--train-limit", 64),
+    )
+    assert RunRecord.load(tmp_path / "tuned" / "run.json").results["test_accuracy"].keys() == {"networks"}
+    assert sorted(path.name for path in tmp_path.joinpath("tuned").glob("*_*")) == ["0_network_0", "1_network_0"]
+
+
+def test_networks_of_two_architectures_are_refused(sampled, tmp_path, hf_sane_command):
+    output, _ = sampled
+    network = AutoModelForImageClassification.from_pretrained(output / "network_0")
+    config = json.loads(json.dumps(network.config.to_dict())) | {"activation": "relu"}
+    type(network)(type(network.config).from_dict(config)).save_pretrained(tmp_path / "relu")
+    refused = hf_sane_command(
+        "finetune", output / "network_0", tmp_path / "relu", "--output", tmp_path / "tuned", exit_code=2
+    )
+    assert "is of another architecture" in refused.stderr
+
+
+def test_the_demo_passes_its_settings_on(tmp_path, monkeypatch, hf_sane_command):
+    calls = []
+    monkeypatch.setattr("hf_sane.demo.run.run_demo", lambda output, **options: calls.append((output, options)))
+    hf_sane_command("demo", "--output", tmp_path / "out", "--seed", 3, "--bandwidths", "0.1,0.2")
+    ((output, options),) = calls
+    assert output == tmp_path / "out"
+    assert options["settings"].seed == 3
+    assert options["settings"].bandwidths == [0.1, 0.2]
+    assert options["record_path"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0.1", (0.1,)), ("0,0.5,1e-2", (0.0, 0.5, 0.01)), ("scott", ("scott",)), ("silverman", ("silverman",))],
+)
+def test_bandwidths_are_numbers_or_a_rule(text, expected):
+    assert parse_bandwidths(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "wide", "0.1,scott"])
+def test_other_bandwidths_are_refused(text):
+    with pytest.raises(
+        ValueError, match="expected a bandwidth >= 0, several separated by commas, 'scott' or 'silverman'"
+    ):
+        parse_bandwidths(text)
+
+
+def test_a_zoo_that_does_not_name_its_images_needs_them_named(tiny_zoo):
+    silent = replace(tiny_zoo, facts=replace(tiny_zoo.facts, arguments={}))
+    with pytest.raises(ValueError, match="does not say what images it was trained on"):
+        load_zoo_images(silent, None)
+
+
+def test_a_mixed_zoo_cannot_anchor_sampling(tiny_zoo, monkeypatch):
+    split = tiny_zoo.splits["train"]
+    layouts = np.array(["one", *["two"] * (len(split) - 1)])
+    monkeypatch.setattr(type(split), "column", lambda self, name: layouts)
+    with pytest.raises(ValueError, match=r"expected a zoo of one layout to sample from, got \['one', 'two'\]"):
+        layout_and_config(split)
+
+
+def test_features_of_several_lengths_do_not_stack():
+    with pytest.raises(ValueError, match=r"gave features of lengths \[2, 3\]; use the pooling 'mean'"):
+        stacked_features([torch.zeros(1, 2), torch.zeros(1, 3)])
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_blocks_hold_every_network_once(tiny_zoo, aligned, monkeypatch):
+    monkeypatch.setattr("hf_sane.cli.features.NETWORKS_PER_BLOCK", 5)
+    split = tiny_zoo.splits["train"]
+    blocks = list(token_blocks(split, aligned=aligned))
+    assert len(blocks) > 1
+    members = np.concatenate([members for members, _, _ in blocks])
+    assert sorted(members) == list(range(len(split)))
+    tokens = torch.cat([tokens for _, _, tokens in blocks])
+    expected = aligned_tokens(split) if aligned else split.stacked_tokens()
+    assert torch.equal(tokens, expected[torch.from_numpy(members)])
+
+
+def test_output_folders_are_not_overwritten(tmp_path):
+    from hf_sane.cli.output import new_folder
+
+    assert new_folder(tmp_path / "a" / "b").is_dir()
+    Path(tmp_path / "run.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        new_folder(tmp_path)

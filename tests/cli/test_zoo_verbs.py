@@ -1,0 +1,45 @@
+"""`hf-sane zoo build` and `hf-sane zoo show`."""
+
+import json
+
+from hf_sane.zoo.dataset import Zoo
+
+BUILD = (
+    *("--num-models", 5, "--epochs", 1, "--train-limit", 64, "--validation-limit", 20, "--test-limit", 20),
+    "--no-progress-bar",
+)
+
+
+def test_a_built_zoo_can_be_shown_and_is_not_built_twice(tmp_path, hf_sane_command):
+    arguments = ("zoo", "build", "--output", tmp_path / "zoo", "--recipe", "seed", *BUILD)
+    built = hf_sane_command(*arguments).output
+    assert f"wrote {tmp_path / 'zoo'}" in built
+    zoo = Zoo.load(tmp_path / "zoo")
+    assert len(zoo) == 5 * 2
+    assert zoo.facts.arguments["learning_rate"] == [3e-3]  # of the recipe
+    shown = hf_sane_command("zoo", "show", tmp_path / "zoo").output
+    assert shown.splitlines() == built.splitlines()[:-1]
+    assert "52 rowwise tokens of 73 weights" in shown
+    assert hf_sane_command(*arguments).output == built
+    refused = hf_sane_command(*arguments, "--seed", 1, exit_code=2)
+    assert "with other settings of seed" in refused.stderr
+
+
+def test_a_folder_may_hold_several_zoos(tmp_path, hf_sane_command):
+    for config in ("one", "two"):
+        hf_sane_command("zoo", "build", "--output", tmp_path, "--config", config, *BUILD)
+    assert "holds the zoos ['one', 'two']" in hf_sane_command("zoo", "show", tmp_path, exit_code=2).stderr
+    assert "zoo digits" in hf_sane_command("zoo", "show", tmp_path, "--config", "two").output
+
+
+def test_facts_are_also_json(tiny_zoo, tiny_zoo_folder, hf_sane_command):
+    facts = json.loads(hf_sane_command("zoo", "show", tiny_zoo_folder, "--json").output)
+    assert facts["is_aligned"]
+    assert {name: split["networks"] for name, split in facts["splits"].items()} == {
+        name: len(split) for name, split in tiny_zoo.splits.items()
+    }
+    smallest, median, largest = facts["splits"]["train"]["final"]["test_accuracy"]
+    accuracy = tiny_zoo.splits["train"].final_epochs().column("test_accuracy")
+    assert (smallest, largest) == (accuracy.min(), accuracy.max())
+    assert smallest <= median <= largest
+    assert len(facts["excluded"]) == len(tiny_zoo.facts.excluded)
