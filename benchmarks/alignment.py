@@ -10,8 +10,6 @@ do, but in NumPy, which is quicker than torch on tensors this small. The loops r
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +22,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from hf_sane.architectures.presets import build_model, cnn_s
+from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.matching import match_many, match_weights, weight_similarity
 from hf_sane.core.permutation import PermutationSpec
+from hf_sane.core.run_record import RunRecord
 from hf_sane.zoo.permutations import permutation_spec
 
 
@@ -143,10 +143,6 @@ def measure(count: int, loop_count: int, repeats: int) -> dict[str, Any]:
             "match_many": ours.mean().item(),
             "plain_loop": weight_similarity(spec, reference, theirs, batch_dims=1).mean().item(),
         },
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "allocator": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("MALLOC_")},
     }
 
 
@@ -158,10 +154,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per way")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
+    tune_allocator()
+    record = RunRecord.start(seed=0)
     report = measure(arguments.networks, arguments.loop_networks, arguments.repeats)
     print(json.dumps(report, indent=2))
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        record.finish(report).save(arguments.output)
     return report
 
 

@@ -12,8 +12,6 @@ where bf16 products are emulated.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +23,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from hf_sane.core.allocator import tune_allocator
+from hf_sane.core.run_record import RunRecord
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.training.arguments import PretrainArguments
@@ -286,11 +286,7 @@ def measure(repeats: int) -> dict[str, Any]:
         "product_gflops": {name: rate / 1e9 for name, rate in rates.items()},
         "matrix_parameters": parameters,
         "tokens_per_step": tokens,
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "allocator": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("MALLOC_")},
     }
 
 
@@ -300,10 +296,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--repeats", type=int, default=5, help="timed steps per variant")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
+    tune_allocator()
+    record = RunRecord.start(seed=0)
     report = measure(arguments.repeats)
     print(json.dumps(report, indent=2))
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        record.finish(report).save(arguments.output)
     return report
 
 

@@ -10,7 +10,6 @@ tried with and without standardisation (fitted on the network itself). About a m
 import argparse
 import io
 import json
-import platform
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 
 from hf_sane.architectures.key_maps import RELEASED_PIXEL_MEAN, RELEASED_PIXEL_STD, load_released_cifar_resnet
 from hf_sane.architectures.presets import build_model
+from hf_sane.core.allocator import tune_allocator
+from hf_sane.core.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 VARIANTS = [(layout, normalization) for layout in ("rowwise", "dense") for normalization in ("none", "standardize")]
@@ -83,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--limit", type=int, default=2000, help="test images to use")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
+    tune_allocator()
+    record = RunRecord.start(seed=0)
     paths = sorted(arguments.checkpoints.glob("*.th"))
     if not paths:
         raise FileNotFoundError(f"expected .th files in {arguments.checkpoints}, found none")
@@ -90,12 +93,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     report = {
         "test_images": len(labels),
         "networks": [measure(path, images, labels) for path in paths],
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
     }
     print(json.dumps(report, indent=2))
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        record.finish(report).save(arguments.output)
     return report
 
 

@@ -46,7 +46,7 @@ class DemoSettings:
     batch_size: int = 64
     learning_rate: float = 1e-3
     anchor_fraction: float = 0.3
-    bandwidths: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    bandwidths: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4])
     accuracy_share: float = 0.95
     num_candidates: int = 400
     num_kept: int = 10
