@@ -1,9 +1,13 @@
 """Every Python fence of the README and the docs runs, in an empty folder and without network."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from hf_sane.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,6 +29,29 @@ def test_the_fences_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     names = {"__name__": page.stem}
     for line, code in fences(page):
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)  # errors name the line of the page
+
+
+def shell_commands():
+    """Calls of `hf-sane` in shell fences of all pages: page name and arguments."""
+    for page in PAGES:
+        for block in re.findall(
+            r"^```(?:bash|sh)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        ):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip().startswith("hf-sane "):
+                    yield page.name, shlex.split(line, comments=True)[1:]
+
+
+@pytest.mark.parametrize(
+    ("page", "arguments"),
+    list(shell_commands()),
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
+)
+def test_shell_commands_use_options_that_exist(page, arguments):
+    verb = arguments[: 2 if arguments[0] == "zoo" else 1]
+    output = CliRunner().invoke(app, [*verb, "--help"]).output
+    known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", output))
+    assert {option.partition("=")[0] for option in arguments if option.startswith("-")} <= known, page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

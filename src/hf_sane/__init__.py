@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
     from hf_sane.training.arguments import PretrainArguments
     from hf_sane.training.pretraining import pretrain
-    from hf_sane.zoo.build import ZooArguments, build_zoo
+    from hf_sane.zoo.arguments import ZooArguments, hyperparameter_zoo, seed_zoo
+    from hf_sane.zoo.build import build_zoo
     from hf_sane.zoo.dataset import Zoo
     from hf_sane.zoo.images import load_images
 
@@ -37,12 +38,14 @@ _HOMES = {
     "SANEModel": "models.modeling_sane",
     "TokenSequence": "core.types",
     "Zoo": "zoo.dataset",
-    "ZooArguments": "zoo.build",
+    "ZooArguments": "zoo.arguments",
     "build_zoo": "zoo.build",
     "embed_networks": "probing.embeddings",
+    "hyperparameter_zoo": "zoo.arguments",
     "load_images": "zoo.images",
     "pretrain": "training.pretraining",
     "sample_networks": "sampling.generation",
+    "seed_zoo": "zoo.arguments",
 }
 
 __all__ = [
@@ -59,9 +62,11 @@ __all__ = [
     "ZooArguments",
     "build_zoo",
     "embed_networks",
+    "hyperparameter_zoo",
     "load_images",
     "pretrain",
     "sample_networks",
+    "seed_zoo",
 ]
 
 
