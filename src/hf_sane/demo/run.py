@@ -125,6 +125,7 @@ def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[st
         epochs=settings.hyperparameter_zoo_epochs[-1],
         keep_epochs=settings.hyperparameter_zoo_epochs,
         architecture_settings=NETWORK,
+        initializations=["uniform", "kaiming_uniform", "kaiming_normal"],
         seed=settings.seed + 1,
     )
     return {

@@ -73,6 +73,9 @@ class ZooArguments:
     learning_rate: list[float] = field(
         default_factory=lambda: [1e-3], metadata={"help": "Learning rate, or its bounds (log-uniform)."}
     )
+    sgd_factor: float = _field(
+        "SGD's learning rate is this times the one drawn: what suits Adam is too small for SGD.", default=1.0
+    )
     weight_decay: list[float] = field(
         default_factory=lambda: [0.0], metadata={"help": "Weight decay, or its bounds (log-uniform)."}
     )
@@ -132,6 +135,8 @@ class ZooArguments:
                 raise ValueError(f"{name} must be positive to be drawn or used, got {values}")
         if self.dropout[-1] == 1:
             raise ValueError(f"dropout must stay below 1, got {self.dropout}")
+        if not self.sgd_factor > 0:
+            raise ValueError(f"sgd_factor must be positive, got {self.sgd_factor}")
         if not self.max_abs_weight > 0:
             raise ValueError(
                 f"max_abs_weight must be positive, got {self.max_abs_weight}; inf keeps all finite networks"
@@ -186,13 +191,14 @@ def seed_zoo(**settings: Any) -> ZooArguments:
 def hyperparameter_zoo(**settings: Any) -> ZooArguments:
     """A zoo of networks that differ in everything: wide in accuracy, made for probing.
 
-    Random per run: one of four initialisations, Adam or SGD, learning rate over a decade, weight decay 1e-4 to 1e-2,
+    Random per run: one of four initialisations, Adam or SGD, learning rate over a decade (five times that for SGD), weight decay 1e-4 to 1e-2,
     dropout up to 0.2, 25 to 100 % of the data. `settings` are fields of [`ZooArguments`].
     """
     defaults = {
         "initializations": ["uniform", "normal", "kaiming_uniform", "kaiming_normal"],
         "optimizers": ["adam", "sgd"],
         "learning_rate": [1e-3, 1e-2],
+        "sgd_factor": 5.0,
         "weight_decay": [1e-4, 1e-2],
         "dropout": [0.0, 0.2],
         "data_fraction": [0.25, 1.0],
@@ -230,14 +236,19 @@ def plan_runs(arguments: ZooArguments, config: ZooConfig) -> list[RunPlan]:
             share = float(generator.random())
             return float(low * (high / low) ** share if log and low > 0 else low + share * (high - low))
 
+        # In this order: what a run draws must not change.
+        seed = int(generator.integers(2**31))
+        initialization, activation = pick(arguments.initializations), pick(activations)
+        optimizer = pick(arguments.optimizers)
+        factor = arguments.sgd_factor if optimizer == "sgd" else 1.0
         plans.append(
             RunPlan(
                 run_id=f"{i:06d}",
-                seed=int(generator.integers(2**31)),
-                initialization=pick(arguments.initializations),
-                activation=pick(activations),
-                optimizer=pick(arguments.optimizers),
-                learning_rate=draw(arguments.learning_rate, log=True),
+                seed=seed,
+                initialization=initialization,
+                activation=activation,
+                optimizer=optimizer,
+                learning_rate=factor * draw(arguments.learning_rate, log=True),
                 weight_decay=draw(arguments.weight_decay, log=True),
                 dropout=draw(arguments.dropout),
                 data_fraction=draw(arguments.data_fraction),
