@@ -9,10 +9,10 @@ export MALLOC_TRIM_THRESHOLD_ := 100000000000
 export MALLOC_TOP_PAD_ := 268435456
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install benchmarks clean
 
 demo: $(BIN)/.installed
-	HF_HUB_OFFLINE=1 $(BIN)/hf-sane demo --output $(DEMO_OUT)
+	HF_HUB_OFFLINE=1 $(BIN)/hf-sane demo --output $(DEMO_OUT) --record-path runs/demo/report.json
 
 test: lint
 	HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -q -n 2
@@ -28,6 +28,13 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PY) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
+
+# The figures of docs/performance.md, one benchmark after the other; about fifteen minutes on two quiet cores.
+benchmarks: $(BIN)/.installed
+	mkdir -p runs/benchmarks
+	for name in tokenization pretraining_step kde_sampling alignment zoo_training zoo_loader zoo_columns; do \
+		$(BIN)/python benchmarks/$$name.py --output runs/benchmarks/$$name.json || exit 1; done
+	$(BIN)/python scripts/update_results.py
 
 clean:
 	rm -rf .venv $(DEMO_OUT)
