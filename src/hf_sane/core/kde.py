@@ -16,6 +16,7 @@ BandwidthRule = Literal["scott", "silverman"]
 CPU_STEP_SCALARS = 2**15
 OTHER_STEP_SCALARS = 2**26
 STEPS_PER_BLOCK = 32
+NEAR_STEPS = 4  # mode `scalar`: coordinates of all anchors at hand, in steps
 
 
 def sample_latents(
@@ -72,28 +73,38 @@ def sample_latents(
     if mode == "joint":
         models = _draw(num_anchors, (num_samples,), weights, _stream(seed, anchors.device))
 
-    def fill_rows(part: slice, stream: torch.Generator) -> None:
+    def fill_rows(block: range, stream: torch.Generator) -> None:
         """Modes `joint` and `token`: consecutive rows of `[S * N, Z]`, drawn in place."""
-        row = torch.arange(part.start, part.stop, device=anchors.device)
+        row = torch.arange(block.start, block.stop, device=anchors.device)
         token = row % num_tokens
         pick = models[row // num_tokens] if mode == "joint" else _draw(num_anchors, row.shape, weights, stream)
-        noise = samples.view(-1, latent_dim)[part].normal_(generator=stream)
-        centres = anchors.view(-1, latent_dim).index_select(0, pick * num_tokens + token)
-        _add_scaled(centres, noise, scale, token, out=noise)
+        source = (pick * num_tokens + token).split(block.step)
+        for noise, rows, where in zip(
+            samples.view(-1, latent_dim)[block.start : block.stop].split(block.step),
+            source,
+            token.split(block.step),
+            strict=True,
+        ):
+            centres = anchors.view(-1, latent_dim).index_select(0, rows)
+            _add_scaled(centres, noise.normal_(generator=stream), scale, where, out=noise)
 
-    def fill_tokens(part: slice, stream: torch.Generator) -> None:
-        """Mode `scalar`: a few tokens of all samples, because each scalar may come from any anchor."""
-        near = anchors[:, part].reshape(-1)  # a copy of [A, n, Z], small enough for the cache
-        column = torch.arange(len(near) // num_anchors, device=anchors.device)
-        pick = _draw(num_anchors, (num_samples, len(column)), weights, stream)
-        centres = near.index_select(0, pick.mul_(len(column)).add_(column).view(-1))
-        noise = torch.empty_like(centres).normal_(generator=stream).view(num_samples, -1, latent_dim)
-        _add_scaled(centres.view_as(noise), noise, scale, part, out=samples[:, part])
+    def fill_tokens(block: range, stream: torch.Generator) -> None:
+        """Mode `scalar`: a few tokens at a time, because each scalar may come from any anchor."""
+        for start in block:
+            part = slice(start, min(start + block.step, block.stop))
+            near = anchors[:, part].reshape(-1)  # a copy of [A, n, Z], small enough for the cache
+            column = torch.arange(len(near) // num_anchors, device=anchors.device)
+            for out in samples[:, part].split(max(1, step_scalars // len(column))):
+                pick = _draw(num_anchors, (len(out), len(column)), weights, stream)
+                centres = near.index_select(0, pick.mul_(len(column)).add_(column).view(-1)).view(out.shape)
+                _add_scaled(centres, torch.empty_like(centres).normal_(generator=stream), scale, part, out=out)
 
+    step_scalars = CPU_STEP_SCALARS if anchors.device.type == "cpu" else OTHER_STEP_SCALARS
     if mode == "scalar":
-        _run_blocks(fill_tokens, num_tokens, num_samples * latent_dim, seed, anchors.device)
+        step = NEAR_STEPS * step_scalars // (num_anchors * latent_dim)
+        _run_blocks(fill_tokens, num_tokens, max(1, step), seed, anchors.device)
     else:
-        _run_blocks(fill_rows, num_samples * num_tokens, latent_dim, seed, anchors.device)
+        _run_blocks(fill_rows, num_samples * num_tokens, max(1, step_scalars // latent_dim), seed, anchors.device)
     return samples
 
 
@@ -167,27 +178,24 @@ def _stream(seed: int, device: torch.device) -> torch.Generator:
 
 
 def _run_blocks(
-    fill: Callable[[slice, torch.Generator], None], length: int, scalars: int, seed: int, device: torch.device
+    fill: Callable[[range, torch.Generator], None], length: int, step: int, seed: int, device: torch.device
 ) -> None:
-    """Call `fill` for consecutive slices of `range(length)`, each element worth `scalars`; on the CPU in threads."""
-    on_cpu = device.type == "cpu"
-    step = max(1, (CPU_STEP_SCALARS if on_cpu else OTHER_STEP_SCALARS) // scalars)
-    starts = range(0, length, step * STEPS_PER_BLOCK)
+    """Cut `range(length)` into blocks of steps and call `fill` for each; on the CPU in threads."""
+    size = step * STEPS_PER_BLOCK
+    blocks = [range(start, min(start + size, length), step) for start in range(0, length, size)]
     inference = torch.is_inference_mode_enabled()
 
-    def run(block: int) -> None:
-        stream = _stream(seed + 1 + block, device)
+    def run(index: int) -> None:
         with torch.inference_mode(inference):  # a setting of each thread
-            for start in range(starts[block], min(starts[block] + starts.step, length), step):
-                fill(slice(start, min(start + step, length)), stream)
+            fill(blocks[index], _stream(seed + 1 + index, device))
 
-    workers = min(torch.get_num_threads(), len(starts)) if on_cpu else 1
+    workers = min(torch.get_num_threads(), len(blocks)) if device.type == "cpu" else 1
     if workers == 1:
-        for block in range(len(starts)):
-            run(block)
+        for index in range(len(blocks)):
+            run(index)
         return
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(run, range(len(starts))))
+        list(pool.map(run, range(len(blocks))))
 
 
 def _add_scaled(centres: Tensor, noise: Tensor, scale: float | Tensor, tokens: Tensor | slice, *, out: Tensor) -> None:
