@@ -16,10 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
-from hf_sane.hub.cards import sane_card
-from hf_sane.models.configuration_sane import SANEConfig
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.hub.publish import write_sane_card
 from hf_sane.training.arguments import PretrainArguments, parse_arguments
 from hf_sane.training.pretraining import PretrainResult, pretrain
 from hf_sane.zoo.dataset import Zoo
@@ -42,14 +39,8 @@ def main(argv: Sequence[str] | None = None) -> PretrainResult:
 def write_card(folder: Path, arguments: PretrainArguments) -> None:
     """Put a model card beside the model, from its run record."""
     zoo = Zoo.load(arguments.zoo[0], arguments.zoo_config, revision=arguments.zoo_revision)
-    card = sane_card(
-        SANEConfig.from_pretrained(folder),
-        SANEFeatureExtractor.from_pretrained(folder),
-        RunRecord.load(folder / "run.json"),
-        network_config=zoo.splits["train"].config(0),
-        datasets=[name for name in arguments.zoo if not Path(name).exists()],
-    )
-    card.save(folder / "README.md")
+    datasets = [name for name in arguments.zoo if not Path(name).exists()]
+    write_sane_card(folder, network_config=zoo.splits["train"].config(0), datasets=datasets)
 
 
 if __name__ == "__main__":

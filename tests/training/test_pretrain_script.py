@@ -47,14 +47,15 @@ def test_main_trains_and_writes_a_card(flags, tmp_path, capsys):
 def test_torchrun_trains_on_two_processes(flags, tmp_path):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    ran = subprocess.run(
-        [*command, str(SCRIPT), *flags, "--output_dir", str(tmp_path), "--log_with", "none"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-        timeout=100,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("on 2 process(es)") == 1
+    log = tmp_path / "log.txt"
+    with log.open("w") as output:
+        ran = subprocess.run(
+            [*command, str(SCRIPT), *flags, "--output_dir", str(tmp_path), "--log_with", "none"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            check=False,
+        )
+    assert ran.returncode == 0, log.read_text()
+    assert log.read_text().count("on 2 process(es)") == 1
     assert SANEModel.from_pretrained(tmp_path / "model").config.window_size == 8

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,10 +24,9 @@ from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.behavior import BehaviorLoss
 from hf_sane.training.checkpoints import PARTIAL, list_checkpoints, replace_folder, save_checkpoint
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
-from hf_sane.training.preparation import build_model, fit_extractor, one_cycle
+from hf_sane.training.preparation import build_model, build_sampler, fit_extractor, one_cycle
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.loader import WindowSampler
-from hf_sane.zoo.windows import View
 
 RECORD_NAME = "run.json"  # beside the model
 StepCallback = Callable[[int, float], None]
@@ -227,14 +226,7 @@ def prepare_run(
     arguments: PretrainArguments, zoos: Sequence[Zoo] | None, extractor: SANEFeatureExtractor | None
 ) -> Run:
     """Everything before the first step: data, model, optimizer, `Accelerator.prepare`, and the checkpoint if resuming."""
-    accelerator = Accelerator(
-        mixed_precision=arguments.mixed_precision,
-        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        log_with=None if arguments.log_with == "none" else arguments.log_with,
-        project_config=ProjectConfiguration(
-            project_dir=arguments.output_dir, logging_dir=f"{arguments.output_dir}/logs"
-        ),
-    )
+    accelerator = make_accelerator(arguments)
     _claim_folder(arguments, accelerator)
     set_seed(arguments.seed)
     if zoos is None:
@@ -246,17 +238,7 @@ def prepare_run(
         )
     extractor = extractor or fit_extractor(splits, arguments.normalization)
     model = build_model(arguments, extractor, splits)
-    sampler = WindowSampler(
-        splits,
-        extractor,
-        window_size=model.config.window_size,
-        batch_size=arguments.batch_size,
-        views=cast(tuple[View, ...], tuple(arguments.views)),
-        noise=arguments.noise,
-        num_permutations=arguments.num_permutations,
-        erase=arguments.erase,
-        seed=arguments.seed,
-    )
+    sampler = build_sampler(arguments, extractor, splits, model.config.window_size)
     windows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
     steps_per_epoch = math.ceil(sum(map(len, splits)) / windows_per_step)
     num_steps = arguments.max_steps or arguments.num_epochs * steps_per_epoch
@@ -288,6 +270,18 @@ def prepare_run(
     settings = {k: v for k, v in arguments.to_dict().items() if isinstance(v, int | float | str | bool)}
     accelerator.init_trackers("pretraining", config=settings)
     return run
+
+
+def make_accelerator(arguments: PretrainArguments) -> Accelerator:
+    """Precision, accumulation and logging as the arguments say; one precision per process, a rule of Accelerate."""
+    return Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        log_with=None if arguments.log_with == "none" else arguments.log_with,
+        project_config=ProjectConfiguration(
+            project_dir=arguments.output_dir, logging_dir=f"{arguments.output_dir}/logs"
+        ),
+    )
 
 
 def _checkpoints(arguments: PretrainArguments) -> Path:
