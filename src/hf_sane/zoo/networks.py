@@ -128,7 +128,7 @@ def stack_size(network: ZooConfig | nn.Module, batch_size: int, device: torch.de
         widest = network.flattened_size + sum(network.hidden_sizes)
     else:
         return 16
-    return max(2, min(64, CACHE_BYTES // (4 * widest * batch_size)))
+    return max(2, min(32, CACHE_BYTES // (4 * widest * batch_size)))
 
 
 @dataclass(frozen=True)

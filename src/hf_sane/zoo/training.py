@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.architectures.configuration_zoo import CNNConfig, MLPConfig, ZooConfig
 from hf_sane.zoo.images import ImageData
 from hf_sane.zoo.networks import (
     Forward,
@@ -252,6 +254,9 @@ class _Run:
         self.steps = len(data.train_images) // self.batch_size
         self.schedule = schedule
         forward = stacked_forward(networks.config, generic=generic)
+        # functional_call puts its tensors into the one module, so the generic way cannot run twice at a time.
+        has_own_way = isinstance(networks.config, CNNConfig | MLPConfig) and not generic
+        self.may_thread = has_own_way and data.train_images.device.type == "cpu"
         size = stack_size(networks.config, self.batch_size, data.train_images.device) or networks.num_models
         self.stacks = []
         for optimizer in ("adam", "sgd"):
@@ -261,13 +266,29 @@ class _Run:
                 self.stacks.append(_Stack(networks, data, hyper_parameters, chosen, forward, optimizer, momentum))
 
     def train_epoch(self, epoch: int) -> None:
-        """Give every network one epoch of updates; stacks one after the other, so that each stays in the cache."""
-        for stack in self.stacks:
-            order = stack.order(epoch, self.steps, self.batch_size)
-            for step in range(self.steps):
-                done = (epoch - 1) * self.steps + step
-                factor = one_cycle_factor(done, self.epochs * self.steps) if self.schedule == "one_cycle" else 1.0
-                stack.update(order[step], factor)
+        """Give every network one epoch of updates; each stack at a stretch, so that it stays in the cache.
+
+        On a CPU, stacks are dealt out to as many Python threads as PyTorch may use, each running its operations alone: small
+        operations hardly gain from threads of their own. What is computed does not depend on it.
+        """
+        threads = torch.get_num_threads()
+        workers = min(threads, len(self.stacks)) if self.may_thread else 1
+        if workers == 1:
+            for stack in self.stacks:
+                self._train_stack(stack, epoch)
+            return
+        try:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                list(pool.map(self._train_stack, self.stacks, repeat(epoch)))
+        finally:
+            torch.set_num_threads(threads)
+
+    def _train_stack(self, stack: "_Stack", epoch: int) -> None:
+        order = stack.order(epoch, self.steps, self.batch_size)
+        for step in range(self.steps):
+            done = (epoch - 1) * self.steps + step
+            factor = one_cycle_factor(done, self.epochs * self.steps) if self.schedule == "one_cycle" else 1.0
+            stack.update(order[step], factor)
 
     def snapshot(self, epoch: int, train_limit: int | None) -> Snapshot:
         """Judge all networks as they are."""
