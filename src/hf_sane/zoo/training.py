@@ -166,7 +166,8 @@ def train_stacked(
     """
     networks = StackedNetworks(config, dict(tensors))
     keep = sorted({epochs} if keep_epochs is None else set(keep_epochs))
-    if epochs < 0 or batch_size < 1 or not 0 <= momentum < 1 or (train_evaluation_limit or 1) < 1:
+    limit = 1 if train_evaluation_limit is None else train_evaluation_limit
+    if epochs < 0 or batch_size < 1 or not 0 <= momentum < 1 or limit < 1:
         raise ValueError(
             "expected epochs >= 0, batch_size >= 1, momentum in [0, 1) and train_evaluation_limit >= 1, got "
             f"{epochs}, {batch_size}, {momentum} and {train_evaluation_limit}"
