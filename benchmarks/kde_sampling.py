@@ -11,9 +11,6 @@ sampled. It runs on a subset of the tokens, spread evenly, and is scaled up by t
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +22,9 @@ import torch
 from sklearn.neighbors import KernelDensity
 from torch import Tensor
 
+from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.kde import SamplingMode, sample_latents
+from hf_sane.core.run_record import RunRecord
 
 MODES: tuple[SamplingMode, ...] = ("joint", "token", "scalar")
 BANDWIDTH = 0.2
@@ -87,11 +86,6 @@ def measure(
             "scikit_learn_tokens": len(chosen),
             "rounds": rounds,
         },
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "allocator": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("MALLOC_")},
     }
 
 
@@ -106,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
+    tune_allocator()
+    record = RunRecord.start(seed=0)
     results = measure(
         arguments.tokens,
         arguments.latent_dim,
@@ -119,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, ratio in results["ratios"].items():
         print(f"{name}: {ratio:.2f}")
     if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+        record.finish(results).save(arguments.output)
     return results
 
 

@@ -70,22 +70,26 @@ def sample_latents(
     anchors = anchors.detach().contiguous()
     seed = int(torch.randint(2**62, (), generator=generator, device=anchors.device))
     samples = torch.empty(num_samples, num_tokens, latent_dim, dtype=anchors.dtype, device=anchors.device)
-    if mode == "joint":
-        models = _draw(num_anchors, (num_samples,), weights, _stream(seed, anchors.device))
+    step_scalars = CPU_STEP_SCALARS if anchors.device.type == "cpu" else OTHER_STEP_SCALARS
+    step_rows = max(1, step_scalars // latent_dim)
+    per_model = -(-num_tokens // step_rows)  # steps
+
+    def fill_models(block: range, stream: torch.Generator) -> None:
+        """Mode `joint`: stretches of one anchor, drawn in place."""
+        for index in block:
+            sample, step = divmod(index, per_model)
+            part = slice(step * step_rows, (step + 1) * step_rows)
+            noise = samples[sample, part].normal_(generator=stream)
+            _add_scaled(anchors[models[sample], part], noise, scale, part, out=noise)
 
     def fill_rows(block: range, stream: torch.Generator) -> None:
-        """Modes `joint` and `token`: consecutive rows of `[S * N, Z]`, drawn in place."""
-        row = torch.arange(block.start, block.stop, device=anchors.device)
-        token = row % num_tokens
-        pick = models[row // num_tokens] if mode == "joint" else _draw(num_anchors, row.shape, weights, stream)
-        source = (pick * num_tokens + token).split(block.step)
-        for noise, rows, where in zip(
-            samples.view(-1, latent_dim)[block.start : block.stop].split(block.step),
-            source,
-            token.split(block.step),
-            strict=True,
-        ):
-            centres = anchors.view(-1, latent_dim).index_select(0, rows)
+        """Mode `token`: consecutive rows of `[S * N, Z]`, drawn in place."""
+        token = torch.arange(block.start, block.stop, device=anchors.device) % num_tokens
+        pick = _draw(num_anchors, token.shape, weights, stream)
+        noises = samples.view(-1, latent_dim)[block.start : block.stop].split(block.step)
+        sources = (pick * num_tokens + token).split(block.step)
+        for noise, source, where in zip(noises, sources, token.split(block.step), strict=True):
+            centres = anchors.view(-1, latent_dim).index_select(0, source)
             _add_scaled(centres, noise.normal_(generator=stream), scale, where, out=noise)
 
     def fill_tokens(block: range, stream: torch.Generator) -> None:
@@ -99,12 +103,14 @@ def sample_latents(
                 centres = near.index_select(0, pick.mul_(len(column)).add_(column).view(-1)).view(out.shape)
                 _add_scaled(centres, torch.empty_like(centres).normal_(generator=stream), scale, part, out=out)
 
-    step_scalars = CPU_STEP_SCALARS if anchors.device.type == "cpu" else OTHER_STEP_SCALARS
-    if mode == "scalar":
-        step = NEAR_STEPS * step_scalars // (num_anchors * latent_dim)
-        _run_blocks(fill_tokens, num_tokens, max(1, step), seed, anchors.device)
+    if mode == "joint":
+        models = _draw(num_anchors, (num_samples,), weights, _stream(seed, anchors.device)).tolist()
+        _run_blocks(fill_models, num_samples * per_model, 1, seed, anchors.device)
+    elif mode == "token":
+        _run_blocks(fill_rows, num_samples * num_tokens, step_rows, seed, anchors.device)
     else:
-        _run_blocks(fill_rows, num_samples * num_tokens, max(1, step_scalars // latent_dim), seed, anchors.device)
+        step = max(1, NEAR_STEPS * step_scalars // (num_anchors * latent_dim))
+        _run_blocks(fill_tokens, num_tokens, step, seed, anchors.device)
     return samples
 
 
