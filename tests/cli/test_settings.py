@@ -14,6 +14,17 @@ from hf_sane.zoo.arguments import ZooArguments
 
 @dataclass(kw_only=True)
 class Settings:
+    """Settings of a test.
+
+    Attributes:
+        rate, maybe: Said in the docstring,
+            on two lines.
+        count: Not shown: the field has a help text of its own.
+
+    Raises:
+        ValueError: Never.
+    """
+
     required: list[str] = field(metadata={"help": "Needed."})
     count: int = field(default=3, metadata={"help": "How many."})
     rate: float = 0.5
@@ -78,7 +89,7 @@ def test_an_empty_list_and_a_second_name():
 
 def test_help_shows_texts_and_defaults():
     output = " ".join(run("--help").split())
-    for text in (
+    texts = (
         "Do it.",
         "Needed.",
         "How many. [default: 3]",
@@ -86,8 +97,11 @@ def test_help_shows_texts_and_defaults():
         "[default: on]",
         "[required]",
         "A place.",
-    ):
-        assert text in output
+    )
+    assert [text for text in texts if text not in output] == []
+    assert output.count("Said in the docstring, on two lines.") == 2
+    assert "Not shown" not in output
+    assert "Never" not in output
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Command-line options from a settings dataclass: its fields, its help texts, its defaults."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
@@ -35,7 +36,11 @@ def run_with_settings(
         aliases: A second name for the option of a field, such as `{"output_dir": "--output"}`.
     """
     entries = fields(settings)
-    parameters = [*extra, *(_field_option(entry, (aliases or {}).get(entry.name)) for entry in entries)]
+    documented = _attribute_docs(settings)
+    parameters = [
+        *extra,
+        *(_field_option(entry, documented.get(entry.name, ""), (aliases or {}).get(entry.name)) for entry in entries),
+    ]
 
     def command(**given: Any) -> None:
         chosen = {entry.name: given[entry.name] for entry in entries if given[entry.name] is not None}
@@ -55,11 +60,21 @@ def extra_option(name: str, kind: Any, help_text: str, *, default: Any = inspect
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
-def _field_option(entry: Field, alias: str | None) -> inspect.Parameter:
+def _attribute_docs(settings: type) -> dict[str, str]:
+    """What the docstring of a class says under `Attributes`, by field: for fields that carry no help of their own."""
+    section = (inspect.getdoc(settings) or "").partition("Attributes:\n")[2]
+    found = re.finditer(r"^ {4}([\w, ]+): ((?:.|\n(?= {8}))+)", section, flags=re.MULTILINE)
+    return {name: " ".join(entry[2].split()) for entry in found for name in entry[1].split(", ")}
+
+
+def _field_option(entry: Field, documented: str, alias: str | None) -> inspect.Parameter:
     """The option of a field: `None` when not given, so that the dataclass applies its own default."""
     names = [f"--{entry.name.replace('_', '-')}", alias] if alias else []
     default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
-    settings: dict[str, Any] = {"help": f"{entry.metadata.get('help', '')}{_shown(default)}", "show_default": False}
+    settings: dict[str, Any] = {
+        "help": f"{entry.metadata.get('help', documented)}{_shown(default)}",
+        "show_default": False,
+    }
     kind = _without_none(entry.type)
     if get_origin(kind) is list:
         (item,) = get_args(kind)
