@@ -1,7 +1,7 @@
 """Settings of a zoo, two recipes, and the plan of training runs that follows from them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -206,6 +206,9 @@ def hyperparameter_zoo(**settings: Any) -> ZooArguments:
     return ZooArguments(**{**defaults, **settings})
 
 
+RECIPES: dict[str, Callable[..., ZooArguments]] = {"seed": seed_zoo, "hyperparameter": hyperparameter_zoo}
+
+
 @dataclass(frozen=True, slots=True)
 class RunPlan:
     """What one training run will do."""
@@ -275,8 +278,17 @@ def split_runs(run_ids: Sequence[str], shares: Sequence[float], seed: int) -> di
     return {name: sorted(run_ids[i] for i in order[ends[k] : ends[k + 1]]) for k, name in enumerate(names)}
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ZooArguments, str]:
-    """Read [`ZooArguments`] and the output folder from command-line flags; `--help` lists them.
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """What a command line asks for: settings of the zoo, its folder, its name there."""
+
+    arguments: ZooArguments
+    output_dir: str
+    config: str
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> BuildRequest:
+    """Read a [`BuildRequest`] from command-line flags; `--help` lists them.
 
     `HfArgumentParser` rewrites the types of optional fields on the class, after which strict validation refuses `None`;
     they are put back here.
@@ -286,5 +298,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ZooArguments, st
     for entry in fields(ZooArguments):
         entry.type = types[entry.name]
     parser.add_argument("--output_dir", required=True, help="Folder of the zoo; an interrupted build continues there.")
+    parser.add_argument("--config", default="default", help="Name of the zoo in its folder.")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="Defaults of a recipe instead of those listed here.")
+    recipe = parser.parse_known_args(argv)[0].recipe
+    if recipe is not None:
+        defaults = RECIPES[recipe]().to_dict()
+        parser.set_defaults(**{name: defaults[name] for name in defaults if name != "keep_epochs"})
     arguments, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    return arguments, rest.output_dir
+    return BuildRequest(arguments, rest.output_dir, rest.config)
