@@ -111,6 +111,17 @@ def test_modules_keep_mode_and_momentum_and_dropout_stays_off(images, training):
     assert not any(parameter.grad is not None for parameter in module.parameters())
 
 
+def test_stacks_of_any_module_and_dropout_stays_off_there_too(images):
+    module = nn.Sequential(nn.Dropout(0.9), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3)).eval()
+    networks = StackedNetworks.from_state_dicts(module, [module.state_dict()] * 2)
+    conditioned = condition_batch_norm(networks, images, num_batches=1, batch_size=40)
+    expected = module[1](images).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(conditioned.tensors["2.running_mean"], expected.expand(2, -1))
+    assert not module.training
+    assert module[2].momentum == 0.3
+    assert module[2].num_batches_tracked == 0
+
+
 @pytest.mark.parametrize(("num_batches", "batch_size", "count"), [(0, 8, 40), (3, 1, 40), (3, 8, 1)])
 def test_errors(networks, images, num_batches, batch_size, count):
     message = f"at least one batch of at least two images, got {num_batches} of {batch_size} from {count} images"

@@ -1,12 +1,15 @@
 """Batch-norm conditioning: running statistics that fit sampled weights, re-estimated from data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.zoo.networks import StackedNetworks, empty_model, stacked_forward
+from hf_sane.zoo.networks import StackedNetworks, empty_model
 
 NUM_BATCHES, BATCH_SIZE = 200, 32  # of the released code
 
@@ -46,27 +49,23 @@ def condition_batch_norm(
     norms = _norms(skeleton)
     if not norms:
         return networks
-    momenta = [norm.momentum for norm in norms.values()]
-    was_training = skeleton.training
     names = [f"{name}.{key}" for name in norms for key in ("running_mean", "running_var", "num_batches_tracked")]
     fresh = {name: torch.empty_like(networks.tensors[name]) for name in names}
-    forward = stacked_forward(skeleton)
-    try:
+
+    def run(tensors: dict[str, Tensor], batch: Tensor) -> Tensor:
+        output = functional_call(skeleton, tensors, (batch,))  # updates running statistics among the tensors in place
+        return output if isinstance(output, Tensor) else output.logits
+
+    with _only_norms_train(skeleton, norms.values()), torch.no_grad():
         for start in range(0, networks.num_models, networks_per_step):
             part = {name: tensor[start : start + networks_per_step] for name, tensor in networks.tensors.items()}
             part |= {name: torch.full_like(part[name], name.endswith("var")) for name in names}
-            dropout = images.new_zeros(len(part[names[0]]))
             for count, index in enumerate(batches, start=1):
                 for norm in norms.values():
-                    norm.momentum = 1 / count  # a mean over all batches so far
-                with torch.no_grad():
-                    forward(part, images[index.to(images.device)].unsqueeze(0), dropout, None)
+                    norm.momentum = 1 / count  # a mean over all batches so far; None would look at tensors, under vmap
+                torch.vmap(run, in_dims=(0, None))(part, images[index.to(images.device)])
             for name in names:
                 fresh[name][start : start + networks_per_step] = part[name]
-    finally:
-        skeleton.train(was_training)
-        for norm, momentum in zip(norms.values(), momenta, strict=True):
-            norm.momentum = momentum
     return StackedNetworks(networks.config, {**networks.tensors, **fresh})
 
 
@@ -97,31 +96,39 @@ def condition_module(
     """
     batches = _batch_indices(len(images), num_batches, batch_size, generator)
     norms = list(_norms(module).values())
+    with _only_norms_train(module, norms), torch.no_grad():
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        for index in batches if norms else ():
+            module(images[index.to(images.device)])
+    return module
+
+
+@contextmanager
+def _only_norms_train(module: nn.Module, norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Batch norms in training mode, everything else (dropout) not; modes and momenta are put back."""
+    norms = list(norms)
     modes = {child: child.training for child in module.modules()}
     momenta = [norm.momentum for norm in norms]
     module.eval()
     for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
         norm.train()
     try:
-        with torch.no_grad():
-            for index in batches if norms else ():
-                module(images[index.to(images.device)])
+        yield
     finally:
         for child, mode in modes.items():
             child.training = mode
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-    return module
 
 
-def _norms(module: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+def _norms(module: nn.Module) -> dict[str, _BatchNorm]:
     """Batch norms with running statistics, by name."""
     return {
         name: child
         for name, child in module.named_modules()
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.track_running_stats
+        if isinstance(child, _BatchNorm) and child.track_running_stats
     }
 
 
