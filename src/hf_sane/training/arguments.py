@@ -74,7 +74,9 @@ class PretrainArguments:
     weight_decay: float = _field("Decoupled weight decay of AdamW.", default=3e-9)
     warmup_share: float = _field("Share of the steps in which the learning rate rises, in (0, 1).", default=0.3)
     max_grad_norm: float = _field("Gradients are scaled down to this norm; 0 leaves them alone.", default=1.0)
-    mixed_precision: Literal["no", "bf16"] = _field("bf16 pays from hidden_size of about 512 on CPUs.", default="no")
+    mixed_precision: Literal["no", "bf16"] = _field(
+        "bf16 pays on GPUs, and for wide models on CPUs with bf16 matrix units (AMX).", default="no"
+    )
     activation_checkpointing: bool = _field(
         "Recompute activations in the backward pass to save memory.", default=False
     )
