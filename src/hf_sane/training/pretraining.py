@@ -169,7 +169,8 @@ def pretrain(
     Args:
         arguments: All settings.
         zoos: Loaded zoos, in place of `arguments.zoo`.
-        extractor: A fitted weight tokenizer; fitted on the training splits when `None`.
+        extractor: A fitted weight tokenizer; when `None`, that of `arguments.pretrained`, or one fitted on the training
+            splits.
         on_step: Called with (optimizer steps done, loss of the step) after every step. Reading the loss makes an
             accelerator wait, so this is for tests and notebooks.
 
@@ -236,6 +237,8 @@ def prepare_run(
         raise ValueError(
             f"expected training models in every zoo, got {[len(split) for split in splits]}; build larger zoos"
         )
+    if extractor is None and arguments.pretrained is not None:
+        extractor = SANEFeatureExtractor.from_pretrained(arguments.pretrained)
     extractor = extractor or fit_extractor(splits, arguments.normalization)
     model = build_model(arguments, extractor, splits)
     sampler = build_sampler(arguments, extractor, splits, model.config.window_size)
