@@ -38,8 +38,9 @@ class SANEPathLinear(nn.Linear):
             (self.out_features, self.in_features) if self.towards_stream else (self.in_features, self.out_features)
         )
         generator = torch.Generator().manual_seed(0)
-        rotation = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
-        columns = nn.functional.pad(rotation[:, :features], (0, max(features - width, 0))).float()
+        gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
+        rotation = torch.linalg.qr(gaussian[:, :features])[0]  # the first columns of Q depend on no later ones
+        columns = nn.functional.pad(rotation, (0, max(features - width, 0))).float()
         return columns if self.towards_stream else columns.T
 
 
