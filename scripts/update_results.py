@@ -89,6 +89,20 @@ CLAIMS = (
         "x",
         at_most=True,
     ),
+    Claim(
+        "window loader, two views with noise and permutation: batches per training step of the demo's SANE",
+        "zoo_loader.json",
+        (("ratios", "step_over_batch"),),
+        5.0,
+        "x",
+    ),
+    Claim(
+        "zoo training, 128 CNN-s: (images x networks) / s against a plain loop over networks",
+        "zoo_training.json",
+        (("ratios", "stacked_over_plain"),),
+        2.0,
+        "x",
+    ),
     Claim("aligning 1,000 CNN-s", "alignment.json", (("seconds_for_all", "match_many"),), 15.0, "s", at_most=True),
 )
 

@@ -1,0 +1,96 @@
+"""The window loader against the training step that it feeds: how many batches it makes while one step runs.
+
+    python benchmarks/zoo_loader.py --output runs/benchmarks/zoo_loader.json
+
+Both as in the demo: whole networks of 52 tokens of 73, batches of 64, an aligned and a permuted view, noise; SANE of width
+128 with 3+3 layers, forward, backward and AdamW. In turn, in one process; medians over rounds. About a minute on 2 cores.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_sane.core.allocator import tune_allocator
+from hf_sane.core.run_record import RunRecord
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.training.preparation import fit_extractor
+from hf_sane.zoo.arguments import seed_zoo
+from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.loader import WindowSampler
+
+BATCH_SIZE = 64
+
+
+def seconds_of(work: Callable[[int], Any], repeats: int) -> float:
+    """Mean seconds per call."""
+    started = time.perf_counter()
+    for index in range(repeats):
+        work(index)
+    return (time.perf_counter() - started) / repeats
+
+
+def measure(num_models: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Build a small zoo, then time batches and steps in turn."""
+    arguments = seed_zoo(num_models=num_models, epochs=2, keep_epochs=[0, 1, 2], progress_bar=False)
+    split = build_zoo(arguments, None, folder).splits["train"]
+    layout = split.layout(0)
+    config = SANEConfig(
+        token_dim=layout.token_dim,
+        hidden_size=128,
+        num_hidden_layers=3,
+        latent_dim=64,
+        window_size=layout.num_tokens,
+        max_positions=[layout.num_tokens, len(layout.layers), int(layout.positions[:, 2].max()) + 1],
+    )
+    sampler = WindowSampler(
+        [split], fit_extractor([split], "standardize"), window_size=layout.num_tokens, batch_size=BATCH_SIZE
+    )
+    model = SANEModel(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    batches = [sampler.batch(index) for index in range(4)]
+
+    def step(index: int) -> None:
+        optimizer.zero_grad()
+        model(**batches[index % len(batches)]).loss.backward()
+        optimizer.step()
+
+    seconds: dict[str, list[float]] = {"batch": [], "step": []}
+    for _ in range(rounds + 1):  # the first round allocates
+        seconds["batch"].append(seconds_of(sampler.batch, 20))
+        seconds["step"].append(seconds_of(step, 4))
+    medians = {name: statistics.median(found[1:]) for name, found in seconds.items()}
+    return {
+        "ratios": {"step_over_batch": medians["step"] / medians["batch"]},
+        "windows_per_second": BATCH_SIZE / medians["batch"],
+        "median_seconds": medians,
+        "all_seconds": seconds,
+        "work": {"networks": len(split), "tokens": layout.num_tokens, "token_dim": layout.token_dim},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and write a run record when asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=64, help="networks of the zoo")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args(argv)
+    tune_allocator()
+    record = RunRecord.start(seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure(arguments.models, arguments.rounds, Path(folder) / "zoo")
+    print(f"training step over batch: {results['ratios']['step_over_batch']:.1f} x")
+    if arguments.output:
+        record.finish(results).save(arguments.output)
+    return results
+
+
+if __name__ == "__main__":
+    main()

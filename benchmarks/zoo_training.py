@@ -1,0 +1,114 @@
+"""Training 128 CNN-s at once against a plain loop over networks: (images x networks) per second.
+
+    python benchmarks/zoo_training.py --output runs/benchmarks/zoo_training.json
+
+The plain loop has one module and one `torch.optim.Adam` per network: zero_grad, forward, backward, step. Both sides train the
+same networks on the same batches, in turn, in one process and under one allocator; medians over rounds. Random images of
+28x28 serve: the time does not depend on what they show. About two minutes on 2 cores.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from hf_sane.architectures.presets import cnn_s
+from hf_sane.core.allocator import tune_allocator
+from hf_sane.core.run_record import RunRecord
+from hf_sane.zoo.images import ImageData
+from hf_sane.zoo.networks import StackedNetworks
+from hf_sane.zoo.training import HyperParameters, train_stacked
+
+LEARNING_RATE = 1e-3
+
+
+def random_images(count: int) -> ImageData:
+    """A task of the shape of MNIST."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 1, 28, 28, generator=generator)
+    labels = torch.randint(10, (count,), generator=generator)
+    labels[:10] = torch.arange(10)
+    few = (images[:10], labels[:10])
+    return ImageData("random", images, labels, *few, *few, num_classes=10)
+
+
+def stacked_seconds(networks: StackedNetworks, data: ImageData, batch_size: int) -> float:
+    """One epoch of all networks at once."""
+    settings = HyperParameters.repeat(range(networks.num_models), learning_rate=LEARNING_RATE)
+    marks: list[float] = []
+    list(
+        train_stacked(
+            networks.config,
+            networks.tensors,
+            data,
+            settings,
+            epochs=2,
+            batch_size=batch_size,
+            train_evaluation_limit=10,
+            on_epoch=lambda _: marks.append(time.perf_counter()),
+        )
+    )
+    return marks[1] - marks[0]
+
+
+def plain_seconds(networks: StackedNetworks, data: ImageData, batch_size: int, count: int) -> float:
+    """One epoch of the first `count` networks, one after the other."""
+    models = [networks.model(index).train() for index in range(count)]
+    optimizers = [torch.optim.Adam(model.parameters(), lr=LEARNING_RATE) for model in models]
+    started = time.perf_counter()
+    for model, optimizer in zip(models, optimizers, strict=True):
+        order = torch.randperm(len(data.train_images))
+        for picked in order.split(batch_size):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(data.train_images[picked]).logits, data.train_labels[picked])
+            loss.backward()
+            optimizer.step()
+    return time.perf_counter() - started
+
+
+def measure(num_networks: int, num_plain: int, batch_size: int, batches: int, rounds: int) -> dict[str, Any]:
+    """Medians of both sides, per network."""
+    data = random_images(batch_size * batches)
+    networks = StackedNetworks.initialize(cnn_s(dropout=None), list(range(num_networks)))
+    seconds: dict[str, list[float]] = {"stacked": [], "plain": []}
+    for _ in range(rounds + 1):  # the first round allocates
+        seconds["stacked"].append(stacked_seconds(networks, data, batch_size) / num_networks)
+        seconds["plain"].append(plain_seconds(networks, data, batch_size, num_plain) / num_plain)
+    medians = {name: statistics.median(found[1:]) for name, found in seconds.items()}
+    images = batch_size * batches
+    return {
+        "ratios": {"stacked_over_plain": medians["plain"] / medians["stacked"]},
+        "images_times_networks_per_second": {name: images / value for name, value in medians.items()},
+        "seconds_per_network": seconds,
+        "work": {"networks": num_networks, "plain_networks": num_plain, "batch_size": batch_size, "batches": batches},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and write a run record when asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", type=int, default=128)
+    parser.add_argument("--plain-networks", type=int, default=32, help="networks that the plain loop trains")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=10, help="updates per round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args(argv)
+    tune_allocator()
+    record = RunRecord.start(seed=0)
+    results = measure(
+        arguments.networks, arguments.plain_networks, arguments.batch_size, arguments.batches, arguments.rounds
+    )
+    print(f"stacked over plain: {results['ratios']['stacked_over_plain']:.2f} x")
+    if arguments.output:
+        record.finish(results).save(arguments.output)
+    return results
+
+
+if __name__ == "__main__":
+    main()
