@@ -1,0 +1,35 @@
+"""Every benchmark runs on a small scale and writes a run record; nothing is timed here."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+SMALL = {
+    "alignment": "--networks 6 --loop-networks 2 --repeats 1",
+    "kde_sampling": "--tokens 30 --latent-dim 4 --anchors 5 --samples 3 --subset 4 --rounds 1",
+    "zoo_columns": "--networks 8 --rounds 1",
+    "zoo_loader": "--models 10 --rounds 1",
+    "zoo_training": "--networks 4 --plain-networks 2 --batches 1 --rounds 1",
+    "tokenization": "--rounds 1 --repeats 1",
+}
+# Too large for a test, or in need of files that are not in the repository.
+BY_HAND = {"pretraining_step", "released_resnets"}
+
+
+def test_every_benchmark_is_covered():
+    assert {path.stem for path in FOLDER.glob("*.py")} == SMALL.keys() | BY_HAND
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_runs_and_leaves_a_record(name, tmp_path):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    output = tmp_path / "record.json"
+    module.main([*SMALL[name].split(), "--output", str(output)])
+    record = json.loads(output.read_text())
+    assert record["results"]
+    assert {"command", "hardware", "versions", "allocator"} <= record.keys()
