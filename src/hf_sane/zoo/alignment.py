@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sane.core.chunking import tensors_from_tokens
 from hf_sane.core.matching import match_many
 from hf_sane.core.types import StateDict
 from hf_sane.zoo.alignment_record import Alignment
@@ -22,7 +21,7 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None) -> Zoo:
 
     As in SANE (arXiv:2406.09997): weight matching of git re-basin (arXiv:2209.04836) between a run's last epoch and the
     reference; that permutation serves all epochs of the run, so that its trajectory stays one. The reference is the first
-    training run at its last epoch. Unlike the released code, which stores aligned copies, only permutations are kept:
+    training run at its last epoch. Networks that are not finite (kept on request) stay as they are. Unlike the released code, which stores aligned copies, only permutations are kept:
     `aligned_tokens` and the window sampler apply them while reading.
 
     Args:
@@ -44,9 +43,10 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None) -> Zoo:
         parts = [split.select(split.column("architecture") == architecture) for split in finals.values()]
         parts = [part for part in parts if len(part)]
         spec = permutation_spec(parts[0].config(0))
-        target = parts[0].state_dict(0) if reference is None else reference
+        first = next((i for i in range(len(parts[0])) if parts[0].tokens(i).isfinite().all()), 0)
+        target = parts[0].state_dict(first) if reference is None else reference
         found = [_match(part, rows, target) for part in parts for rows in _pieces(part)]
-        references[architecture] = parts[0].run_ids[0] if reference is None else "given"
+        references[architecture] = parts[0].run_ids[first] if reference is None else "given"
         run_ids[architecture] = [run_id for part in parts for run_id in part.run_ids]
         permutations[architecture] = {axis: torch.cat([piece[axis] for piece in found]) for axis in spec.sizes}
     return zoo.with_alignment(Alignment(references, run_ids, permutations))
@@ -59,11 +59,17 @@ def _pieces(split: ZooSplit) -> list[np.ndarray]:
 
 
 def _match(split: ZooSplit, rows: np.ndarray, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`[len(rows), n]` per axis; networks that are not finite (kept on request) stay as they are."""
     part = split.select(rows)
     spec = permutation_spec(part.config(0))
-    tensors = tensors_from_tokens(part.stacked_tokens(), part.layout(0))
-    missing = {name: tensor for name, tensor in part.layout(0).template.items() if name not in spec.unmatched}
-    return match_many(spec, reference, tensors | {n: t.expand(len(part), *t.shape) for n, t in missing.items()})
+    tensors = part.stacked_tensors()
+    finite = torch.stack([tensor.reshape(len(part), -1).isfinite().all(dim=1) for tensor in tensors.values()]).all(
+        dim=0
+    )
+    permutations = spec.identity(len(part))
+    for axis, index in match_many(spec, reference, {name: tensor[finite] for name, tensor in tensors.items()}).items():
+        permutations[axis][finite] = index
+    return permutations
 
 
 def token_permutations(split: ZooSplit) -> TokenPermutations:
@@ -83,6 +89,8 @@ def token_permutations(split: ZooSplit) -> TokenPermutations:
 
 def aligned_tokens(split: ZooSplit) -> Tensor:
     """Raw tokens of all networks, each permuted onto the reference: `[M, N, D]` float32.
+
+    Templates are not permuted: with BatchNorm outside the tokens, aligned tokens do not decode to the same function.
 
     Raises:
         ValueError: If the zoo is not aligned, or the networks differ in layout or architecture.

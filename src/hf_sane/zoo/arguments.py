@@ -191,8 +191,8 @@ def seed_zoo(**settings: Any) -> ZooArguments:
 def hyperparameter_zoo(**settings: Any) -> ZooArguments:
     """A zoo of networks that differ in everything: wide in accuracy, made for probing.
 
-    Random per run: one of four initialisations, Adam or SGD, learning rate over a decade (five times that for SGD), weight decay 1e-4 to 1e-2,
-    dropout up to 0.2, 25 to 100 % of the data. `settings` are fields of [`ZooArguments`].
+    Random per run: one of four initialisations, Adam or SGD, learning rate over a decade (five times that for SGD),
+    weight decay 1e-4 to 1e-2, dropout up to 0.2, 25 to 100 % of the data. `settings` are fields of [`ZooArguments`].
     """
     defaults = {
         "initializations": ["uniform", "normal", "kaiming_uniform", "kaiming_normal"],

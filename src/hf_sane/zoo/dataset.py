@@ -149,13 +149,20 @@ class ZooSplit:
         """
         for name in ("layout", "architecture", "activation"):
             self._single(name)
-        layout = self.layout(0)
-        tensors = tensors_from_tokens(self.stacked_tokens(), layout)
+        return StackedNetworks(self.config(0), self.stacked_tensors())
+
+    def stacked_tensors(self) -> dict[str, Tensor]:
+        """All tensors of all networks, `{name: [M, *shape]}` in the order of the state dict; fresh memory.
+
+        Raises:
+            ValueError: If there are none, or they have several layouts.
+        """
+        tokens, layout = self.stacked_tokens(), self.layout(0)
+        tensors = tensors_from_tokens(tokens, layout)
         if layout.template:
             templates = [self.layout(i).template for i in range(len(self))]
             tensors |= {name: torch.stack([template[name] for template in templates]) for name in layout.template}
-        names = {name: layout.aliases.get(name, name) for name in layout.tensor_names}
-        return StackedNetworks(self.config(0), {name: tensors[source] for name, source in names.items()})
+        return {name: tensors[layout.aliases.get(name, name)] for name in layout.tensor_names}
 
     def _single(self, column: str) -> None:
         if not len(self):
