@@ -214,7 +214,8 @@ def library_run(config: SANEConfig, batches: RandomBatches, precision: str) -> t
 def plain_stepper(config: SANEConfig, batches: RandomBatches) -> Callable[[], Tensor]:
     """The plain fp32 loop: AdamW and OneCycleLR as PyTorch gives them."""
     torch.manual_seed(0)
-    model = PlainSANE(config).copy_from(SANEModel(config)).train()
+    source = SANEModel(config)  # drawn first: the same weights as the library's run
+    model = PlainSANE(config).copy_from(source).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=3e-9)
     arguments = PretrainArguments(zoo=["none"], output_dir="none", learning_rate=1e-4)
     scheduler = one_cycle(optimizer, arguments, 1000)

@@ -33,6 +33,25 @@ def zoo(seed: int = 0):
     return features, targets
 
 
+def test_with_runs_penalty_and_best_features_are_chosen_by_leaving_runs_out():
+    features, targets = zoo()
+    runs = {split: [f"{split}-{index // 5}" for index in range(count)] for split, count in COUNTS.items()}
+    table = probe_table(features, targets, runs=runs)
+    names = np.concatenate([runs["train"], runs["validation"]])
+    checked = 0
+    for kind, parts in features.items():
+        x = torch.cat([parts["train"], parts["validation"]])
+        y = np.concatenate([targets["epoch"]["train"], targets["epoch"]["validation"]])
+        probe = RidgeProbe.fit_runs(x, y, runs=names)
+        assert table["epoch"][kind].validation_r2 == pytest.approx(probe.validation_r2[0])
+        assert table["epoch"][kind].r2 == pytest.approx(probe.score(parts["test"], targets["epoch"]["test"])[0])
+        checked += 1
+    assert checked == 4
+    assert table["epoch"]["sane_best"].features == "sane_moments"
+    with pytest.raises(KeyError, match="'validation'"):
+        probe_table(features, targets, runs={"train": runs["train"]})
+
+
 def test_table_has_every_pair_and_the_scores_of_its_probe():
     features, targets = zoo()
     table = probe_table(features, targets)

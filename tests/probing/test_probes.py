@@ -6,6 +6,8 @@ from sklearn.metrics import r2_score
 
 from hf_sane.probing.probes import PENALTIES, RidgeProbe
 
+X, Y = torch.arange(12.0).view(6, 2).square(), torch.arange(6.0)
+
 
 def problem(num_networks: int, num_features: int, num_targets: int = 2, seed: int = 0):
     """Train and validation features with very different scales and offsets, targets partly linear in them."""
@@ -126,7 +128,68 @@ def test_load_names_what_is_missing(tmp_path):
         RidgeProbe.from_pretrained(tmp_path)
 
 
-X, Y = torch.arange(12.0).view(6, 2).square(), torch.arange(6.0)
+def refitted_without(run, features, targets, runs, penalty):
+    """A ridge regression that never sees a run, on the scale and with the penalty of the whole."""
+    x, y = features.double(), targets.double()
+    x = (x - x.mean(0)) / x.std(0, unbiased=False)
+    kept = [index for index, name in enumerate(runs) if name != run]
+    reference = Ridge(alpha=penalty * len(x)).fit(x[kept].numpy(), y[kept].numpy())
+    left = [index for index, name in enumerate(runs) if name == run]
+    return left, reference.predict(x[left].numpy())
+
+
+@pytest.mark.parametrize("num_features", [3, 100])
+@pytest.mark.parametrize("penalty", [1e-4, 0.1])
+def test_left_out_runs_are_predicted_as_by_refits_without_them(num_features, penalty):
+    x, y = problem(30, num_features)[0]
+    runs = ["a"] * 7 + ["b"] * 7 + ["c"] * 9 + ["d"] + ["e"] * 6
+    probe = RidgeProbe.fit_runs(x, y, runs=runs, penalties=[penalty])
+    predicted = np.full((30, 2), np.nan)
+    for run in set(runs):
+        left, values = refitted_without(run, x, y, runs, penalty)
+        predicted[left] = values
+    expected = r2_score(y.double().numpy(), predicted, multioutput="raw_values")
+    np.testing.assert_allclose(probe.validation_r2, expected, rtol=1e-6, atol=1e-6)
+    whole = fit((x, y), (x, y), penalties=[penalty])
+    torch.testing.assert_close(probe.weight, whole.weight)  # the final probe is fitted on all networks
+
+
+def test_runs_are_left_out_whole():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(10, 30, generator=generator).repeat_interleave(6, dim=0)  # a run's networks are alike ...
+    y = torch.randn(10, generator=generator).repeat_interleave(6)  # ... and knowing one gives the others away
+    x += 0.01 * torch.randn(x.shape, generator=generator)
+    by_run = RidgeProbe.fit_runs(x, y, runs=np.arange(10).repeat(6))
+    by_network = RidgeProbe.fit_runs(x, y, runs=np.arange(60))
+    assert by_network.validation_r2[0] > 0.9
+    assert by_run.validation_r2[0] < 0.3
+
+
+def test_each_property_gets_the_penalty_that_is_best_on_left_out_runs():
+    x, y = problem(40, 60, num_targets=3)[0]
+    y[:, 2] = torch.randn(40, generator=torch.Generator().manual_seed(1))
+    runs = np.arange(40) // 4
+    scores = torch.tensor([RidgeProbe.fit_runs(x, y, runs=runs, penalties=[p]).validation_r2 for p in PENALTIES])
+    probe = RidgeProbe.fit_runs(x, y, runs=runs)
+    assert probe.validation_r2 == pytest.approx(scores.max(dim=0).values.tolist())
+    assert probe.penalties[2] > max(probe.penalties[:2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"runs": ["a"] * 6}, r"two runs at least, got 6 names of 1 run\(s\); with a single run use fit"),
+        ({"runs": ["a", "b"]}, "expected the run of each of 6 networks, two runs at least, got 2 names of 2"),
+        ({"features": X * torch.nan}, "probed features are not finite for networks"),
+        ({"targets": torch.ones(6)}, r"targets of properties \[0\] are all equal"),
+        ({"penalties": [-1.0]}, "expected positive penalties"),
+        ({"names": ["a", "b"]}, "got 2 names for 1 properties"),
+    ],
+)
+def test_fit_runs_errors(changes, message):
+    settings = {"features": X, "targets": Y, "runs": [0, 0, 1, 1, 2, 2], **changes}
+    with pytest.raises(ValueError, match=message):
+        RidgeProbe.fit_runs(settings.pop("features"), settings.pop("targets"), **settings)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def probe(
     features = zoo_features(*load_sane(sane, revision), population, options, aligned=aligned)
     if output is not None:
         new_folder(output)
-    table = probe_table(features, targets)
+    table = probe_table(features, targets, runs={key: split.run_ids for key, split in population.splits.items()})
     for metric, title in METRICS.items():
         typer.echo(f"{title} on test networks")
         rows = [[kind, *(getattr(table[name][kind], metric) for name in wanted)] for kind in table[wanted[0]]]

@@ -41,7 +41,7 @@ def probe_zoo(model: SANEModel, extractor: SANEFeatureExtractor, zoo: Zoo) -> tu
         for pooling, values in embed_networks(model, extractor, layout, raw, poolings=POOLINGS).items():
             features.setdefault(f"sane_{pooling}", {})[name] = values
     targets = {p: {name: zoo.splits[name].column(p).astype(np.float64) for name in SPLITS} for p in PROPERTIES}
-    table = probe_table(features, targets)
+    table = probe_table(features, targets, runs={name: zoo.splits[name].run_ids for name in SPLITS})
     details = {p: {name: result.to_dict() for name, result in row.items()} for p, row in table.items()}
     return details, {name: values["test"] for name, values in features.items()}
 

@@ -163,7 +163,8 @@ SANE sees each test network once and writes it again. R2 is over real weights; w
 
 ## What embeddings know
 
-Ridge probes on the hyper-parameter zoo: penalty and pooling chosen on validation networks, figures on test networks.
+Ridge probes on the hyper-parameter zoo, fitted on training and validation networks: penalty and pooling chosen by leaving out
+one training run at a time, figures on test networks.
 
 {probe_markdown(results["probe_details"])}
 

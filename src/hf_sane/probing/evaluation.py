@@ -13,6 +13,7 @@ from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 from hf_sane.probing.probes import PENALTIES, RidgeProbe, Values
 
 SPLITS = ("train", "validation", "test")
+FITTED = ("train", "validation")
 BEST = "sane_best"
 
 ProbeTable = dict[str, dict[str, "ProbeResult"]]
@@ -27,7 +28,8 @@ class ProbeResult:
         r2: On test networks.
         kendall_tau: On test networks; 0 when the probe predicts one value for all.
         mae: Mean absolute error on test networks, in units of the property.
-        validation_r2: R2 on the validation networks, by which penalty and best features are chosen.
+        validation_r2: R2 by which penalty and best features are chosen: on the validation networks, or with runs given on
+            every run of the training and validation networks when it is left out.
         penalty: Ridge penalty chosen.
         num_features: Features per network.
     """
@@ -49,17 +51,20 @@ def probe_table(
     features: Mapping[str, Mapping[str, Values]],
     targets: Mapping[str, Mapping[str, Values]],
     *,
+    runs: Mapping[str, Sequence[object] | np.ndarray] | None = None,
     best_prefix: str = "sane_",
     penalties: Sequence[float] = PENALTIES,
 ) -> ProbeTable:
     """Fit a ridge probe for every pair of property and features.
 
     Training networks fit the probe, validation networks choose its penalty and, among the features whose name starts with
-    `best_prefix`, the best for each property; test networks are only scored.
+    `best_prefix`, the best for each property; test networks are only scored. With `runs`, training and validation
+    networks do both, by leaving out one run at a time: see [`RidgeProbe.fit_runs`]. It serves all features alike.
 
     Args:
         features: `{name: {split: [M_split, F]}}` with the splits `train`, `validation` and `test`.
         targets: `{property: {split: [M_split]}}`, networks in the same order.
+        runs: `{split: [M_split]}`, the training run of each training and validation network.
         best_prefix: Features that compete for the row `sane_best`; there is none if no name has the prefix.
         penalties: Candidates, see [`RidgeProbe.fit`].
 
@@ -69,7 +74,7 @@ def probe_table(
     Raises:
         ValueError: Without features or properties, or if shapes do not fit, values are not finite, or test targets are
             all equal.
-        KeyError: If a split is missing.
+        KeyError: If a split is missing, of features, targets or runs.
     """
     if not features or not targets:
         raise ValueError(
@@ -81,14 +86,7 @@ def probe_table(
     stacked = {split: torch.stack([_column(parts[split]) for parts in targets.values()], dim=1) for split in SPLITS}
     table: ProbeTable = {name: {} for name in targets}
     for kind, parts in features.items():
-        probe = RidgeProbe.fit(
-            parts["train"],
-            stacked["train"],
-            validation_features=parts["validation"],
-            validation_targets=stacked["validation"],
-            penalties=penalties,
-            names=list(targets),
-        )
+        probe = _fitted(parts, stacked, runs, penalties, list(targets))
         predictions = probe.predict(parts["test"]).numpy()
         if len(predictions) != len(stacked["test"]):
             raise ValueError(
@@ -109,6 +107,32 @@ def probe_table(
         if rivals := [result for kind, result in row.items() if kind.startswith(best_prefix)]:
             row[BEST] = replace(max(rivals, key=lambda result: result.validation_r2))
     return table
+
+
+def _fitted(
+    features: Mapping[str, Values],
+    targets: Mapping[str, torch.Tensor],
+    runs: Mapping[str, Sequence[object] | np.ndarray] | None,
+    penalties: Sequence[float],
+    names: Sequence[str],
+) -> RidgeProbe:
+    if runs is None:
+        return RidgeProbe.fit(
+            features["train"],
+            targets["train"],
+            validation_features=features["validation"],
+            validation_targets=targets["validation"],
+            penalties=penalties,
+            names=names,
+        )
+    parts = [torch.as_tensor(features[split]).double().cpu() for split in FITTED]
+    return RidgeProbe.fit_runs(
+        torch.cat(parts),
+        torch.cat([targets[split] for split in FITTED]),
+        runs=np.concatenate([np.asarray(runs[split]) for split in FITTED]),
+        penalties=penalties,
+        names=names,
+    )
 
 
 def _column(values: Values) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Linear probes: closed-form ridge regression whose penalty is chosen on validation networks."""
+"""Linear probes: closed-form ridge regression whose penalty is chosen on networks that it was not fitted on."""
 
 import json
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class RidgeProbe:
         weight: `[F, T]`, one column per property.
         intercept: `[T]`.
         penalties: Penalty chosen for each property, `T` of them.
-        validation_r2: R2 on the validation networks with that penalty, for each property.
+        validation_r2: R2 with that penalty on the networks it was chosen on, for each property.
         names: Of the properties, for files; may be empty.
     """
 
@@ -80,24 +80,71 @@ class RidgeProbe:
                 f"training has {train_x.shape[1]} features and {train_y.shape[1]} properties, validation "
                 f"{valid_x.shape[1]} and {valid_y.shape[1]}; embed both splits the same way"
             )
-        if not len(penalties) or min(penalties) <= 0:
-            raise ValueError(f"expected positive penalties, and one at least, got {list(penalties)}")
-        if names and len(names) != train_y.shape[1]:
-            raise ValueError(f"got {len(names)} names for {train_y.shape[1]} properties")
-        if constant := (valid_y == valid_y[:1]).all(dim=0).nonzero().flatten().tolist():
-            raise ValueError(
-                f"the validation targets of properties {[names[i] if names else i for i in constant]} are all equal: no "
-                "penalty can be chosen; use more validation networks, or leave the property out"
-            )
-        mean, scale = train_x.mean(dim=0), train_x.std(dim=0, unbiased=False)
-        scale = torch.where(scale > 1e-12 * mean.abs(), scale, 1.0)
+        _check_choices(valid_y, penalties, names)
+        mean, scale = _moments(train_x)
         intercept = train_y.mean(dim=0)
-        x = (train_x - mean) / scale
-        path = _RidgePath(x, train_y - intercept)
+        path = _RidgePath((train_x - mean) / scale, train_y - intercept)
         candidates = torch.tensor(sorted(penalties, reverse=True), dtype=torch.float64)
         predictions = path.predict((valid_x - mean) / scale, candidates) + intercept  # [P, V, T]
-        spread = (valid_y - valid_y.mean(dim=0)).square().sum(dim=0)
-        r2 = 1 - (predictions - valid_y).square().sum(dim=1) / spread  # [P, T]
+        return cls._chosen(path, mean, scale, intercept, candidates, predictions - valid_y, valid_y, names)
+
+    @classmethod
+    def fit_runs(
+        cls,
+        features: Values,
+        targets: Values,
+        *,
+        runs: Sequence[object] | np.ndarray,
+        penalties: Sequence[float] = PENALTIES,
+        names: Sequence[str] = (),
+    ) -> "RidgeProbe":
+        """Fit on all given networks; choose the penalty by predicting each training run from all other runs.
+
+        Leave-one-run-out: checkpoints of one run resemble each other, so a run is left out whole. No refit is needed: with
+        the hat matrix `H_lambda = 1 1^T / M + X (X^T X + M lambda I)^-1 X^T` and the residuals `r = Y - H Y`, the errors
+        of a run `g` under a probe fitted without it are `(I - H_gg)^-1 r_g`, exactly, for the same `M lambda` and the same
+        centre and scale of the features. With few validation runs this chooses better than one split does.
+
+        Args:
+            features: `[M, F]`, of training and validation networks together.
+            targets: `[M]` for one property or `[M, T]`.
+            runs: `[M]`, the training run that each network comes from; two runs at least.
+            penalties: Candidates for `lambda`, > 0.
+            names: Of the properties.
+
+        Raises:
+            ValueError: As for [`fit`], and if there are fewer than two runs or not one run name per network.
+        """
+        x, y = _pair(features, targets, "probed")
+        members = np.unique(np.asarray(runs), return_inverse=True)[1]
+        if members.ndim != 1 or len(members) != len(x) or members.max() == 0:
+            raise ValueError(
+                f"expected the run of each of {len(x)} networks, two runs at least, got {len(members)} names of "
+                f"{members.max() + 1} run(s); with a single run use fit() and validation networks"
+            )
+        _check_choices(y, penalties, names)
+        mean, scale = _moments(x)
+        intercept = y.mean(dim=0)
+        path = _RidgePath((x - mean) / scale, y - intercept)
+        candidates = torch.tensor(sorted(penalties, reverse=True), dtype=torch.float64)
+        errors = path.left_out_errors(torch.from_numpy(members), candidates)  # [P, M, T]
+        return cls._chosen(path, mean, scale, intercept, candidates, errors, y, names)
+
+    @classmethod
+    def _chosen(
+        cls,
+        path: "_RidgePath",
+        mean: Tensor,
+        scale: Tensor,
+        intercept: Tensor,
+        candidates: Tensor,
+        errors: Tensor,
+        wanted: Tensor,
+        names: Sequence[str],
+    ) -> "RidgeProbe":
+        """The probe whose penalty has the smallest errors `[P, V, T]` on targets `[V, T]`, for each property."""
+        spread = (wanted - wanted.mean(dim=0)).square().sum(dim=0)
+        r2 = 1 - errors.square().sum(dim=1) / spread  # [P, T]
         best = r2.argmax(dim=0)
         return cls(
             mean=mean,
@@ -177,6 +224,25 @@ class RidgeProbe:
         )
 
 
+def _check_choices(wanted: Tensor, penalties: Sequence[float], names: Sequence[str]) -> None:
+    """Penalties are positive, names complete, and the targets `[V, T]` that penalties are chosen on differ."""
+    if not len(penalties) or min(penalties) <= 0:
+        raise ValueError(f"expected positive penalties, and one at least, got {list(penalties)}")
+    if names and len(names) != wanted.shape[1]:
+        raise ValueError(f"got {len(names)} names for {wanted.shape[1]} properties")
+    if constant := (wanted == wanted[:1]).all(dim=0).nonzero().flatten().tolist():
+        raise ValueError(
+            f"the validation targets of properties {[names[i] if names else i for i in constant]} are all equal: no "
+            "penalty can be chosen; use more validation networks, or leave the property out"
+        )
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation `[F]` of features `[M, F]`; 1 where a feature is constant."""
+    mean, scale = x.mean(dim=0), x.std(dim=0, unbiased=False)
+    return mean, torch.where(scale > 1e-12 * mean.abs(), scale, 1.0)
+
+
 def _pair(features: Values, targets: Values, which: str) -> tuple[Tensor, Tensor]:
     """Features `[M, F]` and targets `[M, T]` in float64, checked."""
     x, y = torch.as_tensor(features).double().cpu(), torch.as_tensor(targets).double().cpu()
@@ -204,6 +270,8 @@ class _RidgePath:
         right_side = (y if self.dual else x.T @ y) / num_networks
         self.coordinates = vectors.T @ right_side  # [r, T]
         self.basis = x.T @ vectors if self.dual else vectors  # [F, r]
+        self.columns = vectors if self.dual else x @ vectors  # [M, r]
+        self.y = y
 
     def predict(self, x: Tensor, penalties: Tensor) -> Tensor:
         """`x` `[V, F]` and penalties `[P]` to `[P, V, T]`."""
@@ -213,3 +281,26 @@ class _RidgePath:
     def weights(self, penalties: Tensor) -> Tensor:
         """`[F, T]`, one penalty per property."""
         return self.basis @ (self.coordinates / (self.values[:, None] + penalties))
+
+    def left_out_errors(self, members: Tensor, penalties: Tensor) -> Tensor:
+        """Prediction minus target of every network when its run is left out, for penalties `[P]`: `[P, M, T]`.
+
+        Args:
+            members: `[M]`, index of the run of each network.
+            penalties: `[P]`.
+        """
+        num_networks = len(self.columns)
+        shrink = 1 / (self.values + penalties[:, None])  # [P, r]
+        weights = shrink * self.values if self.dual else shrink / num_networks  # H = columns diag(weights) columns^T
+        residuals = self.y - self.columns @ (weights[..., None] * (self.columns.T @ self.y))  # [P, M, T]
+        errors = torch.empty_like(residuals)
+        sizes = members.bincount()
+        order = members.argsort(stable=True).split(sizes.tolist())
+        for size in sizes.unique().tolist():  # runs of one length go together
+            places = torch.stack([run for run in order if len(run) == size])  # [G, s]
+            of_runs = self.columns[places]  # [G, s, r]
+            for index, weight in enumerate(weights):
+                hat = (of_runs * weight) @ of_runs.mT + 1 / num_networks  # [G, s, s]
+                left = torch.eye(size, dtype=hat.dtype) - hat
+                errors[index, places] = -torch.linalg.solve(left, residuals[index, places])
+        return errors
