@@ -12,6 +12,7 @@ where bf16 products are emulated.
 
 import argparse
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -233,6 +234,18 @@ def plain_stepper(config: SANEConfig, batches: RandomBatches) -> Callable[[], Te
     return step
 
 
+def time_shares(step: Callable[[], Tensor]) -> dict[str, float]:
+    """Shares of one step's time by kind of work, as PyTorch's profiler sees them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    kinds = {"products": r"::(mm|addmm|bmm|baddbmm)$", "attention": "attention", "gelu": "gelu", "adamw": "adamw"}
+    return {
+        kind: sum(time for name, time in times.items() if re.search(pattern, name)) / sum(times.values())
+        for kind, pattern in kinds.items()
+    }
+
+
 def measure(repeats: int) -> dict[str, Any]:
     """Run all variants in turn."""
     config = SANEConfig(
@@ -281,9 +294,11 @@ def measure(repeats: int) -> dict[str, Any]:
         "ours_fp32_loss_over_plain": results["ours_fp32"]["last_loss"] / plain["last_loss"],
         "ours_bf16_loss_over_plain": results["ours_bf16"]["last_loss"] / plain["last_loss"],
     }
+    ratios["largest_loss_difference"] = max(abs(ratio - 1) for name, ratio in ratios.items() if "_loss_" in name)
     return {
         "ratios": ratios,
         "steps": results,
+        "time_shares_of_ours_fp32": time_shares(fp32.train_step),
         "product_gflops": {name: rate / 1e9 for name, rate in rates.items()},
         "matrix_parameters": parameters,
         "tokens_per_step": tokens,

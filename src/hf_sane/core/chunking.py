@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hf_sane.core.layout import LayerSpec, Layout
+from hf_sane.core.layout import Layout, Place
 
 # Per layer (scale, shift): every weight `w` becomes `scale * w + shift` on its way, in the same pass over memory.
 Affine = Sequence[tuple[float, float]]
@@ -44,12 +44,13 @@ def tokens_from_tensors(
     if torch.is_grad_enabled() and any(tensors[spec.name].requires_grad for spec in specs):
         return _recorded(tensors, layout, batch, dtype, affine)
     tokens = torch.empty(*batch, layout.num_tokens, layout.token_dim, dtype=dtype, device=first.device)
-    for index, (layer, part) in enumerate(zip(layout.layers, layout.token_slices, strict=True)):
-        rows, fan_in = _content(tokens[..., part, :], layer, layout, batch)
-        sides = [rows[..., :fan_in], rows[..., fan_in : fan_in + _bias_columns(layer, layout)]]
-        for spec, side in zip(layer.tensors, sides, strict=False):
-            _transfer(side, tensors[spec.name].detach().reshape(side.shape), None if affine is None else affine[index])
-        rows[..., fan_in + _bias_columns(layer, layout) :] = 0
+    changes = _changes(affine, layout, tokens)
+    with torch.no_grad():
+        for place in layout.paddings:
+            _view(tokens, place).zero_()
+        for place in layout.places:
+            side = _view(tokens, place)
+            _transfer(side, tensors[place.name].reshape(side.shape), changes[place.layer])
     return tokens
 
 
@@ -78,45 +79,52 @@ def tensors_from_tokens(
     batch = tokens.shape[:-2]
     recorded = tokens.requires_grad and torch.is_grad_enabled()
     tensors = {}
-    for index, (layer, part) in enumerate(zip(layout.layers, layout.token_slices, strict=True)):
-        rows, fan_in = _content(tokens[..., part, :], layer, layout, batch)
-        sides = [rows[..., :fan_in], rows[..., fan_in : fan_in + _bias_columns(layer, layout)]]
-        for spec, side in zip(layer.tensors, sides, strict=False):
-            dtype = getattr(torch, spec.dtype) if cast else tokens.dtype
-            if recorded:
-                scale, shift = affine[index] if affine else (1.0, 0.0)
-                tensors[spec.name] = (
-                    (side * scale + shift if affine else side).reshape((*batch, *spec.shape)).to(dtype)
-                )
-                continue
-            target = torch.empty(side.shape, dtype=tokens.dtype if affine else dtype, device=tokens.device)
-            _transfer(target, side, None if affine is None else affine[index])
-            tensors[spec.name] = target.view((*batch, *spec.shape)).to(dtype)
+    if tokens.stride()[-2:] != (layout.token_dim, 1):
+        tokens = tokens.contiguous()
+    changes = _changes(affine, layout, tokens)
+    dtypes = {spec.name: getattr(torch, spec.dtype) for layer in layout.layers for spec in layer.tensors}
+    shapes = {spec.name: (*batch, *spec.shape) for layer in layout.layers for spec in layer.tensors}
+    for place in layout.places:
+        side, dtype = _view(tokens, place), dtypes[place.name] if cast else tokens.dtype
+        if recorded:
+            scale, shift = affine[place.layer] if affine else (1.0, 0.0)
+            values = side * scale + shift if affine else side
+            tensors[place.name] = values.reshape(shapes[place.name]).to(dtype)
+            continue
+        target = torch.empty(side.shape, dtype=tokens.dtype if affine else dtype, device=tokens.device)
+        _transfer(target, side, changes[place.layer])
+        tensors[place.name] = target.view(shapes[place.name]).to(dtype)
     return tensors
 
 
-def _bias_columns(layer: LayerSpec, layout: Layout) -> int:
-    """How many scalars the bias adds to a row (`rowwise`) or to the flattened layer (`dense`)."""
-    if layer.bias is None:
-        return 0
-    return 1 if layout.token_layout == "rowwise" else layer.bias.numel
+def _view(tokens: Tensor, place: Place) -> Tensor:
+    """The scalars of tokens `[*batch, N, D]` at a place, as `[*batch, rows, columns]`."""
+    if tokens.requires_grad and torch.is_grad_enabled():
+        # The gradient of a strided view is as large as its whole storage, for every tensor again.
+        rows = tokens.flatten(-2).narrow(-1, place.start, place.shape[0] * place.stride)
+        return rows.unflatten(-1, (place.shape[0], place.stride)).narrow(-1, place.column, place.shape[1])
+    return tokens.as_strided(
+        (*tokens.shape[:-2], *place.shape),
+        (*tokens.stride()[:-2], place.stride, 1),
+        tokens.storage_offset() + place.start + place.column,
+    )
 
 
-def _content(tokens: Tensor, layer: LayerSpec, layout: Layout, batch: Sequence[int]) -> tuple[Tensor, int]:
-    """A layer's tokens `[*batch, n, D]` as rows that hold `[weight | bias | padding]`, and where the weight ends."""
-    if layout.token_layout == "rowwise":
-        return tokens.view(*batch, layer.channels, -1), layer.weight.numel // layer.channels
-    return tokens.view(*batch, -1), layer.weight.numel
+def _changes(affine: Affine | None, layout: Layout, tokens: Tensor) -> list[tuple[float, Tensor] | None]:
+    """Scale and shift of each layer as `_transfer` wants them; `None` where nothing changes."""
+    if affine is None:
+        return [None] * len(layout.layers)
+    shifts = tokens.new_tensor([shift for _, shift in affine]).unbind()
+    return [None if pair == (1.0, 0.0) else (pair[0], shift) for pair, shift in zip(affine, shifts, strict=True)]
 
 
-def _transfer(target: Tensor, source: Tensor, affine: tuple[float, float] | None) -> None:
+def _transfer(target: Tensor, source: Tensor, change: tuple[float, Tensor] | None) -> None:
     """`target = scale * source + shift` in one pass."""
-    if affine is None or affine == (1.0, 0.0):
+    if change is None:
         target.copy_(source)
         return
-    scale, shift = affine
     values = source if source.dtype == target.dtype else source.to(target.dtype)
-    torch.add(target.new_tensor(shift), values, alpha=scale, out=target)
+    torch.add(change[1], values, alpha=change[0], out=target)
 
 
 def _recorded(

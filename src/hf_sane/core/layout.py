@@ -67,12 +67,12 @@ class LayerSpec:
     @property
     def row_length(self) -> int:
         """Scalars per row, bias included."""
-        return self.num_weights // self.channels
+        return math.prod(self.weight.shape[1:]) + (self.bias is not None)
 
     @property
     def num_weights(self) -> int:
         """Scalars, bias included."""
-        return sum(tensor.numel for tensor in self.tensors)
+        return self.channels * self.row_length
 
     def num_tokens(self, token_layout: TokenLayout, token_dim: int) -> int:
         """Tokens that the layer takes."""
@@ -159,7 +159,7 @@ class Layout:
             template={n: state_dict[n].detach().clone() for n in state_dict if n in in_template and n not in aliases},
         )
 
-    @property
+    @cached_property
     def _geometry(self) -> "_Geometry":
         return _geometry(self.token_layout, self.token_dim, self.layers)
 
@@ -187,6 +187,16 @@ class Layout:
     def weight_mask(self) -> Tensor:
         """`[N, D]` bool, `True` where a real weight sits. Shared between networks of one structure: read-only."""
         return self._geometry.weight_mask
+
+    @property
+    def places(self) -> "tuple[Place, ...]":
+        """Where each tensor sits in the tokens, in the order of the layers."""
+        return self._geometry.places
+
+    @property
+    def paddings(self) -> "tuple[Place, ...]":
+        """The parts of the tokens that hold no weight."""
+        return self._geometry.paddings
 
     @property
     def layer_index(self) -> Tensor:
@@ -260,6 +270,27 @@ class Layout:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A rectangle in the flattened tokens of a network: where one tensor, or the padding of a layer, sits.
+
+    Attributes:
+        name: Of the tensor; empty for padding.
+        layer: Index of its layer.
+        shape: `(rows, columns)`; the tensor holds the same scalars in the same order.
+        stride: Scalars from one row to the next.
+        start: Scalars before the first row of the layer.
+        column: Scalars of a row before the rectangle.
+    """
+
+    name: str
+    layer: int
+    shape: tuple[int, int]
+    stride: int
+    start: int
+    column: int
+
+
 @dataclass(frozen=True)
 class _Geometry:
     """What follows from the layers alone; computed once for all networks of a structure."""
@@ -267,6 +298,8 @@ class _Geometry:
     token_slices: tuple[slice, ...]
     weight_mask: Tensor
     positions: Tensor
+    places: tuple[Place, ...]
+    paddings: tuple[Place, ...]
 
 
 @lru_cache(maxsize=32)
@@ -284,7 +317,22 @@ def _geometry(token_layout: TokenLayout, token_dim: int, layers: tuple[LayerSpec
             mask[tokens].view(-1)[: layer.num_weights] = True
             channels[tokens] = torch.arange(count)
     layer_index = torch.repeat_interleave(torch.arange(len(layers)), torch.tensor(counts))
-    return _Geometry(slices, mask, torch.stack([torch.arange(ends[-1]), layer_index, channels], dim=1))
+    positions = torch.stack([torch.arange(ends[-1]), layer_index, channels], dim=1)
+    places: list[Place] = []
+    for index, (layer, tokens, count) in enumerate(zip(layers, slices, counts, strict=True)):
+        rows = layer.channels if token_layout == "rowwise" else 1
+        stride, column = count * token_dim // rows, 0  # rows hold [weight | bias | padding]
+        for name, numel in [*((spec.name, spec.numel) for spec in layer.tensors), ("", -1)]:
+            width = numel // rows if name else stride - column
+            places.append(Place(name, index, (rows, width), stride, tokens.start * token_dim, column))
+            column += width
+    return _Geometry(
+        slices,
+        mask,
+        positions,
+        tuple(place for place in places if place.name),
+        tuple(place for place in places if not place.name and place.shape[1]),
+    )
 
 
 def _spec(entry: Mapping[str, Any]) -> TensorSpec:
