@@ -167,10 +167,10 @@ def median_seconds(function: Callable[[], Any], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def product_rates(repeats: int) -> dict[str, float]:
-    """FLOP/s of the step's own matrix shapes, per dtype; the largest counts as the machine's rate."""
+def product_rates(repeats: int, *dtypes: torch.dtype) -> dict[str, float]:
+    """FLOP/s of the step's own matrix shapes, per dtype; the largest counts as the machine's rate at that moment."""
     rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes:
         for rows, inner, columns in (
             (2048, 2048, 2048),
             (2 * BATCH * WINDOW, 512, 2048),
@@ -260,7 +260,7 @@ def measure(repeats: int) -> dict[str, Any]:
     fp32, model = library_run(config, batches, "no")
     parameters = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
     tokens = 2 * BATCH * WINDOW
-    rates = product_rates(max(repeats, 5))
+    rates = product_rates(max(repeats, 5), torch.float32, torch.bfloat16)
     fp32_rate = max(rate for name, rate in rates.items() if name.startswith("float32"))
     bf16, _ = library_run(config, batches, "bf16")
     variants = {
@@ -270,18 +270,21 @@ def measure(repeats: int) -> dict[str, Any]:
     }
     results: dict[str, Any] = {}
     for name, step in variants.items():
-        seconds, losses = [], []
+        seconds, losses, shares = [], [], []
         for _ in range(repeats + 1):
+            # Beside each step, since a shared machine is not equally fast all the time.
+            product_rate = max(product_rates(max(repeats, 5), torch.float32).values())
             started = time.perf_counter()
             losses.append(step().item())
             seconds.append(time.perf_counter() - started)
+            shares.append(6 * parameters * tokens / seconds[-1] / product_rate)
         middle = statistics.median(seconds[1:])  # the first step allocates
         flops = 6 * parameters * tokens / middle
         results[name] = {
             "seconds": middle,
             "tokens_per_second": tokens / middle,
             "gflops": flops / 1e9,
-            "share_of_fp32_products": flops / fp32_rate,
+            "share_of_fp32_products": statistics.median(shares[1:]),
             "last_loss": losses[-1],
         }
         print(f"{name}: {middle:.2f} s, {flops / 1e9:.0f} GFLOP/s, loss {losses[-1]:.5f}", flush=True)
