@@ -49,7 +49,7 @@ def measure(token_layout: str, normalization: str, *, rounds: int, repeats: int)
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Run, print, and on request save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)
