@@ -1,6 +1,5 @@
 """Publishing and loading through unmodified Hub clients, against a Hub on the loopback interface."""
 
-import os
 import subprocess
 import sys
 
@@ -74,25 +73,17 @@ def folder(tmp_path):
 
 
 def test_everything_survives_the_way_to_the_hub_and_back(folder, tiny_zoo_folder, tmp_path):
-    with run_hub() as (address, repositories):
-        environment = os.environ | {
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_TOKEN": "hf_test",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_OFFLINE": "0",
-        }
+    with run_hub() as hub:
         ran = subprocess.run(
             [sys.executable, "-c", CLIENT, str(folder), str(tiny_zoo_folder)],
             capture_output=True,
             text=True,
-            env=environment,
+            env=hub.environment(tmp_path / "home"),
             stdin=subprocess.DEVNULL,
             check=False,
         )
     assert ran.returncode == 0, ran.stderr
     assert "all came back" in ran.stdout
-    assert len(repositories["models", "someone/sane"].titles) == 2  # the initial commit, and ours with the card
-    assert "README.md" in repositories["models", "someone/sane"].files
-    assert "README.md" in repositories["datasets", "someone/zoo"].files
+    assert len(hub.repositories["models", "someone/sane"].titles) == 2  # the initial commit, and ours with the card
+    assert "README.md" in hub.repositories["models", "someone/sane"].files
+    assert "README.md" in hub.repositories["datasets", "someone/zoo"].files
