@@ -68,6 +68,8 @@ def zoo(zoo_folder):
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
+    """Nothing of another test's accelerator is left, which the processes of this file's would inherit."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -197,7 +199,8 @@ def work_on_two_processes(folder, zoo_folder, name, stop_after, resume):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_two_processes_train_together_and_resume_to_the_last_bit(tmp_path, zoo_folder):
+def test_two_processes_train_together_and_resume_to_the_last_bit(tmp_path, zoo_folder, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # Accelerate warns where it is not set
     for name, stop_after, resume in (("whole", None, False), ("cut", 3, False), ("cut", None, True)):
         debug_launcher(
             work_on_two_processes, (str(tmp_path), str(zoo_folder), name, stop_after, resume), num_processes=2
