@@ -12,7 +12,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from hf_sane.demo.report import markdown_table, readme_block
+from hf_sane.demo.report import readme_block
+from hf_sane.hub.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,7 +119,9 @@ CLAIMS = (
 
 def performance_block(folder: Path) -> str:
     """The table of docs/performance.md, and what limits the pre-training step."""
-    table = markdown_table(["work", "wanted", "measured", "record"], [claim.row(folder) for claim in CLAIMS])
+    table = markdown_table(
+        ["work", "wanted", "measured", "record"], [claim.row(folder) for claim in CLAIMS], numbers=True
+    )
     step = json.loads((folder / "pretraining_step.json").read_text(encoding="utf-8"))
     results, ratios = step["results"], step["results"]["ratios"]
     shares = results["time_shares_of_ours_fp32"]

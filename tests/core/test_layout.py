@@ -148,3 +148,11 @@ def test_a_network_without_weights_is_refused(state_dict):
 def test_spec_counts_scalars():
     assert TensorSpec.of("w", torch.zeros(2, 3, dtype=torch.bfloat16)) == TensorSpec("w", (2, 3), "bfloat16")
     assert TensorSpec.of("w", torch.zeros(())).numel == 1
+
+
+def test_positions_are_real_even_where_networks_are_made_on_the_meta_device():
+    with torch.device("meta"):
+        layout = Layout.from_state_dict({"a.weight": torch.empty(5, 7)}, token_dim=3)
+        positions = layout.positions
+    assert positions.device.type == layout.weight_mask.device.type == "cpu"
+    assert positions[:, 0].tolist() == list(range(layout.num_tokens))

@@ -7,7 +7,6 @@ from hf_sane.demo.report import (
     Goal,
     goals,
     goals_markdown,
-    markdown_table,
     probe_markdown,
     render_report,
     sampling_markdown,
@@ -85,7 +84,6 @@ def test_strict_goals_want_more():
 
 
 def test_tables(record):
-    assert markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
     table = sampling_markdown(record["sampling"])
     assert len(table.splitlines()) == 2 + len(METHOD_TITLES)
     assert "| SANE, subsampled | 0.800 | 0.800 | 0.800 | 0.250 |" in table

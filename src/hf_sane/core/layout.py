@@ -161,7 +161,8 @@ class Layout:
 
     @cached_property
     def _geometry(self) -> "_Geometry":
-        return _geometry(self.token_layout, self.token_dim, self.layers)
+        with torch.device("cpu"):  # also where a network is made on the meta device, for its structure alone
+            return _geometry(self.token_layout, self.token_dim, self.layers)
 
     @property
     def token_slices(self) -> tuple[slice, ...]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hf_sane.hub.tables import markdown_table
+
 PROPERTY_TITLES = {
     "test_accuracy": "test accuracy",
     "epoch": "epoch",
@@ -74,18 +76,12 @@ def goals(results: Mapping[str, Any]) -> list[Goal]:
     return found
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a pipe table; the first column is left-aligned, the others right-aligned."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def probe_markdown(details: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Probe table: one row per embedding, R2 and Kendall tau on test networks for each property."""
     names = list(next(iter(details.values())))
     header = ["embedding"] + [f"{PROPERTY_TITLES[p]} {m}" for p in details for m in ("R2", "tau")]
     rows = [[n] + [f"{details[p][n][m]:.3f}" for p in details for m in ("r2", "kendall_tau")] for n in names]
-    return markdown_table(header, rows)
+    return markdown_table(header, rows, numbers=True)
 
 
 def sampling_markdown(sampling: Mapping[str, Any]) -> str:
@@ -98,7 +94,9 @@ def sampling_markdown(sampling: Mapping[str, Any]) -> str:
         + [f"{distances[name]:.3f}" if name in distances else ""]
         for name in sampling[epochs[0]]
     ]
-    return markdown_table(["networks", *(e.replace("_", " ") for e in epochs), "nearest training distance"], rows)
+    return markdown_table(
+        ["networks", *(e.replace("_", " ") for e in epochs), "nearest training distance"], rows, numbers=True
+    )
 
 
 def goals_markdown(found: Sequence[Goal]) -> str:
@@ -112,7 +110,7 @@ def goals_markdown(found: Sequence[Goal]) -> str:
         ]
         for goal in found
     ]
-    return markdown_table(["goal", "wanted", "got", "reached"], rows)
+    return markdown_table(["goal", "wanted", "got", "reached"], rows, numbers=True)
 
 
 def render_report(record: Mapping[str, Any]) -> str:
@@ -153,13 +151,13 @@ def render_report(record: Mapping[str, Any]) -> str:
 
 Networks trained on scikit-learn's digits; split 70/15/15 by training run.
 
-{markdown_table(["zoo", "networks", "left out", "mean final test accuracy", "checkpoints each"], zoo_rows)}
+{markdown_table(["zoo", "networks", "left out", "mean final test accuracy", "checkpoints each"], zoo_rows, numbers=True)}
 
 ## Reconstruction
 
 SANE sees each test network once and writes it again. R2 is over real weights; what counts is whether the networks still work.
 
-{markdown_table(["zoo (test networks)", "R2", "accuracy before", "accuracy after"], reconstruction_rows)}
+{markdown_table(["zoo (test networks)", "R2", "accuracy before", "accuracy after"], reconstruction_rows, numbers=True)}
 
 ## What embeddings know
 
@@ -200,7 +198,7 @@ def readme_block(record: Mapping[str, Any]) -> str:
             f"What `make demo` measured (seed {record['seed']}, {record['seconds']:.0f} s on {cores} CPU cores, scikit-learn's digits; "
             "record: [runs/demo/report.json](runs/demo/report.json)). Reconstruction of test networks: "
             f"R2 {record['reconstruction_r2']:.3f}, {kept:.1%} of their accuracy.",
-            markdown_table(["test accuracy after fine-tuning epochs", "0", "1", "5"], rows),
-            markdown_table(titles, probes),
+            markdown_table(["test accuracy after fine-tuning epochs", "0", "1", "5"], rows, numbers=True),
+            markdown_table(titles, probes, numbers=True),
         ]
     )

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from hf_sane.core.files import write_atomically
 from hf_sane.core.run_record import RunRecord
+from hf_sane.demo.cards import SANE_TITLE, network_record, network_title
 from hf_sane.demo.plots import plane, plot_embedding_map, plot_finetuning
 from hf_sane.demo.probing import PROPERTIES, probe_zoo, short_table
 from hf_sane.demo.report import probe_markdown, render_report, sampling_markdown
@@ -102,7 +103,7 @@ def run_demo(
         plot_finetuning(curves, output / "finetuning.png")
     results["stage_seconds"] = stages.seconds
     record.finish(results, data={"images": data.name, "split": "70/15/15 by training run"})
-    save_sane(output / "sane", model, extractor, record, title="SANE of the demo", network_config=split.config(0))
+    save_sane(output / "sane", model, extractor, record, title=SANE_TITLE, network_config=split.config(0))
     save_samples(output / "sampled", samples, record, settings)
     return write_report(output, record, record_path)
 
@@ -223,8 +224,6 @@ def save_samples(folder: Path, samples: Samples, record: RunRecord, settings: De
     """Save the first subsampled networks as model folders with provenance and card."""
     networks = samples.methods["sane_subsampled"]
     for index in range(min(NUM_SAVED, networks.num_models)):
-        accuracy = [rows[index] for rows in samples_curve(record)]
-        own = RunRecord(**{**record.to_dict(), "results": {"test_accuracy": accuracy[0]}})
         provenance = Provenance(
             method="subsampled",
             sane_model="sane",
@@ -235,16 +234,11 @@ def save_samples(folder: Path, samples: Samples, record: RunRecord, settings: De
             bandwidth=samples.bandwidth,
             bandwidth_unit="anchor_std",
             mode="joint",
+            num_candidates=settings.num_candidates,
         )
         target = folder / f"network_{index}"
         network = export_network(networks, index, target, provenance=provenance)
-        save_network(target, network, own, title=f"Sampled digits CNN {index}", datasets=())
-
-
-def samples_curve(record: RunRecord) -> list[list[float]]:
-    """Test accuracies of the subsampled networks over fine-tuning epochs."""
-    curves: list[list[float]] = record.results["sampling"]["finetuning_curves"]["sane_subsampled"]
-    return curves
+        save_network(target, network, network_record(record, index), title=network_title(index))
 
 
 def write_report(output: Path, record: RunRecord, record_path: str | Path | None) -> dict[str, Any]:

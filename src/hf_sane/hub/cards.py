@@ -1,6 +1,8 @@
 """Model cards from run records: what is known is written down, what is not known is left out."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib.resources import files
 from typing import Any
 
@@ -11,7 +13,9 @@ from transformers import PreTrainedConfig
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import build_model
 from hf_sane.core.run_record import RunRecord
+from hf_sane.hub.tables import fact_table, result_tables
 from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.sampling.export import Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 LIBRARY = "hf_sane"
@@ -111,6 +115,7 @@ def network_card(
     datasets: Sequence[str] = (),
     license_id: str | None = None,
     with_code: bool = False,
+    provenance: Provenance | None = None,
 ) -> ModelCard:
     """Describe a network that was sampled with a SANE autoencoder.
 
@@ -125,6 +130,7 @@ def network_card(
         datasets: Hub ids of the zoos or image data.
         license_id: Hub licence identifier, such as `"mit"`.
         with_code: Whether the folder carries its modelling code, so that nobody needs this library.
+        provenance: Autoencoder, zoo, anchors and settings it was drawn with.
 
     Returns:
         The card; `str(card)` is the README.
@@ -152,14 +158,16 @@ def network_card(
         architecture=config.model_type.removeprefix("sane_").upper().replace("RESNET", "ResNet"),
         preprocessing=preprocessing,
         fine_tuning_epochs=record.results.get("fine_tuning_epochs"),
-        sampling_table=_fact_table(record.arguments),
+        sampling_table=fact_table(record.arguments if provenance is None else _origin(provenance)),
     )
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A pipe table; `|` inside a cell is escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+def _origin(provenance: Provenance) -> dict[str, Any]:
+    """How a network was drawn; what was measured on it stands elsewhere on the card."""
+    facts = {entry.name: getattr(provenance, entry.name) for entry in fields(provenance)}
+    anchors = [f"{len(provenance.anchors)} runs: {', '.join(provenance.anchors)}"] if provenance.anchors else []
+    measured = ("validation_accuracy", "test_accuracy", "nearest_training_distance")
+    return {name: value for name, value in facts.items() if name not in measured} | {"anchors": anchors}
 
 
 def _render(
@@ -181,10 +189,10 @@ def _render(
     card = ModelCard.from_template(
         metadata,
         template_str=files("hf_sane.hub").joinpath("templates", template).read_text(encoding="utf-8"),
-        settings_table=_fact_table(settings),
-        data_table=_fact_table(facts.get("data", {})),
-        results_table=_fact_table(facts.get("results", {})),
-        provenance_table=_fact_table(provenance),
+        settings_table=fact_table(settings),
+        data_table=fact_table(facts.get("data", {})),
+        results_table=result_tables(facts.get("results", {})),
+        provenance_table=fact_table(provenance),
         **parts,
     )
     card.text = card.text.rstrip() + "\n"
@@ -238,12 +246,18 @@ def _sane_code(
     name = type(network_config).__name__
     defaults = describe_config(type(network_config)())
     own = {key: value for key, value in describe_config(network_config).items() if value != defaults[key]}
-    call = f"{name}({', '.join(f'{key}={value!r}' for key, value in own.items())})"
+    arguments = "".join(f"        {key}={_literal(value)},\n" for key, value in own.items())
+    call = f"{name}(\n{arguments}    )" if own else f"{name}()"
     return (
         "from transformers import AutoModelForImageClassification\n\n"
         + SANE_CODE.format(imports=f"{name}, ", source=source)
         + SANE_ON_NETWORK.format(call=call, **facts)
     )
+
+
+def _literal(value: Any) -> str:
+    """Python source with double quotes, as formatters write it."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _network_code(config: ZooConfig, source: str, images: Any, *, with_code: bool) -> str:
@@ -265,29 +279,3 @@ def describe_config(config: PreTrainedConfig) -> dict[str, Any]:
     inherited = PreTrainedConfig().to_dict().keys()
     own = {key: value for key, value in config.to_dict().items() if key not in inherited and key not in BOOKKEEPING}
     return {**{key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}, "num_labels": config.num_labels}
-
-
-def _fact_table(facts: Mapping[str, Any]) -> str:
-    """Nested facts as a table of dotted names and values; empty without facts."""
-    rows = [[name, _text(value)] for name, value in _flat(facts) if value is not None and value != ""]
-    return markdown_table(["", ""], rows) if rows else ""
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for key, value in facts.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        found += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(name, value)]
-    return found
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value))
-    return str(value)

@@ -14,6 +14,7 @@ from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.cards import network_card, sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 RECORD = "run.json"
@@ -123,7 +124,8 @@ def save_network(
     """Save a sampled network with its run record and card.
 
     Args:
-        folder: Receives config.json, model.safetensors, run.json and README.md.
+        folder: Receives config.json, model.safetensors, run.json and README.md. The card tells the provenance.json that
+            `export_network` left there.
         network: The network.
         record: Of the sampling run.
         repo_id: Where it will be published: the code of the card loads from there.
@@ -147,6 +149,7 @@ def save_network(
         datasets=datasets,
         license_id=license_id,
         with_code=include_code,
+        provenance=Provenance.load(folder) if (folder / PROVENANCE_FILE).exists() else None,
     )
     record.save(folder / RECORD)
     return _write_card(folder, card)

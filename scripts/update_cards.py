@@ -1,0 +1,44 @@
+"""Keep the cards of the demo's artefacts in model_cards/, as its run record tells them.
+
+python scripts/update_cards.py --demo demo_output   # after `make demo`: take over its configurations, render the cards
+python scripts/update_cards.py                      # render again from what model_cards/ and runs/demo/report.json hold
+python scripts/update_cards.py --check              # exit 1 if a card says something else than the record
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_sane.demo.cards import CARD_FACTS, render_demo_cards
+
+ROOT = Path(__file__).parents[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Render or compare; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, help="folder that `make demo` wrote")
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    options = parser.parse_args(argv)
+    cards = ROOT / "model_cards"
+    if options.demo is not None:
+        for artefact, names in CARD_FACTS.items():
+            (cards / artefact).mkdir(parents=True, exist_ok=True)
+            for name in names:
+                shutil.copyfile(options.demo / artefact / name, cards / artefact / name)
+    report = json.loads((ROOT / "runs/demo/report.json").read_text(encoding="utf-8"))
+    rendered = {cards / artefact / "README.md": text for artefact, text in render_demo_cards(cards, report).items()}
+    outdated = {
+        page: text for page, text in rendered.items() if not page.exists() or page.read_text(encoding="utf-8") != text
+    }
+    for page, text in outdated.items():
+        print(f"{'out of date' if options.check else 'wrote'}: {page.relative_to(ROOT)}")
+        if not options.check:
+            page.write_text(text, encoding="utf-8")
+    return int(options.check and bool(outdated))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

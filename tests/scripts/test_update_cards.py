@@ -1,0 +1,71 @@
+"""The cards in model_cards/ say what the demo's run record says, and the code on each of them runs."""
+
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoModelForImageClassification
+
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
+
+ROOT = Path(__file__).parents[2]
+CARDS = sorted((ROOT / "model_cards").rglob("README.md"))
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("update_cards", ROOT / "scripts" / "update_cards.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def artefact(card, folder, tiny_zoo):
+    """What a card stands in, with weights of no training."""
+    shutil.copytree(card.parent, folder, dirs_exist_ok=True)
+    if card.parent.name == "sane":
+        SANEModel(SANEConfig.from_pretrained(folder)).save_pretrained(folder)
+    elif card.parent.name == "zoos":
+        shutil.rmtree(folder)
+        tiny_zoo.save(folder, "seed")
+    else:
+        AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+
+
+def test_cards_say_what_the_record_says(script):
+    assert script.main(["--check"]) == 0
+
+
+def test_an_outdated_card_is_found_and_written(script, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").symlink_to(ROOT / "runs")
+    shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
+    page = tmp_path / "model_cards/sane/README.md"
+    before = page.read_text()
+    page.write_text(before.replace("| reconstruction r2 |", "| reconstruction r2 (invented) |"))
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    assert script.main(["--check"]) == 1
+    assert "out of date: model_cards/sane/README.md" in capsys.readouterr().out
+    assert script.main(["--demo", str(ROOT / "model_cards")]) == 0
+    assert page.read_text() == before
+
+
+def test_there_are_cards():
+    assert {card.parent.relative_to(ROOT / "model_cards").as_posix() for card in CARDS} == {
+        "sane",
+        "sampled/network_0",
+        "zoos",
+    }
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
+def test_the_code_of_a_card_runs(card, tmp_path, tiny_zoo, monkeypatch):
+    folder = tmp_path / "artefact"
+    artefact(card, folder, tiny_zoo)
+    monkeypatch.chdir(folder)
+    (code,) = re.findall(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names = {}
+    exec(compile(code.replace("PATH_OR_REPO", str(folder)), str(card), "exec"), names)
+    assert names.keys() & {"decoded", "predicted", "tokens"}
