@@ -62,11 +62,15 @@ import datasets
 import torch
 
 from hf_sane import SANEFeatureExtractor, SANEModel, Zoo
+from hf_sane.tokenization.checkpoints import load_state_dict
+from hf_sane.tokenization.headers import read_meta_state_dict
 
 model = SANEModel.from_pretrained("org/sane")
 tokenizer = SANEFeatureExtractor.from_pretrained("org/sane")
 network = tokenizer.encode("org/sampled")
 assert network.tokens.shape[1] == 20
+shapes = {name: tensor.shape for name, tensor in load_state_dict("org/sampled").items()}
+assert {name: tensor.shape for name, tensor in read_meta_state_dict("org/sampled").items()} == shapes
 zoo = Zoo.load("org/zoo", "mnist-cnn-s")
 assert len(zoo.revision) == 40
 for config in ("mnist-cnn-s", "usps-cnn-s"):
@@ -74,6 +78,12 @@ for config in ("mnist-cnn-s", "usps-cnn-s"):
     assert {name: len(split) for name, split in loaded.items()} == {n: len(s) for n, s in zoo.splits.items()}
 rows = datasets.load_dataset("org/zoo", "usps-cnn-s", split="train", streaming=True)
 assert [row["run_id"] for row in rows] == zoo.splits["train"].run_ids
+zoo.push_to_hub("org/copy", config_name="first")
+Zoo.load("org/zoo", "usps-cnn-s").push_to_hub("org/copy", config_name="second")
+for config in ("first", "second"):
+    copy = Zoo.load("org/copy", config)
+    assert torch.equal(copy.splits["test"].stacked_tokens(), zoo.splits["test"].stacked_tokens())
+    assert copy.alignment is not None
 print("all came back")
 """
 PRIVATE = """
@@ -172,7 +182,7 @@ def test_training_from_a_stream_takes_a_part_of_the_zoo(hub, tmp_path, tiny_zoo,
     monkeypatch.setattr(hf_sane.zoo.dataset, "MAX_ROWS_PER_GROUP", 100)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     splits = {
-        name: split.select([index % len(split) for index in range(4_000 if name == "train" else 40)])
+        name: split.select([index % len(split) for index in range(8_000 if name == "train" else 40)])
         for name, split in tiny_zoo.splits.items()
     }
     facts = {name: {"runs": 1, "networks": len(split), "test_accuracy": 0.5} for name, split in splits.items()}
@@ -219,7 +229,7 @@ def test_training_from_a_stream_takes_a_part_of_the_zoo(hub, tmp_path, tiny_zoo,
     assert 0 < hub.sent(r"org/large/resolve/.*train-.*parquet") < whole / 2
     assert not [path for path in (tmp_path / "home").rglob("*") if path.name.endswith((".parquet", ".arrow"))]
     record = RunRecord.load(tmp_path / "run/model/run.json")
-    assert record.data["train_models"] == [4_000]
+    assert record.data["train_models"] == [8_000]
     assert record.data["train_models_in_memory"] == [20]
     assert re.fullmatch("[0-9a-f]{40}", record.data["revisions"][0])
     card = (tmp_path / "run/model/README.md").read_text()
