@@ -66,6 +66,7 @@ from hf_sane.tokenization.checkpoints import load_state_dict
 from hf_sane.tokenization.headers import read_meta_state_dict
 
 model = SANEModel.from_pretrained("org/sane")
+assert len(model.config._commit_hash) == 40  # what sampled networks note as the revision of their autoencoder
 tokenizer = SANEFeatureExtractor.from_pretrained("org/sane")
 network = tokenizer.encode("org/sampled")
 assert network.tokens.shape[1] == 20
