@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SPLITS = ("train", "validation", "test")
@@ -100,6 +101,33 @@ class ImageData:
         """The same data on another device."""
         moved = {f"{split}_{part}": getattr(self, f"{split}_{part}").to(device) for split in SPLITS for part in PARTS}
         return replace(self, **moved)
+
+    def resized(self, size: int) -> "ImageData":
+        """The same data with images of `size x size` pixels, each the mean of the area it covers, standardised anew.
+
+        So that networks of one input shape can be trained on the images of another task.
+
+        Raises:
+            ValueError: If `size` is below 1, or the images are not square.
+        """
+        if size < 1:
+            raise ValueError(f"{self.name}: expected a size of at least 1 pixel, got {size}")
+        if size == self.image_size:
+            return self
+        pixels = {split: F.interpolate(self.split(split)[0], size=(size, size), mode="area") for split in SPLITS}
+        std, mean = torch.std_mean(pixels["train"].double(), dim=(0, 2, 3), correction=0)
+        std = torch.where(std > 0, std, 1.0)
+        images = {
+            f"{split}_images": ((values - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).float()
+            for split, values in pixels.items()
+        }
+        before = torch.tensor([self.mean, self.std], dtype=torch.float64)  # the pixels were standardised already
+        return replace(
+            self,
+            **images,
+            mean=tuple((before[0] + before[1] * mean).tolist()),
+            std=tuple((before[1] * std).tolist()),
+        )
 
 
 Fetch = Callable[[np.ndarray], np.ndarray]  # int64 [k] -> pixels [k, H, W] or [k, H, W, C]
