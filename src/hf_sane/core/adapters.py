@@ -78,7 +78,7 @@ def attach_lora(model: nn.Module, config: "LoraConfig") -> "PeftModel":
     from peft import get_peft_model
 
     with quiet_peft():
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        return get_peft_model(model, config)
 
 
 def adapter_tensors(model: "PeftModel") -> dict[str, Tensor]:

@@ -38,8 +38,8 @@ BOOKKEEPING = {"transformers_version", "architectures", "dtype", "model_type", "
 SANE_CODE = """\
 from hf_sane import {imports}SANEFeatureExtractor, SANEModel
 
-model = SANEModel.from_pretrained("{source}")
-weight_tokenizer = SANEFeatureExtractor.from_pretrained("{source}")
+model = SANEModel.from_pretrained("{base}")
+{adapter}weight_tokenizer = SANEFeatureExtractor.from_pretrained("{source}")
 """
 SANE_ON_NETWORK = """
 network = AutoModelForImageClassification.from_config(  # or a trained one
@@ -57,9 +57,12 @@ decoded = model.decode_sequences(latents, positions)  # [1, {window_size}, {toke
 NETWORK_CODE = """\
 {imports}
 
-network = AutoModelForImageClassification.from_pretrained("{source}"{trust})
-pixel_values = torch.zeros(1, {channels}, {size}, {size})  # your images
+network = AutoModelForImageClassification.from_pretrained("{base}"{trust})
+{adapter}pixel_values = torch.zeros(1, {channels}, {size}, {size})  # your images
 predicted = network(pixel_values).logits.argmax(-1)"""
+WITH_ADAPTER = """\
+{name} = PeftModel.from_pretrained({name}, "{source}").merge_and_unload()  # an ordinary model again
+"""
 
 
 def sane_card(

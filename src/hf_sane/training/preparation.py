@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,8 +16,6 @@ from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import group_by_layout, read_models
 from hf_sane.training.lora import add_lora
 from hf_sane.zoo.dataset import ZooSplit
-from hf_sane.zoo.loader import WindowSampler
-from hf_sane.zoo.windows import View
 
 logger = logging.getLogger(__name__)
 
@@ -106,23 +103,6 @@ def build_model(
         )
         return cast(SANEModel, adapted)
     return model
-
-
-def build_sampler(
-    arguments: PretrainArguments, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit], window_size: int
-) -> WindowSampler:
-    """Random windows of the training networks, in the views that the arguments ask for."""
-    return WindowSampler(
-        splits,
-        extractor,
-        window_size=window_size,
-        batch_size=arguments.batch_size,
-        views=cast(tuple[View, ...], tuple(arguments.views)),
-        noise=arguments.noise,
-        num_permutations=arguments.num_permutations,
-        erase=arguments.erase,
-        seed=arguments.seed,
-    )
 
 
 def one_cycle(optimizer: Optimizer, arguments: PretrainArguments, num_steps: int) -> OneCycleLR:

@@ -261,7 +261,7 @@ class Zoo:
         if not is_local:
             folder = Path(hf_hub_download(str(source), FACTS_NAME, repo_type="dataset", revision=revision)).parent
         known = read_facts(folder)
-        config = _choose_config(config, list(known), str(source))
+        config = choose_config(config, list(known), str(source))
         if not is_local:
             patterns = [f"{data_folder(Path(), config)}/*", FACTS_NAME]
             folder = Path(
@@ -336,7 +336,12 @@ class Zoo:
         return str(commit.commit_url)
 
 
-def _choose_config(config: str | None, known: list[str], source: str) -> str:
+def choose_config(config: str | None, known: list[str], source: str) -> str:
+    """The zoo that is meant: the one named, the only one, or the default one.
+
+    Raises:
+        ValueError: If that does not say which.
+    """
     if config is None and len(known) == 1:
         return known[0]
     if config is None and DEFAULT_CONFIG in known:

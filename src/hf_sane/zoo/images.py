@@ -117,17 +117,13 @@ class ImageData:
         pixels = {split: F.interpolate(self.split(split)[0], size=(size, size), mode="area") for split in SPLITS}
         std, mean = torch.std_mean(pixels["train"].double(), dim=(0, 2, 3), correction=0)
         std = torch.where(std > 0, std, 1.0)
-        images = {
-            f"{split}_images": ((values - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).float()
-            for split, values in pixels.items()
-        }
-        before = torch.tensor([self.mean, self.std], dtype=torch.float64)  # the pixels were standardised already
-        return replace(
-            self,
-            **images,
-            mean=tuple((before[0] + before[1] * mean).tolist()),
-            std=tuple((before[1] * std).tolist()),
-        )
+        shown, spread = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+        images = {f"{split}_images": ((values - shown) / spread).float() for split, values in pixels.items()}
+        # These pixels were standardised before.
+        old_mean, old_std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
+        moments = {"mean": tuple((old_mean + old_std * mean).tolist()), "std": tuple((old_std * std).tolist())}
+        changed: dict[str, Any] = {**images, **moments}
+        return replace(self, **changed)
 
 
 Fetch = Callable[[np.ndarray], np.ndarray]  # int64 [k] -> pixels [k, H, W] or [k, H, W, C]
