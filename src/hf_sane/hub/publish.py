@@ -1,5 +1,6 @@
 """Folders that are ready for the Hub, and the one commit that takes them there."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
+from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config, require_hub_id
 from hf_sane.core.files import write_atomically
 from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.cards import network_card, sane_card
@@ -19,6 +21,7 @@ from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 RECORD = "run.json"
 CARD = "README.md"
+LOADS_FROM_HERE = re.compile(r'from_pretrained\((?:\w+, )?"\."')
 
 
 def save_sane(
@@ -106,7 +109,7 @@ def write_sane_card(
         datasets=datasets,
         license_id=license_id,
     )
-    return _write_card(Path(folder), card)
+    return write_card(Path(folder), card)
 
 
 def save_network(
@@ -152,7 +155,7 @@ def save_network(
         provenance=Provenance.load(folder) if (folder / PROVENANCE_FILE).exists() else None,
     )
     record.save(folder / RECORD)
-    return _write_card(folder, card)
+    return write_card(folder, card)
 
 
 def save_model(folder: Path, model: PreTrainedModel, *, auto_class: str, include_code: bool) -> None:
@@ -180,7 +183,7 @@ def push_folder(
     """Publish a saved folder: weights, card and record in one commit.
 
     Args:
-        folder: From [`save_sane`] or [`save_network`].
+        folder: From [`save_sane`], [`save_network`] or `save_network_adapter`.
         repo_id: Repository on the Hub; made when missing.
         private: Whether a new repository is private.
         revision: Branch; the default branch when `None`.
@@ -191,16 +194,20 @@ def push_folder(
         Address of the commit.
 
     Raises:
-        ValueError: If the folder lacks its card, configuration or weights, or its card loads from somewhere else.
+        ValueError: If the folder lacks its card, configuration or weights, its card loads from somewhere else, or it is an
+            adapter that names no base on the Hub.
     """
     folder = Path(folder)
     required = (CARD, "config.json", "model.safetensors")
+    if (folder / ADAPTER_CONFIG).is_file():
+        required = (CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+        require_hub_id(read_adapter_config(folder)["base_model_name_or_path"])
     present = {path.name.removesuffix(".index.json") for path in folder.iterdir()}  # large weights come in shards
     if missing := [name for name in required if name not in present]:
         raise ValueError(
             f"{folder} is not ready to publish: expected {', '.join(required)}, missing {missing}; save it first"
         )
-    if 'from_pretrained(".")' in (folder / CARD).read_text(encoding="utf-8"):
+    if LOADS_FROM_HERE.search((folder / CARD).read_text(encoding="utf-8")):
         raise ValueError(
             f"the card in {folder} loads from the folder it stands in; save it again with repo_id={repo_id!r}, so that "
             "its code works for those who read it on the Hub"
@@ -230,7 +237,8 @@ def _code_included(
                 del cls._auto_class
 
 
-def _write_card(folder: Path, card: ModelCard) -> Path:
+def write_card(folder: Path, card: ModelCard) -> Path:
+    """Write `card` as README.md of `folder`; returns `folder`."""
     with write_atomically(folder / CARD) as partial:
         partial.write_text(str(card), encoding="utf-8")
     return folder

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
