@@ -79,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         **{name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate", "weight_decay", "seed")}
     )
     lora = {"rank": options.rank, "alpha": options.alpha}
-    data = load_images(options.images, train_limit=options.train_limit)
-    data = data if options.image_size is None else data.resized(options.image_size)
+    data = load_images(options.images, train_limit=options.train_limit, image_size=options.image_size)
     record = RunRecord.start(
         seed=settings.seed, arguments=asdict(settings) | lora, data={"images": describe(data), "base": base_model}
     )

@@ -144,6 +144,7 @@ def load_images(
     train_limit: int | None = None,
     validation_limit: int | None = None,
     test_limit: int | None = None,
+    image_size: int | None = None,
     seed: int = 0,
 ) -> ImageData:
     """Read image classification data and split it, the same way every time.
@@ -160,6 +161,7 @@ def load_images(
         train_limit: Use at most so many training images; a fair draw, and only these are decoded.
         validation_limit: The same for validation.
         test_limit: The same for the test split.
+        image_size: Resize to so many pixels, see [`ImageData.resized`].
         seed: Of the splits and draws.
 
     Raises:
@@ -180,7 +182,8 @@ def load_images(
         parts, label = _npz_parts(Path(source)), Path(source).stem
     else:
         raise TypeError(f"expected 'digits', a path to an .npz file or a datasets object, got {type(source).__name__}")
-    return _assemble(name or label, parts, sizes, limits, seed)
+    data = _assemble(name or label, parts, sizes, limits, seed)
+    return data if image_size is None else data.resized(image_size)
 
 
 def _assemble(
