@@ -25,7 +25,7 @@ from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.adapters import save_network_adapter
 from hf_sane.hub.auto_classes import register_auto_classes
-from hf_sane.hub.publish import push_folder
+from hf_sane.hub.push import plan_push
 from hf_sane.sampling.finetuning import FinetuneSettings, add_network_lora, finetune_network
 from hf_sane.zoo.images import ImageData, load_images
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         f"steps, {share:.1%} of the network's parameters"
     )
     if options.push_to is not None:
-        print(push_folder(options.output, options.push_to, private=options.private))
+        print(plan_push("adapter", options.output, options.push_to).push(private=options.private or None))
     return options.output
 
 

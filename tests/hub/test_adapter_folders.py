@@ -1,6 +1,5 @@
 """Folders of adapters: complete, described by what is known, and refused by the Hub without a base that others can find."""
 
-import json
 import os
 import re
 import runpy
@@ -17,7 +16,8 @@ from hf_sane.core.adapters import quiet_peft
 from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.adapters import save_network_adapter, write_adapter_card
 from hf_sane.hub.cards import adapter_card
-from hf_sane.hub.publish import push_folder, save_network
+from hf_sane.hub.publish import save_network
+from hf_sane.hub.push import plan_push
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.sampling.finetuning import add_network_lora
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
@@ -107,23 +107,20 @@ def test_a_card_is_silent_about_what_is_not_known(kind):
     assert {"network": "of an image classifier:", "sane": "of a SANE autoencoder:"}[kind] in text
 
 
+def test_a_pushed_card_loads_from_the_hub(network, tmp_path):
+    folder = saved(tmp_path / "adapter", network, base_model="org/base")
+    assert 'PeftModel.from_pretrained(network, ".")' in (folder / "README.md").read_text()
+    (card,) = [file.content for file in plan_push("adapter", folder, "org/adapter").files if file.path == "README.md"]
+    assert b'PeftModel.from_pretrained(network, "org/adapter")' in card
+    assert b"Inside this folder" not in card
+    direct = saved(tmp_path / "direct", network, base_model="org/base", repo_id="org/adapter")
+    assert (direct / "README.md").read_bytes() == card
+
+
 def test_the_hub_is_refused_what_nobody_could_use(network, tmp_path):
-    nameless = saved(tmp_path / "nameless", network, base_model=None, repo_id="org/adapter")
-    with pytest.raises(ValueError, match="expected the Hub repo id of the base model, got None"):
-        push_folder(nameless, "org/adapter")
-    local = saved(tmp_path / "local", network, base_model="org/base", repo_id="org/adapter")
-    config = json.loads((local / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(tmp_path)}
-    (local / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"got '/.*never a local path"):
-        push_folder(local, "org/adapter")
-    here = saved(tmp_path / "here", network, base_model="org/base")
-    with pytest.raises(
-        ValueError, match="loads from the folder it stands in; save it again with repo_id='org/adapter'"
-    ):
-        push_folder(here, "org/adapter")
-    (here / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"expected README.md, adapter_config.json, .*missing \['adapter_model.safet"):
-        push_folder(here, "org/adapter")
+    nameless = saved(tmp_path / "nameless", network, base_model=str(tmp_path))
+    with pytest.raises(ValueError, match="belongs to None, which is no repository on the Hub"):
+        plan_push("adapter", nameless, "org/adapter")
 
 
 def test_a_card_needs_an_adapter(tmp_path):

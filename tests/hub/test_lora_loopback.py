@@ -28,11 +28,11 @@ from peft import AutoPeftModel, PeftConfig, PeftModel
 from transformers import AutoModelForImageClassification
 
 import hf_sane
-from hf_sane.hub.publish import push_folder
+from hf_sane.hub.push import plan_push
 from hf_sane.zoo.images import load_images
 
 folder, script = Path(sys.argv[1]), sys.argv[2]
-push_folder(folder / "network", "someone/network")
+plan_push("samples", folder / "network", "someone/network").push()
 main = runpy.run_path(script)["main"]
 small = ["--steps", "8", "--learning_rate", "1e-2", "--train_limit", "200", "--rank", "2"]
 main(["someone/network", "--output", str(folder / "from_hub"), "--push_to", "someone/adapter", *small])
@@ -61,19 +61,14 @@ assert torch.allclose(names["network"](images).logits, expected, atol=1e-4)
 SANE = """
 from transformers import AutoModel
 
-from hf_sane import SANEConfig, SANEFeatureExtractor, SANEModel
-from hf_sane.hub.adapters import write_adapter_card
+from hf_sane import SANEFeatureExtractor, SANEModel
 
 script, zoo = sys.argv[3], sys.argv[4]
-push_folder(folder / "sane", "someone/sane")
+plan_push("model", folder / "sane", "someone/sane").push()
 flags = "--lora --from someone/sane --lora-rank 2 --lora-alpha 4 --lora-targets q_proj token_in --max_steps 4 --batch_size 4"
 flags += " --num_permutations 3 --no_progress_bar --log_with none"
 result = runpy.run_path(script)["main"](["--zoo", zoo, "--output_dir", str(folder / "run"), *flags.split()])
-network_config = result.network_config
-write_adapter_card(
-    result.folder, SANEConfig.from_pretrained("someone/sane"), repo_id="someone/sane-adapter", network_config=network_config
-)
-push_folder(result.folder, "someone/sane-adapter")
+plan_push("adapter", result.folder, "someone/sane-adapter").push()
 
 sequence = SANEFeatureExtractor.from_pretrained("someone/sane-adapter").encode("someone/network")
 tokens, positions = sequence.tokens[None], sequence.positions
@@ -99,7 +94,7 @@ print("all came back")
 @pytest.fixture
 def folder(tmp_path, tiny_zoo):
     """A SANE folder and a network, saved for publication."""
-    network, record = build_model(cnn_digits()), RunRecord(command="x", results={"test_accuracy": 0.5})
+    network, record = build_model(cnn_digits()), RunRecord(command="x")
     extractor = fit_extractor([tiny_zoo.splits["train"]], "standardize")
     config = SANEConfig(
         token_dim=73, hidden_size=8, latent_dim=4, num_hidden_layers=1, num_attention_heads=2, window_size=52

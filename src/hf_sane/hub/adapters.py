@@ -1,4 +1,4 @@
-"""Adapters that are ready for the Hub: weights, run record and card in one folder; `push_folder` takes it there."""
+"""Adapters that are ready for the Hub: weights, run record and card in one folder; `push.plan_push` takes it there."""
 
 from collections.abc import Sequence
 from pathlib import Path
