@@ -76,8 +76,9 @@ def load_zoo_images(zoo: Zoo, images: str | None) -> ImageData:
         raise ValueError(
             f"the zoo {zoo.facts.name!r} does not say what images it was trained on; name them (--images)"
         )
-    limits: dict[str, Any] = {name: arguments.get(name) for name in ("train_limit", "validation_limit", "test_limit")}
-    return load_images(arguments["images"], **limits)
+    names = ("train_limit", "validation_limit", "test_limit", "image_size")
+    settings: dict[str, Any] = {name: arguments.get(name) for name in names}
+    return load_images(arguments["images"], **settings)
 
 
 def describe_images(data: ImageData) -> dict[str, Any]:
