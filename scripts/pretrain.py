@@ -40,7 +40,7 @@ def write_card(folder: Path, arguments: PretrainArguments) -> None:
     """Put a model card beside the model, from its run record."""
     zoo = Zoo.load(arguments.zoo[0], arguments.zoo_config, revision=arguments.zoo_revision)
     datasets = [name for name in arguments.zoo if not Path(name).exists()]
-    write_sane_card(folder, network_config=zoo.splits["train"].config(0), datasets=datasets)
+    write_sane_card(folder, network_config=zoo.splits["train"].known_config(0), datasets=datasets)
 
 
 if __name__ == "__main__":

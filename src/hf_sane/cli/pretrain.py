@@ -31,7 +31,7 @@ def _pretrain(given: dict[str, Any]) -> None:
     result = pretraining.pretrain(arguments, zoos=zoos)
     write_sane_card(
         result.folder,
-        network_config=zoos[0].splits["train"].config(0),
+        network_config=zoos[0].splits["train"].known_config(0),
         datasets=[name for name in arguments.zoo if not Path(name).exists()],
     )
     facts = {"reconstruction R2 (validation)": result.reconstruction_r2, "loss": result.loss, "steps": result.steps}

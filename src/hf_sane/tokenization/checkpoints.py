@@ -104,16 +104,31 @@ def _load_safetensors(path: Path) -> StateDict:
 
 
 def index_shards(index: Path) -> dict[str, list[str]]:
-    """Read a shard index: file name to the tensors in it.
+    """Read a shard index of which all shards are there: file name to the tensors in it.
 
     Raises:
         ValueError: If it is no index, or names a file outside its own folder.
         FileNotFoundError: If a shard is missing.
     """
+    shards = parse_index(index)
+    for file in shards:
+        if not (index.parent / file).exists():
+            raise FileNotFoundError(f"{index} names the shard {file}, which is missing; download the folder again")
+    return shards
+
+
+def parse_index(index: Path) -> dict[str, list[str]]:
+    """Read a shard index, whose shards need not be there: file name to the tensors in it.
+
+    Raises:
+        ValueError: If it is no index, or names a file outside its own folder.
+    """
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{index} is no shard index: expected JSON with a 'weight_map' ({error!r})") from error
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index} is no shard index: expected its 'weight_map' to give a file name for every tensor")
     shards: dict[str, list[str]] = {}
     for name, file in weight_map.items():
         shards.setdefault(file, []).append(name)
@@ -122,8 +137,6 @@ def index_shards(index: Path) -> dict[str, list[str]]:
             raise ValueError(
                 f"{index} names {file!r}, which is not a file beside it; refused, do not trust this folder"
             )
-        if not (index.parent / file).exists():
-            raise FileNotFoundError(f"{index} names the shard {file}, which is missing; download the folder again")
     return shards
 
 
@@ -166,7 +179,7 @@ def _load_repo(repo_id: str, revision: str | None) -> StateDict:
             return _load_safetensors(Path(hf_hub_download(repo_id, name, revision=revision)))
         if f"{name}.index.json" in files:
             index = Path(hf_hub_download(repo_id, f"{name}.index.json", revision=revision))
-            for file in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+            for file in sorted(parse_index(index)):
                 hf_hub_download(repo_id, file, revision=revision)
             return _load_index(index)
     pickles = [file for file in files if Path(file).suffix in PICKLE_SUFFIXES]

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from operator import gt
 from typing import cast
 
 import torch
@@ -22,7 +23,9 @@ from hf_sane.zoo.windows import View
 logger = logging.getLogger(__name__)
 
 
-def fit_extractor(splits: Sequence[ZooSplit], normalization: Normalization) -> SANEFeatureExtractor:
+def fit_extractor(
+    splits: Sequence[ZooSplit], normalization: Normalization, *, by_kind: bool = False
+) -> SANEFeatureExtractor:
     """Fit a weight tokenizer on training networks; token size and layout are those that the zoos were built with."""
     layouts = [split.layout(0) for split in splits]
     shapes = {(layout.token_dim, layout.token_layout, layout.batch_norm) for layout in layouts}
@@ -36,7 +39,36 @@ def fit_extractor(splits: Sequence[ZooSplit], normalization: Normalization) -> S
         batch_norm=layouts[0].batch_norm,
         normalization=normalization,
     )
-    return extractor.fit(pair for split in splits for pair in read_models(split, range(len(split))))
+    networks = (pair for split in splits for pair in read_models(split, range(len(split))))
+    return extractor.fit(networks, by_kind=by_kind)
+
+
+def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit]) -> None:
+    """Refuse, before the first step, networks that would stop a run in its midst: zoos may mix architectures.
+
+    Args:
+        model: The autoencoder.
+        extractor: Its weight tokenizer.
+        splits: All that is trained or evaluated on.
+
+    Raises:
+        KeyError: If a network has layers that the extractor was not fitted on.
+        ValueError: If a network is longer than learned positions reach.
+    """
+    for split in splits:
+        for layout, members in group_by_layout(split, range(len(split))):
+            try:
+                extractor.normalize(torch.zeros(0, layout.num_tokens, layout.token_dim), layout)
+            except KeyError as error:
+                raise KeyError(f"{split.run_ids[members[0]]}: {error.args[0]} (--statistics-by-kind)") from error
+            sizes = [largest + 1 for largest in layout.positions.amax(dim=0).tolist()]
+            limits = model.config.max_positions
+            if model.config.position_embedding == "learned" and any(map(gt, sizes, limits)):
+                raise ValueError(
+                    f"{split.run_ids[members[0]]} has {sizes[0]} tokens, {sizes[1]} layers and up to {sizes[2]} channels, "
+                    f"the learned positions of the model reach {list(limits)}; give larger max_positions, or "
+                    "position_embedding='sinusoidal', which has no limit"
+                )
 
 
 def sample_tokens(

@@ -24,7 +24,7 @@ from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.behavior import BehaviorLoss
 from hf_sane.training.checkpoints import PARTIAL, list_checkpoints, replace_folder, save_checkpoint
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
-from hf_sane.training.preparation import build_model, build_sampler, fit_extractor, one_cycle
+from hf_sane.training.preparation import build_model, build_sampler, check_fits, fit_extractor, one_cycle
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.loader import WindowSampler
 
@@ -239,8 +239,10 @@ def prepare_run(
         )
     if extractor is None and arguments.pretrained is not None:
         extractor = SANEFeatureExtractor.from_pretrained(arguments.pretrained)
-    extractor = extractor or fit_extractor(splits, arguments.normalization)
+    by_kind = arguments.statistics_by_kind
+    extractor = extractor or fit_extractor(splits, arguments.normalization, by_kind=by_kind)
     model = build_model(arguments, extractor, splits)
+    check_fits(model, extractor, [*splits, *(zoo.splits["validation"] for zoo in zoos)])
     sampler = build_sampler(arguments, extractor, splits, model.config.window_size)
     windows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
     steps_per_epoch = math.ceil(sum(map(len, splits)) / windows_per_step)

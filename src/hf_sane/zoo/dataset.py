@@ -123,11 +123,29 @@ class ZooSplit:
         return torch.stack([self.tokens(i) for i in range(len(self))])
 
     def config(self, index: int) -> ZooConfig:
-        """Configuration of one network, with the activation, initialisation and dropout of its run."""
+        """Configuration of one network, with the activation, initialisation and dropout of its run.
+
+        Raises:
+            ValueError: If it was imported and is none of the architectures of this library.
+        """
+        if (config := self.known_config(index)) is None:
+            raise ValueError(
+                f"the architecture of {self.run_ids[index]!r} is not one of this library, which has its weights only: "
+                "expected a CNN, MLP or ResNet of hf_sane.architectures; use state_dict() and the code of its authors"
+            )
+        return config
+
+    def known_config(self, index: int) -> ZooConfig | None:
+        """What [`config`] gives, or `None` for an imported network of another family."""
         row = self.rows[index]
         config = self.facts.parsed_architectures[self.table.column("architecture")[row]]
+        if config is None:
+            return None
         values = {name: self.table.column(name)[row] for name in PER_RUN_SETTINGS if hasattr(config, name)}
-        return with_settings(config, **{k: v if isinstance(v, str) else float(v) for k, v in values.items()})
+        known = {
+            name: value if isinstance(value, str) else float(value) for name, value in values.items() if value == value
+        }
+        return with_settings(config, **known)
 
     def state_dict(self, index: int) -> StateDict:
         """All tensors of one network, in their order and types; fresh memory."""
@@ -171,8 +189,10 @@ class ZooSplit:
             raise ValueError(f"expected networks of one {column} to stack, got {values}; select one of them first")
 
     def arrow_tables(self) -> Iterator[pa.Table]:
-        """The rows as Arrow tables of limited size, for writing."""
+        """The rows as Arrow tables of limited size, for writing; one without rows if there are none."""
         data = self.table.dataset.data.table
+        if not len(self):
+            yield data.slice(0, 0)
         size = max(1, min(MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES * max(1, len(self.table)) // max(1, data.nbytes)))
         for start in range(0, len(self), size):
             rows = self.rows[start : start + size]
