@@ -6,7 +6,7 @@
 The settings are the fields of `hf_sane.training.arguments.PretrainArguments` (`--help` lists them); `--model` passes fields of
 `SANEConfig` on. Several processes: `accelerate launch --multi_gpu --num_processes 8 scripts/pretrain.py ...`; two on a CPU:
 `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 scripts/pretrain.py ...` (`accelerate launch --cpu --num_processes 2`
-silently runs one). An interrupted run that wrote checkpoints (`--checkpoint_every_steps`) continues with `--resume`.
+silently runs one). `--streaming` reads zoos of any size, from the Hub too, without keeping them. An interrupted run that wrote checkpoints (`--checkpoint_every_steps`) continues with `--resume`.
 
 Time and memory: a zoo of 1,000 small networks (52 tokens of 73 scalars), hidden size 128, 3 + 3 layers, 50 epochs takes
 about 10 minutes and 1.5 GB on 2 CPU cores. The result, `OUTPUT_DIR/model`, loads with `SANEModel.from_pretrained`.
@@ -17,9 +17,8 @@ from pathlib import Path
 
 from hf_sane.core.allocator import tune_allocator
 from hf_sane.hub.publish import write_sane_card
-from hf_sane.training.arguments import PretrainArguments, parse_arguments
+from hf_sane.training.arguments import parse_arguments
 from hf_sane.training.pretraining import PretrainResult, pretrain
-from hf_sane.zoo.dataset import Zoo
 
 
 def main(argv: Sequence[str] | None = None) -> PretrainResult:
@@ -28,19 +27,13 @@ def main(argv: Sequence[str] | None = None) -> PretrainResult:
     arguments = parse_arguments(argv)
     result = pretrain(arguments)
     if result.is_main_process:
-        write_card(result.folder, arguments)
+        datasets = [name for name in arguments.zoo if not Path(name).exists()]
+        write_sane_card(result.folder, network_config=result.network_config, datasets=datasets)
         print(
             f"{result.folder}: reconstruction R2 {result.reconstruction_r2:.4f} on validation networks, loss "
             f"{result.loss:.4f} after {result.steps} steps and {result.seconds:.0f} s on {result.num_processes} process(es)"
         )
     return result
-
-
-def write_card(folder: Path, arguments: PretrainArguments) -> None:
-    """Put a model card beside the model, from its run record."""
-    zoo = Zoo.load(arguments.zoo[0], arguments.zoo_config, revision=arguments.zoo_revision)
-    datasets = [name for name in arguments.zoo if not Path(name).exists()]
-    write_sane_card(folder, network_config=zoo.splits["train"].known_config(0), datasets=datasets)
 
 
 if __name__ == "__main__":

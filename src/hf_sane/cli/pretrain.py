@@ -23,15 +23,13 @@ def _pretrain(given: dict[str, Any]) -> None:
     from hf_sane.hub.publish import write_sane_card
     from hf_sane.training import pretraining
     from hf_sane.training.arguments import PretrainArguments
-    from hf_sane.zoo.dataset import Zoo
 
     hide_loading_bars()
     arguments = PretrainArguments(**given)
-    zoos = [Zoo.load(name, arguments.zoo_config, revision=arguments.zoo_revision) for name in arguments.zoo]
-    result = pretraining.pretrain(arguments, zoos=zoos)
+    result = pretraining.pretrain(arguments)
     write_sane_card(
         result.folder,
-        network_config=zoos[0].splits["train"].known_config(0),
+        network_config=result.network_config,
         datasets=[name for name in arguments.zoo if not Path(name).exists()],
     )
     facts = {"reconstruction R2 (validation)": result.reconstruction_r2, "loss": result.loss, "steps": result.steps}

@@ -49,6 +49,14 @@ class PretrainArguments:
     output_dir: str = field(metadata={"help": "Run folder: receives model/, checkpoints/, logs/ and arguments.json."})
     zoo_config: str | None = _field("Which zoo of a folder or dataset that holds several.", default=None)
     zoo_revision: str | None = _field("Branch, tag or commit of zoos on the Hub.", default=None)
+    streaming: bool = _field(
+        "Read the zoos as streams, in place or from the Hub, without a copy of the whole on this machine.",
+        default=False,
+    )
+    stream_buffer: int = _field("Rows of a stream in memory from which the next is drawn.", default=1000)
+    stream_sample: int = _field(
+        "Training rows of a stream in memory, which the extractor and the first weights are fitted on.", default=1000
+    )
     model: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "SANEConfig fields as a JSON object, or the path of a JSON file; token_dim is the zoo's."},
@@ -127,7 +135,14 @@ class PretrainArguments:
         for name in ("num_epochs", "batch_size", "gradient_accumulation_steps", "num_permutations", "eval_models"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("behavior_images", "behavior_models", "keep_checkpoints", "log_every_steps"):
+        for name in (
+            "behavior_images",
+            "behavior_models",
+            "keep_checkpoints",
+            "log_every_steps",
+            "stream_buffer",
+            "stream_sample",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("eval_every_epochs", "checkpoint_every_steps", "initial_tokens", "halo_size"):

@@ -2,23 +2,21 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import gt
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
+from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import Normalization, SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import group_by_layout, read_models
 from hf_sane.zoo.dataset import ZooSplit
-from hf_sane.zoo.loader import WindowSampler
-from hf_sane.zoo.windows import View
 
 logger = logging.getLogger(__name__)
 
@@ -43,32 +41,31 @@ def fit_extractor(
     return extractor.fit(networks, by_kind=by_kind)
 
 
-def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit]) -> None:
+def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, layouts: Mapping[str, Layout]) -> None:
     """Refuse, before the first step, networks that would stop a run in its midst: zoos may mix architectures.
 
     Args:
         model: The autoencoder.
         extractor: Its weight tokenizer.
-        splits: All that is trained or evaluated on.
+        layouts: Of all networks that are trained or evaluated on, by what messages call them.
 
     Raises:
         KeyError: If a network has layers that the extractor was not fitted on.
         ValueError: If a network is longer than learned positions reach.
     """
-    for split in splits:
-        for layout, members in group_by_layout(split, range(len(split))):
-            try:
-                extractor.normalize(torch.zeros(0, layout.num_tokens, layout.token_dim), layout)
-            except KeyError as error:
-                raise KeyError(f"{split.run_ids[members[0]]}: {error.args[0]} (--statistics-by-kind)") from error
-            sizes = [largest + 1 for largest in layout.positions.amax(dim=0).tolist()]
-            limits = model.config.max_positions
-            if model.config.position_embedding == "learned" and any(map(gt, sizes, limits)):
-                raise ValueError(
-                    f"{split.run_ids[members[0]]} has {sizes[0]} tokens, {sizes[1]} layers and up to {sizes[2]} channels, "
-                    f"the learned positions of the model reach {list(limits)}; give larger max_positions, or "
-                    "position_embedding='sinusoidal', which has no limit"
-                )
+    for name, layout in layouts.items():
+        try:
+            extractor.normalize(torch.zeros(0, layout.num_tokens, layout.token_dim), layout)
+        except KeyError as error:
+            raise KeyError(f"{name}: {error.args[0]} (--statistics-by-kind)") from error
+        sizes = [largest + 1 for largest in layout.positions.amax(dim=0).tolist()]
+        limits = model.config.max_positions
+        if model.config.position_embedding == "learned" and any(map(gt, sizes, limits)):
+            raise ValueError(
+                f"{name} has {sizes[0]} tokens, {sizes[1]} layers and up to {sizes[2]} channels, the learned positions of "
+                f"the model reach {list(limits)}; give larger max_positions, or position_embedding='sinusoidal', which has "
+                "no limit"
+            )
 
 
 def sample_tokens(
@@ -125,23 +122,6 @@ def build_model(
     if arguments.activation_checkpointing:
         model.activation_checkpointing_enable()
     return model
-
-
-def build_sampler(
-    arguments: PretrainArguments, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit], window_size: int
-) -> WindowSampler:
-    """Random windows of the training networks, in the views that the arguments ask for."""
-    return WindowSampler(
-        splits,
-        extractor,
-        window_size=window_size,
-        batch_size=arguments.batch_size,
-        views=cast(tuple[View, ...], tuple(arguments.views)),
-        noise=arguments.noise,
-        num_permutations=arguments.num_permutations,
-        erase=arguments.erase,
-        seed=arguments.seed,
-    )
 
 
 def one_cycle(optimizer: Optimizer, arguments: PretrainArguments, num_steps: int) -> OneCycleLR:

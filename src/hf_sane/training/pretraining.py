@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +15,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.files import write_atomically
 from hf_sane.core.run_record import RunRecord
 from hf_sane.models.modeling_sane import SANEModel
@@ -23,10 +23,10 @@ from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.behavior import BehaviorLoss
 from hf_sane.training.checkpoints import PARTIAL, list_checkpoints, replace_folder, save_checkpoint
+from hf_sane.training.data import Batches, TrainingData
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
-from hf_sane.training.preparation import build_model, build_sampler, check_fits, fit_extractor, one_cycle
-from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.loader import WindowSampler
+from hf_sane.training.preparation import build_model, check_fits, fit_extractor, one_cycle
+from hf_sane.zoo.dataset import Zoo
 
 RECORD_NAME = "run.json"  # beside the model
 StepCallback = Callable[[int, float], None]
@@ -59,6 +59,7 @@ class PretrainResult:
         seconds: Of this process, since it started or resumed.
         num_processes: Processes that trained together.
         is_main_process: Whether this one is the first of them, which writes files.
+        network_config: Architecture of a training network, for the card; `None` if it was imported and is none of this library.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class PretrainResult:
     seconds: float
     num_processes: int
     is_main_process: bool
+    network_config: ZooConfig | None
 
 
 @dataclass
@@ -79,10 +81,9 @@ class Run:
     model: torch.nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    sampler: WindowSampler
+    batches: Batches
     extractor: SANEFeatureExtractor
-    train: Sequence[ZooSplit]
-    validation: Sequence[ZooSplit]
+    data: TrainingData
     behavior: BehaviorLoss | None
     num_steps: int
     steps_per_epoch: int
@@ -98,7 +99,7 @@ class Run:
         losses = []
         for micro_step in range(micro_steps):
             number = (self.progress.step * micro_steps + micro_step) * accelerator.num_processes
-            batch = self.sampler.batch(number + accelerator.process_index)
+            batch = self.batches.batch(number + accelerator.process_index)
             batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
             with accelerator.accumulate(self.model):
                 output = self.model(**batch)
@@ -115,20 +116,11 @@ class Run:
         self.progress.step += 1
         return torch.stack(losses).mean()
 
-    def describe_data(self) -> dict[str, Any]:
-        """What was trained and validated on, for the run record."""
-        return {
-            "zoos": self.arguments.zoo,
-            "train_models": [len(split) for split in self.train],
-            "validation_models": [len(split) for split in self.validation],
-            "steps_per_epoch": self.steps_per_epoch,
-        }
-
     def evaluate(self) -> float:
         """Reconstruction R2 on whole validation networks, shared out among processes."""
         accelerator, sums = self.accelerator, torch.zeros(4, dtype=torch.float64)
         model = accelerator.unwrap_model(self.model)
-        for split in self.validation:
+        for split in self.data.validation:
             stride = max(1, math.ceil(len(split) / self.arguments.eval_models))
             indices = range(0, len(split), stride)[accelerator.process_index :: accelerator.num_processes]
             with accelerator.autocast():
@@ -168,7 +160,7 @@ def pretrain(
 
     Args:
         arguments: All settings.
-        zoos: Loaded zoos, in place of `arguments.zoo`.
+        zoos: Loaded zoos, in place of `arguments.zoo`; they are not streamed.
         extractor: A fitted weight tokenizer; when `None`, that of `arguments.pretrained`, or one fitted on the training
             splits.
         on_step: Called with (optimizer steps done, loss of the step) after every step. Reading the loss makes an
@@ -216,11 +208,17 @@ def pretrain(
     folder = Path(arguments.output_dir) / "model"
     results = {"reconstruction_r2": r2, "loss": accelerator.reduce(loss, "mean").item(), "steps": progress.step}
     results["num_processes"] = accelerator.num_processes
-    record.finish(results, data=run.describe_data())
+    record.finish(results, data={**run.data.describe(arguments), "steps_per_epoch": run.steps_per_epoch})
     run.save(folder, record)
     is_main_process = accelerator.is_main_process
     accelerator.end_training()
-    return PretrainResult(folder=folder, seconds=record.seconds or 0.0, is_main_process=is_main_process, **results)
+    return PretrainResult(
+        folder=folder,
+        seconds=record.seconds or 0.0,
+        is_main_process=is_main_process,
+        network_config=run.data.network_config,
+        **results,
+    )
 
 
 def prepare_run(
@@ -230,22 +228,17 @@ def prepare_run(
     accelerator = make_accelerator(arguments)
     _claim_folder(arguments, accelerator)
     set_seed(arguments.seed)
-    if zoos is None:
-        zoos = [Zoo.load(name, arguments.zoo_config, revision=arguments.zoo_revision) for name in arguments.zoo]
-    splits = [zoo.splits["train"] for zoo in zoos]
-    if not splits or min(map(len, splits)) == 0:
-        raise ValueError(
-            f"expected training models in every zoo, got {[len(split) for split in splits]}; build larger zoos"
-        )
+    data = TrainingData.load(arguments, zoos)
+    splits = data.train
     if extractor is None and arguments.pretrained is not None:
         extractor = SANEFeatureExtractor.from_pretrained(arguments.pretrained)
     by_kind = arguments.statistics_by_kind
     extractor = extractor or fit_extractor(splits, arguments.normalization, by_kind=by_kind)
     model = build_model(arguments, extractor, splits)
-    check_fits(model, extractor, [*splits, *(zoo.splits["validation"] for zoo in zoos)])
-    sampler = build_sampler(arguments, extractor, splits, model.config.window_size)
+    check_fits(model, extractor, data.layouts)
+    batches = data.batches(arguments, extractor, model.config.window_size)
     windows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
-    steps_per_epoch = math.ceil(sum(map(len, splits)) / windows_per_step)
+    steps_per_epoch = math.ceil(sum(data.num_models) / windows_per_step)
     num_steps = arguments.max_steps or arguments.num_epochs * steps_per_epoch
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = AdamW(parameters, lr=arguments.learning_rate, weight_decay=arguments.weight_decay, fused=True)
@@ -258,10 +251,9 @@ def prepare_run(
         model=prepared_model.train(),
         optimizer=prepared_optimizer,
         scheduler=scheduler,
-        sampler=sampler,
+        batches=batches,
         extractor=extractor,
-        train=splits,
-        validation=[zoo.splits["validation"] for zoo in zoos],
+        data=data,
         behavior=behavior,
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,

@@ -11,6 +11,7 @@ from hf_sane.zoo.facts import DEFAULT_CONFIG, IMPORT_KEY, IMPORTED, ZooFacts, da
 from hf_sane.zoo.records import SPLITS
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+PLACEHOLDER = "PATH_OR_REPO"  # in the code of the card, until the zoo is pushed somewhere
 COLUMNS = """\
 | column | meaning |
 |---|---|
@@ -80,7 +81,7 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
             "train",
             'weights = zoo.splits["train"].state_dict(0)  # tensors by name, as in its repository',
         )
-    example = f'Zoo.load("PATH_OR_REPO"{"" if len(zoos) == 1 else f", {next(iter(zoos))!r}"})'.replace("'", '"')
+    example = f'Zoo.load("{PLACEHOLDER}"{"" if len(zoos) == 1 else f", {next(iter(zoos))!r}"})'.replace("'", '"')
     return f"""---
 {data.to_yaml()}
 ---
@@ -119,8 +120,9 @@ def _section(config: str, facts: ZooFacts) -> str:
         lines.append(f"- epochs kept: {', '.join(map(str, arguments['keep_epochs']))}; seed {arguments['seed']}")
     if facts.excluded:
         marked = "kept and listed" if arguments.get("include_excluded") else "left out"
-        reason = "for the reasons that `zoo.json` gives" if is_imported else "not finite or exploded"
-        lines.append(f"- {len(facts.excluded)} runs {marked}: {reason} (`zoo.json` names them)")
+        what = "networks left out (`zoo.json` says why)"
+        own = f"runs {marked}: not finite or exploded (`zoo.json` names them)"
+        lines.append(f"- {len(facts.excluded)} {what if is_imported else own}")
     lines += _imported_lines(facts) if is_imported else []
     lines += ["", *_split_table(facts)]
     return "\n".join([*lines, ""])
