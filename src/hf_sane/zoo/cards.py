@@ -65,12 +65,17 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
         configs=[
             {
                 "config_name": config,
+                # Datasets finds what it decoded before by folder name and this YAML: without the digest, another zoo in a
+                # folder of that name would come back.
+                "description": f"{facts.name} {facts.digest}",
                 "data_files": [
-                    {"split": split, "path": f"{data_folder(Path(), config)}/{split}-*.parquet"} for split in SPLITS
+                    {"split": split, "path": f"{data_folder(Path(), config)}/{split}-*.parquet"}
+                    for split in SPLITS
+                    if facts.count(split) != 0
                 ],
                 **({"default": True} if config == DEFAULT_CONFIG and len(zoos) > 1 else {}),
             }
-            for config in zoos
+            for config, facts in zoos.items()
         ],
     )
     are_imported = any(IMPORT_KEY in facts.data for facts in zoos.values())

@@ -189,10 +189,8 @@ class ZooSplit:
             raise ValueError(f"expected networks of one {column} to stack, got {values}; select one of them first")
 
     def arrow_tables(self) -> Iterator[pa.Table]:
-        """The rows as Arrow tables of limited size, for writing; one without rows if there are none."""
+        """The rows as Arrow tables of limited size, for writing."""
         data = self.table.dataset.data.table
-        if not len(self):
-            yield data.slice(0, 0)
         size = max(1, min(MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES * max(1, len(self.table)) // max(1, data.nbytes)))
         for start in range(0, len(self), size):
             rows = self.rows[start : start + size]
@@ -295,11 +293,15 @@ class Zoo:
             cache_dir = folder / CACHE_NAME
         data = data_folder(folder, config)
         files = {split: sorted(map(str, data.glob(f"{split}-*.parquet"))) for split in SPLITS}
-        if missing := [split for split, paths in files.items() if not paths]:
+        empty = [split for split in SPLITS if not files[split] and known[config].count(split) == 0]
+        if missing := [split for split, paths in files.items() if not paths and split not in empty]:
             raise FileNotFoundError(
                 f"{data} has no parquet files for {missing}; expected <split>-00000-of-0000n.parquet"
             )
+        files = {split: paths for split, paths in files.items() if paths}
         loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(cache_dir) if cache_dir else None)
+        for split in empty:  # has no file, since readers refuse those without rows
+            loaded[split] = next(iter(loaded.values())).select([])
         alignment = Alignment.load(data)
         return cls(
             {name: ZooSplit(loaded[name], known[config], alignment) for name in SPLITS},

@@ -36,7 +36,7 @@ class ZooFacts:
             and under `config` what their repository says about them, if it does.
         arguments: How the zoo was built.
         data: The images: name, counts, pixel statistics. Of imported zoos: numbers of networks and repositories, licences,
-            metrics of the cards.
+            metrics of the cards, SHA-256 of all weights.
         excluded: Runs left out (or marked): `run_id`, `epoch`, `reason`.
         splits: Per split, the number of runs and networks and, where measured, the mean final test accuracy.
     """
@@ -61,6 +61,16 @@ class ZooFacts:
             key: None if settings.get("model_type") == IMPORTED else config_from_dict(settings)
             for key, settings in self.architectures.items()
         }
+
+    @property
+    def digest(self) -> str:
+        """Tells zoos apart (16 hexadecimal digits); by what is in them, since arguments may differ without effect."""
+        content = {name: value for name, value in self.to_dict().items() if name != "arguments"}
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:LAYOUT_DIGITS]
+
+    def count(self, split: str) -> int | None:
+        """Networks of a split, if that is known."""
+        return int(self.splits[split]["networks"]) if split in self.splits else None
 
     def save(self, folder: Path, config: str) -> None:
         """Add these facts to `zoo.json`, beside those of other configurations in the same folder."""

@@ -274,6 +274,7 @@ def _write_rows(importer: _Importer, folder: Path, config: str) -> ZooFacts:
         "licenses": dict(licenses.most_common()),
         "license": next(iter(licenses)) if len(licenses) == 1 and "not stated" not in licenses else "other",
         "metrics": sorted(columns),
+        "sha256": sha256("".join(network.content for network in networks.values()).encode()).hexdigest(),
     }
     left_out = [entry for entry in importer.entries if entry.status != "taken"]
     return ZooFacts(

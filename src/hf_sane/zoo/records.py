@@ -85,8 +85,6 @@ def template_bytes(template: Mapping[str, Tensor]) -> bytes:
 def record_table(records: list[ModelRecord], features: Features = FEATURES) -> pa.Table:
     """Rows as an Arrow table with the schema of `features`; the token arrays are copied once."""
     schema = features.arrow_schema
-    if not records:
-        return schema.empty_table()
     flat = [record.tokens.reshape(-1).to(torch.float32).numpy() for record in records]
     offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in flat])])
     columns: dict[str, Any] = {
@@ -100,17 +98,17 @@ def record_table(records: list[ModelRecord], features: Features = FEATURES) -> p
 
 
 def batched(records: Iterable[ModelRecord], features: Features = FEATURES) -> Iterator[pa.Table]:
-    """Tables of at most `ROW_GROUP_BYTES` of tokens; one without rows if there are no records."""
+    """Tables of at most `ROW_GROUP_BYTES` of tokens."""
     rows: list[ModelRecord] = []
-    size, is_empty = 0, True
+    size = 0
     for record in records:
         nbytes = 4 * record.tokens.numel()
         if rows and (size + nbytes > ROW_GROUP_BYTES or len(rows) == MAX_ROWS_PER_GROUP):
             yield record_table(rows, features)
             rows, size = [], 0
         rows.append(record)
-        size, is_empty = size + nbytes, False
-    if rows or is_empty:
+        size += nbytes
+    if rows:
         yield record_table(rows, features)
 
 
@@ -120,7 +118,7 @@ def write_parquet(tables: Iterable[pa.Table], folder: Path, split: str) -> list[
     The names appear when everything is written. The bytes depend on nothing but the content.
 
     Args:
-        tables: Row groups of one schema; at least one.
+        tables: Row groups of one schema. Without any, no file is written: readers refuse files without rows.
         folder: Where; made if missing.
         split: Name of the split.
 
