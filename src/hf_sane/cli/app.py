@@ -15,6 +15,7 @@ from hf_sane.cli.sample import sample
 from hf_sane.cli.settings import PASS_THROUGH
 from hf_sane.cli.transfer import pull, push
 from hf_sane.cli.zoo import zoo_app
+from hf_sane.cli.zoo_import import import_networks
 from hf_sane.core.allocator import tune_allocator
 
 EXIT_CODE = 2
@@ -55,6 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+zoo_app.command("import")(import_networks)
 app.add_typer(zoo_app, name="zoo")
 app.command("pretrain", **PASS_THROUGH)(pretrain)
 app.command("embed")(embed)

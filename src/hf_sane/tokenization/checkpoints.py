@@ -109,21 +109,21 @@ def _load_safetensors(path: Path) -> StateDict:
 
 
 def index_shards(index: Path) -> dict[str, list[str]]:
-    """Read a shard index: file name to the tensors in it.
+    """Read a shard index of which all shards are there: file name to the tensors in it.
 
     Raises:
         ValueError: If it is no index, or names a file outside its own folder.
         FileNotFoundError: If a shard is missing.
     """
-    shards = read_index(index)
+    shards = parse_index(index)
     for file in shards:
         if not (index.parent / file).exists():
             raise FileNotFoundError(f"{index} names the shard {file}, which is missing; download the folder again")
     return shards
 
 
-def read_index(index: Path) -> dict[str, list[str]]:
-    """Read a shard index whose shards may be elsewhere yet.
+def parse_index(index: Path) -> dict[str, list[str]]:
+    """Read a shard index, whose shards need not be there: file name to the tensors in it.
 
     Raises:
         ValueError: If it is no index, or names a file outside its own folder.
@@ -132,6 +132,8 @@ def read_index(index: Path) -> dict[str, list[str]]:
         weight_map = json.loads(index.read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{index} is no shard index: expected JSON with a 'weight_map' ({error!r})") from error
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index} is no shard index: expected its 'weight_map' to give a file name for every tensor")
     shards: dict[str, list[str]] = {}
     for name, file in weight_map.items():
         shards.setdefault(file, []).append(name)
@@ -185,7 +187,7 @@ def _load_repo(repo_id: str, revision: str | None, max_bytes: int) -> StateDict:
             return _load_safetensors(Path(download(name)))
         if f"{name}.index.json" in sizes:
             index = Path(download(f"{name}.index.json"))
-            shards = read_index(index)
+            shards = parse_index(index)
             _check_size(repo_id, sum(sizes.get(file, 0) for file in shards), max_bytes)
             for file in shards:
                 download(file)
