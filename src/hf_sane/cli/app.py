@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from hf_sane.cli.analyze import analyze
 from hf_sane.cli.demo import demo
 from hf_sane.cli.embed import embed
 from hf_sane.cli.finetune import finetune
@@ -61,6 +62,7 @@ app.command("probe")(probe)
 app.command("sample")(sample)
 app.command("finetune")(finetune)
 app.command("info")(info)
+app.command("analyze")(analyze)
 app.command("demo", **PASS_THROUGH)(demo)
 
 

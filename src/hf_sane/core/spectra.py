@@ -116,10 +116,26 @@ def weight_correlation(weight: Tensor, *, max_channels: int = 4096, seed: int = 
     if channels > max_channels:
         generator = torch.Generator().manual_seed(seed)
         weight = weight[torch.randperm(channels, generator=generator)[:max_channels].to(weight.device)]
-    rows = weight.flatten(2).movedim(1, 0) if weight[0, 0].numel() > 1 else weight.flatten(1).unsqueeze(0)
+    rows = channel_rows(weight)
     step = max(1, BLOCK_SCALARS // weight.shape[0] ** 2)
     parts = [row_correlation(rows[start : start + step]) for start in range(0, len(rows), step)]
     return torch.cat(parts).mean().item()
+
+
+def channel_rows(weight: Tensor, *, batch_dims: int = 0) -> Tensor:
+    """Which vectors of a layer its weight correlation compares, see [`weight_correlation`].
+
+    Args:
+        weight: `[*batch, c_out, c_in, *kernel]`.
+        batch_dims: Leading axes that count networks.
+
+    Returns:
+        `[*batch, c_in, c_out, k]` for kernels of `k > 1` scalars, otherwise `[*batch, 1, c_out, c_in]`.
+    """
+    kernels = weight.flatten(batch_dims + 2) if weight.ndim > batch_dims + 2 else weight.unsqueeze(-1)
+    if kernels.shape[-1] > 1:
+        return kernels.transpose(batch_dims, batch_dims + 1)
+    return kernels[..., 0].unsqueeze(batch_dims)
 
 
 def row_correlation(rows: Tensor) -> Tensor:
