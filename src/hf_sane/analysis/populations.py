@@ -1,6 +1,6 @@
 """Spectra over a zoo: through the training of one run, and against test accuracy over many."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,15 +66,15 @@ def spectra_through_training(split: ZooSplit, run_id: str, settings: SpectrumSet
 
 
 def spectra_against_property(
-    split: ZooSplit, settings: SpectrumSettings | None = None, *, column: str = "test_accuracy"
+    splits: Sequence[ZooSplit], settings: SpectrumSettings | None = None, *, column: str = "test_accuracy"
 ) -> dict[str, Any]:
-    """How the summaries of spectra go along with a property over the networks of a split.
+    """How the summaries of spectra go along with a property over a population.
 
     A correlation over a population says nothing about a single network, and one over networks at several epochs mostly
-    says how long they were trained: give one network per run, such as `split.final_epochs()`.
+    says how long they were trained: give one network per run, `split.final_epochs()`.
 
     Args:
-        split: At least three networks.
+        splits: At least three networks together.
         settings: See [`analyze_networks`].
         column: The property.
 
@@ -85,15 +85,15 @@ def spectra_against_property(
     Raises:
         ValueError: For fewer than three networks.
     """
-    if len(split) < 3:
-        raise ValueError(f"expected at least three networks to correlate over, got {len(split)}")
-    values = split.column(column).astype(np.float64)
-    found = [report.summary() for report in analyze_networks(split, settings)]
+    if (count := sum(map(len, splits))) < 3:
+        raise ValueError(f"expected at least three networks to correlate over, got {count}")
+    values = np.concatenate([split.column(column).astype(np.float64) for split in splits])
+    found = [report.summary() for split in splits for report in analyze_networks(split, settings)]
     summaries = {
         name: [row[name] for row in found] for name in SUMMARIES if all(row[name] is not None for row in found)
     }
     return {
-        "networks": len(split),
+        "networks": count,
         column: values.tolist(),
         "summaries": summaries,
         "correlation": {name: _correlation(np.array(row), values) for name, row in summaries.items()},

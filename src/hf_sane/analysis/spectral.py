@@ -35,7 +35,7 @@ POOR_TAIL_DISTANCE = 0.1
 
 
 @strict
-@dataclass(kw_only=True, frozen=True)
+@dataclass(kw_only=True)
 class SpectrumSettings:
     """How spectra are taken and fitted.
 

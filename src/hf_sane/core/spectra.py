@@ -52,7 +52,7 @@ def top_singular_values(matrix: Tensor, count: int, *, method: PartialMethod = "
     """The largest singular values of a large matrix, without decomposing it.
 
     `"lanczos"` is ARPACK's implicitly restarted Lanczos method (`scipy.sparse.linalg.svds`), accurate to rounding.
-    `"randomized"` projects onto `count + 16` random directions after four power iterations (Halko, Martinsson and Tropp,
+    `"randomized"` projects onto `1.5 count + 16` random directions after four power iterations (Halko, Martinsson and Tropp,
     arXiv:0909.4061, algorithm 4.4, by `torch.svd_lowrank`): its values are never too large, up to rounding, and too small
     by per cents where the spectrum is flat; it needs only products of large matrices, so it also suits a GPU.
 
@@ -81,7 +81,7 @@ def top_singular_values(matrix: Tensor, count: int, *, method: PartialMethod = "
     if method == "randomized":
         with torch.random.fork_rng():  # svd_lowrank takes no generator
             torch.manual_seed(seed)
-            width = min(count + OVERSAMPLING, smaller)
+            width = min(count + count // 2 + OVERSAMPLING, smaller)
             return torch.svd_lowrank(matrix.double(), q=width, niter=POWER_ITERATIONS)[1][:count].cpu()
     raise ValueError(f"expected method 'lanczos' or 'randomized', got {method!r}")
 
