@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from hf_sane.cli.analyze import analyze
 from hf_sane.cli.demo import demo
 from hf_sane.cli.embed import embed
 from hf_sane.cli.finetune import finetune
@@ -66,6 +67,7 @@ app.command("finetune")(finetune)
 app.command("info")(info)
 app.command("push")(push)
 app.command("pull")(pull)
+app.command("analyze")(analyze)
 app.command("demo", **PASS_THROUGH)(demo)
 
 
