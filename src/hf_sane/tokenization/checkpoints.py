@@ -4,7 +4,7 @@ import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
@@ -19,6 +19,7 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile
 
 Source = Mapping[str, Tensor] | nn.Module | str | Path
+Value = TypeVar("Value")
 
 
 def load_state_dict(source: Source, *, revision: str | None = None) -> StateDict:
@@ -43,24 +44,25 @@ def load_state_dict(source: Source, *, revision: str | None = None) -> StateDict
         return strip_prefixes(source)
     if not isinstance(source, str | Path):
         raise TypeError(f"expected a state dict, module, path or Hub repo id, got {type(source).__name__}")
+    return strip_prefixes(_load_path(local_path(source, revision=revision)))
+
+
+def local_path(source: str | Path, *, revision: str | None = None) -> Path:
+    """Where a checkpoint lies on this machine; a Hub repo is downloaded first, see [`download_checkpoint`].
+
+    Raises:
+        FileNotFoundError: If `source` looks like a path and does not exist.
+    """
     path = Path(source)
     if path.exists():
-        return strip_prefixes(_load_path(path))
-    if (
-        isinstance(source, Path)
-        or source.count("/") > 1
-        or source.startswith((".", "~", "/"))
-        or path.suffix
-        in (
-            ".safetensors",
-            *PICKLE_SUFFIXES,
-        )
-    ):
+        return path
+    looks_like_path = isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "~", "/"))
+    if looks_like_path or path.suffix in (".safetensors", *PICKLE_SUFFIXES):
         raise FileNotFoundError(f"no such file or folder: {source}; give an existing path or a Hub repo id")
-    return strip_prefixes(_load_repo(source, revision))
+    return download_checkpoint(str(source), revision=revision)
 
 
-def strip_prefixes(state_dict: Mapping[str, Tensor]) -> StateDict:
+def strip_prefixes(state_dict: Mapping[str, Value]) -> dict[str, Value]:
     """Take off `module.` and `_orig_mod.` where every name carries them."""
     names = dict(zip(state_dict, state_dict, strict=True))
     changed = bool(names)
@@ -73,19 +75,25 @@ def strip_prefixes(state_dict: Mapping[str, Tensor]) -> StateDict:
     return {names[old]: tensor for old, tensor in state_dict.items()}
 
 
-def _load_path(path: Path) -> StateDict:
-    if path.is_dir():
-        for name in SAFETENSORS_NAMES:
-            if (path / name).exists():
-                return _load_safetensors(path / name)
-            if (path / f"{name}.index.json").exists():
-                return _load_index(path / f"{name}.index.json")
-        single = sorted(path.glob("*.safetensors"))
-        if len(single) == 1:
-            return _load_safetensors(single[0])
+def find_weights(path: Path) -> Path:
+    """The file to read: `path` itself, or of a folder its safetensors file or shard index.
+
+    Raises:
+        FileNotFoundError: If a folder holds neither, or several files and nothing that says which.
+    """
+    if not path.is_dir():
+        return path
+    known = [path / f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")]
+    candidates = [file for file in known if file.exists()] or sorted(path.glob("*.safetensors"))
+    if not candidates or (len(candidates) > 1 and candidates[0] not in known):
         raise FileNotFoundError(
-            f"{path} holds {len(single)} safetensors files and none of {SAFETENSORS_NAMES}; name the file itself"
+            f"{path} holds {len(candidates)} safetensors files and none of {SAFETENSORS_NAMES}; name the file itself"
         )
+    return candidates[0]
+
+
+def _load_path(path: Path) -> StateDict:
+    path = find_weights(path)
     if path.name.endswith(".index.json"):
         return _load_index(path)
     if path.suffix in PICKLE_SUFFIXES:
@@ -159,16 +167,24 @@ def _outline(content: object) -> str:
     return type(content).__name__
 
 
-def _load_repo(repo_id: str, revision: str | None) -> StateDict:
+def download_checkpoint(repo_id: str, *, revision: str | None = None) -> Path:
+    """Bring the weights of a Hub repo into the local cache; safetensors only.
+
+    Returns:
+        The safetensors file, or the shard index with its shards beside it.
+
+    Raises:
+        FileNotFoundError: If the repo holds no safetensors under a known name.
+    """
     files = HfApi().list_repo_files(repo_id, revision=revision)
     for name in SAFETENSORS_NAMES:
         if name in files:
-            return _load_safetensors(Path(hf_hub_download(repo_id, name, revision=revision)))
+            return Path(hf_hub_download(repo_id, name, revision=revision))
         if f"{name}.index.json" in files:
             index = Path(hf_hub_download(repo_id, f"{name}.index.json", revision=revision))
             for file in sorted(set(json.loads(index.read_text())["weight_map"].values())):
                 hf_hub_download(repo_id, file, revision=revision)
-            return _load_index(index)
+            return index
     pickles = [file for file in files if Path(file).suffix in PICKLE_SUFFIXES]
     raise FileNotFoundError(
         f"{repo_id} holds no {SAFETENSORS_NAMES[0]}"

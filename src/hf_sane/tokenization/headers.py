@@ -11,7 +11,7 @@ from huggingface_hub.utils import SafetensorsFileMetadata
 from torch import Tensor
 
 from hf_sane.core.types import StateDict
-from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, SAFETENSORS_NAMES, index_shards, strip_prefixes
+from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, find_weights, index_shards, strip_prefixes
 
 # The names of the safetensors format (https://huggingface.co/docs/safetensors), as far as networks use them.
 DTYPES = {
@@ -61,14 +61,7 @@ def read_meta_state_dict(source: str | Path, *, revision: str | None = None) -> 
 
 
 def _read_path(path: Path) -> StateDict:
-    if path.is_dir():
-        known = [path / f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")]
-        candidates = [file for file in known if file.exists()] or sorted(path.glob("*.safetensors"))
-        if not candidates or (len(candidates) > 1 and candidates[0] not in known):
-            raise FileNotFoundError(
-                f"{path} holds {len(candidates)} safetensors files and none of {SAFETENSORS_NAMES}; name the file itself"
-            )
-        path = candidates[0]
+    path = find_weights(path)
     if path.suffix in PICKLE_SUFFIXES:
         return _read_pickle(path)
     if path.name.endswith(".index.json"):
