@@ -65,6 +65,7 @@ def sample(
     record = RunRecord.start(seed=seed, arguments=settings)
     bandwidths = sampling.parse_bandwidths(bandwidth)
     population = Zoo.load(zoo, config)
+    record.arguments["zoo_revision"] = population.revision
     data = sampling.load_zoo_images(population, images)
     record.data |= {"zoo": population.facts.name, "images": sampling.describe_images(data)}
     job = sampling.SamplingJob(

@@ -1,6 +1,6 @@
 """The work behind `hf-sane sample`: draw, compare, save."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,11 @@ def parse_bandwidths(text: str) -> tuple[Bandwidth, ...]:
             f"expected a bandwidth >= 0, several separated by commas, 'scott' or 'silverman', got {text!r}"
         ) from error
     return found
+
+
+def hub_ids(*sources: str) -> Iterator[str]:
+    """Those that are repositories on the Hub: cards link to them, but never to a folder of this machine."""
+    return (source for source in sources if not Path(source).exists())
 
 
 def load_zoo_images(zoo: Zoo, images: str | None) -> ImageData:
@@ -244,7 +249,9 @@ class SamplingJob:
             provenance = Provenance(
                 method=PROVENANCE_METHODS[f"sane_{facts['method']}"],
                 sane_model=str(facts["sane"]),
+                sane_revision=self.codec.model.config._commit_hash,
                 zoo=str(facts["zoo"]),
+                zoo_revision=facts.get("zoo_revision"),
                 anchors=tuple(self.anchors.run_ids),
                 seed=record.seed,
                 index=index,
@@ -258,7 +265,15 @@ class SamplingJob:
             network = export_network(selected.networks, index, target, provenance=provenance)
             own = replace(record, results=results)
             folders.append(
-                save_network(target, network, own, title=f"Sampled network {index}", include_code=include_code)
+                save_network(
+                    target,
+                    network,
+                    own,
+                    title=f"Sampled network {index}",
+                    base_model=next(hub_ids(facts["sane"]), None),
+                    datasets=list(hub_ids(facts["zoo"])),
+                    include_code=include_code,
+                )
             )
         return folders
 
