@@ -51,7 +51,7 @@ def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float])
     Raises:
         ValueError: If weights are out of range, a tensor is not finite (naming it and the ingredient), or integers differ.
     """
-    _check_weights(ingredients, weights)
+    check_weights(ingredients, weights)
     parts = [(ingredient, weight) for ingredient, weight in zip(ingredients, weights, strict=True) if weight]
     for name in parts[0][0].outlines:
         yield name, _average(name, parts)
@@ -89,7 +89,8 @@ def pour(model: nn.Module, ingredients: Sequence[Ingredient], weights: Sequence[
             targets[name].copy_(tensor)
 
 
-def _check_weights(ingredients: Sequence[Ingredient], weights: Sequence[float]) -> None:
+def check_weights(ingredients: Sequence[object], weights: Sequence[float]) -> None:
+    """Refuse weights that are no shares of the ingredients, see [`average_tensors`]."""
     if len(weights) != len(ingredients):
         raise ValueError(f"expected one weight per ingredient, {len(ingredients)}, got {len(weights)}")
     if not all(0 <= weight < math.inf for weight in weights) or abs(sum(weights) - 1) > SUM_TOLERANCE:
@@ -138,4 +139,4 @@ def _agreed(name: str, parts: Sequence[tuple[Ingredient, float]]) -> Tensor:
     return value
 
 
-__all__ = ["average_checkpoints", "average_tensors", "pour", "uniform_weights"]
+__all__ = ["average_checkpoints", "average_tensors", "check_weights", "pour", "uniform_weights"]

@@ -214,7 +214,7 @@ def _default_name(source: Source, index: int) -> str:
 def _open(source: Source, name: str) -> Ingredient:
     if isinstance(source, nn.Module | Mapping):
         tensors = open_checkpoint(source)
-        facts = json.loads(source.config.to_json_string(False)) if isinstance(source, PreTrainedModel) else {}
+        facts = json.loads(source.config.to_json_string(use_diff=False)) if isinstance(source, PreTrainedModel) else {}
         outlines = {key: tensor.detach().to("meta") for key, tensor in tensors.items()}
         return Ingredient(name, tensors, outlines, facts, {})
     path, revision = Path(source), None
