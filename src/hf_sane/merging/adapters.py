@@ -27,6 +27,9 @@ FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[
 UNSUPPORTED = (
     "use_dora",
     "use_qalora",
+    "use_bdlora",
+    "kasa_config",
+    "monteclora_config",
     "lora_bias",
     "layer_replication",
     "trainable_token_indices",
@@ -228,7 +231,6 @@ class AdapterMixer:
         """Of the adapters."""
         return tuple(adapter.name for adapter in self.adapters)
 
-    @torch.no_grad()
     def mix(self, weights: Sequence[float]) -> None:
         """Overwrite the target modules with `W + sum_i a_i s_i B_i A_i`.
 
@@ -236,16 +238,23 @@ class AdapterMixer:
             ValueError: If weights are out of range, or factors do not fit the model or are not finite.
         """
         check_weights(self.adapters, weights)
+        self._add([(adapter, weight) for adapter, weight in zip(self.adapters, weights, strict=True) if weight])
+
+    def load(self, soup: AdapterSoup) -> None:
+        """Overwrite the target modules with what a soup, perhaps of smaller rank, makes of them."""
+        self._add([(Adapter("soup", soup.tensors, soup.config), 1.0)])
+
+    @torch.no_grad()
+    def _add(self, parts: Sequence[tuple[Adapter, float]]) -> None:
         targets = self.model.state_dict(keep_vars=True)
-        parts = [(adapter, weight) for adapter, weight in zip(self.adapters, weights, strict=True) if weight]
         for name, base in self._base.items():
             targets[name].copy_(base)
-        for module in _all_modules(self.adapters):
-            weight = targets[f"{module}.weight"]
-            for adapter, share in parts:
-                if module in adapter.modules:
-                    weight.add_(self._change(adapter, module, weight.shape), alpha=share)
-        for name, tensor in average_checkpoints([_whole_modules(a) for a in self.adapters], weights).items():
+        for adapter, share in parts:
+            for module in adapter.modules:
+                weight = targets[f"{module}.weight"]
+                weight.add_(self._change(adapter, module, weight.shape), alpha=share)
+        shares = [share for _, share in parts]
+        for name, tensor in average_checkpoints([_whole_modules(adapter) for adapter, _ in parts], shares).items():
             targets[name.removeprefix(PREFIX)].copy_(tensor)
 
     def _change(self, adapter: Adapter, module: str, shape: torch.Size) -> Tensor:

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hf_sane.core.types import StateDict
 from hf_sane.merging.ingredients import Ingredient, is_averaged
@@ -58,7 +60,10 @@ def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float])
 
 
 def pour(model: nn.Module, ingredients: Sequence[Ingredient], weights: Sequence[float]) -> None:
-    """Put a weighted average into a module, tensor by tensor: no second copy of the model is ever made.
+    """Put a weighted average into a module, tensor by tensor: no second copy of the model is made.
+
+    Some architectures of Transformers have other names on disk than in memory. Their average is made in memory first, and
+    goes through the conversion of `from_pretrained`.
 
     Args:
         model: Of the architecture of the ingredients; its tensors are overwritten, in their own dtype.
@@ -74,19 +79,33 @@ def pour(model: nn.Module, ingredients: Sequence[Ingredient], weights: Sequence[
     covered = {targets[name].data_ptr() for name in outlines if name in targets}
     foreign = sorted(outlines.keys() - targets.keys())
     missing = [name for name, tensor in targets.items() if tensor.numel() and tensor.data_ptr() not in covered]
+    tensors = average_tensors(ingredients, weights)
+    if (foreign or missing) and isinstance(model, PreTrainedModel):
+        loaded, missing, foreign = _converted(model, dict(tensors))
+        tensors = iter(loaded.items())
     if foreign or missing:
         raise ValueError(
             f"{type(model).__name__} is not of the architecture of {ingredients[0].name}: the checkpoint lacks "
             f"{missing[:3]}, the model lacks {foreign[:3]}"
         )
-    if bad := [name for name, outline in outlines.items() if targets[name].shape != outline.shape]:
-        raise ValueError(
-            f"{bad[0]!r} is {list(targets[bad[0]].shape)} in {type(model).__name__} and {list(outlines[bad[0]].shape)} in "
-            f"{ingredients[0].name}; build the model from the configuration of the checkpoints"
-        )
     with torch.no_grad():
-        for name, tensor in average_tensors(ingredients, weights):
+        for name, tensor in tensors:
+            if targets[name].shape != tensor.shape:
+                raise ValueError(
+                    f"{name!r} is {list(targets[name].shape)} in {type(model).__name__} and {list(tensor.shape)} in "
+                    f"{ingredients[0].name}; build the model from the configuration of the checkpoints"
+                )
             targets[name].copy_(tensor)
+
+
+def _converted(model: PreTrainedModel, state_dict: StateDict) -> tuple[StateDict, list[str], list[str]]:
+    """A state dict under the names in memory; also what is missing or has another shape, and what is foreign."""
+    loaded: Any = type(model).from_pretrained(
+        None, config=model.config, state_dict=state_dict, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    converted, problems = loaded
+    missing = sorted(problems["missing_keys"]) + [str(entry[0]) for entry in problems["mismatched_keys"]]
+    return converted.state_dict(), missing, sorted(problems["unexpected_keys"])
 
 
 def check_weights(ingredients: Sequence[object], weights: Sequence[float]) -> None:

@@ -27,6 +27,14 @@ VOCABULARY_FILES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
 )
+# What a soup takes over from its first ingredient.
+CARRIED_FILES = (
+    *VOCABULARY_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 # Keys of a configuration that do not change what the weights compute.
 HARMLESS_KEYS = {
     "_commit_hash",
@@ -237,11 +245,11 @@ def _open(source: Source, name: str) -> Ingredient:
 
 
 def _side_files(repo_id: str, revision: str | None) -> dict[str, Path]:
-    """Configuration and vocabulary of a Hub repo, downloaded."""
+    """Configuration of a Hub repo and the files of its tokenizer and processor, downloaded."""
     present = HfApi().list_repo_files(repo_id, revision=revision)
     return {
         file: Path(hf_hub_download(repo_id, file, revision=revision))
-        for file in (CONFIG_FILE, *VOCABULARY_FILES)
+        for file in (CONFIG_FILE, *CARRIED_FILES)
         if file in present
     }
 

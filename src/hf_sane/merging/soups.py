@@ -16,15 +16,15 @@ Score = Callable[[nn.Module], float]
 
 
 class Mixer(Protocol):
-    """Something that can put any weighted average of its ingredients into one model.
+    """Something that can put any weighted average of its ingredients into one model."""
 
-    Attributes:
-        model: Holds the last mixture.
-        names: Of the ingredients.
-    """
+    @property
+    def model(self) -> nn.Module:
+        """Holds the last mixture."""
 
-    model: nn.Module
-    names: tuple[str, ...]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the ingredients."""
 
     def mix(self, weights: Sequence[float]) -> None:
         """Overwrite the model with the average; a weight of 1 gives that ingredient, untouched."""
