@@ -14,6 +14,7 @@ from hf_sane.cli.pretrain import pretrain
 from hf_sane.cli.probe import probe
 from hf_sane.cli.sample import sample
 from hf_sane.cli.settings import PASS_THROUGH
+from hf_sane.cli.soup import soup
 from hf_sane.cli.transfer import pull, push
 from hf_sane.cli.zoo import zoo_app
 from hf_sane.cli.zoo_import import import_networks
@@ -64,6 +65,7 @@ app.command("embed")(embed)
 app.command("probe")(probe)
 app.command("sample")(sample)
 app.command("finetune")(finetune)
+app.command("soup")(soup)
 app.command("info")(info)
 app.command("push")(push)
 app.command("pull")(pull)
