@@ -13,7 +13,6 @@ from torch import Tensor
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.augmentation import erase_tokens, multiplicative_noise, random_token_mask
 from hf_sane.core.layout import Layout
-from hf_sane.core.normalization import LayerStatistics
 from hf_sane.core.permutation import Permutation
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.permutations import permutation_spec
@@ -104,12 +103,9 @@ class WindowSource:
             self._permutations["permuted"] = TokenPermutations(spec, layout, pool)
         if spec is not None and "aligned" in settings.views and alignment is not None:
             self._permutations["aligned"] = TokenPermutations(spec, layout, alignment)
-        scales = [(1.0, 0.0)] * len(layout.layers)
-        if extractor.normalization != "none":
-            if extractor.statistics is None:
-                raise ValueError("the extractor has no statistics yet; call fit() with training networks first")
-            scales = LayerStatistics(extractor.statistics["means"], extractor.statistics["stds"]).scales(layout)
-        self._scales = torch.tensor(scales, dtype=torch.float64)[layout.layer_index].float()  # [N, 2]
+        self._scales = torch.tensor(extractor.scales(layout), dtype=torch.float64)[
+            layout.layer_index
+        ].float()  # [N, 2]
 
     def window(self, starts: Tensor) -> Tensor:
         """Tokens of each window: `[k]` starts to `[k, L]` int64."""
