@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig
     from hf_sane.core.types import TokenSequence
+    from hf_sane.hub.push import push_generated
     from hf_sane.models.configuration_sane import SANEConfig
     from hf_sane.models.modeling_sane import SANEModel
     from hf_sane.probing.embeddings import embed_networks
@@ -44,6 +45,7 @@ _HOMES = {
     "hyperparameter_zoo": "zoo.arguments",
     "load_images": "zoo.images",
     "pretrain": "training.pretraining",
+    "push_generated": "hub.push",
     "sample_networks": "sampling.generation",
     "seed_zoo": "zoo.arguments",
 }
@@ -65,6 +67,7 @@ __all__ = [
     "hyperparameter_zoo",
     "load_images",
     "pretrain",
+    "push_generated",
     "sample_networks",
     "seed_zoo",
 ]

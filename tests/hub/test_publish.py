@@ -1,7 +1,6 @@
 """Saved folders: complete, loadable, with their code on request and without traces; one commit takes them to the Hub."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from hf_sane.architectures.configuration_zoo import CNNConfig
 from hf_sane.architectures.modeling_zoo import CNNForImageClassification
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.core.run_record import RunRecord
-from hf_sane.hub.publish import push_folder, save_network, save_sane
+from hf_sane.hub.publish import code_files, save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
@@ -32,20 +31,6 @@ def model():
 @pytest.fixture
 def extractor():
     return SANEFeatureExtractor(token_dim=20).fit([build_model(cnn_digits()).state_dict() for _ in range(2)])
-
-
-class RecordingApi:
-    """Stands in for the Hub: notes what it is asked."""
-
-    def __init__(self):
-        self.calls = []
-
-    def create_repo(self, repo_id, **options):
-        self.calls.append(("create_repo", repo_id, options))
-
-    def upload_folder(self, **options):
-        self.calls.append(("upload_folder", options["repo_id"], options))
-        return SimpleNamespace(commit_url=f"https://hub/{options['repo_id']}/commit/1")
 
 
 def test_a_sane_folder_is_complete_and_comes_back(tmp_path, model, extractor, record):
@@ -121,29 +106,14 @@ def test_model_and_tokenizer_must_belong_together(tmp_path, model, record):
         save_sane(tmp_path, model, SANEFeatureExtractor(token_dim=30), record)
 
 
-def test_publishing_is_one_commit_with_the_card(tmp_path, model, extractor, record):
-    folder = save_sane(tmp_path / "sane", model, extractor, record, repo_id="someone/sane")
-    api = RecordingApi()
-    address = push_folder(folder, "someone/sane", private=True, revision="draft", api=api)
-    assert address == "https://hub/someone/sane/commit/1"
-    assert [call[:2] for call in api.calls] == [("create_repo", "someone/sane"), ("upload_folder", "someone/sane")]
-    assert api.calls[0][2] == {"private": True, "exist_ok": True}
-    assert api.calls[1][2]["folder_path"] == folder
-    assert api.calls[1][2]["revision"] == "draft"
-
-
-def test_an_incomplete_folder_is_not_published(tmp_path, model, extractor, record):
-    folder = save_sane(tmp_path / "sane", model, extractor, record, repo_id="someone/sane")
-    (folder / "README.md").unlink()
-    with pytest.raises(ValueError, match=r"not ready to publish: expected .*, missing \['README.md'\]; save it first"):
-        push_folder(folder, "someone/sane", api=RecordingApi())
-
-
-def test_a_card_for_the_folder_itself_is_not_published(tmp_path, model, extractor, record):
-    folder = save_sane(tmp_path / "sane", model, extractor, record)
-    api = RecordingApi()
-    with pytest.raises(
-        ValueError, match="loads from the folder it stands in; save it again with repo_id='someone/sane'"
-    ):
-        push_folder(folder, "someone/sane", api=api)
-    assert not api.calls
+def test_code_files_open_a_network_that_was_saved_without_its_code(tmp_path, record):
+    folder = save_network(tmp_path / "network", build_model(cnn_digits()), record)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = code_files(folder)
+    assert files.keys() == {"config.json", "configuration_zoo.py", "initialization_zoo.py", "modeling_zoo.py"}
+    assert json.loads(files["config.json"])["auto_map"].keys() == {"AutoConfig", "AutoModelForImageClassification"}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert CNNConfig._auto_class is None
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    assert code_files(folder) == {}

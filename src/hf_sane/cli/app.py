@@ -14,6 +14,7 @@ from hf_sane.cli.pretrain import pretrain
 from hf_sane.cli.probe import probe
 from hf_sane.cli.sample import sample
 from hf_sane.cli.settings import PASS_THROUGH
+from hf_sane.cli.transfer import pull, push
 from hf_sane.cli.zoo import zoo_app
 from hf_sane.core.allocator import tune_allocator
 
@@ -63,6 +64,8 @@ app.command("sample")(sample)
 app.command("finetune")(finetune)
 app.command("info")(info)
 app.command("analyze")(analyze)
+app.command("push")(push)
+app.command("pull")(pull)
 app.command("demo", **PASS_THROUGH)(demo)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hf_sane.cli.features import load_sane
+from hf_sane.cli.features import load_sane, loaded_commit
 from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_record
 
 Method = Literal["subsample", "bootstrap", "kde"]
@@ -65,6 +65,7 @@ def sample(
     record = RunRecord.start(seed=seed, arguments=settings)
     bandwidths = sampling.parse_bandwidths(bandwidth)
     population = Zoo.load(zoo, config)
+    record.arguments["zoo_revision"] = population.revision
     data = sampling.load_zoo_images(population, images)
     record.data |= {"zoo": population.facts.name, "images": sampling.describe_images(data)}
     job = sampling.SamplingJob(
@@ -78,6 +79,7 @@ def sample(
         density=Density(0.0, unit, mode),
         generator=torch.Generator().manual_seed(seed),
     )
+    record.arguments["sane_revision"] = loaded_commit(sane, revision)
     new_folder(output)
     selected, bandwidth_used = job.draw(
         method, bandwidths, num_samples=num_samples, num_candidates=num_candidates, num_rounds=num_rounds

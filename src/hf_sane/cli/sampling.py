@@ -1,6 +1,6 @@
 """The work behind `hf-sane sample`: draw, compare, save."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +58,11 @@ def parse_bandwidths(text: str) -> tuple[Bandwidth, ...]:
     return found
 
 
+def hub_ids(*sources: str) -> Iterator[str]:
+    """Those that are repositories on the Hub: cards link to them, but never to a folder of this machine."""
+    return (source for source in sources if not Path(source).exists())
+
+
 def load_zoo_images(zoo: Zoo, images: str | None) -> ImageData:
     """The images that a zoo was trained on, or others.
 
@@ -71,8 +76,9 @@ def load_zoo_images(zoo: Zoo, images: str | None) -> ImageData:
         raise ValueError(
             f"the zoo {zoo.facts.name!r} does not say what images it was trained on; name them (--images)"
         )
-    limits: dict[str, Any] = {name: arguments.get(name) for name in ("train_limit", "validation_limit", "test_limit")}
-    return load_images(arguments["images"], **limits)
+    names = ("train_limit", "validation_limit", "test_limit", "image_size")
+    settings: dict[str, Any] = {name: arguments.get(name) for name in names}
+    return load_images(arguments["images"], **settings)
 
 
 def describe_images(data: ImageData) -> dict[str, Any]:
@@ -244,7 +250,11 @@ class SamplingJob:
             provenance = Provenance(
                 method=PROVENANCE_METHODS[f"sane_{facts['method']}"],
                 sane_model=str(facts["sane"]),
+                sane_revision=getattr(
+                    self.codec.model.config, "_commit_hash", None
+                ),  # there after loading from the Hub
                 zoo=str(facts["zoo"]),
+                zoo_revision=facts.get("zoo_revision"),
                 anchors=tuple(self.anchors.run_ids),
                 seed=record.seed,
                 index=index,
@@ -258,7 +268,15 @@ class SamplingJob:
             network = export_network(selected.networks, index, target, provenance=provenance)
             own = replace(record, results=results)
             folders.append(
-                save_network(target, network, own, title=f"Sampled network {index}", include_code=include_code)
+                save_network(
+                    target,
+                    network,
+                    own,
+                    title=f"Sampled network {index}",
+                    base_model=next(hub_ids(facts["sane"]), None),
+                    datasets=list(hub_ids(facts["zoo"])),
+                    include_code=include_code,
+                )
             )
         return folders
 

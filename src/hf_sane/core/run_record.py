@@ -21,6 +21,7 @@ import torch
 
 from hf_sane.core.allocator import allocator_state, peak_rss_bytes
 from hf_sane.core.files import write_atomically
+from hf_sane.core.redaction import redact_tokens
 
 PACKAGE = Path(__file__).parents[1]
 PACKAGES = (
@@ -100,7 +101,7 @@ class RunRecord:
             command = [Path(sys.argv[0]).name, *sys.argv[1:]]
         commit, has_uncommitted_changes = read_commit(PACKAGE)
         return cls(
-            command=shlex.join(command),
+            command=redact_tokens(shlex.join(command)),
             seed=seed,
             commit=commit,
             has_uncommitted_changes=has_uncommitted_changes,

@@ -224,6 +224,7 @@ def save_samples(folder: Path, samples: Samples, record: RunRecord, settings: De
     """Save the first subsampled networks as model folders with provenance and card."""
     networks = samples.methods["sane_subsampled"]
     for index in range(min(NUM_SAVED, networks.num_models)):
+        own = network_record(record, index)
         provenance = Provenance(
             method="subsampled",
             sane_model="sane",
@@ -235,10 +236,11 @@ def save_samples(folder: Path, samples: Samples, record: RunRecord, settings: De
             bandwidth_unit="anchor_std",
             mode="joint",
             num_candidates=settings.num_candidates,
+            test_accuracy=own.results["test_accuracy"],
         )
         target = folder / f"network_{index}"
         network = export_network(networks, index, target, provenance=provenance)
-        save_network(target, network, network_record(record, index), title=network_title(index))
+        save_network(target, network, own, title=network_title(index))
 
 
 def write_report(output: Path, record: RunRecord, record_path: str | Path | None) -> dict[str, Any]:

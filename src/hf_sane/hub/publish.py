@@ -1,24 +1,28 @@
-"""Folders that are ready for the Hub, and the one commit that takes them there."""
+"""Folders that are ready for the Hub: weights, configuration, run record and card."""
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
-from huggingface_hub import HfApi, ModelCard
-from transformers import PreTrainedConfig, PreTrainedModel
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.core.files import write_atomically
 from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.cards import network_card, sane_card
+from hf_sane.hub.transfer import CARD
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 RECORD = "run.json"
-CARD = "README.md"
 
 
 def save_sane(
@@ -106,7 +110,7 @@ def write_sane_card(
         datasets=datasets,
         license_id=license_id,
     )
-    return _write_card(Path(folder), card)
+    return write_card(Path(folder), card)
 
 
 def save_network(
@@ -152,7 +156,7 @@ def save_network(
         provenance=Provenance.load(folder) if (folder / PROVENANCE_FILE).exists() else None,
     )
     record.save(folder / RECORD)
-    return _write_card(folder, card)
+    return write_card(folder, card)
 
 
 def save_model(folder: Path, model: PreTrainedModel, *, auto_class: str, include_code: bool) -> None:
@@ -168,48 +172,25 @@ def save_model(folder: Path, model: PreTrainedModel, *, auto_class: str, include
             vars(model.config).pop("auto_map", None)
 
 
-def push_folder(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    commit_message: str = "Add model, card and run record",
-    api: HfApi | None = None,
-) -> str:
-    """Publish a saved folder: weights, card and record in one commit.
+def code_files(folder: Path) -> dict[str, str]:
+    """What a saved model lacks to be loaded without this library: its modelling code, and a configuration that names it.
 
     Args:
-        folder: From [`save_sane`] or [`save_network`].
-        repo_id: Repository on the Hub; made when missing.
-        private: Whether a new repository is private.
-        revision: Branch; the default branch when `None`.
-        commit_message: Title of the commit.
-        api: Client to use, for another endpoint or token.
+        folder: From [`save_sane`], [`save_network`] or `save_pretrained`; it is not changed.
 
     Returns:
-        Address of the commit.
-
-    Raises:
-        ValueError: If the folder lacks its card, configuration or weights, or its card loads from somewhere else.
+        Text by file name, config.json among them; nothing if the folder has its code already.
     """
-    folder = Path(folder)
-    required = (CARD, "config.json", "model.safetensors")
-    present = {path.name.removesuffix(".index.json") for path in folder.iterdir()}  # large weights come in shards
-    if missing := [name for name in required if name not in present]:
-        raise ValueError(
-            f"{folder} is not ready to publish: expected {', '.join(required)}, missing {missing}; save it first"
-        )
-    if 'from_pretrained(".")' in (folder / CARD).read_text(encoding="utf-8"):
-        raise ValueError(
-            f"the card in {folder} loads from the folder it stands in; save it again with repo_id={repo_id!r}, so that "
-            "its code works for those who read it on the Hub"
-        )
-    api = api or HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    return api.upload_folder(
-        repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
-    ).commit_url
+    config = AutoConfig.from_pretrained(folder)
+    if getattr(config, "auto_map", None):
+        return {}
+    auto_class = AutoModel if isinstance(config, SANEConfig) else AutoModelForImageClassification
+    model_class = cast(type[PreTrainedModel], auto_class._model_mapping[type(config)])
+    with tempfile.TemporaryDirectory() as name, _code_included(type(config), model_class, auto_class.__name__):
+        with torch.device("meta"):
+            custom_object_save(model_class(config), name, config=config)
+        config.save_pretrained(name)
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(name).iterdir())}
 
 
 @contextmanager
@@ -230,7 +211,8 @@ def _code_included(
                 del cls._auto_class
 
 
-def _write_card(folder: Path, card: ModelCard) -> Path:
+def write_card(folder: Path, card: ModelCard) -> Path:
+    """Write `card` as README.md of `folder`; returns `folder`."""
     with write_atomically(folder / CARD) as partial:
         partial.write_text(str(card), encoding="utf-8")
     return folder

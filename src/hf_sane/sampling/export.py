@@ -22,8 +22,10 @@ class Provenance:
 
     Attributes:
         method: `"kde"`, `"subsampled"`, `"bootstrapped"`, `"prior"`, or the name of a baseline.
-        sane_model: Folder name or repo id of the autoencoder, with revision where it has one.
+        sane_model: Folder name or repo id of the autoencoder.
+        sane_revision: Commit of the autoencoder on the Hub.
         zoo: Folder name or repo id of the zoo that the anchors are from.
+        zoo_revision: Commit of the zoo on the Hub.
         anchors: Runs (or `run@epoch`) of the anchors.
         seed: Of the random generator.
         index: Of the network among those kept, best first.
@@ -39,7 +41,9 @@ class Provenance:
 
     method: str
     sane_model: str = ""
+    sane_revision: str | None = None
     zoo: str = ""
+    zoo_revision: str | None = None
     anchors: tuple[str, ...] = ()
     seed: int | None = None
     index: int | None = None

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import Normalization, SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import group_by_layout, read_models
+from hf_sane.training.lora import add_lora
 from hf_sane.zoo.dataset import ZooSplit
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,10 @@ def sample_tokens(
 def build_model(
     arguments: PretrainArguments, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit]
 ) -> SANEModel:
-    """Make or load the autoencoder, and point its linear path at the zoo's tokens when the latent is the narrower."""
+    """Make or load the autoencoder, and point its linear path at the zoo's tokens when the latent is the narrower.
+
+    With `lora`, what comes back is a `PeftModel` around it, which passes on all its methods.
+    """
     if arguments.pretrained is not None:
         model = SANEModel.from_pretrained(
             arguments.pretrained, dtype=torch.float32, **arguments.model_settings
@@ -89,6 +94,15 @@ def build_model(
         )  # data parallelism refuses parameters that get no gradient
     if arguments.activation_checkpointing:
         model.activation_checkpointing_enable()
+    if arguments.lora:
+        adapted = add_lora(
+            model,
+            rank=arguments.lora_rank,
+            alpha=arguments.lora_alpha,
+            targets=arguments.lora_targets,
+            trained=arguments.lora_trained,
+        )
+        return cast(SANEModel, adapted)
     return model
 
 

@@ -10,6 +10,7 @@ from hf_sane.zoo.facts import DEFAULT_CONFIG, ZooFacts, data_folder
 from hf_sane.zoo.records import SPLITS
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+PLACEHOLDER = "PATH_OR_REPO"  # in the code of the card, until the zoo is pushed somewhere
 COLUMNS = """\
 | column | meaning |
 |---|---|
@@ -64,7 +65,7 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
         ],
     )
     sections = "\n".join(_section(config, facts) for config, facts in zoos.items())
-    example = f'Zoo.load("PATH_OR_REPO"{"" if len(zoos) == 1 else f", {next(iter(zoos))!r}"})'.replace("'", '"')
+    example = f'Zoo.load("{PLACEHOLDER}"{"" if len(zoos) == 1 else f", {next(iter(zoos))!r}"})'.replace("'", '"')
     return f"""---
 {data.to_yaml()}
 ---

@@ -202,6 +202,7 @@ class Zoo:
         splits: `"train"`, `"validation"`, `"test"`; no training run is in two of them.
         facts: Layouts, architectures, how it was built, what was left out.
         run_record: Command, commit, hardware of the build, if known.
+        revision: Commit on the Hub that it was loaded from.
 
     Raises:
         ValueError: If there are no networks at all.
@@ -210,6 +211,7 @@ class Zoo:
     splits: dict[str, ZooSplit]
     facts: ZooFacts
     run_record: RunRecord | None = None
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         if not sum(map(len, self.splits.values())):
@@ -229,7 +231,7 @@ class Zoo:
         splits = {
             name: ZooSplit(split.table, self.facts, alignment, split.rows) for name, split in self.splits.items()
         }
-        return Zoo(splits, self.facts, self.run_record)
+        return Zoo(splits, self.facts, self.run_record, self.revision)
 
     @classmethod
     def load(
@@ -262,10 +264,12 @@ class Zoo:
             folder = Path(hf_hub_download(str(source), FACTS_NAME, repo_type="dataset", revision=revision)).parent
         known = read_facts(folder)
         config = choose_config(config, list(known), str(source))
+        commit = None
         if not is_local:
+            commit = folder.name  # the cache keeps each commit in a folder of its name
             patterns = [f"{data_folder(Path(), config)}/*", FACTS_NAME]
             folder = Path(
-                snapshot_download(str(source), repo_type="dataset", revision=revision, allow_patterns=patterns)
+                snapshot_download(str(source), repo_type="dataset", revision=commit, allow_patterns=patterns)
             )
         elif cache_dir is None and os.access(folder, os.W_OK):
             cache_dir = folder / CACHE_NAME
@@ -281,6 +285,7 @@ class Zoo:
             {name: ZooSplit(loaded[name], known[config], alignment) for name in SPLITS},
             known[config],
             RunRecord.load(data / RECORD_NAME) if (data / RECORD_NAME).exists() else None,
+            commit,
         )
 
     def save(self, folder: str | Path, config: str = DEFAULT_CONFIG) -> Path:

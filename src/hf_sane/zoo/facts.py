@@ -58,14 +58,19 @@ class ZooFacts:
     def save(self, folder: Path, config: str) -> None:
         """Add these facts to `zoo.json`, beside those of other configurations in the same folder."""
         known = read_facts(folder) if (folder / FILE_NAME).exists() else {}
-        content = {name: facts.to_dict() for name, facts in known.items()} | {config: self.to_dict()}
         with write_atomically(folder / FILE_NAME) as partial:
-            partial.write_text(json.dumps({"format_version": FORMAT_VERSION, "configs": content}, indent=1) + "\n")
+            partial.write_text(facts_json({**known, config: self}))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {**values, "excluded": list(self.excluded)}
+
+
+def facts_json(known: Mapping[str, ZooFacts]) -> str:
+    """Content of `zoo.json`: facts of every configuration in a folder, by name."""
+    content = {name: facts.to_dict() for name, facts in known.items()}
+    return json.dumps({"format_version": FORMAT_VERSION, "configs": content}, indent=1) + "\n"
 
 
 def read_facts(folder: Path) -> dict[str, ZooFacts]:

@@ -126,7 +126,7 @@ class StreamingWindowSampler:
 class StreamedBatches:
     """Numbered training batches from zoos that are never held as a whole.
 
-    Each zoo is read epoch after epoch, in another order each time (shards and a buffer are shuffled). Zoos take turns in
+    Each zoo is read epoch after epoch, in another order each time (row groups and a buffer are shuffled). Zoos take turns in
     proportion to their size. Batch `i` depends on the seed, `i` and the zoos alone: a resumed run, or one of several
     processes, reads over the rows of batches that are not its own.
 

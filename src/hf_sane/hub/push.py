@@ -1,0 +1,189 @@
+"""What each kind of artefact is on the Hub: which files it needs, what its card says there, what else has to be right."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
+
+from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hub_id, read_adapter_config
+from hf_sane.hub.auto_classes import register_auto_classes
+from hf_sane.hub.publish import code_files
+from hf_sane.hub.tables import fact_text, markdown_table
+from hf_sane.hub.transfer import CARD, RepoFile, Upload, address_card, folder_files, require_files, with_texts
+from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
+from hf_sane.zoo.cards import PLACEHOLDER, render_card
+from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME
+from hf_sane.zoo.facts import ZooFacts, data_folder, facts_json, read_facts
+
+Kind = Literal["model", "zoo", "samples", "adapter"]
+NETWORK_FILES = (CARD, "config.json", "model.safetensors")
+
+
+def plan_push(
+    kind: Kind, folder: str | Path, repo_id: str, *, include_code: bool = True, api: HfApi | None = None
+) -> Upload:
+    """List what a push would do. Only for a zoo the Hub is asked: which other zoos the repository holds already.
+
+    Args:
+        kind: `"model"` (a SANE folder), `"zoo"`, `"samples"` (a sampled network, or a folder of several: the best one on
+            validation images comes to the root, the others into subfolders) or `"adapter"` (PEFT).
+        folder: What is pushed; it is not changed.
+        repo_id: `user/name`; the code of the card loads from there.
+        include_code: Add the modelling code to autoencoders and networks, so that `trust_remote_code=True` opens them where
+            this library is not installed.
+        api: Client to use, for another endpoint or token.
+
+    Raises:
+        HFValidationError: If `repo_id` is none.
+        ValueError: If the folder lacks files, holds pickles or tokens, or an adapter names no base model on the Hub.
+        FileNotFoundError: If the folder holds no zoo, or no network.
+    """
+    validate_repo_id(repo_id)
+    if kind not in PLANS:
+        raise ValueError(f"expected a kind of artefact out of {', '.join(PLANS)}, got {kind!r}")
+    upload = PLANS[kind](Path(folder), repo_id, api or HfApi())
+    if not include_code or kind not in ("model", "samples"):
+        return upload
+    register_auto_classes()
+    homes = [PurePosixPath(file.path).parent for file in upload.files if file.path.split("/")[-1] == "config.json"]
+    texts: dict[str, str] = {}
+    for home in homes:
+        source = next(file.content for file in upload.files if file.path == (home / "config.json").as_posix())
+        assert isinstance(source, Path)
+        texts |= {(home / name).as_posix(): text for name, text in code_files(source.parent).items()}
+    return replace(upload, files=with_texts(upload.files, texts))
+
+
+def push_generated(
+    repo_id: str,
+    folder: str | Path,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    include_code: bool = True,
+    api: HfApi | None = None,
+) -> str:
+    """Publish sampled networks, such as `hf-sane sample` or `save_network` leave them, as one model repository.
+
+    `AutoModelForImageClassification.from_pretrained(repo_id)` loads the best of them on validation images,
+    `from_pretrained(repo_id, subfolder="network_3")` another one. The cards tell where each came from (autoencoder, zoo,
+    anchors, method, seed), what was measured, and how to use it.
+
+    Args:
+        repo_id: `user/name`; made if missing.
+        folder: One network, or a folder of several.
+        private: Whether a new repository is private; the account's default if `None`.
+        revision: Branch; the default branch if `None`.
+        include_code: Add the modelling code, so that nobody needs this library.
+        api: Client to use, for another endpoint or token.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        HFValidationError: If `repo_id` is none.
+        FileNotFoundError: If the folder holds no network.
+        ValueError: If a network lacks files, or holds pickles or tokens.
+    """
+    upload = plan_push("samples", folder, repo_id, include_code=include_code, api=api)
+    return upload.push(api, private=private, revision=revision)
+
+
+def _plan_model(folder: Path, repo_id: str, api: HfApi) -> Upload:
+    require_files(folder, (*NETWORK_FILES, "preprocessor_config.json"), what="SANE folder")
+    files = with_texts(folder_files(folder), {CARD: address_card(_text(folder / CARD), repo_id)})
+    return Upload(repo_id, "model", files, title="SANE autoencoder with its weight tokenizer, record and card")
+
+
+def _plan_samples(folder: Path, repo_id: str, api: HfApi) -> Upload:
+    single = (folder / "config.json").is_file()
+    networks = [folder] if single else sorted(path.parent for path in folder.glob("*/config.json"))
+    if not networks:
+        raise FileNotFoundError(f"no network in {folder}; expected config.json there, or in folders inside it")
+    networks.sort(key=_merit, reverse=True)
+    files: tuple[RepoFile, ...] = ()
+    for place, network in enumerate(networks):
+        require_files(network, NETWORK_FILES, what="network")
+        card = address_card(_text(network / CARD), repo_id, subfolder=network.name if place else None)
+        if place == 0:
+            card += _others(networks[1:], repo_id)
+        prefix = f"{network.name}/" if place else ""
+        files += with_texts(folder_files(network, prefix=prefix), {f"{prefix}{CARD}": card})
+    return Upload(repo_id, "model", files, title=f"Sampled networks: {len(networks)}")
+
+
+def _merit(network: Path) -> tuple[float, int]:
+    """Order of sampled networks: validation accuracy, else the order they were kept in; never test accuracy."""
+    facts = Provenance.load(network) if (network / PROVENANCE_FILE).exists() else Provenance("")
+    return (-1.0 if facts.validation_accuracy is None else facts.validation_accuracy, -(facts.index or 0))
+
+
+def _others(networks: list[Path], repo_id: str) -> str:
+    rows = []
+    for network in networks:
+        facts = Provenance.load(network) if (network / PROVENANCE_FILE).exists() else Provenance("")
+        measured = (facts.validation_accuracy, facts.test_accuracy)
+        rows.append(
+            [f"[{network.name}]({network.name}/{CARD})", *("" if m is None else fact_text(m) for m in measured)]
+        )
+    if not rows:
+        return ""
+    table = markdown_table(["subfolder", "validation accuracy", "test accuracy"], rows, numbers=True)
+    return (
+        "\n## Other networks of the same draw\n\nThe network at the top of this repository was the best of them on validation "
+        f'images; `from_pretrained("{repo_id}", subfolder="{networks[0].name}")` loads another one.\n\n{table}\n'
+    )
+
+
+def _plan_adapter(folder: Path, repo_id: str, api: HfApi) -> Upload:
+    require_files(folder, (CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS), what="adapter")
+    base = read_adapter_config(folder).get("base_model_name_or_path")
+    if hub_id(base) is None:
+        raise ValueError(
+            f"the adapter in {folder} belongs to {base!r}, which is no repository on the Hub; push that model first, and save "
+            "the adapter with base_model_name_or_path set to its repo id"
+        )
+    files = with_texts(folder_files(folder), {CARD: address_card(_text(folder / CARD), repo_id)})
+    return Upload(repo_id, "model", files, title=f"Adapter for {base}")
+
+
+def _plan_zoo(folder: Path, repo_id: str, api: HfApi) -> Upload:
+    """All zoos of a folder, beside those that the repository holds; parquet files of their earlier versions go."""
+    mine = read_facts(folder)
+    there = _remote_facts(repo_id, api)
+    prefixes = [data_folder(Path(), config).as_posix() for config in mine]
+    files = tuple(file for file in folder_files(folder) if file.path.split("/")[0] in prefixes)
+    if not files:
+        raise FileNotFoundError(f"{folder} has {FACTS_NAME} but no data in {prefixes}; build the zoo again")
+    known = {**there, **mine}
+    card = render_card(known).replace(PLACEHOLDER, repo_id)
+    files = with_texts(files, {FACTS_NAME: facts_json(known), CARD: card})
+    stale: tuple[str, ...] = ()
+    if there:
+        present = api.list_repo_files(repo_id, repo_type="dataset")
+        kept = {file.path for file in files}
+        stale = tuple(path for path in present if path.split("/")[0] in prefixes and path not in kept)
+    return Upload(repo_id, "dataset", files, stale, title=f"Model zoo: {', '.join(sorted(mine))}")
+
+
+def _remote_facts(repo_id: str, api: HfApi) -> dict[str, ZooFacts]:
+    if not api.repo_exists(repo_id, repo_type="dataset"):
+        return {}
+    if not api.file_exists(repo_id, FACTS_NAME, repo_type="dataset"):
+        return {}
+    return read_facts(Path(api.hf_hub_download(repo_id, FACTS_NAME, repo_type="dataset")).parent)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+PLANS: dict[str, Callable[[Path, str, HfApi], Upload]] = {
+    "model": _plan_model,
+    "zoo": _plan_zoo,
+    "samples": _plan_samples,
+    "adapter": _plan_adapter,
+}
