@@ -128,7 +128,7 @@ CLAIMS = (
         "x",
     ),
     Claim(
-        "power-law fit of 2,048 values: rate against `powerlaw`",
+        "power-law fit of 1,024 values: rate against `powerlaw`",
         "spectra.json",
         (("ratios", "powerlaw_over_ours"),),
         1.0,
