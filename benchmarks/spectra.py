@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, help="folder with the .th files")
     parser.add_argument("--width", type=int, default=16, help="of the random network that stands in for them")
-    parser.add_argument("--values", type=int, default=2048, help="length of the sample whose fit is timed")
+    parser.add_argument("--values", type=int, default=1024, help="length of the sample whose fit is timed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)

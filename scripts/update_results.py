@@ -113,6 +113,35 @@ CLAIMS = (
         2.0,
         "x",
     ),
+    Claim(
+        "spectra of a released CIFAR ResNet (worst of two): rate against `weightwatcher`, which has no bootstrap",
+        "spectra.json",
+        (("ratios", "weightwatcher_over_ours"),),
+        1.0,
+        "x",
+    ),
+    Claim(
+        "the same with 100 bootstrap resamples of every alpha",
+        "spectra.json",
+        (("ratios", "weightwatcher_over_ours_bootstrapped"),),
+        1.0,
+        "x",
+    ),
+    Claim(
+        "power-law fit of 1,024 values: rate against `powerlaw`",
+        "spectra.json",
+        (("ratios", "powerlaw_over_ours"),),
+        1.0,
+        "x",
+    ),
+    Claim(
+        "alpha: largest difference from `powerlaw` and `weightwatcher` where the tail is the same",
+        "spectra.json",
+        (("ratios", "largest_alpha_difference_same_tail"),),
+        0.05,
+        "in alpha",
+        at_most=True,
+    ),
     Claim("aligning 1,000 CNN-s", "alignment.json", (("seconds_for_all", "match_many"),), 15.0, "s", at_most=True),
 )
 
@@ -133,10 +162,52 @@ take {shares["products"]:.0%} of the fp32 step, attention over the short windows
 is that of the fastest of its products, run alone."""
 
 
-def replaced(page: Path, name: str, block: str) -> str:
-    """The text of `page` with what stands between its `name` markers replaced."""
+PROPERTY_TITLES = {"test_accuracy": "test accuracy", "epoch": "epoch", "generalization_gap": "generalisation gap"}
+SUMMARY_TITLES = {
+    "mean_alpha": "mean alpha",
+    "mean_alpha_weighted": "mean weighted alpha",
+    "mean_log_frobenius_norm": "mean log Frobenius norm",
+    "mean_log_spectral_norm": "mean log spectral norm",
+    "mean_stable_rank": "mean stable rank",
+    "mean_weight_correlation": "mean weight correlation",
+}
+
+
+def zoo_spectra_block(folder: Path) -> str:
+    """The part of docs/analysis.md about one zoo: correlations, and alpha at both ends of one run."""
+    record = json.loads((folder / "zoo_spectra.json").read_text(encoding="utf-8"))
+    found, curves = record["results"]["against_test_accuracy"], record["results"]["through_training"]
+    rows = [
+        [title, f"{found['correlation'][name]['pearson']:.2f}", f"{found['correlation'][name]['kendall_tau']:.2f}"]
+        for name, title in SUMMARY_TITLES.items()
+    ]
+    table = markdown_table([f"{found['networks']} networks, against test accuracy", "Pearson", "Kendall tau"], rows)
+    changes = "; ".join(f"`{name}` {alpha[0]:.1f} to {alpha[-1]:.1f}" for name, alpha in curves["alpha"].items())
+    return f"""{table}
+
+{record["data"]["zoo"]}; test accuracy {min(found["test_accuracy"]):.2f} to {max(found["test_accuracy"]):.2f}. Correlations over
+one small zoo, nothing more. Alpha of the run with the best validation accuracy from epoch {curves["epoch"][0]} to {curves["epoch"][-1]}: {changes}
+(record: [zoo_spectra.json](../runs/analysis/zoo_spectra.json))."""
+
+
+def spectral_probe_block(folder: Path) -> str:
+    """R2 on test networks of spectra beside the other features."""
+    probe = json.loads((folder / "spectral_probe.json").read_text(encoding="utf-8"))["results"]["probe"]
+    titles = {
+        "weights": "W",
+        "layer_statistics": "s(W)",
+        "spectral_features": "spectra",
+        "sane_best": "SANE, best pooling",
+    }
+    rows = [[PROPERTY_TITLES[name], *(f"{row[kind]['r2']:.3f}" for kind in titles)] for name, row in probe.items()]
+    table = markdown_table(["R2 on test networks", *titles.values()], rows)
+    return f"{table}\n\nRecord: [spectral_probe.json](../runs/analysis/spectral_probe.json)."
+
+
+def replaced(page: Path, name: str, block: str, *, text: str | None = None) -> str:
+    """The text of `page`, or a later version of it, with what stands between its `name` markers replaced."""
     pattern = re.compile(rf"(<!-- {name}:start -->).*?(<!-- {name}:end -->)", flags=re.DOTALL)
-    text = page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8") if text is None else text
     if not pattern.search(text):
         raise ValueError(f"{page} lacks the markers <!-- {name}:start --> and <!-- {name}:end -->")
     return pattern.sub(lambda match: f"{match[1]}\n{block}\n{match[2]}", text)
@@ -145,10 +216,14 @@ def replaced(page: Path, name: str, block: str) -> str:
 def pages() -> dict[Path, str]:
     """Every page with results, as its records want it."""
     demo: dict[str, Any] = json.loads((ROOT / "runs/demo/report.json").read_text(encoding="utf-8"))
-    performance = ROOT / "docs" / "performance.md"
+    performance, analysis = ROOT / "docs" / "performance.md", ROOT / "docs" / "analysis.md"
+    records = ROOT / "runs" / "analysis"
+    with_zoo = replaced(analysis, "zoo_spectra", zoo_spectra_block(records))
+    with_spectra = replaced(analysis, "spectral_probe", spectral_probe_block(records), text=with_zoo)
     return {
         ROOT / "README.md": replaced(ROOT / "README.md", "demo", readme_block(demo)),
         performance: replaced(performance, "benchmarks", performance_block(ROOT / "runs" / "benchmarks")),
+        analysis: with_spectra,
     }
 
 

@@ -56,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, row in found["correlation"].items():
         print(f"{name:28} {'  '.join(f'{key} {value}' for key, value in row.items())}")
     results = {"through_training": curves, "against_test_accuracy": found}
-    record.data["networks"] = found["networks"]
+    settings_of_zoo = zoo.facts.arguments
+    record.data |= {
+        "zoo": f"{found['networks']} runs of the preset `{settings_of_zoo['architecture']}` on {zoo.facts.name}",
+        "zoo_arguments": dict(settings_of_zoo),
+    }
     path = arguments.record or arguments.output / "run.json"
     record.finish(results).save(path)
     print(f"wrote {arguments.output} and {path}")

@@ -9,7 +9,7 @@ from scipy.special import gammaincinv
 
 Array = NDArray[np.float64]
 
-GRID = 4096
+GRID = 1024
 MAX_ITERATIONS = 200
 FITTED_SHARE = (0.1, 0.9)  # of the bulk: its ends are where spikes bleed in and a hard edge diverges
 # Shape, scale and shift of the gamma distribution that matches three moments of the Tracy-Widom law for real matrices

@@ -1,11 +1,16 @@
 """Power laws fitted to the tail of a sample, many samples at once: exponent, tail start, uncertainty."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-CHUNK_SCALARS = 2**18  # of one table of distances
+Array = NDArray[Any]
+
+CHUNK_SCALARS = 2**16  # of one table of distances: stays in a cache
 START_GROUPS = 4
 SCREEN_POINTS = 48  # of a tail, looked at before all of it
 SCREEN_FROM = 192  # values; below, looking at all is as fast
@@ -34,7 +39,7 @@ class PowerLawFit:
 
 
 def fit_power_law(
-    values: Tensor, *, min_tail: int = 2, max_starts: int | None = None, table_type: torch.dtype = torch.float64
+    values: Tensor, *, min_tail: int = 2, max_starts: int | None = None, table_type: type = np.float64
 ) -> PowerLawFit:
     """Fit the tail of each sample by maximum likelihood, its start by the Kolmogorov-Smirnov distance.
 
@@ -63,23 +68,22 @@ def fit_power_law(
         )
     if min_tail < 2 or (max_starts is not None and max_starts < 1):
         raise ValueError(f"expected min_tail >= 2 and max_starts >= 1, got {min_tail} and {max_starts}")
-    tails = _Tails(values, min_tail, max_starts, table_type)
+    tails = _Tails(values.detach().cpu().double().numpy(), min_tail, max_starts, table_type)
     if not tails.num_starts:
         nan = torch.full((len(values),), torch.nan, dtype=torch.float64)
         return PowerLawFit(nan, nan, nan, torch.zeros(len(values), dtype=torch.int64))
     best, distance = tails.screened() if len(values) == 1 and values.shape[1] >= SCREEN_FROM else tails.all_distances()
-    picked = best[:, None]
-    start = tails.starts.gather(1, picked)
-    found = distance.isfinite()
+    rows = np.arange(len(best))
+    start, is_found = tails.starts[rows, best], np.isfinite(distance)
 
-    def at_best(table: Tensor) -> Tensor:
-        return torch.where(found, table, torch.nan)
+    def where_found(table: Array) -> Tensor:
+        return torch.from_numpy(np.where(is_found, table, np.nan))
 
     return PowerLawFit(
-        at_best(tails.alpha.gather(1, picked)[:, 0]),
-        at_best(tails.sorted.gather(1, start)[:, 0]),
-        at_best(distance),
-        torch.where(found, values.shape[1] - start[:, 0], 0),
+        where_found(tails.alpha[rows, best]),
+        where_found(tails.sorted[rows, start]),
+        where_found(distance),
+        torch.from_numpy(np.where(is_found, values.shape[1] - start, 0)),
     )
 
 
@@ -101,35 +105,40 @@ def bootstrap_alpha(values: Tensor, num_resamples: int, *, seed: int = 0, max_st
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(values), (num_resamples, len(values)), generator=generator)
-    alpha = fit_power_law(values.cpu()[drawn], max_starts=max_starts, table_type=torch.float32).alpha
+    alpha = fit_power_law(values.cpu()[drawn], max_starts=max_starts, table_type=np.float32).alpha
     return alpha[alpha.isfinite()].sort().values
 
 
 class _Tails:
-    """All candidate tails of samples `[B, n]`: their starts `[B, S]` and exponents `[B, S]`."""
+    """All candidate tails of samples `[B, n]`: their starts `[B, S]` and exponents `[B, S]`.
 
-    def __init__(self, values: Tensor, min_tail: int, max_starts: int | None, table_type: torch.dtype) -> None:
+    NumPy, because its elementwise functions use one thread: these tables are small, and PyTorch would split each of them
+    over threads that wait for each other.
+    """
+
+    def __init__(self, values: Array, min_tail: int, max_starts: int | None, table_type: type) -> None:
         count = values.shape[1]
         self.table_type = table_type
-        self.sorted = values.double().cpu().sort(dim=1).values
+        self.sorted = np.sort(values, axis=1)
         is_positive = self.sorted > 0
-        self.logs = torch.where(is_positive, self.sorted, 1.0).log()
+        self.logs = np.log(np.where(is_positive, self.sorted, 1.0))
         # Equal values belong to one tail: it starts at the first of them, and as many values lie below each.
-        self.first = torch.searchsorted(self.sorted, self.sorted, right=False)
-        ranks = torch.arange(max(0, count - min_tail + 1))
+        is_new = np.diff(self.sorted, axis=1, prepend=-np.inf) > 0
+        self.first = np.maximum.accumulate(np.where(is_new, np.arange(count), 0), axis=1)
+        ranks = np.arange(max(0, count - min_tail + 1))
         if max_starts is not None and len(ranks) > max_starts:
-            ranks = torch.linspace(0, len(ranks) - 1, max_starts).round().long()
+            ranks = np.linspace(0, len(ranks) - 1, max_starts).round().astype(np.int64)
         self.starts = self.first[:, ranks]
         self.num_starts = len(ranks)
-        self.size = (count - self.starts).double()
-        sums = self.logs.flip(1).cumsum(1).flip(1).gather(1, self.starts) if self.num_starts else self.logs[:, :0]
-        self.start_logs = self.logs.gather(1, self.starts)
+        self.size = (count - self.starts).astype(np.float64)
+        self.start_logs = np.take_along_axis(self.logs, self.starts, axis=1)
+        sums = np.take_along_axis(self.logs[:, ::-1].cumsum(axis=1)[:, ::-1], self.starts, axis=1)
         spread = sums - self.size * self.start_logs
         # Values that differ by rounding alone are one value: no tail.
-        self.is_valid = is_positive.gather(1, self.starts) & (spread > 1e-9 * self.size)
-        self.alpha = 1 + self.size / torch.where(self.is_valid, spread, 1.0)
+        self.is_valid = np.take_along_axis(is_positive, self.starts, axis=1) & (spread > 1e-9 * self.size)
+        self.alpha = 1 + self.size / np.where(self.is_valid, spread, 1.0)
 
-    def distances(self, rows: slice, starts: Tensor, points: Tensor) -> Tensor:
+    def distances(self, rows: slice, starts: Any, points: Any) -> Array:
         """Largest distance of each tail over some points.
 
         Args:
@@ -146,46 +155,47 @@ class _Tails:
         none_below = -share * self.starts[rows][:, starts, None]
         kind = self.table_type
         # 1 - F and S of every point, both as at the start of the tail for points before it: the sum is 1 where they agree.
-        beyond = torch.addcmul(offset.to(kind), slope.to(kind), self.logs[rows][:, None, points].to(kind))
-        below = torch.addcmul(none_below.to(kind), share.to(kind), self.first[rows][:, None, points].to(kind))
-        low, high = beyond.clamp_max_(0).exp_().add_(below.clamp_min_(0)).aminmax(dim=-1)
-        return torch.maximum(1 - low, high - 1).double()
+        beyond = self.logs[rows][:, None, points].astype(kind) * slope.astype(kind)
+        beyond += offset.astype(kind)
+        np.exp(np.minimum(beyond, 0, out=beyond), out=beyond)
+        below = self.first[rows][:, None, points].astype(kind) * share.astype(kind)
+        below += none_below.astype(kind)
+        beyond += np.maximum(below, 0, out=below)
+        return np.maximum(1 - beyond.min(axis=-1), beyond.max(axis=-1) - 1).astype(np.float64)
 
-    def all_distances(self) -> tuple[Tensor, Tensor]:
+    def all_distances(self) -> tuple[Array, Array]:
         """Best candidate of each sample and its distance (infinite without any), every distance computed."""
         count = self.sorted.shape[1]
-        parts = torch.arange(self.num_starts).split(-(-self.num_starts // START_GROUPS))
-        rows = max(1, CHUNK_SCALARS // (count * len(parts[0])))
-        table = torch.empty(self.starts.shape, dtype=torch.float64)
+        group = -(-self.num_starts // START_GROUPS)
+        table = np.empty(self.starts.shape)
+        rows = max(1, CHUNK_SCALARS // (count * group))
+        step = min(group, max(1, CHUNK_SCALARS // count))
         for row in range(0, len(self.sorted), rows):
             chosen = slice(row, row + rows)
-            for part in parts:
-                first = int(self.starts[chosen][:, part].min())  # points before all of these tails count nothing
-                for some in part.split(max(1, CHUNK_SCALARS // count)):
-                    table[chosen, some] = self.distances(chosen, some, torch.arange(first, count))
-        distance, best = table.masked_fill_(~self.is_valid, torch.inf).min(dim=1)
-        return best, distance
+            for begin in range(0, self.num_starts, step):
+                part = slice(begin, begin + step)
+                first = int(self.starts[chosen, part].min())  # points before all of these tails count nothing
+                table[chosen, part] = self.distances(chosen, part, slice(first, None))
+        table[~self.is_valid] = np.inf
+        best = table.argmin(axis=1)
+        return best, table[np.arange(len(table)), best]
 
-    def screened(self) -> tuple[Tensor, Tensor]:
+    def screened(self) -> tuple[Array, Array]:
         """The same for one sample, with distances over few points deciding which are computed."""
         count = self.sorted.shape[1]
         # Distances are often largest at the far end, where few values are: half of the points lie there.
-        ends = (
-            count
-            - 1
-            - torch.logspace(0, 1, SCREEN_POINTS // 2, base=count).sub_(1).round_().long().clamp_max_(count - 1)
+        half = SCREEN_POINTS // 2
+        points = np.unique(
+            np.r_[np.linspace(0, count - 1, half), count - np.geomspace(1, count, half)].astype(np.int64)
         )
-        points = torch.cat([torch.linspace(0, count - 1, SCREEN_POINTS // 2).long(), ends]).unique()
-        everything = torch.arange(self.num_starts)
-        bound = self.distances(slice(0, 1), everything, points)[0].masked_fill_(~self.is_valid[0], torch.inf)
-        order = bound.argsort()
-        best, distance, position, step = order[0], torch.tensor(torch.inf), 0, 8
+        bound = np.where(self.is_valid[0], self.distances(slice(0, 1), slice(None), points)[0], np.inf)
+        order = bound.argsort(kind="stable")
+        best, distance, position, step = int(order[0]), np.inf, 0, 8
         while position < len(order) and bound[order[position]] < distance:
             part = order[position : position + step]
-            exact = self.distances(slice(0, 1), part, torch.arange(int(part.min()), count))[0]
-            exact = exact.masked_fill_(~self.is_valid[0, part], torch.inf)
+            first = int(self.starts[0, part].min())
+            exact = np.where(self.is_valid[0, part], self.distances(slice(0, 1), part, slice(first, None))[0], np.inf)
             if exact.min() < distance:
-                distance, place = exact.min(dim=0)
-                best = part[place]
+                best, distance = int(part[exact.argmin()]), float(exact.min())
             position, step = position + step, min(2 * step, max(8, CHUNK_SCALARS // count))
-        return best[None], distance.double()[None]
+        return np.array([best]), np.array([distance])
