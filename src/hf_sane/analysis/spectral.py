@@ -35,7 +35,7 @@ POOR_TAIL_DISTANCE = 0.1
 
 
 @strict
-@dataclass(kw_only=True, frozen=True)
+@dataclass(kw_only=True)
 class SpectrumSettings:
     """How spectra are taken and fitted.
 
@@ -244,7 +244,7 @@ def _fit_tail(positive: NDArray[np.float64], settings: SpectrumSettings) -> tupl
     if tail_size < SMALL_TAIL:
         warnings.append(f"alpha rests on {tail_size} eigenvalues")
     if distance > POOR_TAIL_DISTANCE:
-        warnings.append(f"the tail is not close to a power law (distance {distance:.2f})")
+        warnings.append("the tail is not close to a power law (see tail_distance)")
     return found, warnings
 
 

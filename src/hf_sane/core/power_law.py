@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK_SCALARS = 2**21  # of one table of distances
+CHUNK_SCALARS = 2**18  # of one table of distances
+START_GROUPS = 4
 SCREEN_POINTS = 48  # of a tail, looked at before all of it
 SCREEN_FROM = 192  # values; below, looking at all is as fast
 
@@ -32,7 +33,9 @@ class PowerLawFit:
         return (self.alpha - 1) / self.tail_size.sqrt()
 
 
-def fit_power_law(values: Tensor, *, min_tail: int = 2, max_starts: int | None = None) -> PowerLawFit:
+def fit_power_law(
+    values: Tensor, *, min_tail: int = 2, max_starts: int | None = None, table_type: torch.dtype = torch.float64
+) -> PowerLawFit:
     """Fit the tail of each sample by maximum likelihood, its start by the Kolmogorov-Smirnov distance.
 
     For the tail `x_i..x_n` of the sorted sample, `k` values long, `alpha_i = 1 + k / sum_j ln(x_j / x_i)`; the start is the
@@ -45,6 +48,7 @@ def fit_power_law(values: Tensor, *, min_tail: int = 2, max_starts: int | None =
         values: `[B, n]` float; zero and negative values are in no tail.
         min_tail: Values that a tail must have, >= 2.
         max_starts: Try only so many starts, evenly spaced in rank; all when `None`.
+        table_type: Of the tables of distances, which choose among tails; exponents are float64 always.
 
     Returns:
         One fit per row.
@@ -59,7 +63,7 @@ def fit_power_law(values: Tensor, *, min_tail: int = 2, max_starts: int | None =
         )
     if min_tail < 2 or (max_starts is not None and max_starts < 1):
         raise ValueError(f"expected min_tail >= 2 and max_starts >= 1, got {min_tail} and {max_starts}")
-    tails = _Tails(values, min_tail, max_starts)
+    tails = _Tails(values, min_tail, max_starts, table_type)
     if not tails.num_starts:
         nan = torch.full((len(values),), torch.nan, dtype=torch.float64)
         return PowerLawFit(nan, nan, nan, torch.zeros(len(values), dtype=torch.int64))
@@ -97,15 +101,16 @@ def bootstrap_alpha(values: Tensor, num_resamples: int, *, seed: int = 0, max_st
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(values), (num_resamples, len(values)), generator=generator)
-    alpha = fit_power_law(values.cpu()[drawn], max_starts=max_starts).alpha
+    alpha = fit_power_law(values.cpu()[drawn], max_starts=max_starts, table_type=torch.float32).alpha
     return alpha[alpha.isfinite()].sort().values
 
 
 class _Tails:
     """All candidate tails of samples `[B, n]`: their starts `[B, S]` and exponents `[B, S]`."""
 
-    def __init__(self, values: Tensor, min_tail: int, max_starts: int | None) -> None:
+    def __init__(self, values: Tensor, min_tail: int, max_starts: int | None, table_type: torch.dtype) -> None:
         count = values.shape[1]
+        self.table_type = table_type
         self.sorted = values.double().cpu().sort(dim=1).values
         is_positive = self.sorted > 0
         self.logs = torch.where(is_positive, self.sorted, 1.0).log()
@@ -116,7 +121,7 @@ class _Tails:
             ranks = torch.linspace(0, len(ranks) - 1, max_starts).round().long()
         self.starts = self.first[:, ranks]
         self.num_starts = len(ranks)
-        self.size = count - self.starts
+        self.size = (count - self.starts).double()
         sums = self.logs.flip(1).cumsum(1).flip(1).gather(1, self.starts) if self.num_starts else self.logs[:, :0]
         self.start_logs = self.logs.gather(1, self.starts)
         spread = sums - self.size * self.start_logs
@@ -135,31 +140,30 @@ class _Tails:
         Returns:
             `[rows, S]`.
         """
-        begin = self.starts[rows][:, starts, None]
-        over = self.logs[rows][:, None, points] - self.start_logs[rows][:, starts, None]
-        fitted = -torch.expm1(over.clamp_min_(0) * (1 - self.alpha[rows][:, starts, None]))
-        below = (self.first[rows][:, None, points] - begin).clamp_min_(0) / self.size[rows][:, starts, None]
-        return fitted.sub_(below).abs_().amax(-1)
+        slope = 1 - self.alpha[rows][:, starts, None]
+        share = 1 / self.size[rows][:, starts, None]
+        offset = -slope * self.start_logs[rows][:, starts, None]
+        none_below = -share * self.starts[rows][:, starts, None]
+        kind = self.table_type
+        # 1 - F and S of every point, both as at the start of the tail for points before it: the sum is 1 where they agree.
+        beyond = torch.addcmul(offset.to(kind), slope.to(kind), self.logs[rows][:, None, points].to(kind))
+        below = torch.addcmul(none_below.to(kind), share.to(kind), self.first[rows][:, None, points].to(kind))
+        low, high = beyond.clamp_max_(0).exp_().add_(below.clamp_min_(0)).aminmax(dim=-1)
+        return torch.maximum(1 - low, high - 1).double()
 
     def all_distances(self) -> tuple[Tensor, Tensor]:
         """Best candidate of each sample and its distance (infinite without any), every distance computed."""
         count = self.sorted.shape[1]
-        points = torch.arange(count)
-        rows = max(1, CHUNK_SCALARS // (count * self.num_starts))
-        step = max(1, CHUNK_SCALARS // count) if rows == 1 else self.num_starts
-        table = torch.cat(
-            [
-                torch.cat(
-                    [
-                        self.distances(slice(row, row + rows), part, points)
-                        for part in torch.arange(self.num_starts).split(step)
-                    ],
-                    dim=1,
-                )
-                for row in range(0, len(self.sorted), rows)
-            ]
-        ).masked_fill_(~self.is_valid, torch.inf)
-        distance, best = table.min(dim=1)
+        parts = torch.arange(self.num_starts).split(-(-self.num_starts // START_GROUPS))
+        rows = max(1, CHUNK_SCALARS // (count * len(parts[0])))
+        table = torch.empty(self.starts.shape, dtype=torch.float64)
+        for row in range(0, len(self.sorted), rows):
+            chosen = slice(row, row + rows)
+            for part in parts:
+                first = int(self.starts[chosen][:, part].min())  # points before all of these tails count nothing
+                for some in part.split(max(1, CHUNK_SCALARS // count)):
+                    table[chosen, some] = self.distances(chosen, some, torch.arange(first, count))
+        distance, best = table.masked_fill_(~self.is_valid, torch.inf).min(dim=1)
         return best, distance
 
     def screened(self) -> tuple[Tensor, Tensor]:

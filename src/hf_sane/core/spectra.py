@@ -52,7 +52,7 @@ def top_singular_values(matrix: Tensor, count: int, *, method: PartialMethod = "
     """The largest singular values of a large matrix, without decomposing it.
 
     `"lanczos"` is ARPACK's implicitly restarted Lanczos method (`scipy.sparse.linalg.svds`), accurate to rounding.
-    `"randomized"` projects onto `count + 16` random directions after four power iterations (Halko, Martinsson and Tropp,
+    `"randomized"` projects onto `1.5 count + 16` random directions after four power iterations (Halko, Martinsson and Tropp,
     arXiv:0909.4061, algorithm 4.4, by `torch.svd_lowrank`): its values are never too large, up to rounding, and too small
     by per cents where the spectrum is flat; it needs only products of large matrices, so it also suits a GPU.
 
@@ -81,7 +81,7 @@ def top_singular_values(matrix: Tensor, count: int, *, method: PartialMethod = "
     if method == "randomized":
         with torch.random.fork_rng():  # svd_lowrank takes no generator
             torch.manual_seed(seed)
-            width = min(count + OVERSAMPLING, smaller)
+            width = min(count + count // 2 + OVERSAMPLING, smaller)
             return torch.svd_lowrank(matrix.double(), q=width, niter=POWER_ITERATIONS)[1][:count].cpu()
     raise ValueError(f"expected method 'lanczos' or 'randomized', got {method!r}")
 
@@ -116,10 +116,26 @@ def weight_correlation(weight: Tensor, *, max_channels: int = 4096, seed: int = 
     if channels > max_channels:
         generator = torch.Generator().manual_seed(seed)
         weight = weight[torch.randperm(channels, generator=generator)[:max_channels].to(weight.device)]
-    rows = weight.flatten(2).movedim(1, 0) if weight[0, 0].numel() > 1 else weight.flatten(1).unsqueeze(0)
+    rows = channel_rows(weight)
     step = max(1, BLOCK_SCALARS // weight.shape[0] ** 2)
     parts = [row_correlation(rows[start : start + step]) for start in range(0, len(rows), step)]
     return torch.cat(parts).mean().item()
+
+
+def channel_rows(weight: Tensor, *, batch_dims: int = 0) -> Tensor:
+    """Which vectors of a layer its weight correlation compares, see [`weight_correlation`].
+
+    Args:
+        weight: `[*batch, c_out, c_in, *kernel]`.
+        batch_dims: Leading axes that count networks.
+
+    Returns:
+        `[*batch, c_in, c_out, k]` for kernels of `k > 1` scalars, otherwise `[*batch, 1, c_out, c_in]`.
+    """
+    kernels = weight.flatten(batch_dims + 2) if weight.ndim > batch_dims + 2 else weight.unsqueeze(-1)
+    if kernels.shape[-1] > 1:
+        return kernels.transpose(batch_dims, batch_dims + 1)
+    return kernels[..., 0].unsqueeze(batch_dims)
 
 
 def row_correlation(rows: Tensor) -> Tensor:

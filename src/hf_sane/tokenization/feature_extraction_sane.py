@@ -136,12 +136,15 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         sources: Iterable[Source | tuple[Layout, Tensor]],
         *,
         max_abs_weight: float | None = None,
+        by_kind: bool = False,
     ) -> "SANEFeatureExtractor":
         """Fit the per-layer statistics; use training networks only.
 
         Args:
             sources: Networks, or pairs of a layout and *raw* tokens `[M, N, D]`.
             max_abs_weight: Leave out networks with a larger weight: one exploded network would set every scale.
+            by_kind: Also fit each kind of layer (conv, linear, ...), for networks whose layers no training network has:
+                zoos of mixed architectures need it.
 
         Returns:
             `self`.
@@ -157,7 +160,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
                     orders.setdefault(layout.signature, [layer_key(layer) for layer in layout.layers])
                     yield layout, tokens
 
-        fitted = LayerStatistics.fit(batches(), self.normalization)
+        fitted = LayerStatistics.fit(batches(), self.normalization, by_kind=by_kind)
         self.layer_orders = list(orders.values())
         self.statistics = {"means": dict(fitted.means), "stds": dict(fitted.stds)}
         return self

@@ -61,19 +61,20 @@ class WindowSource:
     """What windows of one architecture have in common: layout, normalisation, permutations.
 
     Args:
-        config: Architecture of the networks.
+        config: Architecture of the networks; `None` if it is unknown, and with it the symmetries.
         layout: Of their tokens.
         extractor: Fitted weight tokenizer.
         settings: Of the windows.
         alignment: `[R, n]` permutation per axis and run; needed for the aligned view.
 
     Raises:
-        ValueError: If the aligned view is asked for without alignment, or the extractor makes other tokens.
+        ValueError: If the aligned view is asked for without alignment, either view of permutations without symmetries, or
+            the extractor makes other tokens.
     """
 
     def __init__(
         self,
-        config: ZooConfig,
+        config: ZooConfig | None,
         layout: Layout,
         extractor: SANEFeatureExtractor,
         settings: WindowSettings,
@@ -85,18 +86,23 @@ class WindowSource:
                 f"the extractor makes (token_dim, token_layout, batch_norm) = {mine}, the zoo was built with "
                 f"{(layout.token_dim, layout.token_layout, layout.batch_norm)}; build the extractor with the zoo's"
             )
+        if config is None and set(settings.views) & {"aligned", "permuted"}:
+            raise ValueError(
+                f"the views {settings.views} permute channels, but the symmetries of imported networks are not known; use "
+                "the view 'original' (twice for the contrastive loss)"
+            )
         if "aligned" in settings.views and alignment is None:
             raise ValueError(
                 "the view 'aligned' needs an aligned zoo: call align_zoo(zoo), or use the view 'original'"
             )
         self.layout = layout
         self.length = min(settings.window_size, layout.num_tokens)
-        spec = permutation_spec(config)
         self._permutations: dict[View, TokenPermutations] = {}
-        if "permuted" in settings.views:
+        spec = None if config is None else permutation_spec(config)
+        if spec is not None and "permuted" in settings.views:
             pool = spec.random(settings.num_permutations, generator=seeded(settings.seed, POOL_STREAM))
             self._permutations["permuted"] = TokenPermutations(spec, layout, pool)
-        if "aligned" in settings.views and alignment is not None:
+        if spec is not None and "aligned" in settings.views and alignment is not None:
             self._permutations["aligned"] = TokenPermutations(spec, layout, alignment)
         scales = [(1.0, 0.0)] * len(layout.layers)
         if extractor.normalization != "none":
