@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -195,7 +196,7 @@ def peak_of(job):
         nonlocal peak
         while not done:
             peak = max(peak, anonymous())
-            time.sleep(0.0005)
+            time.sleep(0.001)
     watcher = threading.Thread(target=watch)
     watcher.start()
     kept = job()
@@ -207,7 +208,7 @@ def greedy():
     model = torch.nn.Module()
     for name in ingredients[0].outlines:
         model.register_parameter(name, torch.nn.Parameter(torch.zeros(512, 512)))
-    greedy_soup(CheckpointMixer(model, ingredients), lambda model: -model.state_dict()["layer_0"].square().mean().item())
+    greedy_soup(CheckpointMixer(model, ingredients), lambda model: model.state_dict()["layer_0"].square().mean().item())
     return model
 
 ingredients = open_ingredients(sorted(Path(sys.argv[1]).glob("*.safetensors")))
@@ -222,9 +223,13 @@ def test_twenty_checkpoints_need_the_memory_of_less_than_two(tmp_path):
         generator = torch.Generator().manual_seed(index)
         state = {f"layer_{i}": torch.randn(512, 512, generator=generator) for i in range(8)}
         save_file(state, tmp_path / f"{index:02d}.safetensors")
-    ran = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # every tensor is given back when it is freed: nothing is hidden
+    ran = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=False, env=environment
+    )
     assert not ran.returncode, ran.stderr
     count, uniform, greedy = ran.stdout.split()
     assert count == "20", ran.stdout
-    assert 0.5 < float(uniform) < 2
-    assert 0.5 < float(greedy) < 2
+    assert 1 <= float(uniform) < 2
+    assert 1 <= float(greedy) < 2
