@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
-from hf_sane.core.adapters import adapter_size, match_modules, quiet_peft
+from hf_sane.core.adapters import adapter_size, load_adapter, match_modules
 from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.run_record import RunRecord
 from hf_sane.models.modeling_sane import SANEModel
@@ -82,8 +80,7 @@ class Experiment:
         record = RunRecord.load(folder / "model" / "run.json")
         model = SANEModel.from_pretrained(self.sane if kind != FULL else folder / "model")
         if kind != FULL:
-            with quiet_peft():
-                model = PeftModel.from_pretrained(model, str(folder / "model"))
+            model = load_adapter(model, folder / "model")
         found = self.judge(model.eval())
         print(f"{folder.name}: validation R2 {found['validation_r2']:.4f}", flush=True)
         return found | {"seconds": record.seconds, "rank": self.adapter(kind).get("lora_rank")}
