@@ -62,10 +62,13 @@ import datasets
 import torch
 
 from hf_sane import SANEFeatureExtractor, SANEModel, Zoo
+from hf_sane.cli.features import loaded_commit
 from hf_sane.tokenization.checkpoints import load_state_dict
 from hf_sane.tokenization.headers import read_meta_state_dict
 
 model = SANEModel.from_pretrained("org/sane")
+commit = loaded_commit("org/sane", None)
+assert len(commit) == 40 and commit != loaded_commit("org/sane", "v1"), commit
 tokenizer = SANEFeatureExtractor.from_pretrained("org/sane")
 network = tokenizer.encode("org/sampled")
 assert network.tokens.shape[1] == 20

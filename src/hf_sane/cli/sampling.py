@@ -250,7 +250,9 @@ class SamplingJob:
             provenance = Provenance(
                 method=PROVENANCE_METHODS[f"sane_{facts['method']}"],
                 sane_model=str(facts["sane"]),
-                sane_revision=self.codec.model.config._commit_hash,
+                sane_revision=getattr(
+                    self.codec.model.config, "_commit_hash", None
+                ),  # there after loading from the Hub
                 zoo=str(facts["zoo"]),
                 zoo_revision=facts.get("zoo_revision"),
                 anchors=tuple(self.anchors.run_ids),
