@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_sane.core.adapters import (
@@ -14,6 +14,7 @@ from hf_sane.core.adapters import (
     adapter_tensors,
     attach_lora,
     hub_id,
+    load_adapter,
     match_modules,
     read_adapter_config,
     require_hub_id,
@@ -102,6 +103,17 @@ def test_batch_norm_statistics_survive_only_when_they_are_saved(network, tmp_pat
         RuntimeError, match=r"do not give back what was saved: tensors .*norm.*put the modules that own"
     ):
         save_adapter(careless, tmp_path / "lossy", base_model=None, base=base)
+
+
+def test_an_adapter_that_lacks_tensors_is_refused(network, tmp_path):
+    folder = save_adapter(adapted(deepcopy(network)), tmp_path, base_model=None)
+    path = folder / "adapter_model.safetensors"
+    held = load_file(path)
+    loaded = load_adapter(deepcopy(network), folder)
+    assert all(torch.equal(value, held[name]) for name, value in adapter_tensors(loaded).items())
+    save_file({name: value for name, value in held.items() if "head" not in name}, path)
+    with pytest.raises(ValueError, match=r"does not hold all of its adapter: Found missing adapter keys.*head.last"):
+        load_adapter(network, folder)
 
 
 def test_a_round_trip_needs_the_base_as_it_was(network, tmp_path):

@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from peft import PeftModel
 from torch import nn
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
-from hf_sane.core.adapters import quiet_peft, save_adapter
+from hf_sane.core.adapters import load_adapter, save_adapter
 from hf_sane.sampling.finetuning import (
     FinetuneSettings,
     accuracy,
@@ -83,8 +82,7 @@ def test_a_merged_network_is_the_adapted_one(network, digits, tmp_path):
     finetune_network(model, digits, FinetuneSettings(steps=5, learning_rate=1e-2))
     expected = model(digits.test_images).logits
     save_adapter(model, tmp_path, base_model="org/network", base=base)
-    with quiet_peft():
-        merged = PeftModel.from_pretrained(base, str(tmp_path)).merge_and_unload()
+    merged = load_adapter(base, tmp_path).merge_and_unload()
     assert type(merged) is type(base)
     assert torch.allclose(merged(digits.test_images).logits, expected, atol=1e-4)
 
@@ -95,8 +93,7 @@ def test_batch_norm_statistics_travel_with_the_adapter(resnet, digits, tmp_path)
     finetune_network(model, digits, FinetuneSettings(steps=3, batch_size=16))
     expected = model(digits.test_images).logits
     save_adapter(model, tmp_path, base_model=None, base=base)
-    with quiet_peft():
-        loaded = PeftModel.from_pretrained(deepcopy(base), str(tmp_path)).eval()
+    loaded = load_adapter(deepcopy(base), tmp_path).eval()
     assert torch.equal(loaded(digits.test_images).logits, expected)
     merged = loaded.merge_and_unload().eval()
     assert merged.state_dict().keys() == base.state_dict().keys()

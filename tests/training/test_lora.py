@@ -7,10 +7,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from peft import PeftModel
 from safetensors.torch import load_file
 
-from hf_sane.core.adapters import adapter_size, quiet_peft, read_adapter_config, save_adapter
+from hf_sane.core.adapters import adapter_size, load_adapter, read_adapter_config, save_adapter
 from hf_sane.core.run_record import RunRecord
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
@@ -88,8 +87,7 @@ def train(arguments, zoo, stop_after=None):
 
 
 def load(sane_folder, folder):
-    with quiet_peft():
-        return PeftModel.from_pretrained(SANEModel.from_pretrained(sane_folder), str(folder)).eval()
+    return load_adapter(SANEModel.from_pretrained(sane_folder), folder).eval()
 
 
 def test_default_targets_are_all_linear_maps_but_the_head():
@@ -139,8 +137,7 @@ def test_merging_gives_the_outputs_of_the_adapter(tmp_path):
     save_adapter(adapted, tmp_path / "adapter", base_model=None, base=tiny_model())
     tokens, positions = window()
     expected = adapted.eval()(tokens, positions)
-    with quiet_peft():
-        loaded = PeftModel.from_pretrained(tiny_model(), str(tmp_path / "adapter")).eval()
+    loaded = load_adapter(tiny_model(), tmp_path / "adapter").eval()
     assert torch.equal(loaded(tokens, positions).latents, expected.latents)
     merged = loaded.merge_and_unload()
     assert torch.allclose(merged(tokens, positions).latents, expected.latents, atol=1e-5)

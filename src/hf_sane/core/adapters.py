@@ -141,12 +141,31 @@ def save_adapter(
     return folder
 
 
-def _check_round_trip(model: "PeftModel", base: nn.Module, folder: Path) -> None:
+def load_adapter(model: nn.Module, source: str | Path) -> "PeftModel":
+    """Put a saved adapter onto its base: `PeftModel.from_pretrained`, but an adapter that lacks tensors is an error.
+
+    Args:
+        model: The base; changed in place, left in evaluation mode.
+        source: Folder or Hub repo id of the adapter.
+
+    Returns:
+        The model with its adapter; `merge_and_unload()` gives an ordinary model.
+
+    Raises:
+        ValueError: If tensors of the adapter are missing, of which PEFT only warns.
+    """
     from peft import PeftModel
 
     with quiet_peft():
-        loaded = PeftModel.from_pretrained(deepcopy(base), str(folder))
-    written, read = model.state_dict(), loaded.state_dict()
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(model, str(source))
+        except UserWarning as warning:
+            raise ValueError(f"{source} does not hold all of its adapter: {warning}; save it again") from warning
+
+
+def _check_round_trip(model: "PeftModel", base: nn.Module, folder: Path) -> None:
+    written, read = model.state_dict(), load_adapter(deepcopy(base), folder).state_dict()
     if differing := [
         name
         for name in sorted(written.keys() | read.keys())
@@ -185,6 +204,7 @@ __all__ = [
     "adapter_tensors",
     "attach_lora",
     "hub_id",
+    "load_adapter",
     "match_modules",
     "quiet_peft",
     "read_adapter_config",
