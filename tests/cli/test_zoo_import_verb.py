@@ -15,6 +15,7 @@ from torch import nn
 from transformers import pipeline
 
 from hf_sane.architectures.presets import build_model, cnn_digits
+from hf_sane.cli.probe import known_networks
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.evaluation import evaluate_reconstruction
@@ -139,6 +140,29 @@ def test_its_embeddings_are_those_of_the_pipeline(imported, sane, models, tmp_pa
         for row, found in zip(rows, embed(paths, pooling=pooling), strict=True):
             torch.testing.assert_close(torch.tensor(row[pooling]), found, atol=1e-5, rtol=1e-4)
     assert {"repo_id", "license", "num_weights", "test_accuracy"} <= set(rows.column_names)
+
+
+def test_probes_use_what_is_known_of_all_networks(imported, sane, hf_sane_command):
+    probe = ("probe", "--sane", sane, "--zoo", imported[0], "--poolings", "mean,layer_mean")
+    found = hf_sane_command(*probe, "--properties", "num_weights,file_bytes").output
+    assert (
+        "left out, since their length depends on the architecture: weights, layer_statistics, sane_layer_mean" in found
+    )
+    assert "sane_mean" in found.split("R2 on test networks")[1]
+    message = (
+        "expected networks with all of num_weights, test_accuracy in every split, got none in train, validation, test"
+    )
+    assert message in hf_sane_command(*probe, "--properties", "num_weights,test_accuracy", exit_code=2).stderr
+    lengths = hf_sane_command(*probe[:-1], "layer_mean", "--properties", "num_weights", exit_code=2)
+    assert "networks of several architectures gave features of lengths" in lengths.stderr
+
+
+def test_networks_whose_properties_are_unknown_are_left_out(capsys):
+    nan = np.nan
+    targets = {"a": {"train": np.array([1, nan, 3.0]), "test": np.array([1.0])}}
+    targets["b"] = {"train": np.array([1.0, 2, 3]), "test": np.array([2.0])}
+    assert {key: rows.tolist() for key, rows in known_networks(targets).items()} == {"train": [0, 2], "test": [0]}
+    assert "1 networks left out, of which not all properties are known" in capsys.readouterr().out
 
 
 def test_what_stops_a_run_is_said_before_it_begins(imported, sane, tmp_path, hf_sane_command):
