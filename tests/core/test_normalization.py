@@ -102,3 +102,27 @@ def test_nothing_to_fit_and_unknown_methods_are_refused():
         LayerStatistics.fit([(layout, tokens[:0])])
     with pytest.raises(ValueError, match="expected method 'standardize' or 'robust', got 'minmax'"):
         LayerStatistics.fit([(layout, tokens)], "minmax")
+
+
+@pytest.mark.parametrize(("method", "centre"), [("standardize", torch.mean), ("robust", torch.median)])
+def test_statistics_by_kind_serve_layers_that_were_not_fitted(method, centre):
+    _, layout, tokens = zoo()
+    statistics = LayerStatistics.fit([(layout, tokens)], method, by_kind=True)
+    own = LayerStatistics.fit([(layout, tokens)], method)
+    assert {key: value for key, value in statistics.means.items() if not key.startswith("*")} == own.means
+    assert statistics.per_layer(layout) == own.per_layer(layout)
+    linear = [tokens[:, :4][:, layout.weight_mask[:4]], tokens[:, 4:6][:, layout.weight_mask[4:6]]]
+    assert statistics.means["*:linear"] == pytest.approx(
+        centre(torch.cat([w.double().mean(1) for w in linear])).item()
+    )
+
+    others = {"x.weight": torch.zeros(3, 2), "y.running_var": torch.zeros(4), "z.weight": torch.zeros(2, 2, 1, 1)}
+    strange = Layout.from_state_dict(others, token_dim=7)
+    linear_layer, running, convolution = statistics.per_layer(strange)
+    assert linear_layer == (statistics.means["*:linear"], statistics.stds["*:linear"])
+    assert running == (statistics.means["*:running_statistics"], statistics.stds["*:running_statistics"])
+    assert convolution == (statistics.means["*"], statistics.stds["*"])  # no convolution was fitted
+    raw = torch.randn(2, strange.num_tokens, 7) * strange.weight_mask
+    assert torch.allclose(statistics.invert(statistics.apply(raw, strange), strange), raw, atol=1e-5)
+    with pytest.raises(KeyError, match=r"no statistics for \['x:2', .* fit it by kind of layer too, or use"):
+        own.per_layer(strange)

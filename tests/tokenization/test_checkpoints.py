@@ -118,6 +118,12 @@ def test_broken_indices(sharded):
     (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="names the shard model-00002-of-00002.safetensors, which is missing"):
         load_state_dict(sharded)
+    for broken in ('{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": null}}'):
+        index.write_text(broken)
+        with pytest.raises(
+            ValueError, match="is no shard index: expected its 'weight_map' to give a file name for every"
+        ):
+            load_state_dict(sharded)
     for broken in ("{", "{}", "[]"):
         index.write_text(broken)
         with pytest.raises(ValueError, match="is no shard index: expected JSON with a 'weight_map'"):

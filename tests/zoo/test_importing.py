@@ -496,6 +496,28 @@ def test_models_are_found_by_author_tag_and_name(hub, tmp_path):
     assert names(repos=["org/c", "org/c"], author="org", filter=["tiny"]) == ["org/c", "org/b-net"]
 
 
+def test_a_hub_that_dies_during_a_download_is_no_reason_to_give_up(hub, tmp_path):
+    class Files(dict):
+        """Files of a Hub that dies when it is asked for the configuration."""
+
+        def __getitem__(self, path):
+            if path == "config.json":
+                hub.kill()
+            return super().__getitem__(path)
+
+    files = {"model.safetensors": weights(3, 3), "config.json": b"{}"}
+    for name in ("org/first", "org/second"):
+        hub.storage.add_files("models", name, files)
+    head = hub.repositories["models", "org/first"].head
+    head.files = Files(head.files)
+    arguments = ImportArguments(repos=["org/first", "org/second"])
+    with pytest.raises(ValueError, match=r"none of 2 networks could be taken \(org/first: "):
+        import_zoo(
+            arguments, tmp_path / "zoo", api=HfApi(endpoint=hub.address, token=False), on_entry=(seen := []).append
+        )
+    assert [entry.status for entry in seen] == ["failed", "failed"]
+
+
 def test_what_could_not_be_reached_is_tried_again_and_nothing_else(hub, tmp_path, monkeypatch):
     for number in range(3):
         hub.storage.add_files("models", f"org/{number}", {"model.safetensors": weights(3, 3, seed=number)})

@@ -1,5 +1,6 @@
 """`hf-sane probe`: what embeddings know about networks, beside the baselines W and s(W)."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ from hf_sane.cli.features import POOLINGS_HELP, load_sane, parse_poolings, stack
 from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_record
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from hf_sane.zoo.dataset import Zoo
@@ -61,6 +63,9 @@ def probe(
         name: {key: split.column(name).astype(np.float64) for key, split in population.splits.items()}
         for name in wanted
     }
+    known = known_networks(targets)
+    targets = {name: {key: found[known[key]] for key, found in values.items()} for name, values in targets.items()}
+    population = replace(population, splits={key: population.splits[key].select(rows) for key, rows in known.items()})
     options = {"poolings": names, "halo_size": halo_size, "batch_size": batch_size}
     features = zoo_features(*load_sane(sane, revision), population, options, aligned=aligned, spectral=spectral)
     if output is not None:
@@ -82,10 +87,12 @@ def zoo_features(
 ) -> "dict[str, dict[str, Tensor]]":
     """W, s(W) and embeddings of every split: `{name: {split: [M, F]}}`.
 
+    What has another length for every architecture is left out, as long as something remains.
+
     Args:
         model: SANE autoencoder.
         extractor: Its weight tokenizer.
-        zoo: Of one architecture.
+        zoo: Whose networks.
         options: Of `embed_networks`.
         aligned: Whether to bring networks to the zoo's reference first.
         spectral: Whether to add the spectra of weight matrices.
@@ -96,10 +103,11 @@ def zoo_features(
     from hf_sane.probing.embeddings import embed_networks
     from hf_sane.probing.spectra import spectral_features
 
-    features: dict[str, dict[str, Tensor]] = {}
+    collected: dict[str, dict[str, list[Tensor]]] = {}
+    places = {}
     for split_name, split in zoo.splits.items():
         parts: dict[str, list[Tensor]] = {}
-        order = []
+        order = [np.zeros(0, dtype=np.int64)]
         for members, layout, tokens in token_blocks(split, aligned=aligned):
             order.append(members)
             parts.setdefault("weights", []).append(flattened_weights(tokens, layout))
@@ -108,7 +116,38 @@ def zoo_features(
                 parts.setdefault("spectral_features", []).append(spectral_features(tokens, layout))
             for name, values in embed_networks(model, extractor, layout, tokens, **options).items():
                 parts.setdefault(f"sane_{name}", []).append(values)
-        place = np.argsort(np.concatenate(order))
+        places[split_name] = np.argsort(np.concatenate(order))
         for name, found in parts.items():
-            features.setdefault(name, {})[split_name] = stacked_features(found)[place]
-    return features
+            collected.setdefault(name, {})[split_name] = found
+    kept = {name: found for name, found in collected.items() if len(_lengths(found)) == 1} or collected
+    if left_out := [name for name in collected if name not in kept]:
+        typer.echo(f"left out, since their length depends on the architecture: {', '.join(left_out)}\n")
+    return {
+        name: {split: stacked_features(parts)[places[split]] for split, parts in found.items()}
+        for name, found in kept.items()
+    }
+
+
+def _lengths(found: "dict[str, list[Tensor]]") -> set[int]:
+    return {part.shape[1] for parts in found.values() for part in parts}
+
+
+def known_networks(targets: "dict[str, dict[str, np.ndarray]]") -> "dict[str, np.ndarray]":
+    """Networks of each split of which all properties are known: `{split: [m]}`, positions.
+
+    Raises:
+        ValueError: If there are none in a split.
+    """
+    import numpy as np
+
+    splits = next(iter(targets.values()))
+    known = {key: np.isfinite([values[key] for values in targets.values()]).all(axis=0) for key in splits}
+    if empty := [key for key, mask in known.items() if not mask.any()]:
+        counts = {name: [int(np.isfinite(values[key]).sum()) for key in splits] for name, values in targets.items()}
+        raise ValueError(
+            f"expected networks with all of {', '.join(targets)} in every split, got none in {', '.join(empty)}; known in "
+            f"{', '.join(splits)}: {counts}; name other properties (--properties)"
+        )
+    if missing := sum(int((~mask).sum()) for mask in known.values()):
+        typer.echo(f"{missing} networks left out, of which not all properties are known\n")
+    return {key: np.flatnonzero(mask) for key, mask in known.items()}

@@ -102,7 +102,8 @@ def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Reposit
             label=repo_id if revision is None else f"{repo_id}@{revision}",
             revision=sha,
             state=sha,
-            files={sibling.rfilename: sibling.size or 0 for sibling in siblings},
+            # What has no size cannot be held against a limit.
+            files={sibling.rfilename: sibling.size for sibling in siblings if sibling.size is not None},
             fetch=fetch,
             read_header=read_header,
             digests={sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs},

@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HTTPError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     SafetensorsParsingError,
@@ -46,7 +47,7 @@ UNUSABLE = (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-# Reasons that lie in the network or the machine: the next import tries again.
+# Reasons that lie in the connection or the machine, unless they are among those above: the next import tries again.
 PASSING = (OSError, HTTPError)
 
 
@@ -168,18 +169,14 @@ class _Importer:
                 for file in files:
                     name = repository.label if len(files) == 1 else f"{repository.label}/{file}"
                     yield self._attempt(repository, file, name)
-        except UNUSABLE as error:
-            yield self._note(ImportEntry(name, "skipped", _reason(error)))
-        except PASSING as error:
-            yield self._note(ImportEntry(name, "failed", _reason(error)))
+        except (*UNUSABLE, *PASSING) as error:
+            yield self._note(ImportEntry(name, _status(error), _reason(error)))
 
     def _attempt(self, repository: Repository, file: str, name: str) -> ImportEntry:
         try:
             network = self._import(repository, file)
-        except UNUSABLE as error:
-            return self._note(ImportEntry(name, "skipped", _reason(error)))
-        except PASSING as error:
-            return self._note(ImportEntry(name, "failed", _reason(error)))
+        except (*UNUSABLE, *PASSING) as error:
+            return self._note(ImportEntry(name, _status(error), _reason(error)))
         if (first := self._contents.setdefault(network.content, name)) != name:
             return self._note(ImportEntry(name, "skipped", f"it has the same weights as {first}"))
         if file in repository.digests:
@@ -200,6 +197,13 @@ class _Importer:
     def _note(self, entry: ImportEntry) -> ImportEntry:
         self.entries.append(entry)
         return entry
+
+
+def _status(error: Exception) -> Literal["skipped", "failed"]:
+    """Whether it would help to try again; a download that finds neither the Hub nor a cached copy calls that not found."""
+    if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, UNUSABLE):
+        return "failed"
+    return "skipped"
 
 
 def _reason(error: Exception) -> str:

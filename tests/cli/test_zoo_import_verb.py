@@ -1,0 +1,235 @@
+"""`hf-sane zoo import`, and what can be done with a zoo of networks that share no architecture."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hub_server import run_hub
+from safetensors.torch import save, save_file
+from torch import nn
+from transformers import pipeline
+
+from hf_sane.architectures.presets import build_model, cnn_digits
+from hf_sane.cli.probe import known_networks
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training.evaluation import evaluate_reconstruction
+from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.loader import WindowSampler
+from hf_sane.zoo.stream import ZooStream
+from hf_sane.zoo.streaming import StreamingWindowSampler
+
+PROGRAM = "from hf_sane.cli.app import main; main()"
+SMALL = {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 16}
+QUIET = ("--log-with", "none", "--no-progress-bar", "--eval-every-epochs", 0)
+
+
+def network(index: int) -> nn.Module:
+    torch.manual_seed(index)
+    kinds = [
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)),
+        lambda: build_model(cnn_digits()),
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(9, 2)),
+        lambda: nn.ModuleDict(
+            {"embedding": nn.Embedding(7, 4), "norm": nn.LayerNorm(4), f"head_{index}": nn.Linear(4, 3)}
+        ),
+    ]
+    return kinds[index % len(kinds)]()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 16 networks of four kinds, one of them with layers whose names no other network has."""
+    folder = tmp_path_factory.mktemp("models")
+    for index in range(16):
+        save_file(network(index).state_dict(), folder / f"{index:02}.safetensors")
+    torch.save({"a": torch.ones(2)}, folder / "pickle.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(models, tmp_path_factory, hf_sane_command) -> tuple[Path, str]:
+    output = tmp_path_factory.mktemp("zoos") / "imported"
+    arguments = ("zoo", "import", "--folder", models, "--output", output, "--token-dim", 20, "--name", "mixed")
+    return output, hf_sane_command(*arguments).output
+
+
+@pytest.fixture(scope="module")
+def sane(imported, tmp_path_factory, hf_sane_command) -> Path:
+    output = tmp_path_factory.mktemp("sane") / "run"
+    views = ("--views", "original,original", "--statistics-by-kind", "--num-epochs", 2)
+    hf_sane_command("pretrain", "--zoo", imported[0], "--output", output, *views, "--model", json.dumps(SMALL), *QUIET)
+    return output / "model"
+
+
+def test_it_says_what_became_of_each_network(imported, hf_sane_command):
+    folder, output = imported
+    assert output.count("\ntaken   ") + output.startswith("taken   ") == 16
+    assert "skipped pickle.pt" in output
+    (line,) = [line for line in output.splitlines() if line.startswith("pickle.pt")]
+    assert "it holds pickles only (pickle.pt), which can run code" in line
+    assert f"wrote {folder} (what became of each network: {folder / 'data' / 'import.json'})" in output
+    shown = hf_sane_command("zoo", "show", folder).output
+    assert "zoo mixed (not aligned)" in shown
+    assert "architecture imported: no configuration" in shown
+    assert "1 runs excluded" in shown
+    facts = json.loads(hf_sane_command("zoo", "show", folder, "--json").output)
+    assert facts["splits"]["train"]["epochs"] == []
+    assert facts["splits"]["train"]["final"]["test_accuracy"] is None
+    assert len(facts["layouts"]) == 7
+
+
+def test_sane_trains_on_it_and_reconstructs_networks_it_has_not_seen(imported, sane):
+    model, extractor = SANEModel.from_pretrained(sane), SANEFeatureExtractor.from_pretrained(sane)
+    zoo = Zoo.load(imported[0])
+    for split in zoo.splits.values():
+        count, *_, errors = evaluate_reconstruction(model, extractor, split, range(len(split))).tolist()
+        assert count > 0
+        assert np.isfinite(errors)
+    assert "# " in (sane / "README.md").read_text()
+
+
+def test_windows_of_a_stream_are_those_of_the_files(imported, sane):
+    zoo, extractor = Zoo.load(imported[0]), SANEFeatureExtractor.from_pretrained(sane)
+    settings = {"window_size": 16, "batch_size": 4, "views": ("original", "original"), "noise": 0.0}
+    stream = StreamingWindowSampler(ZooStream.open(imported[0]).rows("train"), zoo.facts, extractor, **settings)
+    streamed = list(stream)
+    assert len(streamed) == len(zoo.splits["train"]) // 4
+    for batch in (*streamed, WindowSampler([zoo.splits["train"]], extractor, **settings).batch(0)):
+        assert batch["tokens"].shape == (4, 16, 20)
+        assert torch.equal(batch["target_tokens"], batch["second_target_tokens"])
+        assert (batch["target_tokens"][~batch["weight_mask"]] == 0).all()
+    split = zoo.splits["train"]
+    for row, tokens in enumerate(streamed[0]["target_tokens"]):
+        layout, positions = split.layout(row), streamed[0]["positions"][row]
+        real = streamed[0]["attention_mask"][row]
+        expected = extractor.normalize(split.tokens(row), layout)[positions[real][:, 0]]
+        torch.testing.assert_close(tokens[real], expected)
+
+
+def test_a_stream_of_it_trains_too(imported, tmp_path, hf_sane_command):
+    views = ("--views", "original,original", "--statistics-by-kind", "--max-steps", 2, "--streaming")
+    run = (
+        "pretrain",
+        "--zoo",
+        imported[0],
+        "--output",
+        tmp_path / "run",
+        *views,
+        "--model",
+        json.dumps(SMALL),
+        *QUIET,
+    )
+    assert "reconstruction R2 (validation)" in hf_sane_command(*run).output
+
+
+def test_its_embeddings_are_those_of_the_pipeline(imported, sane, models, tmp_path, hf_sane_command):
+    output = hf_sane_command("embed", "--sane", sane, "--zoo", imported[0], "--output", tmp_path / "embeddings").output
+    assert "-" in output.splitlines()[1].split()[-1]  # layer_mean_std has another length for every structure
+    embed = pipeline("weight-feature-extraction", model=str(sane))
+    rows = datasets.load_dataset("parquet", data_files=str(tmp_path / "embeddings/*.parquet"), cache_dir=str(tmp_path))
+    rows = rows["train"]
+    assert len(rows) == 16
+    paths = [str(models / name) for name in rows["run_id"]]
+    for pooling in ("mean", "layer_mean_std"):
+        for row, found in zip(rows, embed(paths, pooling=pooling), strict=True):
+            torch.testing.assert_close(torch.tensor(row[pooling]), found, atol=1e-5, rtol=1e-4)
+    assert {"repo_id", "license", "num_weights", "test_accuracy"} <= set(rows.column_names)
+
+
+def test_probes_use_what_is_known_of_all_networks(imported, sane, hf_sane_command):
+    probe = ("probe", "--sane", sane, "--zoo", imported[0], "--poolings", "mean,layer_mean")
+    found = hf_sane_command(*probe, "--properties", "num_weights,file_bytes").output
+    assert (
+        "left out, since their length depends on the architecture: weights, layer_statistics, sane_layer_mean" in found
+    )
+    assert "sane_mean" in found.split("R2 on test networks")[1]
+    message = (
+        "expected networks with all of num_weights, test_accuracy in every split, got none in train, validation, test"
+    )
+    assert message in hf_sane_command(*probe, "--properties", "num_weights,test_accuracy", exit_code=2).stderr
+    lengths = hf_sane_command(*probe[:-1], "layer_mean", "--properties", "num_weights", exit_code=2)
+    assert "networks of several architectures gave features of lengths" in lengths.stderr
+
+
+def test_networks_whose_properties_are_unknown_are_left_out(capsys):
+    nan = np.nan
+    targets = {"a": {"train": np.array([1, nan, 3.0]), "test": np.array([1.0])}}
+    targets["b"] = {"train": np.array([1.0, 2, 3]), "test": np.array([2.0])}
+    assert {key: rows.tolist() for key, rows in known_networks(targets).items()} == {"train": [0, 2], "test": [0]}
+    assert "1 networks left out, of which not all properties are known" in capsys.readouterr().out
+
+
+def test_what_stops_a_run_is_said_before_it_begins(imported, sane, tmp_path, hf_sane_command):
+    def refused(*arguments):
+        output = tmp_path / str(len(list(tmp_path.iterdir())))
+        model = json.dumps({**SMALL, "max_positions": [5, 100, 100]} if "small" in arguments else SMALL)
+        given = [argument for argument in arguments if argument != "small"]
+        run = ("pretrain", "--zoo", imported[0], "--output", output, "--model", model, *given, *QUIET)
+        return hf_sane_command(*run, exit_code=2).stderr
+
+    assert "no statistics for ['head_" in refused("--views", "original")
+    assert "(--statistics-by-kind)" in refused("--views", "original")
+    message = "the learned positions of the model reach [5, 100, 100]; give larger max_positions, or"
+    assert message in refused("--views", "original", "--statistics-by-kind", "small")
+    for views in ("aligned,permuted", "permuted"):
+        message = "permute channels, but the symmetries of imported networks are not known; use the view 'original'"
+        assert message in refused("--views", views, "--statistics-by-kind")
+    aligned = ("embed", "--sane", sane, "--zoo", imported[0], "--output", tmp_path / "y", "--aligned")
+    assert "this zoo is not aligned" in hf_sane_command(*aligned, exit_code=2).stderr
+
+
+def test_bad_options_are_refused(tmp_path, hf_sane_command):
+    for arguments, message in (
+        ((), "nothing to import from: name repositories"),
+        (("--folder", tmp_path / "none"), "folder must be an existing folder"),
+        (("--repos", "a/b", "--max-size", "many"), "expected a size such as 500MB or 1.5GiB, got 'many'"),
+        (("--folder", tmp_path), "none of 0 networks could be taken (nothing was found)"),
+    ):
+        assert (
+            message in hf_sane_command("zoo", "import", "--output", tmp_path / "zoo", *arguments, exit_code=2).stderr
+        )
+
+
+def test_repositories_of_a_hub(tmp_path):
+    with run_hub() as hub:
+        for index in range(4):
+            hub.storage.add_files(
+                "models", f"org/net-{index}", {"model.safetensors": save(network(4 * index).state_dict())}
+            )
+        hub.storage.add_files("models", "org/huge", {"model.safetensors": bytes(3_000_000)})
+        ran = subprocess.run(
+            [
+                *(sys.executable, "-c", PROGRAM, "zoo", "import", "--repos", "org/net-0", "org/net-1", "org/net-2"),
+                *(
+                    "org/huge",
+                    "org/missing",
+                    "--max-size",
+                    "2MB",
+                    "--output",
+                    str(tmp_path / "zoo"),
+                    "--token-dim",
+                    "9",
+                ),
+            ],
+            capture_output=True,
+            text=True,
+            env=hub.environment(tmp_path / "home", token=None),
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    assert ran.returncode == 0, ran.stderr
+    assert sum(line.startswith("taken   org/net-") for line in ran.stdout.splitlines()) == 3
+    assert "model.safetensors takes 3,000,000 bytes, the limit is 2,000,000 (--max-size)" in ran.stdout
+    assert "Repository Not Found" in ran.stdout
+    assert hub.sent("org/huge/resolve") == 0
+    zoo = Zoo.load(tmp_path / "zoo")
+    assert [len(split) for split in zoo.splits.values()] == [1, 1, 1]
+    split = zoo.splits["test"]
+    assert split.column("repo_id")[0].startswith("org/net-")
+    assert torch.equal(split.state_dict(0)["0.weight"], network(4 * int(split.run_ids[0][-1]))[0].weight)
