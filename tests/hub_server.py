@@ -135,11 +135,12 @@ class Handler(BaseHTTPRequestHandler):
         return {"transfer": "basic", "objects": objects}
 
     def receive_large_object(self, digest: str) -> None:
-        if self.hub.die_after_uploads is not None and len(self.hub.storage.uploads) >= self.hub.die_after_uploads:
-            self.close_connection = True
-            self.hub.kill()
-            return
-        self.hub.storage.put(digest, self.body)
+        with self.hub.receiving:
+            if self.hub.die_after_uploads is not None and len(self.hub.storage.uploads) >= self.hub.die_after_uploads:
+                self.close_connection = True
+                self.hub.kill()
+                return
+            self.hub.storage.put(digest, self.body)
         self.send(200, b"")
 
     def answer_repository(self, repository: Repository, action: str | None, rest: str) -> None:
@@ -276,6 +277,7 @@ class Hub:
         self.die_after_uploads: int | None = None
         self.port = 0
         self.died = threading.Event()
+        self.receiving = threading.Lock()  # clients upload on several threads
         self._server: Server | None = None
 
     @property

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,6 +35,13 @@ def hub(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the server takes plain uploads
     with run_hub() as server:
         yield server
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The client tries again at once when a connection breaks, and gives up as often as before."""
+    hurried = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", hurried)
 
 
 @pytest.fixture
@@ -253,7 +262,7 @@ def test_pickles_links_and_tokens_do_not_leave(samples, tmp_path):
         plan_push("samples", samples, "org/x")
 
 
-def test_pushing_after_the_server_died_loses_and_doubles_nothing(hub, api, tmp_path):
+def test_pushing_after_the_server_died_loses_and_doubles_nothing(hub, api, tmp_path, impatient):
     """Large files that arrived before the connection broke are not sent again, and nothing shows before the commit."""
     folder = tmp_path / "sane"
     extractor = SANEFeatureExtractor(token_dim=20).fit([build_model(cnn_digits())])

@@ -217,3 +217,28 @@ def test_datasets_that_are_none():
         load_images(datasets.DatasetDict({"dev": images_dataset()}))
     with pytest.raises(ValueError, match="train images have several shapes, .*bring them to one size"):
         load_images(images_dataset(sizes=(6, 5)))
+
+
+def test_resized_images_are_means_of_areas_standardised_anew(tmp_path):
+    path = write_npz(tmp_path)
+    raw, small = load_images(path), load_images(path, image_size=3)
+    assert small.image_size == 3
+    pixels = {
+        split: raw.split(split)[0].double() * raw.std[0] + raw.mean[0] for split in ("train", "validation", "test")
+    }
+    means = {
+        split: values.unflatten(3, (3, -1)).unflatten(2, (3, -1)).mean((3, 5)) for split, values in pixels.items()
+    }
+    assert small.mean[0] == pytest.approx(means["train"].mean().item(), rel=1e-5)
+    assert small.std[0] == pytest.approx(means["train"].std(correction=0).item(), rel=1e-5)
+    for split, values in means.items():
+        expected = (values - small.mean[0]) / small.std[0]
+        assert torch.allclose(small.split(split)[0].double(), expected, atol=1e-4)
+        assert torch.equal(small.split(split)[1], raw.split(split)[1])
+
+
+def test_resizing_to_the_same_size_changes_nothing():
+    digits = load_images("digits", train_limit=20, validation_limit=10, test_limit=10)
+    assert digits.resized(8) is digits
+    with pytest.raises(ValueError, match="digits: expected a size of at least 1 pixel, got 0"):
+        digits.resized(0)

@@ -1,6 +1,7 @@
 """What `embed` and `probe` share: tokens and embeddings of the networks of a zoo."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,16 @@ def load_sane(source: str, revision: str | None) -> "tuple[SANEModel, SANEFeatur
 
     options: dict[str, Any] = {"revision": revision} if revision else {}
     return SANEModel.from_pretrained(source, **options), SANEFeatureExtractor.from_pretrained(source, **options)
+
+
+def loaded_commit(source: str, revision: str | None) -> str | None:
+    """The commit that a repository was just loaded from (the cache keeps each in a folder of its name); none of a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(source).exists():
+        return None
+    found = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def parse_poolings(text: str) -> list[Any]:

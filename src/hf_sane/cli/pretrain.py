@@ -1,6 +1,5 @@
 """`hf-sane pretrain`: learn a SANE autoencoder from zoos."""
 
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -16,22 +15,18 @@ def pretrain(ctx: typer.Context) -> None:
     """
     from hf_sane.training.arguments import PretrainArguments
 
-    run_with_settings(ctx, PretrainArguments, _pretrain, aliases={"output_dir": "--output"})
+    run_with_settings(ctx, PretrainArguments, _pretrain, aliases={"output_dir": "--output", "pretrained": "--from"})
 
 
 def _pretrain(given: dict[str, Any]) -> None:
-    from hf_sane.hub.publish import write_sane_card
+    from hf_sane.hub.adapters import write_pretraining_card
     from hf_sane.training import pretraining
     from hf_sane.training.arguments import PretrainArguments
 
     hide_loading_bars()
     arguments = PretrainArguments(**given)
     result = pretraining.pretrain(arguments)
-    write_sane_card(
-        result.folder,
-        network_config=result.network_config,
-        datasets=[name for name in arguments.zoo if not Path(name).exists()],
-    )
+    write_pretraining_card(result.folder, arguments, result.network_config)
     facts = {"reconstruction R2 (validation)": result.reconstruction_r2, "loss": result.loss, "steps": result.steps}
     print_table(("", ""), list(facts.items()))
     typer.echo(f"wrote {result.folder}")

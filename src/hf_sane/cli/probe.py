@@ -27,7 +27,11 @@ def probe(
     ] = "test_accuracy,epoch,generalization_gap",
     poolings: Annotated[str, typer.Option(help=POOLINGS_HELP)] = "all",
     config: Annotated[str | None, typer.Option(help="Which zoo, if there are several.")] = None,
-    aligned: Annotated[bool, typer.Option(help="Bring networks to the zoo's reference first.")] = True,
+    aligned: Annotated[
+        bool | None,
+        typer.Option(help="Bring networks to the zoo's reference first; by default if the zoo is aligned."),
+    ] = None,
+    spectral: Annotated[bool, typer.Option(help="Add spectra of weight matrices as one more baseline.")] = False,
     halo_size: Annotated[int, typer.Option(help="Context tokens on each side of a window.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Networks, and windows, at a time.")] = 64,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the SANE repo.")] = None,
@@ -41,22 +45,24 @@ def probe(
 
     hide_loading_bars()
     names, wanted = parse_poolings(poolings), [name.strip() for name in properties.split(",")]
+    population = Zoo.load(zoo, config)
+    aligned = population.alignment is not None if aligned is None else aligned
     settings = {
         "sane": sane,
         "zoo": zoo,
         "config": config,
         "poolings": names,
         "aligned": aligned,
+        "spectral": spectral,
         "halo_size": halo_size,
     }
     record = RunRecord.start(arguments=settings)
-    population = Zoo.load(zoo, config)
     targets = {
         name: {key: split.column(name).astype(np.float64) for key, split in population.splits.items()}
         for name in wanted
     }
     options = {"poolings": names, "halo_size": halo_size, "batch_size": batch_size}
-    features = zoo_features(*load_sane(sane, revision), population, options, aligned=aligned)
+    features = zoo_features(*load_sane(sane, revision), population, options, aligned=aligned, spectral=spectral)
     if output is not None:
         new_folder(output)
     table = probe_table(features, targets, runs={key: split.run_ids for key, split in population.splits.items()})
@@ -72,7 +78,7 @@ def probe(
 
 
 def zoo_features(
-    model: Any, extractor: Any, zoo: "Zoo", options: dict[str, Any], *, aligned: bool
+    model: Any, extractor: Any, zoo: "Zoo", options: dict[str, Any], *, aligned: bool, spectral: bool = False
 ) -> "dict[str, dict[str, Tensor]]":
     """W, s(W) and embeddings of every split: `{name: {split: [M, F]}}`.
 
@@ -82,11 +88,13 @@ def zoo_features(
         zoo: Of one architecture.
         options: Of `embed_networks`.
         aligned: Whether to bring networks to the zoo's reference first.
+        spectral: Whether to add the spectra of weight matrices.
     """
     import numpy as np
 
     from hf_sane.probing.baselines import flattened_weights, layer_statistics
     from hf_sane.probing.embeddings import embed_networks
+    from hf_sane.probing.spectra import spectral_features
 
     features: dict[str, dict[str, Tensor]] = {}
     for split_name, split in zoo.splits.items():
@@ -96,6 +104,8 @@ def zoo_features(
             order.append(members)
             parts.setdefault("weights", []).append(flattened_weights(tokens, layout))
             parts.setdefault("layer_statistics", []).append(layer_statistics(tokens, layout))
+            if spectral:
+                parts.setdefault("spectral_features", []).append(spectral_features(tokens, layout))
             for name, values in embed_networks(model, extractor, layout, tokens, **options).items():
                 parts.setdefault(f"sane_{name}", []).append(values)
         place = np.argsort(np.concatenate(order))

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hf_sane.cli.features import load_sane
+from hf_sane.cli.features import load_sane, loaded_commit
 from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_record
 
 Method = Literal["subsample", "bootstrap", "kde"]
@@ -79,6 +79,7 @@ def sample(
         density=Density(0.0, unit, mode),
         generator=torch.Generator().manual_seed(seed),
     )
+    record.arguments["sane_revision"] = loaded_commit(sane, revision)
     new_folder(output)
     selected, bandwidth_used = job.draw(
         method, bandwidths, num_samples=num_samples, num_candidates=num_candidates, num_rounds=num_rounds

@@ -76,8 +76,9 @@ def load_zoo_images(zoo: Zoo, images: str | None) -> ImageData:
         raise ValueError(
             f"the zoo {zoo.facts.name!r} does not say what images it was trained on; name them (--images)"
         )
-    limits: dict[str, Any] = {name: arguments.get(name) for name in ("train_limit", "validation_limit", "test_limit")}
-    return load_images(arguments["images"], **limits)
+    names = ("train_limit", "validation_limit", "test_limit", "image_size")
+    settings: dict[str, Any] = {name: arguments.get(name) for name in names}
+    return load_images(arguments["images"], **settings)
 
 
 def describe_images(data: ImageData) -> dict[str, Any]:
@@ -249,7 +250,9 @@ class SamplingJob:
             provenance = Provenance(
                 method=PROVENANCE_METHODS[f"sane_{facts['method']}"],
                 sane_model=str(facts["sane"]),
-                sane_revision=self.codec.model.config._commit_hash,
+                sane_revision=getattr(
+                    self.codec.model.config, "_commit_hash", None
+                ),  # there after loading from the Hub
                 zoo=str(facts["zoo"]),
                 zoo_revision=facts.get("zoo_revision"),
                 anchors=tuple(self.anchors.run_ids),

@@ -32,14 +32,23 @@ SANE_SETTINGS = (
     "contrast_weight",
     "initialization",
 )
+# PEFT's name of a setting to ours.
+ADAPTER_SETTINGS = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "target_modules": "layers with low-rank maps",
+    "modules_to_save": "modules saved whole",
+}
+TRAINING_SETTINGS = ("steps", "max_steps", "num_epochs", "batch_size", "learning_rate", "weight_decay")
+Measured = tuple[str, str, str, float]  # task, metric, its name, value
 # Keys of a configuration that say nothing about the network.
 BOOKKEEPING = {"transformers_version", "architectures", "dtype", "model_type", "id2label", "label2id", "auto_map"}
 
 SANE_CODE = """\
 from hf_sane import {imports}SANEFeatureExtractor, SANEModel
 
-model = SANEModel.from_pretrained("{source}")
-weight_tokenizer = SANEFeatureExtractor.from_pretrained("{source}")
+model = SANEModel.from_pretrained("{base}")
+{adapter}weight_tokenizer = SANEFeatureExtractor.from_pretrained("{source}")
 """
 SANE_ON_NETWORK = """
 network = AutoModelForImageClassification.from_config(  # or a trained one
@@ -57,9 +66,12 @@ decoded = model.decode_sequences(latents, positions)  # [1, {window_size}, {toke
 NETWORK_CODE = """\
 {imports}
 
-network = AutoModelForImageClassification.from_pretrained("{source}"{trust})
-pixel_values = torch.zeros(1, {channels}, {size}, {size})  # your images
+network = AutoModelForImageClassification.from_pretrained("{base}"{trust})
+{adapter}pixel_values = torch.zeros(1, {channels}, {size}, {size})  # your images
 predicted = network(pixel_values).logits.argmax(-1)"""
+WITH_ADAPTER = """\
+{name} = PeftModel.from_pretrained({name}, "{source}").merge_and_unload()  # an ordinary model again
+"""
 
 
 def sane_card(
@@ -89,9 +101,7 @@ def sane_card(
     Returns:
         The card; `str(card)` is the README.
     """
-    r2 = record.results.get("reconstruction_r2")
-    measured = [] if r2 is None else [("weight-reconstruction", "r2", "R2 on networks that were not trained on", r2)]
-    metadata = _metadata(record, title, measured, SANE_TAGS, datasets=datasets, license_id=license_id)
+    metadata = _metadata(record, title, _reconstruction(record), SANE_TAGS, datasets=datasets, license_id=license_id)
     settings = {name: getattr(config, name) for name in SANE_SETTINGS}
     settings |= {name: getattr(extractor, name) for name in ("token_layout", "batch_norm", "normalization")}
     return _render(
@@ -135,18 +145,10 @@ def network_card(
     Returns:
         The card; `str(card)` is the README.
     """
-    measured = [
-        ("image-classification", "accuracy", f"{split} accuracy", record.results[f"{split}_accuracy"])
-        for split in ("test", "validation")
-        if record.results.get(f"{split}_accuracy") is not None
-    ]
-    metadata = _metadata(record, title, measured, NETWORK_TAGS, datasets=datasets, license_id=license_id)
+    metadata = _metadata(record, title, _accuracies(record), NETWORK_TAGS, datasets=datasets, license_id=license_id)
     metadata.base_model = base_model
     metadata.pipeline_tag = "image-classification"
     images = record.data.get("images")
-    preprocessing = None
-    if isinstance(images, Mapping) and images.get("mean"):
-        preprocessing = f"Images: channels first, standardised as `(pixels - {images['mean']}) / {images['std']}`."
     return _render(
         "sampled_network.md",
         metadata,
@@ -156,10 +158,86 @@ def network_card(
         code=_network_code(config, source, images, with_code=with_code),
         settings=describe_config(config),
         architecture=config.model_type.removeprefix("sane_").upper().replace("RESNET", "ResNet"),
-        preprocessing=preprocessing,
+        preprocessing=_preprocessing(images),
         fine_tuning_epochs=record.results.get("fine_tuning_epochs"),
         sampling_table=fact_table(record.arguments if provenance is None else _origin(provenance)),
     )
+
+
+def adapter_card(
+    base_config: ZooConfig | SANEConfig,
+    adapter: Mapping[str, Any],
+    record: RunRecord,
+    *,
+    source: str = ".",
+    title: str = "LoRA adapter",
+    extractor: SANEFeatureExtractor | None = None,
+    network_config: ZooConfig | None = None,
+    datasets: Sequence[str] = (),
+    license_id: str | None = None,
+) -> ModelCard:
+    """Describe a LoRA adapter of a SANE autoencoder or of a zoo network.
+
+    Args:
+        base_config: Of the base model.
+        adapter: PEFT's settings, from `read_adapter_config`; the code of the card needs the base that they name, and is
+            left out when they name none.
+        record: Of the training run: `data`, training settings among the `arguments` and `results` become tables.
+        source: Repo id or path that the code of the card loads from; `"."` for code run inside the folder.
+        title: Headline, and the adapter's name in the model index.
+        extractor: Weight tokenizer of a SANE autoencoder.
+        network_config: A network of the zoo, for the code of a SANE autoencoder's adapter.
+        datasets: Hub ids of zoos or image data.
+        license_id: Hub licence identifier.
+
+    Returns:
+        The card; `str(card)` is the README.
+    """
+    base = adapter["base_model_name_or_path"]
+    images = record.data.get("images")
+    if isinstance(base_config, SANEConfig):
+        assert extractor is not None
+        kind, tags, results = "SANE autoencoder", SANE_TAGS, _reconstruction(record)
+        code = _sane_code(base_config, extractor, source, network_config, base) if base else None
+    else:
+        kind, tags, results = "image classifier", NETWORK_TAGS, _accuracies(record)
+        code = _network_code(base_config, source, images, base=base) if base else None
+    metadata = _metadata(record, title, results, [*tags, "lora"], datasets=datasets, license_id=license_id)
+    metadata.library_name, metadata.base_model = "peft", base
+    if base:
+        metadata["base_model_relation"] = "adapter"
+    return _render(
+        "lora_adapter.md",
+        metadata,
+        record,
+        title=title,
+        source=source,
+        code=code,
+        base=base,
+        kind=kind,
+        settings={key: adapter.get(name) for name, key in ADAPTER_SETTINGS.items()},
+        preprocessing=_preprocessing(images),
+        training_table=fact_table({name: record.arguments.get(name) for name in TRAINING_SETTINGS}),
+    )
+
+
+def _reconstruction(record: RunRecord) -> list[Measured]:
+    r2 = record.results.get("reconstruction_r2")
+    return [] if r2 is None else [("weight-reconstruction", "r2", "R2 on networks that were not trained on", r2)]
+
+
+def _accuracies(record: RunRecord) -> list[Measured]:
+    return [
+        ("image-classification", "accuracy", f"{split} accuracy", record.results[f"{split}_accuracy"])
+        for split in ("test", "validation")
+        if record.results.get(f"{split}_accuracy") is not None
+    ]
+
+
+def _preprocessing(images: Any) -> str | None:
+    if not isinstance(images, Mapping) or not images.get("mean"):
+        return None
+    return f"Images: channels first, standardised as `(pixels - {images['mean']}) / {images['std']}`."
 
 
 def _origin(provenance: Provenance) -> dict[str, Any]:
@@ -202,7 +280,7 @@ def _render(
 def _metadata(
     record: RunRecord,
     title: str,
-    measured: Sequence[tuple[str, str, str, float]],
+    measured: Sequence[Measured],
     tags: Sequence[str],
     *,
     datasets: Sequence[str],
@@ -236,11 +314,20 @@ def _metadata(
 
 
 def _sane_code(
-    config: SANEConfig, extractor: SANEFeatureExtractor, source: str, network_config: ZooConfig | None
+    config: SANEConfig,
+    extractor: SANEFeatureExtractor,
+    source: str,
+    network_config: ZooConfig | None,
+    base: str | None = None,
 ) -> str:
+    """Code that reconstructs a network; with `base`, `source` is an adapter of it."""
     facts = {"token_dim": config.token_dim, "latent_dim": config.latent_dim, "window_size": config.window_size}
+    parts = {"source": source, "base": base or source, "adapter": ""}
+    peft = ""
+    if base is not None:
+        parts["adapter"], peft = WITH_ADAPTER.format(name="model", source=source), "from peft import PeftModel\n"
     if network_config is None:
-        return "import torch\n" + (SANE_CODE.format(imports="", source=source) + SANE_ON_TOKENS.format(**facts))
+        return f"import torch\n{peft}" + SANE_CODE.format(imports="", **parts) + SANE_ON_TOKENS.format(**facts)
     with torch.device("meta"):
         facts["num_tokens"] = extractor.layout(build_model(network_config)).num_tokens
     name = type(network_config).__name__
@@ -249,8 +336,8 @@ def _sane_code(
     arguments = "".join(f"        {key}={_literal(value)},\n" for key, value in own.items())
     call = f"{name}(\n{arguments}    )" if own else f"{name}()"
     return (
-        "from transformers import AutoModelForImageClassification\n\n"
-        + SANE_CODE.format(imports=f"{name}, ", source=source)
+        f"{peft}from transformers import AutoModelForImageClassification\n\n"
+        + SANE_CODE.format(imports=f"{name}, ", **parts)
         + SANE_ON_NETWORK.format(call=call, **facts)
     )
 
@@ -260,14 +347,22 @@ def _literal(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def _network_code(config: ZooConfig, source: str, images: Any, *, with_code: bool) -> str:
+def _network_code(
+    config: ZooConfig, source: str, images: Any, *, with_code: bool = False, base: str | None = None
+) -> str:
+    """Code that classifies an image; with `base`, `source` is an adapter of it."""
     described = images.get("image_size") if isinstance(images, Mapping) else None
     imports = ["import torch", "from transformers import AutoModelForImageClassification"]
     if not with_code:
         imports.insert(1, "import hf_sane  # makes its architectures known to Transformers")
+    adapter = ""
+    if base is not None:
+        adapter = WITH_ADAPTER.format(name="network", source=source)
+        imports.insert(-1, "from peft import PeftModel")
     return NETWORK_CODE.format(
         imports="\n".join(imports),
-        source=source,
+        base=base or source,
+        adapter=adapter,
         trust=", trust_remote_code=True" if with_code else "",
         channels=config.num_channels,
         size=getattr(config, "image_size", None) or described or 32,

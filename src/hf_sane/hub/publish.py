@@ -110,7 +110,7 @@ def write_sane_card(
         datasets=datasets,
         license_id=license_id,
     )
-    return _write_card(Path(folder), card)
+    return write_card(Path(folder), card)
 
 
 def save_network(
@@ -156,7 +156,7 @@ def save_network(
         provenance=Provenance.load(folder) if (folder / PROVENANCE_FILE).exists() else None,
     )
     record.save(folder / RECORD)
-    return _write_card(folder, card)
+    return write_card(folder, card)
 
 
 def save_model(folder: Path, model: PreTrainedModel, *, auto_class: str, include_code: bool) -> None:
@@ -211,7 +211,8 @@ def _code_included(
                 del cls._auto_class
 
 
-def _write_card(folder: Path, card: ModelCard) -> Path:
+def write_card(folder: Path, card: ModelCard) -> Path:
+    """Write `card` as README.md of `folder`; returns `folder`."""
     with write_atomically(folder / CARD) as partial:
         partial.write_text(str(card), encoding="utf-8")
     return folder

@@ -1,15 +1,14 @@
 """What each kind of artefact is on the Hub: which files it needs, what its card says there, what else has to be right."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hub_id, read_adapter_config
 from hf_sane.hub.auto_classes import register_auto_classes
 from hf_sane.hub.publish import code_files
 from hf_sane.hub.tables import fact_text, markdown_table
@@ -140,14 +139,9 @@ def _others(networks: list[Path], repo_id: str) -> str:
 
 
 def _plan_adapter(folder: Path, repo_id: str, api: HfApi) -> Upload:
-    require_files(folder, (CARD, "adapter_config.json", "adapter_model.safetensors"), what="adapter")
-    base = json.loads(_text(folder / "adapter_config.json")).get("base_model_name_or_path")
-    try:
-        validate_repo_id(base or "")
-        is_local = Path(base).exists() or base.startswith((".", "/", "~"))
-    except HFValidationError:
-        is_local = True
-    if is_local:
+    require_files(folder, (CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS), what="adapter")
+    base = read_adapter_config(folder).get("base_model_name_or_path")
+    if hub_id(base) is None:
         raise ValueError(
             f"the adapter in {folder} belongs to {base!r}, which is no repository on the Hub; push that model first, and save "
             "the adapter with base_model_name_or_path set to its repo id"

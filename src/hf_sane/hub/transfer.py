@@ -1,5 +1,6 @@
 """What goes to the Hub: every file is known, checked and listed before the first byte leaves, then one commit takes it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,8 @@ from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES
 CARD = "README.md"
 TEXT_SUFFIXES = (".md", ".json", ".py", ".txt", ".yaml", ".csv")
 PICKLES = (*PICKLE_SUFFIXES, ".pkl", ".pickle", ".joblib")
-LOCAL_SOURCE = '"."'  # what the code of a card loads from while its folder is at home
+# What the code of a card loads from while its folder is at home; an adapter is loaded onto a model.
+LOADS_FROM_HERE = re.compile(r'(from_pretrained\((?:\w+, )?)"\."')
 LOCAL_NOTE = "Inside this folder:\n\n"
 
 
@@ -156,4 +158,4 @@ def address_card(text: str, repo_id: str, *, subfolder: str | None = None) -> st
     """
     validate_repo_id(repo_id)
     source = f'"{repo_id}"' if subfolder is None else f'"{repo_id}", subfolder="{subfolder}"'
-    return text.replace(f"from_pretrained({LOCAL_SOURCE}", f"from_pretrained({source}").replace(LOCAL_NOTE, "")
+    return LOADS_FROM_HERE.sub(lambda found: found[1] + source, text).replace(LOCAL_NOTE, "")

@@ -1,12 +1,19 @@
-"""Shape of each layer's weights: singular values, and a finer distribution than s(W)."""
+"""Shape of each layer's weights: singular values and what they tell, and a finer distribution than s(W)."""
+
+import math
 
 import torch
 from torch import Tensor
 
+from hf_sane.core.chunking import tensors_from_tokens
 from hf_sane.core.layout import Layout
+from hf_sane.core.power_law import fit_power_law
+from hf_sane.core.spectra import channel_rows, gram_eigenvalues, row_correlation, singular_values
 from hf_sane.probing.quantiles import quantiles
 
 DISTRIBUTION_LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.95, 0.99, 1.0)
+MAX_ALPHA = 20.0  # no tail, and exponents beyond: what a layer of a few equal singular values gives
+FEATURES_PER_MATRIX = 7
 MAX_KURTOSIS = 30.0  # a layer that collapsed to one value would otherwise decide every probe
 
 
@@ -24,7 +31,7 @@ def layer_spectrum(values: Tensor, layout: Layout) -> Tensor:
     Returns:
         `[M, sum over layers of min(tokens, F)]` float32.
     """
-    return torch.cat([torch.linalg.svdvals(values[:, part].double()) for part in layout.token_slices], dim=1).float()
+    return torch.cat([singular_values(values[:, part]) for part in layout.token_slices], dim=1).float()
 
 
 def layer_distribution(tokens: Tensor, layout: Layout) -> Tensor:
@@ -46,3 +53,49 @@ def layer_distribution(tokens: Tensor, layout: Layout) -> Tensor:
         moments = torch.stack([mean, variance.sqrt(), variance, weights.abs().mean(dim=1), kurtosis], dim=1)
         parts += [moments, quantiles(weights, DISTRIBUTION_LEVELS, dim=1)]
     return torch.cat(parts, dim=1).float()
+
+
+def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
+    """What Martin and Mahoney, and Jin et al., read off weight matrices, as a baseline for probes.
+
+    Per matrix `W` (convolutions flattened to `[c_out, c_in * k]`), with eigenvalues `lambda` of `W W^T`: `log10 ||W||_F^2`,
+    `log10 lambda_max`, stable rank `||W||_F^2 / lambda_max`, exponent `alpha` of the tail, `alpha log10 lambda_max`,
+    `log10 sum lambda^alpha` (arXiv:2002.06716), and the weight correlation (arXiv:2010.05983). Matrices of zoos are small:
+    here a tail holds at least half of the eigenvalues, so that alpha depends on more than two or three of them, and alpha
+    is at most 20. Biases, norms and single rows have no spectrum.
+
+    Args:
+        tokens: `[M, N, D]` float, raw: normalisation would change every one of these numbers.
+        layout: Layout of the networks.
+
+    Returns:
+        `[M, 7 L']` float32, matrix by matrix.
+
+    Raises:
+        ValueError: If the networks have no matrix.
+    """
+    parts = []
+    for weight in tensors_from_tokens(tokens, layout).values():
+        if weight.ndim < 3 or min(weight.shape[1], weight[0, 0].numel()) < 2 or not weight.is_floating_point():
+            continue
+        eigenvalues = gram_eigenvalues(weight.flatten(2))
+        tiny = torch.finfo(torch.float32).tiny
+        norm, largest = eigenvalues.sum(1).clamp_min(tiny), eigenvalues[:, 0].clamp_min(tiny)
+        # Zeros of a rank-deficient matrix, as rounding left them, are in no tail.
+        clean = torch.where(eigenvalues > 1e-12 * largest[:, None], eigenvalues, 0.0)
+        fit = fit_power_law(clean, min_tail=max(2, -(-clean.shape[1] // 2)))
+        alpha = fit.alpha.to(norm).nan_to_num(MAX_ALPHA).clamp_max(MAX_ALPHA)
+        alpha_norm = torch.logsumexp(alpha[:, None] * eigenvalues.clamp_min(tiny).log(), 1) / math.log(10)
+        correlation = row_correlation(channel_rows(weight, batch_dims=1)).mean(1)
+        parts += [
+            norm.log10(),
+            largest.log10(),
+            norm / largest,
+            alpha,
+            alpha * largest.log10(),
+            alpha_norm,
+            correlation.to(norm),
+        ]
+    if not parts:
+        raise ValueError("these networks have no weight matrix; expected a layer with at least two rows and columns")
+    return torch.stack(parts, dim=1).float()

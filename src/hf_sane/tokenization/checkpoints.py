@@ -3,8 +3,9 @@
 import json
 import pickle
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
@@ -18,10 +19,13 @@ SAFETENSORS_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusio
 PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile
 
+MAX_DOWNLOAD_BYTES = 50 * 2**30
+
 Source = Mapping[str, Tensor] | nn.Module | str | Path
+Value = TypeVar("Value")
 
 
-def load_state_dict(source: Source, *, revision: str | None = None) -> StateDict:
+def load_state_dict(source: Source, *, revision: str | None = None, max_bytes: int = MAX_DOWNLOAD_BYTES) -> StateDict:
     """Read a network's tensors.
 
     Args:
@@ -31,10 +35,12 @@ def load_state_dict(source: Source, *, revision: str | None = None) -> StateDict
             safetensors are downloaded. A prefix `module.` or `_orig_mod.` that *all* names carry (DataParallel,
             torch.compile) is taken off, whatever the source.
         revision: Branch, tag or commit of a Hub repo.
+        max_bytes: Weights of a Hub repo that are larger are not downloaded.
 
     Raises:
         FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
-        ValueError: If a file is truncated, an index points outside its folder, or a pickle holds more than weights.
+        ValueError: If a file is truncated, an index points outside its folder, a pickle holds more than weights, or a
+            repo is too large.
         TypeError: If `source` is nothing of the above.
     """
     if isinstance(source, nn.Module):
@@ -43,24 +49,25 @@ def load_state_dict(source: Source, *, revision: str | None = None) -> StateDict
         return strip_prefixes(source)
     if not isinstance(source, str | Path):
         raise TypeError(f"expected a state dict, module, path or Hub repo id, got {type(source).__name__}")
+    return strip_prefixes(_load_path(local_path(source, revision=revision, max_bytes=max_bytes)))
+
+
+def local_path(source: str | Path, *, revision: str | None = None, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
+    """Where a checkpoint lies on this machine; a Hub repo is downloaded first, see [`download_checkpoint`].
+
+    Raises:
+        FileNotFoundError: If `source` looks like a path and does not exist.
+    """
     path = Path(source)
     if path.exists():
-        return strip_prefixes(_load_path(path))
-    if (
-        isinstance(source, Path)
-        or source.count("/") > 1
-        or source.startswith((".", "~", "/"))
-        or path.suffix
-        in (
-            ".safetensors",
-            *PICKLE_SUFFIXES,
-        )
-    ):
+        return path
+    looks_like_path = isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "~", "/"))
+    if looks_like_path or path.suffix in (".safetensors", *PICKLE_SUFFIXES):
         raise FileNotFoundError(f"no such file or folder: {source}; give an existing path or a Hub repo id")
-    return strip_prefixes(_load_repo(source, revision))
+    return download_checkpoint(str(source), revision=revision, max_bytes=max_bytes)
 
 
-def strip_prefixes(state_dict: Mapping[str, Tensor]) -> StateDict:
+def strip_prefixes(state_dict: Mapping[str, Value]) -> dict[str, Value]:
     """Take off `module.` and `_orig_mod.` where every name carries them."""
     names = dict(zip(state_dict, state_dict, strict=True))
     changed = bool(names)
@@ -73,19 +80,25 @@ def strip_prefixes(state_dict: Mapping[str, Tensor]) -> StateDict:
     return {names[old]: tensor for old, tensor in state_dict.items()}
 
 
-def _load_path(path: Path) -> StateDict:
-    if path.is_dir():
-        for name in SAFETENSORS_NAMES:
-            if (path / name).exists():
-                return _load_safetensors(path / name)
-            if (path / f"{name}.index.json").exists():
-                return _load_index(path / f"{name}.index.json")
-        single = sorted(path.glob("*.safetensors"))
-        if len(single) == 1:
-            return _load_safetensors(single[0])
+def find_weights(path: Path) -> Path:
+    """The file to read: `path` itself, or of a folder its safetensors file or shard index.
+
+    Raises:
+        FileNotFoundError: If a folder holds neither, or several files and nothing that says which.
+    """
+    if not path.is_dir():
+        return path
+    known = [path / f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")]
+    candidates = [file for file in known if file.exists()] or sorted(path.glob("*.safetensors"))
+    if not candidates or (len(candidates) > 1 and candidates[0] not in known):
         raise FileNotFoundError(
-            f"{path} holds {len(single)} safetensors files and none of {SAFETENSORS_NAMES}; name the file itself"
+            f"{path} holds {len(candidates)} safetensors files and none of {SAFETENSORS_NAMES}; name the file itself"
         )
+    return candidates[0]
+
+
+def _load_path(path: Path) -> StateDict:
+    path = find_weights(path)
     if path.name.endswith(".index.json"):
         return _load_index(path)
     if path.suffix in PICKLE_SUFFIXES:
@@ -104,26 +117,39 @@ def _load_safetensors(path: Path) -> StateDict:
 
 
 def index_shards(index: Path) -> dict[str, list[str]]:
-    """Read a shard index: file name to the tensors in it.
+    """Read a shard index of which all shards are there: file name to the tensors in it.
 
     Raises:
         ValueError: If it is no index, or names a file outside its own folder.
         FileNotFoundError: If a shard is missing.
     """
+    shards = parse_index(index)
+    for file in shards:
+        if not (index.parent / file).exists():
+            raise FileNotFoundError(f"{index} names the shard {file}, which is missing; download the folder again")
+    return shards
+
+
+def parse_index(index: Path) -> dict[str, list[str]]:
+    """Read a shard index, whose shards need not be there: file name to the tensors in it.
+
+    Raises:
+        ValueError: If it is no index, or names a file outside its own folder.
+    """
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{index} is no shard index: expected JSON with a 'weight_map' ({error!r})") from error
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index} is no shard index: expected its 'weight_map' to give a file name for every tensor")
     shards: dict[str, list[str]] = {}
     for name, file in weight_map.items():
         shards.setdefault(file, []).append(name)
     for file in shards:
-        if Path(file).name != file or file in ("", ".", ".."):
+        if Path(file).name != file or file in ("", ".", "..") or "\\" in file:
             raise ValueError(
                 f"{index} names {file!r}, which is not a file beside it; refused, do not trust this folder"
             )
-        if not (index.parent / file).exists():
-            raise FileNotFoundError(f"{index} names the shard {file}, which is missing; download the folder again")
     return shards
 
 
@@ -159,18 +185,45 @@ def _outline(content: object) -> str:
     return type(content).__name__
 
 
-def _load_repo(repo_id: str, revision: str | None) -> StateDict:
-    files = HfApi().list_repo_files(repo_id, revision=revision)
+def download_checkpoint(repo_id: str, *, revision: str | None = None, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
+    """Bring the weights of a Hub repo into the local cache; safetensors only, all files of one commit.
+
+    Args:
+        repo_id: `user/name`.
+        revision: Branch, tag or commit.
+        max_bytes: Larger weights are not downloaded.
+
+    Returns:
+        The safetensors file, or the shard index with its shards beside it.
+
+    Raises:
+        FileNotFoundError: If the repo holds no safetensors under a known name.
+        ValueError: If the weights are too large, or the index names files outside its folder.
+    """
+    info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    download = partial(hf_hub_download, repo_id, revision=info.sha)
     for name in SAFETENSORS_NAMES:
-        if name in files:
-            return _load_safetensors(Path(hf_hub_download(repo_id, name, revision=revision)))
-        if f"{name}.index.json" in files:
-            index = Path(hf_hub_download(repo_id, f"{name}.index.json", revision=revision))
-            for file in sorted(set(json.loads(index.read_text())["weight_map"].values())):
-                hf_hub_download(repo_id, file, revision=revision)
-            return _load_index(index)
-    pickles = [file for file in files if Path(file).suffix in PICKLE_SUFFIXES]
+        if name in sizes:
+            _check_size(repo_id, sizes[name], max_bytes)
+            return Path(download(name))
+        if f"{name}.index.json" in sizes:
+            index = Path(download(f"{name}.index.json"))
+            shards = parse_index(index)
+            _check_size(repo_id, sum(sizes.get(file, 0) for file in shards), max_bytes)
+            for file in shards:
+                download(file)
+            return index
+    pickles = [file for file in sizes if Path(file).suffix in PICKLE_SUFFIXES]
     raise FileNotFoundError(
         f"{repo_id} holds no {SAFETENSORS_NAMES[0]}"
         + (f", only pickles {pickles}, which are not downloaded; ask its author for safetensors" if pickles else "")
     )
+
+
+def _check_size(repo_id: str, num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise ValueError(
+            f"{repo_id} holds {num_bytes:,} bytes of weights, more than the limit of {max_bytes:,}; give a larger max_bytes "
+            "if they fit into memory"
+        )

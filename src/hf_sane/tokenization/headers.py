@@ -11,7 +11,7 @@ from huggingface_hub.utils import SafetensorsFileMetadata
 from torch import Tensor
 
 from hf_sane.core.types import StateDict
-from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, SAFETENSORS_NAMES, index_shards, strip_prefixes
+from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, find_weights, index_shards, strip_prefixes
 
 # The names of the safetensors format (https://huggingface.co/docs/safetensors), as far as networks use them.
 DTYPES = {
@@ -56,19 +56,12 @@ def read_meta_state_dict(source: str | Path, *, revision: str | None = None) -> 
         raise FileNotFoundError(f"no such file or folder: {source}; give an existing path or a Hub repo id")
     found: StateDict = {}
     for name, header in sorted(get_safetensors_metadata(source, revision=revision).files_metadata.items()):
-        found |= _meta_tensors(header, f"{source}/{name}")
+        found |= meta_tensors(header, f"{source}/{name}")
     return strip_prefixes(found)
 
 
 def _read_path(path: Path) -> StateDict:
-    if path.is_dir():
-        known = [path / f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")]
-        candidates = [file for file in known if file.exists()] or sorted(path.glob("*.safetensors"))
-        if not candidates or (len(candidates) > 1 and candidates[0] not in known):
-            raise FileNotFoundError(
-                f"{path} holds {len(candidates)} safetensors files and none of {SAFETENSORS_NAMES}; name the file itself"
-            )
-        path = candidates[0]
+    path = find_weights(path)
     if path.suffix in PICKLE_SUFFIXES:
         return _read_pickle(path)
     if path.name.endswith(".index.json"):
@@ -94,10 +87,19 @@ def _read_header(path: Path) -> StateDict:
     expected = 8 + header_bytes + max((info.data_offsets[1] for info in header.tensors.values()), default=0)
     if (size := path.stat().st_size) < expected:
         raise ValueError(f"{path} is truncated: expected {expected} bytes, got {size}; download or save it again")
-    return _meta_tensors(header, str(path))
+    return meta_tensors(header, str(path))
 
 
-def _meta_tensors(header: SafetensorsFileMetadata, where: str) -> StateDict:
+def meta_tensors(header: SafetensorsFileMetadata, where: str) -> StateDict:
+    """Tensors on the meta device from the header of one safetensors file.
+
+    Args:
+        header: As huggingface_hub parses it, of a local or remote file.
+        where: What messages call the file.
+
+    Raises:
+        ValueError: For an unknown dtype.
+    """
     if unknown := sorted({info.dtype for info in header.tensors.values()} - DTYPES.keys()):
         raise ValueError(f"{where} holds tensors of dtype {unknown}; expected {', '.join(DTYPES)}; convert it first")
     return {

@@ -10,6 +10,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
 
+from hf_sane.core.adapters import hub_id, require_hub_id
+from hf_sane.training.lora import LORA_TARGETS
+
 # What may differ between a run and its continuation.
 RESUMABLE = (
     "output_dir",
@@ -22,9 +25,9 @@ RESUMABLE = (
 )
 
 
-def _field(help_text: str, *, default: Any) -> Any:
-    """A field that documents itself."""
-    return field(default=default, metadata={"help": help_text})
+def _field(help_text: str, *, default: Any, aliases: Sequence[str] = ()) -> Any:
+    """A field that documents itself; `aliases` are further names of its flag."""
+    return field(default=default, metadata={"help": help_text, "aliases": list(aliases)})
 
 
 @strict
@@ -61,9 +64,28 @@ class PretrainArguments:
         default=None,
         metadata={"help": "SANEConfig fields as a JSON object, or the path of a JSON file; token_dim is the zoo's."},
     )
-    pretrained: str | None = _field("SANE folder or Hub id whose model and extractor to continue from.", default=None)
+    pretrained: str | None = _field(
+        "SANE folder or Hub id whose model and extractor to continue from.", default=None, aliases=["--from"]
+    )
+    lora: bool = _field("Freeze the pretrained model and train a LoRA adapter of it (docs/lora.md).", default=False)
+    lora_rank: int = _field("Rank of the adapter's maps.", default=4)
+    lora_alpha: float = _field("Scale of the adapter: alpha / rank.", default=8.0)
+    lora_targets: list[str] = field(
+        default_factory=lambda: list(LORA_TARGETS), metadata={"help": "Modules that get low-rank maps, by name."}
+    )
+    lora_trained: list[str] = field(
+        default_factory=list, metadata={"help": "Modules that the adapter trains and saves whole, by name."}
+    )
+    lora_base: str | None = _field(
+        "Hub id of the base that the adapter names; not needed when the pretrained model comes from the Hub.",
+        default=None,
+    )
     normalization: Literal["standardize", "robust", "none"] = _field(
         "How the extractor that is fitted on the training split normalises each layer.", default="standardize"
+    )
+    statistics_by_kind: bool = _field(
+        "Fit the extractor by kind of layer too, for layers that no training network has: zoos of mixed architectures.",
+        default=False,
     )
 
     views: list[str] = field(
@@ -144,6 +166,8 @@ class PretrainArguments:
         for name in ("eval_every_epochs", "checkpoint_every_steps", "initial_tokens", "halo_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.lora_rank < 1:
+            raise ValueError(f"lora_rank must be at least 1, got {self.lora_rank}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}; leave it out to count epochs")
 
@@ -152,8 +176,9 @@ class PretrainArguments:
         for name in ("noise", "weight_decay", "max_grad_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("learning_rate", "lora_alpha"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.warmup_share < 1:
             raise ValueError(f"warmup_share must lie strictly between 0 and 1, got {self.warmup_share}")
         if not 0 <= self.erase < 1:
@@ -168,6 +193,12 @@ class PretrainArguments:
         unknown = sorted(set(self.views) - {"original", "aligned", "permuted"})
         if unknown or len(self.views) not in (1, 2):
             raise ValueError(f"views takes one or two of 'original', 'aligned', 'permuted', got {self.views}")
+        if self.lora and self.pretrained is None:
+            raise ValueError("lora adapts a model that exists: name it with pretrained (--from), a folder or Hub id")
+        if self.lora and not self.lora_targets:
+            raise ValueError(f"lora_targets is empty: name modules, such as {list(LORA_TARGETS)}")
+        if self.lora_base is not None:
+            require_hub_id(self.lora_base)
         if self.behavior_weight > 0 and self.behavior_data is None:
             raise ValueError("behavior_weight > 0 needs behavior_data: 'digits' or the path of an .npz of images")
 
@@ -175,6 +206,11 @@ class PretrainArguments:
     def model_settings(self) -> dict[str, Any]:
         """`model`, which is a dictionary once the arguments exist."""
         return self.model if isinstance(self.model, dict) else {}
+
+    @property
+    def base_model(self) -> str | None:
+        """Hub id of the base of a LoRA adapter; `None` when it is not known."""
+        return self.lora_base or hub_id(self.pretrained)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON can hold them."""

@@ -2,24 +2,30 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import gt
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
+from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import Normalization, SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import group_by_layout, read_models
+from hf_sane.training.lora import add_lora
 from hf_sane.zoo.dataset import ZooSplit
 
 logger = logging.getLogger(__name__)
 
 
-def fit_extractor(splits: Sequence[ZooSplit], normalization: Normalization) -> SANEFeatureExtractor:
+def fit_extractor(
+    splits: Sequence[ZooSplit], normalization: Normalization, *, by_kind: bool = False
+) -> SANEFeatureExtractor:
     """Fit a weight tokenizer on training networks; token size and layout are those that the zoos were built with."""
     layouts = [split.layout(0) for split in splits]
     shapes = {(layout.token_dim, layout.token_layout, layout.batch_norm) for layout in layouts}
@@ -33,7 +39,35 @@ def fit_extractor(splits: Sequence[ZooSplit], normalization: Normalization) -> S
         batch_norm=layouts[0].batch_norm,
         normalization=normalization,
     )
-    return extractor.fit(pair for split in splits for pair in read_models(split, range(len(split))))
+    networks = (pair for split in splits for pair in read_models(split, range(len(split))))
+    return extractor.fit(networks, by_kind=by_kind)
+
+
+def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, layouts: Mapping[str, Layout]) -> None:
+    """Refuse, before the first step, networks that would stop a run in its midst: zoos may mix architectures.
+
+    Args:
+        model: The autoencoder.
+        extractor: Its weight tokenizer.
+        layouts: Of all networks that are trained or evaluated on, by what messages call them.
+
+    Raises:
+        KeyError: If a network has layers that the extractor was not fitted on.
+        ValueError: If a network is longer than learned positions reach.
+    """
+    for name, layout in layouts.items():
+        try:
+            extractor.normalize(torch.zeros(0, layout.num_tokens, layout.token_dim), layout)
+        except KeyError as error:
+            raise KeyError(f"{name}: {error.args[0]} (--statistics-by-kind)") from error
+        sizes = [largest + 1 for largest in layout.positions.amax(dim=0).tolist()]
+        limits = model.config.max_positions
+        if model.config.position_embedding == "learned" and any(map(gt, sizes, limits)):
+            raise ValueError(
+                f"{name} has {sizes[0]} tokens, {sizes[1]} layers and up to {sizes[2]} channels, the learned positions of "
+                f"the model reach {list(limits)}; give larger max_positions, or position_embedding='sinusoidal', which has "
+                "no limit"
+            )
 
 
 def sample_tokens(
@@ -66,7 +100,10 @@ def sample_tokens(
 def build_model(
     arguments: PretrainArguments, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit]
 ) -> SANEModel:
-    """Make or load the autoencoder, and point its linear path at the zoo's tokens when the latent is the narrower."""
+    """Make or load the autoencoder, and point its linear path at the zoo's tokens when the latent is the narrower.
+
+    With `lora`, what comes back is a `PeftModel` around it, which passes on all its methods.
+    """
     if arguments.pretrained is not None:
         model = SANEModel.from_pretrained(
             arguments.pretrained, dtype=torch.float32, **arguments.model_settings
@@ -89,6 +126,15 @@ def build_model(
         )  # data parallelism refuses parameters that get no gradient
     if arguments.activation_checkpointing:
         model.activation_checkpointing_enable()
+    if arguments.lora:
+        adapted = add_lora(
+            model,
+            rank=arguments.lora_rank,
+            alpha=arguments.lora_alpha,
+            targets=arguments.lora_targets,
+            trained=arguments.lora_trained,
+        )
+        return cast(SANEModel, adapted)
     return model
 
 

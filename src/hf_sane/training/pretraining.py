@@ -16,16 +16,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core.adapters import adapter_size, save_adapter
 from hf_sane.core.files import write_atomically
 from hf_sane.core.run_record import RunRecord
-from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.behavior import BehaviorLoss
 from hf_sane.training.checkpoints import PARTIAL, list_checkpoints, replace_folder, save_checkpoint
 from hf_sane.training.data import Batches, TrainingData
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
-from hf_sane.training.preparation import build_model, fit_extractor, one_cycle
+from hf_sane.training.preparation import build_model, check_fits, fit_extractor, one_cycle
 from hf_sane.zoo.dataset import Zoo
 
 RECORD_NAME = "run.json"  # beside the model
@@ -52,14 +52,15 @@ class PretrainResult:
     """What a run leaves behind.
 
     Attributes:
-        folder: The SANE folder: config.json, model.safetensors, preprocessor_config.json, run.json.
+        folder: The SANE folder: config.json, model.safetensors, preprocessor_config.json, run.json. Of a LoRA run:
+            adapter_config.json and adapter_model.safetensors in place of the first two.
         reconstruction_r2: On whole validation networks, over real normalised weights; NaN without any.
         loss: Of the last step, mean over processes; NaN when a finished run was resumed.
         steps: Optimizer steps of the whole run.
         seconds: Of this process, since it started or resumed.
         num_processes: Processes that trained together.
         is_main_process: Whether this one is the first of them, which writes files.
-        network_config: Architecture of a training network, for the card.
+        network_config: Architecture of a training network, for the card; `None` if it was imported and is none of this library.
     """
 
     folder: Path
@@ -69,7 +70,7 @@ class PretrainResult:
     seconds: float
     num_processes: int
     is_main_process: bool
-    network_config: ZooConfig
+    network_config: ZooConfig | None
 
 
 @dataclass
@@ -131,14 +132,18 @@ class Run:
         return r2_from_sums(total)
 
     def save(self, folder: Path, record: RunRecord) -> None:
-        """Write model, extractor and run record, and swap the finished folder in."""
+        """Write model (or its adapter), extractor and run record, and swap the finished folder in."""
         accelerator = self.accelerator
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             partial = folder.with_name(folder.name + PARTIAL)
             shutil.rmtree(partial, ignore_errors=True)
-            model: SANEModel = accelerator.unwrap_model(self.model)
-            model.save_pretrained(partial, state_dict=accelerator.get_state_dict(self.model))
+            model = accelerator.unwrap_model(self.model)
+            state_dict = accelerator.get_state_dict(self.model)
+            if self.arguments.lora:
+                save_adapter(model, partial, base_model=self.arguments.base_model, state_dict=state_dict)
+            else:
+                model.save_pretrained(partial, state_dict=state_dict)
             self.extractor.save_pretrained(partial)
             record.save(partial / RECORD_NAME)
             replace_folder(partial, folder)
@@ -208,7 +213,8 @@ def pretrain(
     folder = Path(arguments.output_dir) / "model"
     results = {"reconstruction_r2": r2, "loss": accelerator.reduce(loss, "mean").item(), "steps": progress.step}
     results["num_processes"] = accelerator.num_processes
-    record.finish(results, data={**run.data.describe(arguments), "steps_per_epoch": run.steps_per_epoch})
+    size = {"adapter": adapter_size(accelerator.unwrap_model(run.model))} if arguments.lora else {}
+    record.finish(results | size, data={**run.data.describe(arguments), "steps_per_epoch": run.steps_per_epoch})
     run.save(folder, record)
     is_main_process = accelerator.is_main_process
     accelerator.end_training()
@@ -232,8 +238,10 @@ def prepare_run(
     splits = data.train
     if extractor is None and arguments.pretrained is not None:
         extractor = SANEFeatureExtractor.from_pretrained(arguments.pretrained)
-    extractor = extractor or fit_extractor(splits, arguments.normalization)
+    by_kind = arguments.statistics_by_kind
+    extractor = extractor or fit_extractor(splits, arguments.normalization, by_kind=by_kind)
     model = build_model(arguments, extractor, splits)
+    check_fits(model, extractor, data.layouts)
     batches = data.batches(arguments, extractor, model.config.window_size)
     windows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
     steps_per_epoch = math.ceil(sum(data.num_models) / windows_per_step)

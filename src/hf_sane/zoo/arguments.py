@@ -46,6 +46,7 @@ class ZooArguments:
     train_limit: int | None = _field("Training images used at most.", default=None)
     validation_limit: int | None = _field("Validation images used at most.", default=None)
     test_limit: int | None = _field("Test images used at most.", default=None)
+    image_size: int | None = _field("Resize the images to so many pixels.", default=None)
     architecture: Literal["cnn_digits", "cnn_s", "cnn_l", "mlp", "cifar_resnet", "resnet"] = _field(
         "Networks of the zoo, by the name of a preset.", default="cnn_digits"
     )

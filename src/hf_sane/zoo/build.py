@@ -89,7 +89,7 @@ def build_zoo(
     """
     if data is None:
         limits = {f"{split}_limit": getattr(arguments, f"{split}_limit") for split in SPLITS}
-        data = load_images(arguments.images, **limits)
+        data = load_images(arguments.images, image_size=arguments.image_size, **limits)
     output_dir = Path(output_dir)
     build = _Build(arguments, data, output_dir, config)
     if build.is_finished():

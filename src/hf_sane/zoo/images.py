@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SPLITS = ("train", "validation", "test")
@@ -101,6 +102,29 @@ class ImageData:
         moved = {f"{split}_{part}": getattr(self, f"{split}_{part}").to(device) for split in SPLITS for part in PARTS}
         return replace(self, **moved)
 
+    def resized(self, size: int) -> "ImageData":
+        """The same data with images of `size x size` pixels, each the mean of the area it covers, standardised anew.
+
+        So that networks of one input shape can be trained on the images of another task.
+
+        Raises:
+            ValueError: If `size` is below 1, or the images are not square.
+        """
+        if size < 1:
+            raise ValueError(f"{self.name}: expected a size of at least 1 pixel, got {size}")
+        if size == self.image_size:
+            return self
+        pixels = {split: F.interpolate(self.split(split)[0], size=(size, size), mode="area") for split in SPLITS}
+        std, mean = torch.std_mean(pixels["train"].double(), dim=(0, 2, 3), correction=0)
+        std = torch.where(std > 0, std, 1.0)
+        shown, spread = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+        images = {f"{split}_images": ((values - shown) / spread).float() for split, values in pixels.items()}
+        # These pixels were standardised before.
+        old_mean, old_std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
+        moments = {"mean": tuple((old_mean + old_std * mean).tolist()), "std": tuple((old_std * std).tolist())}
+        changed: dict[str, Any] = {**images, **moments}
+        return replace(self, **changed)
+
 
 Fetch = Callable[[np.ndarray], np.ndarray]  # int64 [k] -> pixels [k, H, W] or [k, H, W, C]
 
@@ -120,6 +144,7 @@ def load_images(
     train_limit: int | None = None,
     validation_limit: int | None = None,
     test_limit: int | None = None,
+    image_size: int | None = None,
     seed: int = 0,
 ) -> ImageData:
     """Read image classification data and split it, the same way every time.
@@ -136,6 +161,7 @@ def load_images(
         train_limit: Use at most so many training images; a fair draw, and only these are decoded.
         validation_limit: The same for validation.
         test_limit: The same for the test split.
+        image_size: Resize to so many pixels, see [`ImageData.resized`].
         seed: Of the splits and draws.
 
     Raises:
@@ -156,7 +182,8 @@ def load_images(
         parts, label = _npz_parts(Path(source)), Path(source).stem
     else:
         raise TypeError(f"expected 'digits', a path to an .npz file or a datasets object, got {type(source).__name__}")
-    return _assemble(name or label, parts, sizes, limits, seed)
+    data = _assemble(name or label, parts, sizes, limits, seed)
+    return data if image_size is None else data.resized(image_size)
 
 
 def _assemble(

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from hf_sane.zoo.alignment_record import FILE_NAME as ALIGNMENT_NAME
 from hf_sane.zoo.alignment_record import Alignment
@@ -21,6 +22,7 @@ from hf_sane.zoo.facts import ZooFacts, data_folder, read_facts
 from hf_sane.zoo.records import FEATURES
 
 ROWS_AT_ONCE = 64  # in one Arrow table
+REQUEST_BYTES = 8 * 2**20  # joined into one request; the default of 32 MiB reads far beyond what a short run needs
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class ZooStream:
 
         Args:
             split: Which split.
-            seed: Of the order: shards are shuffled, and each row is drawn out of `buffer_size`; in file order if `None`.
+            seed: Of the order: row groups are shuffled, and each row is drawn out of `buffer_size`; in file order if `None`.
             epoch: Another order for each.
             buffer_size: Rows in memory.
 
@@ -96,22 +98,30 @@ class ZooStream:
             Rows with the columns of `FEATURES`; tokens are NumPy arrays.
         """
         stream = datasets.load_dataset(
-            self.source, self.config, split=split, revision=self.revision, streaming=True
+            self.source,
+            self.config,
+            split=split,
+            revision=self.revision,
+            streaming=True,
+            fragment_scan_options=ParquetFragmentScanOptions(
+                cache_options=pa.CacheOptions(range_size_limit=REQUEST_BYTES)
+            ),
         ).with_format("arrow")
         if seed is None:
             return _rows(stream)
-        return _shuffled(stream, np.random.default_rng((seed, epoch)), buffer_size)
+        return _shuffled(stream.reshard(), np.random.default_rng((seed, epoch)), buffer_size)
 
     def sample(self, split: str, num_rows: int, *, seed: int = 0) -> ZooSplit:
         """Some rows of a split, in memory, as if they were the split.
 
         Args:
             split: Which split.
-            num_rows: At most so many; drawn from about twice as many at the beginning of the (shuffled) shards.
+            num_rows: At most so many; drawn from about twice as many at the beginning of the shuffled row groups.
             seed: Of the draw.
         """
         wanted = min(num_rows, self.count(split))
-        rows = list(islice(self.rows(split, seed=seed, buffer_size=max(1, wanted)), wanted))
+        stream = self.rows(split, seed=seed, buffer_size=wanted) if wanted else ()  # an empty split has no files
+        rows = list(islice(stream, wanted))
         columns = {name: [row[name] for row in rows] for name in FEATURES}
         return ZooSplit(datasets.Dataset.from_dict(columns, features=FEATURES), self.facts, self.alignment)
 

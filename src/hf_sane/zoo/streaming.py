@@ -118,7 +118,7 @@ class StreamingWindowSampler:
             )
         return self._sources[layout_key, architecture]
 
-    def _new_source(self, config: ZooConfig, layout: Layout, architecture: str) -> WindowSource:
+    def _new_source(self, config: ZooConfig | None, layout: Layout, architecture: str) -> WindowSource:
         permutation = None if self.alignment is None else self.alignment.permutations.get(architecture)
         return WindowSource(config, layout, self.extractor, self.settings, permutation)
 
@@ -126,7 +126,7 @@ class StreamingWindowSampler:
 class StreamedBatches:
     """Numbered training batches from zoos that are never held as a whole.
 
-    Each zoo is read epoch after epoch, in another order each time (shards and a buffer are shuffled). Zoos take turns in
+    Each zoo is read epoch after epoch, in another order each time (row groups and a buffer are shuffled). Zoos take turns in
     proportion to their size. Batch `i` depends on the seed, `i` and the zoos alone: a resumed run, or one of several
     processes, reads over the rows of batches that are not its own.
 

@@ -1,0 +1,67 @@
+"""Spectra over a zoo: alpha through the training of one run, and summaries against test accuracy over all runs.
+
+    python scripts/zoo_spectra.py --zoo my_zoo --output my_zoo_spectra
+    python scripts/zoo_spectra.py --zoo my_zoo --run_id 00017 --min_values 20 --output my_zoo_spectra
+
+Networks of all splits are taken, each run at its last epoch: nothing is fitted, so nothing is held out. Writes
+`training.png`, `correlation.png` and the run record `run.json`. About a tenth of a second per network on one CPU core.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_sane.analysis.plots import plot_correlations, plot_training
+from hf_sane.analysis.populations import spectra_against_property, spectra_through_training
+from hf_sane.analysis.spectral import SpectrumSettings
+from hf_sane.core.allocator import tune_allocator
+from hf_sane.core.run_record import RunRecord
+from hf_sane.zoo.dataset import Zoo, ZooSplit
+
+
+def best_run(splits: dict[str, ZooSplit]) -> str:
+    """The run with the highest validation accuracy at its last epoch."""
+    finals = {name: split.final_epochs() for name, split in splits.items()}
+    scored = [
+        (score, run_id)
+        for split in finals.values()
+        for score, run_id in zip(split.column("validation_accuracy"), split.run_ids, strict=True)
+    ]
+    return max(scored)[1]
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Parse, analyse, draw, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", required=True, help="zoo folder or Hub dataset id")
+    parser.add_argument("--config", help="which zoo, if there are several")
+    parser.add_argument("--run_id", help="whose training to follow; the best on validation images if left out")
+    parser.add_argument("--conv", default="flatten", choices=["flatten", "slices", "pooled"])
+    parser.add_argument("--min_values", type=int, default=50, help="eigenvalues a layer must have for alpha")
+    parser.add_argument("--output", type=Path, required=True, help="folder for pictures and run record")
+    parser.add_argument("--record", type=Path, help="another place for the run record")
+    arguments = parser.parse_args(argv)
+    tune_allocator()
+    record = RunRecord.start(seed=0, arguments={"conv": arguments.conv, "min_values": arguments.min_values})
+    zoo = Zoo.load(arguments.zoo, arguments.config)
+    settings = SpectrumSettings(conv=arguments.conv, min_values=arguments.min_values, num_bootstrap=0)
+    run_id = arguments.run_id or best_run(zoo.splits)
+    holder = next((split for split in zoo.splits.values() if run_id in split.run_ids), zoo.splits["train"])
+    curves = spectra_through_training(holder, run_id, settings)
+    found = spectra_against_property([split.final_epochs() for split in zoo.splits.values()], settings)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    plot_training(curves, arguments.output / "training.png")
+    plot_correlations(found, arguments.output / "correlation.png")
+    for name, row in found["correlation"].items():
+        print(f"{name:28} {'  '.join(f'{key} {value}' for key, value in row.items())}")
+    results = {"through_training": curves, "against_test_accuracy": found}
+    record.data["networks"] = found["networks"]
+    path = arguments.record or arguments.output / "run.json"
+    record.finish(results).save(path)
+    print(f"wrote {arguments.output} and {path}")
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the spectra of weight matrices say about a network, without data."""

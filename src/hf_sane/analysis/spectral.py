@@ -1,0 +1,254 @@
+"""Spectra of all weight matrices of a network: the bulk, what sticks out of it, and the tail."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import strict
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hf_sane.analysis.matrices import ConvReshaping, LayerMatrices, layer_matrices
+from hf_sane.analysis.phases import suggest_phase
+from hf_sane.analysis.report import LayerSpectrum, SpectrumReport, known
+from hf_sane.core.marchenko_pastur import MarchenkoPasturFit, fit_bulk, fit_energy
+from hf_sane.core.power_law import bootstrap_alpha, fit_power_law
+from hf_sane.core.spectra import (
+    BLOCK_SCALARS,
+    PartialMethod,
+    gram_eigenvalues,
+    rank_tolerance,
+    singular_values,
+    top_singular_values,
+    weight_correlation,
+)
+from hf_sane.tokenization.checkpoints import Source
+from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
+
+INTERVAL = (0.025, 0.975)
+SMALL_TAIL = 10
+POOR_TAIL_DISTANCE = 0.1
+
+
+@strict
+@dataclass(kw_only=True)
+class SpectrumSettings:
+    """How spectra are taken and fitted.
+
+    Args:
+        conv (`str`, *optional*, defaults to `"flatten"`):
+            What to make of convolutions: `"flatten"`, `"slices"` or `"pooled"`, see `layer_matrices`.
+        method (`str`, *optional*, defaults to `"exact"`):
+            `"exact"`, or `"lanczos"` or `"randomized"` for the largest eigenvalues of large matrices only, see
+            `hf_sane.core.spectra.top_singular_values`.
+        num_values (`int`, *optional*, defaults to `128`):
+            Largest eigenvalues to compute then.
+        exact_up_to (`int`, *optional*, defaults to `1024`):
+            Matrices whose shorter side is at most this are decomposed exactly whatever the method.
+        min_values (`int`, *optional*, defaults to `50`):
+            With fewer eigenvalues a layer gets norms and ranks only: no power law, bulk, or phase.
+        num_bootstrap (`int`, *optional*, defaults to `100`):
+            Resamples for the uncertainty of alpha; 0 for none.
+        spike_level (`float`, *optional*, defaults to `0.99`):
+            Share of random matrices whose largest eigenvalue stays below the spike threshold.
+        correlation_channels (`int`, *optional*, defaults to `4096`):
+            Channels at most that the weight correlation of a layer compares.
+        seed (`int`, *optional*, defaults to `0`):
+            Of bootstrap, starting vectors and drawn channels.
+    """
+
+    conv: ConvReshaping = "flatten"
+    method: Literal["exact", "lanczos", "randomized"] = "exact"
+    num_values: int = 128
+    exact_up_to: int = 1024
+    min_values: int = 50
+    num_bootstrap: int = 100
+    spike_level: float = 0.99
+    correlation_channels: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.num_values, self.exact_up_to) < 1 or self.correlation_channels < 2:
+            raise ValueError(
+                "expected num_values and exact_up_to >= 1 and correlation_channels >= 2, got "
+                f"{self.num_values}, {self.exact_up_to} and {self.correlation_channels}"
+            )
+        if self.min_values < 3 or self.num_bootstrap < 0:
+            raise ValueError(
+                f"expected min_values >= 3 and num_bootstrap >= 0, got {self.min_values} and {self.num_bootstrap}"
+            )
+        if not 0 < self.spike_level < 1:
+            raise ValueError(f"expected spike_level in (0, 1), got {self.spike_level}")
+
+
+def analyze_spectrum(
+    source: Source, settings: SpectrumSettings | None = None, *, revision: str | None = None
+) -> SpectrumReport:
+    """Analyse the spectrum of every weight matrix (Martin and Mahoney, arXiv:1810.01075 and arXiv:2002.06716).
+
+    Checkpoints in safetensors, sharded or not, are read one tensor at a time.
+
+    Args:
+        source: A module, a state dict, a checkpoint path or a Hub repo id, as in `load_state_dict`.
+        settings: The defaults of [`SpectrumSettings`] when `None`.
+        revision: Branch, tag or commit of a Hub repo.
+
+    Returns:
+        One record per matrix, and the tensors that were skipped with the reason (biases, norms, NaN, all zero, ...).
+
+    Raises:
+        FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
+        ValueError: If a file is damaged, or nothing in it has a spectrum.
+        TypeError: If `source` is nothing of the above.
+    """
+    settings = settings or SpectrumSettings()
+    tensors = open_checkpoint(source, revision=revision)
+    if not tensors:
+        raise ValueError(f"{_label(source)} holds no tensors; expected the weights of a network")
+    skipped: dict[str, str] = {}
+    layers = tuple(analyze_layer(layer, settings) for layer in layer_matrices(tensors, settings.conv, skipped))
+    if not layers:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
+        raise ValueError(f"{_label(source)} holds no matrix to analyse among {len(skipped)} tensors ({reasons})")
+    return SpectrumReport(_label(source), asdict(settings), layers, skipped)
+
+
+def analyze_layer(layer: LayerMatrices, settings: SpectrumSettings) -> LayerSpectrum:
+    """Analyse one row of the report.
+
+    Args:
+        layer: Finite and not all zero, as `layer_matrices` gives it.
+        settings: See [`SpectrumSettings`].
+    """
+    count, *sides = layer.matrices.shape
+    rows, columns = max(sides), min(sides)
+    is_partial = settings.method != "exact" and count == 1 and max(settings.exact_up_to, settings.num_values) < columns
+    if is_partial:
+        eigenvalues = _largest_eigenvalues(layer.matrices[0], settings)
+        squared_norm = _squared_norm(layer.matrices)
+    else:
+        eigenvalues = _all_eigenvalues(layer.matrices)
+        squared_norm = float(eigenvalues.sum())
+    largest = float(eigenvalues[0])
+    tolerance = rank_tolerance(math.sqrt(largest), (rows, columns), layer.weight.dtype) ** 2
+    positive = eigenvalues[eigenvalues > tolerance]
+    found: dict[str, Any] = {
+        "name": layer.name,
+        "shape": tuple(layer.weight.shape),
+        "reshaping": layer.reshaping,
+        "rows": rows,
+        "columns": columns,
+        "num_matrices": count,
+        "eigenvalues": eigenvalues,
+        "is_partial": is_partial,
+        "rank": None if is_partial else len(positive),
+        "log_frobenius_norm": math.log10(squared_norm),
+        "log_spectral_norm": math.log10(largest),
+        "stable_rank": squared_norm / largest,
+        "weight_correlation": _correlation(layer, settings),
+    }
+    warnings = [] if is_partial or len(positive) == columns * count else [f"rank {len(positive)} of {columns * count}"]
+    if len(positive) < settings.min_values:
+        warnings.append(
+            f"{len(positive)} eigenvalues are too few for a power law, a bulk or a phase (min_values: {settings.min_values})"
+        )
+        phase, evidence = suggest_phase(None, None, len(positive), columns * count, is_partial=is_partial)
+        return LayerSpectrum(**found, phase=phase, evidence=evidence, warnings=tuple(warnings))
+    bulk = _fit_bulk(layer.matrices, positive, squared_norm, settings, is_partial=is_partial)
+    tail, tail_warnings = _fit_tail(positive, settings)
+    if is_partial:
+        warnings.append(f"only the {len(positive)} largest of {columns} eigenvalues are known")
+        if bulk.num_spikes == len(positive):
+            warnings.append("all of them lie beyond the bulk: there may be more spikes")
+        if tail["tail_size"] == len(positive):
+            warnings.append("the tail reaches to the smallest of them: it may start below")
+    phase, evidence = suggest_phase(bulk, tail, len(positive), columns * count, is_partial=is_partial)
+    return LayerSpectrum(
+        **found,
+        **tail,
+        sigma=bulk.sigma,
+        lower_edge=bulk.lower_edge,
+        upper_edge=bulk.upper_edge,
+        spike_threshold=bulk.threshold,
+        num_spikes=bulk.num_spikes,
+        bulk_distance=known(bulk.ks_distance),
+        phase=phase,
+        evidence=evidence,
+        warnings=(*warnings, *tail_warnings),
+    )
+
+
+def _all_eigenvalues(matrices: Tensor) -> NDArray[np.float64]:
+    needs_all_digits = matrices.dtype == torch.float64
+    found = singular_values(matrices).square() if needs_all_digits else gram_eigenvalues(matrices)
+    return found.flatten().sort(descending=True).values.cpu().numpy()
+
+
+def _largest_eigenvalues(matrix: Tensor, settings: SpectrumSettings) -> NDArray[np.float64]:
+    method: PartialMethod = "lanczos" if settings.method == "lanczos" else "randomized"
+    return top_singular_values(matrix, settings.num_values, method=method, seed=settings.seed).square().numpy()
+
+
+def _squared_norm(matrices: Tensor) -> float:
+    parts = matrices.flatten().split(BLOCK_SCALARS)
+    return sum(part.double().square().sum().item() for part in parts)
+
+
+def _correlation(layer: LayerMatrices, settings: SpectrumSettings) -> float | None:
+    weight = layer.matrices[0] if layer.reshaping == "slice" else layer.weight
+    return known(weight_correlation(weight, max_channels=settings.correlation_channels, seed=settings.seed))
+
+
+def _fit_bulk(
+    matrices: Tensor,
+    positive: NDArray[np.float64],
+    squared_norm: float,
+    settings: SpectrumSettings,
+    *,
+    is_partial: bool,
+) -> MarchenkoPasturFit:
+    """Rows and columns that are all zero (dead units, unused embeddings) are no part of the random matrix."""
+    alive = [int((matrices != 0).any(dim).any(0).sum()) for dim in (1, 2)]
+    rows, columns = max(alive), min(alive)
+    if is_partial:
+        return fit_energy(positive, rows, columns, squared_norm, level=settings.spike_level)
+    count = len(matrices)
+    columns = min(columns, math.ceil(len(positive) / count))
+    return fit_bulk(positive, rows, columns, num_matrices=count, level=settings.spike_level)
+
+
+def _fit_tail(positive: NDArray[np.float64], settings: SpectrumSettings) -> tuple[dict[str, Any], list[str]]:
+    """Fields of the record that come from the power law, and warnings."""
+    values = torch.from_numpy(positive.copy())
+    fit = fit_power_law(values[None])
+    alpha, tail_size = fit.alpha.item(), int(fit.tail_size.item())
+    if math.isnan(alpha):
+        return {"tail_size": 0}, ["all eigenvalues are equal: no tail"]
+    distance = fit.ks_distance.item()
+    found = {
+        "alpha": alpha,
+        "alpha_weighted": alpha * math.log10(positive[0]),
+        "log_alpha_norm": (torch.logsumexp(alpha * values.log(), 0) / math.log(10)).item(),
+        "xmin": fit.xmin.item(),
+        "tail_size": tail_size,
+        "tail_distance": distance,
+    }
+    warnings = []
+    if settings.num_bootstrap:
+        resampled = bootstrap_alpha(values, settings.num_bootstrap, seed=settings.seed).numpy()
+        found["alpha_low"], found["alpha_high"] = np.quantile(resampled, INTERVAL).tolist()
+    if tail_size < SMALL_TAIL:
+        warnings.append(f"alpha rests on {tail_size} eigenvalues")
+    if distance > POOR_TAIL_DISTANCE:
+        warnings.append("the tail is not close to a power law (see tail_distance)")
+    return found, warnings
+
+
+def _label(source: Source) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    return "state dict" if isinstance(source, Mapping) else type(source).__name__

@@ -1,0 +1,193 @@
+"""LoRA adapters in PEFT's format: attached to named modules, saved without local paths, proven to load again.
+
+`peft` (the `train` extra) is imported where it is used: nothing else in the library needs it.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def hub_id(name: str | None) -> str | None:
+    """`name` if it is the id of a repository on the Hub; `None` for local paths, existing or not, and for nothing."""
+    if name is None or Path(name).exists():
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def require_hub_id(name: str | None) -> str:
+    """`name`, which must be the id of a repository on the Hub.
+
+    Raises:
+        ValueError: For nothing, a local path, or what cannot be an id.
+    """
+    if (found := hub_id(name)) is None:
+        raise ValueError(
+            f"expected the Hub repo id of the base model, got {name!r}; an adapter cannot be used without its base, so "
+            "publish the base first and name its repository (organisation/name), never a local path"
+        )
+    return found
+
+
+def match_modules(model: nn.Module, names: Sequence[str], *, excluded: Sequence[str] = ()) -> list[str]:
+    """Full names of the modules that `names` mean to PEFT: a full name, or the last parts of one.
+
+    Args:
+        model: Where to look.
+        names: Such as `"q_proj"` or `"encoder.0.attention.q_proj"`.
+        excluded: Modules that are left out with all they hold.
+
+    Raises:
+        ValueError: If a name means nothing in `model`.
+    """
+    known = [
+        name for name, _ in model.named_modules() if name and not any(f"{name}.".startswith(f"{e}.") for e in excluded)
+    ]
+    found = {name: [full for full in known if f".{full}".endswith(f".{name}")] for name in names}
+    if missing := [name for name, full in found.items() if not full]:
+        last = sorted({full.rpartition(".")[2] for full in known if isinstance(model.get_submodule(full), nn.Linear)})
+        raise ValueError(f"no module of {type(model).__name__} is called {missing}; its linear maps are {last}")
+    chosen = {full for matches in found.values() for full in matches}
+    return [name for name in known if name in chosen]
+
+
+def attach_lora(model: nn.Module, config: "LoraConfig") -> "PeftModel":
+    """Freeze `model` and put low-rank maps beside its targets: `W x + (alpha / r) B A x`, `A` random, `B` zero.
+
+    Source: Hu et al., LoRA (arXiv:2106.09685), as PEFT has it. The model is changed in place.
+    """
+    from peft import get_peft_model
+
+    with quiet_peft():
+        return get_peft_model(model, config)
+
+
+def adapter_tensors(model: "PeftModel") -> dict[str, Tensor]:
+    """What the file of the adapter holds, by its names there."""
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+def adapter_size(model: "PeftModel") -> dict[str, int | float]:
+    """How large an adapter is beside its base.
+
+    Returns:
+        `adapter_parameters`: scalars in the file of the adapter, trained copies and running statistics included;
+        `base_parameters`: scalars of the base model, statistics included; `share`: their ratio.
+    """
+    adapter = sum(tensor.numel() for tensor in adapter_tensors(model).values())
+    base = sum(tensor.numel() for tensor in model.state_dict().values()) - adapter
+    return {"adapter_parameters": adapter, "base_parameters": base, "share": adapter / base}
+
+
+def save_adapter(
+    model: "PeftModel",
+    folder: str | Path,
+    *,
+    base_model: str | None,
+    base: nn.Module | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Save an adapter: adapter_config.json and adapter_model.safetensors.
+
+    PEFT notes where the base was loaded from, which may be a path that exists on one machine only, and writes a card that
+    names it; here the base is the one given, and the card is left to `hf_sane.hub`.
+
+    Args:
+        model: Base with adapter.
+        folder: Made when missing.
+        base_model: Hub id of the base; anything else is saved as unknown (null).
+        base: A pristine copy of the base: the saved adapter is loaded onto a copy of it and compared, tensor by tensor.
+        state_dict: Of `model`, when it is spread over processes.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        RuntimeError: If base and saved adapter do not give `model` back.
+    """
+    folder = Path(folder)
+    settings: dict[str, Any] = {} if state_dict is None else {"state_dict": state_dict}
+    # "auto" would ask the Hub whether the vocabulary of the base has changed; weights have none.
+    model.save_pretrained(str(folder), save_embedding_layers=False, **settings)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / ADAPTER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = hub_id(base_model)
+    config["target_modules"] = sorted(config["target_modules"])  # PEFT keeps a set: its order changes from run to run
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if base is not None:
+        _check_round_trip(model, base, folder)
+    return folder
+
+
+def _check_round_trip(model: "PeftModel", base: nn.Module, folder: Path) -> None:
+    from peft import PeftModel
+
+    with quiet_peft():
+        loaded = PeftModel.from_pretrained(deepcopy(base), str(folder))
+    written, read = model.state_dict(), loaded.state_dict()
+    if differing := [
+        name
+        for name in sorted(written.keys() | read.keys())
+        if name not in written or name not in read or not torch.equal(written[name], read[name])
+    ]:
+        raise RuntimeError(
+            f"the base and {folder} do not give back what was saved: tensors {differing} differ; put the modules that own "
+            "them (BatchNorm!) into modules_to_save, and hand in the base as it was before training"
+        )
+
+
+def read_adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The settings of a saved adapter.
+
+    Raises:
+        FileNotFoundError: If `folder` holds none.
+    """
+    path = Path(folder) / ADAPTER_CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"no {ADAPTER_CONFIG} in {folder}; expected a folder that save_adapter() wrote")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silence what Transformers 5 says whenever PEFT asks a model whether it recomputes activations."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "adapter_size",
+    "adapter_tensors",
+    "attach_lora",
+    "hub_id",
+    "match_modules",
+    "quiet_peft",
+    "read_adapter_config",
+    "require_hub_id",
+    "save_adapter",
+]

@@ -1,0 +1,83 @@
+"""Spectra over a zoo, and what SANE sees of the same layers."""
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from hf_sane.analysis.embedding import layer_embedding_spread
+from hf_sane.analysis.plots import plot_correlations, plot_training
+from hf_sane.analysis.populations import analyze_networks, spectra_against_property, spectra_through_training
+from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+
+SMALL = SpectrumSettings(min_values=5, num_bootstrap=0)
+
+
+def test_alpha_through_the_training_of_one_run(tiny_zoo, tmp_path):
+    split = tiny_zoo.splits["train"]
+    run_id = split.run_ids[-1]
+    curves = spectra_through_training(split, run_id, SMALL)
+    assert curves["epoch"] == [0, 3, 6, 12]
+    members = [i for i, name in enumerate(split.run_ids) if name == run_id]
+    for i in members:
+        place = curves["epoch"].index(split.column("epoch")[i])
+        report = analyze_spectrum(split.state_dict(i), SMALL)
+        assert curves["test_accuracy"][place] == split.column("test_accuracy")[i]
+        for name, alphas in curves["alpha"].items():
+            assert alphas[place] == report[name].alpha
+            assert curves["phase"][name][place] == report[name].phase
+    plot_training(curves, tmp_path / "training.png")
+    assert (tmp_path / "training.png").stat().st_size > 1000
+
+
+def test_correlation_with_accuracy_over_runs(tiny_zoo, tmp_path):
+    splits = [split.final_epochs() for split in tiny_zoo.splits.values()]
+    found = spectra_against_property(splits, SMALL)
+    assert found["networks"] == 12 == len(found["test_accuracy"])
+    first = analyze_spectrum(splits[0].state_dict(0), SMALL).summary()
+    assert found["summaries"]["mean_alpha"][0] == first["mean_alpha"]
+    norms = found["summaries"]["mean_log_frobenius_norm"]
+    expected = kendalltau(norms, found["test_accuracy"])[0]
+    assert found["correlation"]["mean_log_frobenius_norm"]["kendall_tau"] == pytest.approx(expected)
+    assert found["correlation"]["mean_log_frobenius_norm"]["pearson"] == pytest.approx(
+        np.corrcoef(norms, found["test_accuracy"])[0, 1]
+    )
+    plot_correlations(found, tmp_path / "correlation.png")
+    assert (tmp_path / "correlation.png").stat().st_size > 1000
+
+
+def test_constants_have_no_correlation_and_small_layers_no_alpha(tiny_zoo):
+    split = tiny_zoo.splits["train"].final_epochs()
+    found = spectra_against_property([split], column="epoch")
+    assert "mean_alpha" not in found["summaries"]
+    assert found["correlation"]["mean_stable_rank"] == {"pearson": None, "kendall_tau": None}
+
+
+def test_what_cannot_be_followed_is_refused(tiny_zoo):
+    split = tiny_zoo.splits["train"]
+    with pytest.raises(KeyError, match="no run 'none' in this split; its runs are"):
+        spectra_through_training(split, "none")
+    with pytest.raises(ValueError, match="no layer of run .* has an alpha at every epoch; lower min_values"):
+        spectra_through_training(split, split.run_ids[0])
+    with pytest.raises(ValueError, match="expected at least three networks to correlate over, got 2"):
+        spectra_against_property([split.select([0]), split.select([1])])
+    assert len(list(analyze_networks(split.select([0, 1])))) == 2
+
+
+def test_spread_of_latents_by_layer(tiny_zoo):
+    split = tiny_zoo.splits["train"]
+    extractor = SANEFeatureExtractor(token_dim=split.layout(0).token_dim).fit([split.state_dict(0)])
+    config = SANEConfig(
+        token_dim=extractor.token_dim, hidden_size=8, latent_dim=4, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = SANEModel(config).eval()
+    network = split.model(1)
+    found = layer_embedding_spread(model, extractor, network)
+    layers = [layer.name for layer in analyze_spectrum(network).layers]
+    assert set(layers) <= set(found)
+    sequence = extractor.encode(network)
+    latents = model.encode_sequences(sequence.tokens[None], sequence.positions)[0]
+    part = sequence.layout.token_slices[0]
+    assert found[layers[0]] == pytest.approx(latents[part].detach().numpy().std(), rel=1e-5)

@@ -1,0 +1,57 @@
+"""Pictures are drawn for every kind of report, and over a zoo."""
+
+import matplotlib.image
+import pytest
+import torch
+from torch import nn
+
+from hf_sane.analysis import plots
+from hf_sane.analysis.populations import SUMMARIES
+from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
+
+
+def shape_of(path):
+    return matplotlib.image.imread(path).shape
+
+
+def test_densities_and_depth_of_any_report(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "random": torch.randn(60, 60, generator=generator),
+        "heavy": torch.rand(60, 80, generator=generator) ** -1.5,
+        "small": torch.randn(3, 4, generator=generator),
+        "flat": torch.eye(60),
+        "low": torch.randn(80, 55, generator=generator) @ torch.randn(55, 70, generator=generator),
+        "partial": torch.randn(120, 130, generator=generator),
+    }
+    settings = SpectrumSettings(num_bootstrap=10, method="lanczos", exact_up_to=100, num_values=60)
+    report = analyze_spectrum(tensors, settings)
+    plots.plot_densities(report, tmp_path / "densities.png")
+    plots.plot_depth(report, tmp_path / "depth.png")
+    plots.plot_depth(report, tmp_path / "beside.png", spread={"random": 0.3, "heavy": 0.2})
+    assert shape_of(tmp_path / "densities.png")[1] > 500
+    assert shape_of(tmp_path / "beside.png")[0] > shape_of(tmp_path / "depth.png")[0]
+
+
+def test_deep_networks_are_thinned_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "MAX_PANELS", 4)
+    report = analyze_spectrum(nn.Sequential(*[nn.Linear(4, 4) for _ in range(9)]))
+    plots.plot_densities(report, tmp_path / "densities.png")
+    assert shape_of(tmp_path / "densities.png")[0] < 400
+
+
+def test_one_layer_is_enough(tmp_path):
+    report = analyze_spectrum(nn.Linear(60, 60), SpectrumSettings(num_bootstrap=0))
+    plots.plot_densities(report, tmp_path / "densities.png")
+    plots.plot_depth(report, tmp_path / "depth.png")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_correlations_need_a_summary(tmp_path):
+    found = {"networks": 3, "test_accuracy": [0.1, 0.2, 0.3], "summaries": {}, "correlation": {}}
+    with pytest.raises(ValueError, match="none of mean_alpha, .* is known for every network; lower min_values"):
+        plots.plot_correlations(found, tmp_path / "x.png")
+    found["summaries"] = {SUMMARIES[0]: [2.0, 2.0, 2.0]}
+    found["correlation"] = {SUMMARIES[0]: {"pearson": None, "kendall_tau": None}}
+    plots.plot_correlations(found, tmp_path / "x.png")
+    assert shape_of(tmp_path / "x.png")[0] > 100

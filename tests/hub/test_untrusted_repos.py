@@ -1,0 +1,85 @@
+"""Repositories that mean harm, read over a real server: nothing is run, nothing is written outside, nothing too large comes."""
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
+
+import pytest
+import torch
+from hub_server import run_hub
+from safetensors.torch import save
+
+from hf_sane.tokenization.checkpoints import load_state_dict
+
+CLIENT = """
+import sys
+
+from hf_sane.tokenization.checkpoints import load_state_dict
+from hf_sane.tokenization.headers import read_meta_state_dict
+
+for name, options in {"org/climbs": {}, "org/pickled": {}, "org/large": {"max_bytes": 100}}.items():
+    try:
+        load_state_dict(name, **options)
+    except (ValueError, FileNotFoundError) as error:
+        print(name, "refused:", error)
+assert len(load_state_dict("org/large")["w"]) == 64
+assert read_meta_state_dict("org/large")["w"].shape == (64,)
+"""
+
+
+class Evil:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("EVIL RAN",)
+
+
+def test_a_client_refuses_them_before_it_downloads(tmp_path):
+    with run_hub() as hub:
+        index = json.dumps({"weight_map": {"w": "../../evil.safetensors"}}).encode()
+        hub.storage.add_files("models", "org/climbs", {"model.safetensors.index.json": index})
+        hub.storage.add_files("models", "org/pickled", {"pytorch_model.bin": pickle.dumps(Evil())})
+        hub.storage.add_files("models", "org/large", {"model.safetensors": save({"w": torch.zeros(64)})})
+        ran = subprocess.run(
+            [sys.executable, "-c", CLIENT],
+            env=hub.environment(tmp_path / "home"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        refused = dict(line.split(" refused: ", 1) for line in ran.stdout.splitlines())
+        assert "names '../../evil.safetensors', which is not a file beside it" in refused["org/climbs"]
+        assert "only pickles ['pytorch_model.bin'], which are not downloaded" in refused["org/pickled"]
+        assert "bytes of weights, more than the limit of 100; give a larger max_bytes" in refused["org/large"]
+        assert not hub.sent("evil|pytorch_model")
+        assert "EVIL RAN" not in ran.stdout + ran.stderr
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_a_pickle_that_runs_code_is_not_opened(tmp_path, capsys):
+    (tmp_path / "model.pt").write_bytes(pickle.dumps({"w": Evil()}, protocol=2))
+    with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
+        load_state_dict(tmp_path / "model.pt")
+    torch.save({"w": torch.zeros(2), "extra": Evil()}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
+        load_state_dict(tmp_path / "model.pth")
+    assert "EVIL" not in capsys.readouterr().out
+
+
+def test_a_tar_that_climbs_out_is_not_unpacked(tmp_path):
+    """PyTorch once saved tar files; with `weights_only=True` it refuses them, and so nothing of them reaches the disk."""
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / "model.pth", "w") as archive:
+        for name in ("storages", "../../evil.txt"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 4
+            archive.addfile(entry, io.BytesIO(b"evil"))
+    with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
+        load_state_dict(folder / "model.pth")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["model.pth"]

@@ -1,0 +1,22 @@
+"""scripts/zoo_spectra.py on the tiny zoo."""
+
+import runpy
+from pathlib import Path
+
+from hf_sane.core.run_record import RunRecord
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "zoo_spectra.py"
+
+
+def test_pictures_and_record(tiny_zoo_folder, tmp_path, capsys):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    arguments = ["--zoo", str(tiny_zoo_folder), "--min_values", "5", "--output", str(tmp_path / "out")]
+    results = main(arguments)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"training.png", "correlation.png", "run.json"}
+    assert RunRecord.load(tmp_path / "out" / "run.json").results == results
+    assert len(results["against_test_accuracy"]["test_accuracy"]) == 12
+    assert "mean_alpha" in capsys.readouterr().out
+    run_id = results["through_training"]["run_id"]
+    again = main([*arguments, "--run_id", run_id, "--record", str(tmp_path / "elsewhere.json")])
+    assert again["through_training"] == results["through_training"]
+    assert (tmp_path / "elsewhere.json").exists()

@@ -1,0 +1,177 @@
+"""A zoo as a stream: the same rows as from disk, in another order each epoch; batches that depend on their number alone."""
+
+from collections import Counter
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.data import TrainingData
+from hf_sane.training.preparation import fit_extractor
+from hf_sane.zoo.arguments import seed_zoo
+from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.records import FEATURES
+from hf_sane.zoo.stream import ZooStream
+from hf_sane.zoo.streaming import StreamedBatches
+
+
+@pytest.fixture(scope="module")
+def stream(tiny_zoo_folder):
+    return ZooStream.open(tiny_zoo_folder)
+
+
+@pytest.fixture(scope="module")
+def extractor(tiny_zoo):
+    return fit_extractor([tiny_zoo.splits["train"]], "standardize")
+
+
+@pytest.fixture(scope="module")
+def many_groups(tiny_zoo, tmp_path_factory):
+    """The tiny zoo with a row group for every few rows."""
+    folder = tmp_path_factory.mktemp("groups")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_sane.zoo.dataset.MAX_ROWS_PER_GROUP", 4)
+        tiny_zoo.save(folder)
+    return ZooStream.open(folder)
+
+
+def keys(rows):
+    return [(row["run_id"], row["epoch"]) for row in rows]
+
+
+def test_rows_in_file_order_are_those_on_disk(stream, tiny_zoo, tiny_zoo_folder):
+    rows = list(stream.rows("train"))
+    expected = datasets.load_dataset(str(tiny_zoo_folder), split="train")
+    assert len(rows) == stream.count("train") == len(expected)
+    for row, other in zip(rows, expected, strict=True):
+        assert row.keys() == FEATURES.keys()
+        assert row["tokens"].tolist() == other.pop("tokens")
+        assert {name: row[name] for name in other} == other
+
+
+def test_shuffled_rows_are_the_same_ones_in_another_order_each_epoch(many_groups):
+    plain = keys(many_groups.rows("train"))
+    orders = [
+        keys(many_groups.rows("train", seed=seed, epoch=epoch, buffer_size=5))
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    for order in orders:
+        assert Counter(order) == Counter(plain)
+        assert order != plain
+    assert orders[0] == keys(many_groups.rows("train", seed=0, epoch=0, buffer_size=5))
+    assert orders[0] != orders[1] != orders[2]
+    firsts = {keys(many_groups.rows("train", seed=seed, buffer_size=1))[0] for seed in range(20)}
+    assert len(firsts) > 1  # row groups change places, not rows of one buffer alone
+
+
+def test_a_sample_behaves_like_a_split(stream, tiny_zoo):
+    sample = stream.sample("train", 10, seed=3)
+    assert len(sample) == 10
+    train = tiny_zoo.splits["train"]
+    places = dict(zip(zip(train.run_ids, train.column("epoch").tolist(), strict=True), range(len(train)), strict=True))
+    for index, key in enumerate(zip(sample.run_ids, sample.column("epoch").tolist(), strict=True)):
+        assert torch.equal(sample.tokens(index), train.tokens(places[key]))
+        assert sample.config(index).to_dict() == train.config(places[key]).to_dict()
+    assert len(stream.sample("validation", 10_000)) == stream.count("validation")
+
+
+def test_templates_keep_their_last_bytes(tmp_path, digits):
+    """Counters end in zero bytes, which NumPy's text of bytes would drop."""
+    arguments = seed_zoo(
+        architecture="cifar_resnet",
+        architecture_settings={"width": 2},
+        num_models=4,
+        epochs=1,
+        keep_epochs=[1],
+        progress_bar=False,
+        batch_norm="template",
+    )
+    zoo = build_zoo(arguments, digits, tmp_path)
+    sample = ZooStream.open(tmp_path).sample("train", 2)
+    assert sample.layout(0).template
+    state = sample.state_dict(0)
+    other = next(
+        zoo.splits["train"].state_dict(i)
+        for i, run in enumerate(zoo.splits["train"].run_ids)
+        if run == sample.run_ids[0]
+    )
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[name], other[name]) for name in state)
+
+
+def test_a_batch_depends_on_its_number_alone(many_groups, extractor):
+    settings = {"window_size": 10, "batch_size": 4, "buffer_size": 6, "seed": 5}
+    batches = StreamedBatches([many_groups], extractor, **settings)
+    in_order = [batches.batch(number) for number in range(20)]  # several epochs
+    ahead = StreamedBatches([many_groups], extractor, **settings)
+    for number in (3, 11, 19, 2):
+        again = ahead.batch(number)
+        assert all(torch.equal(again[name], in_order[number][name]) for name in again)
+    assert not torch.equal(in_order[0]["tokens"], in_order[7]["tokens"])
+    other = StreamedBatches([many_groups], extractor, **{**settings, "seed": 6}).batch(0)
+    assert not torch.equal(in_order[0]["tokens"], other["tokens"])
+
+
+def test_every_row_is_read_once_in_an_epoch(many_groups, extractor):
+    size = many_groups.count("train")
+    settings = {"window_size": 10_000, "views": ["original"], "noise": 0.0, "num_permutations": 1}
+    batch = StreamedBatches([many_groups], extractor, batch_size=size, **settings).batch(1)
+    rows = torch.stack(
+        [torch.from_numpy(np.array(row["tokens"])).view_as(batch["tokens"][0]) for row in many_groups.rows("train")]
+    )
+    layout = next(iter(many_groups.facts.parsed_layouts.values()))
+    expected = extractor.normalize(rows, layout)
+    distances = torch.cdist(batch["tokens"].flatten(1), expected.flatten(1))
+    assert sorted(distances.argmin(dim=1).tolist()) == list(range(size))
+    assert distances.min(dim=1).values.max() < 0.1  # cdist takes differences of large squares
+
+
+def test_zoos_take_turns_in_proportion_to_their_size(many_groups, extractor):
+    double = replace(
+        many_groups, facts=replace(many_groups.facts, splits={"train": {"networks": 3 * many_groups.count("train")}})
+    )
+    batches = StreamedBatches([many_groups, double], extractor, window_size=5, batch_size=2)
+    turns = [batches._take_turn() for _ in range(40)]
+    assert Counter(turns) == {0: 10, 1: 30}
+    assert all(Counter(turns[start : start + 4]) == {0: 1, 1: 3} for start in range(0, 40, 4))
+
+
+def test_training_data_of_a_stream_is_a_sample_and_the_stream(tiny_zoo_folder, tiny_zoo):
+    arguments = PretrainArguments(
+        zoo=[str(tiny_zoo_folder)], output_dir="x", streaming=True, stream_sample=7, eval_models=3, batch_size=2
+    )
+    data = TrainingData.load(arguments)
+    assert [len(split) for split in (*data.train, *data.validation)] == [7, 3]
+    assert data.num_models == [len(tiny_zoo.splits["train"])]
+    assert isinstance(
+        data.batches(arguments, SANEFeatureExtractor(token_dim=73, normalization="none"), 5), StreamedBatches
+    )
+    facts = data.describe(arguments)
+    assert facts["train_models_in_memory"] == [7]
+    assert facts["revisions"] == [None]
+
+
+def test_errors(many_groups, extractor, tmp_path, tiny_zoo_folder):
+    with pytest.raises(KeyError, match="has no split 'dev'; it has train, validation, test"):
+        many_groups.count("dev")
+    with pytest.raises(ValueError, match="batches count from 0, got -1"):
+        StreamedBatches([many_groups], extractor, window_size=5, batch_size=2).batch(-1)
+    with pytest.raises(FileNotFoundError, match="is no zoo"):
+        ZooStream.open(tmp_path)
+    with pytest.raises(ValueError, match="holds the zoos .*, got config='other'; name one of them"):
+        ZooStream.open(tiny_zoo_folder, "other")
+
+    class Empty(ZooStream):
+        def rows(self, split, **options):
+            return iter(())
+
+    empty = Empty(many_groups.source, many_groups.config, many_groups.facts, many_groups.alignment)
+    with pytest.raises(ValueError, match="has no training row to read; expected"):
+        StreamedBatches([empty], extractor, window_size=5, batch_size=2).batch(0)
+    nothing = replace(many_groups, facts=replace(many_groups.facts, splits={"train": {"networks": 0}}))
+    with pytest.raises(ValueError, match=r"expected training models in every zoo, got \[0\]; build larger zoos"):
+        TrainingData._open_streams([nothing], PretrainArguments(zoo=["x"], output_dir="x"))
