@@ -11,6 +11,7 @@ FLOORS = {
     "models": 1,
     "tokenization": 2,
     "architectures": 2,
+    "tracing": 2,
     "zoo": 3,
     "training": 4,
     "sampling": 4,

@@ -6,6 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from hf_sane.core.parts import reorder
 from hf_sane.core.permutation import Permutation, PermutationSpec, gather_stacked
 
 # Assignments whose gain is below this share of |A||B| are rounding, not improvement: accepting them could cycle.
@@ -61,7 +62,9 @@ def match_many(
     run one by one; networks that have converged drop out. Axes are visited in the order of the spec instead of a random
     one, so the result is reproducible (pass `generator` for random orders). An assignment is accepted only if it gains
     more than rounding, so the objective never decreases. Running statistics (`spec.unmatched`) are not compared: they
-    live on the scale of activations and would outweigh the weights.
+    live on the scale of activations and would outweigh the weights. An axis made of parts (heads x dimensions of a head)
+    is solved part by part. Where a tensor holds an axis twice (a square matrix on a residual stream) the problem is
+    quadratic: each dimension is weighed with the other as it is, and the result taken only if the objective grows.
 
     Args:
         spec: Permutation symmetries of all networks.
@@ -75,8 +78,7 @@ def match_many(
 
     Raises:
         KeyError: If tensors are missing or not part of the spec.
-        ValueError: If shapes differ from the spec or the reference, weights are not finite, `max_iterations < 1`, or a
-            tensor holds an axis in two dimensions (its assignment problem would not be linear).
+        ValueError: If shapes differ from the spec or the reference, weights are not finite, or `max_iterations < 1`.
     """
     if max_iterations < 1:
         raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
@@ -161,21 +163,22 @@ class _Ascent:
     """Coordinate ascent over one chunk of networks; `moving` always holds the networks as permuted so far."""
 
     def __init__(self, spec: PermutationSpec, fixed: dict[str, Tensor], moving: dict[str, Tensor]) -> None:
+        self.spec = spec
         self.places = {
-            axis: [place for place in places if place.tensor in fixed] for axis, places in spec.occurrences.items()
+            name: [place for place in places if place.tensor in fixed]
+            for name, places in spec.generator_occurrences.items()
         }
-        for axis, places in self.places.items():
+        self.quadratic = {}
+        for name, places in self.places.items():
             held = [place.tensor for place in places]
-            if twice := {name for name in held if held.count(name) > 1}:
-                raise ValueError(
-                    f"axis {axis!r} is found in two dimensions of {sorted(twice)}: weight matching needs one occurrence per tensor"
-                )
+            self.quadratic[name] = [tensor for tensor in dict.fromkeys(held) if held.count(tensor) > 1]
         self.moving = moving
         self.device = next(iter(moving.values())).device
-        fixed = {name: tensor.to(self.device) for name, tensor in fixed.items()}
+        self.reference = {name: tensor.to(self.device) for name, tensor in fixed.items()}
         self.fixed = {
-            axis: self._entries({name: tensor.unsqueeze(0) for name, tensor in fixed.items()}, axis)[0]
+            axis: self._entries({name: tensor.unsqueeze(0) for name, tensor in self.reference.items()}, axis)[0]
             for axis in self.places
+            if self.places[axis]
         }
         self.permutation = spec.identity(len(next(iter(moving.values()))))
 
@@ -192,7 +195,7 @@ class _Ascent:
 
     def run(self, max_iterations: int, generator: torch.Generator | None) -> Permutation:
         """Sweep until no network gains; return `[M, n]` per axis."""
-        axes = list(self.places)
+        axes = list(self.fixed)
         active = torch.arange(len(next(iter(self.moving.values()))))
         # A network needs an axis solved again only after one of the axes it shares a tensor with has moved.
         stale = {axis: torch.ones(len(active), dtype=torch.bool) for axis in axes}
@@ -222,7 +225,8 @@ class _Ascent:
         return [
             other
             for other, places in self.places.items()
-            if other != axis and any(place.tensor in tensors for place in places)
+            # A square matrix makes the costs of an axis depend on its own order.
+            if (other != axis or self.quadratic[axis]) and any(place.tensor in tensors for place in places)
         ]
 
     def _improve(self, axis: str, active: Tensor, rows: Tensor) -> Tensor:
@@ -238,12 +242,32 @@ class _Ascent:
             1
         )
         gained = gains > RELATIVE_GAIN * scale.cpu()
+        if self.quadratic[axis] and gained.any():
+            gained[gained.clone()] = self._really_gains(axis, rows[gained], relative[gained])
         if gained.any():
             winners, relative = rows[gained], relative[gained]
-            self.permutation[axis][active[winners]] = self.permutation[axis][active[winners]].gather(1, relative)
-            for place in self.places[axis]:
-                self._reorder(place.tensor, place.dim, place.positions, winners, relative)
+            for place, entries in self.spec.generators[axis].entries.items():
+                index = self.permutation[place][active[winners]]
+                reorder(index, entries, relative)
+                self.permutation[place][active[winners]] = index
+            for found in self.places[axis]:
+                self._reorder(found.tensor, found.dim, found.positions, winners, relative)
         return gained
+
+    def _really_gains(self, axis: str, rows: Tensor, relative: Tensor) -> Tensor:
+        """Where tensors hold the axis twice: whether the objective itself grows for the networks `rows` (bool)."""
+        before = {place.tensor: self.moving[place.tensor] for place in self.places[axis]}
+        where = rows.to(self.device)
+        self.moving |= {name: tensor[where] for name, tensor in before.items()}
+        for found in self.places[axis]:
+            self._reorder(found.tensor, found.dim, found.positions, torch.arange(len(rows)), relative)
+        gains = torch.zeros(len(rows), dtype=torch.float64, device=self.device)
+        for name, tensor in before.items():
+            change = (self.moving[name] - tensor[where]).flatten(1)
+            gains += change @ self.reference[name].flatten()
+        self.moving |= before
+        scale = sum(tensor[where].flatten(1).norm(dim=1) * self.reference[n].norm() for n, tensor in before.items())
+        return (gains > RELATIVE_GAIN * scale).cpu()
 
     def _reorder(self, name: str, dim: int, positions: Tensor, winners: Tensor, relative: Tensor) -> None:
         tensor = self.moving[name]

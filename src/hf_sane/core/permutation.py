@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hf_sane.core.parts import Generator, Part, generators, keeps_parts_together, reorder
+
 Permutation = dict[str, Tensor]  # axis name -> int64 [n], or [M, n] for M models
 
 
@@ -17,13 +19,13 @@ class AxisSlice:
     `block > 1` describes a flattened feature map: a channel owns the block of its pixels.
 
     Attributes:
-        axis: Name of the axis.
+        axis: Name of the axis; `None` for positions that stay where they are.
         start: First entry, >= 0.
         stop: One past the last entry, > `start`.
         block: Positions per entry, >= 1.
     """
 
-    axis: str
+    axis: str | None
     start: int
     stop: int
     block: int = 1
@@ -69,33 +71,44 @@ class PermutationSpec:
 
     Attributes:
         axes: For every tensor of the state dict, in its order, what each of its dimensions is made of: `None` (fixed), the
-            name of an axis, or a tuple of [`AxisSlice`]. A dimension that holds an axis holds each of its entries once.
+            name of an axis, or a tuple of [`AxisSlice`]. A dimension that holds an axis holds each of its entries at
+            equally many positions.
         sizes: Entries of each axis.
         unmatched: Tensors that move along but say nothing about which permutation is the right one: counters and running
             statistics, whose scale is that of the activations.
+        parts: What the axes are made of that must not be reordered freely, such as heads x dimensions of a head; see
+            [`Part`]. Axes that are missing here are free.
+        fixed: For dimensions that stay (or stay in part), why: `{tensor: {dim: reason}}`.
 
     Raises:
-        ValueError: If `axes` names an axis without a size, or a dimension does not hold an axis exactly once.
+        ValueError: If `axes` names an axis without a size, a dimension does not hold all entries of an axis alike, or
+            parts do not fit their axis.
     """
 
     axes: Mapping[str, tuple[Dimension, ...]]
     sizes: Mapping[str, int]
     unmatched: frozenset[str] = field(default_factory=frozenset)
+    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
+    fixed: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for tensor, dim, slices in self._slices():
-            for axis in dict.fromkeys(part.axis for part in slices):
+            for axis in dict.fromkeys(part.axis for part in slices if part.axis is not None):
                 parts = [part for part in slices if part.axis == axis]
-                entries = [entry for part in parts for entry in range(part.start, part.stop)]
                 if axis not in self.sizes:
                     raise ValueError(f"{tensor!r} uses axis {axis!r}, which has no size; known: {sorted(self.sizes)}")
-                if sorted(entries) != list(range(self.sizes[axis])) or len({part.block for part in parts}) != 1:
+                counts = [0] * max(self.sizes[axis], *(part.stop for part in parts))
+                for part in parts:
+                    for entry in range(part.start, part.stop):
+                        counts[entry] += part.block
+                if len(counts) != self.sizes[axis] or min(counts) != max(counts):
                     raise ValueError(
                         f"dimension {dim} of {tensor!r} must hold every entry of axis {axis!r} (size "
-                        f"{self.sizes[axis]}) once and with one block size, got {parts}"
+                        f"{self.sizes[axis]}) at equally many positions, got {parts}"
                     )
         if unused := self.sizes.keys() - {axis for axis, places in self.occurrences.items() if places}:
             raise ValueError(f"axes {sorted(unused)} have a size but occur in no tensor")
+        assert self.generators.keys() or not self.sizes  # checks the parts
 
     def _slices(self) -> Iterator[tuple[str, int, tuple[AxisSlice, ...]]]:
         """Yield `(tensor, dim, slices)` for every dimension that moves."""
@@ -111,15 +124,35 @@ class PermutationSpec:
         """Every place of every axis, in the order of `axes`."""
         found: dict[str, list[Occurrence]] = {axis: [] for axis in self.sizes}
         for tensor, dim, slices in self._slices():
-            positions: dict[str, Tensor] = {}
+            positions: dict[str, list[list[int]]] = {}
             offset = 0
             for part in slices:
-                count = part.stop - part.start
-                target = positions.setdefault(part.axis, torch.zeros(self.sizes[part.axis], part.block).long())
-                target[part.start : part.stop] = offset + torch.arange(count * part.block).view(count, part.block)
+                if part.axis is not None:
+                    owned = positions.setdefault(part.axis, [[] for _ in range(self.sizes[part.axis])])
+                    for i, entry in enumerate(range(part.start, part.stop)):
+                        owned[entry].extend(range(offset + i * part.block, offset + (i + 1) * part.block))
                 offset += part.size
-            for axis, entries in positions.items():
-                found[axis].append(Occurrence(tensor, dim, entries))
+            for axis, owned in positions.items():
+                found[axis].append(Occurrence(tensor, dim, torch.tensor(owned, dtype=torch.int64)))
+        return found
+
+    @cached_property
+    def generators(self) -> dict[str, Generator]:
+        """What can be reordered freely, whole blocks first; see [`Generator`]. As many as there are permutations to choose."""
+        return generators(self.sizes, self.parts)
+
+    @cached_property
+    def generator_occurrences(self) -> dict[str, list[Occurrence]]:
+        """Every place of every generator, in the order of `axes`: positions `[n, copies * block]`."""
+        order = {name: i for i, name in enumerate(self.axes)}
+        found = {}
+        for name, generator in self.generators.items():
+            places = [
+                Occurrence(place.tensor, place.dim, place.positions[entries].flatten(1))
+                for axis, entries in generator.entries.items()
+                for place in self.occurrences[axis]
+            ]
+            found[name] = sorted(places, key=lambda place: order[place.tensor])
         return found
 
     @cached_property
@@ -131,23 +164,57 @@ class PermutationSpec:
                 found.setdefault(place.tensor, {}).setdefault(place.dim, []).append((axis, place.positions))
         return found
 
+    @cached_property
+    def _moving_sizes(self) -> dict[str, dict[int, int]]:
+        """For every tensor, the entries of its moving dimensions."""
+        found: dict[str, dict[int, int]] = {}
+        for tensor, dim, slices in self._slices():
+            found.setdefault(tensor, {})[dim] = sum(part.size for part in slices)
+        return found
+
     def identity(self, num_models: int | None = None) -> Permutation:
         """The permutation that moves nothing: `[n]` per axis, or `[num_models, n]`."""
         shape = () if num_models is None else (num_models,)
         return {axis: torch.arange(size).expand(*shape, size).clone() for axis, size in self.sizes.items()}
 
     def random(self, num_models: int | None = None, *, generator: torch.Generator | None = None) -> Permutation:
-        """A uniformly random permutation of every axis: `[n]`, or `[num_models, n]` independent ones.
+        """A uniformly random one of the allowed permutations: `[n]`, or `[num_models, n]` independent ones.
 
         Args:
             num_models: How many, `M`; one without leading axis if `None`.
             generator: Source of randomness (CPU); the global one if `None`.
         """
         shape = () if num_models is None else (num_models,)
-        keys = {
-            axis: torch.rand(*shape, n, generator=generator, dtype=torch.float64) for axis, n in self.sizes.items()
-        }
-        return {axis: key.argsort(dim=-1, stable=True) for axis, key in keys.items()}
+        permutation = self.identity(num_models)
+        for free in self.generators.values():
+            order = torch.rand(*shape, free.size, generator=generator, dtype=torch.float64).argsort(
+                dim=-1, stable=True
+            )
+            for axis, entries in free.entries.items():
+                reorder(permutation[axis], entries, order)
+        return permutation
+
+    def match(self, reference: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> Permutation:
+        """The permutation of `state_dict` that brings it closest to `reference`; see [`match_weights`].
+
+        Args:
+            reference: `{name: [*shape]}`, the network that stays.
+            state_dict: `{name: [*shape]}`, the network to permute.
+
+        Returns:
+            `[n]` int64 per axis, for [`apply`].
+        """
+        from hf_sane.core.matching import match_weights  # it needs this class
+
+        return match_weights(self, reference, state_dict)
+
+    def explain_fixed(self) -> str:
+        """What stays and why: one line per reason with the dimensions it holds for."""
+        reasons: dict[str, list[str]] = {}
+        for tensor, dims in self.fixed.items():
+            for dim, reason in dims.items():
+                reasons.setdefault(reason, []).append(f"{tensor}[{dim}]")
+        return "\n".join(f"{reason}: {', '.join(places)}" for reason, places in reasons.items())
 
     def inverse(self, permutation: Permutation) -> Permutation:
         """The permutation that undoes `permutation` (`[n]` or `[M, n]` per axis)."""
@@ -199,8 +266,8 @@ class PermutationSpec:
             shape = tuple(tensor.shape[batch_dims:])
             if len(shape) != len(self.axes[name]):
                 raise ValueError(f"{name!r} must have {len(self.axes[name])} dimensions, got shape {shape}")
-            for dim, parts in self._dimensions.get(name, {}).items():
-                if shape[dim] != (size := sum(positions.numel() for _, positions in parts)):
+            for dim, size in self._moving_sizes.get(name, {}).items():
+                if shape[dim] != size:
                     raise ValueError(f"dimension {dim} of {name!r} must have {size} entries, got shape {shape}")
 
     def _checked(self, permutation: Permutation) -> Permutation:
@@ -215,6 +282,13 @@ class PermutationSpec:
                 )
             if (index.sort(dim=-1).values != torch.arange(self.sizes[axis], device=index.device)).any():
                 raise ValueError(f"index of axis {axis!r} is not a permutation of 0..{self.sizes[axis] - 1}")
+        if self.parts and len({index.ndim for index in permutation.values()}) == 1:
+            made = {name: free for name, free in self.generators.items() if name not in self.sizes}
+            if not keeps_parts_together(made, {axis: permutation[axis] for axis in self.parts}):
+                raise ValueError(
+                    f"the permutation tears parts of the axes {sorted(self.parts)} apart (a head, a group); expected one "
+                    "made by random, match, inverse or compose of this spec"
+                )
         return permutation
 
     def _move(
@@ -223,7 +297,7 @@ class PermutationSpec:
         """Gather one tensor: dimension by dimension, or all at once when there are `stacked` permutations."""
         indices: dict[int, Tensor] = {}
         for dim, parts in self._dimensions.get(name, {}).items():
-            index = torch.empty((stacked or 1, tensor.shape[dim + batch_dims]), dtype=torch.int64)
+            index = torch.arange(tensor.shape[dim + batch_dims]).repeat(stacked or 1, 1)
             for axis, positions in parts:
                 index[:, positions.flatten()] = positions[permutation[axis].cpu()].flatten(-2)
             indices[dim] = index.to(tensor.device)

@@ -1,13 +1,8 @@
 """Permutation symmetries of the zoo architectures, generated from their structure."""
 
-import copy
-
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-
 from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig, ZooConfig
-from hf_sane.core.permutation import AxisSlice, Dimension, Permutation, PermutationSpec
+from hf_sane.core.permutation import AxisSlice, Dimension, PermutationSpec
+from hf_sane.tracing.verification import verify
 
 Axes = dict[str, tuple[Dimension, ...]]
 
@@ -123,72 +118,4 @@ def _resnet_spec(config: CIFARResNetConfig) -> PermutationSpec:
     return _spec(axes | _affine("fc", stream, None), sizes)
 
 
-def _perturbed(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A float64 copy in which no two channels are alike; vectors only grow, so that variances stay positive."""
-    if not tensor.is_floating_point():
-        return tensor.clone()
-    tensor = tensor.double()
-    if tensor.ndim <= 1:
-        return tensor + 0.1 + 0.4 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-    scale = tensor.square().mean().sqrt()
-    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-    return tensor + 0.1 * torch.where(scale > 0, scale, 1.0) * noise
-
-
-def _moving_permutation(spec: PermutationSpec, generator: torch.Generator | None) -> Permutation:
-    """A random permutation that moves every axis of more than one entry."""
-    permutation = spec.random(generator=generator)
-    still = {axis for axis, index in permutation.items() if torch.equal(index, torch.arange(len(index)))}
-    return {axis: index.roll(1) if axis in still else index for axis, index in permutation.items()}
-
-
-@torch.no_grad()
-def verify(
-    spec: PermutationSpec,
-    model: nn.Module,
-    example_inputs: Tensor,
-    *,
-    generator: torch.Generator | None = None,
-    tolerance: float = 1e-10,
-) -> float:
-    """Prove a spec by running the network before and after a random permutation, in float64.
-
-    The weights are perturbed first: in a fresh network biases are zero and running statistics equal, and a spec that
-    forgot them would pass. `model` itself is not changed.
-
-    Args:
-        spec: Spec to check.
-        model: Network on the CPU, called as `model(example_inputs)`; its output is a tensor or has `logits`.
-        example_inputs: A batch the network accepts, any float dtype; at least two different examples.
-        generator: Source of randomness; the global one if `None`.
-        tolerance: Largest difference of the outputs, relative to their largest absolute value.
-
-    Returns:
-        The relative difference found.
-
-    Raises:
-        ValueError: If the spec does not cover the state dict, the outputs change, or they cannot tell (not finite, or
-            equal for all examples).
-    """
-    state_dict = model.state_dict()
-    if differing := sorted(state_dict.keys() ^ spec.axes.keys()):
-        raise ValueError(f"the spec must cover the state dict exactly; missing or foreign tensors: {differing}")
-    network = copy.deepcopy(model).double().eval()
-    tensors = {name: _perturbed(tensor, generator) for name, tensor in state_dict.items()}
-    moved = spec.apply(tensors, _moving_permutation(spec, generator))
-
-    def run(weights: dict[str, Tensor]) -> Tensor:
-        output = functional_call(network, weights, (example_inputs.double(),))
-        return output if isinstance(output, Tensor) else output.logits
-
-    before, after = run(tensors), run(moved)
-    if not before.isfinite().all() or torch.equal(before, before[:1].expand_as(before)):
-        raise ValueError(
-            "the outputs are not finite or the same for all example_inputs: nothing can be proven with them"
-        )
-    error = ((after - before).abs().max() / before.abs().max()).item()
-    if not error <= tolerance:
-        raise ValueError(
-            f"the permutation changes the function: relative difference {error:.1e} > {tolerance:.1e}; the spec is wrong"
-        )
-    return error
+__all__ = ["permutation_spec", "verify"]

@@ -1,0 +1,1 @@
+"""Permutation symmetries of any PyTorch model, found by tracing it."""
