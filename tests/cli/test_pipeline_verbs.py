@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,3 +261,23 @@ def test_output_folders_are_not_overwritten(tmp_path):
     Path(tmp_path / "run.json").write_text("{}")
     with pytest.raises(FileExistsError, match="already holds a run"):
         new_folder(tmp_path)
+
+
+def test_probes_with_other_regressors_and_across_zoos(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_zoo_folder, copy)
+    result = hf_sane_command(
+        *("probe", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--output", tmp_path / "probe"),
+        *("--poolings", "mean", "--properties", "test_accuracy", "--regressor", "logit_linear", "--transfer", copy),
+    )
+    assert "R2 of test_accuracy: fitted on a row's zoo, tested on a column's" in result.output
+    results = RunRecord.load(tmp_path / "probe" / "run.json").results
+    table = results["transfer"]["test_accuracy"]
+    assert table.keys() == {"weights", "layer_statistics", "sane_mean"}
+    for found in table.values():  # the copy is the same zoo
+        scores = [score for row in found.values() for score in row.values()]
+        assert len(scores) == 4
+        assert all(score == scores[0] for score in scores)
+    assert results["probe"]["test_accuracy"]["weights"]["r2"] == pytest.approx(
+        table["weights"][str(tiny_zoo_folder)][str(copy)]["r2"]
+    )

@@ -1,8 +1,8 @@
 """`hf-sane probe`: what embeddings know about networks, beside the baselines W and s(W)."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -34,31 +34,92 @@ def probe(
         typer.Option(help="Bring networks to the zoo's reference first; by default if the zoo is aligned."),
     ] = None,
     spectral: Annotated[bool, typer.Option(help="Add spectra of weight matrices as one more baseline.")] = False,
+    regressor: Annotated[
+        Literal["ridge", "logit_linear", "gradient_boosting"], typer.Option(help="From features to properties.")
+    ] = "ridge",
+    transfer: Annotated[
+        list[str] | None, typer.Option(help="More zoos (folders or Hub ids): fit on each, test on each. Repeat it.")
+    ] = None,
     halo_size: Annotated[int, typer.Option(help="Context tokens on each side of a window.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Networks, and windows, at a time.")] = 64,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the SANE repo.")] = None,
 ) -> None:
     """Fit ridge probes on embeddings and baselines; report how well test networks are predicted."""
-    import numpy as np
-
     from hf_sane.core.run_record import RunRecord
     from hf_sane.probing.evaluation import probe_table
-    from hf_sane.zoo.dataset import Zoo
 
     hide_loading_bars()
     names, wanted = parse_poolings(poolings), [name.strip() for name in properties.split(",")]
-    population = Zoo.load(zoo, config)
-    aligned = population.alignment is not None if aligned is None else aligned
-    settings = {
-        "sane": sane,
-        "zoo": zoo,
-        "config": config,
-        "poolings": names,
-        "aligned": aligned,
-        "spectral": spectral,
-        "halo_size": halo_size,
-    }
+    settings: dict[str, Any] = {"sane": sane, "zoo": zoo, "config": config, "poolings": names, "spectral": spectral}
+    settings |= {"regressor": regressor, "transfer": transfer or [], "halo_size": halo_size}
     record = RunRecord.start(arguments=settings)
+    model, extractor = load_sane(sane, revision)
+    options = {"poolings": names, "halo_size": halo_size, "batch_size": batch_size}
+
+    def read(source: str) -> ZooInputs:
+        return read_zoo(source, config, wanted, model, extractor, options, aligned=aligned, spectral=spectral)
+
+    inputs = read(zoo)
+    if output is not None:
+        new_folder(output)
+    table = probe_table(inputs.features, inputs.targets, runs=inputs.runs, regressor=regressor)
+    for metric, title in METRICS.items():
+        typer.echo(f"{title} on test networks")
+        rows = [[kind, *(getattr(table[name][kind], metric) for name in wanted)] for kind in table[wanted[0]]]
+        print_table(("features", *wanted), rows)
+        typer.echo()
+    results: dict[str, Any] = {
+        "probe": {name: {kind: result.to_dict() for kind, result in row.items()} for name, row in table.items()}
+    }
+    if transfer:
+        zoos = {zoo: inputs, **{source: read(source) for source in transfer}}
+        results["transfer"] = {name: print_transfer(zoos, name, regressor) for name in wanted}
+    if output is not None:
+        record.arguments["aligned"] = inputs.is_aligned
+        record.data["networks"] = inputs.counts
+        save_record(record, output, results)
+
+
+@dataclass(frozen=True)
+class ZooInputs:
+    """What probes of one zoo take.
+
+    Attributes:
+        features: `{name: {split: [M, F]}}`.
+        targets: `{property: {split: [M]}}`.
+        runs: `{split: [M]}`, the training run of each network.
+        is_aligned: Whether networks were brought to the zoo's reference.
+    """
+
+    features: "dict[str, dict[str, Tensor]]"
+    targets: "dict[str, dict[str, np.ndarray]]"
+    runs: dict[str, list[str]]
+    is_aligned: bool
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Networks per split."""
+        return {split: len(found) for split, found in self.runs.items()}
+
+
+def read_zoo(
+    source: str,
+    config: str | None,
+    wanted: list[str],
+    model: Any,
+    extractor: Any,
+    options: dict[str, Any],
+    *,
+    aligned: bool | None,
+    spectral: bool,
+) -> ZooInputs:
+    """Features and properties of the networks of a zoo whose properties are all known; arguments as of the verb."""
+    import numpy as np
+
+    from hf_sane.zoo.dataset import Zoo
+
+    population = Zoo.load(source, config)
+    is_aligned = population.alignment is not None if aligned is None else aligned
     targets = {
         name: {key: split.column(name).astype(np.float64) for key, split in population.splits.items()}
         for name in wanted
@@ -66,20 +127,32 @@ def probe(
     known = known_networks(targets)
     targets = {name: {key: found[known[key]] for key, found in values.items()} for name, values in targets.items()}
     population = replace(population, splits={key: population.splits[key].select(rows) for key, rows in known.items()})
-    options = {"poolings": names, "halo_size": halo_size, "batch_size": batch_size}
-    features = zoo_features(*load_sane(sane, revision), population, options, aligned=aligned, spectral=spectral)
-    if output is not None:
-        new_folder(output)
-    table = probe_table(features, targets, runs={key: split.run_ids for key, split in population.splits.items()})
-    for metric, title in METRICS.items():
-        typer.echo(f"{title} on test networks")
-        rows = [[kind, *(getattr(table[name][kind], metric) for name in wanted)] for kind in table[wanted[0]]]
-        print_table(("features", *wanted), rows)
+    features = zoo_features(model, extractor, population, options, aligned=is_aligned, spectral=spectral)
+    return ZooInputs(features, targets, {key: split.run_ids for key, split in population.splits.items()}, is_aligned)
+
+
+def print_transfer(zoos: dict[str, ZooInputs], name: str, regressor: Any) -> dict[str, Any]:
+    """Fit on each zoo, test on each: prints R2 and Kendall tau of one property, returns all as JSON holds it."""
+    from hf_sane.probing.transfer import transfer_table
+
+    shared = set.intersection(*(set(inputs.features) for inputs in zoos.values()))
+    features = {
+        zoo: {kind: found for kind, found in inputs.features.items() if kind in shared} for zoo, inputs in zoos.items()
+    }
+    table = transfer_table(features, {zoo: inputs.targets[name] for zoo, inputs in zoos.items()}, regressor=regressor)
+    for metric in ("r2", "kendall_tau"):
+        typer.echo(f"{METRICS[metric]} of {name}: fitted on a row's zoo, tested on a column's")
+        rows = [
+            [f"{kind}: {source}", *(getattr(result, metric) for result in row.values())]
+            for kind, found in table.items()
+            for source, row in found.items()
+        ]
+        print_table(("features: fitted on", *zoos), rows)
         typer.echo()
-    if output is not None:
-        results = {name: {kind: result.to_dict() for kind, result in row.items()} for name, row in table.items()}
-        record.data["networks"] = {name: len(split) for name, split in population.splits.items()}
-        save_record(record, output, {"probe": results})
+    return {
+        kind: {source: {target: result.to_dict() for target, result in row.items()} for source, row in found.items()}
+        for kind, found in table.items()
+    }
 
 
 def zoo_features(

@@ -11,6 +11,7 @@ from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
 from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
 from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 from hf_sane.probing.probes import PENALTIES, RidgeProbe, Values
+from hf_sane.probing.regressors import FITTERS, Regressor, RegressorName
 
 SPLITS = ("train", "validation", "test")
 FITTED = ("train", "validation")
@@ -30,7 +31,7 @@ class ProbeResult:
         mae: Mean absolute error on test networks, in units of the property.
         validation_r2: R2 by which penalty and best features are chosen: on the validation networks, or with runs given on
             every run of the training and validation networks when it is left out.
-        penalty: Ridge penalty chosen.
+        penalty: Ridge penalty chosen; `None` of a regressor without.
         num_features: Features per network.
     """
 
@@ -39,7 +40,7 @@ class ProbeResult:
     kendall_tau: float
     mae: float
     validation_r2: float
-    penalty: float
+    penalty: float | None
     num_features: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,8 +55,9 @@ def probe_table(
     runs: Mapping[str, Sequence[object] | np.ndarray] | None = None,
     best_prefix: str = "sane_",
     penalties: Sequence[float] = PENALTIES,
+    regressor: RegressorName = "ridge",
 ) -> ProbeTable:
-    """Fit a ridge probe for every pair of property and features.
+    """Fit a probe for every pair of property and features.
 
     Training networks fit the probe, validation networks choose its penalty and, among the features whose name starts with
     `best_prefix`, the best for each property; test networks are only scored. With `runs`, training and validation
@@ -67,6 +69,8 @@ def probe_table(
         runs: `{split: [M_split]}`, the training run of each training and validation network.
         best_prefix: Features that compete for the row `sane_best`; there is none if no name has the prefix.
         penalties: Candidates, see [`RidgeProbe.fit`].
+        regressor: `"ridge"`, `"logit_linear"` or `"gradient_boosting"`, see [`regressors`]. Only ridge uses `runs`: for the
+            others training networks fit and validation networks choose.
 
     Returns:
         `{property: {features: ProbeResult}}`, in the order of the arguments, `sane_best` last.
@@ -86,7 +90,7 @@ def probe_table(
     stacked = {split: torch.stack([_column(parts[split]) for parts in targets.values()], dim=1) for split in SPLITS}
     table: ProbeTable = {name: {} for name in targets}
     for kind, parts in features.items():
-        probe = _fitted(parts, stacked, runs, penalties, list(targets))
+        probe = _fitted(parts, stacked, runs if regressor == "ridge" else None, penalties, list(targets), regressor)
         predictions = probe.predict(parts["test"]).numpy()
         if len(predictions) != len(stacked["test"]):
             raise ValueError(
@@ -100,7 +104,7 @@ def probe_table(
                 kendall_tau=kendall_tau(predicted, wanted) if np.ptp(predicted) > 0 else 0.0,
                 mae=mean_absolute_error(predicted, wanted),
                 validation_r2=probe.validation_r2[column],
-                penalty=probe.penalties[column],
+                penalty=probe.settings[column].get("penalty"),
                 num_features=probe.num_features,
             )
     for row in table.values():
@@ -115,9 +119,12 @@ def _fitted(
     runs: Mapping[str, Sequence[object] | np.ndarray] | None,
     penalties: Sequence[float],
     names: Sequence[str],
-) -> RidgeProbe:
+    regressor: RegressorName,
+) -> Regressor:
+    if regressor not in FITTERS:
+        raise ValueError(f"expected a regressor out of {', '.join(FITTERS)}, got {regressor!r}")
     if runs is None:
-        return RidgeProbe.fit(
+        fitted: Regressor = FITTERS[regressor](
             features["train"],
             targets["train"],
             validation_features=features["validation"],
@@ -125,6 +132,7 @@ def _fitted(
             penalties=penalties,
             names=names,
         )
+        return fitted
     parts = [torch.as_tensor(features[split]).double().cpu() for split in FITTED]
     return RidgeProbe.fit_runs(
         torch.cat(parts),

@@ -157,6 +157,11 @@ class RidgeProbe:
         )
 
     @property
+    def settings(self) -> tuple[dict[str, float], ...]:
+        """Penalty chosen for each property."""
+        return tuple({"penalty": penalty} for penalty in self.penalties)
+
+    @property
     def num_features(self) -> int:
         """Features that the probe expects, `F`."""
         return len(self.mean)

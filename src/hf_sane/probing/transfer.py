@@ -1,0 +1,91 @@
+"""Probes across zoos: fitted on the networks of one data set, asked about those of another."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
+from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
+from hf_sane.probing.metrics.r2_score.r2_score import r2_score
+from hf_sane.probing.probes import PENALTIES, Values
+from hf_sane.probing.regressors import FITTERS, RegressorName
+
+ZooFeatures = Mapping[str, Mapping[str, Mapping[str, Values]]]  # zoo, kind of features, split
+ZooTargets = Mapping[str, Mapping[str, Values]]  # zoo, split
+
+
+@dataclass(frozen=True, slots=True)
+class TransferResult:
+    """How well a probe of one zoo predicts the test networks of another.
+
+    Attributes:
+        r2: Counts the shift between zoos as error; below 0 where their mean would have been the better guess.
+        kendall_tau: Order alone, which is what choosing a network takes.
+        mae: In units of the property.
+    """
+
+    r2: float
+    kendall_tau: float
+    mae: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def transfer_table(
+    features: ZooFeatures,
+    targets: ZooTargets,
+    *,
+    regressor: RegressorName = "ridge",
+    penalties: Sequence[float] = PENALTIES,
+) -> dict[str, dict[str, dict[str, TransferResult]]]:
+    """Fit on every zoo, test on every zoo (Unterthiner et al., arXiv:2002.11448, section 5).
+
+    The training networks of the source zoo fit the regressor and its validation networks choose the settings: nothing of the
+    target zoo is seen. The diagonal is the ordinary probe.
+
+    Args:
+        features: `{zoo: {kind: {split: [M, F]}}}`; a kind must be in every zoo with the same number of features.
+        targets: `{zoo: {split: [M]}}`, one property.
+        regressor: `"ridge"`, `"logit_linear"` or `"gradient_boosting"`.
+        penalties: Candidates of the first two.
+
+    Returns:
+        `{kind: {source zoo: {target zoo: TransferResult}}}`.
+
+    Raises:
+        ValueError: For fewer than two zoos, an unknown regressor, or features that the zoos do not share.
+    """
+    if len(features) < 2 or features.keys() != targets.keys():
+        raise ValueError(
+            f"expected features and targets of the same zoos, two at least, got {list(features)}, {list(targets)}"
+        )
+    if regressor not in FITTERS:
+        raise ValueError(f"expected a regressor out of {', '.join(FITTERS)}, got {regressor!r}")
+    kinds = list(next(iter(features.values())))
+    table: dict[str, dict[str, dict[str, TransferResult]]] = {}
+    for kind in kinds:
+        widths = {zoo: {np.shape(part)[1] for part in found.get(kind, {}).values()} for zoo, found in features.items()}
+        if len(set.union(*widths.values())) != 1 or not all(widths.values()):
+            raise ValueError(f"{kind!r} differs between zoos: features {widths}; use those that all zoos share")
+        table[kind] = {}
+        for source, found in features.items():
+            fitted = FITTERS[regressor](
+                found[kind]["train"], targets[source]["train"], validation_features=found[kind]["validation"],
+                validation_targets=targets[source]["validation"], penalties=penalties,
+            )  # fmt: skip
+            table[kind][source] = {
+                target: _score(fitted.predict(features[target][kind]["test"])[:, 0], targets[target]["test"])
+                for target in features
+            }
+    return table
+
+
+def _score(predicted: torch.Tensor, wanted: Values) -> TransferResult:
+    guess, truth = predicted.numpy(), np.asarray(torch.as_tensor(wanted).double().cpu())
+    tau = kendall_tau(guess, truth) if np.ptp(guess) > 0 else 0.0
+    return TransferResult(r2_score(guess, truth), tau, mean_absolute_error(guess, truth))
