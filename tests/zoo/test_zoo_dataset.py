@@ -312,7 +312,8 @@ def test_loading_from_the_hub_asks_for_one_zoo(tiny_zoo, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "general")
     loaded = Zoo.load("me/zoo", revision="v1")
     assert len(loaded) == 48
-    assert asked == [("me/zoo", "zoo.json", "v1"), ("me/zoo", ["data/*", "zoo.json"], "v1")]
+    # The rows are those of the commit (the name of the snapshot folder) that the facts came from.
+    assert asked == [("me/zoo", "zoo.json", "v1"), ("me/zoo", ["data/*", "zoo.json"], "snapshot")]
     assert not (folder / ".cache").exists(), "the snapshot belongs to the Hub's cache"
 
 
