@@ -126,6 +126,18 @@ def test_a_stream_of_it_trains_too(imported, tmp_path, hf_sane_command):
     assert "reconstruction R2 (validation)" in hf_sane_command(*run).output
 
 
+def test_rows_that_are_mostly_padding_are_pointed_out(imported, tmp_path, hf_sane_command):
+    save_file({"w": torch.randn(20, 2)}, tmp_path / "narrow.safetensors")
+    arguments = ("zoo", "import", "--folder", tmp_path, "--split-shares", "1,0,0", "--output")
+    hint = "1 structures are 90% padding or more: --token-layout dense takes less room"
+    assert hint in hf_sane_command(*arguments, tmp_path / "rowwise").output
+    assert (
+        hint
+        not in hf_sane_command(*arguments, tmp_path / "dense", "--token-layout", "dense", "--token-dim", 20).output
+    )
+    assert hint not in imported[1]
+
+
 def test_its_embeddings_are_those_of_the_pipeline(imported, sane, models, tmp_path, hf_sane_command):
     output = hf_sane_command("embed", "--sane", sane, "--zoo", imported[0], "--output", tmp_path / "embeddings").output
     assert "-" in output.splitlines()[1].split()[-1]  # layer_mean_std has another length for every structure
