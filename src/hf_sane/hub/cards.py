@@ -101,10 +101,12 @@ def sane_card(
     Returns:
         The card; `str(card)` is the README.
     """
-    metadata = _metadata(record, title, _reconstruction(record), SANE_TAGS, datasets=datasets, license_id=license_id)
+    metadata = card_metadata(
+        record, title, _reconstruction(record), SANE_TAGS, datasets=datasets, license_id=license_id
+    )
     settings = {name: getattr(config, name) for name in SANE_SETTINGS}
     settings |= {name: getattr(extractor, name) for name in ("token_layout", "batch_norm", "normalization")}
-    return _render(
+    return fill_template(
         "sane_model.md",
         metadata,
         record,
@@ -145,11 +147,13 @@ def network_card(
     Returns:
         The card; `str(card)` is the README.
     """
-    metadata = _metadata(record, title, _accuracies(record), NETWORK_TAGS, datasets=datasets, license_id=license_id)
+    metadata = card_metadata(
+        record, title, _accuracies(record), NETWORK_TAGS, datasets=datasets, license_id=license_id
+    )
     metadata.base_model = base_model
     metadata.pipeline_tag = "image-classification"
     images = record.data.get("images")
-    return _render(
+    return fill_template(
         "sampled_network.md",
         metadata,
         record,
@@ -202,11 +206,11 @@ def adapter_card(
     else:
         kind, tags, results = "image classifier", NETWORK_TAGS, _accuracies(record)
         code = _network_code(base_config, source, images, base=base) if base else None
-    metadata = _metadata(record, title, results, [*tags, "lora"], datasets=datasets, license_id=license_id)
+    metadata = card_metadata(record, title, results, [*tags, "lora"], datasets=datasets, license_id=license_id)
     metadata.library_name, metadata.base_model = "peft", base
     if base:
         metadata["base_model_relation"] = "adapter"
-    return _render(
+    return fill_template(
         "lora_adapter.md",
         metadata,
         record,
@@ -248,7 +252,7 @@ def _origin(provenance: Provenance) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in measured} | {"anchors": anchors}
 
 
-def _render(
+def fill_template(
     template: str,
     metadata: ModelCardData,
     record: RunRecord,
@@ -256,6 +260,15 @@ def _render(
     settings: Mapping[str, Any],
     **parts: Any,
 ) -> ModelCard:
+    """Render a template of this package.
+
+    Args:
+        template: File in `templates/`.
+        metadata: For the front matter.
+        record: Its data, results and provenance become tables.
+        settings: Become the table of settings.
+        **parts: Whatever else the template names.
+    """
     facts = record.to_dict()
     provenance = {
         "command": f"`{record.command}`",
@@ -277,7 +290,7 @@ def _render(
     return card
 
 
-def _metadata(
+def card_metadata(
     record: RunRecord,
     title: str,
     measured: Sequence[Measured],

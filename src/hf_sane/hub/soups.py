@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sane.core.files import write_atomically
 from hf_sane.core.run_record import RunRecord
-from hf_sane.hub.cards import NETWORK_CODE, _metadata, _render, describe_config
+from hf_sane.hub.cards import NETWORK_CODE, card_metadata, describe_config, fill_template
 from hf_sane.hub.publish import CARD, RECORD, save_model
 from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.merging.adapters import AdapterSoup
@@ -133,7 +133,7 @@ def soup_card(
         for split in ("test", "validation")
         if record.results.get(f"{split}_{metric}") is not None
     ]
-    metadata = _metadata(record, title, measured, SOUP_TAGS, datasets=(), license_id=license_id)
+    metadata = card_metadata(record, title, measured, SOUP_TAGS, datasets=(), license_id=license_id)
     parents = [name.partition("@")[0] for name, row in rows.items() if row["weight"] and _is_repo_id(name)]
     base = None if adapter is None else adapter.get("base_model_name_or_path")
     metadata.base_model = ([base] if base and _is_repo_id(base) else list(dict.fromkeys(parents))) or None
@@ -146,7 +146,7 @@ def soup_card(
     if isinstance(images, Mapping) and images.get("mean"):
         preprocessing = f"Images: channels first, standardised as `(pixels - {images['mean']}) / {images['std']}`."
     others = {name: value for name, value in record.results.items() if name != "ingredients"}
-    return _render(
+    return fill_template(
         "soup.md",
         metadata,
         replace(record, results=others),
@@ -235,7 +235,7 @@ def _code(
     imports = ["import torch", *([REGISTRATION] if is_ours and not with_code else [])]
     imports.append("from transformers import AutoModelForImageClassification")
     trust = ", trust_remote_code=True" if with_code else ""
-    return NETWORK_CODE.format(imports="\n".join(imports), source=source, trust=trust, **shape)
+    return NETWORK_CODE.format(imports="\n".join(imports), base=source, adapter="", trust=trust, **shape)
 
 
 __all__ = ["save_adapter_soup", "save_soup", "soup_card"]
