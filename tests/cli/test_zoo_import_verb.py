@@ -1,8 +1,6 @@
 """`hf-sane zoo import`, and what can be done with a zoo of networks that share no architecture."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hub_server import run_hub
+from huggingface_hub import constants
 from safetensors.torch import save, save_file
 from torch import nn
 from transformers import pipeline
@@ -24,7 +23,6 @@ from hf_sane.zoo.loader import WindowSampler
 from hf_sane.zoo.stream import ZooStream
 from hf_sane.zoo.streaming import StreamingWindowSampler
 
-PROGRAM = "from hf_sane.cli.app import main; main()"
 SMALL = {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 16}
 QUIET = ("--log-with", "none", "--no-progress-bar", "--eval-every-epochs", 0)
 
@@ -128,6 +126,18 @@ def test_a_stream_of_it_trains_too(imported, tmp_path, hf_sane_command):
     assert "reconstruction R2 (validation)" in hf_sane_command(*run).output
 
 
+def test_rows_that_are_mostly_padding_are_pointed_out(imported, tmp_path, hf_sane_command):
+    save_file({"w": torch.randn(20, 2)}, tmp_path / "narrow.safetensors")
+    arguments = ("zoo", "import", "--folder", tmp_path, "--split-shares", "1,0,0", "--output")
+    hint = "1 structures are 90% padding or more: --token-layout dense takes less room"
+    assert hint in hf_sane_command(*arguments, tmp_path / "rowwise").output
+    assert (
+        hint
+        not in hf_sane_command(*arguments, tmp_path / "dense", "--token-layout", "dense", "--token-dim", 20).output
+    )
+    assert hint not in imported[1]
+
+
 def test_its_embeddings_are_those_of_the_pipeline(imported, sane, models, tmp_path, hf_sane_command):
     output = hf_sane_command("embed", "--sane", sane, "--zoo", imported[0], "--output", tmp_path / "embeddings").output
     assert "-" in output.splitlines()[1].split()[-1]  # layer_mean_std has another length for every structure
@@ -196,37 +206,24 @@ def test_bad_options_are_refused(tmp_path, hf_sane_command):
         )
 
 
-def test_repositories_of_a_hub(tmp_path):
+def test_repositories_of_a_hub(tmp_path, monkeypatch, hf_sane_command):
     with run_hub() as hub:
+        # Read from the environment when huggingface_hub is imported; a new process would take longer than all the rest.
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{repo_id}")
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "".join(template[1:]))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
         for index in range(4):
-            hub.storage.add_files(
-                "models", f"org/net-{index}", {"model.safetensors": save(network(4 * index).state_dict())}
-            )
+            files = {"model.safetensors": save(network(4 * index).state_dict())}
+            hub.storage.add_files("models", f"org/net-{index}", files)
         hub.storage.add_files("models", "org/huge", {"model.safetensors": bytes(3_000_000)})
-        ran = subprocess.run(
-            [
-                *(sys.executable, "-c", PROGRAM, "zoo", "import", "--repos", "org/net-0", "org/net-1", "org/net-2"),
-                *(
-                    "org/huge",
-                    "org/missing",
-                    "--max-size",
-                    "2MB",
-                    "--output",
-                    str(tmp_path / "zoo"),
-                    "--token-dim",
-                    "9",
-                ),
-            ],
-            capture_output=True,
-            text=True,
-            env=hub.environment(tmp_path / "home", token=None),
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    assert ran.returncode == 0, ran.stderr
-    assert sum(line.startswith("taken   org/net-") for line in ran.stdout.splitlines()) == 3
-    assert "model.safetensors takes 3,000,000 bytes, the limit is 2,000,000 (--max-size)" in ran.stdout
-    assert "Repository Not Found" in ran.stdout
+        repos = ("--repos", "org/net-0", "org/net-1", "org/net-2", "org/huge", "org/missing")
+        options = ("--max-size", "2MB", "--output", tmp_path / "zoo", "--token-dim", 9)
+        output = hf_sane_command("zoo", "import", *repos, *options).output
+    assert sum(line.startswith("taken   org/net-") for line in output.splitlines()) == 3
+    assert "model.safetensors takes 3,000,000 bytes, the limit is 2,000,000 (--max-size)" in output
+    assert "Repository Not Found" in output
     assert hub.sent("org/huge/resolve") == 0
     zoo = Zoo.load(tmp_path / "zoo")
     assert [len(split) for split in zoo.splits.values()] == [1, 1, 1]

@@ -1,6 +1,7 @@
 """Zoos of networks that others have trained: from folders and from a Hub, whatever their architectures."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -227,6 +228,12 @@ def test_architectures_keep_what_their_configuration_says(imported):
     assert "`metric_accuracy_digits`" in card
     assert "15 networks left out" in card
     assert "mean final test accuracy" not in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    found: dict = {}
+    exec(code.replace("PATH_OR_REPO", str(imported[0])), found)
+    train = imported[1].zoo.splits["train"]
+    assert found["weights"].keys() == train.state_dict(0).keys()
+    assert torch.equal(found["tokens"], train.tokens(0))
 
 
 def test_a_zoo_of_mixed_architectures_loads_streams_and_is_saved(imported, tmp_path):

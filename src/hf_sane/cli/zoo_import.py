@@ -10,6 +10,7 @@ from hf_sane.cli.output import hide_loading_bars, print_table
 if TYPE_CHECKING:
     from hf_sane.zoo.importing import ImportEntry
 
+MUCH_PADDING = 0.9  # of the scalars in the tokens of a network
 MAX_REASON = 160  # characters in the table; the JSON has them all
 
 
@@ -94,6 +95,11 @@ def import_networks(
     for split_name, split in result.zoo.splits.items():
         rows.append([split_name, len(split), *(len(set(split.column(key))) for key in ("repo_id", "layout"))])
     print_table(columns, rows)
+    layouts = result.zoo.facts.parsed_layouts.values()
+    if wasteful := sum(layout.padding_share > MUCH_PADDING for layout in layouts):
+        typer.echo(
+            f"{wasteful} structures are {MUCH_PADDING:.0%} padding or more: --token-layout dense takes less room"
+        )
     typer.echo(f"wrote {output} (what became of each network: {data_folder(output, config) / REPORT_NAME})")
     if any(entry.status == "failed" for entry in left_out):
         typer.echo("some could not be reached: the same command tries those again")

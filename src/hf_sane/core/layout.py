@@ -169,10 +169,10 @@ class Layout:
         """The tokens of each layer."""
         return self._geometry.token_slices
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Tokens of the whole network, `N`."""
-        return self._geometry.token_slices[-1].stop
+        return sum(layer.num_tokens(self.token_layout, self.token_dim) for layer in self.layers)
 
     @cached_property
     def num_weights(self) -> int:

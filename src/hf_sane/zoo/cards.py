@@ -25,6 +25,14 @@ COLUMNS = """\
 | `learning_rate`, `weight_decay`, `dropout`, `data_fraction`, `optimizer`, `initialization`, `activation`, `seed` | how the run was trained |
 | `architecture` | key into `zoo.json`: configuration of the network |
 """
+OWN_NETWORKS = (
+    "Trained neural networks as data: each row is one network at one epoch, with its weights, its accuracy and how it was "
+    "trained."
+)
+IMPORTED_NETWORKS = (
+    "Neural networks that others have trained, as data: each row is one network, with its weights and what its repository "
+    "says about it."
+)
 IMPORT_COLUMNS = """\
 | `repo_id`, `file`, `revision` | where an imported network comes from |
 | `author`, `base_model`, `license`, `library_name`, `pipeline_tag`, `downloads`, `likes` | what the Hub says about it |
@@ -86,6 +94,9 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
             "train",
             'weights = zoo.splits["train"].state_dict(0)  # tensors by name, as in its repository',
         )
+    what, splits = OWN_NETWORKS, "training run: epochs of one run stay together"
+    if are_imported:
+        what, splits = IMPORTED_NETWORKS, "group, as said above"
     example = f'Zoo.load("{PLACEHOLDER}"{"" if len(zoos) == 1 else f", {next(iter(zoos))!r}"})'.replace("'", '"')
     return f"""---
 {data.to_yaml()}
@@ -93,7 +104,7 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
 
 # Model zoo: {", ".join(names)}
 
-Trained neural networks as data: each row is one network at one epoch, with its weights, its accuracy and how it was trained.
+{what}
 {sections}
 ## Use
 
@@ -105,7 +116,7 @@ zoo = {example}
 tokens = zoo.splits["{split}"].tokens(0)  # its weights as tokens [N, token_dim]
 ```
 
-`datasets.load_dataset` reads the same rows, streaming too. Splits are by training run: epochs of one run stay together.
+`datasets.load_dataset` reads the same rows, streaming too. Splits are by {splits}.
 
 {COLUMNS}{IMPORT_COLUMNS if are_imported else ""}"""
 

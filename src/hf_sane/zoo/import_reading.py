@@ -159,9 +159,7 @@ def _check_bytes(file: str, size: int, arguments: ImportArguments) -> None:
 
 def _check_layout(layout: Layout, arguments: ImportArguments) -> None:
     """Refuse what does not fit into a row, from the structure alone."""
-    scalars = (
-        sum(layer.num_tokens(layout.token_layout, layout.token_dim) for layer in layout.layers) * layout.token_dim
-    )
+    scalars = layout.num_tokens * layout.token_dim
     limit = min(MAX_PADDING * arguments.max_bytes // 4, MAX_SCALARS)
     if scalars > limit:
         raise ValueError(
