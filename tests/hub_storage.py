@@ -55,6 +55,7 @@ class Repository:
     name: str
     private: bool = False
     downloads: int = 0
+    likes: int = 0
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -114,7 +115,7 @@ class Repository:
             "gated": False,
             "disabled": False,
             "downloads": self.downloads,
-            "likes": 0,
+            "likes": self.likes,
             "tags": tags,
             "library_name": card.get("library_name"),
             "pipeline_tag": card.get("pipeline_tag"),
@@ -122,7 +123,12 @@ class Repository:
             "createdAt": NOW,
             "lastModified": NOW,
             "siblings": [
-                {"rfilename": path, "size": len(content), "blobId": git_hash(content)}
+                {
+                    "rfilename": path,
+                    "size": len(content),
+                    "blobId": git_hash(content),
+                    **self.large_object(path, content),
+                }
                 for path, content in sorted(commit.files.items())
             ],
         }
@@ -143,10 +149,17 @@ class Repository:
 
     @staticmethod
     def entry(path: str, content: bytes) -> dict[str, Any]:
-        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
-        if is_large(path, len(content)):
-            entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
-        return entry
+        large = Repository.large_object(path, content)
+        if large:
+            large["lfs"]["oid"] = large["lfs"].pop("sha256")
+        return {"type": "file", "path": path, "size": len(content), "oid": git_hash(content), **large}
+
+    @staticmethod
+    def large_object(path: str, content: bytes) -> dict[str, Any]:
+        """What is said about a file that is kept as a large object; nothing about others."""
+        if not is_large(path, len(content)):
+            return {}
+        return {"lfs": {"sha256": sha256(content), "size": len(content), "pointerSize": 134}}
 
 
 class Storage:

@@ -16,6 +16,7 @@ FLOORS = {
     "sampling": 4,
     "probing": 4,
     "analysis": 4,
+    "merging": 4,
     "hub": 5,
     "demo": 6,
     "cli": 7,

@@ -56,10 +56,13 @@ else:
 torch.save(outputs, sys.argv[1])
 """
 WITH_LIBRARY = """
+import re
 import sys
+from pathlib import Path
 
 import datasets
 import torch
+from huggingface_hub import hf_hub_download
 
 from hf_sane import SANEFeatureExtractor, SANEModel, Zoo
 from hf_sane.cli.features import loaded_commit
@@ -87,6 +90,20 @@ for config in ("first", "second"):
     copy = Zoo.load("org/copy", config)
     assert torch.equal(copy.splits["test"].stacked_tokens(), zoo.splits["test"].stacked_tokens())
     assert copy.alignment is not None
+
+model.push_to_hub("org/by-hand")
+tokenizer.push_to_hub("org/by-hand")
+again = SANEModel.from_pretrained("org/by-hand").state_dict()
+assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+assert SANEFeatureExtractor.from_pretrained("org/by-hand").statistics == tokenizer.statistics
+
+for repo_id, kind in {"org/sane": "model", "org/sampled": "model", "org/zoo": "dataset"}.items():
+    card = Path(hf_hub_download(repo_id, "README.md", repo_type=kind)).read_text()
+    (code,) = re.findall("```python\\n(.*?)```", card, flags=re.DOTALL)
+    assert repo_id in code, code
+    names = {}
+    exec(code, names)
+    assert names.keys() & {"decoded", "predicted", "tokens"}, names.keys()
 print("all came back")
 """
 PRIVATE = """

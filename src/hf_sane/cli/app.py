@@ -14,8 +14,10 @@ from hf_sane.cli.pretrain import pretrain
 from hf_sane.cli.probe import probe
 from hf_sane.cli.sample import sample
 from hf_sane.cli.settings import PASS_THROUGH
+from hf_sane.cli.soup import soup
 from hf_sane.cli.transfer import pull, push
 from hf_sane.cli.zoo import zoo_app
+from hf_sane.cli.zoo_import import import_networks
 from hf_sane.core.allocator import tune_allocator
 
 EXIT_CODE = 2
@@ -56,16 +58,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+zoo_app.command("import")(import_networks)
 app.add_typer(zoo_app, name="zoo")
 app.command("pretrain", **PASS_THROUGH)(pretrain)
 app.command("embed")(embed)
 app.command("probe")(probe)
 app.command("sample")(sample)
 app.command("finetune")(finetune)
+app.command("soup")(soup)
 app.command("info")(info)
-app.command("analyze")(analyze)
 app.command("push")(push)
 app.command("pull")(pull)
+app.command("analyze")(analyze)
 app.command("demo", **PASS_THROUGH)(demo)
 
 

@@ -27,7 +27,10 @@ def probe(
     ] = "test_accuracy,epoch,generalization_gap",
     poolings: Annotated[str, typer.Option(help=POOLINGS_HELP)] = "all",
     config: Annotated[str | None, typer.Option(help="Which zoo, if there are several.")] = None,
-    aligned: Annotated[bool, typer.Option(help="Bring networks to the zoo's reference first.")] = True,
+    aligned: Annotated[
+        bool | None,
+        typer.Option(help="Bring networks to the zoo's reference first; by default if the zoo is aligned."),
+    ] = None,
     spectral: Annotated[bool, typer.Option(help="Add spectra of weight matrices as one more baseline.")] = False,
     halo_size: Annotated[int, typer.Option(help="Context tokens on each side of a window.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Networks, and windows, at a time.")] = 64,
@@ -42,6 +45,8 @@ def probe(
 
     hide_loading_bars()
     names, wanted = parse_poolings(poolings), [name.strip() for name in properties.split(",")]
+    population = Zoo.load(zoo, config)
+    aligned = population.alignment is not None if aligned is None else aligned
     settings = {
         "sane": sane,
         "zoo": zoo,
@@ -52,7 +57,6 @@ def probe(
         "halo_size": halo_size,
     }
     record = RunRecord.start(arguments=settings)
-    population = Zoo.load(zoo, config)
     targets = {
         name: {key: split.column(name).astype(np.float64) for key, split in population.splits.items()}
         for name in wanted

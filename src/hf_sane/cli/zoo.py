@@ -11,8 +11,11 @@ from hf_sane.cli.output import hide_loading_bars, print_table
 from hf_sane.cli.settings import PASS_THROUGH, extra_option, run_with_settings
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from hf_sane.zoo.dataset import Zoo
 
+MAX_SHOWN = 10  # architectures and layouts
 SHOWN_PROPERTIES = ("test_accuracy", "validation_accuracy", "generalization_gap")
 zoo_app = typer.Typer(no_args_is_help=True, help="Zoos: populations of trained networks.")
 Recipe = Literal["seed", "hyperparameter"]
@@ -70,19 +73,14 @@ def show(
 
 def describe_zoo(zoo: "Zoo") -> dict[str, Any]:
     """Facts about a zoo, as JSON holds them."""
-    import numpy as np
-
     splits: dict[str, Any] = {}
     for name, split in zoo.splits.items():
         final = split.final_epochs()
         splits[name] = {
             "networks": len(split),
             "runs": len(final),
-            "epochs": sorted(set(split.column("epoch").tolist())),
-            "final": {
-                column: np.quantile(final.column(column), (0, 0.5, 1)).tolist() if len(final) else None
-                for column in SHOWN_PROPERTIES
-            },
+            "epochs": [epoch for epoch in sorted(set(split.column("epoch").tolist())) if epoch == epoch],
+            "final": {column: _spread(final.column(column)) for column in SHOWN_PROPERTIES},
         }
     return {
         "name": zoo.facts.name,
@@ -97,14 +95,33 @@ def describe_zoo(zoo: "Zoo") -> dict[str, Any]:
     }
 
 
+def _spread(values: "np.ndarray") -> list[float] | None:
+    """Smallest, median and largest of what is known."""
+    import numpy as np
+
+    known = values[np.isfinite(values)]
+    return np.quantile(known, (0, 0.5, 1)).tolist() if len(known) else None
+
+
+def describe_architecture(settings: dict[str, Any]) -> str:
+    """Settings of an architecture in one line; of an imported one, what its repository calls it."""
+    from hf_sane.zoo.facts import IMPORTED
+
+    if settings["model_type"] == IMPORTED:
+        config = settings["config"]
+        return ", ".join(map(str, config.get("architectures") or [config.get("model_type", "no configuration")]))
+    return ", ".join(f"{name} {value}" for name, value in settings.items() if name != "model_type")
+
+
 def print_zoo(facts: dict[str, Any]) -> None:
     """Print [`describe_zoo`] for people."""
     typer.echo(f"zoo {facts['name']}{'' if facts['is_aligned'] else ' (not aligned)'}")
-    for settings in facts["architectures"].values():
-        described = ", ".join(f"{name} {value}" for name, value in settings.items() if name != "model_type")
-        typer.echo(f"  architecture {settings['model_type']}: {described}")
-    for layout in facts["layouts"].values():
+    for settings in list(facts["architectures"].values())[:MAX_SHOWN]:
+        typer.echo(f"  architecture {settings['model_type']}: {describe_architecture(settings)}")
+    for layout in list(facts["layouts"].values())[:MAX_SHOWN]:
         typer.echo(f"  {layout['tokens']:,} {layout['token_layout']} tokens of {layout['token_dim']} weights")
+    if (more := max(len(facts["architectures"]), len(facts["layouts"])) - MAX_SHOWN) > 0:
+        typer.echo(f"  and {more} more (--json lists all)")
     typer.echo(f"  {len(facts['excluded'])} runs excluded")
     header = ("split", "runs", "networks", "epochs", *(f"final {name.replace('_', ' ')}" for name in SHOWN_PROPERTIES))
     rows = []

@@ -17,20 +17,27 @@ def layer_key(layer: LayerSpec) -> str:
     return f"{layer.name}:{layer.row_length}"
 
 
+def layer_keys(layer: LayerSpec) -> tuple[str, str, str]:
+    """Where to look for statistics of a layer: under its own key, that of its kind (`"*:conv"`), that of all (`"*"`)."""
+    return layer_key(layer), f"*:{layer.kind}", "*"
+
+
 @dataclass(frozen=True)
 class LayerStatistics:
     """Mean and standard deviation of the weights of each layer.
 
     Attributes:
-        means: Layer key to mean.
-        stds: Layer key to standard deviation, > 0.
+        means: Key ([`layer_keys`]) to mean.
+        stds: Key to standard deviation, > 0.
     """
 
     means: Mapping[str, float]
     stds: Mapping[str, float]
 
     @classmethod
-    def fit(cls, batches: Iterable[tuple[Layout, Tensor]], method: FitMethod = "standardize") -> "LayerStatistics":
+    def fit(
+        cls, batches: Iterable[tuple[Layout, Tensor]], method: FitMethod = "standardize", *, by_kind: bool = False
+    ) -> "LayerStatistics":
         """Fit on training networks.
 
         `standardize`: `mu = mean_m mean(w_m)`, `sigma = sqrt(mean_m var(w_m))` over models `m`; weights and bias of a
@@ -40,6 +47,8 @@ class LayerStatistics:
         Args:
             batches: Pairs of a layout and raw tokens `[M, N, D]` (or `[N, D]`).
             method: `"standardize"` or `"robust"`.
+            by_kind: Also fit one mean and standard deviation per kind of layer and for all, over the layers of all
+                networks, each with the same weight. Layers whose own key was not fitted use those.
 
         Raises:
             ValueError: Without any network, or for an unknown method.
@@ -52,10 +61,11 @@ class LayerStatistics:
             batch = tokens if tokens.ndim == 3 else tokens[None]
             for layer, part in zip(layout.layers, layout.token_slices, strict=True):
                 weights = batch[:, part][:, layout.weight_mask[part]].double()
-                means.setdefault(layer_key(layer), []).append(weights.mean(dim=1))
-                variances.setdefault(layer_key(layer), []).append(
-                    (weights - weights.mean(dim=1, keepdim=True)).square().mean(dim=1)
-                )
+                mean = weights.mean(dim=1)
+                variance = (weights - mean.unsqueeze(1)).square().mean(dim=1)
+                for key in layer_keys(layer)[: None if by_kind else 1]:
+                    means.setdefault(key, []).append(mean)
+                    variances.setdefault(key, []).append(variance)
         if not means or not all(sum(map(len, found)) for found in means.values()):
             raise ValueError("expected at least one network to fit on, got none; pass the training split of a zoo")
         centre = torch.median if method == "robust" else torch.mean
@@ -69,14 +79,14 @@ class LayerStatistics:
         Raises:
             KeyError: If a layer was not fitted.
         """
-        keys = [layer_key(layer) for layer in layout.layers]
-        if unknown := [key for key in keys if key not in self.means]:
+        found = [next((key for key in layer_keys(layer) if key in self.means), None) for layer in layout.layers]
+        if unknown := [layer_key(layer) for layer, key in zip(layout.layers, found, strict=True) if key is None]:
             raise KeyError(
                 f"the extractor was fitted on another layout: no statistics for {unknown[:5]}"
                 f"{' and more' if len(unknown) > 5 else ''} (name:row length), it knows {list(self.means)[:5]}; fit it on "
-                "networks of this architecture, or use normalization='none'"
+                "networks of this architecture, fit it by kind of layer too, or use normalization='none'"
             )
-        return [(self.means[key], self.stds[key]) for key in keys]
+        return [(self.means[key], self.stds[key]) for key in found if key is not None]
 
     def scales(self, layout: Layout) -> list[tuple[float, float]]:
         """Per layer `(1 / sigma, -mu / sigma)`: what turns a weight into a normalised one (see `core.chunking.Affine`)."""

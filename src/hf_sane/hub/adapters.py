@@ -98,7 +98,7 @@ def write_adapter_card(
     return write_card(folder, card)
 
 
-def write_pretraining_card(folder: Path, arguments: PretrainArguments, network_config: ZooConfig) -> Path:
+def write_pretraining_card(folder: Path, arguments: PretrainArguments, network_config: ZooConfig | None) -> Path:
     """Write README.md for what a pre-training run left in `folder`: a SANE autoencoder, or an adapter of one."""
     datasets = [name for name in arguments.zoo if not Path(name).exists()]
     if arguments.lora and arguments.pretrained is not None:

@@ -1,7 +1,7 @@
 """One vector per network: latents of its tokens, pooled."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -139,20 +139,55 @@ def embed_networks(
         batch = raw_tokens[start : start + batch_size]
         if bad := (start + (~batch.flatten(1).isfinite().all(dim=1)).nonzero().flatten()).tolist():
             raise ValueError(f"NaN or infinite weights in networks {bad}; leave them out")
-        latents = model.encode_sequences(
+        found = embed_tokens(
+            model,
+            layout,
             extractor.normalize(batch, layout),
-            layout.positions,
+            poolings=poolings,
             window_size=window_size,
             halo_size=halo_size,
             batch_size=batch_size,
         )
-        for name in poolings:
-            if name != "spectrum_distribution":
-                parts[name].append(pool_latents(latents, layout, name).cpu())
-                continue
-            decoded = model.decode_sequences(
-                latents, layout.positions, window_size=window_size, halo_size=halo_size, batch_size=batch_size
-            )
-            shape = [layer_spectrum(latents, layout), layer_distribution(decoded, layout)]
-            parts[name].append(torch.cat(shape, dim=1).cpu())
-    return {name: torch.cat(found) for name, found in parts.items()}
+        for name, values in found.items():
+            parts[name].append(values)
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+@torch.no_grad()
+def embed_tokens(
+    model: SANEModel,
+    layout: Layout,
+    tokens: Tensor,
+    *,
+    poolings: Sequence[EmbeddingPooling] = ("mean",),
+    window_size: int | None = None,
+    halo_size: int = 0,
+    batch_size: int = 64,
+) -> dict[str, Tensor]:
+    """Embed networks of one architecture from their *normalised* tokens, all in one go.
+
+    Args:
+        model: SANE autoencoder; runs on its own device, in evaluation mode.
+        layout: Layout of the networks.
+        tokens: `[M, N, D]` float, as `SANEFeatureExtractor.encode` gives them.
+        poolings: As in [`embed_networks`], like all that follows.
+        window_size: Tokens per window; the training window when `None`.
+        halo_size: Context tokens on each side of a window.
+        batch_size: Windows at a time.
+
+    Returns:
+        `{pooling: [M, F]}` float32 on the CPU.
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
+    latents = model.encode_sequences(tokens, layout.positions, **windows)
+    found: dict[str, Tensor] = {}
+    for name in poolings:
+        if name != "spectrum_distribution":
+            found[name] = pool_latents(latents, layout, name).cpu()
+            continue
+        decoded = model.decode_sequences(latents, layout.positions, **windows)
+        found[name] = torch.cat([layer_spectrum(latents, layout), layer_distribution(decoded, layout)], dim=1).cpu()
+    return found

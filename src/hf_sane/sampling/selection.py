@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hf_sane.sampling.batchnorm import BATCH_SIZE, NUM_BATCHES, condition_batch_norm
 from hf_sane.sampling.generation import Density, NetworkCodec
+from hf_sane.zoo.batchnorm import BATCH_SIZE, NUM_BATCHES, condition_batch_norm
 from hf_sane.zoo.networks import StackedNetworks
 
 # Draws `count` candidates: what they are made of, `[count, ...]` (latents or tokens), and the networks.

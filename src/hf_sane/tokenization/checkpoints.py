@@ -57,7 +57,6 @@ def local_path(source: str | Path, *, revision: str | None = None, max_bytes: in
 
     Raises:
         FileNotFoundError: If `source` looks like a path and does not exist.
-        ValueError: If a repo holds more than `max_bytes`.
     """
     path = Path(source)
     if path.exists():
@@ -118,21 +117,21 @@ def _load_safetensors(path: Path) -> StateDict:
 
 
 def index_shards(index: Path) -> dict[str, list[str]]:
-    """Read a shard index: file name to the tensors in it.
+    """Read a shard index of which all shards are there: file name to the tensors in it.
 
     Raises:
         ValueError: If it is no index, or names a file outside its own folder.
         FileNotFoundError: If a shard is missing.
     """
-    shards = read_index(index)
+    shards = parse_index(index)
     for file in shards:
         if not (index.parent / file).exists():
             raise FileNotFoundError(f"{index} names the shard {file}, which is missing; download the folder again")
     return shards
 
 
-def read_index(index: Path) -> dict[str, list[str]]:
-    """Read a shard index whose shards may be elsewhere yet.
+def parse_index(index: Path) -> dict[str, list[str]]:
+    """Read a shard index, whose shards need not be there: file name to the tensors in it.
 
     Raises:
         ValueError: If it is no index, or names a file outside its own folder.
@@ -141,6 +140,8 @@ def read_index(index: Path) -> dict[str, list[str]]:
         weight_map = json.loads(index.read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{index} is no shard index: expected JSON with a 'weight_map' ({error!r})") from error
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index} is no shard index: expected its 'weight_map' to give a file name for every tensor")
     shards: dict[str, list[str]] = {}
     for name, file in weight_map.items():
         shards.setdefault(file, []).append(name)
@@ -185,14 +186,19 @@ def _outline(content: object) -> str:
 
 
 def download_checkpoint(repo_id: str, *, revision: str | None = None, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
-    """Bring the weights of a Hub repo into the local cache; safetensors only, all of one commit.
+    """Bring the weights of a Hub repo into the local cache; safetensors only, all files of one commit.
+
+    Args:
+        repo_id: `user/name`.
+        revision: Branch, tag or commit.
+        max_bytes: Larger weights are not downloaded.
 
     Returns:
         The safetensors file, or the shard index with its shards beside it.
 
     Raises:
         FileNotFoundError: If the repo holds no safetensors under a known name.
-        ValueError: If it holds more than `max_bytes`, or a damaged index.
+        ValueError: If the weights are too large, or the index names files outside its folder.
     """
     info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
@@ -203,7 +209,7 @@ def download_checkpoint(repo_id: str, *, revision: str | None = None, max_bytes:
             return Path(download(name))
         if f"{name}.index.json" in sizes:
             index = Path(download(f"{name}.index.json"))
-            shards = read_index(index)
+            shards = parse_index(index)
             _check_size(repo_id, sum(sizes.get(file, 0) for file in shards), max_bytes)
             for file in shards:
                 download(file)

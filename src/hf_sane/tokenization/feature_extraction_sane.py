@@ -76,7 +76,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
     def layout(self, source: Source, *, revision: str | None = None) -> Layout:
         """Lay out a network without reading its values; meta tensors will do."""
-        return self._lay_out(load_state_dict(source, revision=revision))
+        return self.lay_out(load_state_dict(source, revision=revision))
 
     def encode(self, source: Source, *, revision: str | None = None) -> TokenSequence:
         """Turn a network into tokens.
@@ -95,14 +95,14 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         state_dict = load_state_dict(source, revision=revision)
         if meta := [name for name, tensor in state_dict.items() if tensor.is_meta]:
             raise ValueError(f"tensors without values (meta device): {meta[:5]}; load the weights, or use layout()")
-        layout = self._lay_out(state_dict)
-        affine = None if self.normalization == "none" else self._statistics().scales(layout)
+        layout = self.lay_out(state_dict)
+        affine = None if self.normalization == "none" else self.scales(layout)
         tokens = tokens_from_tensors(state_dict, layout, affine=affine)
         _check_finite(tokens, state_dict)
         return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
 
-    def _lay_out(self, state_dict: StateDict) -> Layout:
-        """The layout of a network, its layers in the order of its family if that was fitted."""
+    def lay_out(self, state_dict: Mapping[str, Tensor]) -> Layout:
+        """The layout of tensors in memory (or on the meta device), layers in the order of their family if that was fitted."""
         layout = Layout.from_state_dict(
             state_dict, token_dim=self.token_dim, token_layout=self.token_layout, batch_norm=self.batch_norm
         )
@@ -136,12 +136,15 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         sources: Iterable[Source | tuple[Layout, Tensor]],
         *,
         max_abs_weight: float | None = None,
+        by_kind: bool = False,
     ) -> "SANEFeatureExtractor":
         """Fit the per-layer statistics; use training networks only.
 
         Args:
             sources: Networks, or pairs of a layout and *raw* tokens `[M, N, D]`.
             max_abs_weight: Leave out networks with a larger weight: one exploded network would set every scale.
+            by_kind: Also fit each kind of layer (conv, linear, ...), for networks whose layers no training network has:
+                zoos of mixed architectures need it.
 
         Returns:
             `self`.
@@ -157,7 +160,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
                     orders.setdefault(layout.signature, [layer_key(layer) for layer in layout.layers])
                     yield layout, tokens
 
-        fitted = LayerStatistics.fit(batches(), self.normalization)
+        fitted = LayerStatistics.fit(batches(), self.normalization, by_kind=by_kind)
         self.layer_orders = list(orders.values())
         self.statistics = {"means": dict(fitted.means), "stds": dict(fitted.stds)}
         return self
@@ -180,6 +183,15 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
                 "fitted extractor with from_pretrained(), or use normalization='none'"
             )
         return LayerStatistics(self.statistics["means"], self.statistics["stds"])
+
+    def scales(self, layout: Layout) -> list[tuple[float, float]]:
+        """Per layer, the factor and the term that turn a weight into a normalised one: `(1 / sigma, -mu / sigma)`.
+
+        Raises:
+            ValueError: If the extractor was not fitted.
+            KeyError: If it was fitted on another architecture.
+        """
+        return [(1.0, 0.0)] * len(layout.layers) if self.normalization == "none" else self._statistics().scales(layout)
 
     def normalize(self, tokens: Tensor, layout: Layout) -> Tensor:
         """Raw tokens `[*batch, N, D]` to normalised ones; padding stays zero."""

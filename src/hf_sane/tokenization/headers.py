@@ -56,7 +56,7 @@ def read_meta_state_dict(source: str | Path, *, revision: str | None = None) -> 
         raise FileNotFoundError(f"no such file or folder: {source}; give an existing path or a Hub repo id")
     found: StateDict = {}
     for name, header in sorted(get_safetensors_metadata(source, revision=revision).files_metadata.items()):
-        found |= _meta_tensors(header, f"{source}/{name}")
+        found |= meta_tensors(header, f"{source}/{name}")
     return strip_prefixes(found)
 
 
@@ -87,10 +87,19 @@ def _read_header(path: Path) -> StateDict:
     expected = 8 + header_bytes + max((info.data_offsets[1] for info in header.tensors.values()), default=0)
     if (size := path.stat().st_size) < expected:
         raise ValueError(f"{path} is truncated: expected {expected} bytes, got {size}; download or save it again")
-    return _meta_tensors(header, str(path))
+    return meta_tensors(header, str(path))
 
 
-def _meta_tensors(header: SafetensorsFileMetadata, where: str) -> StateDict:
+def meta_tensors(header: SafetensorsFileMetadata, where: str) -> StateDict:
+    """Tensors on the meta device from the header of one safetensors file.
+
+    Args:
+        header: As huggingface_hub parses it, of a local or remote file.
+        where: What messages call the file.
+
+    Raises:
+        ValueError: For an unknown dtype.
+    """
     if unknown := sorted({info.dtype for info in header.tensors.values()} - DTYPES.keys()):
         raise ValueError(f"{where} holds tensors of dtype {unknown}; expected {', '.join(DTYPES)}; convert it first")
     return {

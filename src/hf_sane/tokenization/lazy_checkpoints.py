@@ -46,6 +46,12 @@ class LazyCheckpoint(Mapping[str, Tensor]):
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(stored_name)
 
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of a tensor (of its first axis); only they are read."""
+        path, stored_name = self._places[name]
+        with safe_open(path, framework="pt") as file:
+            return file.get_slice(stored_name)[start:stop]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.outlines)
 

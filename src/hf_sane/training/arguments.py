@@ -83,6 +83,10 @@ class PretrainArguments:
     normalization: Literal["standardize", "robust", "none"] = _field(
         "How the extractor that is fitted on the training split normalises each layer.", default="standardize"
     )
+    statistics_by_kind: bool = _field(
+        "Fit the extractor by kind of layer too, for layers that no training network has: zoos of mixed architectures.",
+        default=False,
+    )
 
     views: list[str] = field(
         default_factory=lambda: ["aligned", "permuted"],

@@ -7,8 +7,10 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core.layout import Layout
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.evaluation import group_by_layout
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.loader import WindowSampler
 from hf_sane.zoo.stream import ZooStream
@@ -72,9 +74,24 @@ class TrainingData:
         )
 
     @property
-    def network_config(self) -> ZooConfig:
-        """Architecture of a training network, for cards."""
-        return self.train[0].config(0)
+    def network_config(self) -> ZooConfig | None:
+        """Architecture of a training network, for cards; `None` if it was imported and is none of this library."""
+        return self.train[0].known_config(0)
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """Layouts of the networks to train and evaluate on, by the run that has it; of streams, all of the zoo."""
+        if self.streams:
+            return {
+                f"layout {key}": layout
+                for stream in self.streams
+                for key, layout in stream.facts.parsed_layouts.items()
+            }
+        return {
+            split.run_ids[members[0]]: layout
+            for split in (*self.train, *self.validation)
+            for layout, members in group_by_layout(split, range(len(split)))
+        }
 
     def batches(self, arguments: PretrainArguments, extractor: SANEFeatureExtractor, window_size: int) -> Batches:
         """Random windows of the training networks, in the views that the arguments ask for."""

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import gt
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
+from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import Normalization, SANEFeatureExtractor
@@ -21,7 +23,9 @@ from hf_sane.zoo.dataset import ZooSplit
 logger = logging.getLogger(__name__)
 
 
-def fit_extractor(splits: Sequence[ZooSplit], normalization: Normalization) -> SANEFeatureExtractor:
+def fit_extractor(
+    splits: Sequence[ZooSplit], normalization: Normalization, *, by_kind: bool = False
+) -> SANEFeatureExtractor:
     """Fit a weight tokenizer on training networks; token size and layout are those that the zoos were built with."""
     layouts = [split.layout(0) for split in splits]
     shapes = {(layout.token_dim, layout.token_layout, layout.batch_norm) for layout in layouts}
@@ -35,7 +39,35 @@ def fit_extractor(splits: Sequence[ZooSplit], normalization: Normalization) -> S
         batch_norm=layouts[0].batch_norm,
         normalization=normalization,
     )
-    return extractor.fit(pair for split in splits for pair in read_models(split, range(len(split))))
+    networks = (pair for split in splits for pair in read_models(split, range(len(split))))
+    return extractor.fit(networks, by_kind=by_kind)
+
+
+def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, layouts: Mapping[str, Layout]) -> None:
+    """Refuse, before the first step, networks that would stop a run in its midst: zoos may mix architectures.
+
+    Args:
+        model: The autoencoder.
+        extractor: Its weight tokenizer.
+        layouts: Of all networks that are trained or evaluated on, by what messages call them.
+
+    Raises:
+        KeyError: If a network has layers that the extractor was not fitted on.
+        ValueError: If a network is longer than learned positions reach.
+    """
+    for name, layout in layouts.items():
+        try:
+            extractor.normalize(torch.zeros(0, layout.num_tokens, layout.token_dim), layout)
+        except KeyError as error:
+            raise KeyError(f"{name}: {error.args[0]} (--statistics-by-kind)") from error
+        sizes = [largest + 1 for largest in layout.positions.amax(dim=0).tolist()]
+        limits = model.config.max_positions
+        if model.config.position_embedding == "learned" and any(map(gt, sizes, limits)):
+            raise ValueError(
+                f"{name} has {sizes[0]} tokens, {sizes[1]} layers and up to {sizes[2]} channels, the learned positions of "
+                f"the model reach {list(limits)}; give larger max_positions, or position_embedding='sinusoidal', which has "
+                "no limit"
+            )
 
 
 def sample_tokens(

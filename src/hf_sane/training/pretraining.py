@@ -25,7 +25,7 @@ from hf_sane.training.behavior import BehaviorLoss
 from hf_sane.training.checkpoints import PARTIAL, list_checkpoints, replace_folder, save_checkpoint
 from hf_sane.training.data import Batches, TrainingData
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
-from hf_sane.training.preparation import build_model, fit_extractor, one_cycle
+from hf_sane.training.preparation import build_model, check_fits, fit_extractor, one_cycle
 from hf_sane.zoo.dataset import Zoo
 
 RECORD_NAME = "run.json"  # beside the model
@@ -60,7 +60,7 @@ class PretrainResult:
         seconds: Of this process, since it started or resumed.
         num_processes: Processes that trained together.
         is_main_process: Whether this one is the first of them, which writes files.
-        network_config: Architecture of a training network, for the card.
+        network_config: Architecture of a training network, for the card; `None` if it was imported and is none of this library.
     """
 
     folder: Path
@@ -70,7 +70,7 @@ class PretrainResult:
     seconds: float
     num_processes: int
     is_main_process: bool
-    network_config: ZooConfig
+    network_config: ZooConfig | None
 
 
 @dataclass
@@ -238,8 +238,10 @@ def prepare_run(
     splits = data.train
     if extractor is None and arguments.pretrained is not None:
         extractor = SANEFeatureExtractor.from_pretrained(arguments.pretrained)
-    extractor = extractor or fit_extractor(splits, arguments.normalization)
+    by_kind = arguments.statistics_by_kind
+    extractor = extractor or fit_extractor(splits, arguments.normalization, by_kind=by_kind)
     model = build_model(arguments, extractor, splits)
+    check_fits(model, extractor, data.layouts)
     batches = data.batches(arguments, extractor, model.config.window_size)
     windows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
     steps_per_epoch = math.ceil(sum(data.num_models) / windows_per_step)

@@ -1,12 +1,13 @@
 """The dataset card of a zoo: facts from the build, and the YAML that lets `load_dataset` find the files."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from huggingface_hub import DatasetCardData
 
 from hf_sane.core.files import write_atomically
-from hf_sane.zoo.facts import DEFAULT_CONFIG, ZooFacts, data_folder
+from hf_sane.zoo.facts import DEFAULT_CONFIG, IMPORT_KEY, IMPORTED, ZooFacts, data_folder
 from hf_sane.zoo.records import SPLITS
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -23,6 +24,14 @@ COLUMNS = """\
 | `generalization_gap` | `train_accuracy - test_accuracy` |
 | `learning_rate`, `weight_decay`, `dropout`, `data_fraction`, `optimizer`, `initialization`, `activation`, `seed` | how the run was trained |
 | `architecture` | key into `zoo.json`: configuration of the network |
+"""
+IMPORT_COLUMNS = """\
+| `repo_id`, `file`, `revision` | where an imported network comes from |
+| `author`, `base_model`, `license`, `library_name`, `pipeline_tag`, `downloads`, `likes` | what the Hub says about it |
+| `num_weights`, `file_bytes` | its size |
+| `metric_*` | what its card claims; not measured again |
+
+Columns that nothing is known about are null, among them accuracies and hyper-parameters of imported networks.
 """
 
 
@@ -50,21 +59,33 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
     size = next((name for limit, name in SIZE_CATEGORIES if rows < limit), "n>1M")
     data = DatasetCardData(
         pretty_name=f"Model zoo: {', '.join(names)}",
-        license=first.arguments.get("license"),
+        license=first.data.get("license") or first.arguments.get("license"),
         tags=["model-zoo", "weight-space-learning", "hf_sane"],
         size_categories=[size],
         configs=[
             {
                 "config_name": config,
+                # Datasets finds what it decoded before by folder name and this YAML: without the digest, another zoo in a
+                # folder of that name would come back.
+                "description": f"{facts.name} {facts.digest}",
                 "data_files": [
-                    {"split": split, "path": f"{data_folder(Path(), config)}/{split}-*.parquet"} for split in SPLITS
+                    {"split": split, "path": f"{data_folder(Path(), config)}/{split}-*.parquet"}
+                    for split in SPLITS
+                    if facts.count(split) != 0
                 ],
                 **({"default": True} if config == DEFAULT_CONFIG and len(zoos) > 1 else {}),
             }
-            for config in zoos
+            for config, facts in zoos.items()
         ],
     )
+    are_imported = any(IMPORT_KEY in facts.data for facts in zoos.values())
     sections = "\n".join(_section(config, facts) for config, facts in zoos.items())
+    split, network = "test", 'network = zoo.splits["test"].model(0)  # a torch module, ready to classify images'
+    if are_imported:
+        split, network = (
+            "train",
+            'weights = zoo.splits["train"].state_dict(0)  # tensors by name, as in its repository',
+        )
     example = f'Zoo.load("{PLACEHOLDER}"{"" if len(zoos) == 1 else f", {next(iter(zoos))!r}"})'.replace("'", '"')
     return f"""---
 {data.to_yaml()}
@@ -80,38 +101,76 @@ Trained neural networks as data: each row is one network at one epoch, with its 
 from hf_sane.zoo.dataset import Zoo
 
 zoo = {example}
-network = zoo.splits["test"].model(0)  # a torch module, ready to classify images
-tokens = zoo.splits["test"].tokens(0)  # its weights as tokens [N, token_dim]
+{network}
+tokens = zoo.splits["{split}"].tokens(0)  # its weights as tokens [N, token_dim]
 ```
 
 `datasets.load_dataset` reads the same rows, streaming too. Splits are by training run: epochs of one run stay together.
 
-{COLUMNS}"""
+{COLUMNS}{IMPORT_COLUMNS if are_imported else ""}"""
 
 
 def _section(config: str, facts: ZooFacts) -> str:
     arguments, data = facts.arguments, facts.data
     lines = [f"\n## {facts.name}" + ("" if config == DEFAULT_CONFIG else f" (`{config}`)"), ""]
-    if data:
+    is_imported = IMPORT_KEY in data
+    if data and not is_imported:
         counts = ", ".join(f"{data[split]:,} {split}" for split in SPLITS if split in data)
         lines.append(f"- images: {data['name']} ({counts}; {data['num_classes']} classes)")
-    lines += [f"- architecture: {_describe(settings)}" for settings in facts.architectures.values()]
-    lines += [
+    lines += _counted(f"- architecture: {_describe(settings)}" for settings in facts.architectures.values())
+    lines += _counted(
         f"- tokens: {layout['token_layout']}, token_dim {layout['token_dim']}" for layout in facts.layouts.values()
-    ]
+    )
     if "keep_epochs" in arguments:
         lines.append(f"- epochs kept: {', '.join(map(str, arguments['keep_epochs']))}; seed {arguments['seed']}")
     if facts.excluded:
         marked = "kept and listed" if arguments.get("include_excluded") else "left out"
-        lines.append(f"- {len(facts.excluded)} runs {marked}: not finite or exploded (`zoo.json` names them)")
-    lines += ["", "| split | runs | networks | mean final test accuracy |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {split['runs']} | {split['networks']} | {split['test_accuracy']:.3f} |"
-        for name, split in facts.splits.items()
-    ]
+        what = "networks left out (`zoo.json` says why)"
+        own = f"runs {marked}: not finite or exploded (`zoo.json` names them)"
+        lines.append(f"- {len(facts.excluded)} {what if is_imported else own}")
+    lines += _imported_lines(facts) if is_imported else []
+    lines += ["", *_split_table(facts)]
     return "\n".join([*lines, ""])
 
 
+def _counted(lines: Iterable[str]) -> list[str]:
+    """Each line once, with how often it came."""
+    return [f"{line} ({count} structures)" if count > 1 else line for line, count in Counter(lines).items()]
+
+
+def _split_table(facts: ZooFacts) -> list[str]:
+    """Splits and their sizes; accuracy where it was measured."""
+    measured = any("test_accuracy" in split for split in facts.splits.values())
+    title, bars = (" mean final test accuracy |", "---|") if measured else ("", "")
+    lines = [f"| split | runs | networks |{title}", f"|---|---|---|{bars}"]
+    for name, split in facts.splits.items():
+        accuracy = f" {split['test_accuracy']:.3f} |" if measured else ""
+        lines.append(f"| {name} | {split['runs']} | {split['networks']} |{accuracy}")
+    return lines
+
+
+def _imported_lines(facts: ZooFacts) -> list[str]:
+    """What readers of imported networks must know: whose they are, under which licences, and how they were split."""
+    source, grouping = facts.data, facts.arguments["group_by"]
+    licenses = ", ".join(f"{name} ({count})" for name, count in source["licenses"].items())
+    lines = [
+        f"- imported: {source['networks']} networks of {source['repositories']} repositories; each row names its repository, "
+        "revision and file",
+        f"- licences: {licenses}; **each network keeps the licence of its repository**",
+        f"- splits by {grouping}: networks that share their {grouping} are in one split",
+    ]
+    if metrics := source["metrics"]:
+        lines.append(
+            f"- columns of what the cards of the networks claim: {', '.join(f'`{name}`' for name in metrics)}"
+        )
+    return lines
+
+
 def _describe(settings: Mapping[str, object]) -> str:
+    if settings["model_type"] == IMPORTED:
+        config = settings["config"]
+        assert isinstance(config, Mapping)
+        names = config.get("architectures") or [config.get("model_type") or "no configuration"]
+        return f"imported: {', '.join(map(str, names))}"
     rest = {name: value for name, value in settings.items() if name not in ("model_type", "id2label")}
     return f"`{settings['model_type']}` with " + ", ".join(f"{name} {value}" for name, value in rest.items())

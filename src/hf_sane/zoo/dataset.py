@@ -123,11 +123,29 @@ class ZooSplit:
         return torch.stack([self.tokens(i) for i in range(len(self))])
 
     def config(self, index: int) -> ZooConfig:
-        """Configuration of one network, with the activation, initialisation and dropout of its run."""
+        """Configuration of one network, with the activation, initialisation and dropout of its run.
+
+        Raises:
+            ValueError: If it was imported and is none of the architectures of this library.
+        """
+        if (config := self.known_config(index)) is None:
+            raise ValueError(
+                f"the architecture of {self.run_ids[index]!r} is not one of this library, which has its weights only: "
+                "expected a CNN, MLP or ResNet of hf_sane.architectures; use state_dict() and the code of its authors"
+            )
+        return config
+
+    def known_config(self, index: int) -> ZooConfig | None:
+        """What [`config`] gives, or `None` for an imported network of another family."""
         row = self.rows[index]
         config = self.facts.parsed_architectures[self.table.column("architecture")[row]]
+        if config is None:
+            return None
         values = {name: self.table.column(name)[row] for name in PER_RUN_SETTINGS if hasattr(config, name)}
-        return with_settings(config, **{k: v if isinstance(v, str) else float(v) for k, v in values.items()})
+        known = {
+            name: value if isinstance(value, str) else float(value) for name, value in values.items() if value == value
+        }
+        return with_settings(config, **known)
 
     def state_dict(self, index: int) -> StateDict:
         """All tensors of one network, in their order and types; fresh memory."""
@@ -275,11 +293,15 @@ class Zoo:
             cache_dir = folder / CACHE_NAME
         data = data_folder(folder, config)
         files = {split: sorted(map(str, data.glob(f"{split}-*.parquet"))) for split in SPLITS}
-        if missing := [split for split, paths in files.items() if not paths]:
+        empty = [split for split in SPLITS if not files[split] and known[config].count(split) == 0]
+        if missing := [split for split, paths in files.items() if not paths and split not in empty]:
             raise FileNotFoundError(
                 f"{data} has no parquet files for {missing}; expected <split>-00000-of-0000n.parquet"
             )
+        files = {split: paths for split, paths in files.items() if paths}
         loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(cache_dir) if cache_dir else None)
+        for split in empty:  # has no file, since readers refuse those without rows
+            loaded[split] = next(iter(loaded.values())).select([])
         alignment = Alignment.load(data)
         return cls(
             {name: ZooSplit(loaded[name], known[config], alignment) for name in SPLITS},

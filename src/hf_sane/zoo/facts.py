@@ -19,6 +19,8 @@ FORMAT_VERSION = 1
 DEFAULT_CONFIG = "default"
 LAYOUT_DIGITS = ARCHITECTURE_DIGITS = 16
 PER_RUN_SETTINGS = ("activation", "initialization", "dropout")  # columns of the zoo, not part of the architecture
+IMPORT_KEY = "repositories"  # in `data`, of imported zoos only
+IMPORTED = "imported"  # model_type of networks whose code the library does not have
 CONFIG_CLASSES: dict[str, type[ZooConfig]] = {c.model_type: c for c in (CNNConfig, MLPConfig, CIFARResNetConfig)}
 
 
@@ -30,11 +32,13 @@ class ZooFacts:
         name: Of the images and the zoo, for people.
         layouts: Structures (`Layout.to_dict`) by the first digits of their signature, as in the `layout` column.
         architectures: Configurations (`to_dict`) by the key in the `architecture` column; activation, initialisation and
-            dropout of a row are columns of their own.
+            dropout of a row are columns of their own. Imported networks of other families have the `model_type` "imported"
+            and under `config` what their repository says about them, if it does.
         arguments: How the zoo was built.
-        data: The images: name, counts, pixel statistics.
+        data: The images: name, counts, pixel statistics. Of imported zoos: numbers of networks and repositories, licences,
+            metrics of the cards, SHA-256 of all weights.
         excluded: Runs left out (or marked): `run_id`, `epoch`, `reason`.
-        splits: Per split, the number of runs and networks and the mean final test accuracy.
+        splits: Per split, the number of runs and networks and, where measured, the mean final test accuracy.
     """
 
     name: str
@@ -51,9 +55,22 @@ class ZooFacts:
         return {key: Layout.from_dict(structure) for key, structure in self.layouts.items()}
 
     @cached_property
-    def parsed_architectures(self) -> dict[str, ZooConfig]:
-        """Configurations."""
-        return {key: config_from_dict(settings) for key, settings in self.architectures.items()}
+    def parsed_architectures(self) -> dict[str, ZooConfig | None]:
+        """Configurations; `None` for imported networks of other families."""
+        return {
+            key: None if settings.get("model_type") == IMPORTED else config_from_dict(settings)
+            for key, settings in self.architectures.items()
+        }
+
+    @property
+    def digest(self) -> str:
+        """Tells zoos apart (16 hexadecimal digits); by what is in them, since arguments may differ without effect."""
+        content = {name: value for name, value in self.to_dict().items() if name != "arguments"}
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:LAYOUT_DIGITS]
+
+    def count(self, split: str) -> int | None:
+        """Networks of a split, if that is known."""
+        return int(self.splits[split]["networks"]) if split in self.splits else None
 
     def save(self, folder: Path, config: str) -> None:
         """Add these facts to `zoo.json`, beside those of other configurations in the same folder."""

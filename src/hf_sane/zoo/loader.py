@@ -72,7 +72,7 @@ class WindowSampler:
         if alignment is not None and "aligned" in self.settings.views:
             permutation = alignment.permutations.get(architecture)
             runs = alignment.index(architecture, part.run_ids)
-        source = WindowSource(part.config(0), part.layout(0), extractor, self.settings, permutation)
+        source = WindowSource(part.known_config(0), part.layout(0), extractor, self.settings, permutation)
         self.sources.append(source)
         self._splits.append(part)
         self._runs.append(runs)

@@ -38,6 +38,25 @@ FEATURES = Features(
         "seed": Value("int64"),
     }
 )
+# What is known about a network that was imported: columns beside those of `FEATURES`. Unknown values are null.
+IMPORT_FEATURES = Features(
+    {
+        "repo_id": Value("string"),
+        "file": Value("string"),
+        "revision": Value("string"),
+        "author": Value("string"),
+        "base_model": Value("string"),
+        "license": Value("string"),
+        "library_name": Value("string"),
+        "pipeline_tag": Value("string"),
+        "downloads": Value("int64"),
+        "likes": Value("int64"),
+        "num_weights": Value("int64"),
+        "file_bytes": Value("int64"),
+    }
+)
+METRIC_PREFIX = "metric_"  # of columns that hold what cards claim: float64, null where a card says nothing
+REPEATING = (*CHOICES, "author", "base_model", "license", "library_name", "pipeline_tag")  # stored once per file
 ROW_GROUP_BYTES = 64 * 2**20  # one Arrow batch; list offsets are int32, so it must stay below 2^31 scalars
 MAX_ROWS_PER_GROUP = 1000
 SHARD_BYTES = 500 * 2**20
@@ -50,7 +69,7 @@ class ModelRecord:
     Attributes:
         tokens: `[N, D]` float32, raw (not normalised), padding zero.
         template: What the tokens do not hold (integer buffers, or BatchNorm), by name.
-        properties: The other columns of `FEATURES` by name.
+        properties: The other columns by name; what is missing is null.
     """
 
     tokens: Tensor
@@ -63,34 +82,34 @@ def template_bytes(template: Mapping[str, Tensor]) -> bytes:
     return save_tensors({name: tensor.contiguous() for name, tensor in template.items()}) if template else b""
 
 
-def record_table(records: list[ModelRecord]) -> pa.Table:
-    """Rows as an Arrow table with the schema of `FEATURES`; the token arrays are copied once."""
+def record_table(records: list[ModelRecord], features: Features = FEATURES) -> pa.Table:
+    """Rows as an Arrow table with the schema of `features`; the token arrays are copied once."""
+    schema = features.arrow_schema
     flat = [record.tokens.reshape(-1).to(torch.float32).numpy() for record in records]
     offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in flat])])
     columns: dict[str, Any] = {
         "tokens": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.concatenate(flat))),
         "template": pa.array([template_bytes(record.template) for record in records], pa.binary()),
     }
-    schema = FEATURES.arrow_schema
     for entry in schema:
         if entry.name not in columns:
-            columns[entry.name] = pa.array([record.properties[entry.name] for record in records], entry.type)
+            columns[entry.name] = pa.array([record.properties.get(entry.name) for record in records], entry.type)
     return pa.Table.from_arrays([columns[entry.name] for entry in schema], schema=schema)
 
 
-def batched(records: Iterable[ModelRecord]) -> Iterator[pa.Table]:
+def batched(records: Iterable[ModelRecord], features: Features = FEATURES) -> Iterator[pa.Table]:
     """Tables of at most `ROW_GROUP_BYTES` of tokens."""
     rows: list[ModelRecord] = []
     size = 0
     for record in records:
         nbytes = 4 * record.tokens.numel()
         if rows and (size + nbytes > ROW_GROUP_BYTES or len(rows) == MAX_ROWS_PER_GROUP):
-            yield record_table(rows)
+            yield record_table(rows, features)
             rows, size = [], 0
         rows.append(record)
         size += nbytes
     if rows:
-        yield record_table(rows)
+        yield record_table(rows, features)
 
 
 def write_parquet(tables: Iterable[pa.Table], folder: Path, split: str) -> list[Path]:
@@ -99,7 +118,7 @@ def write_parquet(tables: Iterable[pa.Table], folder: Path, split: str) -> list[
     The names appear when everything is written. The bytes depend on nothing but the content.
 
     Args:
-        tables: Row groups with the schema of `FEATURES`; at least one.
+        tables: Row groups of one schema. Without any, no file is written: readers refuse files without rows.
         folder: Where; made if missing.
         split: Name of the split.
 
@@ -115,7 +134,8 @@ def write_parquet(tables: Iterable[pa.Table], folder: Path, split: str) -> list[
             if writer is not None:
                 writer.close()
             partial.append(folder / f".{split}-{len(partial):05d}.partial")
-            writer = pq.ParquetWriter(partial[-1], FEATURES.arrow_schema, use_dictionary=list(CHOICES))
+            repeating = [name for name in REPEATING if name in table.schema.names]
+            writer = pq.ParquetWriter(partial[-1], table.schema, use_dictionary=repeating)
             written = 0
         writer.write_table(table)
         written += table.nbytes

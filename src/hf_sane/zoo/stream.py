@@ -120,7 +120,8 @@ class ZooStream:
             seed: Of the draw.
         """
         wanted = min(num_rows, self.count(split))
-        rows = list(islice(self.rows(split, seed=seed, buffer_size=max(1, wanted)), wanted))
+        stream = self.rows(split, seed=seed, buffer_size=wanted) if wanted else ()  # an empty split has no files
+        rows = list(islice(stream, wanted))
         columns = {name: [row[name] for row in rows] for name in FEATURES}
         return ZooSplit(datasets.Dataset.from_dict(columns, features=FEATURES), self.facts, self.alignment)
 

@@ -118,7 +118,7 @@ class StreamingWindowSampler:
             )
         return self._sources[layout_key, architecture]
 
-    def _new_source(self, config: ZooConfig, layout: Layout, architecture: str) -> WindowSource:
+    def _new_source(self, config: ZooConfig | None, layout: Layout, architecture: str) -> WindowSource:
         permutation = None if self.alignment is None else self.alignment.permutations.get(architecture)
         return WindowSource(config, layout, self.extractor, self.settings, permutation)
 

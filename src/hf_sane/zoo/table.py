@@ -70,15 +70,19 @@ class ZooTable:
         """Template tensors of a row in safetensors format, or nothing."""
         return self.dataset[row]["template"]
 
+    @property
+    def scalar_columns(self) -> list[str]:
+        """Names of the columns that hold one value per network."""
+        return [name for name in self.dataset.column_names if name not in ("tokens", "template")]
+
     def column(self, name: str) -> np.ndarray:
-        """A whole column; numbers in their own type, text as objects. Cached: read-only.
+        """A whole column; numbers in their own type (with unknown ones: floats, NaN), text as objects. Cached: read-only.
 
         Raises:
             KeyError: If there is no such column, or it is not scalar.
         """
-        scalar = [column for column in self.dataset.column_names if column not in ("tokens", "template")]
-        if name not in scalar:
-            raise KeyError(f"the zoo has no scalar column {name!r}; it has {scalar}")
+        if name not in self.scalar_columns:
+            raise KeyError(f"the zoo has no scalar column {name!r}; it has {self.scalar_columns}")
         if name not in self._columns:
             values = self.dataset.data.column(name).to_numpy()
             values.flags.writeable = False

@@ -13,7 +13,6 @@ from torch import Tensor
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.augmentation import erase_tokens, multiplicative_noise, random_token_mask
 from hf_sane.core.layout import Layout
-from hf_sane.core.normalization import LayerStatistics
 from hf_sane.core.permutation import Permutation
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.permutations import permutation_spec
@@ -61,19 +60,20 @@ class WindowSource:
     """What windows of one architecture have in common: layout, normalisation, permutations.
 
     Args:
-        config: Architecture of the networks.
+        config: Architecture of the networks; `None` if it is unknown, and with it the symmetries.
         layout: Of their tokens.
         extractor: Fitted weight tokenizer.
         settings: Of the windows.
         alignment: `[R, n]` permutation per axis and run; needed for the aligned view.
 
     Raises:
-        ValueError: If the aligned view is asked for without alignment, or the extractor makes other tokens.
+        ValueError: If the aligned view is asked for without alignment, either view of permutations without symmetries, or
+            the extractor makes other tokens.
     """
 
     def __init__(
         self,
-        config: ZooConfig,
+        config: ZooConfig | None,
         layout: Layout,
         extractor: SANEFeatureExtractor,
         settings: WindowSettings,
@@ -85,25 +85,27 @@ class WindowSource:
                 f"the extractor makes (token_dim, token_layout, batch_norm) = {mine}, the zoo was built with "
                 f"{(layout.token_dim, layout.token_layout, layout.batch_norm)}; build the extractor with the zoo's"
             )
+        if config is None and set(settings.views) & {"aligned", "permuted"}:
+            raise ValueError(
+                f"the views {settings.views} permute channels, but the symmetries of imported networks are not known; use "
+                "the view 'original' (twice for the contrastive loss)"
+            )
         if "aligned" in settings.views and alignment is None:
             raise ValueError(
                 "the view 'aligned' needs an aligned zoo: call align_zoo(zoo), or use the view 'original'"
             )
         self.layout = layout
         self.length = min(settings.window_size, layout.num_tokens)
-        spec = permutation_spec(config)
         self._permutations: dict[View, TokenPermutations] = {}
-        if "permuted" in settings.views:
+        spec = None if config is None else permutation_spec(config)
+        if spec is not None and "permuted" in settings.views:
             pool = spec.random(settings.num_permutations, generator=seeded(settings.seed, POOL_STREAM))
             self._permutations["permuted"] = TokenPermutations(spec, layout, pool)
-        if "aligned" in settings.views and alignment is not None:
+        if spec is not None and "aligned" in settings.views and alignment is not None:
             self._permutations["aligned"] = TokenPermutations(spec, layout, alignment)
-        scales = [(1.0, 0.0)] * len(layout.layers)
-        if extractor.normalization != "none":
-            if extractor.statistics is None:
-                raise ValueError("the extractor has no statistics yet; call fit() with training networks first")
-            scales = LayerStatistics(extractor.statistics["means"], extractor.statistics["stds"]).scales(layout)
-        self._scales = torch.tensor(scales, dtype=torch.float64)[layout.layer_index].float()  # [N, 2]
+        self._scales = torch.tensor(extractor.scales(layout), dtype=torch.float64)[
+            layout.layer_index
+        ].float()  # [N, 2]
 
     def window(self, starts: Tensor) -> Tensor:
         """Tokens of each window: `[k]` starts to `[k, L]` int64."""

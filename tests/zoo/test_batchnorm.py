@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hf_sane.architectures.presets import cifar_resnet, mlp
-from hf_sane.sampling.batchnorm import condition_batch_norm, condition_module
+from hf_sane.zoo.batchnorm import condition_batch_norm, condition_module
 from hf_sane.zoo.networks import StackedNetworks
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -1,0 +1,153 @@
+"""`transformers.pipeline("weight-feature-extraction")`: networks in, embeddings out."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import ModelOutput
+
+from hf_sane.core.types import TokenSequence
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.probing.embeddings import POOLINGS, EmbeddingPooling, embed_tokens
+from hf_sane.tokenization.checkpoints import Source
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+
+TASK = "weight-feature-extraction"
+DEFAULT_BATCH_SIZE = 16
+
+
+class WeightFeatureExtractionPipeline(Pipeline):
+    """Embed networks with a SANE autoencoder.
+
+    ```python
+    embed = pipeline("weight-feature-extraction", model="org/sane-resnet")
+    embedding = embed("org/some-resnet")  # [F]; also a path, a module, a state dict
+    embeddings = embed([first, second], pooling="layer_mean_std")  # one per network
+    ```
+
+    Networks of one structure that stand in one batch are encoded together. Networks longer than the training window go
+    through in windows with halo (`SANEModel.encode_sequences`).
+
+    Args:
+        *args: As `transformers.Pipeline` takes them.
+        **kwargs: As `transformers.Pipeline` takes them, and the defaults of the call: `pooling` (a name in `POOLINGS`;
+            `"mean"`, the paper's), `window_size` (tokens; the training window), `halo_size` (tokens; 0), `input_revision`
+            (branch, tag or commit of networks on the Hub).
+
+    Raises:
+        TypeError: If the model is not SANE.
+        ValueError: For an unknown pooling.
+    """
+
+    # mypy reads the type of the base class as None.
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+    _load_feature_extractor: Any = True
+    _load_tokenizer: Any = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.model.config.model_type != SANEConfig.model_type:
+            raise TypeError(
+                f"{TASK} takes a SANE autoencoder, got {type(self.model).__name__}: that is a network to embed; pass it to "
+                'the pipeline of a SANE model, pipeline(...)("org/network")'
+            )
+
+    def _sanitize_parameters(
+        self,
+        pooling: EmbeddingPooling | None = None,
+        window_size: int | None = None,
+        halo_size: int | None = None,
+        input_revision: str | None = None,
+        **unknown: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Sort keyword arguments into those of reading and of embedding."""
+        if unknown:
+            raise TypeError(
+                f"{TASK} does not know {sorted(unknown)}; it takes pooling, window_size, halo_size, input_revision"
+            )
+        if pooling is not None and pooling not in POOLINGS:
+            raise ValueError(f"expected pooling to be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        embedding = {"pooling": pooling, "window_size": window_size, "halo_size": halo_size}
+        reading = {} if input_revision is None else {"revision": input_revision}
+        return reading, {name: value for name, value in embedding.items() if value is not None}, {}
+
+    def __call__(
+        self, inputs: Source | Sequence[Source], *args: Any, batch_size: int | None = None, **kwargs: Any
+    ) -> Any:
+        """Embed one network, or a list of them.
+
+        Args:
+            inputs: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id; or a list of those.
+            *args: None.
+            batch_size: Networks read, and windows encoded, at a time; the result does not depend on it.
+            **kwargs: `pooling`, `window_size`, `halo_size`, `input_revision`, as in the class.
+
+        Returns:
+            `[F]` float32 on the CPU, `F` as the pooling has it; for a list, a list of those.
+
+        Raises:
+            TypeError: If an input is none of the above.
+            FileNotFoundError: If a path, or safetensors in a repo, are missing.
+            ValueError: For an empty list, weights that are not finite, or networks longer than learned positions reach.
+            KeyError: If SANE was trained on other architectures.
+        """
+        if args:
+            raise TypeError(f"expected one argument, networks in a list, got {1 + len(args)}; pass the rest by name")
+        reading, embedding, _ = self._sanitize_parameters(**kwargs)
+        reading, embedding = self._preprocess_params | reading, self._forward_params | embedding
+        size = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
+        networks = cast(list[Source], list(inputs) if isinstance(inputs, list | tuple) else [inputs])
+        if not networks:
+            raise ValueError("expected at least one network, got an empty list")
+        found: list[Tensor] = []
+        for start in range(0, len(networks), size):
+            batch = [self.preprocess(network, **reading)["sequence"] for network in networks[start : start + size]]
+            found += self._embed(batch, {**embedding, "batch_size": size})
+        return found if isinstance(inputs, list | tuple) else found[0]
+
+    def _embed(self, batch: list[TokenSequence], embedding: dict[str, Any]) -> list[Tensor]:
+        """One embedding per network, those of one structure at a time."""
+        members: dict[str, list[int]] = {}
+        for index, sequence in enumerate(batch):
+            members.setdefault(sequence.layout.signature, []).append(index)
+        found: dict[int, Tensor] = {}
+        for indices in members.values():
+            outputs = self.forward({"sequences": [batch[index] for index in indices]}, **embedding)
+            found |= zip(indices, self.postprocess(outputs), strict=True)
+        return [found[index] for index in range(len(batch))]
+
+    def get_inference_context(self) -> Any:
+        """`torch.no_grad`: tensors made in inference mode could not be used to train a probe."""
+        return torch.no_grad
+
+    def preprocess(self, input_: Source, **preprocess_parameters: Any) -> dict[str, Any]:
+        """Read a network as tokens."""
+        extractor = cast(SANEFeatureExtractor, self.feature_extractor)
+        return {"sequence": extractor.encode(input_, **preprocess_parameters)}
+
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
+        """Embed networks of one structure."""
+        sequences: list[TokenSequence] = input_tensors["sequences"]
+        pooling: EmbeddingPooling = forward_parameters.pop("pooling", "mean")
+        tokens = torch.stack([sequence.tokens for sequence in sequences])
+        model = cast(SANEModel, self.model)
+        found = embed_tokens(model, sequences[0].layout, tokens, poolings=(pooling,), **forward_parameters)
+        return ModelOutput(embeddings=found[pooling])
+
+    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> list[Tensor]:
+        """One vector per network."""
+        return list(model_outputs["embeddings"])
+
+
+def register_pipeline() -> None:
+    """Let `transformers.pipeline` find the task; `import hf_sane` calls it. Calling it again changes nothing."""
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, pipeline_class=WeightFeatureExtractionPipeline, pt_model=AutoModel, type="multimodal"
+        )

@@ -1,0 +1,361 @@
+"""Soups of LoRA adapters: averages of what adapters do to the weights, not of the factors they are stored as."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hf_sane.core.files import write_atomically
+from hf_sane.core.types import StateDict
+from hf_sane.merging.averaging import average_checkpoints, check_weights
+from hf_sane.merging.ingredients import Ingredient, check_compatible
+from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
+# What the product of the factors does not tell, or what changes the base model when the adapter is loaded.
+UNSUPPORTED = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "kasa_config",
+    "monteclora_config",
+    "lora_bias",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "megatron_config",
+    "alora_invocation_tokens",
+)
+HARMLESS_STARTS = ("gaussian", "eva", "orthogonal")  # other named initialisations take something out of the base
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One LoRA adapter: for every target module, `W + s B A`.
+
+    Attributes:
+        name: What reports and cards call it.
+        tensors: As stored; lazy where the adapter is a file.
+        config: Content of adapter_config.json.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+
+    @cached_property
+    def modules(self) -> dict[str, tuple[str, str]]:
+        """Target modules: names of `A` and `B` among the tensors."""
+        sides: dict[str, dict[str, str]] = {}
+        for name in self.tensors:
+            if found := FACTOR.match(name):
+                sides.setdefault(found["module"].removeprefix(PREFIX), {})[found["side"]] = name
+        if lonely := sorted(module for module, pair in sides.items() if len(pair) < 2):
+            raise ValueError(f"{self.name} lacks one of the factors A and B of {lonely}; save the adapter again")
+        return {module: (pair["A"], pair["B"]) for module, pair in sides.items()}
+
+    @cached_property
+    def whole(self) -> list[str]:
+        """Names of tensors that replace those of the base (`modules_to_save`)."""
+        return [name for name in self.tensors if not FACTOR.match(name)]
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """`A` `[r, inputs, ...]` as stored and `s B` `[outputs, r, ...]` in at least single precision.
+
+        Raises:
+            ValueError: If the factors do not fit each other or the configuration, or are not finite.
+        """
+        first, second = (self.tensors[name] for name in self.modules[module])
+        rank = first.shape[0]
+        stated = _by_pattern(self.config.get("rank_pattern"), module, self.config["r"])
+        if second.shape[1] != rank or rank != stated:
+            raise ValueError(
+                f"factors of {module!r} in {self.name} are {list(first.shape)} and {list(second.shape)}, the configuration "
+                f"says rank {stated}; LoRA on grouped convolutions cannot be averaged"
+            )
+        if not (first.isfinite().all() and second.isfinite().all()):
+            raise ValueError(
+                f"{module!r} is not finite (NaN or infinite weights) in {self.name}; leave that adapter out"
+            )
+        alpha = _by_pattern(self.config.get("alpha_pattern"), module, self.config["lora_alpha"])
+        scale = alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+        return first, second.to(torch.promote_types(second.dtype, torch.float32)) * scale
+
+    def dtype(self, module: str) -> torch.dtype:
+        """Of the stored factors."""
+        return self.tensors[self.modules[module][0]].dtype
+
+    def shape(self, module: str) -> tuple[int, ...]:
+        """Outputs and inputs of a target module, without the rank."""
+        first, second = (self.tensors[name] for name in self.modules[module])
+        return (second.shape[0], *first.shape[1:])
+
+
+@dataclass(frozen=True)
+class AdapterSoup:
+    """An average of adapters as one adapter.
+
+    Attributes:
+        tensors: To be saved as adapter_model.safetensors.
+        config: To be saved as adapter_config.json.
+        errors: Per target module, `|soup - average|_F / |average|_F` of what it adds to the weights; 0 without
+            re-factorisation, where only rounding is left.
+    """
+
+    tensors: StateDict
+    config: dict[str, Any]
+    errors: dict[str, float]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the adapter as PEFT reads it; returns `folder`."""
+        folder = Path(folder)
+        with write_atomically(folder / ADAPTER_WEIGHTS) as partial:
+            save_file(self.tensors, partial, metadata={"format": "pt"})
+        with write_atomically(folder / ADAPTER_CONFIG) as partial:
+            partial.write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return folder
+
+
+def open_adapters(
+    sources: Sequence[str | Path], *, names: Sequence[str] | None = None, base_model: str | None = None
+) -> list[Adapter]:
+    """Open LoRA adapters of one base model for averaging.
+
+    They may have different ranks, scales and target modules: a module that an adapter does not touch counts as zero.
+
+    Args:
+        sources: Folders in PEFT's format or Hub repo ids, at least two.
+        names: What to call them; the last part of a path or the repo id when `None`. Names that occur twice get a number.
+        base_model: Says what base all adapters are for, whatever their configurations call it.
+
+    Raises:
+        FileNotFoundError: If a folder or repo is no adapter.
+        ValueError: For fewer than two sources, another number of names, adapters of different bases, or a kind of adapter
+            that is more than a product of two factors.
+    """
+    if isinstance(sources, str | Path) or len(sources) < 2:
+        got = f"the single source {str(sources)!r}" if isinstance(sources, str | Path) else len(sources)
+        raise ValueError(f"a soup needs a list of at least two adapters, got {got}")
+    if names is not None and len(names) != len(sources):
+        raise ValueError(f"expected one name per adapter, {len(sources)}, got {len(names)}")
+    given = list(names or [Path(source).name if Path(source).exists() else str(source) for source in sources])
+    unique = [f"{name}_{i}" if given.count(name) > 1 else name for i, name in enumerate(given)]
+    adapters = []
+    for source, name in zip(sources, unique, strict=True):
+        folder = Path(source)
+        if not folder.exists():
+            folder = Path(hf_hub_download(str(source), ADAPTER_CONFIG)).parent
+        if not (folder / ADAPTER_CONFIG).is_file():
+            raise FileNotFoundError(f"no {ADAPTER_CONFIG} in {folder}; expected the folder of a LoRA adapter")
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        config |= {} if base_model is None else {"base_model_name_or_path": base_model}
+        _check_kind(name, config)
+        adapters.append(Adapter(name, open_checkpoint(source), config))
+    for other in adapters[1:]:
+        _check_pair(adapters[0], other)
+    return adapters
+
+
+def average_adapters(adapters: Sequence[Adapter], weights: Sequence[float], *, rank: int | None = None) -> AdapterSoup:
+    """Average adapters by their effect: `s B A = sum_i a_i s_i B_i A_i` for every target module.
+
+    The average of products is not the product of averages, and factors have a gauge freedom (`A -> M A`, `B -> B M^-1`)
+    that leaves every single adapter as it is and changes the product of averages at will. Without `rank` the factors are
+    concatenated, `A = [A_1; A_2; ...]`, `B = [a_1 s_1 B_1, a_2 s_2 B_2, ...]`, which is exact; the rank is the sum of
+    ranks. With `rank` the concatenation is cut to the best adapter of that rank by a singular value decomposition (of the
+    small core between two QR decompositions), and the error is reported. Modules that are saved whole are averaged as
+    they are.
+
+    Args:
+        adapters: From [`open_adapters`].
+        weights: One per adapter, >= 0, with sum 1.
+        rank: Of the soup, >= 1; the sum of ranks when `None`.
+
+    Raises:
+        ValueError: If weights or rank are out of range, or factors do not fit or are not finite.
+    """
+    check_weights(adapters, weights)
+    if rank is not None and rank < 1:
+        raise ValueError(f"the rank must be at least 1, got {rank}; leave it out for the exact soup")
+    parts = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if weight]
+    tensors: StateDict = {}
+    errors, ranks = {}, {}
+    for module in _all_modules([adapter for adapter, _ in parts]):
+        holders = [(adapter, weight) for adapter, weight in parts if module in adapter.modules]
+        names, dtype = holders[0][0].modules[module], holders[0][0].dtype(module)
+        first = torch.cat([adapter.factors(module)[0] for adapter, _ in holders])
+        second = torch.cat([weight * adapter.factors(module)[1] for adapter, weight in holders], dim=1)
+        errors[module] = 0.0
+        if rank is not None and rank < len(first):
+            first, second, errors[module] = _refactorised(first, second, rank)
+        ranks[module] = len(first)
+        tensors |= {names[0]: first.to(dtype).contiguous(), names[1]: second.to(dtype).contiguous()}
+    tensors |= average_checkpoints([_whole_modules(adapter) for adapter in adapters], weights)
+    return AdapterSoup(tensors, _config_of(adapters, ranks), errors)
+
+
+@dataclass
+class AdapterMixer:
+    """Mixes adapters in the weights of their base model, as `Mixer`.
+
+    Attributes:
+        model: The base model; its target modules are overwritten by every mixture.
+        adapters: From [`open_adapters`].
+    """
+
+    model: nn.Module
+    adapters: Sequence[Adapter]
+    _base: StateDict = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        tensors = self.model.state_dict(keep_vars=True)
+        touched = {f"{module}.weight" for module in _all_modules(self.adapters)}
+        touched |= {name.removeprefix(PREFIX) for adapter in self.adapters for name in adapter.whole}
+        if missing := sorted(touched - tensors.keys()):
+            raise ValueError(f"{type(self.model).__name__} is not the base of these adapters: it lacks {missing[:3]}")
+        self._base = {name: tensors[name].detach().clone() for name in sorted(touched)}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the adapters."""
+        return tuple(adapter.name for adapter in self.adapters)
+
+    def mix(self, weights: Sequence[float]) -> None:
+        """Overwrite the target modules with `W + sum_i a_i s_i B_i A_i`.
+
+        Raises:
+            ValueError: If weights are out of range, or factors do not fit the model or are not finite.
+        """
+        check_weights(self.adapters, weights)
+        self._add([(adapter, weight) for adapter, weight in zip(self.adapters, weights, strict=True) if weight])
+
+    def load(self, soup: AdapterSoup) -> None:
+        """Overwrite the target modules with what a soup, perhaps of smaller rank, makes of them."""
+        self._add([(Adapter("soup", soup.tensors, soup.config), 1.0)])
+
+    @torch.no_grad()
+    def _add(self, parts: Sequence[tuple[Adapter, float]]) -> None:
+        targets = self.model.state_dict(keep_vars=True)
+        for name, base in self._base.items():
+            targets[name].copy_(base)
+        for adapter, share in parts:
+            for module in adapter.modules:
+                weight = targets[f"{module}.weight"]
+                weight.add_(self._change(adapter, module, weight.shape), alpha=share)
+        shares = [share for _, share in parts]
+        for name, tensor in average_checkpoints([_whole_modules(adapter) for adapter, _ in parts], shares).items():
+            targets[name.removeprefix(PREFIX)].copy_(tensor)
+
+    def _change(self, adapter: Adapter, module: str, shape: torch.Size) -> Tensor:
+        first, second = adapter.factors(module)
+        change = second.flatten(1) @ first.flatten(1).to(second)
+        if isinstance(self.model.get_submodule(module), nn.Embedding) or adapter.config.get("fan_in_fan_out"):
+            change = change.mT
+        if change.numel() != shape.numel() or change.shape[0] != shape[0]:
+            raise ValueError(
+                f"{adapter.name} changes {module!r} by {list(change.shape)}, the model has {list(shape)} there; load the "
+                "base model of the adapters"
+            )
+        return change.reshape(shape)
+
+
+def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+    """A setting of one module, found as PEFT does: the first pattern that the end of its name matches."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _check_kind(name: str, config: Mapping[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{name} is a {config.get('peft_type')} adapter; only LORA adapters can be averaged here")
+    used = {key: config[key] for key in UNSUPPORTED if config.get(key)}
+    if config.get("bias", "none") != "none":
+        used["bias"] = config["bias"]
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and not start.startswith(HARMLESS_STARTS):
+        used["init_lora_weights"] = start
+    if used:
+        raise ValueError(
+            f"{name} is more than a product of two factors: {used}; merge it into its base (merge_and_unload) and average "
+            "the merged models"
+        )
+
+
+def _check_pair(first: Adapter, other: Adapter) -> None:
+    bases = [adapter.config.get("base_model_name_or_path") for adapter in (first, other)]
+    if None not in bases and bases[0] != bases[1]:
+        raise ValueError(
+            f"{first.name} and {other.name} adapt different base models, {bases[0]!r} and {bases[1]!r}; if these are one "
+            "model, say so with base_model"
+        )
+    if bool(first.config.get("fan_in_fan_out")) != bool(other.config.get("fan_in_fan_out")):
+        raise ValueError(f"{first.name} and {other.name} differ in fan_in_fan_out; they adapt different base models")
+    for module in first.modules.keys() & other.modules.keys():
+        if first.shape(module) != other.shape(module):
+            raise ValueError(
+                f"{module!r} is {list(first.shape(module))} in {first.name} and {list(other.shape(module))} in "
+                f"{other.name}; average adapters of one base model"
+            )
+    check_compatible(_whole_modules(first), _whole_modules(other))
+
+
+def _whole_modules(adapter: Adapter) -> Ingredient:
+    tensors = {name: adapter.tensors[name] for name in adapter.whole}
+    return Ingredient(adapter.name, tensors, {name: t.to("meta") for name, t in tensors.items()}, {}, {})
+
+
+def _all_modules(adapters: Sequence[Adapter]) -> list[str]:
+    return list(dict.fromkeys(module for adapter in adapters for module in adapter.modules))
+
+
+def _refactorised(first: Tensor, second: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The best factors of a smaller rank, scale shared evenly between them, and the relative error."""
+    left, left_core = torch.linalg.qr(second.double().flatten(1))
+    right, right_core = torch.linalg.qr(first.double().flatten(1).mT)
+    outer, values, inner = torch.linalg.svd(left_core @ right_core.mT)
+    total = values.square().sum().sqrt().item()
+    error = values[rank:].square().sum().sqrt().item() / total if total else 0.0
+    root = values[:rank].sqrt()
+    rank = len(root)
+    new_second = (left @ outer[:, :rank]) * root
+    new_first = root[:, None] * (inner[:rank] @ right.mT)
+    return (
+        new_first.reshape(rank, *first.shape[1:]),
+        new_second.reshape(second.shape[0], rank, *second.shape[2:]),
+        error,
+    )
+
+
+def _config_of(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, Any]:
+    """The configuration of a soup: scale 1 everywhere, since factors carry their own."""
+    config = {**adapters[0].config, "use_rslora": False, "inference_mode": True}
+    most_common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
+    config |= {"r": most_common, "lora_alpha": most_common, "rank_pattern": {}, "alpha_pattern": {}}
+    if len(set(ranks.values())) > 1:
+        # PEFT takes the first pattern that fits the end of a name, so all are listed, long ones first.
+        pattern = {re.escape(module): ranks[module] for module in sorted(ranks, key=len, reverse=True)}
+        config |= {"rank_pattern": pattern, "alpha_pattern": dict(pattern)}
+    if any(_targets(adapter) != _targets(adapters[0]) for adapter in adapters):
+        config["target_modules"] = sorted(ranks)
+    return config
+
+
+def _targets(adapter: Adapter) -> Any:
+    targets = adapter.config.get("target_modules")
+    return sorted(targets) if isinstance(targets, list) else targets
+
+
+__all__ = ["Adapter", "AdapterMixer", "AdapterSoup", "average_adapters", "open_adapters"]

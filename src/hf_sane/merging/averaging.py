@@ -1,0 +1,161 @@
+"""Weighted averages of checkpoints, tensor by tensor: memory for one tensor beside what is kept."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_sane.core.types import StateDict
+from hf_sane.merging.ingredients import Ingredient, is_averaged
+
+COUNTER = "num_batches_tracked"  # of batch norm: the one integer that legitimately differs between runs
+SUM_TOLERANCE = 1e-6
+
+
+def average_checkpoints(ingredients: Sequence[Ingredient], weights: Sequence[float] | None = None) -> StateDict:
+    """Average checkpoints into a state dict in memory.
+
+    Args:
+        ingredients: From [`open_ingredients`], aligned or not.
+        weights: One per ingredient, >= 0, with sum 1; equal when `None`.
+
+    Returns:
+        `{name: [*shape]}` in the dtypes of the first ingredient that has a weight; fresh memory.
+
+    Raises:
+        ValueError: As in [`average_tensors`].
+    """
+    return dict(average_tensors(ingredients, uniform_weights(ingredients) if weights is None else weights))
+
+
+def uniform_weights(ingredients: Sequence[object]) -> list[float]:
+    """The weights of a uniform soup."""
+    return [1 / len(ingredients)] * len(ingredients)
+
+
+def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float]) -> Iterator[tuple[str, Tensor]]:
+    """Average checkpoints one tensor after the other: `w_bar = sum_i a_i w_i` (Wortsman et al. 2022, arXiv:2203.05482).
+
+    Sums run in double precision (single for half-precision weights), so that the average of equal checkpoints is that
+    checkpoint, bit by bit. Integers and booleans are never averaged: batch counters take the largest value, all others must
+    agree. Ingredients of weight zero are not read.
+
+    Args:
+        ingredients: From [`open_ingredients`], aligned or not.
+        weights: One per ingredient, >= 0, with sum 1.
+
+    Yields:
+        Name and `[*shape]` tensor, in the order and the dtypes of the first ingredient that has a weight; fresh memory.
+
+    Raises:
+        ValueError: If weights are out of range, a tensor is not finite (naming it and the ingredient), or integers differ.
+    """
+    check_weights(ingredients, weights)
+    parts = [(ingredient, weight) for ingredient, weight in zip(ingredients, weights, strict=True) if weight]
+    for name in parts[0][0].outlines:
+        yield name, _average(name, parts)
+
+
+def pour(model: nn.Module, ingredients: Sequence[Ingredient], weights: Sequence[float]) -> None:
+    """Put a weighted average into a module, tensor by tensor: no second copy of the model is made.
+
+    Some architectures of Transformers have other names on disk than in memory. Their average is made in memory first, and
+    goes through the conversion of `from_pretrained`.
+
+    Args:
+        model: Of the architecture of the ingredients; its tensors are overwritten, in their own dtype.
+        ingredients: From [`open_ingredients`], aligned or not.
+        weights: One per ingredient, >= 0, with sum 1.
+
+    Raises:
+        ValueError: If model and ingredients do not have the same tensors, or as in [`average_tensors`].
+    """
+    targets = model.state_dict(keep_vars=True)
+    outlines = ingredients[0].outlines
+    # A tied tensor has several names in the module and one in the file.
+    covered = {targets[name].data_ptr() for name in outlines if name in targets}
+    foreign = sorted(outlines.keys() - targets.keys())
+    missing = [name for name, tensor in targets.items() if tensor.numel() and tensor.data_ptr() not in covered]
+    tensors = average_tensors(ingredients, weights)
+    if (foreign or missing) and isinstance(model, PreTrainedModel):
+        loaded, missing, foreign = _converted(model, dict(tensors))
+        tensors = iter(loaded.items())
+    if foreign or missing:
+        raise ValueError(
+            f"{type(model).__name__} is not of the architecture of {ingredients[0].name}: the checkpoint lacks "
+            f"{missing[:3]}, the model lacks {foreign[:3]}"
+        )
+    with torch.no_grad():
+        for name, tensor in tensors:
+            if targets[name].shape != tensor.shape:
+                raise ValueError(
+                    f"{name!r} is {list(targets[name].shape)} in {type(model).__name__} and {list(tensor.shape)} in "
+                    f"{ingredients[0].name}; build the model from the configuration of the checkpoints"
+                )
+            targets[name].copy_(tensor)
+
+
+def _converted(model: PreTrainedModel, state_dict: StateDict) -> tuple[StateDict, list[str], list[str]]:
+    """A state dict under the names in memory; also what is missing or has another shape, and what is foreign."""
+    loaded: Any = type(model).from_pretrained(
+        None, config=model.config, state_dict=state_dict, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    converted, problems = loaded
+    missing = sorted(problems["missing_keys"]) + [str(entry[0]) for entry in problems["mismatched_keys"]]
+    return converted.state_dict(), missing, sorted(problems["unexpected_keys"])
+
+
+def check_weights(ingredients: Sequence[object], weights: Sequence[float]) -> None:
+    """Refuse weights that are no shares of the ingredients, see [`average_tensors`]."""
+    if len(weights) != len(ingredients):
+        raise ValueError(f"expected one weight per ingredient, {len(ingredients)}, got {len(weights)}")
+    if not all(0 <= weight < math.inf for weight in weights) or abs(sum(weights) - 1) > SUM_TOLERANCE:
+        raise ValueError(f"expected weights >= 0 with sum 1, got {list(weights)}")
+
+
+def _average(name: str, parts: Sequence[tuple[Ingredient, float]]) -> Tensor:
+    first = parts[0][0]
+    outline = first.outlines[name]
+    if not is_averaged(outline):
+        return _agreed(name, parts)
+    if len(parts) == 1:
+        result = first.tensor(name).detach().clone()
+    else:
+        total = torch.zeros(outline.shape, dtype=_accumulator(outline.dtype))
+        for ingredient, weight in parts:
+            total.add_(ingredient.tensor(name).detach(), alpha=weight)  # promoted inside, no copy in double precision
+        result = total.to(outline.dtype)
+    if not result.isfinite().all():
+        guilty = [part.name for part, _ in parts if not part.tensor(name).isfinite().all()]
+        raise ValueError(
+            f"{name!r} is not finite (NaN or infinite weights) in {', '.join(guilty) or 'the sum'}; leave out "
+            "exploded checkpoints"
+        )
+    return result
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return torch.complex128
+    return torch.float32 if dtype.itemsize < 4 else torch.float64
+
+
+def _agreed(name: str, parts: Sequence[tuple[Ingredient, float]]) -> Tensor:
+    """An integer tensor: what all ingredients have; of batch counters the largest."""
+    value = parts[0][0].tensor(name).clone()
+    for ingredient, _ in parts[1:]:
+        other = ingredient.tensor(name)
+        if name.endswith(COUNTER):
+            value = torch.maximum(value, other)
+        elif not torch.equal(value, other):
+            raise ValueError(
+                f"integer tensor {name!r} differs between {parts[0][0].name} and {ingredient.name}: indices, masks and "
+                "quantised weights cannot be averaged; average unquantised checkpoints of one architecture"
+            )
+    return value
+
+
+__all__ = ["average_checkpoints", "average_tensors", "check_weights", "pour", "uniform_weights"]

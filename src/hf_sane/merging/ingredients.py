@@ -1,0 +1,265 @@
+"""The checkpoints that a soup is made of: opened lazily, compared before anything is averaged, aligned on the fly."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_sane.core.matching import match_weights
+from hf_sane.core.permutation import Permutation, PermutationSpec
+from hf_sane.core.types import StateDict
+from hf_sane.tokenization.checkpoints import Source
+from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
+
+CONFIG_FILE = "config.json"
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+# What a soup takes over from its first ingredient.
+CARRIED_FILES = (
+    *VOCABULARY_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+# Keys of a configuration that do not change what the weights compute.
+HARMLESS_KEYS = {
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "finetuning_task",
+    "id2label",
+    "initialization",
+    "initializer_range",
+    "label2id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One checkpoint, of which a tensor is read when it is asked for.
+
+    Attributes:
+        name: What reports and cards call it.
+        tensors: By name; lazy where the checkpoint is a file.
+        outlines: Names, shapes and dtypes, on the meta device.
+        config: Content of its config.json; empty when unknown.
+        vocabulary: Content of its tokenizer's files, by file name; empty when it has none.
+        folder: Where its files lie; `None` in memory.
+        spec: Symmetries that `permutation` refers to.
+        permutation: Applied to every tensor that is read; `None` when the checkpoint is taken as it is.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    outlines: StateDict
+    config: Mapping[str, Any]
+    vocabulary: Mapping[str, Any]
+    folder: Path | None = None
+    spec: PermutationSpec | None = None
+    permutation: Permutation | None = None
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, aligned if the ingredient is; not to be written to."""
+        tensor = self.tensors[name]
+        if self.spec is None or self.permutation is None:
+            return tensor
+        return self.spec.apply({name: tensor}, self.permutation)[name]
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether alignment reordered any channel."""
+        moved = (self.permutation or {}).values()
+        return any(not torch.equal(index, torch.arange(len(index))) for index in moved)
+
+
+def open_ingredients(sources: Sequence[Source], *, names: Sequence[str] | None = None) -> list[Ingredient]:
+    """Open checkpoints of one architecture for averaging.
+
+    Only headers are read. What would make an average meaningless is refused: other tensors or shapes, other settings of
+    the architecture (dropout and initialisation may differ), other labels, another vocabulary. What a checkpoint does not
+    say (a bare file has no configuration) cannot be compared.
+
+    Args:
+        sources: State dicts, modules, files, folders, shard indices, or Hub repo ids, also `repo@revision`; at least two.
+        names: What to call them; the last part of a path, the repo id, or `ingredient_0`, ... when `None`. Names that
+            occur twice get a number.
+
+    Raises:
+        FileNotFoundError: If a file or repo does not exist.
+        ValueError: For fewer than two sources, another number of names, or checkpoints that do not belong together.
+    """
+    if isinstance(sources, str | Path) or len(sources) < 2:
+        got = f"the single source {str(sources)!r}" if isinstance(sources, str | Path) else len(sources)
+        raise ValueError(f"a soup needs a list of at least two checkpoints, got {got}")
+    if names is not None and len(names) != len(sources):
+        raise ValueError(f"expected one name per checkpoint, {len(sources)}, got {len(names)}")
+    given = list(names or [_default_name(source, i) for i, source in enumerate(sources)])
+    unique = [f"{name}_{i}" if given.count(name) > 1 else name for i, name in enumerate(given)]
+    ingredients = [_open(source, name) for source, name in zip(sources, unique, strict=True)]
+    for other in ingredients[1:]:
+        check_compatible(ingredients[0], other)
+    return ingredients
+
+
+def check_compatible(first: Ingredient, other: Ingredient) -> None:
+    """Refuse two checkpoints whose average would mean nothing.
+
+    Raises:
+        ValueError: If configuration, labels, vocabulary, tensor names, shapes or kinds of dtype differ.
+    """
+    shared = {
+        key for key in first.config.keys() & other.config.keys() if key not in HARMLESS_KEYS and "drop" not in key
+    }
+    if differing := sorted(key for key in shared if first.config[key] != other.config[key]):
+        pairs = ", ".join(f"{key} {first.config[key]!r} and {other.config[key]!r}" for key in differing)
+        raise ValueError(f"{first.name} and {other.name} are of different architectures: {pairs}; average within one")
+    for key in ("id2label", "label2id"):
+        if key in first.config and key in other.config and first.config[key] != other.config[key]:
+            raise ValueError(
+                f"{first.name} and {other.name} have different labels ({key} {first.config[key]} and {other.config[key]}): "
+                "the average would mix up classes; train them on one labelling"
+            )
+    for file in sorted(first.vocabulary.keys() & other.vocabulary.keys()):
+        if first.vocabulary[file] != other.vocabulary[file]:
+            raise ValueError(
+                f"{first.name} and {other.name} have different tokenizers ({file} differs): their embeddings stand for "
+                "different words; average models of one vocabulary"
+            )
+    if foreign := sorted(first.outlines.keys() ^ other.outlines.keys()):
+        raise ValueError(
+            f"{first.name} and {other.name} are of different architectures: {len(foreign)} tensors are in one of them "
+            f"only, such as {foreign[:3]}"
+        )
+    for name, outline in first.outlines.items():
+        found = other.outlines[name]
+        if outline.shape != found.shape:
+            raise ValueError(
+                f"{name!r} is {list(outline.shape)} in {first.name} and {list(found.shape)} in {other.name}; average "
+                "checkpoints of one architecture"
+            )
+        if is_averaged(outline) != is_averaged(found):
+            raise ValueError(
+                f"{name!r} is {outline.dtype} in {first.name} and {found.dtype} in {other.name}; convert one"
+            )
+
+
+def is_averaged(tensor: Tensor) -> bool:
+    """Whether a tensor holds weights: numbers with a fraction. Counters, indices and masks are none.
+
+    Raises:
+        ValueError: For 8-bit floats, which are codes of a quantised weight: their scales would have to be averaged, too.
+    """
+    if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
+        raise ValueError(f"cannot average quantised weights of dtype {tensor.dtype}; dequantise the checkpoints first")
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def align_ingredients(
+    ingredients: Sequence[Ingredient], spec: PermutationSpec, *, reference: int = 0
+) -> list[Ingredient]:
+    """Permute the channels of all ingredients onto one of them, which changes no function, see `match_weights`.
+
+    Networks that share an initialisation are matched as they are. Independent ones lie in different orders of channels,
+    and their plain average is no better than chance (Ainsworth et al. 2022, arXiv:2209.04836). Permutations are applied
+    to one tensor at a time while reading; *finding* one holds the weights of two networks in float64.
+
+    Args:
+        ingredients: Of one architecture.
+        spec: Its permutation symmetries.
+        reference: Which ingredient stays.
+
+    Returns:
+        Ingredients that read aligned.
+
+    Raises:
+        IndexError: If there is no such ingredient.
+        ValueError: If the weights do not fit the spec or are not finite.
+    """
+    if not 0 <= reference < len(ingredients):
+        raise IndexError(f"expected a reference from 0 to {len(ingredients) - 1}, got {reference}")
+    fixed = dict(ingredients[reference].tensors)
+    aligned = []
+    for i, ingredient in enumerate(ingredients):
+        if i == reference:
+            aligned.append(ingredient)
+            continue
+        try:
+            permutation = match_weights(spec, fixed, dict(ingredient.tensors))
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"cannot align {ingredient.name} to {ingredients[reference].name}: {error.args[0]}"
+            ) from error
+        aligned.append(replace(ingredient, spec=spec, permutation=permutation))
+    return aligned
+
+
+def _default_name(source: Source, index: int) -> str:
+    if isinstance(source, nn.Module | Mapping):
+        return f"ingredient_{index}"
+    path = Path(source)
+    return path.name if path.exists() else str(source)
+
+
+def _open(source: Source, name: str) -> Ingredient:
+    if isinstance(source, nn.Module | Mapping):
+        tensors = open_checkpoint(source)
+        facts = json.loads(source.config.to_json_string(use_diff=False)) if isinstance(source, PreTrainedModel) else {}
+        outlines = {key: tensor.detach().to("meta") for key, tensor in tensors.items()}
+        return Ingredient(name, tensors, outlines, facts, {})
+    path, revision = Path(source), None
+    if not path.exists() and isinstance(source, str) and "@" in source:
+        source, _, revision = source.rpartition("@")
+    tensors = open_checkpoint(source, revision=revision)
+    if not path.exists():
+        files = _side_files(str(source), revision)
+        folder = files[CONFIG_FILE].parent if CONFIG_FILE in files else None
+    else:
+        folder = path if path.is_dir() else path.parent
+        files = {file: folder / file for file in (CONFIG_FILE, *VOCABULARY_FILES) if (folder / file).exists()}
+    config = json.loads(files[CONFIG_FILE].read_text(encoding="utf-8")) if CONFIG_FILE in files else {}
+    vocabulary = {file: _vocabulary(files[file]) for file in VOCABULARY_FILES if file in files}
+    if isinstance(tensors, LazyCheckpoint):
+        outlines = tensors.outlines
+    else:
+        outlines = {key: tensor.to("meta") for key, tensor in tensors.items()}
+    return Ingredient(name, tensors, outlines, config, vocabulary, folder)
+
+
+def _side_files(repo_id: str, revision: str | None) -> dict[str, Path]:
+    """Configuration of a Hub repo and the files of its tokenizer and processor, downloaded."""
+    present = HfApi().list_repo_files(repo_id, revision=revision)
+    return {
+        file: Path(hf_hub_download(repo_id, file, revision=revision))
+        for file in (CONFIG_FILE, *CARRIED_FILES)
+        if file in present
+    }
+
+
+def _vocabulary(path: Path) -> Any:
+    """What a tokenizer file says about words; truncation and padding, which change with every use, are left out."""
+    if path.name != "tokenizer.json":
+        return path.read_bytes()
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return {key: content.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
+
+
+__all__ = ["Ingredient", "align_ingredients", "check_compatible", "is_averaged", "open_ingredients"]

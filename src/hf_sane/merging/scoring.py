@@ -1,0 +1,114 @@
+"""What soups are selected by: any classification metric on held-out images."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import evaluate
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Computed here, without a download: whether more is better.
+BUILT_IN = {"accuracy": True, "cross_entropy": False}
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """Measures an image classifier on held-out images: `score(model)`.
+
+    Attributes:
+        images: `[n, C, H, W]`, on the device of the model. Never those that the result is reported on.
+        labels: `[n]` int64.
+        metric: `"accuracy"`, `"cross_entropy"`, or a module of `evaluate` that compares predicted with true classes.
+        options: Further arguments of its `compute`, such as `{"average": "macro"}` for F1.
+        higher_is_better: Of the metric; a module does not know, so this has to be said for losses.
+
+    Raises:
+        ValueError: Without held-out images, with another number of labels, for an unknown name, or for a built-in metric
+            that is said to run the wrong way.
+    """
+
+    images: Tensor
+    labels: Tensor
+    metric: str | evaluate.EvaluationModule = "accuracy"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if not len(self.images) or len(self.images) != len(self.labels):
+            raise ValueError(
+                f"expected held-out images with one label each, got {len(self.images)} images and {len(self.labels)} "
+                "labels; without held-out data there is nothing to select by"
+            )
+        if not isinstance(self.metric, str):
+            return
+        if self.metric not in BUILT_IN:
+            raise ValueError(
+                f"expected {' or '.join(map(repr, BUILT_IN))} or an evaluate module, got {self.metric!r}; load others with "
+                "load_score or evaluate.load"
+            )
+        if self.higher_is_better != BUILT_IN[self.metric]:
+            raise ValueError(
+                f"higher_is_better of {self.metric!r} is {BUILT_IN[self.metric]}, got {self.higher_is_better}"
+            )
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> float:
+        """Score a model in evaluation mode.
+
+        Raises:
+            ValueError: If the metric gives several values, none of them under its name, or no number.
+        """
+        was_training = model.training
+        model.eval()
+        parts = [model(batch) for batch in self.images.split(EVALUATION_BATCH)]
+        model.train(was_training)
+        logits = torch.cat([part if isinstance(part, Tensor) else part.logits for part in parts])
+        predicted = logits.argmax(dim=1)
+        if self.metric == "accuracy":  # logits that are not finite count as wrong
+            return ((predicted == self.labels) & logits.isfinite().all(dim=1)).float().mean().item()
+        if self.metric == "cross_entropy":
+            return F.cross_entropy(logits.float(), self.labels).item()
+        assert isinstance(self.metric, evaluate.EvaluationModule)
+        found = self.metric.compute(predictions=predicted.tolist(), references=self.labels.tolist(), **self.options)
+        return _single_value(self.metric.name, found or {})
+
+
+def load_score(
+    metric: str,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    options: Mapping[str, Any] | None = None,
+    lower_is_better: bool = False,
+) -> ImageScore:
+    """Find a metric by name.
+
+    Args:
+        metric: `"accuracy"` or `"cross_entropy"` (computed here, offline), or what `evaluate.load` takes: a metric of the
+            Hub or the path of a metric script.
+        images: Held out, `[n, C, H, W]`.
+        labels: `[n]` int64.
+        options: Further arguments of the metric.
+        lower_is_better: Of an `evaluate` metric; known for the two others.
+
+    Raises:
+        FileNotFoundError: If there is no such metric.
+        ValueError: Without held-out images.
+    """
+    if metric in BUILT_IN:
+        return ImageScore(images, labels, metric, higher_is_better=BUILT_IN[metric])
+    return ImageScore(images, labels, evaluate.load(metric), dict(options or {}), not lower_is_better)
+
+
+def _single_value(name: str, found: Mapping[str, Any]) -> float:
+    value = next(iter(found.values())) if len(found) == 1 else found.get(name)
+    if not isinstance(value, int | float | np.number):
+        raise ValueError(f"the metric {name!r} gives {dict(found)}: expected one number to select by; see its options")
+    return float(value)
+
+
+__all__ = ["BUILT_IN", "ImageScore", "load_score"]

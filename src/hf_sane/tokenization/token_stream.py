@@ -1,0 +1,138 @@
+"""Tokens of networks that do not fit into memory: a block of rows at a time, the same tokens that `encode` gives."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from hf_sane.core.layout import LayerSpec, Layout, TensorSpec
+from hf_sane.tokenization.checkpoints import Source
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
+
+MAX_SCALARS = 2**22  # read at a time: 16 MiB of float32
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBlock:
+    """Consecutive tokens of one layer.
+
+    Attributes:
+        tokens: `[n, D]` normalised, float32 (float64 if the layer is).
+        positions: `[n, 3]` int64: token in the network, layer, channel.
+        layer: Index of the layer.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    layer: int
+
+
+class TokenStream:
+    """The token sequence of a network, read from its file as it is consumed; iterating again reads again.
+
+    Neither weights nor tokens, masks or positions are ever there as a whole: the largest thing in memory is a block of
+    `max_scalars` weights (or one row, if that is longer).
+
+    Args:
+        source: As `SANEFeatureExtractor.encode` takes it. Of safetensors, sharded too, only headers are read at first; a
+            pickle is loaded whole.
+        extractor: Fitted weight tokenizer.
+        revision: Branch, tag or commit of a Hub repo.
+        max_scalars: Weights read at a time.
+
+    Attributes:
+        layout: Of the network. Use its `layers`: its masks and positions would be as large as the network.
+        num_tokens: `N`.
+        layer_sizes: Tokens of each layer.
+
+    Raises:
+        FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
+        ValueError: If a file is damaged, or the extractor was not fitted.
+        KeyError: If the extractor was fitted on another architecture.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        extractor: SANEFeatureExtractor,
+        *,
+        revision: str | None = None,
+        max_scalars: int = MAX_SCALARS,
+    ) -> None:
+        if max_scalars < 1:
+            raise ValueError(f"expected max_scalars >= 1, got {max_scalars}")
+        self._tensors = open_checkpoint(source, revision=revision)
+        outlines = self._tensors.outlines if isinstance(self._tensors, LazyCheckpoint) else self._tensors
+        self.layout: Layout = extractor.lay_out(outlines)
+        self.max_scalars = max_scalars
+        self._affine = extractor.scales(self.layout)
+        self.layer_sizes = [
+            layer.num_tokens(self.layout.token_layout, self.layout.token_dim) for layer in self.layout.layers
+        ]
+        self.num_tokens = sum(self.layer_sizes)
+
+    def __len__(self) -> int:
+        return self.num_tokens
+
+    def __iter__(self) -> Iterator[TokenBlock]:
+        """Blocks in the order of the sequence.
+
+        Raises:
+            ValueError: For NaN or infinite weights, or a tensor that is not what the header said.
+        """
+        first = 0
+        for index, layer in enumerate(self.layout.layers):
+            done = 0
+            for tokens in self._layer_tokens(index, layer):
+                if not tokens.isfinite().all():
+                    raise ValueError(f"NaN or infinite weights in {layer.name}; leave this network out")
+                place = torch.arange(done, done + len(tokens))
+                per_channel = self.layer_sizes[index] // layer.channels if self.layout.token_layout == "rowwise" else 1
+                positions = torch.stack([first + place, torch.full_like(place, index), place // per_channel], dim=1)
+                yield TokenBlock(tokens, positions, index)
+                done += len(tokens)
+            first += done
+
+    def _layer_tokens(self, index: int, layer: LayerSpec) -> Iterator[Tensor]:
+        dim, (scale, shift) = self.layout.token_dim, self._affine[index]
+        if self.layout.token_layout == "rowwise":
+            padding = -layer.row_length % dim
+            for rows in self._rows(layer.weight, layer.bias, layer.channels, layer.row_length):
+                yield torch.nn.functional.pad(_changed(rows, scale, shift), (0, padding)).reshape(-1, dim)
+            return
+        rest = torch.empty(0)
+        parts = [(layer.weight, layer.weight.numel // layer.channels)] + ([(layer.bias, 1)] if layer.bias else [])
+        for spec, width in parts:
+            for rows in self._rows(spec, None, layer.channels, width):
+                flat = torch.cat([rest.to(rows.dtype), _changed(rows.flatten(), scale, shift)])
+                whole = len(flat) // dim * dim
+                if whole:
+                    yield flat[:whole].view(-1, dim)
+                rest = flat[whole:].clone()
+        if len(rest):
+            yield torch.nn.functional.pad(rest, (0, dim - len(rest))).view(1, dim)
+
+    def _rows(self, weight: TensorSpec, bias: TensorSpec | None, count: int, width: int) -> Iterator[Tensor]:
+        """Rows `[weight | bias]` of a layer, as many at a time as `max_scalars` allows: `[r, width]`, float32 or wider."""
+        size = max(1, self.max_scalars // width)
+        extra = None if bias is None else self._slice(bias, 0, count).reshape(count, 1)
+        for start, stop in pairwise([*range(0, count, size), count]):
+            rows = self._slice(weight, start, stop).reshape(stop - start, -1)
+            if extra is not None:
+                rows = torch.cat([rows, extra[start:stop].to(rows.dtype)], dim=1)
+            yield rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+    def _slice(self, spec: TensorSpec, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of a tensor, or all of one without axes."""
+        if isinstance(self._tensors, LazyCheckpoint):
+            return self._tensors.rows(spec.name, start, stop) if spec.shape else self._tensors[spec.name]
+        tensor = self._tensors[spec.name].detach()
+        return tensor[start:stop] if spec.shape else tensor
+
+
+def _changed(weights: Tensor, scale: float, shift: float) -> Tensor:
+    """`scale * w + shift`, rounded as `tokens_from_tensors` rounds it."""
+    return weights if (scale, shift) == (1.0, 0.0) else torch.add(weights.new_tensor(shift), weights, alpha=scale)
