@@ -192,13 +192,11 @@ one small zoo, nothing more. Alpha of the run with the best validation accuracy 
 
 def spectral_probe_block(folder: Path) -> str:
     """R2 on test networks of spectra beside the other features."""
-    probe = json.loads((folder / "spectral_probe.json").read_text(encoding="utf-8"))["results"]["probe"]
-    titles = {
-        "weights": "W",
-        "layer_statistics": "s(W)",
-        "spectral_features": "spectra",
-        "sane_best": "SANE, best pooling",
-    }
+    record = json.loads((folder / "spectral_probe.json").read_text(encoding="utf-8"))
+    poolings = " or ".join(f"`{name}`" for name in record["arguments"]["poolings"])
+    titles = {"weights": "W", "layer_statistics": "s(W)", "spectral_features": "spectra"}
+    titles["sane_best"] = f"SANE, {poolings}"
+    probe = record["results"]["probe"]
     rows = [[PROPERTY_TITLES[name], *(f"{row[kind]['r2']:.3f}" for kind in titles)] for name, row in probe.items()]
     table = markdown_table(["R2 on test networks", *titles.values()], rows)
     return f"{table}\n\nRecord: [spectral_probe.json](../runs/analysis/spectral_probe.json)."

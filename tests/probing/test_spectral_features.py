@@ -6,7 +6,7 @@ import torch
 
 from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
-from hf_sane.probing.spectra import FEATURES_PER_MATRIX, MAX_ALPHA, spectral_features
+from hf_sane.probing.spectra import FEATURES_PER_MATRIX, MAX_ALPHA, MIN_LOG_NORM, spectral_features
 
 SHAPES = {"a.weight": (6, 3, 3, 3), "a.bias": (6,), "b.weight": (8, 9), "b.bias": (8,), "c.weight": (1, 8)}
 
@@ -87,6 +87,17 @@ def test_collapsed_layers_stay_finite(collapse):
     found = features(tensors, layout)
     assert found.isfinite().all()
     assert (found[:, FEATURES_PER_MATRIX + 3] == MAX_ALPHA).all()
+
+
+def test_a_network_that_decayed_to_nothing_stays_bounded():
+    """Shape is kept, norms have a floor: one such network would otherwise decide every probe."""
+    tensors, layout = networks()
+    found = features(tensors, layout)
+    decayed = features({name: 1e-12 * tensor for name, tensor in tensors.items()}, layout)
+    norms, shapes = [0, 1], [2, 3, 6]
+    assert (decayed[:, norms] == MIN_LOG_NORM).all()
+    assert torch.allclose(decayed[:, shapes], found[:, shapes], rtol=1e-3)
+    assert decayed.abs().max() <= 2 * MAX_ALPHA + 2
 
 
 def test_networks_without_matrices_are_refused():

@@ -140,8 +140,9 @@ def channel_rows(weight: Tensor, *, batch_dims: int = 0) -> Tensor:
 
 def row_correlation(rows: Tensor) -> Tensor:
     """Mean absolute cosine between different rows of each matrix: `[..., m, n]` to `[...]` float32; NaN for one row."""
-    norms = rows.float().norm(dim=-1, keepdim=True)
-    unit = torch.where(norms > 0, rows.float() / norms, 0)
+    rows = rows.float()
+    unit = rows / rows.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     count = rows.shape[-2]
-    sums = (unit @ unit.mT).abs().sum((-2, -1)) - unit.square().sum((-2, -1))
+    cosines = (unit @ unit.mT).abs_()
+    sums = cosines.sum((-2, -1)) - cosines.diagonal(dim1=-2, dim2=-1).sum(-1)
     return sums / (count * (count - 1)) if count > 1 else torch.full_like(sums, torch.nan)

@@ -1,7 +1,5 @@
 """Shape of each layer's weights: singular values and what they tell, and a finer distribution than s(W)."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,8 @@ from hf_sane.core.spectra import channel_rows, gram_eigenvalues, row_correlation
 from hf_sane.probing.quantiles import quantiles
 
 DISTRIBUTION_LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.95, 0.99, 1.0)
-MAX_ALPHA = 20.0  # no tail, and exponents beyond: what a layer of a few equal singular values gives
+MAX_ALPHA = 10.0  # no tail, and exponents beyond: what a layer of a few equal singular values gives
+MIN_LOG_NORM = -2.0  # of squared norms: weight decay can take a layer to 1e-18, which would decide every probe
 FEATURES_PER_MATRIX = 7
 MAX_KURTOSIS = 30.0  # a layer that collapsed to one value would otherwise decide every probe
 
@@ -61,8 +60,8 @@ def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
     Per matrix `W` (convolutions flattened to `[c_out, c_in * k]`), with eigenvalues `lambda` of `W W^T`: `log10 ||W||_F^2`,
     `log10 lambda_max`, stable rank `||W||_F^2 / lambda_max`, exponent `alpha` of the tail, `alpha log10 lambda_max`,
     `log10 sum lambda^alpha` (arXiv:2002.06716), and the weight correlation (arXiv:2010.05983). Matrices of zoos are small:
-    here a tail holds at least half of the eigenvalues, so that alpha depends on more than two or three of them, and alpha
-    is at most 20. Biases, norms and single rows have no spectrum.
+    here a tail holds at least half of the eigenvalues, so that alpha depends on more than two or three of them, alpha is at
+    most 10, and the logarithms of squared norms at least -2. Biases, norms and single rows have no spectrum.
 
     Args:
         tokens: `[M, N, D]` float, raw: normalisation would change every one of these numbers.
@@ -79,23 +78,19 @@ def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
         if weight.ndim < 3 or min(weight.shape[1], weight[0, 0].numel()) < 2 or not weight.is_floating_point():
             continue
         eigenvalues = gram_eigenvalues(weight.flatten(2))
-        tiny = torch.finfo(torch.float32).tiny
-        norm, largest = eigenvalues.sum(1).clamp_min(tiny), eigenvalues[:, 0].clamp_min(tiny)
+        largest = eigenvalues[:, 0].clamp_min(torch.finfo(torch.float32).tiny)
+        relative = eigenvalues / largest[:, None]
         # Zeros of a rank-deficient matrix, as rounding left them, are in no tail.
-        clean = torch.where(eigenvalues > 1e-12 * largest[:, None], eigenvalues, 0.0)
+        clean = torch.where(relative > 1e-12, relative, 0.0)
         fit = fit_power_law(clean, min_tail=max(2, -(-clean.shape[1] // 2)))
-        alpha = fit.alpha.to(norm).nan_to_num(MAX_ALPHA).clamp_max(MAX_ALPHA)
-        alpha_norm = torch.logsumexp(alpha[:, None] * eigenvalues.clamp_min(tiny).log(), 1) / math.log(10)
+        alpha = fit.alpha.to(relative).nan_to_num(MAX_ALPHA).clamp_max(MAX_ALPHA)
+        stable_rank = relative.sum(1)
+        log_norm = (stable_rank * largest).log10().clamp_min(MIN_LOG_NORM)
+        log_largest = largest.log10().clamp_min(MIN_LOG_NORM)
+        weighted = alpha * log_largest
+        alpha_norm = weighted + relative.pow(alpha[:, None]).sum(1).log10().clamp_min(0)
         correlation = row_correlation(channel_rows(weight, batch_dims=1)).mean(1)
-        parts += [
-            norm.log10(),
-            largest.log10(),
-            norm / largest,
-            alpha,
-            alpha * largest.log10(),
-            alpha_norm,
-            correlation.to(norm),
-        ]
+        parts += [log_norm, log_largest, stable_rank, alpha, weighted, alpha_norm, correlation.to(relative)]
     if not parts:
         raise ValueError("these networks have no weight matrix; expected a layer with at least two rows and columns")
     return torch.stack(parts, dim=1).float()

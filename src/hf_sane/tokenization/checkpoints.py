@@ -57,7 +57,6 @@ def local_path(source: str | Path, *, revision: str | None = None, max_bytes: in
 
     Raises:
         FileNotFoundError: If `source` looks like a path and does not exist.
-        ValueError: If a repo holds more than `max_bytes`.
     """
     path = Path(source)
     if path.exists():
