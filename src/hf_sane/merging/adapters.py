@@ -14,7 +14,7 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hub_id, read_adapter_config
 from hf_sane.core.files import write_atomically
 from hf_sane.core.types import StateDict
 from hf_sane.merging.averaging import average_checkpoints, check_weights
@@ -339,6 +339,7 @@ def _refactorised(first: Tensor, second: Tensor, rank: int) -> tuple[Tensor, Ten
 def _config_of(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, Any]:
     """The configuration of a soup: scale 1 everywhere, since factors carry their own."""
     config = {**adapters[0].config, "use_rslora": False, "inference_mode": True}
+    config["base_model_name_or_path"] = hub_id(config.get("base_model_name_or_path"))  # a local path helps nobody else
     most_common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     config |= {"r": most_common, "lora_alpha": most_common, "rank_pattern": {}, "alpha_pattern": {}}
     if len(set(ranks.values())) > 1:
