@@ -1,10 +1,13 @@
 """Shared by all tests: one thread, no progress bars, and a tiny zoo that is built once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
+from hub_server import TOKEN, Hub, run_hub
+from huggingface_hub import constants
 
 from hf_sane.zoo.arguments import ZooArguments, hyperparameter_zoo
 from hf_sane.zoo.build import build_zoo
@@ -42,3 +45,17 @@ def tiny_zoo_folder(
 def tiny_zoo(tiny_zoo_folder: Path) -> Zoo:
     """12 runs of the digits CNN (1,108 parameters, 52 tokens of 73) at 4 epochs each, split 8 / 2 / 2, aligned."""
     return Zoo.load(tiny_zoo_folder)
+
+
+@pytest.fixture
+def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub that the clients of this process talk to, with a token and a cache of its own."""
+    with run_hub() as hub:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the server takes plain uploads
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub cache"))
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets cache")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub

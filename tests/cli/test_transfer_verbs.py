@@ -3,34 +3,22 @@
 import re
 
 import pytest
-from hub_server import TOKEN, run_hub
-from huggingface_hub import constants
+from hub_server import TOKEN
 
 from hf_sane.cli.transfer import parse_size
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    with run_hub() as server:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the server takes plain uploads
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield server
-
-
 # huggingface_hub 2.4 uploads large files with an argument that httpx is about to rename.
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
-def test_a_zoo_goes_there_and_comes_back(hub, tiny_zoo_folder, tmp_path, hf_sane_command):
+def test_a_zoo_goes_there_and_comes_back(local_hub, tiny_zoo_folder, tmp_path, hf_sane_command):
     listed = hf_sane_command("push", "zoo", tiny_zoo_folder, "org/zoo", "--dry-run").output
-    assert not hub.repositories
+    assert not local_hub.repositories
     assert "nothing was sent" in listed
     for path in (tiny_zoo_folder / "data").glob("*.parquet"):
         assert re.search(rf"data/{path.name} +{path.stat().st_size:,}\n", listed)
     pushed = hf_sane_command("push", "zoo", tiny_zoo_folder, "org/zoo", "--private").output
     assert "/datasets/org/zoo/commit/" in pushed
-    assert hub.repositories["datasets", "org/zoo"].private
+    assert local_hub.repositories["datasets", "org/zoo"].private
     refused = hf_sane_command("pull", "org/zoo", "--output", tmp_path / "zoo", "--max-size", "1K", exit_code=2).output
     assert "more than the limit of 1,000" in refused
     listed = hf_sane_command("pull", "org/zoo", "--output", tmp_path / "zoo", "--dry-run").output

@@ -106,7 +106,7 @@ def sane_card(
     )
     settings = {name: getattr(config, name) for name in SANE_SETTINGS}
     settings |= {name: getattr(extractor, name) for name in ("token_layout", "batch_norm", "normalization")}
-    return render_card(
+    return fill_template(
         "sane_model.md",
         metadata,
         record,
@@ -153,7 +153,7 @@ def network_card(
     metadata.base_model = base_model
     metadata.pipeline_tag = "image-classification"
     images = record.data.get("images")
-    return render_card(
+    return fill_template(
         "sampled_network.md",
         metadata,
         record,
@@ -210,7 +210,7 @@ def adapter_card(
     metadata.library_name, metadata.base_model = "peft", base
     if base:
         metadata["base_model_relation"] = "adapter"
-    return render_card(
+    return fill_template(
         "lora_adapter.md",
         metadata,
         record,
@@ -253,7 +253,7 @@ def _origin(provenance: Provenance) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in measured} | {"anchors": anchors}
 
 
-def render_card(
+def fill_template(
     template: str,
     metadata: ModelCardData,
     record: RunRecord,
@@ -261,7 +261,15 @@ def render_card(
     settings: Mapping[str, Any],
     **parts: Any,
 ) -> ModelCard:
-    """Fill a template with the tables that all cards share, and with `parts` of its own."""
+    """Render a template of this package.
+
+    Args:
+        template: File in `templates/`.
+        metadata: For the front matter.
+        record: Its data, results and provenance become tables.
+        settings: Become the table of settings.
+        **parts: Whatever else the template names.
+    """
     facts = record.to_dict()
     provenance = {
         "command": f"`{record.command}`",

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sane.core.adapters import hub_id
 from hf_sane.core.run_record import RunRecord
-from hf_sane.hub.cards import card_metadata, describe_config, network_code, preprocessing_note, render_card
+from hf_sane.hub.cards import card_metadata, describe_config, fill_template, network_code, preprocessing_note
 from hf_sane.hub.publish import RECORD, save_model, write_card
 from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.merging.adapters import AdapterSoup
@@ -134,7 +134,7 @@ def soup_card(
     if adapter is None or base is not None:
         code = network_code(config, source, images, with_code=with_code, base=base)
     others = {name: value for name, value in record.results.items() if name != "ingredients"}
-    return render_card(
+    return fill_template(
         "soup.md",
         metadata,
         replace(record, results=others),
