@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 SMALL = {
     "alignment": "--networks 6 --loop-networks 2 --repeats 1",
     "kde_sampling": "--tokens 30 --latent-dim 4 --anchors 5 --samples 3 --subset 4 --rounds 1",
+    "swa_gain": "--seeds 2 --epochs 1 --cycles 2 --cycle-epochs 1 --train-limit 64 --architectures cnn_digits",
     "zoo_columns": "--networks 8 --rounds 1",
     "zoo_loader": "--models 10 --rounds 1",
     "zoo_training": "--networks 4 --plain-networks 2 --batches 1 --rounds 1",
@@ -18,7 +19,7 @@ SMALL = {
 }
 # Too large for a test, or in need of files that are not in the repository.
 BY_HAND = {"pretraining_step", "released_resnets"}
-ELSEWHERE = {"adapt_sane", "lora_finetuning"}  # test_lora_benchmarks.py
+ELSEWHERE = {"adapt_sane", "lora_finetuning", "soup_vs_sampling"}  # test_lora_benchmarks.py, test_soup_vs_sampling.py
 
 
 def test_every_benchmark_is_covered():

@@ -159,10 +159,10 @@ def network_card(
         record,
         title=title,
         source=source,
-        code=_network_code(config, source, images, with_code=with_code),
+        code=network_code(config, source, images, with_code=with_code),
         settings=describe_config(config),
         architecture=config.model_type.removeprefix("sane_").upper().replace("RESNET", "ResNet"),
-        preprocessing=_preprocessing(images),
+        preprocessing=preprocessing_note(images),
         fine_tuning_epochs=record.results.get("fine_tuning_epochs"),
         sampling_table=fact_table(record.arguments if provenance is None else _origin(provenance)),
     )
@@ -205,7 +205,7 @@ def adapter_card(
         code = _sane_code(base_config, extractor, source, network_config, base) if base else None
     else:
         kind, tags, results = "image classifier", NETWORK_TAGS, _accuracies(record)
-        code = _network_code(base_config, source, images, base=base) if base else None
+        code = network_code(base_config, source, images, base=base) if base else None
     metadata = card_metadata(record, title, results, [*tags, "lora"], datasets=datasets, license_id=license_id)
     metadata.library_name, metadata.base_model = "peft", base
     if base:
@@ -220,7 +220,7 @@ def adapter_card(
         base=base,
         kind=kind,
         settings={key: adapter.get(name) for name, key in ADAPTER_SETTINGS.items()},
-        preprocessing=_preprocessing(images),
+        preprocessing=preprocessing_note(images),
         training_table=fact_table({name: record.arguments.get(name) for name in TRAINING_SETTINGS}),
     )
 
@@ -238,7 +238,8 @@ def _accuracies(record: RunRecord) -> list[Measured]:
     ]
 
 
-def _preprocessing(images: Any) -> str | None:
+def preprocessing_note(images: Any) -> str | None:
+    """How images were standardised, if the record knows."""
     if not isinstance(images, Mapping) or not images.get("mean"):
         return None
     return f"Images: channels first, standardised as `(pixels - {images['mean']}) / {images['std']}`."
@@ -360,13 +361,13 @@ def _literal(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def _network_code(
-    config: ZooConfig, source: str, images: Any, *, with_code: bool = False, base: str | None = None
+def network_code(
+    config: PreTrainedConfig, source: str, images: Any, *, with_code: bool = False, base: str | None = None
 ) -> str:
     """Code that classifies an image; with `base`, `source` is an adapter of it."""
     described = images.get("image_size") if isinstance(images, Mapping) else None
     imports = ["import torch", "from transformers import AutoModelForImageClassification"]
-    if not with_code:
+    if not with_code and isinstance(config, ZooConfig):
         imports.insert(1, "import hf_sane  # makes its architectures known to Transformers")
     adapter = ""
     if base is not None:
@@ -377,7 +378,7 @@ def _network_code(
         base=base or source,
         adapter=adapter,
         trust=", trust_remote_code=True" if with_code else "",
-        channels=config.num_channels,
+        channels=getattr(config, "num_channels", 3),
         size=getattr(config, "image_size", None) or described or 32,
     )
 

@@ -7,29 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_sane.core.files import write_atomically
+from hf_sane.core.adapters import hub_id
 from hf_sane.core.run_record import RunRecord
-from hf_sane.hub.cards import NETWORK_CODE, card_metadata, describe_config, fill_template
-from hf_sane.hub.publish import CARD, RECORD, save_model
+from hf_sane.hub.cards import card_metadata, describe_config, fill_template, network_code, preprocessing_note
+from hf_sane.hub.publish import RECORD, save_model, write_card
 from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.merging.adapters import AdapterSoup
 from hf_sane.merging.ingredients import CARRIED_FILES
 
 SOUP_TAGS = ["model-soup", "merge", "weight-space-learning"]
-ADAPTER_CODE = """\
-import torch{registration}
-from peft import PeftModel
-from transformers import AutoModelForImageClassification
-
-base = AutoModelForImageClassification.from_pretrained("{base}")
-network = PeftModel.from_pretrained(base, "{source}")
-pixel_values = torch.zeros(1, {channels}, {size}, {size})  # your images
-predicted = network(pixel_values=pixel_values).logits.argmax(-1)"""
-REGISTRATION = "import hf_sane  # makes its architectures known to Transformers"
 SETTINGS = ("r", "lora_alpha", "target_modules", "modules_to_save", "base_model_name_or_path")
 
 
@@ -142,9 +130,9 @@ def soup_card(
     if adapter is not None:
         metadata.library_name = "peft"
     images = record.data.get("images")
-    preprocessing = None
-    if isinstance(images, Mapping) and images.get("mean"):
-        preprocessing = f"Images: channels first, standardised as `(pixels - {images['mean']}) / {images['std']}`."
+    code = None  # of adapters that cannot be loaded onto anything known
+    if adapter is None or base is not None:
+        code = network_code(config, source, images, with_code=with_code, base=base)
     others = {name: value for name, value in record.results.items() if name != "ingredients"}
     return fill_template(
         "soup.md",
@@ -152,30 +140,24 @@ def soup_card(
         replace(record, results=others),
         title=title,
         source=source,
-        code=_code(config, source, images, with_code=with_code, base=base, is_adapter=adapter is not None),
+        code=code,
         settings=describe_config(config) if adapter is None else {name: adapter.get(name) for name in SETTINGS},
         is_adapter=adapter is not None,
         description=_description(config, rows, facts, is_adapter=adapter is not None),
         ingredients_table=_ingredients_table(rows, metric),
         selection=_selection(facts, metric),
-        preprocessing=preprocessing,
+        preprocessing=preprocessing_note(images),
     )
 
 
 def _finish(folder: Path, card: ModelCard, record: RunRecord) -> Path:
     record.save(folder / RECORD)
-    with write_atomically(folder / CARD) as partial:
-        partial.write_text(str(card), encoding="utf-8")
-    return folder
+    return write_card(folder, card)
 
 
 def _is_repo_id(name: str) -> bool:
-    """Whether an ingredient's name is that of a Hub repository (`owner/name`), not of a local folder."""
-    try:
-        validate_repo_id(name.partition("@")[0])
-    except HFValidationError:
-        return False
-    return name.count("/") == 1 and not Path(name).exists()
+    """Whether an ingredient is named after a Hub repository (`owner/name`), not after a local folder."""
+    return "/" in name and hub_id(name.partition("@")[0]) is not None
 
 
 def _description(
@@ -218,24 +200,6 @@ def _ingredients_table(rows: Mapping[str, Mapping[str, Any]], metric: str) -> st
         for name, row in rows.items()
     ]
     return markdown_table(header, lines, numbers=True)
-
-
-def _code(
-    config: PreTrainedConfig, source: str, images: Any, *, with_code: bool, base: str | None, is_adapter: bool
-) -> str:
-    described = images.get("image_size") if isinstance(images, Mapping) else None
-    shape = {
-        "channels": getattr(config, "num_channels", 3),
-        "size": getattr(config, "image_size", None) or described or 32,
-    }
-    is_ours = config.model_type.startswith("sane_")
-    if is_adapter:
-        registration = f"\n{REGISTRATION}" if is_ours else ""
-        return ADAPTER_CODE.format(registration=registration, base=base or "...", source=source, **shape)
-    imports = ["import torch", *([REGISTRATION] if is_ours and not with_code else [])]
-    imports.append("from transformers import AutoModelForImageClassification")
-    trust = ", trust_remote_code=True" if with_code else ""
-    return NETWORK_CODE.format(imports="\n".join(imports), base=source, adapter="", trust=trust, **shape)
 
 
 __all__ = ["save_adapter_soup", "save_soup", "soup_card"]

@@ -14,13 +14,13 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hub_id, read_adapter_config
 from hf_sane.core.files import write_atomically
 from hf_sane.core.types import StateDict
 from hf_sane.merging.averaging import average_checkpoints, check_weights
 from hf_sane.merging.ingredients import Ingredient, check_compatible
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
 # What the product of the factors does not tell, or what changes the base model when the adapter is loaded.
@@ -156,10 +156,7 @@ def open_adapters(
         folder = Path(source)
         if not folder.exists():
             folder = Path(hf_hub_download(str(source), ADAPTER_CONFIG)).parent
-        if not (folder / ADAPTER_CONFIG).is_file():
-            raise FileNotFoundError(f"no {ADAPTER_CONFIG} in {folder}; expected the folder of a LoRA adapter")
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        config |= {} if base_model is None else {"base_model_name_or_path": base_model}
+        config = read_adapter_config(folder) | ({} if base_model is None else {"base_model_name_or_path": base_model})
         _check_kind(name, config)
         adapters.append(Adapter(name, open_checkpoint(source), config))
     for other in adapters[1:]:
@@ -342,6 +339,7 @@ def _refactorised(first: Tensor, second: Tensor, rank: int) -> tuple[Tensor, Ten
 def _config_of(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, Any]:
     """The configuration of a soup: scale 1 everywhere, since factors carry their own."""
     config = {**adapters[0].config, "use_rslora": False, "inference_mode": True}
+    config["base_model_name_or_path"] = hub_id(config.get("base_model_name_or_path"))  # a local path helps nobody else
     most_common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     config |= {"r": most_common, "lora_alpha": most_common, "rank_pattern": {}, "alpha_pattern": {}}
     if len(set(ranks.values())) > 1:

@@ -1,0 +1,116 @@
+"""What stochastic weight averaging gains on zoo architectures, over seeds, at equal numbers of epochs.
+
+Every network trains `--epochs` at a constant learning rate, then goes on for `--cycles` times `--cycle-epochs`, at a constant rate and
+in cycles. Compared are the average along that way, the last weights of the same runs, and training of the same total length with a
+one-cycle schedule from the same initialisation. Validation images choose the learning rate of each way; test images report.
+
+    python benchmarks/swa_gain.py --output runs/benchmarks/swa_gain.json
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.architectures.presets import cifar_resnet, cnn_digits
+from hf_sane.core.allocator import tune_allocator
+from hf_sane.core.run_record import RunRecord
+from hf_sane.merging.swa import train_stacked_swa
+from hf_sane.zoo.hyperparameters import HyperParameters
+from hf_sane.zoo.images import ImageData, load_images
+from hf_sane.zoo.networks import StackedNetworks
+from hf_sane.zoo.training import train_stacked
+
+# Optimiser, and the learning rates to choose from.
+ARCHITECTURES: dict[str, tuple[ZooConfig, str, tuple[float, ...]]] = {
+    "cnn_digits": (cnn_digits(), "adam", (3e-3, 1e-2)),
+    "resnet20_narrow": (cifar_resnet(20, width=4, num_channels=1), "sgd", (3e-2, 1e-1)),
+}
+WAYS = {
+    "swa_constant": "swa_constant_last",  # the average, and the last weights of the same runs
+    "swa_cyclical": "swa_cyclical_last",
+}
+
+
+def run_ways(
+    config: ZooConfig, optimizer: str, learning_rate: float, data: ImageData, arguments: argparse.Namespace
+) -> dict[str, StackedNetworks]:
+    """Train with one learning rate in every way."""
+    start = StackedNetworks.initialize(config, range(arguments.seeds))
+    settings = HyperParameters.repeat(range(arguments.seeds), learning_rate=learning_rate, optimizer=optimizer)
+    total = arguments.epochs + arguments.cycles * arguments.cycle_epochs
+
+    def trained(networks: StackedNetworks, epochs: int, schedule: str) -> StackedNetworks:
+        (snapshot,) = train_stacked(
+            config, networks.tensors, data, settings, epochs=epochs, schedule=schedule, train_evaluation_limit=32
+        )
+        return StackedNetworks(config, snapshot.tensors)
+
+    first = trained(start, arguments.epochs, "constant")
+    found = {"one_cycle": trained(start, total, "one_cycle")}
+    # Another order of images than in the first phase.
+    later = HyperParameters.repeat(
+        range(10_000, 10_000 + arguments.seeds), learning_rate=learning_rate, optimizer=optimizer
+    )
+    for kind in ("constant", "cyclical"):
+        result = train_stacked_swa(
+            first, data, later, cycles=arguments.cycles, cycle_epochs=arguments.cycle_epochs, kind=kind
+        )
+        found |= {f"swa_{kind}": result.averaged, f"swa_{kind}_last": result.last}
+    return found
+
+
+def describe(values: Tensor) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, and the values."""
+    deviation = values.std().item() if len(values) > 1 else 0.0
+    return {"mean": values.mean().item(), "std": deviation, "per_seed": values.tolist()}
+
+
+def measure(name: str, data: ImageData, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All ways of one architecture, each at the learning rate that is best on validation images."""
+    config, optimizer, rates = ARCHITECTURES[name]
+    by_rate = {rate: run_ways(config, optimizer, rate, data, arguments) for rate in rates}
+    report: dict[str, Any] = {}
+    scores: dict[str, tuple[Tensor, Tensor]] = {}
+    for way in ("one_cycle", *WAYS):
+        rate = max(rates, key=lambda rate, way=way: by_rate[rate][way].evaluate(*data.split("validation"))[1].mean())
+        for shown in (way, *([WAYS[way]] if way in WAYS else [])):
+            scores[shown] = by_rate[rate][shown].evaluate(*data.split("test"))
+            loss, accuracy = scores[shown]
+            report[shown] = {"learning_rate": rate, "test_accuracy": describe(accuracy), "test_loss": describe(loss)}
+    gains = {}
+    for way, last in WAYS.items():
+        for label, other in (("last_weights", last), ("one_cycle", "one_cycle")):
+            gains[f"{way}_over_{label}"] = describe(scores[way][1] - scores[other][1])
+    return {"ways": report, "accuracy_gain": gains}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and write JSON when asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=20, help="before averaging starts")
+    parser.add_argument("--cycles", type=int, default=10, help="networks per average")
+    parser.add_argument("--cycle-epochs", type=int, default=2, help="epochs between them")
+    parser.add_argument("--train-limit", type=int, help="training images; all 1,000 if left out")
+    parser.add_argument("--architectures", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    tune_allocator()
+    settings = {key: value for key, value in vars(arguments).items() if key != "output"}
+    record = RunRecord.start(seed=0, arguments=settings)
+    data = load_images("digits", train_limit=arguments.train_limit)
+    counts = {split: len(data.split(split)[1]) for split in ("train", "validation", "test")}
+    report = {name: measure(name, data, arguments) for name in arguments.architectures}
+    print(json.dumps(report, indent=2))
+    if arguments.output is not None:
+        record.finish(report, data={"images": data.name, **counts}).save(arguments.output)
+    return report
+
+
+if __name__ == "__main__":
+    main()
