@@ -319,7 +319,7 @@ def test_what_does_not_fit_together_is_refused(tiny_zoo, mlp_zoo, extractor):
         ValueError, match=r"the extractor makes .* = \(289, 'rowwise', 'tokens'\), the zoo was built with"
     ):
         WindowSampler([split], SANEFeatureExtractor(normalization="none"), **settings)
-    with pytest.raises(ValueError, match="needs statistics; call fit"):
+    with pytest.raises(ValueError, match="needs statistics: call fit"):
         WindowSampler([split], SANEFeatureExtractor(token_dim=73), **settings)
     with pytest.raises(KeyError, match="the extractor was fitted on another layout"):
         WindowSampler([mlp_zoo.splits["train"]], extractor, **settings)
