@@ -10,6 +10,7 @@ et al. 2022, arXiv:2209.04836, section 2). Several minutes on 2 cores.
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,11 @@ def barrier(networks: StackedNetworks, images: Tensor, labels: Tensor) -> dict[s
     return {"barrier": (loss - mixture).max().item(), "middle_accuracy": accuracy[STEPS // 2].item()}
 
 
+def share(before: float, after: float) -> float:
+    """What matching leaves of a barrier; not a number where there was none."""
+    return after / before if before > 0 else math.nan
+
+
 def compare(networks: StackedNetworks, spec: PermutationSpec, data: ImageData) -> dict[str, Any]:
     """Barriers of all pairs, before and after matching, on training and test images."""
     config = networks.config
@@ -95,10 +101,7 @@ def compare(networks: StackedNetworks, spec: PermutationSpec, data: ImageData) -
         "test_accuracy_of_the_ends": accuracy.mean().item(),
         "mean": means,
         "pairs": found,
-        "remaining_share": {
-            split: means[f"{split}_barrier"]["after"] / means[f"{split}_barrier"]["before"]
-            for split in ("train", "test")
-        },
+        "remaining_share": {split: share(**means[f"{split}_barrier"]) for split in ("train", "test")},
     }
 
 
