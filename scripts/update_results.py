@@ -114,6 +114,7 @@ CLAIMS = (
         "x",
     ),
     Claim("aligning 1,000 CNN-s", "alignment.json", (("seconds_for_all", "match_many"),), 15.0, "s", at_most=True),
+    Claim("aligning a ResNet-18", "alignment.json", (("resnet_18", "match_seconds"),), 10.0, "s", at_most=True),
 )
 
 
@@ -133,6 +134,26 @@ take {shares["products"]:.0%} of the fp32 step, attention over the short windows
 is that of the fastest of its products, run alone."""
 
 
+def barrier_block(folder: Path) -> str:
+    """The table of docs/symmetries.md: one row per data, kind of network and width."""
+    rows = []
+    for name in ("barrier.json", "barrier_cnn.json"):
+        record = json.loads((folder / name).read_text(encoding="utf-8"))
+        for data, kinds in record["results"].items():
+            for kind, widths in kinds.items():
+                for width, found in widths.items():
+                    barrier, accuracy = found["mean"]["test_barrier"], found["mean"]["test_middle_accuracy"]
+                    left = found["remaining_share"]["test"]
+                    shown = (
+                        "no barrier" if left is None else f"{left:.0%}" + (" **(not reached)**" if left > 0.5 else "")
+                    )
+                    numbers = [f"{barrier[when]:.3f}" for when in ("before", "after")]
+                    middle = [f"{accuracy[when]:.1%}" for when in ("before", "after")]
+                    rows.append([data, kind, width, *numbers, shown, *middle, f"[{name}](../runs/benchmarks/{name})"])
+    header = ["data", "network", "width", "barrier", "matched", "left", "accuracy half way", "matched", "record"]
+    return markdown_table(header, rows)
+
+
 def replaced(page: Path, name: str, block: str) -> str:
     """The text of `page` with what stands between its `name` markers replaced."""
     pattern = re.compile(rf"(<!-- {name}:start -->).*?(<!-- {name}:end -->)", flags=re.DOTALL)
@@ -145,10 +166,11 @@ def replaced(page: Path, name: str, block: str) -> str:
 def pages() -> dict[Path, str]:
     """Every page with results, as its records want it."""
     demo: dict[str, Any] = json.loads((ROOT / "runs/demo/report.json").read_text(encoding="utf-8"))
-    performance = ROOT / "docs" / "performance.md"
+    performance, symmetries = ROOT / "docs" / "performance.md", ROOT / "docs" / "symmetries.md"
     return {
         ROOT / "README.md": replaced(ROOT / "README.md", "demo", readme_block(demo)),
         performance: replaced(performance, "benchmarks", performance_block(ROOT / "runs" / "benchmarks")),
+        symmetries: replaced(symmetries, "barriers", barrier_block(ROOT / "runs" / "benchmarks")),
     }
 
 
