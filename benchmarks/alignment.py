@@ -1,4 +1,4 @@
-"""Aligning 1,000 CNN-s to a reference: all at once, against a plain loop of git re-basin weight matching.
+"""Aligning 1,000 CNN-s to a reference: all at once, against a plain loop of git re-basin weight matching; and a ResNet-18.
 
     OMP_NUM_THREADS=2 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 \
         python benchmarks/alignment.py --output alignment.json
@@ -21,11 +21,12 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from hf_sane.architectures.presets import build_model, cnn_s
+from hf_sane.architectures.presets import build_model, cnn_s, resnet
 from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.matching import match_many, match_weights, weight_similarity
 from hf_sane.core.permutation import PermutationSpec
 from hf_sane.core.run_record import RunRecord
+from hf_sane.tracing.trace import trace_permutations
 from hf_sane.zoo.permutations import permutation_spec
 
 
@@ -91,6 +92,30 @@ def networks(count: int) -> dict[str, Tensor]:
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
 
+def resnet_seconds(width: int, repeats: int) -> dict[str, Any]:
+    """Trace a ResNet-18, and align one from another seed to it."""
+    states = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = build_model(resnet(18, width=width))
+        states.append(model.state_dict())
+    started = time.perf_counter()
+    spec = trace_permutations(model, torch.randn(2, 3, 32, 32))
+    traced = time.perf_counter() - started
+    aligned = spec.apply(states[1], spec.match(states[0], states[1]))
+    return {
+        "width": width,
+        "parameters": sum(tensor.numel() for tensor in states[0].values()),
+        "permutations": len(spec.generators),
+        "trace_and_verify_seconds": traced,
+        "match_seconds": median_seconds(lambda: spec.match(states[0], states[1]), repeats),
+        "similarity": {
+            "before": weight_similarity(spec, states[0], states[1]).item(),
+            "after": weight_similarity(spec, states[0], aligned).item(),
+        },
+    }
+
+
 def measure(count: int, loop_count: int, repeats: int) -> dict[str, Any]:
     """Time the three ways and compare how close they bring the networks to the reference."""
     spec, stack = permutation_spec(cnn_s()), networks(count)
@@ -152,11 +177,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--networks", type=int, default=1000, help="networks to align")
     parser.add_argument("--loop-networks", type=int, default=200, help="of these, how many the loops align")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per way")
+    parser.add_argument("--resnet-width", type=int, default=64, help="channels of the first stage of the ResNet-18")
+    parser.add_argument("--resnet-repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
     tune_allocator()
     record = RunRecord.start(seed=0)
     report = measure(arguments.networks, arguments.loop_networks, arguments.repeats)
+    report["resnet_18"] = resnet_seconds(arguments.resnet_width, arguments.resnet_repeats)
     print(json.dumps(report, indent=2))
     if arguments.output is not None:
         record.finish(report).save(arguments.output)

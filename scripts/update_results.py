@@ -143,6 +143,7 @@ CLAIMS = (
         at_most=True,
     ),
     Claim("aligning 1,000 CNN-s", "alignment.json", (("seconds_for_all", "match_many"),), 15.0, "s", at_most=True),
+    Claim("aligning a ResNet-18", "alignment.json", (("resnet_18", "match_seconds"),), 10.0, "s", at_most=True),
 )
 
 
@@ -202,6 +203,26 @@ def spectral_probe_block(folder: Path) -> str:
     return f"{table}\n\nRecord: [spectral_probe.json](../runs/analysis/spectral_probe.json)."
 
 
+def barrier_block(folder: Path) -> str:
+    """The table of docs/symmetries.md: one row per data, kind of network and width."""
+    rows = []
+    for name in ("barrier.json", "barrier_cnn.json"):
+        record = json.loads((folder / name).read_text(encoding="utf-8"))
+        for data, kinds in record["results"].items():
+            for kind, widths in kinds.items():
+                for width, found in widths.items():
+                    barrier, accuracy = found["mean"]["test_barrier"], found["mean"]["test_middle_accuracy"]
+                    left = found["remaining_share"]["test"]
+                    shown = (
+                        "no barrier" if left is None else f"{left:.0%}" + (" **(not reached)**" if left > 0.5 else "")
+                    )
+                    numbers = [f"{barrier[when]:.3f}" for when in ("before", "after")]
+                    middle = [f"{accuracy[when]:.1%}" for when in ("before", "after")]
+                    rows.append([data, kind, width, *numbers, shown, *middle, f"[{name}](../runs/benchmarks/{name})"])
+    header = ["data", "network", "width", "barrier", "matched", "left", "accuracy half way", "matched", "record"]
+    return markdown_table(header, rows)
+
+
 def replaced(page: Path, name: str, block: str, *, text: str | None = None) -> str:
     """The text of `page`, or a later version of it, with what stands between its `name` markers replaced."""
     pattern = re.compile(rf"(<!-- {name}:start -->).*?(<!-- {name}:end -->)", flags=re.DOTALL)
@@ -214,7 +235,7 @@ def replaced(page: Path, name: str, block: str, *, text: str | None = None) -> s
 def pages() -> dict[Path, str]:
     """Every page with results, as its records want it."""
     demo: dict[str, Any] = json.loads((ROOT / "runs/demo/report.json").read_text(encoding="utf-8"))
-    performance, analysis = ROOT / "docs" / "performance.md", ROOT / "docs" / "analysis.md"
+    performance, analysis, symmetries = (ROOT / "docs" / f"{name}.md" for name in ("performance", "analysis", "symmetries"))
     records = ROOT / "runs" / "analysis"
     with_zoo = replaced(analysis, "zoo_spectra", zoo_spectra_block(records))
     with_spectra = replaced(analysis, "spectral_probe", spectral_probe_block(records), text=with_zoo)
@@ -222,6 +243,7 @@ def pages() -> dict[Path, str]:
         ROOT / "README.md": replaced(ROOT / "README.md", "demo", readme_block(demo)),
         performance: replaced(performance, "benchmarks", performance_block(ROOT / "runs" / "benchmarks")),
         analysis: with_spectra,
+        symmetries: replaced(symmetries, "barriers", barrier_block(ROOT / "runs" / "benchmarks")),
     }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_sane.probing.probes import RidgeProbe
     from hf_sane.sampling.generation import sample_networks
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+    from hf_sane.tracing.trace import trace_permutations
     from hf_sane.training.arguments import PretrainArguments
     from hf_sane.training.pretraining import pretrain
     from hf_sane.zoo.arguments import ZooArguments, hyperparameter_zoo, seed_zoo
@@ -48,6 +49,7 @@ _HOMES = {
     "push_generated": "hub.push",
     "sample_networks": "sampling.generation",
     "seed_zoo": "zoo.arguments",
+    "trace_permutations": "tracing.trace",
 }
 
 __all__ = [
@@ -70,6 +72,7 @@ __all__ = [
     "push_generated",
     "sample_networks",
     "seed_zoo",
+    "trace_permutations",
 ]
 
 

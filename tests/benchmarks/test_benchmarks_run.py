@@ -8,7 +8,8 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SMALL = {
-    "alignment": "--networks 6 --loop-networks 2 --repeats 1",
+    "barrier": "--kinds mlp cnn --widths 3 --pairs 1 --epochs 1 --train-limit 64 --test-limit 32",
+    "alignment": "--networks 6 --loop-networks 2 --repeats 1 --resnet-width 2",
     "kde_sampling": "--tokens 30 --latent-dim 4 --anchors 5 --samples 3 --subset 4 --rounds 1",
     "swa_gain": "--seeds 2 --epochs 1 --cycles 2 --cycle-epochs 1 --train-limit 64 --architectures cnn_digits",
     "zoo_columns": "--networks 8 --rounds 1",

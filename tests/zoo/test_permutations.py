@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, ResNetConfig, ViTConfig
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits, cnn_l, cnn_s, mlp, resnet
 from hf_sane.core.matching import match_many, weight_similarity
@@ -217,5 +217,19 @@ def test_verify_refuses_what_proves_nothing():
 
 
 def test_other_configurations_raise():
-    with pytest.raises(TypeError, match="expected CNNConfig, MLPConfig or CIFARResNetConfig, got PreTrainedConfig"):
+    message = (
+        "expected CNNConfig, MLPConfig or CIFARResNetConfig, or .*, got PreTrainedConfig; for other networks call"
+    )
+    with pytest.raises(TypeError, match=message):
         permutation_spec(PreTrainedConfig())
+
+
+def test_image_classifiers_of_transformers_are_traced():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    config = ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=3, num_channels=1)
+    before = torch.random.get_rng_state()
+    spec = permutation_spec(config)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert sum(free.size > 1 for free in spec.generators.values()) == 1 + 1 + 1 + 2 + 2
+    residual = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=3)
+    assert len(permutation_spec(residual).sizes) == 4  # two streams, because the first stage keeps the channels

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from traced_networks import network as network_to_trace
+from traced_networks import traced
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits, mlp, resnet
 from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
 from hf_sane.core.layout import Layout
-from hf_sane.core.permutation import AxisSlice, PermutationSpec
+from hf_sane.core.permutation import PermutationSpec
 from hf_sane.zoo import token_permutations
 from hf_sane.zoo.permutations import permutation_spec
 from hf_sane.zoo.token_permutations import TokenPermutations, token_permutation_indices
@@ -93,19 +95,25 @@ def test_the_identity_moves_nothing():
     assert torch.equal(index, torch.arange(index.shape[1]).expand(2, -1))
 
 
+@pytest.mark.parametrize("token_layout", ["rowwise", "dense"])
+@pytest.mark.parametrize("name", ["vit", "gpt2", "t5", "grouped"])
+def test_any_traced_spec_moves_tokens_as_it_moves_tensors(name, token_layout):
+    """Position tables move in their last dimension, and biases of transposed weights differently from the rows."""
+    (model, _), spec = network_to_trace(name), traced(name)
+    state = model.state_dict()
+    layout = Layout.from_state_dict(state, token_dim=7, token_layout=token_layout)
+    permutations = spec.random(3, generator=torch.Generator().manual_seed(0))
+    found = TokenPermutations(spec, layout, permutations)
+    tokens = tokens_from_tensors(state, layout)
+    moved = found.apply(tokens.expand(3, *tokens.shape), torch.arange(3))
+    for i in range(3):
+        expected = spec.apply(state, {axis: index[i] for axis, index in permutations.items()})
+        assert torch.equal(moved[i], tokens_from_tensors(expected, layout))
+        assert not torch.equal(moved[i], tokens)
+
+
 def test_specs_that_do_not_fit_are_refused():
-    state = {"a.weight": torch.ones(4, 3, 2), "a.bias": torch.ones(4)}
-    layout = Layout.from_state_dict(state, token_dim=5)
-    inner = PermutationSpec({"a.weight": (None, None, "x"), "a.bias": (None,)}, {"x": 2})
-    with pytest.raises(
-        ValueError, match="layer 'a': only channels and inputs may move, and the bias with its channels"
-    ):
-        token_permutation_indices(inner, layout, inner.identity(1))
-    loose = PermutationSpec(
-        {"a.weight": (None, None, None), "a.bias": ((AxisSlice("x", 0, 4),))[:1] and ("x",)}, {"x": 4}
-    )
-    with pytest.raises(ValueError, match="and the bias with its channels"):
-        token_permutation_indices(loose, layout, {"x": torch.tensor([[1, 0, 2, 3]])})
+    layout = Layout.from_state_dict({"a.weight": torch.ones(4, 3, 2), "a.bias": torch.ones(4)}, token_dim=5)
     other = PermutationSpec({"b.weight": ("x",)}, {"x": 4})
     with pytest.raises(KeyError, match="the permutation spec does not know .'a.bias', 'a.weight'."):
         token_permutation_indices(other, layout, other.identity(1))

@@ -32,6 +32,20 @@ def permute(call: Call) -> Result:
     return [inputs[dim] for dim in call["dims"]]
 
 
+def reverse(call: Call) -> Result:
+    """All dimensions the other way round."""
+    return call.type("self")[::-1]
+
+
+def movedim(call: Call) -> Result:
+    """Move dimensions to other places; the rest keeps its order."""
+    inputs = call.type("self")
+    source, destination = ([dims] if isinstance(dims, int) else dims for dims in (call["source"], call["destination"]))
+    placed = {new % len(inputs): old % len(inputs) for old, new in zip(source, destination, strict=True)}
+    rest = iter(dim for dim in range(len(inputs)) if dim not in placed.values())
+    return [inputs[placed[dim] if dim in placed else next(rest)] for dim in range(len(inputs))]
+
+
 def view(call: Call) -> Result:
     """Any reshaping that keeps the entries in memory order."""
     return reshape(call.type("self"), call.shape)
@@ -205,6 +219,8 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["split", "split_with_sizes", "chunk", "tensor_split"], pieces),
     **dict.fromkeys(["pad", "constant_pad_nd"], pad),
     **dict.fromkeys(["gather", "index_select"], chosen_along),
+    "numpy_T": reverse,
+    **dict.fromkeys(["movedim", "moveaxis"], movedim),
     "permute": permute,
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,

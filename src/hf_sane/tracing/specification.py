@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from hf_sane.core.parts import Part
 from hf_sane.core.permutation import AxisSlice, Dimension, PermutationSpec
-from hf_sane.tracing.axes import Atom, Axis, Product, product_size
+from hf_sane.tracing.axes import Atom, Axis, Product, freeze, product_size
 from hf_sane.tracing.graph import TypedModel
 from hf_sane.tracing.nesting import orders_within, resolved, twins
 
@@ -22,6 +22,9 @@ def specification(typed: TypedModel, unmatched: Iterable[str]) -> PermutationSpe
         unmatched: Tensors that move along, but that weight matching does not compare.
     """
     types = dict(zip(typed.tensors, resolved(typed.tensors.values()), strict=True))
+    for product in {product for dimensions in types.values() for axis in dimensions for product in axis}:
+        if len(set(product)) < len(product):
+            freeze((product,), "multiplied with itself and flattened")
     values = resolved(typed.values)
     tensors = list({id(typed.tensors[name]): found for name, found in types.items()}.values())
     within = orders_within(tensors, values)

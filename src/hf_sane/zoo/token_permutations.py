@@ -1,13 +1,14 @@
 """Permutations of networks in token space: which scalar of a token sequence moves where, without leaving it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from hf_sane.core.layout import LayerSpec, Layout
-from hf_sane.core.permutation import Permutation, PermutationSpec
+from hf_sane.core.permutation import Permutation, PermutationSpec, gather_stacked
 
 TABLE_ENTRIES = 2**26  # keep all indices at hand up to this many (256 MiB as int32)
 
@@ -25,8 +26,6 @@ class TokenPermutations:
         permutations: `[P, n]` int64 per axis.
 
     Raises:
-        ValueError: If a layer of the layout does not fit the spec: dimensions beyond the second that move, a bias that
-            moves differently from its weight.
         KeyError: If the layout has tensors the spec does not know.
     """
 
@@ -39,10 +38,10 @@ class TokenPermutations:
         row_offset, column_offset = 0, 1
         for layer, part in zip(layout.layers, layout.token_slices, strict=True):
             moved = _moved_dimensions(spec, layer, permutations)
-            row_sources, column_sources = _sources(layer, moved, self.num_permutations)
+            sources = _sources(layer, moved, self.num_permutations)
             num_scalars = (part.stop - part.start) * layout.token_dim
             build = _rowwise_tables if layout.token_layout == "rowwise" else _dense_tables
-            row_table, column_table, row, column = build(layer, num_scalars, row_sources, column_sources)
+            row_table, column_table, row, column = build(layer, num_scalars, sources)
             rows.append(row_table + part.start * layout.token_dim)
             columns.append(column_table)
             self._rows[part] = (row + row_offset).view(-1, layout.token_dim)
@@ -100,7 +99,7 @@ def token_permutation_indices(spec: PermutationSpec, layout: Layout, permutation
         `[P, N * D]` int64: `tokens.flatten()[index[p]]` is the network under permutation `p`; padding stays where it is.
 
     Raises:
-        KeyError, ValueError: As in [`TokenPermutations`].
+        KeyError: As in [`TokenPermutations`].
     """
     found = TokenPermutations(spec, layout, permutations)
     every = torch.arange(found.num_permutations)
@@ -125,23 +124,28 @@ def _moved_dimensions(
     return moved
 
 
-def _sources(layer: LayerSpec, moved: Mapping[tuple[str, int], Tensor], count: int) -> tuple[Tensor, Tensor]:
-    """Source channel of each channel `[P, channels]` and source column of each weight column `[P, fan_in]`."""
+@dataclass(frozen=True)
+class _Sources:
+    """Where the rows, the columns and the biases of a layer come from: `[P, channels]`, `[P, fan_in]`, `[P, channels]`."""
+
+    rows: Tensor
+    columns: Tensor
+    biases: Tensor
+
+
+def _sources(layer: LayerSpec, moved: Mapping[tuple[str, int], Tensor], count: int) -> _Sources:
+    """Sources of a layer; columns are the flattened dimensions after the first, each of which may move."""
     name, bias = layer.weight.name, layer.bias
     channels = torch.arange(layer.channels).repeat(count, 1)
-    rows = moved.get((name, 0), channels)
-    inner = [key for key in moved if key[0] == name and key[1] > 1]
-    if inner or (bias is not None and not torch.equal(rows, moved.get((bias.name, 0), channels))):
-        raise ValueError(
-            f"layer {layer.name!r}: only channels and inputs may move, and the bias with its channels; the permutation "
-            f"spec moves {sorted(moved)}"
-        )
-    fan_in = layer.weight.numel // layer.channels
-    inputs = moved.get((name, 1))
-    if inputs is None:
-        return rows, torch.arange(fan_in).repeat(count, 1)
-    block = fan_in // inputs.shape[1]
-    return rows, (inputs.unsqueeze(2) * block + torch.arange(block)).flatten(1)
+    inner = {dim - 1: index for (tensor, dim), index in moved.items() if tensor == name and dim > 0}
+    columns = (
+        torch.arange(layer.weight.numel // layer.channels)
+        .view(layer.weight.shape[1:])
+        .expand(count, *layer.weight.shape[1:])
+    )
+    columns = (gather_stacked(columns, inner) if inner else columns).reshape(count, -1)
+    biases = channels if bias is None else moved.get((bias.name, 0), channels)
+    return _Sources(moved.get((name, 0), channels), columns, biases)
 
 
 Tables = tuple[
@@ -149,27 +153,29 @@ Tables = tuple[
 ]  # rows [P, R], columns [P, C], and per scalar its row and column (-1: none)
 
 
-def _rowwise_tables(layer: LayerSpec, num_scalars: int, rows: Tensor, columns: Tensor) -> Tables:
+def _rowwise_tables(layer: LayerSpec, num_scalars: int, sources: _Sources) -> Tables:
     """Tables of a layer whose channels are padded one by one. Padding uses unmoved rows and columns of its own."""
+    rows, columns, biases = sources.rows, sources.columns, sources.biases
     stride, fan_in = num_scalars // layer.channels, columns.shape[1]
     channel, position = torch.arange(num_scalars) // stride, torch.arange(num_scalars) % stride
     unmoved = torch.arange(layer.channels).repeat(len(rows), 1)
     has_bias = layer.bias is not None
-    row_table = torch.cat([rows * stride, rows * stride + fan_in, unmoved * stride], dim=1)
+    row_table = torch.cat([rows * stride, biases * stride + fan_in, unmoved * stride], dim=1)
     column_table = torch.cat([columns, torch.arange(fan_in, stride).repeat(len(rows), 1)], dim=1)
     is_bias = has_bias & (position == fan_in)
     section = torch.where(position < fan_in, 0, torch.where(is_bias, 1, 2))
     return row_table, column_table, channel + section * layer.channels, torch.where(is_bias, -1, position)
 
 
-def _dense_tables(layer: LayerSpec, num_scalars: int, rows: Tensor, columns: Tensor) -> Tables:
+def _dense_tables(layer: LayerSpec, num_scalars: int, sources: _Sources) -> Tables:
     """Tables of a layer that is flattened as `[weight | bias]` and padded at its end."""
+    rows, columns, biases = sources.rows, sources.columns, sources.biases
     fan_in, weights = columns.shape[1], layer.weight.numel
     flat = torch.arange(num_scalars)
     end = torch.full((len(rows), 1), layer.num_weights)
     padding = torch.arange(num_scalars - layer.num_weights).repeat(len(rows), 1)
     row_table, column_table = (
-        torch.cat([rows * fan_in, rows + weights, end], dim=1),
+        torch.cat([rows * fan_in, biases + weights, end], dim=1),
         torch.cat([columns, padding], dim=1),
     )
     is_weight, is_bias = flat < weights, (flat >= weights) & (flat < layer.num_weights)
