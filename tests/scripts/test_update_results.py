@@ -7,7 +7,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def script():
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     spec = importlib.util.spec_from_file_location("update_results", ROOT / "scripts" / "update_results.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -31,7 +32,6 @@ def test_an_outdated_page_is_found_and_written(script, tmp_path, monkeypatch, ca
     assert (tmp_path / "README.md").read_text() == text
 
 
-def test_a_page_without_markers_is_refused(script, tmp_path):
-    (tmp_path / "page.md").write_text("nothing")
-    with pytest.raises(ValueError, match="lacks the markers <!-- demo:start -->"):
-        script.replaced(tmp_path / "page.md", "demo", "table")
+def test_a_page_without_markers_is_refused(script):
+    with pytest.raises(ValueError, match="docs/page.md lacks the markers <!-- demo:start -->"):
+        script.replaced("nothing", "docs/page.md", "demo", "table")

@@ -4,7 +4,12 @@ import json
 from functools import lru_cache
 
 import torch
-from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+)
 
 from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig
 from hf_sane.core.permutation import AxisSlice, Dimension, PermutationSpec

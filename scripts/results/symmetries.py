@@ -1,0 +1,33 @@
+"""docs/symmetries.md: loss barriers before and after matching."""
+
+import json
+from pathlib import Path
+
+from hf_sane.hub.tables import markdown_table
+
+PAGE = "docs/symmetries.md"
+
+
+def barrier_block(folder: Path) -> str:
+    """The table of docs/symmetries.md: one row per data, kind of network and width."""
+    rows = []
+    for name in ("barrier.json", "barrier_cnn.json"):
+        record = json.loads((folder / name).read_text(encoding="utf-8"))
+        for data, kinds in record["results"].items():
+            for kind, widths in kinds.items():
+                for width, found in widths.items():
+                    barrier, accuracy = found["mean"]["test_barrier"], found["mean"]["test_middle_accuracy"]
+                    left = found["remaining_share"]["test"]
+                    shown = (
+                        "no barrier" if left is None else f"{left:.0%}" + (" **(not reached)**" if left > 0.5 else "")
+                    )
+                    numbers = [f"{barrier[when]:.3f}" for when in ("before", "after")]
+                    middle = [f"{accuracy[when]:.1%}" for when in ("before", "after")]
+                    rows.append([data, kind, width, *numbers, shown, *middle, f"[{name}](../runs/benchmarks/{name})"])
+    header = ["data", "network", "width", "barrier", "matched", "left", "accuracy half way", "matched", "record"]
+    return markdown_table(header, rows)
+
+
+def blocks(root: Path) -> dict[str, str]:
+    """The page's blocks by marker."""
+    return {"barriers": barrier_block(root / "runs" / "benchmarks")}
