@@ -10,10 +10,10 @@ import argparse
 import re
 from pathlib import Path
 
-from results import analysis, performance, readme, symmetries
+from results import analysis, performance, readme
 
 ROOT = Path(__file__).parents[1]
-PAGES = (readme, performance, analysis, symmetries)
+PAGES = (readme, performance, analysis)
 
 
 def replaced(text: str, page: str, name: str, block: str) -> str:
