@@ -26,16 +26,12 @@ if TYPE_CHECKING:
     from hf_sane.zoo.build import build_zoo
     from hf_sane.zoo.dataset import Zoo
     from hf_sane.zoo.images import load_images
-    from hf_sane.zoo.import_arguments import ImportArguments
-    from hf_sane.zoo.importing import import_zoo
-    from hf_sane.zoo.mixing import mix_zoos
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CIFARResNetConfig": "architectures.configuration_zoo",
     "CNNConfig": "architectures.configuration_zoo",
-    "ImportArguments": "zoo.import_arguments",
     "MLPConfig": "architectures.configuration_zoo",
     "PretrainArguments": "training.arguments",
     "RidgeProbe": "probing.probes",
@@ -48,9 +44,7 @@ _HOMES = {
     "build_zoo": "zoo.build",
     "embed_networks": "probing.embeddings",
     "hyperparameter_zoo": "zoo.arguments",
-    "import_zoo": "zoo.importing",
     "load_images": "zoo.images",
-    "mix_zoos": "zoo.mixing",
     "pretrain": "training.pretraining",
     "push_generated": "hub.push",
     "sample_networks": "sampling.generation",
@@ -61,7 +55,6 @@ _HOMES = {
 __all__ = [
     "CIFARResNetConfig",
     "CNNConfig",
-    "ImportArguments",
     "MLPConfig",
     "PretrainArguments",
     "RidgeProbe",
@@ -74,9 +67,7 @@ __all__ = [
     "build_zoo",
     "embed_networks",
     "hyperparameter_zoo",
-    "import_zoo",
     "load_images",
-    "mix_zoos",
     "pretrain",
     "push_generated",
     "sample_networks",

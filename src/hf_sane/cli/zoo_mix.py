@@ -1,13 +1,14 @@
 """`hf-sane zoo mix`: one zoo out of several."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from hf_sane.cli.output import hide_loading_bars
 from hf_sane.cli.zoo import describe_zoo, print_zoo
-from hf_sane.core.layout import TokenLayout
+
+TokenLayout = Literal["rowwise", "dense"]
 
 
 def mix(
