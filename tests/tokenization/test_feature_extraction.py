@@ -208,7 +208,7 @@ def test_layers_that_no_training_network_had_come_from_prompts(tmp_path):
     assert torch.equal(wider.encode(short).tokens, before)
     known = set(extractor.statistics["means"])
     fresh = SANEFeatureExtractor(37).fit([deep])
-    for name, std in fresh.statistics["stds"].items():
+    for name in fresh.statistics["stds"]:
         assert wider.statistics["stds"][name] == (extractor if name in known else fresh).statistics["stds"][name]
     assert len(wider.layer_orders) == 2
     wider.save_pretrained(tmp_path)
