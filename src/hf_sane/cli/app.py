@@ -17,6 +17,7 @@ from hf_sane.cli.settings import PASS_THROUGH
 from hf_sane.cli.soup import soup
 from hf_sane.cli.transfer import pull, push
 from hf_sane.cli.zoo import zoo_app
+from hf_sane.cli.zoo_align import align
 from hf_sane.cli.zoo_import import import_networks
 from hf_sane.core.allocator import tune_allocator
 
@@ -59,6 +60,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 zoo_app.command("import")(import_networks)
+zoo_app.command("align")(align)
 app.add_typer(zoo_app, name="zoo")
 app.command("pretrain", **PASS_THROUGH)(pretrain)
 app.command("embed")(embed)
