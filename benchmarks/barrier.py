@@ -81,8 +81,8 @@ def share(before: float, after: float) -> float:
     return after / before if before > 0 else math.nan
 
 
-def compare(networks: StackedNetworks, spec: PermutationSpec, data: ImageData) -> dict[str, Any]:
-    """Barriers of all pairs, before and after matching, on training and test images."""
+def compare(networks: StackedNetworks, spec: PermutationSpec, data: ImageData, limit: int) -> dict[str, Any]:
+    """Barriers of all pairs, before and after matching, on the first `limit` training and test images."""
     config = networks.config
     assert isinstance(config, ZooConfig)
     found: dict[str, dict[str, list[float]]] = {}
@@ -92,7 +92,7 @@ def compare(networks: StackedNetworks, spec: PermutationSpec, data: ImageData) -
         for when, other in (("before", second), ("after", aligned)):
             mixed = line(first, other, config)
             for split in ("train", "test"):
-                for name, value in barrier(mixed, *data.split(split)).items():
+                for name, value in barrier(mixed, *(part[:limit] for part in data.split(split))).items():
                     found.setdefault(f"{split}_{name}", {}).setdefault(when, []).append(value)
     means = {name: {when: sum(v) / len(v) for when, v in values.items()} for name, values in found.items()}
     _, accuracy = networks.evaluate(*data.split("test"))
@@ -118,7 +118,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
                 config = architecture(kind, width, data)
                 networks = trained(config, data, 2 * arguments.pairs, epochs, arguments.learning_rate)
                 spec = trace_permutations(networks.model(0), data.train_images[:4])
-                row = compare(networks, spec, data) | {"epochs": epochs}
+                row = compare(networks, spec, data, arguments.barrier_images) | {"epochs": epochs}
                 results.setdefault(data.name, {}).setdefault(kind, {})[str(width)] = row
                 print(f"{data.name} {kind} {width}: {json.dumps(row['mean'])}", flush=True)
     return results, used
@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--train-limit", type=int, default=10_000)
     parser.add_argument("--test-limit", type=int, default=2_000)
+    parser.add_argument("--barrier-images", type=int, default=2_000, help="of each split, for the points on the line")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)
     tune_allocator()

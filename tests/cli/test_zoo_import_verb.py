@@ -11,7 +11,7 @@ from hub_server import run_hub
 from huggingface_hub import constants
 from safetensors.torch import save, save_file
 from torch import nn
-from transformers import pipeline
+from transformers import ViTConfig, ViTForImageClassification, pipeline
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cli.probe import known_networks
@@ -188,10 +188,36 @@ def test_what_stops_a_run_is_said_before_it_begins(imported, sane, tmp_path, hf_
     message = "the learned positions of the model reach [5, 100, 100]; give larger max_positions, or"
     assert message in refused("--views", "original", "--statistics-by-kind", "small")
     for views in ("aligned,permuted", "permuted"):
-        message = "permute channels, but the symmetries of imported networks are not known; use the view 'original'"
+        message = (
+            "are not known (expected a configuration of Transformers beside the weights, got model_type='None'); pass"
+        )
         assert message in refused("--views", views, "--statistics-by-kind")
     aligned = ("embed", "--sane", sane, "--zoo", imported[0], "--output", tmp_path / "y", "--aligned")
     assert "this zoo is not aligned" in hf_sane_command(*aligned, exit_code=2).stderr
+
+
+def test_networks_of_transformers_are_aligned_and_trained_on_in_permuted_views(tmp_path, monkeypatch, hf_sane_command):
+    monkeypatch.setattr("hf_sane.cli.zoo_align.SHOWN_PLACES", 1)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    for seed in range(6):
+        torch.manual_seed(seed)
+        config = ViTConfig(**sizes, image_size=8, patch_size=4, num_channels=1, num_labels=3)
+        ViTForImageClassification(config).save_pretrained(tmp_path / "models" / str(seed))
+    zoo = tmp_path / "zoo"
+    hf_sane_command("zoo", "import", "--folder", tmp_path / "models", "--output", zoo, "--token-dim", 24)
+    shown = hf_sane_command("zoo", "align", zoo).stdout
+    (row,) = [line.split() for line in shown.splitlines() if line.startswith("imported-")]
+    alignment = Zoo.load(zoo).alignment
+    assert row[1:] == ["6", str(1 + 1 + 1 + 2 + 2), alignment.references[row[0]]]
+    assert f"what stays in {row[0]}" in shown
+    assert "  outputs of the network: classifier.bias[0] and 1 more" in shown
+    assert "projection.weight[2] and 1 more" in shown
+    model = json.dumps({**SMALL, "position_embedding": "sinusoidal"})
+    hf_sane_command(
+        *("pretrain", "--zoo", zoo, "--output", tmp_path / "run", "--model", model, "--views", "aligned,permuted"),
+        *("--max-steps", 2, "--batch-size", 4, *QUIET),
+    )
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
 def test_bad_options_are_refused(tmp_path, hf_sane_command):

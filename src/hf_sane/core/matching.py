@@ -6,8 +6,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from hf_sane.core.blocks import Blocks
 from hf_sane.core.parts import reorder
-from hf_sane.core.permutation import Permutation, PermutationSpec, gather_stacked
+from hf_sane.core.permutation import Occurrence, Permutation, PermutationSpec, gather_stacked
 
 # Assignments whose gain is below this share of |A||B| are rounding, not improvement: accepting them could cycle.
 RELATIVE_GAIN = 1e-12
@@ -63,8 +64,9 @@ def match_many(
     one, so the result is reproducible (pass `generator` for random orders). An assignment is accepted only if it gains
     more than rounding, so the objective never decreases. Running statistics (`spec.unmatched`) are not compared: they
     live on the scale of activations and would outweigh the weights. An axis made of parts (heads x dimensions of a head)
-    is solved part by part. Where a tensor holds an axis twice (a square matrix on a residual stream) the problem is
-    quadratic: each dimension is weighed with the other as it is, and the result taken only if the objective grows.
+    is solved part by part, pairs of blocks being valued with the best order inside where that can be known. Where a
+    tensor holds an axis twice (a square matrix on a residual stream) the problem is quadratic: each dimension is weighed
+    with the other as it is, and the result taken only if the objective grows.
 
     Args:
         spec: Permutation symmetries of all networks.
@@ -168,24 +170,28 @@ class _Ascent:
             name: [place for place in places if place.tensor in fixed]
             for name, places in spec.generator_occurrences.items()
         }
-        self.quadratic = {}
-        for name, places in self.places.items():
-            held = [place.tensor for place in places]
-            self.quadratic[name] = [tensor for tensor in dict.fromkeys(held) if held.count(tensor) > 1]
+        self.quadratic = {name: _held_twice(places) for name, places in self.places.items()}
         self.moving = moving
         self.device = next(iter(moving.values())).device
         self.reference = {name: tensor.to(self.device) for name, tensor in fixed.items()}
-        self.fixed = {
-            axis: self._entries({name: tensor.unsqueeze(0) for name, tensor in self.reference.items()}, axis)[0]
-            for axis in self.places
-            if self.places[axis]
-        }
+        self.fixed = {name: self._of_reference(places) for name, places in self.places.items() if places}
+        self.blocks: dict[str, Blocks] = {}
+        self.fixed_plain: dict[str, Tensor] = {}
+        for name in self.fixed:
+            if (blocks := Blocks.find(spec, name, self.places)) is not None:
+                self.blocks[name] = blocks
+                if blocks.plain:
+                    self.fixed_plain[name] = self._of_reference(blocks.plain)
         self.permutation = spec.identity(len(next(iter(moving.values()))))
 
-    def _entries(self, tensors: Mapping[str, Tensor], axis: str) -> Tensor:
-        """Everything that belongs to each entry of an axis: `[M, n, features]`."""
+    def _of_reference(self, places: list[Occurrence]) -> Tensor:
+        """Everything of the reference that belongs to each entry: `[n, features]`."""
+        return self._entries({name: tensor.unsqueeze(0) for name, tensor in self.reference.items()}, places)[0]
+
+    def _entries(self, tensors: Mapping[str, Tensor], places: list[Occurrence]) -> Tensor:
+        """Everything that belongs to each entry of an axis that is found at `places`: `[M, n, features]`."""
         parts = []
-        for place in self.places[axis]:
+        for place in places:
             tensor = tensors[place.tensor]
             entries = tensor.movedim(place.dim + 1, 1)
             if place.positions.numel() != entries.shape[1] or not _is_range(place.positions):
@@ -231,28 +237,64 @@ class _Ascent:
 
     def _improve(self, axis: str, active: Tensor, rows: Tensor) -> Tensor:
         """Solve one axis for the networks `rows` of the active ones; apply what gains and return which did (bool)."""
-        entries = self._entries(self.moving, axis)
-        if len(rows) < len(entries):
-            entries = entries[rows.to(self.device)]
-        costs = self.fixed[axis] @ entries.mT  # [m, n, n]: entry of the reference x entry of the network
-        scale = self.fixed[axis].norm() * entries.flatten(1).norm(dim=1)
-        host_costs = costs.cpu()
-        relative = torch.stack(list(_assignments(host_costs)))
-        gains = host_costs.gather(2, relative.unsqueeze(2)).sum(dim=(1, 2)) - host_costs.diagonal(dim1=1, dim2=2).sum(
-            1
-        )
-        gained = gains > RELATIVE_GAIN * scale.cpu()
+        if axis in self.blocks:
+            return self._improve_blocks(axis, active, rows)
+        costs, scale = self._costs(self.fixed[axis], self.places[axis], rows)
+        relative = torch.stack(list(_assignments(costs)))
+        gains = costs.gather(2, relative.unsqueeze(2)).sum(dim=(1, 2)) - costs.diagonal(dim1=1, dim2=2).sum(1)
+        gained = gains > RELATIVE_GAIN * scale
         if self.quadratic[axis] and gained.any():
             gained[gained.clone()] = self._really_gains(axis, rows[gained], relative[gained])
         if gained.any():
-            winners, relative = rows[gained], relative[gained]
-            for place, entries in self.spec.generators[axis].entries.items():
-                index = self.permutation[place][active[winners]]
-                reorder(index, entries, relative)
-                self.permutation[place][active[winners]] = index
-            for found in self.places[axis]:
-                self._reorder(found.tensor, found.dim, found.positions, winners, relative)
+            self._apply(axis, active, rows[gained], relative[gained])
         return gained
+
+    def _improve_blocks(self, axis: str, active: Tensor, rows: Tensor) -> Tensor:
+        """Solve whole blocks, each pair of them valued with the best order inside; apply both where that gains (bool)."""
+        blocks, size = self.blocks[axis], self.spec.generators[axis].size
+        costs, scale = torch.zeros(len(rows), size, size, dtype=torch.float64), torch.zeros(len(rows))
+        if blocks.plain:
+            costs, scale = self._costs(self.fixed_plain[axis], blocks.plain, rows)
+        now = costs.diagonal(dim1=1, dim2=2).sum(dim=1)
+        orders = []
+        for slots in blocks.inside:
+            fixed = torch.stack([self.fixed[slot] for slot in slots])
+            entries = torch.stack(
+                [self._entries(self.moving, self.places[slot])[rows.to(self.device)] for slot in slots], dim=1
+            )
+            # [m, blocks of the reference, blocks of the network, n, n]
+            inner = (fixed[None, :, None] @ entries[:, None].mT).cpu()
+            order = torch.stack(list(_assignments(inner.flatten(0, 2)))).view(inner.shape[:-1])
+            costs = costs + inner.gather(-1, order.unsqueeze(-1)).sum(dim=(-2, -1))
+            now = now + inner.diagonal(dim1=1, dim2=2).diagonal(dim1=1, dim2=2).sum(dim=(1, 2))
+            scale = scale + (fixed.norm() * entries.flatten(1).norm(dim=1)).cpu()
+            orders.append(order)
+        relative = torch.stack(list(_assignments(costs)))
+        gained = costs.gather(2, relative.unsqueeze(2)).sum(dim=(1, 2)) - now > RELATIVE_GAIN * scale
+        if gained.any():
+            self._apply(axis, active, rows[gained], relative[gained])
+            which = torch.arange(int(gained.sum()))
+            for slots, order in zip(blocks.inside, orders, strict=True):
+                for block, slot in enumerate(slots):
+                    here = order[gained, block][which, relative[gained, block]]
+                    self._apply(slot, active, rows[gained], here)
+        return gained
+
+    def _costs(self, fixed: Tensor, places: list[Occurrence], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Costs `[m, n, n]` (entry of the reference x entry of the network) and their scale `[m]`, both on the CPU."""
+        entries = self._entries(self.moving, places)
+        if len(rows) < len(entries):
+            entries = entries[rows.to(self.device)]
+        return (fixed @ entries.mT).cpu(), (fixed.norm() * entries.flatten(1).norm(dim=1)).cpu()
+
+    def _apply(self, axis: str, active: Tensor, winners: Tensor, relative: Tensor) -> None:
+        """Reorder one generator of the networks `winners` of the active ones by `relative` `[len(winners), n]`."""
+        for made, entries in self.spec.generators[axis].entries.items():
+            index = self.permutation[made][active[winners]]
+            reorder(index, entries, relative)
+            self.permutation[made][active[winners]] = index
+        for found in self.places[axis]:
+            self._reorder(found.tensor, found.dim, found.positions, winners, relative)
 
     def _really_gains(self, axis: str, rows: Tensor, relative: Tensor) -> Tensor:
         """Where tensors hold the axis twice: whether the objective itself grows for the networks `rows` (bool)."""
@@ -279,6 +321,14 @@ class _Ascent:
         else:
             where = winners.to(self.device)
             tensor[where] = gather_stacked(tensor[where], {dim: index})
+
+
+def _held_twice(places: list[Occurrence]) -> list[str]:
+    """Tensors that hold an axis in more than one dimension."""
+    dims: dict[str, set[int]] = {}
+    for place in places:
+        dims.setdefault(place.tensor, set()).add(place.dim)
+    return [tensor for tensor, found in dims.items() if len(found) > 1]
 
 
 def _is_range(positions: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -208,13 +209,56 @@ class PermutationSpec:
 
         return match_weights(self, reference, state_dict)
 
-    def explain_fixed(self) -> str:
-        """What stays and why: one line per reason with the dimensions it holds for."""
-        reasons: dict[str, list[str]] = {}
+    @property
+    def reasons(self) -> dict[str, list[str]]:
+        """Why dimensions stay, and which: reason to `tensor[dim]`."""
+        found: dict[str, list[str]] = {}
         for tensor, dims in self.fixed.items():
             for dim, reason in dims.items():
-                reasons.setdefault(reason, []).append(f"{tensor}[{dim}]")
-        return "\n".join(f"{reason}: {', '.join(places)}" for reason, places in reasons.items())
+                found.setdefault(reason, []).append(f"{tensor}[{dim}]")
+        return found
+
+    def explain_fixed(self) -> str:
+        """What stays and why: one line per reason with the dimensions it holds for."""
+        return "\n".join(f"{reason}: {', '.join(places)}" for reason, places in self.reasons.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it; [`from_dict`] reads it back."""
+        axes = {
+            tensor: [
+                dimension
+                if dimension is None or isinstance(dimension, str)
+                else [[part.axis, part.start, part.stop, part.block] for part in dimension]
+                for dimension in dimensions
+            ]
+            for tensor, dimensions in self.axes.items()
+        }
+        parts = {
+            axis: [[part.name, part.size, list(part.within), part.moves] for part in made_of]
+            for axis, made_of in self.parts.items()
+        }
+        fixed = {tensor: {str(dim): reason for dim, reason in found.items()} for tensor, found in self.fixed.items()}
+        sizes, unmatched = dict(self.sizes), sorted(self.unmatched)
+        return {"axes": axes, "sizes": sizes, "unmatched": unmatched, "parts": parts, "fixed": fixed}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PermutationSpec":
+        """Read what [`to_dict`] wrote."""
+        axes = {
+            tensor: tuple(
+                tuple(AxisSlice(*part) for part in dimension) if isinstance(dimension, list) else dimension
+                for dimension in dimensions
+            )
+            for tensor, dimensions in values["axes"].items()
+        }
+        parts = {
+            axis: tuple(Part(name, size, tuple(within), moves) for name, size, within, moves in made_of)
+            for axis, made_of in values["parts"].items()
+        }
+        fixed = {
+            tensor: {int(dim): reason for dim, reason in found.items()} for tensor, found in values["fixed"].items()
+        }
+        return cls(axes, values["sizes"], frozenset(values["unmatched"]), parts, fixed)
 
     def inverse(self, permutation: Permutation) -> Permutation:
         """The permutation that undoes `permutation` (`[n]` or `[M, n]` per axis)."""

@@ -7,49 +7,60 @@ import torch
 from torch import Tensor
 
 from hf_sane.core.matching import match_many
+from hf_sane.core.permutation import PermutationSpec
 from hf_sane.core.types import StateDict
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.permutations import permutation_spec
+from hf_sane.zoo.symmetries import Specs, network_spec
 from hf_sane.zoo.token_permutations import TokenPermutations, token_permutation_indices
 
 MATCH_BYTES = 512 * 2**20  # weights held at a time
 
 
-def align_zoo(zoo: Zoo, *, reference: StateDict | None = None) -> Zoo:
+def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | None = None) -> Zoo:
     """Align every training run of a zoo to a reference network.
 
     As in SANE (arXiv:2406.09997): weight matching of git re-basin (arXiv:2209.04836) between a run's last epoch and the
     reference; that permutation serves all epochs of the run, so that its trajectory stays one. The reference is the first
-    training run at its last epoch. Networks that are not finite (kept on request) stay as they are. Unlike the released code, which stores aligned copies, only permutations are kept:
-    `aligned_tokens` and the window sampler apply them while reading.
+    training run at its last epoch. Networks that are not finite (kept on request) stay as they are. Unlike the released
+    code, which stores aligned copies, only permutations are kept: `aligned_tokens` and the window sampler apply them while
+    reading. The symmetries of imported networks are traced from the configuration of their repository.
 
     Args:
-        zoo: To align; each of its architectures gets its own reference.
+        zoo: To align; each of its architectures (and structures, of imported ones) gets its own reference.
         reference: A network to align to instead, if the zoo has one architecture.
+        specs: Symmetries by architecture or layout (values of these columns), for imported networks that cannot be traced.
 
     Returns:
         The zoo with its [`Alignment`].
 
     Raises:
-        ValueError: If `reference` is given for several architectures.
+        ValueError: If `reference` is given for several architectures, or symmetries are not known.
     """
-    finals = {name: split.final_epochs() for name, split in zoo.splits.items()}
-    architectures = sorted({str(key) for split in finals.values() for key in split.column("architecture")})
-    if reference is not None and len(architectures) > 1:
+    finals = [split.final_epochs() for split in zoo.splits.values()]
+    kinds = sorted(
+        {pair for split in finals for pair in zip(*map(split.column, ("architecture", "layout")), strict=True)}
+    )
+    architectures = [str(architecture) for architecture, _ in kinds]
+    if reference is not None and len(kinds) > 1:
         raise ValueError(f"one reference cannot serve the architectures {architectures}; align without it")
-    references, run_ids, permutations = {}, {}, {}
-    for architecture in architectures:
-        parts = [split.select(split.column("architecture") == architecture) for split in finals.values()]
-        parts = [part for part in parts if len(part)]
-        spec = permutation_spec(parts[0].config(0))
+    references, run_ids, permutations, found = {}, {}, {}, {}
+    for architecture, layout in kinds:
+        key = f"{architecture}:{layout}" if architectures.count(architecture) > 1 else str(architecture)
+        spec = network_spec(zoo.facts, str(architecture), str(layout), specs=specs)
+        chosen = [
+            (split.column("architecture") == architecture) & (split.column("layout") == layout) for split in finals
+        ]
+        parts = [split.select(mask) for split, mask in zip(finals, chosen, strict=True) if mask.any()]
         first = next((i for i in range(len(parts[0])) if parts[0].tokens(i).isfinite().all()), 0)
         target = parts[0].state_dict(first) if reference is None else reference
-        found = [_match(part, rows, target) for part in parts for rows in _pieces(part)]
-        references[architecture] = parts[0].run_ids[first] if reference is None else "given"
-        run_ids[architecture] = [run_id for part in parts for run_id in part.run_ids]
-        permutations[architecture] = {axis: torch.cat([piece[axis] for piece in found]) for axis in spec.sizes}
-    return zoo.with_alignment(Alignment(references, run_ids, permutations))
+        matched = [_match(spec, part.select(rows), target) for part in parts for rows in _pieces(part)]
+        references[key] = parts[0].run_ids[first] if reference is None else "given"
+        run_ids[key] = [run_id for part in parts for run_id in part.run_ids]
+        permutations[key] = {axis: torch.cat([piece[axis] for piece in matched]) for axis in spec.sizes}
+        if zoo.facts.parsed_architectures[architecture] is None:
+            found[key] = spec
+    return zoo.with_alignment(Alignment(references, run_ids, permutations, found))
 
 
 def _pieces(split: ZooSplit) -> list[np.ndarray]:
@@ -58,10 +69,8 @@ def _pieces(split: ZooSplit) -> list[np.ndarray]:
     return [np.arange(start, min(start + size, len(split))) for start in range(0, len(split), size)]
 
 
-def _match(split: ZooSplit, rows: np.ndarray, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`[len(rows), n]` per axis; networks that are not finite (kept on request) stay as they are."""
-    part = split.select(rows)
-    spec = permutation_spec(part.config(0))
+def _match(spec: PermutationSpec, part: ZooSplit, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`[len(part), n]` per axis; networks that are not finite (kept on request) stay as they are."""
     tensors = part.stacked_tensors()
     finite = torch.stack([tensor.reshape(len(part), -1).isfinite().all(dim=1) for tensor in tensors.values()]).all(
         dim=0
@@ -83,8 +92,11 @@ def token_permutations(split: ZooSplit) -> TokenPermutations:
     for name in ("layout", "architecture"):
         if len(values := sorted(set(split.column(name)))) != 1:
             raise ValueError(f"expected networks of one {name}, got {values}; select one of them first")
-    permutations = split.alignment.permutations[str(split.column("architecture")[0])]
-    return TokenPermutations(permutation_spec(split.config(0)), split.layout(0), permutations)
+    architecture, layout = (str(split.column(name)[0]) for name in ("architecture", "layout"))
+    spec = network_spec(split.facts, architecture, layout, alignment=split.alignment)
+    return TokenPermutations(
+        spec, split.layout(0), split.alignment.permutations[split.alignment.key(architecture, layout)]
+    )
 
 
 def aligned_tokens(split: ZooSplit) -> Tensor:
@@ -97,7 +109,8 @@ def aligned_tokens(split: ZooSplit) -> Tensor:
     """
     found = token_permutations(split)
     assert split.alignment is not None
-    chosen = split.alignment.index(str(split.column("architecture")[0]), split.run_ids)
+    key = split.alignment.key(*(str(split.column(name)[0]) for name in ("architecture", "layout")))
+    chosen = split.alignment.index(key, split.run_ids)
     return found.apply(split.stacked_tokens(), chosen)
 
 

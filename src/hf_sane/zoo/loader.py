@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.dataset import ZooSplit
+from hf_sane.zoo.symmetries import network_spec
 from hf_sane.zoo.windows import Members, View, WindowSettings, WindowSource, assemble, epoch_order, seeded
 
 
@@ -32,7 +33,8 @@ class WindowSampler:
 
     Raises:
         ValueError: For settings out of range, no networks, tokens of different sizes, an extractor that makes other
-            tokens or was not fitted, or the aligned view of a zoo without alignment.
+            tokens or was not fitted, the aligned view of a zoo without alignment, or a view that permutes networks whose
+            symmetries are not known.
         KeyError: If the extractor was fitted on another architecture.
     """
 
@@ -67,12 +69,15 @@ class WindowSampler:
         self.width = max(source.length for source in self.sources)
 
     def _add(self, part: ZooSplit, extractor: SANEFeatureExtractor) -> None:
-        architecture, alignment = str(part.column("architecture")[0]), part.alignment
-        permutation, runs = None, torch.zeros(len(part), dtype=torch.int64)
-        if alignment is not None and "aligned" in self.settings.views:
-            permutation = alignment.permutations.get(architecture)
-            runs = alignment.index(architecture, part.run_ids)
-        source = WindowSource(part.known_config(0), part.layout(0), extractor, self.settings, permutation)
+        kind = tuple(str(part.column(name)[0]) for name in ("architecture", "layout"))
+        spec, permutation, runs = None, None, torch.zeros(len(part), dtype=torch.int64)
+        if part.alignment is not None and "aligned" in self.settings.views:
+            key = part.alignment.key(*kind)
+            permutation = part.alignment.permutations.get(key)
+            runs = part.alignment.index(key, part.run_ids)
+        if self.settings.permutes:
+            spec = network_spec(part.facts, *kind, alignment=part.alignment)
+        source = WindowSource(spec, part.layout(0), extractor, self.settings, permutation)
         self.sources.append(source)
         self._splits.append(part)
         self._runs.append(runs)

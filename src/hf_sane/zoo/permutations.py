@@ -1,22 +1,12 @@
 """Permutation symmetries of the networks of a zoo: generated from their structure, or traced."""
 
-import json
-from functools import lru_cache
-
-import torch
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    AutoModelForImageClassification,
-    PreTrainedConfig,
-)
+from transformers import PreTrainedConfig
 
 from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig
 from hf_sane.core.permutation import AxisSlice, Dimension, PermutationSpec
-from hf_sane.tracing.trace import trace_permutations
 from hf_sane.tracing.verification import verify
+from hf_sane.zoo.transformers_spec import model_class, transformers_spec
 
-DEFAULT_IMAGE_SIZE = 32  # where a configuration leaves it open: convolutional networks take any
 Axes = dict[str, tuple[Dimension, ...]]
 
 
@@ -33,11 +23,12 @@ def permutation_spec(config: PreTrainedConfig) -> PermutationSpec:
       old stream does; the channels that start from zero move freely among themselves, across both sides; the two kinds
       cannot be exchanged.
 
-    An image classifier of Transformers is built from its configuration and traced; see [`trace_permutations`], which also
-    serves any other network.
+    Models of Transformers are built from their configuration and traced: image classifiers, and all models of images or
+    text whose class the configuration names in `architectures`; see [`trace_permutations`], which also serves any other
+    network.
 
     Args:
-        config: Configuration of a CNN, MLP or ResNet of this package, or of an image classifier of Transformers.
+        config: Configuration of a CNN, MLP or ResNet of this package, or of a model of Transformers.
 
     Returns:
         The spec; its tensors are those of the state dict, in the same order. Running statistics are `unmatched`.
@@ -52,25 +43,12 @@ def permutation_spec(config: PreTrainedConfig) -> PermutationSpec:
         return _mlp_spec(config)
     if isinstance(config, CIFARResNetConfig):
         return _resnet_spec(config)
-    if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        return _traced_spec(config.model_type, config.to_json_string())
+    if model_class(config) is not None:
+        return transformers_spec(config)
     raise TypeError(
-        "expected CNNConfig, MLPConfig or CIFARResNetConfig, or the configuration of an image classifier of Transformers, "
-        f"got {type(config).__name__}; for other networks call trace_permutations(model, example_inputs)"
+        "expected CNNConfig, MLPConfig or CIFARResNetConfig, or the configuration of an image classifier of Transformers or "
+        f"with 'architectures', got {type(config).__name__}; for other networks call trace_permutations(model, example_inputs)"
     )
-
-
-@lru_cache(maxsize=16)  # readers of a zoo ask again and again
-def _traced_spec(model_type: str, settings: str) -> PermutationSpec:
-    """Spec of an image classifier of Transformers, with the random state left as it was."""
-    config = CONFIG_MAPPING[model_type].from_dict(json.loads(settings))
-    size = getattr(config, "image_size", None) or DEFAULT_IMAGE_SIZE
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, getattr(config, "num_channels", 3), height, width, generator=generator)
-    with torch.random.fork_rng(devices=[]):
-        model = AutoModelForImageClassification.from_config(config)
-    return trace_permutations(model, {"pixel_values": images})
 
 
 def _affine(name: str, inputs: Dimension, outputs: Dimension, *, kernel_dims: int = 0, bias: bool = True) -> Axes:

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.core.layout import Layout
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.facts import ZooFacts
 from hf_sane.zoo.records import FEATURES
 from hf_sane.zoo.stream import ZooStream
+from hf_sane.zoo.symmetries import network_spec
 from hf_sane.zoo.windows import Members, View, WindowSettings, WindowSource, assemble, seeded
 
 Row = Mapping[str, Any]
@@ -96,7 +95,9 @@ class StreamingWindowSampler:
             source = self._source(*kind)
             runs = torch.zeros(len(places), dtype=torch.int64)
             if self.alignment is not None and "aligned" in self.settings.views:
-                runs = self.alignment.index(kind[1], [str(rows[place]["run_id"]) for place in places])
+                runs = self.alignment.index(
+                    self.alignment.key(kind[1], kind[0]), [str(rows[place]["run_id"]) for place in places]
+                )
             flat = torch.stack([torch.from_numpy(np.array(rows[i]["tokens"], dtype=np.float32)) for i in places])
 
             def gather(index: Tensor, flat: Tensor = flat) -> Tensor:
@@ -113,14 +114,16 @@ class StreamingWindowSampler:
                     f"a row has layout {layout_key!r} and architecture {architecture!r}, the zoo's facts know "
                     f"{sorted(layouts)} and {sorted(configs)}; read both from one zoo"
                 )
-            self._sources[layout_key, architecture] = self._new_source(
-                configs[architecture], layouts[layout_key], architecture
-            )
+            self._sources[layout_key, architecture] = self._new_source(layout_key, architecture)
         return self._sources[layout_key, architecture]
 
-    def _new_source(self, config: ZooConfig | None, layout: Layout, architecture: str) -> WindowSource:
-        permutation = None if self.alignment is None else self.alignment.permutations.get(architecture)
-        return WindowSource(config, layout, self.extractor, self.settings, permutation)
+    def _new_source(self, layout_key: str, architecture: str) -> WindowSource:
+        alignment, layout, spec, permutation = self.alignment, self.facts.parsed_layouts[layout_key], None, None
+        if alignment is not None:
+            permutation = alignment.permutations.get(alignment.key(architecture, layout_key))
+        if self.settings.permutes:
+            spec = network_spec(self.facts, architecture, layout_key, alignment=alignment)
+        return WindowSource(spec, layout, self.extractor, self.settings, permutation)
 
 
 class StreamedBatches:

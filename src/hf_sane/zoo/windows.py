@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.augmentation import erase_tokens, multiplicative_noise, random_token_mask
 from hf_sane.core.layout import Layout
-from hf_sane.core.permutation import Permutation
+from hf_sane.core.permutation import Permutation, PermutationSpec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.permutations import permutation_spec
 from hf_sane.zoo.token_permutations import TokenPermutations
 
 View = Literal["original", "aligned", "permuted"]
@@ -37,6 +35,11 @@ class WindowSettings:
     num_permutations: int
     erase: float
     seed: int
+
+    @property
+    def permutes(self) -> bool:
+        """Whether a view needs to know the symmetries."""
+        return bool(set(self.views) & {"aligned", "permuted"})
 
     def __post_init__(self) -> None:
         counts = (self.window_size, self.batch_size, self.num_permutations)
@@ -60,20 +63,19 @@ class WindowSource:
     """What windows of one architecture have in common: layout, normalisation, permutations.
 
     Args:
-        config: Architecture of the networks; `None` if it is unknown, and with it the symmetries.
+        spec: Symmetries of the networks; needed for the permuted and the aligned view.
         layout: Of their tokens.
         extractor: Fitted weight tokenizer.
         settings: Of the windows.
         alignment: `[R, n]` permutation per axis and run; needed for the aligned view.
 
     Raises:
-        ValueError: If the aligned view is asked for without alignment, either view of permutations without symmetries, or
-            the extractor makes other tokens.
+        ValueError: If the aligned view is asked for without alignment, or the extractor makes other tokens.
     """
 
     def __init__(
         self,
-        config: ZooConfig | None,
+        spec: PermutationSpec | None,
         layout: Layout,
         extractor: SANEFeatureExtractor,
         settings: WindowSettings,
@@ -85,11 +87,6 @@ class WindowSource:
                 f"the extractor makes (token_dim, token_layout, batch_norm) = {mine}, the zoo was built with "
                 f"{(layout.token_dim, layout.token_layout, layout.batch_norm)}; build the extractor with the zoo's"
             )
-        if config is None and set(settings.views) & {"aligned", "permuted"}:
-            raise ValueError(
-                f"the views {settings.views} permute channels, but the symmetries of imported networks are not known; use "
-                "the view 'original' (twice for the contrastive loss)"
-            )
         if "aligned" in settings.views and alignment is None:
             raise ValueError(
                 "the view 'aligned' needs an aligned zoo: call align_zoo(zoo), or use the view 'original'"
@@ -97,7 +94,6 @@ class WindowSource:
         self.layout = layout
         self.length = min(settings.window_size, layout.num_tokens)
         self._permutations: dict[View, TokenPermutations] = {}
-        spec = None if config is None else permutation_spec(config)
         if spec is not None and "permuted" in settings.views:
             pool = spec.random(settings.num_permutations, generator=seeded(settings.seed, POOL_STREAM))
             self._permutations["permuted"] = TokenPermutations(spec, layout, pool)
