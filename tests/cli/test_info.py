@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertModel
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_l, cnn_s
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
@@ -44,3 +46,67 @@ def test_the_table_is_for_people(tmp_path, hf_sane_command):
     (row,) = [line.split() for line in lines if line.startswith("convolutions.0")]
     assert row == ["convolutions.0", "conv", "8x1x5x5", "+", "8", "float32", "8", "87.1%"]
     assert "2,464" in next(line for line in lines if line.startswith("weights"))
+
+
+STRANGE = {
+    "items.weight": torch.randn(40, 4),
+    "slope.weight": torch.ones(4),
+    "first.weight": torch.randint(-9, 9, (4, 4), dtype=torch.int8),
+    "second.weight": torch.randint(0, 9, (4, 4), dtype=torch.int8),
+    "packed": torch.zeros(9, dtype=torch.uint8),
+    "out.weight": torch.randn(2, 4),
+    "out.bias": torch.randn(2),
+}
+
+
+def test_what_names_and_shapes_leave_open_is_said(tmp_path, hf_sane_command):
+    save_file(STRANGE, tmp_path / "model.safetensors")
+    facts = json.loads(hf_sane_command("info", tmp_path, "--token-dim", 8, "--json").output)
+    possible = {layer["name"]: layer["possible_kinds"] for layer in facts["layers"]}
+    assert possible == {"items": ["linear", "embedding"], "slope": ["norm", "other"], "out": ["linear"]}
+    assert facts["total"]["uncertain_kinds"] == 2
+    assert facts["template"] == {"int8": {"tensors": 2, "bytes": 32}, "uint8": {"tensors": 1, "bytes": 9}}
+    assert facts["total"]["template_bytes"] == 41
+    assert facts["kinds"]["linear"] == {"layers": 2, "weights": 170, "tokens": 42, "padding": 1 - 170 / (42 * 8)}
+    lines = hf_sane_command("info", tmp_path, "--token-dim", 8).output.splitlines()
+    assert "carried along, not tokens: 2 tensors of int8, 32 bytes" in lines
+    assert "  items: linear or embedding" in lines
+    assert "kind not certain from name and shape alone, 2 layers (tokens do not depend on it):" in lines
+
+
+def test_a_long_list_of_doubts_is_cut(tmp_path, hf_sane_command):
+    save_file({f"scale{number:02}.weight": torch.ones(3) for number in range(25)}, tmp_path / "model.safetensors")
+    output = hf_sane_command("info", tmp_path).output
+    assert "  scale19: norm or other" in output
+    assert "scale20: norm or other" not in output
+    assert "  and 5 more: see --json" in output
+
+
+def test_a_checkpoint_larger_than_memory_takes_none(tmp_path, hf_sane_command):
+    """A sparse file of 8 TiB: neither weights nor masks nor positions of its tokens are ever there."""
+    header = {"a.weight": {"dtype": "F32", "shape": [2**20, 2**21], "data_offsets": [0, 2**43]}}
+    text = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 2**43)
+    facts = json.loads(hf_sane_command("info", tmp_path, "--token-dim", 256, "--json").output)
+    assert facts["total"]["tokens"] == 2**33
+    assert facts["total"]["weight_bytes"] == facts["total"]["token_bytes"] == 2**43
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_of_a_repository_only_headers_are_read(sharded, tmp_path, local_hub, hf_sane_command):
+    config = BertConfig(
+        vocab_size=3000, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
+    )
+    BertModel(config).save_pretrained(tmp_path, max_shard_size="500KB" if sharded else "1GB")
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert ("model.safetensors.index.json" in files) == sharded
+    local_hub.storage.add_files("models", "org/network", files)
+    remote = json.loads(hf_sane_command("info", "org/network", "--json").stdout)
+    local = json.loads(hf_sane_command("info", tmp_path, "--json").output)
+    by_name = {layer["name"]: layer for layer in remote["layers"]}
+    assert by_name == {layer["name"]: layer for layer in local["layers"]}
+    assert remote["total"] == local["total"]
+    weights = sum(len(content) for name, content in files.items() if name.endswith(".safetensors"))
+    assert 0 < local_hub.sent(r"safetensors$") < weights / 2

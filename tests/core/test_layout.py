@@ -87,7 +87,7 @@ def test_every_tensor_is_in_a_layer_an_alias_or_the_template():
     assert kinds["batch_norm.running_mean"] == kinds["batch_norm.running_var"] == "running_statistics"
     assert kinds["norm"] == kinds["batch_norm"] == "norm"
     assert kinds["embed"] == kinds["cls_token"] == kinds["pos_embed"] == "embedding"
-    assert kinds["attention.in_proj"] == kinds["attention.out_proj"] == "linear"
+    assert kinds["attention.in_proj"] == kinds["attention.out_proj"] == "attention"
     assert kinds["gamma"] == kinds["logit_scale"] == "other"
     biased = {layer.name for layer in layout.layers if layer.bias is not None}
     assert biased == {"attention.in_proj", "attention.out_proj", "norm", "batch_norm"}

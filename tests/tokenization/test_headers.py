@@ -1,15 +1,12 @@
 """Checkpoints without their weights: the same names, shapes and dtypes as when they are loaded, nothing read."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import parse_local_safetensors_file_metadata
 from safetensors.torch import save_file
 
 from hf_sane.core.layout import Layout
-from hf_sane.tokenization import headers
 from hf_sane.tokenization.checkpoints import load_state_dict
 from hf_sane.tokenization.headers import read_meta_state_dict
 
@@ -73,18 +70,16 @@ def test_the_weights_are_not_read(tensors, tmp_path, monkeypatch):
     assert read_meta_state_dict(tmp_path)["a.weight"].shape == (2**15, 2**16)
 
 
-def test_a_repository_gives_its_headers(tensors, tmp_path, monkeypatch):
+def test_a_repository_gives_its_headers(tensors, tmp_path, local_hub):
     save_file(tensors, tmp_path / "model.safetensors")
-    asked = []
-
-    def metadata(repo_id, *, revision=None):
-        asked.append((repo_id, revision))
-        header = parse_local_safetensors_file_metadata(tmp_path / "model.safetensors")
-        return SimpleNamespace(files_metadata={"model.safetensors": header})
-
-    monkeypatch.setattr(headers, "get_safetensors_metadata", metadata)
+    content = {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+    repository = local_hub.storage.add_files("models", "someone/network", content)
+    repository.tags["v1"] = repository.head.sha
+    save_file({"later": torch.zeros(2)}, tmp_path / "model.safetensors")
+    content = {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+    local_hub.storage.add_files("models", "someone/network", content)
     assert read_meta_state_dict("someone/network", revision="v1").keys() == tensors.keys()
-    assert asked == [("someone/network", "v1")]
+    assert list(read_meta_state_dict("someone/network")) == ["later"]
 
 
 @pytest.mark.parametrize("source", ["no/such/folder", "missing.safetensors", "missing.pt"])

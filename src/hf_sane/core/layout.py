@@ -12,11 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hf_sane.core.layer_kinds import LayerKind, is_batch_norm, possible_kinds, statistics_kind
+
 TokenLayout = Literal["rowwise", "dense"]
 BatchNormStorage = Literal["tokens", "template"]
-LayerKind = Literal["conv", "linear", "norm", "running_statistics", "embedding", "other"]
-
-RUNNING = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +43,14 @@ class LayerSpec:
 
     Attributes:
         name: Common prefix of its tensors (`layer1.0.conv1`), or the whole name of a tensor that stands alone.
-        kind: What it is, from names and shapes.
+        kind: What it is, from its module or from names and shapes. It changes no token, so layers that differ in nothing
+            else are equal.
         weight: The tensor that gives the rows.
         bias: Its sibling with one scalar per channel, appended as the last column; or `None`.
     """
 
     name: str
-    kind: LayerKind
+    kind: LayerKind = field(compare=False)
     weight: TensorSpec
     bias: TensorSpec | None = None
 
@@ -117,6 +117,7 @@ class Layout:
         token_dim: int,
         token_layout: TokenLayout = "rowwise",
         batch_norm: BatchNormStorage = "tokens",
+        kinds: Mapping[str, LayerKind] | None = None,
     ) -> "Layout":
         """Lay out a network.
 
@@ -125,6 +126,7 @@ class Layout:
             token_dim: Scalars per token, >= 1.
             token_layout: `"rowwise"` or `"dense"`.
             batch_norm: `"tokens"`, or `"template"` to leave BatchNorm (affine and running statistics) out of the tokens.
+            kinds: What tensors are, by name, where their module says so (`module_kinds`); guessed for the rest.
 
         Raises:
             ValueError: For an unknown choice, `token_dim < 1`, or no floating-point weights.
@@ -136,14 +138,14 @@ class Layout:
                 f"{token_dim}, {token_layout!r} and {batch_norm!r}"
             )
         for name, tensor in state_dict.items():
-            if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.layout != torch.strided:
+            if not isinstance(tensor, Tensor) or _unfit(tensor):
                 raise TypeError(
-                    f"expected a dense real tensor for {name!r}, got {_describe(tensor)}; convert or drop it"
+                    f"expected a dense real tensor for {name!r}, got {_describe(tensor)}; convert it (dequantize, to_dense) or drop it"
                 )
         aliases = _shared(state_dict)
         in_template = {n for n, t in state_dict.items() if not t.is_floating_point() or t.numel() == 0}
         if batch_norm == "template":
-            in_template |= {n for n in state_dict if _is_batch_norm(n, state_dict)}
+            in_template |= {n for n in state_dict if is_batch_norm(n, state_dict)}
         specs = {n: TensorSpec.of(n, t) for n, t in state_dict.items() if n not in in_template and n not in aliases}
         if not specs:
             raise ValueError(
@@ -153,7 +155,7 @@ class Layout:
             token_layout=token_layout,
             token_dim=token_dim,
             batch_norm=batch_norm,
-            layers=_group(specs, state_dict),
+            layers=_group(specs, kinds or {}),
             tensor_names=tuple(state_dict),
             aliases=aliases,
             template={n: state_dict[n].detach().clone() for n in state_dict if n in in_template and n not in aliases},
@@ -164,10 +166,10 @@ class Layout:
         with torch.device("cpu"):  # also where a network is made on the meta device, for its structure alone
             return _geometry(self.token_layout, self.token_dim, self.layers)
 
-    @property
+    @cached_property
     def token_slices(self) -> tuple[slice, ...]:
         """The tokens of each layer."""
-        return self._geometry.token_slices
+        return _token_slices(self.token_layout, self.token_dim, self.layers)
 
     @cached_property
     def num_tokens(self) -> int:
@@ -219,6 +221,8 @@ class Layout:
         Template values do not count, nor does the place of template tensors among the others: a file may sort its names.
         """
         structure = self._structure() | {"tensor_names": sorted(self.tensor_names)}
+        for entry, layer in zip(structure["layers"], self.layers, strict=True):
+            entry["kind"] = statistics_kind(layer.weight.name, layer.weight.shape)
         structure["template"] = sorted(structure["template"], key=lambda entry: entry["name"])
         return hashlib.sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()
 
@@ -296,20 +300,23 @@ class Place:
 class _Geometry:
     """What follows from the layers alone; computed once for all networks of a structure."""
 
-    token_slices: tuple[slice, ...]
     weight_mask: Tensor
     positions: Tensor
     places: tuple[Place, ...]
     paddings: tuple[Place, ...]
 
 
+def _token_slices(token_layout: TokenLayout, token_dim: int, layers: tuple[LayerSpec, ...]) -> tuple[slice, ...]:
+    counts = [layer.num_tokens(token_layout, token_dim) for layer in layers]
+    return tuple(slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True))
+
+
 @lru_cache(maxsize=32)
 def _geometry(token_layout: TokenLayout, token_dim: int, layers: tuple[LayerSpec, ...]) -> _Geometry:
-    counts = [layer.num_tokens(token_layout, token_dim) for layer in layers]
-    ends = list(accumulate(counts))
-    slices = tuple(slice(end - count, end) for end, count in zip(ends, counts, strict=True))
-    mask = torch.zeros(ends[-1], token_dim, dtype=torch.bool)
-    channels = torch.empty(ends[-1], dtype=torch.int64)
+    slices = _token_slices(token_layout, token_dim, layers)
+    counts, length = [tokens.stop - tokens.start for tokens in slices], slices[-1].stop
+    mask = torch.zeros(length, token_dim, dtype=torch.bool)
+    channels = torch.empty(length, dtype=torch.int64)
     for layer, tokens, count in zip(layers, slices, counts, strict=True):
         if token_layout == "rowwise":
             mask[tokens].view(layer.channels, -1)[:, : layer.row_length] = True
@@ -318,7 +325,7 @@ def _geometry(token_layout: TokenLayout, token_dim: int, layers: tuple[LayerSpec
             mask[tokens].view(-1)[: layer.num_weights] = True
             channels[tokens] = torch.arange(count)
     layer_index = torch.repeat_interleave(torch.arange(len(layers)), torch.tensor(counts))
-    positions = torch.stack([torch.arange(ends[-1]), layer_index, channels], dim=1)
+    positions = torch.stack([torch.arange(length), layer_index, channels], dim=1)
     places: list[Place] = []
     for index, (layer, tokens, count) in enumerate(zip(layers, slices, counts, strict=True)):
         rows = layer.channels if token_layout == "rowwise" else 1
@@ -328,7 +335,6 @@ def _geometry(token_layout: TokenLayout, token_dim: int, layers: tuple[LayerSpec
             places.append(Place(name, index, (rows, width), stride, tokens.start * token_dim, column))
             column += width
     return _Geometry(
-        slices,
         mask,
         positions,
         tuple(place for place in places if place.name),
@@ -342,6 +348,10 @@ def _spec(entry: Mapping[str, Any]) -> TensorSpec:
 
 def _describe(value: object) -> str:
     return f"{value.dtype} ({value.layout})" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _unfit(tensor: Tensor) -> bool:
+    return tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided
 
 
 def _shared(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
@@ -360,14 +370,7 @@ def _shared(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     return aliases
 
 
-def _is_batch_norm(name: str, state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether `name` belongs to a module with running statistics, whatever it is called."""
-    prefix = name.rpartition(".")[0]
-    dot = f"{prefix}." if prefix else ""
-    return all(f"{dot}{statistic}" in state_dict for statistic in RUNNING)
-
-
-def _group(specs: Mapping[str, TensorSpec], state_dict: Mapping[str, Tensor]) -> tuple[LayerSpec, ...]:
+def _group(specs: Mapping[str, TensorSpec], kinds: Mapping[str, LayerKind]) -> tuple[LayerSpec, ...]:
     """Join each bias with its weight; everything else stands alone."""
     biases = {}
     for name, spec in specs.items():
@@ -376,24 +379,12 @@ def _group(specs: Mapping[str, TensorSpec], state_dict: Mapping[str, Tensor]) ->
             if bias is not None and spec.shape and bias.shape == spec.shape[:1] and bias.dtype == spec.dtype:
                 biases[name] = bias
     taken = {bias.name for bias in biases.values()}
+    shapes = {name: spec.shape for name, spec in specs.items()}
     layers = []
     for name, spec in specs.items():
         if name in taken:
             continue
         title = name.removesuffix("weight").rstrip("._") if name.endswith("weight") else name
-        layers.append(LayerSpec(title or name, _kind(name, spec, state_dict), spec, biases.get(name)))
+        kind = kinds[name] if name in kinds else possible_kinds(name, shapes)[0]
+        layers.append(LayerSpec(title or name, kind, spec, biases.get(name)))
     return tuple(layers)
-
-
-def _kind(name: str, spec: TensorSpec, state_dict: Mapping[str, Tensor]) -> LayerKind:
-    """What a tensor is, from its name and shape."""
-    last = name.rpartition(".")[2]
-    if last in RUNNING:
-        return "running_statistics"
-    if not last.endswith("weight"):
-        return "embedding" if "embed" in name or last.endswith("_token") else "other"
-    if len(spec.shape) == 1:
-        return "norm"
-    if "embed" in name or last == "relative_attention_bias.weight":
-        return "embedding"
-    return "linear" if len(spec.shape) == 2 else "conv" if len(spec.shape) > 2 else "other"

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hf_sane.core.layer_kinds import statistics_kind
 from hf_sane.core.layout import LayerSpec, Layout
 
 FitMethod = Literal["standardize", "robust"]
@@ -19,7 +20,7 @@ def layer_key(layer: LayerSpec) -> str:
 
 def layer_keys(layer: LayerSpec) -> tuple[str, str, str]:
     """Where to look for statistics of a layer: under its own key, that of its kind (`"*:conv"`), that of all (`"*"`)."""
-    return layer_key(layer), f"*:{layer.kind}", "*"
+    return layer_key(layer), f"*:{statistics_kind(layer.weight.name, layer.weight.shape)}", "*"
 
 
 @dataclass(frozen=True)

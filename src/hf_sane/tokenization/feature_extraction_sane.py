@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import BatchFeature, FeatureExtractionMixin
 
 from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
-from hf_sane.core.layout import BatchNormStorage, Layout, TensorSpec, TokenLayout
+from hf_sane.core.layer_kinds import LayerKind, module_kinds
+from hf_sane.core.layout import BatchNormStorage, Layout, TokenLayout
 from hf_sane.core.normalization import LayerStatistics, layer_key
 from hf_sane.core.types import StateDict, TokenSequence
-from hf_sane.tokenization.checkpoints import Source, load_state_dict
+from hf_sane.tokenization.checkpoints import Source, load_state_dict, strip_prefixes
 
 Normalization = Literal["standardize", "robust", "none"]
 # What transformers itself writes into preprocessor_config.json, or passes along when it reads one.
@@ -77,7 +78,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
     def layout(self, source: Source, *, revision: str | None = None) -> Layout:
         """Lay out a network without reading its values; meta tensors will do."""
-        return self.lay_out(load_state_dict(source, revision=revision))
+        return self.lay_out(load_state_dict(source, revision=revision), kinds=source_kinds(source))
 
     def encode(self, source: Source, *, revision: str | None = None) -> TokenSequence:
         """Turn a network into tokens.
@@ -96,16 +97,25 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         state_dict = load_state_dict(source, revision=revision)
         if meta := [name for name, tensor in state_dict.items() if tensor.is_meta]:
             raise ValueError(f"tensors without values (meta device): {meta[:5]}; load the weights, or use layout()")
-        layout = self.lay_out(state_dict)
+        layout = self.lay_out(state_dict, kinds=source_kinds(source))
         affine = None if self.normalization == "none" else self.scales(layout)
         tokens = tokens_from_tensors(state_dict, layout, affine=affine)
         _check_finite(tokens, state_dict)
         return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
 
-    def lay_out(self, state_dict: Mapping[str, Tensor]) -> Layout:
-        """The layout of tensors in memory (or on the meta device), layers in the order of their family if that was fitted."""
+    def lay_out(self, state_dict: Mapping[str, Tensor], *, kinds: Mapping[str, LayerKind] | None = None) -> Layout:
+        """The layout of tensors in memory (or on the meta device), layers in the order of their family if that was fitted.
+
+        Args:
+            state_dict: Tensors by name.
+            kinds: What they are, where that is known; see `Layout.from_state_dict`.
+        """
         layout = Layout.from_state_dict(
-            state_dict, token_dim=self.token_dim, token_layout=self.token_layout, batch_norm=self.batch_norm
+            state_dict,
+            token_dim=self.token_dim,
+            token_layout=self.token_layout,
+            batch_norm=self.batch_norm,
+            kinds=kinds,
         )
         keys = [layer_key(layer) for layer in layout.layers]
         for order in self.layer_orders:
@@ -254,14 +264,20 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
 
+def source_kinds(source: Source) -> dict[str, LayerKind]:
+    """What the tensors of a module are, under the names that `load_state_dict` gives them; nothing for other sources."""
+    return strip_prefixes(module_kinds(source)) if isinstance(source, nn.Module) else {}
+
+
 def _check_finite(tokens: Tensor, state_dict: Mapping[str, Tensor]) -> None:
     """One cheap pass; only when it fails, find out where."""
     if torch.isfinite(tokens.sum()):
         return
-    bad = {
-        TensorSpec.of(name, tensor).name: int((~torch.isfinite(tensor)).sum())
+    counts = {  # float8 has no isfinite
+        name: int((~torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float())).sum())
         for name, tensor in state_dict.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+        if tensor.is_floating_point()
     }
+    bad = {name: count for name, count in counts.items() if count}
     if bad:
         raise ValueError(f"NaN or infinite weights (tensor: count): {bad}; repair or leave out this network")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub import get_safetensors_metadata, parse_local_safetensors_file_metadata
+from huggingface_hub import HfApi, parse_local_safetensors_file_metadata
 from huggingface_hub.errors import SafetensorsParsingError
 from huggingface_hub.utils import SafetensorsFileMetadata
 from torch import Tensor
@@ -32,6 +32,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+if hasattr(torch, "float8_e8m0fnu"):  # since PyTorch 2.7
+    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 
 
 def read_meta_state_dict(source: str | Path, *, revision: str | None = None) -> StateDict:
@@ -55,7 +57,7 @@ def read_meta_state_dict(source: str | Path, *, revision: str | None = None) -> 
     if isinstance(source, Path) or source.count("/") > 1 or path.suffix in (".safetensors", ".json", *PICKLE_SUFFIXES):
         raise FileNotFoundError(f"no such file or folder: {source}; give an existing path or a Hub repo id")
     found: StateDict = {}
-    for name, header in sorted(get_safetensors_metadata(source, revision=revision).files_metadata.items()):
+    for name, header in sorted(HfApi().get_safetensors_metadata(source, revision=revision).files_metadata.items()):
         found |= meta_tensors(header, f"{source}/{name}")
     return strip_prefixes(found)
 

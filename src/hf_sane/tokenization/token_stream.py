@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_sane.core.layout import LayerSpec, Layout, TensorSpec
 from hf_sane.tokenization.checkpoints import Source
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor, source_kinds
 from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
 
 MAX_SCALARS = 2**22  # read at a time: 16 MiB of float32
@@ -66,7 +66,7 @@ class TokenStream:
             raise ValueError(f"expected max_scalars >= 1, got {max_scalars}")
         self._tensors = open_checkpoint(source, revision=revision)
         outlines = self._tensors.outlines if isinstance(self._tensors, LazyCheckpoint) else self._tensors
-        self.layout: Layout = extractor.lay_out(outlines)
+        self.layout: Layout = extractor.lay_out(outlines, kinds=source_kinds(source))
         self.max_scalars = max_scalars
         self._affine = extractor.scales(self.layout)
         self.layer_sizes = [
@@ -122,8 +122,8 @@ class TokenStream:
         for start, stop in pairwise([*range(0, count, size), count]):
             rows = self._slice(weight, start, stop).reshape(stop - start, -1)
             if extra is not None:
-                rows = torch.cat([rows, extra[start:stop].to(rows.dtype)], dim=1)
-            yield rows.to(torch.promote_types(rows.dtype, torch.float32))
+                rows = torch.cat([rows, extra[start:stop]], dim=1)
+            yield rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
 
     def _slice(self, spec: TensorSpec, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of a tensor, or all of one without axes."""

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.chunking import tensors_from_tokens
-from hf_sane.core.layout import RUNNING, Layout
+from hf_sane.core.layer_kinds import RUNNING
+from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEOutput
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor

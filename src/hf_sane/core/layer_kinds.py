@@ -1,0 +1,159 @@
+"""What a tensor of a network is for: said by the module that owns it, or guessed from its name and shape."""
+
+import re
+from collections.abc import Container, Mapping
+from typing import Literal, get_args
+
+from torch import nn
+
+LayerKind = Literal[
+    "conv", "linear", "attention", "recurrent", "low_rank", "norm", "running_statistics", "embedding", "other"
+]
+LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
+Shapes = Mapping[str, tuple[int, ...]]
+
+RUNNING = ("running_mean", "running_var")
+
+LOW_RANK = re.compile(r"lora[_.]|hada_w|lokr_|:(?:up|down)$", re.IGNORECASE)  # PEFT, LyCORIS, the first LoRA files
+RECURRENT = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
+SURE_PROJECTIONS = (
+    *("qkv", "query", "key", "value", "c_attn", "query_key_value", "q_proj", "k_proj", "v_proj", "qkv_proj"),
+    *("q_lin", "k_lin", "v_lin", "to_q", "to_k", "to_v", "to_qkv"),
+)
+PROJECTIONS = ("q", "k", "v", "o", "o_proj", "in_proj", "out_proj", "out_lin", "c_proj")
+FEED_FORWARD = ("mlp", "ffn", "feed_forward", "mamba", "expert")
+EMBEDDINGS = ("wte", "wpe", "shared", "relative_attention_bias", "tok", "pos", "word_emb", "pos_emb", "tok_emb")
+HEADS = ("head", "classifier", "decoder", "fc", "score", "logits", "out", "dense", "mlp", "ffn", "proj")
+NORM = re.compile(r"norm|(?:^|_)(?:ln|bn|gn|rms)(?:_|\d|$)")
+
+
+def possible_kinds(name: str, shapes: Shapes) -> tuple[LayerKind, ...]:
+    """Guess what a tensor is where there is nothing but a file.
+
+    Args:
+        name: Of the tensor.
+        shapes: All names of the network with their shapes: what stands beside a tensor says much about it.
+
+    Returns:
+        The most likely kind first; more than one where name and shape leave a doubt.
+    """
+    shape, prefix, last = shapes[name], *_split(name)
+    lower = name.lower()
+    if last in RUNNING:
+        return ("running_statistics",)
+    if LOW_RANK.search(name):
+        return ("low_rank",)
+    if last.startswith(RECURRENT):
+        return ("recurrent",)
+    if last.endswith("bias") and (weight := prefix + last.removesuffix("bias") + "weight") in shapes:
+        return possible_kinds(weight, shapes)
+    if last.endswith("weight"):
+        return _kinds_of_weight(name, shapes)
+    if "embed" in lower or last.endswith("_token"):
+        return ("embedding",)
+    if len(shape) >= 2 and "expert" in lower:
+        return ("linear",)
+    return ("other", "linear") if len(shape) in (2, 3) and min(shape) > 1 else ("other",)
+
+
+def statistics_kind(name: str, shape: tuple[int, ...]) -> str:
+    """The coarse kind by which layers may share statistics: from name and shape alone, whether or not a module was there."""
+    last = _split(name)[1]
+    if last in RUNNING:
+        return "running_statistics"
+    if not last.endswith("weight"):
+        return "embedding" if "embed" in name or last.endswith("_token") else "other"
+    if len(shape) == 1:
+        return "norm"
+    if "embed" in name:
+        return "embedding"
+    return "linear" if len(shape) == 2 else "conv" if len(shape) > 2 else "other"
+
+
+def is_batch_norm(name: str, names: Container[str]) -> bool:
+    """Whether a tensor belongs to a module with running statistics, whatever it is called."""
+    prefix = _split(name)[0]
+    return all(prefix + statistic in names for statistic in RUNNING)
+
+
+def _kinds_of_weight(name: str, shapes: Shapes) -> tuple[LayerKind, ...]:
+    shape, prefix, last = shapes[name], *_split(name)
+    module = prefix.rstrip(".").lower().split(".")
+    owner = module[-1]
+    if len(shape) <= 1:
+        named = NORM.search(owner) is not None or prefix + RUNNING[0] in shapes
+        return ("norm",) if named else ("norm", "other")  # PReLU and scales look the same
+    if len(shape) > 3 or (len(shape) == 3 and ("conv" in owner or prefix + "bias" in shapes)):
+        return ("conv",)
+    if len(shape) == 3:
+        return ("linear",) if "expert" in name.lower() else ("conv", "linear")
+    if owner in EMBEDDINGS or ("embed" in owner and "proj" not in owner):
+        return ("embedding",)
+    if not any(word in part for part in module for word in FEED_FORWARD):
+        if any("attn" in part or "attention" in part for part in module):
+            return ("attention",)
+        if owner in SURE_PROJECTIONS or last == "in_proj_weight":
+            return ("attention",)
+        if owner in PROJECTIONS:
+            return ("attention", "linear")  # state-space blocks use the same names
+    # A table of vectors has no bias and mostly far more rows than columns; so do heads over many classes.
+    has_bias = prefix + last.removesuffix("weight") + "bias" in shapes
+    tall = shape[0] >= 4 * shape[1] and not has_bias and not any(part in owner for part in HEADS)
+    return ("linear", "embedding") if tall else ("linear",)
+
+
+def module_kinds(model: nn.Module) -> dict[str, LayerKind]:
+    """Find out what each tensor is from the module that owns it.
+
+    Args:
+        model: Any module; on the meta device, too.
+
+    Returns:
+        Kind by name in the state dict. Tensors whose module says nothing (parameters of one's own modules) are left out:
+        their names must do.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    kinds: dict[str, LayerKind] = {}
+    for path, module in modules.items():
+        dot = f"{path}." if path else ""
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            kind = "running_statistics" if name in RUNNING else _kind_of_module(dot + name, module, modules)
+            if kind is not None and tensor is not None:
+                kinds[dot + name] = kind
+    return kinds
+
+
+def _kind_of_module(name: str, module: nn.Module, modules: Mapping[str, nn.Module]) -> LayerKind | None:
+    kind = type(module).__name__
+    if LOW_RANK.search(name):
+        return "low_rank"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "conv"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "embedding"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return "recurrent"
+    if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm) or "Norm" in kind:
+        return "norm"
+    if isinstance(module, nn.MultiheadAttention):
+        return "attention"
+    if isinstance(module, nn.Linear | nn.Bilinear) or kind == "Conv1D":  # the transposed linear layer of GPT-2
+        parts = name.split(".")[:-1]
+        around = [
+            type(modules[".".join(parts[:depth])]).__name__ for depth in range(max(len(parts) - 2, 0), len(parts))
+        ]
+        inside = any("Attention" in owner or "Attn" in owner for owner in around)
+        return (
+            "attention"
+            if inside and not any(word in part for part in parts[-2:] for word in FEED_FORWARD)
+            else "linear"
+        )
+    if isinstance(module, nn.PReLU):
+        return "other"
+    return "embedding" if "Embed" in kind and not isinstance(module, nn.ModuleList) else None
+
+
+def _split(name: str) -> tuple[str, str]:
+    """`"a.b.weight"` to `("a.b.", "weight")`."""
+    prefix, dot, last = name.rpartition(".")
+    return prefix + dot, last
