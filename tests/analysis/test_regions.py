@@ -1,13 +1,10 @@
-import sys
-
 import numpy as np
 import pytest
 import torch
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 
-from hf_sane.analysis import regions
-from hf_sane.analysis.regions import RegionMap
+from hf_sane.analysis.regions import RegionMap, RegionScores
 from hf_sane.architectures.presets import cnn_digits
 from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.permutations import permutation_spec
@@ -50,7 +47,20 @@ def test_distances_within_and_between_against_loops(level, seeded):
     assert result.mean_between == pytest.approx(np.mean(between), rel=1e-5)
     assert result.ratio == pytest.approx(np.mean(within) / np.mean(between), rel=1e-5)
     assert result.within == pytest.approx({name: np.mean(values) for name, values in each.items()}, rel=1e-5)
+    labels = np.array(labels)
+    for one in set(labels):
+        for other in set(labels) - {one}:
+            expected = distances[labels == one][:, labels == other].mean()
+            assert result.table[one][other] == pytest.approx(expected, rel=1e-5)
     assert result.p_value == 0.01
+    assert result.to_dict()["table"] == result.table
+
+
+def test_p_values_are_shares_of_relabellings():
+    """Four networks on a line, two labels: of the three ways to pair them up, one is as tight as this."""
+    found = RegionMap(torch.tensor([[0.0], [1.0], [10.0], [11.0]]), {"label": ["a", "a", "b", "b"]})
+    result = found.group_distances("label", num_shuffles=3000, generator=torch.Generator().manual_seed(0))
+    assert result.p_value == pytest.approx(1 / 3, abs=0.04)
 
 
 def test_labels_without_meaning_have_no_regions(seeded):
@@ -126,8 +136,45 @@ def test_scores_of_a_region(seeded):
     scores = found.score_region("data set", "b", lambda points: -(points - target).norm(dim=1), generator=seeded)
     assert [len(part) for part in (scores.corners, scores.line, scores.hull, scores.outside)] == [5, 20, 20, 10]
     assert scores.hull.mean() > scores.corners.mean() > scores.outside.mean()
+    assert scores.better_than_outside("hull") == 1 > scores.better_than_corners("corners") == 0.5
     alone = RegionMap(found.points[5:10], {"data set": ["b"] * 5})
-    assert len(alone.score_region("data set", "b", lambda points: points[:, 0]).outside) == 0
+    lonely = alone.score_region("data set", "b", lambda points: points[:, 0])
+    assert len(lonely.outside) == 0
+    assert np.isnan(lonely.better_than_outside("line"))
+    assert lonely.to_dict()["outside"] == {"count": 0}
+
+
+def test_chances_against_loops(seeded):
+    parts = [torch.randint(0, 4, (count,), generator=seeded).float() for count in (5, 6, 7, 8)]
+    scores = RegionScores(*parts)
+    for place, inside in zip(("corners", "line", "hull"), parts[:3], strict=True):
+        wins = [(a > b).float() + 0.5 * (a == b).float() for a in inside for b in parts[3]]
+        assert scores.better_than_outside(place) == pytest.approx(float(sum(wins)) / len(wins))
+    assert scores.to_dict()["line"] == {
+        "count": 6,
+        "mean": pytest.approx(parts[1].mean().item()),
+        "min": parts[1].min().item(),
+        "max": parts[1].max().item(),
+    }
+
+
+@pytest.mark.parametrize("rule", ["centroid", "neighbour"])
+def test_other_networks_find_their_region(rule, seeded):
+    found = clusters()
+    near = found.points[[0, 7, 12]] + 0.05 * torch.randn(3, 6, generator=seeded)
+    assert found.nearest(near, "data set", rule=rule) == ["a", "b", "c"]
+    assert found.nearest(near, "task", rule=rule) == ["near", "near", "far"]
+
+
+def test_lines_lead_from_one_run_to_another(seeded):
+    """Two epochs of a run and one of another: no line stays within the run."""
+    points = torch.tensor([[0.0, 0.0], [0.0, 1.0], [5.0, 0.0]])
+    found = RegionMap(points, {"label": ["a"] * 3}, ["x", "x", "y"])
+    drawn = found.interior("label", "a", 60, kind="line", generator=seeded)
+    assert (drawn[:, 0] > 0).all()
+    alone = RegionMap(points[:2], {"label": ["a"] * 2}, ["x", "x"])
+    with pytest.raises(ValueError, match="at least two networks with label 'a', of different runs, got 2"):
+        alone.interior("label", "a", 3, kind="line")
 
 
 def test_alignment_brings_permuted_networks_into_one_region(seeded):
@@ -154,37 +201,10 @@ def test_integers_are_no_coordinates():
     assert RegionMap.from_networks(tensors, {"label": ["a", "b"]}).points.shape == (2, 3)
 
 
-@pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_pictures_keep_regions_apart_and_are_reproducible(method):
-    found = clusters()
-    flat = found.project(method, seed=1)
-    assert flat.shape == (15, 2)
-    assert torch.equal(flat, found.project(method, seed=1))
-    assert RegionMap(flat, found.labels).classify("data set").accuracy == 1
-
-
-def test_umap_is_optional(monkeypatch, tmp_path):
-    found = clusters()
-    monkeypatch.setattr(regions, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="UMAP is not installed; pip install umap-learn, or use method='tsne'"):
-        found.project("umap")
-    monkeypatch.undo()
-    (tmp_path / "umap.py").write_text(
-        "class UMAP:\n"
-        "    def __init__(self, n_neighbors, random_state, n_jobs):\n"
-        "        self.shown = n_neighbors\n"
-        "    def fit_transform(self, points):\n"
-        "        return points[:, :2] * self.shown\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "umap", raising=False)
-    assert torch.equal(found.project("umap"), found.points[:, :2] * 14)
-
-
 LABELS = {"label": ["a", "a", "b", "b"]}
 
 
-@pytest.mark.parametrize("points", [torch.zeros(1, 3), torch.zeros(4), torch.zeros(2, 2, 2)])
+@pytest.mark.parametrize("points", [torch.zeros(1, 3), torch.zeros(4), torch.zeros(2, 2, 2), torch.zeros(3, 0)])
 def test_a_map_needs_points(points):
     with pytest.raises(ValueError, match="at least two networks as points"):
         RegionMap(points, {"label": ["a"] * len(points)})
@@ -216,8 +236,11 @@ def test_choices_are_checked(seeded):
         found.classify("label", rule="svm")
     with pytest.raises(ValueError, match="expected 'line' or 'hull', got 'ball'"):
         found.interior("label", "a", 3, kind="ball")
-    with pytest.raises(ValueError, match="expected the method 'tsne', 'umap' or 'pca', got 'mds'"):
-        found.project("mds")
+    with pytest.raises(ValueError, match="num_points must be at least 1, got 0"):
+        found.interior("label", "a", 0, kind="line")
+    for wrong in (torch.zeros(2, 4), torch.zeros(3), torch.full((1, 3), torch.nan)):
+        with pytest.raises(ValueError, match=r"expected finite points \[K, 3\], got"):
+            found.nearest(wrong, "label")
     with pytest.raises(ValueError, match="num_shuffles must be at least 1, got 0"):
         found.group_distances("label", num_shuffles=0)
 
@@ -233,7 +256,17 @@ def test_too_few_networks_are_refused(seeded):
         ):
             lonely.group_distances(level)
     for label in ("b", "c"):
-        with pytest.raises(ValueError, match=f"expected at least two networks with label '{label}', got"):
+        with pytest.raises(
+            ValueError, match=f"expected at least two networks with label '{label}', of different runs, got"
+        ):
             lonely.interior("label", label, 3, kind="line")
-    with pytest.raises(ValueError, match="a picture needs at least four networks, got 3"):
-        RegionMap(points[:3], {"label": ["a"] * 3}).project("pca")
+    with pytest.raises(ValueError, match="level 'same' has the one label 'x'; nearest regions need two labels"):
+        lonely.classify("same")
+    with pytest.raises(ValueError, match=r"labels \['r0', 'r1', 'r2', 'r3', 'r4'\] and 2 more of level"):
+        RegionMap(torch.randn(7, 3), {"run": [f"r{i}" for i in range(7)]}).classify("run")
+
+
+def test_labels_must_belong_to_runs_to_be_shuffled(seeded):
+    found = RegionMap(torch.randn(4, 3, generator=seeded), {"epoch": ["1", "2", "1", "2"]}, ["x", "x", "y", "y"])
+    with pytest.raises(ValueError, match="training runs have several labels on level 'epoch'"):
+        found.group_distances("epoch")

@@ -1,72 +1,21 @@
 """Knowledge as regions in weight space: where networks of one data set or task lie, and what lies between them."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hf_sane.core.matching import match_many
+from hf_sane.analysis.projection import Projection, project
+from hf_sane.analysis.region_networks import align_networks, flatten_networks
+from hf_sane.analysis.region_results import GroupDistances, RegionAccuracy, RegionScores
 from hf_sane.core.permutation import PermutationSpec
 from hf_sane.core.types import StateDict
 
 Metric = Literal["euclidean", "cosine"]
 Rule = Literal["centroid", "neighbour"]
-Projection = Literal["tsne", "umap", "pca"]
-
-
-@dataclass(frozen=True)
-class GroupDistances:
-    """Distances within and between the groups of one level.
-
-    Attributes:
-        within: Label to the mean distance between two of its networks.
-        mean_within: Over all pairs of one label.
-        mean_between: Over all pairs of different labels.
-        ratio: `mean_within / mean_between`; 1 where labels say nothing about places.
-        p_value: Share of random relabellings (and the labels themselves) with a ratio as small as this.
-    """
-
-    within: dict[str, float]
-    mean_within: float
-    mean_between: float
-    ratio: float
-    p_value: float
-
-
-@dataclass(frozen=True)
-class RegionAccuracy:
-    """How often the nearest region is the right one, every network judged by the others.
-
-    Attributes:
-        accuracy: Share of networks.
-        chance: Share of the largest label.
-        confusion: True label to predicted label to number of networks.
-    """
-
-    accuracy: float
-    chance: float
-    confusion: dict[str, dict[str, int]]
-
-
-@dataclass(frozen=True)
-class RegionScores:
-    """What lies inside a region, measured beside its corners and beside what lies outside.
-
-    Attributes:
-        corners: Scores of the networks of the region, `[m]`.
-        line: Of points between two of them.
-        hull: Of points between all of them.
-        outside: Of networks of other labels.
-    """
-
-    corners: Tensor
-    line: Tensor
-    hull: Tensor
-    outside: Tensor
+NAMED = 5  # labels or networks that an error lists
 
 
 @dataclass(frozen=True)
@@ -75,7 +24,7 @@ class RegionMap:
 
     After Gueta et al. 2023 (arXiv:2302.04863): networks fine-tuned on one data set lie in one region, networks of one task
     in a wider one, and points within a region do as well as its corners. There all networks descend from one; here they
-    may be aligned first, see [`from_networks`].
+    may be aligned first, see [`from_networks`]. Points from elsewhere: [`latent_points`], [`adapter_points`].
 
     Attributes:
         points: `[M, P]` float, one network each.
@@ -91,7 +40,7 @@ class RegionMap:
     runs: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.points.ndim != 2 or len(self.points) < 2:
+        if self.points.ndim != 2 or len(self.points) < 2 or not self.points.shape[1]:
             raise ValueError(f"a map needs at least two networks as points [M, P], got {list(self.points.shape)}")
         if bad := (~self.points.isfinite().all(dim=1)).nonzero().flatten().tolist():
             raise ValueError(f"networks {bad} are not finite (NaN or infinite weights); leave them out")
@@ -114,20 +63,18 @@ class RegionMap:
         """Place networks by their weights, aligned to one of them.
 
         Args:
-            tensors: `{name: [M, *shape]}` of one architecture; integer tensors are left out.
+            tensors: `{name: [M, *shape]}` of one architecture (see [`stack_networks`]); integer tensors are left out.
             labels: As in the class.
             spec: Permutation symmetries, to align by; weights are taken as they are when `None`.
             reference: Network to align to; the first one when `None`.
             runs: As in the class.
 
         Raises:
-            ValueError: As in the class, or if the weights do not fit the spec.
+            ValueError: As in the class, if networks differ in number between tensors, or do not fit the spec.
         """
         if spec is not None:
-            fixed = reference or {name: tensor[0] for name, tensor in tensors.items()}
-            tensors = spec.apply(tensors, match_many(spec, fixed, tensors), batch_dims=1)
-        floating = [tensor.flatten(1) for tensor in tensors.values() if tensor.is_floating_point()]
-        return cls(torch.cat(floating, dim=1), labels, runs)
+            tensors = align_networks(tensors, spec, reference)
+        return cls(flatten_networks(tensors), labels, runs)
 
     def distances(self, metric: Metric = "euclidean") -> Tensor:
         """Distances between all networks, `[M, M]` float64; `cosine` is one minus the cosine of the angle.
@@ -155,7 +102,7 @@ class RegionMap:
     ) -> GroupDistances:
         """Compare distances within and between the groups of a level.
 
-        Whether the ratio means anything is judged by shuffling labels, between runs where there are several networks of one.
+        Whether the ratio means anything is judged by shuffling labels; networks of one run keep the same label then.
 
         Args:
             level: Of `labels`.
@@ -165,7 +112,8 @@ class RegionMap:
 
         Raises:
             KeyError: If there is no such level.
-            ValueError: If there are no pairs within, or none between groups, or `num_shuffles < 1`.
+            ValueError: If there are no pairs within, or none between groups, a run has several labels, or
+                `num_shuffles < 1`.
         """
         if num_shuffles < 1:
             raise ValueError(f"num_shuffles must be at least 1, got {num_shuffles}")
@@ -177,56 +125,80 @@ class RegionMap:
                 f"level {level!r} needs at least two networks with one label and two labels, got {len(names)} labels for "
                 f"{len(codes)} networks"
             )
-
-        def ratio(codes: Tensor) -> float:
-            same = codes[:, None] == codes
-            return (distances[comparable & same].mean() / distances[comparable & ~same].mean()).item()
-
-        observed = ratio(codes)
         runs = self._run_codes()
         first = torch.stack([codes[runs == run][0] for run in range(int(runs.max()) + 1)])
+        if (first[runs] != codes).any():
+            raise ValueError(
+                f"training runs have several labels on level {level!r}; labels must belong to runs to be shuffled"
+            )
+        # Sums over label pairs: [L, M] @ [M, M] @ [M, L], far quicker than masks for many relabellings.
+        weighed, counted = distances * comparable, comparable.double()
+
+        def ratio(codes: Tensor) -> float:
+            sums, counts = _between_labels(weighed, codes), _between_labels(counted, codes)
+            inside, pairs = sums.trace(), counts.trace()
+            return ((inside / pairs) / ((sums.sum() - inside) / (counts.sum() - pairs))).item()
+
+        observed = ratio(codes)
         hits = sum(
             ratio(first[torch.randperm(len(first), generator=generator)][runs]) <= observed * (1 + 1e-12)
             for _ in range(num_shuffles)
         )
-        within = {}
-        for code, name in enumerate(names):
-            pairs = comparable & (codes[:, None] == code) & (codes == code)
-            within[name] = distances[pairs].mean().item() if pairs.any() else math.nan
+        means = _between_labels(weighed, codes) / _between_labels(counted, codes)  # 0 / 0 is NaN
         return GroupDistances(
-            within,
+            {name: dict(zip(names, row, strict=True)) for name, row in zip(names, means.tolist(), strict=True)},
             distances[comparable & same].mean().item(),
             distances[comparable & ~same].mean().item(),
             observed,
             (1 + hits) / (1 + num_shuffles),
         )
 
+    def nearest(self, points: Tensor, level: str, *, rule: Rule = "centroid") -> list[str]:
+        """Name the nearest region of other networks, placed as those of the map.
+
+        Args:
+            points: `[K, P]`.
+            level: Of `labels`.
+            rule: `"centroid"`: the region whose mean is nearest; `"neighbour"`: that of the nearest network.
+
+        Returns:
+            `K` labels.
+
+        Raises:
+            KeyError: If there is no such level.
+            ValueError: For another rule, points of another size or not finite, or a level of one label.
+        """
+        names, codes = self._regions(level, rule)
+        if points.ndim != 2 or points.shape[1] != self.points.shape[1] or not points.isfinite().all():
+            raise ValueError(
+                f"expected finite points [K, {self.points.shape[1]}], got {list(points.shape)}; place networks as those "
+                "of the map"
+            )
+        known = self.points.double()
+        return [names[_nearest(point, known, codes, len(names), rule)] for point in points.double()]
+
     def classify(self, level: str, *, rule: Rule = "centroid") -> RegionAccuracy:
         """Assign every network to the nearest region, without itself and its run.
 
         Args:
             level: Of `labels`.
-            rule: `"centroid"`: the region whose mean is nearest; `"neighbour"`: that of the nearest network.
+            rule: As of [`nearest`].
 
         Raises:
             KeyError: If there is no such level.
-            ValueError: For another rule, or a label of one run only, which could never be found.
+            ValueError: For another rule, a level of one label, or a label of one run only, which could never be found.
         """
-        if rule not in ("centroid", "neighbour"):
-            raise ValueError(f"expected the rule 'centroid' or 'neighbour', got {rule!r}")
-        names, codes = self._codes(level)
+        names, codes = self._regions(level, rule)
         runs = self._run_codes()
         if lonely := [name for code, name in enumerate(names) if len(runs[codes == code].unique()) < 2]:
-            raise ValueError(f"labels {lonely} of level {level!r} have one training run only; each needs two")
+            more = f" and {len(lonely) - NAMED} more" if len(lonely) > NAMED else ""
+            raise ValueError(
+                f"labels {lonely[:NAMED]}{more} of level {level!r} have one training run only; each needs two"
+            )
         confusion = {name: dict.fromkeys(names, 0) for name in names}
         points, comparable = self.points.double(), self._comparable()
         for index, row in enumerate(comparable):
-            others = points[row]
-            if rule == "centroid":
-                centres = torch.stack([others[codes[row] == code].mean(dim=0) for code in range(len(names))])
-                found = int((centres - points[index]).norm(dim=1).argmin())
-            else:
-                found = int(codes[row][(others - points[index]).norm(dim=1).argmin()])
+            found = _nearest(points[index], points[row], codes[row], len(names), rule)
             confusion[names[int(codes[index])]][names[found]] += 1
         hits = sum(row[name] for name, row in confusion.items())
         return RegionAccuracy(hits / len(codes), codes.bincount().max().item() / len(codes), confusion)
@@ -245,29 +217,34 @@ class RegionMap:
         Args:
             level: Of `labels`.
             label: Region.
-            num_points: How many.
-            kind: `"line"`: on the line between two networks drawn at random, anywhere on it; `"hull"`: averages of all
-                networks with weights drawn evenly from the simplex.
+            num_points: How many, >= 1.
+            kind: `"line"`: on the line between two networks of different runs, drawn at random, anywhere on it; `"hull"`:
+                averages of all networks with weights drawn evenly from the simplex. Of many corners these crowd around
+                their mean.
             generator: CPU source of randomness; the global one when `None`.
 
         Raises:
             KeyError: If there is no such level.
-            ValueError: If fewer than two networks have the label, or for another kind.
+            ValueError: If fewer than two runs have the label, for another kind, or `num_points < 1`.
         """
-        names, codes = self._codes(level)
-        corners = self.points[codes == names.index(label)] if label in names else self.points[:0]
-        if len(corners) < 2:
-            raise ValueError(
-                f"expected at least two networks with {level} {label!r}, got {len(corners)} (labels: {names})"
-            )
         if kind not in ("line", "hull"):
             raise ValueError(f"expected 'line' or 'hull', got {kind!r}")
+        if num_points < 1:
+            raise ValueError(f"num_points must be at least 1, got {num_points}")
+        names, codes = self._codes(level)
+        inside = codes == names.index(label) if label in names else torch.zeros(len(codes), dtype=torch.bool)
+        corners, pairs = self.points[inside], self._comparable()[inside][:, inside].nonzero()
+        if not len(pairs):
+            raise ValueError(
+                f"expected at least two networks with {level} {label!r}, of different runs, got {len(corners)} "
+                f"(labels: {names[:NAMED]})"
+            )
         if kind == "hull":
-            drawn = -torch.rand(num_points, len(corners), generator=generator, dtype=torch.float64).log()
+            drawn = -(1 - torch.rand(num_points, len(corners), generator=generator, dtype=torch.float64)).log()
             return ((drawn / drawn.sum(dim=1, keepdim=True)) @ corners.double()).to(corners)
-        pairs = torch.stack([torch.randperm(len(corners), generator=generator)[:2] for _ in range(num_points)])
+        chosen = pairs[torch.randint(len(pairs), (num_points,), generator=generator)]
         share = torch.rand(num_points, 1, generator=generator, dtype=corners.dtype)
-        return share * corners[pairs[:, 0]] + (1 - share) * corners[pairs[:, 1]]
+        return share * corners[chosen[:, 0]] + (1 - share) * corners[chosen[:, 1]]
 
     def score_region(
         self,
@@ -283,7 +260,8 @@ class RegionMap:
         Args:
             level: Of `labels`.
             label: Region.
-            score: Points `[k, P]` to scores `[k]`, on the region's own task: decode and run the networks.
+            score: Points `[k, P]` to scores `[k]`, higher is better, on the region's own task: see
+                [`LabelledNetworks.accuracy`].
             num_points: On lines, and in the hull.
             generator: CPU source of randomness; the global one when `None`.
 
@@ -302,39 +280,8 @@ class RegionMap:
         )
 
     def project(self, method: Projection = "tsne", *, seed: int = 0) -> Tensor:
-        """Coordinates of a picture, `[M, 2]` float32; distances between far points mean little in t-SNE and UMAP.
-
-        Args:
-            method: `"tsne"` (scikit-learn), `"umap"` (umap-learn, not among the dependencies) or `"pca"`.
-            seed: Of the random start.
-
-        Raises:
-            ValueError: For another method, or fewer than four networks.
-            ImportError: If UMAP is not installed.
-        """
-        if len(self.points) < 4:
-            raise ValueError(f"a picture needs at least four networks, got {len(self.points)}")
-        if method == "pca":
-            centred = self.points.double() - self.points.double().mean(dim=0)
-            left, values, _ = torch.linalg.svd(centred, full_matrices=False)
-            return (left[:, :2] * values[:2]).float()
-        if method == "tsne":
-            from sklearn.manifold import TSNE
-
-            perplexity = min(30.0, (len(self.points) - 1) / 3)
-            found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(
-                self.points.float().numpy()
-            )
-            return torch.from_numpy(found).float()
-        if method != "umap":
-            raise ValueError(f"expected the method 'tsne', 'umap' or 'pca', got {method!r}")
-        if find_spec("umap") is None:
-            raise ImportError("UMAP is not installed; pip install umap-learn, or use method='tsne'")
-        from umap import UMAP
-
-        neighbours = min(15, len(self.points) - 1)
-        found = UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(self.points.float().numpy())
-        return torch.from_numpy(found).float()
+        """Coordinates of a picture, `[M, 2]` float32; see [`project`]."""
+        return project(self.points, method, seed=seed)
 
     def _codes(self, level: str) -> tuple[list[str], Tensor]:
         """Labels of a level, in order of first appearance, and their index for every network."""
@@ -343,11 +290,20 @@ class RegionMap:
         names = list(dict.fromkeys(self.labels[level]))
         return names, torch.tensor([names.index(label) for label in self.labels[level]])
 
+    def _regions(self, level: str, rule: Rule) -> tuple[list[str], Tensor]:
+        """As `_codes`, of a level that leaves something to tell apart."""
+        if rule not in ("centroid", "neighbour"):
+            raise ValueError(f"expected the rule 'centroid' or 'neighbour', got {rule!r}")
+        names, codes = self._codes(level)
+        if len(names) < 2:
+            raise ValueError(f"level {level!r} has the one label {names[0]!r}; nearest regions need two labels")
+        return names, codes
+
     def _run_codes(self) -> Tensor:
         if not self.runs:
             return torch.arange(len(self.points))
-        names = list(dict.fromkeys(self.runs))
-        return torch.tensor([names.index(run) for run in self.runs])
+        names = {run: code for code, run in enumerate(dict.fromkeys(self.runs))}
+        return torch.tensor([names[run] for run in self.runs])
 
     def _comparable(self) -> Tensor:
         """Pairs of networks of different runs, bool `[M, M]`."""
@@ -355,4 +311,18 @@ class RegionMap:
         return runs[:, None] != runs
 
 
-__all__ = ["GroupDistances", "RegionAccuracy", "RegionMap", "RegionScores"]
+def _nearest(point: Tensor, others: Tensor, codes: Tensor, num_labels: int, rule: Rule) -> int:
+    """Index of the label whose region is nearest to a point `[P]`."""
+    if rule == "neighbour":
+        return int(codes[(others - point).norm(dim=1).argmin()])
+    centres = torch.stack([others[codes == code].mean(dim=0) for code in range(num_labels)])
+    return int((centres - point).norm(dim=1).argmin())
+
+
+def _between_labels(values: Tensor, codes: Tensor) -> Tensor:
+    """Sums of `[M, M]` values over pairs of labels: `[L, L]`."""
+    members = torch.nn.functional.one_hot(codes).to(values)
+    return members.mT @ values @ members
+
+
+__all__ = ["GroupDistances", "Metric", "RegionAccuracy", "RegionMap", "RegionScores", "Rule"]
