@@ -20,7 +20,8 @@ SMALL = {
 }
 # Too large for a test, or in need of files that are not in the repository.
 BY_HAND = {"pretraining_step", "released_resnets"}
-ELSEWHERE = {"adapt_sane", "lora_finetuning", "soup_vs_sampling"}  # test_lora_benchmarks.py, test_soup_vs_sampling.py
+# In test_lora_benchmarks.py, test_soup_vs_sampling.py, test_regions_benchmark.py, test_accuracy_transfer.py.
+ELSEWHERE = {"adapt_sane", "lora_finetuning", "soup_vs_sampling", "regions", "accuracy_transfer"}
 
 
 def test_every_benchmark_is_covered():
