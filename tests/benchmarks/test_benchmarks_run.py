@@ -21,9 +21,11 @@ SMALL = {
 # Too large for a test, or in need of files that are not in the repository.
 BY_HAND = {"pretraining_step", "released_resnets"}
 ELSEWHERE = {  # in test_lora_benchmarks.py and files of their own names
+    "accuracy_transfer",
     "adapt_sane",
     "cross_architecture",
     "lora_finetuning",
+    "regions",
     "soup_vs_sampling",
 }
 

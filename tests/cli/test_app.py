@@ -12,7 +12,7 @@ from hf_sane.cli.app import app, describe_error
 VERBS = [
     ("zoo", "build"),
     ("zoo", "show"),
-    *[(v,) for v in ("pretrain", "embed", "probe", "sample", "finetune", "info", "demo")],
+    *[(v,) for v in ("pretrain", "embed", "probe", "sample", "finetune", "info", "regions", "demo")],
 ]
 
 

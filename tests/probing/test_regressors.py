@@ -134,6 +134,8 @@ def test_errors(saturated, monkeypatch):
     trees = fit(BoostedTrees, train, valid, grid=[(7, 0.1, 5)])
     with pytest.raises(ValueError, match=r"the trees were fitted on 4 features, got \[200, 3\]; use the same pooling"):
         trees.predict(test[0][:, :3])
+    with pytest.raises(ValueError, match="expected finite features, got NaN or infinite values; leave those"):
+        trees.predict(test[0] * np.nan)
     with pytest.raises(ValueError, match="expected at least one candidate"):
         fit(BoostedTrees, train, valid, grid=[])
     with pytest.raises(ValueError, match="expected finite features and targets, got NaN or infinite values"):
@@ -144,6 +146,9 @@ def test_errors(saturated, monkeypatch):
         transfer_table({"a": zoo}, {"a": labels})
     with pytest.raises(ValueError, match="expected a regressor out of"):
         transfer_table({"a": zoo, "b": zoo}, {"a": labels, "b": labels}, regressor="oracle")
+    broken = {"sane_mean": {**zoo["sane_mean"], "test": test[0] * np.nan}}
+    with pytest.raises(ValueError, match="'sane_mean' of the test networks of b is not finite"):
+        transfer_table({"a": zoo, "b": broken}, {"a": labels, "b": labels})
     narrow = {"sane_mean": {split: part[:, :2] for split, part in zoo["sane_mean"].items()}}
     with pytest.raises(ValueError, match="'sane_mean' differs between zoos: features"):
         transfer_table({"a": zoo, "b": narrow}, {"a": labels, "b": labels})

@@ -12,6 +12,7 @@ from hf_sane.cli.finetune import finetune
 from hf_sane.cli.info import info
 from hf_sane.cli.pretrain import pretrain
 from hf_sane.cli.probe import probe
+from hf_sane.cli.regions import regions
 from hf_sane.cli.sample import sample
 from hf_sane.cli.settings import PASS_THROUGH
 from hf_sane.cli.soup import soup
@@ -72,6 +73,7 @@ app.command("info")(info)
 app.command("push")(push)
 app.command("pull")(pull)
 app.command("analyze")(analyze)
+app.command("regions")(regions)
 app.command("demo", **PASS_THROUGH)(demo)
 
 

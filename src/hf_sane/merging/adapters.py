@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from hf_sane.core.files import write_atomically
 from hf_sane.core.types import StateDict
 from hf_sane.merging.averaging import average_checkpoints, check_weights
 from hf_sane.merging.ingredients import Ingredient, check_compatible
+from hf_sane.tokenization.adapters import PREFIX, Adapter
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 
-PREFIX = "base_model.model."
-FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
 # What the product of the factors does not tell, or what changes the base model when the adapter is loaded.
 UNSUPPORTED = (
     "use_dora",
@@ -38,68 +36,6 @@ UNSUPPORTED = (
     "alora_invocation_tokens",
 )
 HARMLESS_STARTS = ("gaussian", "eva", "orthogonal")  # other named initialisations take something out of the base
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """One LoRA adapter: for every target module, `W + s B A`.
-
-    Attributes:
-        name: What reports and cards call it.
-        tensors: As stored; lazy where the adapter is a file.
-        config: Content of adapter_config.json.
-    """
-
-    name: str
-    tensors: Mapping[str, Tensor]
-    config: Mapping[str, Any]
-
-    @cached_property
-    def modules(self) -> dict[str, tuple[str, str]]:
-        """Target modules: names of `A` and `B` among the tensors."""
-        sides: dict[str, dict[str, str]] = {}
-        for name in self.tensors:
-            if found := FACTOR.match(name):
-                sides.setdefault(found["module"].removeprefix(PREFIX), {})[found["side"]] = name
-        if lonely := sorted(module for module, pair in sides.items() if len(pair) < 2):
-            raise ValueError(f"{self.name} lacks one of the factors A and B of {lonely}; save the adapter again")
-        return {module: (pair["A"], pair["B"]) for module, pair in sides.items()}
-
-    @cached_property
-    def whole(self) -> list[str]:
-        """Names of tensors that replace those of the base (`modules_to_save`)."""
-        return [name for name in self.tensors if not FACTOR.match(name)]
-
-    def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """`A` `[r, inputs, ...]` as stored and `s B` `[outputs, r, ...]` in at least single precision.
-
-        Raises:
-            ValueError: If the factors do not fit each other or the configuration, or are not finite.
-        """
-        first, second = (self.tensors[name] for name in self.modules[module])
-        rank = first.shape[0]
-        stated = _by_pattern(self.config.get("rank_pattern"), module, self.config["r"])
-        if second.shape[1] != rank or rank != stated:
-            raise ValueError(
-                f"factors of {module!r} in {self.name} are {list(first.shape)} and {list(second.shape)}, the configuration "
-                f"says rank {stated}; LoRA on grouped convolutions cannot be averaged"
-            )
-        if not (first.isfinite().all() and second.isfinite().all()):
-            raise ValueError(
-                f"{module!r} is not finite (NaN or infinite weights) in {self.name}; leave that adapter out"
-            )
-        alpha = _by_pattern(self.config.get("alpha_pattern"), module, self.config["lora_alpha"])
-        scale = alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
-        return first, second.to(torch.promote_types(second.dtype, torch.float32)) * scale
-
-    def dtype(self, module: str) -> torch.dtype:
-        """Of the stored factors."""
-        return self.tensors[self.modules[module][0]].dtype
-
-    def shape(self, module: str) -> tuple[int, ...]:
-        """Outputs and inputs of a target module, without the rank."""
-        first, second = (self.tensors[name] for name in self.modules[module])
-        return (second.shape[0], *first.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -265,14 +201,6 @@ class AdapterMixer:
                 "base model of the adapters"
             )
         return change.reshape(shape)
-
-
-def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    """A setting of one module, found as PEFT does: the first pattern that the end of its name matches."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
 
 
 def _check_kind(name: str, config: Mapping[str, Any]) -> None:

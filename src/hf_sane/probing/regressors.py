@@ -207,13 +207,15 @@ class BoostedTrees:
         """Predict properties: `[M, F]` to `[M, T]` float64.
 
         Raises:
-            ValueError: If the number of features differs from the fitted one.
+            ValueError: If the number of features differs from the fitted one, or values are not finite.
         """
         x = np.asarray(torch.as_tensor(features).double().cpu())
         if x.ndim != 2 or x.shape[1] != self.num_features:
             raise ValueError(
                 f"the trees were fitted on {self.num_features} features, got {list(x.shape)}; use the same pooling"
             )
+        if not np.isfinite(x).all():  # trees would take NaN for a missing value and answer all the same
+            raise ValueError("expected finite features, got NaN or infinite values; leave those networks out")
         return torch.from_numpy(np.stack([trees.predict(x) for trees in self.ensembles], axis=1))
 
 

@@ -58,7 +58,8 @@ def transfer_table(
         `{kind: {source zoo: {target zoo: TransferResult}}}`.
 
     Raises:
-        ValueError: For fewer than two zoos, an unknown regressor, or features that the zoos do not share.
+        ValueError: For fewer than two zoos, an unknown regressor, features that the zoos do not share, or values that are not
+            finite.
     """
     if len(features) < 2 or features.keys() != targets.keys():
         raise ValueError(
@@ -72,6 +73,11 @@ def transfer_table(
         widths = {zoo: {np.shape(part)[1] for part in found.get(kind, {}).values()} for zoo, found in features.items()}
         if len(set.union(*widths.values())) != 1 or not all(widths.values()):
             raise ValueError(f"{kind!r} differs between zoos: features {widths}; use those that all zoos share")
+        for zoo, found in features.items():
+            if not torch.as_tensor(found[kind]["test"]).isfinite().all():
+                raise ValueError(
+                    f"{kind!r} of the test networks of {zoo} is not finite (NaN or infinite); leave those networks out"
+                )
         table[kind] = {}
         for source, found in features.items():
             fitted = FITTERS[regressor](

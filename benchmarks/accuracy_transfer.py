@@ -1,0 +1,98 @@
+"""Test accuracy from weights, across zoos: regressors fitted on the networks of one data set, asked about those of another.
+
+After Unterthiner et al. (arXiv:2002.11448, section 5): layer statistics and flattened weights into ridge, logit-linear and
+gradient-boosted regressors. The training runs of the source zoo fit, its validation runs choose, the test runs of the target zoo
+report; the guess to beat is the mean accuracy of the source zoo. All networks are aligned to one, the reference of the first zoo.
+
+    python benchmarks/accuracy_transfer.py --zoos zoos/digits zoos/mnist --output FILE
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from hf_sane.core.allocator import tune_allocator
+from hf_sane.core.run_record import RunRecord
+from hf_sane.probing.baselines import flattened_weights, layer_statistics
+from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
+from hf_sane.probing.metrics.r2_score.r2_score import r2_score
+from hf_sane.probing.regressors import FITTERS
+from hf_sane.probing.transfer import transfer_table
+from hf_sane.zoo.alignment import align_zoo, aligned_tokens
+from hf_sane.zoo.dataset import Zoo
+
+PROPERTY = "test_accuracy"
+
+
+def read_features(zoo: Zoo) -> dict[str, dict[str, Tensor]]:
+    """Layer statistics and flattened weights of every split."""
+    found: dict[str, dict[str, Tensor]] = {"layer_statistics": {}, "weights": {}}
+    for name, split in zoo.splits.items():
+        tokens, layout = aligned_tokens(split), split.layout(0)
+        found["layer_statistics"][name] = layer_statistics(tokens, layout)
+        found["weights"][name] = flattened_weights(tokens, layout)
+    return found
+
+
+def guesses(targets: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """What the mean of a source zoo's training networks is worth on a target zoo."""
+    table: dict[str, Any] = {}
+    for source, target in ((source, target) for source in targets for target in targets):
+        wanted = targets[target]["test"]
+        guess = np.full(len(wanted), targets[source]["train"].mean())
+        scores = {"r2": r2_score(guess, wanted), "kendall_tau": 0.0, "mae": mean_absolute_error(guess, wanted)}
+        table.setdefault(source, {})[target] = scores
+    return table
+
+
+def measure(zoos: Sequence[Zoo], regressors: Sequence[Any]) -> dict[str, Any]:
+    """The table of every regressor and kind of features, and that of the guess."""
+    first = zoos[0].splits["train"].final_epochs().state_dict(0)
+    aligned = {zoo.facts.name: align_zoo(zoo, reference=first) for zoo in zoos}
+    features = {name: read_features(zoo) for name, zoo in aligned.items()}
+    targets = {
+        name: {key: split.column(PROPERTY).astype(np.float64) for key, split in zoo.splits.items()}
+        for name, zoo in aligned.items()
+    }
+    report: dict[str, Any] = {"mean_of_source": guesses(targets)}
+    for regressor in regressors:
+        table = transfer_table(features, targets, regressor=regressor)
+        report[regressor] = {
+            kind: {source: {target: asdict(result) for target, result in row.items()} for source, row in rows.items()}
+            for kind, rows in table.items()
+        }
+        for kind, rows in table.items():
+            for source, row in rows.items():
+                shown = "  ".join(
+                    f"{target} {found.r2:6.2f} {found.kendall_tau:5.2f}" for target, found in row.items()
+                )
+                print(f"{regressor:18} {kind:17} {source:20} R2, tau: {shown}", flush=True)
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and write JSON when asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoos", nargs="+", required=True, help="zoo folders or Hub dataset ids of one architecture")
+    parser.add_argument("--regressors", nargs="+", choices=list(FITTERS), default=list(FITTERS))
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    tune_allocator()
+    settings = {key: value for key, value in vars(arguments).items() if key != "output"}
+    record = RunRecord.start(seed=0, arguments=settings)
+    zoos = [Zoo.load(folder) for folder in arguments.zoos]
+    report = measure(zoos, arguments.regressors)
+    if arguments.output is not None:
+        counts = {zoo.facts.name: {key: len(split) for key, split in zoo.splits.items()} for zoo in zoos}
+        record.finish(report, data={"networks": counts, "property": PROPERTY, "split": "by training run"})
+        record.save(arguments.output)
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""docs/merging.md: what SWA gains, and soups beside sampling and ensembles."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_sane.hub.tables import markdown_table
+
+PAGE = "docs/merging.md"
+SWA_RECORDS = ("swa_gain.json", "swa_gain_resnet.json")
+WAYS = {
+    "one_cycle": "one-cycle training of the same length",
+    "swa_constant": "SWA, constant rate",
+    "swa_constant_last": "its last weights",
+    "swa_cyclical": "SWA, cyclical rate",
+    "swa_cyclical_last": "its last weights",
+}
+GAINS = {
+    "swa_constant_over_last_weights": "constant, over its last weights",
+    "swa_constant_over_one_cycle": "constant, over one-cycle training",
+    "swa_cyclical_over_last_weights": "cyclical, over its last weights",
+    "swa_cyclical_over_one_cycle": "cyclical, over one-cycle training",
+}
+METHODS = {
+    "mean_ingredient": "an ingredient, on average",
+    "best_ingredient": "the best ingredient",
+    "uniform_soup_unaligned": "uniform soup, not aligned",
+    "uniform_soup": "uniform soup, aligned",
+    "greedy_soup": "greedy soup, aligned",
+    "sane_sampled": "SANE, sampled, best of many",
+    "sane_mean_latent": "SANE, mean latent",
+    "ingredient_plus_noise": "ingredient + noise, same distance, best of many",
+    "ensemble": "ensemble (runs all ingredients)",
+}
+
+
+def _spread(values: dict[str, Any], *, signed: bool = False) -> str:
+    return f"{values['mean']:{'+' if signed else ''}.3f} ± {values['std']:.3f}"
+
+
+def swa_gain_block(folder: Path) -> str:
+    """Accuracy of every way, and the gains, per architecture."""
+    parts = []
+    for file in SWA_RECORDS:
+        record = json.loads((folder / file).read_text(encoding="utf-8"))
+        settings, data = record["arguments"], record["data"]
+        link = f"[{file}](../runs/merging/{file})"
+        for name, found in record["results"].items():
+            ways = [
+                [title, _spread(found["ways"][way]["test_accuracy"]), _spread(found["ways"][way]["test_loss"]),
+                 f"{found['ways'][way]['learning_rate']:g}"]
+                for way, title in WAYS.items()
+            ]  # fmt: skip
+            gains = [[title, _spread(found["accuracy_gain"][gain], signed=True)] for gain, title in GAINS.items()]
+            parts += [
+                f"**{name}**, {settings['seeds']} seeds, {data['images']} ({data['train']:,} training images): "
+                f"{settings['epochs']} epochs, then {settings['cycles']} times {settings['cycle_epochs']}; mean ± standard "
+                f"deviation over seeds ({link}).",
+                markdown_table(["", "test accuracy", "test loss", "learning rate"], ways, numbers=True),
+                markdown_table(["gain in test accuracy", ""], gains, numbers=True),
+            ]
+    return "\n\n".join(parts)
+
+
+def soup_block(folder: Path) -> str:
+    """Test accuracy of everything that can be made of two, five and ten ingredients."""
+    record = json.loads((folder / "soup_vs_sampling.json").read_text(encoding="utf-8"))
+    results, settings = record["results"], record["arguments"]
+    columns = [
+        (population, f"{count}_ingredients", f"{title}, {count}")
+        for population, title in (("independent", "independent"), ("fine_tuned", "fine-tuned"))
+        for count in settings["ingredients"]
+    ]
+    rows = []
+    for method, title in METHODS.items():
+        cells = []
+        for population, key, _ in columns:
+            mean, spread = results[population][key][method], results[f"{population}_std"][key][method]
+            cells.append(f"{mean:.3f} ± {spread:.3f}")
+        rows.append([title, *cells])
+    table = markdown_table(["test accuracy", *(title for *_, title in columns)], rows, numbers=True)
+    return f"""{table}
+
+Mean ± standard deviation over {settings["draws"]} draws of ingredients; {settings["candidates"]} candidates where the best of many is
+kept. Record: [soup_vs_sampling.json](../runs/merging/soup_vs_sampling.json)."""
+
+
+def blocks(root: Path) -> dict[str, str]:
+    """The page's blocks by marker."""
+    records = root / "runs" / "merging"
+    return {"swa_gain": swa_gain_block(records), "soup_vs_sampling": soup_block(records)}

@@ -1,0 +1,108 @@
+"""What is found out about regions of weight space."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+Place = Literal["corners", "line", "hull"]
+
+
+@dataclass(frozen=True)
+class GroupDistances:
+    """Distances within and between the groups of one level.
+
+    Attributes:
+        table: Label to label to the mean distance between their networks; NaN within a label of one network.
+        mean_within: Over all pairs of one label.
+        mean_between: Over all pairs of different labels.
+        ratio: `mean_within / mean_between`; 1 where labels say nothing about places.
+        p_value: Share of random relabellings (and the labels themselves) with a ratio as small as this.
+    """
+
+    table: dict[str, dict[str, float]]
+    mean_within: float
+    mean_between: float
+    ratio: float
+    p_value: float
+
+    @property
+    def within(self) -> dict[str, float]:
+        """The diagonal of the table."""
+        return {label: row[label] for label, row in self.table.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RegionAccuracy:
+    """How often the nearest region is the right one, every network judged by the others.
+
+    Attributes:
+        accuracy: Share of networks.
+        chance: Share of the largest label.
+        confusion: True label to predicted label to number of networks.
+    """
+
+    accuracy: float
+    chance: float
+    confusion: dict[str, dict[str, int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RegionScores:
+    """What lies inside a region, measured beside its corners and beside what lies outside.
+
+    Attributes:
+        corners: Scores of the networks of the region, `[m]`; higher is better.
+        line: Of points between two of them.
+        hull: Of points between all of them.
+        outside: Of networks of other labels; may be empty.
+    """
+
+    corners: Tensor
+    line: Tensor
+    hull: Tensor
+    outside: Tensor
+
+    def better_than_outside(self, place: Place) -> float:
+        """Chance that a point of the region scores higher than a network outside; ties count half.
+
+        The measure of Gueta et al. (section 4), there with losses. NaN if there is nothing outside.
+        """
+        inside = getattr(self, place)
+        return _chance(inside, self.outside)
+
+    def better_than_corners(self, place: Place) -> float:
+        """Chance that a point inside the region scores higher than one of its corners; ties count half."""
+        return _chance(getattr(self, place), self.corners)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: mean, smallest, largest and number of scores, and the chances."""
+        found: dict[str, Any] = {}
+        for name in ("corners", "line", "hull", "outside"):
+            scores = getattr(self, name).double()
+            found[name] = {"count": len(scores)}
+            if len(scores):
+                found[name] |= {"mean": scores.mean().item(), "min": scores.min().item(), "max": scores.max().item()}
+        places: tuple[Place, ...] = ("corners", "line", "hull")
+        found["better_than_outside"] = {place: self.better_than_outside(place) for place in places}
+        found["better_than_corners"] = {place: self.better_than_corners(place) for place in places[1:]}
+        return found
+
+
+def _chance(first: Tensor, second: Tensor) -> float:
+    if not len(first) or not len(second):
+        return math.nan
+    difference = first.double()[:, None] - second.double()
+    return ((difference > 0).double() + 0.5 * (difference == 0)).mean().item()
+
+
+__all__ = ["GroupDistances", "Place", "RegionAccuracy", "RegionScores"]

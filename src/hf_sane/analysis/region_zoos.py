@@ -1,0 +1,145 @@
+"""Labelled networks of one architecture out of zoos, to be mapped and run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hf_sane.analysis.region_networks import unflatten_networks
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core.permutation import PermutationSpec
+from hf_sane.zoo.batchnorm import NUM_BATCHES, condition_batch_norm
+from hf_sane.zoo.dataset import Zoo, ZooSplit
+from hf_sane.zoo.networks import StackedNetworks
+from hf_sane.zoo.permutations import permutation_spec
+
+DATA_SET = "data_set"
+
+
+@dataclass(frozen=True)
+class LabelledNetworks:
+    """Networks of one architecture with what they were trained for.
+
+    Attributes:
+        config: Their architecture.
+        tensors: `{name: [M, *shape]}`.
+        labels: Level to the label of every network.
+        runs: Training run of every network.
+    """
+
+    config: ZooConfig
+    tensors: dict[str, Tensor]
+    labels: dict[str, list[str]]
+    runs: list[str]
+
+    @property
+    def spec(self) -> PermutationSpec:
+        """Permutation symmetries of the architecture."""
+        return permutation_spec(self.config)
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "LabelledNetworks":
+        """The same networks after their channels were moved."""
+        return replace(self, tensors=dict(tensors))
+
+    def at(self, points: Tensor) -> StackedNetworks:
+        """The networks at points `[K, P]` of weight space."""
+        template = {name: tensor[0] for name, tensor in self.tensors.items()}
+        return StackedNetworks(self.config, unflatten_networks(points, template))
+
+    def accuracy(
+        self,
+        points: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        calibration: Tensor | None = None,
+        num_batches: int = NUM_BATCHES,
+    ) -> Tensor:
+        """Accuracy of the networks at points of weight space.
+
+        Args:
+            points: `[K, P]`.
+            images: `[n, C, H, W]`.
+            labels: `[n]` int64.
+            calibration: Training images to re-estimate BatchNorm statistics from, which averages of networks need;
+                statistics are averaged like weights when `None`.
+            num_batches: Of 32 images each, for that.
+
+        Returns:
+            `[K]` float.
+        """
+        networks = self.at(points)
+        if calibration is not None:
+            same_batches = torch.Generator().manual_seed(0)
+            networks = condition_batch_norm(networks, calibration, num_batches=num_batches, generator=same_batches)
+        return networks.evaluate(images, labels)[1]
+
+
+def zoo_networks(
+    zoos: Sequence[Zoo],
+    *,
+    columns: Sequence[str] = (),
+    groups: Mapping[str, Mapping[str, str]] | None = None,
+    splits: Sequence[str] = ("train", "validation", "test"),
+    epoch: int | None = None,
+    limit: int | None = None,
+) -> LabelledNetworks:
+    """Take labelled networks out of zoos of one architecture.
+
+    The level `"data_set"` is the name of the images that a zoo was trained on.
+
+    Args:
+        zoos: One or more.
+        columns: Of the zoos, each to become a level.
+        groups: Further levels, coarser than data sets: `{level: {data set: label}}`.
+        splits: Which networks; those that something was fitted on are better left out where it is judged.
+        epoch: Of every run; its last one when `None`.
+        limit: At most so many networks of each zoo, the first ones.
+
+    Raises:
+        KeyError: If a zoo has no such column or split.
+        ValueError: Without networks, for zoos of several architectures or activations, epochs that were not kept, or data
+            sets without a label.
+    """
+    parts = [(number, zoo, part) for number, zoo in enumerate(zoos) for part in _chosen(zoo, splits, epoch, limit)]
+    if not parts:
+        raise ValueError(f"expected at least one network, got none in {', '.join(splits)} of {len(zoos)} zoos")
+    for column in ("architecture", "activation"):
+        found = {str(value): zoo.facts.name for _, zoo, part in parts for value in part.column(column)}
+        if len(found) > 1:
+            shown = ", ".join(f"{value} ({name})" for value, name in found.items())
+            raise ValueError(f"expected networks of one {column}, got {shown}; leave the others out")
+    labels: dict[str, list[str]] = {DATA_SET: []}
+    labels |= {level: [] for level in (*columns, *(groups or {}))}
+    runs = []
+    for number, zoo, part in parts:
+        name = zoo.facts.name
+        labels[DATA_SET] += [name] * len(part)
+        for column in columns:
+            labels[column] += [str(value) for value in part.column(column).tolist()]
+        for level, names in (groups or {}).items():
+            if name not in names:
+                raise ValueError(f"level {level!r} has no label for the data set {name!r}; it knows {sorted(names)}")
+            labels[level] += [names[name]] * len(part)
+        runs += [f"{number}/{run_id}" for run_id in part.run_ids]
+    stacks = [part.stacked_tensors() for _, _, part in parts]
+    tensors = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
+    return LabelledNetworks(parts[0][2].config(0), tensors, labels, runs)
+
+
+def _chosen(zoo: Zoo, splits: Sequence[str], epoch: int | None, limit: int | None) -> list[ZooSplit]:
+    """Every run at one epoch, split by split, without empty selections."""
+    found, left = [], len(zoo) if limit is None else limit
+    for name in splits:
+        split = zoo.splits[name]
+        if len(split):
+            split = split.final_epochs() if epoch is None else split.at_epoch(epoch)
+        part = split.select(slice(0, left))
+        left -= len(part)
+        if len(part):
+            found.append(part)
+    return found
+
+
+__all__ = ["DATA_SET", "LabelledNetworks", "zoo_networks"]

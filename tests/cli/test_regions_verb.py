@@ -1,0 +1,124 @@
+"""`hf-sane regions`: zoos or adapters in; tables, a record and pictures out."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hf_sane.core.run_record import RunRecord
+from hf_sane.zoo.arguments import ZooArguments
+from hf_sane.zoo.build import build_zoo
+
+
+@pytest.fixture(scope="module")
+def other_zoo_folder(digits, tmp_path_factory):
+    """Six runs that call their images "inverted"."""
+    folder = tmp_path_factory.mktemp("other")
+    arguments = ZooArguments(
+        name="inverted", num_models=6, epochs=1, keep_epochs=[1], learning_rate=[1e-2], progress_bar=False,
+        train_limit=64, validation_limit=50, test_limit=50,
+    )  # fmt: skip
+    build_zoo(arguments, digits, folder)
+    return folder
+
+
+def test_zoos_in_both_spaces(tiny_zoo_folder, other_zoo_folder, tiny_sane_folder, tmp_path, hf_sane_command):
+    (tmp_path / "groups.json").write_text(json.dumps({"task": {"digits": "plain", "inverted": "other"}}))
+    output = hf_sane_command(
+        *("regions", "--zoo", tiny_zoo_folder, "--zoo", other_zoo_folder, "--label", "data_set", "--label", "task"),
+        *("--label", "optimizer", "--groups", tmp_path / "groups.json", "--sane", tiny_sane_folder, "--limit", 6),
+        *("--num-points", 3, "--method", "pca", "--out", tmp_path / "out"),
+    ).output
+    assert "weights, data_set: mean euclidean distance" in output
+    assert "latents, task: mean euclidean distance" in output
+    assert "nearest region: by centroid" in output
+    assert "test accuracy of" in output
+    record = RunRecord.load(tmp_path / "out" / "run.json")
+    assert record.data["networks"] == 12
+    for space in ("weights", "latents"):
+        assert record.results[space].keys() == {"data_set", "task", "optimizer"}
+        found = record.results[space]["data_set"]
+        assert found["counts"] == {"digits": 6, "inverted": 6}
+        assert 0 <= found["nearest_centroid"]["accuracy"] <= 1
+    assert record.results["interior"].keys() == {
+        "data_set: digits", "data_set: inverted", "task: plain", "task: other"
+    }  # fmt: skip
+    assert record.results["interior"]["task: plain"]["line"]["count"] == 3
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", "map.png", "scores.png"}
+
+
+def test_alignment_can_be_left_out(tiny_zoo_folder, other_zoo_folder, tmp_path, hf_sane_command):
+    ratios = []
+    for name in ("align", "no-align"):
+        arguments = ("--zoo", tiny_zoo_folder, "--zoo", other_zoo_folder, "--no-plots", f"--{name}")
+        hf_sane_command("regions", *arguments, "--splits", "train,test", "--out", tmp_path / name)
+        record = RunRecord.load(tmp_path / name / "run.json")
+        assert record.arguments["aligned"] == (name == "align")
+        assert record.data["networks"] < 18
+        ratios.append(record.results["weights"]["data_set"]["distances"]["mean_between"])
+    assert ratios[0] < ratios[1]
+    assert [path.name for path in (tmp_path / "align").iterdir()] == ["run.json"]
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for index in range(4):
+        factors = {
+            "unet:0:down": torch.randn(2, 6, generator=generator) + index // 2,
+            "unet:0:up": torch.randn(5, 2, generator=generator) * 0.1 + index % 3,
+        }
+        save_file(factors, tmp_path / f"{index}.safetensors")
+    return [tmp_path / f"{index}.safetensors" for index in range(4)]
+
+
+def test_adapters_by_what_they_were_trained_for(adapters, tmp_path, hf_sane_command):
+    pairs = [f"{label}={path}" for label, path in zip("aabb", adapters, strict=True)]
+    chosen = [part for pair in pairs for part in ("--adapter", pair)]
+    output = hf_sane_command("regions", *chosen, "--method", "pca", "--out", tmp_path / "out").output
+    assert "weights, label: mean cosine distance" in output
+    record = RunRecord.load(tmp_path / "out" / "run.json")
+    assert record.arguments["metric"] == "cosine"
+    assert len(record.results["distances"]) == 4
+    assert (tmp_path / "out" / "map.png").exists()
+    mixed = ["--adapter", pairs[0], "--adapter", pairs[1], "--adapter", pairs[2]]
+    output = hf_sane_command("regions", *mixed, "--out", tmp_path / "mixed").output
+    assert "nearest region: skipped, some labels have one network" in output
+    assert "no map: a picture needs at least 4 networks" in output
+
+
+def test_single_adapters_per_label_are_said_to_be_no_regions(adapters, tmp_path, hf_sane_command):
+    chosen = [part for label, path in zip("abc", adapters, strict=False) for part in ("--adapter", f"{label}={path}")]
+    output = hf_sane_command("regions", *chosen, "--out", tmp_path / "out").output
+    assert "every label has one network, so there are no regions; distances (cosine)" in output
+    results = RunRecord.load(tmp_path / "out" / "run.json").results
+    assert results["weights"]["label"]["skipped"] == "every label has one network"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"expected zoos \(--zoo\) or adapters \(--adapter\), one kind; name at least one"),
+        (["--zoo", "a", "--adapter", "b=c"], r"expected zoos \(--zoo\) or adapters"),
+        (["--adapter", "b"], r"expected adapters as LABEL=SOURCE, got \['b'\]; say what each was trained for"),
+        (["--adapter", "=b"], r"expected adapters as LABEL=SOURCE, got \['=b'\]"),
+    ],
+)
+def test_options_that_do_not_fit(arguments, message, tmp_path, hf_sane_command):
+    error = hf_sane_command("regions", *arguments, "--out", tmp_path / "out", exit_code=2).stderr
+    assert re.search(message, error)
+
+
+def test_pictures_need_matplotlib(tmp_path, hf_sane_command, monkeypatch):
+    from hf_sane.cli import regions
+
+    monkeypatch.setattr(regions, "find_spec", lambda name: None)
+    error = hf_sane_command("regions", "--zoo", "a", "--out", tmp_path / "out", exit_code=2).stderr
+    assert "pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots" in error
+
+
+def test_one_data_set_is_no_map(tiny_zoo_folder, tmp_path, hf_sane_command):
+    error = hf_sane_command("regions", "--zoo", tiny_zoo_folder, "--out", tmp_path / "out", exit_code=2).stderr
+    assert "level 'data_set' needs at least two networks with one label and two labels, got 1 labels" in error

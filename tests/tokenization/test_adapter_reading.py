@@ -1,0 +1,74 @@
+"""LoRA adapters of every style, read as factors."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hf_sane.tokenization.adapters import open_factors
+
+FIRST, SECOND = torch.arange(12.0).reshape(2, 6), torch.arange(10.0).reshape(5, 2) - 4
+STYLES = {
+    "diffusers": ("down.attn1.processor.to_q_lora.down.weight", "down.attn1.processor.to_q_lora.up.weight"),
+    "cloneofsimo": ("unet:3:down", "unet:3:up"),
+    "kohya": ("lora_unet_down_to_q.lora_down.weight", "lora_unet_down_to_q.lora_up.weight"),
+    "peft": ("unet.down.to_q.lora_A.weight", "unet.down.to_q.lora_B.weight"),
+}
+MODULES = {
+    "diffusers": "down.attn1.processor.to_q",
+    "cloneofsimo": "unet:3",
+    "kohya": "lora_unet_down_to_q",
+    "peft": "unet.down.to_q",
+}
+
+
+def write(path, tensors):
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_loose_files(style, dtype, tmp_path):
+    down, up = STYLES[style]
+    path = write(
+        tmp_path / "adapter.safetensors", {down: FIRST.to(dtype), up: SECOND.to(dtype), "<s1>": torch.ones(3)}
+    )
+    (module, (first, second)), *rest = open_factors(path).items()
+    assert module == MODULES[style]
+    assert not rest
+    assert second.dtype == torch.float32
+    assert torch.equal(second @ first.float(), SECOND @ FIRST)
+
+
+def test_a_stated_alpha_scales(tmp_path):
+    down, up = STYLES["kohya"]
+    tensors = {down: FIRST, up: SECOND, "lora_unet_down_to_q.alpha": torch.tensor(6.0)}
+    first, second = open_factors(write(tmp_path / "a.safetensors", tensors))["lora_unet_down_to_q"]
+    assert torch.equal(second @ first, 3 * SECOND @ FIRST)
+
+
+def test_folders_of_peft_know_their_scale(tmp_path):
+    write(
+        tmp_path / "adapter_model.safetensors",
+        {f"base_model.model.to_q.lora_{side}.weight": tensor for side, tensor in (("A", FIRST), ("B", SECOND))},
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 8}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    first, second = open_factors(tmp_path)["to_q"]
+    assert torch.equal(second @ first, 4 * SECOND @ FIRST)
+
+
+def test_what_is_no_adapter_is_refused(tmp_path):
+    down, up = STYLES["diffusers"]
+    with pytest.raises(ValueError, match=r"holds no LoRA factors .*, but \['weight'\]"):
+        open_factors(write(tmp_path / "a.safetensors", {"weight": FIRST}))
+    with pytest.raises(ValueError, match="lacks one of the factors of .*; save the adapter again"):
+        open_factors(write(tmp_path / "b.safetensors", {down: FIRST}))
+    with pytest.raises(ValueError, match=r"factors of .* do not fit: \[2, 6\], \[2, 5\]; expected"):
+        open_factors(write(tmp_path / "c.safetensors", {down: FIRST, up: SECOND.mT}))
+    with pytest.raises(ValueError, match="is not finite .* leave that adapter out"):
+        open_factors(write(tmp_path / "d.safetensors", {down: FIRST * torch.nan, up: SECOND}))
+    with pytest.raises(FileNotFoundError):
+        open_factors(tmp_path / "missing.safetensors")
