@@ -153,12 +153,18 @@ def _t5():
     return transformers.T5ForConditionalGeneration(config)
 
 
+def _mixtral():
+    config = transformers.MixtralConfig(**TINY, vocab_size=50, num_key_value_heads=2, num_local_experts=3)
+    return transformers.MixtralForCausalLM(config)
+
+
 PRETRAINED = {
     "convnext": (_convnext, {"pixel_values": IMAGES}),
     "vit": (_vit, {"pixel_values": IMAGES}),
     "bert": (_bert, {"input_ids": TOKENS}),
     "gpt2": (_gpt2, {"input_ids": TOKENS}),
     "llama": (_llama, {"input_ids": TOKENS}),
+    "mixtral": (_mixtral, {"input_ids": TOKENS}),
     "t5": (_t5, {"input_ids": TOKENS, "decoder_input_ids": TOKENS.flip(1)}),
 }
 NAMES = [*ZOO, *PLAIN, *PRETRAINED]

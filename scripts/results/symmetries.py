@@ -11,8 +11,8 @@ PAGE = "docs/symmetries.md"
 def barrier_block(folder: Path) -> str:
     """The table of docs/symmetries.md: one row per data, kind of network and width."""
     rows = []
-    for name in ("barrier.json", "barrier_cnn.json"):
-        record = json.loads((folder / name).read_text(encoding="utf-8"))
+    for path in sorted(folder.glob("barrier*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
         for data, kinds in record["results"].items():
             for kind, widths in kinds.items():
                 for width, found in widths.items():
@@ -23,7 +23,9 @@ def barrier_block(folder: Path) -> str:
                     )
                     numbers = [f"{barrier[when]:.3f}" for when in ("before", "after")]
                     middle = [f"{accuracy[when]:.1%}" for when in ("before", "after")]
-                    rows.append([data, kind, width, *numbers, shown, *middle, f"[{name}](../runs/benchmarks/{name})"])
+                    rows.append(
+                        [data, kind, width, *numbers, shown, *middle, f"[{path.name}](../runs/benchmarks/{path.name})"]
+                    )
     header = ["data", "network", "width", "barrier", "matched", "left", "accuracy half way", "matched", "record"]
     return markdown_table(header, rows)
 

@@ -21,6 +21,7 @@ from hf_sane.merging.scoring import ImageScore
 from hf_sane.zoo.images import load_images
 from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.training import HyperParameters, train_stacked
+from hf_sane.zoo.transformers_spec import transformers_spec
 
 quiet_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 METRIC = """
@@ -173,8 +174,26 @@ def test_a_foreign_architecture_keeps_its_processor_and_dtype(tmp_path, hf_sane_
     tensors = load_file(tmp_path / "soup" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     run_card_code(tmp_path / "soup", monkeypatch)
-    refused = hf_sane_command("soup", tmp_path / "in", "--align", "--out", tmp_path / "other", exit_code=2)
-    assert "expected CNNConfig, MLPConfig or CIFARResNetConfig, got ViTConfig" in refused.stderr
+
+
+def test_a_foreign_architecture_is_aligned_on_request(tmp_path, hf_sane_command):
+    """Its symmetries are traced; files call its tensors by other names than the model."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4))
+    model.save_pretrained(tmp_path / "in" / "a")
+    spec = transformers_spec(model.config)
+    permutation = spec.random(generator=torch.Generator().manual_seed(0))
+    model.load_state_dict(spec.apply(model.state_dict(), permutation))
+    model.save_pretrained(tmp_path / "in" / "b")
+    for name, flags in {"aligned": ("--align",), "plain": ()}.items():
+        hf_sane_command("soup", tmp_path / "in", *flags, "--out", tmp_path / name)
+    tensors = {name: load_file(tmp_path / name / "model.safetensors") for name in ("in/a", "aligned", "plain")}
+    same = {
+        other: all(torch.allclose(tensors[other][name], tensor, atol=1e-6) for name, tensor in tensors["in/a"].items())
+        for other in ("aligned", "plain")
+    }
+    assert same == {"aligned": True, "plain": False}
 
 
 @pytest.fixture(scope="module")

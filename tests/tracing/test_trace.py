@@ -6,7 +6,7 @@ from torch import nn
 from traced_networks import NAMES, PRETRAINED, ZOO, network, traced
 
 from hf_sane.tracing import graph
-from hf_sane.tracing.functions import Inputs, run_in_double
+from hf_sane.tracing.functions import Inputs, exportable, run_in_double
 from hf_sane.tracing.trace import trace_permutations
 from hf_sane.zoo.permutations import permutation_spec
 
@@ -34,6 +34,7 @@ HAND_COUNT = {
     "gpt2": 1 + 2 * (1 + 1 + 4 + 4),
     "llama": 1
     + 2 * (1 + 1 + 2 + 2),  # per layer: hidden, groups, the two heads of each group, the values of each group
+    "mixtral": 1 + 2 * (1 + 1 + 2 + 2),  # the same; hidden units of all experts alike, experts stay
     # One stream, because the embedding is tied to both. Biases tie the heads of all layers of a stack.
     "t5": 1 + (1 + 2 * (1 + 3 + 3)) + (1 + 2 * (1 + 3 + 3 + 1 + 3 + 3)),
 }
@@ -43,7 +44,7 @@ EVERY = pytest.mark.parametrize(
 
 
 def outputs(model, inputs, dtype):
-    model = copy.deepcopy(model).to(dtype)
+    model = exportable(copy.deepcopy(model).to(dtype))
     if dtype == torch.float64:
         return run_in_double(model, Inputs.of(inputs))
     with torch.no_grad():
@@ -97,7 +98,7 @@ def test_any_free_reordering_in_one_place_alone_changes_the_outputs(name):
     for place, free in list(zip(places, generators, strict=True))[:: max(1, len(places) // 12)]:
         if free.size == 1 or place.tensor.endswith(keys_of_attention):
             continue
-        other = copy.deepcopy(model).double()
+        other = exportable(copy.deepcopy(model).double())
         tensor = other.state_dict()[place.tensor]
         index = torch.arange(tensor.shape[place.dim])
         index[place.positions.flatten()] = place.positions.roll(1, 0).flatten()
@@ -220,6 +221,23 @@ def test_a_model_without_symmetries_and_wrong_arguments_raise():
         TypeError, match="expected a model that returns tensors, or an output with logits, got .*Tensor"
     ):
         trace_permutations(Counting(), torch.randn(4, 3))
+
+
+class Branching(nn.Linear):
+    """Looks at values to decide what to compute."""
+
+    def forward(self, inputs):
+        return super().forward(inputs) if inputs.sum() > 0 else inputs
+
+
+def test_what_cannot_be_exported_is_refused():
+    message = (
+        "cannot be exported with these inputs .*; expected a model that torch.export takes: no branches or shapes"
+    )
+    with pytest.raises(ValueError, match=f"Branching {message}"):
+        trace_permutations(Branching(3, 3), torch.randn(4, 3))
+    with pytest.raises(ValueError, match=f"Linear {message}"):
+        trace_permutations(nn.Linear(3, 2), torch.randn(4, 5))
 
 
 class Counting(nn.Module):

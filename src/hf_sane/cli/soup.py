@@ -200,19 +200,24 @@ def empty_classifier(ingredient: "Ingredient") -> "PreTrainedModel":
 
 
 def aligned(ingredients: "list[Ingredient]", model: "PreTrainedModel", align: bool | None) -> "list[Ingredient]":
-    """Align ingredients if it was asked for, or if nothing was said and the symmetries are known.
+    """Align ingredients if it was asked for (their symmetries are then traced), or if nothing was said of own networks.
 
     Raises:
-        TypeError: If it was asked for and the symmetries are not known.
+        TypeError: If it was asked for and the symmetries cannot be traced.
     """
     from hf_sane.architectures.configuration_zoo import ZooConfig
     from hf_sane.merging.ingredients import align_ingredients
     from hf_sane.zoo.permutations import permutation_spec
+    from hf_sane.zoo.transformers_spec import transformers_spec
 
     config: Any = model.config
-    if align is False or (align is None and not isinstance(config, ZooConfig)):
+    is_own = isinstance(config, ZooConfig)
+    if align is False or (align is None and not is_own):
         return ingredients
-    return align_ingredients(ingredients, permutation_spec(config))
+    # Files of Transformers keep the tensor names of older versions.
+    return align_ingredients(
+        ingredients, permutation_spec(config) if is_own else transformers_spec(config, as_saved=True)
+    )
 
 
 def cook(mixer: "Mixer", record: "RunRecord", scores: "dict[str, ImageScore]", *, greedy: bool) -> "Soup":

@@ -83,11 +83,17 @@ def _tensors(output: Any) -> list[Tensor]:
     return []
 
 
-def without_cache(model: nn.Module) -> nn.Module:
-    """Switch the cache of a language model off, in place: it is slow to export and no part of the function."""
+def exportable(model: nn.Module) -> nn.Module:
+    """Set up a model of Transformers for export in float64, in place: no cache, and experts by plain matrix products.
+
+    A cache is no part of the function; grouped products take no float64, and loops over experts depend on values.
+    """
     config = getattr(model, "config", None)
     if config is not None and getattr(config, "use_cache", False):
         config.use_cache = False
+    choose: Any = getattr(model, "set_experts_implementation", None)
+    if choose is not None:
+        choose("batched_mm")
     return model
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hf_sane.core.permutation import PermutationSpec
-from hf_sane.tracing.functions import ExampleInputs, Inputs, without_cache
+from hf_sane.tracing.functions import ExampleInputs, Inputs, exportable
 from hf_sane.tracing.graph import type_model
 from hf_sane.tracing.specification import specification
 from hf_sane.tracing.verification import verify
@@ -39,10 +39,11 @@ def trace_permutations(model: nn.Module, example_inputs: ExampleInputs) -> Permu
 
     Raises:
         TypeError: If the inputs or the outputs are none of the above.
-        ValueError: If nothing is free, or running the model with permuted weights changes its outputs.
+        ValueError: If the model cannot be exported, nothing is free, or running it with permuted weights changes its
+            outputs.
     """
     inputs = Inputs.of(example_inputs)
-    network = without_cache(copy.deepcopy(model).double().eval())
+    network = exportable(copy.deepcopy(model).double().eval())
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     typed = type_model(network, inputs)
     spec = specification(typed, [name for name in network.state_dict() if name not in parameters])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_sane.core.parts import reorder
 from hf_sane.core.permutation import Permutation, PermutationSpec
-from hf_sane.tracing.functions import ExampleInputs, Inputs, run_in_double, without_cache
+from hf_sane.tracing.functions import ExampleInputs, Inputs, exportable, run_in_double
 
 ATTEMPTS = 5  # with other weights, where all ReLU units of a small layer happen to be dead
 
@@ -83,7 +83,7 @@ def verify(
     if differing := sorted(model.state_dict().keys() ^ spec.axes.keys()):
         raise ValueError(f"the spec must cover the state dict exactly; missing or foreign tensors: {differing}")
     inputs = Inputs.of(example_inputs)
-    network = without_cache(copy.deepcopy(model).double().eval())
+    network = exportable(copy.deepcopy(model).double().eval())
 
     def outputs(weights: dict[str, Tensor]) -> list[Tensor]:
         network.load_state_dict(weights)
