@@ -21,8 +21,13 @@ SMALL = {
 }
 # Too large for a test, or in need of files that are not in the repository.
 BY_HAND = {"pretraining_step", "released_resnets"}
-# In test_lora_benchmarks.py, test_soup_vs_sampling.py, test_round_trip_benchmark.py.
-ELSEWHERE = {"adapt_sane", "lora_finetuning", "soup_vs_sampling", "round_trip"}
+ELSEWHERE = {  # in test_lora_benchmarks.py and files of their own names
+    "adapt_sane",
+    "cross_architecture",
+    "lora_finetuning",
+    "round_trip",
+    "soup_vs_sampling",
+}
 
 
 def test_every_benchmark_is_covered():
