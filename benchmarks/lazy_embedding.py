@@ -5,11 +5,12 @@
 1. `throughput`: a slice of a checkpoint, `embed_stream` from the file beside the encoder on the same windows of tokens already
    in memory, in turn, median of several rounds; for the SANE of the rest and for one of twice its width and depth.
 2. `halo`: encoding and decoding one ResNet-18 with halo, in batches of several sizes: largest difference between the results.
-3. `networks`: CIFAR ResNet-20 to ResNet-152, ViT-B, BERT-base, GPT-2-medium, and at last a sharded checkpoint of `--gigabytes`.
+3. `networks`: CIFAR ResNet-20 to ResNet-152, ViT-B, BERT-base, GPT-2-medium.
+4. `large`: a sharded checkpoint of `--gigabytes`.
 
 Networks have the shapes of their configurations and random weights, and are written shard by shard to a temporary folder, which is
 deleted afterwards. Anonymous memory is `RssAnon` of the whole process (Linux), sampled while it embeds: mapped files do not
-count. About seven minutes and 7 GB of disk.
+count. About seven minutes and 5 GB of disk; `--parts` runs some of it.
 """
 
 import argparse
@@ -43,6 +44,7 @@ SAMPLE_SECONDS = 0.02
 POOLINGS = ("mean", "layer_mean_std")
 BATCH_SIZES = (1, 7, 64)
 TOKEN_DIM = 288
+PARTS = ("throughput", "halo", "networks", "large")
 
 
 def networks(width: int) -> dict[str, Callable[[], nn.Module]]:
@@ -240,6 +242,7 @@ def measure_halo(model: SANEModel, extractor: SANEFeatureExtractor, width: int) 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record when asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--gigabytes", type=float, default=5.0, help="of the large checkpoint")
     parser.add_argument("--width", type=int, default=64, help="channels of the ResNets; other networks at 64 only")
     parser.add_argument("--hidden-size", type=int, default=128, help="of SANE")
@@ -261,19 +264,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     extractor = SANEFeatureExtractor(token_dim=TOKEN_DIM, normalization="none")
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder = Path(scratch) / "network"
-        report: dict[str, Any] = {
-            "sane": describe(model),
-            "throughput": {
+        report: dict[str, Any] = {"sane": describe(model)}
+        if "throughput" in arguments.parts:
+            report["throughput"] = {
                 size: {"sane": describe(sane), **measure_throughput(sane, extractor, folder, arguments)}
                 for size, sane in (("small", model), ("moderate", moderate))
-            },
-            "halo": measure_halo(model, extractor, arguments.width),
-            "networks": {},
+            }
+        if "halo" in arguments.parts:
+            report["halo"] = measure_halo(model, extractor, arguments.width)
+        makers = networks(arguments.width) if "networks" in arguments.parts else {}
+        if "large" in arguments.parts:
+            makers["large"] = lambda: large_network(arguments.gigabytes)
+        report["networks"] = {
+            name: measure_network(model, extractor, make, folder, arguments.batch_size)
+            for name, make in makers.items()
         }
-        makers = networks(arguments.width) | {"large": lambda: large_network(arguments.gigabytes)}
-        for name, make in makers.items():
-            report["networks"][name] = measure_network(model, extractor, make, folder, arguments.batch_size)
-            print(name, report["networks"][name], flush=True)
     print(json.dumps(report, indent=2))
     if arguments.output is not None:
         record.finish(report).save(arguments.output)
