@@ -68,7 +68,7 @@ def networks(width: int) -> dict[str, Callable[[], nn.Module]]:
 
 def large_network(gigabytes: float) -> nn.Module:
     """A Llama-like network of about so many gigabytes of float32."""
-    hidden = 2048 if gigabytes >= 1 else 64
+    hidden = 2048 if gigabytes > 0.3 else 64
     config = LlamaConfig(
         vocab_size=8 * hidden, hidden_size=hidden, intermediate_size=4 * hidden, num_attention_heads=16
     )

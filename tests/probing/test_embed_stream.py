@@ -131,6 +131,11 @@ def test_errors(tmp_path):
         TokenStream(NETWORKS["cnn"], extractor, max_scalars=0)
     with pytest.raises(ValueError, match="NaN or infinite weights in b; leave this network out"):
         list(TokenStream({"a.weight": torch.ones(2, 3), "b.weight": torch.tensor([[float("inf")]])}, extractor))
+    broken = {"a.weight": torch.ones(500, 3), "b.weight": torch.full((500, 3), float("nan"))}
+    with pytest.raises(ValueError, match="NaN or infinite weights in b"):  # raised while another batch is encoded
+        embed_stream(MODEL, TokenStream(broken, extractor), batch_size=1)
+    large = {"a.weight": torch.full((4, 4), 3e38)}  # whose sum is infinite
+    assert torch.equal(next(iter(TokenStream(large, extractor))).tokens[:, :4], large["a.weight"])
     with pytest.raises(ValueError, match="needs statistics"):
         TokenStream(NETWORKS["cnn"], SANEFeatureExtractor(token_dim=24))
 
