@@ -3,15 +3,19 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.models.windows_sane import halo_spans
-from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.probing.embeddings import POOLINGS, EmbeddingPooling, embed_tokens
+from hf_sane.tokenization.checkpoints import Source
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.token_stream import MAX_MEMORY_BYTES, TokenStream, stream_if_large
 
 Batch = tuple[Tensor, Tensor, Tensor]
 StreamPooling = Literal["mean", "layer_mean", "layer_mean_std", "layer_covariance"]
@@ -70,6 +74,52 @@ def embed_stream(
         model.train(was_training)
         bar.close()
     return {name: sums.pool(name) for name in poolings}
+
+
+def embed_checkpoint(
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    source: Source,
+    *,
+    poolings: Sequence[EmbeddingPooling] = ("mean",),
+    window_size: int | None = None,
+    halo_size: int = 0,
+    batch_size: int = 64,
+    revision: str | None = None,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
+) -> tuple[Layout, dict[str, Tensor]]:
+    """Embed one network from wherever it is, as a stream if it is large and sums are enough for all the poolings.
+
+    Args:
+        model: SANE autoencoder; runs on its own device, in evaluation mode.
+        extractor: Its weight tokenizer.
+        source: As `SANEFeatureExtractor.encode` takes it.
+        poolings: Names, as in `pool_latents`.
+        window_size: Tokens per window, halo included; the training window when `None`.
+        halo_size: Context tokens on each side of a window.
+        batch_size: Windows per pass.
+        revision: Branch, tag or commit of a network on the Hub.
+        max_memory_bytes: Weights that take more are streamed.
+
+    Returns:
+        The layout, of which a stream needs the `layers` only, and `{pooling: [F]}` float32 on the CPU.
+
+    Raises:
+        FileNotFoundError: If a path, or safetensors in a repo, are missing.
+        ValueError: For no or unknown poolings, weights that are not finite, or networks longer than learned positions reach.
+        KeyError: If the extractor was fitted on another architecture.
+    """
+    windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
+    if not poolings or (unknown := [name for name in poolings if name not in POOLINGS]):
+        raise ValueError(f"expected poolings among {', '.join(POOLINGS)}, got {unknown if poolings else 'none'}")
+    summed = [name for name in STREAM_POOLINGS if name in poolings]
+    if len(summed) == len(set(poolings)):
+        stream = stream_if_large(source, extractor, revision=revision, max_memory_bytes=max_memory_bytes)
+        if stream is not None:
+            return stream.layout, embed_stream(model, stream, poolings=summed, **windows)
+    sequence = extractor.encode(source, revision=revision)
+    found = embed_tokens(model, sequence.layout, sequence.tokens[None], poolings=poolings, **windows)
+    return sequence.layout, {name: values[0] for name, values in found.items()}
 
 
 def _window_batches(stream: TokenStream, window_size: int, halo_size: int, batch_size: int) -> Iterator[Batch]:
