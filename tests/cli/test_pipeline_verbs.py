@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification
 
 from hf_sane.cli.features import stacked_features, token_blocks
@@ -18,6 +19,7 @@ from hf_sane.cli.sampling import layout_and_config, load_zoo_images, parse_bandw
 from hf_sane.core.run_record import RunRecord
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.embeddings import embed_networks
+from hf_sane.probing.streaming import embed_checkpoint
 from hf_sane.sampling.export import Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import aligned_tokens
@@ -80,6 +82,38 @@ def test_embed_writes_a_dataset(tiny_sane_folder, tiny_zoo_folder, tiny_zoo, tmp
         assert torch.allclose(torch.tensor(found["test"][name][:]), values, atol=1e-6)
     assert RunRecord.load(tmp_path / "out" / "run.json").results["networks"]["test"] == len(split)
     assert "already holds a run" in hf_sane_command(*arguments, exit_code=2).stderr
+
+
+@pytest.mark.parametrize("max_memory_bytes", [None, 0])
+def test_embed_takes_checkpoints(max_memory_bytes, tiny_sane_folder, tiny_zoo, tmp_path, hf_sane_command, monkeypatch):
+    networks = [tiny_zoo.splits["test"].state_dict(index) for index in (0, 1)]
+    paths = [tmp_path / f"{index}.safetensors" for index in (0, 1)]
+    for path, network in zip(paths, networks, strict=True):
+        save_file(network, path)
+    model, extractor = (cls.from_pretrained(tiny_sane_folder) for cls in (SANEModel, SANEFeatureExtractor))
+    expected = [
+        embed_checkpoint(model, extractor, network, poolings=["mean", "layer_mean_std"]) for network in networks
+    ]
+    loaded, encode = [], SANEFeatureExtractor.encode
+    monkeypatch.setattr(SANEFeatureExtractor, "encode", lambda *a, **k: loaded.append(a) or encode(*a, **k))
+    limit = () if max_memory_bytes is None else ("--max-memory-bytes", max_memory_bytes)
+    arguments = ("embed", *paths, "--sane", tiny_sane_folder, "--output", tmp_path / "out", *limit)
+    printed = hf_sane_command(*arguments).output
+    assert str(paths[1]) in printed
+    assert len(loaded) == (2 if max_memory_bytes is None else 0)
+    found = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert found["checkpoint"][:] == [str(path) for path in paths]
+    assert found["tokens"][:] == [layout.num_tokens for layout, _ in expected]
+    for name in ("mean", "layer_mean_std"):
+        vectors = torch.stack([vectors[name] for _, vectors in expected])
+        assert torch.allclose(torch.tensor(found[name][:]), vectors, rtol=1e-4, atol=1e-5)
+    assert RunRecord.load(tmp_path / "out" / "run.json").results["networks"] == 2
+
+
+@pytest.mark.parametrize(("given", "named"), [((), "neither"), (("net.safetensors", "--zoo", "zoo"), "both")])
+def test_embed_takes_a_zoo_or_checkpoints(given, named, tiny_sane_folder, tmp_path, hf_sane_command):
+    refused = hf_sane_command("embed", *given, "--sane", tiny_sane_folder, "--output", tmp_path / "out", exit_code=2)
+    assert f"expected checkpoints or --zoo, got {named}; name one of them" in refused.stderr
 
 
 def test_probe_prints_and_saves_the_same_table(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):

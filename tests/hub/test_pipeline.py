@@ -18,6 +18,7 @@ from hf_sane.hub.publish import save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.embeddings import POOLINGS, embed_networks
+from hf_sane.probing.streaming import STREAM_POOLINGS
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 CLIENT = """
@@ -34,6 +35,9 @@ both = embed(["org/network", sys.argv[1] + "/network"], pooling="layer_mean")
 assert torch.equal(both[0], both[1])
 assert torch.equal(both[0], local(sys.argv[1] + "/network", pooling="layer_mean"))
 assert not torch.equal(embed("org/network"), embed("org/network", input_revision="other"))
+for revision in (None, "other"):
+    streamed = embed("org/network", input_revision=revision, max_memory_bytes=0)
+    torch.testing.assert_close(streamed, embed("org/network", input_revision=revision))
 try:
     embed("org/nothing")
 except OSError as error:
@@ -108,6 +112,33 @@ def test_every_kind_of_source_gives_the_same(embed, networks, folder, tmp_path):
         AutoModelForImageClassification.from_pretrained(folder / "network"),
     ):
         assert torch.equal(embed(source), expected)
+
+
+def sharded(network, folder):
+    folder.mkdir()
+    network.save_pretrained(folder, max_shard_size="2KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_large_networks_are_streamed_with_the_same_result(embed, networks, tmp_path, pooling, monkeypatch):
+    options = {"pooling": pooling, "halo_size": 3}
+    expected = embed(networks[0], **options)
+    source, read = sharded(networks[0], tmp_path / "net"), []
+    encode = SANEFeatureExtractor.encode
+    monkeypatch.setattr(SANEFeatureExtractor, "encode", lambda *a, **k: read.append(a) or encode(*a, **k))
+    for network in (source, str(source), networks[0], networks[0].state_dict()):
+        found = embed([networks[1], network], max_memory_bytes=0, batch_size=2, **options)[1]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert bool(read) == (pooling not in STREAM_POOLINGS)  # the others need all latents at once
+    assert torch.equal(embed(source, **options), expected)  # small ones are not
+    assert read
+
+
+def test_pickles_are_never_streamed(embed, networks, tmp_path):
+    torch.save(networks[0].state_dict(), tmp_path / "network.pt")
+    assert torch.equal(embed(tmp_path / "network.pt", max_memory_bytes=0), embed(networks[0]))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, None])

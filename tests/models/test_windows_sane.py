@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.models.windows_sane import halo_spans, map_windows, window_index
 
 SIZES = [(1, 0), (2, 0), (3, 1), (8, 0), (8, 1), (8, 3), (16, 0), (16, 4), (16, 7), (40, 19), (70, 8), (100, 10)]
@@ -91,3 +93,34 @@ def test_map_windows_refuses_what_does_not_fit(features, positions, batch_size):
             halo_size=0,
             batch_size=batch_size,
         )
+
+
+@pytest.mark.parametrize("halo_size", [0, 3, 5])
+@pytest.mark.parametrize("length", [*range(1, 30), 60, 61])
+def test_encoding_and_decoding_any_length_in_any_batch_is_one_window_after_the_other(length, halo_size):
+    torch.manual_seed(length)
+    config = SANEConfig(
+        token_dim=6, hidden_size=8, latent_dim=4, num_hidden_layers=1, num_attention_heads=2, window_size=12,
+        initialization="paper", initializer_range=0.5,
+    )  # fmt: skip
+    model = SANEModel(config).eval()
+    tokens, positions = torch.randn(2, length, 6), torch.arange(length)[:, None].expand(length, 3) % 50
+    both = positions.expand(2, length, 3)
+
+    def one_by_one(method, features):
+        parts = [
+            method(features[:, context], both[:, context])[:, keep]
+            for context, keep in halo_spans(length, 12, halo_size)
+        ]
+        return torch.cat(parts, dim=1).detach()
+
+    latents = one_by_one(model.encode, tokens)
+    decoded = one_by_one(model.decode, latents)
+    for batch_size in (1, 2, 5, 64):
+        options = {"halo_size": halo_size, "batch_size": batch_size}
+        found = model.encode_sequences(tokens, positions, **options)
+        torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.decode_sequences(found, positions, **options), decoded, rtol=1e-5, atol=1e-5)
+    if length > 12:  # a window of another size would give something else
+        whole = model.encode_sequences(tokens, positions, window_size=length)
+        assert not torch.allclose(whole, latents, atol=1e-3)

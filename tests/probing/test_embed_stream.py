@@ -13,9 +13,9 @@ from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.embeddings import embed_tokens, pool_latents
-from hf_sane.probing.streaming import STREAM_POOLINGS, embed_stream
+from hf_sane.probing.streaming import STREAM_POOLINGS, embed_checkpoint, embed_stream
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.tokenization.token_stream import TokenStream, stream_if_large
 
 MODEL = SANEModel(
     SANEConfig(
@@ -102,6 +102,38 @@ def test_an_embedding_of_a_stream_is_that_of_the_whole(name, halo_size, batch_si
     )
 
 
+@pytest.mark.parametrize(
+    "poolings", [["mean"], ["layer_mean_std", "mean"], ["mean", "concat"], ["spectrum_distribution"]]
+)
+def test_a_checkpoint_is_streamed_when_it_is_large_and_sums_are_enough(source, poolings):
+    network = NETWORKS["cnn"]
+    where, extractor = source(network), SANEFeatureExtractor(token_dim=24).fit([network])
+    layout, whole = embed_checkpoint(MODEL, extractor, where, poolings=poolings, halo_size=2)
+    same_layout, streamed = embed_checkpoint(
+        MODEL, extractor, where, poolings=poolings, halo_size=2, max_memory_bytes=100
+    )
+    assert same_layout == layout
+    assert streamed.keys() == whole.keys() == set(poolings)
+    for name in poolings:
+        torch.testing.assert_close(streamed[name], whole[name], rtol=1e-4, atol=1e-5)
+    assert stream_if_large(where, extractor, max_memory_bytes=100) is not None
+    assert stream_if_large(where, extractor) is None
+
+
+def test_what_is_never_streamed(tmp_path):
+    extractor = SANEFeatureExtractor(token_dim=24, normalization="none")
+    torch.save(NETWORKS["cnn"].state_dict(), tmp_path / "network.pt")
+    assert stream_if_large(tmp_path / "network.pt", extractor, max_memory_bytes=0) is None
+    with torch.device("meta"):
+        network = build_model(cnn_digits())
+    with pytest.raises(ValueError, match="tensors without values .meta device"):
+        embed_checkpoint(MODEL, extractor, network, max_memory_bytes=0)
+    with pytest.raises(ValueError, match=r"expected poolings among mean, .*, got \['max'\]"):
+        embed_checkpoint(MODEL, extractor, NETWORKS["cnn"], poolings=["max"])
+    with pytest.raises(ValueError, match="expected poolings among .*, got none"):
+        embed_checkpoint(MODEL, extractor, NETWORKS["cnn"], poolings=[])
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
 def test_reconstructions_do_not_depend_on_the_batch_size(batch_size):
     extractor = SANEFeatureExtractor(token_dim=24).fit([NETWORKS["resnet"]])
@@ -131,6 +163,11 @@ def test_errors(tmp_path):
         TokenStream(NETWORKS["cnn"], extractor, max_scalars=0)
     with pytest.raises(ValueError, match="NaN or infinite weights in b; leave this network out"):
         list(TokenStream({"a.weight": torch.ones(2, 3), "b.weight": torch.tensor([[float("inf")]])}, extractor))
+    broken = {"a.weight": torch.ones(500, 3), "b.weight": torch.full((500, 3), float("nan"))}
+    with pytest.raises(ValueError, match="NaN or infinite weights in b"):  # raised while another batch is encoded
+        embed_stream(MODEL, TokenStream(broken, extractor), batch_size=1)
+    large = {"a.weight": torch.full((4, 4), 3e38)}  # whose sum is infinite
+    assert torch.equal(next(iter(TokenStream(large, extractor))).tokens[:, :4], large["a.weight"])
     with pytest.raises(ValueError, match="needs statistics"):
         TokenStream(NETWORKS["cnn"], SANEFeatureExtractor(token_dim=24))
 

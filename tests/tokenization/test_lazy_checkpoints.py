@@ -83,3 +83,18 @@ def test_missing_files_are_named(source):
 def test_other_sources_are_refused():
     with pytest.raises(TypeError, match="expected a state dict, module, path or Hub repo id, got int"):
         open_checkpoint(3)
+
+
+def test_a_file_is_mapped_anew_now_and_then(tensors, tmp_path, monkeypatch):
+    opened, open_file = [], lazy_checkpoints.safe_open
+    found = open_checkpoint(save("shards", tensors, tmp_path))
+    monkeypatch.setattr(lazy_checkpoints, "safe_open", lambda *a, **k: opened.append(a) or open_file(*a, **k))
+    names = sorted(found, key=lambda name: str(found._places[name]))  # two tensors of each file after one another
+    for name in names:
+        assert torch.equal(found[name], tensors[f"module.{name}"])
+        assert torch.equal(found.rows(name, 1, 3), tensors[f"module.{name}"][1:3])
+    assert len(opened) == 2
+    monkeypatch.setattr(lazy_checkpoints, "MAX_MAPPED_BYTES", 0)
+    for name in names:
+        assert torch.equal(found[name], tensors[f"module.{name}"])
+    assert len(opened) == 2 + len(names)

@@ -1,18 +1,28 @@
-"""`hf-sane embed`: one vector per network of a zoo."""
+"""`hf-sane embed`: one vector per network, of a zoo or of checkpoints anywhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_sane.cli.features import POOLINGS_HELP, load_sane, parse_poolings, token_blocks
 from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_record
 
+if TYPE_CHECKING:
+    from hf_sane.models.modeling_sane import SANEModel
+    from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+    from hf_sane.zoo.dataset import Zoo
+
 
 def embed(
     sane: Annotated[str, typer.Option(help="SANE folder or Hub repo id.")],
-    zoo: Annotated[str, typer.Option(help="Zoo folder or Hub dataset id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder: one parquet file per split.")],
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(help="Networks: safetensors files, folders, weights-only pickles, Hub repo ids."),
+    ] = None,
+    zoo: Annotated[str | None, typer.Option(help="Zoo folder or Hub dataset id, in place of checkpoints.")] = None,
     poolings: Annotated[str, typer.Option(help=POOLINGS_HELP)] = "mean,layer_mean_std",
     config: Annotated[str | None, typer.Option(help="Which zoo, if there are several.")] = None,
     aligned: Annotated[
@@ -21,44 +31,99 @@ def embed(
     ] = None,
     halo_size: Annotated[int, typer.Option(help="Context tokens on each side of a window.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Networks, and windows, at a time.")] = 64,
+    max_memory_bytes: Annotated[
+        int | None,
+        typer.Option(help="Checkpoints with more bytes of weights are read as a stream; 256 MiB by default."),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the SANE repo.")] = None,
 ) -> None:
-    """Embed all networks of a zoo; `datasets.load_dataset(OUTPUT)` reads the result."""
-    import datasets
+    """Embed all networks of a zoo, or checkpoints; `datasets.load_dataset(OUTPUT)` reads the result.
 
+    Checkpoints may be larger than memory: safetensors are then read a few megabytes at a time.
+    """
     from hf_sane.core.run_record import RunRecord
-    from hf_sane.probing.embeddings import embed_networks
     from hf_sane.zoo.dataset import Zoo
 
     hide_loading_bars()
     names = parse_poolings(poolings)
-    population = Zoo.load(zoo, config)
-    aligned = population.alignment is not None if aligned is None else aligned
-    settings = {
-        "sane": sane,
-        "zoo": zoo,
-        "config": config,
-        "poolings": names,
-        "aligned": aligned,
-        "halo_size": halo_size,
-    }
-    record = RunRecord.start(arguments=settings)
-    model, extractor = load_sane(sane, revision)
-    new_folder(output)
+    settings: dict[str, Any] = {"sane": sane, "poolings": names, "halo_size": halo_size}
+    if checkpoints and zoo is None:
+        record = RunRecord.start(arguments={**settings, "checkpoints": checkpoints})
+        options = {"halo_size": halo_size, "batch_size": batch_size}
+        options |= {} if max_memory_bytes is None else {"max_memory_bytes": max_memory_bytes}
+        model, extractor = load_sane(sane, revision)
+        new_folder(output)
+        found = _embed_checkpoints(model, extractor, checkpoints, names, options, output)
+    elif zoo is not None and not checkpoints:
+        population = Zoo.load(zoo, config)
+        aligned = population.alignment is not None if aligned is None else aligned
+        record = RunRecord.start(arguments={**settings, "zoo": zoo, "config": config, "aligned": aligned})
+        model, extractor = load_sane(sane, revision)
+        new_folder(output)
+        options = {"halo_size": halo_size, "batch_size": batch_size}
+        found = _embed_zoo(model, extractor, population, names, options, output, aligned=aligned)
+    else:
+        raise ValueError(f"expected checkpoints or --zoo, got {'both' if zoo else 'neither'}; name one of them")
+    save_record(record, output, found)
+
+
+def _embed_zoo(
+    model: "SANEModel",
+    extractor: "SANEFeatureExtractor",
+    population: "Zoo",
+    names: list[Any],
+    options: dict[str, Any],
+    output: Path,
+    *,
+    aligned: bool,
+) -> dict[str, Any]:
+    """Write one file per split; what the record says of them."""
+    import datasets
+
+    from hf_sane.probing.embeddings import embed_networks
+
     rows = []
     for split_name, split in population.splits.items():
         columns = {name: split.column(name) for name in split.table.scalar_columns if name != "layout"}
         embeddings: dict[str, list[list[float] | None]] = {name: [None] * len(split) for name in names}
         for members, layout, tokens in token_blocks(split, aligned=aligned):
-            found = embed_networks(
-                model, extractor, layout, tokens, poolings=names, halo_size=halo_size, batch_size=batch_size
-            )
+            found = embed_networks(model, extractor, layout, tokens, poolings=names, **options)
             for name, values in found.items():
                 for index, value in zip(members.tolist(), values.tolist(), strict=True):
                     embeddings[name][index] = value
         datasets.Dataset.from_dict({**columns, **embeddings}).to_parquet(output / f"{split_name}.parquet")
-        lengths = [sorted({len(vector or ()) for vector in values}) for values in embeddings.values()]
-        shown = [found[0] if len(found) == 1 else f"{found[0]}-{found[-1]}" if found else "-" for found in lengths]
-        rows.append([split_name, len(split), *shown])
+        rows.append([split_name, len(split), *(_lengths(values) for values in embeddings.values())])
     print_table(("split", "networks", *(f"{name} (scalars)" for name in names)), rows)
-    save_record(record, output, {"networks": {name: count for name, count, *_ in rows}})
+    return {"networks": {name: count for name, count, *_ in rows}}
+
+
+def _embed_checkpoints(
+    model: "SANEModel",
+    extractor: "SANEFeatureExtractor",
+    checkpoints: Sequence[str],
+    names: list[Any],
+    options: dict[str, Any],
+    output: Path,
+) -> dict[str, Any]:
+    """Write one file with a row per checkpoint; what the record says of them."""
+    import datasets
+
+    from hf_sane.probing.streaming import embed_checkpoint
+
+    columns: dict[str, list[Any]] = {name: [] for name in ("checkpoint", "weights", "tokens", *names)}
+    for checkpoint in checkpoints:
+        layout, found = embed_checkpoint(model, extractor, checkpoint, poolings=names, **options)
+        facts = {"checkpoint": checkpoint, "weights": layout.num_weights, "tokens": layout.num_tokens}
+        for name, value in (facts | {name: vector.tolist() for name, vector in found.items()}).items():
+            columns[name].append(value)
+    datasets.Dataset.from_dict(columns).to_parquet(output / "train.parquet")
+    lengths = [[len(vector) for vector in columns[name]] for name in names]
+    rows = zip(columns["checkpoint"], columns["weights"], columns["tokens"], *lengths, strict=True)
+    print_table(("checkpoint", "weights", "tokens", *(f"{name} (scalars)" for name in names)), list(rows))
+    return {"networks": len(checkpoints), "tokens": sum(columns["tokens"])}
+
+
+def _lengths(vectors: list[list[float] | None]) -> Any:
+    """How long the embeddings are: one number, or from-to."""
+    found = sorted({len(vector or ()) for vector in vectors})
+    return found[0] if len(found) == 1 else f"{found[0]}-{found[-1]}" if found else "-"

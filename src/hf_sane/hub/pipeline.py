@@ -13,8 +13,10 @@ from hf_sane.core.types import TokenSequence
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.embeddings import POOLINGS, EmbeddingPooling, embed_tokens
+from hf_sane.probing.streaming import STREAM_POOLINGS, StreamPooling, embed_stream
 from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.token_stream import MAX_MEMORY_BYTES, stream_if_large
 
 TASK = "weight-feature-extraction"
 DEFAULT_BATCH_SIZE = 16
@@ -30,13 +32,15 @@ class WeightFeatureExtractionPipeline(Pipeline):
     ```
 
     Networks of one structure that stand in one batch are encoded together. Networks longer than the training window go
-    through in windows with halo (`SANEModel.encode_sequences`).
+    through in windows with halo (`SANEModel.encode_sequences`). Networks of more than `max_memory_bytes` are read as a stream and
+    pooled as they are read (`embed_stream`), with the same result up to rounding, where the pooling allows it; of safetensors
+    then never more than a few megabytes are in memory.
 
     Args:
         *args: As `transformers.Pipeline` takes them.
         **kwargs: As `transformers.Pipeline` takes them, and the defaults of the call: `pooling` (a name in `POOLINGS`;
             `"mean"`, the paper's), `window_size` (tokens; the training window), `halo_size` (tokens; 0), `input_revision`
-            (branch, tag or commit of networks on the Hub).
+            (branch, tag or commit of networks on the Hub), `max_memory_bytes` (of weights that are tokenised as a whole).
 
     Raises:
         TypeError: If the model is not SANE.
@@ -64,17 +68,21 @@ class WeightFeatureExtractionPipeline(Pipeline):
         window_size: int | None = None,
         halo_size: int | None = None,
         input_revision: str | None = None,
+        max_memory_bytes: int | None = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sort keyword arguments into those of reading and of embedding."""
         if unknown:
             raise TypeError(
-                f"{TASK} does not know {sorted(unknown)}; it takes pooling, window_size, halo_size, input_revision"
+                f"{TASK} does not know {sorted(unknown)}; it takes pooling, window_size, halo_size, input_revision, max_memory_bytes"
             )
         if pooling is not None and pooling not in POOLINGS:
             raise ValueError(f"expected pooling to be one of {', '.join(POOLINGS)}, got {pooling!r}")
         embedding = {"pooling": pooling, "window_size": window_size, "halo_size": halo_size}
-        reading = {} if input_revision is None else {"revision": input_revision}
+        reading = {"revision": input_revision, "max_memory_bytes": max_memory_bytes}
+        if pooling is not None:
+            reading["pooling"] = pooling
+        reading = {name: value for name, value in reading.items() if value is not None}
         return reading, {name: value for name, value in embedding.items() if value is not None}, {}
 
     def __call__(
@@ -86,7 +94,7 @@ class WeightFeatureExtractionPipeline(Pipeline):
             inputs: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id; or a list of those.
             *args: None.
             batch_size: Networks read, and windows encoded, at a time; the result does not depend on it.
-            **kwargs: `pooling`, `window_size`, `halo_size`, `input_revision`, as in the class.
+            **kwargs: `pooling`, `window_size`, `halo_size`, `input_revision`, `max_memory_bytes`, as in the class.
 
         Returns:
             `[F]` float32 on the CPU, `F` as the pooling has it; for a list, a list of those.
@@ -107,18 +115,19 @@ class WeightFeatureExtractionPipeline(Pipeline):
             raise ValueError("expected at least one network, got an empty list")
         found: list[Tensor] = []
         for start in range(0, len(networks), size):
-            batch = [self.preprocess(network, **reading)["sequence"] for network in networks[start : start + size]]
+            batch = [self.preprocess(network, **reading) for network in networks[start : start + size]]
             found += self._embed(batch, {**embedding, "batch_size": size})
         return found if isinstance(inputs, list | tuple) else found[0]
 
-    def _embed(self, batch: list[TokenSequence], embedding: dict[str, Any]) -> list[Tensor]:
-        """One embedding per network, those of one structure at a time."""
-        members: dict[str, list[int]] = {}
-        for index, sequence in enumerate(batch):
-            members.setdefault(sequence.layout.signature, []).append(index)
+    def _embed(self, batch: list[dict[str, Any]], embedding: dict[str, Any]) -> list[Tensor]:
+        """One embedding per network, those of one structure at a time, streams one by one."""
+        members: dict[Any, list[int]] = {}
+        for index, network in enumerate(batch):
+            key = network["sequence"].layout.signature if "sequence" in network else index
+            members.setdefault(key, []).append(index)
         found: dict[int, Tensor] = {}
         for indices in members.values():
-            outputs = self.forward({"sequences": [batch[index] for index in indices]}, **embedding)
+            outputs = self.forward({"networks": [batch[index] for index in indices]}, **embedding)
             found |= zip(indices, self.postprocess(outputs), strict=True)
         return [found[index] for index in range(len(batch))]
 
@@ -127,16 +136,26 @@ class WeightFeatureExtractionPipeline(Pipeline):
         return torch.no_grad
 
     def preprocess(self, input_: Source, **preprocess_parameters: Any) -> dict[str, Any]:
-        """Read a network as tokens."""
+        """Read a network as tokens, a large one as a stream of them."""
         extractor = cast(SANEFeatureExtractor, self.feature_extractor)
+        limit = preprocess_parameters.pop("max_memory_bytes", MAX_MEMORY_BYTES)
+        if preprocess_parameters.pop("pooling", "mean") in STREAM_POOLINGS:
+            stream = stream_if_large(input_, extractor, max_memory_bytes=limit, **preprocess_parameters)
+            if stream is not None:
+                return {"stream": stream}
         return {"sequence": extractor.encode(input_, **preprocess_parameters)}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        """Embed networks of one structure."""
-        sequences: list[TokenSequence] = input_tensors["sequences"]
+        """Embed networks of one structure, or one stream."""
+        networks: list[dict[str, Any]] = input_tensors["networks"]
         pooling: EmbeddingPooling = forward_parameters.pop("pooling", "mean")
-        tokens = torch.stack([sequence.tokens for sequence in sequences])
         model = cast(SANEModel, self.model)
+        if "stream" in networks[0]:
+            name = cast(StreamPooling, pooling)
+            streamed = embed_stream(model, networks[0]["stream"], poolings=(name,), **forward_parameters)
+            return ModelOutput(embeddings=streamed[name][None])
+        sequences: list[TokenSequence] = [network["sequence"] for network in networks]
+        tokens = torch.stack([sequence.tokens for sequence in sequences])
         found = embed_tokens(model, sequences[0].layout, tokens, poolings=(pooling,), **forward_parameters)
         return ModelOutput(embeddings=found[pooling])
 

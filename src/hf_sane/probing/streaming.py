@@ -1,16 +1,23 @@
 """Embeddings of networks that do not fit into memory: tokens come as a stream, latents are pooled as they are made."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.models.windows_sane import halo_spans
-from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.probing.embeddings import POOLINGS, EmbeddingPooling, embed_tokens
+from hf_sane.tokenization.checkpoints import Source
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.token_stream import MAX_MEMORY_BYTES, TokenStream, stream_if_large
 
+Batch = tuple[Tensor, Tensor, Tensor]
 StreamPooling = Literal["mean", "layer_mean", "layer_mean_std", "layer_covariance"]
 STREAM_POOLINGS: tuple[StreamPooling, ...] = get_args(StreamPooling)
 
@@ -29,8 +36,8 @@ def embed_stream(
     """Embed one network of any size.
 
     The same windows, and up to rounding the same embeddings, as `embed_networks` of all its tokens; here sums over the
-    latents of each layer are kept, in float64, in place of the latents. In memory: `batch_size` windows, one block of the
-    stream, and `[L, Z]` sums (`[L, Z, Z]` for `layer_covariance`).
+    latents of each layer are kept, in float64, in place of the latents. In memory: twice `batch_size` windows (one batch is read
+    while another is encoded), one block of the stream, and `[L, Z]` sums (`[L, Z, Z]` for `layer_covariance`).
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
@@ -58,9 +65,8 @@ def embed_stream(
     sums = _LayerSums(len(stream.layout.layers), model.config.latent_dim, with_products="layer_covariance" in poolings)
     bar = tqdm(total=len(stream), desc="embedding", unit="token", unit_scale=True, disable=not progress_bar)
     try:
-        for tokens, positions, keep in _window_batches(
-            stream, window_size or model.config.window_size, halo_size, batch_size
-        ):
+        batches = _window_batches(stream, window_size or model.config.window_size, halo_size, batch_size)
+        for tokens, positions, keep in _prepared(batches):
             latents = model.encode(tokens.to(model.device, torch.float32), positions.to(model.device))
             sums.add(latents.cpu()[keep], positions[keep][:, 1])
             bar.update(int(keep.sum()))
@@ -70,37 +76,129 @@ def embed_stream(
     return {name: sums.pool(name) for name in poolings}
 
 
-def _window_batches(
-    stream: TokenStream, window_size: int, halo_size: int, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Windows of a stream: tokens `[B, C, D]`, positions `[B, C, 3]`, and which tokens each window owns `[B, C]` bool."""
-    blocks = iter(stream)
-    held: list[tuple[Tensor, Tensor]] = []  # tokens and positions, without gap
-    first = end = 0  # of what is held
-    ready: list[tuple[Tensor, Tensor, Tensor]] = []
-    for context, keep in halo_spans(len(stream), window_size, halo_size):
-        while end < context.stop:
-            block = next(blocks)
-            held.append((block.tokens, block.positions))
-            end += len(block.tokens)
-        while first + len(held[0][0]) <= context.start:
-            first += len(held.pop(0)[0])
-        if len(held) > 1:
-            held = [(torch.cat([tokens for tokens, _ in held]), torch.cat([where for _, where in held]))]
-        inside = slice(context.start - first, context.stop - first)
-        own = torch.zeros(context.stop - context.start, dtype=torch.bool)
-        own[keep] = True
-        ready.append((held[0][0][inside], held[0][1][inside], own))
-        if len(ready) == batch_size:
-            yield _stacked(ready)
-            ready = []
-    if ready:
-        yield _stacked(ready)
+def embed_checkpoint(
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    source: Source,
+    *,
+    poolings: Sequence[EmbeddingPooling] = ("mean",),
+    window_size: int | None = None,
+    halo_size: int = 0,
+    batch_size: int = 64,
+    revision: str | None = None,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
+) -> tuple[Layout, dict[str, Tensor]]:
+    """Embed one network from wherever it is, as a stream if it is large and sums are enough for all the poolings.
+
+    Args:
+        model: SANE autoencoder; runs on its own device, in evaluation mode.
+        extractor: Its weight tokenizer.
+        source: As `SANEFeatureExtractor.encode` takes it.
+        poolings: Names, as in `pool_latents`.
+        window_size: Tokens per window, halo included; the training window when `None`.
+        halo_size: Context tokens on each side of a window.
+        batch_size: Windows per pass.
+        revision: Branch, tag or commit of a network on the Hub.
+        max_memory_bytes: Weights that take more are streamed.
+
+    Returns:
+        The layout, of which a stream needs the `layers` only, and `{pooling: [F]}` float32 on the CPU.
+
+    Raises:
+        FileNotFoundError: If a path, or safetensors in a repo, are missing.
+        ValueError: For no or unknown poolings, weights that are not finite, or networks longer than learned positions reach.
+        KeyError: If the extractor was fitted on another architecture.
+    """
+    windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
+    if not poolings or (unknown := [name for name in poolings if name not in POOLINGS]):
+        raise ValueError(f"expected poolings among {', '.join(POOLINGS)}, got {unknown if poolings else 'none'}")
+    summed = [name for name in STREAM_POOLINGS if name in poolings]
+    if len(summed) == len(set(poolings)):
+        stream = stream_if_large(source, extractor, revision=revision, max_memory_bytes=max_memory_bytes)
+        if stream is not None:
+            return stream.layout, embed_stream(model, stream, poolings=summed, **windows)
+    sequence = extractor.encode(source, revision=revision)
+    found = embed_tokens(model, sequence.layout, sequence.tokens[None], poolings=poolings, **windows)
+    return sequence.layout, {name: values[0] for name, values in found.items()}
 
 
-def _stacked(windows: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    tokens, positions, own = zip(*windows, strict=True)
-    return torch.stack(tokens), torch.stack(positions), torch.stack(own)
+def _window_batches(stream: TokenStream, window_size: int, halo_size: int, batch_size: int) -> Iterator[Batch]:
+    """Windows of a stream: tokens `[B, C, D]`, positions `[B, C, 3]`, and which tokens each window owns `[B, C]` bool.
+
+    What is yielded may be written over as soon as the next but one is asked for.
+    """
+    context_size = min(window_size, len(stream))
+    shape = (min(batch_size * context_size, len(stream)), stream.layout.token_dim)
+    buffers = cycle([_TokenBuffer(shape), _TokenBuffer(shape)])
+    spans, reader, held = halo_spans(len(stream), window_size, halo_size), _BlockReader(stream), None
+    while batch := list(islice(spans, batch_size)):
+        buffer = next(buffers)
+        buffer.fill(batch[0][0].start, batch[-1][0].stop, held, reader)
+        held = buffer
+        starts = torch.tensor([context.start for context, _ in batch]) - buffer.first
+        own = torch.zeros(len(batch), context_size, dtype=torch.bool)
+        for row, (_, keep) in zip(own, batch, strict=True):
+            row[keep] = True
+        yield (
+            buffer.windows(buffer.tokens, starts, context_size),
+            buffer.windows(buffer.positions, starts, context_size),
+            own,
+        )
+
+
+class _BlockReader:
+    """Hands out the tokens of a stream in pieces of any length."""
+
+    def __init__(self, stream: TokenStream) -> None:
+        self._blocks = iter(stream)
+        self._tokens, self._positions = torch.empty(0), torch.empty(0)
+
+    def take(self, tokens: Tensor, positions: Tensor) -> None:
+        """Write the next tokens into `tokens` `[n, D]` and `positions` `[n, 3]`."""
+        done = 0
+        while done < len(tokens):
+            if not len(self._tokens):
+                block = next(self._blocks)
+                self._tokens, self._positions = block.tokens, block.positions
+            part = slice(done, done + len(self._tokens[: len(tokens) - done]))
+            size = part.stop - part.start
+            tokens[part], positions[part] = self._tokens[:size], self._positions[:size]
+            self._tokens, self._positions = self._tokens[size:], self._positions[size:]
+            done = part.stop
+
+
+class _TokenBuffer:
+    """Consecutive tokens of a stream, in memory that is used again: every token is copied once."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.tokens = torch.empty(shape)
+        self.positions = torch.empty(shape[0], 3, dtype=torch.int64)
+        self.first = self.end = 0
+
+    def fill(self, first: int, end: int, held: "_TokenBuffer | None", reader: _BlockReader) -> None:
+        """Hold tokens `first` to `end`; those that the buffer before holds come from there."""
+        known = 0 if held is None else max(0, held.end - first)
+        if held is not None and known:
+            old = slice(first - held.first, held.end - held.first)
+            self.tokens[:known], self.positions[:known] = held.tokens[old], held.positions[old]
+        reader.take(self.tokens[known : end - first], self.positions[known : end - first])
+        self.first, self.end = first, end
+
+    @staticmethod
+    def windows(values: Tensor, starts: Tensor, size: int) -> Tensor:
+        """`[B, size, *]`: views where the windows follow one another without overlap."""
+        if torch.equal(starts, torch.arange(len(starts)) * size):
+            return values[: len(starts) * size].view(len(starts), size, -1)
+        return values[starts[:, None] + torch.arange(size)]
+
+
+def _prepared(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the next one made in another thread meanwhile: reading and encoding overlap."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        following = pool.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = pool.submit(next, batches, None)
+            yield batch
 
 
 class _LayerSums:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
@@ -18,12 +19,15 @@ from hf_sane.tokenization.checkpoints import (
 )
 from hf_sane.tokenization.headers import read_meta_state_dict
 
+MAX_MAPPED_BYTES = 2**26
+
 
 class LazyCheckpoint(Mapping[str, Tensor]):
     """The tensors of safetensors files, by name.
 
-    Every access reads anew, and what was read is freed with the last reference to it: a file is mapped for one tensor
-    only, since a mapping that stays counts as memory page by page.
+    Every access reads anew, and what was read is freed with the last reference to it. A mapping that stays counts as memory
+    page by page, so a file is mapped anew after every `MAX_MAPPED_BYTES`; not for every tensor, because each time its header
+    is parsed.
 
     Args:
         path: A safetensors file or a shard index, whose headers are read and checked at once.
@@ -39,18 +43,26 @@ class LazyCheckpoint(Mapping[str, Tensor]):
         else:
             with safe_open(path, framework="pt") as file:
                 stored = dict.fromkeys(file.keys(), path)
+        self._mapped: tuple[Path, Any] | None = None  # the open file
+        self._mapped_bytes = 0  # read from it
         self._places = strip_prefixes({name: (place, name) for name, place in stored.items()})
 
     def __getitem__(self, name: str) -> Tensor:
         path, stored_name = self._places[name]
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(stored_name)
+        return self._file(path, self.outlines[name].nbytes).get_tensor(stored_name)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Some rows of a tensor (of its first axis); only they are read."""
         path, stored_name = self._places[name]
-        with safe_open(path, framework="pt") as file:
-            return file.get_slice(stored_name)[start:stop]
+        num_bytes = self.outlines[name][start:stop].nbytes
+        return self._file(path, num_bytes).get_slice(stored_name)[start:stop]
+
+    def _file(self, path: Path, num_bytes: int) -> Any:
+        """The file, mapped, before so many bytes of it are read."""
+        if self._mapped is None or self._mapped[0] != path or self._mapped_bytes + num_bytes > MAX_MAPPED_BYTES:
+            self._mapped, self._mapped_bytes = (path, safe_open(path, framework="pt")), 0
+        self._mapped_bytes += num_bytes
+        return self._mapped[1]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.outlines)

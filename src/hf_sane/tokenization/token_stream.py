@@ -3,16 +3,19 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hf_sane.core.layout import LayerSpec, Layout, TensorSpec
-from hf_sane.tokenization.checkpoints import Source
+from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, Source, find_weights, load_state_dict, local_path
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor, source_kinds
+from hf_sane.tokenization.headers import read_meta_state_dict
 from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
 
 MAX_SCALARS = 2**22  # read at a time: 16 MiB of float32
+MAX_MEMORY_BYTES = 2**28  # of weights that are still tokenised all at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,9 @@ class TokenStream:
         for index, layer in enumerate(self.layout.layers):
             done = 0
             for tokens in self._layer_tokens(index, layer):
-                if not tokens.isfinite().all():
+                if (
+                    not tokens.sum().isfinite() and not tokens.isfinite().all()
+                ):  # the sum is cheap and tells nearly always
                     raise ValueError(f"NaN or infinite weights in {layer.name}; leave this network out")
                 place = torch.arange(done, done + len(tokens))
                 per_channel = self.layer_sizes[index] // layer.channels if self.layout.token_layout == "rowwise" else 1
@@ -131,6 +136,43 @@ class TokenStream:
             return self._tensors.rows(spec.name, start, stop) if spec.shape else self._tensors[spec.name]
         tensor = self._tensors[spec.name].detach()
         return tensor[start:stop] if spec.shape else tensor
+
+
+def stream_if_large(
+    source: Source,
+    extractor: SANEFeatureExtractor,
+    *,
+    revision: str | None = None,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
+) -> TokenStream | None:
+    """A stream of a network that should not be tokenised as a whole.
+
+    Args:
+        source: As `SANEFeatureExtractor.encode` takes it. Of safetensors only headers are read here; a pickle is loaded
+            whole anyway and never streamed.
+        extractor: Fitted weight tokenizer.
+        revision: Branch, tag or commit of a Hub repo.
+        max_memory_bytes: Weights that take more are streamed.
+
+    Returns:
+        The stream, or `None` for a network that `encode` may take.
+
+    Raises:
+        FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
+        TypeError: If `source` is nothing that `encode` takes.
+    """
+    if isinstance(source, str | Path):
+        source = find_weights(local_path(source, revision=revision))
+        if source.suffix in PICKLE_SUFFIXES:
+            return None
+        tensors = read_meta_state_dict(source)
+    else:
+        tensors = load_state_dict(source)
+    if any(tensor.is_meta for tensor in tensors.values()) and not isinstance(source, Path):
+        return None  # without values: `encode` says so
+    if sum(tensor.nbytes for tensor in tensors.values()) <= max_memory_bytes:
+        return None
+    return TokenStream(source, extractor)
 
 
 def _changed(weights: Tensor, scale: float, shift: float) -> Tensor:

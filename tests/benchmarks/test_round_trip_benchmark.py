@@ -1,0 +1,62 @@
+"""The round trip benchmark on a folder of two small checkpoints, and what it says when nothing is there or something is lost."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hf_sane.architectures.presets import build_model, cnn_digits
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    path = Path(__file__).parents[2] / "benchmarks" / "round_trip.py"
+    spec = importlib.util.spec_from_file_location("benchmark_round_trip", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "nets" / name).mkdir(parents=True)
+    save_file(build_model(cnn_digits()).state_dict(), tmp_path / "nets" / "one" / "a.safetensors")
+    tensors = {"w.weight": torch.randn(3, 400).half(), "w.bias": torch.randn(3).half(), "steps": torch.tensor(3)}
+    torch.save(tensors, tmp_path / "nets" / "two" / "b.pth")
+    return tmp_path / "nets"
+
+
+def test_every_checkpoint_is_counted(benchmark, folder, tmp_path):
+    benchmark.main(["--checkpoints", str(folder), "--output", str(tmp_path / "record.json")])
+    results = json.loads((tmp_path / "record.json").read_text())["results"]
+    assert results["total"]["files"] == 2
+    assert results["total"]["failures"] == 0
+    assert results["groups"]["two"] == {
+        "files": 1, "tensors": 3, "floating_tensors": 2, "bytes": 2 * 1203 + 8, "uncertain_kinds": 0, "failures": {},
+    }  # fmt: skip
+
+
+def test_a_lost_bit_is_found(benchmark, folder, monkeypatch):
+    decode = SANEFeatureExtractor.decode
+
+    def lossy(self, tokens, layout):
+        return {
+            name: tensor + 1e-3 if name == "w.bias" else tensor
+            for name, tensor in decode(self, tokens, layout).items()
+        }
+
+    monkeypatch.setattr(SANEFeatureExtractor, "decode", lossy)
+    report = benchmark.main(["--checkpoints", str(folder)])
+    assert report["total"]["failures"] == 1
+    assert report["groups"]["two"]["failures"] == {"b.pth": ["rowwise: w.bias", "dense: w.bias"]}
+    assert not benchmark.same_bits(torch.tensor(0.0), torch.tensor(-0.0))
+
+
+def test_an_empty_folder_is_refused(benchmark, tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected safetensors files or pickles below"):
+        benchmark.main(["--checkpoints", str(tmp_path)])
