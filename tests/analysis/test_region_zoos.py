@@ -12,6 +12,7 @@ from hf_sane.architectures.presets import cifar_resnet
 from hf_sane.zoo.arguments import ZooArguments
 from hf_sane.zoo.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.mixing import mix_zoos
 from hf_sane.zoo.networks import StackedNetworks
 
 
@@ -43,6 +44,17 @@ def test_every_run_once_with_its_labels(tiny_zoo, other_zoo):
                 assert torch.equal(found.tensors[name][position], tensor)
             position += 1
     assert position == 16
+
+
+def test_mixtures_know_their_zoos(tiny_zoo, other_zoo, tmp_path):
+    mixture = mix_zoos({"one": tiny_zoo, "two": other_zoo}, tmp_path)
+    found = zoo_networks([mixture], groups={"task": {"one": "x", "two": "y"}})
+    assert sorted(found.labels["data_set"]) == ["one"] * 12 + ["two"] * 4
+    assert found.labels["task"] == ["x" if name == "one" else "y" for name in found.labels["data_set"]]
+    apart = zoo_networks([tiny_zoo, other_zoo])
+    order = sorted(range(16), key=lambda i: found.labels["data_set"][i])
+    for name, tensor in apart.tensors.items():
+        assert torch.equal(found.tensors[name][order], tensor)
 
 
 def test_splits_epochs_and_limits(tiny_zoo, other_zoo):
@@ -99,7 +111,7 @@ def test_what_does_not_fit_is_refused(tiny_zoo, other_zoo, tmp_path, digits):
     with pytest.raises(ValueError, match="expected at least one network, got none in train of 0 zoos"):
         zoo_networks([], splits=["train"])
     with pytest.raises(
-        ValueError, match=r"level 'task' has no label for the data set 'digits'; it knows \['inverted'\]"
+        ValueError, match=r"level 'task' has no label for the data sets \['digits'\]; it knows \['inverted'\]"
     ):
         zoo_networks([tiny_zoo, other_zoo], groups={"task": {"inverted": "new"}})
     with pytest.raises(KeyError, match="the zoo has no split 'tset'"):

@@ -11,6 +11,8 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.permutation import PermutationSpec
 from hf_sane.zoo.batchnorm import NUM_BATCHES, condition_batch_norm
 from hf_sane.zoo.dataset import Zoo, ZooSplit
+from hf_sane.zoo.facts import MIX_KEY
+from hf_sane.zoo.mixing import SOURCE_COLUMN
 from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.permutations import permutation_spec
 
@@ -87,7 +89,7 @@ def zoo_networks(
 ) -> LabelledNetworks:
     """Take labelled networks out of zoos of one architecture.
 
-    The level `"data_set"` is the name of the images that a zoo was trained on.
+    The level `"data_set"` is the name of the zoo, by default that of its images; in a mixture (`mix_zoos`) that of each zoo.
 
     Args:
         zoos: One or more.
@@ -114,18 +116,25 @@ def zoo_networks(
     labels |= {level: [] for level in (*columns, *(groups or {}))}
     runs = []
     for number, zoo, part in parts:
-        name = zoo.facts.name
-        labels[DATA_SET] += [name] * len(part)
+        names = _data_sets(zoo, part)
+        labels[DATA_SET] += names
         for column in columns:
             labels[column] += [str(value) for value in part.column(column).tolist()]
-        for level, names in (groups or {}).items():
-            if name not in names:
-                raise ValueError(f"level {level!r} has no label for the data set {name!r}; it knows {sorted(names)}")
-            labels[level] += [names[name]] * len(part)
+        for level, group in (groups or {}).items():
+            if missing := sorted(set(names) - group.keys()):
+                raise ValueError(f"level {level!r} has no label for the data sets {missing}; it knows {sorted(group)}")
+            labels[level] += [group[name] for name in names]
         runs += [f"{number}/{run_id}" for run_id in part.run_ids]
     stacks = [part.stacked_tensors() for _, _, part in parts]
     tensors = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
     return LabelledNetworks(parts[0][2].config(0), tensors, labels, runs)
+
+
+def _data_sets(zoo: Zoo, part: ZooSplit) -> list[str]:
+    """What each network was trained on: the zoo's name, or that of its zoo in a mixture."""
+    if MIX_KEY in zoo.facts.data:
+        return [str(name) for name in part.column(SOURCE_COLUMN).tolist()]
+    return [zoo.facts.name] * len(part)
 
 
 def _chosen(zoo: Zoo, splits: Sequence[str], epoch: int | None, limit: int | None) -> list[ZooSplit]:
