@@ -21,7 +21,7 @@ def other_zoo(digits, tmp_path_factory):
     """Four runs of the same architecture on inverted images."""
     inverted = {f"{name}_images": -digits.split(name)[0] for name in ("train", "validation", "test")}
     arguments = ZooArguments(
-        name="inverted", num_models=4, epochs=2, keep_epochs=[1, 2], learning_rate=[1e-2], progress_bar=False
+        name="inverted", num_models=4, epochs=2, keep_epochs=[1, 2], learning_rate=[1e-2], progress_bar=False, seed=1
     )
     folder = tmp_path_factory.mktemp("other")
     build_zoo(arguments, replace(digits, name="inverted", **inverted), folder)
@@ -44,6 +44,16 @@ def test_every_run_once_with_its_labels(tiny_zoo, other_zoo):
                 assert torch.equal(found.tensors[name][position], tensor)
             position += 1
     assert position == 16
+
+
+def test_twins_across_data_sets_are_counted(tiny_zoo, other_zoo):
+    found = zoo_networks([tiny_zoo, other_zoo])
+    assert found.num_shared_starts == 0
+    seeds = [split.final_epochs().column("seed") for zoo in (tiny_zoo, other_zoo) for split in zoo.splits.values()]
+    assert [start.rpartition("/")[2] for start in found.starts] == [str(seed) for part in seeds for seed in part]
+    twins = replace(found, starts=["normal/7", *found.starts[1:-2], "normal/7", "normal/7"])
+    assert twins.num_shared_starts == 3
+    assert replace(twins, starts=()).num_shared_starts == replace(twins, starts=[""] * 16).num_shared_starts == 0
 
 
 def test_mixtures_know_their_zoos(tiny_zoo, other_zoo, tmp_path):

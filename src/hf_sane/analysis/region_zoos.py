@@ -28,12 +28,25 @@ class LabelledNetworks:
         tensors: `{name: [M, *shape]}`.
         labels: Level to the label of every network.
         runs: Training run of every network.
+        starts: What every network was initialised with, scheme and seed; an empty string, or nothing at all, if unknown.
     """
 
     config: ZooConfig
     tensors: dict[str, Tensor]
     labels: dict[str, list[str]]
     runs: list[str]
+    starts: Sequence[str] = ()
+
+    @property
+    def num_shared_starts(self) -> int:
+        """Networks that started from the same weights as one of another data set.
+
+        Zoos built with one seed are such: what lies near a network is then its twin, whatever that was trained for.
+        """
+        places: dict[str, set[str]] = {}
+        for start, data_set in zip(self.starts, self.labels[DATA_SET], strict=False):
+            places.setdefault(start, set()).add(data_set)
+        return sum(len(places[start]) > 1 for start in self.starts if start)
 
     @property
     def spec(self) -> PermutationSpec:
@@ -114,7 +127,7 @@ def zoo_networks(
             raise ValueError(f"expected networks of one {column}, got {shown}; leave the others out")
     labels: dict[str, list[str]] = {DATA_SET: []}
     labels |= {level: [] for level in (*columns, *(groups or {}))}
-    runs = []
+    runs, starts = [], []
     for number, zoo, part in parts:
         names = _data_sets(zoo, part)
         labels[DATA_SET] += names
@@ -125,9 +138,13 @@ def zoo_networks(
                 raise ValueError(f"level {level!r} has no label for the data sets {missing}; it knows {sorted(group)}")
             labels[level] += [group[name] for name in names]
         runs += [f"{number}/{run_id}" for run_id in part.run_ids]
+        starts += [
+            f"{scheme}/{seed}" if isinstance(seed, int) else ""
+            for scheme, seed in zip(part.column("initialization").tolist(), part.column("seed").tolist(), strict=True)
+        ]
     stacks = [part.stacked_tensors() for _, _, part in parts]
     tensors = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
-    return LabelledNetworks(parts[0][2].config(0), tensors, labels, runs)
+    return LabelledNetworks(parts[0][2].config(0), tensors, labels, runs, starts)
 
 
 def _data_sets(zoo: Zoo, part: ZooSplit) -> list[str]:
