@@ -10,10 +10,10 @@ import argparse
 import re
 from pathlib import Path
 
-from results import analysis, performance, readme, regions
+from results import analysis, merging, performance, probing, readme, regions
 
 ROOT = Path(__file__).parents[1]
-PAGES = (readme, performance, analysis, regions)
+PAGES = (readme, performance, analysis, merging, probing, regions)
 
 
 def replaced(text: str, page: str, name: str, block: str) -> str:
