@@ -8,6 +8,7 @@ report; the guess to beat is the mean accuracy of the source zoo. All networks a
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from hf_sane.core.run_record import RunRecord
 from hf_sane.probing.baselines import flattened_weights, layer_statistics
 from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
 from hf_sane.probing.metrics.r2_score.r2_score import r2_score
-from hf_sane.probing.regressors import FITTERS
+from hf_sane.probing.regressors import BOOSTING_GRID, FITTERS
 from hf_sane.probing.transfer import transfer_table
 from hf_sane.zoo.alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.dataset import Zoo
@@ -50,7 +51,7 @@ def guesses(targets: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
     return table
 
 
-def measure(zoos: Sequence[Zoo], regressors: Sequence[Any]) -> dict[str, Any]:
+def measure(zoos: Sequence[Zoo], regressors: Sequence[Any], grid: Sequence[Any] = BOOSTING_GRID) -> dict[str, Any]:
     """The table of every regressor and kind of features, and that of the guess."""
     first = zoos[0].splits["train"].final_epochs().state_dict(0)
     aligned = {zoo.facts.name: align_zoo(zoo, reference=first) for zoo in zoos}
@@ -61,7 +62,7 @@ def measure(zoos: Sequence[Zoo], regressors: Sequence[Any]) -> dict[str, Any]:
     }
     report: dict[str, Any] = {"mean_of_source": guesses(targets)}
     for regressor in regressors:
-        table = transfer_table(features, targets, regressor=regressor)
+        table = transfer_table(features, targets, regressor=regressor, grid=grid)
         report[regressor] = {
             kind: {source: {target: asdict(result) for target, result in row.items()} for source, row in rows.items()}
             for kind, rows in table.items()
@@ -80,13 +81,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoos", nargs="+", required=True, help="zoo folders or Hub dataset ids of one architecture")
     parser.add_argument("--regressors", nargs="+", choices=list(FITTERS), default=list(FITTERS))
+    parser.add_argument(
+        "--boosting-grid",
+        type=json.loads,
+        default=BOOSTING_GRID,
+        help="candidates of boosted trees as a JSON list of [leaves, learning rate, rounds]; minutes per zoo",
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
     tune_allocator()
     settings = {key: value for key, value in vars(arguments).items() if key != "output"}
     record = RunRecord.start(seed=0, arguments=settings)
     zoos = [Zoo.load(folder) for folder in arguments.zoos]
-    report = measure(zoos, arguments.regressors)
+    report = measure(zoos, arguments.regressors, arguments.boosting_grid)
     if arguments.output is not None:
         counts = {zoo.facts.name: {key: len(split) for key, split in zoo.splits.items()} for zoo in zoos}
         record.finish(report, data={"networks": counts, "property": PROPERTY, "split": "by training run"})

@@ -10,10 +10,10 @@ import argparse
 import re
 from pathlib import Path
 
-from results import analysis, large_models, performance, readme
+from results import analysis, large_models, merging, performance, probing, readme, regions
 
 ROOT = Path(__file__).parents[1]
-PAGES = (readme, performance, analysis, large_models)
+PAGES = (readme, performance, analysis, large_models, merging, probing, regions)
 
 
 def replaced(text: str, page: str, name: str, block: str) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 from hf_sane.hub.tables import markdown_table
 
 PAGE = "docs/merging.md"
-SWA_RECORDS = ("swa_gain.json", "swa_gain_resnet.json")
 WAYS = {
     "one_cycle": "one-cycle training of the same length",
     "swa_constant": "SWA, constant rate",
@@ -40,26 +39,22 @@ def _spread(values: dict[str, Any], *, signed: bool = False) -> str:
 
 def swa_gain_block(folder: Path) -> str:
     """Accuracy of every way, and the gains, per architecture."""
+    record = json.loads((folder / "swa_gain.json").read_text(encoding="utf-8"))
+    settings, data = record["arguments"], record["data"]
     parts = []
-    for file in SWA_RECORDS:
-        record = json.loads((folder / file).read_text(encoding="utf-8"))
-        settings, data = record["arguments"], record["data"]
-        link = f"[{file}](../runs/merging/{file})"
-        for name, found in record["results"].items():
-            ways = [
-                [title, _spread(found["ways"][way]["test_accuracy"]), _spread(found["ways"][way]["test_loss"]),
-                 f"{found['ways'][way]['learning_rate']:g}"]
-                for way, title in WAYS.items()
-            ]  # fmt: skip
-            gains = [[title, _spread(found["accuracy_gain"][gain], signed=True)] for gain, title in GAINS.items()]
-            parts += [
-                f"**{name}**, {settings['seeds']} seeds, {data['images']} ({data['train']:,} training images): "
-                f"{settings['epochs']} epochs, then {settings['cycles']} times {settings['cycle_epochs']}; mean ± standard "
-                f"deviation over seeds ({link}).",
-                markdown_table(["", "test accuracy", "test loss", "learning rate"], ways, numbers=True),
-                markdown_table(["gain in test accuracy", ""], gains, numbers=True),
-            ]
-    return "\n\n".join(parts)
+    for name, found in record["results"].items():
+        ways = []
+        for way, title in WAYS.items():
+            row = found["ways"][way]
+            ways.append([title, _spread(row["test_accuracy"]), _spread(row["test_loss"]), f"{row['learning_rate']:g}"])
+        gains = [[title, _spread(found["accuracy_gain"][gain], signed=True)] for gain, title in GAINS.items()]
+        parts += [
+            f"**{name}**, {settings['seeds']} seeds, {data['images']} ({data['train']:,} training images): {settings['epochs']} "
+            f"epochs, then {settings['cycles']} times {settings['cycle_epochs']}; mean ± standard deviation over seeds.",
+            markdown_table(["", "test accuracy", "test loss", "learning rate"], ways, numbers=True),
+            markdown_table(["gain in test accuracy", "seed by seed"], gains, numbers=True),
+        ]
+    return "\n\n".join([*parts, "Record: [swa_gain.json](../runs/merging/swa_gain.json)."])
 
 
 def soup_block(folder: Path) -> str:

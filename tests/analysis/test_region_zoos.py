@@ -12,6 +12,7 @@ from hf_sane.architectures.presets import cifar_resnet
 from hf_sane.zoo.arguments import ZooArguments
 from hf_sane.zoo.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.mixing import mix_zoos
 from hf_sane.zoo.networks import StackedNetworks
 
 
@@ -20,7 +21,7 @@ def other_zoo(digits, tmp_path_factory):
     """Four runs of the same architecture on inverted images."""
     inverted = {f"{name}_images": -digits.split(name)[0] for name in ("train", "validation", "test")}
     arguments = ZooArguments(
-        name="inverted", num_models=4, epochs=2, keep_epochs=[1, 2], learning_rate=[1e-2], progress_bar=False
+        name="inverted", num_models=4, epochs=2, keep_epochs=[1, 2], learning_rate=[1e-2], progress_bar=False, seed=1
     )
     folder = tmp_path_factory.mktemp("other")
     build_zoo(arguments, replace(digits, name="inverted", **inverted), folder)
@@ -43,6 +44,27 @@ def test_every_run_once_with_its_labels(tiny_zoo, other_zoo):
                 assert torch.equal(found.tensors[name][position], tensor)
             position += 1
     assert position == 16
+
+
+def test_twins_across_data_sets_are_counted(tiny_zoo, other_zoo):
+    found = zoo_networks([tiny_zoo, other_zoo])
+    assert found.num_shared_starts == 0
+    seeds = [split.final_epochs().column("seed") for zoo in (tiny_zoo, other_zoo) for split in zoo.splits.values()]
+    assert [start.rpartition("/")[2] for start in found.starts] == [str(seed) for part in seeds for seed in part]
+    twins = replace(found, starts=["normal/7", *found.starts[1:-2], "normal/7", "normal/7"])
+    assert twins.num_shared_starts == 3
+    assert replace(twins, starts=()).num_shared_starts == replace(twins, starts=[""] * 16).num_shared_starts == 0
+
+
+def test_mixtures_know_their_zoos(tiny_zoo, other_zoo, tmp_path):
+    mixture = mix_zoos({"one": tiny_zoo, "two": other_zoo}, tmp_path)
+    found = zoo_networks([mixture], groups={"task": {"one": "x", "two": "y"}})
+    assert sorted(found.labels["data_set"]) == ["one"] * 12 + ["two"] * 4
+    assert found.labels["task"] == ["x" if name == "one" else "y" for name in found.labels["data_set"]]
+    apart = zoo_networks([tiny_zoo, other_zoo])
+    order = sorted(range(16), key=lambda i: found.labels["data_set"][i])
+    for name, tensor in apart.tensors.items():
+        assert torch.equal(found.tensors[name][order], tensor)
 
 
 def test_splits_epochs_and_limits(tiny_zoo, other_zoo):
@@ -99,7 +121,7 @@ def test_what_does_not_fit_is_refused(tiny_zoo, other_zoo, tmp_path, digits):
     with pytest.raises(ValueError, match="expected at least one network, got none in train of 0 zoos"):
         zoo_networks([], splits=["train"])
     with pytest.raises(
-        ValueError, match=r"level 'task' has no label for the data set 'digits'; it knows \['inverted'\]"
+        ValueError, match=r"level 'task' has no label for the data sets \['digits'\]; it knows \['inverted'\]"
     ):
         zoo_networks([tiny_zoo, other_zoo], groups={"task": {"inverted": "new"}})
     with pytest.raises(KeyError, match="the zoo has no split 'tset'"):

@@ -18,7 +18,7 @@ def other_zoo_folder(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("other")
     arguments = ZooArguments(
         name="inverted", num_models=6, epochs=1, keep_epochs=[1], learning_rate=[1e-2], progress_bar=False,
-        train_limit=64, validation_limit=50, test_limit=50,
+        train_limit=64, validation_limit=50, test_limit=50, seed=1,
     )  # fmt: skip
     build_zoo(arguments, digits, folder)
     return folder
@@ -34,6 +34,7 @@ def test_zoos_in_both_spaces(tiny_zoo_folder, other_zoo_folder, tiny_sane_folder
     assert "weights, data_set: mean euclidean distance" in output
     assert "latents, task: mean euclidean distance" in output
     assert "nearest region: by centroid" in output
+    assert "started from the same weights" not in output
     assert "test accuracy of" in output
     record = RunRecord.load(tmp_path / "out" / "run.json")
     assert record.data["networks"] == 12
@@ -117,6 +118,18 @@ def test_pictures_need_matplotlib(tmp_path, hf_sane_command, monkeypatch):
     monkeypatch.setattr(regions, "find_spec", lambda name: None)
     error = hf_sane_command("regions", "--zoo", "a", "--out", tmp_path / "out", exit_code=2).stderr
     assert "pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots" in error
+
+
+def test_zoos_of_one_seed_are_pointed_out(digits, tmp_path, hf_sane_command):
+    for name in ("one", "two"):
+        arguments = ZooArguments(
+            name=name, num_models=4, epochs=1, keep_epochs=[0], split_shares=[1.0, 0.0, 0.0], progress_bar=False,
+            train_limit=32, validation_limit=32, test_limit=32,
+        )  # fmt: skip
+        build_zoo(arguments, digits, tmp_path / name)
+    zoos = ("--zoo", tmp_path / "one", "--zoo", tmp_path / "two")
+    output = hf_sane_command("regions", *zoos, "--no-plots", "--out", tmp_path / "out").output
+    assert "8 networks started from the same weights as one of another data set" in output
 
 
 def test_one_data_set_is_no_map(tiny_zoo_folder, tmp_path, hf_sane_command):

@@ -124,6 +124,9 @@ def test_transfer_sees_order_where_level_differs(saturated):
     assert table["a"]["easier"].r2 < 0
     assert table["a"]["easier"].kendall_tau > 0.95
     assert table["a"]["easier"].mae > 0.5
+    few = [(7, 0.1, 2)]
+    trees = transfer_table(features, targets, regressor="gradient_boosting", grid=few)["sane_mean"]["a"]["a"]
+    assert 0 < trees.r2 < 0.6  # two rounds cannot do more
     assert table["a"]["easier"].to_dict().keys() == {"r2", "kendall_tau", "mae"}
 
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
 
 from hf_sane.tokenization.adapters import open_factors
@@ -72,3 +74,18 @@ def test_what_is_no_adapter_is_refused(tmp_path):
         open_factors(write(tmp_path / "d.safetensors", {down: FIRST * torch.nan, up: SECOND}))
     with pytest.raises(FileNotFoundError):
         open_factors(tmp_path / "missing.safetensors")
+
+
+# huggingface_hub 2.4 uploads large files with an argument that httpx is about to rename.
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_adapters_on_the_hub(tmp_path, local_hub):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    test_folders_of_peft_know_their_scale(folder)
+    api = HfApi()
+    api.create_repo("someone/adapter")
+    api.upload_folder(repo_id="someone/adapter", folder_path=folder)
+    first, second = open_factors("someone/adapter")["to_q"]
+    assert torch.equal(second @ first, 4 * SECOND @ FIRST)
+    with pytest.raises(RepositoryNotFoundError):
+        open_factors("someone/nothing")

@@ -20,7 +20,7 @@ def plot_maps(
     Args:
         maps: Title to coordinates `[M, 2]` (see [`project`]) and `M` labels.
         path: PNG to write.
-        method: Named below the pictures.
+        method: Named above the legend.
         columns: Panels in a row.
 
     Raises:
@@ -51,8 +51,16 @@ def plot_maps(
         axes.set_title(title, fontsize=9)
         axes.spines[:].set_visible(False)
     handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-    figure.supxlabel(method, fontsize=7)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=6,
+        fontsize=8,
+        frameon=False,
+        title=method,
+        title_fontsize=7,
+    )
     figure.savefig(path, dpi=100)
 
 

@@ -11,6 +11,8 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.permutation import PermutationSpec
 from hf_sane.zoo.batchnorm import NUM_BATCHES, condition_batch_norm
 from hf_sane.zoo.dataset import Zoo, ZooSplit
+from hf_sane.zoo.facts import MIX_KEY
+from hf_sane.zoo.mixing import SOURCE_COLUMN
 from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.permutations import permutation_spec
 
@@ -26,12 +28,25 @@ class LabelledNetworks:
         tensors: `{name: [M, *shape]}`.
         labels: Level to the label of every network.
         runs: Training run of every network.
+        starts: What every network was initialised with, scheme and seed; an empty string, or nothing at all, if unknown.
     """
 
     config: ZooConfig
     tensors: dict[str, Tensor]
     labels: dict[str, list[str]]
     runs: list[str]
+    starts: Sequence[str] = ()
+
+    @property
+    def num_shared_starts(self) -> int:
+        """Networks that started from the same weights as one of another data set.
+
+        Zoos built with one seed are such: what lies near a network is then its twin, whatever that was trained for.
+        """
+        places: dict[str, set[str]] = {}
+        for start, data_set in zip(self.starts, self.labels[DATA_SET], strict=False):
+            places.setdefault(start, set()).add(data_set)
+        return sum(len(places[start]) > 1 for start in self.starts if start)
 
     @property
     def spec(self) -> PermutationSpec:
@@ -87,7 +102,7 @@ def zoo_networks(
 ) -> LabelledNetworks:
     """Take labelled networks out of zoos of one architecture.
 
-    The level `"data_set"` is the name of the images that a zoo was trained on.
+    The level `"data_set"` is the name of the zoo, by default that of its images; in a mixture (`mix_zoos`) that of each zoo.
 
     Args:
         zoos: One or more.
@@ -112,20 +127,31 @@ def zoo_networks(
             raise ValueError(f"expected networks of one {column}, got {shown}; leave the others out")
     labels: dict[str, list[str]] = {DATA_SET: []}
     labels |= {level: [] for level in (*columns, *(groups or {}))}
-    runs = []
+    runs, starts = [], []
     for number, zoo, part in parts:
-        name = zoo.facts.name
-        labels[DATA_SET] += [name] * len(part)
+        names = _data_sets(zoo, part)
+        labels[DATA_SET] += names
         for column in columns:
             labels[column] += [str(value) for value in part.column(column).tolist()]
-        for level, names in (groups or {}).items():
-            if name not in names:
-                raise ValueError(f"level {level!r} has no label for the data set {name!r}; it knows {sorted(names)}")
-            labels[level] += [names[name]] * len(part)
+        for level, group in (groups or {}).items():
+            if missing := sorted(set(names) - group.keys()):
+                raise ValueError(f"level {level!r} has no label for the data sets {missing}; it knows {sorted(group)}")
+            labels[level] += [group[name] for name in names]
         runs += [f"{number}/{run_id}" for run_id in part.run_ids]
+        starts += [
+            f"{scheme}/{seed}" if isinstance(seed, int) else ""
+            for scheme, seed in zip(part.column("initialization").tolist(), part.column("seed").tolist(), strict=True)
+        ]
     stacks = [part.stacked_tensors() for _, _, part in parts]
     tensors = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
-    return LabelledNetworks(parts[0][2].config(0), tensors, labels, runs)
+    return LabelledNetworks(parts[0][2].config(0), tensors, labels, runs, starts)
+
+
+def _data_sets(zoo: Zoo, part: ZooSplit) -> list[str]:
+    """What each network was trained on: the zoo's name, or that of its zoo in a mixture."""
+    if MIX_KEY in zoo.facts.data:
+        return [str(name) for name in part.column(SOURCE_COLUMN).tolist()]
+    return [zoo.facts.name] * len(part)
 
 
 def _chosen(zoo: Zoo, splits: Sequence[str], epoch: int | None, limit: int | None) -> list[ZooSplit]:

@@ -114,6 +114,11 @@ def read_networks(
     zoos = [Zoo.load(source, config) for source in sources]
     names = [name.strip() for name in splits]
     found = zoo_networks(zoos, columns=columns, groups=groups, splits=names, epoch=epoch, limit=limit)
+    if found.num_shared_starts:
+        typer.echo(
+            f"{found.num_shared_starts} networks started from the same weights as one of another data set, which draws these "
+            "together; build zoos with different seeds\n"
+        )
     return zoos, found.with_tensors(align_networks(found.tensors, found.spec)) if align else found
 
 

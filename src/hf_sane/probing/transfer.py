@@ -11,7 +11,7 @@ from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
 from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
 from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 from hf_sane.probing.probes import PENALTIES, Values
-from hf_sane.probing.regressors import FITTERS, RegressorName
+from hf_sane.probing.regressors import BOOSTING_GRID, FITTERS, RegressorName
 
 ZooFeatures = Mapping[str, Mapping[str, Mapping[str, Values]]]  # zoo, kind of features, split
 ZooTargets = Mapping[str, Mapping[str, Values]]  # zoo, split
@@ -42,6 +42,7 @@ def transfer_table(
     *,
     regressor: RegressorName = "ridge",
     penalties: Sequence[float] = PENALTIES,
+    grid: Sequence[tuple[int, float, int]] = BOOSTING_GRID,
 ) -> dict[str, dict[str, dict[str, TransferResult]]]:
     """Fit on every zoo, test on every zoo (Unterthiner et al., arXiv:2002.11448, section 5).
 
@@ -53,6 +54,7 @@ def transfer_table(
         targets: `{zoo: {split: [M]}}`, one property.
         regressor: `"ridge"`, `"logit_linear"` or `"gradient_boosting"`.
         penalties: Candidates of the first two.
+        grid: Candidates of the last: leaves, learning rate, rounds.
 
     Returns:
         `{kind: {source zoo: {target zoo: TransferResult}}}`.
@@ -80,9 +82,10 @@ def transfer_table(
                 )
         table[kind] = {}
         for source, found in features.items():
+            choices: dict[str, Any] = {"grid": grid} if regressor == "gradient_boosting" else {"penalties": penalties}
             fitted = FITTERS[regressor](
                 found[kind]["train"], targets[source]["train"], validation_features=found[kind]["validation"],
-                validation_targets=targets[source]["validation"], penalties=penalties,
+                validation_targets=targets[source]["validation"], **choices,
             )  # fmt: skip
             table[kind][source] = {
                 target: _score(fitted.predict(features[target][kind]["test"])[:, 0], targets[target]["test"])
