@@ -75,7 +75,7 @@ def test_adapting_sane(tmp_path, tiny_zoo, tiny_zoo_folder, capsys):
 def test_a_sane_too_narrow_for_five_percent(tmp_path, tiny_zoo):
     sane = save_sane_folder(tmp_path / "sane", tiny_zoo, 8)
     benchmark = load("adapt_sane")
-    experiment = benchmark.Experiment(str(sane), tiny_zoo, tiny_zoo, tmp_path, 1, 2, 0.0)
+    experiment = benchmark.Experiment(str(sane), tiny_zoo, tiny_zoo, tmp_path, 1, 2, 0.0, 4)
     with pytest.raises(ValueError, match="rank 1 in all maps takes more than 5% of the parameters; use a wider SANE"):
         experiment.adapter("all maps")
 
