@@ -20,7 +20,12 @@ SMALL = {
 }
 # Too large for a test, or in need of files that are not in the repository.
 BY_HAND = {"pretraining_step", "released_resnets"}
-ELSEWHERE = {"adapt_sane", "lora_finetuning", "soup_vs_sampling"}  # test_lora_benchmarks.py, test_soup_vs_sampling.py
+ELSEWHERE = {  # in test_lora_benchmarks.py and files of their own names
+    "adapt_sane",
+    "cross_architecture",
+    "lora_finetuning",
+    "soup_vs_sampling",
+}
 
 
 def test_every_benchmark_is_covered():

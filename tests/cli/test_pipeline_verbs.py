@@ -21,6 +21,8 @@ from hf_sane.probing.embeddings import embed_networks
 from hf_sane.sampling.export import Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import aligned_tokens
+from hf_sane.zoo.arguments import seed_zoo
+from hf_sane.zoo.build import build_zoo
 
 BASELINES = ("anchors", "reconstructed_anchors", "anchor_noise", "anchor_average", "scratch")
 
@@ -150,6 +152,28 @@ def test_other_methods_sample_too(method, tiny_sane_folder, tiny_zoo_folder, tmp
     rows = RunRecord.load(tmp_path / "out" / "run.json").results["networks"]
     assert f"sane_{method}" in rows
     assert (tmp_path / "out" / "network_1" / "modeling_zoo.py").exists()
+
+
+def test_architectures_that_sane_never_saw_need_statistics(tiny_sane_folder, digits, tmp_path, hf_sane_command):
+    prompts = seed_zoo(architecture="mlp", num_models=6, epochs=1, token_dim=73, train_limit=100, progress_bar=False)
+    build_zoo(prompts, digits, tmp_path / "prompts")
+    places = ("--sane", tiny_sane_folder, "--zoo", tmp_path / "prompts", "--output", tmp_path / "out")
+    sizes = (
+        "--num-samples",
+        2,
+        "--num-candidates",
+        6,
+        "--bandwidth",
+        "0.1",
+        "--top-fraction",
+        1,
+        "--images",
+        "digits",
+    )
+    refused = hf_sane_command("sample", *places, *sizes, exit_code=2).stderr
+    assert "fitted on another layout" in refused
+    assert "anchor_noise" in hf_sane_command("sample", *places, *sizes, "--prompt-statistics").output
+    assert RunRecord.load(tmp_path / "out" / "run.json").arguments["prompt_statistics"]
 
 
 def test_more_anchors_than_networks_are_refused(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):

@@ -43,3 +43,22 @@ def test_facts_are_also_json(tiny_zoo, tiny_zoo_folder, hf_sane_command):
     assert (smallest, largest) == (accuracy.min(), accuracy.max())
     assert smallest <= median <= largest
     assert len(facts["excluded"]) == len(tiny_zoo.facts.excluded)
+
+
+def test_zoos_are_mixed(tiny_zoo_folder, tmp_path, hf_sane_command):
+    output = hf_sane_command(
+        "zoo", "mix", f"a={tiny_zoo_folder}", f"b={tiny_zoo_folder}@default", "--output", tmp_path, "--token-dim", 80
+    ).output
+    assert "zoo a + b" in output
+    assert "tokens of 80 weights" in output
+    assert len(Zoo.load(tmp_path).splits["test"]) == 2 * len(Zoo.load(tiny_zoo_folder).splits["test"])
+
+
+def test_bad_names_of_zoos_to_mix(tiny_zoo_folder, tmp_path, hf_sane_command):
+    for text in ("zoo", "=zoo", "a=", "a=@default"):
+        output = hf_sane_command("zoo", "mix", text, "--output", tmp_path, exit_code=2).stderr
+        assert f"expected NAME=SOURCE or NAME=SOURCE@CONFIG, got '{text}'" in output
+    twice = hf_sane_command(
+        "zoo", "mix", f"a={tiny_zoo_folder}", f"a={tiny_zoo_folder}", "--output", tmp_path, exit_code=2
+    )
+    assert "two zoos are called 'a'" in twice.stderr

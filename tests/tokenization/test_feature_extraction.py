@@ -193,3 +193,37 @@ def test_sequence_checks_its_parts():
     _, sequence = encoded(build_model(cnn_s()))
     with pytest.raises(ValueError, match="inconsistent sequence: the layout has"):
         type(sequence)(sequence.tokens[1:], sequence.weight_mask, sequence.positions, sequence.layout)
+
+
+def test_layers_that_no_training_network_had_come_from_prompts(tmp_path):
+    short, deep = build_model(cifar_resnet(20, width=2)), build_model(cifar_resnet(32, width=2))
+    with torch.no_grad():
+        for parameter in deep.parameters():
+            parameter.mul_(3)
+    extractor = SANEFeatureExtractor(37).fit([short])
+    before = extractor.encode(short).tokens
+    with pytest.raises(KeyError, match="layer1.3.conv1"):
+        extractor.encode(deep)
+    wider = extractor.extended([deep])
+    assert torch.equal(wider.encode(short).tokens, before)
+    known = set(extractor.statistics["means"])
+    fresh = SANEFeatureExtractor(37).fit([deep])
+    for name in fresh.statistics["stds"]:
+        assert wider.statistics["stds"][name] == (extractor if name in known else fresh).statistics["stds"][name]
+    assert len(wider.layer_orders) == 2
+    wider.save_pretrained(tmp_path)
+    again = SANEFeatureExtractor.from_pretrained(tmp_path)
+    sequence = again.encode(deep)
+    decoded = again.decode(sequence.tokens, sequence.layout)
+    assert all(torch.allclose(decoded[key], value, atol=1e-6) for key, value in deep.state_dict().items())
+    with pytest.raises(KeyError, match="layer1.3.conv1"):  # the original is as it was
+        extractor.encode(deep)
+
+
+def test_what_cannot_be_extended():
+    plain = SANEFeatureExtractor(37, normalization="none")
+    assert plain.extended([]).to_dict() == plain.to_dict()
+    with pytest.raises(ValueError, match="needs statistics: call fit"):
+        SANEFeatureExtractor(37).extended([build_model(cnn_s())])
+    with pytest.raises(ValueError, match="at least one network to fit on, got none"):
+        SANEFeatureExtractor(37).fit([build_model(cnn_s())]).extended([])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_sane.architectures.configuration_zoo import CIFARResNetConfig
-from hf_sane.architectures.presets import build_model, cnn_digits, mlp
+from hf_sane.architectures.presets import build_model, cnn_digits, cnn_s, mlp
 from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
@@ -230,3 +230,11 @@ def test_zoos_it_cannot_run_are_refused():
     with pytest.raises(ValueError, match="every weight in the tokens, got a zoo with batch_norm='template'"):
         attempt([Split(template, [config])])
     assert isinstance(layout, Layout)
+
+
+def test_images_are_shown_in_the_size_that_the_networks_take():
+    config = cnn_s(image_size=28)
+    extractor, layout, _, _ = population(config)
+    behavior = loss_of(config, extractor, layout)
+    assert behavior.images.shape[1:] == (1, 28, 28)
+    assert loss_of(cnn_digits(), *population(cnn_digits())[:2]).images.shape[1:] == (1, 8, 8)

@@ -18,6 +18,7 @@ from hf_sane.cli.soup import soup
 from hf_sane.cli.transfer import pull, push
 from hf_sane.cli.zoo import zoo_app
 from hf_sane.cli.zoo_import import import_networks
+from hf_sane.cli.zoo_mix import mix
 from hf_sane.core.allocator import tune_allocator
 
 EXIT_CODE = 2
@@ -59,6 +60,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 zoo_app.command("import")(import_networks)
+zoo_app.command("mix")(mix)
 app.add_typer(zoo_app, name="zoo")
 app.command("pretrain", **PASS_THROUGH)(pretrain)
 app.command("embed")(embed)

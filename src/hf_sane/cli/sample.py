@@ -38,6 +38,12 @@ def sample(
     epoch: Annotated[int | None, typer.Option(help="Epoch of the anchors; the last of each run if left out.")] = None,
     halo_size: Annotated[int, typer.Option(help="Context tokens on each side of a window.")] = 0,
     condition: Annotated[bool, typer.Option(help="Re-estimate BatchNorm statistics from training images.")] = True,
+    prompt_statistics: Annotated[
+        bool,
+        typer.Option(
+            help="Layers that the SANE was not trained on: take their scale from the zoo's training networks."
+        ),
+    ] = False,
     config: Annotated[str | None, typer.Option(help="Which zoo, if there are several.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     include_code: Annotated[bool, typer.Option(help="Save networks with their code (trust_remote_code).")] = False,
@@ -62,17 +68,21 @@ def sample(
         "unit": unit,
     }
     settings |= {"num_candidates": num_candidates, "top_fraction": top_fraction, "halo_size": halo_size}
+    settings |= {"prompt_statistics": prompt_statistics}
     record = RunRecord.start(seed=seed, arguments=settings)
     bandwidths = sampling.parse_bandwidths(bandwidth)
     population = Zoo.load(zoo, config)
     record.arguments["zoo_revision"] = population.revision
     data = sampling.load_zoo_images(population, images)
     record.data |= {"zoo": population.facts.name, "images": sampling.describe_images(data)}
+    model, extractor = load_sane(sane, revision)
+    train = population.splits["train"]
+    layout, network_config = sampling.layout_and_config(train)
+    if prompt_statistics:
+        extractor = extractor.extended([(layout, train.stacked_tokens())])
     job = sampling.SamplingJob(
-        codec=NetworkCodec(
-            *load_sane(sane, revision), *sampling.layout_and_config(population.splits["train"]), halo_size=halo_size
-        ),
-        train=population.splits["train"],
+        codec=NetworkCodec(model, extractor, layout, network_config, halo_size=halo_size),
+        train=train,
         anchors=sampling.anchor_networks(population, num_anchors=num_anchors, top_fraction=top_fraction, epoch=epoch),
         data=data,
         judge=Judge(*data.split("validation"), conditioning_images=data.train_images if condition else None),

@@ -1,8 +1,10 @@
 """What the demo builds and how much of it; every number that shapes the result is here."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from huggingface_hub.dataclasses import strict
+
+from hf_sane.sampling.comparison import ComparisonSettings
 
 
 @strict
@@ -58,3 +60,13 @@ class DemoSettings:
             raise ValueError(
                 f"finetune_epochs must be at least 5, the last epoch reported, got {self.finetune_epochs}"
             )
+
+    def comparison(self) -> ComparisonSettings:
+        """The part about sampling."""
+        return ComparisonSettings(
+            **{
+                entry.name: getattr(self, entry.name)
+                for entry in fields(ComparisonSettings)
+                if hasattr(self, entry.name)
+            }
+        )

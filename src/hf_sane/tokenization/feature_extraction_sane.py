@@ -1,6 +1,7 @@
 """The weight tokenizer: a network in, a sequence of normalised weight tokens out, and back, bit by bit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -164,6 +165,32 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         self.layer_orders = list(orders.values())
         self.statistics = {"means": dict(fitted.means), "stds": dict(fitted.stds)}
         return self
+
+    def extended(
+        self, sources: Iterable[Source | tuple[Layout, Tensor]], *, max_abs_weight: float | None = None
+    ) -> "SANEFeatureExtractor":
+        """A copy that also knows layers which it was not fitted on, from a few networks that have them.
+
+        So networks of an architecture that no training network had can be encoded and sampled, with anchors of that
+        architecture as `sources` (the *prompt examples* of arXiv:2406.09997, section 4.4). Layers that are known already,
+        by name and row length, keep their statistics: networks of the training zoo are encoded as before.
+
+        Args:
+            sources: Networks, or pairs of a layout and *raw* tokens `[M, N, D]`.
+            max_abs_weight: Leave out networks with a larger weight.
+
+        Raises:
+            ValueError: Without any network, or if this extractor was not fitted.
+        """
+        wider = deepcopy(self)
+        if self.normalization == "none":
+            return wider
+        own = self._statistics()
+        found = deepcopy(self).fit(sources, max_abs_weight=max_abs_weight)
+        new = found._statistics()
+        wider.statistics = {"means": {**new.means, **own.means}, "stds": {**new.stds, **own.stds}}
+        wider.layer_orders += [order for order in found.layer_orders if order not in wider.layer_orders]
+        return wider
 
     def _batch(self, source: Source | tuple[Layout, Tensor], max_abs_weight: float | None) -> tuple[Layout, Tensor]:
         if isinstance(source, tuple):

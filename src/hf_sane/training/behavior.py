@@ -114,11 +114,16 @@ class BehaviorLoss:
                 "the behavioural loss needs every weight in the tokens, got a zoo with batch_norm='template'; build it "
                 "with batch_norm='tokens', or set behavior_weight=0"
             )
+        network = splits[0].config(0)
+        image_size = getattr(
+            network, "image_size", None
+        )  # networks that take any size are shown the images as they are
+        data = load_images(arguments.behavior_data, image_size=image_size)
         return cls(
-            config=splits[0].config(0),
+            config=network,
             layout=layout,
             extractor=extractor,
-            images=load_images(arguments.behavior_data).train_images.to(device),
+            images=data.train_images.to(device),
             weight=arguments.behavior_weight,
             contrast_weight=float(config.contrast_weight),
             num_images=arguments.behavior_images,

@@ -200,7 +200,8 @@ def pretrain(
             values = {"loss": _finite(accelerator.reduce(loss, "mean").item(), step)}
             values["learning_rate"] = run.optimizer.param_groups[0]["lr"]
             accelerator.log(values, step=step)
-            bar.set_postfix(loss=f"{values['loss']:.4f}", r2=f"{r2:.4f}")
+            shown = {} if math.isnan(r2) else {"r2": f"{r2:.4f}"}
+            bar.set_postfix({"loss": f"{values['loss']:.4f}", **shown})
         every = arguments.eval_every_epochs * run.steps_per_epoch
         if last or (every > 0 and step % every == 0):
             r2 = run.evaluate()

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import DatasetCardData
 
 from hf_sane.core.files import write_atomically
-from hf_sane.zoo.facts import DEFAULT_CONFIG, IMPORT_KEY, IMPORTED, ZooFacts, data_folder
+from hf_sane.zoo.facts import DEFAULT_CONFIG, IMPORT_KEY, IMPORTED, MIX_KEY, ZooFacts, data_folder
 from hf_sane.zoo.records import SPLITS
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -61,13 +62,15 @@ def write_card(folder: Path, zoos: Mapping[str, ZooFacts]) -> Path:
 
 def render_card(zoos: Mapping[str, ZooFacts]) -> str:
     """The card's text; what is not known does not appear."""
-    first = next(iter(zoos.values()))
+    licenses = {
+        data.get("license") or arguments.get("license") for f in zoos.values() for _, arguments, data in _parts(f)
+    }
     names = sorted({facts.name for facts in zoos.values()})
     rows = sum(int(split["networks"]) for facts in zoos.values() for split in facts.splits.values())
     size = next((name for limit, name in SIZE_CATEGORIES if rows < limit), "n>1M")
     data = DatasetCardData(
         pretty_name=f"Model zoo: {', '.join(names)}",
-        license=first.data.get("license") or first.arguments.get("license"),
+        license=next(iter(licenses)) if len(licenses) == 1 else "other",
         tags=["model-zoo", "weight-space-learning", "hf_sane"],
         size_categories=[size],
         configs=[
@@ -86,7 +89,7 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
             for config, facts in zoos.items()
         ],
     )
-    are_imported = any(IMPORT_KEY in facts.data for facts in zoos.values())
+    are_imported = any(IMPORT_KEY in data for facts in zoos.values() for _, _, data in _parts(facts))
     sections = "\n".join(_section(config, facts) for config, facts in zoos.items())
     split, network = "test", 'network = zoo.splits["test"].model(0)  # a torch module, ready to classify images'
     if are_imported:
@@ -121,27 +124,43 @@ tokens = zoo.splits["{split}"].tokens(0)  # its weights as tokens [N, token_dim]
 {COLUMNS}{IMPORT_COLUMNS if are_imported else ""}"""
 
 
+def _parts(facts: ZooFacts) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Name, arguments and data of the zoos that a zoo is a mixture of; else of itself, without a name."""
+    if MIX_KEY not in facts.data:
+        return [("", facts.arguments, facts.data)]
+    return [(name, part["arguments"], part["data"]) for name, part in facts.data[MIX_KEY].items()]
+
+
 def _section(config: str, facts: ZooFacts) -> str:
-    arguments, data = facts.arguments, facts.data
     lines = [f"\n## {facts.name}" + ("" if config == DEFAULT_CONFIG else f" (`{config}`)"), ""]
-    is_imported = IMPORT_KEY in data
-    if data and not is_imported:
-        counts = ", ".join(f"{data[split]:,} {split}" for split in SPLITS if split in data)
-        lines.append(f"- images: {data['name']} ({counts}; {data['num_classes']} classes)")
+    for name, arguments, data in _parts(facts):
+        lines += [f"- {f'`{name}`, ' if name else ''}{line}" for line in _origin_lines(arguments, data)]
     lines += _counted(f"- architecture: {_describe(settings)}" for settings in facts.architectures.values())
     lines += _counted(
         f"- tokens: {layout['token_layout']}, token_dim {layout['token_dim']}" for layout in facts.layouts.values()
     )
-    if "keep_epochs" in arguments:
-        lines.append(f"- epochs kept: {', '.join(map(str, arguments['keep_epochs']))}; seed {arguments['seed']}")
     if facts.excluded:
-        marked = "kept and listed" if arguments.get("include_excluded") else "left out"
+        marked = "kept and listed" if facts.arguments.get("include_excluded") else "left out"
         what = "networks left out (`zoo.json` says why)"
         own = f"runs {marked}: not finite or exploded (`zoo.json` names them)"
-        lines.append(f"- {len(facts.excluded)} {what if is_imported else own}")
-    lines += _imported_lines(facts) if is_imported else []
+        lines.append(f"- {len(facts.excluded)} {what if IMPORT_KEY in facts.data else own}")
+    if MIX_KEY in facts.data:
+        lines.append("- a mixture: the column `zoo` names the zoo of each network, which keeps its split")
     lines += ["", *_split_table(facts)]
     return "\n".join([*lines, ""])
+
+
+def _origin_lines(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
+    """What networks were trained on and how long, or where they were imported from."""
+    if IMPORT_KEY in data:
+        return _imported_lines(arguments, data)
+    lines = []
+    if data:
+        counts = ", ".join(f"{data[split]:,} {split}" for split in SPLITS if split in data)
+        lines.append(f"images: {data['name']} ({counts}; {data['num_classes']} classes)")
+    if "keep_epochs" in arguments:
+        lines.append(f"epochs kept: {', '.join(map(str, arguments['keep_epochs']))}; seed {arguments['seed']}")
+    return lines
 
 
 def _counted(lines: Iterable[str]) -> list[str]:
@@ -160,20 +179,18 @@ def _split_table(facts: ZooFacts) -> list[str]:
     return lines
 
 
-def _imported_lines(facts: ZooFacts) -> list[str]:
+def _imported_lines(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
     """What readers of imported networks must know: whose they are, under which licences, and how they were split."""
-    source, grouping = facts.data, facts.arguments["group_by"]
-    licenses = ", ".join(f"{name} ({count})" for name, count in source["licenses"].items())
+    grouping = arguments["group_by"]
+    licenses = ", ".join(f"{name} ({count})" for name, count in data["licenses"].items())
     lines = [
-        f"- imported: {source['networks']} networks of {source['repositories']} repositories; each row names its repository, "
+        f"imported: {data['networks']} networks of {data['repositories']} repositories; each row names its repository, "
         "revision and file",
-        f"- licences: {licenses}; **each network keeps the licence of its repository**",
-        f"- splits by {grouping}: networks that share their {grouping} are in one split",
+        f"licences: {licenses}; **each network keeps the licence of its repository**",
+        f"splits by {grouping}: networks that share their {grouping} are in one split",
     ]
-    if metrics := source["metrics"]:
-        lines.append(
-            f"- columns of what the cards of the networks claim: {', '.join(f'`{name}`' for name in metrics)}"
-        )
+    if metrics := data["metrics"]:
+        lines.append(f"columns of what the cards of the networks claim: {', '.join(f'`{name}`' for name in metrics)}")
     return lines
 
 

@@ -20,6 +20,7 @@ DEFAULT_CONFIG = "default"
 LAYOUT_DIGITS = ARCHITECTURE_DIGITS = 16
 PER_RUN_SETTINGS = ("activation", "initialization", "dropout")  # columns of the zoo, not part of the architecture
 IMPORT_KEY = "repositories"  # in `data`, of imported zoos only
+MIX_KEY = "zoos"  # in `data`, of mixtures only: name, arguments and data of each zoo in it
 IMPORTED = "imported"  # model_type of networks whose code the library does not have
 CONFIG_CLASSES: dict[str, type[ZooConfig]] = {c.model_type: c for c in (CNNConfig, MLPConfig, CIFARResNetConfig)}
 
@@ -36,7 +37,7 @@ class ZooFacts:
             and under `config` what their repository says about them, if it does.
         arguments: How the zoo was built.
         data: The images: name, counts, pixel statistics. Of imported zoos: numbers of networks and repositories, licences,
-            metrics of the cards, SHA-256 of all weights.
+            metrics of the cards, SHA-256 of all weights. Of mixtures: what the zoos in it said.
         excluded: Runs left out (or marked): `run_id`, `epoch`, `reason`.
         splits: Per split, the number of runs and networks and, where measured, the mean final test accuracy.
     """

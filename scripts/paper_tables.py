@@ -1,0 +1,221 @@
+"""Pre-train, probe and sample on the zoos of `paper_zoos.py`: one run record per family of zoos and seed, for docs/results.md.
+
+    python scripts/paper_tables.py --zoos ../zoos --images ../shared/data/images --work ../sane --records runs/paper
+    python scripts/paper_tables.py ... --families usps --seeds 0          # one of them
+
+A family is the seed zoo (for sampling) and the hyper-parameter zoo (for probing) of one data set and architecture; one SANE is
+trained on both. What is finished is kept: an autoencoder with a folder, a part of the record that is there. On two CPU cores
+a CNN family takes about half an hour per seed.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_sane.core.allocator import tune_allocator
+from hf_sane.core.run_record import RunRecord
+from hf_sane.demo.probing import probe_zoo
+from hf_sane.demo.run import reconstruct
+from hf_sane.merging.ingredients import align_ingredients, open_ingredients
+from hf_sane.merging.scoring import ImageScore
+from hf_sane.merging.soups import CheckpointMixer, greedy_soup
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
+from hf_sane.sampling.diversity import agreement
+from hf_sane.sampling.generation import NetworkCodec
+from hf_sane.sampling.selection import Judge
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.pretraining import pretrain
+from hf_sane.zoo.alignment import align_zoo
+from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.images import ImageData, load_images
+from hf_sane.zoo.networks import StackedNetworks
+from hf_sane.zoo.permutations import permutation_spec
+
+REPORTED_EPOCHS = (0, 1, 5, 25)
+SMALL_MODEL = {"hidden_size": 128, "num_hidden_layers": 3, "latent_dim": 128, "latent_noise": 0.1}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one autoencoder is trained on.
+
+    Attributes:
+        sampled: Zoo that anchors come from.
+        probed: Zoos whose properties are predicted.
+        images: File of the images.
+        model: Fields of `SANEConfig`.
+        behavior_weight: Share of the behavioural loss; its windows hold whole networks.
+        condition: Whether batch norm is conditioned.
+        num_epochs: Windows per training network.
+    """
+
+    sampled: str
+    probed: tuple[str, ...]
+    images: str
+    model: dict[str, Any] = field(default_factory=lambda: dict(SMALL_MODEL))
+    behavior_weight: float = 0.3
+    condition: bool = False
+    num_epochs: int = 8
+
+
+FAMILIES = {
+    "mnist": Family("mnist_seed", ("mnist_seed", "mnist_hyper"), "mnist.npz"),
+    "fashion": Family("fashion_seed", ("fashion_seed", "fashion_hyper"), "fashion_mnist_20k.npz"),
+    "usps": Family("usps_seed", ("usps_seed", "usps_hyper"), "usps16.npz"),
+    "cifar10": Family("cifar10_seed", ("cifar10_seed", "cifar10_hyper"), "cifar10_jpeg.npz"),
+    "resnet20": Family(
+        "resnet20",
+        ("resnet20",),
+        "cifar10_jpeg.npz",
+        {**SMALL_MODEL, "window_size": 256, "position_embedding": "sinusoidal"},
+        behavior_weight=0.0,
+        condition=True,
+        num_epochs=60,
+    ),
+}
+
+
+def load_family_images(family: Family, zoo: Zoo, folder: Path) -> ImageData:
+    """The images that the zoo was trained on."""
+    names = ("train_limit", "validation_limit", "test_limit", "image_size")
+    return load_images(str(folder / family.images), **{name: zoo.facts.arguments.get(name) for name in names})
+
+
+def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: Path, seed: int, epochs: int) -> Path:
+    """Folder of the autoencoder of one family and seed, trained unless it is there."""
+    layout = zoos[family.sampled].splits["train"].layout(0)
+    model = dict(family.model)
+    if "window_size" not in model:  # whole networks
+        channels = int(layout.positions[:, 2].max()) + 1
+        model |= {"window_size": layout.num_tokens, "max_positions": [layout.num_tokens, len(layout.layers), channels]}
+    if (folder / "model").is_dir():
+        return folder / "model"
+    arguments = PretrainArguments(
+        zoo=list(zoos),
+        output_dir=str(folder),
+        model=model,
+        num_epochs=epochs,
+        batch_size=64,
+        behavior_weight=family.behavior_weight,
+        behavior_data=str(images / family.images) if family.behavior_weight else None,
+        eval_every_epochs=0,
+        checkpoint_every_steps=500,
+        resume=True,
+        log_with="none",
+        seed=seed,
+    )
+    return pretrain(arguments, zoos=list(zoos.values())).folder
+
+
+def soup_of(anchors: StackedNetworks, data: ImageData) -> StackedNetworks:
+    """The greedy soup of the anchors, aligned, chosen on validation images: one network."""
+    states = open_ingredients([anchors.state_dict(index) for index in range(anchors.num_models)])
+    mixer = CheckpointMixer(anchors.model(0), align_ingredients(states, permutation_spec(anchors.config)))
+    greedy_soup(mixer, ImageScore(*data.split("validation")))
+    return StackedNetworks(anchors.config, {name: value[None] for name, value in mixer.model.state_dict().items()})
+
+
+def mean_agreement(networks: StackedNetworks, images: Tensor) -> float | None:
+    """Share of images on which two of the networks predict the same class, over all pairs."""
+    count = networks.num_models
+    with torch.no_grad():
+        predicted = torch.cat([networks.logits(part).argmax(-1) for part in images.split(250)], dim=1)
+    found = agreement(predicted, predicted)
+    return ((found.sum() - count) / (count * (count - 1))).item() if count > 1 else None
+
+
+def sample_family(
+    codec: NetworkCodec, zoo: Zoo, data: ImageData, settings: ComparisonSettings, *, condition: bool, epochs: int
+) -> dict[str, Any]:
+    """Accuracy of every method before and after fine-tuning, and how new and how different its networks are."""
+    judge = Judge(*data.split("validation"), conditioning_images=data.train_images if condition else None)
+    samples = draw_samples(codec, zoo, judge, settings)
+    methods = {**samples.methods, "soup": judge.condition(soup_of(samples.methods["anchors"], data))}
+    nearest, pairwise = measure_distances(codec, zoo, samples.methods)
+    arguments = zoo.facts.arguments
+    recipe = {
+        "optimizer": arguments["optimizers"][0],
+        "learning_rate": arguments["learning_rate"][0],
+        "weight_decay": arguments["weight_decay"][0],
+    }
+    curves = finetune_all(methods, data, recipe, epochs=epochs, seed=settings.seed)
+    test_images, _ = data.split("test")
+    return {
+        "methods": {
+            name: {
+                "accuracy": {str(e): rows[e] for e in REPORTED_EPOCHS if e <= epochs},
+                "nearest_training_distance": nearest.get(name),
+                "pairwise_distance": pairwise.get(name),
+                "agreement": mean_agreement(methods[name], test_images),
+            }
+            for name, rows in curves.items()
+        },
+        "anchors": list(samples.anchor_ids),
+        **samples.facts,
+    }
+
+
+def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one family and seed; the record is written after each part."""
+    family, path = FAMILIES[name], options.records / f"{name}_{seed}.json"
+    record = RunRecord.start(seed=seed, arguments={"family": name, "images": family.images})
+    results: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
+    zoos = {part: align_zoo(Zoo.load(options.zoos, part)) for part in dict.fromkeys((family.sampled, *family.probed))}
+    data = load_family_images(family, zoos[family.sampled], options.images)
+    epochs = options.epochs or family.num_epochs
+    folder = pretrain_family(family, zoos, options.images, options.work / f"{name}_{seed}", seed, epochs)
+    model = SANEModel.from_pretrained(folder, dtype=torch.float32).eval()
+    extractor = SANEFeatureExtractor.from_pretrained(folder)
+
+    def keep(part: str, value: Any) -> None:
+        results[part] = value
+        facts = {key: {split: len(part) for split, part in zoo.splits.items()} for key, zoo in zoos.items()}
+        record.finish(results, data={"networks": facts, "split": "by training run"}).save(path)
+
+    if "reconstruction" not in results:
+        keep("reconstruction", reconstruct(model, extractor, zoos, data)["reconstruction"])
+    if "probe" not in results:
+        keep("probe", {part: probe_zoo(model, extractor, zoos[part])[0] for part in family.probed})
+    if "sampling" not in results:
+        split = zoos[family.sampled].splits["train"]
+        codec = NetworkCodec(model, extractor, split.layout(0), split.config(0))
+        settings = ComparisonSettings(seed=seed, num_candidates=options.num_candidates, num_kept=options.num_kept)
+        found = sample_family(
+            codec, zoos[family.sampled], data, settings, condition=family.condition, epochs=options.finetune_epochs
+        )
+        keep("sampling", found)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, then one family and seed after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoos", type=Path, required=True, help="folder that paper_zoos.py wrote")
+    parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the autoencoders")
+    parser.add_argument("--records", type=Path, required=True, help="folder for the run records")
+    parser.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=list(FAMILIES), metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="of pre-training; those of the family if left out")
+    parser.add_argument("--finetune_epochs", type=int, default=25)
+    parser.add_argument("--num_candidates", type=int, default=400)
+    parser.add_argument("--num_kept", type=int, default=10)
+    options = parser.parse_args(argv)
+    tune_allocator()
+    for seed in options.seeds:
+        for name in options.families:
+            results = run_family(name, seed, options)
+            best = {prop: row["sane_best"]["r2"] for prop, row in next(iter(results["probe"].values())).items()}
+            print(f"{name} seed {seed}: {best}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

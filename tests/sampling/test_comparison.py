@@ -1,0 +1,115 @@
+"""Sampling beside its baselines: equal numbers, one start for all, nothing chosen on test images."""
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
+from hf_sane.sampling.generation import NetworkCodec
+from hf_sane.sampling.selection import Judge
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo.alignment import align_zoo
+from hf_sane.zoo.arguments import seed_zoo
+from hf_sane.zoo.build import build_zoo
+
+METHODS = {
+    "anchors",
+    "reconstructed_anchors",
+    "sane_kde",
+    "sane_subsampled",
+    "sane_bootstrapped",
+    "anchor_noise",
+    "anchor_noise_selected",
+    "anchor_average",
+    "sane_prior",
+    "scratch",
+}
+SETTINGS = {"bandwidths": [0.1, 0.5], "num_candidates": 8, "num_kept": 2, "anchor_fraction": 0.5}
+
+
+def small_codec(zoo):
+    split = zoo.splits["train"]
+    layout = split.layout(0)
+    extractor = SANEFeatureExtractor(layout.token_dim).fit([(layout, split.stacked_tokens())])
+    torch.manual_seed(0)
+    config = SANEConfig(
+        token_dim=layout.token_dim,
+        hidden_size=16,
+        latent_dim=layout.token_dim,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        window_size=32,
+        position_embedding="sinusoidal",
+        initializer_range=1e-3,
+    )
+    return NetworkCodec(SANEModel(config).eval(), extractor, layout, split.config(0))
+
+
+def test_every_method_gives_as_many_networks(tiny_zoo, digits):
+    codec = small_codec(tiny_zoo)
+    samples = draw_samples(codec, tiny_zoo, Judge(*digits.split("validation")), ComparisonSettings(**SETTINGS))
+    assert set(samples.methods) == METHODS
+    assert all(networks.num_models == 2 for networks in samples.methods.values())
+    assert samples.bandwidth in SETTINGS["bandwidths"]
+    assert samples.facts["num_anchors"] == len(samples.anchor_ids) == 4
+    nearest, pairwise = measure_distances(codec, tiny_zoo, samples.methods)
+    assert nearest["anchors"] == pytest.approx(0, abs=1e-6)
+    assert nearest["anchor_noise"] == pytest.approx(nearest["sane_subsampled"], rel=0.3)
+    assert pairwise["scratch"] > pairwise["sane_kde"] > 0
+    again = draw_samples(codec, tiny_zoo, Judge(*digits.split("validation")), ComparisonSettings(**SETTINGS))
+    for name, networks in samples.methods.items():
+        assert all(torch.equal(tensor, again.methods[name].tensors[key]) for key, tensor in networks.tensors.items())
+    curves = finetune_all(samples.methods, digits, {"learning_rate": 3e-3}, epochs=1)
+    assert {name: [len(row) for row in rows] for name, rows in curves.items()} == {name: [2, 2] for name in METHODS}
+    own = samples.methods["anchors"].evaluate(*digits.split("test"))[1]
+    assert curves["anchors"][0] == pytest.approx(own.tolist())
+
+
+def test_few_prompts_of_an_early_epoch(tiny_zoo, digits):
+    settings = ComparisonSettings(**{**SETTINGS, "num_kept": 4, "num_anchors": 3, "anchor_epoch": 3})
+    samples = draw_samples(small_codec(tiny_zoo), tiny_zoo, Judge(*digits.split("validation")), settings)
+    assert len(samples.anchor_ids) == 3
+    anchors = samples.methods["anchors"]
+    assert anchors.num_models == 4
+    for tensor in anchors.tensors.values():
+        assert torch.equal(tensor[0], tensor[3])  # three prompts serve four rows: the first comes twice
+        assert not torch.equal(tensor[0], tensor[1])
+
+
+def test_batch_norm_is_conditioned_for_all_but_trained_networks(digits, tmp_path):
+    zoo = build_zoo(
+        seed_zoo(
+            architecture="cifar_resnet",
+            architecture_settings={"width": 2},
+            num_models=6,
+            epochs=1,
+            keep_epochs=[1],
+            train_limit=64,
+            split_shares=[0.67, 0.17, 0.16],
+            progress_bar=False,
+        ),
+        digits,
+        tmp_path,
+    )
+    zoo = align_zoo(zoo)
+    codec = small_codec(zoo)
+    found = {}
+    for name, images in {"plain": None, "conditioned": digits.train_images}.items():
+        judge = Judge(*digits.split("validation"), conditioning_images=images)
+        found[name] = draw_samples(
+            codec, zoo, judge, ComparisonSettings(**{**SETTINGS, "anchor_fraction": 1.0})
+        ).methods
+    for method in METHODS:
+        name = "bn1.running_var" if "bn1.running_var" in found["plain"][method].tensors else None
+        name = name or next(key for key in found["plain"][method].tensors if key.endswith("running_var"))
+        same = torch.equal(found["plain"][method].tensors[name], found["conditioned"][method].tensors[name])
+        assert same == (method in ("anchors", "scratch")), method
+
+
+def test_settings_out_of_range():
+    with pytest.raises(StrictDataclassClassValidationError, match="num_kept <= num_candidates / 2, got 5 and 8"):
+        ComparisonSettings(num_kept=5, num_candidates=8)
+    with pytest.raises(StrictDataclassClassValidationError, match="expected bandwidths > 0"):
+        ComparisonSettings(bandwidths=[0.0, 0.1])

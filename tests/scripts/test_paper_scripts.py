@@ -1,0 +1,110 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from hf_sane.zoo.dataset import Zoo
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("paper_zoos")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("data")
+    digits = load_digits()
+    pixels = np.kron(digits.images, np.ones((2, 2))).astype(np.uint8) * 15  # 16x16 as USPS
+    parts = {}
+    for part, chosen in (("train", slice(200)), ("test", slice(200, 500))):
+        parts |= {f"{part}_images": pixels[chosen], f"{part}_labels": digits.target[chosen]}
+    (tmp_path / "images").mkdir()
+    np.savez(tmp_path / "images" / "usps16.npz", **parts)
+    return tmp_path / "images"
+
+
+@pytest.fixture(scope="module")
+def folder(script, images, tmp_path_factory):
+    """Two small zoos and their records."""
+    path = tmp_path_factory.mktemp("paper")
+    options = ["--images", str(images), "--output_dir", str(path / "zoos"), "--records", str(path / "records")]
+    script.main([*options, "--zoos", "usps_seed", "usps_hyper", "--num_models", "16", "--epochs", "1"])
+    return path
+
+
+def test_zoos_and_their_records(folder):
+    zoo = Zoo.load(folder / "zoos", config="usps_seed")
+    assert len(zoo.splits["train"]) == 24  # twelve of sixteen runs, epochs 0 and 1
+    record = json.loads((folder / "records" / "usps_hyper.json").read_text())
+    assert record["results"]["arguments"]["optimizers"] == ["adam", "sgd"]
+    assert record["results"]["splits"]["test"]["runs"] == 2
+
+
+def test_the_zoos_of_the_tables(script):
+    zoos = script.recipes()
+    large = [name for name, (_, settings) in zoos.items() if settings["num_models"] >= 500 and settings["epochs"] >= 8]
+    assert large == ["mnist_seed", "mnist_hyper"]
+    assert {settings["architecture"] for _, settings in zoos.values()} == {"cnn_s", "cnn_l", "cifar_resnet"}
+    assert all(settings["num_models"] >= 40 for _, settings in zoos.values())
+
+
+def test_tables_go_on_where_they_stopped(folder, images, tmp_path, capsys):
+    tables = load_script("paper_tables")
+    places = {"--zoos": folder / "zoos", "--images": images, "--work": tmp_path / "sane", "--records": tmp_path}
+    options = [str(part) for pair in places.items() for part in pair]
+    options += [
+        "--families",
+        "usps",
+        "--seeds",
+        "0",
+        "--epochs",
+        "1",
+        "--finetune_epochs",
+        "1",
+        "--num_candidates",
+        "4",
+        "--num_kept",
+        "2",
+    ]
+    tables.main(options)
+    assert "usps seed 0" in capsys.readouterr().out
+    record = json.loads((tmp_path / "usps_0.json").read_text())
+    results = record["results"]
+    assert results["probe"].keys() == {"usps_seed", "usps_hyper"}
+    assert {"weights", "layer_statistics", "sane_mean", "sane_best"} < results["probe"]["usps_hyper"]["epoch"].keys()
+    methods = results["sampling"]["methods"]
+    assert {"anchors", "soup", "sane_subsampled", "anchor_noise", "scratch"} < methods.keys()
+    assert all(row["accuracy"].keys() == {"0", "1"} for row in methods.values())
+    assert 0 <= methods["anchors"]["agreement"] <= 1
+    assert record["data"]["networks"]["usps_hyper"]["train"] == 24
+    written = (tmp_path / "sane" / "usps_0" / "model" / "model.safetensors").stat().st_mtime_ns
+    del results["sampling"]
+    (tmp_path / "usps_0.json").write_text(json.dumps(record))
+    tables.main(options)  # neither pre-trains nor probes again
+    assert (tmp_path / "sane" / "usps_0" / "model" / "model.safetensors").stat().st_mtime_ns == written
+    again = json.loads((tmp_path / "usps_0.json").read_text())["results"]
+    assert again["probe"] == results["probe"]
+    assert again["sampling"]["methods"] == methods
+
+
+def test_every_family_has_its_zoos(script):
+    tables = load_script("paper_tables")
+    zoos = script.recipes()
+    for family in tables.FAMILIES.values():
+        assert {family.sampled, *family.probed} <= zoos.keys()
+        assert zoos[family.sampled][1]["images"] == family.images
