@@ -1,11 +1,17 @@
 """`hf-sane push` and `hf-sane pull` against a server."""
 
 import re
+from copy import deepcopy
 
 import pytest
 from hub_server import TOKEN
 
+from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cli.transfer import parse_size
+from hf_sane.core.run_record import RunRecord
+from hf_sane.hub.adapters import save_network_adapter
+from hf_sane.hub.publish import save_network
+from hf_sane.sampling.finetuning import add_network_lora
 
 
 # huggingface_hub 2.4 uploads large files with an argument that httpx is about to rename.
@@ -28,6 +34,32 @@ def test_a_zoo_goes_there_and_comes_back(local_hub, tiny_zoo_folder, tmp_path, h
     assert TOKEN not in listed + pushed + refused + pulled
     for path in (tiny_zoo_folder / "data").iterdir():
         assert (tmp_path / "zoo" / "data" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.fixture
+def artefacts(tiny_sane_folder, tmp_path):
+    """Folders by kind, as the commands leave them."""
+    network, record = build_model(cnn_digits()), RunRecord(command="x")
+    for index in range(2):
+        save_network(tmp_path / "samples" / f"network_{index}", network, record)
+    adapted = add_network_lora(deepcopy(network), rank=1)
+    save_network_adapter(tmp_path / "adapter", adapted, network, record, base_model="org/samples")
+    return {"model": tiny_sane_folder, "samples": tmp_path / "samples", "adapter": tmp_path / "adapter"}
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_every_kind_is_listed_sent_and_fetched(local_hub, artefacts, tmp_path, hf_sane_command):
+    for kind, folder in artefacts.items():
+        repo_id, fetched = f"org/{kind}", tmp_path / "fetched" / kind
+        listed = hf_sane_command("push", kind, folder, repo_id, "--dry-run").output
+        assert ("models", repo_id) not in local_hub.repositories
+        sizes = dict(re.findall(r"^(\S+\.\S+) +([\d,]+)$", listed, flags=re.MULTILINE))
+        hf_sane_command("push", kind, folder, repo_id)
+        arrived = local_hub.repositories["models", repo_id].files
+        assert sizes == {path: f"{len(content):,}" for path, content in arrived.items() if path != ".gitattributes"}
+        hf_sane_command("pull", repo_id, "--output", fetched)
+        for path in sizes:
+            assert (fetched / path).read_bytes() == arrived[path]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Pushing and pulling against a real server: what is listed is what arrives, and what should not leave does not."""
 
 import json
+import posixpath
 import re
 import shutil
 import time
@@ -107,6 +108,14 @@ def test_sampled_networks_become_one_repository_with_the_best_at_its_root(hub, a
     assert 'from_pretrained("org/sampled", subfolder="network_2")' in other
     assert "Inside this folder" not in root + other
     assert {"modeling_zoo.py", "network_0/modeling_zoo.py"} <= files.keys()
+    cards = {path: content.decode() for path, content in files.items() if path.endswith("README.md")}
+    links = [
+        posixpath.join(posixpath.dirname(path), target)
+        for path, card in cards.items()
+        for target in re.findall(r"\]\((?!https://)([^)\s]*)\)", card)
+    ]
+    assert len(links) == 2
+    assert set(links) <= files.keys()
 
     pull("org/sampled", tmp_path / "pulled", api=api)
     for mine, theirs in (("network_1", ""), ("network_2", "network_2")):

@@ -1,17 +1,20 @@
 """Repositories that mean harm, read over a real server: nothing is run, nothing is written outside, nothing too large comes."""
 
+import ast
 import io
 import json
 import pickle
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
 from hub_server import run_hub
 from safetensors.torch import save
 
+import hf_sane
 from hf_sane.tokenization.checkpoints import load_state_dict
 
 CLIENT = """
@@ -83,3 +86,13 @@ def test_a_tar_that_climbs_out_is_not_unpacked(tmp_path):
     with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
         load_state_dict(folder / "model.pth")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["model.pth"]
+
+
+def test_nothing_in_the_library_trusts_code_of_repositories():
+    """No call passes `trust_remote_code`, and no function takes it: whoever wants it asks Transformers themselves."""
+    trusting = []
+    for path in Path(hf_sane.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword | ast.arg) and node.arg == "trust_remote_code":
+                trusting.append(f"{path.name}:{node.lineno}")
+    assert not trusting

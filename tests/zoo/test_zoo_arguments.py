@@ -109,7 +109,7 @@ def test_configuration_follows_the_images(digits):
         ({"split_shares": [0.5, 0.6, -0.1]}, "split_shares must be three shares that add up to 1"),
         ({"initializations": []}, "initializations is empty: name at least one"),
         ({"optimizers": []}, "optimizers is empty: name at least one"),
-        ({"optimizers": ["adamw"]}, "Invalid item at index 0 in list 'optimizers'"),
+        ({"optimizers": ["adamw"]}, r"optimizers are adam and sgd, got \['adamw'\]"),
         ({"architecture": "vgg"}, "architecture"),
         ({"epochs": "many", "keep_epochs": [0]}, "epochs"),
         ({"epoch": 3}, "unexpected keyword argument 'epoch'"),
@@ -127,6 +127,10 @@ def test_command_line_and_recipe():
     assert (request.output_dir, request.config) == ("here", "default")
     expected = hyperparameter_zoo(num_models=5, dropout=[0.0], epochs=4)
     assert request.arguments == expected
+    lists = ["--optimizers", "sgd", "--initializations", "normal", "uniform", "--keep_epochs", "2", "4"]
+    listed = parse_arguments(["--output_dir", "here", *lists]).arguments
+    assert (listed.optimizers, listed.initializations) == (["sgd"], ["normal", "uniform"])
+    assert listed.kept_epochs == [2, 4]
     plain = parse_arguments(["--output_dir", "here", "--config", "mine"])
     assert (plain.arguments, plain.config) == (ZooArguments(), "mine")
     assert ZooArguments(train_limit=None).train_limit is None  # parsing must leave the types alone

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from huggingface_hub.dataclasses import strict
@@ -68,7 +68,7 @@ class ZooArguments:
     activations: list[str] = field(
         default_factory=list, metadata={"help": "Activations, drawn evenly; none: the one of the architecture."}
     )
-    optimizers: list[Literal["adam", "sgd"]] = field(
+    optimizers: list[str] = field(  # a list of Literal has no form on the command line
         default_factory=lambda: ["adam"], metadata={"help": "Optimisers ('adam', 'sgd'), drawn evenly."}
     )
     learning_rate: list[float] = field(
@@ -151,6 +151,8 @@ class ZooArguments:
         for name in ("initializations", "optimizers"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name at least one")
+        if unknown := sorted(set(self.optimizers) - set(get_args(Optimizer))):
+            raise ValueError(f"optimizers are {' and '.join(get_args(Optimizer))}, got {unknown}")
 
     @property
     def kept_epochs(self) -> list[int]:
