@@ -84,7 +84,8 @@ class RegionMap:
         """
         points = self.points.double()
         if metric == "euclidean":
-            return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+            centred = points - points.mean(dim=0)  # what rounding leaves is a share of 1e-8 of the spread
+            return torch.cdist(centred, centred, compute_mode="use_mm_for_euclid_dist").fill_diagonal_(0)
         if metric != "cosine":
             raise ValueError(f"expected the metric 'euclidean' or 'cosine', got {metric!r}")
         norms = points.norm(dim=1)
@@ -195,11 +196,14 @@ class RegionMap:
             raise ValueError(
                 f"labels {lonely[:NAMED]}{more} of level {level!r} have one training run only; each needs two"
             )
+        if rule == "neighbour":
+            distances = self.distances().masked_fill(~self._comparable(), torch.inf)
+            found = codes[distances.argmin(dim=1)]
+        else:
+            found = self._nearest_centroids(codes, runs, len(names))
         confusion = {name: dict.fromkeys(names, 0) for name in names}
-        points, comparable = self.points.double(), self._comparable()
-        for index, row in enumerate(comparable):
-            found = _nearest(points[index], points[row], codes[row], len(names), rule)
-            confusion[names[int(codes[index])]][names[found]] += 1
+        for true, predicted in zip(codes.tolist(), found.tolist(), strict=True):
+            confusion[names[true]][names[predicted]] += 1
         hits = sum(row[name] for name, row in confusion.items())
         return RegionAccuracy(hits / len(codes), codes.bincount().max().item() / len(codes), confusion)
 
@@ -298,6 +302,17 @@ class RegionMap:
         if len(names) < 2:
             raise ValueError(f"level {level!r} has the one label {names[0]!r}; nearest regions need two labels")
         return names, codes
+
+    def _nearest_centroids(self, codes: Tensor, runs: Tensor, num_labels: int) -> Tensor:
+        """Index of the label `[M]` whose mean is nearest, without the networks of the same run."""
+        points, members = self.points.double(), torch.nn.functional.one_hot(codes, num_labels).double()
+        sums, counts = members.mT @ points, members.sum(dim=0)
+        found = torch.empty_like(codes)
+        for run in runs.unique():
+            own = runs == run
+            centres = (sums - members[own].mT @ points[own]) / (counts - members[own].sum(dim=0))[:, None]
+            found[own] = torch.cdist(points[own], centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+        return found
 
     def _run_codes(self) -> Tensor:
         if not self.runs:
