@@ -52,8 +52,10 @@ _INTRACLASS = (
         for ratio in ("long", "mid", "short")
     ),
 )
-# Arguments without which a configuration makes no network.
+_SHORT = {"depth_coefficient": 0.1, "width_coefficient": 0.25}
+# Arguments without which a configuration makes no network, or none that is tiny.
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "align": {"vision_config": _SHORT},
     "autoformer": {"prediction_length": 4},
     "aya_vision": {"vision_config": {"model_type": "siglip_vision_model", "num_attention_heads": 2}},
     "chameleon": {"vocabulary_map": {"<image>": 1}},
@@ -67,6 +69,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "detr": _RESNET,
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "efficientnet": _SHORT,
     "emu3": {"vocabulary_map": {"<|extra_200|>": 1, "<image>": 2}},
     "ernie4_5_vl_moe": {
         "text_config": {
@@ -97,6 +100,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "table-transformer": _RESNET,
     "time_series_transformer": {"prediction_length": 4},
+    "zamba": {"num_hidden_layers": 10},
 }
 # Fields of what default configurations leave out, set on the shrunk configuration.
 FIELDS: dict[str, dict[str, Any]] = {"cvt": {"depth": [1, 2, 3]}}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoFeatureExtractor
+from transformers import AutoFeatureExtractor, GPT2Config, GPT2LMHeadModel
 
 import hf_sane  # noqa: F401 (registers the Auto classes)
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s
@@ -161,6 +161,15 @@ def test_meta_tensors_have_a_layout_but_no_tokens():
     assert extractor.layout(model).num_tokens == 48
     with pytest.raises(ValueError, match="tensors without values .meta device.*load the weights, or use layout"):
         extractor.encode(model)
+
+
+def test_what_is_shared_is_known_on_the_meta_device_too():
+    config = GPT2Config(vocab_size=40, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(config)
+    layout = SANEFeatureExtractor(token_dim=9, normalization="none").layout(model)
+    assert layout.aliases == {"lm_head.weight": "transformer.wte.weight"}
+    assert layout == SANEFeatureExtractor(token_dim=9, normalization="none").layout(GPT2LMHeadModel(config))
 
 
 def test_unfitted_and_foreign_networks_are_refused():

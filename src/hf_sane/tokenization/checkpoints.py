@@ -44,12 +44,21 @@ def load_state_dict(source: Source, *, revision: str | None = None, max_bytes: i
         TypeError: If `source` is nothing of the above.
     """
     if isinstance(source, nn.Module):
-        return strip_prefixes(source.state_dict())
+        return strip_prefixes(_module_state(source))
     if isinstance(source, Mapping):
         return strip_prefixes(source)
     if not isinstance(source, str | Path):
         raise TypeError(f"expected a state dict, module, path or Hub repo id, got {type(source).__name__}")
     return strip_prefixes(_load_path(local_path(source, revision=revision, max_bytes=max_bytes)))
+
+
+def _module_state(module: nn.Module) -> StateDict:
+    """The state dict; on the meta device, too, what is shared can be told: one tensor under several names."""
+    if not any(tensor.is_meta for tensor in module.parameters()):
+        return module.state_dict()
+    seen: dict[int, Tensor] = {}
+    state_dict = module.state_dict(keep_vars=True)
+    return {name: seen.setdefault(id(tensor), tensor.detach()) for name, tensor in state_dict.items()}
 
 
 def local_path(source: str | Path, *, revision: str | None = None, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
