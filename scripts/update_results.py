@@ -10,10 +10,10 @@ import argparse
 import re
 from pathlib import Path
 
-from results import analysis, performance, readme
+from results import analysis, lora, performance, readme
 
 ROOT = Path(__file__).parents[1]
-PAGES = (readme, performance, analysis)
+PAGES = (readme, performance, analysis, lora)
 
 
 def replaced(text: str, page: str, name: str, block: str) -> str:
