@@ -26,8 +26,8 @@ def adaptation_block(folder: Path) -> str:
     rates = ", ".join(f"{kind} {rate:g}" for kind, rate in results["learning_rates"].items())
     return f"""{table}
 
-Means over {len(settings["seeds"])} seeds, {settings["steps"]} steps of {settings["batch_size"]} windows each. The old zoo: {data["names"]["source"]}; the new one: {data["names"]["zoo"]}, trained with
-{" and ".join(built["optimizers"])} from {" and ".join(built["initializations"])} for {built["epochs"]} epochs. {networks["train"]} training, {networks["validation"]} validation and {networks["test"]} test checkpoints, split by training run. Peak
+Means over {len(settings["seeds"])} seeds, {settings["steps"]} steps of {settings["batch_size"]} windows each. The old zoo: {data["names"]["source"]}; the new one: {data["names"]["zoo"]}, trained for
+{built["epochs"]} epochs with {" and ".join(built["optimizers"])}, initialised by {" and ".join(built["initializations"])}. {networks["train"]} training, {networks["validation"]} validation and {networks["test"]} test checkpoints, split by training run. Peak
 learning rates ({rates}) and the kind of adapter were chosen on validation networks at the first seed.
 The adapter ({adapter["kind"]}, rank {adapter["rank"]}) has {adapter["adapter_parameters"]:,} parameters, {adapter["share"]:.1%} of the model and {share:.1%} of what encodes and decodes; it
 recovers **{recovered:.0%}** of what full fine-tuning gains on test networks (by seed: {by_seed}). Wanted: at least {WANTED_GAIN:.0%} with
@@ -50,8 +50,8 @@ def finetuning_block(folder: Path) -> str:
         parts.append(
             f"""{table}
 
-Mean and standard deviation over {results["runs_of_each_method"]} runs: {results["networks"]} networks, {len(record["arguments"]["seeds"])} seeds (orders of images; from scratch also initialisations). The
-adapters of these small networks ({adapter["base_parameters"]:,} parameters) hold {adapter["share"]:.0%} as many parameters as the network; what LoRA saves
+Mean and standard deviation over {results["runs_of_each_method"]} runs: {results["networks"]} networks, {len(record["arguments"]["seeds"])} seeds (orders of images; from scratch also initialisations). Learning
+rates tried: {", ".join(f"{rate:g}" for rate in record["arguments"]["rates"])}. The adapters of these small networks ({adapter["base_parameters"]:,} parameters) hold {adapter["share"]:.0%} as many parameters as the network; what LoRA saves
 grows with the width of the layers. Record: [{path.name}](../runs/lora/{path.name})."""
         )
     return "\n\n".join(parts)
