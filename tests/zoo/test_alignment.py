@@ -5,6 +5,7 @@ import torch
 
 from hf_sane.core.chunking import tensors_from_tokens
 from hf_sane.core.matching import match_weights
+from hf_sane.tracing.trace import trace_permutations
 from hf_sane.zoo.alignment import Alignment, align_zoo, aligned_tokens, token_permutations
 from hf_sane.zoo.arguments import ZooArguments
 from hf_sane.zoo.build import build_zoo
@@ -60,6 +61,17 @@ def test_aligning_again_changes_nothing(tiny_zoo):
     for architecture, permutation in tiny_zoo.alignment.permutations.items():
         for axis, index in permutation.items():
             assert torch.equal(index, again.alignment.permutations[architecture][axis])
+
+
+def test_symmetries_of_ones_own_are_kept(tiny_zoo, digits):
+    """Traced ones call the axes otherwise, so readers must not mix them up with those of the configuration."""
+    (architecture,) = tiny_zoo.alignment.permutations
+    spec = trace_permutations(tiny_zoo.splits["train"].model(0), digits.test_images[:3])
+    assert spec.to_dict() != permutation_spec(tiny_zoo.splits["train"].config(0)).to_dict()
+    again = align_zoo(unaligned(tiny_zoo), specs={architecture: spec})
+    assert again.alignment.specs[architecture].sizes == spec.sizes
+    for name, split in again.splits.items():
+        assert torch.equal(aligned_tokens(split), aligned_tokens(tiny_zoo.splits[name]))
 
 
 def test_networks_are_matched_in_pieces(tiny_zoo, monkeypatch):

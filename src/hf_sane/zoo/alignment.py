@@ -29,7 +29,8 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | No
     Args:
         zoo: To align; each of its architectures (and structures, of imported ones) gets its own reference.
         reference: A network to align to instead, if the zoo has one architecture.
-        specs: Symmetries by architecture or layout (values of these columns), for imported networks that cannot be traced.
+        specs: Symmetries by architecture or layout (values of these columns), for imported networks that cannot be
+            traced. They are kept in the alignment.
 
     Returns:
         The zoo with its [`Alignment`].
@@ -58,7 +59,7 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | No
         references[key] = parts[0].run_ids[first] if reference is None else "given"
         run_ids[key] = [run_id for part in parts for run_id in part.run_ids]
         permutations[key] = {axis: torch.cat([piece[axis] for piece in matched]) for axis in spec.sizes}
-        if zoo.facts.parsed_architectures[architecture] is None:
+        if zoo.facts.parsed_architectures[architecture] is None or {architecture, layout} & set(specs or ()):
             found[key] = spec
     return zoo.with_alignment(Alignment(references, run_ids, permutations, found))
 

@@ -29,7 +29,7 @@ class Alignment:
         references: Key to the run whose last epoch was the reference.
         run_ids: Key to its runs, in the order of the permutations.
         permutations: Key to `[R, n]` int64 per axis; one permutation serves all epochs of a run.
-        specs: Key to the symmetries of imported networks, so that nobody has to trace them again.
+        specs: Key to the symmetries that were traced or given, so that nobody has to find them again.
     """
 
     references: Mapping[str, str]
