@@ -16,6 +16,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,26 @@ from hf_sane.core.run_record import RunRecord
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.data import TrainingData
 from hf_sane.training.preparation import one_cycle
 from hf_sane.training.pretraining import Progress, Run
 
-WINDOW, BATCH, TOKEN_DIM, LATENT = 52, 64, 289, 128
+WINDOW, TOKEN_DIM, LATENT = 52, 289, 128
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the step, and of the product that stands for the machine's rate."""
+
+    hidden: int = 512
+    layers: int = 6
+    batch: int = 64
+    product: int = 2048
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one step: two views of every window."""
+        return 2 * self.batch * WINDOW
 
 
 class PlainBlock(nn.Module):
@@ -122,23 +139,24 @@ def plain_loss(model: PlainSANE, batch: dict[str, Tensor], contrast_weight: floa
         latents.append(latent)
         errors.append(((decoded - batch[target]) * batch["weight_mask"]).square().sum() / batch["weight_mask"].sum())
     views = nn.functional.normalize(torch.cat([model.head(latent) for latent in latents]), dim=1)
-    scores = (views @ views.T / temperature).masked_fill(torch.eye(2 * BATCH, dtype=torch.bool), float("-inf"))
-    contrast = nn.functional.cross_entropy(scores, torch.arange(2 * BATCH).roll(BATCH))
+    both = len(views)
+    scores = (views @ views.T / temperature).masked_fill(torch.eye(both, dtype=torch.bool), float("-inf"))
+    contrast = nn.functional.cross_entropy(scores, torch.arange(both).roll(both // 2))
     return (1 - contrast_weight) * torch.stack(errors).mean() + contrast_weight * contrast
 
 
 class RandomBatches:
     """Stands in for the zoo loader: batches made before the clock starts."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, batch: int) -> None:
         generator = torch.Generator().manual_seed(0)
         rank = torch.randn(24, TOKEN_DIM, generator=generator) / 24**0.5
         token = torch.arange(WINDOW)
-        positions = torch.stack([token, token // 8, token % 8], dim=-1).expand(BATCH, WINDOW, 3).contiguous()
-        mask = torch.rand(WINDOW, TOKEN_DIM, generator=generator).lt(0.4).expand(BATCH, WINDOW, TOKEN_DIM).contiguous()
+        positions = torch.stack([token, token // 8, token % 8], dim=-1).expand(batch, WINDOW, 3).contiguous()
+        mask = torch.rand(WINDOW, TOKEN_DIM, generator=generator).lt(0.4).expand(batch, WINDOW, TOKEN_DIM).contiguous()
         self.batches = []
         for _ in range(count):
-            clean = (torch.randn(BATCH, WINDOW, 24, generator=generator) @ rank) * mask
+            clean = (torch.randn(batch, WINDOW, 24, generator=generator) @ rank) * mask
             views = [clean * (1 + 0.1 * torch.randn(clean.shape, generator=generator)) for _ in range(2)]
             self.batches.append(
                 {
@@ -167,14 +185,14 @@ def median_seconds(function: Callable[[], Any], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def product_rates(repeats: int, *dtypes: torch.dtype) -> dict[str, float]:
+def product_rates(sizes: Sizes, repeats: int, *dtypes: torch.dtype) -> dict[str, float]:
     """FLOP/s of the step's own matrix shapes, per dtype; the largest counts as the machine's rate at that moment."""
     rates = {}
     for dtype in dtypes:
         for rows, inner, columns in (
-            (2048, 2048, 2048),
-            (2 * BATCH * WINDOW, 512, 2048),
-            (2 * BATCH * WINDOW, 2048, 512),
+            (sizes.product, sizes.product, sizes.product),
+            (sizes.tokens, sizes.hidden, 4 * sizes.hidden),
+            (sizes.tokens, 4 * sizes.hidden, sizes.hidden),
         ):
             first, second = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
             seconds = median_seconds(lambda a=first, b=second: a @ b, repeats)
@@ -200,10 +218,9 @@ def library_run(config: SANEConfig, batches: RandomBatches, precision: str) -> t
         model=prepared.train(),
         optimizer=prepared_optimizer,
         scheduler=scheduler,
-        sampler=batches,  # type: ignore[arg-type]
+        batches=batches,  # type: ignore[arg-type]
         extractor=None,  # type: ignore[arg-type]
-        train=(),
-        validation=(),
+        data=TrainingData(train=(), validation=(), num_models=()),
         behavior=None,
         num_steps=1000,
         steps_per_epoch=1000,
@@ -246,21 +263,21 @@ def time_shares(step: Callable[[], Tensor]) -> dict[str, float]:
     }
 
 
-def measure(repeats: int) -> dict[str, Any]:
+def measure(sizes: Sizes, repeats: int) -> dict[str, Any]:
     """Run all variants in turn."""
     config = SANEConfig(
         token_dim=TOKEN_DIM,
-        hidden_size=512,
+        hidden_size=sizes.hidden,
         latent_dim=LATENT,
-        num_hidden_layers=6,
+        num_hidden_layers=sizes.layers,
         window_size=WINDOW,
         num_attention_heads=8,
     )
-    batches = RandomBatches(4)
+    batches = RandomBatches(4, sizes.batch)
     fp32, model = library_run(config, batches, "no")
     parameters = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
-    tokens = 2 * BATCH * WINDOW
-    rates = product_rates(max(repeats, 5), torch.float32, torch.bfloat16)
+    tokens = sizes.tokens
+    rates = product_rates(sizes, max(repeats, 5), torch.float32, torch.bfloat16)
     fp32_rate = max(rate for name, rate in rates.items() if name.startswith("float32"))
     bf16, _ = library_run(config, batches, "bf16")
     variants = {
@@ -273,7 +290,7 @@ def measure(repeats: int) -> dict[str, Any]:
         seconds, losses, shares = [], [], []
         for _ in range(repeats + 1):
             # Beside each step, since a shared machine is not equally fast all the time.
-            product_rate = max(product_rates(max(repeats, 5), torch.float32).values())
+            product_rate = max(product_rates(sizes, max(repeats, 5), torch.float32).values())
             started = time.perf_counter()
             losses.append(step().item())
             seconds.append(time.perf_counter() - started)
@@ -313,11 +330,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write JSON when asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps per variant")
+    for name, what in {"hidden": "width", "layers": "layers of encoder and decoder", "batch": "windows"}.items():
+        parser.add_argument(f"--{name}", type=int, default=getattr(Sizes, name), help=what)
+    parser.add_argument("--product", type=int, default=Sizes.product, help="side of the square product")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
     tune_allocator()
     record = RunRecord.start(seed=0)
-    report = measure(arguments.repeats)
+    sizes = Sizes(arguments.hidden, arguments.layers, arguments.batch, arguments.product)
+    report = measure(sizes, arguments.repeats)
     print(json.dumps(report, indent=2))
     if arguments.output is not None:
         record.finish(report).save(arguments.output)

@@ -13,6 +13,7 @@ SMALL = {
     "alignment": "--networks 6 --loop-networks 2 --repeats 1 --resnet-width 2",
     "kde_sampling": "--tokens 30 --latent-dim 4 --anchors 5 --samples 3 --subset 4 --rounds 1",
     "swa_gain": "--seeds 2 --epochs 1 --cycles 2 --cycle-epochs 1 --train-limit 64 --architectures cnn_digits",
+    "pretraining_step": "--hidden 16 --layers 1 --batch 2 --product 16 --repeats 1",
     "zoo_columns": "--networks 8 --rounds 1",
     "zoo_loader": "--models 10 --rounds 1",
     "zoo_training": "--networks 4 --plain-networks 2 --batches 1 --rounds 1",
@@ -20,7 +21,7 @@ SMALL = {
     "spectra": "--width 4 --values 100 --rounds 1",
 }
 # Too large for a test, or in need of files that are not in the repository.
-BY_HAND = {"pretraining_step", "released_resnets"}
+BY_HAND = {"released_resnets"}
 ELSEWHERE = {  # in test_lora_benchmarks.py and files of their own names
     "accuracy_transfer",
     "adapt_sane",
