@@ -106,7 +106,7 @@ CLAIMS = (
         "x",
     ),
     Claim(
-        "spectra of a released CIFAR ResNet (worst of two; one thread): rate against `weightwatcher`, which has no bootstrap",
+        "spectra of a released CIFAR ResNet (worst of two): rate against `weightwatcher`, which has no bootstrap",
         "spectra.json",
         (("ratios", "weightwatcher_over_ours"),),
         1.0,
