@@ -25,8 +25,7 @@ from hf_sane.merging.ingredients import align_ingredients, open_ingredients
 from hf_sane.merging.scoring import ImageScore
 from hf_sane.merging.soups import CheckpointMixer, greedy_soup
 from hf_sane.sampling.anchors import choose_anchors
-from hf_sane.sampling.baselines import matched_noise_scale, noisy_anchors
-from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance
+from hf_sane.sampling.comparison import noise_baseline
 from hf_sane.sampling.generation import Density, NetworkCodec
 from hf_sane.sampling.selection import Judge, choose_bandwidth, keep_best, subsample
 from hf_sane.zoo.alignment import aligned_tokens
@@ -86,14 +85,7 @@ def sampled(
     )
     kept = {"num_candidates": candidates, "num_kept": 1}
     best = subsample(codec, latents, judge, density=Density(choice.bandwidth), generator=generator, **kept)
-    space = WeightSpace.fit(codec.layout, tokens)
-    distance = nearest_training_distance(space, codec.tokens(best.networks), tokens).mean().item()
-    scale = matched_noise_scale(space, tokens, tokens, distance=distance, generator=generator)
-
-    def draw(count: int) -> tuple[Tensor, StackedNetworks]:
-        noisy = noisy_anchors(space, tokens, count, scale=scale, generator=generator)
-        return noisy, codec.networks(noisy)
-
+    draw = noise_baseline(codec, tokens, tokens, like=best.networks, generator=generator)
     return {
         "sane_sampled": best.networks,
         "sane_mean_latent": codec.decode(latents.mean(dim=0, keepdim=True)),
