@@ -17,7 +17,7 @@ from hf_sane.sampling.baselines import (
     reconstructed_anchors,
 )
 from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance, pairwise_distance
-from hf_sane.sampling.generation import Density, NetworkCodec, sample_from_prior
+from hf_sane.sampling.generation import BandwidthUnit, Density, NetworkCodec, sample_from_prior
 from hf_sane.sampling.selection import Judge, SelectedNetworks, bootstrap, choose_bandwidth, keep_best, subsample
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo
@@ -40,7 +40,8 @@ class ComparisonSettings:
         anchor_fraction: Best share of the training runs that serve as anchors (the paper: 30 %).
         num_anchors: The best so many of them; all when `None`.
         anchor_epoch: Epoch of the anchors; the last of each run when `None`.
-        bandwidths: Candidates, in standard deviations of the anchors' latents; 0 would only copy anchors and is not one.
+        bandwidths: Candidates, in `unit`; 0 would only copy anchors and is not one.
+        unit: Of the bandwidths, see [`Density`]; a single anchor needs `"latent_std"`.
         accuracy_share: The largest bandwidth wins whose kept networks keep this share of the best validation accuracy.
         num_candidates: Networks drawn for subsampling.
         num_kept: Networks kept, of every method.
@@ -51,6 +52,7 @@ class ComparisonSettings:
     num_anchors: int | None = None
     anchor_epoch: int | None = None
     bandwidths: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4])
+    unit: BandwidthUnit = "anchor_std"
     accuracy_share: float = 0.95
     num_candidates: int = 400
     num_kept: int = 10
@@ -116,13 +118,13 @@ def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: Comparis
         latents,
         judge,
         bandwidths=settings.bandwidths,
-        density=Density(0.0),
+        density=Density(0.0, unit=settings.unit),
         share=settings.accuracy_share,
         num_candidates=settings.num_candidates // 2,
         num_kept=settings.num_kept,
         generator=generator,
     )
-    density = Density(choice.bandwidth)
+    density = Density(choice.bandwidth, unit=settings.unit)
     kept = {"num_candidates": settings.num_candidates, "num_kept": settings.num_kept, "generator": generator}
     subsampled = subsample(codec, latents, judge, density=density, **kept)  # type: ignore[arg-type]
     bootstrapped, history = bootstrap(
@@ -152,6 +154,7 @@ def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: Comparis
         "num_candidates": settings.num_candidates,
         "num_kept": settings.num_kept,
         "bandwidth": choice.bandwidth,
+        "bandwidth_unit": settings.unit,
         "bandwidth_candidates": list(choice.bandwidths),
         "bandwidth_kept_validation_accuracy": list(choice.kept_accuracy),
         "bootstrap_validation_accuracy": list(history),
