@@ -138,7 +138,9 @@ def sample_family(
     """Accuracy of every method before and after fine-tuning, and how new and how different its networks are."""
     judge = Judge(*data.split("validation"), conditioning_images=data.train_images if condition else None)
     samples = draw_samples(codec, zoo, judge, settings)
-    methods = {**samples.methods, "soup": judge.condition(soup_of(samples.methods["anchors"], data))}
+    methods = dict(samples.methods)
+    if len(samples.anchor_ids) > 1:
+        methods["soup"] = judge.condition(soup_of(samples.methods["anchors"], data))
     nearest, pairwise = measure_distances(codec, zoo, samples.methods)
     arguments = zoo.facts.arguments
     recipe = {
@@ -206,8 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="of pre-training; those of the family if left out")
     parser.add_argument("--finetune_epochs", type=int, default=25)
-    parser.add_argument("--num_candidates", type=int, default=400)
-    parser.add_argument("--num_kept", type=int, default=10)
+    parser.add_argument("--num_candidates", type=int, default=200)
+    parser.add_argument("--num_kept", type=int, default=5)
     options = parser.parse_args(argv)
     tune_allocator()
     for seed in options.seeds:

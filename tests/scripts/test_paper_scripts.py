@@ -102,9 +102,45 @@ def test_tables_go_on_where_they_stopped(folder, images, tmp_path, capsys):
     assert again["sampling"]["methods"] == methods
 
 
+def test_transfer_takes_the_autoencoder_of_the_tables(folder, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "paper_tables", load_script("paper_tables"))
+    transfer = load_script("paper_transfer")
+    monkeypatch.setitem(transfer.STUDIES, "usps_few_1", transfer.Study("usps", "usps_seed", "usps_seed", 1, 1))
+    monkeypatch.setitem(transfer.STUDIES, "usps_to_usps", transfer.Study("usps", "usps_seed", "usps_seed"))
+    records = tmp_path / "transfer"
+    places = {"--zoos": folder / "zoos", "--images": images, "--work": tmp_path / "sane", "--records": records}
+    shared = [str(part) for pair in places.items() for part in pair]
+    small = ["--seeds", "0", "--finetune_epochs", "1", "--num_candidates", "4", "--num_kept", "2"]
+    options = [*shared, *small, "--studies", "usps_few_1", "usps_to_usps"]
+    with pytest.raises(
+        FileNotFoundError, match="needs the autoencoder of the family usps, seed 0; expected .*model: run "
+    ):
+        transfer.main(options)
+    places["--records"] = tmp_path
+    tables = sys.modules["paper_tables"]
+    base = [str(part) for pair in places.items() for part in pair]
+    tables.main([*base, *small, "--families", "usps", "--epochs", "1"])
+    transfer.main(options)
+    assert "usps_few_1 seed 0, after one epoch: sane_subsampled" in capsys.readouterr().out
+    one = json.loads((records / "usps_few_1_0.json").read_text())["results"]
+    assert len(one["anchors"]) == 1
+    assert one["bandwidth_unit"] == "latent_std"
+    assert "soup" not in one["methods"]  # there is nothing to average
+    many = json.loads((records / "usps_to_usps_0.json").read_text())["results"]
+    assert many["bandwidth_unit"] == "anchor_std"
+    assert "soup" in many["methods"]
+    written = (records / "usps_to_usps_0.json").stat().st_mtime_ns
+    transfer.main(options)  # what is there stays
+    assert (records / "usps_to_usps_0.json").stat().st_mtime_ns == written
+
+
 def test_every_family_has_its_zoos(script):
     tables = load_script("paper_tables")
     zoos = script.recipes()
     for family in tables.FAMILIES.values():
         assert {family.sampled, *family.probed} <= zoos.keys()
         assert zoos[family.sampled][1]["images"] == family.images
+    sys.modules["paper_tables"] = tables
+    for study in load_script("paper_transfer").STUDIES.values():
+        assert study.source in tables.FAMILIES
+        assert {study.anchors, study.target} <= {family.sampled for family in tables.FAMILIES.values()}

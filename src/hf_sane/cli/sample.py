@@ -28,7 +28,8 @@ def sample(
         str, typer.Option(help="Kernel width: a number, several to choose from on validation images, or a rule.")
     ] = "0.1,0.2,0.3,0.4,0.5,0.6",
     unit: Annotated[
-        Literal["anchor_std", "latent"], typer.Option(help="Unit of the bandwidth: the anchors' spread, or latents.")
+        Literal["anchor_std", "latent_std", "latent"],
+        typer.Option(help="Unit of the bandwidth: the anchors' spread, that of all their tokens, or latents."),
     ] = "anchor_std",
     mode: Annotated[
         Literal["joint", "token", "scalar"], typer.Option(help="What shares an anchor: a model, a token, a scalar.")

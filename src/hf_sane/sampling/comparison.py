@@ -19,7 +19,7 @@ from hf_sane.sampling.baselines import (
     reconstructed_anchors,
 )
 from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance, pairwise_distance
-from hf_sane.sampling.generation import Density, NetworkCodec, sample_from_prior
+from hf_sane.sampling.generation import BandwidthUnit, Density, NetworkCodec, sample_from_prior
 from hf_sane.sampling.selection import Draw, Judge, bootstrap, choose_bandwidth, keep_best, subsample
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo
@@ -54,7 +54,8 @@ class ComparisonSettings:
         anchor_fraction: Best share of the training runs that serve as anchors (the paper: 30 %).
         num_anchors: The best so many of them; all when `None`.
         anchor_epoch: Epoch of the anchors; the last of each run when `None`.
-        bandwidths: Candidates, in standard deviations of the anchors' latents; 0 would only copy anchors and is not one.
+        bandwidths: Candidates, in `unit`; 0 would only copy anchors and is not one.
+        unit: Of the bandwidths, see [`Density`]; a single anchor needs `"latent_std"`.
         accuracy_share: The largest bandwidth wins whose kept networks keep this share of the best validation accuracy.
         num_candidates: Networks drawn for subsampling.
         num_kept: Networks kept, of every method.
@@ -65,6 +66,7 @@ class ComparisonSettings:
     num_anchors: int | None = None
     anchor_epoch: int | None = None
     bandwidths: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4])
+    unit: BandwidthUnit = "anchor_std"
     accuracy_share: float = 0.95
     num_candidates: int = 400
     num_kept: int = 10
@@ -125,18 +127,47 @@ def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: Comparis
     anchor_tokens, training_tokens = aligned_tokens(anchor_split), aligned_tokens(train)
     generator = torch.Generator().manual_seed(settings.seed)
     latents = codec.encode(anchor_tokens)
+    sampled, facts = _sampled(codec, latents, judge, settings, generator)
+    draw_noise = noise_baseline(
+        codec,
+        anchor_tokens,
+        training_tokens,
+        like=sampled["sane_subsampled"],
+        generator=torch.Generator().manual_seed(settings.seed + 1),
+    )
+    noisy = keep_best(draw_noise, judge, num_candidates=settings.num_candidates, num_kept=settings.num_kept)
+    simple = simple_baselines(
+        codec,
+        anchor_tokens,
+        judge,
+        num_networks=settings.num_kept,
+        draw_noise=draw_noise,
+        shown=anchor_tokens[[index % len(chosen) for index in range(settings.num_kept)]],
+        seed=settings.seed,
+        generator=generator,
+    )
+    drawn = {**sampled, **simple, "anchor_noise_selected": noisy.networks}
+    methods = {name: drawn[name] for name in METHODS}
+    facts = {"num_anchors": len(chosen), **facts}
+    return Samples(methods, tuple(anchor_split.run_ids), facts["bandwidth"], facts)
+
+
+def _sampled(
+    codec: NetworkCodec, latents: Tensor, judge: Judge, settings: ComparisonSettings, generator: torch.Generator
+) -> tuple[dict[str, StackedNetworks], dict[str, Any]]:
+    """What is drawn from the latent space, around latents `[A, N, Z]` of the anchors, and facts for the record."""
     choice = choose_bandwidth(
         codec,
         latents,
         judge,
         bandwidths=settings.bandwidths,
-        density=Density(0.0),
+        density=Density(0.0, unit=settings.unit),
         share=settings.accuracy_share,
         num_candidates=settings.num_candidates // 2,
         num_kept=settings.num_kept,
         generator=generator,
     )
-    density = Density(choice.bandwidth)
+    density = Density(choice.bandwidth, unit=settings.unit)
     kept = {"num_candidates": settings.num_candidates, "num_kept": settings.num_kept, "generator": generator}
     subsampled = subsample(codec, latents, judge, density=density, **kept)  # type: ignore[arg-type]
     bootstrapped, history = bootstrap(
@@ -147,46 +178,24 @@ def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: Comparis
         num_anchors=max(2, 2 * settings.num_kept),
         **kept,  # type: ignore[arg-type]
     )
-    shown = anchor_tokens[[index % len(chosen) for index in range(settings.num_kept)]]
     prior = sample_from_prior(codec, settings.num_kept, std=latents.std().item(), generator=generator)
     around = codec.decode(density.sample(latents, settings.num_kept, generator=generator))
-    draw_noise = noise_baseline(
-        codec,
-        anchor_tokens,
-        training_tokens,
-        like=subsampled.networks,
-        generator=torch.Generator().manual_seed(settings.seed + 1),
-    )
-    noisy = keep_best(draw_noise, judge, num_candidates=settings.num_candidates, num_kept=settings.num_kept)
-    simple = simple_baselines(
-        codec,
-        anchor_tokens,
-        judge,
-        num_networks=settings.num_kept,
-        draw_noise=draw_noise,
-        shown=shown,
-        seed=settings.seed,
-        generator=generator,
-    )
-    drawn = {
-        **simple,
+    methods = {
         "sane_kde": judge.condition(around),
         "sane_subsampled": subsampled.networks,
         "sane_bootstrapped": bootstrapped.networks,
         "sane_prior": judge.condition(prior.networks),
-        "anchor_noise_selected": noisy.networks,
     }
     facts = {
-        "num_anchors": len(chosen),
         "num_candidates": settings.num_candidates,
         "num_kept": settings.num_kept,
         "bandwidth": choice.bandwidth,
+        "bandwidth_unit": settings.unit,
         "bandwidth_candidates": list(choice.bandwidths),
         "bandwidth_kept_validation_accuracy": list(choice.kept_accuracy),
         "bootstrap_validation_accuracy": list(history),
     }
-    methods = {name: drawn[name] for name in METHODS}
-    return Samples(methods, tuple(anchor_split.run_ids), choice.bandwidth, facts)
+    return methods, facts
 
 
 def noise_baseline(
