@@ -30,16 +30,6 @@ from hf_sane.zoo.images import ImageData
 REPORTED_EPOCHS = (0, 1, 5)
 
 
-def finetuning_recipe(zoo: Zoo) -> dict[str, Any]:
-    """What the prompts were trained with."""
-    arguments = zoo.facts.arguments
-    return {
-        "optimizer": arguments["optimizers"][0],
-        "learning_rate": arguments["learning_rate"][0],
-        "weight_decay": arguments["weight_decay"][0],
-    }
-
-
 def one_seed(
     codec: NetworkCodec, zoo: Zoo, data: ImageData, settings: ComparisonSettings, epochs: int
 ) -> dict[str, dict[str, Any]]:
@@ -47,7 +37,7 @@ def one_seed(
     judge = Judge(*data.split("validation"), conditioning_images=data.train_images)
     samples = draw_samples(codec, zoo, judge, settings)
     nearest, pairwise = measure_distances(codec, zoo, samples.methods)
-    curves = finetune_all(samples.methods, data, finetuning_recipe(zoo), epochs=epochs, seed=settings.seed)
+    curves = finetune_all(samples.methods, data, zoo.facts.training_recipe, epochs=epochs, seed=settings.seed)
     return {
         name: {"curves": rows, "nearest_prompt_distance": nearest[name], "pairwise_distance": pairwise[name]}
         for name, rows in curves.items()

@@ -142,13 +142,7 @@ def sample_family(
     if len(samples.anchor_ids) > 1:
         methods["soup"] = judge.condition(soup_of(samples.methods["anchors"], data))
     nearest, pairwise = measure_distances(codec, zoo, samples.methods)
-    arguments = zoo.facts.arguments
-    recipe = {
-        "optimizer": arguments["optimizers"][0],
-        "learning_rate": arguments["learning_rate"][0],
-        "weight_decay": arguments["weight_decay"][0],
-    }
-    curves = finetune_all(methods, data, recipe, epochs=epochs, seed=settings.seed)
+    curves = finetune_all(methods, data, zoo.facts.training_recipe, epochs=epochs, seed=settings.seed)
     test_images, _ = data.split("test")
     return {
         "methods": {
