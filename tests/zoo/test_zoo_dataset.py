@@ -235,6 +235,16 @@ def test_configurations_survive_the_facts():
         config_from_dict({"model_type": "bert"})
 
 
+def test_what_networks_of_one_architecture_share(tiny_zoo, monkeypatch):
+    split = tiny_zoo.splits["train"]
+    layout, config = split.layout_and_config()
+    assert (layout, config.to_dict()) == (split.layout(0), split.config(0).to_dict())
+    layouts = np.array(["one", *["two"] * (len(split) - 1)])
+    monkeypatch.setattr(ZooSplit, "column", lambda self, name: layouts)
+    with pytest.raises(ValueError, match=r"expected networks of one layout, got \['one', 'two'\]; select one of them"):
+        split.layout_and_config()
+
+
 def test_the_recipe_of_a_zoo_trains_networks_as_it_did(tiny_zoo):
     facts = tiny_zoo.facts  # of several optimisers, and bounds of everything else
     recipe = facts.training_recipe
@@ -323,7 +333,7 @@ def test_empty_zoos_and_unknown_splits_are_refused(tiny_zoo):
     with pytest.raises(KeyError, match="the zoo has no split 'dev'; it has train, validation, test"):
         tiny_zoo.splits["dev"]
     for stack in (empty.stacked_tokens, empty.networks, empty.stacked_tensors):
-        with pytest.raises(ValueError, match="expected at least one network, got an empty selection"):
+        with pytest.raises(ValueError, match=r"expected networks of one layout, got \[\]; select one"):
             stack()
 
 

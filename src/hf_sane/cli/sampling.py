@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.kde import BandwidthRule
-from hf_sane.core.layout import Layout
 from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.publish import save_network
 from hf_sane.sampling.anchors import choose_anchors
@@ -22,7 +20,7 @@ from hf_sane.sampling.generation import Density, NetworkCodec
 from hf_sane.sampling.selection import Judge, SelectedNetworks, bootstrap, choose_bandwidth, subsample
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.images import ImageData, load_images
+from hf_sane.zoo.images import ImageData
 from hf_sane.zoo.networks import StackedNetworks
 
 PROVENANCE_METHODS = {"sane_subsample": "subsampled", "sane_bootstrap": "bootstrapped", "sane_kde": "kde"}
@@ -51,42 +49,6 @@ def parse_bandwidths(text: str) -> tuple[Bandwidth, ...]:
 def hub_ids(*sources: str) -> Iterator[str]:
     """Those that are repositories on the Hub: cards link to them, but never to a folder of this machine."""
     return (source for source in sources if not Path(source).exists())
-
-
-def load_zoo_images(zoo: Zoo, images: str | None) -> ImageData:
-    """The images that a zoo was trained on, or others.
-
-    Raises:
-        ValueError: If the zoo does not say.
-    """
-    if images is not None:
-        return load_images(images)
-    arguments = zoo.facts.arguments
-    if "images" not in arguments:
-        raise ValueError(
-            f"the zoo {zoo.facts.name!r} does not say what images it was trained on; name them (--images)"
-        )
-    names = ("train_limit", "validation_limit", "test_limit", "image_size")
-    settings: dict[str, Any] = {name: arguments.get(name) for name in names}
-    return load_images(arguments["images"], **settings)
-
-
-def describe_images(data: ImageData) -> dict[str, Any]:
-    """What a card says about images."""
-    counts = {split: len(data.split(split)[1]) for split in ("train", "validation", "test")}
-    return {"name": data.name, "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std), **counts}
-
-
-def layout_and_config(split: ZooSplit) -> tuple[Layout, ZooConfig]:
-    """Layout and architecture of the networks of a split.
-
-    Raises:
-        ValueError: If there are several.
-    """
-    for column in ("layout", "architecture", "activation"):
-        if len(values := sorted(set(split.column(column).tolist()))) != 1:
-            raise ValueError(f"expected a zoo of one {column} to sample from, got {values}; build one, see seed_zoo()")
-    return split.layout(0), split.config(0)
 
 
 def anchor_networks(zoo: Zoo, *, num_anchors: int | None, top_fraction: float, epoch: int | None) -> ZooSplit:
