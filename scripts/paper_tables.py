@@ -40,7 +40,7 @@ from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.permutations import permutation_spec
 
 REPORTED_EPOCHS = (0, 1, 5, 25)
-SMALL_MODEL = {"hidden_size": 128, "num_hidden_layers": 3, "latent_dim": 128, "latent_noise": 0.1}
+SMALL_MODEL = {"hidden_size": 96, "num_hidden_layers": 3, "latent_dim": 128, "latent_noise": 0.1}
 
 
 @dataclass(frozen=True)
