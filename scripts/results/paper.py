@@ -157,13 +157,12 @@ def goals(runs: Sequence[dict[str, Any]]) -> str:
     found = sampled(runs)
 
     def mean(name: str, epoch: str) -> float:
-        values = [statistics.mean(methods[name]["accuracy"][epoch]) for methods in found if name in methods]
-        return statistics.mean(values)
+        return statistics.mean(statistics.mean(methods[name]["accuracy"][epoch]) for methods in found)
 
     parts = []
     for epoch in ("0", "1"):
         best = max(SANE_METHODS, key=lambda name: mean(name, epoch))
-        rival = max(RIVALS, key=lambda name: mean(name, epoch))
+        rival = max((name for name in RIVALS if name in found[0]), key=lambda name: mean(name, epoch))
         won = "above" if mean(best, epoch) > mean(rival, epoch) else "not above"
         parts.append(
             f"epoch {epoch}: {METHODS[best]} {mean(best, epoch):.3f}, {won} the best other ({METHODS[rival]}, {mean(rival, epoch):.3f})"
