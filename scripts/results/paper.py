@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ METHODS = {
     "scratch": "scratch",
 }
 SANE_METHODS = ("sane_kde", "sane_subsampled", "sane_bootstrapped")
+TARGETS = {"usps": "USPS", "fashion": "Fashion-MNIST"}
+FEW = (1, 3, 5)
+FEW_METHODS = ("anchors", "sane_subsampled", "sane_bootstrapped", "anchor_noise_selected", "scratch")
 RIVALS = ("anchor_noise", "anchor_noise_selected", "anchor_average", "soup", "scratch")
 
 
@@ -131,7 +134,7 @@ def reconstruction_block(folder: Path) -> str:
 
 def sampling_table(runs: Sequence[dict[str, Any]]) -> str:
     """Accuracy of every method at the reported epochs, and how different its networks are."""
-    found = [run["results"]["sampling"]["methods"] for run in runs if "sampling" in run["results"]]
+    found = sampled(runs)
     epochs = sorted({epoch for methods in found for epoch in methods["anchors"]["accuracy"]}, key=int)
     rows = []
     for name, title in METHODS.items():
@@ -151,16 +154,15 @@ def sampling_table(runs: Sequence[dict[str, Any]]) -> str:
 
 def goals(runs: Sequence[dict[str, Any]]) -> str:
     """What the goals of sampling came to, in words that follow from the record."""
-    found = [run["results"]["sampling"]["methods"] for run in runs if "sampling" in run["results"]]
+    found = sampled(runs)
 
     def mean(name: str, epoch: str) -> float:
-        values = [statistics.mean(methods[name]["accuracy"][epoch]) for methods in found if name in methods]
-        return statistics.mean(values)
+        return statistics.mean(statistics.mean(methods[name]["accuracy"][epoch]) for methods in found)
 
     parts = []
     for epoch in ("0", "1"):
         best = max(SANE_METHODS, key=lambda name: mean(name, epoch))
-        rival = max(RIVALS, key=lambda name: mean(name, epoch))
+        rival = max((name for name in RIVALS if name in found[0]), key=lambda name: mean(name, epoch))
         won = "above" if mean(best, epoch) > mean(rival, epoch) else "not above"
         parts.append(
             f"epoch {epoch}: {METHODS[best]} {mean(best, epoch):.3f}, {won} the best other ({METHODS[rival]}, {mean(rival, epoch):.3f})"
@@ -186,6 +188,46 @@ def sampling_block(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
+def transfer_block(folder: Path) -> str:
+    """Anchors of another data set, and few anchors of the target: one table per target."""
+    parts = []
+    for target, title in TARGETS.items():
+        far = load_runs(folder / "transfer", f"mnist_to_{target}")
+        if far:
+            parts.append(f"""### MNIST to {title}: anchors of MNIST
+
+{sampling_table(far)}
+
+{goals(far)[0].upper() + goals(far)[1:]}. {len(far)} seed{"s" * (len(far) > 1)}.""")
+        few = {count: load_runs(folder / "transfer", f"{target}_few_{count}") for count in FEW}
+        few = {count: runs for count, runs in few.items() if runs}
+        if few:
+            parts.append(f"""### MNIST to {title}: few anchors of {title}, two epochs old
+
+{few_table(few)}""")
+    return "\n\n".join(parts)
+
+
+def few_table(studies: Mapping[int, Sequence[dict[str, Any]]]) -> str:
+    """Methods by the number of anchors."""
+    rows, epochs = [], ["0", "1", "5", "25"]
+    for count, runs in studies.items():
+        found = [run["results"]["methods"] for run in runs]
+        epochs = [epoch for epoch in epochs if epoch in found[0]["anchors"]["accuracy"]]
+        for name in FEW_METHODS:
+            cells = [
+                spread(statistics.mean(methods[name]["accuracy"][epoch]) for methods in found) for epoch in epochs
+            ]
+            rows.append([f"{count} anchor{'s' * (count > 1)}: {METHODS[name]}", *cells])
+    return markdown_table(["method", *(f"epoch {epoch}" for epoch in epochs)], rows, numbers=True)
+
+
+def sampled(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What sampling gave: a part of a family's results, all of a transfer study's."""
+    found = [run["results"].get("sampling", run["results"]) for run in runs]
+    return [part["methods"] for part in found if "methods" in part]
+
+
 def links(family: str, runs: Sequence[dict[str, Any]]) -> str:
     """Links to the records of a family."""
     names = [f"{family}_{run['seed']}.json" for run in runs]
@@ -200,4 +242,5 @@ def blocks(root: Path) -> dict[str, str]:
         "reconstruction": reconstruction_block(folder),
         "probing": probing_block(folder),
         "sampling": sampling_block(folder),
+        "transfer": transfer_block(folder),
     }
