@@ -35,7 +35,7 @@ from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.pretraining import pretrain
 from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.images import ImageData, load_images
+from hf_sane.zoo.images import ImageData, load_zoo_images
 from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.permutations import permutation_spec
 
@@ -85,8 +85,7 @@ FAMILIES = {
 
 def load_family_images(family: Family, zoo: Zoo, folder: Path) -> ImageData:
     """The images that the zoo was trained on."""
-    names = ("train_limit", "validation_limit", "test_limit", "image_size")
-    return load_images(str(folder / family.images), **{name: zoo.facts.arguments.get(name) for name in names})
+    return load_zoo_images(zoo.facts, path=folder / family.images)
 
 
 def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: Path, seed: int, epochs: int) -> Path:
@@ -144,13 +143,7 @@ def sample_family(
     if len(samples.anchor_ids) > 1:
         methods["soup"] = judge.condition(soup_of(samples.methods["anchors"], data))
     nearest, pairwise = measure_distances(codec, zoo, samples.methods)
-    arguments = zoo.facts.arguments
-    recipe = {
-        "optimizer": arguments["optimizers"][0],
-        "learning_rate": arguments["learning_rate"][0],
-        "weight_decay": arguments["weight_decay"][0],
-    }
-    curves = finetune_all(methods, data, recipe, epochs=epochs, seed=settings.seed)
+    curves = finetune_all(methods, data, zoo.facts.training_recipe, epochs=epochs, seed=settings.seed)
     test_images, _ = data.split("test")
     return {
         "methods": {
