@@ -132,7 +132,7 @@ def test_models_are_those_of_the_best_seed(places, tmp_path, monkeypatch):
     options = flags({name: places[name] for name in ("--zoos", "--work", "--records")} | {"--output": tmp_path})
     models.main([*options, "--families", "usps"])
     saved = tmp_path / "sane-usps"
-    assert SANEModel.from_pretrained(saved).config.token_dim == 201
+    assert SANEModel.from_pretrained(saved).config.token_dim == 67
     results = json.loads((saved / "run.json").read_text())["results"]
     assert {"reconstruction_r2", "probe R2, usps_hyper"} < results.keys()
     assert "reconstruction of test networks" in (saved / "README.md").read_text()
