@@ -23,8 +23,8 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.sampling.comparison import ComparisonSettings
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.facts import read_facts
+from hf_sane.zoo.images import load_zoo_images
 
 tables = importlib.import_module("paper_tables")  # the script beside this one
 
@@ -76,9 +76,10 @@ def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
     record = RunRecord.start(seed=seed, arguments={"study": name, **vars(study)})
     model = SANEModel.from_pretrained(folder, dtype=torch.float32).eval()
     extractor = SANEFeatureExtractor.from_pretrained(folder)
-    zoo = align_zoo(Zoo.load(options.zoos, study.anchors))
+    zoo = tables.open_zoo(study.anchors, model.config.token_dim, options.zoos, options.work)
     family = next(family for family in tables.FAMILIES.values() if family.sampled == study.target)
-    data = tables.load_family_images(family, Zoo.load(options.zoos, study.target), options.images)
+    facts = read_facts(options.zoos)[study.target]
+    data = load_zoo_images(facts, path=options.images / family.images)
     split = zoo.splits["train"]
     codec = NetworkCodec(model, extractor, split.layout(0), split.config(0))
     settings = ComparisonSettings(
@@ -90,7 +91,9 @@ def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
         num_candidates=options.num_candidates,
         num_kept=options.num_kept,
     )
-    results = tables.sample_family(codec, zoo, data, settings, condition=False, epochs=options.finetune_epochs)
+    results = tables.sample_family(
+        codec, zoo, data, settings, facts.training_recipe, condition=False, epochs=options.finetune_epochs
+    )
     counts = {part: len(rows) for part, rows in zoo.splits.items()}
     record.finish(results, data={"networks": {study.anchors: counts}, "split": "by training run"}).save(path)
     return results
