@@ -11,7 +11,7 @@ from huggingface_hub.utils import SafetensorsFileMetadata
 from torch import Tensor
 
 from hf_sane.core.types import StateDict
-from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, find_weights, index_shards, strip_prefixes
+from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, find_weights, read_shards, strip_prefixes
 
 # The names of the safetensors format (https://huggingface.co/docs/safetensors), as far as networks use them.
 DTYPES = {
@@ -67,13 +67,7 @@ def _read_path(path: Path) -> StateDict:
     if path.suffix in PICKLE_SUFFIXES:
         return _read_pickle(path)
     if path.name.endswith(".index.json"):
-        found: StateDict = {}
-        for file, names in index_shards(path).items():
-            shard = _read_header(path.parent / file)
-            if missing := sorted(set(names) - shard.keys()):
-                raise ValueError(f"{file} lacks {missing} which {path} places there; download the folder again")
-            found |= {name: shard[name] for name in names}
-        return found
+        return read_shards(path, _read_header)
     return _read_header(path)
 
 
