@@ -101,8 +101,7 @@ def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: 
     layout = zoos[family.sampled].splits["train"].layout(0)
     model = dict(family.model)
     if "window_size" not in model:  # whole networks
-        channels = int(layout.positions[:, 2].max()) + 1
-        model |= {"window_size": layout.num_tokens, "max_positions": [layout.num_tokens, len(layout.layers), channels]}
+        model |= {"window_size": layout.num_tokens, "max_positions": layout.max_positions}
     if (folder / "model").is_dir():
         return folder / "model"
     arguments = PretrainArguments(
