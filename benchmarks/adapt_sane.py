@@ -12,7 +12,8 @@ the same steps on the same windows of the training split. The peak learning rate
 best R2 on validation networks at the first seed; then all seeds are judged on test networks. All keep the weight tokenizer of the
 pretrained model, so R2 is in the same units everywhere. A blind test: a pair of zoos of `scripts/paper_zoos.py`, fixed beforehand.
 
-    python benchmarks/adapt_sane.py --sane ../sane/usps_0/model --source_zoo ../zoos:usps_seed --zoo ../zoos:fashion_seed --steps 150 \
+    python benchmarks/adapt_sane.py --sane ../sane/usps_0/model --source_zoo ../sane/zoos:usps_seed_67 --zoo ../sane/zoos:fashion_seed_67 \
+        --steps 150 \
         --work ../sane/adapt --output runs/lora/adapt_sane_blind.json
 
 Every run is kept in `--work`: a benchmark that was interrupted goes on where it stopped. With the defaults 13 runs of 60 steps,
