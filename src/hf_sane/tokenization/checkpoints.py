@@ -111,7 +111,7 @@ def _load_path(path: Path) -> StateDict:
     if path.name.endswith(".index.json"):
         return read_shards(path, _load_safetensors)
     if path.suffix in PICKLE_SUFFIXES:
-        return _load_pickle(path)
+        return read_pickle(path)
     return _load_safetensors(path)
 
 
@@ -182,9 +182,18 @@ def read_shards(index: Path, read: Callable[[Path], StateDict]) -> StateDict:
     return tensors
 
 
-def _load_pickle(path: Path) -> StateDict:
+def read_pickle(path: Path, device: str = "cpu") -> StateDict:
+    """Read a pickle that holds nothing but weights, without running code.
+
+    Args:
+        path: The file: a dict of tensors, or one under `"state_dict"`.
+        device: Where the tensors go; `"meta"` leaves their values out.
+
+    Raises:
+        ValueError: If it is damaged, or holds more than weights.
+    """
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ValueError(
