@@ -89,8 +89,8 @@ def embed_checkpoint(
 ) -> tuple[Layout, dict[str, Tensor]]:
     """Embed one network from wherever it is, as a stream if it is large and all of the poolings can be gathered from one.
 
-    Two cannot, and load the network whole, whatever its size: `concat`, which is as long as the latents themselves, and
-    `spectrum_distribution`, which decodes all of them.
+    Three cannot, and load the network whole, whatever its size: `concat`, which is as long as the latents themselves, and
+    `spectrum_distribution` and `decoded_spectrum`, which decode all of them.
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
