@@ -9,13 +9,13 @@ from torch import Tensor
 from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.quantiles import quantiles
-from hf_sane.probing.spectra import layer_distribution, layer_spectrum
+from hf_sane.probing.spectra import layer_distribution, layer_spectrum, weight_profile
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 LatentPooling = Literal[
     "mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance", "layer_spectrum", "concat"
 ]
-DecodedPooling = Literal["spectrum_distribution", "decoded_spectrum"]
+DecodedPooling = Literal["spectrum_distribution", "decoded_profile"]
 EmbeddingPooling = Literal[LatentPooling, DecodedPooling]
 LATENT_POOLINGS: tuple[LatentPooling, ...] = get_args(LatentPooling)
 DECODED_POOLINGS: tuple[DecodedPooling, ...] = get_args(DecodedPooling)
@@ -109,8 +109,8 @@ def embed_networks(
 
     All poolings but two look at the latents alone. `spectrum_distribution` also decodes them: it joins `layer_spectrum`
     with the distribution of each layer's decoded weights ([`layer_distribution`]), because quantiles of weights cannot be
-    read linearly off moments of latents. `decoded_spectrum` takes the spectrum of the decoded weights too, in place of that
-    of the latents. Compare them with the same statistics of the weights themselves, not with s(W) only.
+    read linearly off moments of latents. `decoded_profile` reads the decoded weights alone ([`weight_profile`]).
+    Compare them with the same statistics of the weights themselves, not with s(W) only.
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
@@ -190,12 +190,13 @@ def embed_tokens(
     decoded = None
     if not set(poolings).isdisjoint(DECODED_POOLINGS):
         decoded = model.decode_sequences(latents, layout.positions, **windows)
-        decoded = decoded * layout.weight_mask.to(decoded.device)  # what is decoded into padding is nothing
     for name in poolings:
-        if name == "spectrum_distribution" or name == "decoded_spectrum":
+        if name == "spectrum_distribution":
             assert decoded is not None
-            values = latents if name == "spectrum_distribution" else decoded
-            pooled = torch.cat([layer_spectrum(values, layout), layer_distribution(decoded, layout)], dim=1)
+            pooled = torch.cat([layer_spectrum(latents, layout), layer_distribution(decoded, layout)], dim=1)
+        elif name == "decoded_profile":
+            assert decoded is not None
+            pooled = weight_profile(decoded, layout)
         else:
             pooled = pool_latents(latents, layout, name)
         found[name] = pooled.cpu()
