@@ -8,10 +8,11 @@ policies, all of an environment are in one fold. Beside it: the shape of the pol
 networks have one shape, the most frequent label, and permuted labels.
 
     python benchmarks/beyond_vision.py --policies DIR --acasxu DIR --output FILE
+
+On a busy machine in pieces, `--parts baselines` and `--parts sane --seeds 1`, each with a record of its own.
 """
 
 import argparse
-import json
 import re
 import tempfile
 from collections import Counter
@@ -19,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -367,41 +367,26 @@ def measure(
     population: Population, tasks: Mapping[str, Task], arguments: argparse.Namespace, work: Path
 ) -> dict[str, Any]:
     """Everything about one population."""
-    for name, matrix in baselines(population).items():
+    for name, matrix in baselines(population).items() if "baselines" in arguments.parts else ():
         for task in tasks.values():
             task.results.update(answer(population, task, {name: matrix}, None, arguments.permutations))
             if name == "shape":
                 task.results["shape_trees"] = trees(population, task, matrix, arguments.trees)
-    reconstruction = []
-    for seed in arguments.seeds:
+    reconstruction: list[float] = []
+    for seed in arguments.seeds if "sane" in arguments.parts else ():
         fold_of = deal(population.fold_groups, arguments.folds, seed)
         views: dict[str, list[Tensor]] = {name: [] for name in POOLINGS}
         for model, extractor, r2 in train_sanes(population, fold_of, seed, arguments, work):
             reconstruction.append(r2)
             for name, matrix in embeddings(population, model, extractor).items():
                 views[name].append(matrix)
-        shuffles = arguments.permutations if seed == arguments.seeds[0] else 0  # the costly part
         for task in tasks.values():
-            for name, result in answer(population, task, views, fold_of, shuffles).items():
+            for name, result in answer(population, task, views, fold_of, arguments.permutations).items():
                 task.results.setdefault(f"sane_{name}", []).append(result)
-        print(
-            population.name,
-            "seed",
-            seed,
-            {name: _score(task.results["sane_best"][-1]) for name, task in tasks.items()},
-        )
     return {
-        "reconstruction_r2": {
-            "mean": fmean(reconstruction),
-            "lowest": min(reconstruction),
-            "highest": max(reconstruction),
-        },
+        "reconstruction_r2": reconstruction,
         "tasks": {name: describe(population, task) for name, task in tasks.items()},
     }
-
-
-def _score(result: Mapping[str, Any]) -> float:
-    return round(result["kendall_tau" if "kendall_tau" in result else "accuracy"], 3)
 
 
 def describe(population: Population, task: Task) -> dict[str, Any]:
@@ -417,11 +402,18 @@ def describe(population: Population, task: Task) -> dict[str, Any]:
     }
 
 
+def _score(rows: Any) -> list[float]:
+    """Accuracy or Kendall's tau, of every seed."""
+    found = rows if isinstance(rows, list) else [rows]
+    return [round(row["kendall_tau" if "kendall_tau" in row else "accuracy"], 3) for row in found]
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write JSON when asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policies", help="folder of <algorithm>__<environment>.safetensors")
     parser.add_argument("--acasxu", help="folder of *_<advisory>_<tau>_*.safetensors")
+    parser.add_argument("--parts", nargs="+", choices=("baselines", "sane"), default=["baselines", "sane"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of folds and autoencoders")
     parser.add_argument("--folds", type=int, default=3, help="autoencoders per seed, each without one fold")
     parser.add_argument("--steps", type=int, default=150, help="of pre-training, per autoencoder")
@@ -446,11 +438,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 report[population.name] = measure(population, tasks, arguments, work)
     if not report:
         parser.error("nothing to do: give --policies, --acasxu or both")
+    for population_name, found in report.items():
+        for task, result in found["tasks"].items():
+            print(population_name, task, {name: _score(rows) for name, rows in result["features"].items()})
     if arguments.output is not None:
         split = "every network is predicted by probes fitted on other groups, and embedded by a SANE trained on other folds"
         record.finish(report, data={"split": split}).save(arguments.output)
-    else:
-        print(json.dumps(report, indent=1))
     return report
 
 

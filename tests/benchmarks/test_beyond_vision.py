@@ -88,16 +88,23 @@ def test_the_record(script, tmp_path):
     assert acas["advisory"]["features"].keys() == {"weights", *both}
     assert acas["advisory_new_tau"]["groups"] == acas["tau_new_advisory"]["groups"] == 3
     assert acas["tau_number"]["features"]["sane_best"][0].keys() >= {"r2", "kendall_tau", "p_value"}
+    assert len(report["acas_xu"]["reconstruction_r2"]) == 2
     record = RunRecord.load(tmp_path / "record.json")
     assert record.results["acas_xu"]["tasks"].keys() == acas.keys()
     assert record.data["split"]
 
 
-def test_the_report_is_printed_without_a_file(script, tmp_path, capsys):
+def test_a_part_of_the_work_prints_what_it_found(script, tmp_path, capsys):
     write_acas_xu(tmp_path / "acas")
-    tiny = "--seeds 0 --folds 2 --steps 1 --batch 2 --window 12 --hidden-size 8 --latent-dim 4 --layers 1 --permutations 0"
-    script.main(["--acasxu", str(tmp_path / "acas"), *tiny.split()])
-    assert '"acas_xu"' in capsys.readouterr().out
+    report = script.main(["--acasxu", str(tmp_path / "acas"), "--parts", "baselines", "--permutations", "0"])
+    assert report["acas_xu"]["reconstruction_r2"] == []
+    assert report["acas_xu"]["tasks"]["tau"]["features"].keys() == {
+        "weights",
+        "statistics",
+        "statistics_overall",
+        "tokens",
+    }
+    assert "acas_xu tau_number {'statistics_overall': [" in capsys.readouterr().out
 
 
 def test_nothing_to_do_is_refused(script, capsys):
