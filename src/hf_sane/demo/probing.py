@@ -47,7 +47,7 @@ def probe_zoo(model: SANEModel, extractor: SANEFeatureExtractor, zoo: Zoo) -> tu
 
 
 def spectrum_distribution(extractor: SANEFeatureExtractor, raw: Tensor, layout: Layout) -> Tensor:
-    """What the pooling `spectrum_distribution` takes from latents and decoded weights, from the weights themselves."""
+    """What the pooling `decoded_spectrum` takes from decoded weights, from the weights themselves."""
     tokens = extractor.normalize(raw, layout)
     return torch.cat([layer_spectrum(tokens, layout), layer_distribution(tokens, layout)], dim=1)
 

@@ -36,7 +36,6 @@ from hf_sane.zoo.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.images import ImageData, load_images
 
-RECIPE = {"optimizer": "adam", "learning_rate": 3e-3, "weight_decay": 1e-4}  # of the seed zoo, and of fine-tuning
 NETWORK = {"activation": "gelu"}
 REPORTED_EPOCHS = (0, 1, 5)
 NUM_SAVED = 3  # sampled networks that are saved with a card
@@ -95,11 +94,12 @@ def run_demo(
         draw_map(output, zoos["hyperparameter"], embeddings, settings)
     with stages("sample networks"):
         split = zoos["seed"].splits["train"]
-        codec = NetworkCodec(model, extractor, split.layout(0), split.config(0))
+        codec = NetworkCodec(model, extractor, *split.layout_and_config())
         samples = draw_samples(codec, zoos["seed"], Judge(*data.split("validation")), settings.comparison())
         nearest, pairwise = measure_distances(codec, zoos["seed"], samples.methods)
     with stages("fine-tune samples and baselines"):
-        curves = finetune_all(samples.methods, data, RECIPE, epochs=settings.finetune_epochs, seed=settings.seed)
+        recipe = zoos["seed"].facts.training_recipe
+        curves = finetune_all(samples.methods, data, recipe, epochs=settings.finetune_epochs, seed=settings.seed)
         facts = {**samples.facts, "pairwise_distance": pairwise, "finetuning_curves": curves}
         results["sampling"] = sampling_results(curves, nearest, facts)
         plot_finetuning(curves, output / "finetuning.png")
@@ -118,8 +118,6 @@ def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[st
         epochs=settings.seed_zoo_epochs[-1],
         keep_epochs=settings.seed_zoo_epochs,
         architecture_settings=NETWORK,
-        learning_rate=[RECIPE["learning_rate"]],
-        weight_decay=[RECIPE["weight_decay"]],
         seed=settings.seed,
     )
     mixed = hyperparameter_zoo(
@@ -142,7 +140,6 @@ def pretrain_sane(
 ) -> tuple[SANEModel, SANEFeatureExtractor]:
     """Pre-train one autoencoder on the training networks of both zoos; windows hold whole networks."""
     layout = zoos["seed"].splits["train"].layout(0)
-    channels = int(layout.positions[:, 2].max()) + 1
     arguments = PretrainArguments(
         zoo=[f"{output / 'zoos'}:{name}" for name in zoos],
         output_dir=str(output / "pretraining"),
@@ -152,7 +149,7 @@ def pretrain_sane(
             "latent_dim": settings.latent_dim,
             "latent_noise": settings.latent_noise,
             "window_size": layout.num_tokens,
-            "max_positions": [layout.num_tokens, len(layout.layers), channels],
+            "max_positions": layout.max_positions,
         },
         num_epochs=settings.pretrain_epochs,
         batch_size=settings.batch_size,
@@ -203,7 +200,7 @@ def reconstruct(
         sums = reconstruction_sums(*_round_trip(model, extractor, aligned_tokens(split), split.layout(0)))
         total += sums
         final = split.final_epochs()
-        codec = NetworkCodec(model, extractor, final.layout(0), final.config(0))
+        codec = NetworkCodec(model, extractor, *final.layout_and_config())
         raw = aligned_tokens(final)
         before = codec.networks(raw).evaluate(*data.split("test"))[1].mean().item()
         after = codec.decode(codec.encode(raw)).evaluate(*data.split("test"))[1].mean().item()
