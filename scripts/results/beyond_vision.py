@@ -27,7 +27,7 @@ FEATURES = {
 POLICY_TASKS = {
     "algorithm": "algorithm, all policies",
     "algorithm_actor_critic": "algorithm, actor-critics",
-    "algorithm_same_shape": "algorithm, new shape, of each shape several algorithms",
+    "algorithm_same_shape": "algorithm, new shape, shapes of several algorithms",
     "family": "family",
     "family_new_environment": "family, new environment",
 }
@@ -90,7 +90,7 @@ def accuracy_table(tasks: dict[str, Any], columns: dict[str, str]) -> str:
     ]
     gained = [["*SANE, pooling chosen, over s(W) per layer*", *gains]]
     return markdown_table(
-        ["", *columns.values()], [*rows, *gained, *_chance(tasks, list(columns)), *counted], numbers=True
+        ["accuracy", *columns.values()], [*rows, *gained, *_chance(tasks, list(columns)), *counted], numbers=True
     )
 
 
@@ -112,7 +112,10 @@ def number_table(tasks: dict[str, Any]) -> str:
         result = tasks[name]["features"]["statistics"]
         permuted += [f"{result['permuted_mean']:.2f}, {result['permuted_high']:.2f}", ""]
     rows.append(["permuted numbers, s(W) per layer: mean, 95%", *permuted])
-    header = ["", *(f"{kind}, {title}" for title in NUMBER_TASKS.values() for kind in ("Kendall's tau", "R2"))]
+    header = [
+        "tau as a number",
+        *(f"{kind}, {title}" for title in NUMBER_TASKS.values() for kind in ("Kendall's tau", "R2")),
+    ]
     return markdown_table(header, rows, numbers=True)
 
 
