@@ -185,7 +185,7 @@ def classify_left_out(
         view_of: As in [`predict_left_out`].
         units: `[M]`, networks that keep one label in common when labels are permuted; every network by itself when `None`.
         strata: `[M]`: labels are permuted within each; among all networks when `None`.
-        num_permutations: Of the labels.
+        num_permutations: Of the labels. Those that leave a label to one group alone, which cannot be learned, are passed over.
         penalties: As in [`predict_left_out`].
         seed: Of the permutations.
 
