@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,8 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
 
     def keep(part: str, value: Any) -> None:
         results[part] = value
+        # Parts of one record may come from several calls.
+        results.setdefault("parts", {})[part] = {"commit": record.commit, "finished_at": datetime.now(UTC).isoformat()}
         counts = {key: {split: len(part) for split, part in zoo.splits.items()} for key, zoo in zoos.items()}
         record.finish(results, data={"networks": counts, "split": "by training run"}).save(path)
 
