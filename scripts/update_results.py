@@ -13,9 +13,11 @@ from pathlib import Path
 from results import (
     analysis,
     beyond_vision,
+    cross_architecture,
     large_models,
     lora,
     merging,
+    paper,
     performance,
     probing,
     readme,
@@ -24,7 +26,20 @@ from results import (
 )
 
 ROOT = Path(__file__).parents[1]
-PAGES = (readme, performance, analysis, symmetries, large_models, lora, merging, probing, regions, beyond_vision)
+PAGES = (
+    readme,
+    performance,
+    analysis,
+    symmetries,
+    large_models,
+    lora,
+    merging,
+    probing,
+    regions,
+    beyond_vision,
+    paper,
+    cross_architecture,
+)
 
 
 def replaced(text: str, page: str, name: str, block: str) -> str:

@@ -71,7 +71,7 @@ def folder(tmp_path):
 def test_zoos_and_reconstruction(paper, folder):
     blocks = paper.blocks(folder)
     assert "| cnn_s | 7/2/1 | 3 | 8 | 0.900 | 2 |" in blocks["zoos"]
-    assert "on 2 CPU cores" in blocks["zoos"]
+    assert "on 2 CPU cores, shared" in blocks["zoos"]
     assert "| USPS, CNN-s: usps_seed | 0.900 ± 0.000 | 0.900 | 0.800 ± 0.000 | 2 |" in blocks["reconstruction"]
 
 

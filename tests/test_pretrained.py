@@ -1,0 +1,67 @@
+"""The committed autoencoder and the network that it sampled: small, complete, and what their records say."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from hf_sane import SANEFeatureExtractor, SANEModel
+from hf_sane.sampling.export import Provenance
+
+LARGEST_BYTES = 4_000_000
+
+
+@pytest.fixture(scope="module")
+def folder(request):
+    return request.config.rootpath / "pretrained"
+
+
+@pytest.fixture(scope="module")
+def sane(folder):
+    return SANEModel.from_pretrained(folder / "sane-usps", dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return SANEFeatureExtractor.from_pretrained(folder / "sane-usps")
+
+
+@pytest.fixture(scope="module")
+def network(folder):
+    return AutoModelForImageClassification.from_pretrained(folder / "sampled-usps").eval()
+
+
+def normalised_error(sane, tokenizer, network):
+    """Mean square of what reconstruction misses, in units of the weights' variance over the zoo."""
+    sequence = tokenizer.encode(network)
+    with torch.no_grad():
+        latents = sane.encode_sequences(sequence.tokens[None], sequence.positions)
+        decoded = sane.decode_sequences(latents, sequence.positions)[0]
+    return (decoded - sequence.tokens)[sequence.layout.weight_mask].square().mean().item()
+
+
+def test_it_is_small_and_complete(folder):
+    for name in ("sane-usps", "sampled-usps"):
+        files = {path.name: path.stat().st_size for path in (folder / name).iterdir()}
+        assert {"README.md", "config.json", "model.safetensors", "run.json"} <= files.keys()
+        assert sum(files.values()) < LARGEST_BYTES
+    assert (folder / "sane-usps" / "preprocessor_config.json").exists()
+
+
+def test_it_reconstructs_networks_of_its_zoo_and_not_others(folder, sane, tokenizer, network):
+    other = type(network)(network.config)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+    r2 = json.loads((folder / "sane-usps" / "run.json").read_text())["results"]["reconstruction_r2"]
+    assert normalised_error(sane, tokenizer, network) < 3 * (1 - r2)
+    assert normalised_error(sane, tokenizer, other) > 3 * (1 - r2)
+
+
+def test_the_sampled_network_says_where_it_is_from(folder):
+    provenance = Provenance.load(folder / "sampled-usps")
+    record = json.loads((folder / "sampled-usps" / "run.json").read_text())
+    assert provenance.sane_model == "sane-usps"
+    assert provenance.test_accuracy == record["results"]["test_accuracy"]
+    assert provenance.anchors
