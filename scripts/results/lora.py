@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
@@ -9,9 +10,9 @@ PAGE = "docs/lora.md"
 WANTED_GAIN, LARGEST_SHARE = 0.8, 0.05
 
 
-def adaptation_block(folder: Path) -> str:
+def adaptation_block(path: Path) -> str:
     """What LoRA on SANE recovers of the gain of full fine-tuning."""
-    record = json.loads((folder / "adapt_sane.json").read_text(encoding="utf-8"))
+    record = json.loads(path.read_text(encoding="utf-8"))
     results, settings, data = record["results"], record["arguments"], record["data"]
     rows = [
         [method, *(f"{found[key]:.4f}" for key in ("validation_r2", "test_r2", "source_test_r2"))]
@@ -19,19 +20,27 @@ def adaptation_block(folder: Path) -> str:
     ]
     header = ["", "R2, validation networks", "R2, test networks", "R2, test networks of the old zoo"]
     table = markdown_table(header, rows, numbers=True)
-    adapter, networks, built = results["adapter"], data["networks"]["zoo"], data["new_zoo"]
+    adapter, networks = results["adapter"], data["networks"]["zoo"]
     share, recovered = adapter["share_of_encoder_and_decoder"], results["gain_recovered"]
     reached = recovered >= WANTED_GAIN and share < LARGEST_SHARE
     by_seed = ", ".join(f"{value:.0%}" for value in results["gain_recovered_by_seed"])
     rates = ", ".join(f"{kind} {rate:g}" for kind, rate in results["learning_rates"].items())
     return f"""{table}
 
-Means over {len(settings["seeds"])} seeds, {settings["steps"]} steps of {settings["batch_size"]} windows each. The old zoo: {data["names"]["source"]}; the new one: {data["names"]["zoo"]}, trained for
-{built["epochs"]} epochs with {" and ".join(built["optimizers"])}, initialised by {" and ".join(built["initializations"])}. {networks["train"]} training, {networks["validation"]} validation and {networks["test"]} test checkpoints, split by training run. Peak
+Means over {len(settings["seeds"])} seeds, {settings["steps"]} steps of {settings["batch_size"]} windows each. The old zoo: {data["names"]["source"]}; the new one: {data["names"]["zoo"]}{_recipe(data["new_zoo"])}.
+{networks["train"]} training, {networks["validation"]} validation and {networks["test"]} test checkpoints, split by training run. Peak
 learning rates ({rates}) and the kind of adapter were chosen on validation networks at the first seed.
 The adapter ({adapter["kind"]}, rank {adapter["rank"]}) has {adapter["adapter_parameters"]:,} parameters, {adapter["share"]:.1%} of the model and {share:.1%} of what encodes and decodes; it
 recovers **{recovered:.0%}** of what full fine-tuning gains on test networks (by seed: {by_seed}). Wanted: at least {WANTED_GAIN:.0%} with
-less than {LARGEST_SHARE:.0%} of the parameters: {"reached" if reached else "**not reached**"}. Record: [adapt_sane.json](../runs/lora/adapt_sane.json)."""
+less than {LARGEST_SHARE:.0%} of the parameters: {"reached" if reached else "**not reached**"}. Record: [{path.name}](../runs/lora/{path.name})."""
+
+
+def _recipe(built: dict[str, Any]) -> str:
+    """How the new zoo was trained; one that was cut anew does not say."""
+    if "epochs" not in built:
+        return ""
+    optimizers, initializations = " and ".join(built["optimizers"]), " and ".join(built["initializations"])
+    return f", trained for {built['epochs']} epochs with {optimizers}, initialised by {initializations}"
 
 
 def finetuning_block(folder: Path) -> str:
@@ -60,4 +69,8 @@ grows with the width of the layers. Record: [{path.name}](../runs/lora/{path.nam
 def blocks(root: Path) -> dict[str, str]:
     """The page's blocks by marker."""
     records = root / "runs" / "lora"
-    return {"adapt": adaptation_block(records), "finetuning": finetuning_block(records)}
+    return {
+        "adapt_blind": adaptation_block(records / "adapt_sane_blind.json"),
+        "adapt": adaptation_block(records / "adapt_sane.json"),
+        "finetuning": finetuning_block(records),
+    }
