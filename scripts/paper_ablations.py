@@ -1,0 +1,403 @@
+"""What each choice of SANE is worth: small ablations on zoos of scikit-learn's digits, for docs/ablations.md. Offline.
+
+    python scripts/paper_ablations.py --folder ../ablations --records runs/paper/ablations --seeds 0 1
+    python scripts/paper_ablations.py ... --studies base windows --seeds 0        # some of them
+
+Three zoos are built first: networks that differ in their seed (for sampling), in their hyper-parameters (for probing), and small
+ResNets. A study is a table of variants, each one change away from `base`, trained for as many optimizer steps. What is finished
+is kept: a zoo or an autoencoder with a folder, a variant and seed in the record of its study. Budgets are small on purpose (a
+variant takes well under a minute on one thread): they rank choices, they do not show what SANE can reach.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_sane.core.allocator import tune_allocator
+from hf_sane.core.run_record import RunRecord
+from hf_sane.demo.probing import probe_zoo
+from hf_sane.demo.run import reconstruct
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measure_distances
+from hf_sane.sampling.generation import NetworkCodec
+from hf_sane.sampling.selection import Judge
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.pretraining import pretrain
+from hf_sane.zoo.alignment import align_zoo
+from hf_sane.zoo.arguments import RECIPES
+from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.dataset import Zoo, ZooSplit
+from hf_sane.zoo.facts import read_facts
+from hf_sane.zoo.images import ImageData, load_images
+from hf_sane.zoo.mixing import mix_zoos
+
+REPORTED = ("anchors", "reconstructed_anchors", "sane_subsampled", "sane_bootstrapped", "anchor_noise_selected")
+BANDWIDTHS = [0.1, 0.2, 0.3, 0.45]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything; one flag each. A record holds results of one set of sizes.
+
+    Attributes:
+        seed_runs: Runs of the zoo of seeds.
+        hyper_runs: Runs of the zoo of hyper-parameters. 1,000 of them train, 60 validate, 100 test; a few more explode.
+        resnet_runs: Runs of the zoo of ResNets.
+        zoo_epochs: Epochs of every run.
+        train_limit: Images that they are trained on.
+        base_runs: Training runs of the hyper-parameter zoo that autoencoders see, but for the study of scale.
+        probe_runs: Training runs that probes are fitted on, in every study.
+        steps: Optimizer steps of every autoencoder.
+        batch_size: Windows per step, of whole networks.
+        hidden_size: Width of the autoencoders.
+        num_layers: Blocks of encoder and decoder each.
+        num_candidates: Networks drawn for subsampling.
+        num_kept: Networks kept of each method.
+    """
+
+    seed_runs: int = 100
+    hyper_runs: int = 1200
+    resnet_runs: int = 60
+    zoo_epochs: int = 8
+    train_limit: int = 500
+    base_runs: int = 200
+    probe_runs: int = 100
+    steps: int = 160
+    batch_size: int = 32
+    hidden_size: int = 96
+    num_layers: int = 2
+    num_candidates: int = 100
+    num_kept: int = 10
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a study: what differs from the base setting.
+
+    Attributes:
+        title: What tables call it.
+        model: Fields of `SANEConfig`.
+        training: Fields of `PretrainArguments`.
+        aligned: Whether networks are aligned, in training and afterwards.
+        tokens: `(token_layout, token_dim)` that the zoos are cut into; `None`: a token per row, as long as the longest.
+        window: Tokens of a training window; a share of the network's if it is at most 1.
+        batch_factor: Windows per step, times that of the base: shorter windows are given more, so that all see as many tokens.
+        inference: As `window`, after training; the training window when `None`.
+        halo: Context tokens on each side, after training.
+        trained_as: The variant whose autoencoder it uses.
+        zoos: What the autoencoder is trained on; the first is tested, the last one sampled from.
+        runs: Training runs of the hyper-parameter zoo, if not the base's.
+        condition: Batch-norm conditioning of what is decoded: `"reset"`, `"keep"` (the old statistics fade out) or `None`.
+    """
+
+    title: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    aligned: bool = True
+    tokens: tuple[Any, int] | None = None
+    window: float = 1.0
+    batch_factor: int = 1
+    inference: float | None = None
+    halo: int = 0
+    trained_as: str | None = None
+    zoos: tuple[str, ...] = ("hyper", "seed")
+    runs: int | None = None
+    condition: str | None = None
+
+
+HALVES, QUARTERS = {"window": 0.5, "batch_factor": 2}, {"window": 0.25, "batch_factor": 4}
+RESNET: dict[str, Any] = {
+    "zoos": ("resnet",),
+    "window": 64,
+    "model": {"position_embedding": "sinusoidal"},
+    "trained_as": "resnet",
+}
+STUDIES: dict[str, dict[str, Variant]] = {
+    "base": {"base": Variant("base")},
+    "alignment": {
+        "both_aligned": Variant("both views aligned", training={"views": ["aligned", "aligned"]}),
+        "both_permuted": Variant("both views permuted", training={"views": ["permuted", "permuted"]}),
+        "one_view": Variant("one view, no contrast", training={"views": ["aligned"]}),
+        "not_aligned": Variant("not aligned", aligned=False),
+        "not_aligned_both": Variant(
+            "not aligned, both views as they are", aligned=False, training={"views": ["aligned", "aligned"]}
+        ),
+    },
+    "windows": {
+        "whole_in_halves": Variant("whole, then halves", inference=0.5, trained_as="base"),
+        "halves": Variant("halves", **HALVES),
+        "halves_halo": Variant("halves, then with halo", **HALVES, halo=6, trained_as="halves"),
+        "halves_whole": Variant("halves, then whole", **HALVES, inference=1.0, trained_as="halves"),
+        "quarters": Variant("quarters", **QUARTERS),
+        "quarters_halo": Variant("quarters, then with halo", **QUARTERS, halo=3, trained_as="quarters"),
+        "quarters_whole": Variant("quarters, then whole", **QUARTERS, inference=1.0, trained_as="quarters"),
+    },
+    "tokens": {
+        "rowwise_37": Variant("rowwise, 37 (Z 32)", tokens=("rowwise", 37), model={"latent_dim": 32}),
+        "dense_37": Variant("dense, 37 (Z 32)", tokens=("dense", 37), model={"latent_dim": 32}),
+        "dense_73": Variant("dense, 73", tokens=("dense", 73)),
+        "dense_146": Variant("dense, 146 (Z 128)", tokens=("dense", 146), model={"latent_dim": 128}),
+    },
+    "latent": {f"latent_{size}": Variant(f"Z = {size}", model={"latent_dim": size}) for size in (8, 16, 32, 128)},
+    "loss": {
+        "gamma_0": Variant("gamma = 0", model={"contrast_weight": 0.0}),
+        "gamma_0.2": Variant("gamma = 0.2", model={"contrast_weight": 0.2}),
+        "behavior": Variant(
+            "behavioural loss 0.3", training={"behavior_weight": 0.3, "behavior_data": "digits", "behavior_models": 16}
+        ),
+        "masked": Variant("masked loss normalisation", model={"loss_normalization": "masked"}),
+        "masked_per_token": Variant("the same per token", model={"loss_normalization": "masked_per_token"}),
+        "no_latent_noise": Variant("no noise on latents", model={"latent_noise": 0.0}),
+        "all_entries": Variant("loss over padding too (released)", model={"reconstruction_denominator": "all"}),
+        "paper_initialization": Variant("the paper's initialisation", model={"initialization": "paper"}),
+    },
+    "scale": {
+        f"scale_{runs}": Variant(f"{runs:,} runs", zoos=("hyper",), runs=runs) for runs in (100, 200, 500, 1000)
+    },
+    "batchnorm": {
+        "resnet": Variant("windows as they are", **{**RESNET, "trained_as": None}),
+        "resnet_halo": Variant("+ halo", **RESNET, halo=16),
+        "resnet_conditioned": Variant("+ conditioning", **RESNET, condition="reset"),
+        "resnet_both": Variant("+ halo and conditioning", **RESNET, halo=16, condition="reset"),
+        "resnet_keep": Variant("+ halo and conditioning without reset", **RESNET, halo=16, condition="keep"),
+    },
+}
+
+
+def build_zoos(folder: Path, data: ImageData, sizes: Sizes) -> dict[str, Zoo]:
+    """The zoos of all studies, built unless they are there."""
+    last = sizes.zoo_epochs
+    common = {"epochs": last, "train_limit": sizes.train_limit, "batch_size": 16, "group_size": 200}
+    few = {"activation": "gelu"}
+    initializations = ["uniform", "kaiming_uniform", "kaiming_normal"]
+    epochs = sorted({1, last // 4, last // 2, last} - {0})
+    settings: dict[str, tuple[str, dict[str, Any]]] = {
+        "seed": ("seed", {"num_models": sizes.seed_runs, "architecture_settings": few}),
+        "hyper": (
+            "hyperparameter",
+            {
+                "num_models": sizes.hyper_runs,
+                "architecture_settings": few,
+                "initializations": initializations,
+                "split_shares": [0.86, 0.052, 0.088],
+            },
+        ),
+        "resnet": (
+            "seed",
+            {
+                "num_models": sizes.resnet_runs,
+                "architecture": "cifar_resnet",
+                "architecture_settings": {"width": 4, "depths": [1, 1, 1]},  # ResNet-8
+                "max_abs_weight": 50.0,  # running variances count as weights
+            },
+        ),
+    }
+    return {
+        name: build_zoo(
+            RECIPES[recipe](**{**common, "keep_epochs": epochs, **own, "name": f"digits, {name}"}),
+            data,
+            folder,
+            config=name,
+        )
+        for name, (recipe, own) in settings.items()
+    }
+
+
+def first_runs(split: ZooSplit, count: int) -> ZooSplit:
+    """The networks of the first `count` runs; runs were drawn in random order.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    runs = sorted(set(split.run_ids))
+    if len(runs) < count:
+        raise ValueError(f"expected at least {count} training runs, got {len(runs)}; build more (--hyper_runs)")
+    return split.select(np.isin(split.column("run_id"), runs[:count]))
+
+
+def without_alignment(zoo: Zoo) -> Zoo:
+    """The zoo with permutations that leave everything in place: its aligned view is the networks as they were trained."""
+    assert zoo.alignment is not None
+    identity = {
+        key: {axis: torch.arange(index.shape[1]).expand_as(index).clone() for axis, index in axes.items()}
+        for key, axes in zoo.alignment.permutations.items()
+    }
+    return zoo.with_alignment(dataclasses.replace(zoo.alignment, permutations=identity))
+
+
+def shown_zoos(variant: Variant, zoos: Mapping[str, Zoo], folder: Path, sizes: Sizes) -> dict[str, Zoo]:
+    """The zoos as a variant sees them: cut into its tokens, aligned or not."""
+    found = {name: zoo for name, zoo in zoos.items() if (name == "resnet") == ("resnet" in variant.zoos)}
+    if variant.tokens is not None:
+        kind, size = variant.tokens
+        for name, zoo in found.items():
+            config = f"{name}_{kind}_{size}"
+            exists = (folder / "zoo.json").exists() and config in read_facts(folder)
+            settings = {"config": config, "token_layout": kind, "token_dim": size}
+            found[name] = align_zoo(Zoo.load(folder, config) if exists else mix_zoos({name: zoo}, folder, **settings))
+    return found if variant.aligned else {name: without_alignment(zoo) for name, zoo in found.items()}
+
+
+def with_training_runs(zoo: Zoo, count: int) -> Zoo:
+    """The zoo with its first training runs only."""
+    return dataclasses.replace(zoo, splits={**zoo.splits, "train": first_runs(zoo.splits["train"], count)})
+
+
+def tokens_of(share: float, num_tokens: int) -> int:
+    """Tokens of a window that is given as a share of the network, or in tokens."""
+    return round(share * num_tokens) if share <= 1 else int(share)
+
+
+def autoencoder(
+    variant: Variant, zoos: Mapping[str, Zoo], folder: Path, sizes: Sizes, seed: int
+) -> tuple[SANEModel, SANEFeatureExtractor]:
+    """The autoencoder of a variant and seed, trained unless it is there."""
+    if not (folder / "model").is_dir():
+        chosen = {name: zoos[name] for name in variant.zoos}
+        if "hyper" in chosen:
+            chosen["hyper"] = with_training_runs(chosen["hyper"], variant.runs or sizes.base_runs)
+        layout = next(iter(chosen.values())).splits["train"].layout(0)
+        channels = int(layout.positions[:, 2].max()) + 1
+        model = {
+            "hidden_size": sizes.hidden_size,
+            "num_hidden_layers": sizes.num_layers,
+            "latent_noise": 0.1,
+            "window_size": tokens_of(variant.window, layout.num_tokens),
+            "max_positions": [layout.num_tokens, len(layout.layers), channels],
+            **variant.model,
+        }
+        settings = {
+            "batch_size": sizes.batch_size * variant.batch_factor,
+            "max_steps": sizes.steps,
+            "eval_every_epochs": 0,
+            "log_with": "none",
+            "progress_bar": False,
+            "resume": True,  # an interrupted run starts anew
+            **variant.training,
+        }
+        arguments = PretrainArguments(zoo=list(chosen), output_dir=str(folder), model=model, seed=seed, **settings)
+        pretrain(arguments, zoos=list(chosen.values()))
+    model = SANEModel.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    return model, SANEFeatureExtractor.from_pretrained(folder / "model")
+
+
+def sample(codec: NetworkCodec, zoo: Zoo, judge: Judge, data: ImageData, sizes: Sizes, seed: int) -> dict[str, Any]:
+    """Test accuracy without fine-tuning, and distance to the nearest training network, of the methods that are reported."""
+    settings = ComparisonSettings(
+        seed=seed, num_candidates=sizes.num_candidates, num_kept=sizes.num_kept, bandwidths=BANDWIDTHS
+    )
+    samples = draw_samples(codec, zoo, judge, settings)
+    methods = {name: samples.methods[name] for name in REPORTED}
+    nearest, pairwise = measure_distances(codec, zoo, methods)
+    accuracy = {name: networks.evaluate(*data.split("test"))[1].mean().item() for name, networks in methods.items()}
+    return {
+        "accuracy": accuracy,
+        "nearest_training_distance": nearest,
+        "pairwise_distance": pairwise,
+        "bandwidth": samples.bandwidth,
+    }
+
+
+def measure(
+    variant: Variant,
+    zoos: Mapping[str, Zoo],
+    data: ImageData,
+    trained: tuple[SANEModel, SANEFeatureExtractor],
+    sizes: Sizes,
+    seed: int,
+) -> dict[str, Any]:
+    """Reconstruction, probes and samples of one autoencoder."""
+    model, extractor = trained
+    split = zoos[variant.zoos[-1]].splits["train"]
+    layout = split.layout(0)
+    inference = tokens_of(variant.inference or variant.window, layout.num_tokens)
+    windows: dict[str, Any] = {"window_size": inference, "halo_size": variant.halo}
+    tested = zoos[variant.zoos[0]]
+    found = reconstruct(model, extractor, {variant.zoos[0]: tested}, data, **windows)
+    results: dict[str, Any] = {
+        **found["reconstruction"][variant.zoos[0]],
+        "window_size": model.config.window_size,
+        "latents_per_weight": layout.num_tokens * model.config.latent_dim / int(layout.weight_mask.sum()),
+    }
+    if "hyper" in variant.zoos:
+        table, _ = probe_zoo(model, extractor, with_training_runs(tested, sizes.probe_runs), **windows)
+        results["probe"] = {
+            name: {kind: {"r2": row["r2"], "kendall_tau": row["kendall_tau"]} for kind, row in rows.items()}
+            | {"sane_best_pooling": rows["sane_best"]["features"]}
+            for name, rows in table.items()
+        }
+    source = zoos["resnet" if "resnet" in variant.zoos else "seed"]
+    train = source.splits["train"]
+    codec = NetworkCodec(model, extractor, train.layout(0), train.config(0), **windows)
+    judge = Judge(
+        *data.split("validation"),
+        conditioning_images=data.train_images if variant.condition else None,
+        num_batches=30,
+        reset=variant.condition != "keep",
+    )
+    return {**results, "sampling": sample(codec, source, judge, data, sizes, seed)}
+
+
+def run_study(name: str, seed: int, zoos: Mapping[str, Zoo], data: ImageData, options: argparse.Namespace) -> None:
+    """All variants of a study with one seed; the record is written after each.
+
+    Raises:
+        ValueError: If the record holds results of other sizes.
+    """
+    sizes, path = options.sizes, options.records / f"{name}.json"
+    record = RunRecord.start(seed=seed, arguments={"sizes": asdict(sizes)})
+    if path.exists():
+        known = RunRecord.load(path)
+        if known.arguments != record.arguments:
+            raise ValueError(
+                f"{path} holds results of {known.arguments}, got {record.arguments}; use the same, or another --records"
+            )
+        record.results = known.results
+    for key, variant in STUDIES[name].items():
+        if str(seed) in record.results.get(key, {}).get("seeds", {}):
+            continue
+        shown = shown_zoos(variant, zoos, options.folder / "zoos", sizes)
+        folder = options.folder / "sane" / f"{variant.trained_as or key}_{seed}"
+        clock = RunRecord(command="")
+        measured = measure(variant, shown, data, autoencoder(variant, shown, folder, sizes, seed), sizes, seed)
+        measured["seconds"] = clock.finish({}).seconds
+        row = record.results.setdefault(key, {"title": variant.title, "seeds": {}})
+        row["seeds"][str(seed)] = measured
+        networks = {part: {split: len(rows) for split, rows in zoo.splits.items()} for part, zoo in zoos.items()}
+        record.finish({}, data={"images": data.name, "networks": networks, "split": "by training run"}).save(path)
+        accuracy = measured["sampling"]["accuracy"]["sane_subsampled"]
+        print(
+            f"{name:10} {key:22} seed {seed}: R2 {measured['r2']:.3f}, accuracy kept {measured['accuracy_kept']:.3f}, "
+            f"sampled {accuracy:.3f}, {measured['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, build the zoos, then seed after seed and study after study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="folder for zoos and autoencoders")
+    parser.add_argument("--records", type=Path, required=True, help="folder for the run records")
+    parser.add_argument("--studies", nargs="+", choices=sorted(STUDIES), default=list(STUDIES), metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    for entry in dataclasses.fields(Sizes):
+        parser.add_argument(f"--{entry.name}", type=int, default=entry.default)
+    options = parser.parse_args(argv)
+    options.sizes = Sizes(**{entry.name: getattr(options, entry.name) for entry in dataclasses.fields(Sizes)})
+    tune_allocator()
+    data = load_images("digits", train_limit=options.sizes.train_limit)
+    zoos = build_zoos(options.folder / "zoos", data, options.sizes)
+    for seed in options.seeds:
+        for name in options.studies:
+            run_study(name, seed, zoos, data, options)
+
+
+if __name__ == "__main__":
+    main()
