@@ -60,13 +60,14 @@ class Sizes:
         num_layers: Blocks of encoder and decoder each.
         num_candidates: Networks drawn for subsampling.
         num_kept: Networks kept of each method.
+        conditioning_batches: Batches of batch-norm conditioning.
     """
 
     seed_runs: int = 100
     hyper_runs: int = 1200
     resnet_runs: int = 60
     zoo_epochs: int = 8
-    train_limit: int = 500
+    train_limit: int = 600
     base_runs: int = 200
     probe_runs: int = 100
     steps: int = 160
@@ -75,6 +76,7 @@ class Sizes:
     num_layers: int = 2
     num_candidates: int = 100
     num_kept: int = 10
+    conditioning_batches: int = 30
 
 
 @dataclass(frozen=True)
@@ -179,13 +181,15 @@ def build_zoos(folder: Path, data: ImageData, sizes: Sizes) -> dict[str, Zoo]:
     initializations = ["uniform", "kaiming_uniform", "kaiming_normal"]
     epochs = sorted({1, last // 4, last // 2, last} - {0})
     settings: dict[str, tuple[str, dict[str, Any]]] = {
-        "seed": ("seed", {"num_models": sizes.seed_runs, "architecture_settings": few}),
+        "seed": ("seed", {"num_models": sizes.seed_runs, "architecture_settings": few, "learning_rate": [6e-3]}),
         "hyper": (
             "hyperparameter",
             {
                 "num_models": sizes.hyper_runs,
                 "architecture_settings": few,
                 "initializations": initializations,
+                "learning_rate": [2e-3, 2e-2],  # few updates: larger than the recipe's
+                "data_fraction": [0.5, 1.0],
                 "split_shares": [0.86, 0.052, 0.088],
             },
         ),
@@ -195,6 +199,7 @@ def build_zoos(folder: Path, data: ImageData, sizes: Sizes) -> dict[str, Zoo]:
                 "num_models": sizes.resnet_runs,
                 "architecture": "cifar_resnet",
                 "architecture_settings": {"width": 4, "depths": [1, 1, 1]},  # ResNet-8
+                "learning_rate": [1e-2],
                 "max_abs_weight": 50.0,  # running variances count as weights
             },
         ),
@@ -339,7 +344,7 @@ def measure(
     judge = Judge(
         *data.split("validation"),
         conditioning_images=data.train_images if variant.condition else None,
-        num_batches=30,
+        num_batches=sizes.conditioning_batches,
         reset=variant.condition != "keep",
     )
     return {**results, "sampling": sample(codec, source, judge, data, sizes, seed)}
