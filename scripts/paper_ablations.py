@@ -70,11 +70,11 @@ class Sizes:
     train_limit: int = 600
     base_runs: int = 200
     probe_runs: int = 100
-    steps: int = 160
-    batch_size: int = 32
+    steps: int = 120
+    batch_size: int = 16
     hidden_size: int = 96
     num_layers: int = 2
-    num_candidates: int = 100
+    num_candidates: int = 60
     num_kept: int = 10
     conditioning_batches: int = 30
 
@@ -94,8 +94,9 @@ class Variant:
         inference: As `window`, after training; the training window when `None`.
         halo: Context tokens on each side, after training.
         trained_as: The variant whose autoencoder it uses.
-        zoos: What the autoencoder is trained on; the first is tested, the last one sampled from.
+        zoos: What the autoencoder is trained on; the first is tested. Samples come from the zoo of seeds, or of ResNets.
         runs: Training runs of the hyper-parameter zoo, if not the base's.
+        step_factor: Optimizer steps, times those of the base.
         condition: Batch-norm conditioning of what is decoded: `"reset"`, `"keep"` (the old statistics fade out) or `None`.
     """
 
@@ -111,6 +112,7 @@ class Variant:
     trained_as: str | None = None
     zoos: tuple[str, ...] = ("hyper", "seed")
     runs: int | None = None
+    step_factor: int = 1
     condition: str | None = None
 
 
@@ -118,7 +120,7 @@ HALVES, QUARTERS = {"window": 0.5, "batch_factor": 2}, {"window": 0.25, "batch_f
 RESNET: dict[str, Any] = {
     "zoos": ("resnet",),
     "window": 64,
-    "model": {"position_embedding": "sinusoidal"},
+    "model": {"position_embedding": "sinusoidal", "hidden_size": 160, "latent_dim": 128},  # tokens are twice as long
     "trained_as": "resnet",
 }
 STUDIES: dict[str, dict[str, Variant]] = {
@@ -161,7 +163,8 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "paper_initialization": Variant("the paper's initialisation", model={"initialization": "paper"}),
     },
     "scale": {
-        f"scale_{runs}": Variant(f"{runs:,} runs", zoos=("hyper",), runs=runs) for runs in (100, 200, 500, 1000)
+        f"scale_{runs}": Variant(f"{runs:,} runs", zoos=("hyper",), runs=runs, step_factor=3)
+        for runs in (100, 200, 500, 1000)
     },
     "batchnorm": {
         "resnet": Variant("windows as they are", **{**RESNET, "trained_as": None}),
@@ -173,46 +176,47 @@ STUDIES: dict[str, dict[str, Variant]] = {
 }
 
 
-def build_zoos(folder: Path, data: ImageData, sizes: Sizes) -> dict[str, Zoo]:
-    """The zoos of all studies, built unless they are there."""
+def recipes(sizes: Sizes) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name of each zoo: recipe and settings. Few updates ask for larger learning rates than the recipes have."""
     last = sizes.zoo_epochs
-    common = {"epochs": last, "train_limit": sizes.train_limit, "batch_size": 16, "group_size": 200}
-    few = {"activation": "gelu"}
-    initializations = ["uniform", "kaiming_uniform", "kaiming_normal"]
-    epochs = sorted({1, last // 4, last // 2, last} - {0})
-    settings: dict[str, tuple[str, dict[str, Any]]] = {
-        "seed": ("seed", {"num_models": sizes.seed_runs, "architecture_settings": few, "learning_rate": [6e-3]}),
-        "hyper": (
-            "hyperparameter",
-            {
-                "num_models": sizes.hyper_runs,
-                "architecture_settings": few,
-                "initializations": initializations,
-                "learning_rate": [2e-3, 2e-2],  # few updates: larger than the recipe's
-                "data_fraction": [0.5, 1.0],
-                "split_shares": [0.86, 0.052, 0.088],
-            },
-        ),
-        "resnet": (
-            "seed",
-            {
-                "num_models": sizes.resnet_runs,
-                "architecture": "cifar_resnet",
-                "architecture_settings": {"width": 4, "depths": [1, 1, 1]},  # ResNet-8
-                "learning_rate": [1e-2],
-                "max_abs_weight": 50.0,  # running variances count as weights
-            },
-        ),
+    common = {
+        "epochs": last,
+        "keep_epochs": sorted({1, last // 4, last // 2, last} - {0}),
+        "train_limit": sizes.train_limit,
+        "batch_size": 16,
+        "group_size": 200,
+    }
+    cnn = {**common, "architecture_settings": {"activation": "gelu"}}
+    hyper = {
+        "num_models": sizes.hyper_runs,
+        "initializations": ["uniform", "kaiming_uniform", "kaiming_normal"],
+        "learning_rate": [2e-3, 2e-2],
+        "data_fraction": [0.5, 1.0],
+        "split_shares": [0.86, 0.052, 0.088],
+    }
+    resnet = {
+        "num_models": sizes.resnet_runs,
+        "architecture": "cifar_resnet",
+        "architecture_settings": {"width": 4, "depths": [1, 1, 1]},  # ResNet-8
+        "learning_rate": [1e-2],
+        "max_abs_weight": 50.0,  # running variances count as weights
     }
     return {
-        name: build_zoo(
-            RECIPES[recipe](**{**common, "keep_epochs": epochs, **own, "name": f"digits, {name}"}),
-            data,
-            folder,
-            config=name,
-        )
-        for name, (recipe, own) in settings.items()
+        "seed": ("seed", {**cnn, "num_models": sizes.seed_runs, "learning_rate": [6e-3]}),
+        "hyper": ("hyperparameter", {**cnn, **hyper}),
+        "resnet": ("seed", {**common, **resnet}),
     }
+
+
+def build_zoos(folder: Path, data: ImageData, sizes: Sizes, studies: Sequence[str]) -> dict[str, Zoo]:
+    """The zoos of some studies, built unless they are there."""
+    zoos = {}
+    for name, (recipe, settings) in recipes(sizes).items():
+        is_needed = "batchnorm" in studies if name == "resnet" else set(studies) != {"batchnorm"}
+        if is_needed:
+            arguments = RECIPES[recipe](**settings, name=f"digits, {name}")
+            zoos[name] = build_zoo(arguments, data, folder, config=name)
+    return zoos
 
 
 def first_runs(split: ZooSplit, count: int) -> ZooSplit:
@@ -280,8 +284,9 @@ def autoencoder(
         }
         settings = {
             "batch_size": sizes.batch_size * variant.batch_factor,
-            "max_steps": sizes.steps,
+            "max_steps": sizes.steps * variant.step_factor,
             "eval_every_epochs": 0,
+            "eval_models": 20,
             "log_with": "none",
             "progress_bar": False,
             "resume": True,  # an interrupted run starts anew
@@ -398,7 +403,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.sizes = Sizes(**{entry.name: getattr(options, entry.name) for entry in dataclasses.fields(Sizes)})
     tune_allocator()
     data = load_images("digits", train_limit=options.sizes.train_limit)
-    zoos = build_zoos(options.folder / "zoos", data, options.sizes)
+    zoos = build_zoos(options.folder / "zoos", data, options.sizes, options.studies)
     for seed in options.seeds:
         for name in options.studies:
             run_study(name, seed, zoos, data, options)
