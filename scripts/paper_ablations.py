@@ -116,7 +116,8 @@ class Variant:
     condition: str | None = None
 
 
-HALVES, QUARTERS = {"window": 0.5, "batch_factor": 2}, {"window": 0.25, "batch_factor": 4}
+HALVES: dict[str, Any] = {"window": 0.5, "batch_factor": 2}
+QUARTERS: dict[str, Any] = {"window": 0.25, "batch_factor": 4}
 RESNET: dict[str, Any] = {
     "zoos": ("resnet",),
     "window": 64,
