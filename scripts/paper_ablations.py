@@ -70,9 +70,9 @@ class Sizes:
     train_limit: int = 600
     base_runs: int = 200
     probe_runs: int = 100
-    steps: int = 120
+    steps: int = 100
     batch_size: int = 16
-    hidden_size: int = 96
+    hidden_size: int = 64
     num_layers: int = 2
     num_candidates: int = 60
     num_kept: int = 10
@@ -145,12 +145,12 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "quarters_whole": Variant("quarters, then whole", **QUARTERS, inference=1.0, trained_as="quarters"),
     },
     "tokens": {
-        "rowwise_37": Variant("rowwise, 37 (Z 32)", tokens=("rowwise", 37), model={"latent_dim": 32}),
-        "dense_37": Variant("dense, 37 (Z 32)", tokens=("dense", 37), model={"latent_dim": 32}),
+        "rowwise_37": Variant("rowwise, 37 (Z 16)", tokens=("rowwise", 37), model={"latent_dim": 16}),
+        "dense_37": Variant("dense, 37 (Z 16)", tokens=("dense", 37), model={"latent_dim": 16}),
         "dense_73": Variant("dense, 73", tokens=("dense", 73)),
-        "dense_146": Variant("dense, 146 (Z 128)", tokens=("dense", 146), model={"latent_dim": 128}),
+        "dense_146": Variant("dense, 146 (Z 64)", tokens=("dense", 146), model={"latent_dim": 64}),
     },
-    "latent": {f"latent_{size}": Variant(f"Z = {size}", model={"latent_dim": size}) for size in (8, 16, 32, 128)},
+    "latent": {f"latent_{size}": Variant(f"Z = {size}", model={"latent_dim": size}) for size in (8, 16, 64)},
     "loss": {
         "gamma_0": Variant("gamma = 0", model={"contrast_weight": 0.0}),
         "gamma_0.2": Variant("gamma = 0.2", model={"contrast_weight": 0.2}),
@@ -276,6 +276,7 @@ def autoencoder(
         layout = next(iter(chosen.values())).splits["train"].layout(0)
         channels = int(layout.positions[:, 2].max()) + 1
         model = {
+            "latent_dim": 32,
             "hidden_size": sizes.hidden_size,
             "num_hidden_layers": sizes.num_layers,
             "latent_noise": 0.1,

@@ -93,7 +93,7 @@ def test_every_study_measures_everything(few, done):
 def test_variants_are_what_they_say(done):
     one = {study: results(done, study)[name]["seeds"]["0"] for study, name in SHOWN.items()}
     assert one["windows"]["window_size"] == one["base"]["window_size"] // 2
-    assert one["latent"]["latents_per_weight"] == pytest.approx(one["base"]["latents_per_weight"] / 8)
+    assert one["latent"]["latents_per_weight"] == pytest.approx(one["base"]["latents_per_weight"] / 4)
     assert one["tokens"]["latents_per_weight"] < one["base"]["latents_per_weight"] / 2  # no padding, half the latents
     # s(W) does not see the order of channels, W does.
     probes = [one[study]["probe"]["epoch"] for study in ("base", "alignment")]
