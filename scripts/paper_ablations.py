@@ -242,22 +242,25 @@ def without_alignment(zoo: Zoo) -> Zoo:
     return zoo.with_alignment(dataclasses.replace(zoo.alignment, permutations=identity))
 
 
+def with_training_runs(zoo: Zoo, count: int) -> Zoo:
+    """The zoo with its first training runs only."""
+    return dataclasses.replace(zoo, splits={**zoo.splits, "train": first_runs(zoo.splits["train"], count)})
+
+
 def shown_zoos(variant: Variant, zoos: Mapping[str, Zoo], folder: Path, sizes: Sizes) -> dict[str, Zoo]:
     """The zoos as a variant sees them: cut into its tokens, aligned or not."""
     found = {name: zoo for name, zoo in zoos.items() if (name == "resnet") == ("resnet" in variant.zoos)}
     if variant.tokens is not None:
         kind, size = variant.tokens
+        found = {
+            name: with_training_runs(zoo, sizes.base_runs) if name == "hyper" else zoo for name, zoo in found.items()
+        }
         for name, zoo in found.items():
             config = f"{name}_{kind}_{size}"
             exists = (folder / "zoo.json").exists() and config in read_facts(folder)
             settings = {"config": config, "token_layout": kind, "token_dim": size}
             found[name] = align_zoo(Zoo.load(folder, config) if exists else mix_zoos({name: zoo}, folder, **settings))
     return found if variant.aligned else {name: without_alignment(zoo) for name, zoo in found.items()}
-
-
-def with_training_runs(zoo: Zoo, count: int) -> Zoo:
-    """The zoo with its first training runs only."""
-    return dataclasses.replace(zoo, splits={**zoo.splits, "train": first_runs(zoo.splits["train"], count)})
 
 
 def tokens_of(share: float, num_tokens: int) -> int:
