@@ -40,6 +40,14 @@ from hf_sane.zoo.mixing import mix_zoos
 
 REPORTED = ("anchors", "reconstructed_anchors", "sane_subsampled", "sane_bootstrapped", "anchor_noise_selected")
 BANDWIDTHS = [0.1, 0.2, 0.3, 0.45]
+BASE_MODEL: dict[str, Any] = {"latent_dim": 32, "latent_noise": 0.1}
+BASE_TRAINING: dict[str, Any] = {
+    "learning_rate": 3e-3,
+    "eval_every_epochs": 0,
+    "eval_models": 20,
+    "log_with": "none",
+    "progress_bar": False,
+}
 
 
 @dataclass(frozen=True)
@@ -131,9 +139,6 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "both_permuted": Variant("both views permuted", training={"views": ["permuted", "permuted"]}),
         "one_view": Variant("one view, no contrast", training={"views": ["aligned"]}),
         "not_aligned": Variant("not aligned", aligned=False),
-        "not_aligned_both": Variant(
-            "not aligned, both views as they are", aligned=False, training={"views": ["aligned", "aligned"]}
-        ),
     },
     "windows": {
         "whole_in_halves": Variant("whole, then halves", inference=0.5, trained_as="base"),
@@ -150,7 +155,7 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "dense_73": Variant("dense, 73", tokens=("dense", 73)),
         "dense_146": Variant("dense, 146 (Z 64)", tokens=("dense", 146), model={"latent_dim": 64}),
     },
-    "latent": {f"latent_{size}": Variant(f"Z = {size}", model={"latent_dim": size}) for size in (8, 16, 64)},
+    "latent": {f"latent_{size}": Variant(f"Z = {size}", model={"latent_dim": size}) for size in (16, 64)},
     "loss": {
         "gamma_0": Variant("gamma = 0", model={"contrast_weight": 0.0}),
         "gamma_0.2": Variant("gamma = 0.2", model={"contrast_weight": 0.2}),
@@ -158,13 +163,12 @@ STUDIES: dict[str, dict[str, Variant]] = {
             "behavioural loss 0.3", training={"behavior_weight": 0.3, "behavior_data": "digits", "behavior_models": 16}
         ),
         "masked": Variant("masked loss normalisation", model={"loss_normalization": "masked"}),
-        "masked_per_token": Variant("the same per token", model={"loss_normalization": "masked_per_token"}),
         "no_latent_noise": Variant("no noise on latents", model={"latent_noise": 0.0}),
         "all_entries": Variant("loss over padding too (released)", model={"reconstruction_denominator": "all"}),
         "paper_initialization": Variant("the paper's initialisation", model={"initialization": "paper"}),
     },
     "scale": {
-        f"scale_{runs}": Variant(f"{runs:,} runs", zoos=("hyper",), runs=runs, step_factor=3)
+        f"scale_{runs}": Variant(f"{runs:,} runs", zoos=("hyper",), runs=runs, step_factor=2)
         for runs in (100, 200, 500, 1000)
     },
     "batchnorm": {
@@ -279,10 +283,9 @@ def autoencoder(
         layout = next(iter(chosen.values())).splits["train"].layout(0)
         channels = int(layout.positions[:, 2].max()) + 1
         model = {
-            "latent_dim": 32,
+            **BASE_MODEL,
             "hidden_size": sizes.hidden_size,
             "num_hidden_layers": sizes.num_layers,
-            "latent_noise": 0.1,
             "window_size": tokens_of(variant.window, layout.num_tokens),
             "max_positions": [layout.num_tokens, len(layout.layers), channels],
             **variant.model,
@@ -290,11 +293,8 @@ def autoencoder(
         settings = {
             "batch_size": sizes.batch_size * variant.batch_factor,
             "max_steps": sizes.steps * variant.step_factor,
-            "eval_every_epochs": 0,
-            "eval_models": 20,
-            "log_with": "none",
-            "progress_bar": False,
             "resume": True,  # an interrupted run starts anew
+            **BASE_TRAINING,
             **variant.training,
         }
         arguments = PretrainArguments(zoo=list(chosen), output_dir=str(folder), model=model, seed=seed, **settings)
@@ -367,7 +367,7 @@ def run_study(name: str, seed: int, zoos: Mapping[str, Zoo], data: ImageData, op
         ValueError: If the record holds results of other sizes.
     """
     sizes, path = options.sizes, options.records / f"{name}.json"
-    record = RunRecord.start(seed=seed, arguments={"sizes": asdict(sizes)})
+    record = RunRecord.start(seed=seed, arguments={"sizes": asdict(sizes), **BASE_MODEL, **BASE_TRAINING})
     if path.exists():
         known = RunRecord.load(path)
         if known.arguments != record.arguments:

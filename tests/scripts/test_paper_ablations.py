@@ -34,7 +34,7 @@ SHOWN = {  # of each study
     "alignment": "not_aligned",
     "windows": "halves_halo",
     "tokens": "dense_37",
-    "latent": "latent_8",
+    "latent": "latent_16",
     "loss": "behavior",
     "scale": "scale_100",
     "batchnorm": "resnet_keep",
@@ -93,7 +93,7 @@ def test_every_study_measures_everything(few, done):
 def test_variants_are_what_they_say(done):
     one = {study: results(done, study)[name]["seeds"]["0"] for study, name in SHOWN.items()}
     assert one["windows"]["window_size"] == one["base"]["window_size"] // 2
-    assert one["latent"]["latents_per_weight"] == pytest.approx(one["base"]["latents_per_weight"] / 4)
+    assert one["latent"]["latents_per_weight"] == pytest.approx(one["base"]["latents_per_weight"] / 2)
     assert one["tokens"]["latents_per_weight"] < one["base"]["latents_per_weight"] / 2  # no padding, half the latents
     # s(W) does not see the order of channels, W does.
     probes = [one[study]["probe"]["epoch"] for study in ("base", "alignment")]
@@ -108,16 +108,16 @@ def test_what_is_finished_is_kept(few, done, tmp_path, capsys):
     written = path.stat().st_mtime_ns
     few.main(flags(folder, "--studies", "latent", "--seeds", "0"))
     assert path.stat().st_mtime_ns == written
-    assert "latent_8" not in capsys.readouterr().out
+    assert "latent_16" not in capsys.readouterr().out
     record = json.loads(path.read_text())
-    record["results"]["latent_8"]["seeds"] = {}
+    record["results"]["latent_16"]["seeds"] = {}
     path.write_text(json.dumps(record))
-    model = folder / "sane" / "latent_8_0" / "model" / "model.safetensors"
+    model = folder / "sane" / "latent_16_0" / "model" / "model.safetensors"
     trained = model.stat().st_mtime_ns
     few.main(flags(folder, "--studies", "latent", "--seeds", "0"))
-    assert "latent_8               seed 0: R2" in capsys.readouterr().out
+    assert "latent_16              seed 0: R2" in capsys.readouterr().out
     assert model.stat().st_mtime_ns == trained
-    first, again = (results(place, "latent")["latent_8"]["seeds"]["0"] for place in (done, folder))
+    first, again = (results(place, "latent")["latent_16"]["seeds"]["0"] for place in (done, folder))
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
     with pytest.raises(ValueError, match=r"latent.json holds results of .*; use the same, or another --records"):
         few.main(flags(folder, "--studies", "latent", "--seeds", "0", num_candidates=6))
