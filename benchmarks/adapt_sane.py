@@ -7,13 +7,17 @@
     python benchmarks/adapt_sane.py --sane demo_output/sane --source_zoo demo_output/zoos:seed --zoo runs/tmp/fashion_sgd \
         --work runs/tmp/adapt --output runs/lora/adapt_sane.json
 
-Full fine-tuning and two kinds of adapter, each with the largest rank up to `--rank` that stays below 5 % of the parameters, train for
+Full fine-tuning and three kinds of adapter, each with the largest rank up to `--rank` that stays below 5 % of the parameters, train for
 the same steps on the same windows of the training split. The peak learning rate of each, and the kind of adapter, are those with the
 best R2 on validation networks at the first seed; then all seeds are judged on test networks. All keep the weight tokenizer of the
-pretrained model, so R2 is in the same units everywhere.
+pretrained model, so R2 is in the same units everywhere. A blind test: a pair of zoos of `scripts/paper_zoos.py`, fixed beforehand.
 
-Every run is kept in `--work`: a benchmark that was interrupted goes on where it stopped. With the defaults 11 runs of 60 steps,
-about 4 minutes and 2 GB on 2 quiet CPU cores.
+    python benchmarks/adapt_sane.py --sane ../sane/usps_0/model --source_zoo ../sane/zoos:usps_seed_67 --zoo ../sane/zoos:fashion_seed_67 \
+        --steps 150 \
+        --work ../sane/adapt --output runs/lora/adapt_sane_blind.json
+
+Every run is kept in `--work`: a benchmark that was interrupted goes on where it stopped. With the defaults 13 runs of 60 steps,
+about 5 minutes and 2 GB on 2 quiet CPU cores.
 """
 
 import argparse
@@ -37,7 +41,13 @@ PATH_MAPS = ["token_in", "latent_out", "latent_in", "token_out"]
 ATTENTION_MAPS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 FEED_FORWARD_MAPS = ["fc_in", "fc_out"]
 FULL = "full fine-tuning"
-KINDS = {"all maps": [*ATTENTION_MAPS, *FEED_FORWARD_MAPS, *PATH_MAPS], "path maps": PATH_MAPS}
+NORMS_AND_POSITIONS = ["attention_norm", "mlp_norm", "encoder_positions", "decoder_positions"]
+# Modules with low-rank maps, and modules that the adapter trains and saves whole.
+KINDS: dict[str, tuple[list[str], list[str]]] = {
+    "all maps": ([*ATTENTION_MAPS, *FEED_FORWARD_MAPS, *PATH_MAPS], []),
+    "path maps": (PATH_MAPS, []),
+    "path maps, norms, positions": (PATH_MAPS, NORMS_AND_POSITIONS),
+}
 LARGEST_SHARE = 0.05  # of the parameters that encode and decode: those of the contrastive head do not count
 
 
@@ -56,7 +66,7 @@ class Experiment:
 
     def run(self, kind: str, learning_rate: float, seed: int) -> dict[str, Any]:
         """Adapt, or read what was adapted: validation and test R2, parameters, seconds."""
-        folder = self.work / f"{kind.replace(' ', '_')}-{learning_rate:g}-{seed}"
+        folder = self.work / f"{kind.replace(',', '').replace(' ', '_')}-{learning_rate:g}-{seed}"
         if not (folder / "model" / "run.json").is_file():
             arguments = PretrainArguments(
                 zoo=[self.zoo.facts.name],
@@ -90,14 +100,18 @@ class Experiment:
         if kind == FULL:
             return {}
         model = SANEModel.from_pretrained(self.sane)
-        names = match_modules(model, KINDS[kind], excluded=[CONTRASTIVE_HEAD])
+        targets, trained = KINDS[kind]
+        names = match_modules(model, targets, excluded=[CONTRASTIVE_HEAD])
         per_rank = sum(sum(model.get_submodule(name).weight.shape) for name in names)
-        rank = min(self.largest_rank, int(LARGEST_SHARE * serving_parameters(model) / per_rank))
+        whole = [model.get_submodule(name) for name in match_modules(model, trained, excluded=[CONTRASTIVE_HEAD])]
+        fixed = sum(parameter.numel() for module in whole for parameter in module.parameters())
+        rank = min(self.largest_rank, int((LARGEST_SHARE * serving_parameters(model) - fixed) / per_rank))
         if rank < 1:
             raise ValueError(
                 f"rank 1 in {kind} takes more than {LARGEST_SHARE:.0%} of the parameters; use a wider SANE"
             )
-        return {"lora": True, "lora_rank": rank, "lora_alpha": 2.0 * rank, "lora_targets": KINDS[kind]}
+        chosen = {"lora_targets": targets, "lora_trained": trained}
+        return {"lora": True, "lora_rank": rank, "lora_alpha": 2.0 * rank, **chosen}
 
     def judge(self, model: SANEModel) -> dict[str, float]:
         """R2 on validation and test networks of the new zoo, and on test networks of the old one."""

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.cli.features import load_sane
-from hf_sane.cli.sampling import describe_images, layout_and_config, load_zoo_images
 from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
@@ -25,19 +24,9 @@ from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge
 from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.images import ImageData
+from hf_sane.zoo.images import ImageData, load_images, load_zoo_images
 
 REPORTED_EPOCHS = (0, 1, 5)
-
-
-def finetuning_recipe(zoo: Zoo) -> dict[str, Any]:
-    """What the prompts were trained with."""
-    arguments = zoo.facts.arguments
-    return {
-        "optimizer": arguments["optimizers"][0],
-        "learning_rate": arguments["learning_rate"][0],
-        "weight_decay": arguments["weight_decay"][0],
-    }
 
 
 def one_seed(
@@ -47,7 +36,7 @@ def one_seed(
     judge = Judge(*data.split("validation"), conditioning_images=data.train_images)
     samples = draw_samples(codec, zoo, judge, settings)
     nearest, pairwise = measure_distances(codec, zoo, samples.methods)
-    curves = finetune_all(samples.methods, data, finetuning_recipe(zoo), epochs=epochs, seed=settings.seed)
+    curves = finetune_all(samples.methods, data, zoo.facts.training_recipe, epochs=epochs, seed=settings.seed)
     return {
         name: {"curves": rows, "nearest_prompt_distance": nearest[name], "pairwise_distance": pairwise[name]}
         for name, rows in curves.items()
@@ -88,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         seed=arguments.seeds[0], arguments={k: v for k, v in vars(arguments).items() if k != "output"}
     )
     zoo = align_zoo(Zoo.load(arguments.prompts, arguments.config))
-    data = load_zoo_images(zoo, arguments.images)
+    data = load_images(arguments.images) if arguments.images else load_zoo_images(zoo.facts)
     train = zoo.splits["train"]
-    layout, config = layout_and_config(train)
+    layout, config = train.layout_and_config()
     model, extractor = load_sane(arguments.sane, None)
     known = set(extractor.statistics["means"]) if extractor.statistics else set()
     wider = extractor.extended([(layout, train.stacked_tokens())])
@@ -116,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         shown = "  ".join(f"{key} {row[key]['mean']:.3f}" for key in row if key.startswith("epoch"))
         print(f"{name:24} {shown}  from the nearest prompt {row['nearest_prompt_distance']:.3f}")
     if arguments.output:
-        record.finish(results, data={"prompts": zoo.facts.name, "images": describe_images(data)})
+        record.finish(results, data={"prompts": zoo.facts.name, "images": data.describe()})
         record.save(arguments.output)
     return results
 

@@ -54,7 +54,8 @@ def networks(width: int) -> dict[str, Callable[[], nn.Module]]:
         for depth in (20, 56, 110)
     }
     found |= {
-        f"ResNet-{depth}": lambda depth=depth: build_model(resnet(depth, width=width)) for depth in (18, 50, 152)
+        f"ResNet-{depth}": lambda depth=depth: build_model(resnet(depth, width=width))
+        for depth in (18, 34, 50, 101, 152)
     }
     if width == 64:
         gpt2 = GPT2Config(n_embd=1024, n_layer=24, n_head=16)

@@ -26,10 +26,10 @@ from hf_sane.core.adapters import adapter_size
 from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.auto_classes import register_auto_classes
+from hf_sane.sampling.baselines import SCRATCH_SEED
 from hf_sane.sampling.finetuning import FinetuneSettings, add_network_lora, finetune_network
 from hf_sane.zoo.images import ImageData, load_images
 
-SCRATCH_SEED = 1_000_000
 Prepare = Callable[[ZooPreTrainedModel, int], nn.Module]  # network and seed to what is trained
 Curve = dict[int, dict[str, float]]
 

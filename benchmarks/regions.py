@@ -28,13 +28,12 @@ from hf_sane.analysis.region_zoos import DATA_SET, LabelledNetworks, zoo_network
 from hf_sane.analysis.regions import RegionMap
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.cli.features import load_sane
-from hf_sane.cli.sampling import load_zoo_images
 from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.run_record import RunRecord
 from hf_sane.tokenization.adapters import open_factors
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.hyperparameters import HyperParameters
-from hf_sane.zoo.images import SPLITS, ImageData
+from hf_sane.zoo.images import SPLITS, ImageData, load_zoo_images
 from hf_sane.zoo.networks import StackedNetworks, with_settings
 from hf_sane.zoo.training import train_stacked
 
@@ -211,7 +210,7 @@ def _generator(seed: int) -> torch.Generator:
 def measure(arguments: argparse.Namespace, tasks: Mapping[str, str]) -> dict[str, Any]:
     """Everything that the record holds; draws the maps on the way."""
     zoos = [Zoo.load(folder) for folder in arguments.zoos]
-    data = {zoo.facts.name: load_zoo_images(zoo, None) for zoo in zoos}
+    data = {zoo.facts.name: load_zoo_images(zoo.facts) for zoo in zoos}
     held_out = zoo_networks(zoos, groups={TASK: tasks}, splits=("validation", "test"))
     aligned = held_out.with_tensors(align_networks(held_out.tensors, held_out.spec))
     tuned = descendants(data, held_out.config, tasks, arguments)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from hf_sane.cli.features import load_sane
-from hf_sane.cli.sampling import describe_images, layout_and_config, load_zoo_images
 from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.run_record import RunRecord
 from hf_sane.merging.averaging import uniform_weights
@@ -25,14 +24,13 @@ from hf_sane.merging.ingredients import align_ingredients, open_ingredients
 from hf_sane.merging.scoring import ImageScore
 from hf_sane.merging.soups import CheckpointMixer, greedy_soup
 from hf_sane.sampling.anchors import choose_anchors
-from hf_sane.sampling.baselines import matched_noise_scale, noisy_anchors
-from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance
+from hf_sane.sampling.comparison import noise_baseline
 from hf_sane.sampling.generation import Density, NetworkCodec
 from hf_sane.sampling.selection import Judge, choose_bandwidth, keep_best, subsample
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.hyperparameters import HyperParameters
-from hf_sane.zoo.images import ImageData
+from hf_sane.zoo.images import ImageData, load_images, load_zoo_images
 from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.permutations import permutation_spec
 from hf_sane.zoo.training import train_stacked
@@ -86,14 +84,7 @@ def sampled(
     )
     kept = {"num_candidates": candidates, "num_kept": 1}
     best = subsample(codec, latents, judge, density=Density(choice.bandwidth), generator=generator, **kept)
-    space = WeightSpace.fit(codec.layout, tokens)
-    distance = nearest_training_distance(space, codec.tokens(best.networks), tokens).mean().item()
-    scale = matched_noise_scale(space, tokens, tokens, distance=distance, generator=generator)
-
-    def draw(count: int) -> tuple[Tensor, StackedNetworks]:
-        noisy = noisy_anchors(space, tokens, count, scale=scale, generator=generator)
-        return noisy, codec.networks(noisy)
-
+    draw = noise_baseline(codec, tokens, tokens, like=best.networks, generator=generator)
     return {
         "sane_sampled": best.networks,
         "sane_mean_latent": codec.decode(latents.mean(dim=0, keepdim=True)),
@@ -172,12 +163,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     settings |= {"zoo": Path(arguments.zoo).name, "sane": Path(arguments.sane).name}
     record = RunRecord.start(seed=0, arguments=settings)
     zoo = Zoo.load(arguments.zoo, arguments.config)
-    data = load_zoo_images(zoo, arguments.images)
-    codec = NetworkCodec(*load_sane(arguments.sane, None), *layout_and_config(zoo.splits["train"]))
+    data = load_images(arguments.images) if arguments.images else load_zoo_images(zoo.facts)
+    codec = NetworkCodec(*load_sane(arguments.sane, None), *zoo.splits["train"].layout_and_config())
     report = measure(arguments, codec, zoo, data)
     print(json.dumps(report, indent=2))
     if arguments.output is not None:
-        facts = {"zoo": zoo.facts.name, "images": describe_images(data), "split": "by training run"}
+        facts = {"zoo": zoo.facts.name, "images": data.describe(), "split": "by training run"}
         record.finish(report, data=facts).save(arguments.output)
     return report
 

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoModelForImageClassification
 
@@ -52,12 +51,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def describe(data: ImageData) -> dict[str, Any]:
-    """What the card says about the images."""
-    facts = {"name": data.name, "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std)}
-    return facts | {split: len(data.split(split)[1]) for split in ("train", "validation", "test")}
-
-
 def check_fit(base: ZooPreTrainedModel, data: ImageData) -> None:
     """Refuse images that the network does not take."""
     base.check_images(data.train_images[:1])
@@ -81,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     lora = {"rank": options.rank, "alpha": options.alpha}
     data = load_images(options.images, train_limit=options.train_limit, image_size=options.image_size)
     record = RunRecord.start(
-        seed=settings.seed, arguments=asdict(settings) | lora, data={"images": describe(data), "base": base_model}
+        seed=settings.seed, arguments=asdict(settings) | lora, data={"images": data.describe(), "base": base_model}
     )
     register_auto_classes()
     base = AutoModelForImageClassification.from_pretrained(options.network)

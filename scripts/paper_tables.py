@@ -5,12 +5,12 @@
 
 A family is the seed zoo (for sampling) and the hyper-parameter zoo (for probing) of one data set and architecture; one SANE is
 trained on both. What is finished is kept: an autoencoder with a folder, a part of the record that is there. On two CPU cores
-a CNN family takes about half an hour per seed.
+a CNN family takes about ten minutes per seed.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,14 @@ from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.pretraining import pretrain
 from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.images import ImageData, load_images
+from hf_sane.zoo.facts import FILE_NAME, read_facts
+from hf_sane.zoo.images import ImageData, load_zoo_images
+from hf_sane.zoo.mixing import mix_zoos
 from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.permutations import permutation_spec
 
 REPORTED_EPOCHS = (0, 1, 5, 25)
-SMALL_MODEL = {"hidden_size": 128, "num_hidden_layers": 3, "latent_dim": 128, "latent_noise": 0.1}
+SMALL_MODEL = {"hidden_size": 96, "num_hidden_layers": 3, "latent_dim": 64, "latent_noise": 0.1}
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Family:
         sampled: Zoo that anchors come from.
         probed: Zoos whose properties are predicted.
         images: File of the images.
+        token_dim: Scalars per token. A divisor of the longest row: little is padding, and the latents of a token can hold it.
         model: Fields of `SANEConfig`.
         behavior_weight: Share of the behavioural loss; its windows hold whole networks.
         condition: Whether batch norm is conditioned.
@@ -60,21 +63,23 @@ class Family:
     sampled: str
     probed: tuple[str, ...]
     images: str
+    token_dim: int = 67
     model: dict[str, Any] = field(default_factory=lambda: dict(SMALL_MODEL))
     behavior_weight: float = 0.3
     condition: bool = False
-    num_epochs: int = 8
+    num_epochs: int = 12
 
 
 FAMILIES = {
-    "mnist": Family("mnist_seed", ("mnist_seed", "mnist_hyper"), "mnist.npz"),
+    "mnist": Family("mnist_seed", ("mnist_seed", "mnist_hyper"), "mnist.npz", num_epochs=5),
     "fashion": Family("fashion_seed", ("fashion_seed", "fashion_hyper"), "fashion_mnist_20k.npz"),
     "usps": Family("usps_seed", ("usps_seed", "usps_hyper"), "usps16.npz"),
-    "cifar10": Family("cifar10_seed", ("cifar10_seed", "cifar10_hyper"), "cifar10_jpeg.npz"),
+    "cifar10": Family("cifar10_seed", ("cifar10_seed", "cifar10_hyper"), "cifar10_jpeg.npz", 73, num_epochs=8),
     "resnet20": Family(
         "resnet20",
         ("resnet20",),
         "cifar10_jpeg.npz",
+        73,
         {**SMALL_MODEL, "window_size": 256, "position_embedding": "sinusoidal"},
         behavior_weight=0.0,
         condition=True,
@@ -83,10 +88,12 @@ FAMILIES = {
 }
 
 
-def load_family_images(family: Family, zoo: Zoo, folder: Path) -> ImageData:
-    """The images that the zoo was trained on."""
-    names = ("train_limit", "validation_limit", "test_limit", "image_size")
-    return load_images(str(folder / family.images), **{name: zoo.facts.arguments.get(name) for name in names})
+def open_zoo(part: str, token_dim: int, zoos: Path, work: Path) -> Zoo:
+    """A zoo, aligned, in tokens of that size: cut once and kept in the working folder."""
+    folder, config = work / "zoos", f"{part}_{token_dim}"
+    if not (folder / FILE_NAME).exists() or config not in read_facts(folder):
+        mix_zoos({part: Zoo.load(zoos, part)}, folder, config=config, token_dim=token_dim)
+    return align_zoo(Zoo.load(folder, config))
 
 
 def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: Path, seed: int, epochs: int) -> Path:
@@ -106,6 +113,8 @@ def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: 
         batch_size=64,
         behavior_weight=family.behavior_weight,
         behavior_data=str(images / family.images) if family.behavior_weight else None,
+        behavior_models=16,  # with more, running the networks would take as long as all of SANE
+        behavior_images=32,
         eval_every_epochs=0,
         checkpoint_every_steps=500,
         resume=True,
@@ -133,19 +142,22 @@ def mean_agreement(networks: StackedNetworks, images: Tensor) -> float | None:
 
 
 def sample_family(
-    codec: NetworkCodec, zoo: Zoo, data: ImageData, settings: ComparisonSettings, *, condition: bool, epochs: int
+    codec: NetworkCodec,
+    zoo: Zoo,
+    data: ImageData,
+    settings: ComparisonSettings,
+    recipe: Mapping[str, Any],
+    *,
+    condition: bool,
+    epochs: int,
 ) -> dict[str, Any]:
     """Accuracy of every method before and after fine-tuning, and how new and how different its networks are."""
     judge = Judge(*data.split("validation"), conditioning_images=data.train_images if condition else None)
     samples = draw_samples(codec, zoo, judge, settings)
-    methods = {**samples.methods, "soup": judge.condition(soup_of(samples.methods["anchors"], data))}
+    methods = dict(samples.methods)
+    if len(samples.anchor_ids) > 1:
+        methods["soup"] = judge.condition(soup_of(samples.methods["anchors"], data))
     nearest, pairwise = measure_distances(codec, zoo, samples.methods)
-    arguments = zoo.facts.arguments
-    recipe = {
-        "optimizer": arguments["optimizers"][0],
-        "learning_rate": arguments["learning_rate"][0],
-        "weight_decay": arguments["weight_decay"][0],
-    }
     curves = finetune_all(methods, data, recipe, epochs=epochs, seed=settings.seed)
     test_images, _ = data.split("test")
     return {
@@ -168,8 +180,10 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
     family, path = FAMILIES[name], options.records / f"{name}_{seed}.json"
     record = RunRecord.start(seed=seed, arguments={"family": name, "images": family.images})
     results: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
-    zoos = {part: align_zoo(Zoo.load(options.zoos, part)) for part in dict.fromkeys((family.sampled, *family.probed))}
-    data = load_family_images(family, zoos[family.sampled], options.images)
+    parts = dict.fromkeys((family.sampled, *family.probed))
+    zoos = {part: open_zoo(part, family.token_dim, options.zoos, options.work) for part in parts}
+    facts = read_facts(options.zoos)[family.sampled]
+    data = load_zoo_images(facts, path=options.images / family.images)
     epochs = options.epochs or family.num_epochs
     folder = pretrain_family(family, zoos, options.images, options.work / f"{name}_{seed}", seed, epochs)
     model = SANEModel.from_pretrained(folder, dtype=torch.float32).eval()
@@ -177,8 +191,8 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
 
     def keep(part: str, value: Any) -> None:
         results[part] = value
-        facts = {key: {split: len(part) for split, part in zoo.splits.items()} for key, zoo in zoos.items()}
-        record.finish(results, data={"networks": facts, "split": "by training run"}).save(path)
+        counts = {key: {split: len(part) for split, part in zoo.splits.items()} for key, zoo in zoos.items()}
+        record.finish(results, data={"networks": counts, "split": "by training run"}).save(path)
 
     if "reconstruction" not in results:
         keep("reconstruction", reconstruct(model, extractor, zoos, data)["reconstruction"])
@@ -189,7 +203,13 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
         codec = NetworkCodec(model, extractor, split.layout(0), split.config(0))
         settings = ComparisonSettings(seed=seed, num_candidates=options.num_candidates, num_kept=options.num_kept)
         found = sample_family(
-            codec, zoos[family.sampled], data, settings, condition=family.condition, epochs=options.finetune_epochs
+            codec,
+            zoos[family.sampled],
+            data,
+            settings,
+            facts.training_recipe,
+            condition=family.condition,
+            epochs=options.finetune_epochs,
         )
         keep("sampling", found)
     return results
@@ -206,8 +226,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="of pre-training; those of the family if left out")
     parser.add_argument("--finetune_epochs", type=int, default=25)
-    parser.add_argument("--num_candidates", type=int, default=400)
-    parser.add_argument("--num_kept", type=int, default=10)
+    parser.add_argument("--num_candidates", type=int, default=200)
+    parser.add_argument("--num_kept", type=int, default=5)
     options = parser.parse_args(argv)
     tune_allocator()
     for seed in options.seeds:

@@ -3,7 +3,7 @@
 python scripts/update_results.py            # after `make demo` and the benchmarks; seconds
 python scripts/update_results.py --check    # exit 1 if a page differs from its record
 
-Each page has a module in scripts/results.
+Each page has a module in scripts/results, or several.
 """
 
 import argparse
@@ -26,9 +26,9 @@ def replaced(text: str, page: str, name: str, block: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every page with results, as its records want it."""
-    texts = {}
+    texts: dict[Path, str] = {}
     for module in PAGES:
-        text = (ROOT / module.PAGE).read_text(encoding="utf-8")
+        text = texts.get(ROOT / module.PAGE) or (ROOT / module.PAGE).read_text(encoding="utf-8")
         for name, block in module.blocks(ROOT).items():
             text = replaced(text, module.PAGE, name, block)
         texts[ROOT / module.PAGE] = text

@@ -62,11 +62,11 @@ def test_adapting_sane(tmp_path, tiny_zoo, tiny_zoo_folder, capsys):
     assert 0 < results["adapter"]["share"] < results["adapter"]["share_of_encoder_and_decoder"] < 0.05
     assert len(results["methods"]) == 3
     kinds = results["validation_r2_of_the_search"]
-    assert sorted(len(tried) for tried in kinds.values()) == [1, 1, 1]
+    assert sorted(len(tried) for tried in kinds.values()) == [1, 1, 1, 1]
     best = max((value, kind) for kind, tried in kinds.items() if kind != benchmark.FULL for value in tried.values())
     assert results["adapter"]["kind"] == best[1]
     runs = sorted((tmp_path / "work").glob("*/model/run.json"))
-    assert len(runs) == 3 + 2
+    assert len(runs) == 4 + 2
     times = [path.stat().st_mtime_ns for path in runs]
     assert benchmark.main(list(map(str, flags))) == first  # nothing is trained again
     assert [path.stat().st_mtime_ns for path in runs] == times

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification
 
 from hf_sane.cli.features import stacked_features, token_blocks
-from hf_sane.cli.sampling import layout_and_config, load_zoo_images, parse_bandwidths
+from hf_sane.cli.sampling import parse_bandwidths
 from hf_sane.core.run_record import RunRecord
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.embeddings import embed_networks
@@ -281,20 +280,6 @@ def test_other_bandwidths_are_refused(text):
         ValueError, match="expected a bandwidth >= 0, several separated by commas, 'scott' or 'silverman'"
     ):
         parse_bandwidths(text)
-
-
-def test_a_zoo_that_does_not_name_its_images_needs_them_named(tiny_zoo):
-    silent = replace(tiny_zoo, facts=replace(tiny_zoo.facts, arguments={}))
-    with pytest.raises(ValueError, match="does not say what images it was trained on"):
-        load_zoo_images(silent, None)
-
-
-def test_a_mixed_zoo_cannot_anchor_sampling(tiny_zoo, monkeypatch):
-    split = tiny_zoo.splits["train"]
-    layouts = np.array(["one", *["two"] * (len(split) - 1)])
-    monkeypatch.setattr(type(split), "column", lambda self, name: layouts)
-    with pytest.raises(ValueError, match=r"expected a zoo of one layout to sample from, got \['one', 'two'\]"):
-        layout_and_config(split)
 
 
 def test_features_of_several_lengths_do_not_stack():

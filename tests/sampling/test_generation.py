@@ -71,6 +71,9 @@ def test_bandwidth_units(mode):
     anchors = torch.randn(5, 4, 3) * torch.tensor([1.0, 10.0, 0.0])
     assert Density(0.3, "latent", mode).kernel(anchors) == 0.3
     torch.testing.assert_close(Density(0.3, "anchor_std", mode).kernel(anchors), 0.3 * anchors.std(dim=0))
+    expected = 0.3 * anchors.reshape(20, 3).std(dim=0)
+    torch.testing.assert_close(Density(0.3, "latent_std", mode).kernel(anchors)[2], expected)
+    assert Density(0.3, "latent_std", mode).sample(anchors[:1], 2).shape == (2, 4, 3)  # one anchor has that too
     assert Density(0.0, "anchor_std", mode).kernel(anchors[:1]) == 0
     rule = Density("scott", mode=mode).sample(anchors, 6, generator=torch.Generator().manual_seed(0))
     fixed = Density(1.0, "latent", mode)
@@ -124,7 +127,7 @@ def test_another_number_of_classes_gets_a_new_classifier_only(make, num_labels):
         ({"bandwidth": -0.1}, "expected a bandwidth >= 0, 'scott' or 'silverman', got -0.1"),
         ({"bandwidth": float("inf")}, "got inf"),
         ({"bandwidth": "wide"}, "got 'wide'"),
-        ({"bandwidth": 0.1, "unit": "std"}, "expected bandwidth unit 'anchor_std' or 'latent', got 'std'"),
+        ({"bandwidth": 0.1, "unit": "std"}, "expected a bandwidth unit of .*'latent_std', 'latent'.*, got 'std'"),
         ({"bandwidth": 0.1, "mode": "tokens"}, "expected mode 'joint', 'token' or 'scalar', got 'tokens'"),
     ],
 )
@@ -134,7 +137,7 @@ def test_density_errors(arguments, message):
 
 
 def test_one_anchor_has_no_standard_deviation(codec, raw_tokens):
-    with pytest.raises(ValueError, match="one anchor has no standard deviation .* or unit='latent'"):
+    with pytest.raises(ValueError, match="one anchor has no standard deviation .* or unit='latent_std'"):
         sample_networks(codec, raw_tokens[:1], 3, density=Density(0.1))
     assert sample_networks(codec, raw_tokens[:1], 3, density=Density(0.1, "latent")).networks.num_models == 3
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.zoo.dataset import Zoo
 
 ROOT = Path(__file__).parents[2]
@@ -63,27 +64,25 @@ def test_the_zoos_of_the_tables(script):
     assert all(settings["num_models"] >= 40 for _, settings in zoos.values())
 
 
-def test_tables_go_on_where_they_stopped(folder, images, tmp_path, capsys):
-    tables = load_script("paper_tables")
-    places = {"--zoos": folder / "zoos", "--images": images, "--work": tmp_path / "sane", "--records": tmp_path}
-    options = [str(part) for pair in places.items() for part in pair]
-    options += [
-        "--families",
-        "usps",
-        "--seeds",
-        "0",
-        "--epochs",
-        "1",
-        "--finetune_epochs",
-        "1",
-        "--num_candidates",
-        "4",
-        "--num_kept",
-        "2",
-    ]
-    tables.main(options)
-    assert "usps seed 0" in capsys.readouterr().out
-    record = json.loads((tmp_path / "usps_0.json").read_text())
+SMALL = ["--seeds", "0", "--finetune_epochs", "1", "--num_candidates", "4", "--num_kept", "2"]
+
+
+def flags(places):
+    return [str(part) for pair in places.items() for part in pair]
+
+
+@pytest.fixture(scope="module")
+def places(folder, images, tmp_path_factory):
+    """Where the family of USPS was pre-trained, probed and sampled."""
+    path = tmp_path_factory.mktemp("tables")
+    found = {"--zoos": folder / "zoos", "--images": images, "--work": path / "sane", "--records": path}
+    load_script("paper_tables").main([*flags(found), *SMALL, "--families", "usps", "--epochs", "1"])
+    return found
+
+
+def test_tables_go_on_where_they_stopped(places, capsys):
+    path = places["--records"] / "usps_0.json"
+    record = json.loads(path.read_text())
     results = record["results"]
     assert results["probe"].keys() == {"usps_seed", "usps_hyper"}
     assert {"weights", "layer_statistics", "sane_mean", "sane_best"} < results["probe"]["usps_hyper"]["epoch"].keys()
@@ -92,14 +91,55 @@ def test_tables_go_on_where_they_stopped(folder, images, tmp_path, capsys):
     assert all(row["accuracy"].keys() == {"0", "1"} for row in methods.values())
     assert 0 <= methods["anchors"]["agreement"] <= 1
     assert record["data"]["networks"]["usps_hyper"]["train"] == 24
-    written = (tmp_path / "sane" / "usps_0" / "model" / "model.safetensors").stat().st_mtime_ns
+    model = places["--work"] / "usps_0" / "model" / "model.safetensors"
+    written = model.stat().st_mtime_ns
     del results["sampling"]
-    (tmp_path / "usps_0.json").write_text(json.dumps(record))
-    tables.main(options)  # neither pre-trains nor probes again
-    assert (tmp_path / "sane" / "usps_0" / "model" / "model.safetensors").stat().st_mtime_ns == written
-    again = json.loads((tmp_path / "usps_0.json").read_text())["results"]
+    path.write_text(json.dumps(record))
+    load_script("paper_tables").main([*flags(places), *SMALL, "--families", "usps", "--epochs", "1"])
+    assert "usps seed 0" in capsys.readouterr().out
+    assert model.stat().st_mtime_ns == written  # neither pre-trains nor probes again
+    again = json.loads(path.read_text())["results"]
     assert again["probe"] == results["probe"]
     assert again["sampling"]["methods"] == methods
+
+
+def test_transfer_takes_the_autoencoder_of_the_tables(places, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "paper_tables", load_script("paper_tables"))
+    transfer = load_script("paper_transfer")
+    monkeypatch.setitem(transfer.STUDIES, "usps_few_1", transfer.Study("usps", "usps_seed", "usps_seed", 1, 1))
+    monkeypatch.setitem(transfer.STUDIES, "usps_to_usps", transfer.Study("usps", "usps_seed", "usps_seed"))
+    chosen = ["--studies", "usps_few_1", "usps_to_usps"]
+    here = {**places, "--records": tmp_path}
+    with pytest.raises(FileNotFoundError, match="needs the autoencoder of the family usps, seed 0; expected .*: run "):
+        transfer.main([*flags({**here, "--work": tmp_path}), *SMALL, *chosen])
+    transfer.main([*flags(here), *SMALL, *chosen])
+    assert "usps_few_1 seed 0, after one epoch: sane_subsampled" in capsys.readouterr().out
+    one = json.loads((tmp_path / "usps_few_1_0.json").read_text())["results"]
+    assert len(one["anchors"]) == 1
+    assert one["bandwidth_unit"] == "latent_std"
+    assert "soup" not in one["methods"]  # there is nothing to average
+    many = json.loads((tmp_path / "usps_to_usps_0.json").read_text())["results"]
+    assert many["bandwidth_unit"] == "anchor_std"
+    assert "soup" in many["methods"]
+    written = (tmp_path / "usps_to_usps_0.json").stat().st_mtime_ns
+    transfer.main([*flags(here), *SMALL, *chosen])  # what is there stays
+    assert (tmp_path / "usps_to_usps_0.json").stat().st_mtime_ns == written
+
+
+def test_models_are_those_of_the_best_seed(places, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "paper_tables", load_script("paper_tables"))
+    models = load_script("paper_models")
+    options = flags({name: places[name] for name in ("--zoos", "--work", "--records")} | {"--output": tmp_path})
+    models.main([*options, "--families", "usps"])
+    saved = tmp_path / "sane-usps"
+    assert SANEModel.from_pretrained(saved).config.token_dim == 67
+    results = json.loads((saved / "run.json").read_text())["results"]
+    assert {"reconstruction_r2", "probe R2, usps_hyper"} < results.keys()
+    assert "reconstruction of test networks" in (saved / "README.md").read_text()
+    with pytest.raises(FileExistsError, match="sane-usps is there already; remove it, or choose another --output"):
+        models.main([*options, "--families", "usps"])
+    with pytest.raises(FileNotFoundError, match="no autoencoder of the family mnist .* --families mnist first"):
+        models.main([*options, "--families", "mnist"])
 
 
 def test_every_family_has_its_zoos(script):
@@ -108,3 +148,7 @@ def test_every_family_has_its_zoos(script):
     for family in tables.FAMILIES.values():
         assert {family.sampled, *family.probed} <= zoos.keys()
         assert zoos[family.sampled][1]["images"] == family.images
+    sys.modules["paper_tables"] = tables
+    for study in load_script("paper_transfer").STUDIES.values():
+        assert study.source in tables.FAMILIES
+        assert {study.anchors, study.target} <= {family.sampled for family in tables.FAMILIES.values()}

@@ -273,7 +273,7 @@ def test_dense_tokens_and_several_activations(tmp_path, digits):
     for i in (0, len(split) - 1):
         assert split.config(i).activation == split.column("activation")[i]
         assert split.config(i).dropout == pytest.approx(split.column("dropout")[i])
-    with pytest.raises(ValueError, match="expected networks of one activation to stack, got .'relu', 'tanh'."):
+    with pytest.raises(ValueError, match="expected networks of one activation, got .'relu', 'tanh'."):
         split.networks()
 
 

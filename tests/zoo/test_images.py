@@ -1,6 +1,7 @@
 """Images: shapes, deterministic and disjoint splits, standardisation, every source, every error."""
 
 import io
+import json
 
 import datasets
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_sane.zoo.images import ImageData, load_images
+from hf_sane.zoo.facts import ZooFacts
+from hf_sane.zoo.images import ImageData, load_images, load_zoo_images
 
 
 def write_npz(folder, *, train=40, test=10, shape=(6, 6), **changed):
@@ -145,6 +147,40 @@ def test_labels_belong_to_their_images():
         images, labels = data.split(split)
         numbers = (images[:, 0, 0, 0] * data.std[0] + data.mean[0]).round().long()
         assert torch.equal(numbers % 7, labels)
+
+
+def test_what_records_say_about_images(tmp_path):
+    found = load_images(write_npz(tmp_path, shape=(6, 6, 3)), train_limit=9).describe()
+    counts = {"train": 9, "validation": 6, "test": 10}
+    assert {key: value for key, value in found.items() if key not in ("mean", "std")} == {
+        "name": "some",
+        "image_size": 6,
+        **counts,
+    }
+    assert len(found["mean"]) == len(found["std"]) == 3
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_images_of_a_zoo_are_those_it_was_trained_on(tmp_path):
+    path = write_npz(tmp_path)
+    settings = {"train_limit": 9, "validation_limit": 3, "test_limit": None, "image_size": 3}
+    expected = load_images(path, **settings)
+    facts = ZooFacts("zoo", {}, {}, arguments={"images": str(path), **settings})
+    moved = path.rename(tmp_path / "moved.npz")
+    with pytest.raises(FileNotFoundError, match="no image file"):
+        load_zoo_images(facts)
+    found = load_zoo_images(facts, path=moved)
+    assert found.name == "moved"
+    for split in ("train", "validation", "test"):
+        for tensor, wanted in zip(found.split(split), expected.split(split), strict=True):
+            assert torch.equal(tensor, wanted)
+    assert len(load_zoo_images(ZooFacts("digits", {}, {}, arguments={"images": "digits"})).train_images) == 1000
+
+
+@pytest.mark.parametrize("path", [None, "digits"])
+def test_a_zoo_that_does_not_name_its_images_needs_them_named(path):
+    with pytest.raises(ValueError, match="the zoo 'x' does not say what images it was trained on; name them"):
+        load_zoo_images(ZooFacts("x", {}, {}), path=path)
 
 
 def test_other_devices_and_splits(digits):

@@ -244,7 +244,7 @@ def test_a_zoo_of_mixed_architectures_loads_streams_and_is_saved(imported, tmp_p
         assert again.splits[name].run_ids == split.run_ids
         stream = load_dataset(str(folder), split=name, streaming=True)
         assert [row["run_id"] for row in stream] == split.run_ids
-    with pytest.raises(ValueError, match="expected networks of one layout to stack"):
+    with pytest.raises(ValueError, match="expected networks of one layout, got"):
         again.splits["train"].stacked_tokens()
     copy = Zoo.load(again.save(tmp_path / "copy"))
     for split, other in zip(again.splits.values(), copy.splits.values(), strict=True):

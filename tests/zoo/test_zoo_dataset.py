@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -17,6 +18,8 @@ from hf_sane.zoo import records
 from hf_sane.zoo.cards import render_card
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.facts import architecture_facts, config_from_dict
+from hf_sane.zoo.hyperparameters import HyperParameters
+from hf_sane.zoo.import_arguments import ImportArguments
 from hf_sane.zoo.records import FEATURES
 from hf_sane.zoo.table import ZooTable
 
@@ -232,6 +235,34 @@ def test_configurations_survive_the_facts():
         config_from_dict({"model_type": "bert"})
 
 
+def test_what_networks_of_one_architecture_share(tiny_zoo, monkeypatch):
+    split = tiny_zoo.splits["train"]
+    layout, config = split.layout_and_config()
+    assert (layout, config.to_dict()) == (split.layout(0), split.config(0).to_dict())
+    layouts = np.array(["one", *["two"] * (len(split) - 1)])
+    monkeypatch.setattr(ZooSplit, "column", lambda self, name: layouts)
+    with pytest.raises(ValueError, match=r"expected networks of one layout, got \['one', 'two'\]; select one of them"):
+        split.layout_and_config()
+
+
+def test_the_recipe_of_a_zoo_trains_networks_as_it_did(tiny_zoo):
+    facts = tiny_zoo.facts  # of several optimisers, and bounds of everything else
+    recipe = facts.training_recipe
+    assert recipe == {"optimizer": "adam", "learning_rate": 5e-3, "weight_decay": 1e-4}
+    assert HyperParameters.repeat([0, 1], **recipe).learning_rates == (5e-3, 5e-3)
+    sgd = replace(facts, arguments={**facts.arguments, "optimizers": ["sgd"], "weight_decay": [0.5]})
+    assert sgd.training_recipe == {"optimizer": "sgd", "learning_rate": 5 * 5e-3, "weight_decay": 0.5}
+
+
+@pytest.mark.parametrize("arguments", [{}, ImportArguments(repos=["org/a"]).to_dict(), {"token_dim": 5}])
+def test_imported_and_mixed_zoos_have_no_recipe(tiny_zoo, arguments):
+    silent = replace(tiny_zoo.facts, arguments=arguments, name="others")
+    with pytest.raises(
+        ValueError, match="the zoo 'others' does not say how its networks were trained, .*; expected one"
+    ):
+        assert silent.training_recipe
+
+
 def test_card_is_valid_and_its_code_runs(tiny_zoo, tiny_zoo_folder):
     card = DatasetCard.load(tiny_zoo_folder / "README.md")
     assert [entry["config_name"] for entry in card.data.configs] == ["default"]
@@ -302,7 +333,7 @@ def test_empty_zoos_and_unknown_splits_are_refused(tiny_zoo):
     with pytest.raises(KeyError, match="the zoo has no split 'dev'; it has train, validation, test"):
         tiny_zoo.splits["dev"]
     for stack in (empty.stacked_tokens, empty.networks, empty.stacked_tensors):
-        with pytest.raises(ValueError, match="expected at least one network, got an empty selection"):
+        with pytest.raises(ValueError, match=r"expected networks of one layout, got \[\]; select one"):
             stack()
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from hf_sane.zoo.networks import StackedNetworks
     from hf_sane.zoo.training import HyperParameters
 
-SCRATCH_SEED = 1_000_000
-
 
 def finetune(
     networks: Annotated[
@@ -37,6 +35,7 @@ def finetune(
     """Fine-tune networks on images; report test accuracy epoch by epoch."""
     from hf_sane.architectures.configuration_zoo import ZooConfig
     from hf_sane.core.run_record import RunRecord
+    from hf_sane.sampling.baselines import SCRATCH_SEED
     from hf_sane.zoo.images import load_images
     from hf_sane.zoo.networks import StackedNetworks
     from hf_sane.zoo.training import HyperParameters

@@ -28,7 +28,8 @@ def sample(
         str, typer.Option(help="Kernel width: a number, several to choose from on validation images, or a rule.")
     ] = "0.1,0.2,0.3,0.4,0.5,0.6",
     unit: Annotated[
-        Literal["anchor_std", "latent"], typer.Option(help="Unit of the bandwidth: the anchors' spread, or latents.")
+        Literal["anchor_std", "latent_std", "latent"],
+        typer.Option(help="Unit of the bandwidth: the anchors' spread, that of all their tokens, or latents."),
     ] = "anchor_std",
     mode: Annotated[
         Literal["joint", "token", "scalar"], typer.Option(help="What shares an anchor: a model, a token, a scalar.")
@@ -57,6 +58,7 @@ def sample(
     from hf_sane.sampling.generation import Density, NetworkCodec
     from hf_sane.sampling.selection import Judge
     from hf_sane.zoo.dataset import Zoo
+    from hf_sane.zoo.images import load_images, load_zoo_images
 
     hide_loading_bars()
     settings: dict[str, Any] = {
@@ -73,11 +75,11 @@ def sample(
     bandwidths = sampling.parse_bandwidths(bandwidth)
     population = Zoo.load(zoo, config)
     record.arguments["zoo_revision"] = population.revision
-    data = sampling.load_zoo_images(population, images)
-    record.data |= {"zoo": population.facts.name, "images": sampling.describe_images(data)}
+    data = load_images(images) if images is not None else load_zoo_images(population.facts)
+    record.data |= {"zoo": population.facts.name, "images": data.describe()}
     model, extractor = load_sane(sane, revision)
     train = population.splits["train"]
-    layout, network_config = sampling.layout_and_config(train)
+    layout, network_config = train.layout_and_config()
     if prompt_statistics:
         extractor = extractor.extended([(layout, train.stacked_tokens())])
     job = sampling.SamplingJob(

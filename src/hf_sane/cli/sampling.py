@@ -9,32 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.kde import BandwidthRule
-from hf_sane.core.layout import Layout
 from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.publish import save_network
 from hf_sane.sampling.anchors import choose_anchors
-from hf_sane.sampling.baselines import (
-    average_networks,
-    matched_noise_scale,
-    noisy_anchors,
-    random_networks,
-    reconstructed_anchors,
-)
-from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance
+from hf_sane.sampling.comparison import noise_baseline, simple_baselines, training_distances
+from hf_sane.sampling.diversity import WeightSpace
 from hf_sane.sampling.export import Provenance, export_network
 from hf_sane.sampling.generation import Density, NetworkCodec
 from hf_sane.sampling.selection import Judge, SelectedNetworks, bootstrap, choose_bandwidth, subsample
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.images import ImageData, load_images
+from hf_sane.zoo.images import ImageData
 from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.permutations import permutation_spec
 
-AVERAGE_GROUP = 5  # anchors per average, of that baseline
-REALIGNED = 3  # nearest training networks that are aligned to each sampled one to measure their distance
-SCRATCH_SEED = 1_000_000  # far from the zoo's own seeds
 PROVENANCE_METHODS = {"sane_subsample": "subsampled", "sane_bootstrap": "bootstrapped", "sane_kde": "kde"}
 
 Bandwidth = float | BandwidthRule
@@ -61,42 +49,6 @@ def parse_bandwidths(text: str) -> tuple[Bandwidth, ...]:
 def hub_ids(*sources: str) -> Iterator[str]:
     """Those that are repositories on the Hub: cards link to them, but never to a folder of this machine."""
     return (source for source in sources if not Path(source).exists())
-
-
-def load_zoo_images(zoo: Zoo, images: str | None) -> ImageData:
-    """The images that a zoo was trained on, or others.
-
-    Raises:
-        ValueError: If the zoo does not say.
-    """
-    if images is not None:
-        return load_images(images)
-    arguments = zoo.facts.arguments
-    if "images" not in arguments:
-        raise ValueError(
-            f"the zoo {zoo.facts.name!r} does not say what images it was trained on; name them (--images)"
-        )
-    names = ("train_limit", "validation_limit", "test_limit", "image_size")
-    settings: dict[str, Any] = {name: arguments.get(name) for name in names}
-    return load_images(arguments["images"], **settings)
-
-
-def describe_images(data: ImageData) -> dict[str, Any]:
-    """What a card says about images."""
-    counts = {split: len(data.split(split)[1]) for split in ("train", "validation", "test")}
-    return {"name": data.name, "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std), **counts}
-
-
-def layout_and_config(split: ZooSplit) -> tuple[Layout, ZooConfig]:
-    """Layout and architecture of the networks of a split.
-
-    Raises:
-        ValueError: If there are several.
-    """
-    for column in ("layout", "architecture", "activation"):
-        if len(values := sorted(set(split.column(column).tolist()))) != 1:
-            raise ValueError(f"expected a zoo of one {column} to sample from, got {values}; build one, see seed_zoo()")
-    return split.layout(0), split.config(0)
 
 
 def anchor_networks(zoo: Zoo, *, num_anchors: int | None, top_fraction: float, epoch: int | None) -> ZooSplit:
@@ -180,53 +132,35 @@ class SamplingJob:
         return selected, bandwidth
 
     def compare(self, name: str, selected: SelectedNetworks) -> dict[str, dict[str, float]]:
-        """Test accuracy and distance to the nearest training network: of what was sampled, and of everything simpler.
-
-        Anchor + noise is as far from the training networks as the sampled ones are; without that, it could be made as
-        accurate as one likes.
-        """
-        count = selected.networks.num_models
-        space = WeightSpace.fit(self.codec.layout, self.training_tokens)
-        distance = self.distances(space, selected.networks).mean().item()
-        scale = matched_noise_scale(
-            space, self.anchor_tokens, self.training_tokens, distance=distance, generator=self.generator
+        """Test accuracy and distance to the nearest training network: of what was sampled, and of everything simpler."""
+        draw_noise = noise_baseline(
+            self.codec, self.anchor_tokens, self.training_tokens, like=selected.networks, generator=self.generator
         )
-        noisy = noisy_anchors(space, self.anchor_tokens, count, scale=scale, generator=self.generator)
-        group_size = min(AVERAGE_GROUP, len(self.anchor_tokens))
-        average = average_networks(self.anchor_tokens, count, group_size=group_size, generator=self.generator)
-        config = self.codec.config
-        assert isinstance(config, ZooConfig)
-        methods = {
-            name: selected.networks,
-            "anchors": self.codec.networks(self.anchor_tokens),
-            "reconstructed_anchors": self.judge.condition(
-                reconstructed_anchors(self.codec, self.anchor_tokens).networks
-            ),
-            "anchor_noise": self.judge.condition(self.codec.networks(noisy)),
-            "anchor_average": self.judge.condition(self.codec.networks(average)),
-            "scratch": random_networks(config, range(SCRATCH_SEED, SCRATCH_SEED + count)),
-        }
-        return {name: self._row(space, networks) for name, networks in methods.items()}
-
-    def distances(self, space: WeightSpace, networks: StackedNetworks) -> Tensor:
-        """Distance of each network to the nearest training network, up to permutations of neurons: `[S]`."""
-        config = self.codec.config
-        assert isinstance(config, ZooConfig)
-        return nearest_training_distance(
-            space,
-            self.codec.tokens(networks),
-            self.training_tokens,
-            permutations=permutation_spec(config),
-            realigned=min(REALIGNED, len(self.training_tokens)),
+        simple = simple_baselines(
+            self.codec,
+            self.anchor_tokens,
+            self.judge,
+            num_networks=selected.networks.num_models,
+            draw_noise=draw_noise,
+            generator=self.generator,
         )
+        return {name: self._row(networks) for name, networks in {name: selected.networks, **simple}.items()}
 
-    def _row(self, space: WeightSpace, networks: StackedNetworks) -> dict[str, float]:
+    def _row(self, networks: StackedNetworks) -> dict[str, float]:
         _, accuracy = networks.evaluate(*self.data.split("test"))
         return {
             "test_accuracy": accuracy.mean().item(),
             "best_test_accuracy": accuracy.max().item(),
-            "nearest_training_distance": self.distances(space, networks).mean().item(),
+            "nearest_training_distance": self.distances(networks).mean().item(),
         }
+
+    def distances(self, networks: StackedNetworks) -> Tensor:
+        """Distance of each network to the nearest training network, up to permutations of neurons: `[S]`."""
+        return training_distances(self.codec, self._space, networks, self.training_tokens)
+
+    @cached_property
+    def _space(self) -> WeightSpace:
+        return WeightSpace.fit(self.codec.layout, self.training_tokens)
 
     def save(self, folder: Path, selected: SelectedNetworks, record: RunRecord, *, include_code: bool) -> list[Path]:
         """Save every network in a folder of its own, with provenance, record and card, best first.
@@ -238,7 +172,7 @@ class SamplingJob:
             include_code: Whether the modelling code travels along.
         """
         _, accuracy = selected.networks.evaluate(*self.data.split("test"))
-        distances = self.distances(WeightSpace.fit(self.codec.layout, self.training_tokens), selected.networks)
+        distances = self.distances(selected.networks)
         facts: Mapping[str, Any] = record.arguments
         folders = []
         for index in range(selected.networks.num_models):

@@ -36,7 +36,6 @@ from hf_sane.zoo.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.images import ImageData, load_images
 
-RECIPE = {"optimizer": "adam", "learning_rate": 3e-3, "weight_decay": 1e-4}  # of the seed zoo, and of fine-tuning
 NETWORK = {"activation": "gelu"}
 REPORTED_EPOCHS = (0, 1, 5)
 NUM_SAVED = 3  # sampled networks that are saved with a card
@@ -99,7 +98,8 @@ def run_demo(
         samples = draw_samples(codec, zoos["seed"], Judge(*data.split("validation")), settings.comparison())
         nearest, pairwise = measure_distances(codec, zoos["seed"], samples.methods)
     with stages("fine-tune samples and baselines"):
-        curves = finetune_all(samples.methods, data, RECIPE, epochs=settings.finetune_epochs, seed=settings.seed)
+        recipe = zoos["seed"].facts.training_recipe
+        curves = finetune_all(samples.methods, data, recipe, epochs=settings.finetune_epochs, seed=settings.seed)
         facts = {**samples.facts, "pairwise_distance": pairwise, "finetuning_curves": curves}
         results["sampling"] = sampling_results(curves, nearest, facts)
         plot_finetuning(curves, output / "finetuning.png")
@@ -118,8 +118,6 @@ def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[st
         epochs=settings.seed_zoo_epochs[-1],
         keep_epochs=settings.seed_zoo_epochs,
         architecture_settings=NETWORK,
-        learning_rate=[RECIPE["learning_rate"]],
-        weight_decay=[RECIPE["weight_decay"]],
         seed=settings.seed,
     )
     mixed = hyperparameter_zoo(

@@ -12,6 +12,7 @@ from hf_sane.zoo.networks import StackedNetworks
 
 RELATIVE_TOLERANCE = 1e-3
 MAX_STEPS = 60
+SCRATCH_SEED = 1_000_000  # of networks from scratch: far from the seeds that zoos are trained from
 
 
 def reconstructed_anchors(codec: NetworkCodec, anchor_tokens: Tensor) -> SampledNetworks:

@@ -8,8 +8,10 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
+from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.baselines import (
+    SCRATCH_SEED,
     average_networks,
     matched_noise_scale,
     noisy_anchors,
@@ -17,8 +19,8 @@ from hf_sane.sampling.baselines import (
     reconstructed_anchors,
 )
 from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance, pairwise_distance
-from hf_sane.sampling.generation import Density, NetworkCodec, sample_from_prior
-from hf_sane.sampling.selection import Judge, SelectedNetworks, bootstrap, choose_bandwidth, keep_best, subsample
+from hf_sane.sampling.generation import BandwidthUnit, Density, NetworkCodec, sample_from_prior
+from hf_sane.sampling.selection import Draw, Judge, bootstrap, choose_bandwidth, keep_best, subsample
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.images import ImageData
@@ -26,8 +28,20 @@ from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.permutations import permutation_spec
 from hf_sane.zoo.training import HyperParameters, train_stacked
 
+METHODS = (  # in the order of tables and legends
+    "anchors",
+    "reconstructed_anchors",
+    "sane_kde",
+    "sane_subsampled",
+    "sane_bootstrapped",
+    "anchor_noise",
+    "anchor_noise_selected",
+    "anchor_average",
+    "sane_prior",
+    "scratch",
+)
 AVERAGE_GROUP = 5  # anchors per average: of all of them there is only one
-SCRATCH_SEED = 1_000_000  # far from the zoo's own seeds
+REALIGNED = 3  # nearest training networks that are aligned to each network to measure its distance
 
 
 @strict
@@ -40,7 +54,8 @@ class ComparisonSettings:
         anchor_fraction: Best share of the training runs that serve as anchors (the paper: 30 %).
         num_anchors: The best so many of them; all when `None`.
         anchor_epoch: Epoch of the anchors; the last of each run when `None`.
-        bandwidths: Candidates, in standard deviations of the anchors' latents; 0 would only copy anchors and is not one.
+        bandwidths: Candidates, in `unit`; 0 would only copy anchors and is not one.
+        unit: Of the bandwidths, see [`Density`]; a single anchor needs `"latent_std"`.
         accuracy_share: The largest bandwidth wins whose kept networks keep this share of the best validation accuracy.
         num_candidates: Networks drawn for subsampling.
         num_kept: Networks kept, of every method.
@@ -51,6 +66,7 @@ class ComparisonSettings:
     num_anchors: int | None = None
     anchor_epoch: int | None = None
     bandwidths: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4])
+    unit: BandwidthUnit = "anchor_std"
     accuracy_share: float = 0.95
     num_candidates: int = 400
     num_kept: int = 10
@@ -70,7 +86,7 @@ class Samples:
     """What sampling produced.
 
     Attributes:
-        methods: Name to `num_kept` networks, by method.
+        methods: Each of `METHODS` to `num_kept` networks.
         anchor_ids: Runs of the anchors, best first.
         bandwidth: The one chosen on validation images.
         facts: Further numbers for the record.
@@ -111,18 +127,47 @@ def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: Comparis
     anchor_tokens, training_tokens = aligned_tokens(anchor_split), aligned_tokens(train)
     generator = torch.Generator().manual_seed(settings.seed)
     latents = codec.encode(anchor_tokens)
+    sampled, facts = _sampled(codec, latents, judge, settings, generator)
+    draw_noise = noise_baseline(
+        codec,
+        anchor_tokens,
+        training_tokens,
+        like=sampled["sane_subsampled"],
+        generator=torch.Generator().manual_seed(settings.seed + 1),
+    )
+    noisy = keep_best(draw_noise, judge, num_candidates=settings.num_candidates, num_kept=settings.num_kept)
+    simple = simple_baselines(
+        codec,
+        anchor_tokens,
+        judge,
+        num_networks=settings.num_kept,
+        draw_noise=draw_noise,
+        shown=anchor_tokens[[index % len(chosen) for index in range(settings.num_kept)]],
+        seed=settings.seed,
+        generator=generator,
+    )
+    drawn = {**sampled, **simple, "anchor_noise_selected": noisy.networks}
+    methods = {name: drawn[name] for name in METHODS}
+    facts = {"num_anchors": len(chosen), **facts}
+    return Samples(methods, tuple(anchor_split.run_ids), facts["bandwidth"], facts)
+
+
+def _sampled(
+    codec: NetworkCodec, latents: Tensor, judge: Judge, settings: ComparisonSettings, generator: torch.Generator
+) -> tuple[dict[str, StackedNetworks], dict[str, Any]]:
+    """What is drawn from the latent space, around latents `[A, N, Z]` of the anchors, and facts for the record."""
     choice = choose_bandwidth(
         codec,
         latents,
         judge,
         bandwidths=settings.bandwidths,
-        density=Density(0.0),
+        density=Density(0.0, unit=settings.unit),
         share=settings.accuracy_share,
         num_candidates=settings.num_candidates // 2,
         num_kept=settings.num_kept,
         generator=generator,
     )
-    density = Density(choice.bandwidth)
+    density = Density(choice.bandwidth, unit=settings.unit)
     kept = {"num_candidates": settings.num_candidates, "num_kept": settings.num_kept, "generator": generator}
     subsampled = subsample(codec, latents, judge, density=density, **kept)  # type: ignore[arg-type]
     bootstrapped, history = bootstrap(
@@ -133,61 +178,130 @@ def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: Comparis
         num_anchors=max(2, 2 * settings.num_kept),
         **kept,  # type: ignore[arg-type]
     )
-    few = range(settings.num_kept)
-    shown = [index % len(chosen) for index in few]
     prior = sample_from_prior(codec, settings.num_kept, std=latents.std().item(), generator=generator)
+    around = codec.decode(density.sample(latents, settings.num_kept, generator=generator))
     methods = {
-        "anchors": codec.networks(anchor_tokens[shown]),
-        "reconstructed_anchors": judge.condition(reconstructed_anchors(codec, anchor_tokens[shown]).networks),
-        "sane_kde": judge.condition(codec.decode(density.sample(latents, settings.num_kept, generator=generator))),
+        "sane_kde": judge.condition(around),
         "sane_subsampled": subsampled.networks,
         "sane_bootstrapped": bootstrapped.networks,
-        **_noise_baselines(codec, anchor_tokens, training_tokens, subsampled, judge, settings),
-        "anchor_average": judge.condition(codec.networks(_averages(anchor_tokens, settings, generator))),
         "sane_prior": judge.condition(prior.networks),
-        "scratch": random_networks(train.config(0), [SCRATCH_SEED + settings.seed + i for i in few]),
     }
     facts = {
-        "num_anchors": len(chosen),
         "num_candidates": settings.num_candidates,
         "num_kept": settings.num_kept,
         "bandwidth": choice.bandwidth,
+        "bandwidth_unit": settings.unit,
         "bandwidth_candidates": list(choice.bandwidths),
         "bandwidth_kept_validation_accuracy": list(choice.kept_accuracy),
         "bootstrap_validation_accuracy": list(history),
     }
-    return Samples(methods, tuple(anchor_split.run_ids), choice.bandwidth, facts)
+    return methods, facts
 
 
-def _averages(anchor_tokens: Tensor, settings: ComparisonSettings, generator: torch.Generator) -> Tensor:
-    """Each the mean of a few anchors: `[num_kept, N, D]`."""
-    group_size = min(AVERAGE_GROUP, len(anchor_tokens))
-    return average_networks(anchor_tokens, settings.num_kept, group_size=group_size, generator=generator)
-
-
-def _noise_baselines(
+def noise_baseline(
     codec: NetworkCodec,
     anchor_tokens: Tensor,
     training_tokens: Tensor,
-    subsampled: SelectedNetworks,
-    judge: Judge,
-    settings: ComparisonSettings,
-) -> dict[str, StackedNetworks]:
-    """Anchor + noise as far from the training networks as the subsampled ones; plain, and selected in the same way."""
+    *,
+    like: StackedNetworks,
+    generator: torch.Generator | None = None,
+) -> Draw:
+    """Anchors with noise on their weights, on average as far from the training networks as other networks are.
+
+    Without that the noise could be made as small, and its networks as accurate, as one likes. Distances are measured as
+    [`matched_noise_scale`] does, without permutations.
+
+    Args:
+        codec: Tokenizer, layout and architecture.
+        anchor_tokens: `[A, N, D]` raw tokens.
+        training_tokens: `[T, N, D]` raw tokens of all training networks, the anchors among them.
+        like: Networks of the method that noise is compared with.
+        generator: CPU source of randomness, of the scale and of what is drawn; the global one when `None`.
+
+    Returns:
+        Draws noisy networks, for [`keep_best`]: their tokens and the networks, not conditioned.
+
+    Raises:
+        ValueError: As in [`matched_noise_scale`].
+    """
     space = WeightSpace.fit(codec.layout, training_tokens)
-    distance = nearest_training_distance(space, codec.tokens(subsampled.networks), training_tokens).mean().item()
-    generator = torch.Generator().manual_seed(settings.seed + 1)
+    distance = nearest_training_distance(space, codec.tokens(like), training_tokens).mean().item()
     scale = matched_noise_scale(space, anchor_tokens, training_tokens, distance=distance, generator=generator)
 
     def draw(count: int) -> tuple[Tensor, StackedNetworks]:
         tokens = noisy_anchors(space, anchor_tokens, count, scale=scale, generator=generator)
         return tokens, codec.networks(tokens)
 
-    selected = keep_best(draw, judge, num_candidates=settings.num_candidates, num_kept=settings.num_kept)
+    return draw
+
+
+def simple_baselines(
+    codec: NetworkCodec,
+    anchor_tokens: Tensor,
+    judge: Judge,
+    *,
+    num_networks: int,
+    draw_noise: Draw,
+    shown: Tensor | None = None,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+) -> dict[str, StackedNetworks]:
+    """What takes no sampling of latents: the anchors, what is left of them, noise on them, their averages, and scratch.
+
+    With a judge that conditions batch norm, all but anchors and networks from scratch are conditioned.
+
+    Args:
+        codec: Autoencoder, tokenizer, layout and architecture.
+        anchor_tokens: `[A, N, D]` raw tokens, aligned if averages should mean anything.
+        judge: Conditions batch norm, or does not.
+        num_networks: Of each of noise, averages and scratch.
+        draw_noise: See [`noise_baseline`].
+        shown: `[S, N, D]` raw tokens of those anchors that stand for themselves; all when `None`.
+        seed: Of the networks from scratch.
+        generator: CPU source of randomness, of the averages; the global one when `None`.
+
+    Returns:
+        `{"anchors", "reconstructed_anchors", "anchor_noise", "anchor_average", "scratch"}` to networks.
+    """
+    shown = anchor_tokens if shown is None else shown
+    _, noisy = draw_noise(num_networks)
+    group_size = min(AVERAGE_GROUP, len(anchor_tokens))
+    averages = average_networks(anchor_tokens, num_networks, group_size=group_size, generator=generator)
     return {
-        "anchor_noise": judge.condition(draw(settings.num_kept)[1]),
-        "anchor_noise_selected": selected.networks,
+        "anchors": codec.networks(shown),
+        "reconstructed_anchors": judge.condition(reconstructed_anchors(codec, shown).networks),
+        "anchor_noise": judge.condition(noisy),
+        "anchor_average": judge.condition(codec.networks(averages)),
+        "scratch": random_networks(_config(codec), [SCRATCH_SEED + seed + index for index in range(num_networks)]),
     }
+
+
+def _config(codec: NetworkCodec) -> ZooConfig:
+    assert isinstance(codec.config, ZooConfig)
+    return codec.config
+
+
+def training_distances(
+    codec: NetworkCodec, space: WeightSpace, networks: StackedNetworks, training_tokens: Tensor
+) -> Tensor:
+    """Distance of each network to the nearest training network, up to permutations of neurons.
+
+    Args:
+        codec: Layout and architecture.
+        space: Fitted on the training networks.
+        networks: `S` networks.
+        training_tokens: `[T, N, D]` raw tokens of training networks.
+
+    Returns:
+        `[S]` float64, see [`nearest_training_distance`].
+    """
+    return nearest_training_distance(
+        space,
+        codec.tokens(networks),
+        training_tokens,
+        permutations=permutation_spec(_config(codec)),
+        realigned=min(REALIGNED, len(training_tokens)),
+    )
 
 
 def measure_distances(
@@ -200,16 +314,12 @@ def measure_distances(
         zoo: Aligned zoo.
         methods: Name to networks.
     """
-    train = zoo.splits["train"]
-    training = aligned_tokens(train)
+    training = aligned_tokens(zoo.splits["train"])
     space = WeightSpace.fit(codec.layout, training)
-    spec = permutation_spec(train.config(0))
     nearest, pairwise = {}, {}
     for name, networks in methods.items():
-        tokens = codec.tokens(networks)
-        found = nearest_training_distance(space, tokens, training, permutations=spec, realigned=3)
-        nearest[name] = found.mean().item()
-        pairwise[name] = pairwise_distance(space.points(tokens))
+        nearest[name] = training_distances(codec, space, networks, training).mean().item()
+        pairwise[name] = pairwise_distance(space.points(codec.tokens(networks)))
     return nearest, pairwise
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.networks import StackedNetworks, empty_model
 
-BandwidthUnit = Literal["anchor_std", "latent"]
+BandwidthUnit = Literal["anchor_std", "latent_std", "latent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,9 @@ class Density:
     Attributes:
         bandwidth: Kernel standard deviation, >= 0, in units of `unit`; or the rule `"scott"` or `"silverman"`.
         unit: `"anchor_std"`: standard deviation over the anchors, of every token and latent dimension by itself, so that
-            the kernel has the shape of the anchors' spread and 1 is as wide as that. `"latent"`: latent units, as in
-            the released code (0.2 for every zoo).
+            the kernel has the shape of the anchors' spread and 1 is as wide as that. `"latent_std"`: standard deviation
+            over all tokens of all anchors, of every latent dimension by itself; one anchor has that too. `"latent"`:
+            latent units, as in the released code (0.2 for every zoo).
         mode: Which coordinates share an anchor, see [`sample_latents`].
 
     Raises:
@@ -41,8 +42,8 @@ class Density:
         known = isinstance(self.bandwidth, str) and self.bandwidth in ("scott", "silverman")
         if not known and (isinstance(self.bandwidth, str) or not 0 <= self.bandwidth < float("inf")):
             raise ValueError(f"expected a bandwidth >= 0, 'scott' or 'silverman', got {self.bandwidth!r}")
-        if self.unit not in ("anchor_std", "latent"):
-            raise ValueError(f"expected bandwidth unit 'anchor_std' or 'latent', got {self.unit!r}")
+        if self.unit not in get_args(BandwidthUnit):
+            raise ValueError(f"expected a bandwidth unit of {get_args(BandwidthUnit)}, got {self.unit!r}")
         if self.mode not in ("joint", "token", "scalar"):
             raise ValueError(f"expected mode 'joint', 'token' or 'scalar', got {self.mode!r}")
 
@@ -54,9 +55,11 @@ class Density:
         """
         if isinstance(self.bandwidth, str) or self.unit == "latent" or self.bandwidth == 0:
             return self.bandwidth
+        if self.unit == "latent_std":
+            return self.bandwidth * anchors.flatten(0, 1).std(dim=0).expand(anchors.shape[1:])
         if len(anchors) < 2:
             raise ValueError(
-                "one anchor has no standard deviation to measure a bandwidth in; give more anchors, or unit='latent'"
+                "one anchor has no standard deviation to measure a bandwidth in; give more anchors, or unit='latent_std'"
             )
         return self.bandwidth * anchors.std(dim=0)
 

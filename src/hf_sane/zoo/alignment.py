@@ -90,9 +90,7 @@ def token_permutations(split: ZooSplit) -> TokenPermutations:
     """
     if split.alignment is None:
         raise ValueError("this zoo is not aligned; expected an alignment beside it, make one with align_zoo(zoo)")
-    for name in ("layout", "architecture"):
-        if len(values := sorted(set(split.column(name)))) != 1:
-            raise ValueError(f"expected networks of one {name}, got {values}; select one of them first")
+    split.require_one("layout", "architecture")
     architecture, layout = (str(split.column(name)[0]) for name in ("architecture", "layout"))
     spec = network_spec(split.facts, architecture, layout, alignment=split.alignment)
     return TokenPermutations(

@@ -119,7 +119,7 @@ class ZooSplit:
         Raises:
             ValueError: If there are none, or they have several layouts.
         """
-        self._single("layout")
+        self.require_one("layout")
         return torch.stack([self.tokens(i) for i in range(len(self))])
 
     def config(self, index: int) -> ZooConfig:
@@ -159,15 +159,23 @@ class ZooSplit:
         model.load_state_dict(self.state_dict(index))
         return model.eval()
 
+    def layout_and_config(self) -> tuple[Layout, ZooConfig]:
+        """What all of these networks share: layout (its template that of the first) and architecture.
+
+        Raises:
+            ValueError: If there are none, or they differ in layout, architecture or activation.
+        """
+        self.require_one("layout", "architecture", "activation")
+        return self.layout(0), self.config(0)
+
     def networks(self) -> StackedNetworks:
         """All networks as one stack, to run or train them together.
 
         Raises:
             ValueError: If there are none, or they differ in layout, architecture or activation.
         """
-        for name in ("layout", "architecture", "activation"):
-            self._single(name)
-        return StackedNetworks(self.config(0), self.stacked_tensors())
+        _, config = self.layout_and_config()
+        return StackedNetworks(config, self.stacked_tensors())
 
     def stacked_tensors(self) -> dict[str, Tensor]:
         """All tensors of all networks, `{name: [M, *shape]}` in the order of the state dict; fresh memory.
@@ -182,11 +190,17 @@ class ZooSplit:
             tensors |= {name: torch.stack([template[name] for template in templates]) for name in layout.template}
         return {name: tensors[layout.aliases.get(name, name)] for name in layout.tensor_names}
 
-    def _single(self, column: str) -> None:
-        if not len(self):
-            raise ValueError("expected at least one network, got an empty selection")
-        if len(values := sorted(set(self.column(column)))) > 1:
-            raise ValueError(f"expected networks of one {column} to stack, got {values}; select one of them first")
+    def require_one(self, *columns: str) -> None:
+        """Refuse networks that differ in one of these columns.
+
+        Raises:
+            ValueError: If they do, or there are none.
+        """
+        for column in columns:
+            if len(values := sorted(set(self.column(column).tolist()))) != 1:
+                raise ValueError(
+                    f"expected networks of one {column}, got {values}; select one of them first, or take a zoo of one"
+                )
 
     def arrow_tables(self) -> Iterator[pa.Table]:
         """The rows as Arrow tables of limited size, for writing."""

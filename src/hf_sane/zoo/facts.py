@@ -69,6 +69,28 @@ class ZooFacts:
         content = {name: value for name, value in self.to_dict().items() if name != "arguments"}
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:LAYOUT_DIGITS]
 
+    @property
+    def training_recipe(self) -> dict[str, Any]:
+        """Optimiser, learning rate and weight decay of the networks: what to fine-tune others with, to compare with them.
+
+        Arguments of `HyperParameters.repeat`. Of several optimisers the first counts, of bounds the lower one.
+
+        Raises:
+            ValueError: If the zoo was imported, or mixed from others: it has no recipe, or several.
+        """
+        if "optimizers" not in self.arguments:
+            raise ValueError(
+                f"the zoo {self.name!r} does not say how its networks were trained, as imported and mixed zoos do not; "
+                "expected one that build_zoo() made, or name optimizer, learning_rate and weight_decay"
+            )
+        optimizer = self.arguments["optimizers"][0]
+        factor = self.arguments.get("sgd_factor", 1.0) if optimizer == "sgd" else 1.0
+        return {
+            "optimizer": optimizer,
+            "learning_rate": factor * self.arguments["learning_rate"][0],
+            "weight_decay": self.arguments["weight_decay"][0],
+        }
+
     def count(self, split: str) -> int | None:
         """Networks of a split, if that is known."""
         return int(self.splits[split]["networks"]) if split in self.splits else None

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_sane.zoo.facts import ZooFacts
+
 SPLITS = ("train", "validation", "test")
 PARTS = ("images", "labels")
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
@@ -96,6 +98,12 @@ class ImageData:
                 f"{self.name}: zoo networks need square images, got {height}x{width}; crop or resize them"
             )
         return height
+
+    def describe(self) -> dict[str, Any]:
+        """What records and cards say about the images: name, size, statistics of the raw pixels, images per split."""
+        counts = {split: len(self.split(split)[1]) for split in SPLITS}
+        statistics = {"mean": list(self.mean), "std": list(self.std)}
+        return {"name": self.name, "image_size": self.image_size, **statistics, **counts}
 
     def to(self, device: str | torch.device) -> "ImageData":
         """The same data on another device."""
@@ -184,6 +192,26 @@ def load_images(
         raise TypeError(f"expected 'digits', a path to an .npz file or a datasets object, got {type(source).__name__}")
     data = _assemble(name or label, parts, sizes, limits, seed)
     return data if image_size is None else data.resized(image_size)
+
+
+def load_zoo_images(facts: ZooFacts, *, path: str | Path | None = None) -> ImageData:
+    """The images that the networks of a zoo were trained on: as many of them, and in that size.
+
+    Args:
+        facts: Of the zoo.
+        path: Where their file is now, if not where the zoo says.
+
+    Raises:
+        FileNotFoundError: If the file is not there.
+        ValueError: If the zoo does not say: it was imported, or mixed from others.
+    """
+    arguments = facts.arguments
+    if "images" not in arguments:
+        raise ValueError(
+            f"the zoo {facts.name!r} does not say what images it was trained on; name them (--images, load_images())"
+        )
+    limits: dict[str, Any] = {f"{split}_limit": arguments.get(f"{split}_limit") for split in SPLITS}
+    return load_images(path or arguments["images"], image_size=arguments.get("image_size"), **limits)
 
 
 def _assemble(

@@ -14,10 +14,11 @@ from hf_sane.architectures.modeling_zoo import ACTIVATIONS, ZooPreTrainedModel
 from hf_sane.architectures.presets import build_model
 from hf_sane.core.types import StateDict
 from hf_sane.zoo.stacked_layers import pooled_convolution, stacked_dropout, stacked_linear
+from hf_sane.zoo.threads import map_on_threads
 
 DROPOUT_BUFFER = "dropout_rate"
 CACHE_BYTES = 4 * 2**20  # activations of the networks that run together on a CPU
-EVALUATION_BATCH = 256
+EVALUATION_BATCH = 64
 
 # (tensors {name: [m, *shape]}, images [m or 1, B, C, H, W], dropout [m] or None, generator) -> logits [m, B, K]
 Forward = Callable[[Mapping[str, Tensor], Tensor, Tensor | None, torch.Generator | None], Tensor]
@@ -258,13 +259,18 @@ class StackedNetworks:
         Returns:
             Cross-entropy `[M, n]` float and correctness `[M, n]` bool; not finite logits count as wrong.
         """
-        losses, correct = [], []
-        for start in range(0, len(images), EVALUATION_BATCH):
-            part = slice(start, start + EVALUATION_BATCH)
+
+        def judge(part: slice) -> tuple[Tensor, Tensor]:
             logits = self.logits(images[part])
-            losses.append(_image_losses(logits, labels[None, part]))
-            correct.append((logits.argmax(dim=2) == labels[part]) & logits.isfinite().all(dim=2))
-        return torch.cat(losses, dim=1), torch.cat(correct, dim=1)
+            correct = (logits.argmax(dim=2) == labels[part]) & logits.isfinite().all(dim=2)
+            return _image_losses(logits, labels[None, part]), correct
+
+        starts = range(0, len(images), EVALUATION_BATCH)
+        parts = [slice(start, start + EVALUATION_BATCH) for start in starts]
+        # functional_call puts its tensors into the one module, so the generic way cannot run twice at a time.
+        may_thread = isinstance(self.config, CNNConfig | MLPConfig) and images.device.type == "cpu"
+        found = map_on_threads(judge, parts) if may_thread else [judge(part) for part in parts]
+        return torch.cat([losses for losses, _ in found], dim=1), torch.cat([right for _, right in found], dim=1)
 
     def evaluate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy and accuracy of every network, both `[M]` float; arguments as in `per_image`."""

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from hf_sane.zoo.networks import (
     stack_size,
     stacked_forward,
 )
+from hf_sane.zoo.threads import map_on_threads
 
 Schedule = Literal["constant", "one_cycle"]
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
@@ -175,20 +175,13 @@ class _Run:
     def train_epoch(self, epoch: int) -> None:
         """Give every network one epoch of updates; each stack at a stretch, so that it stays in the cache.
 
-        On a CPU, stacks are dealt out to as many Python threads as PyTorch may use, each running its operations alone: small
-        operations hardly gain from threads of their own. What is computed does not depend on it.
+        On a CPU, stacks are dealt out to Python threads, see [`map_on_threads`].
         """
-        threads = torch.get_num_threads()
-        workers = min(threads, len(self.stacks)) if self.may_thread else 1
-        if workers == 1:
+        if not self.may_thread:
             for stack in self.stacks:
                 self._train_stack(stack, epoch)
             return
-        try:
-            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                list(pool.map(self._train_stack, self.stacks, repeat(epoch)))
-        finally:
-            torch.set_num_threads(threads)
+        map_on_threads(partial(self._train_stack, epoch=epoch), self.stacks)
 
     def _train_stack(self, stack: "_Stack", epoch: int) -> None:
         order = stack.order(epoch, self.steps, self.batch_size)

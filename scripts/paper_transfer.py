@@ -1,0 +1,125 @@
+"""Sample for a data set that the autoencoder never saw; one run record per study and seed, for docs/results.md.
+
+    python scripts/paper_transfer.py --zoos ../zoos --images ../shared/data/images --work ../sane --records runs/paper/transfer
+    python scripts/paper_transfer.py ... --studies usps_few_3 --seeds 0          # one of them
+
+Runs after `paper_tables.py`, whose autoencoder of the source family it takes from `--work`. Two kinds of studies: anchors of the
+source, fine-tuned on the target (`mnist_to_usps`); and few anchors of the target, trained for two epochs (`usps_few_3`).
+"""
+
+import argparse
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_sane.core.allocator import tune_allocator
+from hf_sane.core.run_record import RunRecord
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.sampling.comparison import ComparisonSettings
+from hf_sane.sampling.generation import NetworkCodec
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo.facts import read_facts
+from hf_sane.zoo.images import load_zoo_images
+
+tables = importlib.import_module("paper_tables")  # the script beside this one
+
+PROMPT_EPOCH = 2
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is sampled for which data.
+
+    Attributes:
+        source: Family whose autoencoder is used.
+        anchors: Zoo that anchors come from.
+        target: Zoo whose images the networks are chosen, trained and tested on.
+        num_anchors: The best so many; the best 30 % when `None`.
+        epoch: Of the anchors; their last when `None`.
+    """
+
+    source: str
+    anchors: str
+    target: str
+    num_anchors: int | None = None
+    epoch: int | None = None
+
+
+STUDIES = {
+    "mnist_to_usps": Study("mnist", "mnist_seed", "usps_seed"),
+    "mnist_to_fashion": Study("mnist", "mnist_seed", "fashion_seed"),
+    **{
+        f"{target}_few_{count}": Study("mnist", f"{target}_seed", f"{target}_seed", count, PROMPT_EPOCH)
+        for target in ("usps", "fashion")
+        for count in (1, 3, 5)
+    },
+}
+
+
+def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Results of one study and seed, kept in its record; read from there if they are there."""
+    study, path = STUDIES[name], options.records / f"{name}_{seed}.json"
+    if path.exists():
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"]
+        return results
+    folder = options.work / f"{study.source}_{seed}" / "model"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{name} needs the autoencoder of the family {study.source}, seed {seed}; expected {folder}: run "
+            f"paper_tables.py --families {study.source} --seeds {seed} with the same --work first"
+        )
+    record = RunRecord.start(seed=seed, arguments={"study": name, **vars(study)})
+    model = SANEModel.from_pretrained(folder, dtype=torch.float32).eval()
+    extractor = SANEFeatureExtractor.from_pretrained(folder)
+    zoo = tables.open_zoo(study.anchors, model.config.token_dim, options.zoos, options.work)
+    family = next(family for family in tables.FAMILIES.values() if family.sampled == study.target)
+    facts = read_facts(options.zoos)[study.target]
+    data = load_zoo_images(facts, path=options.images / family.images)
+    split = zoo.splits["train"]
+    codec = NetworkCodec(model, extractor, split.layout(0), split.config(0))
+    settings = ComparisonSettings(
+        seed=seed,
+        num_anchors=study.num_anchors,
+        anchor_epoch=study.epoch,
+        # One anchor has no spread: the bandwidth is a share of the spread over all its latents.
+        unit="latent_std" if study.num_anchors == 1 else "anchor_std",
+        num_candidates=options.num_candidates,
+        num_kept=options.num_kept,
+    )
+    results = tables.sample_family(
+        codec, zoo, data, settings, facts.training_recipe, condition=False, epochs=options.finetune_epochs
+    )
+    counts = {part: len(rows) for part, rows in zoo.splits.items()}
+    record.finish(results, data={"networks": {study.anchors: counts}, "split": "by training run"}).save(path)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, then one study and seed after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoos", type=Path, required=True, help="folder that paper_zoos.py wrote")
+    parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the autoencoders of paper_tables.py")
+    parser.add_argument("--records", type=Path, required=True, help="folder for the run records")
+    parser.add_argument("--studies", nargs="+", choices=sorted(STUDIES), default=list(STUDIES), metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--finetune_epochs", type=int, default=25)
+    parser.add_argument("--num_candidates", type=int, default=200)
+    parser.add_argument("--num_kept", type=int, default=5)
+    options = parser.parse_args(argv)
+    tune_allocator()
+    for seed in options.seeds:
+        for name in options.studies:
+            methods = run_study(name, seed, options)["methods"]
+            means = {key: sum(row["accuracy"]["1"]) / len(row["accuracy"]["1"]) for key, row in methods.items()}
+            shown = ", ".join(f"{key} {means[key]:.3f}" for key in ("sane_subsampled", "anchors", "scratch"))
+            print(f"{name} seed {seed}, after one epoch: {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""docs/results.md: zoos of `paper_zoos.py`, and what the runs of `paper_tables.py` reached on them."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_sane.hub.tables import markdown_table
+
+PAGE = "docs/results.md"
+RECORDS = Path("runs/paper")
+FAMILIES = {
+    "mnist": "MNIST, CNN-s",
+    "fashion": "Fashion-MNIST, CNN-s",
+    "usps": "USPS, CNN-s",
+    "cifar10": "CIFAR-10, CNN-l",
+    "resnet20": "CIFAR-10, ResNet-20",
+}
+PROPERTIES = {"test_accuracy": "accuracy", "epoch": "epoch", "generalization_gap": "gap"}
+FEATURES = {
+    "weights": "W",
+    "layer_statistics": "s(W)",
+    "weight_spectrum_distribution": "spectra of W",
+    "sane_mean": "SANE, mean",
+    "sane_best": "SANE, best pooling",
+}
+METHODS = {
+    "anchors": "anchors",
+    "reconstructed_anchors": "anchors, reconstructed",
+    "sane_kde": "SANE, KDE30",
+    "sane_subsampled": "SANE, SUB",
+    "sane_bootstrapped": "SANE, BOOT",
+    "sane_prior": "SANE, from the prior",
+    "anchor_noise": "anchor + noise, same distance",
+    "anchor_noise_selected": "anchor + noise, selected",
+    "anchor_average": "average of five anchors",
+    "soup": "greedy soup of aligned anchors",
+    "scratch": "scratch",
+}
+SANE_METHODS = ("sane_kde", "sane_subsampled", "sane_bootstrapped")
+TARGETS = {"usps": "USPS", "fashion": "Fashion-MNIST"}
+FEW = (1, 3, 5)
+FEW_METHODS = ("anchors", "sane_subsampled", "sane_bootstrapped", "anchor_noise_selected", "scratch")
+RIVALS = ("anchor_noise", "anchor_noise_selected", "anchor_average", "soup", "scratch")
+
+
+def load_runs(folder: Path, family: str) -> list[dict[str, Any]]:
+    """Records of one family, by seed."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{family}_[0-9]*.json"))]
+
+
+def present(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Records of the families that have some."""
+    return {family: runs for family in FAMILIES if (runs := load_runs(folder, family))}
+
+
+def spread(values: Iterable[float], digits: int = 3) -> str:
+    """Mean, and standard deviation over seeds where there are several."""
+    numbers = list(values)
+    mean = f"{statistics.mean(numbers):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean
+
+
+def zoos_block(folder: Path) -> str:
+    """Size and quality of every zoo."""
+    rows = []
+    for path in sorted((folder / "zoos").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        results = record["results"]
+        arguments, splits = results["arguments"], results["splits"]
+        runs = "/".join(str(splits[name]["runs"]) for name in ("train", "validation", "test"))
+        rows.append([
+            f"[{path.stem}](../{RECORDS}/zoos/{path.name})", arguments["architecture"], runs, str(results["excluded"]), str(arguments["epochs"]),
+            f"{splits['test']['test_accuracy']:.3f}", f"{record['seconds'] / 60:.0f}",
+        ])  # fmt: skip
+    header = ["zoo", "architecture", "train / validation / test runs", "left out", "epochs", "accuracy", "minutes"]
+    return f"""{markdown_table(header, rows, numbers=True)}
+
+*accuracy*: mean of the final test networks; *left out*: runs whose weights exploded, listed in the zoo; *minutes*: on {hardware(folder)}."""
+
+
+def hardware(folder: Path) -> str:
+    """The machine of the zoos' records."""
+    cores = {
+        json.loads(path.read_text(encoding="utf-8"))["hardware"]["usable_cores"]
+        for path in (folder / "zoos").glob("*.json")
+    }
+    return f"{'/'.join(map(str, sorted(cores)))} CPU cores"
+
+
+def probing_block(folder: Path) -> str:
+    """R2 of every kind of features, per zoo and property."""
+    rows, taus, wins, cells = [], [], 0, 0
+    for runs in present(folder).values():
+        for zoo in runs[0]["results"].get("probe", {}):
+            tables = [run["results"]["probe"][zoo] for run in runs if "probe" in run["results"]]
+            for name, title in PROPERTIES.items():
+                found = [table[name] for table in tables]
+                scores = {kind: [row[kind]["r2"] for row in found] for kind in FEATURES}
+                won = statistics.mean(scores["sane_best"]) > statistics.mean(scores["layer_statistics"])
+                wins, cells = wins + won, cells + 1
+                shown = [_probe_cell(scores[kind], kind) for kind in FEATURES]
+                shown[-1] = f"**{shown[-1]}**" if won else shown[-1]
+                rows.append([f"{zoo}: {title}", *shown])
+                ranks = {kind: [row[kind]["kendall_tau"] for row in found] for kind in FEATURES}
+                taus.append([f"{zoo}: {title}", *(_probe_cell(ranks[kind], kind) for kind in FEATURES)])
+    header = ["zoo and property", *FEATURES.values()]
+    return f"""{markdown_table(["R2: " + header[0], *header[1:]], rows, numbers=True)}
+
+{markdown_table(["Kendall's tau: " + header[0], *header[1:]], taus, numbers=True)}
+
+SANE's best pooling is above s(W) in {wins} of {cells} cells of R2 (bold). Mean over SANE's seeds ± their standard deviation; W, s(W) and spectra have
+no seed. *spectra of W*: what the richest pooling takes from latents and decoded weights, taken from the weights themselves."""
+
+
+def _probe_cell(values: Sequence[float], kind: str) -> str:
+    return spread(values) if kind.startswith("sane") else f"{values[0]:.3f}"
+
+
+def reconstruction_block(folder: Path) -> str:
+    """How well test networks come back."""
+    rows = []
+    for family, runs in present(folder).items():
+        for zoo in runs[0]["results"].get("reconstruction", {}):
+            found = [run["results"]["reconstruction"][zoo] for run in runs]
+            rows.append([
+                f"{FAMILIES[family]}: {zoo}", spread(row["r2"] for row in found), f"{found[0]['accuracy_original']:.3f}",
+                spread(row["accuracy_reconstructed"] for row in found), str(len(found)),
+            ])  # fmt: skip
+    header = ["zoo", "R2 of weights", "accuracy", "accuracy of reconstructions", "seeds"]
+    return markdown_table(header, rows, numbers=True)
+
+
+def sampling_table(runs: Sequence[dict[str, Any]]) -> str:
+    """Accuracy of every method at the reported epochs, and how different its networks are."""
+    found = sampled(runs)
+    epochs = sorted({epoch for methods in found for epoch in methods["anchors"]["accuracy"]}, key=int)
+    rows = []
+    for name, title in METHODS.items():
+        if name not in found[0]:
+            continue
+        cells = []
+        for epoch in epochs:
+            values = [methods[name]["accuracy"].get(epoch) for methods in found]
+            cells.append(spread(statistics.mean(part) for part in values if part))
+        for key in ("nearest_training_distance", "pairwise_distance", "agreement"):
+            known = [methods[name].get(key) for methods in found]
+            cells.append(spread((value for value in known if value is not None), 2) if known[0] is not None else "-")
+        rows.append([title, *cells])
+    header = ["method", *(f"epoch {epoch}" for epoch in epochs), "to nearest", "pairwise", "agreement"]
+    return markdown_table(header, rows, numbers=True)
+
+
+def goals(runs: Sequence[dict[str, Any]]) -> str:
+    """What the goals of sampling came to, in words that follow from the record."""
+    found = sampled(runs)
+
+    def mean(name: str, epoch: str) -> float:
+        return statistics.mean(statistics.mean(methods[name]["accuracy"][epoch]) for methods in found)
+
+    parts = []
+    for epoch in ("0", "1"):
+        best = max(SANE_METHODS, key=lambda name: mean(name, epoch))
+        rival = max((name for name in RIVALS if name in found[0]), key=lambda name: mean(name, epoch))
+        won = "above" if mean(best, epoch) > mean(rival, epoch) else "not above"
+        parts.append(
+            f"epoch {epoch}: {METHODS[best]} {mean(best, epoch):.3f}, {won} the best other ({METHODS[rival]}, {mean(rival, epoch):.3f})"
+        )
+    gap = mean("sane_bootstrapped", "0") - mean("anchors", "0")
+    parts.append(f"BOOT {'reaches' if gap >= 0 else 'does not reach'} the anchors ({gap:+.3f})")
+    return "; ".join(parts)
+
+
+def sampling_block(folder: Path) -> str:
+    """One table per family."""
+    parts = []
+    for family, runs in present(folder).items():
+        if not any("sampling" in run["results"] for run in runs):
+            continue
+        facts = next(run["results"]["sampling"] for run in runs if "sampling" in run["results"])
+        parts.append(f"""### {FAMILIES[family]}
+
+{sampling_table(runs)}
+
+{goals(runs)[0].upper() + goals(runs)[1:]}. {facts["num_anchors"]} anchors, {facts["num_kept"]} networks per method, {facts["num_candidates"]} candidates, bandwidth
+{facts["bandwidth"]}, {len(runs)} seed{"s" * (len(runs) > 1)}; records: {links(family, runs)}.""")
+    return "\n\n".join(parts)
+
+
+def transfer_block(folder: Path) -> str:
+    """Anchors of another data set, and few anchors of the target: one table per target."""
+    parts = []
+    for target, title in TARGETS.items():
+        far = load_runs(folder / "transfer", f"mnist_to_{target}")
+        if far:
+            parts.append(f"""### MNIST to {title}: anchors of MNIST
+
+{sampling_table(far)}
+
+{goals(far)[0].upper() + goals(far)[1:]}. {len(far)} seed{"s" * (len(far) > 1)}.""")
+        few = {count: load_runs(folder / "transfer", f"{target}_few_{count}") for count in FEW}
+        few = {count: runs for count, runs in few.items() if runs}
+        if few:
+            parts.append(f"""### MNIST to {title}: few anchors of {title}, two epochs old
+
+{few_table(few)}""")
+    return "\n\n".join(parts)
+
+
+def few_table(studies: Mapping[int, Sequence[dict[str, Any]]]) -> str:
+    """Methods by the number of anchors."""
+    rows, epochs = [], ["0", "1", "5", "25"]
+    for count, runs in studies.items():
+        found = [run["results"]["methods"] for run in runs]
+        epochs = [epoch for epoch in epochs if epoch in found[0]["anchors"]["accuracy"]]
+        for name in FEW_METHODS:
+            cells = [
+                spread(statistics.mean(methods[name]["accuracy"][epoch]) for methods in found) for epoch in epochs
+            ]
+            rows.append([f"{count} anchor{'s' * (count > 1)}: {METHODS[name]}", *cells])
+    return markdown_table(["method", *(f"epoch {epoch}" for epoch in epochs)], rows, numbers=True)
+
+
+def sampled(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What sampling gave: a part of a family's results, all of a transfer study's."""
+    found = [run["results"].get("sampling", run["results"]) for run in runs]
+    return [part["methods"] for part in found if "methods" in part]
+
+
+def links(family: str, runs: Sequence[dict[str, Any]]) -> str:
+    """Links to the records of a family."""
+    names = [f"{family}_{run['seed']}.json" for run in runs]
+    return ", ".join(f"[{name}](../{RECORDS}/{name})" for name in names)
+
+
+def blocks(root: Path) -> dict[str, str]:
+    """The page's blocks by marker."""
+    folder = root / RECORDS
+    return {
+        "zoos": zoos_block(folder),
+        "reconstruction": reconstruction_block(folder),
+        "probing": probing_block(folder),
+        "sampling": sampling_block(folder),
+        "transfer": transfer_block(folder),
+    }

@@ -1,0 +1,111 @@
+"""The page of paper-scale results says what its records say: on invented records whose answer is known."""
+
+import importlib
+import json
+
+import pytest
+
+SEEDS = (0, 1)
+
+
+@pytest.fixture
+def paper(monkeypatch, request):
+    monkeypatch.syspath_prepend(str(request.config.rootpath / "scripts"))
+    return importlib.import_module("results.paper")
+
+
+def record(seed, results):
+    return {"seed": seed, "seconds": 90.0, "hardware": {"usable_cores": 2}, "results": results}
+
+
+def method(accuracy):
+    epochs = {"0": [accuracy, accuracy], "1": [accuracy + 0.1, accuracy + 0.1]}
+    return {"accuracy": epochs, "nearest_training_distance": 1.0, "pairwise_distance": 2.0, "agreement": None}
+
+
+def sampling(seed, bootstrapped):
+    accuracies = {
+        "anchors": 0.8,
+        "sane_kde": 0.6,
+        "sane_subsampled": 0.7,
+        "sane_bootstrapped": bootstrapped + 0.02 * seed,
+    }
+    accuracies |= {"anchor_noise": 0.5, "anchor_noise_selected": 0.65, "anchor_average": 0.2, "scratch": 0.1}
+    return {
+        "methods": {name: method(value) for name, value in accuracies.items()},
+        "num_anchors": 9, "num_kept": 2, "num_candidates": 20, "bandwidth": 0.2,
+    }  # fmt: skip
+
+
+def probe(seed):
+    rows = {"weights": 0.1, "layer_statistics": 0.7, "weight_spectrum_distribution": 0.8, "sane_mean": 0.3}
+    winner = {"test_accuracy": 0.9, "epoch": 0.6, "generalization_gap": 0.75}
+    return {
+        name: {
+            kind: {"r2": r2, "kendall_tau": r2 / 2} for kind, r2 in {**rows, "sane_best": best + 0.02 * seed}.items()
+        }
+        for name, best in winner.items()
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    zoo = {
+        "arguments": {"architecture": "cnn_s", "epochs": 8}, "excluded": 3,
+        "splits": {name: {"runs": runs, "test_accuracy": 0.9} for name, runs in (("train", 7), ("validation", 2), ("test", 1))},
+    }  # fmt: skip
+    rebuilt = {"usps_seed": {"r2": 0.9, "accuracy_original": 0.9, "accuracy_reconstructed": 0.8}}
+    files = {"zoos/usps_seed": record(0, zoo)}
+    for seed in SEEDS:
+        results = {"reconstruction": rebuilt, "probe": {"usps_seed": probe(seed)}, "sampling": sampling(seed, 0.82)}
+        files[f"usps_{seed}"] = record(seed, results)
+        files[f"transfer/usps_few_3_{seed}"] = record(seed, sampling(seed, 0.3))
+    files["transfer/mnist_to_usps_0"] = record(0, sampling(0, 0.6))
+    for name, content in files.items():
+        path = tmp_path / "runs" / "paper" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_zoos_and_reconstruction(paper, folder):
+    blocks = paper.blocks(folder)
+    assert "| cnn_s | 7/2/1 | 3 | 8 | 0.900 | 2 |" in blocks["zoos"]
+    assert "on 2 CPU cores" in blocks["zoos"]
+    assert "| USPS, CNN-s: usps_seed | 0.900 ± 0.000 | 0.900 | 0.800 ± 0.000 | 2 |" in blocks["reconstruction"]
+
+
+def test_probing_counts_the_cells_that_are_won(paper, folder):
+    block = paper.blocks(folder)["probing"]
+    assert "| usps_seed: accuracy | 0.100 | 0.700 | 0.800 | 0.300 ± 0.000 | **0.910 ± 0.014** |" in block
+    assert "| usps_seed: epoch | 0.100 | 0.700 | 0.800 | 0.300 ± 0.000 | 0.610 ± 0.014 |" in block
+    assert "above s(W) in 2 of 3 cells" in block
+    assert "| usps_seed: epoch | 0.050 | 0.350 | 0.400 | 0.150 ± 0.000 | 0.305 ± 0.007 |" in block  # tau
+
+
+def test_sampling_says_whether_the_goals_are_reached(paper, folder):
+    block = paper.blocks(folder)["sampling"]
+    assert "| SANE, BOOT | 0.830 ± 0.014 | 0.930 ± 0.014 | 1.00 ± 0.00 | 2.00 ± 0.00 | - |" in block
+    assert "Epoch 0: SANE, BOOT 0.830, above the best other (anchor + noise, selected, 0.650)" in block
+    assert "BOOT reaches the anchors (+0.030)" in block
+    assert "[usps_1.json](../runs/paper/usps_1.json)" in block
+
+
+def test_goals_that_are_missed_are_called_so(paper, folder):
+    far = paper.load_runs(folder / "runs" / "paper" / "transfer", "mnist_to_usps")
+    assert "BOOT does not reach the anchors (-0.200)" in paper.goals(far)
+    for methods in paper.sampled(far):
+        methods["scratch"]["accuracy"]["1"] = [0.95, 0.97]
+    assert "epoch 1: SANE, SUB 0.800, not above the best other (scratch, 0.960)" in paper.goals(far)
+
+
+def test_transfer_groups_studies_by_target(paper, folder):
+    block = paper.blocks(folder)["transfer"]
+    assert "### MNIST to USPS: anchors of MNIST" in block
+    assert "| 3 anchors: SANE, SUB | 0.700 ± 0.000 | 0.800 ± 0.000 |" in block
+    assert "Fashion" not in block
+
+
+def test_without_records_there_is_nothing_to_say(paper, tmp_path):
+    assert paper.blocks(tmp_path)["sampling"] == ""
+    assert paper.blocks(tmp_path)["transfer"] == ""
