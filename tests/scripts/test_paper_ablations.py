@@ -1,7 +1,6 @@
-import importlib.util
+import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,22 +42,19 @@ SHOWN = {  # of each study
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("paper_ablations", ROOT / "scripts" / "paper_ablations.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        yield importlib.import_module("paper_ablations")
 
 
 @pytest.fixture(scope="module")
 def few(script):
     """The script with one variant of each study, and a scale that the tests' zoo has."""
-    all_studies = dict(script.STUDIES)
-    for study, name in SHOWN.items():
-        script.STUDIES[study] = {name: all_studies[study][name]}
-    script.STUDIES["scale"] = {"scale_100": script.Variant("6 runs", zoos=("hyper",), runs=6)}
-    yield script
-    script.STUDIES.update(all_studies)
+    shown = {study: {name: script.STUDIES[study][name]} for study, name in SHOWN.items()}
+    shown["scale"] = {"scale_100": script.Variant("6 runs", zoos=("hyper",), runs=6)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "STUDIES", shown)
+        yield script
 
 
 def flags(folder, *more, **sizes):
@@ -141,11 +137,9 @@ def test_windows_are_shares_or_tokens(script):
     assert [script.tokens_of(share, 52) for share in (1.0, 0.5, 0.25, 64)] == [52, 26, 13, 64]
 
 
-def test_all_variants_have_settings_that_exist():
-    spec = importlib.util.spec_from_file_location("paper_ablations_whole", ROOT / "scripts" / "paper_ablations.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+def test_all_variants_have_settings_that_exist(script):
+    module = importlib.import_module("ablation_variants")
+    assert set(module.STUDIES) == set(SHOWN)
     variants = {name: variant for study in module.STUDIES.values() for name, variant in study.items()}
     assert len(variants) == sum(map(len, module.STUDIES.values()))  # names are folders: each only once
     for variant in variants.values():
