@@ -84,6 +84,7 @@ STUDIES: dict[str, dict[str, Variant]] = {
     },
     "latent": {f"latent_{size}": Variant(f"Z = {size}", model={"latent_dim": size}) for size in (16, 64)},
     "loss": {
+        "untrained": Variant("not trained: the linear code alone", training={"max_steps": 1, "learning_rate": 1e-9}),
         "gamma_0": Variant("gamma = 0", model={"contrast_weight": 0.0}),
         "gamma_0.2": Variant("gamma = 0.2", model={"contrast_weight": 0.2}),
         "behavior": Variant(

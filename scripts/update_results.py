@@ -10,10 +10,10 @@ import argparse
 import re
 from pathlib import Path
 
-from results import analysis, large_models, lora, merging, performance, probing, readme, regions, symmetries
+from results import ablations, analysis, large_models, lora, merging, performance, probing, readme, regions, symmetries
 
 ROOT = Path(__file__).parents[1]
-PAGES = (readme, performance, analysis, symmetries, large_models, lora, merging, probing, regions)
+PAGES = (readme, performance, analysis, symmetries, large_models, lora, merging, probing, regions, ablations)
 
 
 def replaced(text: str, page: str, name: str, block: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from hf_sane.hub.tables import markdown_table
 
 PAGE = "docs/ablations.md"
@@ -58,9 +60,10 @@ def spread(row: Row, path: Sequence[str]) -> str:
 
 
 def compared(row: Row, base: Row, path: Sequence[str]) -> str:
-    """Mean over seeds, with an arrow if every seed is more than two standard deviations of the base's seeds off its mean."""
+    """Mean over seeds, with an arrow if every seed lies outside the 95 % prediction interval of the base's seeds."""
     found, expected = values(row, path), values(base, path)
-    middle, margin = statistics.mean(expected), 2 * statistics.stdev(expected)
+    count, middle = len(expected), statistics.mean(expected)
+    margin = stats.t.ppf(0.975, count - 1) * statistics.stdev(expected) * (1 + 1 / count) ** 0.5
     is_above, is_below = min(found) > middle + margin, max(found) < middle - margin
     return f"{statistics.mean(found):.3f}{' ↑' if is_above else ' ↓' if is_below else ''}"
 
@@ -147,13 +150,14 @@ def batch_norm_block(folder: Path) -> str:
 
 
 def blocks(root: Path) -> dict[str, str]:
-    """The page's blocks by marker."""
+    """The page's blocks by marker; a study without a record has none."""
     folder = root / FOLDER
     base = load(folder, "base")["results"]["base"]
+    others = {"scale": scale_block, "batchnorm": batch_norm_block}
+    recorded = [study for study in (*STUDIES, *others) if (folder / f"{study}.json").exists()]
     return {
         "setting": setting_block(folder),
-        **{study: study_block(folder, study, base) for study in STUDIES},
         "pooling": pooling_block(folder),
-        "scale": scale_block(folder),
-        "batchnorm": batch_norm_block(folder),
+        **{study: study_block(folder, study, base) for study in recorded if study in STUDIES},
+        **{study: others[study](folder) for study in recorded if study in others},
     }

@@ -169,8 +169,16 @@ def test_page_shows_every_study(page, done):
     assert "| s(W) |" in blocks["scale"]
 
 
-def test_arrows_need_every_seed_beyond_the_spread(page):
+def test_arrows_need_every_seed_outside_the_prediction_interval(page):
     base = {"seeds": {str(i): {"r2": value} for i, value in enumerate((0.5, 0.52, 0.48))}}
-    for found, arrow in (((0.56, 0.6), "0.580 ↑"), ((0.53, 0.6), "0.565"), ((0.4, 0.44), "0.420 ↓")):
+    margin = 4.303 * 0.02 * (4 / 3) ** 0.5  # Student's t with two degrees of freedom
+    inside, above, below = 0.5 + 0.99 * margin, 0.5 + 1.01 * margin, 0.5 - 1.01 * margin
+    for found, arrow in (((above, 0.7), " ↑"), ((inside, 0.7), ""), ((below, 0.3), " ↓"), ((below, above), "")):
         row = {"seeds": {str(i): {"r2": value} for i, value in enumerate(found)}}
-        assert page.compared(row, base, ["r2"]) == arrow
+        assert page.compared(row, base, ["r2"]) == f"{sum(found) / 2:.3f}{arrow}"
+
+
+def test_a_study_without_a_record_has_no_block(page, done, tmp_path):
+    shutil.copytree(done / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "paper" / "ablations" / "scale.json").unlink()
+    assert set(page.blocks(done)) - set(page.blocks(tmp_path)) == {"scale"}
