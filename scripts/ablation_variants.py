@@ -85,11 +85,11 @@ STUDIES: dict[str, dict[str, Variant]] = {
     "latent": {f"latent_{size}": Variant(f"Z = {size}", model={"latent_dim": size}) for size in (16, 64)},
     "loss": {
         "untrained": Variant("not trained: the linear code alone", training={"max_steps": 1, "learning_rate": 1e-9}),
-        "gamma_0": Variant("gamma = 0", model={"contrast_weight": 0.0}),
-        "gamma_0.2": Variant("gamma = 0.2", model={"contrast_weight": 0.2}),
         "behavior": Variant(
             "behavioural loss 0.3", training={"behavior_weight": 0.3, "behavior_data": "digits", "behavior_models": 16}
         ),
+        "gamma_0": Variant("gamma = 0", model={"contrast_weight": 0.0}),
+        "gamma_0.2": Variant("gamma = 0.2", model={"contrast_weight": 0.2}),
         "masked": Variant("masked loss normalisation", model={"loss_normalization": "masked"}),
         "no_latent_noise": Variant("no noise on latents", model={"latent_noise": 0.0}),
         "all_entries": Variant("loss over padding too (released)", model={"reconstruction_denominator": "all"}),
