@@ -275,6 +275,8 @@ def run_study(name: str, seed: int, zoos: Mapping[str, Zoo], data: ImageData, op
             )
         record.results = known.results
     for key, variant in STUDIES[name].items():
+        if options.variants and key not in options.variants:
+            continue
         if str(seed) in record.results.get(key, {}).get("seeds", {}):
             continue
         shown = shown_zoos(variant, zoos, options.folder / "zoos", sizes)
@@ -300,6 +302,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="folder for zoos and autoencoders")
     parser.add_argument("--records", type=Path, required=True, help="folder for the run records")
     parser.add_argument("--studies", nargs="+", choices=sorted(STUDIES), default=list(STUDIES), metavar="NAME")
+    variants = [key for study in STUDIES.values() for key in study]
+    parser.add_argument("--variants", nargs="+", choices=variants, metavar="NAME", help="some of those of the studies")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     for entry in dataclasses.fields(Sizes):
         parser.add_argument(f"--{entry.name}", type=int, default=entry.default)

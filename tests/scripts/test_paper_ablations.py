@@ -103,6 +103,7 @@ def test_what_is_finished_is_kept(few, done, tmp_path, capsys):
     path = folder / "runs" / "paper" / "ablations" / "latent.json"
     written = path.stat().st_mtime_ns
     few.main(flags(folder, "--studies", "latent", "--seeds", "0"))
+    few.main(flags(folder, "--studies", "latent", "--seeds", "5", "--variants", "base"))
     assert path.stat().st_mtime_ns == written
     assert "latent_16" not in capsys.readouterr().out
     record = json.loads(path.read_text())
