@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,8 @@ class PlainMatching:
 
 
 def median_seconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median time of `function`, after one call that does not count."""
-    function()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    """Median time of `function`, garbage collection aside, after one call that does not count."""
+    return statistics.median(timeit.repeat(function, number=1, repeat=repeats + 1)[1:])
 
 
 def networks(count: int) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import json
 import re
 import statistics
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,14 +176,8 @@ class RandomBatches:
 
 
 def median_seconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median time of `function`, after one call that does not count."""
-    function()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    """Median time of `function`, garbage collection aside, after one call that does not count."""
+    return statistics.median(timeit.repeat(function, number=1, repeat=repeats + 1)[1:])
 
 
 def product_rates(sizes: Sizes, repeats: int, *dtypes: torch.dtype) -> dict[str, float]:

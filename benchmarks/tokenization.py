@@ -8,7 +8,7 @@ rounds. About half a minute on 2 cores.
 
 import argparse
 import statistics
-import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,10 +22,7 @@ from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
     """Mean seconds of `repeats` calls."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    return (time.perf_counter() - start) / repeats
+    return timeit.timeit(work, number=repeats) / repeats
 
 
 def measure(token_layout: str, normalization: str, *, rounds: int, repeats: int) -> dict[str, float]:

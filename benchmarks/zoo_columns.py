@@ -10,7 +10,7 @@ windows by reading the row). Medians over rounds. About a minute on 2 cores.
 import argparse
 import statistics
 import tempfile
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,7 @@ def columns() -> dict[str, tuple[Features, Callable[[np.ndarray], Any], Callable
 
 def seconds_of(work: Callable[[], Any], items: int) -> float:
     """Seconds per item."""
-    started = time.perf_counter()
-    work()
-    return (time.perf_counter() - started) / items
+    return timeit.timeit(work, number=1) / items
 
 
 def measure_column(name: str, networks: np.ndarray, folder: Path, rounds: int) -> dict[str, float]:

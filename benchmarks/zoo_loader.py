@@ -47,7 +47,7 @@ def measure(num_models: int, rounds: int, folder: Path) -> dict[str, Any]:
         num_hidden_layers=3,
         latent_dim=64,
         window_size=layout.num_tokens,
-        max_positions=[layout.num_tokens, len(layout.layers), int(layout.positions[:, 2].max()) + 1],
+        max_positions=layout.max_positions,
     )
     sampler = WindowSampler(
         [split], fit_extractor([split], "standardize"), window_size=layout.num_tokens, batch_size=BATCH_SIZE

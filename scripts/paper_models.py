@@ -1,6 +1,6 @@
-"""Save the best autoencoder of each family as a model folder: weights, weight tokenizer, card, run record.
+"""Save the best autoencoder of each family as a model folder, and a network that it sampled: weights, card, run record.
 
-    python scripts/paper_models.py --zoos ../zoos --work ../sane --records runs/paper --output ../models
+    python scripts/paper_models.py --zoos ../zoos --images ../shared/data/images --work ../sane --records runs/paper --output ../models
     python scripts/paper_models.py ... --families usps --output pretrained
 
 Runs after `paper_tables.py`. Of the seeds with a finished record the one with the best reconstruction R2 on validation networks is
@@ -15,14 +15,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.run_record import RunRecord
 from hf_sane.demo.probing import short_table
-from hf_sane.hub.publish import write_sane_card
+from hf_sane.hub.publish import save_network, write_sane_card
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.sampling.anchors import choose_anchors
+from hf_sane.sampling.export import Provenance, export_network
+from hf_sane.sampling.generation import Density, NetworkCodec
+from hf_sane.sampling.selection import Judge, subsample
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.facts import read_facts
+from hf_sane.zoo.images import load_zoo_images
 
 tables = importlib.import_module("paper_tables")  # the script beside this one
 
 RECORD = "run.json"
+BANDWIDTH, NUM_CANDIDATES = 0.3, 100  # of the sampled network
 
 
 def best_seed(family: str, work: Path, records: Path) -> int:
@@ -66,19 +79,65 @@ def save_family(family: str, options: argparse.Namespace) -> Path:
     return target
 
 
+def save_sample(family: Any, seed: int, sane: Path, target: Path, options: argparse.Namespace) -> None:
+    """Draw networks around the anchors, as the record of the family did, and save the best on validation images."""
+    record = RunRecord.start(seed=seed, arguments={"sane": sane.name, "num_candidates": NUM_CANDIDATES})
+    model = SANEModel.from_pretrained(sane, dtype=torch.float32).eval()
+    zoo = tables.open_zoo(family.sampled, family.token_dim, options.zoos, options.work)
+    train = zoo.splits["train"]
+    codec = NetworkCodec(model, SANEFeatureExtractor.from_pretrained(sane), train.layout(0), train.config(0))
+    data = load_zoo_images(read_facts(options.zoos)[family.sampled], path=options.images / family.images)
+    judge = Judge(*data.split("validation"), conditioning_images=data.train_images if family.condition else None)
+    anchors = train.select(choose_anchors(train))
+    chosen = subsample(
+        codec,
+        codec.encode(aligned_tokens(anchors)),
+        judge,
+        density=Density(BANDWIDTH),
+        num_candidates=NUM_CANDIDATES,
+        num_kept=1,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    results = {
+        "test_accuracy": chosen.networks.evaluate(*data.split("test"))[1].item(),
+        "validation_accuracy": chosen.validation_accuracy[0].item(),
+    }
+    provenance = Provenance(
+        method="subsampled",
+        sane_model=sane.name,
+        zoo=family.sampled,
+        anchors=tuple(anchors.run_ids),
+        seed=seed,
+        index=0,
+        bandwidth=BANDWIDTH,
+        bandwidth_unit="anchor_std",
+        mode="joint",
+        num_candidates=NUM_CANDIDATES,
+        **results,
+    )
+    network = export_network(chosen.networks, 0, target, provenance=provenance)
+    record.finish(results, data={"images": {"name": data.name, "test": len(data.test_images)}})
+    save_network(target, network, record, title=f"Sampled network, {family.sampled}", license_id="mit")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, then one family after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoos", type=Path, required=True, help="folder that paper_zoos.py wrote")
+    parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
     parser.add_argument("--work", type=Path, required=True, help="folder of the autoencoders of paper_tables.py")
     parser.add_argument("--records", type=Path, required=True, help="folder of its run records")
     parser.add_argument("--output", type=Path, required=True, help="receives a folder per family")
     parser.add_argument("--families", nargs="+", choices=sorted(tables.FAMILIES), default=list(tables.FAMILIES))
     options = parser.parse_args(argv)
-    for family in options.families:
-        target = save_family(family, options)
-        size = sum(path.stat().st_size for path in target.iterdir())
-        print(f"{target}: {size / 1e6:.1f} MB", flush=True)
+    tune_allocator()
+    for name in options.families:
+        seed, sane = best_seed(name, options.work, options.records), save_family(name, options)
+        network = options.output / f"sampled-{name}"
+        save_sample(tables.FAMILIES[name], seed, sane, network, options)
+        for target in (sane, network):
+            size = sum(path.stat().st_size for path in target.iterdir())
+            print(f"{target}: {size / 1e6:.2f} MB", flush=True)
 
 
 if __name__ == "__main__":

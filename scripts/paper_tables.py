@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,7 @@ def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: 
     layout = zoos[family.sampled].splits["train"].layout(0)
     model = dict(family.model)
     if "window_size" not in model:  # whole networks
-        channels = int(layout.positions[:, 2].max()) + 1
-        model |= {"window_size": layout.num_tokens, "max_positions": [layout.num_tokens, len(layout.layers), channels]}
+        model |= {"window_size": layout.num_tokens, "max_positions": layout.max_positions}
     if (folder / "model").is_dir():
         return folder / "model"
     arguments = PretrainArguments(
@@ -191,6 +191,8 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
 
     def keep(part: str, value: Any) -> None:
         results[part] = value
+        # Parts of one record may come from several calls.
+        results.setdefault("parts", {})[part] = {"commit": record.commit, "finished_at": datetime.now(UTC).isoformat()}
         counts = {key: {split: len(part) for split, part in zoo.splits.items()} for key, zoo in zoos.items()}
         record.finish(results, data={"networks": counts, "split": "by training run"}).save(path)
 

@@ -10,10 +10,34 @@ import argparse
 import re
 from pathlib import Path
 
-from results import ablations, analysis, large_models, lora, merging, performance, probing, readme, regions, symmetries
+from results import (
+    ablations,
+    analysis,
+    beyond_vision,
+    large_models,
+    lora,
+    merging,
+    performance,
+    probing,
+    readme,
+    regions,
+    symmetries,
+)
 
 ROOT = Path(__file__).parents[1]
-PAGES = (readme, performance, analysis, symmetries, large_models, lora, merging, probing, regions, ablations)
+PAGES = (
+    readme,
+    performance,
+    analysis,
+    symmetries,
+    large_models,
+    lora,
+    merging,
+    probing,
+    regions,
+    beyond_vision,
+    ablations,
+)
 
 
 def replaced(text: str, page: str, name: str, block: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hub_server import TOKEN, Hub, run_hub
 from huggingface_hub import constants
 
@@ -45,6 +46,14 @@ def tiny_zoo_folder(
 def tiny_zoo(tiny_zoo_folder: Path) -> Zoo:
     """12 runs of the digits CNN (1,108 parameters, 52 tokens of 73) at 4 epochs each, split 8 / 2 / 2, aligned."""
     return Zoo.load(tiny_zoo_folder)
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Nothing of another test's accelerator is left, which the processes of this one would inherit."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ PROPERTIES = {"test_accuracy": "accuracy", "epoch": "epoch", "generalization_gap
 FEATURES = {
     "weights": "W",
     "layer_statistics": "s(W)",
-    "weight_spectrum_distribution": "spectra of W",
+    "weight_profile": "profile of W",
     "sane_mean": "SANE, mean",
     "sane_best": "SANE, best pooling",
 }
@@ -110,8 +110,9 @@ def probing_block(folder: Path) -> str:
 
 {markdown_table(["Kendall's tau: " + header[0], *header[1:]], taus, numbers=True)}
 
-SANE's best pooling is above s(W) in {wins} of {cells} cells of R2 (bold). Mean over SANE's seeds ± their standard deviation; W, s(W) and spectra have
-no seed. *spectra of W*: what the richest pooling takes from latents and decoded weights, taken from the weights themselves."""
+SANE's best pooling is above s(W) in {wins} of {cells} cells of R2 (bold). Mean over SANE's seeds ± their standard deviation; W, s(W) and the profile have
+no seed. *profile of W*: what SANE's pooling `decoded_profile` reads off decoded weights, read off the weights
+themselves."""
 
 
 def _probe_cell(values: Sequence[float], kind: str) -> str:

@@ -25,6 +25,7 @@ BY_HAND = {"released_resnets"}
 ELSEWHERE = {  # in test_lora_benchmarks.py and files of their own names
     "accuracy_transfer",
     "adapt_sane",
+    "beyond_vision",
     "cross_architecture",
     "lora_finetuning",
     "regions",

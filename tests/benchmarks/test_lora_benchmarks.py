@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.core.run_record import RunRecord
@@ -14,6 +13,7 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.training.preparation import fit_extractor
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -31,13 +31,6 @@ def save_sane_folder(folder, zoo, width):
     fit_extractor([zoo.splits["train"]], "standardize").save_pretrained(folder)
     RunRecord(command="x").save(folder / "run.json")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_adapting_sane(tmp_path, tiny_zoo, tiny_zoo_folder, capsys):

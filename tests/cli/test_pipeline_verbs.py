@@ -205,6 +205,7 @@ def test_architectures_that_sane_never_saw_need_statistics(tiny_sane_folder, dig
     )
     refused = hf_sane_command("sample", *places, *sizes, exit_code=2).stderr
     assert "fitted on another layout" in refused
+    assert "hf-sane sample --prompt-statistics" in refused
     assert "anchor_noise" in hf_sane_command("sample", *places, *sizes, "--prompt-statistics").output
     assert RunRecord.load(tmp_path / "out" / "run.json").arguments["prompt_statistics"]
 

@@ -150,6 +150,14 @@ def test_spec_counts_scalars():
     assert TensorSpec.of("w", torch.zeros(())).numel == 1
 
 
+@pytest.mark.parametrize(("token_layout", "most"), [("rowwise", 9), ("dense", 6)])
+def test_positions_that_tables_need(token_layout, most):
+    state_dict = {"a.weight": torch.zeros(3, 5), "b.weight": torch.zeros(9, 2), "b.bias": torch.zeros(9)}
+    layout = Layout.from_state_dict(state_dict, token_dim=5, token_layout=token_layout)
+    sizes = [layer.num_tokens(token_layout, 5) for layer in layout.layers]
+    assert layout.max_positions == [sum(sizes), 2, most]
+
+
 def test_positions_are_real_even_where_networks_are_made_on_the_meta_device():
     with torch.device("meta"):
         layout = Layout.from_state_dict({"a.weight": torch.empty(5, 7)}, token_dim=3)

@@ -185,6 +185,14 @@ def test_no_networks_give_no_permutations():
     assert {axis: tuple(index.shape) for axis, index in found.items()} == {"a": (0, 6), "b": (0, 5), "c": (0, 4)}
 
 
+def test_networks_without_symmetries_stay():
+    spec = PermutationSpec({"weight": (None, None)}, {})
+    assert match_many(spec, {"weight": torch.ones(2, 3)}, {"weight": torch.ones(4, 2, 3)}) == {}
+    unmatched = PermutationSpec({"weight": ("a", None)}, {"a": 2}, unmatched=frozenset({"weight"}))
+    found = match_many(unmatched, {"weight": torch.randn(2, 3)}, {"weight": torch.randn(4, 2, 3)})
+    assert torch.equal(found["a"], torch.arange(2).expand(4, 2))
+
+
 def test_random_order_is_repeatable():
     reference, stack = draw(0), draw(1, 10)
     runs = [match_many(SPEC, reference, stack, generator=torch.Generator().manual_seed(2)) for _ in range(2)]

@@ -124,5 +124,8 @@ def test_statistics_by_kind_serve_layers_that_were_not_fitted(method, centre):
     assert convolution == (statistics.means["*"], statistics.stds["*"])  # no convolution was fitted
     raw = torch.randn(2, strange.num_tokens, 7) * strange.weight_mask
     assert torch.allclose(statistics.invert(statistics.apply(raw, strange), strange), raw, atol=1e-5)
-    with pytest.raises(KeyError, match=r"no statistics for \['x:2', .* fit it by kind of layer too, or use"):
+    with pytest.raises(
+        KeyError,
+        match=r"no statistics for \['x:2', .*extended\(\), hf-sane sample --prompt-statistics.* by kind",
+    ):
         own.per_layer(strange)

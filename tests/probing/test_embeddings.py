@@ -7,7 +7,7 @@ from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.embeddings import LATENT_POOLINGS, MOMENT_LEVELS, POOLINGS, embed_networks, pool_latents
-from hf_sane.probing.spectra import layer_distribution
+from hf_sane.probing.spectra import layer_distribution, weight_profile
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 SHAPES = {"a.weight": (6, 5), "a.bias": (6,), "b.weight": (3, 6), "b.bias": (3,), "c.weight": (1, 3)}
@@ -157,9 +157,11 @@ def test_pooling_errors(layout):
         pool_latents(torch.zeros(2, 10, 3), layout, "max")
 
 
-def test_spectrum_distribution_joins_latents_and_decoded_weights(model, extractor, layout, raw_tokens):
-    found = embed_networks(model, extractor, layout, raw_tokens, poolings=["spectrum_distribution", "layer_spectrum"])
+def test_decoded_poolings_read_the_decoded_weights(model, extractor, layout, raw_tokens):
+    names = ["spectrum_distribution", "decoded_profile", "layer_spectrum"]
+    found = embed_networks(model, extractor, layout, raw_tokens, poolings=names)
     tokens = extractor.normalize(raw_tokens, layout)
     decoded = model.decode_sequences(model.encode_sequences(tokens, layout.positions), layout.positions)
     expected = torch.cat([found["layer_spectrum"], layer_distribution(decoded, layout)], dim=1)
     torch.testing.assert_close(found["spectrum_distribution"], expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found["decoded_profile"], weight_profile(decoded, layout), rtol=1e-3, atol=1e-3)

@@ -4,7 +4,7 @@ import torch
 
 from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
-from hf_sane.probing.spectra import MAX_KURTOSIS, layer_distribution, layer_spectrum
+from hf_sane.probing.spectra import MAX_KURTOSIS, layer_distribution, layer_spectrum, weight_profile
 
 
 def zoo(num_models=3):
@@ -52,6 +52,18 @@ def test_distribution_against_numpy():
     ]
     assert found.shape == (3, 36)
     assert found[2, :18].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_profile_is_both_and_their_logarithms_of_real_weights_only():
+    _, layout, tokens = zoo()
+    values = torch.cat([layer_distribution(tokens, layout), layer_spectrum(tokens, layout)], 1).numpy()
+    expected = np.concatenate([values, np.log(np.maximum(np.abs(values), 1e-3))], 1)
+    noisy = torch.where(layout.weight_mask, tokens, torch.randn(tokens.shape))  # a decoder fills padding with anything
+    assert weight_profile(noisy, layout).numpy() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    moved = tokens.clone()
+    moved[:, :5] = moved[:, [3, 1, 0, 4, 2]]
+    assert torch.allclose(weight_profile(moved, layout), weight_profile(tokens, layout), atol=1e-4)
+    assert not torch.allclose(weight_profile(2 * tokens, layout), weight_profile(tokens, layout), atol=0.1)
 
 
 def test_a_collapsed_layer_stays_bounded():

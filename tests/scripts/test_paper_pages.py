@@ -38,7 +38,7 @@ def sampling(seed, bootstrapped):
 
 
 def probe(seed):
-    rows = {"weights": 0.1, "layer_statistics": 0.7, "weight_spectrum_distribution": 0.8, "sane_mean": 0.3}
+    rows = {"weights": 0.1, "layer_statistics": 0.7, "weight_profile": 0.8, "sane_mean": 0.3}
     winner = {"test_accuracy": 0.9, "epoch": 0.6, "generalization_gap": 0.75}
     return {
         name: {

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from transformers import AutoModelForImageClassification
 
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.sampling.export import Provenance
 from hf_sane.zoo.dataset import Zoo
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +89,7 @@ def test_tables_go_on_where_they_stopped(places, capsys):
     assert results["probe"].keys() == {"usps_seed", "usps_hyper"}
     assert {"weights", "layer_statistics", "sane_mean", "sane_best"} < results["probe"]["usps_hyper"]["epoch"].keys()
     methods = results["sampling"]["methods"]
+    assert results["parts"].keys() == {"reconstruction", "probe", "sampling"}
     assert {"anchors", "soup", "sane_subsampled", "anchor_noise", "scratch"} < methods.keys()
     assert all(row["accuracy"].keys() == {"0", "1"} for row in methods.values())
     assert 0 <= methods["anchors"]["agreement"] <= 1
@@ -129,13 +132,16 @@ def test_transfer_takes_the_autoencoder_of_the_tables(places, tmp_path, capsys, 
 def test_models_are_those_of_the_best_seed(places, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "paper_tables", load_script("paper_tables"))
     models = load_script("paper_models")
-    options = flags({name: places[name] for name in ("--zoos", "--work", "--records")} | {"--output": tmp_path})
+    options = flags({**places, "--output": tmp_path})
     models.main([*options, "--families", "usps"])
     saved = tmp_path / "sane-usps"
     assert SANEModel.from_pretrained(saved).config.token_dim == 67
     results = json.loads((saved / "run.json").read_text())["results"]
     assert {"reconstruction_r2", "probe R2, usps_hyper"} < results.keys()
     assert "reconstruction of test networks" in (saved / "README.md").read_text()
+    network = AutoModelForImageClassification.from_pretrained(tmp_path / "sampled-usps")
+    assert network.num_parameters() == 2464
+    assert Provenance.load(tmp_path / "sampled-usps").sane_model == "sane-usps"
     with pytest.raises(FileExistsError, match="sane-usps is there already; remove it, or choose another --output"):
         models.main([*options, "--families", "usps"])
     with pytest.raises(FileNotFoundError, match="no autoencoder of the family mnist .* --families mnist first"):

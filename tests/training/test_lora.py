@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from pretraining_runs import train
 from safetensors.torch import load_file
 
 from hf_sane.core.adapters import adapter_size, load_adapter, read_adapter_config, save_adapter
@@ -18,13 +18,9 @@ from hf_sane.training.arguments import PretrainArguments, parse_arguments
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
 from hf_sane.training.lora import LORA_TARGETS, add_lora
 from hf_sane.training.preparation import fit_extractor
-from hf_sane.training.pretraining import pretrain
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 DOCS = Path(__file__).parents[2] / "docs" / "lora.md"
-
-
-class Interruption(Exception):
-    pass
 
 
 def tiny_model(**changes):
@@ -36,13 +32,6 @@ def tiny_model(**changes):
 def window():
     generator = torch.Generator().manual_seed(1)
     return torch.randn(3, 6, 73, generator=generator), torch.randint(0, 5, (3, 6, 3), generator=generator)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -70,20 +59,6 @@ def settings(output_dir, sane_folder, **changes):
         "progress_bar": False,
     }
     return PretrainArguments(**defaults | changes)
-
-
-def train(arguments, zoo, stop_after=None):
-    losses = []
-
-    def note(step, loss):
-        losses.append(loss)
-        if step == stop_after:
-            raise Interruption
-
-    try:
-        return losses, pretrain(arguments, zoos=[zoo], on_step=note)
-    except Interruption:
-        return losses, None
 
 
 def load(sane_folder, folder):

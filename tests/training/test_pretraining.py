@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import debug_launcher
-from accelerate.state import AcceleratorState
+from pretraining_runs import train
 from safetensors.torch import load_file
 
 from hf_sane.core.run_record import RunRecord
@@ -29,6 +29,7 @@ from hf_sane.zoo.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.images import load_images
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 TINY_MODEL = {
     "hidden_size": 16,
     "latent_dim": 8,
@@ -38,10 +39,6 @@ TINY_MODEL = {
     "max_positions": [64, 8, 16],
     "latent_noise": 0.1,
 }
-
-
-class Interruption(Exception):
-    pass
 
 
 @pytest.fixture(scope="session")
@@ -66,14 +63,6 @@ def zoo(zoo_folder):
     return Zoo.load(zoo_folder)
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Nothing of another test's accelerator is left, which the processes of this file's would inherit."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def settings(output_dir, **changes):
     defaults = {
         "zoo": ["unused"],
@@ -87,21 +76,6 @@ def settings(output_dir, **changes):
         "progress_bar": False,
     }
     return PretrainArguments(**defaults | changes)
-
-
-def train(arguments, zoo, stop_after=None):
-    """Losses of all steps, and the result (`None` when interrupted)."""
-    losses = []
-
-    def note(step, loss):
-        losses.append(loss)
-        if step == stop_after:
-            raise Interruption
-
-    try:
-        return losses, pretrain(arguments, zoos=[zoo], on_step=note)
-    except Interruption:
-        return losses, None
 
 
 def weights(result):

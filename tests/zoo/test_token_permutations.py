@@ -112,6 +112,16 @@ def test_any_traced_spec_moves_tokens_as_it_moves_tensors(name, token_layout):
         assert not torch.equal(moved[i], tokens)
 
 
+@pytest.mark.parametrize("token_layout", ["rowwise", "dense"])
+def test_networks_without_symmetries_stay_under_any_number(token_layout):
+    tensors = {"weight": torch.randn(2, 3)}
+    layout = Layout.from_state_dict(tensors, token_dim=4, token_layout=token_layout)
+    found = TokenPermutations(PermutationSpec({"weight": (None, None)}, {}), layout, {})
+    tokens = tokens_from_tensors(tensors, layout).expand(3, -1, -1)
+    assert torch.equal(found.apply(tokens, torch.tensor([0, 7, 199])), tokens)
+    assert found.index(torch.tensor([5]), torch.tensor([1]), 1).flatten().tolist() == [4, 5, 6, 7]
+
+
 def test_specs_that_do_not_fit_are_refused():
     layout = Layout.from_state_dict({"a.weight": torch.ones(4, 3, 2), "a.bias": torch.ones(4)}, token_dim=5)
     other = PermutationSpec({"b.weight": ("x",)}, {"x": 4})

@@ -104,6 +104,19 @@ class DropoutModel(ZooPreTrainedModel):
             return values
         return drop(values, self.dropout_rate)
 
+    def add_fully_connected(self) -> None:
+        """Add hidden layers and classifier, the last layers of every such network."""
+        config = self.config
+        widths = (config.flattened_size, *config.hidden_sizes)
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, config.hidden_sizes, strict=False))
+        self.classifier = nn.Linear(widths[-1], config.num_classes)
+
+    def fully_connected_output(self, values: Tensor, labels: Tensor | None) -> ImageClassifierOutputWithNoAttention:
+        """Hidden layers and classifier on values `[B, flattened_size]`; labels as in `forward`."""
+        for layer in self.hidden:
+            values = self.activate(layer(values))
+        return self.classification_output(self.classifier(values), labels)
+
 
 class CNNForImageClassification(DropoutModel):
     """Convolutions without padding, max pooling, fully connected layers: CNN-s, CNN-l and their relatives.
@@ -121,9 +134,7 @@ class CNNForImageClassification(DropoutModel):
             nn.Conv2d(c_in, c_out, kernel_size)
             for c_in, c_out, kernel_size in zip(channels, config.conv_channels, config.kernel_sizes, strict=False)
         )
-        widths = (config.flattened_size, *config.hidden_sizes)
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, config.hidden_sizes, strict=False))
-        self.classifier = nn.Linear(widths[-1], config.num_classes)
+        self.add_fully_connected()
         self.post_init()
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutputWithNoAttention:
@@ -146,10 +157,7 @@ class CNNForImageClassification(DropoutModel):
             if pool_size > 1:
                 values = F.max_pool2d(values, pool_size)
             values = self.activate(values)
-        values = values.flatten(1)
-        for layer in self.hidden:
-            values = self.activate(layer(values))
-        return self.classification_output(self.classifier(values), labels)
+        return self.fully_connected_output(values.flatten(1), labels)
 
 
 class MLPForImageClassification(DropoutModel):
@@ -159,9 +167,7 @@ class MLPForImageClassification(DropoutModel):
 
     def __init__(self, config: MLPConfig) -> None:
         super().__init__(config)
-        widths = (config.flattened_size, *config.hidden_sizes)
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, config.hidden_sizes, strict=False))
-        self.classifier = nn.Linear(widths[-1], config.num_classes)
+        self.add_fully_connected()
         self.post_init()
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutputWithNoAttention:
@@ -178,10 +184,7 @@ class MLPForImageClassification(DropoutModel):
             ValueError: If the images do not fit the configuration.
         """
         self.check_images(pixel_values)
-        values = pixel_values.flatten(1)
-        for layer in self.hidden:
-            values = self.activate(layer(values))
-        return self.classification_output(self.classifier(values), labels)
+        return self.fully_connected_output(pixel_values.flatten(1), labels)
 
 
 __all__ = ["CNNForImageClassification", "MLPForImageClassification", "ZooPreTrainedModel"]

@@ -56,7 +56,7 @@ def sample(
     from hf_sane.cli import sampling
     from hf_sane.core.run_record import RunRecord
     from hf_sane.sampling.generation import Density, NetworkCodec
-    from hf_sane.sampling.selection import Judge
+    from hf_sane.sampling.selection import Judge, sample_selected
     from hf_sane.zoo.dataset import Zoo
     from hf_sane.zoo.images import load_images, load_zoo_images
 
@@ -88,13 +88,21 @@ def sample(
         anchors=sampling.anchor_networks(population, num_anchors=num_anchors, top_fraction=top_fraction, epoch=epoch),
         data=data,
         judge=Judge(*data.split("validation"), conditioning_images=data.train_images if condition else None),
-        density=Density(0.0, unit, mode),
         generator=torch.Generator().manual_seed(seed),
     )
     record.arguments["sane_revision"] = loaded_commit(sane, revision)
     new_folder(output)
-    selected, bandwidth_used = job.draw(
-        method, bandwidths, num_samples=num_samples, num_candidates=num_candidates, num_rounds=num_rounds
+    selected, bandwidth_used = sample_selected(
+        job.codec,
+        job.codec.encode(job.anchor_tokens),
+        job.judge,
+        method=method,
+        density=Density(0.0, unit, mode),
+        bandwidths=bandwidths,
+        num_candidates=num_candidates,
+        num_kept=num_samples,
+        num_rounds=num_rounds,
+        generator=job.generator,
     )
     rows = job.compare(f"sane_{method}", selected)
     header = ("networks", "mean test accuracy", "best test accuracy", "nearest training network")

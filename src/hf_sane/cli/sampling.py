@@ -16,8 +16,8 @@ from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.comparison import noise_baseline, simple_baselines, training_distances
 from hf_sane.sampling.diversity import WeightSpace
 from hf_sane.sampling.export import Provenance, export_network
-from hf_sane.sampling.generation import Density, NetworkCodec
-from hf_sane.sampling.selection import Judge, SelectedNetworks, bootstrap, choose_bandwidth, subsample
+from hf_sane.sampling.generation import NetworkCodec
+from hf_sane.sampling.selection import Judge, SelectedNetworks
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.images import ImageData
@@ -67,7 +67,6 @@ class SamplingJob:
         anchors: Those that anchor the sampling.
         data: Images.
         judge: Scores networks on validation images.
-        density: Unit and mode; its bandwidth is not used.
         generator: CPU source of randomness.
     """
 
@@ -76,7 +75,6 @@ class SamplingJob:
     anchors: ZooSplit
     data: ImageData
     judge: Judge
-    density: Density
     generator: torch.Generator
 
     @cached_property
@@ -88,48 +86,6 @@ class SamplingJob:
     def anchor_tokens(self) -> Tensor:
         """`[A, N, D]` raw tokens, aligned if the zoo is."""
         return _tokens(self.anchors)
-
-    def draw(
-        self, method: str, bandwidths: tuple[Bandwidth, ...], *, num_samples: int, num_candidates: int, num_rounds: int
-    ) -> tuple[SelectedNetworks, Bandwidth]:
-        """Draw and select networks, best first on validation images; also returns the bandwidth that was used."""
-        latents = self.codec.encode(self.anchor_tokens)
-        bandwidth = bandwidths[0]
-        if len(bandwidths) > 1:
-            bandwidth = choose_bandwidth(
-                self.codec,
-                latents,
-                self.judge,
-                bandwidths=[value for value in bandwidths if isinstance(value, float)],
-                density=self.density,
-                num_candidates=max(num_samples, num_candidates // 2),
-                num_kept=num_samples,
-                generator=self.generator,
-            ).bandwidth
-        density = replace(self.density, bandwidth=bandwidth)
-        if method == "bootstrap":
-            selected, _ = bootstrap(
-                self.codec,
-                latents,
-                self.judge,
-                density=density,
-                num_rounds=num_rounds,
-                num_anchors=max(2, 2 * num_samples),
-                num_candidates=num_candidates,
-                num_kept=num_samples,
-                generator=self.generator,
-            )
-        else:
-            selected = subsample(
-                self.codec,
-                latents,
-                self.judge,
-                density=density,
-                num_candidates=num_samples if method == "kde" else num_candidates,
-                num_kept=num_samples,
-                generator=self.generator,
-            )
-        return selected, bandwidth
 
     def compare(self, name: str, selected: SelectedNetworks) -> dict[str, dict[str, float]]:
         """Test accuracy and distance to the nearest training network: of what was sampled, and of everything simpler."""

@@ -176,6 +176,11 @@ class Layout:
         """Tokens of the whole network, `N`."""
         return sum(layer.num_tokens(self.token_layout, self.token_dim) for layer in self.layers)
 
+    @property
+    def max_positions(self) -> list[int]:
+        """Positions that learned tables need for the whole network: tokens, layers, most channels of a layer."""
+        return [largest + 1 for largest in self.positions.amax(dim=0).tolist()]
+
     @cached_property
     def num_weights(self) -> int:
         """Real scalars in the tokens."""

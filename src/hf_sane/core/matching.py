@@ -89,7 +89,9 @@ def match_many(
     fixed = {name: reference[name].detach().double() for name in names}
     if bad := [name for name in names if not fixed[name].isfinite().all()]:
         raise ValueError(f"the reference has weights that are not finite in {bad}; choose another reference")
-    num_models = len(tensors[names[0]])
+    num_models = len(next(iter(tensors.values())))
+    if not names:  # nothing can move, as in a linear map from inputs to outputs, or nothing says where to
+        return spec.identity(num_models)
     model_bytes = max(1, sum(8 * tensor.numel() for tensor in fixed.values()))
     chunk = max(1, CHUNK_BYTES // model_bytes)
     parts = []

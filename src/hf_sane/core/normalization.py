@@ -84,8 +84,10 @@ class LayerStatistics:
         if unknown := [layer_key(layer) for layer, key in zip(layout.layers, found, strict=True) if key is None]:
             raise KeyError(
                 f"the extractor was fitted on another layout: no statistics for {unknown[:5]}"
-                f"{' and more' if len(unknown) > 5 else ''} (name:row length), it knows {list(self.means)[:5]}; fit it on "
-                "networks of this architecture, fit it by kind of layer too, or use normalization='none'"
+                f"{' and more' if len(unknown) > 5 else ''} (name:row length), it knows {list(self.means)[:5]}; for a SANE "
+                "that is trained, add those of a few networks of this architecture (SANEFeatureExtractor.extended(), hf-sane "
+                "sample --prompt-statistics); for one to train, use normalization='none', fit on networks of this "
+                "architecture, or by kind of layer too"
             )
         return [(self.means[key], self.stds[key]) for key in found if key is not None]
 

@@ -3,15 +3,13 @@
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.baselines import flattened_weights, layer_statistics
 from hf_sane.probing.embeddings import POOLINGS, embed_networks
 from hf_sane.probing.evaluation import probe_table
-from hf_sane.probing.spectra import layer_distribution, layer_spectrum
+from hf_sane.probing.spectra import weight_profile
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo
@@ -46,7 +44,8 @@ def probe_zoo(
         layout, raw = split.layout(0), aligned_tokens(split)
         features.setdefault("weights", {})[name] = flattened_weights(raw, layout)
         features.setdefault("layer_statistics", {})[name] = layer_statistics(raw, layout)
-        features.setdefault("weight_spectrum_distribution", {})[name] = spectrum_distribution(extractor, raw, layout)
+        tokens = extractor.normalize(raw, layout)
+        features.setdefault("weight_profile", {})[name] = weight_profile(tokens, layout)  # of the decoded ones below
         embeddings = embed_networks(
             model, extractor, layout, raw, poolings=POOLINGS, window_size=window_size, halo_size=halo_size
         )
@@ -56,12 +55,6 @@ def probe_zoo(
     table = probe_table(features, targets, runs={name: zoo.splits[name].run_ids for name in SPLITS})
     details = {p: {name: result.to_dict() for name, result in row.items()} for p, row in table.items()}
     return details, {name: values["test"] for name, values in features.items()}
-
-
-def spectrum_distribution(extractor: SANEFeatureExtractor, raw: Tensor, layout: Layout) -> Tensor:
-    """What the pooling `spectrum_distribution` takes from latents and decoded weights, from the weights themselves."""
-    tokens = extractor.normalize(raw, layout)
-    return torch.cat([layer_spectrum(tokens, layout), layer_distribution(tokens, layout)], dim=1)
 
 
 def short_table(details: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -94,7 +94,7 @@ def run_demo(
         draw_map(output, zoos["hyperparameter"], embeddings, settings)
     with stages("sample networks"):
         split = zoos["seed"].splits["train"]
-        codec = NetworkCodec(model, extractor, split.layout(0), split.config(0))
+        codec = NetworkCodec(model, extractor, *split.layout_and_config())
         samples = draw_samples(codec, zoos["seed"], Judge(*data.split("validation")), settings.comparison())
         nearest, pairwise = measure_distances(codec, zoos["seed"], samples.methods)
     with stages("fine-tune samples and baselines"):
@@ -140,7 +140,6 @@ def pretrain_sane(
 ) -> tuple[SANEModel, SANEFeatureExtractor]:
     """Pre-train one autoencoder on the training networks of both zoos; windows hold whole networks."""
     layout = zoos["seed"].splits["train"].layout(0)
-    channels = int(layout.positions[:, 2].max()) + 1
     arguments = PretrainArguments(
         zoo=[f"{output / 'zoos'}:{name}" for name in zoos],
         output_dir=str(output / "pretraining"),
@@ -150,7 +149,7 @@ def pretrain_sane(
             "latent_dim": settings.latent_dim,
             "latent_noise": settings.latent_noise,
             "window_size": layout.num_tokens,
-            "max_positions": [layout.num_tokens, len(layout.layers), channels],
+            "max_positions": layout.max_positions,
         },
         num_epochs=settings.pretrain_epochs,
         batch_size=settings.batch_size,
@@ -217,7 +216,7 @@ def reconstruct(
         sums = reconstruction_sums(*_round_trip(model, extractor, aligned_tokens(split), split.layout(0), windows))
         total += sums
         final = split.final_epochs()
-        codec = NetworkCodec(model, extractor, final.layout(0), final.config(0), **windows)
+        codec = NetworkCodec(model, extractor, *final.layout_and_config(), **windows)
         raw = aligned_tokens(final)
         before = codec.networks(raw).evaluate(*data.split("test"))[1].mean().item()
         after = codec.decode(codec.encode(raw)).evaluate(*data.split("test"))[1].mean().item()

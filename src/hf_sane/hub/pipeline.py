@@ -12,8 +12,9 @@ from transformers.utils import ModelOutput
 from hf_sane.core.types import TokenSequence
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.probing.accumulation import STREAM_POOLINGS, StreamPooling
 from hf_sane.probing.embeddings import POOLINGS, EmbeddingPooling, embed_tokens
-from hf_sane.probing.streaming import STREAM_POOLINGS, StreamPooling, embed_stream
+from hf_sane.probing.streaming import embed_stream
 from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.token_stream import MAX_MEMORY_BYTES, stream_if_large

@@ -9,15 +9,17 @@ from torch import Tensor
 from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.quantiles import quantiles
-from hf_sane.probing.spectra import layer_distribution, layer_spectrum
+from hf_sane.probing.spectra import layer_distribution, layer_spectrum, weight_profile
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 LatentPooling = Literal[
     "mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance", "layer_spectrum", "concat"
 ]
-EmbeddingPooling = Literal[LatentPooling, "spectrum_distribution"]
+DecodedPooling = Literal["spectrum_distribution", "decoded_profile"]
+EmbeddingPooling = Literal[LatentPooling, DecodedPooling]
 LATENT_POOLINGS: tuple[LatentPooling, ...] = get_args(LatentPooling)
-POOLINGS: tuple[EmbeddingPooling, ...] = (*LATENT_POOLINGS, "spectrum_distribution")
+DECODED_POOLINGS: tuple[DecodedPooling, ...] = get_args(DecodedPooling)
+POOLINGS: tuple[EmbeddingPooling, ...] = (*LATENT_POOLINGS, *DECODED_POOLINGS)
 MOMENT_LEVELS = (
     0.0,
     0.25,
@@ -105,9 +107,10 @@ def embed_networks(
 ) -> dict[str, Tensor]:
     """Embed networks of one architecture.
 
-    All poolings but one look at the latents alone. `spectrum_distribution` also decodes them: it joins `layer_spectrum`
+    All poolings but two look at the latents alone. `spectrum_distribution` also decodes them: it joins `layer_spectrum`
     with the distribution of each layer's decoded weights ([`layer_distribution`]), because quantiles of weights cannot be
-    read linearly off moments of latents. Compare it with the same statistics of the weights themselves, not with s(W) only.
+    read linearly off moments of latents. `decoded_profile` reads the decoded weights alone ([`weight_profile`]).
+    Compare them with the same statistics of the weights themselves, not with s(W) only.
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
@@ -184,10 +187,17 @@ def embed_tokens(
     windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
     latents = model.encode_sequences(tokens, layout.positions, **windows)
     found: dict[str, Tensor] = {}
-    for name in poolings:
-        if name != "spectrum_distribution":
-            found[name] = pool_latents(latents, layout, name).cpu()
-            continue
+    decoded = None
+    if not set(poolings).isdisjoint(DECODED_POOLINGS):
         decoded = model.decode_sequences(latents, layout.positions, **windows)
-        found[name] = torch.cat([layer_spectrum(latents, layout), layer_distribution(decoded, layout)], dim=1).cpu()
+    for name in poolings:
+        if name == "spectrum_distribution":
+            assert decoded is not None
+            pooled = torch.cat([layer_spectrum(latents, layout), layer_distribution(decoded, layout)], dim=1)
+        elif name == "decoded_profile":
+            assert decoded is not None
+            pooled = weight_profile(decoded, layout)
+        else:
+            pooled = pool_latents(latents, layout, name)
+        found[name] = pooled.cpu()
     return found

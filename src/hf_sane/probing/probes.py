@@ -81,12 +81,8 @@ class RidgeProbe:
                 f"{valid_x.shape[1]} and {valid_y.shape[1]}; embed both splits the same way"
             )
         _check_choices(valid_y, penalties, names)
-        mean, scale = _moments(train_x)
-        intercept = train_y.mean(dim=0)
-        path = _RidgePath((train_x - mean) / scale, train_y - intercept)
-        candidates = torch.tensor(sorted(penalties, reverse=True), dtype=torch.float64)
-        predictions = path.predict((valid_x - mean) / scale, candidates) + intercept  # [P, V, T]
-        return cls._chosen(path, mean, scale, intercept, candidates, predictions - valid_y, valid_y, names)
+        path = _RidgePath(train_x, train_y, penalties)
+        return cls._chosen(path, path.predict(valid_x) - valid_y, valid_y, names)
 
     @classmethod
     def fit_runs(
@@ -123,35 +119,22 @@ class RidgeProbe:
                 f"{members.max() + 1} run(s); with a single run use fit() and validation networks"
             )
         _check_choices(y, penalties, names)
-        mean, scale = _moments(x)
-        intercept = y.mean(dim=0)
-        path = _RidgePath((x - mean) / scale, y - intercept)
-        candidates = torch.tensor(sorted(penalties, reverse=True), dtype=torch.float64)
-        errors = path.left_out_errors(torch.from_numpy(members), candidates)  # [P, M, T]
-        return cls._chosen(path, mean, scale, intercept, candidates, errors, y, names)
+        path = _RidgePath(x, y, penalties)
+        return cls._chosen(path, path.left_out_errors(torch.from_numpy(members)), y, names)
 
     @classmethod
-    def _chosen(
-        cls,
-        path: "_RidgePath",
-        mean: Tensor,
-        scale: Tensor,
-        intercept: Tensor,
-        candidates: Tensor,
-        errors: Tensor,
-        wanted: Tensor,
-        names: Sequence[str],
-    ) -> "RidgeProbe":
+    def _chosen(cls, path: "_RidgePath", errors: Tensor, wanted: Tensor, names: Sequence[str]) -> "RidgeProbe":
         """The probe whose penalty has the smallest errors `[P, V, T]` on targets `[V, T]`, for each property."""
         spread = (wanted - wanted.mean(dim=0)).square().sum(dim=0)
         r2 = 1 - errors.square().sum(dim=1) / spread  # [P, T]
         best = r2.argmax(dim=0)
+        chosen = path.penalties[best]
         return cls(
-            mean=mean,
-            scale=scale,
-            weight=path.weights(candidates[best]),
-            intercept=intercept,
-            penalties=tuple(candidates[best].tolist()),
+            mean=path.mean,
+            scale=path.scale,
+            weight=path.weights(chosen),
+            intercept=path.intercept,
+            penalties=tuple(chosen.tolist()),
             validation_r2=tuple(r2.gather(0, best[None])[0].tolist()),
             names=tuple(names),
         )
@@ -248,10 +231,15 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(scale > 1e-12 * mean.abs(), scale, 1.0)
 
 
+def target_columns(targets: Values) -> Tensor:
+    """Targets `[M]` of one property or `[M, T]` of several as `[M, T]` float64 on the CPU."""
+    columns = torch.as_tensor(targets).double().cpu()
+    return columns[:, None] if columns.ndim == 1 else columns
+
+
 def _pair(features: Values, targets: Values, which: str) -> tuple[Tensor, Tensor]:
     """Features `[M, F]` and targets `[M, T]` in float64, checked."""
-    x, y = torch.as_tensor(features).double().cpu(), torch.as_tensor(targets).double().cpu()
-    y = y[:, None] if y.ndim == 1 else y
+    x, y = torch.as_tensor(features).double().cpu(), target_columns(targets)
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or 0 in (*x.shape, *y.shape):
         raise ValueError(
             f"expected {which} features [M, F] and targets [M] or [M, T] of at least one network, got {list(x.shape)} and "
@@ -264,9 +252,13 @@ def _pair(features: Values, targets: Values, which: str) -> tuple[Tensor, Tensor
 
 
 class _RidgePath:
-    """Ridge solutions for every penalty from one eigendecomposition; `x` `[M, F]` and `y` `[M, T]` are centred."""
+    """Ridge solutions for every penalty, the largest first, from one eigendecomposition of features and targets."""
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
+    def __init__(self, features: Tensor, targets: Tensor, penalties: Sequence[float]) -> None:
+        self.penalties = torch.tensor(sorted(penalties, reverse=True), dtype=torch.float64)  # [P]
+        self.mean, self.scale = _moments(features)
+        self.intercept = targets.mean(dim=0)
+        x, y = (features - self.mean) / self.scale, targets - self.intercept
         num_networks, num_features = x.shape
         self.dual = num_features > num_networks
         gram = (x @ x.T if self.dual else x.T @ x) / num_networks
@@ -278,24 +270,19 @@ class _RidgePath:
         self.columns = vectors if self.dual else x @ vectors  # [M, r]
         self.y = y
 
-    def predict(self, x: Tensor, penalties: Tensor) -> Tensor:
-        """`x` `[V, F]` and penalties `[P]` to `[P, V, T]`."""
-        shrunk = self.coordinates / (self.values + penalties[:, None])[..., None]  # [P, r, T]
-        return (x @ self.basis) @ shrunk
+    def predict(self, features: Tensor) -> Tensor:
+        """Features `[V, F]` to `[P, V, T]`."""
+        shrunk = self.coordinates / (self.values + self.penalties[:, None])[..., None]  # [P, r, T]
+        return ((features - self.mean) / self.scale @ self.basis) @ shrunk + self.intercept
 
     def weights(self, penalties: Tensor) -> Tensor:
         """`[F, T]`, one penalty per property."""
         return self.basis @ (self.coordinates / (self.values[:, None] + penalties))
 
-    def left_out_errors(self, members: Tensor, penalties: Tensor) -> Tensor:
-        """Prediction minus target of every network when its run is left out, for penalties `[P]`: `[P, M, T]`.
-
-        Args:
-            members: `[M]`, index of the run of each network.
-            penalties: `[P]`.
-        """
+    def left_out_errors(self, members: Tensor) -> Tensor:
+        """Prediction minus target of every network when its run `[M]` is left out: `[P, M, T]`."""
         num_networks = len(self.columns)
-        shrink = 1 / (self.values + penalties[:, None])  # [P, r]
+        shrink = 1 / (self.values + self.penalties[:, None])  # [P, r]
         weights = shrink * self.values if self.dual else shrink / num_networks  # H = columns diag(weights) columns^T
         residuals = self.y - self.columns @ (weights[..., None] * (self.columns.T @ self.y))  # [P, M, T]
         errors = torch.empty_like(residuals)

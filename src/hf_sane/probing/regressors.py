@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sane.probing.probes import PENALTIES, RidgeProbe, Values
+from hf_sane.probing.probes import PENALTIES, RidgeProbe, Values, target_columns
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor
@@ -76,13 +76,11 @@ class LogitLinearProbe:
         Raises:
             ValueError: As for [`RidgeProbe.fit`], or if all training targets of a property are equal.
         """
-        y = torch.as_tensor(targets).double().cpu()
-        y = y[:, None] if y.ndim == 1 else y
+        y = target_columns(targets)
         low, high = y.min(dim=0).values, y.max(dim=0).values
         if (low == high).any():
             raise ValueError("a logit-linear probe needs training targets that differ, got a property with all equal")
-        wanted = torch.as_tensor(validation_targets).double().cpu()
-        wanted = wanted[:, None] if wanted.ndim == 1 else wanted
+        wanted = target_columns(validation_targets)
         logits = [cls._logits(part, low, high) for part in (y, wanted)]
         spread = (wanted - wanted.mean(dim=0)).square().sum(dim=0)
         found: list[tuple[Tensor, LogitLinearProbe]] = []
@@ -185,7 +183,7 @@ class BoostedTrees:
         train_x, valid_x = (
             np.asarray(torch.as_tensor(part).double().cpu()) for part in (features, validation_features)
         )
-        train_y, valid_y = (_columns(part) for part in (targets, validation_targets))
+        train_y, valid_y = (np.asarray(target_columns(part)) for part in (targets, validation_targets))
         if not all(np.isfinite(part).all() for part in (train_x, valid_x, train_y, valid_y)):
             raise ValueError(
                 "expected finite features and targets, got NaN or infinite values; leave those networks out"
@@ -217,11 +215,6 @@ class BoostedTrees:
         if not np.isfinite(x).all():  # trees would take NaN for a missing value and answer all the same
             raise ValueError("expected finite features, got NaN or infinite values; leave those networks out")
         return torch.from_numpy(np.stack([trees.predict(x) for trees in self.ensembles], axis=1))
-
-
-def _columns(targets: Values) -> np.ndarray:
-    columns = np.asarray(torch.as_tensor(targets).double().cpu())
-    return columns[:, None] if columns.ndim == 1 else columns
 
 
 FITTERS: dict[RegressorName, Any] = {

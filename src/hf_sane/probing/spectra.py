@@ -13,6 +13,7 @@ DISTRIBUTION_LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.9
 MAX_ALPHA = 10.0  # no tail, and exponents beyond: what a layer of a few equal singular values gives
 MIN_LOG_NORM = -2.0  # of squared norms: weight decay can take a layer to 1e-18, which would decide every probe
 FEATURES_PER_MATRIX = 7
+SMALLEST_SIZE = 1e-3  # of what logarithms are taken of, in standard deviations of a layer's weights
 MAX_KURTOSIS = 30.0  # a layer that collapsed to one value would otherwise decide every probe
 
 
@@ -52,6 +53,24 @@ def layer_distribution(tokens: Tensor, layout: Layout) -> Tensor:
         moments = torch.stack([mean, variance.sqrt(), variance, weights.abs().mean(dim=1), kurtosis], dim=1)
         parts += [moments, quantiles(weights, DISTRIBUTION_LEVELS, dim=1)]
     return torch.cat(parts, dim=1).float()
+
+
+def weight_profile(tokens: Tensor, layout: Layout) -> Tensor:
+    """Distribution and spectrum of each layer's weights, and the logarithms of their sizes.
+
+    What a network does depends on ratios of scales between layers, and it learns by factors: a linear probe sees that in
+    `log |x|` next to `x`. `x` is [`layer_distribution`] joined with [`layer_spectrum`]; sizes below 0.001 count as 0.001.
+
+    Args:
+        tokens: `[M, N, D]` float; normalised, or decoded by an autoencoder.
+        layout: Which scalars are weights, and of which layer.
+
+    Returns:
+        `[M, 2 (18 L + sum over layers of min(tokens, D))]` float32: all `x`, then all logarithms.
+    """
+    weights = tokens * layout.weight_mask.to(tokens.device)  # what was decoded into padding is nothing
+    values = torch.cat([layer_distribution(weights, layout), layer_spectrum(weights, layout)], dim=1)
+    return torch.cat([values, values.abs().clamp_min(SMALLEST_SIZE).log()], dim=1)
 
 
 def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +12,13 @@ from tqdm import tqdm
 from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.models.windows_sane import halo_spans
+from hf_sane.probing.accumulation import STREAM_POOLINGS, LatentAccumulator, StreamPooling
 from hf_sane.probing.embeddings import POOLINGS, EmbeddingPooling, embed_tokens
 from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.token_stream import MAX_MEMORY_BYTES, TokenStream, stream_if_large
 
 Batch = tuple[Tensor, Tensor, Tensor]
-StreamPooling = Literal["mean", "layer_mean", "layer_mean_std", "layer_covariance"]
-STREAM_POOLINGS: tuple[StreamPooling, ...] = get_args(StreamPooling)
 
 
 @torch.no_grad()
@@ -37,12 +36,12 @@ def embed_stream(
 
     The same windows, and up to rounding the same embeddings, as `embed_networks` of all its tokens; here sums over the
     latents of each layer are kept, in float64, in place of the latents. In memory: twice `batch_size` windows (one batch is read
-    while another is encoded), one block of the stream, and `[L, Z]` sums (`[L, Z, Z]` for `layer_covariance`).
+    while another is encoded), one block of the stream, and what a [`LatentAccumulator`] keeps for the poolings.
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
         stream: Tokens of the network.
-        poolings: Names, as in `pool_latents`, of those that sums are enough for.
+        poolings: Names, as in `pool_latents`: all but `concat`, which is as long as the latents themselves.
         window_size: Tokens per window, halo included; the training window when `None`.
         halo_size: Context tokens on each side of a window that are seen but not kept.
         batch_size: Windows per pass; the result does not depend on it.
@@ -62,18 +61,18 @@ def embed_stream(
         )
     was_training = model.training
     model.eval()
-    sums = _LayerSums(len(stream.layout.layers), model.config.latent_dim, with_products="layer_covariance" in poolings)
+    gathered = LatentAccumulator(stream.layer_sizes, model.config.latent_dim, poolings)
     bar = tqdm(total=len(stream), desc="embedding", unit="token", unit_scale=True, disable=not progress_bar)
     try:
         batches = _window_batches(stream, window_size or model.config.window_size, halo_size, batch_size)
         for tokens, positions, keep in _prepared(batches):
             latents = model.encode(tokens.to(model.device, torch.float32), positions.to(model.device))
-            sums.add(latents.cpu()[keep], positions[keep][:, 1])
+            gathered.add(latents.cpu()[keep], positions[keep][:, 1])
             bar.update(int(keep.sum()))
     finally:
         model.train(was_training)
         bar.close()
-    return {name: sums.pool(name) for name in poolings}
+    return {name: gathered.pool(name) for name in poolings}
 
 
 def embed_checkpoint(
@@ -88,7 +87,10 @@ def embed_checkpoint(
     revision: str | None = None,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
 ) -> tuple[Layout, dict[str, Tensor]]:
-    """Embed one network from wherever it is, as a stream if it is large and sums are enough for all the poolings.
+    """Embed one network from wherever it is, as a stream if it is large and all of the poolings can be gathered from one.
+
+    Three cannot, and load the network whole, whatever its size: `concat`, which is as long as the latents themselves, and
+    `spectrum_distribution` and `decoded_profile`, which decode all of them.
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
@@ -99,7 +101,7 @@ def embed_checkpoint(
         halo_size: Context tokens on each side of a window.
         batch_size: Windows per pass.
         revision: Branch, tag or commit of a network on the Hub.
-        max_memory_bytes: Weights that take more are streamed.
+        max_memory_bytes: Weights that take more are streamed, where the poolings allow it.
 
     Returns:
         The layout, of which a stream needs the `layers` only, and `{pooling: [F]}` float32 on the CPU.
@@ -199,38 +201,3 @@ def _prepared(batches: Iterator[Batch]) -> Iterator[Batch]:
         while (batch := following.result()) is not None:
             following = pool.submit(next, batches, None)
             yield batch
-
-
-class _LayerSums:
-    """Sums over the latents of each layer, in float64."""
-
-    def __init__(self, num_layers: int, latent_dim: int, *, with_products: bool) -> None:
-        self.counts = torch.zeros(num_layers, 1, dtype=torch.float64)
-        self.sums = torch.zeros(num_layers, latent_dim, dtype=torch.float64)
-        self.squares = torch.zeros(num_layers, latent_dim, dtype=torch.float64)
-        shape = (num_layers, latent_dim, latent_dim) if with_products else (0,)
-        self.products = torch.zeros(shape, dtype=torch.float64)
-
-    def add(self, latents: Tensor, layers: Tensor) -> None:
-        """Latents `[n, Z]` of layers `[n]`, in the order of the sequence."""
-        present, sizes = torch.unique_consecutive(layers, return_counts=True)
-        for layer, part in zip(present.tolist(), latents.double().split(sizes.tolist()), strict=True):
-            self.counts[layer] += len(part)
-            self.sums[layer] += part.sum(dim=0)
-            self.squares[layer] += part.square().sum(dim=0)
-            if self.products.ndim == 3:
-                self.products[layer] += part.mT @ part
-
-    def pool(self, pooling: StreamPooling) -> Tensor:
-        """One embedding, `[F]` float32."""
-        means = self.sums / self.counts
-        if pooling == "mean":
-            return (self.sums.sum(dim=0) / self.counts.sum()).float()
-        if pooling == "layer_mean":
-            return means.flatten().float()
-        if pooling == "layer_mean_std":
-            variances = (self.squares / self.counts - means.square()).clamp(min=0)
-            return torch.cat([means, variances.sqrt()], dim=1).flatten().float()
-        row, column = torch.triu_indices(means.shape[1], means.shape[1])
-        moments = self.products[:, row, column] / self.counts
-        return torch.cat([means, moments], dim=1).flatten().float()

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,9 +109,9 @@ def find_weights(path: Path) -> Path:
 def _load_path(path: Path) -> StateDict:
     path = find_weights(path)
     if path.name.endswith(".index.json"):
-        return _load_index(path)
+        return read_shards(path, _load_safetensors)
     if path.suffix in PICKLE_SUFFIXES:
-        return _load_pickle(path)
+        return read_pickle(path)
     return _load_safetensors(path)
 
 
@@ -162,19 +162,38 @@ def parse_index(index: Path) -> dict[str, list[str]]:
     return shards
 
 
-def _load_index(index: Path) -> StateDict:
+def read_shards(index: Path, read: Callable[[Path], StateDict]) -> StateDict:
+    """Read every shard of an index, and of each shard the tensors that the index places there.
+
+    Args:
+        index: The shard index.
+        read: Reads one safetensors file, or its header.
+
+    Raises:
+        FileNotFoundError: If a shard is missing.
+        ValueError: If it is no index, or a shard lacks a tensor.
+    """
     tensors: StateDict = {}
     for file, names in index_shards(index).items():
-        shard = _load_safetensors(index.parent / file)
+        shard = read(index.parent / file)
         if missing := sorted(set(names) - shard.keys()):
             raise ValueError(f"{file} lacks {missing} which {index} places there; download the folder again")
         tensors |= {name: shard[name] for name in names}
     return tensors
 
 
-def _load_pickle(path: Path) -> StateDict:
+def read_pickle(path: Path, device: str = "cpu") -> StateDict:
+    """Read a pickle that holds nothing but weights, without running code.
+
+    Args:
+        path: The file: a dict of tensors, or one under `"state_dict"`.
+        device: Where the tensors go; `"meta"` leaves their values out.
+
+    Raises:
+        ValueError: If it is damaged, or holds more than weights.
+    """
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ValueError(

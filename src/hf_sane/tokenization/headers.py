@@ -1,17 +1,14 @@
 """Names, shapes and dtypes of a checkpoint without its weights: tensors on the meta device, enough for a layout."""
 
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, parse_local_safetensors_file_metadata
 from huggingface_hub.errors import SafetensorsParsingError
 from huggingface_hub.utils import SafetensorsFileMetadata
-from torch import Tensor
 
 from hf_sane.core.types import StateDict
-from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, find_weights, index_shards, strip_prefixes
+from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, find_weights, read_pickle, read_shards, strip_prefixes
 
 # The names of the safetensors format (https://huggingface.co/docs/safetensors), as far as networks use them.
 DTYPES = {
@@ -65,15 +62,9 @@ def read_meta_state_dict(source: str | Path, *, revision: str | None = None) -> 
 def _read_path(path: Path) -> StateDict:
     path = find_weights(path)
     if path.suffix in PICKLE_SUFFIXES:
-        return _read_pickle(path)
+        return read_pickle(path, "meta")
     if path.name.endswith(".index.json"):
-        found: StateDict = {}
-        for file, names in index_shards(path).items():
-            shard = _read_header(path.parent / file)
-            if missing := sorted(set(names) - shard.keys()):
-                raise ValueError(f"{file} lacks {missing} which {path} places there; download the folder again")
-            found |= {name: shard[name] for name in names}
-        return found
+        return read_shards(path, _read_header)
     return _read_header(path)
 
 
@@ -107,20 +98,3 @@ def meta_tensors(header: SafetensorsFileMetadata, where: str) -> StateDict:
     return {
         name: torch.empty(info.shape, dtype=DTYPES[info.dtype], device="meta") for name, info in header.tensors.items()
     }
-
-
-def _read_pickle(path: Path) -> StateDict:
-    try:
-        content = torch.load(path, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} cannot be opened with weights_only=True: it is damaged, or holds more than tensors and could run code; "
-            "convert it to safetensors where you trust it"
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(
-            f"{path}: expected a dict of tensors (or one under 'state_dict'), got {type(content).__name__}"
-        )
-    return dict(content)

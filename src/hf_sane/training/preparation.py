@@ -60,7 +60,7 @@ def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, layouts: Mappi
             extractor.normalize(torch.zeros(0, layout.num_tokens, layout.token_dim), layout)
         except KeyError as error:
             raise KeyError(f"{name}: {error.args[0]} (--statistics-by-kind)") from error
-        sizes = [largest + 1 for largest in layout.positions.amax(dim=0).tolist()]
+        sizes = layout.max_positions
         limits = model.config.max_positions
         if model.config.position_embedding == "learned" and any(map(gt, sizes, limits)):
             raise ValueError(

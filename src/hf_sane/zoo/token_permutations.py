@@ -23,7 +23,8 @@ class TokenPermutations:
     Args:
         spec: Permutation symmetries of the architecture.
         layout: Of its tokens.
-        permutations: `[P, n]` int64 per axis.
+        permutations: `[P, n]` int64 per axis. Without axes (a linear map from inputs to outputs) there is one permutation,
+            the identity, which stands for every number that is asked for.
 
     Raises:
         KeyError: If the layout has tensors the spec does not know.
@@ -31,7 +32,8 @@ class TokenPermutations:
 
     def __init__(self, spec: PermutationSpec, layout: Layout, permutations: Permutation) -> None:
         self.layout = layout
-        self.num_permutations = len(next(iter(permutations.values())))
+        self.moves = bool(permutations)
+        self.num_permutations = len(next(iter(permutations.values()))) if self.moves else 1
         # Column 0 of the second table adds nothing: biases move with their channel alone.
         rows, columns = [], [torch.zeros(self.num_permutations, 1, dtype=torch.int64)]
         self._rows, self._columns = (torch.empty(layout.num_tokens, layout.token_dim, dtype=torch.int32) for _ in "rc")
@@ -75,6 +77,7 @@ class TokenPermutations:
         Returns:
             `[B, W, D]` int64 into the flattened tokens `[N * D]` of the network that is permuted; padding is its own.
         """
+        chosen = chosen if self.moves else torch.zeros_like(chosen)
         if self._table is None:
             return self._compute(chosen, starts, length)
         if length == self.layout.num_tokens:
