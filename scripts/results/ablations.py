@@ -86,7 +86,8 @@ def footnote(study: str, rows: Sequence[Row]) -> str:
     counts = sorted({len(row["seeds"]) for row in rows})
     seconds = max(max(values(row, ("seconds",))) for row in rows)
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    return f"{seeds} seeds; at most {seconds:.0f} s per seed. Record: [{study}.json](../{FOLDER.as_posix()}/{study}.json)."
+    plural = "s" if counts[-1] > 1 else ""
+    return f"{seeds} seed{plural}; at most {seconds:.0f} s of wall time each, beside other work. Record: [{study}.json](../{FOLDER.as_posix()}/{study}.json)."
 
 
 def setting_block(folder: Path) -> str:
