@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from results import (
+    ablations,
     analysis,
     beyond_vision,
     cross_architecture,
@@ -39,6 +40,7 @@ PAGES = (
     beyond_vision,
     paper,
     cross_architecture,
+    ablations,
 )
 
 

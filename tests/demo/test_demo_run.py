@@ -1,13 +1,16 @@
 import json
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForImageClassification
 
+from hf_sane.demo.probing import probe_zoo
 from hf_sane.demo.report import METHOD_TITLES
-from hf_sane.demo.run import run_demo
+from hf_sane.demo.run import reconstruct, run_demo
 from hf_sane.demo.settings import DemoSettings
 from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.images import load_images
 
 TINY = {
     "seed_zoo_networks": 14,
@@ -68,6 +71,25 @@ def test_artefacts_load(demo):
     network = AutoModelForImageClassification.from_pretrained(output / "sampled" / "network_0")
     assert network.config.model_type == "sane_cnn"
     assert "README.md" in {path.name for path in (output / "sampled" / "network_0").iterdir()}
+
+
+def test_windows_after_training(demo):
+    output, _, _ = demo
+    model = AutoModel.from_pretrained(output / "sane").eval()
+    with torch.no_grad():  # hardly trained: its blocks still do nothing
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    extractor = AutoFeatureExtractor.from_pretrained(output / "sane")
+    zoo, data = Zoo.load(output / "zoos", "seed"), load_images("digits")
+    length = zoo.splits["train"].layout(0).num_tokens
+    windows = ({}, {"window_size": length, "halo_size": 4}, {"window_size": 12}, {"window_size": 12, "halo_size": 4})
+    r2 = [reconstruct(model, extractor, {"seed": zoo}, data, **setting)["reconstruction_r2"] for setting in windows]
+    assert r2[0] == pytest.approx(r2[1], abs=1e-5)  # one window is the whole network
+    assert len({round(value, 4) for value in r2}) == 3
+    embeddings = [probe_zoo(model, extractor, zoo, **setting)[1]["sane_mean"] for setting in windows]
+    torch.testing.assert_close(embeddings[0], embeddings[1], rtol=0, atol=1e-5)
+    for setting in (2, 3):
+        assert not embeddings[0].allclose(embeddings[setting], rtol=0, atol=1e-4)
 
 
 def test_refuses_to_overwrite(tmp_path):

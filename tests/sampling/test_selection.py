@@ -196,6 +196,8 @@ def test_judge_conditions_batch_norm():
     assert torch.equal(first.tensors["bn1.running_mean"], second.tensors["bn1.running_mean"])
     assert torch.equal(loss, again)
     assert not torch.allclose(loss, plain(networks)[1])
+    kept = replace(conditioning, reset=False).condition(networks)
+    assert not torch.allclose(kept.tensors["bn1.running_mean"], first.tensors["bn1.running_mean"])
 
 
 def test_errors(codec, anchors, judge, trained):

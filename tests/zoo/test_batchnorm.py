@@ -69,6 +69,26 @@ def test_old_statistics_leave_no_trace(networks, images, old):
     torch.testing.assert_close(module.bn1.running_mean, expected.tensors["bn1.running_mean"][0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_batches", [1, 5])
+def test_without_reset_old_statistics_fade_out(networks, images, num_batches):
+    started = {
+        name: torch.full_like(tensor, 7.0) if name.endswith(STATISTICS[:2]) else tensor
+        for name, tensor in networks.tensors.items()
+    }
+    before = StackedNetworks(networks.config, started)
+    settings = {"num_batches": num_batches, "batch_size": 8}
+    found = condition_batch_norm(before, images, reset=False, networks_per_step=2, generator=seeded(), **settings)
+    weight = networks.tensors["conv1.weight"][1]
+    expected = torch.full((2,), 7.0)
+    for index in torch.randperm(40, generator=seeded()).split(8)[:num_batches]:
+        mean = nn.functional.conv2d(images[index], weight, padding=1).mean(dim=(0, 2, 3))
+        expected = 0.9 * expected + 0.1 * mean
+    torch.testing.assert_close(found.tensors["bn1.running_mean"][1], expected, rtol=1e-4, atol=1e-5)
+    assert (before.tensors["bn1.running_mean"] == 7).all()
+    forgotten = condition_batch_norm(before, images, generator=seeded(), **settings)
+    assert not torch.allclose(forgotten.tensors["bn1.running_mean"], found.tensors["bn1.running_mean"], atol=1.0)
+
+
 def test_weights_stay_and_nothing_given_is_changed(networks, images):
     before = {name: tensor.clone() for name, tensor in networks.tensors.items()}
     conditioned = condition_batch_norm(networks, images, num_batches=2, batch_size=8)

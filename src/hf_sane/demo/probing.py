@@ -18,13 +18,22 @@ PROPERTIES = ("test_accuracy", "epoch", "generalization_gap")
 SPLITS = ("train", "validation", "test")
 
 
-def probe_zoo(model: SANEModel, extractor: SANEFeatureExtractor, zoo: Zoo) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def probe_zoo(
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    zoo: Zoo,
+    *,
+    window_size: int | None = None,
+    halo_size: int = 0,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Embed all networks of a zoo and probe three properties.
 
     Args:
         model: Pre-trained autoencoder.
         extractor: Its weight tokenizer.
         zoo: Aligned zoo of one architecture.
+        window_size: Tokens per window; the training window when `None`.
+        halo_size: Context tokens on each side of a window.
 
     Returns:
         `{property: {features: ProbeResult as a dict}}`, and the embeddings of the test networks by pooling.
@@ -37,7 +46,10 @@ def probe_zoo(model: SANEModel, extractor: SANEFeatureExtractor, zoo: Zoo) -> tu
         features.setdefault("layer_statistics", {})[name] = layer_statistics(raw, layout)
         tokens = extractor.normalize(raw, layout)
         features.setdefault("weight_profile", {})[name] = weight_profile(tokens, layout)  # of the decoded ones below
-        for pooling, values in embed_networks(model, extractor, layout, raw, poolings=POOLINGS).items():
+        embeddings = embed_networks(
+            model, extractor, layout, raw, poolings=POOLINGS, window_size=window_size, halo_size=halo_size
+        )
+        for pooling, values in embeddings.items():
             features.setdefault(f"sane_{pooling}", {})[name] = values
     targets = {p: {name: zoo.splits[name].column(p).astype(np.float64) for name in SPLITS} for p in PROPERTIES}
     table = probe_table(features, targets, runs={name: zoo.splits[name].run_ids for name in SPLITS})

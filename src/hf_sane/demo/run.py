@@ -190,17 +190,33 @@ def describe_zoo(zoo: Zoo) -> dict[str, Any]:
 
 
 def reconstruct(
-    model: SANEModel, extractor: SANEFeatureExtractor, zoos: dict[str, Zoo], data: ImageData
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    zoos: dict[str, Zoo],
+    data: ImageData,
+    *,
+    window_size: int | None = None,
+    halo_size: int = 0,
 ) -> dict[str, Any]:
-    """Encode and decode the test networks of each zoo: R2 of all their checkpoints, accuracy of the final ones."""
+    """Encode and decode the test networks of each zoo: R2 of all their checkpoints, accuracy of the final ones.
+
+    Args:
+        model: Pre-trained autoencoder.
+        extractor: Its weight tokenizer.
+        zoos: Aligned zoos of one architecture each.
+        data: Images that the networks are tested on.
+        window_size: Tokens per window; the training window when `None`.
+        halo_size: Context tokens on each side of a window.
+    """
+    windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size}
     total = torch.zeros(4, dtype=torch.float64)
     parts = {}
     for name, zoo in zoos.items():
         split = zoo.splits["test"]
-        sums = reconstruction_sums(*_round_trip(model, extractor, aligned_tokens(split), split.layout(0)))
+        sums = reconstruction_sums(*_round_trip(model, extractor, aligned_tokens(split), split.layout(0), windows))
         total += sums
         final = split.final_epochs()
-        codec = NetworkCodec(model, extractor, *final.layout_and_config())
+        codec = NetworkCodec(model, extractor, *final.layout_and_config(), **windows)
         raw = aligned_tokens(final)
         before = codec.networks(raw).evaluate(*data.split("test"))[1].mean().item()
         after = codec.decode(codec.encode(raw)).evaluate(*data.split("test"))[1].mean().item()
@@ -215,12 +231,12 @@ def reconstruct(
 
 
 def _round_trip(
-    model: SANEModel, extractor: SANEFeatureExtractor, raw: Tensor, layout: Any
+    model: SANEModel, extractor: SANEFeatureExtractor, raw: Tensor, layout: Any, windows: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised tokens, their reconstruction, and the weight mask."""
     tokens = extractor.normalize(raw, layout)
-    latents = model.encode_sequences(tokens, layout.positions)
-    return tokens, model.decode_sequences(latents, layout.positions), layout.weight_mask
+    latents = model.encode_sequences(tokens, layout.positions, **windows)
+    return tokens, model.decode_sequences(latents, layout.positions, **windows), layout.weight_mask
 
 
 def draw_map(output: Path, zoo: Zoo, embeddings: dict[str, Tensor], settings: DemoSettings) -> None:

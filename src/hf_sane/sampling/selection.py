@@ -28,6 +28,7 @@ class Judge:
         num_batches: Of conditioning.
         batch_size: Of conditioning.
         seed: Of conditioning; every network sees the same batches.
+        reset: Whether conditioning forgets the running statistics that the networks come with.
     """
 
     images: Tensor
@@ -36,6 +37,7 @@ class Judge:
     num_batches: int = NUM_BATCHES
     batch_size: int = BATCH_SIZE
     seed: int = 0
+    reset: bool = True
 
     def condition(self, networks: StackedNetworks) -> StackedNetworks:
         """Networks with running statistics of the conditioning images, if there are any."""
@@ -46,6 +48,7 @@ class Judge:
             self.conditioning_images,
             num_batches=self.num_batches,
             batch_size=self.batch_size,
+            reset=self.reset,
             generator=torch.Generator().manual_seed(self.seed),
         )
 

@@ -21,6 +21,7 @@ def condition_batch_norm(
     num_batches: int = NUM_BATCHES,
     batch_size: int = BATCH_SIZE,
     networks_per_step: int = 16,
+    reset: bool = True,
     generator: torch.Generator | None = None,
 ) -> StackedNetworks:
     """Re-estimate the running statistics of many networks from images, without labels or gradients.
@@ -36,6 +37,8 @@ def condition_batch_norm(
         num_batches: Batches drawn, >= 1; images come in random order, again when all have been seen.
         batch_size: Images per batch, >= 2; at most all of them.
         networks_per_step: Networks that run together.
+        reset: Whether to start from nothing; otherwise from the statistics that are there, with the momentum of the
+            architecture, as the released code does: after 200 batches at 0.1 little is left of them, after few a lot.
         generator: CPU source of randomness; the global one when `None`.
 
     Returns:
@@ -59,9 +62,10 @@ def condition_batch_norm(
     with _only_norms_train(skeleton, norms.values()), torch.no_grad():
         for start in range(0, networks.num_models, networks_per_step):
             part = {name: tensor[start : start + networks_per_step] for name, tensor in networks.tensors.items()}
-            part |= {name: torch.full_like(part[name], name.endswith("var")) for name in names}
+            for name in names:
+                part[name] = torch.full_like(part[name], name.endswith("var")) if reset else part[name].clone()
             for count, index in enumerate(batches, start=1):
-                for norm in norms.values():
+                for norm in norms.values() if reset else ():
                     norm.momentum = 1 / count  # a mean over all batches so far; None would look at tensors, under vmap
                 torch.vmap(run, in_dims=(0, None))(part, images[index.to(images.device)])
             for name in names:
