@@ -21,7 +21,7 @@ PROPERTIES = {"test_accuracy": "accuracy", "epoch": "epoch", "generalization_gap
 FEATURES = {
     "weights": "W",
     "layer_statistics": "s(W)",
-    "weight_profile": "profile of W",
+    "weight_best": "profile of W",
     "sane_mean": "SANE, mean",
     "sane_best": "SANE, best pooling",
 }
@@ -97,7 +97,7 @@ def probing_block(folder: Path) -> str:
         for zoo in runs[0]["results"].get("probe", {}):
             tables = [run["results"]["probe"][zoo] for run in runs if "probe" in run["results"]]
             for name, title in PROPERTIES.items():
-                found = [table[name] for table in tables]
+                found = [{**table[name], "weight_best": _best_profile(table[name])} for table in tables]
                 scores = {kind: [row[kind]["r2"] for row in found] for kind in FEATURES}
                 won = statistics.mean(scores["sane_best"]) > statistics.mean(scores["layer_statistics"])
                 wins, cells = wins + won, cells + 1
@@ -112,8 +112,15 @@ def probing_block(folder: Path) -> str:
 {markdown_table(["Kendall's tau: " + header[0], *header[1:]], taus, numbers=True)}
 
 SANE's best pooling is above s(W) in {wins} of {cells} cells of R2 (bold). Mean over SANE's seeds ± their standard deviation; W, s(W) and the profile have
-no seed. *profile of W*: what SANE's pooling `decoded_profile` reads off decoded weights, read off the weights
-themselves."""
+no seed. *profile of W*: what SANE's poolings `decoded_profile` and `decoded_distribution` read off decoded
+weights, read off the weights themselves, the better of the two chosen as for SANE."""
+
+
+def _best_profile(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights' own profile, with or without spectra, chosen as SANE's poolings are."""
+    rivals = [row[kind] for kind in ("weight_profile", "weight_distribution") if kind in row]
+    best: dict[str, Any] = max(rivals, key=lambda found: found["validation_r2"])
+    return best
 
 
 def _probe_cell(values: Sequence[float], kind: str) -> str:

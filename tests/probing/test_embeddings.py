@@ -158,10 +158,13 @@ def test_pooling_errors(layout):
 
 
 def test_decoded_poolings_read_the_decoded_weights(model, extractor, layout, raw_tokens):
-    names = ["spectrum_distribution", "decoded_profile", "layer_spectrum"]
+    names = ["spectrum_distribution", "decoded_distribution", "decoded_profile", "layer_spectrum"]
     found = embed_networks(model, extractor, layout, raw_tokens, poolings=names)
     tokens = extractor.normalize(raw_tokens, layout)
     decoded = model.decode_sequences(model.encode_sequences(tokens, layout.positions), layout.positions)
     expected = torch.cat([found["layer_spectrum"], layer_distribution(decoded, layout)], dim=1)
     torch.testing.assert_close(found["spectrum_distribution"], expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found["decoded_profile"], weight_profile(decoded, layout), rtol=1e-3, atol=1e-3)
+    without = weight_profile(decoded, layout, with_spectrum=False)
+    torch.testing.assert_close(found["decoded_distribution"], without, rtol=1e-3, atol=1e-3)
+    assert without.shape[1] == 36 * len(layout.layers) < found["decoded_profile"].shape[1]

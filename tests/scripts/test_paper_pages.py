@@ -38,7 +38,8 @@ def sampling(seed, bootstrapped):
 
 
 def probe(seed):
-    rows = {"weights": 0.1, "layer_statistics": 0.7, "weight_profile": 0.8, "sane_mean": 0.3}
+    rows = {"weights": 0.1, "layer_statistics": 0.7, "sane_mean": 0.3}
+    rows |= {"weight_profile": 0.8, "weight_distribution": 0.85}
     winner = {"test_accuracy": 0.9, "epoch": 0.6, "generalization_gap": 0.75}
     return {
         name: {

@@ -40,7 +40,7 @@ def embed(
     """Embed all networks of a zoo, or checkpoints; `datasets.load_dataset(OUTPUT)` reads the result.
 
     Checkpoints may be larger than memory: safetensors are then read a few megabytes at a time, for all poolings but
-    concat, spectrum_distribution and decoded_profile.
+    concat and those that decode.
     """
     from hf_sane.core.run_record import RunRecord
     from hf_sane.zoo.dataset import Zoo

@@ -46,6 +46,7 @@ def probe_zoo(
         features.setdefault("layer_statistics", {})[name] = layer_statistics(raw, layout)
         tokens = extractor.normalize(raw, layout)
         features.setdefault("weight_profile", {})[name] = weight_profile(tokens, layout)  # of the decoded ones below
+        features.setdefault("weight_distribution", {})[name] = weight_profile(tokens, layout, with_spectrum=False)
         embeddings = embed_networks(
             model, extractor, layout, raw, poolings=POOLINGS, window_size=window_size, halo_size=halo_size
         )

@@ -15,7 +15,7 @@ from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 LatentPooling = Literal[
     "mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance", "layer_spectrum", "concat"
 ]
-DecodedPooling = Literal["spectrum_distribution", "decoded_profile"]
+DecodedPooling = Literal["spectrum_distribution", "decoded_distribution", "decoded_profile"]
 EmbeddingPooling = Literal[LatentPooling, DecodedPooling]
 LATENT_POOLINGS: tuple[LatentPooling, ...] = get_args(LatentPooling)
 DECODED_POOLINGS: tuple[DecodedPooling, ...] = get_args(DecodedPooling)
@@ -107,10 +107,11 @@ def embed_networks(
 ) -> dict[str, Tensor]:
     """Embed networks of one architecture.
 
-    All poolings but two look at the latents alone. `spectrum_distribution` also decodes them: it joins `layer_spectrum`
+    All poolings but three look at the latents alone. `spectrum_distribution` also decodes them: it joins `layer_spectrum`
     with the distribution of each layer's decoded weights ([`layer_distribution`]), because quantiles of weights cannot be
-    read linearly off moments of latents. `decoded_profile` reads the decoded weights alone ([`weight_profile`]).
-    Compare them with the same statistics of the weights themselves, not with s(W) only.
+    read linearly off moments of latents. `decoded_profile` reads the decoded weights alone ([`weight_profile`]),
+    `decoded_distribution` does so without their spectra. Compare them with the same statistics of the weights themselves,
+    not with s(W) only.
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
@@ -194,9 +195,9 @@ def embed_tokens(
         if name == "spectrum_distribution":
             assert decoded is not None
             pooled = torch.cat([layer_spectrum(latents, layout), layer_distribution(decoded, layout)], dim=1)
-        elif name == "decoded_profile":
+        elif name == "decoded_distribution" or name == "decoded_profile":
             assert decoded is not None
-            pooled = weight_profile(decoded, layout)
+            pooled = weight_profile(decoded, layout, with_spectrum=name == "decoded_profile")
         else:
             pooled = pool_latents(latents, layout, name)
         found[name] = pooled.cpu()

@@ -55,7 +55,7 @@ def layer_distribution(tokens: Tensor, layout: Layout) -> Tensor:
     return torch.cat(parts, dim=1).float()
 
 
-def weight_profile(tokens: Tensor, layout: Layout) -> Tensor:
+def weight_profile(tokens: Tensor, layout: Layout, *, with_spectrum: bool = True) -> Tensor:
     """Distribution and spectrum of each layer's weights, and the logarithms of their sizes.
 
     What a network does depends on ratios of scales between layers, and it learns by factors: a linear probe sees that in
@@ -64,12 +64,16 @@ def weight_profile(tokens: Tensor, layout: Layout) -> Tensor:
     Args:
         tokens: `[M, N, D]` float; normalised, or decoded by an autoencoder.
         layout: Which scalars are weights, and of which layer.
+        with_spectrum: Whether `x` has the spectrum. Without it there is less to overfit where training runs are few.
 
     Returns:
-        `[M, 2 (18 L + sum over layers of min(tokens, D))]` float32: all `x`, then all logarithms.
+        `[M, 2 (18 L + sum over layers of min(tokens, D))]` float32 (without spectrum `[M, 36 L]`): all `x`, then all
+        logarithms.
     """
     weights = tokens * layout.weight_mask.to(tokens.device)  # what was decoded into padding is nothing
-    values = torch.cat([layer_distribution(weights, layout), layer_spectrum(weights, layout)], dim=1)
+    values = layer_distribution(weights, layout)
+    if with_spectrum:
+        values = torch.cat([values, layer_spectrum(weights, layout)], dim=1)
     return torch.cat([values, values.abs().clamp_min(SMALLEST_SIZE).log()], dim=1)
 
 

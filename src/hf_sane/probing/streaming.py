@@ -89,8 +89,8 @@ def embed_checkpoint(
 ) -> tuple[Layout, dict[str, Tensor]]:
     """Embed one network from wherever it is, as a stream if it is large and all of the poolings can be gathered from one.
 
-    Three cannot, and load the network whole, whatever its size: `concat`, which is as long as the latents themselves, and
-    `spectrum_distribution` and `decoded_profile`, which decode all of them.
+    Four cannot, and load the network whole, whatever its size: `concat`, which is as long as the latents themselves, and
+    `spectrum_distribution`, `decoded_distribution` and `decoded_profile`, which decode all of them.
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
