@@ -92,7 +92,7 @@ def hardware(folder: Path) -> str:
 
 def probing_block(folder: Path) -> str:
     """R2 of every kind of features, per zoo and property."""
-    rows, taus, wins, cells = [], [], 0, 0
+    rows, taus, wins, tau_wins, cells = [], [], 0, 0, 0
     for runs in present(folder).values():
         for zoo in runs[0]["results"].get("probe", {}):
             tables = [run["results"]["probe"][zoo] for run in runs if "probe" in run["results"]]
@@ -105,13 +105,14 @@ def probing_block(folder: Path) -> str:
                 shown[-1] = f"**{shown[-1]}**" if won else shown[-1]
                 rows.append([f"{zoo}: {title}", *shown])
                 ranks = {kind: [row[kind]["kendall_tau"] for row in found] for kind in FEATURES}
+                tau_wins += statistics.mean(ranks["sane_best"]) > statistics.mean(ranks["layer_statistics"])
                 taus.append([f"{zoo}: {title}", *(_probe_cell(ranks[kind], kind) for kind in FEATURES)])
     header = ["zoo and property", *FEATURES.values()]
     return f"""{markdown_table(["R2: " + header[0], *header[1:]], rows, numbers=True)}
 
 {markdown_table(["Kendall's tau: " + header[0], *header[1:]], taus, numbers=True)}
 
-SANE's best pooling is above s(W) in {wins} of {cells} cells of R2 (bold). Mean over SANE's seeds ± their standard deviation; W, s(W) and the profile have
+SANE's best pooling is above s(W) in {wins} of {cells} cells of R2 (bold), by which it is chosen, and in {tau_wins} of Kendall's tau. Mean over SANE's seeds ± their standard deviation; W, s(W) and the profile have
 no seed. *profile of W*: what SANE's poolings `decoded_profile` and `decoded_distribution` read off decoded
 weights, read off the weights themselves, the better of the two chosen as for SANE."""
 
