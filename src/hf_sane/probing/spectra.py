@@ -13,7 +13,9 @@ DISTRIBUTION_LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.9
 MAX_ALPHA = 10.0  # no tail, and exponents beyond: what a layer of a few equal singular values gives
 MIN_LOG_NORM = -2.0  # of squared norms: weight decay can take a layer to 1e-18, which would decide every probe
 FEATURES_PER_MATRIX = 7
-SMALLEST_SIZE = 1e-3  # of what logarithms are taken of, in standard deviations of a layer's weights
+SMALLEST_SIZE = (
+    0.03  # of what logarithms are taken of, in standard deviations: a weight near zero says nothing by its logarithm
+)
 MAX_KURTOSIS = 30.0  # a layer that collapsed to one value would otherwise decide every probe
 
 
@@ -59,7 +61,7 @@ def weight_profile(tokens: Tensor, layout: Layout, *, with_spectrum: bool = True
     """Distribution and spectrum of each layer's weights, and the logarithms of their sizes.
 
     What a network does depends on ratios of scales between layers, and it learns by factors: a linear probe sees that in
-    `log |x|` next to `x`. `x` is [`layer_distribution`] joined with [`layer_spectrum`]; sizes below 0.001 count as 0.001.
+    `log |x|` next to `x`. `x` is [`layer_distribution`] joined with [`layer_spectrum`]; sizes below 0.03 count as 0.03.
 
     Args:
         tokens: `[M, N, D]` float; normalised, or decoded by an autoencoder.
