@@ -48,7 +48,7 @@ def tiny_zoo(tiny_zoo_folder: Path) -> Zoo:
     return Zoo.load(tiny_zoo_folder)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
     """Nothing of another test's accelerator is left, which the processes of this one would inherit."""
     AcceleratorState._reset_state(reset_partial_state=True)

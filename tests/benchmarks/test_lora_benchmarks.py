@@ -13,7 +13,6 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.training.preparation import fit_extractor
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 

@@ -19,7 +19,6 @@ from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
 from hf_sane.training.lora import LORA_TARGETS, add_lora
 from hf_sane.training.preparation import fit_extractor
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 DOCS = Path(__file__).parents[2] / "docs" / "lora.md"
 
 

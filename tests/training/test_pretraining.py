@@ -29,7 +29,6 @@ from hf_sane.zoo.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.images import load_images
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 TINY_MODEL = {
     "hidden_size": 16,
     "latent_dim": 8,
