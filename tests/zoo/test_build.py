@@ -176,6 +176,16 @@ def test_other_images_are_refused(tmp_path, digits):
         digits.test_images[0, 0, 0, 0] -= 1
 
 
+def test_the_last_digits_of_moments_do_not_matter(tmp_path, digits):
+    with pytest.raises(Interruption):
+        build_zoo(tiny_arguments(), digits, tmp_path, on_progress=stop_after(2))
+    path = next(tmp_path.rglob("build.json"))
+    settings = json.loads(path.read_text())
+    settings["data"]["std"] = [value * (1 + 1e-13) for value in settings["data"]["std"]]
+    path.write_text(json.dumps(settings))
+    assert len(build_zoo(tiny_arguments(), digits, tmp_path).splits["train"])
+
+
 @pytest.fixture(scope="module")
 def explosive(tmp_path_factory, digits):
     """Zoos of one plan, half of whose runs explode: the usual one, and one that keeps them."""

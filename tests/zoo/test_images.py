@@ -48,6 +48,23 @@ def test_training_pixels_are_standardised():
     assert (images.std(unbiased=False) - 1).abs() < 1e-5
 
 
+def test_threads_do_not_change_a_digit(tmp_path):
+    pixels = np.random.default_rng(0).random((3000, 14, 14))
+    labels = np.arange(3000) % 10
+    path = tmp_path / "noise.npz"
+    np.savez(path, train_images=pixels, train_labels=labels, test_images=pixels[:10], test_labels=labels[:10])
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found += [load_images(path), load_images(path, image_size=20)]
+    finally:
+        torch.set_num_threads(threads)
+    for first, *others in (found[::2], found[1::2]):
+        assert all((other.mean, other.std) == (first.mean, first.std) for other in others)
+        assert all(torch.equal(other.train_images, first.train_images) for other in others)
+
+
 def test_the_same_seed_gives_the_same_split_and_another_one_another():
     first, again, other = load_images("digits"), load_images("digits"), load_images("digits", seed=1)
     assert torch.equal(first.test_images, again.test_images)

@@ -123,8 +123,7 @@ class ImageData:
         if size == self.image_size:
             return self
         pixels = {split: F.interpolate(self.split(split)[0], size=(size, size), mode="area") for split in SPLITS}
-        std, mean = torch.std_mean(pixels["train"].double(), dim=(0, 2, 3), correction=0)
-        std = torch.where(std > 0, std, 1.0)
+        mean, std = _moments(pixels["train"])
         shown, spread = mean.view(-1, 1, 1), std.view(-1, 1, 1)
         images = {f"{split}_images": ((values - shown) / spread).float() for split, values in pixels.items()}
         # These pixels were standardised before.
@@ -224,9 +223,7 @@ def _assemble(
         indices = np.sort(indices[: limits[split]])
         pixels[split] = _channels_first(name, parts[origin].fetch(indices))
         labels[split] = torch.from_numpy(parts[origin].labels[indices].astype(np.int64))
-    mean = pixels["train"].mean(dim=(0, 2, 3), dtype=torch.float64)
-    std = pixels["train"].double().var(dim=(0, 2, 3), unbiased=False).sqrt()
-    std = torch.where(std > 0, std, 1.0)
+    mean, std = _moments(pixels["train"])
     tensors = {
         f"{split}_images": ((pixels[split] - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).float() for split in SPLITS
     }
@@ -238,6 +235,15 @@ def _assemble(
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
     )
+
+
+def _moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation `[C]` float64 per channel; 1 where all pixels are equal."""
+    # NumPy adds in one thread. The last digits of torch's sums depend on the number of threads, and the digest of the images
+    # with them: a build that was interrupted could then be continued only with as many threads.
+    values = pixels.numpy().astype(np.float64)
+    mean, std = (torch.from_numpy(moment(values, axis=(0, 2, 3))) for moment in (np.mean, np.std))
+    return mean, torch.where(std > 0, std, 1.0)
 
 
 def _choose(
