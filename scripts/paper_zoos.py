@@ -4,7 +4,7 @@
     python scripts/paper_zoos.py --images ... --output_dir ... --zoos mnist_seed usps_seed      # some of them
 
 `--images` holds mnist.npz, fashion_mnist_20k.npz, usps16.npz and cifar10_jpeg.npz. All zoos go into one folder of configs, which
-`load_dataset(folder, "mnist_seed")` and `Zoo.load(folder, config="mnist_seed")` open. Each leaves a run record.
+`load_dataset(folder, "mnist_seed")` and `Zoo.load(folder, config="mnist_seed")` open. Each leaves a run record. The last, `mixed`, joins those of both CNNs.
 
 On two CPU cores the zoos of 520 networks take about 15 minutes each, the others 5 (CNN-s) to 16 (CNN-l, ResNet-20); memory stays
 below 3 GB.
@@ -20,6 +20,8 @@ from hf_sane.core.run_record import RunRecord
 from hf_sane.zoo.arguments import RECIPES
 from hf_sane.zoo.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.facts import FILE_NAME, MIX_KEY, read_facts
+from hf_sane.zoo.mixing import mix_zoos
 
 # Eight epochs over 2,000 images: sized so that two CPU cores build all nine zoos in an hour and a half. Many short runs say more
 # about weights than few long ones.
@@ -35,6 +37,8 @@ COMMON: dict[str, Any] = {
 }
 GREY = {"mnist": "mnist.npz", "fashion": "fashion_mnist_20k.npz", "usps": "usps16.npz"}
 KINDS = {"seed": "seed", "hyper": "hyperparameter"}
+MIXED = "mixed"  # all data sets, both CNNs
+MIXED_TOKEN_DIM = 73  # half of the longest row of CNN-l; the longest of CNN-s takes three such tokens
 
 
 def recipes() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -71,6 +75,42 @@ def build(name: str, recipe: str, settings: dict[str, Any], images: Path, output
     return zoo, record.finish(results)
 
 
+def mix(output_dir: Path) -> tuple[Zoo, RunRecord]:
+    """The zoos of both CNNs as one, and its record.
+
+    Raises:
+        FileNotFoundError: If one of them is missing.
+    """
+    record = RunRecord.start(seed=0)
+    known = read_facts(output_dir) if (output_dir / FILE_NAME).exists() else {}
+    parts = [name for name, (_, settings) in recipes().items() if settings["architecture"] != "cifar_resnet"]
+    if missing := [name for name in parts if name not in known]:
+        raise FileNotFoundError(f"{MIXED} needs the zoos {', '.join(parts)}; {output_dir} lacks {', '.join(missing)}")
+    if MIXED in known:
+        zoo = Zoo.load(output_dir, MIXED)
+    else:
+        zoos = {name: Zoo.load(output_dir, name) for name in parts}
+        zoo = mix_zoos(zoos, output_dir, config=MIXED, name="all CNNs", token_dim=MIXED_TOKEN_DIM)
+    origins = [part["arguments"] for part in zoo.facts.data[MIX_KEY].values()]
+    arguments = {
+        **zoo.facts.arguments,
+        "zoos": parts,
+        "architecture": ", ".join(sorted({origin["architecture"] for origin in origins})),
+        "epochs": max(origin["epochs"] for origin in origins),
+    }
+    results = {"splits": zoo.facts.splits, "excluded": len(zoo.facts.excluded), "arguments": arguments}
+    return zoo, record.finish(results)
+
+
+def report(name: str, zoo: Zoo, record: RunRecord, folder: Path | None) -> None:
+    """Print what the zoo holds, and keep its record."""
+    for split, row in zoo.facts.splits.items():
+        accuracy = row["test_accuracy"]
+        print(f"{name:16} {split:11} {row['runs']:4} runs, mean final accuracy {accuracy:.3f}", flush=True)
+    if folder is not None:
+        record.save(folder / f"{name}.json")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, build, record."""
     known = recipes()
@@ -78,25 +118,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the zoos")
     parser.add_argument("--records", type=Path, help="folder of their run records")
-    parser.add_argument("--zoos", nargs="+", choices=sorted(known), default=list(known), metavar="NAME")
+    parser.add_argument("--zoos", nargs="+", choices=sorted([*known, MIXED]), default=[*known, MIXED], metavar="NAME")
     parser.add_argument("--num_models", type=int, help="runs per zoo, for a quick look")
     parser.add_argument("--epochs", type=int, help="epochs, all of them kept, for a quick look")
     options = parser.parse_args(argv)
     tune_allocator()
+    changed: dict[str, Any] = {}
+    if options.num_models is not None:
+        changed |= {"num_models": options.num_models}
+    if options.epochs is not None:
+        changed |= {"epochs": options.epochs, "keep_epochs": None}
     for name in options.zoos:
-        recipe, settings = known[name]
-        if options.num_models is not None:
-            settings = {**settings, "num_models": options.num_models}
-        if options.epochs is not None:
-            settings = {**settings, "epochs": options.epochs, "keep_epochs": None}
-        zoo, record = build(name, recipe, settings, options.images, options.output_dir)
-        for split, row in zoo.facts.splits.items():
-            print(
-                f"{name:16} {split:11} {row['runs']:4} runs, mean final accuracy {row['test_accuracy']:.3f}",
-                flush=True,
-            )
-        if options.records is not None:
-            record.save(options.records / f"{name}.json")
+        if name == MIXED:
+            report(name, *mix(options.output_dir), options.records)
+        else:
+            recipe, settings = known[name]
+            zoo, record = build(name, recipe, settings | changed, options.images, options.output_dir)
+            report(name, zoo, record, options.records)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,27 @@ def test_zoos_and_their_records(folder):
     assert record["results"]["splits"]["test"]["runs"] == 2
 
 
+def test_the_mixed_zoo_joins_those_of_both_cnns(script, images, folder, tmp_path, monkeypatch, capsys):
+    options = ["--images", str(images), "--output_dir", str(folder / "zoos"), "--records", str(tmp_path)]
+    with pytest.raises(FileNotFoundError, match="mixed needs the zoos mnist_seed, .*; .* lacks mnist_seed, "):
+        script.main([*options, "--zoos", "mixed"])
+    known = script.recipes()
+    large = {"images": "usps16.npz", "image_size": 32, "architecture": "cnn_l", "group_size": 16}
+    small = {name: known[name] for name in ("usps_seed", "usps_hyper")}
+    monkeypatch.setattr(script, "recipes", lambda: {**small, "cifar10_seed": ("seed", {**script.COMMON, **large})})
+    script.main([*options, "--zoos", "cifar10_seed", "mixed", "--num_models", "8", "--epochs", "1"])
+    capsys.readouterr()
+    script.main([*options, "--zoos", "mixed"])  # what is there stays
+    assert "mixed            train         30 runs" in capsys.readouterr().out
+    zoo = Zoo.load(folder / "zoos", config="mixed")
+    assert len(zoo.facts.layouts) == 2
+    assert {layout.token_dim for layout in zoo.facts.parsed_layouts.values()} == {73}
+    record = json.loads((tmp_path / "mixed.json").read_text())["results"]
+    assert record["arguments"]["architecture"] == "cnn_l, cnn_s"
+    assert record["arguments"]["epochs"] == 1
+    assert record["splits"]["train"]["runs"] == 30
+
+
 def test_the_zoos_of_the_tables(script):
     zoos = script.recipes()
     large = [name for name, (_, settings) in zoos.items() if settings["num_models"] >= 500 and settings["epochs"] >= 8]
