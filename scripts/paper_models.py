@@ -122,11 +122,7 @@ def save_sample(family: Any, seed: int, sane: Path, target: Path, options: argpa
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, then one family after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zoos", type=Path, required=True, help="folder that paper_zoos.py wrote")
-    parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the autoencoders of paper_tables.py")
-    parser.add_argument("--records", type=Path, required=True, help="folder of its run records")
+    parser = tables.parser_of_places(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="receives a folder per family")
     parser.add_argument("--families", nargs="+", choices=sorted(tables.FAMILIES), default=list(tables.FAMILIES))
     options = parser.parse_args(argv)

@@ -217,19 +217,30 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
     return results
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, then one family and seed after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of_places(description: str | None) -> argparse.ArgumentParser:
+    """A parser of the folders that the scripts of these tables share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoos", type=Path, required=True, help="folder that paper_zoos.py wrote")
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the autoencoders")
-    parser.add_argument("--records", type=Path, required=True, help="folder for the run records")
-    parser.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=list(FAMILIES), metavar="NAME")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the autoencoders")
+    parser.add_argument("--records", type=Path, required=True, help="folder of the run records")
+    return parser
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Seeds, and how much is sampled and fine-tuned with each."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="of pre-training; those of the family if left out")
     parser.add_argument("--finetune_epochs", type=int, default=25)
     parser.add_argument("--num_candidates", type=int, default=200)
     parser.add_argument("--num_kept", type=int, default=5)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, then one family and seed after the other."""
+    parser = parser_of_places(__doc__)
+    parser.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=list(FAMILIES), metavar="NAME")
+    parser.add_argument("--epochs", type=int, help="of pre-training; those of the family if left out")
+    add_sampling_arguments(parser)
     options = parser.parse_args(argv)
     tune_allocator()
     for seed in options.seeds:

@@ -12,7 +12,6 @@ import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,16 +100,9 @@ def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, then one study and seed after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zoos", type=Path, required=True, help="folder that paper_zoos.py wrote")
-    parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the autoencoders of paper_tables.py")
-    parser.add_argument("--records", type=Path, required=True, help="folder for the run records")
+    parser = tables.parser_of_places(__doc__)
     parser.add_argument("--studies", nargs="+", choices=sorted(STUDIES), default=list(STUDIES), metavar="NAME")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--finetune_epochs", type=int, default=25)
-    parser.add_argument("--num_candidates", type=int, default=200)
-    parser.add_argument("--num_kept", type=int, default=5)
+    tables.add_sampling_arguments(parser)
     options = parser.parse_args(argv)
     tune_allocator()
     for seed in options.seeds:
