@@ -11,7 +11,7 @@ RECORDS = Path("runs/cross")
 TITLES = {
     "cnn_l_rowwise": "CNN-s to CNN-l, MNIST, rowwise tokens",
     "cnn_l_dense": "CNN-s to CNN-l, MNIST, dense tokens",
-    "resnet32": "ResNet-20 to ResNet-32, CIFAR-10",
+    "resnet32": "ResNet-20 to ResNet-32, digits",
 }
 METHODS = {
     "anchors": "prompts, trained on",
