@@ -1,6 +1,7 @@
-"""Keep the cards of the demo's artefacts in model_cards/, as its run record tells them.
+"""Keep the cards of the demo's artefacts and of the zoos of docs/results.md in model_cards/, as records and facts tell them.
 
 python scripts/update_cards.py --demo demo_output   # after `make demo`: take over its configurations, render the cards
+python scripts/update_cards.py --zoos ../zoos       # after scripts/paper_zoos.py: the same for its zoos
 python scripts/update_cards.py                      # render again from what model_cards/ and runs/demo/report.json hold
 python scripts/update_cards.py --check              # exit 1 if a card says something else than the record
 """
@@ -12,14 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_sane.demo.cards import CARD_FACTS, render_demo_cards
+from hf_sane.zoo.cards import render_card
+from hf_sane.zoo.facts import FILE_NAME, read_facts
 
 ROOT = Path(__file__).parents[1]
+PAPER_ZOOS = "paper_zoos"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Render or compare; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, help="folder that `make demo` wrote")
+    parser.add_argument("--zoos", type=Path, help="folder that scripts/paper_zoos.py wrote")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     options = parser.parse_args(argv)
     cards = ROOT / "model_cards"
@@ -28,8 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             (cards / artefact).mkdir(parents=True, exist_ok=True)
             for name in names:
                 shutil.copyfile(options.demo / artefact / name, cards / artefact / name)
+    if options.zoos is not None:
+        (cards / PAPER_ZOOS).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(options.zoos / FILE_NAME, cards / PAPER_ZOOS / FILE_NAME)
     report = json.loads((ROOT / "runs/demo/report.json").read_text(encoding="utf-8"))
     rendered = {cards / artefact / "README.md": text for artefact, text in render_demo_cards(cards, report).items()}
+    rendered[cards / PAPER_ZOOS / "README.md"] = render_card(read_facts(cards / PAPER_ZOOS))
     outdated = {
         page: text for page, text in rendered.items() if not page.exists() or page.read_text(encoding="utf-8") != text
     }

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.zoo.facts import read_facts
 
 ROOT = Path(__file__).parents[2]
 CARDS = sorted((ROOT / "model_cards").rglob("README.md"))
@@ -28,9 +29,9 @@ def artefact(card, folder, tiny_zoo):
     shutil.copytree(card.parent, folder, dirs_exist_ok=True)
     if card.parent.name == "sane":
         SANEModel(SANEConfig.from_pretrained(folder)).save_pretrained(folder)
-    elif card.parent.name == "zoos":
+    elif card.parent.name.endswith("zoos"):
         shutil.rmtree(folder)
-        tiny_zoo.save(folder, "seed")
+        tiny_zoo.save(folder, next(iter(read_facts(card.parent))))
     else:
         AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
 
@@ -48,7 +49,9 @@ def test_an_outdated_card_is_found_and_written(script, tmp_path, monkeypatch, ca
     monkeypatch.setattr(script, "ROOT", tmp_path)
     assert script.main(["--check"]) == 1
     assert "out of date: model_cards/sane/README.md" in capsys.readouterr().out
-    assert script.main(["--demo", str(ROOT / "model_cards")]) == 0
+    (tmp_path / "model_cards/paper_zoos/zoo.json").write_text("{}")
+    cards = ROOT / "model_cards"
+    assert script.main(["--demo", str(cards), "--zoos", str(cards / "paper_zoos")]) == 0
     assert page.read_text() == before
 
 
@@ -57,6 +60,7 @@ def test_there_are_cards():
         "sane",
         "sampled/network_0",
         "zoos",
+        "paper_zoos",
     }
 
 

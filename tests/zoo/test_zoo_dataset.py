@@ -1,6 +1,7 @@
 """A zoo on disk and in memory: round trips, views, selections, `load_dataset`, cards, uploads, errors."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -271,11 +272,24 @@ def test_card_is_valid_and_its_code_runs(tiny_zoo, tiny_zoo_folder):
     assert "unknown" not in card.text.lower()
     assert "320 train, 100 validation, 100 test; 10 classes" in card.text
     assert "| test | 2 | 8 |" in card.text
+    assert re.search(
+        r"^- trained with: optimiser adam; learning rate [\d.]+; .*; batches of \d+$", card.text, re.MULTILINE
+    )
     code = card.text.split("```python\n")[1].split("```")[0].replace("PATH_OR_REPO", str(tiny_zoo_folder))
     found = {}
     exec(code, found)
     assert torch.equal(found["tokens"], tiny_zoo.splits["test"].tokens(0))
     assert found["network"].config.num_classes == 10
+
+
+def test_a_card_says_between_which_bounds_hyper_parameters_were_drawn(tiny_zoo):
+    drawn = {"optimizers": ["adam", "sgd"], "learning_rate": [1e-4, 1e-2], "activations": []}
+    facts = tiny_zoo.facts.__class__(
+        **{**tiny_zoo.facts.to_dict(), "arguments": {**tiny_zoo.facts.arguments, **drawn}}
+    )
+    text = render_card({"default": facts})
+    assert "optimiser adam, sgd; learning rate 0.0001 to 0.01; " in text
+    assert "activation " not in text
 
 
 def test_card_of_several_zoos(tiny_zoo):

@@ -1,7 +1,7 @@
 """The dataset card of a zoo: facts from the build, and the YAML that lets `load_dataset` find the files."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,16 @@ COLUMNS = """\
 | `learning_rate`, `weight_decay`, `dropout`, `data_fraction`, `optimizer`, `initialization`, `activation`, `seed` | how the run was trained |
 | `architecture` | key into `zoo.json`: configuration of the network |
 """
+# Hyper-parameters of a build: its arguments, and what cards call them.
+RECIPE = {
+    "optimizers": "optimiser",
+    "learning_rate": "learning rate",
+    "weight_decay": "weight decay",
+    "dropout": "dropout",
+    "data_fraction": "share of the images",
+    "initializations": "initialisation",
+    "activations": "activation",
+}
 OWN_NETWORKS = (
     "Trained neural networks as data: each row is one network at one epoch, with its weights, its accuracy and how it was "
     "trained."
@@ -160,7 +170,17 @@ def _origin_lines(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> list
         lines.append(f"images: {data['name']} ({counts}; {data['num_classes']} classes)")
     if "keep_epochs" in arguments:
         lines.append(f"epochs kept: {', '.join(map(str, arguments['keep_epochs']))}; seed {arguments['seed']}")
+    drawn = {title: arguments[name] for name, title in RECIPE.items() if arguments.get(name)}
+    if drawn:
+        values = (f"{title} {_drawn(choices)}" for title, choices in drawn.items())
+        lines.append(f"trained with: {'; '.join(values)}; batches of {arguments['batch_size']}")
     return lines
+
+
+def _drawn(choices: Sequence[str] | Sequence[float]) -> str:
+    """Names that were drawn evenly, or the bounds of a number."""
+    shown = [choice if isinstance(choice, str) else f"{choice:g}" for choice in choices]
+    return (", " if isinstance(choices[0], str) else " to ").join(shown)
 
 
 def _counted(lines: Iterable[str]) -> list[str]:
