@@ -273,7 +273,9 @@ def test_card_is_valid_and_its_code_runs(tiny_zoo, tiny_zoo_folder):
     assert "320 train, 100 validation, 100 test; 10 classes" in card.text
     assert "| test | 2 | 8 |" in card.text
     assert re.search(
-        r"^- trained with: optimiser adam; learning rate [\d.]+; .*; batches of \d+$", card.text, re.MULTILINE
+        r"^- trained with: optimiser adam(, sgd)?; learning rate [\d. to]+; .*; batches of \d+$",
+        card.text,
+        re.MULTILINE,
     )
     code = card.text.split("```python\n")[1].split("```")[0].replace("PATH_OR_REPO", str(tiny_zoo_folder))
     found = {}
