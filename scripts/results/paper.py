@@ -194,8 +194,13 @@ def sampling_block(folder: Path) -> str:
 {sampling_table(runs)}
 
 {goals(runs)[0].upper() + goals(runs)[1:]}. {facts["num_anchors"]} anchors, {facts["num_kept"]} networks per method, {facts["num_candidates"]} candidates, bandwidth
-{facts["bandwidth"]}, {len(runs)} seed{"s" * (len(runs) > 1)}; records: {links(family, runs)}.""")
+{facts["bandwidth"]}, {len(runs)} seed{"s" * (len(runs) > 1)}; validation accuracy after each round of BOOT: {rounds_of(facts)}; records: {links(family, runs)}.""")
     return "\n\n".join(parts)
+
+
+def rounds_of(facts: Mapping[str, Any]) -> str:
+    """What each round of bootstrapping reached, with the first seed."""
+    return ", ".join(f"{accuracy:.3f}" for accuracy in facts["bootstrap_validation_accuracy"])
 
 
 def transfer_block(folder: Path) -> str:
