@@ -33,7 +33,7 @@ def sampling(seed, bootstrapped):
     accuracies |= {"anchor_noise": 0.5, "anchor_noise_selected": 0.65, "anchor_average": 0.2, "scratch": 0.1}
     return {
         "methods": {name: method(value) for name, value in accuracies.items()},
-        "num_anchors": 9, "num_kept": 2, "num_candidates": 20, "bandwidth": 0.2,
+        "num_anchors": 9, "num_kept": 2, "num_candidates": 20, "bandwidth": 0.2, "bootstrap_validation_accuracy": [0.5, 0.61234],
     }  # fmt: skip
 
 
@@ -91,6 +91,10 @@ def test_sampling_says_whether_the_goals_are_reached(paper, folder):
     assert "Epoch 0: SANE, BOOT 0.830, above the best other (anchor + noise, selected, 0.650)" in block
     assert "BOOT reaches the anchors (+0.030)" in block
     assert "[usps_1.json](../runs/paper/usps_1.json)" in block
+
+
+def test_the_rounds_of_bootstrapping_are_shown(paper, folder):
+    assert "validation accuracy after each round of BOOT: 0.500, 0.612; " in paper.blocks(folder)["sampling"]
 
 
 def test_goals_that_are_missed_are_called_so(paper, folder):
