@@ -73,12 +73,17 @@ def zoos_block(folder: Path) -> str:
         runs = "/".join(str(splits[name]["runs"]) for name in ("train", "validation", "test"))
         rows.append([
             f"[{path.stem}](../{RECORDS}/zoos/{path.name})", arguments["architecture"], runs, str(results["excluded"]), str(arguments["epochs"]),
-            f"{splits['test']['test_accuracy']:.3f}", f"{record['seconds'] / 60:.0f}",
+            f"{splits['test']['test_accuracy']:.3f}", minutes(record["seconds"]),
         ])  # fmt: skip
     header = ["zoo", "architecture", "train / validation / test runs", "left out", "epochs", "accuracy", "minutes"]
     return f"""{markdown_table(header, rows, numbers=True)}
 
 *accuracy*: mean of the final test networks; *left out*: runs whose weights exploded, listed in the zoo; *minutes*: wall time on {hardware(folder)}, shared with other jobs."""
+
+
+def minutes(seconds: float) -> str:
+    """Whole minutes, as far as there are any."""
+    return f"{seconds / 60:.0f}" if seconds >= 30 else "<1"
 
 
 def hardware(folder: Path) -> str:

@@ -74,6 +74,7 @@ def test_zoos_and_reconstruction(paper, folder):
     blocks = paper.blocks(folder)
     assert "| cnn_s | 7/2/1 | 3 | 8 | 0.900 | 2 |" in blocks["zoos"]
     assert "on 2 CPU cores, shared" in blocks["zoos"]
+    assert [paper.minutes(seconds) for seconds in (14.0, 50.0, 100.0)] == ["<1", "1", "2"]
     assert "| USPS, CNN-s: usps_seed | 0.900 ± 0.000 | 0.900 | 0.800 ± 0.000 | 2 |" in blocks["reconstruction"]
 
 
