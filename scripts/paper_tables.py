@@ -21,12 +21,13 @@ from torch import Tensor
 
 from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.run_record import RunRecord
-from hf_sane.demo.probing import probe_zoo
+from hf_sane.demo.probing import SPLITS, probe_features, probe_zoo
 from hf_sane.demo.run import reconstruct
 from hf_sane.merging.ingredients import align_ingredients, open_ingredients
 from hf_sane.merging.scoring import ImageScore
 from hf_sane.merging.soups import CheckpointMixer, greedy_soup
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.probing.spectra import spectral_features
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
 from hf_sane.sampling.diversity import agreement
 from hf_sane.sampling.generation import NetworkCodec
@@ -34,7 +35,7 @@ from hf_sane.sampling.selection import Judge
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.pretraining import pretrain
-from hf_sane.zoo.alignment import align_zoo
+from hf_sane.zoo.alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import FILE_NAME, read_facts
 from hf_sane.zoo.images import ImageData, load_zoo_images
@@ -124,6 +125,13 @@ def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: 
     return pretrain(arguments, zoos=list(zoos.values())).folder
 
 
+def probe_spectra(zoo: Zoo) -> dict[str, Any]:
+    """The table of a probe on spectra of the weights, which need no autoencoder."""
+    parts = {name: zoo.splits[name] for name in SPLITS}
+    spectra = {name: spectral_features(aligned_tokens(part), part.layout(0)) for name, part in parts.items()}
+    return probe_features(zoo, {"spectral_features": spectra})
+
+
 def soup_of(anchors: StackedNetworks, data: ImageData) -> StackedNetworks:
     """The greedy soup of the anchors, aligned, chosen on validation images: one network."""
     states = open_ingredients([anchors.state_dict(index) for index in range(anchors.num_models)])
@@ -200,6 +208,8 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
         keep("reconstruction", reconstruct(model, extractor, zoos, data)["reconstruction"])
     if "probe" not in results:
         keep("probe", {part: probe_zoo(model, extractor, zoos[part])[0] for part in family.probed})
+    if "spectra" not in results:
+        keep("spectra", {part: probe_spectra(zoos[part]) for part in family.probed})
     if "sampling" not in results:
         split = zoos[family.sampled].splits["train"]
         codec = NetworkCodec(model, extractor, split.layout(0), split.config(0))

@@ -21,6 +21,7 @@ PROPERTIES = {"test_accuracy": "accuracy", "epoch": "epoch", "generalization_gap
 FEATURES = {
     "weights": "W",
     "layer_statistics": "s(W)",
+    "spectral_features": "spectra of W",
     "weight_best": "profile of W",
     "sane_mean": "SANE, mean",
     "sane_best": "SANE, best pooling",
@@ -100,9 +101,9 @@ def probing_block(folder: Path) -> str:
     rows, taus, wins, tau_wins, cells = [], [], 0, 0, 0
     for runs in present(folder).values():
         for zoo in runs[0]["results"].get("probe", {}):
-            tables = [run["results"]["probe"][zoo] for run in runs if "probe" in run["results"]]
+            probed = [run["results"] for run in runs if "probe" in run["results"]]
             for name, title in PROPERTIES.items():
-                found = [{**table[name], "weight_best": _best_profile(table[name])} for table in tables]
+                found = [_probe_row(results, zoo, name) for results in probed]
                 scores = {kind: [row[kind]["r2"] for row in found] for kind in FEATURES}
                 won = statistics.mean(scores["sane_best"]) > statistics.mean(scores["layer_statistics"])
                 wins, cells = wins + won, cells + 1
@@ -117,9 +118,15 @@ def probing_block(folder: Path) -> str:
 
 {markdown_table(["Kendall's tau: " + header[0], *header[1:]], taus, numbers=True)}
 
-SANE's best pooling is above s(W) in {wins} of {cells} cells of R2 (bold), by which it is chosen, and in {tau_wins} of Kendall's tau. Mean over SANE's seeds ± their standard deviation; W, s(W) and the profile have
-no seed. *profile of W*: what SANE's poolings `decoded_profile` and `decoded_distribution` read off decoded
+SANE's best pooling is above s(W) in {wins} of {cells} cells of R2 (bold), by which it is chosen, and in {tau_wins} of Kendall's tau. Mean over SANE's seeds ± their standard deviation; what is read off weights has
+no seed. *spectra of W*: norms, exponent of the tail, stable rank and correlation of every weight matrix. *profile of W*: what SANE's poolings `decoded_profile` and `decoded_distribution` read off decoded
 weights, read off the weights themselves, the better of the two chosen as for SANE."""
+
+
+def _probe_row(results: Mapping[str, Any], zoo: str, name: str) -> dict[str, Any]:
+    """Scores of every kind of features for one property; spectra are a part of the record of their own."""
+    row = results["probe"][zoo][name]
+    return {**row, "weight_best": _best_profile(row), **results["spectra"][zoo][name]}
 
 
 def _best_profile(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,16 +198,25 @@ def sampling_block(folder: Path) -> str:
     """One table per family."""
     parts = []
     for family, runs in present(folder).items():
-        if not any("sampling" in run["results"] for run in runs):
+        if not (runs := [run for run in runs if "sampling" in run["results"]]):
             continue
-        facts = next(run["results"]["sampling"] for run in runs if "sampling" in run["results"])
+        facts = runs[0]["results"]["sampling"]
         parts.append(f"""### {FAMILIES[family]}
 
 {sampling_table(runs)}
 
 {goals(runs)[0].upper() + goals(runs)[1:]}. {facts["num_anchors"]} anchors, {facts["num_kept"]} networks per method, {facts["num_candidates"]} candidates, bandwidth
-{facts["bandwidth"]}, {len(runs)} seed{"s" * (len(runs) > 1)}; validation accuracy after each round of BOOT: {rounds_of(facts)}; records: {links(family, runs)}.""")
+{facts["bandwidth"]}, {seeds_of(runs)}; validation accuracy after each round of BOOT: {rounds_of(facts)}; records: {links(family, runs)}.""")
     return "\n\n".join(parts)
+
+
+def seeds_of(runs: Sequence[dict[str, Any]]) -> str:
+    """How many seeds there are, and what fewer of them reached."""
+    curves = [methods["anchors"]["accuracy"] for methods in sampled(runs)]
+    epochs = sorted({epoch for curve in curves for epoch in curve}, key=int)
+    fewer = {epoch: count for epoch in epochs if (count := sum(epoch in curve for curve in curves)) < len(curves)}
+    rest = ", ".join(f"epoch {epoch}: {count}" for epoch, count in fewer.items())
+    return f"{len(curves)} seed{'s' * (len(curves) > 1)}" + (f" ({rest})" if rest else "")
 
 
 def rounds_of(facts: Mapping[str, Any]) -> str:
@@ -218,7 +234,7 @@ def transfer_block(folder: Path) -> str:
 
 {sampling_table(far)}
 
-{goals(far)[0].upper() + goals(far)[1:]}. {len(far)} seed{"s" * (len(far) > 1)}.""")
+{goals(far)[0].upper() + goals(far)[1:]}. {seeds_of(far)}.""")
         few = {count: load_runs(folder / "transfer", f"{target}_few_{count}") for count in FEW}
         few = {count: runs for count, runs in few.items() if runs}
         if few:

@@ -110,7 +110,8 @@ def test_tables_go_on_where_they_stopped(places, capsys):
     assert results["probe"].keys() == {"usps_seed", "usps_hyper"}
     assert {"weights", "layer_statistics", "sane_mean", "sane_best"} < results["probe"]["usps_hyper"]["epoch"].keys()
     methods = results["sampling"]["methods"]
-    assert results["parts"].keys() == {"reconstruction", "probe", "sampling"}
+    assert results["parts"].keys() == {"reconstruction", "probe", "spectra", "sampling"}
+    assert all(row.keys() == {"spectral_features"} for row in results["spectra"]["usps_seed"].values())
     assert {"anchors", "soup", "sane_subsampled", "anchor_noise", "scratch"} < methods.keys()
     assert all(row["accuracy"].keys() == {"0", "1"} for row in methods.values())
     assert 0 <= methods["anchors"]["agreement"] <= 1

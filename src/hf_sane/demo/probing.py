@@ -1,5 +1,6 @@
 """The demo's probing part: what embeddings of the hyper-parameter zoo know, beside W and s(W)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,22 @@ def probe_zoo(
         )
         for pooling, values in embeddings.items():
             features.setdefault(f"sane_{pooling}", {})[name] = values
+    return probe_features(zoo, features), {name: values["test"] for name, values in features.items()}
+
+
+def probe_features(zoo: Zoo, features: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Probe three properties of a zoo, with penalties that are chosen by leaving out one training run at a time.
+
+    Args:
+        zoo: Has the properties.
+        features: `{name: {split: [M_split, F]}}`, networks in the order of the zoo.
+
+    Returns:
+        `{property: {features: ProbeResult as a dict}}`.
+    """
     targets = {p: {name: zoo.splits[name].column(p).astype(np.float64) for name in SPLITS} for p in PROPERTIES}
     table = probe_table(features, targets, runs={name: zoo.splits[name].run_ids for name in SPLITS})
-    details = {p: {name: result.to_dict() for name, result in row.items()} for p, row in table.items()}
-    return details, {name: values["test"] for name, values in features.items()}
+    return {p: {name: result.to_dict() for name, result in row.items()} for p, row in table.items()}
 
 
 def short_table(details: dict[str, Any]) -> dict[str, dict[str, float]]:
