@@ -26,6 +26,7 @@ FEATURES = {
     "sane_mean": "SANE, mean",
     "sane_best": "SANE, best pooling",
 }
+WITHOUT_MODEL = ("weights", "layer_statistics", "spectral_features")
 METHODS = {
     "anchors": "anchors",
     "reconstructed_anchors": "anchors, reconstructed",
@@ -98,7 +99,7 @@ def hardware(folder: Path) -> str:
 
 def probing_block(folder: Path) -> str:
     """R2 of every kind of features, per zoo and property."""
-    rows, taus, wins, tau_wins, cells = [], [], 0, 0, 0
+    rows, taus, wins, tau_wins, sweeps, cells = [], [], 0, 0, 0, 0
     for runs in present(folder).values():
         for zoo in runs[0]["results"].get("probe", {}):
             probed = [run["results"] for run in runs if "probe" in run["results"]]
@@ -107,6 +108,7 @@ def probing_block(folder: Path) -> str:
                 scores = {kind: [row[kind]["r2"] for row in found] for kind in FEATURES}
                 won = statistics.mean(scores["sane_best"]) > statistics.mean(scores["layer_statistics"])
                 wins, cells = wins + won, cells + 1
+                sweeps += all(statistics.mean(scores["sane_best"]) > scores[kind][0] for kind in WITHOUT_MODEL)
                 shown = [_probe_cell(scores[kind], kind) for kind in FEATURES]
                 shown[-1] = f"**{shown[-1]}**" if won else shown[-1]
                 rows.append([f"{zoo}: {title}", *shown])
@@ -118,7 +120,7 @@ def probing_block(folder: Path) -> str:
 
 {markdown_table(["Kendall's tau: " + header[0], *header[1:]], taus, numbers=True)}
 
-SANE's best pooling is above s(W) in {wins} of {cells} cells of R2 (bold), by which it is chosen, and in {tau_wins} of Kendall's tau. Mean over SANE's seeds ± their standard deviation; what is read off weights has
+SANE's best pooling is above s(W) in {wins} of {cells} cells of R2 (bold), by which it is chosen, in {tau_wins} of Kendall's tau, and above W, s(W) and the spectra at once in {sweeps} of R2. Mean over SANE's seeds ± their standard deviation; what is read off weights has
 no seed. *spectra of W*: norms, exponent of the tail, stable rank and correlation of every weight matrix. *profile of W*: what SANE's poolings `decoded_profile` and `decoded_distribution` read off decoded
 weights, read off the weights themselves, the better of the two chosen as for SANE."""
 

@@ -84,8 +84,20 @@ def test_probing_counts_the_cells_that_are_won(paper, folder):
     block = paper.blocks(folder)["probing"]
     assert "| usps_seed: accuracy | 0.100 | 0.700 | 0.400 | 0.800 | 0.300 ± 0.000 | **0.910 ± 0.014** |" in block
     assert "| usps_seed: epoch | 0.100 | 0.700 | 0.400 | 0.800 | 0.300 ± 0.000 | 0.610 ± 0.014 |" in block
-    assert "above s(W) in 2 of 3 cells of R2 (bold), by which it is chosen, and in 2 of Kendall's tau." in block
+    assert "above s(W) in 2 of 3 cells of R2 (bold), by which it is chosen, in 2 of Kendall's tau, and above W," in block
+    assert "at once in 2 of R2" in block
     assert "| usps_seed: epoch | 0.050 | 0.350 | 0.200 | 0.400 | 0.150 ± 0.000 | 0.305 ± 0.007 |" in block  # tau
+
+
+def test_probing_counts_the_cells_that_spectra_win(paper, folder):
+    for seed in SEEDS:
+        path = folder / "runs" / "paper" / f"usps_{seed}.json"
+        known = json.loads(path.read_text())
+        known["results"]["spectra"]["usps_seed"]["test_accuracy"]["spectral_features"]["r2"] = 0.95
+        path.write_text(json.dumps(known))
+    block = paper.blocks(folder)["probing"]
+    assert "above s(W) in 2 of 3 cells" in block
+    assert "at once in 1 of R2" in block
 
 
 def test_sampling_says_whether_the_goals_are_reached(paper, folder):
