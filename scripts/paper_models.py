@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.run_record import RunRecord
 from hf_sane.demo.probing import short_table
+from hf_sane.hub.auto_classes import register_auto_classes
+from hf_sane.hub.cards import network_card, sane_card
 from hf_sane.hub.publish import save_network, write_sane_card
-from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.export import Provenance, export_network
-from hf_sane.sampling.generation import Density, NetworkCodec
+from hf_sane.sampling.generation import Density
 from hf_sane.sampling.selection import Judge, subsample
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import aligned_tokens
@@ -35,6 +38,12 @@ from hf_sane.zoo.images import load_zoo_images
 tables = importlib.import_module("paper_tables")  # the script beside this one
 
 RECORD = "run.json"
+LICENSE = "mit"
+# What a card is made of, of an autoencoder and of a sampled network.
+CARD_FACTS = {
+    "sane": ("config.json", "preprocessor_config.json", RECORD),
+    "sampled": ("config.json", "provenance.json", RECORD),
+}
 BANDWIDTH, NUM_CANDIDATES = 0.3, 100  # of the sampled network
 
 
@@ -58,6 +67,42 @@ def best_seed(family: str, work: Path, records: Path) -> int:
     return max(found, key=lambda seed: found[seed])
 
 
+def sane_title(family: str) -> str:
+    """Headline of an autoencoder."""
+    return f"SANE, {family}"
+
+
+def network_title(provenance: Provenance) -> str:
+    """Headline of a sampled network."""
+    return f"Sampled network, {provenance.zoo}"
+
+
+def render_cards(folder: Path) -> dict[Path, str]:
+    """The cards of all models of `folder`, from the files of `CARD_FACTS` alone: weights are not needed."""
+    register_auto_classes()
+    cards = {}
+    for sane in sorted(folder.glob("sane-*")):
+        family = sane.name.removeprefix("sane-")
+        sampled = folder / f"sampled-{family}"
+        network, provenance = AutoConfig.from_pretrained(sampled), Provenance.load(sampled)
+        cards[sane / "README.md"] = sane_card(
+            SANEConfig.from_pretrained(sane),
+            SANEFeatureExtractor.from_pretrained(sane),
+            RunRecord.load(sane / RECORD),
+            title=sane_title(family),
+            network_config=network,
+            license_id=LICENSE,
+        )
+        cards[sampled / "README.md"] = network_card(
+            network,
+            RunRecord.load(sampled / RECORD),
+            title=network_title(provenance),
+            provenance=provenance,
+            license_id=LICENSE,
+        )
+    return {path: str(card) for path, card in cards.items()}
+
+
 def card_results(own: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
     """What the card shows: validation R2 of the run, and the family's results on test networks."""
     probes = {f"probe R2, {zoo}": short_table(table) for zoo, table in results.get("probe", {}).items()}
@@ -75,17 +120,15 @@ def save_family(family: str, options: argparse.Namespace) -> Path:
     found = RunRecord.load(options.records / f"{family}_{seed}.json")
     replace(own, results=card_results(own.results, found.results)).save(target / RECORD)
     zoo = Zoo.load(options.zoos, tables.FAMILIES[family].sampled)
-    write_sane_card(target, title=f"SANE, {family}", network_config=zoo.splits["train"].config(0), license_id="mit")
+    write_sane_card(target, title=sane_title(family), network_config=zoo.splits["train"].config(0), license_id=LICENSE)
     return target
 
 
 def save_sample(family: Any, seed: int, sane: Path, target: Path, options: argparse.Namespace) -> None:
     """Draw networks around the anchors, as the record of the family did, and save the best on validation images."""
     record = RunRecord.start(seed=seed, arguments={"sane": sane.name, "num_candidates": NUM_CANDIDATES})
-    model = SANEModel.from_pretrained(sane, dtype=torch.float32).eval()
     zoo = tables.open_zoo(family.sampled, family.token_dim, options.zoos, options.work)
-    train = zoo.splits["train"]
-    codec = NetworkCodec(model, SANEFeatureExtractor.from_pretrained(sane), train.layout(0), train.config(0))
+    codec, train = tables.open_codec(sane, zoo), zoo.splits["train"]
     data = load_zoo_images(read_facts(options.zoos)[family.sampled], path=options.images / family.images)
     judge = Judge(*data.split("validation"), conditioning_images=data.train_images if family.condition else None)
     anchors = train.select(choose_anchors(train))
@@ -117,7 +160,7 @@ def save_sample(family: Any, seed: int, sane: Path, target: Path, options: argpa
     )
     network = export_network(chosen.networks, 0, target, provenance=provenance)
     record.finish(results, data={"images": {"name": data.name, "test": len(data.test_images)}})
-    save_network(target, network, record, title=f"Sampled network, {family.sampled}", license_id="mit")
+    save_network(target, network, record, title=network_title(provenance), license_id=LICENSE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -98,6 +98,17 @@ def open_zoo(part: str, token_dim: int, zoos: Path, work: Path) -> Zoo:
     return align_zoo(Zoo.load(folder, config))
 
 
+def open_codec(folder: Path, zoo: Zoo) -> NetworkCodec:
+    """The autoencoder of a folder, for networks of that zoo."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"expected an autoencoder in {folder}; run paper_tables.py for its family and seed with the same --work first"
+        )
+    model = SANEModel.from_pretrained(folder, dtype=torch.float32).eval()
+    split = zoo.splits["train"]
+    return NetworkCodec(model, SANEFeatureExtractor.from_pretrained(folder), split.layout(0), split.config(0))
+
+
 def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: Path, seed: int, epochs: int) -> Path:
     """Folder of the autoencoder of one family and seed, trained unless it is there."""
     layout = zoos[family.sampled].splits["train"].layout(0)
@@ -194,8 +205,8 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
     data = load_zoo_images(facts, path=options.images / family.images)
     epochs = options.epochs or family.num_epochs
     folder = pretrain_family(family, zoos, options.images, options.work / f"{name}_{seed}", seed, epochs)
-    model = SANEModel.from_pretrained(folder, dtype=torch.float32).eval()
-    extractor = SANEFeatureExtractor.from_pretrained(folder)
+    codec = open_codec(folder, zoos[family.sampled])
+    model, extractor = codec.model, codec.extractor
 
     def keep(part: str, value: Any) -> None:
         results[part] = value
@@ -211,8 +222,6 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
     if "spectra" not in results:
         keep("spectra", {part: probe_spectra(zoos[part]) for part in family.probed})
     if "sampling" not in results:
-        split = zoos[family.sampled].splits["train"]
-        codec = NetworkCodec(model, extractor, split.layout(0), split.config(0))
         settings = ComparisonSettings(seed=seed, num_candidates=options.num_candidates, num_kept=options.num_kept)
         found = sample_family(
             codec,

@@ -14,14 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.run_record import RunRecord
-from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.sampling.comparison import ComparisonSettings
-from hf_sane.sampling.generation import NetworkCodec
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.facts import read_facts
 from hf_sane.zoo.images import load_zoo_images
 
@@ -66,21 +61,13 @@ def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
     if path.exists():
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"]
         return results
-    folder = options.work / f"{study.source}_{seed}" / "model"
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{name} needs the autoencoder of the family {study.source}, seed {seed}; expected {folder}: run "
-            f"paper_tables.py --families {study.source} --seeds {seed} with the same --work first"
-        )
     record = RunRecord.start(seed=seed, arguments={"study": name, **vars(study)})
-    model = SANEModel.from_pretrained(folder, dtype=torch.float32).eval()
-    extractor = SANEFeatureExtractor.from_pretrained(folder)
-    zoo = tables.open_zoo(study.anchors, model.config.token_dim, options.zoos, options.work)
+    token_dim = tables.FAMILIES[study.source].token_dim
+    zoo = tables.open_zoo(study.anchors, token_dim, options.zoos, options.work)
+    codec = tables.open_codec(options.work / f"{study.source}_{seed}" / "model", zoo)
     family = next(family for family in tables.FAMILIES.values() if family.sampled == study.target)
     facts = read_facts(options.zoos)[study.target]
     data = load_zoo_images(facts, path=options.images / family.images)
-    split = zoo.splits["train"]
-    codec = NetworkCodec(model, extractor, split.layout(0), split.config(0))
     settings = ComparisonSettings(
         seed=seed,
         num_anchors=study.num_anchors,

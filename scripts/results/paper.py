@@ -41,6 +41,7 @@ METHODS = {
     "scratch": "scratch",
 }
 SANE_METHODS = ("sane_kde", "sane_subsampled", "sane_bootstrapped")
+SELECTED_METHODS = ("sane_subsampled", "sane_bootstrapped", "anchor_noise_selected")
 TARGETS = {"usps": "USPS", "fashion": "Fashion-MNIST"}
 FEW = (1, 3, 5)
 FEW_METHODS = ("anchors", "sane_subsampled", "sane_bootstrapped", "anchor_noise_selected", "scratch")
@@ -226,6 +227,42 @@ def rounds_of(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{accuracy:.3f}" for accuracy in facts["bootstrap_validation_accuracy"])
 
 
+def tradeoff_block(folder: Path) -> str:
+    """Accuracy before fine-tuning at every bandwidth, and where the anchors are reached."""
+    rows, words = [], []
+    for family, title in FAMILIES.items():
+        if not (runs := load_runs(folder / "tradeoff", family)):
+            continue
+        found = [run["results"] for run in runs]
+        anchors = [statistics.mean(run["references"]["anchors"]["test_accuracy"]) for run in found]
+        reached = []
+        for bandwidth in found[0]["bandwidths"]:
+            methods = [run["bandwidths"][bandwidth] for run in found]
+            accuracy = {
+                key: [statistics.mean(row[key]["test_accuracy"]) for row in methods] for key in SELECTED_METHODS
+            }
+            distance = [row["sane_bootstrapped"]["nearest_training_distance"] for row in methods]
+            if statistics.mean(accuracy["sane_bootstrapped"]) >= statistics.mean(anchors):
+                reached.append(f"{bandwidth} (distance {statistics.mean(distance):.2f})")
+            near = spread((row["sane_subsampled"]["nearest_training_distance"] for row in methods), 2)
+            cells = [spread(accuracy[key]) for key in SELECTED_METHODS]
+            rows.append([f"{title}: {bandwidth}", near, *cells, spread(distance, 2), spread(anchors)])
+        where = f"at bandwidth {', '.join(reached)}" if reached else "at none of these bandwidths"
+        words.append(f"{title} {where}")
+    if not rows:
+        return ""
+    header = [
+        "bandwidth",
+        "to nearest, SUB",
+        *(METHODS[key] for key in SELECTED_METHODS),
+        "to nearest, BOOT",
+        "anchors",
+    ]
+    return f"""{markdown_table(header, rows, numbers=True)}
+
+BOOT is at or above the anchors, in the mean over seeds: {"; ".join(words)}."""
+
+
 def transfer_block(folder: Path) -> str:
     """Anchors of another data set, and few anchors of the target: one table per target."""
     parts = []
@@ -280,5 +317,6 @@ def blocks(root: Path) -> dict[str, str]:
         "reconstruction": reconstruction_block(folder),
         "probing": probing_block(folder),
         "sampling": sampling_block(folder),
+        "tradeoff": tradeoff_block(folder),
         "transfer": transfer_block(folder),
     }

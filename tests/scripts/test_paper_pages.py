@@ -50,6 +50,18 @@ def probe(seed):
     }
 
 
+def tradeoff(seed):
+    def row(accuracy, distance):
+        return {"test_accuracy": [accuracy - 0.01, accuracy + 0.01], "nearest_training_distance": distance}
+
+    def methods(bootstrapped, distance):
+        names = {"sane_subsampled": 0.7, "sane_bootstrapped": bootstrapped, "anchor_noise_selected": 0.6}
+        return {name: row(accuracy, distance) for name, accuracy in names.items()}
+
+    bandwidths = {"0.1": methods(0.79 + 0.04 * seed, 0.2), "0.6": methods(0.75, 0.5)}
+    return {"references": {"anchors": row(0.8, 0.0)}, "bandwidths": bandwidths}
+
+
 @pytest.fixture
 def folder(tmp_path):
     zoo = {
@@ -64,6 +76,7 @@ def folder(tmp_path):
         results["spectra"] = {"usps_seed": dict.fromkeys(results["probe"]["usps_seed"], spectra)}
         files[f"usps_{seed}"] = record(seed, results)
         files[f"transfer/usps_few_3_{seed}"] = record(seed, sampling(seed, 0.3))
+        files[f"tradeoff/usps_{seed}"] = record(seed, tradeoff(seed))
     files["transfer/mnist_to_usps_0"] = record(0, sampling(0, 0.6))
     for name, content in files.items():
         path = tmp_path / "runs" / "paper" / f"{name}.json"
@@ -84,7 +97,9 @@ def test_probing_counts_the_cells_that_are_won(paper, folder):
     block = paper.blocks(folder)["probing"]
     assert "| usps_seed: accuracy | 0.100 | 0.700 | 0.400 | 0.800 | 0.300 ± 0.000 | **0.910 ± 0.014** |" in block
     assert "| usps_seed: epoch | 0.100 | 0.700 | 0.400 | 0.800 | 0.300 ± 0.000 | 0.610 ± 0.014 |" in block
-    assert "above s(W) in 2 of 3 cells of R2 (bold), by which it is chosen, in 2 of Kendall's tau, and above W," in block
+    assert (
+        "above s(W) in 2 of 3 cells of R2 (bold), by which it is chosen, in 2 of Kendall's tau, and above W," in block
+    )
     assert "at once in 2 of R2" in block
     assert "| usps_seed: epoch | 0.050 | 0.350 | 0.200 | 0.400 | 0.150 ± 0.000 | 0.305 ± 0.007 |" in block  # tau
 
@@ -133,6 +148,19 @@ def test_goals_that_are_missed_are_called_so(paper, folder):
     assert "epoch 1: SANE, SUB 0.800, not above the best other (scratch, 0.960)" in paper.goals(far)
 
 
+def test_the_tradeoff_says_where_anchors_are_reached(paper, folder):
+    block = paper.blocks(folder)["tradeoff"]
+    cells = "0.20 ± 0.00 | 0.700 ± 0.000 | 0.810 ± 0.028 | 0.600 ± 0.000 | 0.20 ± 0.00 | 0.800 ± 0.000"
+    assert f"| USPS, CNN-s: 0.1 | {cells} |" in block
+    assert "in the mean over seeds: USPS, CNN-s at bandwidth 0.1 (distance 0.20)." in block
+    for seed in SEEDS:
+        path = folder / "runs" / "paper" / "tradeoff" / f"usps_{seed}.json"
+        known = json.loads(path.read_text())
+        known["results"]["references"]["anchors"]["test_accuracy"] = [0.9]
+        path.write_text(json.dumps(known))
+    assert "USPS, CNN-s at none of these bandwidths." in paper.blocks(folder)["tradeoff"]
+
+
 def test_transfer_groups_studies_by_target(paper, folder):
     block = paper.blocks(folder)["transfer"]
     assert "### MNIST to USPS: anchors of MNIST" in block
@@ -143,3 +171,4 @@ def test_transfer_groups_studies_by_target(paper, folder):
 def test_without_records_there_is_nothing_to_say(paper, tmp_path):
     assert paper.blocks(tmp_path)["sampling"] == ""
     assert paper.blocks(tmp_path)["transfer"] == ""
+    assert paper.blocks(tmp_path)["tradeoff"] == ""

@@ -135,7 +135,7 @@ def test_transfer_takes_the_autoencoder_of_the_tables(places, tmp_path, capsys, 
     monkeypatch.setitem(transfer.STUDIES, "usps_to_usps", transfer.Study("usps", "usps_seed", "usps_seed"))
     chosen = ["--studies", "usps_few_1", "usps_to_usps"]
     here = {**places, "--records": tmp_path}
-    with pytest.raises(FileNotFoundError, match="needs the autoencoder of the family usps, seed 0; expected .*: run "):
+    with pytest.raises(FileNotFoundError, match="expected an autoencoder in .*usps_0.model; run paper_tables"):
         transfer.main([*flags({**here, "--work": tmp_path}), *SMALL, *chosen])
     transfer.main([*flags(here), *SMALL, *chosen])
     assert "usps_few_1 seed 0, after one epoch: sane_subsampled" in capsys.readouterr().out
@@ -151,6 +151,32 @@ def test_transfer_takes_the_autoencoder_of_the_tables(places, tmp_path, capsys, 
     assert (tmp_path / "usps_to_usps_0.json").stat().st_mtime_ns == written
 
 
+def test_the_tradeoff_of_accuracy_and_distance(places, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "paper_tables", load_script("paper_tables"))
+    script = load_script("paper_tradeoff")
+    monkeypatch.setattr(script, "BANDWIDTHS", (0.05, 0.6))
+    chosen = ["--families", "usps", "--seeds", "0", "--num_candidates", "4", "--num_kept", "2"]
+    options = [*flags({**places, "--records": tmp_path}), *chosen, "--plot", str(tmp_path / "plot.png")]
+    script.main(options)
+    path = tmp_path / "usps_0.json"
+    results = json.loads(path.read_text())["results"]
+    near, far = (results["bandwidths"][key] for key in ("0.05", "0.6"))
+    for name in script.METHODS:
+        assert near[name]["nearest_training_distance"] < far[name]["nearest_training_distance"]
+        assert len(far[name]["test_accuracy"]) == 2
+    assert results["references"]["anchors"]["nearest_training_distance"] == pytest.approx(0, abs=1e-5)
+    before = json.loads((places["--records"] / "usps_0.json").read_text())["results"]["sampling"]["methods"]
+    assert results["references"]["anchors"]["test_accuracy"] == pytest.approx(before["anchors"]["accuracy"]["0"])
+    distances, means, spreads = script.curve([results, results], "sane_subsampled")
+    assert distances[1] == pytest.approx(far["sane_subsampled"]["nearest_training_distance"])
+    assert means[0] == pytest.approx(np.mean(near["sane_subsampled"]["test_accuracy"]))
+    assert spreads == [0, 0]
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    written = path.stat().st_mtime_ns
+    script.main(options)  # what is there stays
+    assert path.stat().st_mtime_ns == written
+
+
 def test_models_are_those_of_the_best_seed(places, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "paper_tables", load_script("paper_tables"))
     models = load_script("paper_models")
@@ -161,6 +187,8 @@ def test_models_are_those_of_the_best_seed(places, tmp_path, monkeypatch):
     results = json.loads((saved / "run.json").read_text())["results"]
     assert {"reconstruction_r2", "probe R2, usps_hyper"} < results.keys()
     assert "reconstruction of test networks" in (saved / "README.md").read_text()
+    for page, text in models.render_cards(tmp_path).items():
+        assert page.read_text(encoding="utf-8") == text
     network = AutoModelForImageClassification.from_pretrained(tmp_path / "sampled-usps")
     assert network.num_parameters() == 2464
     assert Provenance.load(tmp_path / "sampled-usps").sane_model == "sane-usps"

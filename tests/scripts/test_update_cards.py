@@ -17,7 +17,8 @@ CARDS = sorted((ROOT / "model_cards").rglob("README.md"))
 
 
 @pytest.fixture
-def script():
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     spec = importlib.util.spec_from_file_location("update_cards", ROOT / "scripts" / "update_cards.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -27,7 +28,7 @@ def script():
 def artefact(card, folder, tiny_zoo):
     """What a card stands in, with weights of no training."""
     shutil.copytree(card.parent, folder, dirs_exist_ok=True)
-    if card.parent.name == "sane":
+    if card.parent.name.startswith("sane"):
         SANEModel(SANEConfig.from_pretrained(folder)).save_pretrained(folder)
     elif card.parent.name.endswith("zoos"):
         shutil.rmtree(folder)
@@ -55,13 +56,27 @@ def test_an_outdated_card_is_found_and_written(script, tmp_path, monkeypatch, ca
     assert page.read_text() == before
 
 
+def test_models_of_the_results_are_taken_and_rendered(script, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").symlink_to(ROOT / "runs")
+    shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards", ignore=shutil.ignore_patterns("paper_models"))
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    assert script.main(["--models", str(ROOT / "pretrained")]) == 0
+    printed = capsys.readouterr().out
+    for name in ("sane-usps", "sampled-usps"):
+        assert f"wrote: model_cards/paper_models/{name}/README.md" in printed
+        kept = {path.name for path in (tmp_path / "model_cards/paper_models" / name).iterdir()}
+        assert kept == {path.name for path in (ROOT / "pretrained" / name).iterdir()} - {"model.safetensors"}
+        pages = [
+            folder / name / "README.md" for folder in (tmp_path / "model_cards/paper_models", ROOT / "pretrained")
+        ]
+        assert pages[0].read_text() == pages[1].read_text()
+
+
 def test_there_are_cards():
-    assert {card.parent.relative_to(ROOT / "model_cards").as_posix() for card in CARDS} == {
-        "sane",
-        "sampled/network_0",
-        "zoos",
-        "paper_zoos",
-    }
+    found = {card.parent.relative_to(ROOT / "model_cards").as_posix() for card in CARDS}
+    families = ("mnist", "fashion", "usps", "cifar10", "resnet20")
+    models = {f"paper_models/{kind}-{family}" for kind in ("sane", "sampled") for family in families}
+    assert found == {"sane", "sampled/network_0", "zoos", "paper_zoos", *models}
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)

@@ -1,0 +1,137 @@
+"""How accurate sampled networks are, the further they are from all trained ones: one run record per family and seed.
+
+    python scripts/paper_tradeoff.py --zoos ../zoos --images ../shared/data/images --work ../sane --records runs/paper/tradeoff
+    python scripts/paper_tradeoff.py ... --families usps --seeds 0          # one of them
+    python scripts/paper_tradeoff.py ... --plot docs/tradeoff.png           # and draw all records that are there
+
+Runs after `paper_tables.py`, whose autoencoders it takes from `--work`. `paper_tables.py` shows one bandwidth per family, chosen on
+validation images; here is every bandwidth, with noise on anchors at equal distance and after equal selection beside each. Nothing is
+fine-tuned: two to three minutes per family of CNN-s and seed on one CPU core.
+"""
+
+import argparse
+import importlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from hf_sane.core.allocator import tune_allocator
+from hf_sane.core.files import write_atomically
+from hf_sane.core.run_record import RunRecord
+from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measure_distances
+from hf_sane.sampling.selection import Judge
+from hf_sane.zoo.facts import read_facts
+from hf_sane.zoo.images import load_zoo_images
+
+tables = importlib.import_module("paper_tables")  # the script beside this one
+
+BANDWIDTHS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
+REFERENCES = ("anchors", "reconstructed_anchors")  # whatever the bandwidth
+METHODS = {
+    "sane_subsampled": "SANE, SUB",
+    "sane_bootstrapped": "SANE, BOOT",
+    "anchor_noise_selected": "anchor + noise, selected",
+}
+
+
+def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Results of one family and seed, kept in its record; read from there if they are there."""
+    family, path = tables.FAMILIES[name], options.records / f"{name}_{seed}.json"
+    if path.exists():
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"]
+        return known
+    record = RunRecord.start(seed=seed, arguments={"family": name, "bandwidths": list(BANDWIDTHS)})
+    zoo = tables.open_zoo(family.sampled, family.token_dim, options.zoos, options.work)
+    codec = tables.open_codec(options.work / f"{name}_{seed}" / "model", zoo)
+    data = load_zoo_images(read_facts(options.zoos)[family.sampled], path=options.images / family.images)
+    judge = Judge(*data.split("validation"), conditioning_images=data.train_images if family.condition else None)
+    results: dict[str, Any] = {"references": {}, "bandwidths": {}}
+    for bandwidth in BANDWIDTHS:
+        settings = ComparisonSettings(
+            seed=seed, bandwidths=[bandwidth], num_candidates=options.num_candidates, num_kept=options.num_kept
+        )
+        samples = draw_samples(codec, zoo, judge, settings)
+        drawn = {key: samples.methods[key] for key in (*REFERENCES, *METHODS)}
+        nearest, pairwise = measure_distances(codec, zoo, drawn)
+        rows = {
+            key: {
+                "test_accuracy": networks.evaluate(*data.split("test"))[1].tolist(),
+                "nearest_training_distance": nearest[key],
+                "pairwise_distance": pairwise[key],
+            }
+            for key, networks in drawn.items()
+        }
+        results["references"] = {key: rows[key] for key in REFERENCES}
+        results["bandwidths"][str(bandwidth)] = {key: rows[key] for key in METHODS}
+    counts = {part: len(rows) for part, rows in zoo.splits.items()}
+    record.finish(results, data={"networks": {family.sampled: counts}, "split": "by training run"}).save(path)
+    return results
+
+
+def curve(runs: Sequence[Mapping[str, Any]], method: str) -> tuple[list[float], list[float], list[float]]:
+    """Distance, mean accuracy and its standard deviation over seeds, at every bandwidth."""
+    distances, means, spreads = [], [], []
+    for bandwidth in runs[0]["bandwidths"]:
+        rows = [run["bandwidths"][bandwidth][method] for run in runs]
+        accuracies = [statistics.mean(row["test_accuracy"]) for row in rows]
+        distances.append(statistics.mean(row["nearest_training_distance"] for row in rows))
+        means.append(statistics.mean(accuracies))
+        spreads.append(statistics.stdev(accuracies) if len(rows) > 1 else 0.0)
+    return distances, means, spreads
+
+
+def draw(families: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """One panel per family: accuracy before fine-tuning against the distance to the nearest training network."""
+    figure = Figure(figsize=(3.4 * len(families), 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, runs) in zip(figure.subplots(1, len(families), squeeze=False)[0], families.items(), strict=True):
+        for method, title in METHODS.items():
+            distances, means, spreads = curve(runs, method)
+            axes.errorbar(distances, means, yerr=spreads, marker="o", markersize=3, capsize=2, label=title)
+        anchors = statistics.mean(statistics.mean(run["references"]["anchors"]["test_accuracy"]) for run in runs)
+        axes.axhline(anchors, color="black", linestyle=":", label="anchors")
+        axes.set(title=name, xlabel="distance to nearest training network")
+    figure.axes[0].set_ylabel("test accuracy, no fine-tuning")
+    figure.axes[0].legend(fontsize="small")
+    with write_atomically(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+
+
+def load_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Results of every family that has some, by seed."""
+    found = {
+        name: [
+            json.loads(path.read_text(encoding="utf-8"))["results"] for path in sorted(folder.glob(f"{name}_*.json"))
+        ]
+        for name in tables.FAMILIES
+    }
+    return {name: runs for name, runs in found.items() if runs}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, then one family and seed after the other."""
+    parser = tables.parser_of_places(__doc__)
+    parser.add_argument(
+        "--families", nargs="+", choices=sorted(tables.FAMILIES), default=list(tables.FAMILIES), metavar="NAME"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--num_candidates", type=int, default=100)
+    parser.add_argument("--num_kept", type=int, default=5)
+    parser.add_argument("--plot", type=Path, help="PNG of all records that are there")
+    options = parser.parse_args(argv)
+    tune_allocator()
+    for seed in options.seeds:
+        for name in options.families:
+            run_family(name, seed, options)
+            print(f"{name} seed {seed}: {options.records / f'{name}_{seed}.json'}", flush=True)
+    if options.plot is not None:
+        draw(load_runs(options.records), options.plot)
+
+
+if __name__ == "__main__":
+    main()
