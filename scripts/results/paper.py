@@ -209,8 +209,14 @@ def sampling_block(folder: Path) -> str:
 {sampling_table(runs)}
 
 {goals(runs)[0].upper() + goals(runs)[1:]}. {facts["num_anchors"]} anchors, {facts["num_kept"]} networks per method, {facts["num_candidates"]} candidates, bandwidth
-{facts["bandwidth"]}, {seeds_of(runs)}; validation accuracy after each round of BOOT: {rounds_of(facts)}; records: {links(family, runs)}.""")
+{bandwidths_of(runs)}, {seeds_of(runs)}; validation accuracy after each round of BOOT, first seed: {rounds_of(facts)}; records: {links(family, runs)}.""")
     return "\n\n".join(parts)
+
+
+def bandwidths_of(runs: Sequence[dict[str, Any]]) -> str:
+    """The bandwidth, or those of all seeds where they differ."""
+    found = [str(run["results"]["sampling"]["bandwidth"]) for run in runs]
+    return found[0] if len(set(found)) == 1 else ", ".join(found)
 
 
 def seeds_of(runs: Sequence[dict[str, Any]]) -> str:

@@ -124,7 +124,18 @@ def test_sampling_says_whether_the_goals_are_reached(paper, folder):
 
 
 def test_the_rounds_of_bootstrapping_are_shown(paper, folder):
-    assert "validation accuracy after each round of BOOT: 0.500, 0.612; " in paper.blocks(folder)["sampling"]
+    assert (
+        "validation accuracy after each round of BOOT, first seed: 0.500, 0.612; " in paper.blocks(folder)["sampling"]
+    )
+
+
+def test_bandwidths_that_differ_between_seeds_are_all_named(paper, folder):
+    assert "bandwidth\n0.2, 2 seeds" in paper.blocks(folder)["sampling"]
+    path = folder / "runs" / "paper" / "usps_1.json"
+    known = json.loads(path.read_text())
+    known["results"]["sampling"]["bandwidth"] = 0.3
+    path.write_text(json.dumps(known))
+    assert "bandwidth\n0.2, 0.3, 2 seeds" in paper.blocks(folder)["sampling"]
 
 
 def test_epochs_that_fewer_seeds_reached_are_named(paper, folder):
