@@ -28,7 +28,7 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.export import Provenance, export_network
 from hf_sane.sampling.generation import Density
-from hf_sane.sampling.selection import Judge, subsample
+from hf_sane.sampling.selection import subsample
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo
@@ -130,7 +130,7 @@ def save_sample(family: Any, seed: int, sane: Path, target: Path, options: argpa
     zoo = tables.open_zoo(family.sampled, family.token_dim, options.zoos, options.work)
     codec, train = tables.open_codec(sane, zoo), zoo.splits["train"]
     data = load_zoo_images(read_facts(options.zoos)[family.sampled], path=options.images / family.images)
-    judge = Judge(*data.split("validation"), conditioning_images=data.train_images if family.condition else None)
+    judge = tables.judge_of(data, condition=family.condition)
     anchors = train.select(choose_anchors(train))
     chosen = subsample(
         codec,

@@ -44,6 +44,8 @@ from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.permutations import permutation_spec
 
 REPORTED_EPOCHS = (0, 1, 5, 25)
+# 1,600 images. With the 200 batches of the released code, hundreds of candidates would take most of the time of ResNets.
+CONDITIONING_BATCHES = 50
 SMALL_MODEL = {"hidden_size": 96, "num_hidden_layers": 3, "latent_dim": 64, "latent_noise": 0.1}
 
 
@@ -143,6 +145,12 @@ def probe_spectra(zoo: Zoo) -> dict[str, Any]:
     return probe_features(zoo, {"spectral_features": spectra})
 
 
+def judge_of(data: ImageData, *, condition: bool) -> Judge:
+    """Scores on validation images, after batch-norm conditioning where the family has batch norm."""
+    images = data.train_images if condition else None
+    return Judge(*data.split("validation"), conditioning_images=images, num_batches=CONDITIONING_BATCHES)
+
+
 def soup_of(anchors: StackedNetworks, data: ImageData) -> StackedNetworks:
     """The greedy soup of the anchors, aligned, chosen on validation images: one network."""
     states = open_ingredients([anchors.state_dict(index) for index in range(anchors.num_models)])
@@ -171,7 +179,7 @@ def sample_family(
     epochs: int,
 ) -> dict[str, Any]:
     """Accuracy of every method before and after fine-tuning, and how new and how different its networks are."""
-    judge = Judge(*data.split("validation"), conditioning_images=data.train_images if condition else None)
+    judge = judge_of(data, condition=condition)
     samples = draw_samples(codec, zoo, judge, settings)
     methods = dict(samples.methods)
     if len(samples.anchor_ids) > 1:

@@ -24,7 +24,6 @@ from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.files import write_atomically
 from hf_sane.core.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measure_distances
-from hf_sane.sampling.selection import Judge
 from hf_sane.zoo.facts import read_facts
 from hf_sane.zoo.images import load_zoo_images
 
@@ -49,7 +48,7 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
     zoo = tables.open_zoo(family.sampled, family.token_dim, options.zoos, options.work)
     codec = tables.open_codec(options.work / f"{name}_{seed}" / "model", zoo)
     data = load_zoo_images(read_facts(options.zoos)[family.sampled], path=options.images / family.images)
-    judge = Judge(*data.split("validation"), conditioning_images=data.train_images if family.condition else None)
+    judge = tables.judge_of(data, condition=family.condition)
     results: dict[str, Any] = {"references": {}, "bandwidths": {}}
     for bandwidth in BANDWIDTHS:
         settings = ComparisonSettings(
