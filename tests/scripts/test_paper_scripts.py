@@ -151,6 +151,17 @@ def test_transfer_takes_the_autoencoder_of_the_tables(places, tmp_path, capsys, 
     assert (tmp_path / "usps_to_usps_0.json").stat().st_mtime_ns == written
 
 
+def test_networks_with_batch_norm_are_conditioned_on_training_images(places, images):
+    tables = load_script("paper_tables")
+    data = tables.load_zoo_images(tables.read_facts(places["--zoos"])["usps_seed"], path=images / "usps16.npz")
+    plain, conditioned = (tables.judge_of(data, condition=condition) for condition in (False, True))
+    assert plain.conditioning_images is None
+    assert conditioned.conditioning_images is data.train_images
+    assert conditioned.num_batches == tables.CONDITIONING_BATCHES
+    assert all(judge.images is data.validation_images for judge in (plain, conditioned))
+    assert [name for name, family in tables.FAMILIES.items() if family.condition] == ["resnet20"]
+
+
 def test_the_tradeoff_of_accuracy_and_distance(places, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "paper_tables", load_script("paper_tables"))
     script = load_script("paper_tradeoff")
