@@ -44,7 +44,7 @@ CARD_FACTS = {
     "sane": ("config.json", "preprocessor_config.json", RECORD),
     "sampled": ("config.json", "provenance.json", RECORD),
 }
-BANDWIDTH, NUM_CANDIDATES = 0.3, 100  # of the sampled network
+NUM_CANDIDATES = 100  # of the sampled network
 
 
 def best_seed(family: str, work: Path, records: Path) -> int:
@@ -124,8 +124,10 @@ def save_family(family: str, options: argparse.Namespace) -> Path:
     return target
 
 
-def save_sample(family: Any, seed: int, sane: Path, target: Path, options: argparse.Namespace) -> None:
+def save_sample(name: str, seed: int, sane: Path, target: Path, options: argparse.Namespace) -> None:
     """Draw networks around the anchors, as the record of the family did, and save the best on validation images."""
+    family = tables.FAMILIES[name]
+    bandwidth = RunRecord.load(options.records / f"{name}_{seed}.json").results["sampling"]["bandwidth"]
     record = RunRecord.start(seed=seed, arguments={"sane": sane.name, "num_candidates": NUM_CANDIDATES})
     zoo = tables.open_zoo(family.sampled, family.token_dim, options.zoos, options.work)
     codec, train = tables.open_codec(sane, zoo), zoo.splits["train"]
@@ -136,7 +138,7 @@ def save_sample(family: Any, seed: int, sane: Path, target: Path, options: argpa
         codec,
         codec.encode(aligned_tokens(anchors)),
         judge,
-        density=Density(BANDWIDTH),
+        density=Density(bandwidth),
         num_candidates=NUM_CANDIDATES,
         num_kept=1,
         generator=torch.Generator().manual_seed(seed),
@@ -152,14 +154,14 @@ def save_sample(family: Any, seed: int, sane: Path, target: Path, options: argpa
         anchors=tuple(anchors.run_ids),
         seed=seed,
         index=0,
-        bandwidth=BANDWIDTH,
+        bandwidth=bandwidth,
         bandwidth_unit="anchor_std",
         mode="joint",
         num_candidates=NUM_CANDIDATES,
         **results,
     )
     network = export_network(chosen.networks, 0, target, provenance=provenance)
-    record.finish(results, data={"images": {"name": data.name, "test": len(data.test_images)}})
+    record.finish(results, data={"images": data.describe()})
     save_network(target, network, record, title=network_title(provenance), license_id=LICENSE)
 
 
@@ -173,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in options.families:
         seed, sane = best_seed(name, options.work, options.records), save_family(name, options)
         network = options.output / f"sampled-{name}"
-        save_sample(tables.FAMILIES[name], seed, sane, network, options)
+        save_sample(name, seed, sane, network, options)
         for target in (sane, network):
             size = sum(path.stat().st_size for path in target.iterdir())
             print(f"{target}: {size / 1e6:.2f} MB", flush=True)

@@ -65,3 +65,5 @@ def test_the_sampled_network_says_where_it_is_from(folder):
     assert provenance.sane_model == "sane-usps"
     assert provenance.test_accuracy == record["results"]["test_accuracy"]
     assert provenance.anchors
+    mean, std = (record["data"]["images"][name] for name in ("mean", "std"))
+    assert f"standardised as `(pixels - {mean}) / {std}`" in (folder / "sampled-usps" / "README.md").read_text()

@@ -202,7 +202,11 @@ def test_models_are_those_of_the_best_seed(places, tmp_path, monkeypatch):
         assert page.read_text(encoding="utf-8") == text
     network = AutoModelForImageClassification.from_pretrained(tmp_path / "sampled-usps")
     assert network.num_parameters() == 2464
-    assert Provenance.load(tmp_path / "sampled-usps").sane_model == "sane-usps"
+    provenance = Provenance.load(tmp_path / "sampled-usps")
+    assert provenance.sane_model == "sane-usps"
+    found = json.loads((places["--records"] / "usps_0.json").read_text())["results"]["sampling"]
+    assert provenance.bandwidth == found["bandwidth"]
+    assert "standardised as `(pixels - [" in (tmp_path / "sampled-usps" / "README.md").read_text()
     with pytest.raises(FileExistsError, match="sane-usps is there already; remove it, or choose another --output"):
         models.main([*options, "--families", "usps"])
     with pytest.raises(FileNotFoundError, match="no autoencoder of the family mnist .* --families mnist first"):
