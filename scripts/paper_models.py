@@ -67,6 +67,22 @@ def best_seed(family: str, work: Path, records: Path) -> int:
     return max(found, key=lambda seed: found[seed])
 
 
+def bandwidth_of(family: str, seed: int, records: Path) -> float:
+    """The bandwidth that the family's record chose on validation images.
+
+    Raises:
+        ValueError: If nothing has been sampled yet.
+    """
+    path = records / f"{family}_{seed}.json"
+    found = RunRecord.load(path).results.get("sampling")
+    if found is None:
+        raise ValueError(
+            f"{path} has no bandwidth yet; run paper_tables.py --families {family} --seeds {seed} to its end"
+        )
+    bandwidth: float = found["bandwidth"]
+    return bandwidth
+
+
 def sane_title(family: str) -> str:
     """Headline of an autoencoder."""
     return f"SANE, {family}"
@@ -109,9 +125,8 @@ def card_results(own: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]
     return {**own, "reconstruction of test networks": results.get("reconstruction", {}), **probes}
 
 
-def save_family(family: str, options: argparse.Namespace) -> Path:
-    """Copy the best autoencoder of a family and write its card."""
-    seed = best_seed(family, options.work, options.records)
+def save_family(family: str, seed: int, options: argparse.Namespace) -> Path:
+    """Copy the autoencoder of a family and seed, and write its card."""
     source, target = options.work / f"{family}_{seed}" / "model", options.output / f"sane-{family}"
     if target.exists():
         raise FileExistsError(f"{target} is there already; remove it, or choose another --output")
@@ -124,10 +139,10 @@ def save_family(family: str, options: argparse.Namespace) -> Path:
     return target
 
 
-def save_sample(name: str, seed: int, sane: Path, target: Path, options: argparse.Namespace) -> None:
+def save_sample(
+    family: Any, seed: int, bandwidth: float, sane: Path, target: Path, options: argparse.Namespace
+) -> None:
     """Draw networks around the anchors, as the record of the family did, and save the best on validation images."""
-    family = tables.FAMILIES[name]
-    bandwidth = RunRecord.load(options.records / f"{name}_{seed}.json").results["sampling"]["bandwidth"]
     record = RunRecord.start(seed=seed, arguments={"sane": sane.name, "num_candidates": NUM_CANDIDATES})
     zoo = tables.open_zoo(family.sampled, family.token_dim, options.zoos, options.work)
     codec, train = tables.open_codec(sane, zoo), zoo.splits["train"]
@@ -173,9 +188,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     tune_allocator()
     for name in options.families:
-        seed, sane = best_seed(name, options.work, options.records), save_family(name, options)
+        seed = best_seed(name, options.work, options.records)
+        bandwidth = bandwidth_of(name, seed, options.records)  # before anything is saved
+        sane = save_family(name, seed, options)
         network = options.output / f"sampled-{name}"
-        save_sample(name, seed, sane, network, options)
+        save_sample(tables.FAMILIES[name], seed, bandwidth, sane, network, options)
         for target in (sane, network):
             size = sum(path.stat().st_size for path in target.iterdir())
             print(f"{target}: {size / 1e6:.2f} MB", flush=True)

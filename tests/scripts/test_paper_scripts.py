@@ -209,6 +209,15 @@ def test_models_are_those_of_the_best_seed(places, tmp_path, monkeypatch):
     assert "standardised as `(pixels - [" in (tmp_path / "sampled-usps" / "README.md").read_text()
     with pytest.raises(FileExistsError, match="sane-usps is there already; remove it, or choose another --output"):
         models.main([*options, "--families", "usps"])
+    record = json.loads((places["--records"] / "usps_0.json").read_text())
+    del record["results"]["sampling"]
+    (tmp_path / "usps_0.json").write_text(json.dumps(record))
+    places = flags({**places, "--records": tmp_path, "--output": tmp_path / "again"})
+    with pytest.raises(
+        ValueError, match=r"usps_0.json has no bandwidth yet; run .* --families usps --seeds 0 to its end"
+    ):
+        models.main([*places, "--families", "usps"])
+    assert not (tmp_path / "again").exists()
     with pytest.raises(FileNotFoundError, match="no autoencoder of the family mnist .* --families mnist first"):
         models.main([*options, "--families", "mnist"])
 
