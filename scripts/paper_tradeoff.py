@@ -28,14 +28,11 @@ from hf_sane.zoo.facts import read_facts
 from hf_sane.zoo.images import load_zoo_images
 
 tables = importlib.import_module("paper_tables")  # the script beside this one
+page = importlib.import_module("results.paper")
 
 BANDWIDTHS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 REFERENCES = ("anchors", "reconstructed_anchors")  # whatever the bandwidth
-METHODS = {
-    "sane_subsampled": "SANE, SUB",
-    "sane_bootstrapped": "SANE, BOOT",
-    "anchor_noise_selected": "anchor + noise, selected",
-}
+METHODS = {name: page.METHODS[name] for name in page.SELECTED_METHODS}
 
 
 def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -103,12 +100,7 @@ def draw(families: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Non
 
 def load_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Results of every family that has some, by seed."""
-    found = {
-        name: [
-            json.loads(path.read_text(encoding="utf-8"))["results"] for path in sorted(folder.glob(f"{name}_*.json"))
-        ]
-        for name in tables.FAMILIES
-    }
+    found = {name: [record["results"] for record in page.load_runs(folder, name)] for name in tables.FAMILIES}
     return {name: runs for name, runs in found.items() if runs}
 
 

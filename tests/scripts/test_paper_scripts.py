@@ -164,6 +164,7 @@ def test_networks_with_batch_norm_are_conditioned_on_training_images(places, ima
 
 def test_the_tradeoff_of_accuracy_and_distance(places, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "paper_tables", load_script("paper_tables"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))  # it draws what results/ tells in words
     script = load_script("paper_tradeoff")
     monkeypatch.setattr(script, "BANDWIDTHS", (0.05, 0.6))
     chosen = ["--families", "usps", "--seeds", "0", "--num_candidates", "4", "--num_kept", "2"]
