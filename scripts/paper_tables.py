@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.run_record import RunRecord
-from hf_sane.demo.probing import SPLITS, probe_features, probe_zoo
+from hf_sane.demo.probing import SPLITS, probe_features, zoo_features
 from hf_sane.demo.run import reconstruct
 from hf_sane.merging.ingredients import align_ingredients, open_ingredients
 from hf_sane.merging.scoring import ImageScore
@@ -44,6 +44,7 @@ from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.permutations import permutation_spec
 
 REPORTED_EPOCHS = (0, 1, 5, 25)
+PROBED = ("probe", "spectra", "ranks")  # parts of a record
 # 1,600 images. With the 200 batches of the released code, hundreds of candidates would take most of the time of ResNets.
 CONDITIONING_BATCHES = 50
 SMALL_MODEL = {"hidden_size": 96, "num_hidden_layers": 3, "latent_dim": 64, "latent_noise": 0.1}
@@ -138,11 +139,22 @@ def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: 
     return pretrain(arguments, zoos=list(zoos.values())).folder
 
 
-def probe_spectra(zoo: Zoo) -> dict[str, Any]:
-    """The table of a probe on spectra of the weights, which need no autoencoder."""
-    parts = {name: zoo.splits[name] for name in SPLITS}
-    spectra = {name: spectral_features(aligned_tokens(part), part.layout(0)) for name, part in parts.items()}
-    return probe_features(zoo, {"spectral_features": spectra})
+def probe_family(codec: NetworkCodec, zoos: Mapping[str, Zoo], parts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The parts of a record that probes make, those asked for: `{part: {zoo: table}}`.
+
+    Spectra of the weights stand apart, since they need no autoencoder; probes of ranks take all features.
+    """
+    tables: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    for name, zoo in zoos.items():
+        splits = {split: zoo.splits[split] for split in SPLITS}
+        read = {split: spectral_features(aligned_tokens(found), found.layout(0)) for split, found in splits.items()}
+        spectra, features = {"spectral_features": read}, {}
+        if {"probe", "ranks"} & set(parts):
+            features = zoo_features(codec.model, codec.extractor, zoo)
+        inputs = {"probe": features, "spectra": spectra, "ranks": {**features, **spectra}}
+        for part in parts:
+            tables[part][name] = probe_features(zoo, inputs[part], ranks=part == "ranks")
+    return tables
 
 
 def judge_of(data: ImageData, *, condition: bool) -> Judge:
@@ -225,10 +237,10 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
 
     if "reconstruction" not in results:
         keep("reconstruction", reconstruct(model, extractor, zoos, data)["reconstruction"])
-    if "probe" not in results:
-        keep("probe", {part: probe_zoo(model, extractor, zoos[part])[0] for part in family.probed})
-    if "spectra" not in results:
-        keep("spectra", {part: probe_spectra(zoos[part]) for part in family.probed})
+    if missing := [part for part in PROBED if part not in results]:
+        found = probe_family(codec, {part: zoos[part] for part in family.probed}, missing)
+        for part in missing:
+            keep(part, found[part])
     if "sampling" not in results:
         settings = ComparisonSettings(seed=seed, num_candidates=options.num_candidates, num_kept=options.num_kept)
         found = sample_family(

@@ -138,6 +138,20 @@ def test_spectra_are_one_more_baseline_on_request(
     assert row["spectral_features"]["num_features"] == 7 * len(matrices)
 
 
+def test_probes_of_ranks_of_one_zoo_and_across(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):
+    shutil.copytree(tiny_zoo_folder, tmp_path / "copy")
+    probe = ("probe", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--poolings", "mean")
+    probe = (*probe, "--properties", "epoch", "--regressor", "logit_linear", "--transfer", tmp_path / "copy")
+    for name, options in (("values", ()), ("ranks", ("--ranks",))):
+        hf_sane_command(*probe, *options, "--output", tmp_path / name)
+    values, ranks = (RunRecord.load(tmp_path / name / "run.json") for name in ("values", "ranks"))
+    assert (values.arguments["ranks"], ranks.arguments["ranks"]) == (False, True)
+    found = ranks.results["probe"]["epoch"]["weights"]
+    assert found["r2"] != values.results["probe"]["epoch"]["weights"]["r2"]
+    across = ranks.results["transfer"]["epoch"]["weights"][str(tiny_zoo_folder)][str(tmp_path / "copy")]
+    assert across == {key: found[key] for key in across}
+
+
 def test_probe_takes_any_numeric_column_and_refuses_others(tiny_sane_folder, tiny_zoo_folder, hf_sane_command):
     arguments = ("probe", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--poolings", "mean", "--properties")
     assert "learning_rate" in hf_sane_command(*arguments, "learning_rate").output

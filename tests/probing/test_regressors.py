@@ -124,6 +124,9 @@ def test_transfer_sees_order_where_level_differs(saturated):
     assert table["a"]["easier"].r2 < 0
     assert table["a"]["easier"].kendall_tau > 0.95
     assert table["a"]["easier"].mae > 0.5
+    ranks = transfer_table(features, targets, ranks=True)["sane_mean"]
+    assert ranks["a"]["easier"].r2 > 0.9  # scores within a zoo know nothing of its level
+    assert ranks["a"]["easier"].kendall_tau > 0.95
     few = [(7, 0.1, 2)]
     trees = transfer_table(features, targets, regressor="gradient_boosting", grid=few)["sane_mean"]["a"]["a"]
     assert 0 < trees.r2 < 0.6  # two rounds cannot do more

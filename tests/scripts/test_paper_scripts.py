@@ -110,21 +110,27 @@ def test_tables_go_on_where_they_stopped(places, capsys):
     assert results["probe"].keys() == {"usps_seed", "usps_hyper"}
     assert {"weights", "layer_statistics", "sane_mean", "sane_best"} < results["probe"]["usps_hyper"]["epoch"].keys()
     methods = results["sampling"]["methods"]
-    assert results["parts"].keys() == {"reconstruction", "probe", "spectra", "sampling"}
+    assert results["parts"].keys() == {"reconstruction", "probe", "spectra", "ranks", "sampling"}
     assert all(row.keys() == {"spectral_features"} for row in results["spectra"]["usps_seed"].values())
+    for name, row in results["ranks"]["usps_hyper"].items():
+        assert row.keys() == results["probe"]["usps_hyper"][name].keys() | {"spectral_features"}
+        fitted = [results[part]["usps_hyper"][name]["weights"]["validation_r2"] for part in ("probe", "ranks")]
+        assert (fitted[0] == pytest.approx(fitted[1])) == (name == "epoch")  # two epochs are their own ranks
     assert {"anchors", "soup", "sane_subsampled", "anchor_noise", "scratch"} < methods.keys()
     assert all(row["accuracy"].keys() == {"0", "1"} for row in methods.values())
     assert 0 <= methods["anchors"]["agreement"] <= 1
     assert record["data"]["networks"]["usps_hyper"]["train"] == 24
     model = places["--work"] / "usps_0" / "model" / "model.safetensors"
     written = model.stat().st_mtime_ns
-    del results["sampling"]
+    kept = {part: results[part] for part in ("probe", "spectra")}
+    ordered, methods = results.pop("ranks"), results.pop("sampling")["methods"]
     path.write_text(json.dumps(record))
     load_script("paper_tables").main([*flags(places), *SMALL, "--families", "usps", "--epochs", "1"])
     assert "usps seed 0" in capsys.readouterr().out
     assert model.stat().st_mtime_ns == written  # neither pre-trains nor probes again
     again = json.loads(path.read_text())["results"]
-    assert again["probe"] == results["probe"]
+    assert {part: again[part] for part in kept} == kept
+    assert again["ranks"] == ordered
     assert again["sampling"]["methods"] == methods
 
 

@@ -37,6 +37,9 @@ def probe(
     regressor: Annotated[
         Literal["ridge", "logit_linear", "gradient_boosting"], typer.Option(help="From features to properties.")
     ] = "ridge",
+    ranks: Annotated[
+        bool, typer.Option(help="Fit ranks of the properties, not their values: for choosing networks.")
+    ] = False,
     transfer: Annotated[
         list[str] | None, typer.Option(help="More zoos (folders or Hub ids): fit on each, test on each. Repeat it.")
     ] = None,
@@ -51,7 +54,7 @@ def probe(
     hide_loading_bars()
     names, wanted = parse_poolings(poolings), [name.strip() for name in properties.split(",")]
     settings: dict[str, Any] = {"sane": sane, "zoo": zoo, "config": config, "poolings": names, "spectral": spectral}
-    settings |= {"regressor": regressor, "transfer": transfer or [], "halo_size": halo_size}
+    settings |= {"regressor": regressor, "ranks": ranks, "transfer": transfer or [], "halo_size": halo_size}
     record = RunRecord.start(arguments=settings)
     model, extractor = load_sane(sane, revision)
     options = {"poolings": names, "halo_size": halo_size, "batch_size": batch_size}
@@ -62,7 +65,7 @@ def probe(
     inputs = read(zoo)
     if output is not None:
         new_folder(output)
-    table = probe_table(inputs.features, inputs.targets, runs=inputs.runs, regressor=regressor)
+    table = probe_table(inputs.features, inputs.targets, runs=inputs.runs, regressor=regressor, ranks=ranks)
     for metric, title in METRICS.items():
         typer.echo(f"{title} on test networks")
         rows = [[kind, *(getattr(table[name][kind], metric) for name in wanted)] for kind in table[wanted[0]]]
@@ -73,7 +76,7 @@ def probe(
     }
     if transfer:
         zoos = {zoo: inputs, **{source: read(source) for source in transfer}}
-        results["transfer"] = {name: print_transfer(zoos, name, regressor) for name in wanted}
+        results["transfer"] = {name: print_transfer(zoos, name, regressor, ranks=ranks) for name in wanted}
     if output is not None:
         record.arguments["aligned"] = inputs.is_aligned
         record.data["networks"] = inputs.counts
@@ -131,7 +134,7 @@ def read_zoo(
     return ZooInputs(features, targets, {key: split.run_ids for key, split in population.splits.items()}, is_aligned)
 
 
-def print_transfer(zoos: dict[str, ZooInputs], name: str, regressor: Any) -> dict[str, Any]:
+def print_transfer(zoos: dict[str, ZooInputs], name: str, regressor: Any, *, ranks: bool = False) -> dict[str, Any]:
     """Fit on each zoo, test on each: prints R2 and Kendall tau of one property, returns all as JSON holds it."""
     from hf_sane.probing.transfer import transfer_table
 
@@ -139,7 +142,8 @@ def print_transfer(zoos: dict[str, ZooInputs], name: str, regressor: Any) -> dic
     features = {
         zoo: {kind: found for kind, found in inputs.features.items() if kind in shared} for zoo, inputs in zoos.items()
     }
-    table = transfer_table(features, {zoo: inputs.targets[name] for zoo, inputs in zoos.items()}, regressor=regressor)
+    targets = {zoo: inputs.targets[name] for zoo, inputs in zoos.items()}
+    table = transfer_table(features, targets, regressor=regressor, ranks=ranks)
     for metric in ("r2", "kendall_tau"):
         typer.echo(f"{METRICS[metric]} of {name}: fitted on a row's zoo, tested on a column's")
         rows = [

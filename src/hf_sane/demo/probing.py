@@ -19,15 +19,15 @@ PROPERTIES = ("test_accuracy", "epoch", "generalization_gap")
 SPLITS = ("train", "validation", "test")
 
 
-def probe_zoo(
+def zoo_features(
     model: SANEModel,
     extractor: SANEFeatureExtractor,
     zoo: Zoo,
     *,
     window_size: int | None = None,
     halo_size: int = 0,
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Embed all networks of a zoo and probe three properties.
+) -> dict[str, dict[str, Tensor]]:
+    """W, s(W), the profile of the weights and every pooling of SANE, of all networks of a zoo.
 
     Args:
         model: Pre-trained autoencoder.
@@ -37,7 +37,7 @@ def probe_zoo(
         halo_size: Context tokens on each side of a window.
 
     Returns:
-        `{property: {features: ProbeResult as a dict}}`, and the embeddings of the test networks by pooling.
+        `{name: {split: [M_split, F]}}`, networks in the order of the zoo.
     """
     features: dict[str, dict[str, Tensor]] = {}
     for name in SPLITS:
@@ -53,21 +53,40 @@ def probe_zoo(
         )
         for pooling, values in embeddings.items():
             features.setdefault(f"sane_{pooling}", {})[name] = values
+    return features
+
+
+def probe_zoo(
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    zoo: Zoo,
+    *,
+    window_size: int | None = None,
+    halo_size: int = 0,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Embed all networks of a zoo and probe three properties; arguments as of [`zoo_features`].
+
+    Returns:
+        `{property: {features: ProbeResult as a dict}}`, and the embeddings of the test networks by pooling.
+    """
+    features = zoo_features(model, extractor, zoo, window_size=window_size, halo_size=halo_size)
     return probe_features(zoo, features), {name: values["test"] for name, values in features.items()}
 
 
-def probe_features(zoo: Zoo, features: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+def probe_features(zoo: Zoo, features: Mapping[str, Mapping[str, Tensor]], *, ranks: bool = False) -> dict[str, Any]:
     """Probe three properties of a zoo, with penalties that are chosen by leaving out one training run at a time.
 
     Args:
         zoo: Has the properties.
         features: `{name: {split: [M_split, F]}}`, networks in the order of the zoo.
+        ranks: Whether ranks of the properties are fitted, not their values, see [`probe_table`].
 
     Returns:
         `{property: {features: ProbeResult as a dict}}`.
     """
     targets = {p: {name: zoo.splits[name].column(p).astype(np.float64) for name in SPLITS} for p in PROPERTIES}
-    table = probe_table(features, targets, runs={name: zoo.splits[name].run_ids for name in SPLITS})
+    runs = {name: zoo.splits[name].run_ids for name in SPLITS}
+    table = probe_table(features, targets, runs=runs, ranks=ranks)
     return {p: {name: result.to_dict() for name, result in row.items()} for p, row in table.items()}
 
 

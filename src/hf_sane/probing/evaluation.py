@@ -11,10 +11,10 @@ from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
 from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
 from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 from hf_sane.probing.probes import PENALTIES, RidgeProbe, Values
+from hf_sane.probing.ranks import FITTED, rank_targets
 from hf_sane.probing.regressors import FITTERS, Regressor, RegressorName
 
 SPLITS = ("train", "validation", "test")
-FITTED = ("train", "validation")
 BEST = "sane_best"
 
 ProbeTable = dict[str, dict[str, "ProbeResult"]]
@@ -26,9 +26,9 @@ class ProbeResult:
 
     Attributes:
         features: Name of the features; of `sane_best`, the name of those chosen.
-        r2: On test networks.
-        kendall_tau: On test networks; 0 when the probe predicts one value for all.
-        mae: Mean absolute error on test networks, in units of the property.
+        r2: On test networks; of a probe of ranks, R2 of normal scores.
+        kendall_tau: On test networks, against the property itself; 0 when the probe predicts one value for all.
+        mae: Mean absolute error on test networks, in units of the property; of a probe of ranks, in standard deviations.
         validation_r2: R2 by which penalty and best features are chosen: on the validation networks, or with runs given on
             every run of the training and validation networks when it is left out.
         penalty: Ridge penalty chosen; `None` of a regressor without.
@@ -56,6 +56,7 @@ def probe_table(
     best_prefix: str = "sane_",
     penalties: Sequence[float] = PENALTIES,
     regressor: RegressorName = "ridge",
+    ranks: bool = False,
 ) -> ProbeTable:
     """Fit a probe for every pair of property and features.
 
@@ -71,6 +72,8 @@ def probe_table(
         penalties: Candidates, see [`RidgeProbe.fit`].
         regressor: `"ridge"`, `"logit_linear"` or `"gradient_boosting"`, see [`regressors`]. Only ridge uses `runs`: for the
             others training networks fit and validation networks choose.
+        ranks: Fit the normal scores of each property among training and validation networks instead of its values, see
+            [`normal_scores`]: for ordering networks.
 
     Returns:
         `{property: {features: ProbeResult}}`, in the order of the arguments, `sane_best` last.
@@ -87,7 +90,9 @@ def probe_table(
     for name, parts in [*features.items(), *targets.items()]:
         if missing := [split for split in SPLITS if split not in parts]:
             raise KeyError(f"{name!r} lacks the splits {missing}; a probe needs {', '.join(SPLITS)}")
-    stacked = {split: torch.stack([_column(parts[split]) for parts in targets.values()], dim=1) for split in SPLITS}
+    columns = {name: {split: _column(parts[split]) for split in SPLITS} for name, parts in targets.items()}
+    fitted = {name: rank_targets(parts, name=repr(name)) for name, parts in columns.items()} if ranks else columns
+    stacked = {split: torch.stack([parts[split] for parts in fitted.values()], dim=1) for split in SPLITS}
     table: ProbeTable = {name: {} for name in targets}
     for kind, parts in features.items():
         probe = _fitted(parts, stacked, runs if regressor == "ridge" else None, penalties, list(targets), regressor)
@@ -97,11 +102,11 @@ def probe_table(
                 f"{kind!r} has test features of {len(predictions)} networks, the targets have {len(stacked['test'])}"
             )
         for column, name in enumerate(targets):
-            predicted, wanted = predictions[:, column], stacked["test"][:, column].numpy()
+            predicted, wanted = predictions[:, column], fitted[name]["test"].numpy()
             table[name][kind] = ProbeResult(
                 features=kind,
                 r2=r2_score(predicted, wanted),
-                kendall_tau=kendall_tau(predicted, wanted) if np.ptp(predicted) > 0 else 0.0,
+                kendall_tau=kendall_tau(predicted, columns[name]["test"].numpy()) if np.ptp(predicted) > 0 else 0.0,
                 mae=mean_absolute_error(predicted, wanted),
                 validation_r2=probe.validation_r2[column],
                 penalty=probe.settings[column].get("penalty"),

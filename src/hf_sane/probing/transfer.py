@@ -11,6 +11,7 @@ from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
 from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
 from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 from hf_sane.probing.probes import PENALTIES, Values
+from hf_sane.probing.ranks import rank_targets
 from hf_sane.probing.regressors import BOOSTING_GRID, FITTERS, RegressorName
 
 ZooFeatures = Mapping[str, Mapping[str, Mapping[str, Values]]]  # zoo, kind of features, split
@@ -43,6 +44,7 @@ def transfer_table(
     regressor: RegressorName = "ridge",
     penalties: Sequence[float] = PENALTIES,
     grid: Sequence[tuple[int, float, int]] = BOOSTING_GRID,
+    ranks: bool = False,
 ) -> dict[str, dict[str, dict[str, TransferResult]]]:
     """Fit on every zoo, test on every zoo (Unterthiner et al., arXiv:2002.11448, section 5).
 
@@ -55,6 +57,8 @@ def transfer_table(
         regressor: `"ridge"`, `"logit_linear"` or `"gradient_boosting"`.
         penalties: Candidates of the first two.
         grid: Candidates of the last: leaves, learning rate, rounds.
+        ranks: Fit the normal scores of the property among the training and validation networks of each zoo, see
+            [`normal_scores`], instead of its values; R2 and error are then those of scores within a zoo.
 
     Returns:
         `{kind: {source zoo: {target zoo: TransferResult}}}`.
@@ -69,6 +73,11 @@ def transfer_table(
         )
     if regressor not in FITTERS:
         raise ValueError(f"expected a regressor out of {', '.join(FITTERS)}, got {regressor!r}")
+    wanted = {
+        zoo: {split: torch.as_tensor(part).double().cpu() for split, part in found.items()}
+        for zoo, found in targets.items()
+    }
+    fitted_to = {zoo: rank_targets(found, name=repr(zoo)) for zoo, found in wanted.items()} if ranks else wanted
     kinds = list(next(iter(features.values())))
     table: dict[str, dict[str, dict[str, TransferResult]]] = {}
     for kind in kinds:
@@ -84,17 +93,21 @@ def transfer_table(
         for source, found in features.items():
             choices: dict[str, Any] = {"grid": grid} if regressor == "gradient_boosting" else {"penalties": penalties}
             fitted = FITTERS[regressor](
-                found[kind]["train"], targets[source]["train"], validation_features=found[kind]["validation"],
-                validation_targets=targets[source]["validation"], **choices,
+                found[kind]["train"], fitted_to[source]["train"], validation_features=found[kind]["validation"],
+                validation_targets=fitted_to[source]["validation"], **choices,
             )  # fmt: skip
             table[kind][source] = {
-                target: _score(fitted.predict(features[target][kind]["test"])[:, 0], targets[target]["test"])
+                target: _score(
+                    fitted.predict(features[target][kind]["test"])[:, 0],
+                    fitted_to[target]["test"],
+                    wanted[target]["test"],
+                )
                 for target in features
             }
     return table
 
 
-def _score(predicted: torch.Tensor, wanted: Values) -> TransferResult:
-    guess, truth = predicted.numpy(), np.asarray(torch.as_tensor(wanted).double().cpu())
-    tau = kendall_tau(guess, truth) if np.ptp(guess) > 0 else 0.0
+def _score(predicted: torch.Tensor, fitted_to: torch.Tensor, wanted: torch.Tensor) -> TransferResult:
+    guess, truth = predicted.numpy(), fitted_to.numpy()
+    tau = kendall_tau(guess, wanted.numpy()) if np.ptp(guess) > 0 else 0.0
     return TransferResult(r2_score(guess, truth), tau, mean_absolute_error(guess, truth))
