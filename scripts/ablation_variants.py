@@ -81,6 +81,8 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "dense_37": Variant("dense, 37 (Z 16)", tokens=("dense", 37), model={"latent_dim": 16}),
         "dense_73": Variant("dense, 73", tokens=("dense", 73)),
         "dense_146": Variant("dense, 146 (Z 64)", tokens=("dense", 146), model={"latent_dim": 64}),
+        "raw_scale": Variant("weights as they are, not normalised", training={"normalization": "none"}),
+        "robust_scale": Variant("median and quartiles per layer", training={"normalization": "robust"}),
     },
     "latent": {f"latent_{size}": Variant(f"Z = {size}", model={"latent_dim": size}) for size in (16, 64)},
     "loss": {
@@ -90,6 +92,12 @@ STUDIES: dict[str, dict[str, Variant]] = {
         ),
         "gamma_0": Variant("gamma = 0", model={"contrast_weight": 0.0}),
         "gamma_0.2": Variant("gamma = 0.2", model={"contrast_weight": 0.2}),
+        "epochs": Variant("contrast between epochs of a run", training={"second_network": "same_run"}),
+        "epochs_0.2": Variant(
+            "contrast between epochs, gamma = 0.2",
+            training={"second_network": "same_run"},
+            model={"contrast_weight": 0.2},
+        ),
         "masked": Variant("masked loss normalisation", model={"loss_normalization": "masked"}),
         "no_latent_noise": Variant("no noise on latents", model={"latent_noise": 0.0}),
         "all_entries": Variant("loss over padding too (released)", model={"reconstruction_denominator": "all"}),

@@ -81,6 +81,8 @@ def test_wrong_types_raise(wrong):
         ({"zoo": []}, "zoo is empty: name at least one"),
         ({"views": ["mirrored"]}, r"views takes one or two of 'original', 'aligned', 'permuted', got \['mirrored'\]"),
         ({"views": ["aligned"] * 3}, "views takes one or two"),
+        ({"second_network": "same_run", "views": ["aligned"]}, r"'same_run' needs two views, got views=\['aligned'\]"),
+        ({"second_network": "same_run", "streaming": True}, "'same_run' needs all checkpoints of a run at hand"),
         ({"behavior_weight": 0.5}, "behavior_weight > 0 needs behavior_data"),
     ],
 )

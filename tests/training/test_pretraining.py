@@ -197,6 +197,7 @@ def test_two_processes_train_together_and_resume_to_the_last_bit(tmp_path, zoo_f
         {"mixed_precision": "bf16"},
         {"views": ["aligned"]},
         {"views": ["original", "original"]},
+        {"second_network": "same_run"},
         {"activation_checkpointing": True},
         {"max_grad_norm": 0.0},
         {"normalization": "none"},
@@ -217,6 +218,15 @@ def test_every_option_runs(tmp_path, zoo, changes):
     assert all(map(math.isfinite, losses))
     assert math.isfinite(result.reconstruction_r2)
     assert bool(list((tmp_path / "run").rglob("events.out.*"))) == (changes.get("log_with") == "tensorboard")
+
+
+def test_the_second_view_of_another_checkpoint_changes_training(tmp_path, zoo):
+    changes = {"second_network": "same_run", "max_steps": 3}
+    losses, _ = train(settings(tmp_path / "run", **changes), zoo)
+    again, _ = train(settings(tmp_path / "again", **changes), zoo)
+    plain, _ = train(settings(tmp_path / "plain", max_steps=3), zoo)
+    assert losses == again
+    assert losses[0] != plain[0]
 
 
 def test_continuing_from_a_trained_model(tmp_path, zoo):

@@ -17,6 +17,7 @@ from hf_sane.zoo.build import build_zoo
 from hf_sane.zoo.dataset import ZooSplit
 from hf_sane.zoo.facts import read_facts
 from hf_sane.zoo.loader import WindowSampler
+from hf_sane.zoo.siblings import Siblings
 from hf_sane.zoo.streaming import StreamingWindowSampler
 
 PLAIN = {"noise": 0.0, "views": ("original",)}
@@ -134,6 +135,61 @@ def test_permutations_come_from_a_pool(tiny_zoo, extractor):
         found[windows] = max(map(len, seen.values()))
     assert found[one] == 1
     assert found[many] > 1
+
+
+def test_the_second_view_may_show_another_checkpoint_of_the_run(tiny_zoo, extractor):
+    split = tiny_zoo.splits["train"]
+    aligned = extractor.normalize(aligned_tokens(split), split.layout(0))
+    options = {"window_size": 20, "views": ("aligned", "aligned")}
+    plain = sampler(tiny_zoo, extractor, **options)
+    windows = sampler(tiny_zoo, extractor, **options, second_network="same_run")
+    runs, seen = np.array(split.run_ids), {}
+    for step in range(60):
+        batch, same = windows.batch(step, with_indices=True), plain.batch(step)
+        for name in ("tokens", "target_tokens", "positions", "weight_mask", "attention_mask"):
+            assert torch.equal(batch[name], same[name])  # nothing else changes
+        for i, index in enumerate(batch["indices"].tolist()):
+            part = slice(start := int(batch["positions"][i, 0, 0]), start + 20)
+            siblings = set(np.flatnonzero(runs == runs[index])) - {index}
+            shown = {j for j in siblings if torch.equal(batch["second_target_tokens"][i], aligned[j, part])}
+            assert shown
+            seen.setdefault(index, set()).update(shown)
+            assert not torch.equal(batch["second_target_tokens"][i], batch["target_tokens"][i])
+    assert max(len(found) for found in seen.values()) == len(split) // len(set(runs)) - 1
+    again = windows.batch(3)
+    assert all(torch.equal(again[name], tensor) for name, tensor in windows.batch(3).items())
+
+
+def test_siblings_are_all_as_likely_and_a_lonely_network_stays():
+    siblings = Siblings(["b", "a", "b", "c", "b", "a"])
+    shares = np.linspace(0, 1, 1000, endpoint=False)
+    for member, others in {0: [2, 4], 2: [0, 4], 4: [0, 2], 1: [5], 5: [1], 3: [3]}.items():
+        drawn = siblings.draw(np.full(1000, member), shares)
+        assert dict(zip(*np.unique(drawn, return_counts=True), strict=True)) == dict.fromkeys(
+            others, 1000 // len(others)
+        )
+    assert siblings.exist
+    assert not Siblings(["a", "b"]).exist
+
+
+def test_another_checkpoint_of_the_run_needs_one(tiny_zoo, extractor):
+    split = tiny_zoo.splits["train"]
+    last = split.select(split.column("epoch") == split.column("epoch").max())
+    options = {"window_size": 52, "batch_size": 4}
+    with pytest.raises(
+        ValueError, match="needs runs with checkpoints of several epochs, got one network of every run"
+    ):
+        WindowSampler([last], extractor, **options, second_network="same_run")
+    with pytest.raises(ValueError, match=r"is about the second of two views, got views=\['original'\]"):
+        WindowSampler([split], extractor, **options, **PLAIN, second_network="same_run")
+    with pytest.raises(ValueError, match="expected second_network 'same' or 'same_run', got 'other'"):
+        WindowSampler([split], extractor, **options, second_network="other")
+    mixed = WindowSampler(
+        [last, split], extractor, **options, noise=0.0, views=("aligned",) * 2, second_network="same_run"
+    )
+    for batch in (mixed.batch(step, with_indices=True) for step in range(9)):
+        for i, index in enumerate(batch["indices"].tolist()):
+            assert torch.equal(batch["tokens"][i], batch["second_tokens"][i]) == (index < len(last))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 32, 50])

@@ -92,6 +92,9 @@ class PretrainArguments:
         default_factory=lambda: ["aligned", "permuted"],
         metadata={"help": "The views of each window: 'original', 'aligned', 'permuted'. One: reconstruction only."},
     )
+    second_network: Literal["same", "same_run"] = _field(
+        "What the second view shows: the same network, or another checkpoint of its training run.", default="same"
+    )
     noise: float = _field("Standard deviation of the multiplicative noise N(1, noise) on both views.", default=0.1)
     num_permutations: int = _field("Random permutations drawn per layout for the permuted view.", default=200)
     erase: float = _field("Share of each view's tokens that are blanked, in [0, 1).", default=0.0)
@@ -193,6 +196,13 @@ class PretrainArguments:
         unknown = sorted(set(self.views) - {"original", "aligned", "permuted"})
         if unknown or len(self.views) not in (1, 2):
             raise ValueError(f"views takes one or two of 'original', 'aligned', 'permuted', got {self.views}")
+        if self.second_network != "same" and len(self.views) != 2:
+            raise ValueError(f"second_network={self.second_network!r} needs two views, got views={self.views}")
+        if self.second_network != "same" and self.streaming:
+            raise ValueError(
+                f"second_network={self.second_network!r} needs all checkpoints of a run at hand, which a stream does not "
+                "have; leave streaming out"
+            )
         if self.lora and self.pretrained is None:
             raise ValueError("lora adapts a model that exists: name it with pretrained (--from), a folder or Hub id")
         if self.lora and not self.lora_targets:

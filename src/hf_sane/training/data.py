@@ -106,7 +106,7 @@ class TrainingData:
         }
         if self.streams:
             return StreamedBatches(self.streams, extractor, buffer_size=arguments.stream_buffer, **settings)
-        return WindowSampler(self.train, extractor, **settings)
+        return WindowSampler(self.train, extractor, second_network=arguments.second_network, **settings)
 
     def describe(self, arguments: PretrainArguments) -> dict[str, Any]:
         """What was trained and validated on, for the run record."""

@@ -8,8 +8,20 @@ from torch import Tensor
 
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.dataset import ZooSplit
+from hf_sane.zoo.siblings import Siblings
 from hf_sane.zoo.symmetries import network_spec
-from hf_sane.zoo.windows import Members, View, WindowSettings, WindowSource, assemble, epoch_order, seeded
+from hf_sane.zoo.windows import (
+    SIBLING_STREAM,
+    Gather,
+    Members,
+    SecondNetwork,
+    View,
+    WindowSettings,
+    WindowSource,
+    assemble,
+    epoch_order,
+    seeded,
+)
 
 
 class WindowSampler:
@@ -30,9 +42,11 @@ class WindowSampler:
         num_permutations: Random permutations per architecture that the permuted view draws from.
         erase: Share of the tokens of each view that are set to zero after the noise.
         seed: Of everything.
+        second_network: What the second view shows: the same network (as published), or another checkpoint of its training
+            run, so that contrast pulls the epochs of a run together. A run of one checkpoint shows that one.
 
     Raises:
-        ValueError: For settings out of range, no networks, tokens of different sizes, an extractor that makes other
+        ValueError: For settings out of range, no networks, no run of several checkpoints to take another one from, tokens of different sizes, an extractor that makes other
             tokens or was not fitted, the aligned view of a zoo without alignment, or a view that permutes networks whose
             symmetries are not known.
         KeyError: If the extractor was fitted on another architecture.
@@ -50,13 +64,15 @@ class WindowSampler:
         num_permutations: int = 200,
         erase: float = 0.0,
         seed: int = 0,
+        second_network: SecondNetwork = "same",
     ) -> None:
         self.settings = WindowSettings(
-            window_size, batch_size, tuple(views), float(noise), num_permutations, float(erase), seed
+            window_size, batch_size, tuple(views), float(noise), num_permutations, float(erase), seed, second_network
         )
         self.sources: list[WindowSource] = []
         self._splits: list[ZooSplit] = []  # of each source
         self._runs: list[Tensor] = []
+        self._siblings: list[Siblings] = []
         groups, members = [], []
         for split in splits:
             for part in _by_architecture(split):
@@ -65,6 +81,11 @@ class WindowSampler:
                 members.append(np.arange(len(part)))
         if not groups:
             raise ValueError("expected at least one network to draw windows from, got none")
+        if second_network == "same_run" and not any(siblings.exist for siblings in self._siblings):
+            raise ValueError(
+                "second_network='same_run' needs runs with checkpoints of several epochs, got one network of every run; keep "
+                "more epochs (keep_epochs), or use second_network='same'"
+            )
         self._groups, self._members = torch.from_numpy(np.concatenate(groups)), np.concatenate(members)
         self.width = max(source.length for source in self.sources)
 
@@ -81,6 +102,7 @@ class WindowSampler:
         self.sources.append(source)
         self._splits.append(part)
         self._runs.append(runs)
+        self._siblings.append(Siblings(part.run_ids))
 
     @property
     def num_models(self) -> int:
@@ -107,18 +129,23 @@ class WindowSampler:
             raise ValueError(f"steps count from 0, got {step}")
         indices = self._indices(step)
         groups = self._groups[indices]
+        siblings = self.settings.second_network == "same_run"
+        shares = torch.rand(len(indices), generator=seeded(self.settings.seed, SIBLING_STREAM, step)).numpy()
         parts = []
         for group in groups.unique().tolist():
             places = (groups == group).nonzero().flatten()
             members = self._members[indices[places].numpy()]
-            split = self._splits[group]
-
-            def gather(index: Tensor, rows: np.ndarray = split.rows[members], split: ZooSplit = split) -> Tensor:
-                return split.table.gather(rows, index)
-
-            parts.append(Members(self.sources[group], places, self._runs[group][members], gather))
+            gather, second = self._gather(group, members), None
+            if siblings:
+                second = self._gather(group, self._siblings[group].draw(members, shares[places.numpy()]))
+            parts.append(Members(self.sources[group], places, self._runs[group][members], gather, second))
         batch = assemble(parts, self.settings, self.width, seeded(self.settings.seed, step))
         return {**batch, "indices": indices} if with_indices else batch
+
+    def _gather(self, group: int, members: np.ndarray) -> Gather:
+        split = self._splits[group]
+        rows = split.rows[members]
+        return lambda index: split.table.gather(rows, index)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Batches 0, 1, 2, ... without end."""

@@ -17,7 +17,13 @@ from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.token_permutations import TokenPermutations
 
 View = Literal["original", "aligned", "permuted"]
-POOL_STREAM, ORDER_STREAM = 2**32, 2**32 + 1  # beyond every step: seeds of what is drawn once
+SecondNetwork = Literal["same", "same_run"]
+Gather = Callable[[Tensor], Tensor]
+POOL_STREAM, ORDER_STREAM, SIBLING_STREAM = (
+    2**32,
+    2**32 + 1,
+    2**32 + 2,
+)  # beyond every step: seeds of what is drawn once
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ class WindowSettings:
     num_permutations: int
     erase: float
     seed: int
+    second_network: SecondNetwork = "same"
 
     @property
     def permutes(self) -> bool:
@@ -52,6 +59,12 @@ class WindowSettings:
             raise ValueError(f"expected one or two views out of {', '.join(get_args(View))}, got {self.views}")
         if not 0 <= self.noise < math.inf or not 0 <= self.erase < 1:
             raise ValueError(f"expected noise >= 0 and erase in [0, 1), got {self.noise} and {self.erase}")
+        if self.second_network not in get_args(SecondNetwork):
+            raise ValueError(f"expected second_network 'same' or 'same_run', got {self.second_network!r}")
+        if self.second_network != "same" and len(self.views) != 2:
+            raise ValueError(
+                f"second_network={self.second_network!r} is about the second of two views, got views={list(self.views)}"
+            )
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -138,12 +151,14 @@ class Members:
         places: `[k]` int64: their places in the batch.
         runs: `[k]` int64: the alignment of each; anything without the aligned view.
         gather: From an index `[k, L * D]` into flattened tokens to the scalars, `[k, L * D]`.
+        second_gather: The same for the networks of the second view, if they are others; alignments are those of `runs`.
     """
 
     source: WindowSource
     places: Tensor
     runs: Tensor
-    gather: Callable[[Tensor], Tensor]
+    gather: Gather
+    second_gather: Gather | None = None
 
 
 def assemble(
@@ -179,7 +194,8 @@ def assemble(
         batch["attention_mask"][at, :length] = True
         for number, view in enumerate(settings.views):
             chosen = part.runs if view == "aligned" else drawn[number][at]
-            raw = part.gather(source.index(view, starts, chosen)).view(len(at), length, token_dim)
+            gather = part.gather if number == 0 or part.second_gather is None else part.second_gather
+            raw = gather(source.index(view, starts, chosen)).view(len(at), length, token_dim)
             clean[number, at, :length] = source.normalize(raw, window)
     for prefix, view_tokens in zip(("", "second_"), clean, strict=False):
         noisy = view_tokens
