@@ -122,10 +122,12 @@ class ImageData:
             raise ValueError(f"{self.name}: expected a size of at least 1 pixel, got {size}")
         if size == self.image_size:
             return self
-        pixels = {split: F.interpolate(self.split(split)[0], size=(size, size), mode="area") for split in SPLITS}
+        before = {split: self.split(split)[0].cpu() for split in SPLITS}
+        pixels = {split: F.interpolate(images, size=(size, size), mode="area") for split, images in before.items()}
         mean, std = _moments(pixels["train"])
         shown, spread = mean.view(-1, 1, 1), std.view(-1, 1, 1)
-        images = {f"{split}_images": ((values - shown) / spread).float() for split, values in pixels.items()}
+        device = self.train_images.device
+        images = {f"{split}_images": ((part - shown) / spread).float().to(device) for split, part in pixels.items()}
         # These pixels were standardised before.
         old_mean, old_std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
         moments = {"mean": tuple((old_mean + old_std * mean).tolist()), "std": tuple((old_std * std).tolist())}
