@@ -143,7 +143,9 @@ def test_probes_of_ranks_of_one_zoo_and_across(tiny_sane_folder, tiny_zoo_folder
     probe = ("probe", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--poolings", "mean")
     probe = (*probe, "--properties", "epoch", "--regressor", "logit_linear", "--transfer", tmp_path / "copy")
     for name, options in (("values", ()), ("ranks", ("--ranks",))):
-        hf_sane_command(*probe, *options, "--output", tmp_path / name)
+        printed = hf_sane_command(*probe, *options, "--output", tmp_path / name).output
+        assert ("mean absolute error of normal scores on test networks" in printed) == (name == "ranks")
+        assert "Kendall tau on test networks" in printed
     values, ranks = (RunRecord.load(tmp_path / name / "run.json") for name in ("values", "ranks"))
     assert (values.arguments["ranks"], ranks.arguments["ranks"]) == (False, True)
     found = ranks.results["probe"]["epoch"]["weights"]

@@ -67,7 +67,8 @@ def probe(
         new_folder(output)
     table = probe_table(inputs.features, inputs.targets, runs=inputs.runs, regressor=regressor, ranks=ranks)
     for metric, title in METRICS.items():
-        typer.echo(f"{title} on test networks")
+        of_scores = " of normal scores" if ranks and metric != "kendall_tau" else ""
+        typer.echo(f"{title}{of_scores} on test networks")
         rows = [[kind, *(getattr(table[name][kind], metric) for name in wanted)] for kind in table[wanted[0]]]
         print_table(("features", *wanted), rows)
         typer.echo()
