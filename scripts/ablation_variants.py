@@ -98,6 +98,8 @@ STUDIES: dict[str, dict[str, Variant]] = {
             training={"second_network": "same_run"},
             model={"contrast_weight": 0.2},
         ),
+        "supervised_0.1": Variant("properties as targets, weight 0.1", training={"supervised_weight": 0.1}),
+        "supervised_1": Variant("properties as targets, weight 1", training={"supervised_weight": 1.0}),
         "masked": Variant("masked loss normalisation", model={"loss_normalization": "masked"}),
         "no_latent_noise": Variant("no noise on latents", model={"latent_noise": 0.0}),
         "all_entries": Variant("loss over padding too (released)", model={"reconstruction_denominator": "all"}),

@@ -198,6 +198,12 @@ def test_two_processes_train_together_and_resume_to_the_last_bit(tmp_path, zoo_f
         {"views": ["aligned"]},
         {"views": ["original", "original"]},
         {"second_network": "same_run"},
+        {
+            "supervised_weight": 0.5,
+            "behavior_weight": 0.5,
+            "behavior_data": "digits",
+            "model": {**TINY_MODEL, "window_size": 64},
+        },
         {"activation_checkpointing": True},
         {"max_grad_norm": 0.0},
         {"normalization": "none"},

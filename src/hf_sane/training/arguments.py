@@ -133,6 +133,14 @@ class PretrainArguments:
         "Between softmax outputs: mean squared error, or Kullback-Leibler divergence.", default="mse"
     )
 
+    supervised_weight: float = _field(
+        "Factor of a loss on what the mean latent of a window tells about its network; 0: none.", default=0.0
+    )
+    supervised_properties: list[str] = field(
+        default_factory=lambda: ["test_accuracy", "epoch", "generalization_gap"],
+        metadata={"help": "Columns of the zoo that it asks for."},
+    )
+
     eval_every_epochs: int = _field(
         "Epochs between evaluations on the validation split; 0: only at the end.", default=5
     )
@@ -176,7 +184,7 @@ class PretrainArguments:
 
     def validate_ranges(self) -> None:
         """Rates and shares lie where they have a meaning."""
-        for name in ("noise", "weight_decay", "max_grad_norm"):
+        for name in ("noise", "weight_decay", "max_grad_norm", "supervised_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("learning_rate", "lora_alpha"):
@@ -209,8 +217,18 @@ class PretrainArguments:
             raise ValueError(f"lora_targets is empty: name modules, such as {list(LORA_TARGETS)}")
         if self.lora_base is not None:
             require_hub_id(self.lora_base)
+        if self.supervised_weight > 0:
+            self._check_supervision()
         if self.behavior_weight > 0 and self.behavior_data is None:
             raise ValueError("behavior_weight > 0 needs behavior_data: 'digits' or the path of an .npz of images")
+
+    def _check_supervision(self) -> None:
+        if self.batch_size < 3 or not self.supervised_properties or self.streaming:
+            raise ValueError(
+                "supervised_weight > 0 needs batches of 3 windows or more, a property at least, and zoos that are not "
+                f"streamed; got batch_size={self.batch_size}, supervised_properties={self.supervised_properties}, "
+                f"streaming={self.streaming}"
+            )
 
     @property
     def model_settings(self) -> dict[str, Any]:

@@ -26,6 +26,17 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
+class IndexedBatches:
+    """Batches that say which networks their windows are from, for losses that ask for more about them."""
+
+    sampler: WindowSampler
+
+    def batch(self, number: int, /) -> dict[str, Tensor]:
+        """As of the sampler, with `indices` `[B]`."""
+        return self.sampler.batch(number, with_indices=True)
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """Networks of one or several zoos.
 
@@ -106,7 +117,8 @@ class TrainingData:
         }
         if self.streams:
             return StreamedBatches(self.streams, extractor, buffer_size=arguments.stream_buffer, **settings)
-        return WindowSampler(self.train, extractor, second_network=arguments.second_network, **settings)
+        sampler = WindowSampler(self.train, extractor, second_network=arguments.second_network, **settings)
+        return IndexedBatches(sampler) if arguments.supervised_weight > 0 else sampler
 
     def describe(self, arguments: PretrainArguments) -> dict[str, Any]:
         """What was trained and validated on, for the run record."""

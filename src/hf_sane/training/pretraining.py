@@ -26,6 +26,7 @@ from hf_sane.training.checkpoints import PARTIAL, list_checkpoints, replace_fold
 from hf_sane.training.data import Batches, TrainingData
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
 from hf_sane.training.preparation import build_model, check_fits, fit_extractor, one_cycle
+from hf_sane.training.supervision import SupervisedLoss
 from hf_sane.zoo.dataset import Zoo
 
 RECORD_NAME = "run.json"  # beside the model
@@ -86,6 +87,7 @@ class Run:
     extractor: SANEFeatureExtractor
     data: TrainingData
     behavior: BehaviorLoss | None
+    supervision: SupervisedLoss | None
     num_steps: int
     steps_per_epoch: int
     progress: Progress
@@ -102,11 +104,14 @@ class Run:
             number = (self.progress.step * micro_steps + micro_step) * accelerator.num_processes
             batch = self.batches.batch(number + accelerator.process_index)
             batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+            indices = batch.pop("indices", None)
             with accelerator.accumulate(self.model):
                 output = self.model(**batch)
                 loss = output.loss
                 if self.behavior is not None:
                     loss = self.behavior.combine(output, batch, self.progress.step)
+                if self.supervision is not None and indices is not None:
+                    loss = loss + self.supervision.term(output.latents, batch["attention_mask"], indices)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients and self.arguments.max_grad_norm > 0:
                     accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
@@ -251,6 +256,7 @@ def prepare_run(
     optimizer = AdamW(parameters, lr=arguments.learning_rate, weight_decay=arguments.weight_decay, fused=True)
     scheduler = one_cycle(optimizer, arguments, num_steps)
     behavior = BehaviorLoss.from_arguments(arguments, model.config, extractor, splits, accelerator.device)
+    supervision = SupervisedLoss.from_arguments(arguments, splits, accelerator.device)
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     run = Run(
         arguments=arguments,
@@ -262,6 +268,7 @@ def prepare_run(
         extractor=extractor,
         data=data,
         behavior=behavior,
+        supervision=supervision,
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
         progress=Progress(),
