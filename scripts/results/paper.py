@@ -47,6 +47,7 @@ FEW = (1, 3, 5)
 FEW_METHODS = ("anchors", "sane_subsampled", "sane_bootstrapped", "anchor_noise_selected", "scratch")
 # Of comparable diversity: the soup is one network.
 RIVALS = ("anchor_noise", "anchor_noise_selected", "anchor_average", "scratch")
+Row = Mapping[str, Any]  # of a probe table: scores by kind of features
 
 
 def load_runs(folder: Path, family: str) -> list[dict[str, Any]]:
@@ -99,40 +100,63 @@ def hardware(folder: Path) -> str:
 
 
 def probing_block(folder: Path) -> str:
-    """R2 of every kind of features, per zoo and property."""
-    rows, taus, wins, tau_wins, sweeps, cells = [], [], 0, 0, 0, 0
-    for runs in present(folder).values():
-        for zoo in runs[0]["results"].get("probe", {}):
-            probed = [run["results"] for run in runs if "probe" in run["results"]]
-            for name, title in PROPERTIES.items():
-                found = [_probe_row(results, zoo, name) for results in probed]
-                scores = {kind: [row[kind]["r2"] for row in found] for kind in FEATURES}
-                won = statistics.mean(scores["sane_best"]) > statistics.mean(scores["layer_statistics"])
-                wins, cells = wins + won, cells + 1
-                sweeps += all(statistics.mean(scores["sane_best"]) > scores[kind][0] for kind in WITHOUT_MODEL)
-                shown = [_probe_cell(scores[kind], kind) for kind in FEATURES]
-                shown[-1] = f"**{shown[-1]}**" if won else shown[-1]
-                rows.append([f"{zoo}: {title}", *shown])
-                ranks = {kind: [row[kind]["kendall_tau"] for row in found] for kind in FEATURES}
-                tau_wins += statistics.mean(ranks["sane_best"]) > statistics.mean(ranks["layer_statistics"])
-                taus.append([f"{zoo}: {title}", *(_probe_cell(ranks[kind], kind) for kind in FEATURES)])
-    header = ["zoo and property", *FEATURES.values()]
-    return f"""{markdown_table(["R2: " + header[0], *header[1:]], rows, numbers=True)}
+    """R2 and Kendall's tau of every kind of features, per zoo and property."""
+    values, ranks = probed(folder, "probe"), probed(folder, "ranks")
+    wins, cells = cells_won(values, "r2"), len(values)
+    return f"""{probe_rows("R2", values, "r2")}
 
-{markdown_table(["Kendall's tau: " + header[0], *header[1:]], taus, numbers=True)}
+{probe_rows("Kendall's tau, probes of values", values, "kendall_tau")}
 
-SANE's best pooling is above s(W) in {wins} of {cells} cells of R2 (bold), by which it is chosen, in {tau_wins} of Kendall's tau, and above W, s(W) and the spectra at once in {sweeps} of R2. Mean over SANE's seeds ± their standard deviation; what is read off weights has
+{probe_rows("Kendall's tau, probes of ranks", ranks, "kendall_tau")}
+
+SANE's best pooling is above s(W) (bold) in {wins} of {cells} cells of R2, by which it is chosen, in {cells_won(values, "kendall_tau")} of Kendall's tau of the same probes and in {cells_won(ranks, "kendall_tau")} of
+that of probes of ranks, and above W, s(W) and the spectra at once in {cells_won(values, "r2", WITHOUT_MODEL)} of R2 and {cells_won(ranks, "kendall_tau", WITHOUT_MODEL)} of probes of ranks. Mean over SANE's seeds ± their standard deviation; what is read off weights has
 no seed. *spectra of W*: norms, exponent of the tail, stable rank and correlation of every weight matrix. *profile of W*: what SANE's poolings `decoded_profile` and `decoded_distribution` read off decoded
 weights, read off the weights themselves, the better of the two chosen as for SANE."""
 
 
-def _probe_row(results: Mapping[str, Any], zoo: str, name: str) -> dict[str, Any]:
-    """Scores of every kind of features for one property; spectra are a part of the record of their own."""
-    row = results["probe"][zoo][name]
-    return {**row, "weight_best": _best_profile(row), **results["spectra"][zoo][name]}
+def probed(folder: Path, part: str) -> dict[str, list[Row]]:
+    """Probe tables of all seeds by zoo and property, of values (`probe`) or of ranks (`ranks`)."""
+    cells: dict[str, list[Row]] = {}
+    for runs in present(folder).values():
+        for zoo in runs[0]["results"].get(part, {}):
+            for name, title in PROPERTIES.items():
+                cells[f"{zoo}: {title}"] = [_probe_row(run["results"], part, zoo, name) for run in runs]
+    return cells
 
 
-def _best_profile(row: Mapping[str, Any]) -> dict[str, Any]:
+def is_won(rows: Sequence[Row], metric: str, rivals: Sequence[str] = ("layer_statistics",)) -> bool:
+    """Whether SANE's best pooling is above all rivals in the mean over seeds."""
+
+    def mean(kind: str) -> float:
+        return statistics.mean(row[kind][metric] for row in rows)
+
+    return all(mean("sane_best") > mean(kind) for kind in rivals)
+
+
+def cells_won(cells: Mapping[str, Sequence[Row]], metric: str, rivals: Sequence[str] = ("layer_statistics",)) -> int:
+    """Number of cells in which SANE's best pooling is above all rivals."""
+    return sum(is_won(rows, metric, rivals) for rows in cells.values())
+
+
+def probe_rows(title: str, cells: Mapping[str, Sequence[Row]], metric: str) -> str:
+    """One metric of all zoos and properties, as a table."""
+    lines = []
+    for name, rows in cells.items():
+        shown = [_probe_cell([row[kind][metric] for row in rows], kind) for kind in FEATURES]
+        shown[-1] = f"**{shown[-1]}**" if is_won(rows, metric) else shown[-1]
+        lines.append([name, *shown])
+    return markdown_table([f"{title}: zoo and property", *FEATURES.values()], lines, numbers=True)
+
+
+def _probe_row(results: Mapping[str, Any], part: str, zoo: str, name: str) -> Row:
+    """Scores of every kind of features for one property; spectra of values are a part of the record of their own."""
+    row = results[part][zoo][name]
+    spectra = results["spectra"][zoo][name] if part == "probe" else {}
+    return {**row, "weight_best": _best_profile(row), **spectra}
+
+
+def _best_profile(row: Row) -> dict[str, Any]:
     """The weights' own profile, with or without spectra, chosen as SANE's poolings are."""
     rivals = [row[kind] for kind in ("weight_profile", "weight_distribution") if kind in row]
     best: dict[str, Any] = max(rivals, key=lambda found: found["validation_r2"])

@@ -50,6 +50,18 @@ def probe(seed):
     }
 
 
+def ranks(probed):
+    """Of probes of ranks: tau is .1 higher, and s(W) reaches .5."""
+    return {
+        name: {
+            **{kind: {**row[kind], "kendall_tau": row[kind]["kendall_tau"] + 0.1} for kind in row},
+            "layer_statistics": {"r2": 0.7, "kendall_tau": 0.5},
+            "spectral_features": {"r2": 0.4, "kendall_tau": 0.3},
+        }
+        for name, row in probed.items()
+    }
+
+
 def tradeoff(seed):
     def row(accuracy, distance):
         return {"test_accuracy": [accuracy - 0.01, accuracy + 0.01], "nearest_training_distance": distance}
@@ -74,6 +86,7 @@ def folder(tmp_path):
         results = {"reconstruction": rebuilt, "probe": {"usps_seed": probe(seed)}, "sampling": sampling(seed, 0.82)}
         spectra = {"spectral_features": {"r2": 0.4, "kendall_tau": 0.2}}
         results["spectra"] = {"usps_seed": dict.fromkeys(results["probe"]["usps_seed"], spectra)}
+        results["ranks"] = {"usps_seed": ranks(results["probe"]["usps_seed"])}
         files[f"usps_{seed}"] = record(seed, results)
         files[f"transfer/usps_few_3_{seed}"] = record(seed, sampling(seed, 0.3))
         files[f"tradeoff/usps_{seed}"] = record(seed, tradeoff(seed))
@@ -98,10 +111,18 @@ def test_probing_counts_the_cells_that_are_won(paper, folder):
     assert "| usps_seed: accuracy | 0.100 | 0.700 | 0.400 | 0.800 | 0.300 ± 0.000 | **0.910 ± 0.014** |" in block
     assert "| usps_seed: epoch | 0.100 | 0.700 | 0.400 | 0.800 | 0.300 ± 0.000 | 0.610 ± 0.014 |" in block
     assert (
-        "above s(W) in 2 of 3 cells of R2 (bold), by which it is chosen, in 2 of Kendall's tau, and above W," in block
+        "is above s(W) (bold) in 2 of 3 cells of R2, by which it is chosen, in 2 of Kendall's tau of the same" in block
     )
-    assert "at once in 2 of R2" in block
-    assert "| usps_seed: epoch | 0.050 | 0.350 | 0.200 | 0.400 | 0.150 ± 0.000 | 0.305 ± 0.007 |" in block  # tau
+    assert (
+        "in 1 of\nthat of probes of ranks, and above W, s(W) and the spectra at once in 2 of R2 and 1 of probes"
+        in block
+    )
+    values, ranks = block.index("Kendall's tau, probes of values"), block.index("Kendall's tau, probes of ranks")
+    line = "| usps_seed: epoch | 0.050 | 0.350 | 0.200 | 0.400 | 0.150 ± 0.000 | 0.305 ± 0.007 |"
+    assert values < block.index(line) < ranks
+    line = "| usps_seed: accuracy | 0.150 | 0.500 | 0.300 | 0.500 | 0.250 ± 0.000 | **0.555 ± 0.007** |"
+    assert ranks < block.index(line)
+    assert "| usps_seed: gap | 0.150 | 0.500 | 0.300 | 0.500 | 0.250 ± 0.000 | 0.480 ± 0.007 |" in block
 
 
 def test_probing_counts_the_cells_that_spectra_win(paper, folder):
@@ -111,7 +132,7 @@ def test_probing_counts_the_cells_that_spectra_win(paper, folder):
         known["results"]["spectra"]["usps_seed"]["test_accuracy"]["spectral_features"]["r2"] = 0.95
         path.write_text(json.dumps(known))
     block = paper.blocks(folder)["probing"]
-    assert "above s(W) in 2 of 3 cells" in block
+    assert "is above s(W) (bold) in 2 of 3 cells" in block
     assert "at once in 1 of R2" in block
 
 
