@@ -275,6 +275,15 @@ def test_a_split_of_two_architectures_is_taken_apart(tiny_zoo, mlp_zoo, extracto
     apart = WindowSampler(parts, fit(*parts), **settings)
     for name, tensor in windows.batch(2).items():
         assert torch.equal(tensor, apart.batch(2)[name])
+    extractor = fit(*parts)
+    shuffled = mixed.select(np.random.default_rng(0).permutation(len(mixed)))
+    windows = WindowSampler([mixed, shuffled], extractor, **{**settings, "noise": 0.0})
+    for step in range(windows.num_models // 8):
+        batch = windows.batch(step, with_indices=True)
+        for i, index in enumerate(batch["indices"].tolist()):
+            split, position = (mixed, index) if index < len(mixed) else (shuffled, index - len(mixed))
+            tokens = extractor.normalize(split.select([position]).stacked_tokens(), split.layout(position))[0]
+            assert torch.equal(batch["tokens"][i, : len(tokens)], tokens)
 
 
 def test_the_model_takes_a_batch_as_it_is(tiny_zoo, mlp_zoo):

@@ -73,12 +73,14 @@ class WindowSampler:
         self._splits: list[ZooSplit] = []  # of each source
         self._runs: list[Tensor] = []
         self._siblings: list[Siblings] = []
-        groups, members = [], []
+        groups, members, joined, before = [], [], [], 0
         for split in splits:
-            for part in _by_architecture(split):
-                self._add(part, extractor)
-                groups.append(np.full(len(part), len(self.sources) - 1))
-                members.append(np.arange(len(part)))
+            for positions in _by_architecture(split):
+                self._add(split.select(positions), extractor)
+                groups.append(np.full(len(positions), len(self.sources) - 1))
+                members.append(np.arange(len(positions)))
+                joined.append(before + positions)
+            before += len(split)
         if not groups:
             raise ValueError("expected at least one network to draw windows from, got none")
         if second_network == "same_run" and not any(siblings.exist for siblings in self._siblings):
@@ -87,6 +89,7 @@ class WindowSampler:
                 "more epochs (keep_epochs), or use second_network='same'"
             )
         self._groups, self._members = torch.from_numpy(np.concatenate(groups)), np.concatenate(members)
+        self._joined = torch.from_numpy(np.concatenate(joined))
         self.width = max(source.length for source in self.sources)
 
     def _add(self, part: ZooSplit, extractor: SANEFeatureExtractor) -> None:
@@ -140,7 +143,7 @@ class WindowSampler:
                 second = self._gather(group, self._siblings[group].draw(members, shares[places.numpy()]))
             parts.append(Members(self.sources[group], places, self._runs[group][members], gather, second))
         batch = assemble(parts, self.settings, self.width, seeded(self.settings.seed, step))
-        return {**batch, "indices": indices} if with_indices else batch
+        return {**batch, "indices": self._joined[indices]} if with_indices else batch
 
     def _gather(self, group: int, members: np.ndarray) -> Gather:
         split = self._splits[group]
@@ -165,12 +168,9 @@ class WindowSampler:
         return torch.cat(orders)
 
 
-def _by_architecture(split: ZooSplit) -> list[ZooSplit]:
-    """The networks of a split that share layout and architecture, in the order of first appearance."""
-    if not len(split):
-        return []
-    layouts, architectures = split.column("layout"), split.column("architecture")
-    kinds = dict.fromkeys(zip(layouts.tolist(), architectures.tolist(), strict=True))
-    if len(kinds) == 1:
-        return [split]
-    return [split.select((layouts == layout) & (architectures == architecture)) for layout, architecture in kinds]
+def _by_architecture(split: ZooSplit) -> list[np.ndarray]:
+    """Positions of the networks that share layout and architecture, in the order of first appearance."""
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for position, kind in enumerate(zip(split.column("layout"), split.column("architecture"), strict=True)):
+        kinds.setdefault(kind, []).append(position)
+    return [np.array(positions) for positions in kinds.values()]
