@@ -120,6 +120,7 @@ def pooling_block(folder: Path) -> str:
         "layer_statistics": "s(W), no autoencoder",
         "weight_spectrum_distribution": "spectra and quantiles of W, no autoencoder",
         "weight_profile": "spectra and quantiles of W, no autoencoder",
+        "weight_distribution": "quantiles of W, no autoencoder",
         "best": "the best for each property, chosen on training and validation runs",
     }
     rows = [[titles.get(row[0], f"`{row[0]}`"), *row[1:]] for row in rows]
