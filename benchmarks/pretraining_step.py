@@ -217,6 +217,7 @@ def library_run(config: SANEConfig, batches: RandomBatches, precision: str) -> t
         extractor=None,  # type: ignore[arg-type]
         data=TrainingData(train=(), validation=(), num_models=()),
         behavior=None,
+        supervision=None,
         num_steps=1000,
         steps_per_epoch=1000,
         progress=Progress(),
