@@ -105,7 +105,8 @@ class WindowSampler:
         self.sources.append(source)
         self._splits.append(part)
         self._runs.append(runs)
-        self._siblings.append(Siblings(part.run_ids))
+        if self.settings.second_network == "same_run":
+            self._siblings.append(Siblings(part.run_ids))
 
     @property
     def num_models(self) -> int:
@@ -132,14 +133,15 @@ class WindowSampler:
             raise ValueError(f"steps count from 0, got {step}")
         indices = self._indices(step)
         groups = self._groups[indices]
-        siblings = self.settings.second_network == "same_run"
-        shares = torch.rand(len(indices), generator=seeded(self.settings.seed, SIBLING_STREAM, step)).numpy()
+        shares = None
+        if self.settings.second_network == "same_run":
+            shares = torch.rand(len(indices), generator=seeded(self.settings.seed, SIBLING_STREAM, step)).numpy()
         parts = []
         for group in groups.unique().tolist():
             places = (groups == group).nonzero().flatten()
             members = self._members[indices[places].numpy()]
             gather, second = self._gather(group, members), None
-            if siblings:
+            if shares is not None:
                 second = self._gather(group, self._siblings[group].draw(members, shares[places.numpy()]))
             parts.append(Members(self.sources[group], places, self._runs[group][members], gather, second))
         batch = assemble(parts, self.settings, self.width, seeded(self.settings.seed, step))
