@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
 from hf_sane.probing.baselines import flattened_weights, layer_statistics
 from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
 from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 from hf_sane.probing.regressors import BOOSTING_GRID, FITTERS
 from hf_sane.probing.transfer import transfer_table
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.dataset import Zoo
 

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.core.adapters import adapter_size, load_adapter, match_modules
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums

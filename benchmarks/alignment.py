@@ -23,10 +23,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from hf_sane.architectures.presets import build_model, cnn_s, resnet
-from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.matching import match_many, match_weights, weight_similarity
 from hf_sane.core.permutation import PermutationSpec
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tracing.trace import trace_permutations
 from hf_sane.zoo.permutations import permutation_spec
 

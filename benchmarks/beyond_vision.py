@@ -29,15 +29,15 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from torch import Tensor
 
-from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.layout import Layout
 from hf_sane.core.normalization import layer_key
 from hf_sane.core.permutation import Dimension, PermutationSpec
-from hf_sane.core.run_record import RunRecord
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.baselines import flattened_weights, layer_statistics
 from hf_sane.probing.classification import LeftOutLabels, LeftOutNumbers, Views, classify_left_out, regress_left_out
 from hf_sane.probing.embeddings import LatentPooling, embed_networks, pool_latents
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import group_by_layout

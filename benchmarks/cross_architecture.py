@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.cli.features import load_sane
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge

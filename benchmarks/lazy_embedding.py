@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel, ViTConfig, ViTModel
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, resnet
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.streaming import embed_stream
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.token_stream import TokenStream
 

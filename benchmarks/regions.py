@@ -28,8 +28,8 @@ from hf_sane.analysis.region_zoos import DATA_SET, LabelledNetworks, zoo_network
 from hf_sane.analysis.regions import RegionMap
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.cli.features import load_sane
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.adapters import open_factors
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.hyperparameters import HyperParameters

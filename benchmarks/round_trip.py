@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sane.core.allocator import tune_allocator
 from hf_sane.core.layer_kinds import possible_kinds
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, load_state_dict
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.headers import read_meta_state_dict

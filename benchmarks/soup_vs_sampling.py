@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from hf_sane.cli.features import load_sane
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
 from hf_sane.merging.averaging import uniform_weights
 from hf_sane.merging.ingredients import align_ingredients, open_ingredients
 from hf_sane.merging.scoring import ImageScore
 from hf_sane.merging.soups import CheckpointMixer, greedy_soup
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.comparison import noise_baseline
 from hf_sane.sampling.generation import Density, NetworkCodec

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import cifar_resnet, cnn_digits
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
 from hf_sane.merging.swa import train_stacked_swa
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.hyperparameters import HyperParameters
 from hf_sane.zoo.images import ImageData, load_images
 from hf_sane.zoo.networks import StackedNetworks

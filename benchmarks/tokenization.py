@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from hf_sane.architectures.presets import build_model, resnet
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 

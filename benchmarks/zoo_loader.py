@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.training.preparation import fit_extractor
 from hf_sane.zoo.arguments import seed_zoo
 from hf_sane.zoo.build import build_zoo

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from hf_sane.architectures.presets import cnn_s
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.images import ImageData
 from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.training import HyperParameters, train_stacked

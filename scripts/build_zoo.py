@@ -11,7 +11,7 @@ Time and memory: 640 networks on scikit-learn's digits, 50 epochs, take about 4 
 
 from collections.abc import Sequence
 
-from hf_sane.core.allocator import tune_allocator
+from hf_sane.records.allocator import tune_allocator
 from hf_sane.zoo.arguments import parse_arguments
 from hf_sane.zoo.build import build_zoo
 from hf_sane.zoo.dataset import Zoo

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from ablation_variants import BASE_MODEL, BASE_TRAINING, STUDIES, Variant
 
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
 from hf_sane.demo.probing import probe_zoo
 from hf_sane.demo.run import reconstruct
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measure_distances
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
 from hf_sane.demo.probing import short_table
 from hf_sane.hub.auto_classes import register_auto_classes
 from hf_sane.hub.cards import network_card, sane_card
 from hf_sane.hub.publish import save_network, write_sane_card
 from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.export import Provenance, export_network
 from hf_sane.sampling.generation import Density

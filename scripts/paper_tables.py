@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
 from hf_sane.demo.probing import SPLITS, probe_features, zoo_features
 from hf_sane.demo.run import reconstruct
 from hf_sane.merging.ingredients import align_ingredients, open_ingredients
@@ -28,6 +26,8 @@ from hf_sane.merging.scoring import ImageScore
 from hf_sane.merging.soups import CheckpointMixer, greedy_soup
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.spectra import spectral_features
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
 from hf_sane.sampling.diversity import agreement
 from hf_sane.sampling.generation import NetworkCodec

@@ -20,9 +20,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.files import write_atomically
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.files import write_atomically
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measure_distances
 from hf_sane.zoo.facts import read_facts
 from hf_sane.zoo.images import load_zoo_images

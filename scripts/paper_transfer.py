@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings
 from hf_sane.zoo.facts import read_facts
 from hf_sane.zoo.images import load_zoo_images

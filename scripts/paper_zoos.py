@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.arguments import RECIPES
 from hf_sane.zoo.build import build_zoo
 from hf_sane.zoo.dataset import Zoo

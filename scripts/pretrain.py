@@ -17,8 +17,8 @@ about 10 minutes and 1.5 GB on 2 CPU cores. The result, `OUTPUT_DIR/model`, load
 
 from collections.abc import Sequence
 
-from hf_sane.core.allocator import tune_allocator
 from hf_sane.hub.adapters import write_pretraining_card
+from hf_sane.records.allocator import tune_allocator
 from hf_sane.training.arguments import parse_arguments
 from hf_sane.training.pretraining import PretrainResult, pretrain
 

@@ -15,8 +15,8 @@ from typing import Any
 from hf_sane.analysis.plots import plot_correlations, plot_training
 from hf_sane.analysis.populations import spectra_against_property, spectra_through_training
 from hf_sane.analysis.spectral import SpectrumSettings
-from hf_sane.core.allocator import tune_allocator
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 
 

@@ -7,24 +7,25 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "hf_sane"
 FLOORS = {
-    "core": 0,
-    "models": 1,
-    "tokenization": 2,
-    "architectures": 2,
-    "tracing": 2,
-    "zoo": 3,
-    "training": 4,
-    "sampling": 4,
-    "probing": 4,
-    "analysis": 4,
-    "merging": 4,
-    "hub": 5,
-    "demo": 6,
-    "cli": 7,
+    "records": 0,
+    "core": 1,
+    "models": 2,
+    "tokenization": 3,
+    "architectures": 3,
+    "tracing": 3,
+    "zoo": 4,
+    "training": 5,
+    "sampling": 5,
+    "probing": 5,
+    "analysis": 5,
+    "merging": 5,
+    "hub": 6,
+    "demo": 7,
+    "cli": 8,
 }
 REMOTE_CODE = {"models", "architectures"}  # these files travel to the Hub: siblings only, relatively
-MAX_LINES = 400
-MAX_FUNCTION_LINES = 60
+MAX_LINES = 600  # a hint, with room: a file has one subject, however long that is within reason
+MAX_FUNCTION_LINES = 80
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score
 
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.arguments import hyperparameter_zoo
 from hf_sane.zoo.build import build_zoo
 from hf_sane.zoo.dataset import Zoo

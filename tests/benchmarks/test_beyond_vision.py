@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_sane.core.layout import Layout
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.run_record import RunRecord
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "beyond_vision.py"
 ENVIRONMENTS = {

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from sklearn.linear_model import Ridge
 
 from hf_sane.architectures.presets import cnn_digits
-from hf_sane.core.run_record import RunRecord
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.arguments import ZooArguments
 from hf_sane.zoo.build import build_zoo

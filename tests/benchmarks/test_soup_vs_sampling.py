@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_sane.core.run_record import RunRecord
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soup_vs_sampling.py"

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.run_record import RunRecord
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from transformers import AutoModelForImageClassification
 
 from hf_sane.cli.features import stacked_features, token_blocks
 from hf_sane.cli.sampling import parse_bandwidths
-from hf_sane.core.run_record import RunRecord
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.embeddings import embed_networks
 from hf_sane.probing.streaming import embed_checkpoint
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.export import Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import aligned_tokens

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.arguments import ZooArguments
 from hf_sane.zoo.build import build_zoo
 

@@ -14,10 +14,10 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.cli.soup import expand
-from hf_sane.core.run_record import RunRecord
 from hf_sane.merging.averaging import average_checkpoints
 from hf_sane.merging.ingredients import open_ingredients
 from hf_sane.merging.scoring import ImageScore
+from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.images import load_images
 from hf_sane.zoo.networks import StackedNetworks
 from hf_sane.zoo.training import HyperParameters, train_stacked

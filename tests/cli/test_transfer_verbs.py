@@ -8,9 +8,9 @@ from hub_server import TOKEN
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cli.transfer import parse_size
-from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.adapters import save_network_adapter
 from hf_sane.hub.publish import save_network
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.finetuning import add_network_lora
 
 

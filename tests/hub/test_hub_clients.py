@@ -14,11 +14,11 @@ from huggingface_hub import HfApi, constants
 
 import hf_sane.zoo.dataset
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.publish import save_network, save_sane
 from hf_sane.hub.push import plan_push, push_generated
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 ROOT = Path(__file__).parents[2]

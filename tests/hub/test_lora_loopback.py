@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.core.adapters import read_adapter_config
-from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.publish import save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.run_record import RunRecord
 from hf_sane.training.preparation import fit_extractor
 
 ROOT = Path(__file__).parents[2]

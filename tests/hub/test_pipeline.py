@@ -12,13 +12,13 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_sane
 from hf_sane.architectures.presets import build_model, cnn_digits, cnn_s
-from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.pipeline import TASK, WeightFeatureExtractionPipeline, register_pipeline
 from hf_sane.hub.publish import save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.accumulation import STREAM_POOLINGS
 from hf_sane.probing.embeddings import POOLINGS, embed_networks
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 CLIENT = """

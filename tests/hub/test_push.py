@@ -15,13 +15,13 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from transformers import AutoModelForImageClassification
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.publish import save_network, save_sane
 from hf_sane.hub.pull import check_path, check_size, find_repository, plan_pull, pull
 from hf_sane.hub.push import plan_push, push_generated
 from hf_sane.hub.transfer import RepoFile, address_card, folder_files
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.export import Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.dataset import Zoo

@@ -3,7 +3,7 @@
 import runpy
 from pathlib import Path
 
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.run_record import RunRecord
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "zoo_spectra.py"
 

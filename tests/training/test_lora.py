@@ -10,9 +10,9 @@ from pretraining_runs import train
 from safetensors.torch import load_file
 
 from hf_sane.core.adapters import adapter_size, load_adapter, read_adapter_config, save_adapter
-from hf_sane.core.run_record import RunRecord
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments, parse_arguments
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums

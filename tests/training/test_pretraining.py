@@ -10,9 +10,9 @@ from accelerate import debug_launcher
 from pretraining_runs import train
 from safetensors.torch import load_file
 
-from hf_sane.core.run_record import RunRecord
 from hf_sane.models.losses_sane import masked_reconstruction_loss
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_sane.core.files import write_atomically
+from hf_sane.records.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

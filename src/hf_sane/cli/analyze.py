@@ -42,7 +42,7 @@ def analyze(
 ) -> None:
     """Analyse spectra: bulk, spikes, heavy tails, norms and the phase of training they suggest, layer by layer."""
     from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
-    from hf_sane.core.run_record import RunRecord
+    from hf_sane.records.run_record import RunRecord
 
     if output is not None:
         if plots and find_spec("matplotlib") is None:

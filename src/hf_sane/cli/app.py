@@ -21,7 +21,7 @@ from hf_sane.cli.zoo import zoo_app
 from hf_sane.cli.zoo_align import align
 from hf_sane.cli.zoo_import import import_networks
 from hf_sane.cli.zoo_mix import mix
-from hf_sane.core.allocator import tune_allocator
+from hf_sane.records.allocator import tune_allocator
 
 EXIT_CODE = 2
 

@@ -42,7 +42,7 @@ def embed(
     Checkpoints may be larger than memory: safetensors are then read a few megabytes at a time, for all poolings but
     concat and those that decode.
     """
-    from hf_sane.core.run_record import RunRecord
+    from hf_sane.records.run_record import RunRecord
     from hf_sane.zoo.dataset import Zoo
 
     hide_loading_bars()

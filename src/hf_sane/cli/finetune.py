@@ -9,7 +9,7 @@ import typer
 from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_record
 
 if TYPE_CHECKING:
-    from hf_sane.core.run_record import RunRecord
+    from hf_sane.records.run_record import RunRecord
     from hf_sane.zoo.images import ImageData
     from hf_sane.zoo.networks import StackedNetworks
     from hf_sane.zoo.training import HyperParameters
@@ -34,7 +34,7 @@ def finetune(
 ) -> None:
     """Fine-tune networks on images; report test accuracy epoch by epoch."""
     from hf_sane.architectures.configuration_zoo import ZooConfig
-    from hf_sane.core.run_record import RunRecord
+    from hf_sane.records.run_record import RunRecord
     from hf_sane.sampling.baselines import SCRATCH_SEED
     from hf_sane.zoo.images import load_images
     from hf_sane.zoo.networks import StackedNetworks

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from hf_sane.core.run_record import RunRecord
+    from hf_sane.records.run_record import RunRecord
 
 RECORD = "run.json"
 

@@ -48,8 +48,8 @@ def probe(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the SANE repo.")] = None,
 ) -> None:
     """Fit ridge probes on embeddings and baselines; report how well test networks are predicted."""
-    from hf_sane.core.run_record import RunRecord
     from hf_sane.probing.evaluation import probe_table
+    from hf_sane.records.run_record import RunRecord
 
     hide_loading_bars()
     names, wanted = parse_poolings(poolings), [name.strip() for name in properties.split(",")]

@@ -53,7 +53,7 @@ def regions(
     seed: Annotated[int, typer.Option(help="Of relabellings, points and the map.")] = 0,
 ) -> None:
     """Map networks by what they were trained for: distances, nearest regions, points inside, a picture."""
-    from hf_sane.core.run_record import RunRecord
+    from hf_sane.records.run_record import RunRecord
 
     hide_loading_bars()
     if bool(zoo) == bool(adapter):

@@ -54,7 +54,7 @@ def sample(
     import torch
 
     from hf_sane.cli import sampling
-    from hf_sane.core.run_record import RunRecord
+    from hf_sane.records.run_record import RunRecord
     from hf_sane.sampling.generation import Density, NetworkCodec
     from hf_sane.sampling.selection import Judge, sample_selected
     from hf_sane.zoo.dataset import Zoo

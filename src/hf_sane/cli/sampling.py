@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_sane.core.kde import BandwidthRule
-from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.publish import save_network
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.comparison import noise_baseline, simple_baselines, training_distances
 from hf_sane.sampling.diversity import WeightSpace

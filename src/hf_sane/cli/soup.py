@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from hf_sane.core.run_record import RunRecord
     from hf_sane.merging.ingredients import Ingredient
     from hf_sane.merging.scoring import ImageScore
     from hf_sane.merging.soups import Mixer, Soup
+    from hf_sane.records.run_record import RunRecord
     from hf_sane.zoo.images import ImageData
 
 
@@ -56,8 +56,8 @@ def soup(
     include_code: Annotated[bool, typer.Option(help="Save the network with its code (trust_remote_code).")] = False,
 ) -> None:
     """Average the weights of networks of one architecture; write a model repo whose card tells the ingredients."""
-    from hf_sane.core.run_record import RunRecord
     from hf_sane.hub.auto_classes import register_auto_classes
+    from hf_sane.records.run_record import RunRecord
     from hf_sane.zoo.images import load_images
 
     hide_loading_bars()

@@ -8,10 +8,10 @@ from typing import Any
 from transformers import AutoConfig
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.auto_classes import register_auto_classes
 from hf_sane.hub.cards import network_card, sane_card
 from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.export import Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.cards import render_card

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hf_sane.core.files import write_atomically
-from hf_sane.core.run_record import RunRecord
 from hf_sane.demo.cards import SANE_TITLE, network_record, network_title
 from hf_sane.demo.plots import plane, plot_embedding_map, plot_finetuning
 from hf_sane.demo.probing import PROPERTIES, probe_zoo, short_table
@@ -22,6 +20,8 @@ from hf_sane.demo.report import probe_markdown, render_report, sampling_markdown
 from hf_sane.demo.settings import DemoSettings
 from hf_sane.hub.publish import save_network, save_sane
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.files import write_atomically
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import Samples, draw_samples, finetune_all, measure_distances
 from hf_sane.sampling.export import Provenance, export_network
 from hf_sane.sampling.generation import NetworkCodec

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.core.adapters import read_adapter_config, save_adapter
-from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.cards import adapter_card
 from hf_sane.hub.publish import RECORD, write_card, write_sane_card
 from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 

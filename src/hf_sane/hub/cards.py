@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import build_model
-from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.tables import fact_table, result_tables
 from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.export import Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 

@@ -13,12 +13,12 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
-from hf_sane.core.files import write_atomically
-from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.cards import network_card, sane_card
 from hf_sane.hub.transfer import CARD
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.files import write_atomically
+from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 

@@ -10,12 +10,12 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sane.core.adapters import hub_id
-from hf_sane.core.run_record import RunRecord
 from hf_sane.hub.cards import card_metadata, describe_config, fill_template, network_code, preprocessing_note
 from hf_sane.hub.publish import RECORD, save_model, write_card
 from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.merging.adapters import AdapterSoup
 from hf_sane.merging.ingredients import CARRIED_FILES
+from hf_sane.records.run_record import RunRecord
 
 SOUP_TAGS = ["model-soup", "merge", "weight-space-learning"]
 SETTINGS = ("r", "lora_alpha", "target_modules", "modules_to_save", "base_model_name_or_path")

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from hf_sane.core.redaction import holds_token
+from hf_sane.records.redaction import holds_token
 from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES
 
 CARD = "README.md"

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hub_id, read_adapter_config
-from hf_sane.core.files import write_atomically
 from hf_sane.core.types import StateDict
 from hf_sane.merging.averaging import average_checkpoints, check_weights
 from hf_sane.merging.ingredients import Ingredient, check_compatible
+from hf_sane.records.files import write_atomically
 from hf_sane.tokenization.adapters import PREFIX, Adapter
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 

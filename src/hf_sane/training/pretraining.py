@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.adapters import adapter_size, save_adapter
-from hf_sane.core.files import write_atomically
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.files import write_atomically
+from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.behavior import BehaviorLoss

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.chunking import tokens_from_tensors
-from hf_sane.core.files import write_atomically
 from hf_sane.core.layout import Layout
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.files import write_atomically
+from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.arguments import RunPlan, ZooArguments, hyperparameter_zoo, plan_runs, seed_zoo, split_runs
 from hf_sane.zoo.cards import write_card

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from hf_sane.core.files import write_atomically
+from hf_sane.records.files import write_atomically
 from hf_sane.zoo.facts import DEFAULT_CONFIG, IMPORT_KEY, IMPORTED, MIX_KEY, ZooFacts, data_folder
 from hf_sane.zoo.records import SPLITS
 

@@ -22,8 +22,8 @@ from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.architectures.presets import build_model
 from hf_sane.core.chunking import tensors_from_tokens
 from hf_sane.core.layout import Layout
-from hf_sane.core.run_record import RunRecord
 from hf_sane.core.types import StateDict
+from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.cards import write_card
 from hf_sane.zoo.facts import DEFAULT_CONFIG, PER_RUN_SETTINGS, ZooFacts, data_folder, read_facts

@@ -11,8 +11,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig, ZooConfig
-from hf_sane.core.files import write_atomically
 from hf_sane.core.layout import Layout
+from hf_sane.records.files import write_atomically
 
 FILE_NAME = "zoo.json"
 FORMAT_VERSION = 1

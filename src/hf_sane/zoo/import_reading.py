@@ -15,9 +15,9 @@ from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.chunking import tokens_from_tensors
-from hf_sane.core.files import write_atomically
 from hf_sane.core.layout import Layout
 from hf_sane.core.types import StateDict
+from hf_sane.records.files import write_atomically
 from hf_sane.tokenization.checkpoints import load_state_dict, parse_index, strip_prefixes
 from hf_sane.zoo.facts import CONFIG_CLASSES, IMPORTED, PER_RUN_SETTINGS, architecture_facts, layout_key
 from hf_sane.zoo.import_arguments import ImportArguments

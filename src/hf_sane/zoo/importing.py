@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 
-from hf_sane.core.files import write_atomically
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.files import write_atomically
+from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.arguments import split_runs
 from hf_sane.zoo.cards import write_card
 from hf_sane.zoo.dataset import RECORD_NAME, Zoo

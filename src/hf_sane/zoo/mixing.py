@@ -12,7 +12,7 @@ from datasets import Features, Value
 
 from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
 from hf_sane.core.layout import Layout, TokenLayout
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.cards import write_card
 from hf_sane.zoo.dataset import RECORD_NAME, Zoo, ZooSplit
 from hf_sane.zoo.facts import DEFAULT_CONFIG, FILE_NAME, MIX_KEY, ZooFacts, data_folder, layout_key, read_facts

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hf_sane.core.redaction import holds_token, redact_tokens
-from hf_sane.core.run_record import RunRecord
+from hf_sane.records.redaction import holds_token, redact_tokens
+from hf_sane.records.run_record import RunRecord
 
 TOKEN = "hf_" + "aB3" * 12
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_sane.core.allocator import allocator_state, peak_rss_bytes
-from hf_sane.core.files import write_atomically
-from hf_sane.core.redaction import redact_tokens
+from hf_sane.records.allocator import allocator_state, peak_rss_bytes
+from hf_sane.records.files import write_atomically
+from hf_sane.records.redaction import redact_tokens
 
 PACKAGE = Path(__file__).parents[1]
 PACKAGES = (

@@ -1,0 +1,89 @@
+"""The one error of everything that reads files."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MAX_SHOWN = 200  # characters of a stranger's value that a message repeats
+
+
+class InvalidFileError(ValueError):
+    """A file is not what it should be: damaged, of another format, or with a value that cannot be right.
+
+    Every reader of this library raises it, and no other exception, whatever bytes a file holds. A file that does not
+    exist is a `FileNotFoundError`.
+
+    Attributes:
+        file: Path or address of the file.
+        field: Where in the file the fault is, such as `layers[3].shape`; `None` when the file as a whole is at fault.
+        expected: What would have been right.
+        got: What the file holds, shortened to one line.
+        remedy: What the user can do.
+    """
+
+    def __init__(self, file: str | Path, *, expected: str, got: object, remedy: str, field: str | None = None) -> None:
+        self.file, self.field, self.expected, self.remedy = str(file), field, expected, remedy
+        self.got = shorten(got)
+        place = self.file if field is None else f"{self.file}: {field}"
+        super().__init__(f"{place}: expected {expected}, got {self.got}; {remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_restore, (self.file, self.field, self.expected, self.got, self.remedy))
+
+
+def _restore(file: str, field: str | None, expected: str, got: str, remedy: str) -> InvalidFileError:
+    return InvalidFileError(file, field=field, expected=expected, got=got, remedy=remedy)
+
+
+def shorten(value: object, limit: int = MAX_SHOWN) -> str:
+    """A value as one line of printable text of at most `limit` characters, for messages about what strangers wrote.
+
+    An exception is shown with its type, so that a bare `KeyError: 'x'` does not read as `'x'`.
+    """
+    text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else str(value)
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+# What Python, safetensors, NumPy and YAML raise for bytes that nobody foresaw. `OSError` is not among them: a disk that
+# cannot be read is no fault of the file. `MemoryError` is: a header may claim any size.
+MALFORMED: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+    EOFError,
+)
+
+
+@contextmanager
+def reading(
+    file: str | Path,
+    *,
+    expected: str,
+    remedy: str,
+    field: str | None = None,
+    also: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Turn whatever a parser raises for malformed content into an [`InvalidFileError`] about `file`.
+
+    Args:
+        file: Path or address of the file that the block reads.
+        expected: What the file should be.
+        remedy: What the user can do.
+        field: Which part of the file the block reads.
+        also: Further exceptions of the parser, such as `SafetensorError` or `yaml.YAMLError`.
+
+    Raises:
+        InvalidFileError: If the block raises one of `MALFORMED` or `also`. One that the block raises itself passes.
+    """
+    try:
+        yield
+    except InvalidFileError:
+        raise
+    except (*MALFORMED, *also) as error:
+        raise InvalidFileError(file, field=field, expected=expected, got=error, remedy=remedy) from error

@@ -1,0 +1,230 @@
+"""Output folders: refused when they are somebody's, finished or absent, one writer at a time."""
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from hf_sane.records.errors import InvalidFileError
+from hf_sane.records.files import move_folder, recover_folder, write_atomically
+from hf_sane.records.locks import FolderInUseError, folder_lock
+from hf_sane.records.outputs import (
+    MANIFEST,
+    UNFINISHED,
+    Manifest,
+    begin_folder,
+    check_finished,
+    finish_folder,
+    output_folder,
+    resumable_folder,
+)
+
+
+def write(folder: Path, job: str = "soup", *, text: str = "weights", replace: bool = False) -> None:
+    with output_folder(folder, job, replace=replace) as partial:
+        (partial / "sub").mkdir()
+        (partial / "sub/model.bin").write_text(text)
+        (partial / "README.md").write_text("card")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_finished_folder_lists_every_file_and_leaves_nothing_beside_it(tmp_path):
+    write(tmp_path / "a/b/out")
+    assert [entry.name for entry in (tmp_path / "a/b").iterdir()] == ["out"]
+    manifest = check_finished(tmp_path / "a/b/out")
+    assert manifest is not None
+    assert set(manifest.files) == {"sub/model.bin", "README.md"}
+    assert manifest.files["sub/model.bin"].size == 7
+
+
+def test_nothing_is_visible_before_the_end_and_nothing_stays_after_an_error(tmp_path):
+    with pytest.raises(RuntimeError), output_folder(tmp_path / "new/out", "soup") as partial:
+        (partial / "half").write_text("x")
+        assert not (tmp_path / "new/out").exists()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_folder_of_somebody_is_refused_before_the_work_and_not_touched(tmp_path, replace):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config.json").write_text("theirs")
+    with pytest.raises(FileExistsError, match=r"config\.json, not ours"):
+        write(tmp_path / "out", replace=replace)
+    assert contents(tmp_path) == {"out/config.json": "theirs"}
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "out").write_text("theirs")
+    with pytest.raises(NotADirectoryError, match="got the file"):
+        write(tmp_path / "out")
+
+
+def test_only_the_same_job_replaces_and_only_what_nobody_changed(tmp_path):
+    out = tmp_path / "out"
+    write(out)
+    with pytest.raises(FileExistsError, match="already holds a finished soup"):
+        write(out)
+    with pytest.raises(FileExistsError, match="a finished soup, not ours"):
+        write(out, "sample", replace=True)
+    write(out, text="newer", replace=True)
+    assert (out / "sub/model.bin").read_text() == "newer"
+    for name in ("notes.txt", "README.md", ".hidden"):
+        before = (out / name).read_text() if (out / name).exists() else None
+        (out / name).write_text("mine")
+        with pytest.raises(FileExistsError, match=re.escape(name)):
+            write(out, replace=True)
+        if before is None:
+            (out / name).unlink()
+        else:
+            (out / name).write_text(before)
+    write(out, text="newest", replace=True)
+
+
+def test_what_is_missing_cut_or_changed_is_named_but_a_card_may_be_edited(tmp_path):
+    out = tmp_path / "out"
+    write(out)
+    (out / "README.md").write_text("edited by its owner")
+    check_finished(out)
+    check_finished(out / "sub")
+    (out / "sub/model.bin").write_text("Weights")
+    for folder in (out, out / "sub"):
+        with pytest.raises(InvalidFileError, match=r"model\.bin: expected the content that .* lists"):
+            check_finished(folder)
+    (out / "sub/model.bin").write_text("w")
+    with pytest.raises(InvalidFileError, match=r"expected 7 bytes, got 1 bytes"):
+        check_finished(out)
+    (out / "sub/model.bin").unlink()
+    with pytest.raises(InvalidFileError, match="got no such file"):
+        check_finished(out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: "{",
+        lambda content: "[]",
+        lambda content: json.dumps({**content, "format_version": 2}),
+        lambda content: json.dumps({**content, "files": {"../x": {"size": 1, "sha256": ""}}}),
+        lambda content: json.dumps({**content, "files": {"x": {"size": True, "sha256": ""}}}),
+        lambda content: json.dumps({**content, "job": None}),
+        lambda content: "[" * 100_000,
+    ],
+)
+def test_a_damaged_manifest_is_one_error(tmp_path, change):
+    write(tmp_path / "out")
+    path = tmp_path / "out" / MANIFEST
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(InvalidFileError, match=MANIFEST):
+        check_finished(tmp_path / "out")
+
+
+def test_a_resumable_folder_is_unfinished_until_its_manifest_is_there(tmp_path):
+    out = tmp_path / "out"
+    with resumable_folder(out, "pretrain"):
+        pass
+    assert not out.exists()
+    with pytest.raises(RuntimeError), resumable_folder(out, "pretrain") as folder:
+        begin_folder(folder, "pretrain")
+        (folder / "step-1").write_text("state")
+        raise RuntimeError
+    with pytest.raises(InvalidFileError, match="an interrupted pretrain; run it again"):
+        check_finished(out)
+    with pytest.raises(FileExistsError), resumable_folder(out, "zoo"):
+        pass
+    with resumable_folder(out, "pretrain") as folder:
+        begin_folder(folder, "pretrain")
+        finish_folder(folder, "pretrain", facts={"steps": 3})
+    manifest = check_finished(out)
+    assert manifest is not None
+    assert manifest.facts == {"steps": 3}
+    assert not (out / UNFINISHED).exists()
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path):
+    code = "import sys; from hf_sane.records.outputs import output_folder\nwith output_folder(sys.argv[1], 'soup'): pass"
+    with output_folder(tmp_path / "out", "soup"):
+        ran = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], capture_output=True, text=True, check=False)
+        with pytest.raises(FolderInUseError, match=rf"process {os.getpid()} on .* since "):
+            write(tmp_path / "out")
+    assert f"is being written by process {os.getpid()}" in ran.stderr
+
+
+def test_a_lock_ends_with_its_process_and_a_killed_writers_leftovers_go(tmp_path):
+    code = (
+        "import os, sys, signal; from hf_sane.records.outputs import output_folder\n"
+        "with output_folder(sys.argv[1], 'soup') as partial:\n"
+        "    (partial / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "out"], check=False)
+    assert not (tmp_path / "out").exists()
+    assert len(list(tmp_path.iterdir())) > 1  # the lock and the partial folder
+    write(tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_files_get_the_permissions_of_new_files(tmp_path):
+    with output_folder(tmp_path / "out", "soup") as partial:
+        (partial / "private").write_text("x")
+        (partial / "private").chmod(0o600)
+        (partial / "plain").write_text("x")
+    modes = {name: stat.S_IMODE((tmp_path / "out" / name).stat().st_mode) for name in ("private", "plain", MANIFEST)}
+    assert len(set(modes.values())) == 1
+    with write_atomically(tmp_path / "file") as partial:
+        partial.write_text("x")
+        partial.chmod(0o600)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == modes["plain"]
+
+
+def test_the_working_folder_can_be_filled_where_it_is(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    write(Path("."))
+    assert Path("sub/model.bin").read_text() == "weights"
+    assert check_finished(tmp_path / "out") is not None
+
+
+def test_a_retired_folder_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_sane.records.files._exchange", lambda one, other: False)
+    write(tmp_path / "out")
+    write(tmp_path / "out", text="newer", replace=True)
+    assert (tmp_path / "out/sub/model.bin").read_text() == "newer"
+    (tmp_path / "out").rename(tmp_path / ".out.hf_sane-retired")
+    recover_folder(tmp_path / "out")
+    assert (tmp_path / "out/sub/model.bin").read_text() == "newer"
+
+
+def test_folders_are_exchanged_in_one_step(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    move_folder(tmp_path / "new", tmp_path / "old")
+    assert [p.name for p in tmp_path.rglob("*")] == ["old", "new"]
+
+
+def test_a_full_disk_is_a_sentence(tmp_path):
+    with pytest.raises(OSError, match="is the disk full"), output_folder(tmp_path / "out", "soup"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_owner_of_a_lock_that_cannot_be_read_is_another_process(tmp_path):
+    with folder_lock(tmp_path / "out"):
+        (tmp_path / ".out.hf_sane-lock-owner").write_text("[")
+        with pytest.raises(FolderInUseError, match="written by another process"), folder_lock(tmp_path / "out"):
+            pass
+
+
+def test_manifests_are_equal_after_saving(tmp_path):
+    write(tmp_path / "out")
+    manifest = Manifest.of(tmp_path / "out", "soup")
+    assert Manifest.load(tmp_path / "out") == manifest
