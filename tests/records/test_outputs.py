@@ -151,9 +151,13 @@ def test_a_resumable_folder_is_unfinished_until_its_manifest_is_there(tmp_path):
 
 
 def test_two_processes_do_not_write_one_folder(tmp_path):
-    code = "import sys; from hf_sane.records.outputs import output_folder\nwith output_folder(sys.argv[1], 'soup'): pass"
+    code = (
+        "import sys; from hf_sane.records.outputs import output_folder\nwith output_folder(sys.argv[1], 'soup'): pass"
+    )
     with output_folder(tmp_path / "out", "soup"):
-        ran = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], capture_output=True, text=True, check=False)
+        ran = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "out"], capture_output=True, text=True, check=False
+        )
         with pytest.raises(FolderInUseError, match=rf"process {os.getpid()} on .* since "):
             write(tmp_path / "out")
     assert f"is being written by process {os.getpid()}" in ran.stderr
