@@ -20,13 +20,13 @@ from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import cnn_digits, mlp
-from hf_sane.core.permutation import PermutationSpec
+from hf_sane.networks.images import ImageData, load_images
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
-from hf_sane.tracing.trace import trace_permutations
-from hf_sane.zoo.images import ImageData, load_images
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.training import HyperParameters, train_stacked
+from hf_sane.symmetry.permutation import PermutationSpec
+from hf_sane.symmetry.tracing.trace import trace_permutations
 
 STEPS = 21  # points on the line, both ends included
 

@@ -31,13 +31,13 @@ from torch import Tensor
 
 from hf_sane.core.layout import Layout
 from hf_sane.core.normalization import layer_key
-from hf_sane.core.permutation import Dimension, PermutationSpec
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.baselines import flattened_weights, layer_statistics
 from hf_sane.probing.classification import LeftOutLabels, LeftOutNumbers, Views, classify_left_out, regress_left_out
 from hf_sane.probing.embeddings import LatentPooling, embed_networks, pool_latents
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
+from hf_sane.symmetry.permutation import Dimension, PermutationSpec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import group_by_layout
@@ -45,8 +45,8 @@ from hf_sane.training.preparation import fit_extractor
 from hf_sane.training.pretraining import pretrain
 from hf_sane.zoo.alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.import_arguments import ImportArguments
-from hf_sane.zoo.importing import import_zoo
+from hf_sane.zoo.importing.arguments import ImportArguments
+from hf_sane.zoo.importing.importing import import_zoo
 
 POOLINGS: tuple[LatentPooling, ...] = ("mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance")
 CLASSIC, BOX2D = ("Acrobot", "CartPole", "MountainCar", "Pendulum"), ("BipedalWalker", "LunarLander")

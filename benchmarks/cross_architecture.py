@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.cli.features import load_sane
+from hf_sane.networks.images import ImageData, load_images, load_zoo_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
@@ -24,7 +25,6 @@ from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge
 from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.images import ImageData, load_images, load_zoo_images
 
 REPORTED_EPOCHS = (0, 1, 5)
 

@@ -24,11 +24,11 @@ from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.architectures.presets import build_model
 from hf_sane.core.adapters import adapter_size
 from hf_sane.hub.auto_classes import register_auto_classes
+from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.baselines import SCRATCH_SEED
 from hf_sane.sampling.finetuning import FinetuneSettings, add_network_lora, finetune_network
-from hf_sane.zoo.images import ImageData, load_images
 
 Prepare = Callable[[ZooPreTrainedModel, int], nn.Module]  # network and seed to what is trained
 Curve = dict[int, dict[str, float]]

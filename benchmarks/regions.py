@@ -28,14 +28,14 @@ from hf_sane.analysis.region_zoos import DATA_SET, LabelledNetworks, zoo_network
 from hf_sane.analysis.regions import RegionMap
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.cli.features import load_sane
+from hf_sane.networks.hyperparameters import HyperParameters
+from hf_sane.networks.images import SPLITS, ImageData, load_zoo_images
+from hf_sane.networks.stacked import StackedNetworks, with_settings
+from hf_sane.networks.training import train_stacked
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.adapters import open_factors
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.hyperparameters import HyperParameters
-from hf_sane.zoo.images import SPLITS, ImageData, load_zoo_images
-from hf_sane.zoo.networks import StackedNetworks, with_settings
-from hf_sane.zoo.training import train_stacked
 
 TASK, GENERAL, SHUFFLED = "task", "general", "shuffled labels"
 RIDGE = 1e-2  # share of the mean feature variance

@@ -21,19 +21,19 @@ from hf_sane.merging.averaging import uniform_weights
 from hf_sane.merging.ingredients import align_ingredients, open_ingredients
 from hf_sane.merging.scoring import ImageScore
 from hf_sane.merging.soups import CheckpointMixer, greedy_soup
+from hf_sane.networks.hyperparameters import HyperParameters
+from hf_sane.networks.images import ImageData, load_images, load_zoo_images
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks.training import train_stacked
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.comparison import noise_baseline
 from hf_sane.sampling.generation import Density, NetworkCodec
 from hf_sane.sampling.selection import Judge, choose_bandwidth, keep_best, subsample
+from hf_sane.symmetry.networks import permutation_spec
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.hyperparameters import HyperParameters
-from hf_sane.zoo.images import ImageData, load_images, load_zoo_images
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.permutations import permutation_spec
-from hf_sane.zoo.training import train_stacked
 
 BANDWIDTHS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
 ANCHOR_FRACTION = 0.3

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 
 from hf_sane.architectures.presets import cnn_s
+from hf_sane.networks.images import ImageData
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
-from hf_sane.zoo.images import ImageData
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.training import HyperParameters, train_stacked
 
 LEARNING_RATE = 1e-3
 

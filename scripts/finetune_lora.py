@@ -23,10 +23,10 @@ from hf_sane.core.adapters import adapter_size, hub_id, require_hub_id
 from hf_sane.hub.adapters import save_network_adapter
 from hf_sane.hub.auto_classes import register_auto_classes
 from hf_sane.hub.push import plan_push
+from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.finetuning import FinetuneSettings, add_network_lora, finetune_network
-from hf_sane.zoo.images import ImageData, load_images
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -23,6 +23,7 @@ from ablation_variants import BASE_MODEL, BASE_TRAINING, STUDIES, Variant
 from hf_sane.demo.probing import probe_zoo
 from hf_sane.demo.run import reconstruct
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measure_distances
@@ -32,11 +33,10 @@ from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.pretraining import pretrain
 from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.arguments import RECIPES
-from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.building.arguments import RECIPES
+from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.facts import read_facts
-from hf_sane.zoo.images import ImageData, load_images
 from hf_sane.zoo.mixing import mix_zoos
 
 REPORTED = ("anchors", "reconstructed_anchors", "sane_subsampled", "sane_bootstrapped", "anchor_noise_selected")

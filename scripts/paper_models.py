@@ -23,6 +23,7 @@ from hf_sane.hub.auto_classes import register_auto_classes
 from hf_sane.hub.cards import network_card, sane_card
 from hf_sane.hub.publish import save_network, write_sane_card
 from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.networks.images import load_zoo_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.anchors import choose_anchors
@@ -33,7 +34,6 @@ from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import read_facts
-from hf_sane.zoo.images import load_zoo_images
 
 tables = importlib.import_module("paper_tables")  # the script beside this one
 

@@ -25,6 +25,8 @@ from hf_sane.merging.ingredients import align_ingredients, open_ingredients
 from hf_sane.merging.scoring import ImageScore
 from hf_sane.merging.soups import CheckpointMixer, greedy_soup
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks.images import ImageData, load_zoo_images
+from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.probing.spectra import spectral_features
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
@@ -32,16 +34,14 @@ from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, finetu
 from hf_sane.sampling.diversity import agreement
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge
+from hf_sane.symmetry.networks import permutation_spec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.pretraining import pretrain
 from hf_sane.zoo.alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import FILE_NAME, read_facts
-from hf_sane.zoo.images import ImageData, load_zoo_images
 from hf_sane.zoo.mixing import mix_zoos
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.permutations import permutation_spec
 
 REPORTED_EPOCHS = (0, 1, 5, 25)
 PROBED = ("probe", "spectra", "ranks")  # parts of a record

@@ -20,12 +20,12 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from hf_sane.networks.images import load_zoo_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.files import write_atomically
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measure_distances
 from hf_sane.zoo.facts import read_facts
-from hf_sane.zoo.images import load_zoo_images
 
 tables = importlib.import_module("paper_tables")  # the script beside this one
 page = importlib.import_module("results.paper")

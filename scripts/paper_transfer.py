@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hf_sane.networks.images import load_zoo_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings
 from hf_sane.zoo.facts import read_facts
-from hf_sane.zoo.images import load_zoo_images
 
 tables = importlib.import_module("paper_tables")  # the script beside this one
 

@@ -10,10 +10,10 @@ from accelerate.state import AcceleratorState
 from hub_server import TOKEN, Hub, run_hub
 from huggingface_hub import constants
 
-from hf_sane.zoo.arguments import ZooArguments, hyperparameter_zoo
-from hf_sane.zoo.build import build_zoo
+from hf_sane.networks.images import ImageData, load_images
+from hf_sane.zoo.building.arguments import ZooArguments, hyperparameter_zoo
+from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.images import ImageData, load_images
 
 torch.set_num_threads(1)
 datasets.disable_progress_bars()

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from hf_sane.hub.push import push_generated
     from hf_sane.models.configuration_sane import SANEConfig
     from hf_sane.models.modeling_sane import SANEModel
+    from hf_sane.networks.images import load_images
     from hf_sane.probing.embeddings import embed_networks
     from hf_sane.probing.probes import RidgeProbe
     from hf_sane.sampling.generation import sample_networks
+    from hf_sane.symmetry.tracing.trace import trace_permutations
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-    from hf_sane.tracing.trace import trace_permutations
     from hf_sane.training.arguments import PretrainArguments
     from hf_sane.training.pretraining import pretrain
-    from hf_sane.zoo.arguments import ZooArguments, hyperparameter_zoo, seed_zoo
-    from hf_sane.zoo.build import build_zoo
+    from hf_sane.zoo.building.arguments import ZooArguments, hyperparameter_zoo, seed_zoo
+    from hf_sane.zoo.building.build import build_zoo
     from hf_sane.zoo.dataset import Zoo
-    from hf_sane.zoo.images import load_images
 
 __version__ = "0.1.0"
 
@@ -40,16 +40,16 @@ _HOMES = {
     "SANEModel": "models.modeling_sane",
     "TokenSequence": "core.types",
     "Zoo": "zoo.dataset",
-    "ZooArguments": "zoo.arguments",
-    "build_zoo": "zoo.build",
+    "ZooArguments": "zoo.building.arguments",
+    "build_zoo": "zoo.building.build",
     "embed_networks": "probing.embeddings",
-    "hyperparameter_zoo": "zoo.arguments",
-    "load_images": "zoo.images",
+    "hyperparameter_zoo": "zoo.building.arguments",
+    "load_images": "networks.images",
     "pretrain": "training.pretraining",
     "push_generated": "hub.push",
     "sample_networks": "sampling.generation",
-    "seed_zoo": "zoo.arguments",
-    "trace_permutations": "tracing.trace",
+    "seed_zoo": "zoo.building.arguments",
+    "trace_permutations": "symmetry.tracing.trace",
 }
 
 __all__ = [

@@ -13,9 +13,9 @@ from hf_sane.analysis.region_networks import (
 from hf_sane.architectures.presets import cifar_resnet, cnn_digits
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.symmetry.networks import permutation_spec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.permutations import permutation_spec
 
 CONFIGS = {"cnn": cnn_digits(), "resnet": cifar_resnet(20, width=2)}
 

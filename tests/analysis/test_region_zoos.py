@@ -9,11 +9,11 @@ from hf_sane.analysis.region_networks import align_networks, flatten_networks
 from hf_sane.analysis.region_zoos import LabelledNetworks, zoo_networks
 from hf_sane.analysis.regions import RegionMap
 from hf_sane.architectures.presets import cifar_resnet
-from hf_sane.zoo.arguments import ZooArguments
-from hf_sane.zoo.build import build_zoo
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.zoo.building.arguments import ZooArguments
+from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.mixing import mix_zoos
-from hf_sane.zoo.networks import StackedNetworks
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from scipy.spatial.distance import cdist
 
 from hf_sane.analysis.regions import RegionMap, RegionScores
 from hf_sane.architectures.presets import cnn_digits
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.permutations import permutation_spec
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.symmetry.networks import permutation_spec
 
 
 def clusters(spread=0.3, count=5, dims=6):

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from hf_sane.records.run_record import RunRecord
-from hf_sane.zoo.arguments import ZooArguments
-from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.building.arguments import ZooArguments
+from hf_sane.zoo.building.build import build_zoo
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from hf_sane.cli.settings import PASS_THROUGH, extra_option, run_with_settings
 from hf_sane.training.arguments import PretrainArguments
-from hf_sane.zoo.arguments import ZooArguments
+from hf_sane.zoo.building.arguments import ZooArguments
 
 
 @dataclass(kw_only=True)

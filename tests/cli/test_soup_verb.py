@@ -17,11 +17,11 @@ from hf_sane.cli.soup import expand
 from hf_sane.merging.averaging import average_checkpoints
 from hf_sane.merging.ingredients import open_ingredients
 from hf_sane.merging.scoring import ImageScore
+from hf_sane.networks.images import load_images
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.records.run_record import RunRecord
-from hf_sane.zoo.images import load_images
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.training import HyperParameters, train_stacked
-from hf_sane.zoo.transformers_spec import transformers_spec
+from hf_sane.symmetry.transformers_models import transformers_spec
 
 quiet_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 METRIC = """
@@ -139,7 +139,7 @@ def test_shuffled_networks_are_aligned_unless_told_otherwise(networks, tmp_path,
 
 @pytest.fixture
 def seeded_spec(networks):
-    from hf_sane.zoo.permutations import permutation_spec
+    from hf_sane.symmetry.networks import permutation_spec
 
     spec = permutation_spec(networks.config)
     return spec, spec.random(generator=torch.Generator().manual_seed(0))

@@ -19,9 +19,9 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.evaluation import evaluate_reconstruction
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.loader import WindowSampler
 from hf_sane.zoo.stream import ZooStream
-from hf_sane.zoo.streaming import StreamingWindowSampler
+from hf_sane.zoo.windows.loader import WindowSampler
+from hf_sane.zoo.windows.streaming import StreamingWindowSampler
 
 SMALL = {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 16}
 QUIET = ("--log-with", "none", "--no-progress-bar", "--eval-every-epochs", 0)

@@ -9,8 +9,8 @@ from hf_sane.demo.probing import probe_zoo
 from hf_sane.demo.report import METHOD_TITLES
 from hf_sane.demo.run import reconstruct, run_demo
 from hf_sane.demo.settings import DemoSettings
+from hf_sane.networks.images import load_images
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.images import load_images
 
 TINY = {
     "seed_zoo_networks": 14,

@@ -29,7 +29,7 @@ from transformers import AutoModelForImageClassification
 
 import hf_sane
 from hf_sane.hub.push import plan_push
-from hf_sane.zoo.images import load_images
+from hf_sane.networks.images import load_images
 
 folder, script = Path(sys.argv[1]), sys.argv[2]
 plan_push("samples", folder / "network", "someone/network").push()

@@ -9,11 +9,11 @@ from hub_server import run_hub
 from safetensors.torch import load_file, save_file
 
 from hf_sane.architectures.presets import build_model, cnn_digits, mlp
-from hf_sane.core.matching import weight_similarity
 from hf_sane.merging.averaging import average_checkpoints
 from hf_sane.merging.ingredients import align_ingredients, is_averaged, open_ingredients
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.permutations import permutation_spec
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.symmetry.matching import weight_similarity
+from hf_sane.symmetry.networks import permutation_spec
 
 
 def copy_with(folder, target, **changes):

@@ -9,8 +9,8 @@ from hf_sane.merging.averaging import average_checkpoints, uniform_weights
 from hf_sane.merging.ingredients import align_ingredients, open_ingredients
 from hf_sane.merging.scoring import ImageScore
 from hf_sane.merging.soups import CheckpointMixer, Soup, greedy_soup, select_greedily, uniform_soup
-from hf_sane.zoo.batchnorm import condition_module
-from hf_sane.zoo.permutations import permutation_spec
+from hf_sane.networks.batchnorm import condition_module
+from hf_sane.symmetry.networks import permutation_spec
 
 METRICS = ["accuracy", "cross_entropy"]
 

@@ -8,10 +8,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.merging.swa import SWASchedule, WeightAverager, train_stacked_swa
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.pretraining import prepare_run
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.training import HyperParameters, train_stacked
 
 KINDS = ["constant", "cyclical"]
 

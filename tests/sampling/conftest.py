@@ -8,11 +8,11 @@ from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks.images import ImageData
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.images import ImageData
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.training import HyperParameters, train_stacked
 
 NUM_NETWORKS = 12
 

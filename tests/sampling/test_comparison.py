@@ -6,6 +6,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.sampling.comparison import (
     AVERAGE_GROUP,
     METHODS,
@@ -21,12 +22,11 @@ from hf_sane.sampling.comparison import (
 from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge
+from hf_sane.symmetry.networks import permutation_spec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.arguments import seed_zoo
-from hf_sane.zoo.build import build_zoo
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.permutations import permutation_spec
+from hf_sane.zoo.building.arguments import seed_zoo
+from hf_sane.zoo.building.build import build_zoo
 
 SETTINGS = {"bandwidths": [0.1, 0.5], "num_candidates": 8, "num_kept": 2, "anchor_fraction": 0.5}
 

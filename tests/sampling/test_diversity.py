@@ -4,6 +4,7 @@ import torch
 from hf_sane.architectures.presets import build_model, cifar_resnet
 from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
+from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.sampling import diversity
 from hf_sane.sampling.diversity import (
     WeightSpace,
@@ -15,8 +16,7 @@ from hf_sane.sampling.diversity import (
     pairwise_distance,
     rms_distances,
 )
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.permutations import permutation_spec
+from hf_sane.symmetry.networks import permutation_spec
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from torch import nn
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.core.adapters import load_adapter, save_adapter
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.sampling.finetuning import (
     FinetuneSettings,
     accuracy,
@@ -17,8 +19,6 @@ from hf_sane.sampling.finetuning import (
     finetune_network,
     lora_targets,
 )
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.training import HyperParameters, train_stacked
 
 
 class Grouped(nn.Module):

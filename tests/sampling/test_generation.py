@@ -7,6 +7,7 @@ from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.kde import bandwidth_by_rule
 from hf_sane.core.layout import Layout
+from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.sampling.generation import (
     Density,
     NetworkCodec,
@@ -15,7 +16,6 @@ from hf_sane.sampling.generation import (
     sample_networks,
     with_num_labels,
 )
-from hf_sane.zoo.networks import StackedNetworks
 
 
 def same(first: StackedNetworks, second: StackedNetworks, **tolerance: float) -> bool:

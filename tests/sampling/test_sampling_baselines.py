@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.sampling.baselines import (
     average_networks,
     matched_noise_scale,
@@ -9,7 +10,6 @@ from hf_sane.sampling.baselines import (
     reconstructed_anchors,
 )
 from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance
-from hf_sane.zoo.networks import StackedNetworks
 
 
 @pytest.fixture(scope="module")

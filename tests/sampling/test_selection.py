@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import cifar_resnet
+from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.sampling.generation import Density, sample_from_prior
 from hf_sane.sampling.selection import Judge, bootstrap, choose_bandwidth, keep_best, sample_selected, subsample
-from hf_sane.zoo.networks import StackedNetworks
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.zoo.arguments import ZooArguments
-from hf_sane.zoo.build import build_zoo
-from hf_sane.zoo.images import load_images
+from hf_sane.networks.images import load_images
+from hf_sane.zoo.building.arguments import ZooArguments
+from hf_sane.zoo.building.build import build_zoo
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 

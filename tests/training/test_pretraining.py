@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from hf_sane.models.losses_sane import masked_reconstruction_loss
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks.images import load_images
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
@@ -24,10 +25,9 @@ from hf_sane.training.evaluation import (
 )
 from hf_sane.training.preparation import build_model, fit_extractor, one_cycle, sample_tokens
 from hf_sane.training.pretraining import pretrain
-from hf_sane.zoo.arguments import ZooArguments
-from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.building.arguments import ZooArguments
+from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.images import load_images
 
 TINY_MODEL = {
     "hidden_size": 16,

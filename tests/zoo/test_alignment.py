@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from hf_sane.core.chunking import tensors_from_tokens
-from hf_sane.core.matching import match_weights
-from hf_sane.tracing.trace import trace_permutations
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.symmetry.matching import match_weights
+from hf_sane.symmetry.networks import permutation_spec
+from hf_sane.symmetry.tracing.trace import trace_permutations
 from hf_sane.zoo.alignment import Alignment, align_zoo, aligned_tokens, token_permutations
-from hf_sane.zoo.arguments import ZooArguments
-from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.building.arguments import ZooArguments
+from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.permutations import permutation_spec
 
 
 def unaligned(zoo):

@@ -8,12 +8,12 @@ import pytest
 import torch
 from huggingface_hub import DatasetCard
 
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.arguments import ZooArguments, plan_runs
-from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.building.arguments import ZooArguments, plan_runs
+from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.training import HyperParameters, train_stacked
 
 TINY = {"conv_channels": [2, 3], "kernel_sizes": [3, 3], "pool_sizes": [2, 1], "hidden_sizes": [4]}
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_zoo.py"
@@ -135,7 +135,7 @@ def test_a_build_interrupted_while_it_writes_continues(tmp_path, digits, built, 
         raise Interruption
 
     with monkeypatch.context() as patched:
-        patched.setattr("hf_sane.zoo.build.write_card", fail)
+        patched.setattr("hf_sane.zoo.building.build.write_card", fail)
         with pytest.raises(Interruption):
             build_zoo(tiny_arguments(), digits, tmp_path)
     build_zoo(tiny_arguments(), digits, tmp_path, on_progress=stop_after(0))

@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 
-from hf_sane.zoo.import_arguments import ImportArguments, parse_size
+from hf_sane.zoo.importing.arguments import ImportArguments, parse_size
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import EvalResult, ModelInfo
 
-from hf_sane.zoo.import_cards import CardFacts, read_metrics
+from hf_sane.zoo.importing.cards import CardFacts, read_metrics
 from hf_sane.zoo.records import IMPORT_FEATURES
 
 README = """---

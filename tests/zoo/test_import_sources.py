@@ -3,8 +3,8 @@
 import pytest
 from huggingface_hub import HfApi
 
-from hf_sane.zoo.import_arguments import ImportArguments
-from hf_sane.zoo.import_sources import find_networks, find_sources
+from hf_sane.zoo.importing.arguments import ImportArguments
+from hf_sane.zoo.importing.sources import find_networks, find_sources
 
 INDEX = "model.safetensors.index.json"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]

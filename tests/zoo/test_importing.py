@@ -19,8 +19,8 @@ from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import read_facts
-from hf_sane.zoo.import_arguments import ImportArguments
-from hf_sane.zoo.importing import REPORT_NAME, WORK_NAME, group_networks, import_zoo
+from hf_sane.zoo.importing.arguments import ImportArguments
+from hf_sane.zoo.importing.importing import REPORT_NAME, WORK_NAME, group_networks, import_zoo
 from hf_sane.zoo.records import FEATURES, IMPORT_FEATURES
 from hf_sane.zoo.stream import ZooStream
 

@@ -12,13 +12,13 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import Alignment, aligned_tokens
-from hf_sane.zoo.arguments import ZooArguments
-from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.building.arguments import ZooArguments
+from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import ZooSplit
 from hf_sane.zoo.facts import read_facts
-from hf_sane.zoo.loader import WindowSampler
-from hf_sane.zoo.siblings import Siblings
-from hf_sane.zoo.streaming import StreamingWindowSampler
+from hf_sane.zoo.windows.loader import WindowSampler
+from hf_sane.zoo.windows.siblings import Siblings
+from hf_sane.zoo.windows.streaming import StreamingWindowSampler
 
 PLAIN = {"noise": 0.0, "views": ("original",)}
 

@@ -10,11 +10,11 @@ import torch
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.preparation import fit_extractor
 from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.arguments import ZooArguments
-from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.building.arguments import ZooArguments
+from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.loader import WindowSampler
 from hf_sane.zoo.mixing import mix_zoos
+from hf_sane.zoo.windows.loader import WindowSampler
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.data import TrainingData
 from hf_sane.training.preparation import fit_extractor
-from hf_sane.zoo.arguments import seed_zoo
-from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.building.arguments import seed_zoo
+from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.records import FEATURES
 from hf_sane.zoo.stream import ZooStream
-from hf_sane.zoo.streaming import StreamedBatches
+from hf_sane.zoo.windows.streaming import StreamedBatches
 
 
 @pytest.fixture(scope="module")

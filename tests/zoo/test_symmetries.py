@@ -20,21 +20,21 @@ from transformers import (
 from hf_sane.architectures.presets import cnn_digits
 from hf_sane.core.chunking import tensors_from_tokens
 from hf_sane.core.layout import Layout
-from hf_sane.core.matching import weight_similarity
-from hf_sane.core.permutation import PermutationSpec
+from hf_sane.symmetry.matching import weight_similarity
+from hf_sane.symmetry.networks import permutation_spec
+from hf_sane.symmetry.permutation import PermutationSpec
+from hf_sane.symmetry.tracing.trace import trace_permutations
+from hf_sane.symmetry.transformers_models import transformers_spec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tracing.trace import trace_permutations
 from hf_sane.zoo.alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.import_arguments import ImportArguments
-from hf_sane.zoo.importing import import_zoo
-from hf_sane.zoo.loader import WindowSampler
-from hf_sane.zoo.permutations import permutation_spec
+from hf_sane.zoo.importing.arguments import ImportArguments
+from hf_sane.zoo.importing.importing import import_zoo
 from hf_sane.zoo.stream import ZooStream
-from hf_sane.zoo.streaming import StreamingWindowSampler
 from hf_sane.zoo.symmetries import fit_spec, imported_spec, network_spec
-from hf_sane.zoo.transformers_spec import transformers_spec
+from hf_sane.zoo.windows.loader import WindowSampler
+from hf_sane.zoo.windows.streaming import StreamingWindowSampler
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
 IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))

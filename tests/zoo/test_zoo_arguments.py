@@ -7,7 +7,14 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_sane.architectures.presets import cnn_digits
-from hf_sane.zoo.arguments import ZooArguments, hyperparameter_zoo, parse_arguments, plan_runs, seed_zoo, split_runs
+from hf_sane.zoo.building.arguments import (
+    ZooArguments,
+    hyperparameter_zoo,
+    parse_arguments,
+    plan_runs,
+    seed_zoo,
+    split_runs,
+)
 
 
 def test_runs_of_a_seed_zoo_differ_in_their_seed_only():

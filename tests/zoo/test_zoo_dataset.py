@@ -15,12 +15,12 @@ from huggingface_hub import DatasetCard
 from hf_sane.architectures.configuration_zoo import MLPConfig
 from hf_sane.architectures.presets import cifar_resnet, cnn_digits, mlp
 from hf_sane.core.chunking import tokens_from_tensors
+from hf_sane.networks.hyperparameters import HyperParameters
 from hf_sane.zoo import records
 from hf_sane.zoo.cards import render_card
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.facts import architecture_facts, config_from_dict
-from hf_sane.zoo.hyperparameters import HyperParameters
-from hf_sane.zoo.import_arguments import ImportArguments
+from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.records import FEATURES
 from hf_sane.zoo.table import ZooTable
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from hf_sane.core.chunking import tokens_from_tensors
-from hf_sane.core.matching import match_many
-from hf_sane.core.permutation import PermutationSpec
 from hf_sane.core.types import StateDict
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.symmetry.matching import match_many
+from hf_sane.symmetry.permutation import PermutationSpec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 SHOWN = 3  # tensors that an error names

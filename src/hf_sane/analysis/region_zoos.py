@@ -8,13 +8,13 @@ from torch import Tensor
 
 from hf_sane.analysis.region_networks import unflatten_networks
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.core.permutation import PermutationSpec
-from hf_sane.zoo.batchnorm import NUM_BATCHES, condition_batch_norm
+from hf_sane.networks.batchnorm import NUM_BATCHES, condition_batch_norm
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.symmetry.networks import permutation_spec
+from hf_sane.symmetry.permutation import PermutationSpec
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.facts import MIX_KEY
 from hf_sane.zoo.mixing import SOURCE_COLUMN
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.permutations import permutation_spec
 
 DATA_SET = "data_set"
 

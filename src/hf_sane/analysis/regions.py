@@ -10,8 +10,8 @@ from torch import Tensor
 from hf_sane.analysis.projection import Projection, project
 from hf_sane.analysis.region_networks import align_networks, flatten_networks
 from hf_sane.analysis.region_results import GroupDistances, RegionAccuracy, RegionScores
-from hf_sane.core.permutation import PermutationSpec
 from hf_sane.core.types import StateDict
+from hf_sane.symmetry.permutation import PermutationSpec
 
 Metric = Literal["euclidean", "cosine"]
 Rule = Literal["centroid", "neighbour"]

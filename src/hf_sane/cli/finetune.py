@@ -9,10 +9,10 @@ import typer
 from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_record
 
 if TYPE_CHECKING:
+    from hf_sane.networks.images import ImageData
+    from hf_sane.networks.stacked import StackedNetworks
+    from hf_sane.networks.training import HyperParameters
     from hf_sane.records.run_record import RunRecord
-    from hf_sane.zoo.images import ImageData
-    from hf_sane.zoo.networks import StackedNetworks
-    from hf_sane.zoo.training import HyperParameters
 
 
 def finetune(
@@ -34,11 +34,11 @@ def finetune(
 ) -> None:
     """Fine-tune networks on images; report test accuracy epoch by epoch."""
     from hf_sane.architectures.configuration_zoo import ZooConfig
+    from hf_sane.networks.images import load_images
+    from hf_sane.networks.stacked import StackedNetworks
+    from hf_sane.networks.training import HyperParameters
     from hf_sane.records.run_record import RunRecord
     from hf_sane.sampling.baselines import SCRATCH_SEED
-    from hf_sane.zoo.images import load_images
-    from hf_sane.zoo.networks import StackedNetworks
-    from hf_sane.zoo.training import HyperParameters
 
     hide_loading_bars()
     settings: dict[str, Any] = {
@@ -103,7 +103,7 @@ def load_stack(folders: "list[Path]") -> "StackedNetworks":
 
     from hf_sane.hub.auto_classes import register_auto_classes
     from hf_sane.hub.cards import describe_config
-    from hf_sane.zoo.networks import StackedNetworks
+    from hf_sane.networks.stacked import StackedNetworks
 
     register_auto_classes()
     models = [AutoModelForImageClassification.from_pretrained(folder) for folder in folders]
@@ -120,8 +120,8 @@ def train_stack(
     stack: "StackedNetworks", data: "ImageData", hyper_parameters: "HyperParameters", options: dict[str, Any]
 ) -> "tuple[StackedNetworks, list[list[float]]]":
     """Train networks together; also returns test accuracies `[epochs + 1][networks]`, first those before training."""
-    from hf_sane.zoo.networks import StackedNetworks
-    from hf_sane.zoo.training import train_stacked
+    from hf_sane.networks.stacked import StackedNetworks
+    from hf_sane.networks.training import train_stacked
 
     curve, tensors = [], stack.tensors
     epochs = options["epochs"]

@@ -194,7 +194,7 @@ def score_regions(
     """Run points inside every region on the test images of its data sets."""
     import torch
 
-    from hf_sane.zoo.images import load_zoo_images
+    from hf_sane.networks.images import load_zoo_images
 
     data = {zoo.facts.name: load_zoo_images(zoo.facts) for zoo in zoos}
     generator = torch.Generator().manual_seed(seed)

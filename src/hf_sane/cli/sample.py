@@ -54,11 +54,11 @@ def sample(
     import torch
 
     from hf_sane.cli import sampling
+    from hf_sane.networks.images import load_images, load_zoo_images
     from hf_sane.records.run_record import RunRecord
     from hf_sane.sampling.generation import Density, NetworkCodec
     from hf_sane.sampling.selection import Judge, sample_selected
     from hf_sane.zoo.dataset import Zoo
-    from hf_sane.zoo.images import load_images, load_zoo_images
 
     hide_loading_bars()
     settings: dict[str, Any] = {

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from hf_sane.core.kde import BandwidthRule
 from hf_sane.hub.publish import save_network
+from hf_sane.networks.images import ImageData
+from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.comparison import noise_baseline, simple_baselines, training_distances
@@ -20,8 +22,6 @@ from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge, SelectedNetworks
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.images import ImageData
-from hf_sane.zoo.networks import StackedNetworks
 
 PROVENANCE_METHODS = {"sane_subsample": "subsampled", "sane_bootstrap": "bootstrapped", "sane_kde": "kde"}
 

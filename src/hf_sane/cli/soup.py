@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from hf_sane.merging.ingredients import Ingredient
     from hf_sane.merging.scoring import ImageScore
     from hf_sane.merging.soups import Mixer, Soup
+    from hf_sane.networks.images import ImageData
     from hf_sane.records.run_record import RunRecord
-    from hf_sane.zoo.images import ImageData
 
 
 def soup(
@@ -57,8 +57,8 @@ def soup(
 ) -> None:
     """Average the weights of networks of one architecture; write a model repo whose card tells the ingredients."""
     from hf_sane.hub.auto_classes import register_auto_classes
+    from hf_sane.networks.images import load_images
     from hf_sane.records.run_record import RunRecord
-    from hf_sane.zoo.images import load_images
 
     hide_loading_bars()
     register_auto_classes()
@@ -207,8 +207,8 @@ def aligned(ingredients: "list[Ingredient]", model: "PreTrainedModel", align: bo
     """
     from hf_sane.architectures.configuration_zoo import ZooConfig
     from hf_sane.merging.ingredients import align_ingredients
-    from hf_sane.zoo.permutations import permutation_spec
-    from hf_sane.zoo.transformers_spec import transformers_spec
+    from hf_sane.symmetry.networks import permutation_spec
+    from hf_sane.symmetry.transformers_models import transformers_spec
 
     config: Any = model.config
     is_own = isinstance(config, ZooConfig)

@@ -24,7 +24,7 @@ Recipe = Literal["seed", "hyperparameter"]
 @zoo_app.command("build", **PASS_THROUGH)
 def build(ctx: typer.Context) -> None:
     """Train many networks and save them as a zoo; an interrupted build continues where it stopped."""
-    from hf_sane.zoo.build import ZooArguments
+    from hf_sane.zoo.building.build import ZooArguments
 
     extra = [
         extra_option("output", Path, "Folder of the zoo; it may hold others under other names."),
@@ -40,7 +40,7 @@ def build(ctx: typer.Context) -> None:
 
 
 def _build(given: dict[str, Any], *, output: Path, config: str, recipe: Recipe | None) -> None:
-    from hf_sane.zoo.build import ZooArguments, build_zoo, hyperparameter_zoo, seed_zoo
+    from hf_sane.zoo.building.build import ZooArguments, build_zoo, hyperparameter_zoo, seed_zoo
 
     recipes: dict[Recipe | None, Callable[..., ZooArguments]] = {
         "seed": seed_zoo,

@@ -8,7 +8,7 @@ import typer
 from hf_sane.cli.output import hide_loading_bars, print_table
 
 if TYPE_CHECKING:
-    from hf_sane.core.permutation import PermutationSpec
+    from hf_sane.symmetry.permutation import PermutationSpec
 
 SHOWN_PLACES = 3  # of each reason why something stays
 
@@ -23,10 +23,10 @@ def align(
     What can be reordered is traced from the configuration of imported networks (Transformers) and proven by running them;
     what cannot be proven stays, and is listed with the reason.
     """
+    from hf_sane.symmetry.networks import permutation_spec
     from hf_sane.zoo.alignment import align_zoo
     from hf_sane.zoo.dataset import Zoo, choose_config
     from hf_sane.zoo.facts import data_folder, read_facts
-    from hf_sane.zoo.permutations import permutation_spec
 
     hide_loading_bars()
     config = choose_config(config, list(read_facts(zoo)), str(zoo))

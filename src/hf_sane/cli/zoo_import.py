@@ -8,7 +8,7 @@ import typer
 from hf_sane.cli.output import hide_loading_bars, print_table
 
 if TYPE_CHECKING:
-    from hf_sane.zoo.importing import ImportEntry
+    from hf_sane.zoo.importing.importing import ImportEntry
 
 MUCH_PADDING = 0.9  # of the scalars in the tokens of a network
 MAX_REASON = 160  # characters in the table; the JSON has them all
@@ -56,8 +56,8 @@ def import_networks(
     An import that was interrupted goes on when it is started again.
     """
     from hf_sane.zoo.facts import data_folder
-    from hf_sane.zoo.import_arguments import ImportArguments, parse_size
-    from hf_sane.zoo.importing import REPORT_NAME, import_zoo
+    from hf_sane.zoo.importing.arguments import ImportArguments, parse_size
+    from hf_sane.zoo.importing.importing import REPORT_NAME, import_zoo
 
     hide_loading_bars()
     arguments = ImportArguments(

@@ -20,6 +20,7 @@ from hf_sane.demo.report import probe_markdown, render_report, sampling_markdown
 from hf_sane.demo.settings import DemoSettings
 from hf_sane.hub.publish import save_network, save_sane
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.files import write_atomically
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import Samples, draw_samples, finetune_all, measure_distances
@@ -31,10 +32,9 @@ from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import r2_from_sums, reconstruction_sums
 from hf_sane.training.pretraining import pretrain
 from hf_sane.zoo.alignment import aligned_tokens
-from hf_sane.zoo.arguments import hyperparameter_zoo, seed_zoo
-from hf_sane.zoo.build import build_zoo
+from hf_sane.zoo.building.arguments import hyperparameter_zoo, seed_zoo
+from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.images import ImageData, load_images
 
 NETWORK = {"activation": "gelu"}
 REPORTED_EPOCHS = (0, 1, 5)

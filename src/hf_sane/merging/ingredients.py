@@ -11,9 +11,9 @@ from huggingface_hub import HfApi, hf_hub_download
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_sane.core.matching import match_weights
-from hf_sane.core.permutation import Permutation, PermutationSpec
 from hf_sane.core.types import StateDict
+from hf_sane.symmetry.matching import match_weights
+from hf_sane.symmetry.permutation import Permutation, PermutationSpec
 from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_sane.merging.averaging import pour, uniform_weights
 from hf_sane.merging.ingredients import Ingredient
-from hf_sane.zoo.batchnorm import BATCH_SIZE, NUM_BATCHES, condition_module
+from hf_sane.networks.batchnorm import BATCH_SIZE, NUM_BATCHES, condition_module
 
 Score = Callable[[nn.Module], float]
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn, update_bn
 
-from hf_sane.zoo.batchnorm import condition_batch_norm
-from hf_sane.zoo.hyperparameters import HyperParameters
-from hf_sane.zoo.images import ImageData
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.training import train_stacked
+from hf_sane.networks.batchnorm import condition_batch_norm
+from hf_sane.networks.hyperparameters import HyperParameters
+from hf_sane.networks.images import ImageData
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks.training import train_stacked
 
 SWAKind = Literal["constant", "cyclical"]
 SEED_STEP = 1_000_003  # between the orders of images of one phase and the next

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.sampling.diversity import WeightSpace, nearest_distances
 from hf_sane.sampling.generation import NetworkCodec, SampledNetworks, check_raw_tokens
-from hf_sane.zoo.networks import StackedNetworks
 
 RELATIVE_TOLERANCE = 1e-3
 MAX_STEPS = 60

@@ -9,6 +9,9 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.networks.images import ImageData
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.baselines import (
     SCRATCH_SEED,
@@ -21,12 +24,9 @@ from hf_sane.sampling.baselines import (
 from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance, pairwise_distance
 from hf_sane.sampling.generation import BandwidthUnit, Density, NetworkCodec, sample_from_prior
 from hf_sane.sampling.selection import Draw, Judge, bootstrap, choose_bandwidth, keep_best, subsample
+from hf_sane.symmetry.networks import permutation_spec
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.images import ImageData
-from hf_sane.zoo.networks import StackedNetworks
-from hf_sane.zoo.permutations import permutation_spec
-from hf_sane.zoo.training import HyperParameters, train_stacked
 
 METHODS = (  # in the order of tables and legends
     "anchors",

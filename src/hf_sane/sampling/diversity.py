@@ -8,10 +8,10 @@ from torch import Tensor
 
 from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
 from hf_sane.core.layout import Layout
-from hf_sane.core.matching import match_many
 from hf_sane.core.normalization import LayerStatistics
-from hf_sane.core.permutation import PermutationSpec
 from hf_sane.sampling.generation import check_raw_tokens
+from hf_sane.symmetry.matching import match_many
+from hf_sane.symmetry.permutation import PermutationSpec
 
 FEATURE_CHUNK = 2**18  # weights per step of the distance product: bounds the float64 copies
 

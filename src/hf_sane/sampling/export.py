@@ -10,8 +10,8 @@ import torch
 
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.core.kde import BandwidthRule, SamplingMode
+from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.sampling.generation import BandwidthUnit
-from hf_sane.zoo.networks import StackedNetworks
 
 PROVENANCE_FILE = "provenance.json"
 

@@ -9,8 +9,8 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from hf_sane.core.adapters import attach_lora, match_modules
-from hf_sane.zoo.hyperparameters import image_order
-from hf_sane.zoo.images import ImageData
+from hf_sane.networks.hyperparameters import image_order
+from hf_sane.networks.images import ImageData
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -12,8 +12,8 @@ from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
 from hf_sane.core.kde import BandwidthRule, SamplingMode, sample_latents
 from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks.stacked import StackedNetworks, empty_model
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.networks import StackedNetworks, empty_model
 
 BandwidthUnit = Literal["anchor_std", "latent_std", "latent"]
 

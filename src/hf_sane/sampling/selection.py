@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hf_sane.core.kde import BandwidthRule
+from hf_sane.networks.batchnorm import BATCH_SIZE, NUM_BATCHES, condition_batch_norm
+from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.sampling.generation import Density, NetworkCodec
-from hf_sane.zoo.batchnorm import BATCH_SIZE, NUM_BATCHES, condition_batch_norm
-from hf_sane.zoo.networks import StackedNetworks
 
 # Draws `count` candidates: what they are made of, `[count, ...]` (latents or tokens), and the networks.
 Draw = Callable[[int], tuple[Tensor, StackedNetworks]]

@@ -12,11 +12,11 @@ from hf_sane.core.layer_kinds import RUNNING
 from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEOutput
+from hf_sane.networks.images import load_images
+from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.zoo.dataset import ZooSplit
-from hf_sane.zoo.images import load_images
-from hf_sane.zoo.networks import StackedNetworks
 
 MIN_SPREAD = 1e-6  # networks that all answer alike leave nothing to explain
 

@@ -12,10 +12,10 @@ from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import group_by_layout
 from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.loader import WindowSampler
 from hf_sane.zoo.stream import ZooStream
-from hf_sane.zoo.streaming import StreamedBatches
-from hf_sane.zoo.windows import View
+from hf_sane.zoo.windows.loader import WindowSampler
+from hf_sane.zoo.windows.sampler import View
+from hf_sane.zoo.windows.streaming import StreamedBatches
 
 
 class Batches(Protocol):

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sane.core.matching import match_many
-from hf_sane.core.permutation import PermutationSpec
 from hf_sane.core.types import StateDict
+from hf_sane.symmetry.matching import match_many
+from hf_sane.symmetry.permutation import PermutationSpec
+from hf_sane.symmetry.token_permutations import TokenPermutations, token_permutation_indices
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.symmetries import Specs, network_spec
-from hf_sane.zoo.token_permutations import TokenPermutations, token_permutation_indices
 
 MATCH_BYTES = 512 * 2**20  # weights held at a time
 

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_sane.core.permutation import Permutation, PermutationSpec
 from hf_sane.records.files import write_atomically
+from hf_sane.symmetry.permutation import Permutation, PermutationSpec
 
 FILE_NAME = "alignment.safetensors"
 

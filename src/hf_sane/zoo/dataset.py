@@ -23,12 +23,12 @@ from hf_sane.architectures.presets import build_model
 from hf_sane.core.chunking import tensors_from_tokens
 from hf_sane.core.layout import Layout
 from hf_sane.core.types import StateDict
+from hf_sane.networks.stacked import StackedNetworks, with_settings
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.cards import write_card
 from hf_sane.zoo.facts import DEFAULT_CONFIG, PER_RUN_SETTINGS, ZooFacts, data_folder, read_facts
 from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME
-from hf_sane.zoo.networks import StackedNetworks, with_settings
 from hf_sane.zoo.records import MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES, SPLITS, write_parquet
 from hf_sane.zoo.table import ZooTable
 

@@ -8,11 +8,11 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from hf_sane.core.layout import Layout
-from hf_sane.core.permutation import PermutationSpec
+from hf_sane.symmetry.networks import permutation_spec
+from hf_sane.symmetry.permutation import PermutationSpec
+from hf_sane.symmetry.transformers_models import select_tensors, transformers_spec
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.facts import ZooFacts
-from hf_sane.zoo.permutations import permutation_spec
-from hf_sane.zoo.transformers_spec import select_tensors, transformers_spec
 
 Specs = Mapping[str, PermutationSpec]
 

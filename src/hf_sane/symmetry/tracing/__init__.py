@@ -1,0 +1,1 @@
+"""Symmetries read off the graph of any module."""

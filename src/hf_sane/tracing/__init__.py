@@ -1,1 +1,0 @@
-"""Permutation symmetries of any PyTorch model, found by tracing it."""

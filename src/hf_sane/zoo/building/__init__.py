@@ -1,0 +1,1 @@
+"""Zoos that are trained here."""

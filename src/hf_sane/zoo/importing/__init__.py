@@ -1,0 +1,1 @@
+"""Zoos of checkpoints that others have trained."""

@@ -1,0 +1,292 @@
+"""Make a zoo of networks that others have trained: from the Hub or a folder, whatever their architectures."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Features, Value
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+    StrictDataclassError,
+)
+
+from hf_sane.records.files import write_atomically
+from hf_sane.records.run_record import RunRecord
+from hf_sane.zoo.building.arguments import split_runs
+from hf_sane.zoo.cards import write_card
+from hf_sane.zoo.dataset import RECORD_NAME, Zoo
+from hf_sane.zoo.facts import DEFAULT_CONFIG, FILE_NAME, ZooFacts, data_folder, read_facts
+from hf_sane.zoo.importing.arguments import ImportArguments
+from hf_sane.zoo.importing.reading import ImportedNetwork, import_network, network_files
+from hf_sane.zoo.importing.sources import Repository, Source, find_networks, find_sources
+from hf_sane.zoo.records import FEATURES, IMPORT_FEATURES, ModelRecord, batched, write_parquet
+
+WORK_NAME = ".import"  # unfinished imports: one folder per configuration
+REPORT_NAME = "import.json"
+MAX_METRICS = 50  # columns
+# Reasons that lie in the repository: trying again would not help.
+UNUSABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    FileNotFoundError,
+    SafetensorsParsingError,
+    StrictDataclassError,
+    EntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+# Reasons that lie in the connection or the machine, unless they are among those above: the next import tries again.
+PASSING = (OSError, HTTPError)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportEntry:
+    """What became of one network, or of a repository without any.
+
+    Attributes:
+        run_id: Its name in the zoo; `repo_id`, where that is not all there is with what tells it apart.
+        status: `"failed"` is what may work when it is tried again.
+        reason: Why it was not taken.
+    """
+
+    run_id: str
+    status: Literal["taken", "skipped", "failed"]
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """A zoo of imported networks, and what was left out."""
+
+    zoo: Zoo
+    entries: tuple[ImportEntry, ...]
+
+
+def import_zoo(
+    arguments: ImportArguments,
+    output_dir: str | Path,
+    *,
+    config: str = DEFAULT_CONFIG,
+    api: HfApi | None = None,
+    on_entry: Callable[[ImportEntry], None] | None = None,
+) -> ImportResult:
+    """Import networks into a zoo, whatever their architectures.
+
+    Of each network on the Hub the size is known first, then the header is read (a range request of 100 kB), and only what
+    can be taken is downloaded. What cannot is listed with the reason, and the next one is tried. Networks are in the
+    work folder as soon as they are read: an import that was interrupted, or that could not reach some of them, goes on from
+    there when it is called again.
+
+    Accuracies and hyper-parameters are null; licence, downloads, likes, revision and the metrics of the card are columns.
+    Groups (`ImportArguments.group_by`) are dealt out to the splits whole. Networks with the same weights as one before
+    are skipped: in two splits they would leak.
+
+    Args:
+        arguments: What to import.
+        output_dir: Folder of the zoo; it may hold others under other names.
+        config: Name of this zoo in the folder.
+        api: Hub client, for another endpoint or token.
+        on_entry: Called with every network that was taken or not.
+
+    Returns:
+        The zoo, as `Zoo.load(output_dir, config)` gives it, and what became of each network.
+
+    Raises:
+        ValueError: If no network could be taken, there are fewer groups than splits, or the folder holds another zoo under
+            that name.
+    """
+    folder = Path(output_dir)
+    work = folder / WORK_NAME / config
+    report = data_folder(folder, config) / REPORT_NAME
+    if (folder / FILE_NAME).exists() and config in (known := read_facts(folder)):
+        _compare(folder, known[config].arguments, json.loads(json.dumps(arguments.to_dict())))
+        if not work.exists():
+            entries = [ImportEntry(**entry) for entry in json.loads(report.read_text())]
+            return ImportResult(Zoo.load(folder, config), tuple(entries))
+    record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict())
+    importer = _Importer(arguments, work)
+    for source in find_sources(arguments, api or HfApi()):
+        for entry in importer.take(source):
+            if on_entry is not None:
+                on_entry(entry)
+    if not importer.networks:
+        reasons = "; ".join(f"{entry.run_id}: {entry.reason}" for entry in importer.entries[:3])
+        raise ValueError(f"none of {len(importer.entries)} networks could be taken ({reasons or 'nothing was found'})")
+    facts = _write_rows(importer, folder, config)
+    facts.save(folder, config)
+    with write_atomically(report) as partial:
+        partial.write_text(json.dumps([asdict(entry) for entry in importer.entries], indent=1) + "\n")
+    record.finish({"splits": facts.splits, "excluded": len(facts.excluded)}, data=dict(facts.data))
+    record.save(data_folder(folder, config) / RECORD_NAME)
+    write_card(folder, read_facts(folder))
+    if not any(entry.status == "failed" for entry in importer.entries):
+        shutil.rmtree(work)
+        if not any(work.parent.iterdir()):
+            work.parent.rmdir()
+    return ImportResult(Zoo.load(folder, config), tuple(importer.entries))
+
+
+def _compare(folder: Path, known: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    if changed := sorted(name for name in mine.keys() | known.keys() if mine.get(name) != known.get(name)):
+        raise ValueError(
+            f"{folder} holds a finished zoo with other settings of {', '.join(changed)}: expected "
+            f"{[known.get(name) for name in changed]}, got {[mine.get(name) for name in changed]}; use another folder or "
+            "another config name"
+        )
+
+
+class _Importer:
+    """Networks taken so far, and what became of the others."""
+
+    def __init__(self, arguments: ImportArguments, work: Path) -> None:
+        self.arguments, self.work = arguments, work
+        self.networks: dict[str, ImportedNetwork] = {}
+        self.repositories: dict[str, Repository] = {}  # all that were opened, by label
+        self.sources: dict[str, Repository] = {}  # by network
+        self.entries: list[ImportEntry] = []
+        self._digests: dict[str, str] = {}  # of files on the Hub, to the network they are
+        self._contents: dict[str, str] = {}  # of networks, to the first that has it
+
+    def take(self, source: Source) -> Iterator[ImportEntry]:
+        """Take what can be taken of a source; whatever is wrong with it is noted."""
+        name = source.label
+        try:
+            for repository in source.open():
+                files = find_networks(repository.files, self.arguments.files, allow_pickle=self.arguments.allow_pickle)
+                self.repositories[repository.label] = repository
+                for file in files:
+                    name = repository.label if len(files) == 1 else f"{repository.label}/{file}"
+                    yield self._attempt(repository, file, name)
+        except (*UNUSABLE, *PASSING) as error:
+            yield self._note(ImportEntry(name, _status(error), _reason(error)))
+
+    def _attempt(self, repository: Repository, file: str, name: str) -> ImportEntry:
+        try:
+            network = self._import(repository, file)
+        except (*UNUSABLE, *PASSING) as error:
+            return self._note(ImportEntry(name, _status(error), _reason(error)))
+        if (first := self._contents.setdefault(network.content, name)) != name:
+            return self._note(ImportEntry(name, "skipped", f"it has the same weights as {first}"))
+        if file in repository.digests:
+            self._digests[repository.digests[file]] = name
+        self.networks[name], self.sources[name] = network, repository
+        return self._note(ImportEntry(name, "taken"))
+
+    def _import(self, repository: Repository, file: str) -> ImportedNetwork:
+        if first := self._digests.get(repository.digests.get(file, "")):
+            raise ValueError(f"it is the same file as {first}")
+        files = network_files(repository, file, self.arguments)
+        settings = json.dumps([repository.label, file, repository.state, self.arguments.token_settings])
+        path = self.work / f"{sha256(settings.encode()).hexdigest()[:32]}.safetensors"
+        if path.exists():
+            return ImportedNetwork.load(path)
+        return import_network(repository, file, files, self.arguments, path)
+
+    def _note(self, entry: ImportEntry) -> ImportEntry:
+        self.entries.append(entry)
+        return entry
+
+
+def _status(error: Exception) -> Literal["skipped", "failed"]:
+    """Whether it would help to try again; a download that finds neither the Hub nor a cached copy calls that not found."""
+    if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, UNUSABLE):
+        return "failed"
+    return "skipped"
+
+
+def _reason(error: Exception) -> str:
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(message).split()) or type(error).__name__
+
+
+def group_networks(repo_ids: Sequence[str], base_models: Mapping[str, Sequence[str]]) -> list[str]:
+    """The family of each repository: the first, by name, of all that `base_model` connects it to.
+
+    Args:
+        repo_ids: Repositories.
+        base_models: Repository to those it was made from, which need not be among `repo_ids`.
+    """
+    parents: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parents.setdefault(name, name) != name:
+            name = parents[name]
+        return name
+
+    for repo_id in sorted(base_models):
+        for base in base_models[repo_id]:
+            first, second = sorted((root(repo_id), root(base)))
+            parents[second] = first
+    return [root(repo_id) for repo_id in repo_ids]
+
+
+def _groups(importer: _Importer) -> dict[str, str]:
+    """Network to the group that must stay in one split."""
+    repo_ids = [str(network.properties["repo_id"]) for network in importer.networks.values()]
+    keys = repo_ids
+    if importer.arguments.group_by == "base_model":
+        bases = {repository.repo_id: repository.card.base_models for repository in importer.repositories.values()}
+        keys = group_networks(repo_ids, bases)
+    elif importer.arguments.group_by == "author":
+        authors = [network.properties.get("author") for network in importer.networks.values()]
+        keys = [str(author or repo_id) for author, repo_id in zip(authors, repo_ids, strict=True)]
+    return dict(zip(importer.networks, keys, strict=True))
+
+
+def _write_rows(importer: _Importer, folder: Path, config: str) -> ZooFacts:
+    """Turn the networks of the work folder into parquet files."""
+    arguments, networks = importer.arguments, importer.networks
+    groups = _groups(importer)
+    wanted = sum(share > 0 for share in arguments.split_shares)
+    names = sorted(set(groups.values()))
+    if len(names) < wanted:
+        raise ValueError(
+            f"{len(networks)} networks make {len(names)} groups by {arguments.group_by}, expected at least {wanted} for "
+            f"{wanted} splits; import more, or give split_shares such as 1,0,0 (--split-shares)"
+        )
+    metrics = {name: repository.card.metrics for name, repository in importer.sources.items()}
+    columns = [
+        name for name, _ in Counter(key for found in metrics.values() for key in found).most_common(MAX_METRICS)
+    ]
+    features = Features({**FEATURES, **IMPORT_FEATURES, **{name: Value("float64") for name in sorted(columns)}})
+    splits = {}
+    for split, members in split_runs(names, arguments.split_shares, arguments.seed).items():
+        chosen = [name for name in networks if groups[name] in set(members)]
+
+        def records(chosen: list[str] = chosen) -> Iterator[ModelRecord]:
+            for name in chosen:
+                yield networks[name].record({**metrics[name], "run_id": name})
+
+        write_parquet(batched(records(), features), data_folder(folder, config), split)
+        splits[split] = {"runs": len(chosen), "networks": len(chosen), "groups": len(members)}
+    licenses = Counter(str(network.properties.get("license") or "not stated") for network in networks.values())
+    data = {
+        "repositories": len({network.properties["repo_id"] for network in networks.values()}),
+        "networks": len(networks),
+        "licenses": dict(licenses.most_common()),
+        "license": next(iter(licenses)) if len(licenses) == 1 and "not stated" not in licenses else "other",
+        "metrics": sorted(columns),
+        "sha256": sha256("".join(network.content for network in networks.values()).encode()).hexdigest(),
+    }
+    left_out = [entry for entry in importer.entries if entry.status != "taken"]
+    return ZooFacts(
+        name=arguments.name or arguments.author or arguments.to_dict()["folder"] or "imported",
+        layouts={str(n.properties["layout"]): n.layout for n in networks.values()},
+        architectures={str(n.properties["architecture"]): n.architecture for n in networks.values()},
+        arguments=arguments.to_dict(),
+        data=data,
+        excluded=tuple({"run_id": entry.run_id, "epoch": None, "reason": entry.reason} for entry in left_out),
+        splits=splits,
+    )

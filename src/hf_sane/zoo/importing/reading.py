@@ -1,0 +1,240 @@
+"""One network of a repository as a row of a zoo: looked at through its header, then downloaded, then turned into tokens."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core.chunking import tokens_from_tensors
+from hf_sane.core.layout import Layout
+from hf_sane.core.types import StateDict
+from hf_sane.networks.stacked import empty_model
+from hf_sane.records.files import write_atomically
+from hf_sane.tokenization.checkpoints import load_state_dict, parse_index, strip_prefixes
+from hf_sane.zoo.facts import CONFIG_CLASSES, IMPORTED, PER_RUN_SETTINGS, architecture_facts, layout_key
+from hf_sane.zoo.importing.arguments import ImportArguments
+from hf_sane.zoo.importing.sources import INDEX_SUFFIX, Repository, is_pickle
+from hf_sane.zoo.records import ModelRecord
+
+CONFIG_NAMES = ("config.json", "adapter_config.json")
+MAX_CONFIG_BYTES = 2**20
+VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map", "id2label", "label2id")
+MAX_PADDING = (
+    8  # tokens may take so many times the bytes that a file may have: rows much shorter than a token are padded
+)
+MAX_SCALARS = 2**31 - 1  # of one row: Arrow's list offsets are int32
+ARCHITECTURE_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedNetwork:
+    """A network on its way into a zoo, as it lies in the work folder.
+
+    Attributes:
+        properties: Columns, `run_id`, `layout` and `architecture` among them.
+        layout: `Layout.to_dict`.
+        architecture: Settings, as in `zoo.json`.
+        content: SHA-256 of structure and weights.
+        path: File with the tensors.
+    """
+
+    properties: Mapping[str, Any]
+    layout: Mapping[str, Any]
+    architecture: Mapping[str, Any]
+    content: str
+    path: Path
+
+    @classmethod
+    def load(cls, path: Path) -> "ImportedNetwork":
+        """Read what [`import_network`] left, without the tensors."""
+        with safe_open(path, framework="pt") as file:
+            return cls(**json.loads(file.metadata()["facts"]), path=path)
+
+    def record(self, properties: Mapping[str, Any]) -> ModelRecord:
+        """The row, with these columns besides its own."""
+        with safe_open(self.path, framework="pt") as file:
+            names = [entry["name"] for entry in self.layout["template"]]
+            template = {name: file.get_tensor(f"template.{name}") for name in names}
+            return ModelRecord(file.get_tensor("tokens"), template, {**self.properties, **properties})
+
+
+def network_files(repository: Repository, file: str, arguments: ImportArguments) -> dict[str, list[str] | None]:
+    """Files of one network and the tensors to take of each (all if `None`), small enough to be downloaded.
+
+    Raises:
+        ValueError: If they are too large, an index names files that are not there, or a pickle was not allowed.
+    """
+    if is_pickle(file) and not arguments.allow_pickle:
+        raise ValueError(f"{file} is a pickle, which can run code when it is opened; allow pickles (--allow-pickle)")
+    _check_bytes(file, repository.files[file], arguments)
+    if not file.endswith(INDEX_SUFFIX):
+        return {file: None}
+    folder = PurePosixPath(file).parent
+    shards: dict[str, list[str] | None] = {
+        (folder / name).as_posix(): names for name, names in parse_index(repository.fetch(file)).items()
+    }
+    if missing := [name for name in shards if name not in repository.files]:
+        raise ValueError(f"{file} names shards that are not there: {', '.join(missing)}")
+    _check_bytes(file, sum(repository.files[name] for name in shards), arguments)
+    return shards
+
+
+def import_network(
+    repository: Repository, file: str, files: Mapping[str, list[str] | None], arguments: ImportArguments, path: Path
+) -> ImportedNetwork:
+    """Look at the headers, download, and write the network as tokens to `path`.
+
+    Tensors are put in natural order of their names (`layer2` before `layer10`), since files do not keep the order of the
+    network; those of this library's networks in their own order.
+
+    Args:
+        repository: Where it is.
+        file: Weights or index.
+        files: From [`network_files`].
+        arguments: Of the import.
+        path: Where to leave it.
+
+    Raises:
+        ValueError: If it cannot be a row of a zoo, with the reason.
+        TypeError: If it holds tensors that are no weights (complex or sparse).
+    """
+    config = _read_config(repository, file)
+    if not is_pickle(file):
+        header: StateDict = {}
+        for name, wanted in files.items():
+            found = repository.read_header(name)
+            if missing := sorted(set(wanted or ()) - found.keys()):
+                raise ValueError(f"{name} lacks {missing[:3]}, which its index places there")
+            header |= found if wanted is None else {tensor: found[tensor] for tensor in wanted}
+        _check_layout(Layout.from_state_dict(strip_prefixes(header), **arguments.token_settings), arguments)
+    local = {name: repository.fetch(name) for name in files}
+    state_dict = load_state_dict(repository.fetch(file) if file not in local else local[file])
+    own = _own_config(config, state_dict)
+    state_dict = {name: state_dict[name] for name in _order(state_dict, own)}
+    layout = Layout.from_state_dict(state_dict, **arguments.token_settings)
+    _check_layout(layout, arguments)
+    tokens = _checked_tokens(state_dict, layout)
+    architecture, settings = _architecture(config, own)
+    properties = {
+        **repository.card.columns,
+        **{name: getattr(own, name) for name in PER_RUN_SETTINGS if hasattr(own, name)},
+        "repo_id": repository.repo_id,
+        "file": file,
+        "revision": repository.revision,
+        "num_weights": layout.num_weights,
+        "file_bytes": sum(repository.files[name] for name in files),
+        "layout": layout_key(layout),
+        "architecture": architecture,
+    }
+    tensors = {"tokens": tokens} | {f"template.{n}": t.contiguous() for n, t in layout.template.items()}
+    facts: dict[str, Any] = {
+        "properties": properties,
+        "layout": layout.to_dict(),
+        "architecture": settings,
+        "content": _content(layout, tensors),
+    }
+    with write_atomically(path) as partial:
+        save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
+    return ImportedNetwork(**facts, path=path)
+
+
+def natural_key(name: str) -> list[int | str]:
+    """Sorts numbers inside names by value: `layer2` before `layer10`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+
+
+def _check_bytes(file: str, size: int, arguments: ImportArguments) -> None:
+    if size > arguments.max_bytes:
+        raise ValueError(f"{file} takes {size:,} bytes, the limit is {arguments.max_bytes:,} (--max-size)")
+
+
+def _check_layout(layout: Layout, arguments: ImportArguments) -> None:
+    """Refuse what does not fit into a row, from the structure alone."""
+    scalars = layout.num_tokens * layout.token_dim
+    limit = min(MAX_PADDING * arguments.max_bytes // 4, MAX_SCALARS)
+    if scalars > limit:
+        raise ValueError(
+            f"its {layout.num_weights:,} weights would take {scalars:,} scalars as tokens, padding included, the limit is "
+            f"{limit:,}; take a smaller token_dim or the dense layout"
+        )
+    if arguments.max_tokens is not None and scalars > arguments.max_tokens * layout.token_dim:
+        tokens = scalars // layout.token_dim
+        raise ValueError(f"it has {tokens:,} tokens, the limit is {arguments.max_tokens:,} (--max-tokens)")
+    carried = sum(
+        tensor.numel() * tensor.dtype.itemsize for tensor in layout.template.values() if not tensor.is_floating_point()
+    )
+    weights = sum(
+        spec.numel * getattr(torch, spec.dtype).itemsize for layer in layout.layers for spec in layer.tensors
+    )
+    if carried > weights:
+        raise ValueError(
+            f"{carried:,} of its {carried + weights:,} bytes are integers: its weights are quantised, and cannot be tokens"
+        )
+
+
+def _checked_tokens(state_dict: StateDict, layout: Layout) -> Tensor:
+    """Tokens `[N, D]` float32 that give the weights back exactly."""
+    tokens = tokens_from_tensors(state_dict, layout)
+    if bad := [
+        name for name, tensor in state_dict.items() if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]:
+        raise ValueError(f"NaN or infinite weights in {', '.join(bad[:3])}{' and more' if len(bad) > 3 else ''}")
+    narrow = tokens.float()
+    if tokens.dtype == torch.float64 and not torch.equal(narrow.double(), tokens):
+        raise ValueError("it has float64 weights that float32 tokens cannot hold exactly; convert it first")
+    return narrow
+
+
+def _read_config(repository: Repository, file: str) -> dict[str, Any]:
+    """The configuration beside a network, or nothing."""
+    for name in CONFIG_NAMES:
+        path = (PurePosixPath(file).parent / name).as_posix()
+        if 0 < repository.files.get(path, 0) <= MAX_CONFIG_BYTES:
+            try:
+                config = json.loads(repository.fetch(path).read_text(encoding="utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path} is no JSON ({error})") from error
+            if not isinstance(config, dict):
+                raise ValueError(f"{path} holds no JSON object")
+            return config
+    return {}
+
+
+def _own_config(config: Mapping[str, Any], state_dict: StateDict) -> ZooConfig | None:
+    """The configuration as one of this library, if it is and its tensors are those of the network."""
+    cls = CONFIG_CLASSES.get(str(config.get("model_type")))
+    if cls is None:
+        return None
+    own = cls.from_dict(dict(config))
+    expected = {name: tensor.shape for name, tensor in empty_model(own).state_dict().items()}
+    return own if expected == {name: tensor.shape for name, tensor in state_dict.items()} else None
+
+
+def _order(state_dict: StateDict, own: ZooConfig | None) -> list[str]:
+    return sorted(state_dict, key=natural_key) if own is None else list(empty_model(own).state_dict())
+
+
+def _architecture(config: Mapping[str, Any], own: ZooConfig | None) -> tuple[str, dict[str, Any]]:
+    """What the `architecture` column holds, and the settings it stands for."""
+    if own is not None:
+        return architecture_facts(own)
+    settings = {"model_type": IMPORTED, "config": {k: config[k] for k in sorted(config) if k not in VOLATILE}}
+    digest = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return f"{IMPORTED}-{digest[:ARCHITECTURE_DIGITS]}", settings
+
+
+def _content(layout: Layout, tensors: Mapping[str, Tensor]) -> str:
+    digest = sha256(layout.signature.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

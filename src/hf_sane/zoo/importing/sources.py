@@ -1,0 +1,203 @@
+"""Where networks can be imported from: repositories on the Hub and folders, seen alike."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi
+
+from hf_sane.core.types import StateDict
+from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, SAFETENSORS_NAMES
+from hf_sane.tokenization.headers import meta_tensors, read_meta_state_dict
+from hf_sane.zoo.importing.arguments import ImportArguments
+from hf_sane.zoo.importing.cards import CardFacts
+
+INDEX_SUFFIX = ".safetensors.index.json"
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)(?=\.safetensors$)")  # the same weights in another precision
+PICKLE_NAMES = ("pytorch_model.bin", "adapter_model.bin", "diffusion_pytorch_model.bin")
+NO_NETWORK = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)$")
+LISTED_KINDS = 5
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Files that belong together, on the Hub or in a folder, and how to get at them.
+
+    Attributes:
+        repo_id: `owner/name`, or the path below the imported folder.
+        label: `repo_id`, with `@revision` if one was asked for.
+        revision: Commit on the Hub; `None` for a folder.
+        state: Changes when the files do.
+        files: Path to size in bytes.
+        fetch: Brings a file here.
+        read_header: Tensors of a safetensors file on the meta device, from its header alone.
+        digests: Path to SHA-256, of large files on the Hub.
+        card: What is known without the weights.
+    """
+
+    repo_id: str
+    label: str
+    revision: str | None
+    state: str
+    files: Mapping[str, int]
+    fetch: Callable[[str], Path]
+    read_header: Callable[[str], StateDict]
+    digests: Mapping[str, str] = field(default_factory=dict)
+    card: CardFacts = field(default_factory=CardFacts)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A repository that has not been looked at yet: asking for it may fail, and then the next one is tried."""
+
+    label: str
+    open: Callable[[], list[Repository]]
+
+
+def find_sources(arguments: ImportArguments, api: HfApi) -> Iterator[Source]:
+    """What to import from, in order: named repositories, those the Hub lists, the folder. No repository comes twice."""
+    seen = set()
+    for text in arguments.repos:
+        repo_id, _, revision = text.partition("@")
+        if text not in seen:
+            seen.add(text)
+            yield Source(text, partial(_open_remote, api, repo_id, revision or None))
+    if arguments.lists_models:
+        listed = api.list_models(
+            author=arguments.author,
+            filter=arguments.filter or None,
+            search=arguments.search,
+            sort="downloads",
+            limit=arguments.limit,
+        )
+        for info in listed:
+            if info.id not in seen:
+                seen.add(info.id)
+                yield Source(info.id, partial(_open_remote, api, info.id, None))
+    if arguments.folder is not None:
+        root = Path(arguments.folder)
+        for label, folder, files in _local_repositories(root):
+            yield Source(label, partial(_open_local, label, folder, files))
+
+
+def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Repository]:
+    info = api.model_info(repo_id, revision=revision, files_metadata=True)
+    siblings = info.siblings or []
+    sha = info.sha or "main"
+
+    def fetch(file: str) -> Path:
+        return Path(api.hf_hub_download(repo_id, file, revision=sha))
+
+    def read_header(file: str) -> StateDict:
+        header = api.parse_safetensors_file_metadata(repo_id, file, revision=sha)
+        return meta_tensors(header, f"{repo_id}/{file}")
+
+    return [
+        Repository(
+            repo_id=info.id,
+            label=repo_id if revision is None else f"{repo_id}@{revision}",
+            revision=sha,
+            state=sha,
+            # What has no size cannot be held against a limit.
+            files={sibling.rfilename: sibling.size for sibling in siblings if sibling.size is not None},
+            fetch=fetch,
+            read_header=read_header,
+            digests={sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs},
+            card=CardFacts.from_info(info),
+        )
+    ]
+
+
+def _local_repositories(root: Path) -> Iterator[tuple[str, Path, list[Path]]]:
+    """Label, folder and files of each: model folders, and every other checkpoint file on its own."""
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and not _is_hidden(path, root))
+    marks = {f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")}
+    folders = {path.parent for path in paths if path.name in marks}
+    for folder in sorted(folders):
+        label = root.resolve().name if folder == root else folder.relative_to(root).as_posix()
+        yield label, folder, [path for path in paths if path.parent == folder]
+    for path in paths:
+        is_shard = SHARD.search(path.name) is not None
+        is_checkpoint = path.name.endswith((".safetensors", INDEX_SUFFIX, *PICKLE_SUFFIXES)) and not is_shard
+        if is_checkpoint and not any(folder in path.parents for folder in folders):
+            parts = [p for p in paths if p.parent == path.parent and (p == path or SHARD.search(p.name))]
+            yield path.relative_to(root).as_posix(), path.parent, parts
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _open_local(label: str, folder: Path, files: Sequence[Path]) -> list[Repository]:
+    states = {path.name: path.stat() for path in files}
+    card = CardFacts()
+    if "README.md" in states:
+        card = CardFacts.from_readme((folder / "README.md").read_text(encoding="utf-8"))
+    author = label.partition("/")[0] if "/" in label else None
+    return [
+        Repository(
+            repo_id=label,
+            label=label,
+            revision=None,
+            state=",".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states.values()),
+            files={name: state.st_size for name, state in states.items()},
+            fetch=lambda file: folder / file,
+            read_header=lambda file: read_meta_state_dict(folder / file),
+            card=replace(card, columns={"author": author, **card.columns}),
+        )
+    ]
+
+
+def find_networks(files: Mapping[str, int], patterns: Sequence[str], *, allow_pickle: bool) -> list[str]:
+    """The files of a repository that stand for one network each: weights, or the index of their shards.
+
+    Args:
+        files: Paths in the repository.
+        patterns: Which ones to take; as described in `ImportArguments.files` if there are none.
+        allow_pickle: Whether pickles may be among them.
+
+    Raises:
+        ValueError: If there are none, with the reason, or a path leads out of the repository.
+    """
+    for file in files:
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts or "\\" in file:
+            raise ValueError(f"it names the file {file!r}, which lies outside of it; refused, do not trust it")
+    weights = [file for file in files if file.endswith((".safetensors", INDEX_SUFFIX)) and not SHARD.search(file)]
+    pickles = [file for file in files if file.endswith(PICKLE_SUFFIXES) and not NO_NETWORK.search(file)]
+    if patterns:
+        chosen = [file for file in (*weights, *pickles) if any(fnmatch(file, pattern) for pattern in patterns)]
+        if not chosen:
+            raise ValueError(f"no weights among its files match {', '.join(patterns)}; it holds {_kinds(files)}")
+        return sorted(chosen)
+    for name in (*SAFETENSORS_NAMES, *(f"{name}.index.json" for name in SAFETENSORS_NAMES)):
+        if name in weights:
+            return [name]
+    if weights:
+        return sorted(file for file in weights if VARIANT.sub("", file) not in weights or not VARIANT.search(file))
+    if pickles and not allow_pickle:
+        raise ValueError(
+            f"it holds pickles only ({', '.join(pickles[:LISTED_KINDS])}), which can run code when they are opened; ask its "
+            "author for safetensors, or allow pickles (--allow-pickle; opened with weights_only)"
+        )
+    for name in PICKLE_NAMES:
+        if name in pickles:
+            return [name]
+    if not pickles:
+        raise ValueError(f"it holds no safetensors and no pickled weights, but {_kinds(files)}")
+    return sorted(pickles)
+
+
+def is_pickle(file: str) -> bool:
+    """Whether opening a file could run code."""
+    return file.endswith(PICKLE_SUFFIXES)
+
+
+def _kinds(files: Mapping[str, int]) -> str:
+    """What else there is, in a few words."""
+    kinds = sorted({PurePosixPath(file).suffix or PurePosixPath(file).name for file in files})
+    return ", ".join(kinds[:LISTED_KINDS]) + (" and more" if len(kinds) > LISTED_KINDS else "") or "no files"

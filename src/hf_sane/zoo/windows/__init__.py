@@ -1,0 +1,1 @@
+"""Windows of tokens for training, from tables and from streams."""
