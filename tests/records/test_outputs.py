@@ -1,5 +1,6 @@
 """Output folders: refused when they are somebody's, finished or absent, one writer at a time."""
 
+import errno
 import json
 import os
 import re
@@ -16,11 +17,14 @@ from hf_sane.records.files import move_folder, recover_folder, write_atomically
 from hf_sane.records.locks import FolderInUseError, folder_lock
 from hf_sane.records.outputs import (
     MANIFEST,
+    PICTURE,
     UNFINISHED,
+    FileKind,
     Manifest,
     begin_folder,
     check_finished,
     finish_folder,
+    output_file,
     output_folder,
     resumable_folder,
 )
@@ -232,3 +236,79 @@ def test_manifests_are_equal_after_saving(tmp_path):
     write(tmp_path / "out")
     manifest = Manifest.of(tmp_path / "out", "soup")
     assert Manifest.load(tmp_path / "out") == manifest
+
+
+def test_what_is_saved_inside_an_output_is_a_part_of_it(tmp_path):
+    with output_folder(tmp_path / "out", "sample") as partial:
+        write(partial / "network_0")
+        with output_folder(partial, "soup") as same:
+            assert same == partial
+        assert not (partial / "network_0" / MANIFEST).exists()
+        with pytest.raises(RuntimeError), output_folder(partial / "network_1", "soup") as inner:
+            (inner / "half").touch()
+            raise RuntimeError
+    assert contents(tmp_path / "out").keys() == {MANIFEST, "network_0/README.md", "network_0/sub/model.bin"}
+    manifest = check_finished(tmp_path / "out")
+    assert manifest is not None
+    assert manifest.job == "sample"
+    with pytest.raises(FileExistsError):
+        write(tmp_path / "out/network_0")
+
+
+def test_an_artefact_with_its_own_manifest_does_not_depend_on_an_unfinished_folder_around_it(tmp_path):
+    with pytest.raises(RuntimeError), resumable_folder(tmp_path / "demo", "demo") as folder:
+        begin_folder(folder, "demo")
+        write(folder / "sane")
+        (folder / "loose").mkdir()
+        raise RuntimeError
+    check_finished(tmp_path / "demo/sane")
+    with pytest.raises(InvalidFileError, match="an interrupted demo"):
+        check_finished(tmp_path / "demo/loose")
+
+
+def test_a_link_to_a_folder_stands_for_that_folder(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    write(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert check_finished(tmp_path / "disk") is not None
+
+
+@pytest.mark.parametrize("name", [None, "out/model.bin", ".out.hf_sane-partial/x", "", ".out.hf_sane-lock"])
+def test_a_disk_that_is_full_or_read_only_is_named_in_a_sentence(tmp_path, name):
+    for number, text in (
+        (errno.ENOSPC, "No space left on device; free some space"),
+        (errno.EROFS, "make it writable"),
+    ):
+        error = OSError(number, "?", *(() if name is None else (str(tmp_path / name),)))
+        with (
+            pytest.raises(OSError, match=rf"cannot write to .*out: .*{text}"),
+            output_folder(tmp_path / "out", "soup"),
+        ):
+            raise error
+
+
+def test_other_files_that_cannot_be_written_or_read_keep_their_own_error(tmp_path):
+    for number in (errno.ENOSPC, errno.EACCES):
+        error = OSError(number, "?", str(tmp_path / "input.npz"))
+        with pytest.raises(OSError, match=r"input\.npz") as raised, output_folder(tmp_path / "out", "soup"):
+            raise error
+        assert raised.value is error
+
+
+def test_a_single_file_replaces_its_own_kind_only(tmp_path):
+    kind, path = FileKind.json_with("a run record", "command"), tmp_path / "new/run.json"
+    for text in ('{"command": 1}', '{"command": 2}'):
+        with output_file(path, kind) as partial:
+            partial.write_text(text)
+    assert path.read_text() == '{"command": 2}'
+    for other in ('{"commands": 1}', "[1]", "{", "[" * 100_000, ""):
+        path.write_text(other)
+        with pytest.raises(FileExistsError, match=r"run\.json is not a run record"), output_file(path, kind):
+            raise AssertionError
+        assert path.read_text() == other
+    with pytest.raises(FileExistsError, match="is not a picture"), output_file(path, PICTURE):
+        raise AssertionError
+    with pytest.raises(FileExistsError, match="is not a picture"), output_file(tmp_path, PICTURE):
+        raise AssertionError
+    assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["run.json"]

@@ -22,8 +22,7 @@ from hf_sane.cli.zoo_align import align
 from hf_sane.cli.zoo_import import import_networks
 from hf_sane.cli.zoo_mix import mix
 from hf_sane.records.allocator import tune_allocator
-
-EXIT_CODE = 2
+from hf_sane.records.failures import EXIT_CODE, describe_error, expected_errors
 
 
 class Program(TyperGroup):
@@ -38,19 +37,6 @@ class Program(TyperGroup):
                 raise
             typer.echo(f"hf-sane: {describe_error(error)}", err=True)
             raise typer.Exit(EXIT_CODE) from error
-
-
-def expected_errors() -> tuple[type[Exception], ...]:
-    """Errors about input, files and the network; asked for only when something was raised."""
-    from huggingface_hub.errors import HTTPError, StrictDataclassError
-
-    return (ValueError, TypeError, LookupError, ArithmeticError, OSError, HTTPError, StrictDataclassError)
-
-
-def describe_error(error: Exception) -> str:
-    """The message of an error in one line, without the quotes that `KeyError` puts around it."""
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(message).split()) or type(error).__name__
 
 
 app = typer.Typer(

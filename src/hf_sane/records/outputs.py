@@ -7,6 +7,7 @@ every file with its size and digest. [`check_finished`] is the other side: loade
 a folder.
 """
 
+import errno
 import json
 import os
 import shlex
@@ -33,6 +34,10 @@ CARD = "README.md"  # people edit cards: a change of it makes nothing unfinished
 MAX_BYTES_READ = 2**28  # loaders compare the digests of files up to this size, pushes those of all
 SHOWN = 3  # names that a message lists
 AGAIN = "run the command that wrote it again, into a new folder"
+CHANGED = f"{AGAIN}, or delete {MANIFEST} if you changed it on purpose"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
+_open: set[Path] = set()  # folders that a block of `output_folder` fills at the moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +123,12 @@ class Manifest:
                 continue
             got = f"{path.stat().st_size:,} bytes" if path.is_file() else "no such file"
             if got != f"{entry.size:,} bytes" and (PurePosixPath(name).name != CARD or not path.is_file()):
-                raise InvalidFileError(path, expected=f"{entry.size:,} bytes", got=got, remedy=AGAIN)
+                raise InvalidFileError(path, expected=f"{entry.size:,} bytes", got=got, remedy=CHANGED)
             if PurePosixPath(name).name == CARD or (entry.size > MAX_BYTES_READ and not all_digests):
                 continue
             if (digest := FileEntry.of(path).sha256) != entry.sha256:
                 expected = f"the content that {MANIFEST} lists (SHA-256 {entry.sha256[:12]}...)"
-                raise InvalidFileError(path, expected=expected, got=f"{digest[:12]}...", remedy=AGAIN)
+                raise InvalidFileError(path, expected=expected, got=f"{digest[:12]}...", remedy=CHANGED)
 
     def strangers(self, folder: Path) -> list[str]:
         """Files that are not in the manifest, or are not as they were written, an edited card among them."""
@@ -134,14 +139,46 @@ class Manifest:
         return sorted({*(names - self.files.keys()), *changed})
 
 
+@dataclass(frozen=True)
+class FileKind:
+    """What a single file is, told by its content.
+
+    Attributes:
+        name: With its article, such as `"a picture"`.
+        matches: Whether some content, all of it, is of this kind.
+    """
+
+    name: str
+    matches: Callable[[bytes], bool]
+
+    @classmethod
+    def json_with(cls, name: str, *keys: str) -> "FileKind":
+        """A JSON object that has some keys."""
+
+        def matches(content: bytes) -> bool:
+            with suppress(ValueError, RecursionError):
+                found = json.loads(content)
+                return isinstance(found, dict) and all(key in found for key in keys)
+            return False
+
+        return cls(name, matches)
+
+
+# PNG, PDF, SVG, PostScript, JPEG: what matplotlib draws.
+PICTURE = FileKind(
+    "a picture",
+    lambda content: content.startswith((b"\x89PNG\r\n", b"%PDF", b"<?xml", b"<svg", b"%!PS", b"\xff\xd8\xff")),
+)
+
+
 def check_finished(folder: str | Path, *, all_digests: bool = False) -> Manifest | None:
     """Refuse a folder that its writer did not finish, or that lost or changed files since.
 
-    A folder inside of an output, such as one sampled network out of several, is checked with the manifest of the output.
-    A folder without manifest is taken as it is: Transformers and people write folders, too.
+    A folder inside of an output, such as one sampled network out of several, is checked with the manifest of the output,
+    unless it has its own. A folder without manifest is taken as it is: Transformers and people write folders, too.
 
     Args:
-        folder: That is to be loaded or pushed.
+        folder: That is to be loaded or pushed; one that does not exist, such as the id of a repository, is left to others.
         all_digests: Compare the digests of files above 256 MiB, too.
 
     Returns:
@@ -150,16 +187,14 @@ def check_finished(folder: str | Path, *, all_digests: bool = False) -> Manifest
     Raises:
         InvalidFileError: Naming the file that is missing, cut or changed, or the command that has to be run again.
     """
-    folder = Path(folder)
-    for home in (folder, folder.parent):
-        if (note := _read_note(home)) is not None:
-            remedy = f"run it again: {note['command']}" if note.get("command") else AGAIN
-            raise InvalidFileError(
-                folder, expected="a finished folder", got=f"an interrupted {note.get('job', 'run')}", remedy=remedy
-            )
+    folder = Path(os.path.abspath(folder))
+    if not folder.is_dir():
+        return None
+    _check_no_note(folder, folder)
     if (manifest := Manifest.load(folder)) is not None:
         manifest.check(folder, all_digests=all_digests)
         return manifest
+    _check_no_note(folder.parent, folder)
     outer = Manifest.load(folder.parent)
     if outer is not None and any(PurePosixPath(name).parts[0] == folder.name for name in outer.files):
         outer.check(folder.parent, all_digests=all_digests, within=folder.name)
@@ -207,7 +242,8 @@ def check_may_write(
 def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Iterator[Path]:
     """Write a folder as a whole: whoever looks sees the finished folder or none.
 
-    Enter it before the work begins, so that a folder that cannot be written costs nothing.
+    Enter it before the work begins, so that a folder that cannot be written costs nothing. A function that saves an artefact
+    enters it, too; called inside of another block, with the folder of that block or one below it, it adds to that output.
 
     Args:
         folder: Where the result shall be: absent or empty.
@@ -223,22 +259,33 @@ def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Ite
         FolderInUseError: If another process writes it.
         OSError: If the place cannot be written or the disk is full.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = _absolute(folder)
+    if not _open.isdisjoint((folder, *folder.parents)):
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield folder
+        except BaseException:
+            if is_new:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return
     check_may_write(folder, job, replace=replace)
     partial = folder.with_name(f".{folder.name}{PARTIAL}")
-    with _made_parents(folder), folder_lock(folder):
+    with _writing(folder), _made_parents(folder), folder_lock(folder):
         recover_folder(folder)
         check_may_write(folder, job, replace=replace)
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir()
+        _open.add(partial)
         try:
             _write_note(partial, job)
-            with _writing(folder):
-                yield partial
-                finish_folder(partial, job)
-                _swap_in(partial, folder)
+            yield partial
+            finish_folder(partial, job)
+            _swap_in(partial, folder)
         finally:
+            _open.discard(partial)
             shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -262,14 +309,47 @@ def resumable_folder(folder: str | Path, job: str, *, is_ours: Callable[[Path], 
         FolderInUseError: If another process writes it.
         OSError: If the place cannot be written or the disk is full.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = _absolute(folder)
     check_may_write(folder, job, is_ours=is_ours)
-    with _made_parents(folder), folder_lock(folder):
+    with _writing(folder), _made_parents(folder), folder_lock(folder):
         recover_folder(folder)
         check_may_write(folder, job, is_ours=is_ours)
         remove_partial_files(folder)
-        with _writing(folder):
-            yield folder
+        yield folder
+
+
+@contextmanager
+def output_file(path: str | Path, kind: FileKind) -> Iterator[Path]:
+    """Write a single file whose name the user chose; it takes the place of a file of the same kind only.
+
+    Args:
+        path: Final place.
+        kind: What is written.
+
+    Yields:
+        Where to write; see [`write_atomically`].
+
+    Raises:
+        FileExistsError: If something else has that name; see [`check_may_replace`].
+        OSError: If the place cannot be written or the disk is full.
+    """
+    path = _absolute(path)
+    check_may_replace(path, kind)
+    with _writing(path), write_atomically(path) as partial:
+        yield partial
+
+
+def check_may_replace(path: str | Path, kind: FileKind) -> None:
+    """Refuse to write a single file over something of another kind. Asked before the work begins, it costs nothing.
+
+    Raises:
+        FileExistsError: If a folder, or a file of another kind, has that name.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    if not path.is_file() or not kind.matches(path.read_bytes()):
+        raise FileExistsError(f"{path} is not {kind.name}, which would take its place; choose another name")
 
 
 def begin_folder(folder: Path, job: str) -> None:
@@ -313,6 +393,14 @@ def _write_note(folder: Path, job: str) -> None:
     command = redact_tokens(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])) if sys.argv else ""
     with write_atomically(folder / UNFINISHED) as partial:
         partial.write_text(json.dumps({"job": job, "command": command}) + "\n", encoding="utf-8")
+
+
+def _check_no_note(home: Path, folder: Path) -> None:
+    if (note := _read_note(home)) is not None:
+        remedy = f"run it again: {note['command']}" if note.get("command") else AGAIN
+        raise InvalidFileError(
+            folder, expected="a finished folder", got=f"an interrupted {note.get('job', 'run')}", remedy=remedy
+        )
 
 
 def _read_note(folder: Path) -> dict[str, Any] | None:
@@ -363,13 +451,38 @@ def _made_parents(folder: Path) -> Iterator[None]:
                 parent.rmdir()
 
 
+def _absolute(folder: str | Path) -> Path:
+    """Where a folder is, whatever the working folder will be; a link to a folder stands for that folder."""
+    path = Path(os.path.abspath(folder))
+    return path.resolve() if path.is_symlink() else path
+
+
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Say in one sentence that a disk is full or cannot be written, whoever notices."""
+def _writing(place: Path) -> Iterator[None]:
+    """Say in one sentence that a disk is full or cannot be written, whoever notices; other errors pass."""
     try:
         yield
     except SafetensorError as error:
-        raise OSError(f"cannot write to {folder}: {error}; is the disk full or read-only?") from error
+        raise OSError(f"cannot write to {place}: {error}; is the disk full or read-only?") from error
+    except OSError as error:
+        # The name of the file is missing where a write into an open file failed; elsewhere it says whether it is ours.
+        if error.errno in (*NO_SPACE, *NO_ACCESS) and _is_beside(error.filename, place):
+            remedy = "free some space" if error.errno in NO_SPACE else "make it writable"
+            raise OSError(
+                f"cannot write to {place}: {os.strerror(error.errno)}; {remedy}, or choose another place"
+            ) from error
+        raise
+
+
+def _is_beside(name: object, place: Path) -> bool:
+    """Whether a file is `place`, inside or above it, or one that we put beside it; so is one without a name."""
+    if not isinstance(name, str | bytes | os.PathLike):
+        return True
+    path = Path(os.path.abspath(os.fsdecode(name)))
+    if place.parent not in path.parents:
+        return path in place.parents
+    entry = path.relative_to(place.parent).parts[0]
+    return entry == place.name or entry.startswith(f".{place.name}.")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 
 from hf_sane.records.allocator import allocator_state, peak_rss_bytes
-from hf_sane.records.files import write_atomically
+from hf_sane.records.outputs import FileKind, output_file
 from hf_sane.records.redaction import redact_tokens
 
 PACKAGE = Path(__file__).parents[1]
+RECORD = "run.json"  # its name in an output folder
+RUN_RECORD = FileKind.json_with("a run record", "command")
 PACKAGES = (
     "hf_sane",
     "torch",
@@ -144,9 +146,12 @@ class RunRecord:
 
         Returns:
             `path`.
+
+        Raises:
+            FileExistsError: If there is a file that is no run record.
         """
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-        with write_atomically(Path(path)) as partial:
+        with output_file(path, RUN_RECORD) as partial:
             partial.write_text(text, encoding="utf-8")
         return Path(path)
 

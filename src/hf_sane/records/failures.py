@@ -1,0 +1,39 @@
+"""How a program says what its user can mend: in one line, without a traceback, from the command line and from scripts."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_CODE = 2
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Errors about input, files and the network; asked for only when something was raised."""
+    from huggingface_hub.errors import HTTPError, StrictDataclassError
+
+    return (ValueError, TypeError, LookupError, ArithmeticError, OSError, HTTPError, StrictDataclassError)
+
+
+def describe_error(error: Exception) -> str:
+    """The message of an error in one line, without the quotes that `KeyError` puts around it."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(message).split()) or type(error).__name__
+
+
+def run_script(main: Callable[[], object], *, name: str) -> NoReturn:
+    """Run a script as the command line runs a verb: expected errors end it with a message and exit code 2.
+
+    Args:
+        main: Reads the command line and works; what it returns is the exit code if it is a number.
+        name: Of the script, for the message. With `--debug` anywhere on the command line, the traceback is shown, too.
+    """
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        result = main()
+    except expected_errors() as error:
+        if debug:
+            raise
+        sys.stderr.write(f"{name}: {describe_error(error)}\n")
+        raise SystemExit(EXIT_CODE) from error
+    raise SystemExit(result if isinstance(result, int) else 0)
