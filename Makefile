@@ -34,7 +34,7 @@ benchmarks: $(BIN)/.installed
 	mkdir -p runs/benchmarks
 	for name in tokenization pretraining_step kde_sampling alignment zoo_training zoo_loader zoo_columns; do \
 		$(BIN)/python benchmarks/$$name.py --output runs/benchmarks/$$name.json || exit 1; done
-	$(BIN)/python scripts/update_results.py
+	$(BIN)/python experiments/update_results.py
 
 clean:
 	rm -rf .venv $(DEMO_OUT)

@@ -10,7 +10,7 @@
 Full fine-tuning and three kinds of adapter, each with the largest rank up to `--rank` that stays below 5 % of the parameters, train for
 the same steps on the same windows of the training split. The peak learning rate of each, and the kind of adapter, are those with the
 best R2 on validation networks at the first seed; then all seeds are judged on test networks. All keep the weight tokenizer of the
-pretrained model, so R2 is in the same units everywhere. A blind test: a pair of zoos of `scripts/paper_zoos.py`, fixed beforehand.
+pretrained model, so R2 is in the same units everywhere. A blind test: a pair of zoos of `experiments/paper_zoos.py`, fixed beforehand.
 
     python benchmarks/adapt_sane.py --sane ../sane/usps_0/model --source_zoo ../sane/zoos:usps_seed_67 --zoo ../sane/zoos:fashion_seed_67 \
         --steps 150 \

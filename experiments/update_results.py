@@ -1,9 +1,9 @@
 """Write the results of run records into README.md and docs/: no figure there is typed by hand.
 
-python scripts/update_results.py            # after `make demo` and the benchmarks; seconds
-python scripts/update_results.py --check    # exit 1 if a page differs from its record
+python experiments/update_results.py            # after `make demo` and the benchmarks; seconds
+python experiments/update_results.py --check    # exit 1 if a page differs from its record
 
-Each page has a module in scripts/results, or several.
+Each page has a module in experiments/results, or several.
 """
 
 import argparse

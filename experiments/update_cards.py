@@ -1,10 +1,10 @@
 """Keep the cards of the demo's artefacts, and of the zoos and models of docs/results.md, as records and facts tell them.
 
-python scripts/update_cards.py --demo demo_output   # after `make demo`: take over its configurations, render the cards
-python scripts/update_cards.py --zoos ../zoos       # after scripts/paper_zoos.py: the same for its zoos
-python scripts/update_cards.py --models ../models   # after scripts/paper_models.py: the same for its autoencoders and networks
-python scripts/update_cards.py                      # render again from what model_cards/ and the demo's record hold
-python scripts/update_cards.py --check              # exit 1 if a card says something else than the record
+python experiments/update_cards.py --demo demo_output   # after `make demo`: take over its configurations, render the cards
+python experiments/update_cards.py --zoos ../zoos       # after experiments/paper_zoos.py: the same for its zoos
+python experiments/update_cards.py --models ../models   # after experiments/paper_models.py: the same for its autoencoders and networks
+python experiments/update_cards.py                      # render again from what model_cards/ and the demo's record hold
+python experiments/update_cards.py --check              # exit 1 if a card says something else than the record
 """
 
 import argparse
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Render or compare; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, help="folder that `make demo` wrote")
-    parser.add_argument("--zoos", type=Path, help="folder that scripts/paper_zoos.py wrote")
-    parser.add_argument("--models", type=Path, help="folder that scripts/paper_models.py wrote")
+    parser.add_argument("--zoos", type=Path, help="folder that experiments/paper_zoos.py wrote")
+    parser.add_argument("--models", type=Path, help="folder that experiments/paper_models.py wrote")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     options = parser.parse_args(argv)
     cards = ROOT / "model_cards"

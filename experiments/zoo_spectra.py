@@ -1,7 +1,7 @@
 """Spectra over a zoo: alpha through the training of one run, and summaries against test accuracy over all runs.
 
-    python scripts/zoo_spectra.py --zoo my_zoo --output my_zoo_spectra
-    python scripts/zoo_spectra.py --zoo my_zoo --run_id 00017 --min_values 20 --output my_zoo_spectra
+    python experiments/zoo_spectra.py --zoo my_zoo --output my_zoo_spectra
+    python experiments/zoo_spectra.py --zoo my_zoo --run_id 00017 --min_values 20 --output my_zoo_spectra
 
 Networks of all splits are taken, each run at its last epoch: nothing is fitted, so nothing is held out. Writes
 `training.png`, `correlation.png` and the run record `run.json`. About a tenth of a second per network on one CPU core.

@@ -1,7 +1,7 @@
 """Pre-train, probe and sample on the zoos of `paper_zoos.py`: one run record per family of zoos and seed, for docs/results.md.
 
-    python scripts/paper_tables.py --zoos ../zoos --images ../shared/data/images --work ../sane --records runs/paper
-    python scripts/paper_tables.py ... --families usps --seeds 0          # one of them
+    python experiments/paper_tables.py --zoos ../zoos --images ../shared/data/images --work ../sane --records runs/paper
+    python experiments/paper_tables.py ... --families usps --seeds 0          # one of them
 
 A family is the seed zoo (for sampling) and the hyper-parameter zoo (for probing) of one data set and architecture; one SANE is
 trained on both. What is finished is kept: an autoencoder with a folder, a part of the record that is there. On two CPU cores

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -170,7 +170,7 @@ def test_networks_with_batch_norm_are_conditioned_on_training_images(places, ima
 
 def test_the_tradeoff_of_accuracy_and_distance(places, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "paper_tables", load_script("paper_tables"))
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))  # it draws what results/ tells in words
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))  # it draws what results/ tells in words
     script = load_script("paper_tradeoff")
     monkeypatch.setattr(script, "BANDWIDTHS", (0.05, 0.6))
     chosen = ["--families", "usps", "--seeds", "0", "--num_candidates", "4", "--num_kept", "2"]

@@ -43,7 +43,7 @@ SHOWN = {  # of each study
 @pytest.fixture(scope="module")
 def script():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "scripts"))
+        patch.syspath_prepend(str(ROOT / "experiments"))
         yield importlib.import_module("paper_ablations")
 
 
@@ -152,7 +152,7 @@ def test_all_variants_have_settings_that_exist(script):
 
 @pytest.fixture
 def page(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     from results import ablations
 
     return ablations

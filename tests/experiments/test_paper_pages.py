@@ -10,7 +10,7 @@ SEEDS = (0, 1)
 
 @pytest.fixture
 def paper(monkeypatch, request):
-    monkeypatch.syspath_prepend(str(request.config.rootpath / "scripts"))
+    monkeypatch.syspath_prepend(str(request.config.rootpath / "experiments"))
     return importlib.import_module("results.paper")
 
 

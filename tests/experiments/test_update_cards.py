@@ -18,8 +18,8 @@ CARDS = sorted((ROOT / "model_cards").rglob("README.md"))
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    spec = importlib.util.spec_from_file_location("update_cards", ROOT / "scripts" / "update_cards.py")
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    spec = importlib.util.spec_from_file_location("update_cards", ROOT / "experiments" / "update_cards.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

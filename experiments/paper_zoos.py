@@ -1,7 +1,7 @@
 """Build the zoos of docs/results.md, one after the other; what is finished is kept, what was interrupted continues.
 
-    python scripts/paper_zoos.py --images ../shared/data/images --output_dir ../zoos --records runs/paper/zoos
-    python scripts/paper_zoos.py --images ... --output_dir ... --zoos mnist_seed usps_seed      # some of them
+    python experiments/paper_zoos.py --images ../shared/data/images --output_dir ../zoos --records runs/paper/zoos
+    python experiments/paper_zoos.py --images ... --output_dir ... --zoos mnist_seed usps_seed      # some of them
 
 `--images` holds mnist.npz, fashion_mnist_20k.npz, usps16.npz and cifar10_jpeg.npz. All zoos go into one folder of configs, which
 `load_dataset(folder, "mnist_seed")` and `Zoo.load(folder, config="mnist_seed")` open. Each leaves a run record. The last, `mixed`, joins those of both CNNs.

@@ -1,11 +1,11 @@
-"""scripts/zoo_spectra.py on the tiny zoo."""
+"""experiments/zoo_spectra.py on the tiny zoo."""
 
 import runpy
 from pathlib import Path
 
 from hf_sane.records.run_record import RunRecord
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "zoo_spectra.py"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "zoo_spectra.py"
 
 
 def test_pictures_and_record(tiny_zoo_folder, tmp_path, capsys):

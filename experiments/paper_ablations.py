@@ -1,7 +1,7 @@
 """What each choice of SANE is worth: small ablations on zoos of scikit-learn's digits, for docs/ablations.md. Offline.
 
-    python scripts/paper_ablations.py --folder ../ablations --records runs/paper/ablations --seeds 0 1
-    python scripts/paper_ablations.py ... --studies base windows --seeds 0        # some of them
+    python experiments/paper_ablations.py --folder ../ablations --records runs/paper/ablations --seeds 0 1
+    python experiments/paper_ablations.py ... --studies base windows --seeds 0        # some of them
 
 Three zoos are built first: networks that differ in their seed (for sampling), in their hyper-parameters (for probing), and small
 ResNets. A study is a table of variants (ablation_variants.py), each one change away from `base`, trained for as many optimizer steps. What is finished
