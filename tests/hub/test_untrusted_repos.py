@@ -56,7 +56,7 @@ def test_a_client_refuses_them_before_it_downloads(tmp_path):
         )
         assert ran.returncode == 0, ran.stderr
         refused = dict(line.split(" refused: ", 1) for line in ran.stdout.splitlines())
-        assert "names '../../evil.safetensors', which is not a file beside it" in refused["org/climbs"]
+        assert "expected the name of a file beside the index, got '../../evil.safetensors'" in refused["org/climbs"]
         assert "only pickles ['pytorch_model.bin'], which are not downloaded" in refused["org/pickled"]
         assert "bytes of weights, more than the limit of 100; give a larger max_bytes" in refused["org/large"]
         assert not hub.sent("evil|pytorch_model")

@@ -6,7 +6,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from hf_sane.records.errors import InvalidFileError
 from hf_sane.tokenization.checkpoints import load_state_dict, strip_prefixes
+from hf_sane.tokenization.headers import read_meta_state_dict
+from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 
 
 @pytest.fixture
@@ -96,7 +99,7 @@ def test_truncated_safetensors(tmp_path, tensors, length):
     path = tmp_path / "net.safetensors"
     save_file(tensors, path)
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ValueError, match="is not a whole safetensors file .*download or save it again"):
+    with pytest.raises(ValueError, match="expected a whole safetensors file.*download or save it again"):
         load_state_dict(path)
 
 
@@ -104,7 +107,9 @@ def test_truncated_safetensors(tmp_path, tensors, length):
 def test_an_index_that_points_outside_is_refused(sharded, file):
     index = sharded / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a.weight": file}}))
-    with pytest.raises(ValueError, match="which is not a file beside it; refused"):
+    with pytest.raises(
+        ValueError, match="expected the name of a file beside the index, got .*; do not trust this folder"
+    ):
         load_state_dict(sharded)
 
 
@@ -112,22 +117,80 @@ def test_broken_indices(sharded):
     index = sharded / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     index.write_text(json.dumps({"weight_map": {**content["weight_map"], "c": "model-00001-of-00002.safetensors"}}))
-    with pytest.raises(ValueError, match=r"lacks \['c'\] which"):
+    with pytest.raises(
+        ValueError, match=r"expected tensors that model-00001-of-00002.safetensors holds, got \['c'\], which it lacks"
+    ):
         load_state_dict(sharded)
     index.write_text(json.dumps(content))
     (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="names the shard model-00002-of-00002.safetensors, which is missing"):
         load_state_dict(sharded)
-    for broken in ('{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": null}}'):
+    for broken, field in [
+        ('{"weight_map": []}', "weight_map: expected an object, got a list of 0"),
+        ('{"weight_map": {}}', "weight_map: expected a file name for every tensor"),
+        ('{"weight_map": {"a": 1}}', "weight_map.a: expected text, got 1"),
+        ('{"weight_map": {"a": null}}', "weight_map.a: expected text, got null"),
+        ('{"weight_map": {"a": "b\\u0000"}}', "weight_map.a: expected the name of a file beside the index"),
+        ("{}", "expected a field 'weight_map', got an empty object"),
+        ("{", "expected a shard index"),
+        ("[]", "expected a shard index"),
+        ("[" * 100_000, "expected a shard index"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', "the field 'a' is there twice"),
+    ]:
         index.write_text(broken)
-        with pytest.raises(
-            ValueError, match="is no shard index: expected its 'weight_map' to give a file name for every"
-        ):
+        with pytest.raises(InvalidFileError, match=field):
             load_state_dict(sharded)
-    for broken in ("{", "{}", "[]"):
-        index.write_text(broken)
-        with pytest.raises(ValueError, match="is no shard index: expected JSON with a 'weight_map'"):
-            load_state_dict(sharded)
+
+
+def test_an_index_must_know_every_tensor_of_its_shards(sharded):
+    """A tensor that is in a shard and not in the index would be left out without a word."""
+    index = sharded / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    for name, message in [
+        ("a.bias", r"expected every tensor of model-00002-of-00002.safetensors, got none of \['a.bias'\]"),
+        ("b", "expected tensors of all 2 shards, got tensors of 1"),
+    ]:
+        content["weight_map"].pop(name)
+        index.write_text(json.dumps(content))
+        for read in (load_state_dict, read_meta_state_dict, open_checkpoint):
+            with pytest.raises(InvalidFileError, match=message):
+                read(sharded)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (pickle.dumps(Malicious(), protocol=2), r"\(it asks for builtins.print\)|\(it asks for print\)"),
+        (b"", r"\(EOFError\)"),
+        (b"\x80\x02K", "cannot be opened with weights_only=True"),
+        (b"PK\x03\x04 no archive", "cannot be opened with weights_only=True"),
+    ],
+)
+def test_what_torch_says_becomes_one_plain_sentence(content, reason, tmp_path):
+    path = tmp_path / "network.pt"
+    path.write_bytes(content)
+    with pytest.raises(InvalidFileError, match=reason) as caught:
+        load_state_dict(path)
+    assert str(caught.value).isprintable()  # no line breaks, no colours
+    assert "add_safe_globals" not in str(caught.value)
+
+
+def test_a_module_names_its_class(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "network.pt")
+    with pytest.raises(InvalidFileError, match=r"it asks for torch.nn.modules.linear.Linear\)"):
+        load_state_dict(tmp_path / "network.pt")
+
+
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
+    """Strides of zero: eight terabytes in a kilobyte."""
+    torch.save({"a": torch.zeros(1).expand(2**41)}, tmp_path / "network.pt")
+    with pytest.raises(
+        InvalidFileError, match="expected tensors that are in the file, got tensors of 8,796,093,022,208"
+    ):
+        load_state_dict(tmp_path / "network.pt")
+    torch.save({3: torch.zeros(1)}, tmp_path / "network.pt")
+    with pytest.raises(InvalidFileError, match=r"expected a name for every tensor, got \[3\]"):
+        load_state_dict(tmp_path / "network.pt")
 
 
 @pytest.mark.parametrize("source", ["./nothing", "folder/of/nothing", "net.safetensors", "/nowhere"])

@@ -111,14 +111,16 @@ def test_a_shard_must_hold_what_the_index_says(tensors, tmp_path):
     content = json.loads(index.read_text())
     content["weight_map"]["missing"] = "model-00001-of-00002.safetensors"
     index.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"model-00001-of-00002.safetensors lacks \['missing'\]"):
+    with pytest.raises(
+        ValueError, match=r"that model-00001-of-00002.safetensors holds, got \['missing'\], which it lacks"
+    ):
         read_meta_state_dict(tmp_path)
 
 
 def test_an_unknown_dtype_is_refused(tmp_path):
     text = json.dumps({"a": {"dtype": "F3", "shape": [1], "data_offsets": [0, 1]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"0")
-    with pytest.raises(ValueError, match=r"holds tensors of dtype \['F3'\]; expected F64, F32"):
+    with pytest.raises(ValueError, match=r"dtype: expected one of F64, F32.*, got \['F3'\]; convert it first"):
         read_meta_state_dict(tmp_path)
 
 

@@ -1,24 +1,28 @@
 """State dicts from wherever networks live: memory, safetensors, pickles that hold nothing but weights, the Hub."""
 
-import json
-import pickle
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from huggingface_hub import HfApi, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hf_sane.core.types import StateDict
+from hf_sane.records.documents import read_document
+from hf_sane.records.errors import InvalidFileError, reading
+from hf_sane.tokenization.pickles import unpickle
+from hf_sane.tokenization.safetensors_header import read_header
 
 SAFETENSORS_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
 PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile
 
+SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
+AGAIN = "download or save it again"
 MAX_DOWNLOAD_BYTES = 50 * 2**30
 
 Source = Mapping[str, Tensor] | nn.Module | str | Path
@@ -116,20 +120,16 @@ def _load_path(path: Path) -> StateDict:
 
 
 def _load_safetensors(path: Path) -> StateDict:
-    try:
+    read_header(path)  # says what is wrong with a file; safetensors says that something is
+    with reading(path, expected="a whole safetensors file", remedy=AGAIN, also=(SafetensorError,)):
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}; {path.stat().st_size} bytes): truncated, or another "
-            "format; download or save it again"
-        ) from error
 
 
 def index_shards(index: Path) -> dict[str, list[str]]:
     """Read a shard index of which all shards are there: file name to the tensors in it.
 
     Raises:
-        ValueError: If it is no index, or names a file outside its own folder.
+        InvalidFileError: If it is no index, or names a file outside its own folder.
         FileNotFoundError: If a shard is missing.
     """
     shards = parse_index(index)
@@ -143,22 +143,20 @@ def parse_index(index: Path) -> dict[str, list[str]]:
     """Read a shard index, whose shards need not be there: file name to the tensors in it.
 
     Raises:
-        ValueError: If it is no index, or names a file outside its own folder.
+        InvalidFileError: If it is no index, or names a file outside its own folder.
     """
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is no shard index: expected JSON with a 'weight_map' ({error!r})") from error
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise ValueError(f"{index} is no shard index: expected its 'weight_map' to give a file name for every tensor")
+    document = read_document(index, expected="a shard index, with a 'weight_map'", remedy=AGAIN)
     shards: dict[str, list[str]] = {}
-    for name, file in weight_map.items():
+    for name, entry in document["weight_map"].items():
+        file = entry.text()
+        if Path(file).name != file or file in ("", ".", "..") or not file.isprintable() or "\\" in file:
+            entry.fail("the name of a file beside the index", remedy="do not trust this folder")
         shards.setdefault(file, []).append(name)
-    for file in shards:
-        if Path(file).name != file or file in ("", ".", "..") or "\\" in file:
-            raise ValueError(
-                f"{index} names {file!r}, which is not a file beside it; refused, do not trust this folder"
-            )
+    if not shards:
+        document["weight_map"].fail("a file name for every tensor")
+    counts = {int(found[1]) for file in shards if (found := SHARD.search(file))}
+    if len(counts) == 1 and len(shards) != (count := counts.pop()):
+        document["weight_map"].fail(f"tensors of all {count:,} shards", got=f"tensors of {len(shards)}")
     return shards
 
 
@@ -171,13 +169,38 @@ def read_shards(index: Path, read: Callable[[Path], StateDict]) -> StateDict:
 
     Raises:
         FileNotFoundError: If a shard is missing.
-        ValueError: If it is no index, or a shard lacks a tensor.
+        InvalidFileError: As in [`join_shards`].
+    """
+    return join_shards(index, index_shards(index), lambda file: read(index.parent / file))
+
+
+def join_shards(index: Path, shards: Mapping[str, list[str]], read: Callable[[str], StateDict]) -> StateDict:
+    """Put the tensors of all shards together.
+
+    Args:
+        index: The shard index, for messages.
+        shards: From [`parse_index`].
+        read: Reads a shard, or its header, by its name in the index.
+
+    Raises:
+        InvalidFileError: If a shard lacks a tensor, or holds one that the index does not know.
     """
     tensors: StateDict = {}
-    for file, names in index_shards(index).items():
-        shard = read(index.parent / file)
+    known = {name for names in shards.values() for name in names}
+    for file, names in shards.items():
+        shard = read(file)
         if missing := sorted(set(names) - shard.keys()):
-            raise ValueError(f"{file} lacks {missing} which {index} places there; download the folder again")
+            raise InvalidFileError(
+                index,
+                field="weight_map",
+                expected=f"tensors that {file} holds",
+                got=f"{missing}, which it lacks",
+                remedy=AGAIN,
+            )
+        if unknown := sorted(shard.keys() - known):
+            raise InvalidFileError(
+                index, field="weight_map", expected=f"every tensor of {file}", got=f"none of {unknown}", remedy=AGAIN
+            )
         tensors |= {name: shard[name] for name in names}
     return tensors
 
@@ -190,20 +213,21 @@ def read_pickle(path: Path, device: str = "cpu") -> StateDict:
         device: Where the tensors go; `"meta"` leaves their values out.
 
     Raises:
-        ValueError: If it is damaged, or holds more than weights.
+        InvalidFileError: If it is damaged, or holds more than weights.
     """
-    try:
-        content: Any = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise ValueError(
-            f"{path} cannot be opened with weights_only=True ({reason}): it is damaged, or holds more than "
-            "tensors and could run code; convert it to safetensors where you trust it"
-        ) from error
+    content = unpickle(path, device)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path}: expected a dict of tensors (or one under 'state_dict'), got {_outline(content)}")
+        raise InvalidFileError(
+            path,
+            expected="a dict of tensors (or one under 'state_dict')",
+            got=_outline(content),
+            remedy="save the state_dict() of the network alone",
+        )
+    if strange := [name for name in content if not isinstance(name, str)]:
+        expected = "a name for every tensor"
+        raise InvalidFileError(path, expected=expected, got=strange[:3], remedy="save the state_dict() of the network")
     return dict(content)
 
 

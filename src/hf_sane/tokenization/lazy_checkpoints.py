@@ -18,6 +18,7 @@ from hf_sane.tokenization.checkpoints import (
     strip_prefixes,
 )
 from hf_sane.tokenization.headers import read_meta_state_dict
+from hf_sane.tokenization.safetensors_header import read_header
 
 MAX_MAPPED_BYTES = 2**26
 
@@ -41,8 +42,7 @@ class LazyCheckpoint(Mapping[str, Tensor]):
         if path.name.endswith(".index.json"):
             stored = {name: path.parent / file for file, names in index_shards(path).items() for name in names}
         else:
-            with safe_open(path, framework="pt") as file:
-                stored = dict.fromkeys(file.keys(), path)
+            stored = dict.fromkeys(read_header(path), path)
         self._mapped: tuple[Path, Any] | None = None  # the open file
         self._mapped_bytes = 0  # read from it
         self._places = strip_prefixes({name: (place, name) for name, place in stored.items()})

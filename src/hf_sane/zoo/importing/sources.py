@@ -11,7 +11,8 @@ from huggingface_hub import HfApi
 
 from hf_sane.core.types import StateDict
 from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, SAFETENSORS_NAMES
-from hf_sane.tokenization.headers import meta_tensors, read_meta_state_dict
+from hf_sane.tokenization.headers import read_meta_state_dict
+from hf_sane.tokenization.safetensors_header import fetch_header
 from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.cards import CardFacts
 
@@ -93,8 +94,7 @@ def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Reposit
         return Path(api.hf_hub_download(repo_id, file, revision=sha))
 
     def read_header(file: str) -> StateDict:
-        header = api.parse_safetensors_file_metadata(repo_id, file, revision=sha)
-        return meta_tensors(header, f"{repo_id}/{file}")
+        return fetch_header(repo_id, file, revision=sha, api=api)
 
     return [
         Repository(
