@@ -106,7 +106,7 @@ REASONS = {
     "bad/config": "config.json is no JSON",
     "bad/list": "config.json holds no JSON object",
     "bad/cut.safetensors": "the file is truncated",
-    "bad/index": "names '../../resnet.pt', which is not a file beside it; refused",
+    "bad/index": "expected the name of a file beside the index, got '../../resnet.pt'",
     "bad/shard": "names shards that are not there: a.safetensors",
     "bad/lacking": "a.safetensors lacks ['w'], which its index places there",
     "bad/code.pt": "cannot be opened with weights_only=True",

@@ -17,7 +17,7 @@ from torch import Tensor
 from hf_sane.records.errors import MALFORMED, InvalidFileError, shorten
 
 REMEDY = "it is damaged, or holds more than tensors and could run code; convert it to safetensors where you trust it"
-FAILURES = (
+FAILURES: tuple[type[Exception], ...] = (
     *MALFORMED,
     AssertionError,  # of torch's unpickler
     RuntimeError,
