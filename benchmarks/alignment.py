@@ -97,13 +97,13 @@ def resnet_seconds(width: int, repeats: int) -> dict[str, Any]:
     started = time.perf_counter()
     spec = trace_permutations(model, torch.randn(2, 3, 32, 32))
     traced = time.perf_counter() - started
-    aligned = spec.apply(states[1], spec.match(states[0], states[1]))
+    aligned = spec.apply(states[1], match_weights(spec, states[0], states[1]))
     return {
         "width": width,
         "parameters": sum(tensor.numel() for tensor in states[0].values()),
         "permutations": len(spec.generators),
         "trace_and_verify_seconds": traced,
-        "match_seconds": median_seconds(lambda: spec.match(states[0], states[1]), repeats),
+        "match_seconds": median_seconds(lambda: match_weights(spec, states[0], states[1]), repeats),
         "similarity": {
             "before": weight_similarity(spec, states[0], states[1]).item(),
             "after": weight_similarity(spec, states[0], aligned).item(),

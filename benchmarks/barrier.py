@@ -25,6 +25,7 @@ from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
+from hf_sane.symmetry.matching import match_weights
 from hf_sane.symmetry.permutation import PermutationSpec
 from hf_sane.symmetry.tracing.trace import trace_permutations
 
@@ -88,7 +89,7 @@ def compare(networks: StackedNetworks, spec: PermutationSpec, data: ImageData, l
     found: dict[str, dict[str, list[float]]] = {}
     for pair in range(networks.num_models // 2):
         first, second = networks.state_dict(2 * pair), networks.state_dict(2 * pair + 1)
-        aligned = spec.apply(second, spec.match(first, second))
+        aligned = spec.apply(second, match_weights(spec, first, second))
         for when, other in (("before", second), ("after", aligned)):
             mixed = line(first, other, config)
             for split in ("train", "test"):

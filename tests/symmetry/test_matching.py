@@ -269,4 +269,4 @@ def test_heads_and_their_dimensions_are_matched(seed):
     order = torch.tensor([2, 0, 3, 1])
     inner["qk"] = torch.cat([order, 4 + order.flip(0), torch.arange(8, 12)])
     moved = spec.apply(reference, inner)
-    assert_tensors_are(spec.apply(moved, spec.match(reference, moved)), reference)
+    assert_tensors_are(spec.apply(moved, match_weights(spec, reference, moved)), reference)

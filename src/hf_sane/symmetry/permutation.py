@@ -195,20 +195,6 @@ class PermutationSpec:
                 reorder(permutation[axis], entries, order)
         return permutation
 
-    def match(self, reference: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> Permutation:
-        """The permutation of `state_dict` that brings it closest to `reference`; see [`match_weights`].
-
-        Args:
-            reference: `{name: [*shape]}`, the network that stays.
-            state_dict: `{name: [*shape]}`, the network to permute.
-
-        Returns:
-            `[n]` int64 per axis, for [`apply`].
-        """
-        from hf_sane.symmetry.matching import match_weights  # it needs this class
-
-        return match_weights(self, reference, state_dict)
-
     @property
     def reasons(self) -> dict[str, list[str]]:
         """Why dimensions stay, and which: reason to `tensor[dim]`."""
