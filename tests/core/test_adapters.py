@@ -20,6 +20,7 @@ from hf_sane.core.adapters import (
     require_hub_id,
     save_adapter,
 )
+from hf_sane.records.errors import InvalidFileError
 
 
 class Network(nn.Module):
@@ -96,7 +97,8 @@ def test_batch_norm_statistics_survive_only_when_they_are_saved(network, tmp_pat
     model = adapted(network, saved=["norm"]).train()
     model(torch.randn(8, 1, 5, 5) + 3)  # moves the running statistics
     folder = save_adapter(model.eval(), tmp_path / "whole", base_model=None, base=base)
-    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    names = {"adapter_config.json", "adapter_model.safetensors", "hf_sane_manifest.json"}
+    assert {path.name for path in folder.iterdir()} == names
     careless = adapted(deepcopy(base)).train()
     careless(torch.randn(8, 1, 5, 5) + 3)
     with pytest.raises(
@@ -112,6 +114,9 @@ def test_an_adapter_that_lacks_tensors_is_refused(network, tmp_path):
     loaded = load_adapter(deepcopy(network), folder)
     assert all(torch.equal(value, held[name]) for name, value in adapter_tensors(loaded).items())
     save_file({name: value for name, value in held.items() if "head" not in name}, path)
+    with pytest.raises(InvalidFileError, match=r"adapter_model\.safetensors: expected .* bytes, got"):
+        load_adapter(network, folder)
+    (folder / "hf_sane_manifest.json").unlink()
     with pytest.raises(ValueError, match=r"does not hold all of its adapter: Found missing adapter keys.*head.last"):
         load_adapter(network, folder)
 

@@ -41,6 +41,7 @@ def test_a_sane_folder_is_complete_and_comes_back(tmp_path, model, extractor, re
         "preprocessor_config.json",
         "run.json",
         "README.md",
+        "hf_sane_manifest.json",
     }
     loaded, info = AutoModel.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
@@ -55,7 +56,8 @@ def test_a_sane_folder_is_complete_and_comes_back(tmp_path, model, extractor, re
 def test_a_sampled_network_is_complete_and_comes_back(tmp_path, record):
     network = build_model(cnn_digits())
     folder = save_network(tmp_path / "network", network, record, base_model="someone/sane")
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "run.json", "README.md"}
+    names = {"config.json", "model.safetensors", "run.json", "README.md", "hf_sane_manifest.json"}
+    assert {path.name for path in folder.iterdir()} == names
     loaded = AutoModelForImageClassification.from_pretrained(folder)
     assert isinstance(loaded, CNNForImageClassification)
     assert all(

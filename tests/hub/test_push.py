@@ -21,6 +21,8 @@ from hf_sane.hub.push import plan_push, push_generated
 from hf_sane.hub.transfer import RepoFile, address_card, folder_files
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.errors import InvalidFileError
+from hf_sane.records.outputs import MANIFEST, Manifest, output_folder
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.export import Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
@@ -55,14 +57,14 @@ def samples(tmp_path):
     """Three networks, the second of them the best on validation images."""
     folder = tmp_path / "samples"
     for index, accuracy in enumerate((0.5, 0.75, 0.25)):
-        network = folder / f"network_{index}"
-        network.mkdir(parents=True)
-        Provenance(
+        provenance = Provenance(
             "subsampled", sane_model="org/sane", sane_revision="abc", zoo="org/zoo", anchors=("7", "9"), seed=3,
             index=index, validation_accuracy=accuracy, test_accuracy=accuracy - 0.1,
-        ).save(network)  # fmt: skip
+        )  # fmt: skip
         torch.manual_seed(index)
-        save_network(network, build_model(cnn_digits()), RECORD, base_model="org/sane", datasets=["org/zoo"])
+        parents = {"base_model": "org/sane", "datasets": ["org/zoo"]}
+        network = build_model(cnn_digits())
+        save_network(folder / f"network_{index}", network, RECORD, **parents, provenance=provenance)
     return folder
 
 
@@ -211,11 +213,51 @@ def test_an_incomplete_folder_is_refused(samples, kind, message):
 
 
 def test_a_network_without_card_is_refused(samples):
-    (samples / "network_2" / "README.md").unlink()
+    for name in ("README.md", MANIFEST):
+        (samples / "network_2" / name).unlink()
     with pytest.raises(
         ValueError, match=r"network_2 is no network that is ready to publish: .*missing \['README.md'\]"
     ):
         plan_push("samples", samples, "org/x")
+
+
+@pytest.mark.parametrize("cut", ["network_1", "network_2/model.safetensors", "network_0/provenance.json"])
+def test_a_folder_that_lost_networks_or_bytes_is_refused(samples, tmp_path, cut):
+    with output_folder(tmp_path / "sampled", "sample") as partial:
+        shutil.copytree(samples, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    folder, place = tmp_path / "sampled", tmp_path / "sampled" / cut
+    assert plan_push("samples", folder, "org/x").files
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.write_bytes(place.read_bytes()[:-1] + b"?")
+    with pytest.raises(InvalidFileError, match=f"sampled/{cut}.*: expected .*run the command that wrote it again"):
+        plan_push("samples", folder, "org/x")
+
+
+def test_networks_beside_each_other_are_checked_one_by_one(samples):
+    weights = samples / "network_1/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InvalidFileError, match=r"network_1/model\.safetensors: expected [\d,]+ bytes, got"):
+        plan_push("samples", samples, "org/x")
+
+
+def test_large_files_are_compared_byte_by_byte_and_manifests_stay_at_home(sane, monkeypatch):
+    monkeypatch.setattr("hf_sane.records.outputs.MAX_BYTES_READ", 0)
+    files = {file.path for file in plan_push("model", sane, "org/x").files}
+    assert files & {MANIFEST} == set()
+    assert Manifest.load(sane).files.keys() - {"README.md"} <= files
+    weights = sane / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(InvalidFileError, match=r"model\.safetensors"):
+        plan_push("model", sane, "org/x")
+
+
+def test_an_edited_card_is_pushed_as_it_is(sane):
+    card = sane / "README.md"
+    card.write_text(card.read_text() + "\nEdited by hand.\n")
+    (pushed,) = [file.content for file in plan_push("model", sane, "org/x").files if file.path == "README.md"]
+    assert b"Edited by hand." in pushed
 
 
 def test_what_is_not_there_is_refused(tmp_path):
@@ -264,6 +306,7 @@ def test_pickles_links_and_tokens_do_not_leave(samples, tmp_path):
     with pytest.raises(ValueError, match="notes.txt leads to .*passwords.txt, out of the folder that is pushed"):
         plan_push("samples", samples, "org/x")
     (network / "notes.txt").unlink()
+    (network / MANIFEST).unlink()
     (network / "run.json").write_text(json.dumps({"command": "x --token hf_" + "a1B" * 12}))
     with pytest.raises(
         ValueError, match="run.json holds an access token of the Hub; remove it, and revoke that token"

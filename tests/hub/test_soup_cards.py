@@ -72,5 +72,5 @@ def test_files_of_the_first_ingredient_travel_along(rows, tmp_path):
     files = {path.name for path in (tmp_path / "soup").iterdir()}
     assert files == {
         *("README.md", "config.json", "model.safetensors", "run.json"),
-        *("preprocessor_config.json", "tokenizer.json"),
+        *("preprocessor_config.json", "tokenizer.json", "hf_sane_manifest.json"),
     }

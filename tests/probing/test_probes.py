@@ -120,7 +120,8 @@ def test_save_and_load_exactly(tmp_path):
         probe.validation_r2,
         ("accuracy", "epoch"),
     )
-    assert sorted(path.name for path in (tmp_path / "new" / "probe").iterdir()) == ["probe.json", "probe.safetensors"]
+    names = sorted(path.name for path in (tmp_path / "new" / "probe").iterdir())
+    assert names == ["hf_sane_manifest.json", "probe.json", "probe.safetensors"]
 
 
 def test_load_names_what_is_missing(tmp_path):

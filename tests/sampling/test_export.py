@@ -42,7 +42,7 @@ def test_saved_network_is_an_ordinary_model(sampled, data, tmp_path):
         assert torch.equal(tensor, sampled.tensors[name][1])
     assert not loaded.training
     names = {path.name for path in (tmp_path / "new" / "network").iterdir()}
-    assert names == {"config.json", "model.safetensors", "provenance.json"}
+    assert names == {"config.json", "model.safetensors", "provenance.json", "hf_sane_manifest.json"}
 
 
 def test_provenance_survives(sampled, tmp_path):

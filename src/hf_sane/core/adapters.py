@@ -16,11 +16,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
+from hf_sane.records.outputs import check_finished, output_folder
+
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER = "adapter"  # the job of manifests
 
 
 def hub_id(name: str | None) -> str | None:
@@ -108,14 +111,14 @@ def save_adapter(
     base: nn.Module | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Save an adapter: adapter_config.json and adapter_model.safetensors.
+    """Save an adapter: adapter_config.json and adapter_model.safetensors. One there that nobody has changed is replaced.
 
     PEFT notes where the base was loaded from, which may be a path that exists on one machine only, and writes a card that
     names it; here the base is the one given, and the card is left to `hf_sane.hub`.
 
     Args:
         model: Base with adapter.
-        folder: Made when missing.
+        folder: Absent or empty, or an adapter that was saved here.
         base_model: Hub id of the base; anything else is saved as unknown (null).
         base: A pristine copy of the base: the saved adapter is loaded onto a copy of it and compared, tensor by tensor.
         state_dict: Of `model`, when it is spread over processes.
@@ -124,21 +127,22 @@ def save_adapter(
         `folder`.
 
     Raises:
+        FileExistsError: If `folder` holds something else, or files that were changed.
         RuntimeError: If base and saved adapter do not give `model` back.
     """
-    folder = Path(folder)
     settings: dict[str, Any] = {} if state_dict is None else {"state_dict": state_dict}
-    # "auto" would ask the Hub whether the vocabulary of the base has changed; weights have none.
-    model.save_pretrained(str(folder), save_embedding_layers=False, **settings)
-    (folder / "README.md").unlink(missing_ok=True)
-    path = folder / ADAPTER_CONFIG
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = hub_id(base_model)
-    config["target_modules"] = sorted(config["target_modules"])  # PEFT keeps a set: its order changes from run to run
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if base is not None:
-        _check_round_trip(model, base, folder)
-    return folder
+    with output_folder(folder, ADAPTER, replace=True) as partial:
+        # "auto" would ask the Hub whether the vocabulary of the base has changed; weights have none.
+        model.save_pretrained(str(partial), save_embedding_layers=False, **settings)
+        (partial / "README.md").unlink(missing_ok=True)
+        config = json.loads((partial / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = hub_id(base_model)
+        # PEFT keeps a set: its order changes from run to run.
+        config["target_modules"] = sorted(config["target_modules"])
+        (partial / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if base is not None:
+            _check_round_trip(model, base, partial)
+    return Path(folder)
 
 
 def load_adapter(model: nn.Module, source: str | Path) -> "PeftModel":
@@ -153,8 +157,11 @@ def load_adapter(model: nn.Module, source: str | Path) -> "PeftModel":
 
     Raises:
         ValueError: If tensors of the adapter are missing, of which PEFT only warns.
+        InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
     """
     from peft import PeftModel
+
+    check_finished(source)
 
     with quiet_peft():
         warnings.filterwarnings("error", message="Found missing adapter keys")
@@ -172,7 +179,7 @@ def _check_round_trip(model: "PeftModel", base: nn.Module, folder: Path) -> None
         if name not in written or name not in read or not torch.equal(written[name], read[name])
     ]:
         raise RuntimeError(
-            f"the base and {folder} do not give back what was saved: tensors {differing} differ; put the modules that own "
+            f"the base and the adapter do not give back what was saved: tensors {differing} differ; put the modules that own "
             "them (BatchNorm!) into modules_to_save, and hand in the base as it was before training"
         )
 
@@ -183,6 +190,7 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If `folder` holds none.
     """
+    check_finished(folder)
     path = Path(folder) / ADAPTER_CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"no {ADAPTER_CONFIG} in {folder}; expected a folder that save_adapter() wrote")
@@ -198,6 +206,7 @@ def quiet_peft() -> Iterator[None]:
 
 
 __all__ = [
+    "ADAPTER",
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
     "adapter_size",

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
-from hf_sane.core.adapters import read_adapter_config, save_adapter
+from hf_sane.core.adapters import ADAPTER, read_adapter_config, save_adapter
 from hf_sane.hub.cards import adapter_card
-from hf_sane.hub.publish import RECORD, write_card, write_sane_card
+from hf_sane.hub.publish import write_card, write_sane_card
 from hf_sane.models.configuration_sane import SANEConfig
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records.outputs import output_folder
+from hf_sane.records.run_record import RECORD, RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 
@@ -47,13 +48,16 @@ def save_network_adapter(
         `folder`.
 
     Raises:
+        FileExistsError: If `folder` holds something else, or files that were changed.
         RuntimeError: If base and saved adapter do not give `model` back.
     """
-    folder = save_adapter(model, folder, base_model=base_model, base=base)
-    record.save(folder / RECORD)
-    return write_adapter_card(
-        folder, base.config, repo_id=repo_id, title=title, datasets=datasets, license_id=license_id
-    )
+    with output_folder(folder, ADAPTER, replace=True) as partial:
+        save_adapter(model, partial, base_model=base_model, base=base)
+        record.save(partial / RECORD)
+        write_adapter_card(
+            partial, base.config, repo_id=repo_id, title=title, datasets=datasets, license_id=license_id
+        )
+    return Path(folder)
 
 
 def write_adapter_card(
@@ -82,6 +86,7 @@ def write_adapter_card(
 
     Raises:
         FileNotFoundError: If `folder` holds no adapter.
+        FileExistsError: If there is a README.md that somebody else wrote or edited.
     """
     folder = Path(folder)
     card = adapter_card(

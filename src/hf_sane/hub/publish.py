@@ -1,10 +1,13 @@
-"""Folders that are ready for the Hub: weights, configuration, run record and card."""
+"""Folders that are ready for the Hub: weights, configuration, run record and card.
+
+All functions that save take the place of an artefact of the same kind that nobody has changed since, and of nothing else.
+"""
 
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from huggingface_hub import ModelCard
@@ -17,12 +20,12 @@ from hf_sane.hub.cards import network_card, sane_card
 from hf_sane.hub.transfer import CARD
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.files import write_atomically
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
+from hf_sane.records.outputs import add_file, check_finished, output_folder
+from hf_sane.records.run_record import RECORD, RunRecord
+from hf_sane.sampling.export import NETWORK, PROVENANCE_FILE, Provenance, check_saved
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
-RECORD = "run.json"
+SANE = "SANE folder"  # the job of manifests
 
 
 def save_sane(
@@ -58,24 +61,46 @@ def save_sane(
 
     Raises:
         ValueError: If model and weight tokenizer do not belong together.
+        FileExistsError: If `folder` holds something else, or files that were changed.
     """
     if model.config.token_dim != extractor.token_dim:
         raise ValueError(
             f"model and weight tokenizer must share token_dim, got {model.config.token_dim} and {extractor.token_dim}; "
             "save the tokenizer that the model was trained with"
         )
-    folder = Path(folder)
-    save_model(folder, model, auto_class="AutoModel", include_code=include_code)
-    extractor.save_pretrained(folder)
-    record.save(folder / RECORD)
-    return write_sane_card(
-        folder,
-        repo_id=repo_id,
-        title=title,
-        network_config=network_config,
-        datasets=datasets,
-        license_id=license_id,
-    )
+    with output_folder(folder, SANE, replace=True) as partial:
+        save_model(partial, model, auto_class="AutoModel", include_code=include_code)
+        extractor.save_pretrained(partial)
+        record.save(partial / RECORD)
+        write_sane_card(
+            partial,
+            repo_id=repo_id,
+            title=title,
+            network_config=network_config,
+            datasets=datasets,
+            license_id=license_id,
+        )
+    return Path(folder)
+
+
+def load_sane(
+    source: str | Path, *, revision: str | None = None, dtype: torch.dtype | None = None
+) -> tuple[SANEModel, SANEFeatureExtractor]:
+    """Read an autoencoder, in evaluation mode, and its weight tokenizer.
+
+    Args:
+        source: Folder or Hub repo id.
+        revision: Branch, tag or commit of a repo.
+        dtype: Of the model; as it was saved if `None`.
+
+    Raises:
+        InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
+    """
+    check_finished(source)
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
+    of_model = options if dtype is None else {**options, "dtype": dtype}
+    model = SANEModel.from_pretrained(source, **of_model)
+    return model.eval(), SANEFeatureExtractor.from_pretrained(source, **options)
 
 
 def write_sane_card(
@@ -99,6 +124,9 @@ def write_sane_card(
 
     Returns:
         `folder`.
+
+    Raises:
+        FileExistsError: If there is a README.md that somebody else wrote or edited.
     """
     card = sane_card(
         SANEConfig.from_pretrained(folder),
@@ -124,12 +152,12 @@ def save_network(
     datasets: Sequence[str] = (),
     license_id: str | None = None,
     include_code: bool = False,
+    provenance: Provenance | None = None,
 ) -> Path:
-    """Save a sampled network with its run record and card.
+    """Save a sampled network with its run record and card, and prove that it loads again bit by bit.
 
     Args:
-        folder: Receives config.json, model.safetensors, run.json and README.md. The card tells the provenance.json that
-            `export_network` left there.
+        folder: Receives config.json, model.safetensors, run.json, README.md and, if that is known, provenance.json.
         network: The network.
         record: Of the sampling run.
         repo_id: Where it will be published: the code of the card loads from there.
@@ -138,12 +166,18 @@ def save_network(
         datasets: Hub ids of the zoos or image data.
         license_id: Hub licence identifier.
         include_code: Also copy the modelling code, so that nobody needs this library to load it.
+        provenance: Where the network came from; what `export_network` noted in `folder` if `None`.
 
     Returns:
         `folder`.
+
+    Raises:
+        FileExistsError: If `folder` holds something else, or files that were changed.
+        RuntimeError: If what is read back differs from what was written.
     """
     folder = Path(folder)
-    save_model(folder, network, auto_class="AutoModelForImageClassification", include_code=include_code)
+    if provenance is None and (folder / PROVENANCE_FILE).exists():
+        provenance = Provenance.load(folder)
     card = network_card(
         network.config,
         record,
@@ -153,20 +187,33 @@ def save_network(
         datasets=datasets,
         license_id=license_id,
         with_code=include_code,
-        provenance=Provenance.load(folder) if (folder / PROVENANCE_FILE).exists() else None,
+        provenance=provenance,
     )
-    record.save(folder / RECORD)
-    return write_card(folder, card)
+    with output_folder(folder, NETWORK, replace=True) as partial:
+        save_model(partial, network, auto_class="AutoModelForImageClassification", include_code=include_code)
+        check_saved(network, partial)
+        if provenance is not None:
+            provenance.save(partial)
+        record.save(partial / RECORD)
+        write_card(partial, card)
+    return folder
 
 
-def save_model(folder: Path, model: PreTrainedModel, *, auto_class: str, include_code: bool) -> None:
-    """`save_pretrained`, with or without the modelling code; classes and `model` are left as they were."""
+def save_model(partial: Path, model: PreTrainedModel, *, auto_class: str, include_code: bool) -> None:
+    """`save_pretrained`, with or without the modelling code; classes and `model` are left as they were.
+
+    Args:
+        partial: From [`output_folder`].
+        model: To save.
+        auto_class: That loads it.
+        include_code: Whether its code is copied.
+    """
     if not include_code:
-        model.save_pretrained(folder)
+        model.save_pretrained(partial)
         return
     with _code_included(type(model.config), type(model), auto_class):
         try:
-            model.save_pretrained(folder)
+            model.save_pretrained(partial)
         finally:
             # Transformers notes the copied files on the configuration in memory, and every later save would repeat it.
             vars(model.config).pop("auto_map", None)
@@ -186,11 +233,11 @@ def code_files(folder: Path) -> dict[str, str]:
         return {}
     auto_class = AutoModel if isinstance(config, SANEConfig) else AutoModelForImageClassification
     model_class = cast(type[PreTrainedModel], auto_class._model_mapping[type(config)])
-    with tempfile.TemporaryDirectory() as name, _code_included(type(config), model_class, auto_class.__name__):
+    with tempfile.TemporaryDirectory() as partial, _code_included(type(config), model_class, auto_class.__name__):
         with torch.device("meta"):
-            custom_object_save(model_class(config), name, config=config)
-        config.save_pretrained(name)
-        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(name).iterdir())}
+            custom_object_save(model_class(config), partial, config=config)
+        config.save_pretrained(partial)
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(partial).iterdir())}
 
 
 @contextmanager
@@ -212,7 +259,7 @@ def _code_included(
 
 
 def write_card(folder: Path, card: ModelCard) -> Path:
-    """Write `card` as README.md of `folder`; returns `folder`."""
-    with write_atomically(folder / CARD) as partial:
+    """Write `card` as README.md of `folder`, unless there is one that somebody else wrote or edited; returns `folder`."""
+    with add_file(folder, CARD) as partial:
         partial.write_text(str(card), encoding="utf-8")
     return folder

@@ -13,6 +13,7 @@ from hf_sane.hub.auto_classes import register_auto_classes
 from hf_sane.hub.publish import code_files
 from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.hub.transfer import CARD, RepoFile, Upload, address_card, folder_files, require_files, with_texts
+from hf_sane.records.outputs import check_finished
 from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
 from hf_sane.zoo.cards import PLACEHOLDER, render_card
 from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME
@@ -38,12 +39,14 @@ def plan_push(
 
     Raises:
         HFValidationError: If `repo_id` is none.
+        InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
         ValueError: If the folder lacks files, holds pickles or tokens, or an adapter names no base model on the Hub.
         FileNotFoundError: If the folder holds no zoo, or no network.
     """
     validate_repo_id(repo_id)
     if kind not in PLANS:
         raise ValueError(f"expected a kind of artefact out of {', '.join(PLANS)}, got {kind!r}")
+    check_finished(folder, all_digests=True)
     upload = PLANS[kind](Path(folder), repo_id, api or HfApi())
     if not include_code or kind not in ("model", "samples"):
         return upload
@@ -106,6 +109,8 @@ def _plan_samples(folder: Path, repo_id: str, api: HfApi) -> Upload:
     networks.sort(key=_merit, reverse=True)
     files: tuple[RepoFile, ...] = ()
     for place, network in enumerate(networks):
+        if network != folder:
+            check_finished(network, all_digests=True)
         require_files(network, NETWORK_FILES, what="network")
         card = address_card(_text(network / CARD), repo_id, subfolder=network.name if place else None)
         if place == 0:

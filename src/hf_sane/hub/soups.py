@@ -11,11 +11,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sane.core.adapters import hub_id
 from hf_sane.hub.cards import card_metadata, describe_config, fill_template, network_code, preprocessing_note
-from hf_sane.hub.publish import RECORD, save_model, write_card
+from hf_sane.hub.publish import save_model, write_card
 from hf_sane.hub.tables import fact_text, markdown_table
-from hf_sane.merging.adapters import AdapterSoup
+from hf_sane.merging.adapters import SOUP, AdapterSoup
 from hf_sane.merging.ingredients import CARRIED_FILES
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records.outputs import output_folder
+from hf_sane.records.run_record import RECORD, RunRecord
 
 SOUP_TAGS = ["model-soup", "merge", "weight-space-learning"]
 SETTINGS = ("r", "lora_alpha", "target_modules", "modules_to_save", "base_model_name_or_path")
@@ -32,7 +33,7 @@ def save_soup(
     include_code: bool = False,
     files_from: Path | None = None,
 ) -> Path:
-    """Save a soup of checkpoints.
+    """Save a soup of checkpoints. One there that nobody has changed since is replaced.
 
     Args:
         folder: Receives config.json, model.safetensors, run.json and README.md.
@@ -46,17 +47,21 @@ def save_soup(
 
     Returns:
         `folder`.
+
+    Raises:
+        FileExistsError: If `folder` holds something else, or files that were changed.
     """
-    folder = Path(folder)
-    save_model(folder, model, auto_class="AutoModelForImageClassification", include_code=include_code)
-    if files_from is not None:
-        for name in CARRIED_FILES:
-            if (files_from / name).is_file():
-                shutil.copyfile(files_from / name, folder / name)
     card = soup_card(
         model.config, record, source=repo_id or ".", title=title, license_id=license_id, with_code=include_code
     )
-    return _finish(folder, card, record)
+    with output_folder(folder, SOUP, replace=True) as partial:
+        save_model(partial, model, auto_class="AutoModelForImageClassification", include_code=include_code)
+        for name in CARRIED_FILES:
+            if files_from is not None and (files_from / name).is_file():
+                shutil.copyfile(files_from / name, partial / name)
+        record.save(partial / RECORD)
+        write_card(partial, card)
+    return Path(folder)
 
 
 def save_adapter_soup(
@@ -69,7 +74,7 @@ def save_adapter_soup(
     title: str = "Soup of adapters",
     license_id: str | None = None,
 ) -> Path:
-    """Save a soup of LoRA adapters.
+    """Save a soup of LoRA adapters. One there that nobody has changed since is replaced.
 
     Args:
         folder: Receives adapter_config.json, adapter_model.safetensors, run.json and README.md.
@@ -82,10 +87,16 @@ def save_adapter_soup(
 
     Returns:
         `folder`.
+
+    Raises:
+        FileExistsError: If `folder` holds something else, or files that were changed.
     """
-    folder = soup.save(folder)
     card = soup_card(config, record, source=repo_id or ".", title=title, license_id=license_id, adapter=soup.config)
-    return _finish(folder, card, record)
+    with output_folder(folder, SOUP, replace=True) as partial:
+        soup.save(partial)
+        record.save(partial / RECORD)
+        write_card(partial, card)
+    return Path(folder)
 
 
 def soup_card(
@@ -148,11 +159,6 @@ def soup_card(
         selection=_selection(facts, metric),
         preprocessing=preprocessing_note(images),
     )
-
-
-def _finish(folder: Path, card: ModelCard, record: RunRecord) -> Path:
-    record.save(folder / RECORD)
-    return write_card(folder, card)
 
 
 def _is_repo_id(name: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
+from hf_sane.records.outputs import MANIFEST
 from hf_sane.records.redaction import holds_token
 from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES
 
@@ -92,7 +93,7 @@ class Upload:
 
 
 def folder_files(folder: Path, *, prefix: str = "") -> tuple[RepoFile, ...]:
-    """All files of a folder and its subfolders, but for hidden ones (such as `.cache`), sorted by path.
+    """All files of a folder and its subfolders, but for hidden ones (such as `.cache`) and manifests, sorted by path.
 
     Args:
         folder: To read.
@@ -108,7 +109,7 @@ def folder_files(folder: Path, *, prefix: str = "") -> tuple[RepoFile, ...]:
     files = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_dir() or any(part.startswith(".") for part in name.parts):
+        if path.is_dir() or path.name == MANIFEST or any(part.startswith(".") for part in name.parts):
             continue
         if not path.resolve().is_relative_to(home):
             raise ValueError(

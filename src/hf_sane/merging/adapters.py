@@ -17,9 +17,11 @@ from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hub_id, read_
 from hf_sane.core.types import StateDict
 from hf_sane.merging.averaging import average_checkpoints, check_weights
 from hf_sane.merging.ingredients import Ingredient, check_compatible
-from hf_sane.records.files import write_atomically
+from hf_sane.records.outputs import output_folder
 from hf_sane.tokenization.adapters import PREFIX, Adapter
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
+
+SOUP = "soup"  # the job of manifests
 
 # What the product of the factors does not tell, or what changes the base model when the adapter is loaded.
 UNSUPPORTED = (
@@ -54,13 +56,16 @@ class AdapterSoup:
     errors: dict[str, float]
 
     def save(self, folder: str | Path) -> Path:
-        """Write the adapter as PEFT reads it; returns `folder`."""
-        folder = Path(folder)
-        with write_atomically(folder / ADAPTER_WEIGHTS) as partial:
-            save_file(self.tensors, partial, metadata={"format": "pt"})
-        with write_atomically(folder / ADAPTER_CONFIG) as partial:
-            partial.write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        return folder
+        """Write the adapter as PEFT reads it, in place of a soup that nobody has changed; returns `folder`.
+
+        Raises:
+            FileExistsError: If `folder` holds something else, or files that were changed.
+        """
+        with output_folder(folder, SOUP, replace=True) as partial:
+            save_file(self.tensors, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
+            (partial / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+        return Path(folder)
 
 
 def open_adapters(

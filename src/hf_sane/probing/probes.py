@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hf_sane.records.outputs import check_finished, output_folder
+
 Values = Tensor | np.ndarray
 
 PENALTIES = tuple(float(f"1e{exponent}") * factor for exponent in range(-6, 4) for factor in (1, 3))
@@ -181,13 +183,16 @@ class RidgeProbe:
         return (1 - (self.predict(x) - y).square().sum(dim=0) / spread).tolist()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `probe.safetensors` and `probe.json` into `folder`, which is created when missing."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `probe.safetensors` and `probe.json` into `folder`, in place of a probe that nobody has changed.
+
+        Raises:
+            FileExistsError: If `folder` holds something else, or files that were changed.
+        """
         tensors = {name: getattr(self, name).contiguous() for name in ("mean", "scale", "weight", "intercept")}
-        save_file(tensors, folder / TENSORS_FILE)
         settings = {"penalties": self.penalties, "validation_r2": self.validation_r2, "names": self.names}
-        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        with output_folder(folder, "ridge probe", replace=True) as partial:
+            save_file(tensors, partial / TENSORS_FILE)
+            (partial / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "RidgeProbe":
@@ -195,8 +200,10 @@ class RidgeProbe:
 
         Raises:
             FileNotFoundError: If a file is missing.
+            InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
         """
         folder = Path(folder)
+        check_finished(folder)
         if missing := [name for name in (TENSORS_FILE, SETTINGS_FILE) if not (folder / name).is_file()]:
             raise FileNotFoundError(f"no probe in {folder}: {missing} missing; pass a folder save_pretrained() wrote")
         settings = json.loads((folder / SETTINGS_FILE).read_text())

@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -178,7 +178,8 @@ def check_finished(folder: str | Path, *, all_digests: bool = False) -> Manifest
     unless it has its own. A folder without manifest is taken as it is: Transformers and people write folders, too.
 
     Args:
-        folder: That is to be loaded or pushed; one that does not exist, such as the id of a repository, is left to others.
+        folder: That is to be loaded or pushed; one that does not exist, such as the id of a repository, is left to others,
+            and so is one that this process fills at the moment.
         all_digests: Compare the digests of files above 256 MiB, too.
 
     Returns:
@@ -188,7 +189,7 @@ def check_finished(folder: str | Path, *, all_digests: bool = False) -> Manifest
         InvalidFileError: Naming the file that is missing, cut or changed, or the command that has to be run again.
     """
     folder = Path(os.path.abspath(folder))
-    if not folder.is_dir():
+    if not folder.is_dir() or not _open.isdisjoint((folder, *folder.parents)):
         return None
     _check_no_note(folder, folder)
     if (manifest := Manifest.load(folder)) is not None:
@@ -217,10 +218,13 @@ def check_may_write(
         NotADirectoryError: If it is a file.
     """
     folder = Path(folder)
-    if not folder.exists() and not folder.is_symlink():
+    for place in (folder, *folder.parents):
+        if place.is_dir():
+            break
+        if place.exists() or place.is_symlink():
+            raise NotADirectoryError(f"expected a folder to write to, got the file {place}; choose another name")
+    if not folder.exists():
         return
-    if not folder.is_dir():
-        raise NotADirectoryError(f"expected a folder to write to, got the file {folder}; choose another name")
     if not any(folder.iterdir()) or (is_ours is not None and is_ours(folder)):
         return
     if (note := _read_note(folder)) is not None and note.get("job") == job:
@@ -316,6 +320,22 @@ def resumable_folder(folder: str | Path, job: str, *, is_ours: Callable[[Path], 
         check_may_write(folder, job, is_ours=is_ours)
         remove_partial_files(folder)
         yield folder
+
+
+@contextmanager
+def add_file(folder: Path, name: str) -> Iterator[Path]:
+    """Write one more file into a folder, or write it anew, and list it in the manifest if the folder is finished.
+
+    Raises:
+        FileExistsError: If there is a file of that name that is not as our manifest lists it.
+    """
+    path, manifest = folder / name, Manifest.load(folder)
+    if path.exists() and (manifest is None or manifest.files.get(name) != FileEntry.of(path)):
+        raise FileExistsError(f"{path} was written or edited by somebody else; move it away, it would be replaced")
+    with _writing(path), write_atomically(path) as partial:
+        yield partial
+    if manifest is not None:
+        replace(manifest, files={**manifest.files, name: FileEntry.of(path)}).save(folder)
 
 
 @contextmanager

@@ -11,9 +11,11 @@ import torch
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.core.kde import BandwidthRule, SamplingMode
 from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.records.outputs import check_finished, output_folder
 from hf_sane.sampling.generation import BandwidthUnit
 
 PROVENANCE_FILE = "provenance.json"
+NETWORK = "network"  # the job of manifests
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,9 @@ class Provenance:
     nearest_training_distance: float | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
-    def save(self, folder: Path) -> None:
-        """Write `provenance.json`."""
-        (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+    def save(self, partial: Path) -> None:
+        """Write `provenance.json` into a folder from [`output_folder`]."""
+        (partial / PROVENANCE_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Provenance":
@@ -66,7 +68,9 @@ class Provenance:
 
         Raises:
             FileNotFoundError: If there is none.
+            InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
         """
+        check_finished(folder)
         path = Path(folder) / PROVENANCE_FILE
         if not path.is_file():
             raise FileNotFoundError(f"no {PROVENANCE_FILE} in {folder}; expected a folder that export_network() wrote")
@@ -84,7 +88,8 @@ def export_network(
     Args:
         networks: Networks of a zoo configuration.
         index: Which of them.
-        folder: Created when missing: `config.json`, `model.safetensors`, `provenance.json`.
+        folder: Receives `config.json`, `model.safetensors` and `provenance.json`. A network there that nobody has changed
+            is replaced.
         provenance: Where it came from.
 
     Returns:
@@ -93,14 +98,24 @@ def export_network(
     Raises:
         TypeError: If the architecture is not given by a configuration.
         IndexError: If there is no such network.
+        FileExistsError: If `folder` holds something else, or files that were changed.
         RuntimeError: If what is read back differs from what was written.
     """
     if not 0 <= index < networks.num_models:
         raise IndexError(f"expected an index from 0 to {networks.num_models - 1}, got {index}")
-    folder = Path(folder)
     model = networks.model(index)
-    model.save_pretrained(folder)
-    provenance.save(folder)
+    with output_folder(folder, NETWORK, replace=True) as partial:
+        model.save_pretrained(partial)
+        provenance.save(partial)
+        return check_saved(model, partial)
+
+
+def check_saved(model: ZooPreTrainedModel, folder: Path) -> ZooPreTrainedModel:
+    """Load a network from the folder it was just saved to, in evaluation mode.
+
+    Raises:
+        RuntimeError: If what is read back differs from what was written.
+    """
     loaded = type(model).from_pretrained(folder).eval()
     written, read = model.state_dict(), loaded.state_dict()
     if differing := [
@@ -109,6 +124,6 @@ def export_network(
         if name not in written or name not in read or not torch.equal(written[name], read[name])
     ]:
         raise RuntimeError(
-            f"{folder} does not give back what was saved: tensors {sorted(differing)} differ; is the disk full?"
+            f"the folder does not give back what was saved: tensors {sorted(differing)} differ; is the disk full?"
         )
     return loaded

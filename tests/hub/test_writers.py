@@ -1,0 +1,208 @@
+"""Every function that saves an artefact: all of it or nothing, never over somebody's files, and readable by everyone."""
+
+import os
+import stat
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_sane.architectures.presets import build_model, cnn_digits
+from hf_sane.core.adapters import load_adapter, read_adapter_config, save_adapter
+from hf_sane.hub.adapters import save_network_adapter, write_adapter_card
+from hf_sane.hub.publish import load_sane, save_network, save_sane, write_sane_card
+from hf_sane.hub.soups import save_adapter_soup, save_soup
+from hf_sane.merging.adapters import AdapterSoup
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.probing.probes import RidgeProbe
+from hf_sane.records.errors import InvalidFileError
+from hf_sane.records.outputs import MANIFEST, Manifest, check_finished
+from hf_sane.records.run_record import RunRecord
+from hf_sane.sampling.export import Provenance, export_network
+from hf_sane.sampling.finetuning import add_network_lora
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+
+RECORD = RunRecord(command="x", results={"ingredients": {"a": {"weight": 1.0, "held_out_score": 0.5}}})
+PROVENANCE = Provenance("subsampled", sane_model="org/sane", anchors=("7",), seed=3)
+CONFIG = SANEConfig(token_dim=20, hidden_size=8, latent_dim=4, num_hidden_layers=1, num_attention_heads=2)
+
+
+def network():
+    torch.manual_seed(0)
+    return build_model(cnn_digits())
+
+
+def sane(folder):
+    torch.manual_seed(0)
+    save_sane(folder, SANEModel(CONFIG), SANEFeatureExtractor(token_dim=20).fit([network()]), RECORD)
+
+
+def exported(folder):
+    export_network(StackedNetworks.initialize(cnn_digits(), [0]), 0, folder, provenance=PROVENANCE)
+
+
+def adapter_soup():
+    tensors = {"base_model.model.fc.lora_A.weight": torch.ones(1, 2)}
+    return AdapterSoup(tensors, {"peft_type": "LORA", "base_model_name_or_path": "org/base"}, {})
+
+
+def adapter(folder):
+    base = network()
+    save_adapter(add_network_lora(deepcopy(base), rank=2), folder, base_model="org/base", base=base)
+
+
+def network_adapter(folder):
+    base = network()
+    save_network_adapter(folder, add_network_lora(deepcopy(base), rank=2), base, RECORD, base_model="org/base")
+
+
+def probe(folder):
+    values = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    RidgeProbe.fit(values, values[:, 0], validation_features=values, validation_targets=values[:, 0]).save_pretrained(
+        folder
+    )
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "save_sane": sane,
+    "save_network": lambda folder: save_network(folder, network(), RECORD, provenance=PROVENANCE),
+    "save_network with code": lambda folder: save_network(folder, network(), RECORD, include_code=True),
+    "export_network": exported,
+    "save_soup": lambda folder: save_soup(folder, network(), RECORD),
+    "save_adapter_soup": lambda folder: save_adapter_soup(folder, adapter_soup(), cnn_digits(), RECORD),
+    "AdapterSoup.save": lambda folder: adapter_soup().save(folder),
+    "save_adapter": adapter,
+    "save_network_adapter": network_adapter,
+    "RidgeProbe.save_pretrained": probe,
+}
+
+
+@pytest.fixture(params=WRITERS)
+def save(request):
+    return WRITERS[request.param]
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_saved_is_finished_and_everyone_may_read_it(save, tmp_path):
+    save(tmp_path / "new/out")
+    manifest = check_finished(tmp_path / "new/out", all_digests=True)
+    assert manifest is not None
+    assert {*manifest.files, MANIFEST} == contents(tmp_path / "new/out").keys()
+    (tmp_path / "plain").touch()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(modes) == 1
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+    for name in manifest.files:
+        assert b"hf_sane-partial" not in (tmp_path / "new/out" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "data/train.parquet"])
+def test_a_strangers_folder_is_refused_and_stays_as_it_is(save, name, tmp_path):
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("theirs")
+    with pytest.raises(FileExistsError, match="not ours to replace"):
+        save(out)
+    assert contents(tmp_path) == {f"out/{name}": b"theirs"}
+
+
+def test_an_exception_in_the_middle_leaves_what_was_there(save, tmp_path, monkeypatch):
+    def stop(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    for before in ({}, None):
+        if before is None:
+            save(tmp_path / "out")
+            before = contents(tmp_path)
+        with monkeypatch.context() as patched:
+            patched.setattr(Manifest, "save", stop)
+            with pytest.raises(KeyboardInterrupt):
+                save(tmp_path / "out")
+        assert contents(tmp_path) == before
+
+
+def test_saving_again_replaces_what_nobody_changed_and_nothing_else(save, tmp_path):
+    out = tmp_path / "out"
+    save(out)
+    first = contents(out)
+    save(out)
+    assert contents(out).keys() == first.keys()
+    assert all(content == first[name] for name, content in contents(out).items() if name.endswith(".safetensors"))
+    for name in (*(["README.md"] if (out / "README.md").exists() else []), "notes.txt"):
+        (out / name).write_text("edited")
+        with pytest.raises(FileExistsError, match=f"files that were added or changed since .*{name}"):
+            save(out)
+        assert (out / name).read_text() == "edited"
+
+
+def test_an_artefact_of_another_kind_is_not_replaced(tmp_path):
+    probe(tmp_path / "probe")
+    exported(tmp_path / "network")
+    with pytest.raises(FileExistsError, match="holds a finished ridge probe, not ours to replace"):
+        exported(tmp_path / "probe")
+    with pytest.raises(FileExistsError, match="holds a finished network, not ours to replace"):
+        adapter(tmp_path / "network")
+
+
+def test_an_exported_network_gets_its_card_and_keeps_its_provenance(tmp_path):
+    exported(tmp_path)
+    save_network(tmp_path, network(), RECORD)
+    assert Provenance.load(tmp_path) == PROVENANCE
+    assert "| sane model | org/sane |" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("writer", "load", "name"),
+    [
+        ("save_sane", load_sane, "preprocessor_config.json"),
+        ("save_sane", load_sane, "model.safetensors"),
+        ("export_network", Provenance.load, "provenance.json"),
+        ("RidgeProbe.save_pretrained", RidgeProbe.from_pretrained, "probe.safetensors"),
+        ("save_adapter", read_adapter_config, "adapter_config.json"),
+        ("save_adapter", lambda folder: load_adapter(network(), folder), "adapter_model.safetensors"),
+    ],
+)
+def test_loaders_refuse_what_is_not_as_it_was_written(writer, load, name, tmp_path):
+    WRITERS[writer](tmp_path)
+    load(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    for changed, expected in ((whole[:-1], r"bytes, got [\d,]+ bytes"), (whole[:-1] + b"?", "the content that")):
+        (tmp_path / name).write_bytes(changed)
+        with pytest.raises(InvalidFileError, match=f"{name}: expected .*{expected}"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["sane", "adapter"])
+def test_a_card_is_added_to_a_finished_folder_but_never_replaces_an_edited_one(kind, tmp_path):
+    if kind == "sane":
+        sane(tmp_path)
+        write = write_sane_card
+    else:
+        network_adapter(tmp_path)
+
+        def write(folder, **settings):
+            write_adapter_card(folder, cnn_digits(), **settings)
+
+    write(tmp_path, title="Another title")
+    assert "# Another title" in (tmp_path / "README.md").read_text()
+    manifest = Manifest.load(tmp_path)
+    assert manifest is not None
+    assert manifest.strangers(tmp_path) == []
+    for foreign in (True, False):
+        if foreign:
+            (tmp_path / "README.md").write_text("# Mine\n")
+        else:
+            os.remove(tmp_path / MANIFEST)
+        with pytest.raises(FileExistsError, match=r"README\.md was written or edited by somebody else"):
+            write(tmp_path)
+        assert (tmp_path / "README.md").read_text() == "# Mine\n"
+    os.remove(tmp_path / "README.md")
+    write(tmp_path)
+    assert (tmp_path / "README.md").exists()
