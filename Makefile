@@ -9,13 +9,30 @@ export MALLOC_TRIM_THRESHOLD_ := 100000000000
 export MALLOC_TOP_PAD_ := 268435456
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint install benchmarks clean
+.PHONY: demo demo-record test test-machines lint install benchmarks clean
 
 demo: $(BIN)/.installed
-	HF_HUB_OFFLINE=1 $(BIN)/hf-sane demo --output $(DEMO_OUT) --record-path runs/demo/report.json
+	HF_HUB_OFFLINE=1 $(BIN)/hf-sane demo --output $(DEMO_OUT)
+
+# For maintainers: the record of the demo in $(DEMO_OUT) becomes the repository's, and with it cards and README.
+demo-record: $(BIN)/.installed
+	cp $(DEMO_OUT)/report.json runs/demo/report.json
+	$(BIN)/python experiments/update_cards.py --demo $(DEMO_OUT)
+	$(BIN)/python experiments/update_results.py
 
 test: lint
 	HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -q -n 2
+
+# Tests whose numbers could depend on the processor, computed as other processors would, each way in processes of its own.
+# Nobody but the processor decides between these paths, so a test that passes here in one of them only pins the machine.
+MACHINE_TESTS := $(addprefix tests/,analysis architectures core merging models networks probing sampling symmetry training zoo)
+
+test-machines: $(BIN)/.installed
+	ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -q -n 2 $(MACHINE_TESTS)
+	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -q -n 2 $(MACHINE_TESTS)
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q -n 2 $(MACHINE_TESTS)
+	$(BIN)/python -m pytest -q -n 2 --no-onednn $(MACHINE_TESTS)
+	$(BIN)/python -m pytest -q --threads 2 $(MACHINE_TESTS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, no progress bars, and a tiny zoo that is built once."""
+"""Shared by all tests: one thread (see `--threads`), no progress bars, and a tiny zoo that is built once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +15,20 @@ from hf_sane.zoo.building.arguments import ZooArguments, hyperparameter_zoo
 from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
 
-torch.set_num_threads(1)
 datasets.disable_progress_bars()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Settings of the arithmetic; `make test-machines` runs the tests that feel them in each."""
+    group = parser.getgroup("arithmetic")
+    group.addoption("--threads", type=int, default=1, help="threads of each torch operation (default: 1)")
+    group.addoption("--no-onednn", action="store_true", help="run without oneDNN, as on processors it has no code for")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(config.getoption("threads"))
+    if config.getoption("no_onednn"):
+        torch.backends.mkldnn.enabled = False
 
 
 @pytest.fixture(scope="session")

@@ -63,3 +63,12 @@ def test_the_wheel_says_what_it_is(wheel):
     (entry_points,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("entry_points.txt"))
     assert "hf-sane = hf_sane.cli.app:main" in entry_points
     assert not [name for name in wheel.namelist() if name.startswith("tests/")]
+
+
+def test_make_demo_leaves_the_checkout_clean():
+    """The demo gets one path to write to, which git ignores: no file of the repository is handed to it."""
+    recipe = subprocess.run(["make", "-n", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    (command,) = (line for line in recipe.splitlines() if " demo " in line)
+    paths = [word for word in command.partition(" demo ")[2].split() if not word.startswith("--")]
+    assert paths == ["demo_output"]
+    assert "/demo_output/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()

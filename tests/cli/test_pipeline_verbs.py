@@ -280,7 +280,6 @@ def test_the_demo_passes_its_settings_on(tmp_path, monkeypatch, hf_sane_command)
     assert output == tmp_path / "out"
     assert options["settings"].seed == 3
     assert options["settings"].bandwidths == [0.1, 0.2]
-    assert options["record_path"] is None
 
 
 @pytest.mark.parametrize(

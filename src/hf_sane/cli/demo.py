@@ -13,17 +13,14 @@ def demo(ctx: typer.Context) -> None:
     """Train two small zoos, pre-train SANE, probe it, sample from it, and write a report; offline, on the CPU."""
     from hf_sane.demo.settings import DemoSettings
 
-    extra = [
-        extra_option("output", Path, "New or empty folder.", default=Path("demo_output")),
-        extra_option("record_path", Path | None, "Where to put a second copy of report.json.", default=None),
-    ]
+    extra = [extra_option("output", Path, "New or empty folder.", default=Path("demo_output"))]
     run_with_settings(ctx, DemoSettings, _demo, extra=extra)
 
 
-def _demo(given: dict[str, Any], *, output: Path, record_path: Path | None) -> None:
+def _demo(given: dict[str, Any], *, output: Path) -> None:
     from hf_sane.demo.run import run_demo
     from hf_sane.demo.settings import DemoSettings
 
     hide_loading_bars()
-    run_demo(output, settings=DemoSettings(**given), record_path=record_path)
+    run_demo(output, settings=DemoSettings(**given))
     typer.echo(f"wrote {output / 'report.md'}")

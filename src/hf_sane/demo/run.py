@@ -56,16 +56,13 @@ class Stages:
         self.seconds[name] = time.perf_counter() - start
 
 
-def run_demo(
-    output: str | Path, *, settings: DemoSettings | None = None, record_path: str | Path | None = None
-) -> dict[str, Any]:
+def run_demo(output: str | Path, *, settings: DemoSettings | None = None) -> dict[str, Any]:
     """Run the whole demo, offline and on the CPU.
 
     Args:
         output: New or empty folder. It receives `zoos/`, `sane/`, `sampled/`, `probe_table.md`, `sampling_table.md`, two
             plots, `report.md` and `report.json`.
         settings: Sizes and seed.
-        record_path: Where to put a second copy of `report.json`.
 
     Returns:
         The record, as in `report.json`.
@@ -107,7 +104,7 @@ def run_demo(
     record.finish(results, data={"images": data.name, "split": "70/15/15 by training run"})
     save_sane(output / "sane", model, extractor, record, title=SANE_TITLE, network_config=split.config(0))
     save_samples(output / "sampled", samples, record, settings)
-    return write_report(output, record, record_path)
+    return write_report(output, record)
 
 
 def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[str, Zoo]:
@@ -269,14 +266,13 @@ def save_samples(folder: Path, samples: Samples, record: RunRecord, settings: De
         save_network(target, network, own, title=network_title(index))
 
 
-def write_report(output: Path, record: RunRecord, record_path: str | Path | None) -> dict[str, Any]:
+def write_report(output: Path, record: RunRecord) -> dict[str, Any]:
     """Write report.json, report.md and the tables; results stand at the top level of the record."""
     content = record.to_dict()
     content |= content.pop("results")
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    for path in [output / "report.json", *([Path(record_path)] if record_path else [])]:
-        with write_atomically(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+    with write_atomically(output / "report.json") as partial:
+        partial.write_text(text, encoding="utf-8")
     (output / "probe_table.md").write_text(probe_markdown(content["probe_details"]) + "\n")
     (output / "sampling_table.md").write_text(sampling_markdown(content["sampling"]) + "\n")
     (output / "report.md").write_text(render_report(content))
