@@ -53,6 +53,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether there is a lock beside `folder`, held or left by a process that was killed."""
+    return folder.with_name(f".{folder.name}{LOCK}").exists()
+
+
 def _this_process() -> dict[str, str | int]:
     command = redact_tokens(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])) if sys.argv else "python"
     started = datetime.now(UTC).isoformat(timespec="seconds")

@@ -378,6 +378,12 @@ def begin_folder(folder: Path, job: str) -> None:
     _write_note(folder, job)
 
 
+def unfinished_command(folder: Path) -> str | None:
+    """The command that began an unfinished folder, if it is known."""
+    note = _read_note(folder) or {}
+    return str(note["command"]) if note.get("command") else None
+
+
 def finish_folder(folder: Path, job: str, *, facts: Mapping[str, Any] | None = None) -> Manifest:
     """Write the manifest of everything in the folder, then take the note away that it is unfinished."""
     for name in sorted(_file_names(folder)):
@@ -417,7 +423,7 @@ def _write_note(folder: Path, job: str) -> None:
 
 def _check_no_note(home: Path, folder: Path) -> None:
     if (note := _read_note(home)) is not None:
-        remedy = f"run it again: {note['command']}" if note.get("command") else AGAIN
+        remedy = f"run it again: {command}" if (command := unfinished_command(home)) else AGAIN
         raise InvalidFileError(
             folder, expected="a finished folder", got=f"an interrupted {note.get('job', 'run')}", remedy=remedy
         )

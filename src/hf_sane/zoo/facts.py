@@ -95,12 +95,6 @@ class ZooFacts:
         """Networks of a split, if that is known."""
         return int(self.splits[split]["networks"]) if split in self.splits else None
 
-    def save(self, folder: Path, config: str) -> None:
-        """Add these facts to `zoo.json`, beside those of other configurations in the same folder."""
-        known = read_facts(folder) if (folder / FILE_NAME).exists() else {}
-        with write_atomically(folder / FILE_NAME) as partial:
-            partial.write_text(facts_json({**known, config: self}))
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
@@ -113,6 +107,26 @@ def facts_json(known: Mapping[str, ZooFacts]) -> str:
     return json.dumps({"format_version": FORMAT_VERSION, "configs": content}, indent=1) + "\n"
 
 
+def save_facts(folder: Path, config: str, facts: ZooFacts) -> dict[str, Any]:
+    """Add facts to `zoo.json`; the sections of other configurations stay as they are, character by character.
+
+    Returns:
+        The section, as it is read back.
+    """
+    known = read_sections(folder) if (folder / FILE_NAME).exists() else {}
+    section = json.loads(json.dumps(facts.to_dict()))
+    if known.get(config) != section:
+        content = {"format_version": FORMAT_VERSION, "configs": {**known, config: section}}
+        with write_atomically(folder / FILE_NAME) as partial:
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return section
+
+
+def section_digest(section: Mapping[str, Any]) -> str:
+    """SHA-256 of one configuration's section of `zoo.json`, whatever its order and spaces."""
+    return sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()
+
+
 def read_facts(folder: Path) -> dict[str, ZooFacts]:
     """Facts of every configuration in a zoo folder.
 
@@ -120,17 +134,23 @@ def read_facts(folder: Path) -> dict[str, ZooFacts]:
         FileNotFoundError: If the folder holds no zoo.
         ValueError: If it was written by a newer version of the library.
     """
+    return {
+        name: ZooFacts(**{**section, "excluded": tuple(section["excluded"])})
+        for name, section in read_sections(folder).items()
+    }
+
+
+def read_sections(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `zoo.json` says about every configuration in a zoo folder, as it is there; see [`read_facts`]."""
     path = folder / FILE_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no zoo: expected {FILE_NAME} in it; build one with build_zoo()")
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {content.get('format_version')}, this library reads {FORMAT_VERSION}; update hf_sane"
         )
-    return {
-        name: ZooFacts(**{**facts, "excluded": tuple(facts["excluded"])}) for name, facts in content["configs"].items()
-    }
+    return dict(content["configs"])
 
 
 def data_folder(folder: Path, config: str) -> Path:
