@@ -20,9 +20,10 @@ from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import read_facts
 from hf_sane.zoo.importing.arguments import ImportArguments
-from hf_sane.zoo.importing.importing import REPORT_NAME, WORK_NAME, group_networks, import_zoo
+from hf_sane.zoo.importing.importing import group_networks, import_zoo
 from hf_sane.zoo.records import FEATURES, IMPORT_FEATURES
 from hf_sane.zoo.stream import ZooStream
+from hf_sane.zoo.writing import NETWORKS_NAME, REPORT_NAME
 
 CARD = """---
 license: mit
@@ -148,7 +149,7 @@ def test_what_can_be_taken_is_taken_and_the_rest_has_a_reason(imported):
     assert {entry["run_id"]: entry["reason"] for entry in result.zoo.facts.excluded} == {
         name: found[name].reason for name in REASONS
     }
-    assert not (folder / WORK_NAME).exists()
+    assert not (folder / NETWORKS_NAME).exists()
 
 
 def test_every_weight_comes_back_exactly(imported, models):
@@ -289,7 +290,7 @@ def test_an_interrupted_import_goes_on(models, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         import_zoo(arguments, tmp_path / "zoo", on_entry=stop)
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "zoo" / WORK_NAME / "default").iterdir()}
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "zoo" / NETWORKS_NAME / "default").iterdir()}
     assert len(done) == 2
     kept = {}
     result = import_zoo(
@@ -545,4 +546,4 @@ def test_what_could_not_be_reached_is_tried_again_and_nothing_else(hub, tmp_path
     assert [entry.status for entry in again.entries] == ["taken"] * 3
     assert hub.sent("/org/0/resolve") == before > 0
     assert len(again.zoo) == 3
-    assert not (tmp_path / "zoo" / WORK_NAME).exists()
+    assert not (tmp_path / "zoo" / NETWORKS_NAME).exists()

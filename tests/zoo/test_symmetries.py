@@ -35,6 +35,7 @@ from hf_sane.zoo.stream import ZooStream
 from hf_sane.zoo.symmetries import fit_spec, imported_spec, network_spec
 from hf_sane.zoo.windows.loader import WindowSampler
 from hf_sane.zoo.windows.streaming import StreamingWindowSampler
+from hf_sane.zoo.writing import writing_zoo
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
 IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -151,7 +152,8 @@ def test_an_alignment_is_saved_with_its_symmetries_and_serves_streams(aligned, i
     loaded = Alignment.load(tmp_path)
     assert loaded.specs == aligned.alignment.specs
     output = imported[1]
-    aligned.alignment.save(output / "data")
+    with writing_zoo(output, "default", replace=True) as writer:
+        writer.publish_alignment(aligned.alignment)
     stream = ZooStream.open(output)
     split = Zoo.load(output).splits["train"]
     assert split.alignment.specs == aligned.alignment.specs

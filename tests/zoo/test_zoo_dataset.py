@@ -16,6 +16,8 @@ from hf_sane.architectures.configuration_zoo import MLPConfig
 from hf_sane.architectures.presets import cifar_resnet, cnn_digits, mlp
 from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.networks.hyperparameters import HyperParameters
+from hf_sane.records.errors import InvalidFileError
+from hf_sane.records.outputs import MANIFEST
 from hf_sane.zoo import records
 from hf_sane.zoo.cards import render_card
 from hf_sane.zoo.dataset import Zoo, ZooSplit
@@ -79,7 +81,7 @@ def test_changed_files_are_noticed(tiny_zoo, tmp_path):
     tiny_zoo.save(tmp_path)
     Zoo.load(tmp_path)
     half = Zoo({name: split.select(slice(None, 4)) for name, split in tiny_zoo.splits.items()}, tiny_zoo.facts)
-    half.save(tmp_path)
+    half.save(tmp_path, replace=True)
     assert len(Zoo.load(tmp_path)) == 12
 
 
@@ -118,7 +120,7 @@ def test_large_splits_become_several_files(tiny_zoo, tmp_path, monkeypatch):
     assert names == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
     same_rows(Zoo.load(tmp_path).splits["train"], tiny_zoo.splits["train"])
     monkeypatch.undo()
-    tiny_zoo.save(tmp_path)
+    tiny_zoo.save(tmp_path, replace=True)
     assert len(list((tmp_path / "data").glob("train-*"))) == 1, "files of another number must not stay"
     same_rows(Zoo.load(tmp_path).splits["train"], tiny_zoo.splits["train"])
 
@@ -333,6 +335,11 @@ def test_folders_that_hold_no_zoo_are_refused(tiny_zoo, tmp_path):
         Zoo.load(tmp_path / "two")
     for path in (folder / "data").glob("test-*"):
         path.unlink()
+    with pytest.raises(
+        InvalidFileError, match=r"test-00000-of-00001.parquet: expected [\d,]+ bytes, got no such file"
+    ):
+        Zoo.load(folder)
+    (folder / "data" / MANIFEST).unlink()  # as older versions of the library left zoos
     with pytest.raises(FileNotFoundError, match="has no parquet files for .'test'."):
         Zoo.load(folder)
     facts = json.loads((folder / "zoo.json").read_text())

@@ -24,16 +24,15 @@ def align(
     what cannot be proven stays, and is listed with the reason.
     """
     from hf_sane.symmetry.networks import permutation_spec
-    from hf_sane.zoo.alignment import align_zoo
-    from hf_sane.zoo.dataset import Zoo, choose_config
-    from hf_sane.zoo.facts import data_folder, read_facts
+    from hf_sane.zoo.alignment import align_folder
+    from hf_sane.zoo.dataset import choose_config
+    from hf_sane.zoo.facts import read_facts
 
     hide_loading_bars()
     config = choose_config(config, list(read_facts(zoo)), str(zoo))
-    aligned = align_zoo(Zoo.load(zoo, config))
+    aligned = align_folder(zoo, config)
     alignment = aligned.alignment
     assert alignment is not None
-    alignment.save(data_folder(zoo, config))
     rows, reasons = [], []
     for key, run_ids in alignment.run_ids.items():
         config_of_key = aligned.facts.parsed_architectures[key.partition(":")[0]]

@@ -57,7 +57,8 @@ def import_networks(
     """
     from hf_sane.zoo.facts import data_folder
     from hf_sane.zoo.importing.arguments import ImportArguments, parse_size
-    from hf_sane.zoo.importing.importing import REPORT_NAME, import_zoo
+    from hf_sane.zoo.importing.importing import import_zoo
+    from hf_sane.zoo.writing import REPORT_NAME
 
     hide_loading_bars()
     arguments = ImportArguments(

@@ -18,6 +18,7 @@ from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
 from hf_sane.zoo.cards import PLACEHOLDER, render_card
 from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME
 from hf_sane.zoo.facts import ZooFacts, data_folder, facts_json, read_facts
+from hf_sane.zoo.writing import check_zoo
 
 Kind = Literal["model", "zoo", "samples", "adapter"]
 NETWORK_FILES = (CARD, "config.json", "model.safetensors")
@@ -158,6 +159,8 @@ def _plan_adapter(folder: Path, repo_id: str, api: HfApi) -> Upload:
 def _plan_zoo(folder: Path, repo_id: str, api: HfApi) -> Upload:
     """All zoos of a folder, beside those that the repository holds; parquet files of their earlier versions go."""
     mine = read_facts(folder)
+    for config in mine:
+        check_zoo(folder, config, all_digests=True)
     there = _remote_facts(repo_id, api)
     prefixes = [data_folder(Path(), config).as_posix() for config in mine]
     files = tuple(file for file in folder_files(folder) if file.path.split("/")[0] in prefixes)

@@ -1,6 +1,7 @@
 """Bring the networks of a zoo close to one reference by permuting their channels, which changes no function."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from hf_sane.symmetry.permutation import PermutationSpec
 from hf_sane.symmetry.token_permutations import TokenPermutations, token_permutation_indices
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.dataset import Zoo, ZooSplit
+from hf_sane.zoo.facts import DEFAULT_CONFIG
 from hf_sane.zoo.symmetries import Specs, network_spec
+from hf_sane.zoo.writing import writing_zoo
 
 MATCH_BYTES = 512 * 2**20  # weights held at a time
 
@@ -64,6 +67,29 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | No
     return zoo.with_alignment(Alignment(references, run_ids, permutations, found))
 
 
+def align_folder(folder: str | Path, config: str = DEFAULT_CONFIG, *, specs: Specs | None = None) -> Zoo:
+    """Align a finished zoo where it lies; only its alignment is written.
+
+    Args:
+        folder: Of the zoo.
+        config: Which zoo of it.
+        specs: See [`align_zoo`].
+
+    Returns:
+        The zoo with its alignment.
+
+    Raises:
+        FileExistsError: If somebody has added or changed files of the zoo.
+        FolderInUseError: If another process writes the folder.
+        InvalidFileError: If the zoo is not finished.
+    """
+    with writing_zoo(folder, config, replace=True) as writer:
+        zoo = align_zoo(Zoo.load(folder, config), specs=specs)
+        assert zoo.alignment is not None
+        writer.publish_alignment(zoo.alignment)
+    return zoo
+
+
 def _pieces(split: ZooSplit) -> list[np.ndarray]:
     """Positions of networks to match together: bounded in memory."""
     size = max(1, MATCH_BYTES // (4 * split.tokens(0).numel()))
@@ -113,4 +139,11 @@ def aligned_tokens(split: ZooSplit) -> Tensor:
     return found.apply(split.stacked_tokens(), chosen)
 
 
-__all__ = ["Alignment", "align_zoo", "aligned_tokens", "token_permutation_indices", "token_permutations"]
+__all__ = [
+    "Alignment",
+    "align_folder",
+    "align_zoo",
+    "aligned_tokens",
+    "token_permutation_indices",
+    "token_permutations",
+]

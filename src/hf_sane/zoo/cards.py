@@ -7,7 +7,6 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from hf_sane.records.files import write_atomically
 from hf_sane.zoo.facts import DEFAULT_CONFIG, IMPORT_KEY, IMPORTED, MIX_KEY, ZooFacts, data_folder
 from hf_sane.zoo.records import SPLITS
 
@@ -52,22 +51,6 @@ IMPORT_COLUMNS = """\
 
 Columns that nothing is known about are null, among them accuracies and hyper-parameters of imported networks.
 """
-
-
-def write_card(folder: Path, zoos: Mapping[str, ZooFacts]) -> Path:
-    """Write `README.md` for all zoos of a folder.
-
-    Args:
-        folder: Of the zoos.
-        zoos: Facts by configuration name.
-
-    Returns:
-        Path of the card.
-    """
-    path = folder / "README.md"
-    with write_atomically(path) as partial:
-        partial.write_text(render_card(zoos), encoding="utf-8")
-    return path
 
 
 def render_card(zoos: Mapping[str, ZooFacts]) -> str:

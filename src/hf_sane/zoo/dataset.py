@@ -26,14 +26,11 @@ from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import StackedNetworks, with_settings
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.alignment_record import Alignment
-from hf_sane.zoo.cards import write_card
 from hf_sane.zoo.facts import DEFAULT_CONFIG, PER_RUN_SETTINGS, ZooFacts, data_folder, read_facts
 from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME
 from hf_sane.zoo.records import MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES, SPLITS, write_parquet
 from hf_sane.zoo.table import ZooTable
-
-RECORD_NAME = "run.json"
-CACHE_NAME = ".cache"  # Arrow copies of the parquet files, inside the zoo's own folder
+from hf_sane.zoo.writing import CACHE_NAME, RECORD_NAME, check_zoo, writing_zoo
 
 
 class ZooSplit:
@@ -289,6 +286,7 @@ class Zoo:
         Raises:
             FileNotFoundError: If the folder holds no zoo, or its parquet files are missing.
             ValueError: If `config` is unknown, or missing where there are several.
+            InvalidFileError: If the zoo is not finished, or lost or changed files since it was.
         """
         folder = Path(source)
         is_local = folder.is_dir()
@@ -305,46 +303,35 @@ class Zoo:
             )
         elif cache_dir is None and os.access(folder, os.W_OK):
             cache_dir = folder / CACHE_NAME
-        data = data_folder(folder, config)
-        files = {split: sorted(map(str, data.glob(f"{split}-*.parquet"))) for split in SPLITS}
-        empty = [split for split in SPLITS if not files[split] and known[config].count(split) == 0]
-        if missing := [split for split, paths in files.items() if not paths and split not in empty]:
-            raise FileNotFoundError(
-                f"{data} has no parquet files for {missing}; expected <split>-00000-of-0000n.parquet"
-            )
-        files = {split: paths for split, paths in files.items() if paths}
-        loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(cache_dir) if cache_dir else None)
-        for split in empty:  # has no file, since readers refuse those without rows
-            loaded[split] = next(iter(loaded.values())).select([])
-        alignment = Alignment.load(data)
-        return cls(
-            {name: ZooSplit(loaded[name], known[config], alignment) for name in SPLITS},
-            known[config],
-            RunRecord.load(data / RECORD_NAME) if (data / RECORD_NAME).exists() else None,
-            commit,
-        )
+        check_zoo(folder, config)
+        return open_data(data_folder(folder, config), known[config], cache_dir, revision=commit)
 
-    def save(self, folder: str | Path, config: str = DEFAULT_CONFIG) -> Path:
+    def save(self, folder: str | Path, config: str = DEFAULT_CONFIG, *, replace: bool = False) -> Path:
         """Write the zoo: parquet files, `zoo.json`, alignment and dataset card, beside other zoos in the same folder.
+
+        A card that its owner has edited is left as it is, with a warning.
 
         Args:
             folder: Made if missing.
             config: Name under which `load_dataset(folder, config)` finds it.
+            replace: Take the place of a finished zoo of that name that nobody has changed.
 
         Returns:
             `folder`.
+
+        Raises:
+            FileExistsError: If the folder holds something else, or a zoo of that name.
         """
-        folder = Path(folder)
-        data = data_folder(folder, config)
-        for name, split in self.splits.items():
-            write_parquet(split.arrow_tables(), data, name)
-        if self.alignment is not None:
-            self.alignment.save(data)
-        if self.run_record is not None:
-            self.run_record.save(data / RECORD_NAME)
-        self.facts.save(folder, config)
-        write_card(folder, read_facts(folder))
-        return folder
+        with writing_zoo(folder, config, replace=replace) as writer:
+            stage = writer.begin()
+            for name, split in self.splits.items():
+                write_parquet(split.arrow_tables(), stage, name)
+            if self.alignment is not None:
+                self.alignment.save(stage)
+            if self.run_record is not None:
+                self.run_record.save(stage / RECORD_NAME)
+            writer.publish(self.facts)
+        return Path(folder)
 
     def push_to_hub(
         self, repo_id: str, *, config_name: str = DEFAULT_CONFIG, private: bool | None = None, token: str | None = None
@@ -375,6 +362,35 @@ class Zoo:
                 delete_patterns=[f"{data_folder(Path(), config_name)}/*"],
             )
         return str(commit.commit_url)
+
+
+def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revision: str | None = None) -> Zoo:
+    """Open the data folder of a zoo whose facts are known.
+
+    Args:
+        data: Holds parquet files and, if there is one, the alignment.
+        facts: Of the zoo.
+        cache_dir: Where the Arrow files go; the cache of `datasets` if `None`.
+        revision: Commit on the Hub that the folder is a copy of.
+
+    Raises:
+        FileNotFoundError: If a split has no parquet file although it has networks.
+    """
+    files = {split: sorted(map(str, data.glob(f"{split}-*.parquet"))) for split in SPLITS}
+    empty = [split for split in SPLITS if not files[split] and facts.count(split) == 0]
+    if missing := [split for split, paths in files.items() if not paths and split not in empty]:
+        raise FileNotFoundError(f"{data} has no parquet files for {missing}; expected <split>-00000-of-0000n.parquet")
+    files = {split: paths for split, paths in files.items() if paths}
+    loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(cache_dir) if cache_dir else None)
+    for split in empty:  # has no file, since readers refuse those without rows
+        loaded[split] = next(iter(loaded.values())).select([])
+    alignment = Alignment.load(data)
+    return Zoo(
+        {name: ZooSplit(loaded[name], facts, alignment) for name in SPLITS},
+        facts,
+        RunRecord.load(data / RECORD_NAME) if (data / RECORD_NAME).exists() else None,
+        revision,
+    )
 
 
 def choose_config(config: str | None, known: list[str], source: str) -> str:

@@ -13,10 +13,10 @@ from datasets import Features, Value
 from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
 from hf_sane.core.layout import Layout, TokenLayout
 from hf_sane.records.run_record import RunRecord
-from hf_sane.zoo.cards import write_card
-from hf_sane.zoo.dataset import RECORD_NAME, Zoo, ZooSplit
-from hf_sane.zoo.facts import DEFAULT_CONFIG, FILE_NAME, MIX_KEY, ZooFacts, data_folder, layout_key, read_facts
+from hf_sane.zoo.dataset import Zoo, ZooSplit
+from hf_sane.zoo.facts import DEFAULT_CONFIG, MIX_KEY, ZooFacts, layout_key
 from hf_sane.zoo.records import SPLITS, write_parquet
+from hf_sane.zoo.writing import RECORD_NAME, writing_zoo
 
 SOURCE_COLUMN = "zoo"  # which of the mixed zoos a network is from
 
@@ -50,12 +50,23 @@ def mix_zoos(
 
     Raises:
         ValueError: For no zoo, names that cannot be part of a run's name, zoos of several token layouts without a choice
-            among them, zoos that differ in where BatchNorm goes or in the type of a column, or a folder that holds a zoo
-            under that name.
+            among them, or zoos that differ in where BatchNorm goes or in the type of a column.
+        FileExistsError: If the folder holds something else, or a zoo of that name.
     """
-    folder = Path(output_dir)
-    _check(zoos, folder, config)
-    record = RunRecord.start(seed=0)
+    _check(zoos)
+    with writing_zoo(output_dir, config) as writer:
+        record = RunRecord.start(seed=0)
+        stage = writer.begin()
+        facts = _write_rows(zoos, stage, name, token_dim, token_layout)
+        record.finish({"splits": facts.splits}).save(stage / RECORD_NAME)
+        writer.publish(facts)
+    return Zoo.load(output_dir, config)
+
+
+def _write_rows(
+    zoos: Mapping[str, Zoo], folder: Path, name: str | None, token_dim: int | None, token_layout: TokenLayout | None
+) -> ZooFacts:
+    """Write the parquet files of the mixture."""
     layouts = [layout for zoo in zoos.values() for layout in zoo.facts.parsed_layouts.values()]
     kinds = sorted({layout.token_layout for layout in layouts})
     if token_layout is None and len(kinds) > 1:
@@ -68,8 +79,8 @@ def mix_zoos(
         tables = (
             table for label, zoo in zoos.items() for table in geometry.tables(label, zoo.splits[split], features)
         )
-        write_parquet(tables, data_folder(folder, config), split)
-    facts = ZooFacts(
+        write_parquet(tables, folder, split)
+    return ZooFacts(
         name=name or " + ".join(zoos),
         layouts={key: layout.to_dict() for key, layout in geometry.mixed.items()},
         architectures={key: value for zoo in zoos.values() for key, value in zoo.facts.architectures.items()},
@@ -82,10 +93,6 @@ def mix_zoos(
         ),
         splits={split: _counts([zoo.facts.splits[split] for zoo in zoos.values()]) for split in SPLITS},
     )
-    record.finish({"splits": facts.splits}).save(data_folder(folder, config) / RECORD_NAME)
-    facts.save(folder, config)
-    write_card(folder, read_facts(folder))
-    return Zoo.load(folder, config)
 
 
 def _origins(label: str, facts: ZooFacts) -> dict[str, dict[str, Any]]:
@@ -95,13 +102,11 @@ def _origins(label: str, facts: ZooFacts) -> dict[str, dict[str, Any]]:
     return {label: {"name": facts.name, "arguments": dict(facts.arguments), "data": dict(facts.data)}}
 
 
-def _check(zoos: Mapping[str, Zoo], folder: Path, config: str) -> None:
+def _check(zoos: Mapping[str, Zoo]) -> None:
     if not zoos:
         raise ValueError("expected at least one zoo to mix, got none")
     if bad := [label for label in zoos if not label or "/" in label]:
         raise ValueError(f"expected names without '/', which are part of the names of runs, got {bad}")
-    if (folder / FILE_NAME).exists() and config in read_facts(folder):
-        raise ValueError(f"{folder} holds a zoo named {config!r} already; use another folder or config name")
 
 
 def _features(zoos: Mapping[str, Zoo]) -> Features:

@@ -1,6 +1,7 @@
 """A zoo that is read over the network as it is needed: its facts at once, its rows one after the other."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, pairwise
@@ -14,12 +15,14 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from pyarrow.dataset import ParquetFragmentScanOptions
 
+from hf_sane.records.outputs import MANIFEST
 from hf_sane.zoo.alignment_record import FILE_NAME as ALIGNMENT_NAME
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.dataset import ZooSplit, choose_config
 from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME
 from hf_sane.zoo.facts import ZooFacts, data_folder, read_facts
 from hf_sane.zoo.records import FEATURES
+from hf_sane.zoo.writing import check_stream, check_zoo
 
 ROWS_AT_ONCE = 64  # in one Arrow table
 REQUEST_BYTES = 8 * 2**20  # joined into one request; the default of 32 MiB reads far beyond what a short run needs
@@ -55,11 +58,13 @@ class ZooStream:
         Raises:
             FileNotFoundError: If the folder holds no zoo.
             ValueError: If `config` is unknown, or missing where there are several.
+            InvalidFileError: If the zoo is not finished, or its alignment is missing or another one.
         """
         folder = Path(source)
         if folder.is_dir():
             known = read_facts(folder)
             config = choose_config(config, list(known), str(source))
+            check_zoo(folder, config)
             return cls(str(source), config, known[config], Alignment.load(data_folder(folder, config)))
         commit = HfApi().dataset_info(str(source), revision=revision).sha
         download = partial(hf_hub_download, str(source), repo_type="dataset", revision=commit)
@@ -67,10 +72,11 @@ class ZooStream:
         known = read_facts(folder)
         config = choose_config(config, list(known), str(source))
         data = data_folder(Path(), config)
-        try:
-            download(f"{data}/{ALIGNMENT_NAME}")
-        except EntryNotFoundError:
-            return cls(str(source), config, known[config], None, commit)
+        small = (f"{data}/{name}" for name in (MANIFEST, ALIGNMENT_NAME))
+        for name in small:
+            with suppress(EntryNotFoundError):
+                download(name)
+        check_stream(folder, config)
         return cls(str(source), config, known[config], Alignment.load(folder / data), commit)
 
     def count(self, split: str) -> int:

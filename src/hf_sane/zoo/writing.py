@@ -51,6 +51,7 @@ class ZooWriter:
         self.folder, self.config = folder, config
         self.data, self.work = data_folder(folder, config), work_folder(folder, config)
         self.stage, self.cache = self.work / "data", self.work / "cache"
+        self._is_new = not folder.exists()
 
     def begin(self) -> Path:
         """Note that the zoo is unfinished; gives the empty folder that receives its files."""
@@ -68,14 +69,33 @@ class ZooWriter:
         move_folder(self.stage, self.data)
         _clear(self.work)
 
+    def publish_alignment(self, alignment: Alignment) -> None:
+        """Give the finished zoo an alignment, in place of the one it may have; its other files are not copied."""
+        facts = read_facts(self.folder)[self.config]
+        stage = self.begin()
+        for path in self.data.iterdir():
+            if _is_zoo_file(path.name) and path.name != ALIGNMENT_NAME:
+                _link(path, stage / path.name)
+        alignment.save(stage)
+        self.publish(facts)
+
     def clear(self) -> None:
         """Take away what no continuation would use."""
         for folder in (self.stage, self.cache):
             shutil.rmtree(folder, ignore_errors=True)
         if self.work.is_dir() and all(path.name.startswith(".") for path in self.work.iterdir()):
             _clear(self.work)
-        with suppress(OSError):
-            self.folder.rmdir()
+        if self._is_new:
+            with suppress(OSError):
+                self.folder.rmdir()
+
+    def describe_rest(self) -> str:
+        """What an interruption leaves for the next call."""
+        work = [path for path in (self.work, self.folder / NETWORKS_NAME / self.config) if path.is_dir()]
+        kept = [str(path) for path in work if any(path.glob("*.safetensors"))]
+        if not kept:
+            return f"nothing of the zoo is kept in {self.folder}; the same command starts it again"
+        return f"what was finished is kept in {' and '.join(kept)}; the same command continues from there"
 
     def check_data(self, *, replace: bool) -> None:
         """Refuse files of somebody else where the data go, and a finished zoo unless it shall be replaced."""
@@ -83,7 +103,9 @@ class ZooWriter:
         if not self.data.exists():
             return
         if not self.data.is_dir():
-            raise NotADirectoryError(f"expected a folder for the data of the zoo, got the file {self.data}; move it away")
+            raise NotADirectoryError(
+                f"expected a folder for the data of the zoo, got the file {self.data}; move it away"
+            )
         if not any(self.data.iterdir()):
             return
         if (manifest := Manifest.load(self.data)) is not None:
@@ -98,7 +120,9 @@ class ZooWriter:
                 "another folder or another config name"
             )
         if not replace and is_finished(self.folder, self.config):
-            raise FileExistsError(f"{self.folder} holds a zoo named {self.config!r} already; use another folder or config name")
+            raise FileExistsError(
+                f"{self.folder} holds a zoo named {self.config!r} already; use another folder or config name"
+            )
 
     def _write_card(self, before: dict[str, ZooFacts], after: dict[str, ZooFacts]) -> dict[str, str]:
         """Write README.md unless its owner has edited it; gives the digest of what was written, for the manifest."""
@@ -142,25 +166,11 @@ def writing_zoo(folder: str | Path, config: str, *, replace: bool = False) -> It
         writer.check_data(replace=replace)
         try:
             yield writer
+        except KeyboardInterrupt as interruption:
+            interruption.add_note(writer.describe_rest())
+            raise
         finally:
             writer.clear()
-
-
-def save_alignment(folder: str | Path, config: str, alignment: Alignment) -> None:
-    """Add an alignment to a finished zoo, or put it in place of the old one.
-
-    Raises:
-        FileExistsError: If somebody has added or changed files of the zoo.
-        FolderInUseError: If another process writes the folder.
-    """
-    with writing_zoo(folder, config, replace=True) as writer:
-        facts = read_facts(writer.folder)[config]
-        stage = writer.begin()
-        for path in writer.data.iterdir():
-            if _is_zoo_file(path.name) and path.name != ALIGNMENT_NAME:
-                _link(path, stage / path.name)
-        alignment.save(stage)
-        writer.publish(facts)
 
 
 def is_finished(folder: Path, config: str) -> bool:
@@ -184,16 +194,38 @@ def check_zoo(folder: Path, config: str, *, all_digests: bool = False) -> None:
     Raises:
         InvalidFileError: Naming the file, or the command that has to be run again.
     """
-    if not is_finished(folder, config):
-        command = unfinished_command(work_folder(folder, config))
-        raise InvalidFileError(
-            folder / FACTS_NAME,
-            field=f"configs.{config}",
-            expected=f"a finished zoo in {data_folder(Path(), config)}",
-            got="one whose files are not, or not all, of this zoo: it was interrupted while it was written",
-            remedy=f"run it again: {command}" if command else AGAIN,
-        )
+    _check_section(folder, config)
     check_finished(data_folder(folder, config), all_digests=all_digests)
+
+
+def check_stream(folder: Path, config: str) -> None:
+    """[`check_zoo`] for a copy of a zoo's facts, manifest and alignment, without its rows.
+
+    Raises:
+        InvalidFileError: Naming the file.
+    """
+    _check_section(folder, config)
+    data = data_folder(folder, config)
+    if (manifest := Manifest.load(data)) is not None and ALIGNMENT_NAME in manifest.files:
+        manifest.check(data, within=ALIGNMENT_NAME)
+
+
+def _check_section(folder: Path, config: str) -> None:
+    if is_finished(folder, config):
+        return
+    command = unfinished_command(work_folder(folder, config))
+    raise InvalidFileError(
+        folder / FACTS_NAME,
+        field=f"configs.{config}",
+        expected=f"a finished zoo in {data_folder(Path(), config)}",
+        got="one whose files are not, or not all, of this zoo: it was interrupted while it was written",
+        remedy=f"run it again: {command}" if command else AGAIN,
+    )
+
+
+def remove_networks(folder: Path, config: str) -> None:
+    """Remove what an import has read, when nothing of it will be tried again."""
+    _clear(folder / NETWORKS_NAME / config)
 
 
 def tidy(folder: Path, config: str) -> None:

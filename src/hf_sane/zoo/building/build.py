@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,20 +25,12 @@ from hf_sane.records.files import write_atomically
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.building.arguments import RunPlan, ZooArguments, hyperparameter_zoo, plan_runs, seed_zoo, split_runs
-from hf_sane.zoo.cards import write_card
-from hf_sane.zoo.dataset import RECORD_NAME, Zoo
-from hf_sane.zoo.facts import (
-    DEFAULT_CONFIG,
-    FILE_NAME,
-    ZooFacts,
-    architecture_facts,
-    data_folder,
-    layout_key,
-    read_facts,
-)
+from hf_sane.zoo.dataset import Zoo, open_data
+from hf_sane.zoo.facts import DEFAULT_CONFIG, ZooFacts, architecture_facts, layout_key, read_facts
 from hf_sane.zoo.records import MEASURES, ModelRecord, batched, write_parquet
+from hf_sane.zoo.writing import RECORD_NAME, is_finished, tidy, work_folder, writing_zoo
 
-WORK_NAME = ".build"  # unfinished builds: one folder per configuration
+SETTINGS_NAME = "build.json"  # of an unfinished build
 MAY_DIFFER = ("progress_bar",)  # between a build and its continuation
 
 
@@ -86,38 +77,41 @@ def build_zoo(
     Raises:
         ValueError: If the folder holds a build with other arguments or images, the images do not fit the architecture, or
             too few networks are usable.
+        FileExistsError: If the folder holds something else.
+        FolderInUseError: If another process writes it.
     """
-    if data is None:
-        limits = {f"{split}_limit": getattr(arguments, f"{split}_limit") for split in SPLITS}
-        data = load_images(arguments.images, image_size=arguments.image_size, **limits)
     output_dir = Path(output_dir)
-    build = _Build(arguments, data, output_dir, config)
-    if build.is_finished():
+    if is_finished(output_dir, config):
+        tidy(output_dir, config)
+        _Build(arguments, data or _load(arguments), work_folder(output_dir, config)).check_finished(output_dir, config)
         return Zoo.load(output_dir, config)
-    record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict(), data=build.images)
-    build.claim()
-    build.train(on_progress)
-    facts = build.write_rows()
-    facts.save(output_dir, config)
-    zoo = align_zoo(Zoo.load(output_dir, config))
-    assert zoo.alignment is not None
-    zoo.alignment.save(build.data_folder)
-    write_card(output_dir, read_facts(output_dir))
-    results = {"splits": facts.splits, "excluded": len(facts.excluded)}
-    record.finish(results).save(build.data_folder / RECORD_NAME)
-    shutil.rmtree(build.work)
-    if not any(build.work.parent.iterdir()):
-        build.work.parent.rmdir()
-    return dataclasses.replace(zoo, run_record=record)
+    with writing_zoo(output_dir, config) as writer:
+        build = _Build(arguments, data or _load(arguments), writer.work)
+        record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict(), data=build.images)
+        build.check_continues(output_dir, config)
+        stage = writer.begin()
+        build.claim()
+        build.train(on_progress)
+        facts = build.write_rows(stage)
+        alignment = align_zoo(open_data(stage, facts, writer.cache)).alignment
+        assert alignment is not None
+        alignment.save(stage)
+        record.finish({"splits": facts.splits, "excluded": len(facts.excluded)}).save(stage / RECORD_NAME)
+        writer.publish(facts)
+    return Zoo.load(output_dir, config)
+
+
+def _load(arguments: ZooArguments) -> ImageData:
+    limits = {f"{split}_limit": getattr(arguments, f"{split}_limit") for split in SPLITS}
+    return load_images(arguments.images, image_size=arguments.image_size, **limits)
 
 
 class _Build:
     """One build: its plan, its group files, its rows."""
 
-    def __init__(self, arguments: ZooArguments, data: ImageData, folder: Path, config: str) -> None:
-        self.arguments, self.data, self.folder, self.config = arguments, data, folder, config
+    def __init__(self, arguments: ZooArguments, data: ImageData, work: Path) -> None:
+        self.arguments, self.data, self.work = arguments, data, work
         self.architecture = arguments.config(data)
-        self.data_folder, self.work = data_folder(folder, config), folder / WORK_NAME / config
         self.runs = plan_runs(arguments, self.architecture)
         self.layout = _layout(self.architecture, arguments)
         self.images = _image_facts(data)
@@ -140,32 +134,28 @@ class _Build:
         arguments = {k: v for k, v in self.arguments.to_dict().items() if k not in MAY_DIFFER}
         return json.loads(json.dumps({**arguments, "data": self.images}))
 
-    def is_finished(self) -> bool:
-        """Whether the zoo is there already; refuse another one under the same name."""
-        if self.work.exists() or not (self.folder / FILE_NAME).exists():
-            return False
-        facts = read_facts(self.folder).get(self.config)
-        if facts is None:
-            return False
+    def check_finished(self, folder: Path, config: str) -> None:
+        """Refuse a finished zoo that was built with other settings."""
+        facts = read_facts(folder)[config]
         known = {k: v for k, v in facts.arguments.items() if k not in MAY_DIFFER}
-        self._compare({**known, "data": facts.data})
-        return True
+        self._compare({**known, "data": facts.data}, folder, config)
+
+    def check_continues(self, folder: Path, config: str) -> None:
+        """Refuse an unfinished build that was begun with other settings."""
+        if (path := self.work / SETTINGS_NAME).exists():
+            self._compare(json.loads(path.read_text(encoding="utf-8")), folder, config)
 
     def claim(self) -> None:
-        """Note the settings of a new build, or check that an unfinished one has the same."""
-        path = self.work / "build.json"
-        if path.exists():
-            self._compare(json.loads(path.read_text()))
-            return
-        with write_atomically(path) as partial:
-            partial.write_text(json.dumps(self.settings(), indent=1))
+        """Note the settings."""
+        with write_atomically(self.work / SETTINGS_NAME) as partial:
+            partial.write_text(json.dumps(self.settings(), indent=1), encoding="utf-8")
 
-    def _compare(self, known: Mapping[str, Any]) -> None:
+    def _compare(self, known: Mapping[str, Any], folder: Path, config: str) -> None:
         mine = self.settings()
         mine, known = ({**settings, "data": _identity(settings["data"])} for settings in (mine, known))
         if changed := sorted(k for k in mine.keys() | known.keys() if mine.get(k) != known.get(k)):
             raise ValueError(
-                f"{self.folder} holds a zoo {self.config!r} with other settings of {', '.join(changed)}: expected "
+                f"{folder} holds a zoo {config!r} with other settings of {', '.join(changed)}: expected "
                 f"{[known.get(k) for k in changed]}, got {[mine.get(k) for k in changed]}; use those, another folder or "
                 "another config name"
             )
@@ -239,7 +229,7 @@ class _Build:
             on_epoch=on_epoch,
         )
 
-    def write_rows(self) -> ZooFacts:
+    def write_rows(self, folder: Path) -> ZooFacts:
         """Turn finished groups into parquet files."""
         place = {
             self.runs[i].run_id: (number, j) for number, group in enumerate(self.groups) for j, i in enumerate(group)
@@ -256,7 +246,7 @@ class _Build:
                 record for run_id in run_ids for record in self._records(by_id[run_id], *place[run_id], columns)
             )
             final: list[float] = []
-            write_parquet(batched(_noting(records, self.arguments.kept_epochs[-1], final)), self.data_folder, split)
+            write_parquet(batched(_noting(records, self.arguments.kept_epochs[-1], final)), folder, split)
             splits[split] = {
                 "runs": len(run_ids),
                 "networks": len(run_ids) * len(self.arguments.kept_epochs),

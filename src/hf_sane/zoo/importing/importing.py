@@ -1,7 +1,7 @@
 """Make a zoo of networks that others have trained: from the Hub or a folder, whatever their architectures."""
 
+import errno
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,19 +21,26 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 
-from hf_sane.records.files import write_atomically
+from hf_sane.records.outputs import NO_SPACE
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.building.arguments import split_runs
-from hf_sane.zoo.cards import write_card
-from hf_sane.zoo.dataset import RECORD_NAME, Zoo
-from hf_sane.zoo.facts import DEFAULT_CONFIG, FILE_NAME, ZooFacts, data_folder, read_facts
+from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.facts import DEFAULT_CONFIG, ZooFacts, data_folder, read_facts
 from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.reading import ImportedNetwork, import_network, network_files
 from hf_sane.zoo.importing.sources import Repository, Source, find_networks, find_sources
 from hf_sane.zoo.records import FEATURES, IMPORT_FEATURES, ModelRecord, batched, write_parquet
+from hf_sane.zoo.writing import (
+    NETWORKS_NAME,
+    RECORD_NAME,
+    REPORT_NAME,
+    is_finished,
+    read_facts_or_none,
+    remove_networks,
+    tidy,
+    writing_zoo,
+)
 
-WORK_NAME = ".import"  # unfinished imports: one folder per configuration
-REPORT_NAME = "import.json"
 MAX_METRICS = 50  # columns
 # Reasons that lie in the repository: trying again would not help.
 UNUSABLE = (
@@ -106,35 +113,41 @@ def import_zoo(
     Raises:
         ValueError: If no network could be taken, there are fewer groups than splits, or the folder holds another zoo under
             that name.
+        FileExistsError: If the folder holds something else.
+        FolderInUseError: If another process writes it.
+        OSError: If the disk is full.
     """
     folder = Path(output_dir)
-    work = folder / WORK_NAME / config
     report = data_folder(folder, config) / REPORT_NAME
-    if (folder / FILE_NAME).exists() and config in (known := read_facts(folder)):
-        _compare(folder, known[config].arguments, json.loads(json.dumps(arguments.to_dict())))
-        if not work.exists():
-            entries = [ImportEntry(**entry) for entry in json.loads(report.read_text())]
-            return ImportResult(Zoo.load(folder, config), tuple(entries))
-    record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict())
-    importer = _Importer(arguments, work)
-    for source in find_sources(arguments, api or HfApi()):
-        for entry in importer.take(source):
-            if on_entry is not None:
-                on_entry(entry)
-    if not importer.networks:
-        reasons = "; ".join(f"{entry.run_id}: {entry.reason}" for entry in importer.entries[:3])
-        raise ValueError(f"none of {len(importer.entries)} networks could be taken ({reasons or 'nothing was found'})")
-    facts = _write_rows(importer, folder, config)
-    facts.save(folder, config)
-    with write_atomically(report) as partial:
-        partial.write_text(json.dumps([asdict(entry) for entry in importer.entries], indent=1) + "\n")
-    record.finish({"splits": facts.splits, "excluded": len(facts.excluded)}, data=dict(facts.data))
-    record.save(data_folder(folder, config) / RECORD_NAME)
-    write_card(folder, read_facts(folder))
-    if not any(entry.status == "failed" for entry in importer.entries):
-        shutil.rmtree(work)
-        if not any(work.parent.iterdir()):
-            work.parent.rmdir()
+    if is_known := config in read_facts_or_none(folder):
+        _compare(folder, read_facts(folder)[config].arguments, json.loads(json.dumps(arguments.to_dict())))
+    if is_known and is_finished(folder, config) and report.is_file():
+        tidy(folder, config)
+        entries = tuple(ImportEntry(**entry) for entry in json.loads(report.read_text(encoding="utf-8")))
+        if not any(entry.status == "failed" for entry in entries):
+            remove_networks(folder, config)
+            return ImportResult(Zoo.load(folder, config), entries)
+    with writing_zoo(folder, config, replace=is_known) as writer:
+        record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict())
+        importer = _Importer(arguments, folder / NETWORKS_NAME / config)
+        for source in find_sources(arguments, api or HfApi()):
+            for entry in importer.take(source):
+                if on_entry is not None:
+                    on_entry(entry)
+        if not importer.networks:
+            reasons = "; ".join(f"{entry.run_id}: {entry.reason}" for entry in importer.entries[:3])
+            raise ValueError(
+                f"none of {len(importer.entries)} networks could be taken ({reasons or 'nothing was found'})"
+            )
+        stage = writer.begin()
+        facts = _write_rows(importer, stage)
+        became = [asdict(entry) for entry in importer.entries]
+        (stage / REPORT_NAME).write_text(json.dumps(became, indent=1) + "\n", encoding="utf-8")
+        record.finish({"splits": facts.splits, "excluded": len(facts.excluded)}, data=dict(facts.data))
+        record.save(stage / RECORD_NAME)
+        writer.publish(facts)
+        if not any(entry.status == "failed" for entry in importer.entries):
+            remove_networks(folder, config)
     return ImportResult(Zoo.load(folder, config), tuple(importer.entries))
 
 
@@ -170,12 +183,14 @@ class _Importer:
                     name = repository.label if len(files) == 1 else f"{repository.label}/{file}"
                     yield self._attempt(repository, file, name)
         except (*UNUSABLE, *PASSING) as error:
+            _raise_if_full(error)
             yield self._note(ImportEntry(name, _status(error), _reason(error)))
 
     def _attempt(self, repository: Repository, file: str, name: str) -> ImportEntry:
         try:
             network = self._import(repository, file)
         except (*UNUSABLE, *PASSING) as error:
+            _raise_if_full(error)
             return self._note(ImportEntry(name, _status(error), _reason(error)))
         if (first := self._contents.setdefault(network.content, name)) != name:
             return self._note(ImportEntry(name, "skipped", f"it has the same weights as {first}"))
@@ -197,6 +212,12 @@ class _Importer:
     def _note(self, entry: ImportEntry) -> ImportEntry:
         self.entries.append(entry)
         return entry
+
+
+def _raise_if_full(error: Exception) -> None:
+    """A disk that takes no more is no fault of a network, and the next one would fail, too."""
+    if isinstance(error, OSError) and error.errno in (*NO_SPACE, errno.EROFS):
+        raise error
 
 
 def _status(error: Exception) -> Literal["skipped", "failed"]:
@@ -245,7 +266,7 @@ def _groups(importer: _Importer) -> dict[str, str]:
     return dict(zip(importer.networks, keys, strict=True))
 
 
-def _write_rows(importer: _Importer, folder: Path, config: str) -> ZooFacts:
+def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
     """Turn the networks of the work folder into parquet files."""
     arguments, networks = importer.arguments, importer.networks
     groups = _groups(importer)
@@ -269,7 +290,7 @@ def _write_rows(importer: _Importer, folder: Path, config: str) -> ZooFacts:
             for name in chosen:
                 yield networks[name].record({**metrics[name], "run_id": name})
 
-        write_parquet(batched(records(), features), data_folder(folder, config), split)
+        write_parquet(batched(records(), features), folder, split)
         splits[split] = {"runs": len(chosen), "networks": len(chosen), "groups": len(members)}
     licenses = Counter(str(network.properties.get("license") or "not stated") for network in networks.values())
     data = {
