@@ -9,7 +9,7 @@ export MALLOC_TRIM_THRESHOLD_ := 100000000000
 export MALLOC_TOP_PAD_ := 268435456
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo demo-record test test-machines lint install benchmarks clean
+.PHONY: demo demo-record test test-machines lint docs install benchmarks clean
 
 demo: $(BIN)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/hf-sane demo --output $(DEMO_OUT)
@@ -20,7 +20,7 @@ demo-record: $(BIN)/.installed
 	$(BIN)/python experiments/update_cards.py --demo $(DEMO_OUT)
 	$(BIN)/python experiments/update_results.py
 
-test: lint
+test: lint docs
 	HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -q -n 2
 
 # Tests whose numbers could depend on the processor, computed as other processors would, each way in processes of its own.
@@ -39,6 +39,10 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation in site/, warnings as errors.
+docs: $(BIN)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 install: $(BIN)/.installed
 
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -54,4 +58,4 @@ benchmarks: $(BIN)/.installed
 	$(BIN)/python experiments/update_results.py
 
 clean:
-	rm -rf .venv $(DEMO_OUT)
+	rm -rf .venv $(DEMO_OUT) site

@@ -3,8 +3,10 @@
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +38,12 @@ def test_names_are_sorted_and_have_one_home():
     assert hf_sane.__all__ == sorted(hf_sane._HOMES)
     assert set(hf_sane.__all__) <= set(dir(hf_sane))
     assert len(hf_sane.__all__) <= 20
+
+
+def test_the_reference_lists_every_name():
+    page = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
+    listed = re.findall(r"^::: hf_sane\.([\w.]+)$", page, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(f"{home}.{name}" for name, home in hf_sane._HOMES.items())
 
 
 @pytest.mark.parametrize("name", hf_sane.__all__)
