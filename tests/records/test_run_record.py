@@ -159,6 +159,7 @@ def test_hardware_and_versions_are_plain_facts():
     hardware = read_hardware()
     assert hardware["cores"] >= hardware["usable_cores"] >= 1
     assert hardware["memory_bytes"] > 2**28
+    assert hardware["vector_instructions"] == torch.backends.cpu.get_cpu_capability()
     assert "gpus" not in hardware or hardware["gpus"]
     assert {"python", "system", "torch", "transformers", "hf_sane"} <= read_versions().keys()
     json.dumps([hardware, read_versions()])

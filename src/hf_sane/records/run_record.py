@@ -193,9 +193,10 @@ def read_commit(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def read_hardware() -> dict[str, Any]:
-    """Processor, cores, memory, threads that PyTorch uses, GPUs; what cannot be found out is left out."""
+    """Processor and its vector instructions, cores, memory, threads that PyTorch uses, GPUs; what is unknown is left out."""
     found: dict[str, Any] = {
         "cpu": _cpu_model(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),

@@ -1,0 +1,43 @@
+"""docs/performance.md: each kind of processor has a column, and what it does not reach or cannot measure is said."""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def performance(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    return importlib.import_module("results.performance")
+
+
+def test_a_second_kind_of_processor_has_a_column_of_its_own(performance, tmp_path):
+    shutil.copytree(ROOT / "runs" / "benchmarks", tmp_path / "benchmarks")
+    other = tmp_path / "benchmarks" / "avx2"
+    other.mkdir()
+    record = json.loads((ROOT / "runs/benchmarks/pretraining_step.json").read_text())
+    record["hardware"]["cpu"] = "Other Processor"
+    results = record["results"]
+    results |= {"cpu_capability": "AVX2", "left_out": {"ours_bf16": "emulated"}}
+    results["ratios"] |= {"ours_fp32_share_of_products": 0.9, "bf16_product_over_fp32_product": 0.01}
+    del results["ratios"]["ours_bf16_over_plain"]
+    (other / "pretraining_step.json").write_text(json.dumps(record))
+    text = performance.performance_block(tmp_path / "benchmarks")
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
+    assert rows["| benchmark"][2:] == ["AVX512", "AVX2 |"]
+    share = rows["| pre-training step, d_model 512, 6+6 layers, fp32, share of the measured product rate"]
+    link = "(../runs/benchmarks/pretraining_step.json)"
+    assert share[2:] == [f"[78%]{link} **(not reached)**", f"[90%]{link.replace('pre', 'avx2/pre')} |"]
+    bf16 = rows["| the same in bf16, tokens/s against a plain fp32 transcription of the paper's loop"]
+    assert bf16[3] == f"[left out]{link.replace('pre', 'avx2/pre')} |"
+    assert rows["| aligning a ResNet-18"][1:] == [
+        "none",
+        "[2.74 s](../runs/benchmarks/alignment.json)",
+        "not measured |",
+    ]
+    assert "AVX2: Other Processor, 2 cores, bf16 products at 0.01 x" in text
