@@ -235,29 +235,6 @@ def test_names_and_folders_must_exist(alike, tmp_path):
         open_adapters([next(iter(alike)), tmp_path])
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"use_dora": True},
-        {"bias": "all"},
-        {"init_lora_weights": "pissa"},
-        {"lora_bias": True},
-        {"trainable_token_indices": [1]},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_adapters_that_are_more_than_two_factors_are_refused(change, alike, tmp_path):
-    first, second, _ = alike
-    with pytest.raises(ValueError, match=rf"b is more than a product of two factors: {{'{next(iter(change))}': "):
-        open_adapters([first, with_config(second, tmp_path / "b", **change)])
-
-
-def test_other_kinds_of_adapter_are_refused(alike, tmp_path):
-    first, second, _ = alike
-    with pytest.raises(ValueError, match="b is a LOHA adapter; only LORA adapters can be averaged here"):
-        open_adapters([first, with_config(second, tmp_path / "b", peft_type="LOHA")])
-
-
 def test_adapters_of_different_bases_are_refused_unless_they_are_one(alike, tmp_path):
     sources = [
         with_config(folder, tmp_path / f"{i}", base_model_name_or_path=f"someone/base-{i}")
@@ -267,12 +244,6 @@ def test_adapters_of_different_bases_are_refused_unless_they_are_one(alike, tmp_
         open_adapters(sources)
     adapters = open_adapters(sources, base_model="someone/base")
     assert average_adapters(adapters, [0.2, 0.3, 0.5]).config["base_model_name_or_path"] == "someone/base"
-
-
-def test_transposed_layers_must_be_transposed_in_all(alike, tmp_path):
-    first, second, _ = alike
-    with pytest.raises(ValueError, match="0 and b differ in fan_in_fan_out"):
-        open_adapters([first, with_config(second, tmp_path / "b", fan_in_fan_out=True)])
 
 
 def edited(folder, target, edit):
@@ -298,11 +269,6 @@ def test_a_missing_factor_is_refused(alike, tmp_path):
     half = edited(second, tmp_path / "b", lambda tensors: tensors.pop(SECOND))
     with pytest.raises(ValueError, match=r"b lacks one of the factors A and B of \['inner.linear'\]"):
         open_adapters([first, half])
-
-
-def test_whole_modules_must_be_the_same(alike, merged):
-    with pytest.raises(ValueError, match="2 tensors are in one of them only"):
-        open_adapters([next(iter(alike)), list(merged)[2]])
 
 
 @pytest.mark.parametrize("name", [FIRST, SECOND])

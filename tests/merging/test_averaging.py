@@ -70,10 +70,30 @@ def test_ingredients_without_weight_are_not_read():
     torch.testing.assert_close(found["weight"], (states[0]["weight"] + states[2]["weight"]) / 2)
 
 
-def test_mixed_precision_takes_the_dtype_of_the_first():
-    (single,), (half,) = random_states(1), random_states(1, torch.bfloat16)
-    assert average_checkpoints(open_ingredients([single, half]))["weight"].dtype == torch.float32
-    assert average_checkpoints(open_ingredients([half, single]))["weight"].dtype == torch.bfloat16
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(torch.float32, torch.bfloat16), (torch.float16, torch.bfloat16), (torch.float16, torch.float32)],
+)
+def test_mixed_precision_takes_the_dtype_that_holds_both(first, second):
+    states = [random_states(1, dtype)[0] for dtype in (first, second)]
+    for order in (1, -1):
+        assert average_checkpoints(open_ingredients(states[::order]))["weight"].dtype == torch.float32
+
+
+def test_values_that_one_dtype_does_not_hold():
+    """2e5 is an ordinary number in bfloat16, and infinite in float16."""
+    half, wide = (
+        {"weight": torch.ones(2, dtype=torch.float16)},
+        {"weight": torch.full((2,), 2e5, dtype=torch.bfloat16)},
+    )
+    (value, _) = average_checkpoints(open_ingredients([half, wide]))["weight"]
+    assert value.item() == pytest.approx((1 + wide["weight"][0].item()) / 2)
+    module = nn.Linear(2, 1, bias=False, dtype=torch.float16)
+    states = [{name: tensor[None] for name, tensor in state.items()} for state in (half, wide)]
+    with pytest.raises(
+        ValueError, match=r"'weight' has values up to 9.98e\+04, too large for torch.float16, which ends at"
+    ):
+        pour(module, open_ingredients(states), [0.5, 0.5])
 
 
 @pytest.mark.parametrize("weights", [[0.5, 0.6], [1.5, -0.5], [0.5, float("nan")]])

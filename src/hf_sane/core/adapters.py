@@ -137,8 +137,9 @@ def save_adapter(
         (partial / "README.md").unlink(missing_ok=True)
         config = json.loads((partial / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = hub_id(base_model)
-        # PEFT keeps a set: its order changes from run to run.
-        config["target_modules"] = sorted(config["target_modules"])
+        for key in ("target_modules", "exclude_modules"):
+            if isinstance(config.get(key), list):  # PEFT keeps a set: its order changes from run to run
+                config[key] = sorted(config[key])
         (partial / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if base is not None:
             _check_round_trip(model, base, partial)
@@ -146,7 +147,7 @@ def save_adapter(
 
 
 def load_adapter(model: nn.Module, source: str | Path) -> "PeftModel":
-    """Put a saved adapter onto its base: `PeftModel.from_pretrained`, but an adapter that lacks tensors is an error.
+    """Put a saved adapter onto its base: `PeftModel.from_pretrained`, but missing and unused tensors are errors.
 
     Args:
         model: The base; changed in place, left in evaluation mode.
@@ -156,19 +157,27 @@ def load_adapter(model: nn.Module, source: str | Path) -> "PeftModel":
         The model with its adapter; `merge_and_unload()` gives an ordinary model.
 
     Raises:
-        ValueError: If tensors of the adapter are missing, of which PEFT only warns.
+        ValueError: If tensors of the adapter are missing, of which PEFT only warns, or the base has no place for some of
+            them, of which it says nothing.
         InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
     """
     from peft import PeftModel
+    from peft.utils import load_peft_weights
 
     check_finished(source)
-
     with quiet_peft():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            return PeftModel.from_pretrained(model, str(source))
+            loaded = PeftModel.from_pretrained(model, str(source))
         except UserWarning as warning:
             raise ValueError(f"{source} does not hold all of its adapter: {warning}; save it again") from warning
+    places = adapter_tensors(loaded).keys() | loaded.state_dict().keys()
+    if unused := sorted(load_peft_weights(str(source), device="cpu").keys() - places):
+        raise ValueError(
+            f"{source} holds {len(unused)} tensors that {type(model).__name__} and adapter_config.json leave no place for, such as "
+            f"{unused[:3]}, so that PEFT does not load them; load the base that it was trained on"
+        )
+    return loaded
 
 
 def _check_round_trip(model: "PeftModel", base: nn.Module, folder: Path) -> None:

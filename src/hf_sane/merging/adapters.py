@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +13,20 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hub_id, read_adapter_config
 from hf_sane.core.types import StateDict
-from hf_sane.merging.averaging import average_checkpoints, check_weights
+from hf_sane.merging.averaging import average_checkpoints, check_weights, to_dtype
 from hf_sane.merging.ingredients import Ingredient, check_compatible
 from hf_sane.records.outputs import output_folder
-from hf_sane.tokenization.adapters import PREFIX, Adapter
+from hf_sane.tokenization.adapters import Adapter, is_targeted, target_name
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 
 SOUP = "soup"  # the job of manifests
 
-# What the product of the factors does not tell, or what changes the base model when the adapter is loaded.
-UNSUPPORTED = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "kasa_config",
-    "monteclora_config",
-    "lora_bias",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "megatron_config",
-    "alora_invocation_tokens",
-)
-HARMLESS_STARTS = ("gaussian", "eva", "orthogonal")  # other named initialisations take something out of the base
+# Fields of the configuration that choose the layers.
+CHOICE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 
 
 @dataclass(frozen=True)
@@ -82,8 +71,8 @@ def open_adapters(
 
     Raises:
         FileNotFoundError: If a folder or repo is no adapter.
-        ValueError: For fewer than two sources, another number of names, adapters of different bases, or a kind of adapter
-            that is more than a product of two factors.
+        ValueError: For fewer than two sources, another number of names, adapters of different bases or that replace
+            different tensors of it, or an adapter that holds more than is understood, see `Adapter`.
     """
     if isinstance(sources, str | Path) or len(sources) < 2:
         got = f"the single source {str(sources)!r}" if isinstance(sources, str | Path) else len(sources)
@@ -97,8 +86,9 @@ def open_adapters(
         folder = Path(source)
         if not folder.exists():
             folder = Path(hf_hub_download(str(source), ADAPTER_CONFIG)).parent
-        config = read_adapter_config(folder) | ({} if base_model is None else {"base_model_name_or_path": base_model})
-        _check_kind(name, config)
+        config = read_adapter_config(folder)
+        if base_model is not None:
+            config |= {"base_model_name_or_path": base_model, "revision": None}
         adapters.append(Adapter(name, open_checkpoint(source), config))
     for other in adapters[1:]:
         _check_pair(adapters[0], other)
@@ -126,21 +116,35 @@ def average_adapters(adapters: Sequence[Adapter], weights: Sequence[float], *, r
     check_weights(adapters, weights)
     if rank is not None and rank < 1:
         raise ValueError(f"the rank must be at least 1, got {rank}; leave it out for the exact soup")
+    if dora := [adapter.name for adapter in adapters if adapter.magnitudes]:
+        raise ValueError(
+            f"{', '.join(dora)} rescale the base (DoRA): the average of what such adapters do is no adapter of low rank; merge "
+            "each into its base (merge_and_unload) and average the merged models"
+        )
     parts = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if weight]
+    with_bias = any(adapter.added_biases for adapter, _ in parts)
     tensors: StateDict = {}
     errors, ranks = {}, {}
     for module in _all_modules([adapter for adapter, _ in parts]):
         holders = [(adapter, weight) for adapter, weight in parts if module in adapter.modules]
-        names, dtype = holders[0][0].modules[module], holders[0][0].dtype(module)
-        first = torch.cat([adapter.factors(module)[0] for adapter, _ in holders])
+        names = holders[0][0].modules[module]
+        dtype = reduce(torch.promote_types, [adapter.dtype(module) for adapter, _ in holders])
+        first = torch.cat([adapter.factors(module)[0].to(dtype) for adapter, _ in holders])
         second = torch.cat([weight * adapter.factors(module)[1] for adapter, weight in holders], dim=1)
         errors[module] = 0.0
         if rank is not None and rank < len(first):
             first, second, errors[module] = _refactorised(first, second, rank)
         ranks[module] = len(first)
-        tensors |= {names[0]: first.to(dtype).contiguous(), names[1]: second.to(dtype).contiguous()}
+        tensors |= {names[0]: to_dtype(names[0], first, dtype), names[1]: to_dtype(names[1], second, dtype)}
+        if with_bias:
+            if holders[0][0].is_embedding(module):
+                raise ValueError(f"adapters with lora_bias cannot be averaged with one of the embedding {module!r}")
+            biases = [weight * bias for adapter, weight in holders if (bias := adapter.added_bias(module)) is not None]
+            name = names[1].removesuffix("weight") + "bias"
+            tensors[name] = to_dtype(name, sum(biases, torch.zeros(len(second))), dtype)
     tensors |= average_checkpoints([_whole_modules(adapter) for adapter in adapters], weights)
-    return AdapterSoup(tensors, _config_of(adapters, ranks), errors)
+    config = _config_of(adapters, ranks) | {"lora_bias": with_bias}
+    return AdapterSoup({name: tensor.contiguous() for name, tensor in tensors.items()}, config, errors)
 
 
 @dataclass
@@ -155,13 +159,24 @@ class AdapterMixer:
     model: nn.Module
     adapters: Sequence[Adapter]
     _base: StateDict = field(init=False, repr=False)
+    _copies: dict[str, list[str]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         tensors = self.model.state_dict(keep_vars=True)
-        touched = {f"{module}.weight" for module in _all_modules(self.adapters)}
-        touched |= {name.removeprefix(PREFIX) for adapter in self.adapters for name in adapter.whole}
-        if missing := sorted(touched - tensors.keys()):
+        targets = {f"{module}.weight" for module in _all_modules(self.adapters)}
+        targets |= {f"{module}.bias" for adapter in self.adapters for module in adapter.added_biases}
+        whole = {name: stored for adapter in self.adapters for name, stored in adapter.whole.items()}
+        if missing := sorted((targets | whole.keys()) - tensors.keys()):
             raise ValueError(f"{type(self.model).__name__} is not the base of these adapters: it lacks {missing[:3]}")
+        tied = {
+            name: [other for other in tensors if tensors[other] is tensors[name]] for name in targets | whole.keys()
+        }
+        # A stored copy of the base's own weight belongs to all modules that share it; factors belong to theirs alone.
+        self._copies = {name: tied[name] if ".base_layer." in stored else [name] for name, stored in whole.items()}
+        for name in sorted(tied):
+            if len(tied[name]) > 1:
+                self._untie(name)
+        touched = targets | {copy for names in self._copies.values() for copy in names}
         self._base = {name: tensors[name].detach().clone() for name in sorted(touched)}
 
     @property
@@ -187,41 +202,31 @@ class AdapterMixer:
         targets = self.model.state_dict(keep_vars=True)
         for name, base in self._base.items():
             targets[name].copy_(base)
+        shares = [share for _, share in parts]
+        for stored, tensor in average_checkpoints([_whole_modules(adapter) for adapter, _ in parts], shares).items():
+            for name in self._copies[target_name(stored)]:
+                targets[name].copy_(tensor)
+        start = {
+            name: targets[name].detach().clone() for name in {f"{m}.weight" for a, _ in parts for m in a.magnitudes}
+        }
         for adapter, share in parts:
             for module in adapter.modules:
                 weight = targets[f"{module}.weight"]
-                weight.add_(self._change(adapter, module, weight.shape), alpha=share)
-        shares = [share for _, share in parts]
-        for name, tensor in average_checkpoints([_whole_modules(adapter) for adapter, _ in parts], shares).items():
-            targets[name.removeprefix(PREFIX)].copy_(tensor)
+                transposed = isinstance(self.model.get_submodule(module), nn.Embedding | Conv1D)
+                base = start.get(f"{module}.weight", weight.detach())  # DoRA's norms are those of the base
+                weight.add_(adapter.change(module, base, transposed=transposed), alpha=share)
+                if (bias := adapter.added_bias(module)) is not None:
+                    targets[f"{module}.bias"].add_(bias, alpha=share)
 
-    def _change(self, adapter: Adapter, module: str, shape: torch.Size) -> Tensor:
-        first, second = adapter.factors(module)
-        change = second.flatten(1) @ first.flatten(1).to(second)
-        if isinstance(self.model.get_submodule(module), nn.Embedding) or adapter.config.get("fan_in_fan_out"):
-            change = change.mT
-        if change.numel() != shape.numel() or change.shape[0] != shape[0]:
-            raise ValueError(
-                f"{adapter.name} changes {module!r} by {list(change.shape)}, the model has {list(shape)} there; load the "
-                "base model of the adapters"
-            )
-        return change.reshape(shape)
-
-
-def _check_kind(name: str, config: Mapping[str, Any]) -> None:
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{name} is a {config.get('peft_type')} adapter; only LORA adapters can be averaged here")
-    used = {key: config[key] for key in UNSUPPORTED if config.get(key)}
-    if config.get("bias", "none") != "none":
-        used["bias"] = config["bias"]
-    start = config.get("init_lora_weights", True)
-    if isinstance(start, str) and not start.startswith(HARMLESS_STARTS):
-        used["init_lora_weights"] = start
-    if used:
-        raise ValueError(
-            f"{name} is more than a product of two factors: {used}; merge it into its base (merge_and_unload) and average "
-            "the merged models"
-        )
+    def _untie(self, name: str) -> None:
+        """Give a tensor that several modules share to one of them alone: its factors change no other."""
+        module, _, leaf = name.rpartition(".")
+        owner = self.model.get_submodule(module)
+        shared = getattr(owner, leaf)
+        setattr(owner, leaf, nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad))
+        config: Any = getattr(self.model, "config", None)
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
 
 
 def _check_pair(first: Adapter, other: Adapter) -> None:
@@ -231,19 +236,38 @@ def _check_pair(first: Adapter, other: Adapter) -> None:
             f"{first.name} and {other.name} adapt different base models, {bases[0]!r} and {bases[1]!r}; if these are one "
             "model, say so with base_model"
         )
-    if bool(first.config.get("fan_in_fan_out")) != bool(other.config.get("fan_in_fan_out")):
-        raise ValueError(f"{first.name} and {other.name} differ in fan_in_fan_out; they adapt different base models")
+    revisions = [adapter.config.get("revision") or "main" for adapter in (first, other)]
+    if None not in bases and revisions[0] != revisions[1]:
+        raise ValueError(
+            f"{first.name} and {other.name} adapt different revisions of {bases[0]}, {revisions[0]!r} and {revisions[1]!r}; if "
+            "these are one model, say so with base_model"
+        )
     for module in first.modules.keys() & other.modules.keys():
         if first.shape(module) != other.shape(module):
             raise ValueError(
                 f"{module!r} is {list(first.shape(module))} in {first.name} and {list(other.shape(module))} in "
                 f"{other.name}; average adapters of one base model"
             )
+        if first.is_embedding(module) != other.is_embedding(module):
+            raise ValueError(
+                f"{module!r} is a table of embeddings in one of {first.name} and {other.name} only; average adapters of one "
+                "base model"
+            )
+    if first.whole.keys() != other.whole.keys():
+        facts = [
+            f"{adapter.name} replaces {sorted(adapter.whole.keys() - rest.whole.keys())[:3] or 'no others'} (modules_to_save "
+            f"{adapter.config.get('modules_to_save') or []}, bias {adapter.config.get('bias', 'none')!r})"
+            for adapter, rest in ((first, other), (other, first))
+        ]
+        raise ValueError(
+            f"{' and '.join(facts)}: what the other one has there is the base's, which is not known here; train both with "
+            "the same modules_to_save and bias, or merge each into its base (merge_and_unload) and average the merged models"
+        )
     check_compatible(_whole_modules(first), _whole_modules(other))
 
 
 def _whole_modules(adapter: Adapter) -> Ingredient:
-    tensors = {name: adapter.tensors[name] for name in adapter.whole}
+    tensors = {name: adapter.tensors[name] for name in adapter.whole.values()}
     return Ingredient(adapter.name, tensors, {name: t.to("meta") for name, t in tensors.items()}, {}, {})
 
 
@@ -270,8 +294,13 @@ def _refactorised(first: Tensor, second: Tensor, rank: int) -> tuple[Tensor, Ten
 
 
 def _config_of(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, Any]:
-    """The configuration of a soup: scale 1 everywhere, since factors carry their own."""
-    config = {**adapters[0].config, "use_rslora": False, "inference_mode": True}
+    """The configuration of a soup: scale 1 everywhere, since factors carry their own.
+
+    Layers are chosen in the words of the adapters where these agree. Otherwise all are named, as a regular expression: a
+    mere name would also mean every layer whose name ends with it.
+    """
+    config = {**adapters[0].config, "use_rslora": False, "inference_mode": True, "init_lora_weights": True}
+    config["ensure_weight_tying"] = False  # both ends have factors of their own, whose products are equal
     config["base_model_name_or_path"] = hub_id(config.get("base_model_name_or_path"))  # a local path helps nobody else
     most_common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     config |= {"r": most_common, "lora_alpha": most_common, "rank_pattern": {}, "alpha_pattern": {}}
@@ -279,14 +308,18 @@ def _config_of(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[st
         # PEFT takes the first pattern that fits the end of a name, so all are listed, long ones first.
         pattern = {re.escape(module): ranks[module] for module in sorted(ranks, key=len, reverse=True)}
         config |= {"rank_pattern": pattern, "alpha_pattern": dict(pattern)}
-    if any(_targets(adapter) != _targets(adapters[0]) for adapter in adapters):
-        config["target_modules"] = sorted(ranks)
+    if any(_choice(adapter) != _choice(adapters[0]) for adapter in adapters) or not all(
+        is_targeted(config, module) for module in ranks
+    ):
+        config |= dict.fromkeys(CHOICE, None)
+        config["target_modules"] = "|".join(re.escape(module) for module in sorted(ranks))
     return config
 
 
-def _targets(adapter: Adapter) -> Any:
-    targets = adapter.config.get("target_modules")
-    return sorted(targets) if isinstance(targets, list) else targets
+def _choice(adapter: Adapter) -> dict[str, Any]:
+    """The fields that choose layers, as far as they say the same in the same words."""
+    values = {key: adapter.config.get(key) for key in CHOICE}
+    return {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in values.items()}
 
 
 __all__ = ["Adapter", "AdapterMixer", "AdapterSoup", "average_adapters", "open_adapters"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def average_checkpoints(ingredients: Sequence[Ingredient], weights: Sequence[flo
         weights: One per ingredient, >= 0, with sum 1; equal when `None`.
 
     Returns:
-        `{name: [*shape]}` in the dtypes of the first ingredient that has a weight; fresh memory.
+        `{name: [*shape]}`; fresh memory.
 
     Raises:
         ValueError: As in [`average_tensors`].
@@ -40,7 +41,8 @@ def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float])
     """Average checkpoints one tensor after the other: `w_bar = sum_i a_i w_i` (Wortsman et al. 2022, arXiv:2203.05482).
 
     Sums run in double precision (single for half-precision weights), so that the average of equal checkpoints is that
-    checkpoint, bit by bit. Integers and booleans are never averaged: batch counters take the largest value, all others must
+    checkpoint, bit by bit. The result has the dtype that holds all values of those averaged: theirs if they agree, float32
+    for float16 with bfloat16. Integers and booleans are never averaged: batch counters take the largest value, all others must
     agree. Ingredients of weight zero are not read.
 
     Args:
@@ -48,7 +50,7 @@ def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float])
         weights: One per ingredient, >= 0, with sum 1.
 
     Yields:
-        Name and `[*shape]` tensor, in the order and the dtypes of the first ingredient that has a weight; fresh memory.
+        Name and `[*shape]` tensor, in the order of the first ingredient that has a weight; fresh memory.
 
     Raises:
         ValueError: If weights are out of range, a tensor is not finite (naming it and the ingredient), or integers differ.
@@ -95,7 +97,7 @@ def pour(model: nn.Module, ingredients: Sequence[Ingredient], weights: Sequence[
                     f"{name!r} is {list(targets[name].shape)} in {type(model).__name__} and {list(tensor.shape)} in "
                     f"{ingredients[0].name}; build the model from the configuration of the checkpoints"
                 )
-            targets[name].copy_(tensor)
+            targets[name].copy_(to_dtype(name, tensor, targets[name].dtype))
 
 
 def _converted(model: PreTrainedModel, state_dict: StateDict) -> tuple[StateDict, list[str], list[str]]:
@@ -121,18 +123,34 @@ def _average(name: str, parts: Sequence[tuple[Ingredient, float]]) -> Tensor:
     outline = first.outlines[name]
     if not is_averaged(outline):
         return _agreed(name, parts)
+    dtype = reduce(torch.promote_types, [ingredient.outlines[name].dtype for ingredient, _ in parts])
     if len(parts) == 1:
         result = first.tensor(name).detach().clone()
     else:
-        total = torch.zeros(outline.shape, dtype=_accumulator(outline.dtype))
+        total = torch.zeros(outline.shape, dtype=_accumulator(dtype))
         for ingredient, weight in parts:
             total.add_(ingredient.tensor(name).detach(), alpha=weight)  # promoted inside, no copy in double precision
-        result = total.to(outline.dtype)
+        result = total.to(dtype)
     if not result.isfinite().all():
         guilty = [part.name for part, _ in parts if not part.tensor(name).isfinite().all()]
         raise ValueError(
             f"{name!r} is not finite (NaN or infinite weights) in {', '.join(guilty) or 'the sum'}; leave out "
             "exploded checkpoints"
+        )
+    return result
+
+
+def to_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A finite tensor in another dtype.
+
+    Raises:
+        ValueError: If a value is too large for it.
+    """
+    result = tensor.to(dtype)
+    if result.is_floating_point() and not result.isfinite().all():
+        raise ValueError(
+            f"{name!r} has values up to {tensor.abs().max():.3g}, too large for {dtype}, which ends at "
+            f"{torch.finfo(dtype).max:.3g}; use a model in {torch.float32} or {torch.bfloat16}"
         )
     return result
 
@@ -158,4 +176,4 @@ def _agreed(name: str, parts: Sequence[tuple[Ingredient, float]]) -> Tensor:
     return value
 
 
-__all__ = ["average_checkpoints", "average_tensors", "check_weights", "pour", "uniform_weights"]
+__all__ = ["average_checkpoints", "average_tensors", "check_weights", "pour", "to_dtype", "uniform_weights"]
