@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.building.arguments import ZooArguments
@@ -88,6 +88,43 @@ def test_adapters_by_what_they_were_trained_for(adapters, tmp_path, hf_sane_comm
     output = hf_sane_command("regions", *mixed, "--out", tmp_path / "mixed").output
     assert "nearest region: skipped, some labels have one network" in output
     assert "no map: a picture needs at least 4 networks" in output
+
+
+def test_layers_that_not_all_adapters_change_are_said_to_be_left_out(adapters, tmp_path, hf_sane_command):
+    tensors = load_file(adapters[1])
+    save_file(tensors | {name.replace("0", "1"): tensor.clone() for name, tensor in tensors.items()}, adapters[1])
+    chosen = [part for label, path in zip("ab", adapters, strict=False) for part in ("--adapter", f"{label}={path}")]
+    output = hf_sane_command("regions", *chosen, "--no-plots", "--out", tmp_path / "out").output
+    (line,) = [line for line in output.splitlines() if "left out" in line]
+    assert line.startswith("1: b=")
+    assert line.endswith("1 of its 2 layers are left out, since not all adapters change them")
+
+
+def test_adapters_whose_changes_depend_on_their_base_need_it(tmp_path, hf_sane_command):
+    """DoRA: distances are those of the merged models."""
+    torch.manual_seed(0)
+    base = {"layer.weight": torch.randn(5, 6)}
+    save_file(base, tmp_path / "base.safetensors")
+    pairs, moved = [], []
+    for index in range(3):
+        first, second, magnitude = torch.randn(2, 6), torch.randn(5, 2), torch.rand(5)
+        weight = base["layer.weight"] + 2 * second @ first
+        moved.append(magnitude[:, None] * weight / weight.norm(dim=1, keepdim=True))
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        stored = {"lora_A.weight": first, "lora_B.weight": second, "lora_magnitude_vector": magnitude}
+        tensors = {f"base_model.model.layer.{name}": tensor for name, tensor in stored.items()}
+        save_file(tensors, folder / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": True, "target_modules": ["layer"]}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        pairs += ["--adapter", f"{index}={folder}"]
+    arguments = ("regions", *pairs, "--metric", "euclidean", "--no-plots", "--out", tmp_path / "out")
+    assert "what it changes depends on the base model" in hf_sane_command(*arguments, exit_code=2).stderr
+    assert not (tmp_path / "out").exists()
+    hf_sane_command(*arguments, "--base", tmp_path / "base.safetensors")
+    found = torch.tensor(RunRecord.load(tmp_path / "out" / "run.json").results["distances"])
+    points = torch.stack(moved).flatten(1)
+    torch.testing.assert_close(found, torch.cdist(points, points), rtol=1e-4, atol=1e-4)
 
 
 def test_single_adapters_per_label_are_said_to_be_no_regions(adapters, tmp_path, hf_sane_command):

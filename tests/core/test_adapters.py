@@ -121,6 +121,26 @@ def test_an_adapter_that_lacks_tensors_is_refused(network, tmp_path):
         load_adapter(network, folder)
 
 
+def test_tensors_that_the_base_has_no_place_for_are_refused(network, tmp_path):
+    """PEFT loads such a file without a word."""
+    folder = save_adapter(adapted(deepcopy(network)), tmp_path, base_model=None)
+    (folder / "hf_sane_manifest.json").unlink()
+    held = load_file(folder / "adapter_model.safetensors")
+    extra = {name.replace("head.last", "tail.last"): value.clone() for name, value in held.items() if "head" in name}
+    save_file(held | extra, folder / "adapter_model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"holds 2 tensors .* leave no place for, such as \['base_model.model.tail.last"
+    ):
+        load_adapter(network, folder)
+
+
+def test_targets_given_as_a_pattern_are_saved_as_one(network, tmp_path):
+    config = LoraConfig(r=2, target_modules=r".*last", exclude_modules=["head.last"])
+    folder = save_adapter(attach_lora(deepcopy(network), config), tmp_path, base_model=None, base=network)
+    assert read_adapter_config(folder)["target_modules"] == r".*last"
+    assert all("head" not in name for name in adapter_tensors(load_adapter(network, folder)))
+
+
 def test_a_round_trip_needs_the_base_as_it_was(network, tmp_path):
     other = deepcopy(network)
     with torch.no_grad():

@@ -51,6 +51,26 @@ def test_a_stated_alpha_scales(tmp_path):
     assert torch.equal(second @ first, 3 * SECOND @ FIRST)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["lora_mid.weight", "hada_w1_a", "lokr_w2", "oft_blocks", "diff", "diff_b", "dora_scale", "lora_B.bias", "w_norm"],
+)
+@pytest.mark.parametrize("style", STYLES)
+def test_tensors_beside_the_factors_are_refused_by_name(style, name, tmp_path):
+    down, up = STYLES[style]
+    tensors = {down: FIRST, up: SECOND, f"{MODULES[style]}.{name}": torch.ones(3)}
+    with pytest.raises(ValueError, match=rf"1 tensors beside LoRA factors and their alphas, such as \['.*{name}'\]"):
+        open_factors(write(tmp_path / "a.safetensors", tensors))
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(torch.nan), torch.ones(2)])
+def test_a_scale_is_one_finite_number(alpha, tmp_path):
+    down, up = STYLES["kohya"]
+    tensors = {down: FIRST, up: SECOND, "lora_unet_down_to_q.alpha": alpha}
+    with pytest.raises(ValueError, match="expected one finite number as 'lora_unet_down_to_q.alpha'"):
+        open_factors(write(tmp_path / "a.safetensors", tensors))
+
+
 def test_folders_of_peft_know_their_scale(tmp_path):
     write(
         tmp_path / "adapter_model.safetensors",

@@ -27,6 +27,10 @@ def regions(
         list[str] | None,
         typer.Option(help="LABEL=SOURCE, in place of zoos: a LoRA adapter and what it was trained for. Repeat it."),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model of the adapters, which those with DoRA, biases or whole modules need."),
+    ] = None,
     config: Annotated[str | None, typer.Option(help="Which zoo, where there are several.")] = None,
     label: Annotated[
         list[str] | None,
@@ -58,11 +62,19 @@ def regions(
     hide_loading_bars()
     if bool(zoo) == bool(adapter):
         raise ValueError("expected zoos (--zoo) or adapters (--adapter), one kind; name at least one")
+    if zoo and base is not None:
+        raise ValueError("--base is the base model of adapters (--adapter); leave it out")
     if plots and find_spec("matplotlib") is None:
         raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
     metric = metric or ("euclidean" if zoo else "cosine")
     levels = label or (["data_set"] if zoo else ["label"])
-    settings: dict[str, Any] = {"zoos": zoo or [], "adapters": adapter or [], "levels": levels, "splits": splits}
+    settings: dict[str, Any] = {
+        "zoos": zoo or [],
+        "adapters": adapter or [],
+        "base": base,
+        "levels": levels,
+        "splits": splits,
+    }
     settings |= {"epoch": epoch, "limit": limit, "aligned": align and bool(zoo), "metric": metric, "sane": sane}
     record = RunRecord.start(seed=seed, arguments={**settings, "num_points": num_points, "method": method})
     scores: dict[str, RegionScores] = {}
@@ -78,7 +90,7 @@ def regions(
             scored = [level for level in levels if level not in columns]
             scores = score_regions(zoos, networks, maps["weights"], scored, num_points=num_points, seed=seed)
     else:
-        maps = {"weights": adapter_map(adapter or [])}
+        maps = {"weights": adapter_map(adapter or [], base)}
     new_folder(output)
     results: dict[str, Any] = {
         space: {level: describe_level(found, level, space, metric, seed=seed) for level in levels}
@@ -135,20 +147,27 @@ def zoo_maps(networks: "LabelledNetworks", sane: str | None) -> "dict[str, Regio
     return maps
 
 
-def adapter_map(pairs: list[str]) -> "RegionMap":
+def adapter_map(pairs: list[str], base: str | None) -> "RegionMap":
     """A map of adapters given as LABEL=SOURCE.
 
     Raises:
         ValueError: If the label is missing.
     """
-    from hf_sane.analysis.adapter_regions import adapter_points
+    from hf_sane.analysis.adapter_regions import adapter_points, shared_modules
     from hf_sane.analysis.regions import RegionMap
     from hf_sane.tokenization.adapters import open_factors
 
     if bad := [pair for pair in pairs if not all(pair.partition("=")[::2])]:
         raise ValueError(f"expected adapters as LABEL=SOURCE, got {bad}; say what each was trained for")
     sources = {f"{index}: {pair}": pair.partition("=")[2] for index, pair in enumerate(pairs)}
-    points = adapter_points({name: open_factors(source) for name, source in sources.items()})
+    factors = {name: open_factors(source, base=base) for name, source in sources.items()}
+    points = adapter_points(factors)
+    num_shared = len(shared_modules(factors))
+    for name, changes in factors.items():
+        if len(changes) > num_shared:
+            typer.echo(
+                f"{name}: {len(changes) - num_shared} of its {len(changes)} layers are left out, since not all adapters change them"
+            )
     return RegionMap(points, {"label": [pair.partition("=")[0] for pair in pairs]})
 
 
