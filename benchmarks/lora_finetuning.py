@@ -23,7 +23,6 @@ from transformers import AutoModelForImageClassification
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.architectures.presets import build_model
 from hf_sane.core.adapters import adapter_size
-from hf_sane.hub.auto_classes import register_auto_classes
 from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
@@ -137,7 +136,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     record = RunRecord.start(seed=options.seeds[0], arguments=settings)
     limits = {name: getattr(options, name) for name in ("train_limit", "validation_limit", "test_limit", "image_size")}
     data = load_images(options.images, **limits)
-    register_auto_classes()
     folders = sorted(path.parent for path in options.networks.glob("*/config.json"))
     networks = [AutoModelForImageClassification.from_pretrained(folder) for folder in folders]
     if not networks:

@@ -19,7 +19,6 @@ import torch
 from transformers import AutoConfig
 
 from hf_sane.demo.probing import short_table
-from hf_sane.hub.auto_classes import register_auto_classes
 from hf_sane.hub.cards import network_card, sane_card
 from hf_sane.hub.publish import save_network, write_sane_card
 from hf_sane.models.configuration_sane import SANEConfig
@@ -95,7 +94,6 @@ def network_title(provenance: Provenance) -> str:
 
 def render_cards(folder: Path) -> dict[Path, str]:
     """The cards of all models of `folder`, from the files of `CARD_FACTS` alone: weights are not needed."""
-    register_auto_classes()
     cards = {}
     for sane in sorted(folder.glob("sane-*")):
         family = sane.name.removeprefix("sane-")

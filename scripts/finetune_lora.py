@@ -21,7 +21,6 @@ from transformers import AutoModelForImageClassification
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.core.adapters import adapter_size, hub_id, require_hub_id
 from hf_sane.hub.adapters import save_network_adapter
-from hf_sane.hub.auto_classes import register_auto_classes
 from hf_sane.hub.push import plan_push
 from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.allocator import tune_allocator
@@ -76,7 +75,6 @@ def main(argv: Sequence[str] | None = None) -> Path:
     record = RunRecord.start(
         seed=settings.seed, arguments=asdict(settings) | lora, data={"images": data.describe(), "base": base_model}
     )
-    register_auto_classes()
     base = AutoModelForImageClassification.from_pretrained(options.network)
     check_fit(base, data)
     model = add_network_lora(deepcopy(base), **lora, targets=options.targets)

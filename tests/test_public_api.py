@@ -115,22 +115,9 @@ def test_networks_with_code_need_no_library(tmp_path, run_python):
     assert "no library needed" in run_python(STRANGER, tmp_path, *NETWORKS)
 
 
-def test_importing_registers_and_loads_nothing_heavy_else(run_python):
-    code = (
-        "import json, sys, hf_sane\n"
-        "from transformers import AutoConfig\n"
-        "print(json.dumps([AutoConfig.for_model('sane').token_dim, sorted(sys.modules)]))\n"
-    )
-    token_dim, modules = json.loads(run_python(code))
-    assert token_dim == hf_sane.SANEConfig().token_dim
-    assert not {"datasets", "evaluate", "sklearn", "matplotlib", "peft", "typer"} & set(modules)
-
-
 def test_the_command_line_imports_without_torch(run_python):
     """`hf-sane --help` answers before PyTorch and Transformers would have loaded."""
-    code = (
-        "import json, sys\nsys.argv[0] = 'hf-sane'\nimport hf_sane.cli.app\nprint(json.dumps(sorted(sys.modules)))\n"
-    )
+    code = "import json, sys\nimport hf_sane.cli.app\nprint(json.dumps(sorted(sys.modules)))\n"
     modules = json.loads(run_python(code))
     assert "hf_sane.cli.app" in modules
     assert not {"torch", "transformers", "datasets", "numpy"} & set(modules)

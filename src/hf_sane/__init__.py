@@ -1,13 +1,14 @@
 """Neural-network weights as a data modality: zoos of trained networks, SANE autoencoders, probing and sampling.
 
-The names below are loaded when they are first used. Importing the library also registers SANE and the networks of zoos
-with Transformers' Auto classes, so that `AutoModel.from_pretrained` reads a SANE folder.
+The names below are loaded when they are first used. Importing the library also tells Transformers' Auto classes the names
+of SANE and of the networks of zoos, so that `AutoModel.from_pretrained` reads a SANE folder; neither Transformers nor
+PyTorch is loaded for that.
 """
 
-import sys
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hf_sane.auto_classes import register_auto_classes
 
 if TYPE_CHECKING:
     from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig
@@ -88,6 +89,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# The command line registers when a verb needs it: PyTorch and Transformers take seconds to load, `--help` should not.
-if Path(sys.argv[0] if sys.argv else "").stem != "hf-sane":
-    import_module("hf_sane.hub.auto_classes").register_auto_classes()
+register_auto_classes()

@@ -18,6 +18,7 @@ SMALL = {
     "zoo_loader": "--models 10 --rounds 1",
     "zoo_training": "--networks 4 --plain-networks 2 --batches 1 --rounds 1",
     "tokenization": "--rounds 1 --repeats 1",
+    "import_time": "--rounds 1",
     "spectra": "--width 4 --values 100 --rounds 1",
 }
 # Too large for a test, or in need of files that are not in the repository.

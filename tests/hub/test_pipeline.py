@@ -12,7 +12,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_sane
 from hf_sane.architectures.presets import build_model, cnn_digits, cnn_s
-from hf_sane.hub.pipeline import TASK, WeightFeatureExtractionPipeline, register_pipeline
+from hf_sane.auto_classes import TASK, register_auto_classes
+from hf_sane.hub.pipeline import WeightFeatureExtractionPipeline
 from hf_sane.hub.publish import save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
@@ -83,7 +84,7 @@ def embed(folder):
 
 def test_the_task_is_registered_once(embed):
     before = PIPELINE_REGISTRY.supported_tasks[TASK]
-    register_pipeline()
+    register_auto_classes()
     assert PIPELINE_REGISTRY.supported_tasks[TASK] is before
     assert type(embed) is WeightFeatureExtractionPipeline
     assert not embed.model.training

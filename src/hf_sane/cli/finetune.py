@@ -101,11 +101,9 @@ def load_stack(folders: "list[Path]") -> "StackedNetworks":
     """
     from transformers import AutoModelForImageClassification
 
-    from hf_sane.hub.auto_classes import register_auto_classes
     from hf_sane.hub.cards import describe_config
     from hf_sane.networks.stacked import StackedNetworks
 
-    register_auto_classes()
     models = [AutoModelForImageClassification.from_pretrained(folder) for folder in folders]
     first = models[0].config
     for folder, model in zip(folders, models, strict=True):

@@ -56,12 +56,10 @@ def soup(
     include_code: Annotated[bool, typer.Option(help="Save the network with its code (trust_remote_code).")] = False,
 ) -> None:
     """Average the weights of networks of one architecture; write a model repo whose card tells the ingredients."""
-    from hf_sane.hub.auto_classes import register_auto_classes
     from hf_sane.networks.images import load_images
     from hf_sane.records.run_record import RunRecord
 
     hide_loading_bars()
-    register_auto_classes()
     settings = {"recipe": "greedy" if greedy else "uniform", "metric": Path(metric).stem, "seed": seed}
     record = RunRecord.start(seed=seed, arguments={**settings, "ingredients": ingredients})
     if greedy and data is None:

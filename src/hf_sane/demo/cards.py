@@ -8,7 +8,6 @@ from typing import Any
 from transformers import AutoConfig
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.hub.auto_classes import register_auto_classes
 from hf_sane.hub.cards import network_card, sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records.run_record import RunRecord
@@ -57,7 +56,6 @@ def render_demo_cards(folder: Path, report: Mapping[str, Any]) -> dict[str, str]
     Returns:
         Text of each `README.md`, by the artefact's folder.
     """
-    register_auto_classes()
     record = record_from_report(report)
     network_config = AutoConfig.from_pretrained(folder / "sampled/network_0")
     assert isinstance(network_config, ZooConfig)

@@ -5,10 +5,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, Pipeline
-from transformers.pipelines import PIPELINE_REGISTRY
+from transformers import Pipeline
 from transformers.utils import ModelOutput
 
+from hf_sane.auto_classes import TASK
 from hf_sane.core.types import TokenSequence
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
@@ -19,7 +19,6 @@ from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.token_stream import MAX_MEMORY_BYTES, stream_if_large
 
-TASK = "weight-feature-extraction"
 DEFAULT_BATCH_SIZE = 16
 
 
@@ -163,11 +162,3 @@ class WeightFeatureExtractionPipeline(Pipeline):
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> list[Tensor]:
         """One vector per network."""
         return list(model_outputs["embeddings"])
-
-
-def register_pipeline() -> None:
-    """Let `transformers.pipeline` find the task; `import hf_sane` calls it. Calling it again changes nothing."""
-    if TASK not in PIPELINE_REGISTRY.supported_tasks:
-        PIPELINE_REGISTRY.register_pipeline(
-            TASK, pipeline_class=WeightFeatureExtractionPipeline, pt_model=AutoModel, type="multimodal"
-        )

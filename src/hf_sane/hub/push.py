@@ -9,7 +9,6 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hub_id, read_adapter_config
-from hf_sane.hub.auto_classes import register_auto_classes
 from hf_sane.hub.publish import code_files
 from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.hub.transfer import CARD, RepoFile, Upload, address_card, folder_files, require_files, with_texts
@@ -51,7 +50,6 @@ def plan_push(
     upload = PLANS[kind](Path(folder), repo_id, api or HfApi())
     if not include_code or kind not in ("model", "samples"):
         return upload
-    register_auto_classes()
     homes = [PurePosixPath(file.path).parent for file in upload.files if file.path.split("/")[-1] == "config.json"]
     texts: dict[str, str] = {}
     for home in homes:

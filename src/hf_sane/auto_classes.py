@@ -1,0 +1,155 @@
+"""Tell Transformers' Auto classes and pipelines about SANE and the networks of zoos, without loading either.
+
+`import hf_sane` calls [`register_auto_classes`], which must cost nothing: PyTorch and Transformers take seconds to load,
+and who imports this library may never ask an Auto class. So each module of Transformers that keeps a register learns
+about our classes when it is loaded itself (a post-import hook, PEP 369), and learns their names only: a class is loaded
+when it is looked up. Nothing of this library or of PyTorch is imported while Transformers is still being imported, which
+could end in half-initialised modules or, with several threads, in a deadlock.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, NamedTuple
+
+TASK = "weight-feature-extraction"
+
+
+class _Place(NamedTuple):
+    """Where a class is: it stands for the class until somebody looks it up."""
+
+    module: str
+    name: str
+
+    def load(self) -> Any:
+        return getattr(import_module(f"hf_sane.{self.module}"), self.name)
+
+
+# Model type to configuration; configuration to model or feature extractor. `model_type` is repeated here because the
+# classes that have it are not loaded yet (tests compare).
+CONFIGS = {
+    "sane": _Place("models.configuration_sane", "SANEConfig"),
+    "sane_cnn": _Place("architectures.configuration_zoo", "CNNConfig"),
+    "sane_mlp": _Place("architectures.configuration_zoo", "MLPConfig"),
+    "sane_resnet": _Place("architectures.configuration_zoo", "CIFARResNetConfig"),
+}
+MODELS = {"sane": _Place("models.modeling_sane", "SANEModel")}
+CLASSIFIERS = {
+    "sane_cnn": _Place("architectures.modeling_zoo", "CNNForImageClassification"),
+    "sane_mlp": _Place("architectures.modeling_zoo", "MLPForImageClassification"),
+    "sane_resnet": _Place("architectures.modeling_resnet", "CIFARResNetForImageClassification"),
+}
+FEATURE_EXTRACTORS = {"sane": _Place("tokenization.feature_extraction_sane", "SANEFeatureExtractor")}
+PIPELINE = "hf_sane.hub.pipeline.WeightFeatureExtractionPipeline"
+
+
+class _Lookup(dict[Any, Any]):
+    """A register of classes in which a [`_Place`] becomes the class there when it is looked up."""
+
+    def __getitem__(self, key: Any) -> Any:
+        value = super().__getitem__(key)
+        if isinstance(value, _Place):
+            value = self[key] = value.load()
+        return value
+
+    def __iter__(self) -> Iterator[Any]:  # without an own one, dict(register) would copy places
+        return super().__iter__()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def values(self) -> Any:
+        return [self[key] for key in self]
+
+    def items(self) -> Any:
+        return [(key, self[key]) for key in self]
+
+
+def _add(register: Any, entries: dict[Any, _Place]) -> None:
+    """Add to what a lazy mapping of Transformers holds besides its own classes; nothing that is there is replaced."""
+    content = register._extra_content
+    if not isinstance(content, _Lookup):
+        register._extra_content = content = _Lookup(content)
+    for key, place in entries.items():
+        content.setdefault(key, place)
+
+
+def _by_config(entries: dict[str, _Place]) -> dict[Any, _Place]:
+    # Configurations import no more of Transformers than the module that this is called for has loaded already.
+    return {CONFIGS[model_type].load(): place for model_type, place in entries.items()}
+
+
+def _register_configs(module: ModuleType) -> None:
+    _add(module.CONFIG_MAPPING, CONFIGS)
+
+
+def _register_models(module: ModuleType) -> None:
+    _add(module.MODEL_MAPPING, _by_config(MODELS))
+    _add(module.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, _by_config(CLASSIFIERS))
+
+
+def _register_feature_extractors(module: ModuleType) -> None:
+    _add(module.FEATURE_EXTRACTOR_MAPPING, _by_config(FEATURE_EXTRACTORS))
+
+
+def _register_pipeline(module: ModuleType) -> None:
+    entry = {"impl": PIPELINE, "pt": (module.AutoModel,), "type": "multimodal"}
+    module.PIPELINE_REGISTRY.supported_tasks.setdefault(TASK, entry)
+
+
+_REGISTERS: dict[str, Callable[[ModuleType], None]] = {
+    "transformers.models.auto.configuration_auto": _register_configs,
+    "transformers.models.auto.modeling_auto": _register_models,
+    "transformers.models.auto.feature_extraction_auto": _register_feature_extractors,
+    "transformers.pipelines": _register_pipeline,
+}
+
+
+class _AfterImport(Loader):
+    """Loads a module as its own loader does, and registers our classes there."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__loader__ = module.__spec__.loader = self.loader  # for `inspect` and `importlib.resources`
+        self.loader.exec_module(module)
+        _REGISTERS[module.__name__](module)
+
+
+class _Finder(MetaPathFinder):
+    """Finds the modules that keep a register where the other finders do, and has them loaded by [`_AfterImport`]."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in _REGISTERS:
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        found = (finder.find_spec(fullname, path, target) for finder in others if hasattr(finder, "find_spec"))
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _AfterImport(spec.loader)
+        return spec
+
+
+def register_auto_classes() -> None:
+    """Let `AutoConfig`, `AutoModel`, `AutoFeatureExtractor` and `AutoModelForImageClassification` find our classes.
+
+    And `pipeline` the task `weight-feature-extraction`. `import hf_sane` calls it. Calling it again changes nothing.
+    """
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+    for name, register in _REGISTERS.items():
+        if name in sys.modules:
+            register(import_module(name))  # waits for a thread that is importing it
