@@ -137,7 +137,7 @@ def test_a_register_gives_classes_and_takes_new_ones():
         assert expected.items() <= dict(mapping._extra_content).items()
         assert expected.items() <= dict(mapping._extra_content.items()).items()
         assert set(expected.values()) <= set(mapping._extra_content.values())
-        assert mapping.get(str) is None
+        assert mapping.get(str, None) is None
 
 
 def test_names_and_model_types_are_those_of_the_classes():
