@@ -12,8 +12,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_sane
 from hf_sane.architectures.presets import build_model, cnn_digits, cnn_s
-from hf_sane.auto_classes import TASK, register_auto_classes
-from hf_sane.hub.pipeline import WeightFeatureExtractionPipeline
+from hf_sane.auto_classes import register_auto_classes
+from hf_sane.hub.pipeline import TASK, WeightFeatureExtractionPipeline
 from hf_sane.hub.publish import save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel

@@ -8,7 +8,6 @@ from torch import Tensor
 from transformers import Pipeline
 from transformers.utils import ModelOutput
 
-from hf_sane.auto_classes import TASK
 from hf_sane.core.types import TokenSequence
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
@@ -19,6 +18,7 @@ from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.token_stream import MAX_MEMORY_BYTES, stream_if_large
 
+TASK = "weight-feature-extraction"  # `hf_sane.auto_classes` registers it
 DEFAULT_BATCH_SIZE = 16
 
 
