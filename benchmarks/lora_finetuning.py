@@ -28,6 +28,7 @@ from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.baselines import SCRATCH_SEED
 from hf_sane.sampling.finetuning import FinetuneSettings, add_network_lora, finetune_network
+from hf_sane.tokenization.loading import load_model
 
 Prepare = Callable[[ZooPreTrainedModel, int], nn.Module]  # network and seed to what is trained
 Curve = dict[int, dict[str, float]]
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     limits = {name: getattr(options, name) for name in ("train_limit", "validation_limit", "test_limit", "image_size")}
     data = load_images(options.images, **limits)
     folders = sorted(path.parent for path in options.networks.glob("*/config.json"))
-    networks = [AutoModelForImageClassification.from_pretrained(folder) for folder in folders]
+    networks = [load_model(AutoModelForImageClassification, folder) for folder in folders]
     if not networks:
         raise FileNotFoundError(f"no networks in {options.networks}; expected folders that hold a config.json")
     counts = {split: len(data.split(split)[1]) for split in ("train", "validation", "test")}

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from hf_sane.demo.probing import short_table
 from hf_sane.hub.cards import network_card, sane_card
@@ -30,6 +29,7 @@ from hf_sane.sampling.export import Provenance, export_network
 from hf_sane.sampling.generation import Density
 from hf_sane.sampling.selection import subsample
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.loading import load_config
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import read_facts
@@ -98,7 +98,7 @@ def render_cards(folder: Path) -> dict[Path, str]:
     for sane in sorted(folder.glob("sane-*")):
         family = sane.name.removeprefix("sane-")
         sampled = folder / f"sampled-{family}"
-        network, provenance = AutoConfig.from_pretrained(sampled), Provenance.load(sampled)
+        network, provenance = load_config(sampled), Provenance.load(sampled)
         cards[sane / "README.md"] = sane_card(
             SANEConfig.from_pretrained(sane),
             SANEFeatureExtractor.from_pretrained(sane),

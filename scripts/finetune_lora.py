@@ -26,6 +26,7 @@ from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.finetuning import FinetuneSettings, add_network_lora, finetune_network
+from hf_sane.tokenization.loading import load_model
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     record = RunRecord.start(
         seed=settings.seed, arguments=asdict(settings) | lora, data={"images": data.describe(), "base": base_model}
     )
-    base = AutoModelForImageClassification.from_pretrained(options.network)
+    base = load_model(AutoModelForImageClassification, options.network)
     check_fit(base, data)
     model = add_network_lora(deepcopy(base), **lora, targets=options.targets)
     measured = finetune_network(model, data, settings, report_at=[0])

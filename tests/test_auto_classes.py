@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 import hf_sane
 from hf_sane import auto_classes
 from hf_sane.architectures.presets import MODEL_CLASSES, build_model, cnn_digits
-from hf_sane.hub.pipeline import TASK, WeightFeatureExtractionPipeline
+from hf_sane.hub.pipeline import WeightFeatureExtractionPipeline
 from hf_sane.hub.publish import save_network, save_sane
 from hf_sane.records.run_record import RunRecord
 

@@ -89,7 +89,7 @@ def test_a_tar_that_climbs_out_is_not_unpacked(tmp_path):
 
 
 def test_nothing_in_the_library_trusts_code_of_repositories():
-    """No call passes `trust_remote_code`, and no function takes it: whoever wants it asks Transformers themselves."""
+    """Calls pass `trust_remote_code=False` or nothing, and no function takes it: who wants it asks Transformers."""
     trusting = []
     for path in Path(hf_sane.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -103,8 +103,9 @@ def load_stack(folders: "list[Path]") -> "StackedNetworks":
 
     from hf_sane.hub.cards import describe_config
     from hf_sane.networks.stacked import StackedNetworks
+    from hf_sane.tokenization.loading import load_model
 
-    models = [AutoModelForImageClassification.from_pretrained(folder) for folder in folders]
+    models = [load_model(AutoModelForImageClassification, folder) for folder in folders]
     first = models[0].config
     for folder, model in zip(folders, models, strict=True):
         if type(model) is not type(models[0]) or describe_config(model.config) != describe_config(first):

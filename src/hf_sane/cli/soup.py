@@ -34,7 +34,8 @@ def soup(
         str | None, typer.Option(help="'digits' or an .npz file: validation images select, test images report.")
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="'accuracy', 'cross_entropy', or a metric of evaluate (name or script).")
+        str,
+        typer.Option(help="'accuracy', 'cross_entropy', a metric of evaluate by name, or a script's path (./...)."),
     ] = "accuracy",
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="Of a metric of evaluate.")] = False,
     metric_options: Annotated[
@@ -186,15 +187,17 @@ def empty_classifier(ingredient: "Ingredient") -> "PreTrainedModel":
     Raises:
         ValueError: If the ingredient does not say what it is.
     """
-    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification
+
+    from hf_sane.tokenization.loading import initial_model, load_config
 
     if not ingredient.config or ingredient.folder is None:
         raise ValueError(
             f"{ingredient.name} has no config.json, so its architecture is unknown; give the whole folder"
         )
-    config = AutoConfig.from_pretrained(ingredient.folder)
+    config = load_config(ingredient.folder)
     dtypes = [outline.dtype for outline in ingredient.outlines.values() if outline.is_floating_point()]
-    return AutoModelForImageClassification.from_config(config, dtype=dtypes[0] if dtypes else None).eval()
+    return initial_model(AutoModelForImageClassification, config, dtype=dtypes[0] if dtypes else None).eval()
 
 
 def aligned(ingredients: "list[Ingredient]", model: "PreTrainedModel", align: bool | None) -> "list[Ingredient]":
@@ -262,12 +265,13 @@ def soup_of_adapters(
 
     from hf_sane.hub.soups import save_adapter_soup
     from hf_sane.merging.adapters import AdapterMixer, average_adapters, open_adapters
+    from hf_sane.tokenization.loading import load_model
 
     adapters = open_adapters(sources, base_model=base)
     named = adapters[0].config.get("base_model_name_or_path")
     if named is None:
         raise ValueError(f"{adapters[0].name} does not name its base model; name it (--base)")
-    model = AutoModelForImageClassification.from_pretrained(named).eval()
+    model = load_model(AutoModelForImageClassification, named).eval()
     mixer = AdapterMixer(model, adapters)
     made = cook(mixer, record, scores, greedy=greedy)
     averaged = average_adapters(adapters, list(made.weights.values()), rank=rank)

@@ -5,14 +5,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.hub.cards import network_card, sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.export import Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.loading import load_config
 from hf_sane.zoo.cards import render_card
 from hf_sane.zoo.facts import read_facts
 
@@ -57,7 +56,7 @@ def render_demo_cards(folder: Path, report: Mapping[str, Any]) -> dict[str, str]
         Text of each `README.md`, by the artefact's folder.
     """
     record = record_from_report(report)
-    network_config = AutoConfig.from_pretrained(folder / "sampled/network_0")
+    network_config = load_config(folder / "sampled/network_0")
     assert isinstance(network_config, ZooConfig)
     sane = sane_card(
         SANEConfig.from_pretrained(folder / "sane"),

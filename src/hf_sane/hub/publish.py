@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
@@ -24,6 +24,7 @@ from hf_sane.records.outputs import add_file, check_finished, output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
 from hf_sane.sampling.export import NETWORK, PROVENANCE_FILE, Provenance, check_saved
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.loading import load_config
 
 SANE = "SANE folder"  # the job of manifests
 
@@ -228,7 +229,7 @@ def code_files(folder: Path) -> dict[str, str]:
     Returns:
         Text by file name, config.json among them; nothing if the folder has its code already.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config: Any = load_config(folder)
     if getattr(config, "auto_map", None):
         return {}
     auto_class = AutoModel if isinstance(config, SANEConfig) else AutoModelForImageClassification

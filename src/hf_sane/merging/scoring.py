@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import evaluate
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 # Computed here, without a download: whether more is better.
 BUILT_IN = {"accuracy": True, "cross_entropy": False}
 EVALUATION_BATCH = 256
+OFFICIAL_METRICS = "evaluate-metric"  # on the Hub: maintained by Hugging Face
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ def load_score(
     """Find a metric by name.
 
     Args:
-        metric: `"accuracy"` or `"cross_entropy"` (computed here, offline), or what `evaluate.load` takes: a metric of the
-            Hub or the path of a metric script.
+        metric: `"accuracy"` or `"cross_entropy"` (computed here, offline), or a metric of `evaluate`, whose script is run:
+            the name of one in `evaluate-metric` on the Hub, or a path (absolute, or from `./`) of a script.
         images: Held out, `[n, C, H, W]`.
         labels: `[n]` int64.
         options: Further arguments of the metric.
@@ -97,11 +99,29 @@ def load_score(
 
     Raises:
         FileNotFoundError: If there is no such metric.
-        ValueError: Without held-out images.
+        ValueError: Without held-out images, or for a metric in somebody's repository.
     """
     if metric in BUILT_IN:
         return ImageScore(images, labels, metric, higher_is_better=BUILT_IN[metric])
-    return ImageScore(images, labels, evaluate.load(metric), dict(options or {}), not lower_is_better)
+    module = evaluate.load(_metric_source(metric))
+    return ImageScore(images, labels, module, dict(options or {}), not lower_is_better)
+
+
+def _metric_source(metric: str) -> str:
+    """What to ask `evaluate` for, which runs the script that it finds.
+
+    It would prefer a folder of the working directory that has the name of a metric, and take repositories of anybody.
+    """
+    path = Path(metric)
+    if path.suffix == ".py" or path.is_absolute() or metric.startswith((".", "~")) or len(path.parts) > 2:
+        return str(path.expanduser())
+    name = metric if len(path.parts) == 2 else f"{OFFICIAL_METRICS}/{metric}"
+    if not name.startswith(f"{OFFICIAL_METRICS}/") or Path(name).exists():
+        raise ValueError(
+            f"a metric is a script that is run; expected one of {OFFICIAL_METRICS} on the Hub by its name alone, or the "
+            f"path of a script of yours that starts with './', got {metric!r}; read a script before you name its path"
+        )
+    return name
 
 
 def _single_value(name: str, found: Mapping[str, Any]) -> float:
