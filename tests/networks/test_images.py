@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from hf_sane.networks.images import ImageData, load_images, load_zoo_images
+from hf_sane.records.errors import InvalidFileError
 from hf_sane.zoo.facts import ZooFacts
 
 
@@ -236,8 +237,22 @@ def test_inconsistent_data_is_refused(changed, message):
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"train_labels": None}, KeyError, "lacks .'train_labels'.; it holds .'test_images'"),
-        ({"test_images": None}, KeyError, "lacks .'test_images'."),
+        ({"train_labels": None}, InvalidFileError, r"expected arrays \['train_labels'\], got \['test_images'"),
+        ({"test_images": None}, InvalidFileError, r"expected arrays \['test_images'\]"),
+        (
+            {"train_labels": np.full(40, 2**40)},
+            InvalidFileError,
+            "expected class indices from 0 to 65535, got 1099511627776",
+        ),
+        ({"train_labels": np.full(40, -1)}, InvalidFileError, "expected class indices from 0 to 65535, got -1"),
+        (
+            {"train_images": np.full((40, 6, 6), np.nan)},
+            ValueError,
+            "expected finite pixels >= 0, got values from nan",
+        ),
+        ({"train_images": np.full((40, 6, 6), -1.0)}, ValueError, "expected finite pixels >= 0, got values from -1.0"),
+        ({"train_images": np.full((40, 6, 6), None)}, InvalidFileError, "some.npz"),
+        ({"train_images": np.full((40, 6, 6), "a")}, ValueError, "could not convert string"),
         ({"test_labels": np.zeros(3, dtype=np.int64)}, ValueError, "10 test images but 3 labels"),
         ({"test_labels": np.zeros(10)}, ValueError, "expected one integer class index per image, got float64"),
         ({"train_images": np.zeros((40, 6, 6, 2))}, ValueError, "with 1 or 3 channels, got"),

@@ -99,10 +99,13 @@ def test_what_json_cannot_hold_is_refused_by_name():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no run record: expected JSON, got Expecting"),
-        ("[1]", "expected 'command' and other keys of .*, got list"),
-        ('{"seed": 1}', r"expected 'command' .*, got \['seed'\]"),
-        ('{"command": "x", "sed": 1}', r"got \['command', 'sed'\]"),
+        ("{", "expected a run record .*, got JSONDecodeError"),
+        ("[1]", "expected a run record .*, got TypeError: a list of 1"),
+        ('{"seed": 1}', "expected a field 'command', got an object with 1 fields"),
+        ('{"command": "x", "sed": 1}', r"expected fields among command, seed.*, got \['sed'\]"),
+        ('{"command": "x", "seconds": "3"}', "seconds: expected a number or null, got '3'"),
+        ('{"command": "x", "versions": {"torch": 2}}', "versions.torch: expected text, got 2"),
+        ('{"command": null}', "command: expected text, got null"),
     ],
 )
 def test_other_files_are_refused(tmp_path, text, message):

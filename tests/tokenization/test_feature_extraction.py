@@ -9,6 +9,7 @@ from transformers import AutoFeatureExtractor, GPT2Config, GPT2LMHeadModel
 import hf_sane  # noqa: F401 (registers the Auto classes)
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s
 from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.records.errors import InvalidFileError
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
 
@@ -194,8 +195,45 @@ def test_misspelt_settings_are_refused(tmp_path):
     SANEFeatureExtractor(normalization="none").save_pretrained(tmp_path)
     file = tmp_path / "preprocessor_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "token_lay": "dense"}))
-    with pytest.raises(TypeError, match="unknown settings .'token_lay'."):
+    with pytest.raises(InvalidFileError, match="preprocessor_config.json: .*unknown settings .'token_lay'."):
         SANEFeatureExtractor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(token_dim="289"), "token_dim to be a whole number >= 1, got '289'"),
+        (lambda s: s.update(token_dim=0), "token_dim to be a whole number >= 1, got 0"),
+        (lambda s: s.update(token_layout="columns"), "expected token_layout among"),
+        (lambda s: s.update(batch_norm=None), "expected token_layout among"),
+        (lambda s: s["statistics"]["means"].update({"0:4": float("nan")}), "expected a finite mean"),
+        (lambda s: s["statistics"]["stds"].update({"0:4": 0.0}), "a finite standard deviation above 0 for '0:4'"),
+        (lambda s: s["statistics"]["stds"].update({"0:4": "1"}), "a finite standard deviation above 0 for '0:4'"),
+        (lambda s: s["statistics"]["stds"].popitem(), "a mean and a standard deviation for every layer"),
+        (lambda s: s.update(statistics=3), "got TypeError"),
+        (lambda s: s["statistics"]["means"].update({"0:4": 0.5}), "they were changed after they were saved"),
+        (lambda s: s["layer_orders"][0].reverse(), "they were changed after they were saved"),
+    ],
+)
+def test_settings_that_cannot_be_right_are_refused(change, message, tmp_path):
+    networks = [nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4)) for _ in range(2)]
+    SANEFeatureExtractor(token_dim=4).fit(networks).save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    assert SANEFeatureExtractor.from_pretrained(tmp_path).to_dict() == settings
+    change(settings)
+    file.write_text(json.dumps(settings))
+    with pytest.raises(InvalidFileError, match=message):
+        SANEFeatureExtractor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_damaged_file_of_settings_is_refused(content, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_bytes(content)
+    with pytest.raises(InvalidFileError, match="preprocessor_config.json: expected a weight tokenizer"):
+        SANEFeatureExtractor.from_pretrained(tmp_path)
+    with pytest.raises(OSError, match="no_such_folder"):
+        SANEFeatureExtractor.from_pretrained(tmp_path / "no_such_folder")
 
 
 def test_sequence_checks_its_parts():

@@ -3,6 +3,7 @@
 import json
 import shutil
 import stat
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,7 +167,7 @@ def test_a_block_that_fails_leaves_what_was_there(tiny_zoo, folder, tmp_path):
 def test_an_interrupted_replacement_leaves_a_zoo_that_is_not_believed(tiny_zoo, folder, monkeypatch):
     """Facts and card go first: the old rows under new facts are no zoo, and saving again makes it whole."""
     half = Zoo({name: split.select(slice(None, 4)) for name, split in tiny_zoo.splits.items()}, tiny_zoo.facts)
-    half = Zoo(half.splits, tiny_zoo.facts.__class__(**{**vars(tiny_zoo.facts), "name": "half"}))
+    half = Zoo(half.splits, replace(tiny_zoo.facts, name="half"))
 
     def fail(*_):
         raise ZeroDivisionError

@@ -344,7 +344,7 @@ def test_folders_that_hold_no_zoo_are_refused(tiny_zoo, tmp_path):
         Zoo.load(folder)
     facts = json.loads((folder / "zoo.json").read_text())
     (folder / "zoo.json").write_text(json.dumps({**facts, "format_version": 99}))
-    with pytest.raises(ValueError, match="has format version 99, this library reads 1; update hf_sane"):
+    with pytest.raises(ValueError, match="format_version: expected format version 1, got 99; update hf_sane"):
         Zoo.load(folder)
 
 

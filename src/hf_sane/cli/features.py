@@ -21,9 +21,12 @@ def load_sane(source: str, revision: str | None) -> "tuple[SANEModel, SANEFeatur
     """Model and weight tokenizer of a SANE folder or Hub repo."""
     from hf_sane.models.modeling_sane import SANEModel
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+    from hf_sane.tokenization.pretrained import reading_pretrained
 
     options: dict[str, Any] = {"revision": revision} if revision else {}
-    return SANEModel.from_pretrained(source, **options), SANEFeatureExtractor.from_pretrained(source, **options)
+    with reading_pretrained(source, "a SANE autoencoder"):
+        model = SANEModel.from_pretrained(source, **options)
+    return model, SANEFeatureExtractor.from_pretrained(source, **options)
 
 
 def loaded_commit(source: str, revision: str | None) -> str | None:

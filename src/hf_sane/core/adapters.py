@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
+from hf_sane.records.documents import read_document
+from hf_sane.records.errors import reading
 from hf_sane.records.outputs import check_finished, output_folder
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
+AGAIN = "save the adapter again"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER = "adapter"  # the job of manifests
@@ -198,12 +202,22 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If `folder` holds none.
+        InvalidFileError: If they are no JSON object, or a number among them cannot be right.
     """
     check_finished(folder)
     path = Path(folder) / ADAPTER_CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"no {ADAPTER_CONFIG} in {folder}; expected a folder that save_adapter() wrote")
-    return json.loads(path.read_text(encoding="utf-8"))
+    config = read_document(path, expected="the settings of an adapter", remedy=AGAIN)
+    for name, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        patterns = dict(found.items()) if (found := config.get(pattern)) else {}
+        for expression in patterns:
+            with reading(path, field=pattern, expected="regular expressions", remedy=AGAIN, also=(re.error,)):
+                re.compile(expression)
+        for entry in (config.get(name), *patterns.values()):
+            if entry is not None:
+                entry.whole(at_least=1) if name == "r" else entry.number()
+    return config.mapping()
 
 
 @contextmanager

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from hf_sane.core.layer_kinds import LayerKind, is_batch_norm, possible_kinds, statistics_kind
+from hf_sane.core.layer_kinds import LAYER_KINDS, LayerKind, is_batch_norm, possible_kinds, statistics_kind
+from hf_sane.records.documents import Entry
 
 TokenLayout = Literal["rowwise", "dense"]
 BatchNormStorage = Literal["tokens", "template"]
+MAX_NUMEL = 2**63 - 1  # what torch can count
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,29 +257,49 @@ class Layout:
             template: Template tensors; zeros of their shapes when `None`.
 
         Raises:
+            InvalidFileError: If the structure is not one of a layout.
             ValueError: If `template` does not fit the structure.
         """
-        specs = [TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in structure["template"]]
-        if template is None:
-            template = {s.name: torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in specs}
+        return cls.from_entry(Entry(structure, "layout", remedy="pass what to_dict() gave"), template)
+
+    @classmethod
+    def from_entry(cls, structure: Entry, template: Mapping[str, Tensor] | None = None) -> "Layout":
+        """Like [`from_dict`], from a file: what is wrong is named with file and field.
+
+        Raises:
+            InvalidFileError, ValueError: As there.
+        """
+        specs = [_read_spec(entry) for entry in structure["template"].entries()]
+        if template is None:  # one zero, seen from everywhere: a file may claim any size
+            template = {s.name: torch.zeros((), dtype=getattr(torch, s.dtype)).expand(s.shape) for s in specs}
         if [TensorSpec.of(n, t) for n, t in template.items()] != specs:
             raise ValueError(
                 f"template does not fit: expected {[(s.name, s.shape, s.dtype) for s in specs]}, got "
                 f"{[(n, tuple(t.shape), str(t.dtype)) for n, t in template.items()]}"
             )
-        layers = tuple(
-            LayerSpec(entry["name"], entry["kind"], _spec(entry["weight"]), entry["bias"] and _spec(entry["bias"]))
-            for entry in structure["layers"]
-        )
-        return cls(
-            token_layout=structure["token_layout"],
-            token_dim=structure["token_dim"],
-            batch_norm=structure["batch_norm"],
+        layers = tuple(_read_layer(entry) for entry in structure["layers"].entries())
+        if not layers:
+            structure["layers"].fail("one layer at least")
+        aliases = {name: entry.text() for name, entry in structure["aliases"].items()}
+        stored = [spec.name for layer in layers for spec in layer.tensors] + [spec.name for spec in specs]
+        for alias, target in structure["aliases"].items():
+            if target.value not in stored or alias in stored:
+                target.fail("another name of a tensor of this layout")
+        names = [entry.text() for entry in structure["tensor_names"].entries()]
+        if sorted(names) != sorted([*stored, *aliases]) or len(set(names)) != len(names):
+            structure["tensor_names"].fail("every tensor of layers, template and aliases once", got=sorted(names)[:5])
+        layout = cls(
+            token_layout=structure["token_layout"].one_of(get_args(TokenLayout)),
+            token_dim=structure["token_dim"].whole(at_least=1),
+            batch_norm=structure["batch_norm"].one_of(get_args(BatchNormStorage)),
             layers=layers,
-            tensor_names=tuple(structure["tensor_names"]),
-            aliases=dict(structure["aliases"]),
+            tensor_names=tuple(names),
+            aliases=aliases,
             template=dict(template),
         )
+        if (scalars := layout.num_tokens * layout.token_dim) > MAX_NUMEL:
+            structure.fail(f"at most {MAX_NUMEL} scalars as tokens", got=scalars)
+        return layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,8 +369,29 @@ def _geometry(token_layout: TokenLayout, token_dim: int, layers: tuple[LayerSpec
     )
 
 
-def _spec(entry: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(entry["name"], tuple(entry["shape"]), entry["dtype"])
+def _read_spec(entry: Entry) -> TensorSpec:
+    shape = tuple(length.whole() for length in entry["shape"].entries())
+    spec = TensorSpec(entry["name"].text(), shape, entry["dtype"].text())
+    if not isinstance(getattr(torch, spec.dtype, None), torch.dtype):
+        entry["dtype"].fail("a dtype of torch")
+    if (
+        math.prod(max(1, length) for length in shape) > MAX_NUMEL
+    ):  # torch keeps strides, also where there are no elements
+        entry["shape"].fail(f"at most {MAX_NUMEL} elements")
+    return spec
+
+
+def _read_layer(entry: Entry) -> LayerSpec:
+    weight, bias = _read_spec(entry["weight"]), entry.get("bias")
+    if not weight.numel or not getattr(torch, weight.dtype).is_floating_point:
+        entry["weight"].fail("a floating-point tensor with elements", got=weight)
+    name, kind = entry["name"].text(), entry["kind"].one_of(LAYER_KINDS)
+    if bias is None:
+        return LayerSpec(name, kind, weight)
+    layer = LayerSpec(name, kind, weight, column := _read_spec(bias))
+    if (column.shape, column.dtype) != (weight.shape[:1], weight.dtype) or not weight.shape:
+        bias.fail(f"one {weight.dtype} for each of {layer.channels} channels", got=column)
+    return layer
 
 
 def _describe(value: object) -> str:

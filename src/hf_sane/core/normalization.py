@@ -1,5 +1,6 @@
 """Per-layer normalisation of weights: fitted on training networks, applied to tokens, inverted when decoding."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -30,10 +31,27 @@ class LayerStatistics:
     Attributes:
         means: Key ([`layer_keys`]) to mean.
         stds: Key to standard deviation, > 0.
+
+    Raises:
+        ValueError: If they do not belong together, or are not finite.
     """
 
     means: Mapping[str, float]
     stds: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if self.means.keys() != self.stds.keys():
+            differing = sorted(self.means.keys() ^ self.stds.keys())
+            raise ValueError(
+                f"expected a mean and a standard deviation for every layer, one is missing for {differing[:5]}"
+            )
+        for key, mean in self.means.items():
+            values = (mean, self.stds[key])
+            if any(type(value) not in (int, float) or not math.isfinite(value) for value in values) or values[1] <= 0:
+                raise ValueError(
+                    f"expected a finite mean and a finite standard deviation above 0 for {key!r}, got {mean!r} and "
+                    f"{values[1]!r}; leave out networks that are not finite, and fit again"
+                )
 
     @classmethod
     def fit(

@@ -1,6 +1,10 @@
 """Image classification data as zoos need it: three fixed splits of standardised tensors, from wherever images come."""
 
 import io
+import math
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hf_sane.records.errors import InvalidFileError, reading
 
 SPLITS = ("train", "validation", "test")
 PARTS = ("images", "labels")
@@ -148,6 +154,11 @@ class ImageData:
 Fetch = Callable[[np.ndarray], np.ndarray]  # int64 [k] -> pixels [k, H, W] or [k, H, W, C]
 
 
+MAX_CLASSES = 2**16  # the classifier has a row for each: a stray index would make it huge
+REMEDY = "see load_images() for the format"
+UNREADABLE = (zipfile.BadZipFile, zlib.error, tokenize.TokenError)  # what NumPy raises for a damaged archive
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """Images of one source split that are read, or decoded, only when chosen."""
@@ -185,7 +196,8 @@ def load_images(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        KeyError: If arrays or columns are missing.
+        KeyError: If columns of a dataset are missing.
+        InvalidFileError: If a file is damaged or lacks arrays.
         TypeError: If `source` is something else.
         ValueError: For empty splits, limits below 1, labels that are no class indices, or images of several shapes.
     """
@@ -286,12 +298,23 @@ def _channels_first(name: str, pixels: np.ndarray) -> Tensor:
         pixels = np.moveaxis(pixels, -1, 1)
     elif pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
         raise ValueError(f"{name}: expected images [n, H, W] or [n, H, W, C] with 1 or 3 channels, got {pixels.shape}")
-    return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
+    values = np.ascontiguousarray(pixels, dtype=np.float32)
+    if values.size and not (np.isfinite(values).all() and values.min() >= 0):
+        raise ValueError(
+            f"{name}: expected finite pixels >= 0, got values from {values.min()} to {values.max()}; pass images as they "
+            "are, without standardising them, and leave out broken ones"
+        )
+    return torch.from_numpy(values)
 
 
 def _labels(name: str, labels: np.ndarray) -> np.ndarray:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{name}: expected one integer class index per image, got {labels.dtype} {labels.shape}")
+    if labels.size and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
+        raise ValueError(
+            f"{name}: expected class indices from 0 to {MAX_CLASSES - 1}, got {labels.min()} to {labels.max()}; number the "
+            "classes from 0"
+        )
     return labels
 
 
@@ -307,7 +330,13 @@ def _npz_parts(path: Path) -> dict[str, _Part]:
     if not path.is_file():
         raise FileNotFoundError(f"no image file {path}; expected 'digits' or the path of an .npz file")
     parts = {}
-    with np.load(path) as arrays:
+    with (
+        reading(path, expected="an .npz file of images and labels", remedy=REMEDY, also=UNREADABLE),
+        np.load(path) as arrays,
+    ):
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise TypeError("a single array")
+        _check_claims(path)
         keys = set(arrays.files)
         for split in SPLITS:
             is_jpeg = f"{split}_jpeg" in keys
@@ -316,10 +345,10 @@ def _npz_parts(path: Path) -> dict[str, _Part]:
             if split == "validation" and f"{split}_labels" in missing:
                 continue
             if missing:
-                raise KeyError(f"{path} lacks {missing}; it holds {sorted(keys)} (see load_images for the format)")
+                raise InvalidFileError(path, expected=f"arrays {missing}", got=sorted(keys), remedy=REMEDY)
             labels = _labels(f"{path} {split}", arrays[f"{split}_labels"])
             fetch, count = (
-                _jpeg_fetch(arrays[needed[0]], arrays[needed[1]]) if is_jpeg else _array_fetch(arrays[needed[0]])
+                _jpeg_fetch(path, arrays[needed[0]], arrays[needed[1]]) if is_jpeg else _array_fetch(arrays[needed[0]])
             )
             if count != len(labels):
                 raise ValueError(
@@ -329,16 +358,41 @@ def _npz_parts(path: Path) -> dict[str, _Part]:
     return parts
 
 
+def _check_claims(path: Path) -> None:
+    """Refuse arrays whose header claims more, or less, than the archive holds: NumPy would make room for them first."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read(file)
+                claimed = file.tell() + math.prod(shape) * dtype.itemsize
+            if claimed != entry.file_size or dtype.hasobject:
+                expected = f"{claimed:,} bytes for {dtype} {list(shape)}"
+                raise InvalidFileError(
+                    path, field=entry.filename, expected=expected, got=f"{entry.file_size:,}", remedy=REMEDY
+                )
+
+
 def _array_fetch(images: np.ndarray) -> tuple[Fetch, int]:
     return lambda indices: images[indices], len(images)
 
 
-def _jpeg_fetch(blob: np.ndarray, offsets: np.ndarray) -> tuple[Fetch, int]:
+def _jpeg_fetch(path: Path, blob: np.ndarray, offsets: np.ndarray) -> tuple[Fetch, int]:
+    if blob.ndim != 1 or blob.dtype != np.uint8 or offsets.ndim != 1 or not np.issubdtype(offsets.dtype, np.integer):
+        raise ValueError(f"encoded images as {blob.dtype} {blob.shape} with offsets {offsets.dtype} {offsets.shape}")
+    if not len(offsets) or (np.diff(offsets) < 0).any() or offsets[0] < 0 or offsets[-1] > len(blob):
+        raise ValueError(f"offsets that do not rise from 0 to {len(blob)}")
+
     def fetch(indices: np.ndarray) -> np.ndarray:
         from PIL import Image  # optional: only encoded images need it
 
         content = [blob[offsets[i] : offsets[i + 1]].tobytes() for i in indices]
-        return np.stack([np.asarray(Image.open(io.BytesIO(encoded))) for encoded in content])
+        also = (OSError, SyntaxError, Image.DecompressionBombError)  # Pillow's words for damaged images
+        with reading(path, expected="images that Pillow can decode, all of one size", remedy=REMEDY, also=also):
+            return np.stack([np.asarray(Image.open(io.BytesIO(encoded))) for encoded in content])
 
     return fetch, len(offsets) - 1
 

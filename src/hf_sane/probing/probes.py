@@ -4,17 +4,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_sane.records.documents import read_document
+from hf_sane.records.errors import InvalidFileError, reading
 from hf_sane.records.outputs import check_finished, output_folder
+from hf_sane.tokenization.checkpoints import read_safetensors
 
 Values = Tensor | np.ndarray
 
 PENALTIES = tuple(float(f"1e{exponent}") * factor for exponent in range(-6, 4) for factor in (1, 3))
+AGAIN = "save the probe again"
+SETTINGS = {"penalties": tuple[float, ...], "validation_r2": tuple[float, ...], "names": tuple[str, ...]}
 TENSORS_FILE, SETTINGS_FILE = "probe.safetensors", "probe.json"
 
 
@@ -201,22 +207,29 @@ class RidgeProbe:
         Raises:
             FileNotFoundError: If a file is missing.
             InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
+            InvalidFileError: If one is damaged, or they do not fit each other.
         """
         folder = Path(folder)
         check_finished(folder)
         if missing := [name for name in (TENSORS_FILE, SETTINGS_FILE) if not (folder / name).is_file()]:
             raise FileNotFoundError(f"no probe in {folder}: {missing} missing; pass a folder save_pretrained() wrote")
-        settings = json.loads((folder / SETTINGS_FILE).read_text())
-        tensors = load_file(folder / TENSORS_FILE)
-        return cls(
-            mean=tensors["mean"],
-            scale=tensors["scale"],
-            weight=tensors["weight"],
-            intercept=tensors["intercept"],
-            penalties=tuple(settings["penalties"]),
-            validation_r2=tuple(settings["validation_r2"]),
-            names=tuple(settings["names"]),
-        )
+        document = read_document(folder / SETTINGS_FILE, expected="the settings of a probe", remedy=AGAIN)
+        settings: dict[str, Any] = {name: document[name].of_type(wanted) for name, wanted in SETTINGS.items()}
+        if foreign := sorted(document.mapping().keys() - SETTINGS.keys()):
+            document.fail(f"fields among {', '.join(SETTINGS)}", got=foreign)
+        path = folder / TENSORS_FILE
+        tensors = read_safetensors(path)
+        found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        with reading(path, expected="the tensors of a probe", remedy=AGAIN):
+            features, targets = found["weight"]
+        shapes = {"mean": [features], "scale": [features], "weight": [features, targets], "intercept": [targets]}
+        if found != shapes or len(settings["penalties"]) != targets:
+            expected = f"tensors {shapes}, and {targets} penalties in {SETTINGS_FILE}"
+            raise InvalidFileError(path, expected=expected, got=found, remedy=AGAIN)
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float64 or not tensor.isfinite().all():
+                raise InvalidFileError(path, field=name, expected="finite float64", got=tensor.dtype, remedy=AGAIN)
+        return cls(**{**tensors, **settings})
 
 
 def _check_choices(wanted: Tensor, penalties: Sequence[float], names: Sequence[str]) -> None:

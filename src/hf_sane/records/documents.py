@@ -2,10 +2,11 @@
 
 import json
 import math
+import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from hf_sane.records.errors import InvalidFileError, reading
 
@@ -104,6 +105,35 @@ class Entry:
             self.fail("a finite number" + ("" if above == -math.inf else f" above {above:g}"))
         return float(self.value)
 
+    def fields_of(self, record: type) -> dict[str, Any]:
+        """Arguments of a dataclass: every field of its type, none that it does not have, none missing without a default."""
+        hints, known = get_type_hints(record), {entry.name: entry for entry in fields(record)}
+        if foreign := sorted(self.mapping().keys() - known.keys()):
+            self.fail(f"fields among {', '.join(known)}", got=foreign)
+        needed = [n for n, e in known.items() if e.default is MISSING and e.default_factory is MISSING]
+        for name in needed:
+            self[name]  # refuses a missing field
+        return {name: entry.of_type(hints[name]) for name, entry in self.items()}
+
+    def of_type(self, wanted: Any) -> Any:
+        """A value of a type: `str`, `int`, `float`, `bool`, a `Literal`, tuples, lists and mappings, or a union of those."""
+        origin, parts = get_origin(wanted), get_args(wanted)
+        if wanted is Any:
+            return self.value
+        if origin in (Union, types.UnionType):
+            fitting = [part for part in parts if _could_be(self.value, part)]
+            return self.of_type(fitting[0]) if fitting else self.fail(_names(parts))
+        if origin is Literal:
+            return self.one_of(parts)
+        if not _could_be(self.value, wanted):
+            self.fail(_names((wanted,)))
+        if origin in (tuple, list, Sequence):
+            values = [entry.of_type(parts[0]) for entry in self.entries()]
+            return tuple(values) if origin is tuple else values
+        if origin in (dict, Mapping):
+            return {key: entry.of_type(parts[1]) for key, entry in self.items()}
+        return self.value
+
     def _below(self, key: str, value: Any) -> "Entry":
         return Entry(value, self.file, key if self.field is None else f"{self.field}.{key}", self.remedy)
 
@@ -140,6 +170,37 @@ def parse_document(
         if "\\ud" in text.lower():  # half a surrogate pair could be neither printed nor written
             json.dumps(content, ensure_ascii=False).encode("utf-8")
         return Entry(content, str(file), remedy=remedy)
+
+
+def _could_be(value: object, wanted: Any) -> bool:
+    """Whether a value of JSON is of a type, without a look at what is inside."""
+    origin = get_origin(wanted) or wanted
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(wanted))
+    if wanted in (None, types.NoneType):
+        return value is None
+    if origin in (tuple, list, Sequence):
+        return isinstance(value, list | tuple)
+    if origin is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if origin in (str, int, bool):
+        return type(value) is origin
+    return isinstance(value, Mapping) if origin in (dict, Mapping) else origin is Any
+
+
+def _names(wanted: Sequence[Any]) -> str:
+    plain = {str: "text", int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "null"}
+    lists, mappings = (tuple, list, Sequence), (dict, Mapping)
+    names: list[str] = []
+    for entry in wanted:
+        origin = get_origin(entry) or entry
+        if origin is Literal:
+            names.extend(map(repr, get_args(entry)))
+        else:
+            names.append(
+                "a list" if origin in lists else "an object" if origin in mappings else plain.get(origin, "null")
+            )
+    return " or ".join(names)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

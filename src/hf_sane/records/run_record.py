@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from hf_sane.records.allocator import allocator_state, peak_rss_bytes
+from hf_sane.records.documents import read_document
 from hf_sane.records.outputs import FileKind, output_file
 from hf_sane.records.redaction import redact_tokens
 
@@ -161,19 +162,10 @@ class RunRecord:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not the JSON of a run record.
+            InvalidFileError: If it is not the JSON of a run record.
         """
-        names = {entry.name for entry in fields(cls)}
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no run record: expected JSON, got {error}; run the command again") from error
-        if not isinstance(content, dict) or "command" not in content or content.keys() - names:
-            got = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise ValueError(
-                f"{path} is no run record: expected 'command' and other keys of {sorted(names)}, got {got}"
-            )
-        return cls(**content)
+        document = read_document(path, expected="a run record (a JSON object)", remedy="run the command again")
+        return cls(**document.fields_of(cls))
 
 
 def read_commit(folder: Path) -> tuple[str | None, bool | None]:

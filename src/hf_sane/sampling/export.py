@@ -11,6 +11,7 @@ import torch
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.core.kde import BandwidthRule, SamplingMode
 from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.records.documents import read_document
 from hf_sane.records.outputs import check_finished, output_folder
 from hf_sane.sampling.generation import BandwidthUnit
 
@@ -69,13 +70,14 @@ class Provenance:
         Raises:
             FileNotFoundError: If there is none.
             InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
+            InvalidFileError: If it is not what [`save`] wrote.
         """
         check_finished(folder)
         path = Path(folder) / PROVENANCE_FILE
         if not path.is_file():
             raise FileNotFoundError(f"no {PROVENANCE_FILE} in {folder}; expected a folder that export_network() wrote")
-        settings = json.loads(path.read_text())
-        return cls(**{**settings, "anchors": tuple(settings["anchors"])})
+        remedy = "sample the network again"
+        return cls(**read_document(path, expected="the provenance of a network", remedy=remedy).fields_of(cls))
 
 
 def export_network(

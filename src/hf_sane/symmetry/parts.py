@@ -56,7 +56,7 @@ def generators(sizes: Mapping[str, int], parts: Mapping[str, tuple[Part, ...]]) 
     Raises:
         ValueError: If parts contradict each other or the size of their axis.
     """
-    _check(sizes, parts)
+    check_parts(sizes, parts)
     found: dict[str, Generator] = {}
     for axis, size in sizes.items():
         if axis not in parts:
@@ -85,10 +85,13 @@ def _slots(part: Part, made_of: tuple[Part, ...]) -> Iterator[tuple[str, Tensor]
         yield _slot_name(part, slot), table[slot].reshape(part.size, -1)
 
 
-def _check(sizes: Mapping[str, int], parts: Mapping[str, tuple[Part, ...]]) -> None:
+def check_parts(sizes: Mapping[str, int], parts: Mapping[str, tuple[Part, ...]]) -> None:
+    """Refuse parts that contradict each other or the size of their axis, see [`generators`]."""
     seen: dict[str, Part] = {}
     for axis, made_of in parts.items():
         names = [part.name for part in made_of]
+        if any(part.size < 1 for part in made_of):
+            raise ValueError(f"parts of axis {axis!r} must have one entry at least, got {made_of}")
         if axis not in sizes or prod(part.size for part in made_of) != sizes[axis] or len(set(names)) != len(names):
             raise ValueError(
                 f"axis {axis!r} (size {sizes.get(axis)}) must be the product of differently named parts, got {made_of}"
@@ -99,6 +102,8 @@ def _check(sizes: Mapping[str, int], parts: Mapping[str, tuple[Part, ...]]) -> N
                     f"part {part.name!r} must be the same everywhere, not be called like an axis and hold no '[', got "
                     f"{part} and {seen[part.name]}"
                 )
+            if part.name in part.within or len(set(part.within)) != len(part.within):
+                raise ValueError(f"part {part.name!r} lies within other parts, each named once, got {part.within}")
             if outside := set(part.within) - set(names):
                 raise ValueError(
                     f"part {part.name!r} lies within {sorted(outside)}, which axis {axis!r} does not have"

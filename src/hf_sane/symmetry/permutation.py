@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sane.symmetry.parts import Generator, Part, generators, keeps_parts_together, reorder
+from hf_sane.records.documents import Entry
+from hf_sane.records.errors import reading
+from hf_sane.symmetry.parts import Generator, Part, check_parts, generators, keeps_parts_together, reorder
 
 Permutation = dict[str, Tensor]  # axis name -> int64 [n], or [M, n] for M models
 
@@ -43,6 +45,8 @@ class AxisSlice:
         """Positions covered."""
         return (self.stop - self.start) * self.block
 
+
+MAX_ENTRIES = 2**24  # of an axis or a dimension that comes from a file, which may claim any size
 
 # What one tensor dimension is made of: nothing that moves, one whole axis, or consecutive slices of axes.
 Dimension = None | str | tuple[AxisSlice, ...]
@@ -109,7 +113,7 @@ class PermutationSpec:
                     )
         if unused := self.sizes.keys() - {axis for axis, places in self.occurrences.items() if places}:
             raise ValueError(f"axes {sorted(unused)} have a size but occur in no tensor")
-        assert self.generators.keys() or not self.sizes  # checks the parts
+        check_parts(self.sizes, self.parts)
 
     def _slices(self) -> Iterator[tuple[str, int, tuple[AxisSlice, ...]]]:
         """Yield `(tensor, dim, slices)` for every dimension that moves."""
@@ -229,22 +233,35 @@ class PermutationSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PermutationSpec":
-        """Read what [`to_dict`] wrote."""
+        """Read what [`to_dict`] wrote.
+
+        Raises:
+            InvalidFileError: If it is something else.
+        """
+        return cls.from_entry(Entry(values, "permutation spec", remedy="pass what to_dict() gave"))
+
+    @classmethod
+    def from_entry(cls, values: Entry) -> "PermutationSpec":
+        """Like [`from_dict`], from a file: what is wrong is named with file and field.
+
+        Raises:
+            InvalidFileError: As there.
+        """
+        sizes = {axis: entry.whole(at_least=1, at_most=MAX_ENTRIES) for axis, entry in values["sizes"].items()}
         axes = {
-            tensor: tuple(
-                tuple(AxisSlice(*part) for part in dimension) if isinstance(dimension, list) else dimension
-                for dimension in dimensions
-            )
+            tensor: tuple(_read_dimension(dimension) for dimension in dimensions.entries())
             for tensor, dimensions in values["axes"].items()
         }
         parts = {
-            axis: tuple(Part(name, size, tuple(within), moves) for name, size, within, moves in made_of)
-            for axis, made_of in values["parts"].items()
+            axis: tuple(_read_part(part) for part in made_of.entries()) for axis, made_of in values["parts"].items()
         }
         fixed = {
-            tensor: {int(dim): reason for dim, reason in found.items()} for tensor, found in values["fixed"].items()
+            tensor: {_read_key(found, dim): reason.text() for dim, reason in found.items()}
+            for tensor, found in values["fixed"].items()
         }
-        return cls(axes, values["sizes"], frozenset(values["unmatched"]), parts, fixed)
+        unmatched = frozenset(name.text() for name in values["unmatched"].entries())
+        with reading(values.file, field=values.field, expected="symmetries that fit together", remedy=values.remedy):
+            return cls(axes, sizes, unmatched, parts, fixed)
 
     def inverse(self, permutation: Permutation) -> Permutation:
         """The permutation that undoes `permutation` (`[n]` or `[M, n]` per axis)."""
@@ -338,6 +355,35 @@ class PermutationSpec:
         if not batch_dims:
             tensor = tensor.expand(stacked, *tensor.shape)
         return gather_stacked(tensor, indices) if indices else tensor
+
+
+def _read_dimension(entry: Entry) -> Dimension:
+    if entry.value is None:
+        return None
+    if isinstance(entry.value, str):
+        return entry.value
+    slices, covered = [], 0
+    for part in entry.entries():
+        axis, start, stop, block = part.entries(length=4)
+        with reading(part.file, field=part.field, expected="a slice of an axis", remedy=part.remedy):
+            name = None if axis.value is None else axis.text()
+            slices.append(AxisSlice(name, start.whole(), stop.whole(), block.whole()))
+        covered += slices[-1].size
+        if max(covered, slices[-1].stop) > MAX_ENTRIES:
+            part.fail(f"at most {MAX_ENTRIES} positions", got=covered)
+    return tuple(slices)
+
+
+def _read_part(entry: Entry) -> Part:
+    name, size, within, moves = entry.entries(length=4)
+    names = tuple(other.text() for other in within.entries())
+    return Part(name.text(), size.whole(at_least=1, at_most=MAX_ENTRIES), names, moves.flag())
+
+
+def _read_key(found: Entry, dim: str) -> int:
+    if not (dim.isascii() and dim.isdigit() and len(dim) <= 3):
+        found.fail("numbers of dimensions as keys", got=dim)
+    return int(dim)
 
 
 def gather_stacked(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:

@@ -113,13 +113,19 @@ def find_weights(path: Path) -> Path:
 def _load_path(path: Path) -> StateDict:
     path = find_weights(path)
     if path.name.endswith(".index.json"):
-        return read_shards(path, _load_safetensors)
+        return read_shards(path, read_safetensors)
     if path.suffix in PICKLE_SUFFIXES:
         return read_pickle(path)
-    return _load_safetensors(path)
+    return read_safetensors(path)
 
 
-def _load_safetensors(path: Path) -> StateDict:
+def read_safetensors(path: Path) -> StateDict:
+    """All tensors of one safetensors file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        InvalidFileError: If it is damaged, or holds tensors of a dtype that torch does not know.
+    """
     read_header(path)  # says what is wrong with a file; safetensors says that something is
     with reading(path, expected="a whole safetensors file", remedy=AGAIN, also=(SafetensorError,)):
         return load_file(path)

@@ -1,14 +1,17 @@
 """The weight tokenizer: a network in, a sequence of normalised weight tokens out, and back, bit by bit."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import BatchFeature, FeatureExtractionMixin
+from transformers.utils import FEATURE_EXTRACTOR_NAME
 
 from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
 from hf_sane.core.layer_kinds import LayerKind, module_kinds
@@ -16,8 +19,10 @@ from hf_sane.core.layout import BatchNormStorage, Layout, TokenLayout
 from hf_sane.core.normalization import LayerStatistics, layer_key
 from hf_sane.core.types import StateDict, TokenSequence
 from hf_sane.tokenization.checkpoints import Source, load_state_dict, strip_prefixes
+from hf_sane.tokenization.pretrained import reading_pretrained
 
 Normalization = Literal["standardize", "robust", "none"]
+DIGEST_DIGITS = 16
 # What transformers itself writes into preprocessor_config.json, or passes along when it reads one.
 FOREIGN_KEYS = {
     "feature_extractor_type",
@@ -45,6 +50,8 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         layer_orders: Layers of each fitted architecture in order; filled by `fit`. safetensors files sort their tensors by
             name, so a network read from a file is put back in the order that its family was fitted in.
 
+        fitted_digest: Of statistics and layer orders, as a saved extractor has it; compared when it is read.
+
     Raises:
         TypeError: For an unknown setting.
         ValueError: For a setting out of range.
@@ -60,6 +67,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         normalization: Normalization = "standardize",
         statistics: Mapping[str, Mapping[str, float]] | None = None,
         layer_orders: Sequence[Sequence[str]] | None = None,
+        fitted_digest: str | None = None,
         **kwargs: Any,
     ) -> None:
         if unknown := sorted(kwargs.keys() - FOREIGN_KEYS):
@@ -68,6 +76,20 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             )
         if normalization not in ("standardize", "robust", "none"):
             raise ValueError(f"expected normalization 'standardize', 'robust' or 'none', got {normalization!r}")
+        if type(token_dim) is not int or token_dim < 1:
+            raise ValueError(f"expected token_dim to be a whole number >= 1, got {token_dim!r}")
+        if token_layout not in get_args(TokenLayout) or batch_norm not in get_args(BatchNormStorage):
+            raise ValueError(
+                f"expected token_layout among {get_args(TokenLayout)} and batch_norm among {get_args(BatchNormStorage)}, "
+                f"got {token_layout!r} and {batch_norm!r}"
+            )
+        if statistics is not None:
+            LayerStatistics(**statistics)  # refuses what is not finite
+        if fitted_digest not in (None, found := _digest(statistics, layer_orders)):
+            raise ValueError(
+                f"expected the statistics and layer orders with digest {fitted_digest}, got {found}: they were changed "
+                "after they were saved; fit again, or remove fitted_digest if you changed them yourself"
+            )
         super().__init__(**kwargs)
         self.token_dim = token_dim
         self.token_layout = token_layout
@@ -75,6 +97,23 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         self.normalization = normalization
         self.statistics = statistics and {name: dict(values) for name, values in statistics.items()}
         self.layer_orders = [list(order) for order in layer_orders or []]
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> "SANEFeatureExtractor":
+        """Read what `save_pretrained` wrote, from a folder or a Hub repo; arguments as in Transformers.
+
+        Raises:
+            OSError: If there is none.
+            InvalidFileError: If it is damaged, or holds settings that cannot be right.
+        """
+        with reading_pretrained(f"{pretrained_model_name_or_path}/{FEATURE_EXTRACTOR_NAME}", "a weight tokenizer"):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as they are saved, with a digest of what was fitted."""
+        return {**super().to_dict(), "fitted_digest": _digest(self.statistics, self.layer_orders)}
 
     def layout(self, source: Source, *, revision: str | None = None) -> Layout:
         """Lay out a network without reading its values; meta tensors will do."""
@@ -262,6 +301,11 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             "attention_mask": pad(torch.ones(len(e), dtype=torch.bool) for e in encoded),
         }
         return BatchFeature(data, tensor_type=return_tensors)
+
+
+def _digest(statistics: Mapping[str, Mapping[str, float]] | None, layer_orders: Sequence[Sequence[str]] | None) -> str:
+    content = json.dumps([statistics or None, layer_orders or []], sort_keys=True)
+    return sha256(content.encode()).hexdigest()[:DIGEST_DIGITS]
 
 
 def source_kinds(source: Source) -> dict[str, LayerKind]:

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_sane.core.types import StateDict
+from hf_sane.records.errors import reading
 from hf_sane.tokenization.checkpoints import (
+    AGAIN,
     PICKLE_SUFFIXES,
     Source,
     find_weights,
@@ -49,7 +51,8 @@ class LazyCheckpoint(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         path, stored_name = self._places[name]
-        return self._file(path, self.outlines[name].nbytes).get_tensor(stored_name)
+        with reading(path, field=name, expected="a tensor", remedy=AGAIN, also=(SafetensorError,)):
+            return self._file(path, self.outlines[name].nbytes).get_tensor(stored_name)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Some rows of a tensor (of its first axis); only they are read."""

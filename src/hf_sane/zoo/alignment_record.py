@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_sane.records.documents import Entry, parse_document
+from hf_sane.records.errors import InvalidFileError, reading, shorten
 from hf_sane.records.files import write_atomically
 from hf_sane.symmetry.permutation import Permutation, PermutationSpec
+from hf_sane.tokenization.safetensors_header import read_header
 
 FILE_NAME = "alignment.safetensors"
+AGAIN = "align the zoo again with align_zoo()"
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,54 @@ class Alignment:
 
     @classmethod
     def load(cls, folder: Path) -> "Alignment | None":
-        """Read what `save` wrote; `None` if there is no such file."""
-        if not (folder / FILE_NAME).exists():
+        """Read what `save` wrote; `None` if there is no such file.
+
+        Raises:
+            InvalidFileError: If it is something else, or what it holds are no permutations.
+        """
+        path = folder / FILE_NAME
+        if not path.exists():
             return None
-        with safe_open(folder / FILE_NAME, framework="pt") as file:
-            facts = json.loads(file.metadata()["alignment"])
-            permutations: dict[str, Permutation] = {key: {} for key in facts["run_ids"]}
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                key, _, axis = name.partition("/")
-                permutations[key][axis] = file.get_tensor(name).long()
-        specs = {key: PermutationSpec.from_dict(values) for key, values in facts.get("specs", {}).items()}
-        return cls(facts["references"], facts["run_ids"], permutations, specs)
+        read_header(path)
+        with (
+            reading(path, expected="the alignment of a zoo", remedy=AGAIN, also=(SafetensorError,)),
+            safe_open(path, framework="pt") as file,
+        ):
+            facts = parse_document((file.metadata() or {}).get("alignment", ""), path, remedy=AGAIN)
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return cls._from_facts(facts, stored)
+
+    @classmethod
+    def _from_facts(cls, facts: Entry, stored: Mapping[str, Tensor]) -> "Alignment":
+        run_ids = {key: [run.text() for run in runs.entries()] for key, runs in facts["run_ids"].items()}
+        references = {key: run.text() for key, run in facts["references"].items()}
+        permutations: dict[str, Permutation] = {key: {} for key in run_ids}
+        for name, index in stored.items():
+            key, _, axis = name.partition("/")
+            if key not in run_ids:
+                facts["run_ids"].fail(f"the runs of {key!r}, which has permutations")
+            expected = f"a permutation for each of {len(run_ids[key])} runs"
+            if index.ndim != 2 or len(index) != len(run_ids[key]) or index.dtype != torch.int32:
+                got = f"{index.dtype} {list(index.shape)}"
+                raise InvalidFileError(facts.file, field=name, expected=expected, got=got, remedy=AGAIN)
+            if (index.sort(dim=1).values != torch.arange(index.shape[1])).any():
+                got = "rows that are no permutations"
+                raise InvalidFileError(facts.file, field=name, expected=expected, got=got, remedy=AGAIN)
+            permutations[key][axis] = index.long()
+        for key, runs in run_ids.items():
+            if len(set(runs)) != len(runs) or key not in references:
+                facts["run_ids"].fail(f"every run of {key!r} once, and a reference")
+        known = facts.get("specs")
+        specs = {} if known is None else {key: _read_spec(entry, permutations) for key, entry in known.items()}
+        return cls(references, run_ids, permutations, specs)
+
+
+def _read_spec(entry: Entry, permutations: Mapping[str, Permutation]) -> PermutationSpec:
+    """Symmetries that the stored permutations are of; sizes are compared first, since a file may claim any."""
+    key = (entry.field or "").removeprefix("specs.")
+    stored = {axis: index.shape[-1] for axis, index in permutations.get(key, {}).items()}
+    if entry["sizes"].mapping() != stored:
+        entry["sizes"].fail(f"the axes of the permutations of {key!r}, {shorten(stored)}")
+    spec = PermutationSpec.from_entry(entry)
+    spec.inverse(permutations[key])  # refuses permutations that tear parts apart
+    return spec

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from hf_sane.core.chunking import tensors_from_tokens
 from hf_sane.core.layout import Layout
 from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import StackedNetworks, with_settings
+from hf_sane.records.errors import InvalidFileError, reading
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.facts import DEFAULT_CONFIG, PER_RUN_SETTINGS, ZooFacts, data_folder, read_facts
@@ -31,6 +33,9 @@ from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME
 from hf_sane.zoo.records import MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES, SPLITS, write_parquet
 from hf_sane.zoo.table import ZooTable
 from hf_sane.zoo.writing import CACHE_NAME, RECORD_NAME, check_zoo, writing_zoo
+
+REMEDY = "load the zoo from elsewhere, or build it again"
+UNREADABLE = (datasets.exceptions.DatasetsError, pa.ArrowException)  # a damaged file of parquet
 
 
 class ZooSplit:
@@ -101,8 +106,15 @@ class ZooSplit:
         layout = self.facts.parsed_layouts[self.table.column("layout")[self.rows[index]]]
         if not layout.template:
             return layout
-        stored = load_tensors(self.table.template(int(self.rows[index])))
-        return dataclasses.replace(layout, template={name: stored[name] for name in layout.template})
+        with reading(
+            self.run_ids[index], field="template", expected="tensors", remedy=REMEDY, also=(SafetensorError,)
+        ):
+            stored = load_tensors(self.table.template(int(self.rows[index])))
+            template = {name: stored[name] for name in layout.template}
+            for name, tensor in template.items():
+                if (tensor.shape, tensor.dtype) != (layout.template[name].shape, layout.template[name].dtype):
+                    raise ValueError(f"{name!r} is {tensor.dtype} {list(tensor.shape)}, the layout says otherwise")
+        return dataclasses.replace(layout, template=template)
 
     def tokens(self, index: int) -> Tensor:
         """Raw tokens of one network, `[N, D]` float32: a view of the Arrow buffer. Read only: writing may crash."""
@@ -211,6 +223,20 @@ class ZooSplit:
                 yield pa.concat_tables([data.slice(row, 1) for row in rows]).combine_chunks()
 
 
+def _check_rows(folder: Path, split: str, table: ZooTable, facts: ZooFacts) -> None:
+    """Refuse rows that the facts do not describe: unknown structures, or another number of scalars than theirs."""
+    for column, known in (("layout", facts.layouts), ("architecture", facts.architectures)):
+        if unknown := set(table.column(column).tolist()) - known.keys():
+            expected = f"a {column} that {FACTS_NAME} describes"
+            raise InvalidFileError(folder, field=f"{split}.{column}", expected=expected, got=unknown, remedy=REMEDY)
+    sizes = {key: layout.num_tokens * layout.token_dim for key, layout in facts.parsed_layouts.items()}
+    wanted = np.array([sizes[key] for key in table.column("layout").tolist()], dtype=np.int64)
+    if len(wrong := np.flatnonzero(table.lengths != wanted)):
+        row = int(wrong[0])
+        expected, got = f"{wanted[row]} scalars, as its layout says", f"{table.lengths[row]}"
+        raise InvalidFileError(folder, field=f"{split}[{row}].tokens", expected=expected, got=got, remedy=REMEDY)
+
+
 def _positions(index: Sequence[int] | np.ndarray) -> np.ndarray:
     array = np.asarray(index)
     return array if array.dtype == bool else array.astype(np.int64)
@@ -285,6 +311,7 @@ class Zoo:
 
         Raises:
             FileNotFoundError: If the folder holds no zoo, or its parquet files are missing.
+            InvalidFileError: If files are damaged, or do not fit each other.
             ValueError: If `config` is unknown, or missing where there are several.
             InvalidFileError: If the zoo is not finished, or lost or changed files since it was.
         """
@@ -375,18 +402,29 @@ def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revi
 
     Raises:
         FileNotFoundError: If a split has no parquet file although it has networks.
+        InvalidFileError: If files are damaged, or do not fit the facts.
     """
     files = {split: sorted(map(str, data.glob(f"{split}-*.parquet"))) for split in SPLITS}
     empty = [split for split in SPLITS if not files[split] and facts.count(split) == 0]
     if missing := [split for split, paths in files.items() if not paths and split not in empty]:
         raise FileNotFoundError(f"{data} has no parquet files for {missing}; expected <split>-00000-of-0000n.parquet")
     files = {split: paths for split, paths in files.items() if paths}
-    loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(cache_dir) if cache_dir else None)
-    for split in empty:  # has no file, since readers refuse those without rows
-        loaded[split] = next(iter(loaded.values())).select([])
+    for split, paths in files.items():
+        if wrong := [path for path in paths if not path.endswith(f"-of-{len(paths):05d}.parquet")]:
+            expected = f"{split} files that are all there"
+            raise InvalidFileError(
+                data, expected=expected, got=f"{len(paths)} files, {wrong[0]} among them", remedy=REMEDY
+            )
+    with reading(data, expected="the parquet files of a zoo", remedy=REMEDY, also=UNREADABLE):
+        loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(cache_dir) if cache_dir else None)
+        tables = {split: ZooTable(rows) for split, rows in loaded.items()}
+        for split in empty:  # has no file, since readers refuse those without rows
+            tables[split] = ZooTable(next(iter(loaded.values())).select([]))
+    for split, table in tables.items():
+        _check_rows(data, split, table, facts)
     alignment = Alignment.load(data)
     return Zoo(
-        {name: ZooSplit(loaded[name], facts, alignment) for name in SPLITS},
+        {name: ZooSplit(tables[name], facts, alignment) for name in SPLITS},
         facts,
         RunRecord.load(data / RECORD_NAME) if (data / RECORD_NAME).exists() else None,
         revision,

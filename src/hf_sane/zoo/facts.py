@@ -8,10 +8,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig, ZooConfig
 from hf_sane.core.layout import Layout
+from hf_sane.records.documents import Entry, read_document
+from hf_sane.records.errors import reading
 from hf_sane.records.files import write_atomically
 
 FILE_NAME = "zoo.json"
@@ -21,6 +24,8 @@ LAYOUT_DIGITS = ARCHITECTURE_DIGITS = 16
 PER_RUN_SETTINGS = ("activation", "initialization", "dropout")  # columns of the zoo, not part of the architecture
 IMPORT_KEY = "repositories"  # in `data`, of imported zoos only
 MIX_KEY = "zoos"  # in `data`, of mixtures only: name, arguments and data of each zoo in it
+MAX_ROW_SCALARS = 2**31 - 1  # Arrow's list offsets are int32
+STRICT = (StrictDataclassError,)  # what configurations raise
 IMPORTED = "imported"  # model_type of networks whose code the library does not have
 CONFIG_CLASSES: dict[str, type[ZooConfig]] = {c.model_type: c for c in (CNNConfig, MLPConfig, CIFARResNetConfig)}
 
@@ -132,25 +137,53 @@ def read_facts(folder: Path) -> dict[str, ZooFacts]:
 
     Raises:
         FileNotFoundError: If the folder holds no zoo.
-        ValueError: If it was written by a newer version of the library.
+        InvalidFileError: If it is damaged, its parts do not fit each other, or a newer version of the library wrote it.
     """
-    return {
-        name: ZooFacts(**{**section, "excluded": tuple(section["excluded"])})
-        for name, section in read_sections(folder).items()
-    }
+    return {name: _read_facts(name, entry) for name, entry in _read_document(folder).items()}
 
 
 def read_sections(folder: Path) -> dict[str, dict[str, Any]]:
     """What `zoo.json` says about every configuration in a zoo folder, as it is there; see [`read_facts`]."""
+    return {name: entry.mapping() for name, entry in _read_document(folder).items()}
+
+
+def _read_document(folder: Path) -> Entry:
     path = folder / FILE_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no zoo: expected {FILE_NAME} in it; build one with build_zoo()")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {content.get('format_version')}, this library reads {FORMAT_VERSION}; update hf_sane"
-        )
-    return dict(content["configs"])
+    document = read_document(
+        path, expected="the facts of a zoo", remedy="build the zoo again, or load it from elsewhere"
+    )
+    version = document["format_version"]
+    if version.value != FORMAT_VERSION:
+        version.fail(f"format version {FORMAT_VERSION}", remedy="update hf_sane")
+    return document["configs"]
+
+
+def _read_facts(name: str, entry: Entry) -> ZooFacts:
+    if not name or name in (".", "..") or any(letter in "/\\" or not letter.isprintable() for letter in name):
+        entry.fail("a name that can be a folder", got=name)
+    for key, structure in entry["layouts"].items():
+        layout = Layout.from_entry(structure)
+        if (found := layout_key(layout)) != key:
+            structure.fail(f"the layout whose signature begins with {key}", got=f"one with {found}: it was changed")
+        if (scalars := layout.num_tokens * layout.token_dim) > MAX_ROW_SCALARS:
+            structure.fail(f"at most {MAX_ROW_SCALARS:,} scalars as tokens", got=f"{scalars:,}")
+    for key, settings in entry["architectures"].items():
+        if (found := architecture_key(settings.mapping())) != key:
+            settings.fail(f"the settings whose digest is in {key}", got=f"those of {found}: they were changed")
+        if settings["model_type"].text() != IMPORTED:
+            with reading(
+                entry.file,
+                field=settings.field,
+                expected="the configuration of a network",
+                remedy=entry.remedy,
+                also=STRICT,
+            ):
+                config_from_dict(settings.mapping())
+    for split in entry["splits"].mapping():
+        entry["splits"][split]["networks"].whole()
+    return ZooFacts(**entry.fields_of(ZooFacts))
 
 
 def data_folder(folder: Path, config: str) -> Path:
@@ -170,8 +203,14 @@ def architecture_facts(config: ZooConfig) -> tuple[str, dict[str, Any]]:
     labels = dict(config.id2label or {})
     named = any(name != f"LABEL_{index}" for index, name in labels.items())
     settings |= {"id2label": labels} if named else {"num_labels": len(labels)}
-    text = json.dumps({"model_type": config.model_type, **settings}, sort_keys=True)
-    return f"{config.model_type}-{sha256(text.encode()).hexdigest()[:ARCHITECTURE_DIGITS]}", json.loads(text)
+    known = json.loads(json.dumps({"model_type": config.model_type, **settings}, sort_keys=True))
+    return architecture_key(known), known
+
+
+def architecture_key(settings: Mapping[str, Any]) -> str:
+    """The key of an architecture with these settings, `model_type` among them: it holds their digest."""
+    digest = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return f"{settings.get('model_type')}-{digest[:ARCHITECTURE_DIGITS]}"
 
 
 def config_from_dict(settings: Mapping[str, Any]) -> ZooConfig:

@@ -43,6 +43,12 @@ class ZooTable:
         offsets = [chunk.offsets.to_numpy() for chunk in chunks]
         return starts, offsets, [torch.from_dlpack(chunk.values) for chunk in chunks]
 
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Scalars of each row, `[M]` int64."""
+        _, offsets, _ = self._chunks
+        return np.concatenate([np.zeros(0, np.int64), *(np.diff(found).astype(np.int64) for found in offsets)])
+
     def tokens(self, row: int) -> Tensor:
         """All scalars of a row, flat; a view of the Arrow buffer, which may be a read-only file mapping: do not write."""
         starts, offsets, values = self._chunks
@@ -54,7 +60,19 @@ class ZooTable:
         """Chosen scalars of several rows: `rows` `[k]`, `index` `[k, L]` int64 into each row's scalars, to `[k, L]`.
 
         Only the memory pages that hold them are read.
+
+        Raises:
+            IndexError: If a row does not have so many scalars: what follows in memory is the next row.
         """
+        if index.numel():
+            lowest, highest = index.aminmax(dim=1)
+            wanting = (lowest < 0) | (highest >= torch.from_numpy(self.lengths[rows]))
+            if wanting.any():
+                bad = int(wanting.nonzero()[0])
+                raise IndexError(
+                    f"row {rows[bad]} has {self.lengths[rows[bad]]} scalars, got indices from {int(lowest[bad])} to "
+                    f"{int(highest[bad])}; take the layout of that row"
+                )
         starts, offsets, values = self._chunks
         chunks = np.searchsorted(starts, rows, side="right") - 1
         result = torch.empty(index.shape)

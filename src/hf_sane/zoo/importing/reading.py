@@ -20,7 +20,14 @@ from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import empty_model
 from hf_sane.records.files import write_atomically
 from hf_sane.tokenization.checkpoints import load_state_dict, parse_index, strip_prefixes
-from hf_sane.zoo.facts import CONFIG_CLASSES, IMPORTED, PER_RUN_SETTINGS, architecture_facts, layout_key
+from hf_sane.zoo.facts import (
+    CONFIG_CLASSES,
+    IMPORTED,
+    PER_RUN_SETTINGS,
+    architecture_facts,
+    architecture_key,
+    layout_key,
+)
 from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.sources import INDEX_SUFFIX, Repository, is_pickle
 from hf_sane.zoo.records import ModelRecord
@@ -32,7 +39,6 @@ MAX_PADDING = (
     8  # tokens may take so many times the bytes that a file may have: rows much shorter than a token are padded
 )
 MAX_SCALARS = 2**31 - 1  # of one row: Arrow's list offsets are int32
-ARCHITECTURE_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +234,7 @@ def _architecture(config: Mapping[str, Any], own: ZooConfig | None) -> tuple[str
     if own is not None:
         return architecture_facts(own)
     settings = {"model_type": IMPORTED, "config": {k: config[k] for k in sorted(config) if k not in VOLATILE}}
-    digest = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return f"{IMPORTED}-{digest[:ARCHITECTURE_DIGITS]}", settings
+    return architecture_key(settings), settings
 
 
 def _content(layout: Layout, tensors: Mapping[str, Tensor]) -> str:
