@@ -56,12 +56,12 @@ def test_json_is_the_report(checkpoint, hf_sane_command):
 def test_the_folder_holds_report_pictures_and_record(checkpoint, tmp_path, hf_sane_command):
     arguments = ("analyze", checkpoint, "--num-bootstrap", 0, "--output", tmp_path / "out")
     hf_sane_command(*arguments)
-    names = {"spectrum.json", "densities.png", "depth.png", "run.json"}
+    names = {"spectrum.json", "densities.png", "depth.png", "run.json", "hf_sane_manifest.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     record = RunRecord.load(tmp_path / "out" / "run.json")
     assert record.results["summary"]["layers"] == 3
     assert record.results["summary"] == json.loads((tmp_path / "out" / "spectrum.json").read_text())["summary"]
-    assert "already holds a run" in hf_sane_command(*arguments, exit_code=2).stderr
+    assert "already holds a finished" in hf_sane_command(*arguments, exit_code=2).stderr
 
 
 def test_sane_stands_beside(tiny_sane_folder, tiny_zoo, tmp_path, hf_sane_command):
@@ -80,7 +80,11 @@ def test_pictures_need_matplotlib(checkpoint, tmp_path, hf_sane_command, monkeyp
     message = hf_sane_command(*arguments, exit_code=2).stderr
     assert "pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots" in message
     hf_sane_command(*arguments, "--no-plots")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"spectrum.json", "run.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "spectrum.json",
+        "run.json",
+        "hf_sane_manifest.json",
+    }
 
 
 def test_a_checkpoint_without_matrices_is_one_line_of_error(tmp_path, hf_sane_command):

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -80,7 +79,7 @@ def test_embed_writes_a_dataset(tiny_sane_folder, tiny_zoo_folder, tiny_zoo, tmp
     for name, values in expected.items():
         assert torch.allclose(torch.tensor(found["test"][name][:]), values, atol=1e-6)
     assert RunRecord.load(tmp_path / "out" / "run.json").results["networks"]["test"] == len(split)
-    assert "already holds a run" in hf_sane_command(*arguments, exit_code=2).stderr
+    assert "already holds a finished" in hf_sane_command(*arguments, exit_code=2).stderr
 
 
 @pytest.mark.parametrize("max_memory_bytes", [None, 0])
@@ -258,7 +257,10 @@ def test_finetune_without_scratch_and_with_folders_of_one_name(sampled, tmp_path
         *("--epochs", 0, "--no-scratch", "--train-limit", 64),
     )
     assert RunRecord.load(tmp_path / "tuned" / "run.json").results["test_accuracy"].keys() == {"networks"}
-    assert sorted(path.name for path in tmp_path.joinpath("tuned").glob("*_*")) == ["0_network_0", "1_network_0"]
+    assert sorted(path.name for path in tmp_path.joinpath("tuned").glob("*_network_0")) == [
+        "0_network_0",
+        "1_network_0",
+    ]
 
 
 def test_networks_of_two_architectures_are_refused(sampled, tmp_path, hf_sane_command):
@@ -314,15 +316,6 @@ def test_blocks_hold_every_network_once(tiny_zoo, aligned, monkeypatch):
     tokens = torch.cat([tokens for _, _, tokens in blocks])
     expected = aligned_tokens(split) if aligned else split.stacked_tokens()
     assert torch.equal(tokens, expected[torch.from_numpy(members)])
-
-
-def test_output_folders_are_not_overwritten(tmp_path):
-    from hf_sane.cli.output import new_folder
-
-    assert new_folder(tmp_path / "a" / "b").is_dir()
-    Path(tmp_path / "run.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="already holds a run"):
-        new_folder(tmp_path)
 
 
 def test_probes_with_other_regressors_and_across_zoos(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):

@@ -94,7 +94,7 @@ def test_a_greedy_soup_is_written_with_its_card(folder, tmp_path, hf_sane_comman
     assert {"model-soup", "merge"} <= set(card.data.tags)
     assert "held-out score" in printed
     refused = hf_sane_command("soup", *arguments, "--out", tmp_path / "soup", exit_code=2)
-    assert "already holds a run" in refused.stderr
+    assert "already holds a finished soup" in refused.stderr
 
 
 def test_a_uniform_soup_of_a_folder_needs_no_data(folder, tmp_path, hf_sane_command):

@@ -10,6 +10,8 @@ from hf_sane.demo.report import METHOD_TITLES
 from hf_sane.demo.run import reconstruct, run_demo
 from hf_sane.demo.settings import DemoSettings
 from hf_sane.networks.images import load_images
+from hf_sane.records.errors import InvalidFileError
+from hf_sane.records.outputs import MANIFEST, check_finished
 from hf_sane.zoo.dataset import Zoo
 
 TINY = {
@@ -94,9 +96,45 @@ def test_windows_after_training(demo):
 
 def test_refuses_to_overwrite(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is not empty; remove it, or choose another folder"):
+    with pytest.raises(FileExistsError, match=r"precious\.txt, not ours to replace; choose a new or an empty folder"):
         run_demo(tmp_path)
     assert (tmp_path / "precious.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_finished_demo_is_complete_and_not_repeated(demo):
+    output, _ = demo
+    manifest = check_finished(output, all_digests=True)
+    assert manifest is not None
+    files = [path.relative_to(output) for path in output.rglob("*") if path.is_file()]
+    names = {path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)}  # caches
+    assert {*manifest.files, MANIFEST} == names
+    for name in names:
+        assert b"hf_sane-partial" not in (output / name).read_bytes(), name
+    with pytest.raises(FileExistsError, match="already holds a finished demo"):
+        run_demo(output, settings=DemoSettings(**TINY))
+
+
+def test_an_interrupted_demo_goes_on_to_the_same_result(demo, tmp_path, monkeypatch):
+    def stop(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    for place in ("reconstruct", "write_report"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"hf_sane.demo.run.{place}", stop)
+            if place == "write_report":  # zoos and autoencoder are there
+                patched.setattr("hf_sane.demo.run.pretrain", stop)
+            with pytest.raises(KeyboardInterrupt):
+                run_demo(tmp_path / "out", settings=DemoSettings(**TINY))
+        with pytest.raises(InvalidFileError, match="an interrupted demo"):
+            check_finished(tmp_path / "out")
+        assert (tmp_path / "out/sampled").exists() == (place == "write_report")
+    with pytest.raises(FileExistsError, match=r"interrupted demo with other settings \(settings\.json\)"):
+        run_demo(tmp_path / "out", settings=DemoSettings(**TINY, seed=1))
+    found, (_, expected) = run_demo(tmp_path / "out", settings=DemoSettings(**TINY)), demo
+    for part in ("zoos", "reconstruction", "probe", "sampling"):
+        assert found[part] == expected[part]
+    assert check_finished(tmp_path / "out") is not None
 
 
 def test_settings_report_epoch_five():

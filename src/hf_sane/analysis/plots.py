@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_sane.analysis.pictures import save_picture
 from hf_sane.analysis.report import LayerSpectrum, SpectrumReport
 from hf_sane.core.marchenko_pastur import density
 
@@ -40,7 +41,7 @@ def plot_densities(report: SpectrumReport, path: Path, *, bins: int = 60) -> Non
         _draw_density(axes, report.layers[index], bins)
     thinned = "" if len(chosen) == len(report) else f", {len(chosen)} of {len(report)} layers"
     figure.suptitle(f"eigenvalues of W W^T: {report.source}{thinned}", fontsize=10)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)
 
 
 def _draw_density(axes: "Axes", layer: LayerSpectrum, bins: int) -> None:
@@ -97,7 +98,7 @@ def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float
     panels[-1].set_xticks(depth, [layer.name for layer in report.layers], rotation=90, fontsize=6)
     for axes in panels:
         axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)
 
 
 def _column(report: SpectrumReport, name: str) -> np.ndarray:
@@ -126,7 +127,7 @@ def plot_training(curves: Mapping[str, Any], path: Path) -> None:
     lower.set(xlabel="epoch", ylabel="test accuracy")
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)
 
 
 def plot_correlations(
@@ -161,4 +162,4 @@ def plot_correlations(
         axes.set(xlabel=name.replace("_", " "), title=f"{title}, {found['networks']} networks")
         axes.grid(alpha=0.25)
     panels[0].set_ylabel(column.replace("_", " "))
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from hf_sane.analysis.pictures import save_picture
 from hf_sane.analysis.region_results import RegionScores
 
 MAX_LABELS = 20  # colours that can be told apart
@@ -61,7 +62,7 @@ def plot_maps(
         title=method,
         title_fontsize=7,
     )
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path, dpi=100)
 
 
 def plot_scores(scores: Mapping[str, RegionScores], path: Path, *, quantity: str = "accuracy") -> None:
@@ -90,7 +91,7 @@ def plot_scores(scores: Mapping[str, RegionScores], path: Path, *, quantity: str
     axes.set_ylabel(quantity)
     axes.grid(axis="y", alpha=0.25)
     axes.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)
 
 
 __all__ = ["plot_maps", "plot_scores"]

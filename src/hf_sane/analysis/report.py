@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_sane.records.files import write_atomically
+from hf_sane.records.outputs import FileKind, output_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
+SPECTRUM = FileKind.json_with("a report of spectra", "summary", "layers")
 Phase = Literal["random-like", "bulk+spikes", "heavy-tailed", "rank-collapse", "undecided"]
 
 
@@ -192,9 +193,12 @@ class SpectrumReport:
 
         Returns:
             `path`.
+
+        Raises:
+            FileExistsError: If there is a file that is no such report.
         """
         text = json.dumps(self.to_dict(eigenvalues=eigenvalues), indent=2, allow_nan=False) + "\n"
-        with write_atomically(Path(path)) as partial:
+        with output_file(path, SPECTRUM) as partial:
             partial.write_text(text, encoding="utf-8")
         return Path(path)
 

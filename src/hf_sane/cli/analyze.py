@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hf_sane.cli.output import new_folder, print_table, save_record
+from hf_sane.cli.output import RECORD, optional_output, print_table
 
 if TYPE_CHECKING:
     from hf_sane.analysis.report import LayerSpectrum, SpectrumReport
@@ -44,10 +44,8 @@ def analyze(
     from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
     from hf_sane.records.run_record import RunRecord
 
-    if output is not None:
-        if plots and find_spec("matplotlib") is None:
-            raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
-        new_folder(output)
+    if output is not None and plots and find_spec("matplotlib") is None:
+        raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
     settings = SpectrumSettings(
         conv=conv,
         method=method,
@@ -59,21 +57,22 @@ def analyze(
     )
     arguments = {"checkpoint": checkpoint, "revision": revision, "sane": sane, "conv": conv, "method": method}
     record = RunRecord.start(seed=seed, arguments={**arguments, "min_values": min_values})
-    report = analyze_spectrum(checkpoint, settings, revision=revision)
-    spread = None if sane is None else _spread(sane, checkpoint)
-    if as_json:
-        typer.echo(json.dumps(report.to_dict(eigenvalues=eigenvalues), indent=2))
-    else:
-        print_report(report)
-    if output is not None:
-        report.save_json(output / "spectrum.json", eigenvalues=eigenvalues)
-        if plots:
-            from hf_sane.analysis.plots import plot_densities, plot_depth
+    with optional_output(output, "analysis") as partial:
+        report = analyze_spectrum(checkpoint, settings, revision=revision)
+        spread = None if sane is None else _spread(sane, checkpoint)
+        if as_json:
+            typer.echo(json.dumps(report.to_dict(eigenvalues=eigenvalues), indent=2))
+        else:
+            print_report(report)
+        if partial is not None:
+            report.save_json(partial / "spectrum.json", eigenvalues=eigenvalues)
+            if plots:
+                from hf_sane.analysis.plots import plot_densities, plot_depth
 
-            plot_densities(report, output / "densities.png")
-            plot_depth(report, output / "depth.png", spread=spread)
-        results = {"summary": report.summary(), **({"embedding_spread": spread} if spread else {})}
-        save_record(record, output, results)
+                plot_densities(report, partial / "densities.png")
+                plot_depth(report, partial / "depth.png", spread=spread)
+            results = {"summary": report.summary(), **({"embedding_spread": spread} if spread else {})}
+            record.finish(results).save(partial / RECORD)
 
 
 def print_report(report: "SpectrumReport") -> None:
@@ -129,6 +128,6 @@ def _reasons(report: "SpectrumReport") -> dict[str, list[str]]:
 
 def _spread(sane: str, checkpoint: str) -> dict[str, float]:
     from hf_sane.analysis.embedding import layer_embedding_spread
-    from hf_sane.cli.features import load_sane
+    from hf_sane.hub.publish import load_sane
 
-    return layer_embedding_spread(*load_sane(sane, None), checkpoint)
+    return layer_embedding_spread(*load_sane(sane), checkpoint)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_sane.cli.features import POOLINGS_HELP, load_sane, parse_poolings, token_blocks
-from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_record
+from hf_sane.cli.features import POOLINGS_HELP, parse_poolings, token_blocks
+from hf_sane.cli.output import RECORD, hide_loading_bars, new_output, print_table
 
 if TYPE_CHECKING:
     from hf_sane.models.modeling_sane import SANEModel
@@ -42,30 +42,29 @@ def embed(
     Checkpoints may be larger than memory: safetensors are then read a few megabytes at a time, for all poolings but
     concat and those that decode.
     """
+    from hf_sane.hub.publish import load_sane
     from hf_sane.records.run_record import RunRecord
     from hf_sane.zoo.dataset import Zoo
 
     hide_loading_bars()
     names = parse_poolings(poolings)
     settings: dict[str, Any] = {"sane": sane, "poolings": names, "halo_size": halo_size}
-    if checkpoints and zoo is None:
-        record = RunRecord.start(arguments={**settings, "checkpoints": checkpoints})
-        options = {"halo_size": halo_size, "batch_size": batch_size}
-        options |= {} if max_memory_bytes is None else {"max_memory_bytes": max_memory_bytes}
-        model, extractor = load_sane(sane, revision)
-        new_folder(output)
-        found = _embed_checkpoints(model, extractor, checkpoints, names, options, output)
-    elif zoo is not None and not checkpoints:
-        population = Zoo.load(zoo, config)
-        aligned = population.alignment is not None if aligned is None else aligned
-        record = RunRecord.start(arguments={**settings, "zoo": zoo, "config": config, "aligned": aligned})
-        model, extractor = load_sane(sane, revision)
-        new_folder(output)
-        options = {"halo_size": halo_size, "batch_size": batch_size}
-        found = _embed_zoo(model, extractor, population, names, options, output, aligned=aligned)
-    else:
+    if bool(checkpoints) == (zoo is not None):
         raise ValueError(f"expected checkpoints or --zoo, got {'both' if zoo else 'neither'}; name one of them")
-    save_record(record, output, found)
+    options: dict[str, Any] = {"halo_size": halo_size, "batch_size": batch_size}
+    with new_output(output, "embedding") as partial:
+        record = RunRecord.start(arguments=settings)
+        model, extractor = load_sane(sane, revision=revision)
+        if zoo is None:
+            record.arguments["checkpoints"] = checkpoints
+            options |= {} if max_memory_bytes is None else {"max_memory_bytes": max_memory_bytes}
+            found = _embed_checkpoints(model, extractor, checkpoints or [], names, options, partial)
+        else:
+            population = Zoo.load(zoo, config)
+            aligned = population.alignment is not None if aligned is None else aligned
+            record.arguments |= {"zoo": zoo, "config": config, "aligned": aligned}
+            found = _embed_zoo(model, extractor, population, names, options, partial, aligned=aligned)
+        record.finish(found).save(partial / RECORD)
 
 
 def _embed_zoo(
@@ -74,7 +73,7 @@ def _embed_zoo(
     population: "Zoo",
     names: list[Any],
     options: dict[str, Any],
-    output: Path,
+    partial: Path,
     *,
     aligned: bool,
 ) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def _embed_zoo(
             for name, values in found.items():
                 for index, value in zip(members.tolist(), values.tolist(), strict=True):
                     embeddings[name][index] = value
-        datasets.Dataset.from_dict({**columns, **embeddings}).to_parquet(output / f"{split_name}.parquet")
+        datasets.Dataset.from_dict({**columns, **embeddings}).to_parquet(partial / f"{split_name}.parquet")
         rows.append([split_name, len(split), *(_lengths(values) for values in embeddings.values())])
     print_table(("split", "networks", *(f"{name} (scalars)" for name in names)), rows)
     return {"networks": {name: count for name, count, *_ in rows}}
@@ -104,7 +103,7 @@ def _embed_checkpoints(
     checkpoints: Sequence[str],
     names: list[Any],
     options: dict[str, Any],
-    output: Path,
+    partial: Path,
 ) -> dict[str, Any]:
     """Write one file with a row per checkpoint; what the record says of them."""
     import datasets
@@ -117,7 +116,7 @@ def _embed_checkpoints(
         facts = {"checkpoint": checkpoint, "weights": layout.num_weights, "tokens": layout.num_tokens}
         for name, value in (facts | {name: vector.tolist() for name, vector in found.items()}).items():
             columns[name].append(value)
-    datasets.Dataset.from_dict(columns).to_parquet(output / "train.parquet")
+    datasets.Dataset.from_dict(columns).to_parquet(partial / "train.parquet")
     lengths = [[len(vector) for vector in columns[name]] for name in names]
     rows = zip(columns["checkpoint"], columns["weights"], columns["tokens"], *lengths, strict=True)
     print_table(("checkpoint", "weights", "tokens", *(f"{name} (scalars)" for name in names)), list(rows))

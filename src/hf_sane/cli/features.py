@@ -9,24 +9,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hf_sane.core.layout import Layout
-    from hf_sane.models.modeling_sane import SANEModel
-    from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
     from hf_sane.zoo.dataset import ZooSplit
 
 NETWORKS_PER_BLOCK = 512
 POOLINGS_HELP = "Poolings of the latents, separated by commas; 'all' for every one."
-
-
-def load_sane(source: str, revision: str | None) -> "tuple[SANEModel, SANEFeatureExtractor]":
-    """Model and weight tokenizer of a SANE folder or Hub repo."""
-    from hf_sane.models.modeling_sane import SANEModel
-    from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-    from hf_sane.tokenization.pretrained import reading_pretrained
-
-    options: dict[str, Any] = {"revision": revision} if revision else {}
-    with reading_pretrained(source, "a SANE autoencoder"):
-        model = SANEModel.from_pretrained(source, **options)
-    return model, SANEFeatureExtractor.from_pretrained(source, **options)
 
 
 def loaded_commit(source: str, revision: str | None) -> str | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_record
+from hf_sane.cli.output import RECORD, hide_loading_bars, new_output, print_table
 
 if TYPE_CHECKING:
     from hf_sane.networks.images import ImageData
@@ -49,32 +49,33 @@ def finetune(
     }
     settings |= {"schedule": schedule, "batch_size": batch_size, "networks": [str(folder) for folder in networks]}
     record = RunRecord.start(seed=seed, arguments=settings)
-    folders = network_folders(networks)
-    stack = load_stack(folders)
-    data = load_images(images, train_limit=train_limit)
-    record.data |= {"images": {"name": data.name, "mean": list(data.mean), "std": list(data.std)}}
-    hyper_parameters = HyperParameters.repeat(
-        range(seed, seed + stack.num_models),
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        optimizer=optimizer,
-    )
-    new_folder(output)
-    options = {"epochs": epochs, "batch_size": batch_size, "schedule": schedule}
-    curves: dict[str, list[list[float]]] = {}
-    trained, curves["networks"] = train_stack(stack, data, hyper_parameters, options)
-    if scratch:
-        assert isinstance(stack.config, ZooConfig)
-        fresh = StackedNetworks.initialize(
-            stack.config, range(SCRATCH_SEED + seed, SCRATCH_SEED + seed + len(folders))
+    with new_output(output, "fine-tuning") as partial:
+        folders = network_folders(networks)
+        stack = load_stack(folders)
+        data = load_images(images, train_limit=train_limit)
+        record.data |= {"images": {"name": data.name, "mean": list(data.mean), "std": list(data.std)}}
+        hyper_parameters = HyperParameters.repeat(
+            range(seed, seed + stack.num_models),
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            optimizer=optimizer,
         )
-        _, curves["scratch"] = train_stack(fresh, data, hyper_parameters, options)
-    rows = [
-        [epoch, *(sum(curve[epoch]) / len(curve[epoch]) for curve in curves.values())] for epoch in range(epochs + 1)
-    ]
-    print_table(("epoch", *(f"{name}: mean test accuracy" for name in curves)), rows)
-    save_record(record, output, {"test_accuracy": curves})
-    save_trained(trained, folders, output, record, include_code=include_code)
+        options = {"epochs": epochs, "batch_size": batch_size, "schedule": schedule}
+        curves: dict[str, list[list[float]]] = {}
+        trained, curves["networks"] = train_stack(stack, data, hyper_parameters, options)
+        if scratch:
+            assert isinstance(stack.config, ZooConfig)
+            fresh = StackedNetworks.initialize(
+                stack.config, range(SCRATCH_SEED + seed, SCRATCH_SEED + seed + len(folders))
+            )
+            _, curves["scratch"] = train_stack(fresh, data, hyper_parameters, options)
+        rows = [
+            [epoch, *(sum(curve[epoch]) / len(curve[epoch]) for curve in curves.values())]
+            for epoch in range(epochs + 1)
+        ]
+        print_table(("epoch", *(f"{name}: mean test accuracy" for name in curves)), rows)
+        record.finish({"test_accuracy": curves}).save(partial / RECORD)
+        save_trained(trained, folders, partial, record, include_code=include_code)
 
 
 def network_folders(paths: "list[Path]") -> "list[Path]":
@@ -85,7 +86,7 @@ def network_folders(paths: "list[Path]") -> "list[Path]":
     """
     found = []
     for path in paths:
-        inside = [path] if (path / "config.json").is_file() else [p.parent for p in path.glob("*/config.json")]
+        inside = [path] if (path / "config.json").is_file() else [p.parent for p in path.glob("[!.]*/config.json")]
         inside.sort(key=lambda folder: (len(folder.name), folder.name))  # network_2 before network_10
         if not inside:
             raise FileNotFoundError(f"no network in {path}; expected config.json there, or in folders inside it")
@@ -133,7 +134,7 @@ def train_stack(
 
 
 def save_trained(
-    trained: "StackedNetworks", folders: "list[Path]", output: Path, record: "RunRecord", *, include_code: bool
+    trained: "StackedNetworks", folders: "list[Path]", partial: Path, record: "RunRecord", *, include_code: bool
 ) -> None:
     """Save fine-tuned networks under the names of the folders they came from, each with its card."""
     from hf_sane.hub.publish import save_network
@@ -142,9 +143,9 @@ def save_trained(
     for index, folder in enumerate(folders):
         own = replace(record, results={"test_accuracy": last[index], "fine_tuning_epochs": record.arguments["epochs"]})
         target = (
-            output / f"{index}_{folder.name}"
+            partial / f"{index}_{folder.name}"
             if len({f.name for f in folders}) < len(folders)
-            else output / folder.name
+            else partial / folder.name
         )
         save_network(
             target, trained.model(index), own, title=f"Sampled network {index}, fine-tuned", include_code=include_code

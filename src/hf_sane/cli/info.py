@@ -28,10 +28,12 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the layers, tokens and memory of a checkpoint without loading its weights."""
+    from hf_sane.records.outputs import check_finished
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
     from hf_sane.tokenization.headers import read_meta_state_dict
 
     if extractor is not None:
+        check_finished(extractor)
         tokenizer = SANEFeatureExtractor.from_pretrained(extractor)
     else:
         tokenizer = SANEFeatureExtractor(token_dim, token_layout, batch_norm, normalization="none")

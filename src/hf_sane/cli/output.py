@@ -1,13 +1,13 @@
 """What verbs print and leave on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-if TYPE_CHECKING:
-    from hf_sane.records.run_record import RunRecord
+from hf_sane.records.outputs import output_folder
 
 RECORD = "run.json"
 
@@ -24,10 +24,17 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         typer.echo("  ".join([first, *rest]).rstrip())
 
 
-def save_record(record: "RunRecord", folder: Path, results: dict[str, Any]) -> None:
-    """Complete a run record and save it beside what the run wrote."""
-    path = record.finish(results).save(folder / RECORD)
-    typer.echo(f"wrote {folder} (results and run record: {path.name})")
+@contextmanager
+def new_output(output: Path, job: str) -> Iterator[Path]:
+    """Write the output of a verb: see [`output_folder`]; at the end, say where it is."""
+    with output_folder(output, job) as partial:
+        yield partial
+    typer.echo(f"wrote {output}")
+
+
+def optional_output(output: Path | None, job: str) -> AbstractContextManager[Path | None]:
+    """As [`new_output`], for verbs that need not write anything."""
+    return nullcontext() if output is None else new_output(output, job)
 
 
 def hide_loading_bars() -> None:
@@ -37,18 +44,6 @@ def hide_loading_bars() -> None:
 
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
-
-
-def new_folder(folder: Path) -> Path:
-    """Make an output folder.
-
-    Raises:
-        FileExistsError: If there is a run in it already.
-    """
-    if (folder / RECORD).exists():
-        raise FileExistsError(f"{folder} already holds a run ({RECORD}); choose another output folder or delete it")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _cell(value: Any) -> str:

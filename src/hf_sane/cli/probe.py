@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hf_sane.cli.features import POOLINGS_HELP, load_sane, parse_poolings, stacked_features, token_blocks
-from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_record
+from hf_sane.cli.features import POOLINGS_HELP, parse_poolings, stacked_features, token_blocks
+from hf_sane.cli.output import RECORD, hide_loading_bars, optional_output, print_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +48,7 @@ def probe(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the SANE repo.")] = None,
 ) -> None:
     """Fit ridge probes on embeddings and baselines; report how well test networks are predicted."""
+    from hf_sane.hub.publish import load_sane
     from hf_sane.probing.evaluation import probe_table
     from hf_sane.records.run_record import RunRecord
 
@@ -56,32 +57,31 @@ def probe(
     settings: dict[str, Any] = {"sane": sane, "zoo": zoo, "config": config, "poolings": names, "spectral": spectral}
     settings |= {"regressor": regressor, "ranks": ranks, "transfer": transfer or [], "halo_size": halo_size}
     record = RunRecord.start(arguments=settings)
-    model, extractor = load_sane(sane, revision)
-    options = {"poolings": names, "halo_size": halo_size, "batch_size": batch_size}
+    with optional_output(output, "probe") as partial:
+        model, extractor = load_sane(sane, revision=revision)
+        options = {"poolings": names, "halo_size": halo_size, "batch_size": batch_size}
 
-    def read(source: str) -> ZooInputs:
-        return read_zoo(source, config, wanted, model, extractor, options, aligned=aligned, spectral=spectral)
+        def read(source: str) -> ZooInputs:
+            return read_zoo(source, config, wanted, model, extractor, options, aligned=aligned, spectral=spectral)
 
-    inputs = read(zoo)
-    if output is not None:
-        new_folder(output)
-    table = probe_table(inputs.features, inputs.targets, runs=inputs.runs, regressor=regressor, ranks=ranks)
-    for metric, title in METRICS.items():
-        of_scores = " of normal scores" if ranks and metric != "kendall_tau" else ""
-        typer.echo(f"{title}{of_scores} on test networks")
-        rows = [[kind, *(getattr(table[name][kind], metric) for name in wanted)] for kind in table[wanted[0]]]
-        print_table(("features", *wanted), rows)
-        typer.echo()
-    results: dict[str, Any] = {
-        "probe": {name: {kind: result.to_dict() for kind, result in row.items()} for name, row in table.items()}
-    }
-    if transfer:
-        zoos = {zoo: inputs, **{source: read(source) for source in transfer}}
-        results["transfer"] = {name: print_transfer(zoos, name, regressor, ranks=ranks) for name in wanted}
-    if output is not None:
-        record.arguments["aligned"] = inputs.is_aligned
-        record.data["networks"] = inputs.counts
-        save_record(record, output, results)
+        inputs = read(zoo)
+        table = probe_table(inputs.features, inputs.targets, runs=inputs.runs, regressor=regressor, ranks=ranks)
+        for metric, title in METRICS.items():
+            of_scores = " of normal scores" if ranks and metric != "kendall_tau" else ""
+            typer.echo(f"{title}{of_scores} on test networks")
+            rows = [[kind, *(getattr(table[name][kind], metric) for name in wanted)] for kind in table[wanted[0]]]
+            print_table(("features", *wanted), rows)
+            typer.echo()
+        results: dict[str, Any] = {
+            "probe": {name: {kind: result.to_dict() for kind, result in row.items()} for name, row in table.items()}
+        }
+        if transfer:
+            zoos = {zoo: inputs, **{source: read(source) for source in transfer}}
+            results["transfer"] = {name: print_transfer(zoos, name, regressor, ranks=ranks) for name in wanted}
+        if partial is not None:
+            record.arguments["aligned"] = inputs.is_aligned
+            record.data["networks"] = inputs.counts
+            record.finish(results).save(partial / RECORD)
 
 
 @dataclass(frozen=True)

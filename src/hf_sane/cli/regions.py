@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_record
+from hf_sane.cli.output import RECORD, hide_loading_bars, new_output, print_table
 
 if TYPE_CHECKING:
     import torch
@@ -78,33 +78,33 @@ def regions(
     settings |= {"epoch": epoch, "limit": limit, "aligned": align and bool(zoo), "metric": metric, "sane": sane}
     record = RunRecord.start(seed=seed, arguments={**settings, "num_points": num_points, "method": method})
     scores: dict[str, RegionScores] = {}
-    if zoo:
-        coarser = {} if groups is None else json.loads(groups.read_text(encoding="utf-8"))
-        chosen = {level: coarser[level] for level in levels if level in coarser}
-        columns = [level for level in levels if level not in coarser and level != "data_set"]
-        zoos, networks = read_networks(
-            zoo, config, columns, chosen, splits=splits.split(","), epoch=epoch, limit=limit, align=align
-        )
-        maps = zoo_maps(networks, sane)
-        if num_points:
-            scored = [level for level in levels if level not in columns]
-            scores = score_regions(zoos, networks, maps["weights"], scored, num_points=num_points, seed=seed)
-    else:
-        maps = {"weights": adapter_map(adapter or [], base)}
-    new_folder(output)
-    results: dict[str, Any] = {
-        space: {level: describe_level(found, level, space, metric, seed=seed) for level in levels}
-        for space, found in maps.items()
-    }
-    if scores:
-        print_scores(scores)
-        results["interior"] = {name: found.to_dict() for name, found in scores.items()}
-    if adapter:
-        results["distances"] = maps["weights"].distances(metric).tolist()
-    if plots:
-        draw(maps, levels, scores, output, method, seed=seed)
-    record.data["networks"] = len(next(iter(maps.values())).points)
-    save_record(record, output, results)
+    with new_output(output, "map of regions") as partial:
+        if zoo:
+            coarser = {} if groups is None else json.loads(groups.read_text(encoding="utf-8"))
+            chosen = {level: coarser[level] for level in levels if level in coarser}
+            columns = [level for level in levels if level not in coarser and level != "data_set"]
+            zoos, networks = read_networks(
+                zoo, config, columns, chosen, splits=splits.split(","), epoch=epoch, limit=limit, align=align
+            )
+            maps = zoo_maps(networks, sane)
+            if num_points:
+                scored = [level for level in levels if level not in columns]
+                scores = score_regions(zoos, networks, maps["weights"], scored, num_points=num_points, seed=seed)
+        else:
+            maps = {"weights": adapter_map(adapter or [], base)}
+        results: dict[str, Any] = {
+            space: {level: describe_level(found, level, space, metric, seed=seed) for level in levels}
+            for space, found in maps.items()
+        }
+        if scores:
+            print_scores(scores)
+            results["interior"] = {name: found.to_dict() for name, found in scores.items()}
+        if adapter:
+            results["distances"] = maps["weights"].distances(metric).tolist()
+        if plots:
+            draw(maps, levels, scores, partial, method, seed=seed)
+        record.data["networks"] = len(next(iter(maps.values())).points)
+        record.finish(results).save(partial / RECORD)
 
 
 def read_networks(
@@ -138,11 +138,11 @@ def zoo_maps(networks: "LabelledNetworks", sane: str | None) -> "dict[str, Regio
     """Maps of weight space and, with an autoencoder, of its latent space."""
     from hf_sane.analysis.region_networks import latent_points
     from hf_sane.analysis.regions import RegionMap
-    from hf_sane.cli.features import load_sane
+    from hf_sane.hub.publish import load_sane
 
     maps = {"weights": RegionMap.from_networks(networks.tensors, networks.labels, runs=networks.runs)}
     if sane is not None:
-        points = latent_points(*load_sane(sane, None), networks.tensors)
+        points = latent_points(*load_sane(sane), networks.tensors)
         maps["latents"] = RegionMap(points, networks.labels, networks.runs)
     return maps
 
@@ -251,7 +251,7 @@ def draw(
     maps: "dict[str, RegionMap]",
     levels: list[str],
     scores: "dict[str, RegionScores]",
-    output: Path,
+    partial: Path,
     method: Any,
     *,
     seed: int,
@@ -269,6 +269,6 @@ def draw(
             for space, found in maps.items()
             for level in levels
         }
-        plot_maps(panels, output / "map.png", method=method, columns=len(levels))
+        plot_maps(panels, partial / "map.png", method=method, columns=len(levels))
     if scores:
-        plot_scores(scores, output / "scores.png", quantity="test accuracy")
+        plot_scores(scores, partial / "scores.png", quantity="test accuracy")

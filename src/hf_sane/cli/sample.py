@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hf_sane.cli.features import load_sane, loaded_commit
-from hf_sane.cli.output import hide_loading_bars, new_folder, print_table, save_record
+from hf_sane.cli.features import loaded_commit
+from hf_sane.cli.output import RECORD, hide_loading_bars, new_output, print_table
 
 Method = Literal["subsample", "bootstrap", "kde"]
 
@@ -54,6 +54,7 @@ def sample(
     import torch
 
     from hf_sane.cli import sampling
+    from hf_sane.hub.publish import load_sane
     from hf_sane.networks.images import load_images, load_zoo_images
     from hf_sane.records.run_record import RunRecord
     from hf_sane.sampling.generation import Density, NetworkCodec
@@ -73,40 +74,42 @@ def sample(
     settings |= {"prompt_statistics": prompt_statistics}
     record = RunRecord.start(seed=seed, arguments=settings)
     bandwidths = sampling.parse_bandwidths(bandwidth)
-    population = Zoo.load(zoo, config)
-    record.arguments["zoo_revision"] = population.revision
-    data = load_images(images) if images is not None else load_zoo_images(population.facts)
-    record.data |= {"zoo": population.facts.name, "images": data.describe()}
-    model, extractor = load_sane(sane, revision)
-    train = population.splits["train"]
-    layout, network_config = train.layout_and_config()
-    if prompt_statistics:
-        extractor = extractor.extended([(layout, train.stacked_tokens())])
-    job = sampling.SamplingJob(
-        codec=NetworkCodec(model, extractor, layout, network_config, halo_size=halo_size),
-        train=train,
-        anchors=sampling.anchor_networks(population, num_anchors=num_anchors, top_fraction=top_fraction, epoch=epoch),
-        data=data,
-        judge=Judge(*data.split("validation"), conditioning_images=data.train_images if condition else None),
-        generator=torch.Generator().manual_seed(seed),
-    )
-    record.arguments["sane_revision"] = loaded_commit(sane, revision)
-    new_folder(output)
-    selected, bandwidth_used = sample_selected(
-        job.codec,
-        job.codec.encode(job.anchor_tokens),
-        job.judge,
-        method=method,
-        density=Density(0.0, unit, mode),
-        bandwidths=bandwidths,
-        num_candidates=num_candidates,
-        num_kept=num_samples,
-        num_rounds=num_rounds,
-        generator=job.generator,
-    )
-    rows = job.compare(f"sane_{method}", selected)
-    header = ("networks", "mean test accuracy", "best test accuracy", "nearest training network")
-    print_table(header, [[name, *row.values()] for name, row in rows.items()])
-    record.arguments |= {"bandwidth": bandwidth_used, "num_anchors": len(job.anchors)}
-    save_record(record, output, {"networks": rows})
-    job.save(output, selected, record, include_code=include_code)
+    with new_output(output, "sample") as partial:
+        population = Zoo.load(zoo, config)
+        record.arguments["zoo_revision"] = population.revision
+        data = load_images(images) if images is not None else load_zoo_images(population.facts)
+        record.data |= {"zoo": population.facts.name, "images": data.describe()}
+        model, extractor = load_sane(sane, revision=revision)
+        train = population.splits["train"]
+        layout, network_config = train.layout_and_config()
+        if prompt_statistics:
+            extractor = extractor.extended([(layout, train.stacked_tokens())])
+        job = sampling.SamplingJob(
+            codec=NetworkCodec(model, extractor, layout, network_config, halo_size=halo_size),
+            train=train,
+            anchors=sampling.anchor_networks(
+                population, num_anchors=num_anchors, top_fraction=top_fraction, epoch=epoch
+            ),
+            data=data,
+            judge=Judge(*data.split("validation"), conditioning_images=data.train_images if condition else None),
+            generator=torch.Generator().manual_seed(seed),
+        )
+        record.arguments["sane_revision"] = loaded_commit(sane, revision)
+        selected, bandwidth_used = sample_selected(
+            job.codec,
+            job.codec.encode(job.anchor_tokens),
+            job.judge,
+            method=method,
+            density=Density(0.0, unit, mode),
+            bandwidths=bandwidths,
+            num_candidates=num_candidates,
+            num_kept=num_samples,
+            num_rounds=num_rounds,
+            generator=job.generator,
+        )
+        rows = job.compare(f"sane_{method}", selected)
+        header = ("networks", "mean test accuracy", "best test accuracy", "nearest training network")
+        print_table(header, [[name, *row.values()] for name, row in rows.items()])
+        record.arguments |= {"bandwidth": bandwidth_used, "num_anchors": len(job.anchors)}
+        job.save(partial, selected, record.finish({"networks": rows}), include_code=include_code)
+        record.save(partial / RECORD)

@@ -17,7 +17,7 @@ from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.comparison import noise_baseline, simple_baselines, training_distances
 from hf_sane.sampling.diversity import WeightSpace
-from hf_sane.sampling.export import Provenance, export_network
+from hf_sane.sampling.export import Provenance
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge, SelectedNetworks
 from hf_sane.zoo.alignment import aligned_tokens
@@ -122,7 +122,7 @@ class SamplingJob:
         """Save every network in a folder of its own, with provenance, record and card, best first.
 
         Args:
-            folder: Receives `network_0`, `network_1`, ...
+            folder: Receives `network_0`, `network_1`, ... It is a folder from [`output_folder`].
             selected: The networks.
             record: Of the run; each network gets its own results.
             include_code: Whether the modelling code travels along.
@@ -155,17 +155,17 @@ class SamplingJob:
                 **results,
             )
             target = folder / f"network_{index}"
-            network = export_network(selected.networks, index, target, provenance=provenance)
             own = replace(record, results=results)
             folders.append(
                 save_network(
                     target,
-                    network,
+                    selected.networks.model(index),
                     own,
                     title=f"Sampled network {index}",
                     base_model=next(hub_ids(facts["sane"]), None),
                     datasets=list(hub_ids(facts["zoo"])),
                     include_code=include_code,
+                    provenance=provenance,
                 )
             )
         return folders

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_sane.cli.output import hide_loading_bars, new_folder, print_table
+from hf_sane.cli.output import hide_loading_bars, new_output, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,28 +67,35 @@ def soup(
         raise ValueError("a greedy soup is selected on held-out data, got none; name it (--data) or use --uniform")
     if recalibrate and data is None:
         raise ValueError("BatchNorm statistics are re-estimated from training images, got none; name them (--data)")
-    images = None if data is None else load_images(data)
-    scores = {} if images is None else make_scores(images, metric, metric_options, lower_is_better=lower_is_better)
-    if images is not None:
-        record.data["images"] = {"name": images.name, "image_size": images.image_size}
-        record.data["images"] |= {"mean": list(images.mean), "std": list(images.std)}
-        record.data["held_out_split"] = f"validation, {len(images.validation_labels)} images"
-        record.data["test_split"] = f"{len(images.test_labels)} images"
-    sources = expand(ingredients)
-    new_folder(output)
-    if are_adapters(sources):
-        if align or recalibrate:
-            raise ValueError(
-                "adapters share their base model: nothing to align or recalibrate; leave both options out"
-            )
-        soup_of_adapters(sources, output, record, scores, greedy=greedy, rank=rank, base=base)
-        return
-    if rank is not None or base is not None:
-        raise ValueError("--rank and --base are for LoRA adapters, these are checkpoints; leave them out")
-    calibration = (images.train_images, recalibration_batches) if images is not None and recalibrate else None
-    soup_of_checkpoints(
-        sources, output, record, scores, greedy=greedy, align=align, calibration=calibration, include_code=include_code
-    )
+    with new_output(output, "soup") as partial:
+        images = None if data is None else load_images(data)
+        scores = {} if images is None else make_scores(images, metric, metric_options, lower_is_better=lower_is_better)
+        if images is not None:
+            record.data["images"] = {"name": images.name, "image_size": images.image_size}
+            record.data["images"] |= {"mean": list(images.mean), "std": list(images.std)}
+            record.data["held_out_split"] = f"validation, {len(images.validation_labels)} images"
+            record.data["test_split"] = f"{len(images.test_labels)} images"
+        sources = expand(ingredients)
+        if are_adapters(sources):
+            if align or recalibrate:
+                raise ValueError(
+                    "adapters share their base model: nothing to align or recalibrate; leave both options out"
+                )
+            soup_of_adapters(sources, partial, record, scores, greedy=greedy, rank=rank, base=base)
+            return
+        if rank is not None or base is not None:
+            raise ValueError("--rank and --base are for LoRA adapters, these are checkpoints; leave them out")
+        calibration = (images.train_images, recalibration_batches) if images is not None and recalibrate else None
+        soup_of_checkpoints(
+            sources,
+            partial,
+            record,
+            scores,
+            greedy=greedy,
+            align=align,
+            calibration=calibration,
+            include_code=include_code,
+        )
 
 
 def make_scores(images: "ImageData", metric: str, options: str, *, lower_is_better: bool) -> "dict[str, ImageScore]":
@@ -126,7 +133,7 @@ def expand(sources: list[str]) -> list[str]:
                     f"no such file or folder: {source}; give an existing path or a Hub repo id"
                 ) from error
         files = ("config.json", "adapter_config.json")
-        inside = sorted(path.parent for name in files for path in Path(source).glob(f"*/{name}"))
+        inside = sorted(path.parent for name in files for path in Path(source).glob(f"[!.]*/{name}"))
         is_one = any((Path(source) / name).exists() for name in files)
         found += [str(path) for path in inside] if inside and not is_one else [source]
     return found
@@ -155,7 +162,7 @@ def are_adapters(sources: list[str]) -> bool:
 
 def soup_of_checkpoints(
     sources: list[str],
-    output: Path,
+    partial: Path,
     record: "RunRecord",
     scores: "dict[str, ImageScore]",
     *,
@@ -177,8 +184,7 @@ def soup_of_checkpoints(
     images, num_batches = calibration or (None, 1)
     mixer = CheckpointMixer(model, mixed, images, num_batches, seed=record.seed or 0)
     cook(mixer, record, scores, greedy=greedy)
-    save_soup(output, model, record, include_code=include_code, files_from=opened[0].folder)
-    typer.echo(f"wrote {output}")
+    save_soup(partial, model, record, include_code=include_code, files_from=opened[0].folder)
 
 
 def empty_classifier(ingredient: "Ingredient") -> "PreTrainedModel":
@@ -252,7 +258,7 @@ def cook(mixer: "Mixer", record: "RunRecord", scores: "dict[str, ImageScore]", *
 
 def soup_of_adapters(
     sources: list[str],
-    output: Path,
+    partial: Path,
     record: "RunRecord",
     scores: "dict[str, ImageScore]",
     *,
@@ -280,5 +286,4 @@ def soup_of_adapters(
     if rank is not None:  # what is written is not quite what was selected
         mixer.load(averaged)
         record.results |= {f"{split}_{record.arguments['metric']}": score(model) for split, score in scores.items()}
-    save_adapter_soup(output, averaged, model.config, record)
-    typer.echo(f"wrote {output}")
+    save_adapter_soup(partial, averaged, model.config, record)

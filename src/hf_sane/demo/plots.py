@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_sane.analysis.pictures import save_picture
+
 # One colour per family: SANE in blues, the zoo's own networks in greens, what costs nothing in greys and reds.
 COLOURS = {
     "anchors": "#1b7837",
@@ -51,7 +53,7 @@ def plot_embedding_map(points: np.ndarray, properties: Mapping[str, np.ndarray],
         figure.colorbar(dots, ax=axes, label=name)
         axes.set(xticks=[], yticks=[], title=f"test networks by {name}")
         axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=130)
+    save_picture(figure, path, dpi=130)
 
 
 def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> None:
@@ -75,4 +77,4 @@ def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path)
     axes.set(xlabel="fine-tuning epochs", ylabel="test accuracy", ylim=(0, 1))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, ncols=2, loc="lower right")
-    figure.savefig(path, dpi=130)
+    save_picture(figure, path, dpi=130)

@@ -18,13 +18,19 @@ from hf_sane.demo.plots import plane, plot_embedding_map, plot_finetuning
 from hf_sane.demo.probing import PROPERTIES, probe_zoo, short_table
 from hf_sane.demo.report import probe_markdown, render_report, sampling_markdown
 from hf_sane.demo.settings import DemoSettings
-from hf_sane.hub.publish import save_network, save_sane
+from hf_sane.hub.publish import load_sane, save_network, save_sane
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.files import write_atomically
+from hf_sane.records.outputs import (
+    begin_folder,
+    finish_folder,
+    output_folder,
+    resumable_folder,
+)
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import Samples, draw_samples, finetune_all, measure_distances
-from hf_sane.sampling.export import Provenance, export_network
+from hf_sane.sampling.export import Provenance
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
@@ -39,6 +45,8 @@ from hf_sane.zoo.dataset import Zoo
 NETWORK = {"activation": "gelu"}
 REPORTED_EPOCHS = (0, 1, 5)
 NUM_SAVED = 3  # sampled networks that are saved with a card
+DEMO = "demo"  # the job of manifests
+SETTINGS_FILE = "settings.json"
 
 
 class Stages:
@@ -60,21 +68,41 @@ def run_demo(output: str | Path, *, settings: DemoSettings | None = None) -> dic
     """Run the whole demo, offline and on the CPU.
 
     Args:
-        output: New or empty folder. It receives `zoos/`, `sane/`, `sampled/`, `probe_table.md`, `sampling_table.md`, two
-            plots, `report.md` and `report.json`.
+        output: New or empty folder, or one that an interrupted demo with the same settings left. It receives `zoos/`,
+            `sane/`, `sampled/`, `probe_table.md`, `sampling_table.md`, two plots, `report.md` and `report.json`.
         settings: Sizes and seed.
 
     Returns:
         The record, as in `report.json`.
 
     Raises:
-        FileExistsError: If `output` holds something already.
+        FileExistsError: If `output` holds something else already.
     """
-    settings = settings or DemoSettings()
-    output = Path(output)
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty; remove it, or choose another folder with --output")
-    output.mkdir(parents=True, exist_ok=True)
+    with resumable_folder(output, DEMO) as folder:
+        claim_folder(folder, settings or DemoSettings())
+        content = fill_folder(folder, settings or DemoSettings())
+        finish_folder(folder, DEMO)
+    return content
+
+
+def claim_folder(folder: Path, settings: DemoSettings) -> None:
+    """Note the settings, or compare them with those of the demo that was interrupted here.
+
+    Raises:
+        FileExistsError: If they differ.
+    """
+    path, text = folder / SETTINGS_FILE, json.dumps(asdict(settings), indent=2) + "\n"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise FileExistsError(
+            f"{folder} holds an interrupted demo with other settings ({SETTINGS_FILE}); give the same, or choose another folder"
+        )
+    begin_folder(folder, DEMO)
+    with write_atomically(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def fill_folder(output: Path, settings: DemoSettings) -> dict[str, Any]:
+    """All stages; zoos and the autoencoder that an interrupted demo had finished are taken as they are."""
     record = RunRecord.start(seed=settings.seed, arguments=asdict(settings))
     stages = Stages()
     data = load_images(settings.images)
@@ -135,7 +163,10 @@ def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[st
 def pretrain_sane(
     output: Path, zoos: dict[str, Zoo], settings: DemoSettings
 ) -> tuple[SANEModel, SANEFeatureExtractor]:
-    """Pre-train one autoencoder on the training networks of both zoos; windows hold whole networks."""
+    """Pre-train one autoencoder on the training networks of both zoos, unless it is there; windows hold whole networks."""
+    folder = output / "pretraining" / "model"  # comes into being as a whole, at the end of the run
+    if folder.is_dir():
+        return load_sane(folder, dtype=torch.float32)
     layout = zoos["seed"].splits["train"].layout(0)
     arguments = PretrainArguments(
         zoo=[f"{output / 'zoos'}:{name}" for name in zoos],
@@ -155,11 +186,10 @@ def pretrain_sane(
         behavior_data=settings.images if settings.behavior_weight else None,
         eval_every_epochs=0,
         log_with="none",
+        resume=True,
         seed=settings.seed,
     )
-    result = pretrain(arguments, zoos=list(zoos.values()))
-    model = SANEModel.from_pretrained(result.folder, dtype=torch.float32)
-    return model.eval(), SANEFeatureExtractor.from_pretrained(result.folder)
+    return load_sane(pretrain(arguments, zoos=list(zoos.values())).folder, dtype=torch.float32)
 
 
 def sampling_results(
@@ -246,24 +276,29 @@ def draw_map(output: Path, zoo: Zoo, embeddings: dict[str, Tensor], settings: De
 def save_samples(folder: Path, samples: Samples, record: RunRecord, settings: DemoSettings) -> None:
     """Save the first subsampled networks as model folders with provenance and card."""
     networks = samples.methods["sane_subsampled"]
-    for index in range(min(NUM_SAVED, networks.num_models)):
-        own = network_record(record, index)
-        provenance = Provenance(
-            method="subsampled",
-            sane_model="sane",
-            zoo="zoos (config seed)",
-            anchors=samples.anchor_ids,
-            seed=settings.seed,
-            index=index,
-            bandwidth=samples.bandwidth,
-            bandwidth_unit="anchor_std",
-            mode="joint",
-            num_candidates=settings.num_candidates,
-            test_accuracy=own.results["test_accuracy"],
-        )
-        target = folder / f"network_{index}"
-        network = export_network(networks, index, target, provenance=provenance)
-        save_network(target, network, own, title=network_title(index))
+    with output_folder(folder, "sample", replace=True) as partial:
+        for index in range(min(NUM_SAVED, networks.num_models)):
+            own = network_record(record, index)
+            provenance = Provenance(
+                method="subsampled",
+                sane_model="sane",
+                zoo="zoos (config seed)",
+                anchors=samples.anchor_ids,
+                seed=settings.seed,
+                index=index,
+                bandwidth=samples.bandwidth,
+                bandwidth_unit="anchor_std",
+                mode="joint",
+                num_candidates=settings.num_candidates,
+                test_accuracy=own.results["test_accuracy"],
+            )
+            save_network(
+                partial / f"network_{index}",
+                networks.model(index),
+                own,
+                title=network_title(index),
+                provenance=provenance,
+            )
 
 
 def write_report(output: Path, record: RunRecord) -> dict[str, Any]:
@@ -271,9 +306,13 @@ def write_report(output: Path, record: RunRecord) -> dict[str, Any]:
     content = record.to_dict()
     content |= content.pop("results")
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    with write_atomically(output / "report.json") as partial:
-        partial.write_text(text, encoding="utf-8")
-    (output / "probe_table.md").write_text(probe_markdown(content["probe_details"]) + "\n")
-    (output / "sampling_table.md").write_text(sampling_markdown(content["sampling"]) + "\n")
-    (output / "report.md").write_text(render_report(content))
+    pages = {
+        "report.json": text,
+        "probe_table.md": probe_markdown(content["probe_details"]) + "\n",
+        "sampling_table.md": sampling_markdown(content["sampling"]) + "\n",
+        "report.md": render_report(content),
+    }
+    for name, page in pages.items():
+        with write_atomically(output / name) as partial:
+            partial.write_text(page, encoding="utf-8")
     return content

@@ -14,6 +14,7 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.accumulation import STREAM_POOLINGS, StreamPooling
 from hf_sane.probing.embeddings import POOLINGS, EmbeddingPooling, embed_tokens
 from hf_sane.probing.streaming import embed_stream
+from hf_sane.records.outputs import check_finished
 from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.token_stream import MAX_MEMORY_BYTES, stream_if_large
@@ -45,6 +46,7 @@ class WeightFeatureExtractionPipeline(Pipeline):
     Raises:
         TypeError: If the model is not SANE.
         ValueError: For an unknown pooling.
+        InvalidFileError: If the folder of the model is unfinished, or lost or changed files since it was written.
     """
 
     # mypy reads the type of the base class as None.
@@ -56,6 +58,8 @@ class WeightFeatureExtractionPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.model.name_or_path:
+            check_finished(self.model.name_or_path)
         if self.model.config.model_type != SANEConfig.model_type:
             raise TypeError(
                 f"{TASK} takes a SANE autoencoder, got {type(self.model).__name__}: that is a network to embed; pass it to "

@@ -25,6 +25,7 @@ from hf_sane.records.run_record import RECORD, RunRecord
 from hf_sane.sampling.export import NETWORK, PROVENANCE_FILE, Provenance, check_saved
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.loading import load_config
+from hf_sane.tokenization.pretrained import reading_pretrained
 
 SANE = "SANE folder"  # the job of manifests
 
@@ -95,12 +96,13 @@ def load_sane(
         dtype: Of the model; as it was saved if `None`.
 
     Raises:
-        InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
+        InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was written.
     """
     check_finished(source)
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
     of_model = options if dtype is None else {**options, "dtype": dtype}
-    model = SANEModel.from_pretrained(source, **of_model)
+    with reading_pretrained(source, "a SANE autoencoder"):
+        model = SANEModel.from_pretrained(source, **of_model)
     return model.eval(), SANEFeatureExtractor.from_pretrained(source, **options)
 
 

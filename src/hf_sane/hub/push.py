@@ -102,7 +102,7 @@ def _plan_model(folder: Path, repo_id: str, api: HfApi) -> Upload:
 
 def _plan_samples(folder: Path, repo_id: str, api: HfApi) -> Upload:
     single = (folder / "config.json").is_file()
-    networks = [folder] if single else sorted(path.parent for path in folder.glob("*/config.json"))
+    networks = [folder] if single else sorted(path.parent for path in folder.glob("[!.]*/config.json"))
     if not networks:
         raise FileNotFoundError(f"no network in {folder}; expected config.json there, or in folders inside it")
     networks.sort(key=_merit, reverse=True)

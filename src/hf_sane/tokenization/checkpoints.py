@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_sane.core.types import StateDict
 from hf_sane.records.documents import read_document
 from hf_sane.records.errors import InvalidFileError, reading
+from hf_sane.records.outputs import check_finished
 from hf_sane.tokenization.pickles import unpickle
 from hf_sane.tokenization.safetensors_header import read_header
 
@@ -70,9 +71,11 @@ def local_path(source: str | Path, *, revision: str | None = None, max_bytes: in
 
     Raises:
         FileNotFoundError: If `source` looks like a path and does not exist.
+        InvalidFileError: If it is a folder of ours that is unfinished, or lost or changed files since it was written.
     """
     path = Path(source)
     if path.exists():
+        check_finished(path)
         return path
     looks_like_path = isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "~", "/"))
     if looks_like_path or path.suffix in (".safetensors", *PICKLE_SUFFIXES):

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from hf_sane.records.outputs import check_finished
+
 
 def load_config(source: str | Path, **options: Any) -> PreTrainedConfig:
     """`AutoConfig.from_pretrained`, without the code of the repository.
@@ -36,7 +38,9 @@ def load_model(auto_class: Any, source: str | Path, **options: Any) -> Any:
 
     Raises:
         ValueError: If the model can be loaded only by running code that came with it.
+        InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
     """
+    check_finished(source)
     with _refusing_code(source):
         return auto_class.from_pretrained(source, trust_remote_code=False, **options)
 
