@@ -1,0 +1,185 @@
+"""What a source is: a path on this machine, or a repository on the Hub. Decided here, and nowhere else."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
+
+RepoType = Literal["model", "dataset"]
+# Names that end so are files, here or nowhere. Repositories may have dots in their names.
+FILE_SUFFIXES = (
+    *(".safetensors", ".json", ".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle", ".tar", ".gz", ".zip"),
+    *(".gguf", ".onnx", ".h5", ".hdf5", ".keras", ".npz", ".npy", ".pb", ".msgpack", ".parquet"),
+)
+ASK_SECONDS = 10.0  # until the Hub must have said whether it has a repository
+TOKEN_HINT = "if it is private or gated, log in with an account that may read it (hf auth login)"
+
+
+@dataclass(frozen=True, slots=True)
+class HubRepo:
+    """A repository on the Hub.
+
+    Attributes:
+        repo_id: `owner/name`.
+        revision: Branch, tag or commit; `None` for the default branch.
+    """
+
+    repo_id: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
+
+
+def parse_source(source: str | Path, *, revision: str | None = None) -> Path | HubRepo:
+    """Tell paths from repositories, without asking anyone.
+
+    What exists is a path, whatever it looks like. Of the rest, a repository is what can be an id of one, `owner/name` or
+    `owner/name@revision`; a `Path`, and what starts with `.`, `~` or `/`, holds a backslash or more than one slash, or ends
+    like a file, is a path that is missing.
+
+    Args:
+        source: As users write it; `~` is their home.
+        revision: Branch, tag or commit, in place of `@revision`.
+
+    Returns:
+        A path, which may be missing, or a repository, which may not exist.
+
+    Raises:
+        ValueError: For an empty name, or two revisions that differ.
+    """
+    text = str(source)
+    if not text:
+        raise ValueError("expected a path or a repository on the Hub, got an empty name")
+    path = _as_path(text)
+    if isinstance(source, Path) or _exists(path) or text.startswith((".", "~", "/")) or "\\" in text:
+        return path
+    repo_id, at, named = text.partition("@")
+    if at and not named:
+        raise ValueError(f"expected a revision behind '@', got {text!r}; write owner/name@revision, or leave '@' out")
+    if named and revision is not None and revision != named:
+        raise ValueError(f"two revisions of one repository: {text} and {revision!r}; give one of them")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        return path
+    return path if repo_id.lower().endswith(FILE_SUFFIXES) else HubRepo(repo_id, named or revision)
+
+
+def find_source(
+    source: str | Path, *, revision: str | None = None, repo_type: RepoType = "model", api: HfApi | None = None
+) -> Path | HubRepo:
+    """Find out where a source is: on this machine, or on the Hub, which is asked once.
+
+    Args:
+        source: As in [`parse_source`].
+        revision: Branch, tag or commit of a repository.
+        repo_type: Of a repository.
+        api: Client to ask with.
+
+    Returns:
+        A path that exists, or a repository that does (or lies in the cache, where the Hub cannot be reached).
+
+    Raises:
+        FileNotFoundError: If it is neither, with what was tried.
+        ConnectionError: If it is no path, and the Hub cannot be reached.
+        ValueError: As in [`parse_source`].
+    """
+    found = parse_source(source, revision=revision)
+    if isinstance(found, Path):
+        if _exists(found):
+            return found
+        raise FileNotFoundError(
+            f"no such file or folder: {source} (tried {found.absolute()}); give an existing path, or a Hub repo id as owner/name"
+        )
+    client = api or HfApi()
+    tried = f"tried {Path(str(source)).absolute()} and {_address(client, found, repo_type)}"
+    try:
+        client.repo_info(found.repo_id, revision=found.revision, repo_type=repo_type, timeout=ASK_SECONDS)
+    except GatedRepoError:
+        pass  # some of its files may be open to everyone
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{found.repo_id} has no branch, tag or commit {found.revision!r} on the Hub ({tried})"
+        ) from error
+    except RepositoryNotFoundError as error:
+        kind = "dataset " if repo_type == "dataset" else ""
+        raise FileNotFoundError(
+            f"no such file or folder, and no such {kind}repository on the Hub: {tried}; {TOKEN_HINT}"
+        ) from error
+    except HfHubHTTPError:
+        pass  # busy, or out of order: whoever reads the files tries more than once, and says what is the matter
+    except (HTTPError, OSError) as error:
+        _explain_silence(error, found, repo_type, tried)
+    return found
+
+
+def pretrained_arguments(source: str | Path, *, revision: str | None = None) -> tuple[str, dict[str, Any]]:
+    """How `from_pretrained` of Transformers is called for a source: its name, and keyword arguments.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ValueError: As in [`find_source`].
+    """
+    found = find_source(source, revision=revision)
+    if isinstance(found, Path):
+        return str(found), {}
+    return found.repo_id, {} if found.revision is None else {"revision": found.revision}
+
+
+def hub_id(name: str | Path | None) -> str | None:
+    """The id of a repository, without its revision; `None` for paths, existing or not, and for nothing.
+
+    Cards link to repositories, never to a path of this machine.
+    """
+    found = parse_source(name) if name else None
+    return found.repo_id if isinstance(found, HubRepo) else None
+
+
+def _explain_silence(error: Exception, repo: HubRepo, repo_type: RepoType, tried: str) -> None:
+    """The Hub gave no answer: fine for what lies in the cache."""
+    name = repo_folder_name(repo_id=repo.repo_id, repo_type=repo_type)
+    if (Path(constants.HF_HUB_CACHE) / name / "snapshots").is_dir():
+        return
+    if isinstance(error, OfflineModeIsEnabled):
+        raise FileNotFoundError(
+            f"no such file or folder, and in offline mode (HF_HUB_OFFLINE) only repositories in the cache are read: {tried}"
+        ) from error
+    raise ConnectionError(
+        f"no such file or folder, and the Hub cannot be reached to ask for a repository of that name: {tried}; check the "
+        "path, or the connection"
+    ) from error
+
+
+def _as_path(text: str) -> Path:
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~nobody
+        return path
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _address(client: HfApi, repo: HubRepo, repo_type: RepoType) -> str:
+    return f"{client.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
+
+
+
+__all__ = ["HubRepo", "RepoType", "find_source", "hub_id", "parse_source", "pretrained_arguments"]
