@@ -19,12 +19,13 @@ from pathlib import Path
 from transformers import AutoModelForImageClassification
 
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
-from hf_sane.core.adapters import adapter_size, hub_id, require_hub_id
+from hf_sane.core.adapters import adapter_size, require_hub_id
 from hf_sane.hub.adapters import save_network_adapter
 from hf_sane.hub.push import plan_push
 from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
+from hf_sane.records.sources import hub_id
 from hf_sane.sampling.finetuning import FinetuneSettings, add_network_lora, finetune_network
 from hf_sane.tokenization.loading import load_model
 

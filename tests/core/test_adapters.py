@@ -13,7 +13,6 @@ from hf_sane.core.adapters import (
     adapter_size,
     adapter_tensors,
     attach_lora,
-    hub_id,
     load_adapter,
     match_modules,
     read_adapter_config,
@@ -21,6 +20,7 @@ from hf_sane.core.adapters import (
     save_adapter,
 )
 from hf_sane.records.errors import InvalidFileError
+from hf_sane.records.sources import hub_id
 
 
 class Network(nn.Module):

@@ -19,9 +19,12 @@ def loaded_commit(source: str, revision: str | None) -> str | None:
     """The commit that a repository was just loaded from (the cache keeps each in a folder of its name); none of a folder."""
     from huggingface_hub import try_to_load_from_cache
 
-    if Path(source).exists():
+    from hf_sane.records.sources import parse_source
+
+    place = parse_source(source, revision=revision)
+    if isinstance(place, Path):
         return None
-    found = try_to_load_from_cache(source, "config.json", revision=revision)
+    found = try_to_load_from_cache(place.repo_id, "config.json", revision=place.revision)
     return Path(found).parent.name if isinstance(found, str) else None
 
 

@@ -29,12 +29,14 @@ def info(
 ) -> None:
     """Show the layers, tokens and memory of a checkpoint without loading its weights."""
     from hf_sane.records.outputs import check_finished
+    from hf_sane.records.sources import pretrained_arguments
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
     from hf_sane.tokenization.headers import read_meta_state_dict
 
     if extractor is not None:
-        check_finished(extractor)
-        tokenizer = SANEFeatureExtractor.from_pretrained(extractor)
+        name, options = pretrained_arguments(extractor)
+        check_finished(name)
+        tokenizer = SANEFeatureExtractor.from_pretrained(name, **options)
     else:
         tokenizer = SANEFeatureExtractor(token_dim, token_layout, batch_norm, normalization="none")
     layout = tokenizer.layout(read_meta_state_dict(checkpoint, revision=revision))

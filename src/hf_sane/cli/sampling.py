@@ -14,6 +14,7 @@ from hf_sane.hub.publish import save_network
 from hf_sane.networks.images import ImageData
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.records.run_record import RunRecord
+from hf_sane.records.sources import hub_id
 from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.comparison import noise_baseline, simple_baselines, training_distances
 from hf_sane.sampling.diversity import WeightSpace
@@ -48,7 +49,7 @@ def parse_bandwidths(text: str) -> tuple[Bandwidth, ...]:
 
 def hub_ids(*sources: str) -> Iterator[str]:
     """Those that are repositories on the Hub: cards link to them, but never to a folder of this machine."""
-    return (source for source in sources if not Path(source).exists())
+    return (found for source in sources if (found := hub_id(source)) is not None)
 
 
 def anchor_networks(zoo: Zoo, *, num_anchors: int | None, top_fraction: float, epoch: int | None) -> ZooSplit:

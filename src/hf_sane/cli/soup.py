@@ -118,24 +118,20 @@ def expand(sources: list[str]) -> list[str]:
     """Replace folders that hold networks by the networks.
 
     Raises:
-        FileNotFoundError: For what neither exists nor can be the id of a repo.
+        FileNotFoundError: For what neither exists nor is a repository on the Hub.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from hf_sane.records.sources import HubRepo, find_source
 
     found = []
     for source in sources:
-        try:
-            validate_repo_id(source.partition("@")[0])
-        except HFValidationError as error:
-            if not Path(source).exists():
-                raise FileNotFoundError(
-                    f"no such file or folder: {source}; give an existing path or a Hub repo id"
-                ) from error
+        place = find_source(source)
+        if isinstance(place, HubRepo):
+            found.append(source)
+            continue
         files = ("config.json", "adapter_config.json")
-        inside = sorted(path.parent for name in files for path in Path(source).glob(f"[!.]*/{name}"))
-        is_one = any((Path(source) / name).exists() for name in files)
-        found += [str(path) for path in inside] if inside and not is_one else [source]
+        inside = sorted(path.parent for name in files for path in place.glob(f"[!.]*/{name}"))
+        is_one = any((place / name).exists() for name in files)
+        found += [str(path) for path in inside] if inside and not is_one else [str(place)]
     return found
 
 
@@ -147,11 +143,13 @@ def are_adapters(sources: list[str]) -> bool:
     """
     from huggingface_hub import HfApi
 
+    from hf_sane.records.sources import parse_source
+
     def is_adapter(source: str) -> bool:
-        if Path(source).exists():
-            return (Path(source) / "adapter_config.json").exists()
-        repo_id, _, revision = source.partition("@")
-        return HfApi().file_exists(repo_id, "adapter_config.json", revision=revision or None)
+        place = parse_source(source)
+        if isinstance(place, Path):
+            return (place / "adapter_config.json").exists()
+        return HfApi().file_exists(place.repo_id, "adapter_config.json", revision=place.revision)
 
     kinds = {source: is_adapter(source) for source in sources}
     if len(set(kinds.values())) > 1:

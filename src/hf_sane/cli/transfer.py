@@ -19,7 +19,7 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 def push(
     kind: Annotated[Literal["zoo", "model", "samples", "adapter"], typer.Argument(help="What the folder holds.")],
     folder: Annotated[Path, typer.Argument(help="Folder of the artefact; it is not changed.")],
-    repo_id: Annotated[str, typer.Argument(help="user/name on the Hub; made if missing.")],
+    repo_id: Annotated[str, typer.Argument(help="user/name or user/name@branch on the Hub; made if missing.")],
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Of a new repository; the account's default if left out.")
     ] = None,
@@ -31,19 +31,21 @@ def push(
 ) -> None:
     """Publish an artefact in one commit; after a broken connection, the same command goes on."""
     from hf_sane.hub.push import plan_push
+    from hf_sane.records.sources import parse_repo
 
-    upload = plan_push(kind, folder, repo_id, include_code=include_code)
+    place = parse_repo(repo_id, revision=revision)
+    upload = plan_push(kind, folder, place.repo_id, include_code=include_code)
     print_files(upload.files)
     for path in upload.deleted:
         typer.echo(f"removed: {path}")
     if dry_run:
-        typer.echo(f"nothing was sent; without --dry-run, this goes to {repo_id} ({upload.repo_type})")
+        typer.echo(f"nothing was sent; without --dry-run, this goes to {place} ({upload.repo_type})")
         return
-    typer.echo(upload.push(private=private, revision=revision))
+    typer.echo(upload.push(private=private, revision=place.revision))
 
 
 def pull(
-    repo_id: Annotated[str, typer.Argument(help="user/name on the Hub.")],
+    repo_id: Annotated[str, typer.Argument(help="user/name or user/name@revision on the Hub.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder that receives the files.")],
     kind: Annotated[
         Literal["auto", "model", "dataset"], typer.Option("--type", help="Of the repository; zoos are datasets.")
@@ -55,8 +57,10 @@ def pull(
 ) -> None:
     """Fetch a repository; after a broken connection, the same command goes on."""
     from hf_sane.hub import pull as puller
+    from hf_sane.records.sources import parse_repo
 
-    limit = parse_size(max_size)
+    limit, place = parse_size(max_size), parse_repo(repo_id, revision=revision)
+    repo_id, revision = place.repo_id, place.revision
     repo_type: Literal["model", "dataset"] | None = None if kind == "auto" else kind
     if repo_type is None:
         repo_type, revision = puller.find_repository(repo_id, revision=revision)

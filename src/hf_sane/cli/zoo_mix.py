@@ -15,7 +15,8 @@ def mix(
     zoos: Annotated[
         list[str],
         typer.Argument(
-            metavar="ZOO...", help="Zoos as NAME=SOURCE or NAME=SOURCE@CONFIG; SOURCE: folder or Hub dataset."
+            metavar="ZOO...",
+            help="Zoos as NAME=SOURCE or NAME=SOURCE@CONFIG; SOURCE: folder, Hub dataset, or dataset@revision.",
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the mixture; it may hold others under other names.")],
@@ -47,11 +48,14 @@ def mix(
 def parse_source(text: str) -> tuple[str, str, str | None]:
     """Name, folder or dataset id, and config name of `NAME=SOURCE[@CONFIG]`.
 
+    A folder that exists is one, `@` in its name or not; `owner/name@revision@config` names a revision too, where the config
+    may be empty.
+
     Raises:
         ValueError: If there is no name or no source.
     """
     label, equals, rest = text.partition("=")
-    source, _, config = rest.rpartition("@") if "@" in rest else (rest, "", "")
+    source, _, config = rest.rpartition("@") if "@" in rest and not Path(rest).exists() else (rest, "", "")
     if not label or not equals or not source:
         raise ValueError(f"expected NAME=SOURCE or NAME=SOURCE@CONFIG, got {text!r}")
     return label, source, config or None

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
 from hf_sane.records.documents import read_document
 from hf_sane.records.errors import reading
 from hf_sane.records.outputs import check_finished, output_folder
+from hf_sane.records.sources import hub_id
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -28,17 +27,6 @@ AGAIN = "save the adapter again"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER = "adapter"  # the job of manifests
-
-
-def hub_id(name: str | None) -> str | None:
-    """`name` if it is the id of a repository on the Hub; `None` for local paths, existing or not, and for nothing."""
-    if name is None or Path(name).exists():
-        return None
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name
 
 
 def require_hub_id(name: str | None) -> str:
@@ -235,7 +223,6 @@ __all__ = [
     "adapter_size",
     "adapter_tensors",
     "attach_lora",
-    "hub_id",
     "load_adapter",
     "match_modules",
     "quiet_peft",

@@ -12,6 +12,7 @@ from hf_sane.hub.publish import write_card, write_sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records.outputs import output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
+from hf_sane.records.sources import hub_id, pretrained_arguments
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 
@@ -105,9 +106,10 @@ def write_adapter_card(
 
 def write_pretraining_card(folder: Path, arguments: PretrainArguments, network_config: ZooConfig | None) -> Path:
     """Write README.md for what a pre-training run left in `folder`: a SANE autoencoder, or an adapter of one."""
-    datasets = [name for name in arguments.zoo if not Path(name).exists()]
+    datasets = [found for name in arguments.zoo if (found := hub_id(name)) is not None]
     if arguments.lora and arguments.pretrained is not None:
-        base_config = SANEConfig.from_pretrained(arguments.pretrained)
+        name, where = pretrained_arguments(arguments.pretrained)
+        base_config = SANEConfig.from_pretrained(name, **where)
         return write_adapter_card(
             folder, base_config, title="LoRA adapter of SANE", network_config=network_config, datasets=datasets
         )

@@ -22,6 +22,7 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records.outputs import add_file, check_finished, output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
+from hf_sane.records.sources import pretrained_arguments
 from hf_sane.sampling.export import NETWORK, PROVENANCE_FILE, Provenance, check_saved
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.loading import load_config
@@ -91,19 +92,20 @@ def load_sane(
     """Read an autoencoder, in evaluation mode, and its weight tokenizer.
 
     Args:
-        source: Folder or Hub repo id.
+        source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
         revision: Branch, tag or commit of a repo.
         dtype: Of the model; as it was saved if `None`.
 
     Raises:
+        FileNotFoundError: If there is neither such a folder nor such a repository.
         InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was written.
     """
-    check_finished(source)
-    options: dict[str, Any] = {} if revision is None else {"revision": revision}
+    name, options = pretrained_arguments(source, revision=revision)
+    check_finished(name)
     of_model = options if dtype is None else {**options, "dtype": dtype}
     with reading_pretrained(source, "a SANE autoencoder"):
-        model = SANEModel.from_pretrained(source, **of_model)
-    return model.eval(), SANEFeatureExtractor.from_pretrained(source, **options)
+        model = SANEModel.from_pretrained(name, **of_model)
+    return model.eval(), SANEFeatureExtractor.from_pretrained(name, **options)
 
 
 def write_sane_card(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -10,8 +9,8 @@ from huggingface_hub.hf_api import RepoFile as HubFile
 from huggingface_hub.utils import validate_repo_id
 
 from hf_sane.hub.transfer import PICKLES, RepoFile
+from hf_sane.records.sources import RepoType, parse_repo
 
-RepoType = Literal["model", "dataset"]
 MAX_BYTES = 20 * 2**30
 
 
@@ -114,7 +113,7 @@ def pull(
     """Fetch a repository into a folder. A broken download continues where it stopped.
 
     Args:
-        repo_id: `user/name`.
+        repo_id: `user/name` or `user/name@revision`.
         folder: Receives the files; those it has already are not fetched again.
         repo_type: `"model"` or `"dataset"`; whichever there is if `None`.
         revision: Branch, tag or commit; all files are of one commit.
@@ -130,7 +129,8 @@ def pull(
         RepositoryNotFoundError: If there is no such repository.
         ValueError: If it is too large, or names files outside its folder.
     """
-    api = api or HfApi()
+    api, place = api or HfApi(), parse_repo(repo_id, revision=revision)
+    repo_id, revision = place.repo_id, place.revision
     if repo_type is None:
         repo_type, revision = find_repository(repo_id, revision=revision, api=api)
     files, _ = plan_pull(repo_id, repo_type=repo_type, revision=revision, allow_pickle=allow_pickle, api=api)

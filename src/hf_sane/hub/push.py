@@ -8,11 +8,12 @@ from typing import Literal
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hub_id, read_adapter_config
+from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from hf_sane.hub.publish import code_files
 from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.hub.transfer import CARD, RepoFile, Upload, address_card, folder_files, require_files, with_texts
 from hf_sane.records.outputs import check_finished
+from hf_sane.records.sources import hub_id
 from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
 from hf_sane.zoo.cards import PLACEHOLDER, render_card
 from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME

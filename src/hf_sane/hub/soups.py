@@ -9,7 +9,6 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_sane.core.adapters import hub_id
 from hf_sane.hub.cards import card_metadata, describe_config, fill_template, network_code, preprocessing_note
 from hf_sane.hub.publish import save_model, write_card
 from hf_sane.hub.tables import fact_text, markdown_table
@@ -17,6 +16,7 @@ from hf_sane.merging.adapters import SOUP, AdapterSoup
 from hf_sane.merging.ingredients import CARRIED_FILES
 from hf_sane.records.outputs import output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
+from hf_sane.records.sources import hub_id, parse_repo
 
 SOUP_TAGS = ["model-soup", "merge", "weight-space-learning"]
 SETTINGS = ("r", "lora_alpha", "target_modules", "modules_to_save", "base_model_name_or_path")
@@ -133,7 +133,7 @@ def soup_card(
         if record.results.get(f"{split}_{metric}") is not None
     ]
     metadata = card_metadata(record, title, measured, SOUP_TAGS, datasets=(), license_id=license_id)
-    parents = [name.partition("@")[0] for name, row in rows.items() if row["weight"] and _is_repo_id(name)]
+    parents = [parse_repo(name).repo_id for name, row in rows.items() if row["weight"] and _is_repo_id(name)]
     base = None if adapter is None else adapter.get("base_model_name_or_path")
     metadata.base_model = ([base] if base and _is_repo_id(base) else list(dict.fromkeys(parents))) or None
     metadata["base_model_relation"] = ("merge" if adapter is None else "adapter") if metadata.base_model else None
@@ -163,7 +163,7 @@ def soup_card(
 
 def _is_repo_id(name: str) -> bool:
     """Whether an ingredient is named after a Hub repository (`owner/name`), not after a local folder."""
-    return "/" in name and hub_id(name.partition("@")[0]) is not None
+    return "/" in name and hub_id(name) is not None
 
 
 def _description(

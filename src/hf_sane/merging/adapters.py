@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hub_id, read_adapter_config
+from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from hf_sane.core.types import StateDict
 from hf_sane.merging.averaging import average_checkpoints, check_weights, to_dtype
 from hf_sane.merging.ingredients import Ingredient, check_compatible
 from hf_sane.records.outputs import output_folder
-from hf_sane.tokenization.adapters import Adapter, is_targeted, target_name
+from hf_sane.records.sources import hub_id, source_name
+from hf_sane.tokenization.adapters import Adapter, adapter_folder, is_targeted, target_name
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 
 SOUP = "soup"  # the job of manifests
@@ -79,14 +79,11 @@ def open_adapters(
         raise ValueError(f"a soup needs a list of at least two adapters, got {got}")
     if names is not None and len(names) != len(sources):
         raise ValueError(f"expected one name per adapter, {len(sources)}, got {len(names)}")
-    given = list(names or [Path(source).name if Path(source).exists() else str(source) for source in sources])
+    given = list(names or [source_name(source) for source in sources])
     unique = [f"{name}_{i}" if given.count(name) > 1 else name for i, name in enumerate(given)]
     adapters = []
     for source, name in zip(sources, unique, strict=True):
-        folder = Path(source)
-        if not folder.exists():
-            folder = Path(hf_hub_download(str(source), ADAPTER_CONFIG)).parent
-        config = read_adapter_config(folder)
+        config = read_adapter_config(adapter_folder(source))
         if base_model is not None:
             config |= {"base_model_name_or_path": base_model, "revision": None}
         adapters.append(Adapter(name, open_checkpoint(source), config))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_sane.core.types import StateDict
+from hf_sane.records.sources import HubRepo, parse_source, source_name
 from hf_sane.symmetry.matching import match_weights
 from hf_sane.symmetry.permutation import Permutation, PermutationSpec
 from hf_sane.tokenization.checkpoints import Source
@@ -215,8 +216,7 @@ def align_ingredients(
 def _default_name(source: Source, index: int) -> str:
     if isinstance(source, nn.Module | Mapping):
         return f"ingredient_{index}"
-    path = Path(source)
-    return path.name if path.exists() else str(source)
+    return source_name(source)
 
 
 def _open(source: Source, name: str) -> Ingredient:
@@ -225,15 +225,12 @@ def _open(source: Source, name: str) -> Ingredient:
         facts = json.loads(source.config.to_json_string(use_diff=False)) if isinstance(source, PreTrainedModel) else {}
         outlines = {key: tensor.detach().to("meta") for key, tensor in tensors.items()}
         return Ingredient(name, tensors, outlines, facts, {})
-    path, revision = Path(source), None
-    if not path.exists() and isinstance(source, str) and "@" in source:
-        source, _, revision = source.rpartition("@")
-    tensors = open_checkpoint(source, revision=revision)
-    if not path.exists():
-        files = _side_files(str(source), revision)
+    tensors, place = open_checkpoint(source), parse_source(source)
+    if isinstance(place, HubRepo):
+        files = _side_files(place)
         folder = files[CONFIG_FILE].parent if CONFIG_FILE in files else None
     else:
-        folder = path if path.is_dir() else path.parent
+        folder = place if place.is_dir() else place.parent
         files = {file: folder / file for file in (CONFIG_FILE, *VOCABULARY_FILES) if (folder / file).exists()}
     config = json.loads(files[CONFIG_FILE].read_text(encoding="utf-8")) if CONFIG_FILE in files else {}
     vocabulary = {file: _vocabulary(files[file]) for file in VOCABULARY_FILES if file in files}
@@ -244,11 +241,11 @@ def _open(source: Source, name: str) -> Ingredient:
     return Ingredient(name, tensors, outlines, config, vocabulary, folder)
 
 
-def _side_files(repo_id: str, revision: str | None) -> dict[str, Path]:
+def _side_files(repo: HubRepo) -> dict[str, Path]:
     """Configuration of a Hub repo and the files of its tokenizer and processor, downloaded."""
-    present = HfApi().list_repo_files(repo_id, revision=revision)
+    present = HfApi().list_repo_files(repo.repo_id, revision=repo.revision)
     return {
-        file: Path(hf_hub_download(repo_id, file, revision=revision))
+        file: Path(hf_hub_download(repo.repo_id, file, revision=repo.revision))
         for file in (CONFIG_FILE, *CARRIED_FILES)
         if file in present
     }

@@ -66,16 +66,31 @@ def parse_source(source: str | Path, *, revision: str | None = None) -> Path | H
     path = _as_path(text)
     if isinstance(source, Path) or _exists(path) or text.startswith((".", "~", "/")) or "\\" in text:
         return path
+    try:
+        found = parse_repo(text, revision=revision)
+    except HFValidationError:
+        return path
+    return path if found.repo_id.lower().endswith(FILE_SUFFIXES) else found
+
+
+def parse_repo(text: str, *, revision: str | None = None) -> HubRepo:
+    """What is a repository, and nothing else: where it can be pushed to, or pulled from.
+
+    Args:
+        text: `owner/name` or `owner/name@revision`.
+        revision: Branch, tag or commit, in place of `@revision`.
+
+    Raises:
+        HFValidationError: If it can be no id of a repository; a `ValueError`.
+        ValueError: For two revisions that differ, or none behind `@`.
+    """
     repo_id, at, named = text.partition("@")
+    validate_repo_id(repo_id)
     if at and not named:
         raise ValueError(f"expected a revision behind '@', got {text!r}; write owner/name@revision, or leave '@' out")
     if named and revision is not None and revision != named:
         raise ValueError(f"two revisions of one repository: {text} and {revision!r}; give one of them")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
-        return path
-    return path if repo_id.lower().endswith(FILE_SUFFIXES) else HubRepo(repo_id, named or revision)
+    return HubRepo(repo_id, named or revision)
 
 
 def find_source(
@@ -102,7 +117,7 @@ def find_source(
         if _exists(found):
             return found
         raise FileNotFoundError(
-            f"no such file or folder: {source} (tried {found.absolute()}); give an existing path, or a Hub repo id as owner/name"
+            f"no such file or folder: {source} (tried {found.absolute()}); give an existing path or a Hub repo id (owner/name)"
         )
     client = api or HfApi()
     tried = f"tried {Path(str(source)).absolute()} and {_address(client, found, repo_type)}"
@@ -136,6 +151,12 @@ def pretrained_arguments(source: str | Path, *, revision: str | None = None) -> 
     if isinstance(found, Path):
         return str(found), {}
     return found.repo_id, {} if found.revision is None else {"revision": found.revision}
+
+
+def source_name(source: str | Path) -> str:
+    """What to call a source: the last part of a path, or the repository."""
+    found = parse_source(source)
+    return str(found) if isinstance(found, HubRepo) else found.resolve().name
 
 
 def hub_id(name: str | Path | None) -> str | None:
@@ -181,5 +202,13 @@ def _address(client: HfApi, repo: HubRepo, repo_type: RepoType) -> str:
     return f"{client.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
 
 
-
-__all__ = ["HubRepo", "RepoType", "find_source", "hub_id", "parse_source", "pretrained_arguments"]
+__all__ = [
+    "HubRepo",
+    "RepoType",
+    "find_source",
+    "hub_id",
+    "parse_repo",
+    "parse_source",
+    "pretrained_arguments",
+    "source_name",
+]

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import Tensor
 
 from hf_sane.core.adapters import ADAPTER_CONFIG, read_adapter_config
+from hf_sane.records.sources import find_source
 from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 
@@ -323,6 +325,23 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
                 raise ValueError(f"{name}: {key} holds {expression!r}, which is no module name or pattern") from error
 
 
+def adapter_folder(source: str | Path) -> Path:
+    """Where the configuration of an adapter lies; that of a repository is downloaded. A loose file is its own folder.
+
+    Raises:
+        FileNotFoundError: If there is neither such a path nor such a repository, or the repository holds no adapter.
+    """
+    found = find_source(source)
+    if isinstance(found, Path):
+        return found
+    try:
+        return Path(hf_hub_download(found.repo_id, ADAPTER_CONFIG, revision=found.revision)).parent
+    except RemoteEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{found} holds no {ADAPTER_CONFIG}; expected an adapter in PEFT's format, or the path of a safetensors file"
+        ) from error
+
+
 def open_factors(source: str | Path, *, base: Source | None = None) -> dict[str, tuple[Tensor, Tensor]]:
     """Read what a LoRA adapter adds to its base: `s B A` per target module.
 
@@ -340,14 +359,11 @@ def open_factors(source: str | Path, *, base: Source | None = None) -> dict[str,
         `s B`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        HFValidationError, RepositoryNotFoundError: If there is no such folder or repo.
+        FileNotFoundError: If there is no such file, folder or repo, or it holds no adapter.
         ValueError: If it holds no factors, lacks one of a pair, factors do not fit each other or are not finite, a tensor is
             not understood, or the base is needed.
     """
-    folder = Path(source)
-    if not folder.exists() and folder.suffix != ".safetensors":
-        folder = Path(hf_hub_download(str(source), ADAPTER_CONFIG)).parent
+    folder = adapter_folder(source)
     if (folder / ADAPTER_CONFIG).is_file():
         adapter = Adapter(folder.name, open_checkpoint(source), read_adapter_config(folder))
         return _changes(adapter, None if base is None else open_checkpoint(base))

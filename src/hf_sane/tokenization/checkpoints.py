@@ -15,6 +15,7 @@ from hf_sane.core.types import StateDict
 from hf_sane.records.documents import read_document
 from hf_sane.records.errors import InvalidFileError, reading
 from hf_sane.records.outputs import check_finished
+from hf_sane.records.sources import find_source
 from hf_sane.tokenization.pickles import unpickle
 from hf_sane.tokenization.safetensors_header import read_header
 
@@ -36,8 +37,8 @@ def load_state_dict(source: Source, *, revision: str | None = None, max_bytes: i
     Args:
         source: A state dict or module (tensors are shared, not copied); a path to a `.safetensors` file, to a folder or
             index of shards, or to a pickle (`.pt`, `.pth`, `.th`, `.bin`, `.ckpt`), which is opened with
-            `weights_only=True` and may wrap the tensors in `{"state_dict": ...}`; or a Hub repo id, of which only
-            safetensors are downloaded. A prefix `module.` or `_orig_mod.` that *all* names carry (DataParallel,
+            `weights_only=True` and may wrap the tensors in `{"state_dict": ...}`; or a Hub repo id, `owner/name` or
+            `owner/name@revision`, of which only safetensors are downloaded. A prefix `module.` or `_orig_mod.` that *all* names carry (DataParallel,
             torch.compile) is taken off, whatever the source.
         revision: Branch, tag or commit of a Hub repo.
         max_bytes: Weights of a Hub repo that are larger are not downloaded.
@@ -70,17 +71,14 @@ def local_path(source: str | Path, *, revision: str | None = None, max_bytes: in
     """Where a checkpoint lies on this machine; a Hub repo is downloaded first, see [`download_checkpoint`].
 
     Raises:
-        FileNotFoundError: If `source` looks like a path and does not exist.
+        FileNotFoundError: If there is neither such a path nor such a repository.
         InvalidFileError: If it is a folder of ours that is unfinished, or lost or changed files since it was written.
     """
-    path = Path(source)
-    if path.exists():
-        check_finished(path)
-        return path
-    looks_like_path = isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "~", "/"))
-    if looks_like_path or path.suffix in (".safetensors", *PICKLE_SUFFIXES):
-        raise FileNotFoundError(f"no such file or folder: {source}; give an existing path or a Hub repo id")
-    return download_checkpoint(str(source), revision=revision, max_bytes=max_bytes)
+    found = find_source(source, revision=revision)
+    if isinstance(found, Path):
+        check_finished(found)
+        return found
+    return download_checkpoint(found.repo_id, revision=found.revision, max_bytes=max_bytes)
 
 
 def strip_prefixes(state_dict: Mapping[str, Value]) -> dict[str, Value]:

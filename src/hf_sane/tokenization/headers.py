@@ -7,6 +7,7 @@ from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE
 from huggingface_hub.errors import NotASafetensorsRepoError
 
 from hf_sane.core.types import StateDict
+from hf_sane.records.sources import find_source
 from hf_sane.tokenization.checkpoints import (
     PICKLE_SUFFIXES,
     find_weights,
@@ -34,12 +35,10 @@ def read_meta_state_dict(source: str | Path, *, revision: str | None = None) -> 
         FileNotFoundError: If a path, a shard, or safetensors in a folder are missing.
         InvalidFileError: If a header is damaged, names an unknown dtype, or a pickle holds more than weights.
     """
-    path = Path(source)
-    if path.exists():
-        return strip_prefixes(_read_path(path))
-    if isinstance(source, Path) or source.count("/") > 1 or path.suffix in (".safetensors", ".json", *PICKLE_SUFFIXES):
-        raise FileNotFoundError(f"no such file or folder: {source}; give an existing path or a Hub repo id")
-    return strip_prefixes(_read_repository(str(source), revision))
+    place = find_source(source, revision=revision)
+    if isinstance(place, Path):
+        return strip_prefixes(_read_path(place))
+    return strip_prefixes(_read_repository(place.repo_id, place.revision))
 
 
 def _read_repository(repo_id: str, revision: str | None) -> StateDict:

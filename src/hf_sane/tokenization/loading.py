@@ -12,20 +12,23 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_sane.records.outputs import check_finished
+from hf_sane.records.sources import pretrained_arguments
 
 
 def load_config(source: str | Path, **options: Any) -> PreTrainedConfig:
     """`AutoConfig.from_pretrained`, without the code of the repository.
 
     Args:
-        source: Folder or Hub repo id.
+        source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
         **options: Of `AutoConfig.from_pretrained`, such as `revision`.
 
     Raises:
+        FileNotFoundError: If there is neither such a folder nor such a repository.
         ValueError: If the configuration can be read only by running code that came with it.
     """
+    name, where = pretrained_arguments(source, revision=options.get("revision"))
     with _refusing_code(source):
-        return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **{**options, **where})
 
 
 def load_model(auto_class: Any, source: str | Path, **options: Any) -> Any:
@@ -33,16 +36,18 @@ def load_model(auto_class: Any, source: str | Path, **options: Any) -> Any:
 
     Args:
         auto_class: Such as `AutoModelForImageClassification`.
-        source: Folder or Hub repo id.
+        source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
         **options: Of `from_pretrained`, such as `revision` and `dtype`.
 
     Raises:
+        FileNotFoundError: If there is neither such a folder nor such a repository.
         ValueError: If the model can be loaded only by running code that came with it.
         InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
     """
-    check_finished(source)
+    name, where = pretrained_arguments(source, revision=options.get("revision"))
+    check_finished(name)
     with _refusing_code(source):
-        return auto_class.from_pretrained(source, trust_remote_code=False, **options)
+        return auto_class.from_pretrained(name, trust_remote_code=False, **{**options, **where})
 
 
 def initial_model(auto_class: Any, config: PreTrainedConfig, **options: Any) -> Any:

@@ -10,7 +10,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
 
-from hf_sane.core.adapters import hub_id, require_hub_id
+from hf_sane.core.adapters import require_hub_id
+from hf_sane.records.sources import hub_id
 from hf_sane.training.lora import LORA_TARGETS
 
 # What may differ between a run and its continuation.

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.sources import pretrained_arguments
 from hf_sane.tokenization.feature_extraction_sane import Normalization, SANEFeatureExtractor
 from hf_sane.tokenization.pretrained import reading_pretrained
 from hf_sane.training.arguments import PretrainArguments
@@ -106,10 +107,9 @@ def build_model(
     With `lora`, what comes back is a `PeftModel` around it, which passes on all its methods.
     """
     if arguments.pretrained is not None:
+        name, where = pretrained_arguments(arguments.pretrained)
         with reading_pretrained(arguments.pretrained, "a SANE autoencoder"):
-            model = SANEModel.from_pretrained(
-                arguments.pretrained, dtype=torch.float32, **arguments.model_settings
-            ).train()
+            model = SANEModel.from_pretrained(name, dtype=torch.float32, **where, **arguments.model_settings).train()
     else:
         model = SANEModel(SANEConfig(**{"token_dim": extractor.token_dim, **arguments.model_settings}))
     config = model.config

@@ -19,6 +19,7 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.adapters import adapter_size, save_adapter
 from hf_sane.records.files import write_atomically
 from hf_sane.records.run_record import RunRecord
+from hf_sane.records.sources import pretrained_arguments
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.behavior import BehaviorLoss
@@ -243,7 +244,8 @@ def prepare_run(
     data = TrainingData.load(arguments, zoos)
     splits = data.train
     if extractor is None and arguments.pretrained is not None:
-        extractor = SANEFeatureExtractor.from_pretrained(arguments.pretrained)
+        name, where = pretrained_arguments(arguments.pretrained)
+        extractor = SANEFeatureExtractor.from_pretrained(name, **where)
     by_kind = arguments.statistics_by_kind
     extractor = extractor or fit_extractor(splits, arguments.normalization, by_kind=by_kind)
     model = build_model(arguments, extractor, splits)

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
@@ -27,8 +27,9 @@ from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import StackedNetworks, with_settings
 from hf_sane.records.errors import InvalidFileError, reading
 from hf_sane.records.run_record import RunRecord
+from hf_sane.records.sources import HubRepo, find_source
 from hf_sane.zoo.alignment_record import Alignment
-from hf_sane.zoo.facts import DEFAULT_CONFIG, PER_RUN_SETTINGS, ZooFacts, data_folder, read_facts
+from hf_sane.zoo.facts import DEFAULT_CONFIG, PER_RUN_SETTINGS, ZooFacts, data_folder, fetch_facts, read_facts
 from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME
 from hf_sane.zoo.records import MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES, SPLITS, write_parquet
 from hf_sane.zoo.table import ZooTable
@@ -304,7 +305,7 @@ class Zoo:
         they are gone); for the Hub, or a folder that cannot be written to, to the cache of `datasets`.
 
         Args:
-            source: Folder, or repo id of a dataset.
+            source: Folder, or repo id of a dataset, `owner/name` or `owner/name@revision`.
             config: Which zoo, if the folder holds several.
             revision: Branch, tag or commit on the Hub.
             cache_dir: Where the Arrow files go instead.
@@ -315,18 +316,16 @@ class Zoo:
             ValueError: If `config` is unknown, or missing where there are several.
             InvalidFileError: If the zoo is not finished, or lost or changed files since it was.
         """
-        folder = Path(source)
-        is_local = folder.is_dir()
-        if not is_local:
-            folder = Path(hf_hub_download(str(source), FACTS_NAME, repo_type="dataset", revision=revision)).parent
+        place = find_source(source, revision=revision, repo_type="dataset")
+        folder = place if isinstance(place, Path) else fetch_facts(place)
         known = read_facts(folder)
         config = choose_config(config, list(known), str(source))
         commit = None
-        if not is_local:
+        if isinstance(place, HubRepo):
             commit = folder.name  # the cache keeps each commit in a folder of its name
             patterns = [f"{data_folder(Path(), config)}/*", FACTS_NAME]
             folder = Path(
-                snapshot_download(str(source), repo_type="dataset", revision=commit, allow_patterns=patterns)
+                snapshot_download(place.repo_id, repo_type="dataset", revision=commit, allow_patterns=patterns)
             )
         elif cache_dir is None and os.access(folder, os.W_OK):
             cache_dir = folder / CACHE_NAME

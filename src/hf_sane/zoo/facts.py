@@ -8,7 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError, StrictDataclassError
 from transformers import PreTrainedConfig
 
 from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig, ZooConfig
@@ -16,6 +17,7 @@ from hf_sane.core.layout import Layout
 from hf_sane.records.documents import Entry, read_document
 from hf_sane.records.errors import reading
 from hf_sane.records.files import write_atomically
+from hf_sane.records.sources import HubRepo
 
 FILE_NAME = "zoo.json"
 FORMAT_VERSION = 1
@@ -130,6 +132,20 @@ def save_facts(folder: Path, config: str, facts: ZooFacts) -> dict[str, Any]:
 def section_digest(section: Mapping[str, Any]) -> str:
     """SHA-256 of one configuration's section of `zoo.json`, whatever its order and spaces."""
     return sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()
+
+
+def fetch_facts(repo: HubRepo) -> Path:
+    """Download `zoo.json` of a dataset repository; the folder of its commit in the cache.
+
+    Raises:
+        FileNotFoundError: If the repository holds no zoo.
+    """
+    try:
+        return Path(hf_hub_download(repo.repo_id, FILE_NAME, repo_type="dataset", revision=repo.revision)).parent
+    except RemoteEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{repo} is no zoo: expected {FILE_NAME} in it; push one with hf-sane push zoo"
+        ) from error
 
 
 def read_facts(folder: Path) -> dict[str, ZooFacts]:

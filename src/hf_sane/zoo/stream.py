@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,16 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from hf_sane.records.outputs import MANIFEST
+from hf_sane.records.sources import find_source
 from hf_sane.zoo.alignment_record import FILE_NAME as ALIGNMENT_NAME
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.dataset import ZooSplit, choose_config
-from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME
-from hf_sane.zoo.facts import ZooFacts, data_folder, read_facts
+from hf_sane.zoo.facts import ZooFacts, data_folder, fetch_facts, read_facts
 from hf_sane.zoo.records import FEATURES
 from hf_sane.zoo.writing import check_stream, check_zoo
 
@@ -51,7 +50,7 @@ class ZooStream:
         """Read facts and alignment of a zoo.
 
         Args:
-            source: Folder, or repo id of a dataset.
+            source: Folder, or repo id of a dataset, `owner/name` or `owner/name@revision`.
             config: Which zoo, if there are several.
             revision: Branch, tag or commit on the Hub.
 
@@ -60,24 +59,21 @@ class ZooStream:
             ValueError: If `config` is unknown, or missing where there are several.
             InvalidFileError: If the zoo is not finished, or its alignment is missing or another one.
         """
-        folder = Path(source)
-        if folder.is_dir():
-            known = read_facts(folder)
-            config = choose_config(config, list(known), str(source))
-            check_zoo(folder, config)
-            return cls(str(source), config, known[config], Alignment.load(data_folder(folder, config)))
-        commit = HfApi().dataset_info(str(source), revision=revision).sha
-        download = partial(hf_hub_download, str(source), repo_type="dataset", revision=commit)
-        folder = Path(download(FACTS_NAME)).parent
+        place = find_source(source, revision=revision, repo_type="dataset")
+        folder = place if isinstance(place, Path) else fetch_facts(place)
         known = read_facts(folder)
         config = choose_config(config, list(known), str(source))
+        if isinstance(place, Path):
+            check_zoo(place, config)
+            return cls(str(place), config, known[config], Alignment.load(data_folder(place, config)))
+        commit = folder.name  # the cache keeps each commit in a folder of its name
         data = data_folder(Path(), config)
         small = (f"{data}/{name}" for name in (MANIFEST, ALIGNMENT_NAME))
         for name in small:
             with suppress(EntryNotFoundError):
-                download(name)
+                hf_hub_download(place.repo_id, name, repo_type="dataset", revision=commit)
         check_stream(folder, config)
-        return cls(str(source), config, known[config], Alignment.load(folder / data), commit)
+        return cls(place.repo_id, config, known[config], Alignment.load(folder / data), commit)
 
     def count(self, split: str) -> int:
         """Networks of a split, as the facts say.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from hf_sane.core.layout import BatchNormStorage, TokenLayout
+from hf_sane.records.sources import parse_source
 
 Grouping = Literal["repository", "base_model", "author"]
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -71,6 +72,10 @@ class ImportArguments:
             raise ValueError(
                 "nothing to import from: name repositories (repos), an author, filter or search on the Hub, or a folder"
             )
+        for text in self.repos:
+            if isinstance(place := parse_source(text), Path):
+                what = "is on this machine: give it as folder (--folder)" if place.exists() else "is missing"
+                raise ValueError(f"expected repositories on the Hub, owner/name, got the path {text!r}, which {what}")
         if self.folder is not None and not Path(self.folder).is_dir():
             raise ValueError(f"folder must be an existing folder, got {self.folder!r}")
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi
 
 from hf_sane.core.types import StateDict
+from hf_sane.records.sources import parse_repo
 from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, SAFETENSORS_NAMES
 from hf_sane.tokenization.headers import read_meta_state_dict
 from hf_sane.tokenization.safetensors_header import fetch_header
@@ -63,10 +64,10 @@ def find_sources(arguments: ImportArguments, api: HfApi) -> Iterator[Source]:
     """What to import from, in order: named repositories, those the Hub lists, the folder. No repository comes twice."""
     seen = set()
     for text in arguments.repos:
-        repo_id, _, revision = text.partition("@")
         if text not in seen:
             seen.add(text)
-            yield Source(text, partial(_open_remote, api, repo_id, revision or None))
+            repo = parse_repo(text)
+            yield Source(text, partial(_open_remote, api, repo.repo_id, repo.revision))
     if arguments.lists_models:
         listed = api.list_models(
             author=arguments.author,
