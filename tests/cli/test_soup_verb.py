@@ -292,6 +292,7 @@ def test_ingredients_that_do_not_fit_are_refused(folder, adapters, tmp_path, hf_
     assert "adapters share their base model: nothing to align" in with_adapters.stderr
 
 
-def test_folders_of_networks_are_opened(folder):
+def test_folders_of_networks_are_opened(folder, local_hub):
+    local_hub.storage.add_files("models", "someone/model", {"config.json": b"{}"})
     assert expand([str(folder), "someone/model"]) == [*map(str, sorted(folder.iterdir())), "someone/model"]
     assert expand([str(folder / "network_0")]) == [str(folder / "network_0")]

@@ -42,7 +42,7 @@ for revision in (None, "other"):
 try:
     embed("org/nothing")
 except OSError as error:
-    assert "Repository Not Found" in str(error), error
+    assert "no such repository on the Hub" in str(error), error
 else:
     raise AssertionError("a repository that does not exist was read")
 print("embedded")

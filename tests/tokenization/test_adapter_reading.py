@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
 
 from hf_sane.tokenization.adapters import open_factors
@@ -107,5 +106,8 @@ def test_adapters_on_the_hub(tmp_path, local_hub):
     api.upload_folder(repo_id="someone/adapter", folder_path=folder)
     first, second = open_factors("someone/adapter")["to_q"]
     assert torch.equal(second @ first, 4 * SECOND @ FIRST)
-    with pytest.raises(RepositoryNotFoundError):
+    with pytest.raises(FileNotFoundError, match="no such file or folder, and no such repository on the Hub"):
         open_factors("someone/nothing")
+    api.create_repo("someone/else")
+    with pytest.raises(FileNotFoundError, match="someone/else holds no adapter_config.json; expected an adapter"):
+        open_factors("someone/else")

@@ -84,8 +84,11 @@ def network_folders(paths: "list[Path]") -> "list[Path]":
     Raises:
         FileNotFoundError: If a folder neither is a network nor holds any.
     """
+    from hf_sane.records.sources import check_path
+
     found = []
     for path in paths:
+        check_path(path)
         inside = [path] if (path / "config.json").is_file() else [p.parent for p in path.glob("[!.]*/config.json")]
         inside.sort(key=lambda folder: (len(folder.name), folder.name))  # network_2 before network_10
         if not inside:

@@ -31,9 +31,10 @@ def push(
 ) -> None:
     """Publish an artefact in one commit; after a broken connection, the same command goes on."""
     from hf_sane.hub.push import plan_push
-    from hf_sane.records.sources import parse_repo
+    from hf_sane.records.sources import check_path, parse_repo
 
     place = parse_repo(repo_id, revision=revision)
+    check_path(folder)
     upload = plan_push(kind, folder, place.repo_id, include_code=include_code)
     print_files(upload.files)
     for path in upload.deleted:

@@ -23,12 +23,14 @@ def align(
     What can be reordered is traced from the configuration of imported networks (Transformers) and proven by running them;
     what cannot be proven stays, and is listed with the reason.
     """
+    from hf_sane.records.sources import check_path
     from hf_sane.symmetry.networks import permutation_spec
     from hf_sane.zoo.alignment import align_folder
     from hf_sane.zoo.dataset import choose_config
     from hf_sane.zoo.facts import read_facts
 
     hide_loading_bars()
+    check_path(zoo)
     config = choose_config(config, list(read_facts(zoo)), str(zoo))
     aligned = align_folder(zoo, config)
     alignment = aligned.alignment

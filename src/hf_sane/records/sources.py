@@ -114,11 +114,7 @@ def find_source(
     """
     found = parse_source(source, revision=revision)
     if isinstance(found, Path):
-        if _exists(found):
-            return found
-        raise FileNotFoundError(
-            f"no such file or folder: {source} (tried {found.absolute()}); give an existing path or a Hub repo id (owner/name)"
-        )
+        return check_path(found, remedy="give an existing path or a Hub repo id (owner/name)")
     client = api or HfApi()
     tried = f"tried {Path(str(source)).absolute()} and {_address(client, found, repo_type)}"
     try:
@@ -139,6 +135,17 @@ def find_source(
     except (HTTPError, OSError) as error:
         _explain_silence(error, found, repo_type, tried)
     return found
+
+
+def check_path(path: Path, *, remedy: str = "give an existing path") -> Path:
+    """A path that exists.
+
+    Raises:
+        FileNotFoundError: If it does not, with the whole path that was tried and what to do.
+    """
+    if not _exists(path):
+        raise FileNotFoundError(f"no such file or folder: {path} (tried {path.absolute()}); {remedy}")
+    return path
 
 
 def pretrained_arguments(source: str | Path, *, revision: str | None = None) -> tuple[str, dict[str, Any]]:
@@ -205,6 +212,7 @@ def _address(client: HfApi, repo: HubRepo, repo_type: RepoType) -> str:
 __all__ = [
     "HubRepo",
     "RepoType",
+    "check_path",
     "find_source",
     "hub_id",
     "parse_repo",
