@@ -18,6 +18,7 @@ from hf_sane.hub.publish import save_network, save_sane
 from hf_sane.hub.push import plan_push, push_generated
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.outputs import MANIFEST
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
@@ -154,7 +155,8 @@ def hub(tmp_path_factory, tiny_zoo):
             if seed == 1:
                 api.create_tag("org/sane", tag="v1")
         save_sane(folder / "sharded", new_model(3), extractor, record)
-        (folder / "sharded" / "model.safetensors").unlink()
+        for name in ("model.safetensors", MANIFEST):
+            (folder / "sharded" / name).unlink()
         new_model(3).save_pretrained(folder / "sharded", max_shard_size="8KB")
         assert len(list((folder / "sharded").glob("model-*.safetensors"))) > 2
         plan_push("model", folder / "sharded", "org/sharded", api=api).push(api)

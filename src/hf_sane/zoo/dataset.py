@@ -26,6 +26,7 @@ from hf_sane.core.layout import Layout
 from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import StackedNetworks, with_settings
 from hf_sane.records.errors import InvalidFileError, reading
+from hf_sane.records.outputs import MANIFEST
 from hf_sane.records.run_record import RunRecord
 from hf_sane.records.sources import HubRepo, find_source
 from hf_sane.zoo.alignment_record import Alignment
@@ -386,6 +387,7 @@ class Zoo:
                 folder_path=folder,
                 commit_message=f"Zoo {self.facts.name} ({config_name})",
                 delete_patterns=[f"{data_folder(Path(), config_name)}/*"],
+                ignore_patterns=[f"*{MANIFEST}"],
             )
         return str(commit.commit_url)
 
