@@ -8,8 +8,8 @@
 The settings are the fields of `hf_sane.training.arguments.PretrainArguments` (`--help` lists them); `--model` passes fields of
 `SANEConfig` on. Several processes: `accelerate launch --multi_gpu --num_processes 8 scripts/pretrain.py ...`; two on a CPU:
 `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 scripts/pretrain.py ...` (`accelerate launch --cpu --num_processes 2`
-silently runs one). `--streaming` reads zoos of any size, from the Hub too, without keeping them. An interrupted run that wrote
-checkpoints (`--checkpoint_every_steps`) continues with `--resume`. `--lora` trains an adapter of a pretrained SANE (docs/lora.md).
+silently runs one). `--streaming` reads zoos of any size, from the Hub too, without keeping them. An interrupted run
+continues with `--resume` from its newest checkpoint (`--checkpoint_every_minutes`). `--lora` trains an adapter of a pretrained SANE (docs/lora.md).
 
 Time and memory: a zoo of 1,000 small networks (52 tokens of 73 scalars), hidden size 128, 3 + 3 layers, 50 epochs takes
 about 10 minutes and 1.5 GB on 2 CPU cores. The result, `OUTPUT_DIR/model`, loads with `SANEModel.from_pretrained`.
@@ -27,9 +27,8 @@ def main(argv: Sequence[str] | None = None) -> PretrainResult:
     """Parse, train, describe, report."""
     tune_allocator()
     arguments = parse_arguments(argv)
-    result = pretrain(arguments)
+    result = pretrain(arguments, describe=write_pretraining_card)
     if result.is_main_process:
-        write_pretraining_card(result.folder, arguments, result.network_config)
         print(
             f"{result.folder}: reconstruction R2 {result.reconstruction_r2:.4f} on validation networks, loss "
             f"{result.loss:.4f} after {result.steps} steps and {result.seconds:.0f} s on {result.num_processes} process(es)"

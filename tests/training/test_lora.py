@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from hf_sane.core.adapters import adapter_size, load_adapter, read_adapter_config, save_adapter
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.outputs import MANIFEST
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments, parse_arguments
@@ -132,7 +133,7 @@ def test_names_that_mean_nothing():
 def test_a_run_leaves_an_adapter_that_reconstructs_better(tmp_path, tiny_zoo, sane_folder):
     arguments = settings(tmp_path / "run", sane_folder, max_steps=40, views=["permuted"], noise=0.0, lora_rank=4)
     _, result = train(arguments, tiny_zoo)
-    expected = {"adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json", "run.json"}
+    expected = {"adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json", "run.json", MANIFEST}
     assert {path.name for path in result.folder.iterdir()} == expected
     config = read_adapter_config(result.folder)
     assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == ("org/sane", 4, 8.0)

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks.images import load_images
+from hf_sane.records.outputs import MANIFEST
 from hf_sane.zoo.building.arguments import ZooArguments
 from hf_sane.zoo.building.build import build_zoo
 
@@ -39,7 +40,7 @@ def test_main_trains_and_writes_a_card(flags, tmp_path, capsys):
     AcceleratorState._reset_state(reset_partial_state=True)
     assert result.steps == 4
     assert "after 4 steps" in capsys.readouterr().out
-    expected = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "run.json"}
+    expected = {MANIFEST, "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "run.json"}
     assert {path.name for path in result.folder.iterdir()} == expected
     assert "SANEModel.from_pretrained" in (result.folder / "README.md").read_text()
 
@@ -50,7 +51,7 @@ def test_torchrun_trains_on_two_processes(flags, tmp_path):
     log = tmp_path / "log.txt"
     with log.open("w") as output:
         launched = subprocess.Popen(
-            [*command, str(SCRIPT), *flags, "--output_dir", str(tmp_path), "--log_with", "none"],
+            [*command, str(SCRIPT), *flags, "--output_dir", str(tmp_path / "run"), "--log_with", "none"],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -62,4 +63,4 @@ def test_torchrun_trains_on_two_processes(flags, tmp_path):
             code = launched.wait()
     assert code == 0, log.read_text()
     assert log.read_text().count("on 2 process(es)") == 1
-    assert SANEModel.from_pretrained(tmp_path / "model").config.window_size == 8
+    assert SANEModel.from_pretrained(tmp_path / "run" / "model").config.window_size == 8

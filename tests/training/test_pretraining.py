@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 from hf_sane.models.losses_sane import masked_reconstruction_loss
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks.images import load_images
+from hf_sane.records.errors import InvalidFileError
+from hf_sane.records.locks import folder_lock
+from hf_sane.records.outputs import MANIFEST, UNFINISHED, check_finished
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
@@ -24,7 +27,7 @@ from hf_sane.training.evaluation import (
     reconstruction_sums,
 )
 from hf_sane.training.preparation import build_model, fit_extractor, one_cycle, sample_tokens
-from hf_sane.training.pretraining import pretrain
+from hf_sane.training.pretraining import Run, pretrain
 from hf_sane.zoo.building.arguments import ZooArguments
 from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
@@ -101,7 +104,8 @@ def test_it_learns_and_leaves_a_loadable_folder(tmp_path, zoo_folder):
     assert record.results["steps"] == result.steps
     assert record.data["train_models"] == [28]
     assert record.arguments["noise"] == 0.05
-    assert not list(Path(result.folder.parent).glob("*.partial"))
+    check_finished(result.folder)
+    assert {path.name for path in result.folder.parent.iterdir()} == {"arguments.json", "model"}
 
 
 def test_same_arguments_same_weights_and_another_seed_others(tmp_path, zoo):
@@ -133,7 +137,8 @@ def test_resuming_without_the_noise_state_would_differ(tmp_path, zoo):
     whole, _ = train(settings(tmp_path / "whole", checkpoint_every_steps=3), zoo)
     train(settings(tmp_path / "cut", checkpoint_every_steps=3), zoo, stop_after=4)
     (checkpoint,) = (tmp_path / "cut" / "checkpoints").iterdir()
-    (checkpoint / "random_states_0.pkl").unlink()
+    for name in ("random_states_0.pkl", MANIFEST):
+        (checkpoint / name).unlink()
     after, _ = train(settings(tmp_path / "cut", checkpoint_every_steps=3, resume=True), zoo)
     assert len(after) == 5
     assert after != whole[3:]
@@ -248,12 +253,91 @@ def test_continuing_from_a_trained_model(tmp_path, zoo):
     assert extractors[0].to_dict() == extractors[1].to_dict()
 
 
+REMEDY = r"continue it with --resume \(in Python: resume=True\), or choose another output folder"
+
+
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, zoo):
-    train(settings(tmp_path), zoo)
-    with pytest.raises(FileExistsError, match="already holds a run; continue it with resume=True"):
-        train(settings(tmp_path), zoo)
+    train(settings(tmp_path / "done"), zoo)
+    with pytest.raises(FileExistsError, match=f"already holds a finished run; {REMEDY}"):
+        train(settings(tmp_path / "done"), zoo)
     with pytest.raises(ValueError, match=r"other settings of noise: expected \[0.1\], got \[0.2\]"):
-        train(settings(tmp_path, resume=True, noise=0.2), zoo)
+        train(settings(tmp_path / "done", resume=True, noise=0.2), zoo)
+    train(settings(tmp_path / "cut", checkpoint_every_steps=2), zoo, stop_after=5)
+    message = f"already holds an interrupted run with the checkpoint step-00000004; {REMEDY}"
+    with pytest.raises(FileExistsError, match=message):
+        train(settings(tmp_path / "cut", checkpoint_every_steps=2), zoo)
+
+
+def test_files_of_somebody_are_refused_before_the_zoo_is_read(tmp_path):
+    for name in ("README.md", "model/README.md"):
+        path = tmp_path / name.replace("/", "-") / name
+        path.parent.mkdir(parents=True)
+        path.write_text("theirs")
+        with pytest.raises(FileExistsError, match="not ours to replace"):
+            pretrain(settings(tmp_path / name.replace("/", "-"), zoo=[str(tmp_path / "nope")], resume=True))
+        assert path.read_text() == "theirs"
+        path.unlink()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_failed_start_leaves_nothing(tmp_path, zoo):
+    with pytest.raises((OSError, ValueError)):
+        pretrain(settings(tmp_path / "run", zoo=[str(tmp_path / "nope")]))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="the model takes 17"):
+        train(settings(tmp_path / "run", model={**TINY_MODEL, "token_dim": 17}), zoo)
+    assert not list(tmp_path.iterdir())
+    losses, _ = train(settings(tmp_path / "run"), zoo)
+    assert len(losses) == 8
+
+
+def test_an_interruption_before_the_first_checkpoint_locks_nothing(tmp_path, zoo):
+    whole, _ = train(settings(tmp_path / "whole", noise=0.2), zoo)
+    train(settings(tmp_path / "run", log_with="tensorboard"), zoo, stop_after=2)
+    assert (tmp_path / "run" / UNFINISHED).is_file()
+    losses, _ = train(settings(tmp_path / "run", noise=0.2), zoo)
+    assert losses == whole
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"arguments.json", "model"}
+
+
+def test_checkpoints_come_by_time_unless_steps_are_asked_for_and_go_in_the_end(tmp_path, zoo):
+    changes = {"checkpoint_every_minutes": 1e-9}
+    whole, finished = train(settings(tmp_path / "whole", checkpoint_every_minutes=0.0), zoo)
+    for steps, kept in ((0, False), (4, True)):
+        folder = tmp_path / f"cut-{steps}"
+        before, _ = train(settings(folder, checkpoint_every_steps=steps, **changes), zoo, stop_after=6)
+        checkpoints = [path.name for path in (folder / "checkpoints").iterdir()]
+        newest = int(max(checkpoints)[5:])
+        assert steps == 0 or checkpoints == ["step-00000004"]
+        after, resumed = train(settings(folder, checkpoint_every_steps=steps, resume=True, **changes), zoo)
+        assert before[:newest] + after == whole
+        assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(finished).items())
+        assert (folder / "checkpoints").exists() == kept
+
+
+def test_a_damaged_checkpoint_is_not_continued_from(tmp_path, zoo):
+    train(settings(tmp_path, checkpoint_every_steps=3), zoo, stop_after=5)
+    path = next(tmp_path.rglob("model.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InvalidFileError, match="model.safetensors: expected the content that .* lists"):
+        train(settings(tmp_path, checkpoint_every_steps=3, resume=True), zoo)
+
+
+def test_an_edited_card_of_a_finished_run_stays(tmp_path, zoo):
+    _, first = train(settings(tmp_path / "run"), zoo)
+    (first.folder / "README.md").write_text("mine")
+    _, again = train(settings(tmp_path / "run", resume=True), zoo)
+    assert (again.reconstruction_r2, again.steps) == (first.reconstruction_r2, 8)
+    assert (first.folder / "README.md").read_text() == "mine"
+
+
+def test_two_runs_do_not_write_one_folder(tmp_path, zoo):
+    with folder_lock(tmp_path / "run"), pytest.raises(OSError, match="run is being written by process"):
+        train(settings(tmp_path / "run"), zoo)
+    train(settings(tmp_path / "run"), zoo)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_loss_that_explodes_stops_the_run(tmp_path, zoo):
@@ -261,6 +345,32 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path, zoo):
         FloatingPointError, match=r"expected a finite loss, got (nan|inf) at step \d+; lower learning_rate"
     ):
         train(settings(tmp_path, learning_rate=1e30, max_grad_norm=0.0, max_steps=20, log_every_steps=1), zoo)
+
+
+def test_what_is_not_finite_never_takes_the_place_of_a_good_checkpoint(tmp_path, zoo, monkeypatch):
+    changes = {"checkpoint_every_steps": 3, "log_every_steps": 1000, "max_steps": 20}
+    wild = {**changes, "learning_rate": 1e30, "max_grad_norm": 0.0}
+    with pytest.raises(FloatingPointError, match=r"expected (a finite loss|finite weights), got .* at step 3;"):
+        train(settings(tmp_path / "wild", **wild), zoo)
+    assert not (tmp_path / "wild" / "checkpoints").exists()
+    train(settings(tmp_path / "good", **changes), zoo, stop_after=8)
+    kept = {path: path.read_bytes() for path in (tmp_path / "good" / "checkpoints").rglob("*") if path.is_file()}
+    step = Run.train_step
+
+    def explode(run):
+        loss = step(run)
+        with torch.no_grad():
+            next(iter(run.model.parameters())).view(-1)[0] = math.nan
+        return loss
+
+    monkeypatch.setattr(Run, "train_step", explode)
+    with pytest.raises(FloatingPointError, match="expected (a finite loss|finite weights), got"):
+        train(settings(tmp_path / "good", resume=True, **changes), zoo)
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert len({path.parent for path in kept}) == 2
+    with pytest.raises(FloatingPointError, match="expected (a finite loss|finite weights), got .* at step 1;"):
+        train(settings(tmp_path / "end", max_steps=1), zoo)
+    assert not (tmp_path / "end" / "model").exists()
 
 
 def test_zoos_that_do_not_fit_are_refused(tmp_path, zoo, zoo_folder):

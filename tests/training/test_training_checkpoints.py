@@ -1,9 +1,13 @@
-"""Folders are swapped whole, and old checkpoints go."""
+"""Checkpoints are whole or absent, old ones go, and none that is not finite takes the place of a good one."""
 
 import pytest
+import torch
 from accelerate import Accelerator
 
-from hf_sane.training.checkpoints import PARTIAL, list_checkpoints, replace_folder, save_checkpoint
+from hf_sane.records.errors import InvalidFileError
+from hf_sane.records.files import PARTIAL
+from hf_sane.records.outputs import check_finished
+from hf_sane.training.checkpoints import clear_unfinished, is_finite, list_checkpoints, save_checkpoint
 
 
 def folder_with(path, content):
@@ -12,29 +16,49 @@ def folder_with(path, content):
     return path
 
 
-@pytest.mark.parametrize("exists", [False, True])
-def test_a_finished_folder_takes_the_place_of_the_old_one(tmp_path, exists):
-    final = tmp_path / "model"
-    if exists:
-        folder_with(final, "old")
-        folder_with(tmp_path / "model.retired", "left by a crash")
-    replace_folder(folder_with(tmp_path / "model.partial", "new"), final)
-    assert (final / "file").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
 def test_checkpoints_are_listed_by_step_and_unfinished_ones_are_not(tmp_path):
-    for name in ("step-00000100", "step-00000020", f"step-00000200{PARTIAL}", "other"):
+    for name in ("step-00000100", "step-00000020", f".step-00000200{PARTIAL}", "other", "step-100000000"):
         folder_with(tmp_path / name, name)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000020", "step-00000100"]
+    names = ["step-00000020", "step-00000100", "step-100000000"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == names
     assert list_checkpoints(tmp_path / "missing") == []
+    clear_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "other"])
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path):
     accelerator = Accelerator(cpu=True)
-    folder_with(tmp_path / f"step-00000003{PARTIAL}", "left by a crash")
+    folder_with(tmp_path / f".step-00000003{PARTIAL}", "left by a crash")
     for step in (1, 2, 3, 30):
         saved = save_checkpoint(accelerator, tmp_path, step, keep=2)
         assert saved.is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000030"]
     assert not (tmp_path / "step-00000003" / "file").exists()
+
+
+def test_a_checkpoint_knows_its_files(tmp_path):
+    saved = save_checkpoint(Accelerator(cpu=True), tmp_path, 1, keep=2)
+    check_finished(saved)
+    (saved / "random_states_0.pkl").unlink()
+    with pytest.raises(InvalidFileError, match="random_states_0.pkl: expected .* bytes, got no such file"):
+        check_finished(saved)
+
+
+@pytest.mark.parametrize("where", ["nothing", "parameter", "buffer", "optimizer"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_found_wherever_they_are(where, value):
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(torch.nn.BatchNorm1d(3), None)[0], None
+    optimizer = accelerator.prepare(torch.optim.AdamW(model.parameters()))
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    assert is_finite(accelerator)
+    with torch.no_grad():
+        places = {
+            "parameter": model.weight,
+            "buffer": model.running_mean,
+            "optimizer": optimizer.state[model.bias]["exp_avg_sq"],
+        }
+        if where in places:
+            places[where][1] = value
+    assert is_finite(accelerator) == (where == "nothing")

@@ -19,6 +19,7 @@ RESUMABLE = (
     "output_dir",
     "resume",
     "checkpoint_every_steps",
+    "checkpoint_every_minutes",
     "keep_checkpoints",
     "log_every_steps",
     "progress_bar",
@@ -147,7 +148,14 @@ class PretrainArguments:
     )
     eval_models: int = _field("Validation models per evaluation, evenly spaced.", default=200)
     halo_size: int = _field("Context tokens on each side of a window in evaluation.", default=0)
-    checkpoint_every_steps: int = _field("Optimizer steps between checkpoints; 0: none.", default=0)
+    checkpoint_every_minutes: float = _field(
+        "Minutes between checkpoints, more where saving them would take over 5 % of the time; they go when the run is "
+        "finished. 0: none.",
+        default=1.0,
+    )
+    checkpoint_every_steps: int = _field(
+        "Optimizer steps between checkpoints, in place of minutes; the last ones stay. 0: minutes count.", default=0
+    )
     keep_checkpoints: int = _field("Newest checkpoints that are kept.", default=2)
     resume: bool = _field("Continue from the newest checkpoint of output_dir, if there is one.", default=False)
     log_every_steps: int = _field("Optimizer steps between logged losses.", default=10)
@@ -185,7 +193,7 @@ class PretrainArguments:
 
     def validate_ranges(self) -> None:
         """Rates and shares lie where they have a meaning."""
-        for name in ("noise", "weight_decay", "max_grad_norm", "supervised_weight"):
+        for name in ("noise", "weight_decay", "max_grad_norm", "supervised_weight", "checkpoint_every_minutes"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("learning_rate", "lora_alpha"):

@@ -1,11 +1,10 @@
 """The pre-training loop: random windows of a zoo, two views, one optimizer, Accelerate around it."""
 
-import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,21 +16,24 @@ from tqdm import tqdm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.adapters import adapter_size, save_adapter
-from hf_sane.records.files import write_atomically
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records.cadence import Cadence
+from hf_sane.records.outputs import check_finished, output_folder
+from hf_sane.records.run_record import RECORD, RunRecord
 from hf_sane.records.sources import pretrained_arguments
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.behavior import BehaviorLoss
-from hf_sane.training.checkpoints import PARTIAL, list_checkpoints, replace_folder, save_checkpoint
+from hf_sane.training.checkpoints import is_finite, list_checkpoints, save_checkpoint
 from hf_sane.training.data import Batches, TrainingData
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
 from hf_sane.training.preparation import build_model, check_fits, fit_extractor, one_cycle
+from hf_sane.training.run_folder import JOB, RunFolder, open_run_folder
 from hf_sane.training.supervision import SupervisedLoss
 from hf_sane.zoo.dataset import Zoo
 
-RECORD_NAME = "run.json"  # beside the model
+MODEL = "model"  # the folder of the result, in that of the run
 StepCallback = Callable[[int, float], None]
+Describe = Callable[[Path, PretrainArguments, ZooConfig | None], object]
 
 
 @dataclass
@@ -93,6 +95,17 @@ class Run:
     steps_per_epoch: int
     progress: Progress
 
+    def start(self, folder: RunFolder) -> None:
+        """Set the random states and open the logs; go on from the newest checkpoint if there is one."""
+        accelerator = self.accelerator
+        # Latent noise and dropout differ between processes.
+        set_seed(self.arguments.seed, device_specific=True)
+        if self.arguments.resume and (checkpoints := list_checkpoints(folder.checkpoints)):
+            check_finished(checkpoints[-1])
+            accelerator.load_state(str(checkpoints[-1]))
+        settings = {k: v for k, v in self.arguments.to_dict().items() if isinstance(v, int | float | str | bool)}
+        accelerator.init_trackers("pretraining", config=settings)
+
     def train_step(self) -> Tensor:
         """One optimizer step over `gradient_accumulation_steps` batches; returns its mean loss `[]`, detached.
 
@@ -137,23 +150,63 @@ class Run:
         total = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
         return r2_from_sums(total)
 
-    def save(self, folder: Path, record: RunRecord) -> None:
-        """Write model (or its adapter), extractor and run record, and swap the finished folder in."""
+    def save(self, folder: Path, record: RunRecord, describe: Describe | None) -> None:
+        """Write model (or its adapter), extractor, run record and card, and swap the finished folder in."""
         accelerator = self.accelerator
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            partial = folder.with_name(folder.name + PARTIAL)
-            shutil.rmtree(partial, ignore_errors=True)
-            model = accelerator.unwrap_model(self.model)
-            state_dict = accelerator.get_state_dict(self.model)
-            if self.arguments.lora:
-                save_adapter(model, partial, base_model=self.arguments.base_model, state_dict=state_dict)
-            else:
-                model.save_pretrained(partial, state_dict=state_dict)
-            self.extractor.save_pretrained(partial)
-            record.save(partial / RECORD_NAME)
-            replace_folder(partial, folder)
+            with output_folder(folder, JOB, replace=True) as partial:
+                model = accelerator.unwrap_model(self.model)
+                state_dict = accelerator.get_state_dict(self.model)
+                if self.arguments.lora:
+                    save_adapter(model, partial, base_model=self.arguments.base_model, state_dict=state_dict)
+                else:
+                    model.save_pretrained(partial, state_dict=state_dict)
+                self.extractor.save_pretrained(partial)
+                record.save(partial / RECORD)
+                if describe is not None:
+                    describe(partial, self.arguments, self.data.network_config)
         accelerator.wait_for_everyone()
+
+    def require_finite(self, loss: Tensor) -> None:
+        """Refuse to go on, or to save, with numbers that are none.
+
+        Raises:
+            FloatingPointError: If the loss, a parameter or the state of the optimizer is not finite.
+        """
+        step, value = self.progress.step, self.accelerator.reduce(loss, "mean").item()
+        expected, got = "a finite loss", str(value)
+        if math.isfinite(value):
+            if is_finite(self.accelerator):
+                return
+            expected, got = "finite weights", "NaN or infinity among them"
+        raise FloatingPointError(
+            f"expected {expected}, got {got} at step {step}; lower learning_rate, keep max_grad_norm at 1, or look "
+            "for exploded networks in the zoo"
+        )
+
+
+class _Checkpoints:
+    """When a run saves where it stands: after so many steps, or after some time."""
+
+    def __init__(self, arguments: PretrainArguments, folder: RunFolder, accelerator: Accelerator) -> None:
+        self.arguments, self.folder, self.accelerator = arguments, folder, accelerator
+        by_time = arguments.checkpoint_every_steps == 0
+        self._cadence = Cadence(60 * arguments.checkpoint_every_minutes if by_time else 0)
+
+    def is_due(self, step: int, *, last: bool) -> bool:
+        """Whether to save after a step; all processes get the same answer."""
+        if every := self.arguments.checkpoint_every_steps:
+            return step % every == 0 or last
+        if last or (step % self.arguments.log_every_steps and self.accelerator.num_processes > 1):
+            return False
+        due = torch.tensor(float(self._cadence.is_due()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(due, "sum").item())
+
+    def save(self, step: int) -> None:
+        """Save; every process must call it."""
+        with self._cadence.saving():
+            save_checkpoint(self.accelerator, self.folder.checkpoints, step, keep=self.arguments.keep_checkpoints)
 
 
 def pretrain(
@@ -162,12 +215,14 @@ def pretrain(
     zoos: Sequence[Zoo] | None = None,
     extractor: SANEFeatureExtractor | None = None,
     on_step: StepCallback | None = None,
+    describe: Describe | None = None,
 ) -> PretrainResult:
     """Pre-train a SANE autoencoder on one or several zoos.
 
     Masked reconstruction of two views plus NT-Xent between them (arXiv:2406.09997, sections 3 and 4), AdamW with
     OneCycleLR. Runs on whatever `accelerate launch` was told: one process or many, CPU or GPU. Sets the global random
-    seeds. An interrupted run with checkpoints continues with `resume`, to the same losses and weights, bit by bit.
+    seeds. An interrupted run continues from its newest checkpoint with `resume`, to the same losses and weights, bit by bit;
+    with `resume`, a run that is finished gives what it found.
 
     Args:
         arguments: All settings.
@@ -176,6 +231,8 @@ def pretrain(
             splits.
         on_step: Called with (optimizer steps done, loss of the step) after every step. Reading the loss makes an
             accelerator wait, so this is for tests and notebooks.
+        describe: Called with the folder of the model before it is finished, the arguments and the architecture of a
+            training network, to add a card; see `hf_sane.hub.adapters.write_pretraining_card`.
 
     Returns:
         [`PretrainResult`]; on disk, `output_dir` holds model/, checkpoints/, logs/ and arguments.json.
@@ -183,12 +240,44 @@ def pretrain(
     Raises:
         ValueError: If the zoos hold no training model, do not fit each other or the model, or a checkpoint was written
             with other settings.
-        FileExistsError: If `output_dir` holds a run and `resume` was not asked for.
-        FloatingPointError: If the loss is no longer finite.
+        FileExistsError: If `output_dir` holds something else, or a run and `resume` was not asked for.
+        FolderInUseError: If another run writes `output_dir`.
+        InvalidFileError: If the newest checkpoint lost or changed files.
+        FloatingPointError: If loss or weights are no longer finite. They never take the place of a good checkpoint.
     """
     record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict())
-    run = prepare_run(arguments, zoos, extractor)
-    accelerator, progress = run.accelerator, run.progress
+    accelerator = make_accelerator(arguments)
+    with open_run_folder(arguments, accelerator) as folder:
+        if folder.is_finished:
+            folder.finish(keep_checkpoints=arguments.checkpoint_every_steps > 0)
+            return _read_result(folder, TrainingData.load(arguments, zoos).network_config, accelerator)
+        run = prepare_run(arguments, zoos, extractor, accelerator)
+        if accelerator.is_main_process:
+            folder.begin(arguments)
+        accelerator.wait_for_everyone()
+        run.start(folder)
+        results = _train(run, _Checkpoints(arguments, folder, accelerator), on_step)
+        record.finish(results, data={**run.data.describe(arguments), "steps_per_epoch": run.steps_per_epoch})
+        run.save(folder.model, record, describe)
+        if accelerator.is_main_process:
+            folder.finish(keep_checkpoints=arguments.checkpoint_every_steps > 0)
+    is_main_process = accelerator.is_main_process
+    accelerator.end_training()
+    return PretrainResult(
+        folder=Path(arguments.output_dir) / MODEL,
+        reconstruction_r2=results["reconstruction_r2"],
+        loss=results["loss"],
+        steps=results["steps"],
+        seconds=record.seconds or 0.0,
+        num_processes=results["num_processes"],
+        is_main_process=is_main_process,
+        network_config=run.data.network_config,
+    )
+
+
+def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) -> dict[str, Any]:
+    """All steps that are left; gives the results of the run."""
+    arguments, accelerator, progress = run.arguments, run.accelerator, run.progress
     bar = tqdm(
         total=run.num_steps,
         initial=progress.step,
@@ -202,6 +291,9 @@ def pretrain(
         step, last = progress.step, progress.step == run.num_steps
         if on_step is not None:
             on_step(step, accelerator.reduce(loss, "mean").item())
+        is_due = checkpoints.is_due(step, last=last)
+        if is_due or last:
+            run.require_finite(loss)
         if step % arguments.log_every_steps == 0 or last:
             values = {"loss": _finite(accelerator.reduce(loss, "mean").item(), step)}
             values["learning_rate"] = run.optimizer.param_groups[0]["lr"]
@@ -212,34 +304,39 @@ def pretrain(
         if last or (every > 0 and step % every == 0):
             r2 = run.evaluate()
             accelerator.log({"reconstruction_r2": r2}, step=step)
-        if arguments.checkpoint_every_steps > 0 and (step % arguments.checkpoint_every_steps == 0 or last):
-            save_checkpoint(accelerator, _checkpoints(arguments), step, keep=arguments.keep_checkpoints)
+        if is_due:
+            checkpoints.save(step)
     bar.close()
     if math.isnan(r2):  # resumed at its last step
         r2 = run.evaluate()
-    folder = Path(arguments.output_dir) / "model"
     results = {"reconstruction_r2": r2, "loss": accelerator.reduce(loss, "mean").item(), "steps": progress.step}
     results["num_processes"] = accelerator.num_processes
     size = {"adapter": adapter_size(accelerator.unwrap_model(run.model))} if arguments.lora else {}
-    record.finish(results | size, data={**run.data.describe(arguments), "steps_per_epoch": run.steps_per_epoch})
-    run.save(folder, record)
-    is_main_process = accelerator.is_main_process
-    accelerator.end_training()
+    return results | size
+
+
+def _read_result(folder: RunFolder, network_config: ZooConfig | None, accelerator: Accelerator) -> PretrainResult:
+    """What a finished run found."""
+    record = RunRecord.load(folder.model / RECORD)
     return PretrainResult(
-        folder=folder,
-        seconds=record.seconds or 0.0,
-        is_main_process=is_main_process,
-        network_config=run.data.network_config,
-        **results,
+        folder=folder.model,
+        reconstruction_r2=float(record.results["reconstruction_r2"]),
+        loss=math.nan,
+        steps=int(record.results["steps"]),
+        seconds=0.0,
+        num_processes=int(record.results["num_processes"]),
+        is_main_process=accelerator.is_main_process,
+        network_config=network_config,
     )
 
 
 def prepare_run(
-    arguments: PretrainArguments, zoos: Sequence[Zoo] | None, extractor: SANEFeatureExtractor | None
+    arguments: PretrainArguments,
+    zoos: Sequence[Zoo] | None,
+    extractor: SANEFeatureExtractor | None,
+    accelerator: Accelerator,
 ) -> Run:
-    """Everything before the first step: data, model, optimizer, `Accelerator.prepare`, and the checkpoint if resuming."""
-    accelerator = make_accelerator(arguments)
-    _claim_folder(arguments, accelerator)
+    """Everything that may be refused: data, model, optimizer, `Accelerator.prepare`. Nothing is written."""
     set_seed(arguments.seed)
     data = TrainingData.load(arguments, zoos)
     splits = data.train
@@ -277,11 +374,6 @@ def prepare_run(
     )
     # The schedule counts optimizer steps. A *prepared* scheduler would be advanced once per process instead.
     accelerator.register_for_checkpointing(scheduler, run.progress)
-    set_seed(arguments.seed, device_specific=True)  # latent noise and dropout differ between processes
-    if arguments.resume and (checkpoints := list_checkpoints(_checkpoints(arguments))):
-        accelerator.load_state(str(checkpoints[-1]))
-    settings = {k: v for k, v in arguments.to_dict().items() if isinstance(v, int | float | str | bool)}
-    accelerator.init_trackers("pretraining", config=settings)
     return run
 
 
@@ -297,10 +389,6 @@ def make_accelerator(arguments: PretrainArguments) -> Accelerator:
     )
 
 
-def _checkpoints(arguments: PretrainArguments) -> Path:
-    return Path(arguments.output_dir) / "checkpoints"
-
-
 def _finite(loss: float, step: int) -> float:
     if not math.isfinite(loss):
         raise FloatingPointError(
@@ -308,20 +396,3 @@ def _finite(loss: float, step: int) -> float:
             "for exploded networks in the zoo"
         )
     return loss
-
-
-def _claim_folder(arguments: PretrainArguments, accelerator: Accelerator) -> None:
-    """Refuse to overwrite a run, or to continue one with other settings; then note the settings."""
-    output_dir = Path(arguments.output_dir)
-    settings = output_dir / "arguments.json"
-    if settings.exists():
-        if not arguments.resume:
-            raise FileExistsError(
-                f"{output_dir} already holds a run; continue it with resume=True, or choose another output_dir"
-            )
-        arguments.check_continues(json.loads(settings.read_text()))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        with write_atomically(settings) as partial:
-            partial.write_text(json.dumps(arguments.to_dict(), indent=2) + "\n")
-    accelerator.wait_for_everyone()

@@ -1,0 +1,31 @@
+"""How often a long job saves where it stands."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+MAX_SHARE = 0.05  # of the time that saving may take
+
+
+class Cadence:
+    """Says when to save: after some time, less often where saving itself takes long. What is saved has no part in results.
+
+    Args:
+        seconds: Between two saves, at least; 0 or less: never.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._cost, self._last = seconds, 0.0, time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it is time to save."""
+        wait = max(self._seconds, self._cost / MAX_SHARE)
+        return self._seconds > 0 and time.monotonic() - self._last >= wait
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around the saving, to measure it."""
+        start = time.monotonic()
+        yield
+        self._last = time.monotonic()
+        self._cost = self._last - start
