@@ -22,14 +22,17 @@ from hf_sane.cli.zoo_align import align
 from hf_sane.cli.zoo_import import import_networks
 from hf_sane.cli.zoo_mix import mix
 from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import EXIT_CODE, describe_error, expected_errors
+from hf_sane.records.failures import EXIT_CODE, INTERRUPTED, describe_error, describe_interruption, expected_errors
 
 
 class Program(TyperGroup):
     """A group of verbs that reports what the user can mend in one line, and everything else with its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a verb; expected errors end the program with a message and exit code 2, unless `--debug` is given."""
+        """Run a verb; expected errors end the program with a message and exit code 2, unless `--debug` is given.
+
+        An interruption (Ctrl-C, SIGINT) ends it with exit code 130 and a line that says what is kept.
+        """
         try:
             return super().invoke(ctx)
         except expected_errors() as error:
@@ -37,6 +40,9 @@ class Program(TyperGroup):
                 raise
             typer.echo(f"hf-sane: {describe_error(error)}", err=True)
             raise typer.Exit(EXIT_CODE) from error
+        except KeyboardInterrupt as interruption:
+            typer.echo(f"\nhf-sane: {describe_interruption(interruption)}", err=True)
+            raise typer.Exit(INTERRUPTED) from interruption
 
 
 app = typer.Typer(

@@ -51,7 +51,10 @@ def run_with_settings(
     vars(command)["__signature__"] = inspect.Signature(parameters)
     inner = typer.Typer(add_completion=False, rich_markup_mode=None)
     inner.command()(command)
-    typer.main.get_command(inner).main(args=ctx.args, prog_name=ctx.command_path, standalone_mode=False)
+    # Not `main`, which would turn an interruption into a return value.
+    verb = typer.main.get_command(inner)
+    with verb.make_context(ctx.command_path, list(ctx.args)) as inner_context:
+        verb.invoke(inner_context)
 
 
 def extra_option(name: str, kind: Any, help_text: str, *, default: Any = inspect.Parameter.empty) -> inspect.Parameter:

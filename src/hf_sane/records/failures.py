@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_CODE = 2
+INTERRUPTED = 130  # what shells call a program that SIGINT ended
 
 
 def expected_errors() -> tuple[type[Exception], ...]:
@@ -18,6 +19,12 @@ def describe_error(error: Exception) -> str:
     """The message of an error in one line, without the quotes that `KeyError` puts around it."""
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(message).split()) or type(error).__name__
+
+
+def describe_interruption(interruption: KeyboardInterrupt) -> str:
+    """In one line, what an interruption left behind; whoever wrote something has noted it."""
+    notes = getattr(interruption, "__notes__", None) or ["nothing was written"]
+    return f"interrupted: {'; '.join(notes)}"
 
 
 def run_script(main: Callable[[], object], *, name: str) -> NoReturn:
@@ -36,4 +43,7 @@ def run_script(main: Callable[[], object], *, name: str) -> NoReturn:
             raise
         sys.stderr.write(f"{name}: {describe_error(error)}\n")
         raise SystemExit(EXIT_CODE) from error
+    except KeyboardInterrupt as interruption:
+        sys.stderr.write(f"{name}: {describe_interruption(interruption)}\n")
+        raise SystemExit(INTERRUPTED) from interruption
     raise SystemExit(result if isinstance(result, int) else 0)

@@ -288,6 +288,9 @@ def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Ite
             yield partial
             finish_folder(partial, job)
             _swap_in(partial, folder)
+        except KeyboardInterrupt as interruption:
+            interruption.add_note(f"nothing was written to {folder}; the same command starts again")
+            raise
         finally:
             _open.discard(partial)
             shutil.rmtree(partial, ignore_errors=True)

@@ -83,7 +83,7 @@ class ZooWriter:
         """Take away what no continuation would use."""
         for folder in (self.stage, self.cache):
             shutil.rmtree(folder, ignore_errors=True)
-        if self.work.is_dir() and all(path.name.startswith(".") for path in self.work.iterdir()):
+        if not any(self.work.glob("*.safetensors")):
             _clear(self.work)
         if self._is_new:
             with suppress(OSError):
