@@ -39,13 +39,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--run_id", help="whose training to follow; the best on validation images if left out")
     parser.add_argument("--conv", default="flatten", choices=["flatten", "slices", "pooled"])
     parser.add_argument("--min_values", type=int, default=50, help="eigenvalues a layer must have for alpha")
+    parser.add_argument(
+        "--min_tail", type=int, default=2, help="eigenvalues a tail must have; few will do for a trend"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for pictures and run record")
     parser.add_argument("--record", type=Path, help="another place for the run record")
     arguments = parser.parse_args(argv)
     tune_allocator()
-    record = RunRecord.start(seed=0, arguments={"conv": arguments.conv, "min_values": arguments.min_values})
+    limits = {"conv": arguments.conv, "min_values": arguments.min_values, "min_tail": arguments.min_tail}
+    record = RunRecord.start(seed=0, arguments=limits)
     zoo = Zoo.load(arguments.zoo, arguments.config)
-    settings = SpectrumSettings(conv=arguments.conv, min_values=arguments.min_values, num_bootstrap=0)
+    settings = SpectrumSettings(**limits, num_bootstrap=0)
     run_id = arguments.run_id or best_run(zoo.splits)
     holder = next((split for split in zoo.splits.values() if run_id in split.run_ids), zoo.splits["train"])
     curves = spectra_through_training(holder, run_id, settings)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_sane.analysis.matrices import layer_matrices
+from hf_sane.core.layer_kinds import module_kinds
 
 
 def test_convolutions_become_what_is_asked_for():
@@ -71,3 +72,61 @@ def test_every_reason_to_skip():
 def test_an_unknown_reshaping_is_refused():
     with pytest.raises(ValueError, match="expected conv to be one of flatten, slices, pooled, got 'rows'"):
         list(layer_matrices({"w": torch.ones(2, 2)}, "rows", {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("model.layers.0.mlp.experts.gate_up_proj", (4, 6, 10), "expert"),
+        ("model.layers.0.block_sparse_moe.input_linear.weight", (4, 6, 10), "expert"),  # GraniteMoe: by its shape
+        ("backbone.layers.0.mixer.conv1d.weight", (6, 2, 4), "flatten"),
+        ("encoder.conv1.weight", (6, 4, 3), "flatten"),
+        ("experts.2.conv.weight", (6, 4, 3), "flatten"),
+        ("feature_extractor.layers.0.proj.weight", (6, 4, 3), "flatten"),  # no bias, no name: by its shape
+        ("pos_conv_embed.conv.weight", (6, 2, 128), "flatten"),
+        ("mixer.weight", (8, 5, 20), None),
+        ("queries", (4, 6, 10), None),
+    ],
+)
+def test_three_axes_are_experts_a_convolution_or_neither(name, shape, expected):
+    skipped = {}
+    layers = list(layer_matrices({name: torch.randn(shape)}, "flatten", skipped))
+    if expected is None:
+        assert not layers
+        assert skipped == {name: "three axes, and nothing says whether it is a convolution or a stack of matrices"}
+        return
+    assert {layer.reshaping for layer in layers} == {expected}
+    assert len(layers) == (shape[0] if expected == "expert" else 1)
+
+
+def test_a_module_says_what_its_three_axes_are():
+    convolution = torch.nn.Conv1d(4, 8, 20, bias=False)
+    (layer,) = layer_matrices(convolution.state_dict(), "flatten", {}, kinds=module_kinds(convolution))
+    assert (layer.reshaping, tuple(layer.matrices.shape)) == ("flatten", (1, 8, 80))
+
+
+def test_biases_of_experts_are_no_matrix_and_broken_experts_are_named():
+    experts = torch.randn(3, 5, 6)
+    experts[1] = 0
+    skipped = {}
+    tensors = {"mlp.experts.down_proj": experts, "mlp.experts.down_proj_bias": torch.randn(3, 5)}
+    found = [layer.name for layer in layer_matrices(tensors, "flatten", skipped)]
+    assert found == ["mlp.experts.down_proj[0]", "mlp.experts.down_proj[2]"]
+    assert skipped == {"mlp.experts.down_proj[1]": "all weights are zero", "mlp.experts.down_proj_bias": "biases"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e5m2, torch.float8_e8m0fnu])
+def test_nan_is_seen_in_what_is_no_matrix_too(dtype):
+    skipped = {}
+    broken = torch.tensor([1.0, torch.nan]).to(dtype)
+    large = torch.tensor([1.0, 2.0**100 if dtype == torch.float8_e8m0fnu else 4.0]).to(dtype)
+    assert not list(layer_matrices({"norm.weight": broken, "scale": large}, "flatten", skipped))
+    assert skipped == {"norm.weight": "NaN or infinite weights", "scale": "one-dimensional"}
+
+
+def test_factors_are_not_taken_for_weights():
+    skipped = {}
+    tensors = {"q.lora_A.weight": torch.randn(2, 6), "q.lora_B.weight": torch.randn(5, 2), "q.weight": torch.eye(3)}
+    assert [layer.name for layer in layer_matrices(tensors, "flatten", skipped)] == ["q.weight"]
+    assert set(skipped) == {"q.lora_A.weight", "q.lora_B.weight"}
+    assert all("depends on the gauge" in reason for reason in skipped.values())

@@ -12,7 +12,7 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
-SMALL = SpectrumSettings(min_values=5, num_bootstrap=0)
+SMALL = SpectrumSettings(min_values=5, min_tail=2, num_bootstrap=0)
 
 
 def test_alpha_through_the_training_of_one_run(tiny_zoo, tmp_path):

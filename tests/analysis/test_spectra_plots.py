@@ -49,7 +49,9 @@ def test_one_layer_is_enough(tmp_path):
 
 def test_correlations_need_a_summary(tmp_path):
     found = {"networks": 3, "test_accuracy": [0.1, 0.2, 0.3], "summaries": {}, "correlation": {}}
-    with pytest.raises(ValueError, match="none of mean_alpha, .* is known for every network; lower min_values"):
+    with pytest.raises(
+        ValueError, match="none of mean_alpha, .* is known for every network; lower min_values, or min_tail"
+    ):
         plots.plot_correlations(found, tmp_path / "x.png")
     found["summaries"] = {SUMMARIES[0]: [2.0, 2.0, 2.0]}
     found["correlation"] = {SUMMARIES[0]: {"pearson": None, "kendall_tau": None}}

@@ -10,6 +10,8 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
+from scipy import stats
+from tiny_models import tiny_model
 from torch import nn
 
 from hf_sane.analysis import spectral
@@ -118,7 +120,8 @@ def test_small_layers_say_so():
 def test_equal_eigenvalues_have_no_tail():
     layer = analyze(torch.eye(60, 70))
     assert (layer.alpha, layer.tail_size) == (None, 0)
-    assert "all eigenvalues are equal: no tail" in layer.warnings
+    assert layer.alpha_left_out in layer.warnings
+    assert layer.alpha_left_out.startswith("the eigenvalues of the tail are equal, or differ by less than a tenth")
     assert layer.phase == "undecided"
     assert "no tail" in layer.evidence
 
@@ -273,6 +276,7 @@ def test_nothing_to_analyse_is_an_error(tmp_path):
         ({"correlation_channels": 1}, "got 128, 1024 and 1"),
         ({"min_values": 2}, "expected min_values >= 3 and num_bootstrap >= 0, got 2 and 100"),
         ({"num_bootstrap": -1}, "got 50 and -1"),
+        ({"min_tail": 1}, "expected min_tail >= 2, got 1"),
         ({"spike_level": 1.0}, r"expected spike_level in \(0, 1\), got 1.0"),
     ],
 )
@@ -285,3 +289,87 @@ def test_settings_out_of_range(settings, message):
 def test_settings_of_another_kind(settings):
     with pytest.raises(StrictDataclassError):
         SpectrumSettings(**settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_orthogonal_layers_have_no_alpha_and_do_not_count(dtype):
+    """Singular values that are one up to rounding give an exponent in the millions by the formula."""
+    known = with_eigenvalues(((torch.arange(600, dtype=torch.float64) + 0.5) / 600) ** -0.5, 640).float()
+    report = analyze_spectrum({"orthogonal": orthogonal(64, 64, 0).to(dtype), "known": known}, QUICK)
+    layer = report["orthogonal"]
+    assert (layer.alpha, layer.alpha_weighted, layer.log_alpha_norm, layer.xmin, layer.tail_size) == (None,) * 4 + (0,)
+    reason = (
+        "the eigenvalues of the tail are equal, or differ by less than a tenth: no power law can be told from them"
+    )
+    assert layer.alpha_left_out == reason
+    assert reason in layer.warnings
+    assert layer.stable_rank == pytest.approx(64, rel=0.01)
+    summary = report.summary()
+    assert summary["layers_with_alpha"] == 1
+    for name in ("alpha", "alpha_weighted", "log_alpha_norm"):
+        assert summary[f"mean_{name}"] == getattr(report["known"], name) is not None
+    assert summary["mean_alpha"] == pytest.approx(3, abs=0.1)
+
+
+FEW = torch.cat([torch.full((90,), 1.0), torch.linspace(1.01, 1.05, 5), torch.tensor([900.0, 2000, 5e3])]).double()
+ONE_SPIKE = torch.cat([torch.ones(63), torch.tensor([100.0])]).double()
+
+
+@pytest.mark.parametrize(("eigenvalues", "different"), [(FEW, 3), (ONE_SPIKE, 2)], ids=["few", "one spike"])
+def test_an_alpha_of_few_eigenvalues_is_marked_and_left_out_of_means(eigenvalues, different):
+    tail = with_eigenvalues(((torch.arange(600, dtype=torch.float64) + 0.5) / 600) ** -1.0, 640)
+    report = analyze_spectrum({"few": with_eigenvalues(eigenvalues, 100), "tail": tail}, QUICK)
+    few = report["few"]
+    assert few.alpha_left_out == f"alpha rests on {different} different eigenvalues: left out of means (min_tail: 10)"
+    assert few.alpha_left_out in few.warnings
+    assert few.phase != "heavy-tailed"
+    assert report["tail"].alpha_left_out is None
+    summary = report.summary()
+    assert summary["layers_with_alpha"] == 1
+    assert summary["mean_alpha"] == report["tail"].alpha == pytest.approx(2, abs=0.1)
+    lower = analyze_spectrum(
+        {"few": with_eigenvalues(eigenvalues, 100)}, SpectrumSettings(num_bootstrap=0, min_tail=2)
+    )
+    assert lower.summary()["mean_alpha"] == few.alpha
+
+
+@pytest.mark.parametrize("alpha", [1.8, 2.5, 4.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_drawn_tails_against_scipy_and_the_truth(alpha, seed):
+    """Eigenvalues drawn from a Pareto law: the exponent within three standard errors, and SciPy's likelihood agrees."""
+    drawn = torch.rand(500, generator=generator(seed), dtype=torch.float64) ** (-1 / (alpha - 1))
+    layer = analyze(with_eigenvalues(drawn, 520))
+    error = (layer.alpha - 1) / math.sqrt(layer.tail_size)
+    assert abs(layer.alpha - alpha) < 3 * error
+    tail = layer.eigenvalues[: layer.tail_size]
+    shape, _, scale = stats.pareto.fit(tail, floc=0, fscale=layer.xmin)
+    assert scale == layer.xmin
+    assert layer.alpha == pytest.approx(1 + shape, rel=1e-6)
+    below = np.arange(len(tail)) / len(tail)  # `powerlaw` and Clauset's code take the share below a value
+    law = stats.pareto.cdf(np.sort(tail), shape, scale=layer.xmin)
+    assert layer.tail_distance == pytest.approx(np.abs(law - below).max(), abs=1e-6)
+
+
+def test_every_expert_of_a_fused_layer_has_a_spectrum():
+    weight = torch.randn(16, 64, 128, generator=generator())
+    weight[3] = gaussian(64, 1) @ gaussian(1, 128, 1)
+    report = analyze_spectrum({"model.layers.0.mlp.experts.gate_up_proj": weight}, QUICK)
+    assert len(report) == 16
+    ranks = [layer.rank for layer in report.layers]
+    assert ranks == [64] * 3 + [1] + [64] * 12
+    broken = report["model.layers.0.mlp.experts.gate_up_proj[3]"]
+    assert (broken.phase, broken.reshaping, broken.shape) == ("rank-collapse", "expert", (64, 128))
+    values = np.linalg.svd(weight[5].double().numpy())[1] ** 2
+    assert report["model.layers.0.mlp.experts.gate_up_proj[5]"].eigenvalues == pytest.approx(values, rel=1e-6)
+
+
+def test_experts_of_a_real_architecture():
+    model = tiny_model("mixtral").to_empty(device="cpu")
+    for index, parameter in enumerate(model.parameters()):
+        torch.nn.init.normal_(parameter, generator=generator(index))
+    report = analyze_spectrum(model, QUICK)
+    stacks = {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim == 3}
+    assert stacks
+    found = {layer.name: layer.shape for layer in report.layers}
+    for name, tensor in stacks.items():
+        assert [found[f"{name}[{index}]"] for index in range(len(tensor))] == [tuple(tensor.shape[1:])] * len(tensor)

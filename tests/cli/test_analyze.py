@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.records.run_record import RunRecord
@@ -91,3 +91,20 @@ def test_a_checkpoint_without_matrices_is_one_line_of_error(tmp_path, hf_sane_co
     save_file({"bias": torch.ones(3)}, tmp_path / "network.safetensors")
     message = hf_sane_command("analyze", tmp_path / "network.safetensors", exit_code=2).stderr
     assert "holds no matrix to analyse among 1 tensors (bias: one-dimensional)" in message
+
+
+@pytest.mark.parametrize("broken", ["a.weight", "a.bias"])
+def test_nan_is_a_finding_with_exit_code_one(broken, checkpoint, tmp_path, hf_sane_command):
+    tensors = load_file(checkpoint)
+    tensors[broken].view(-1)[3] = torch.nan
+    save_file(tensors, tmp_path / "broken.safetensors")
+    for arguments in (("--json",), ("--output", tmp_path / "out", "--no-plots"), ()):
+        result = hf_sane_command(
+            "analyze", tmp_path / "broken.safetensors", "--num-bootstrap", 0, *arguments, exit_code=1
+        )
+        assert result.stderr == f"NaN or infinite weights in {broken}: left out of the analysis\n"
+        if arguments == ("--json",):
+            assert json.loads(result.stdout)["skipped"][broken] == "NaN or infinite weights"
+    assert (
+        RunRecord.load(tmp_path / "out" / "run.json").results["summary"]["layers"] >= 2
+    )  # the rest is done all the same

@@ -110,3 +110,12 @@ def test_of_a_repository_only_headers_are_read(sharded, tmp_path, local_hub, hf_
     assert remote["total"] == local["total"]
     weights = sum(len(content) for name, content in files.items() if name.endswith(".safetensors"))
     assert 0 < local_hub.sent(r"safetensors$") < weights / 2
+
+
+def test_it_says_that_values_are_not_read(tmp_path, hf_sane_command):
+    save_file({"w.weight": torch.full((4, 4), torch.nan)}, tmp_path / "broken.safetensors")
+    output = hf_sane_command("info", tmp_path / "broken.safetensors").output
+    assert "from headers only: values were not read, so NaN would not show; `hf-sane analyze` reads them" in output
+    assert (
+        json.loads(hf_sane_command("info", tmp_path / "broken.safetensors", "--json").output)["values_read"] is False
+    )

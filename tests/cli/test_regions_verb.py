@@ -174,3 +174,19 @@ def test_zoos_of_one_seed_are_pointed_out(digits, tmp_path, hf_sane_command):
 def test_one_data_set_is_no_map(tiny_zoo_folder, tmp_path, hf_sane_command):
     error = hf_sane_command("regions", "--zoo", tiny_zoo_folder, "--out", tmp_path / "out", exit_code=2).stderr
     assert "level 'data_set' needs at least two networks with one label and two labels, got 1 labels" in error
+
+
+def test_an_adapter_that_comes_twice_is_refused(adapters, tmp_path, hf_sane_command):
+    (tmp_path / "copy.safetensors").write_bytes(adapters[1].read_bytes())
+    for label, twin in (("a", adapters[1]), ("b", tmp_path / "copy.safetensors")):
+        pairs = (f"a={adapters[0]}", f"a={adapters[1]}", f"{label}={twin}", f"b={adapters[2]}")
+        chosen = [part for pair in pairs for part in ("--adapter", pair)]
+        error = hf_sane_command("regions", *chosen, "--out", tmp_path / "out", exit_code=2).stderr
+        assert f"these adapters are the same, weight by weight: 1: a={adapters[1]} and 2: {label}={twin}." in error
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_zoo_that_comes_twice_is_refused(tiny_zoo_folder, tmp_path, hf_sane_command):
+    zoos = ("--zoo", tiny_zoo_folder, "--zoo", f"{tiny_zoo_folder}/")
+    error = hf_sane_command("regions", *zoos, "--out", tmp_path / "out", exit_code=2).stderr
+    assert "name each zoo once, got" in error

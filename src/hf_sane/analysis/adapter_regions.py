@@ -1,6 +1,7 @@
 """LoRA adapters as points: compared by what they add to the weights, at any rank."""
 
 from collections.abc import Mapping
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -86,9 +87,19 @@ def adapter_points(adapters: Mapping[str, Factors]) -> Tensor:
     return points_from_gram(gram)
 
 
+def equal_adapters(adapters: Mapping[str, Factors]) -> list[tuple[str, str]]:
+    """Pairs of names whose factors are equal to the last bit: one adapter given twice, wherever its copies lie."""
+    return [
+        (first, second)
+        for (first, mine), (second, others) in combinations(adapters.items(), 2)
+        if mine.keys() == others.keys()
+        and all(all(map(torch.equal, pair, others[module])) for module, pair in mine.items())
+    ]
+
+
 def _shape(factors: tuple[Tensor, Tensor]) -> tuple[int, ...]:
     first, second = factors
     return (second.shape[0], *first.shape[1:])
 
 
-__all__ = ["Factors", "adapter_points", "points_from_gram", "product_gram", "shared_modules"]
+__all__ = ["Factors", "adapter_points", "equal_adapters", "points_from_gram", "product_gram", "shared_modules"]

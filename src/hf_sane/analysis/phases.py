@@ -52,6 +52,8 @@ def suggest_phase(
     alpha, distance = tail.get("alpha"), tail.get("tail_distance")
     if alpha is None or distance is None:
         return "undecided", f"{law}, {beyond}, no tail"
+    if tail.get("alpha_left_out"):
+        return "undecided", f"{law}, {beyond}; {tail['alpha_left_out']}"
     power = f"tail with alpha {alpha:.2f} at distance {distance:.2f} from a power law"
     if alpha <= MAX_HEAVY_ALPHA and distance <= MAX_TAIL_DISTANCE:
         return "heavy-tailed", f"{law}, {beyond}; {power}"

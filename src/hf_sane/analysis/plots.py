@@ -152,7 +152,7 @@ def plot_correlations(
 
     shown = [name for name in names if name in found["summaries"]]
     if not shown:
-        raise ValueError(f"none of {', '.join(names)} is known for every network; lower min_values")
+        raise ValueError(f"none of {', '.join(names)} is known for every network; lower min_values, or min_tail")
     figure = Figure(figsize=(4.2 * len(shown), 3.8), layout="constrained")
     panels = np.atleast_1d(np.asarray(figure.subplots(1, len(shown), sharey=True)))
     for axes, name in zip(panels, shown, strict=True):

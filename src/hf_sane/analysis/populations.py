@@ -26,7 +26,7 @@ def analyze_networks(split: ZooSplit, settings: SpectrumSettings | None = None) 
 
     Args:
         split: Networks.
-        settings: The defaults when `None`; zoo networks are small, so `min_values` may have to come down.
+        settings: The defaults when `None`; zoo networks are small, so `min_values` and `min_tail` may have to come down.
     """
     for index in range(len(split)):
         yield analyze_spectrum(split.state_dict(index), settings)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 SPECTRUM = FileKind.json_with("a report of spectra", "summary", "layers")
 Phase = Literal["random-like", "bulk+spikes", "heavy-tailed", "rank-collapse", "undecided"]
 
+NOT_FINITE = "NaN or infinite weights"
+FROM_ALPHA = ("alpha", "alpha_weighted", "log_alpha_norm")
+OTHER_MEANS = ("log_frobenius_norm", "log_spectral_norm", "stable_rank", "weight_correlation")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerSpectrum:
@@ -30,7 +34,7 @@ class LayerSpectrum:
     Attributes:
         name: Name of the tensor.
         shape: Its shape.
-        reshaping: `"matrix"`, `"flatten"`, `"slice"` or `"pooled"`, see `layer_matrices`.
+        reshaping: `"matrix"`, `"flatten"`, `"slice"`, `"pooled"`, `"expert"` or `"product"`, see `layer_matrices`.
         rows: `N`, the longer side of its matrices.
         columns: `M`, the shorter side.
         num_matrices: Matrices whose eigenvalues are pooled.
@@ -48,6 +52,7 @@ class LayerSpectrum:
         xmin: Eigenvalue where the tail starts.
         tail_size: Eigenvalues in the tail.
         tail_distance: Kolmogorov-Smirnov distance between tail and power law.
+        alpha_left_out: Why there is no alpha, or why it and what follows from it are left out of means; `None` if it counts.
         sigma: Standard deviation of the entries by the Marchenko-Pastur law of the bulk.
         lower_edge: Smallest eigenvalue of that law.
         upper_edge: Largest eigenvalue of that law.
@@ -80,6 +85,7 @@ class LayerSpectrum:
     xmin: float | None = None
     tail_size: int | None = None
     tail_distance: float | None = None
+    alpha_left_out: str | None = None
     sigma: float | None = None
     lower_edge: float | None = None
     upper_edge: float | None = None
@@ -90,6 +96,11 @@ class LayerSpectrum:
     phase: Phase | None = None
     evidence: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def shown_phase(self) -> str:
+        """The phase, or why there is none."""
+        return self.phase or ("low-rank product" if self.reshaping == "product" else "too small")
 
     def row(self) -> dict[str, Any]:
         """Everything but the eigenvalues, by name."""
@@ -144,6 +155,11 @@ class SpectrumReport:
             f"no layer {name!r} in this report; its layers are {', '.join(layer.name for layer in self.layers)}"
         )
 
+    @property
+    def not_finite(self) -> list[str]:
+        """Tensors with NaN or infinite weights: a network that holds one gives no sensible output."""
+        return [name for name, reason in self.skipped.items() if reason == NOT_FINITE]
+
     def rows(self) -> list[dict[str, Any]]:
         """One dict per layer, without eigenvalues."""
         return [layer.row() for layer in self.layers]
@@ -157,16 +173,18 @@ class SpectrumReport:
     def summary(self) -> dict[str, Any]:
         """Means over layers, each over those where the number exists (`None` where there is none), and counts.
 
+        Alpha and what follows from it are averaged over the `layers_with_alpha`, those without an `alpha_left_out`.
         `alpha_weighted` is the mean that Martin and Mahoney call alpha-hat; `log_frobenius_norm` and `log_spectral_norm`
         are means of logarithms, so up to a factor the logarithm of a product of norms.
         """
-        names = ("alpha", "alpha_weighted", "log_frobenius_norm", "log_spectral_norm", "log_alpha_norm", "stable_rank")
         found: dict[str, Any] = {"layers": len(self.layers), "skipped": len(self.skipped)}
-        found["layers_with_alpha"] = sum(layer.alpha is not None for layer in self.layers)
-        for name in (*names, "weight_correlation"):
-            values = [getattr(layer, name) for layer in self.layers if getattr(layer, name) is not None]
-            found[f"mean_{name}"] = float(np.mean(values)) if values else None
-        phases = [layer.phase or "too small" for layer in self.layers]
+        with_alpha = [layer for layer in self.layers if layer.alpha is not None and layer.alpha_left_out is None]
+        found["layers_with_alpha"] = len(with_alpha)
+        for names, layers in ((FROM_ALPHA, with_alpha), (OTHER_MEANS, self.layers)):
+            for name in names:
+                values = [getattr(layer, name) for layer in layers if getattr(layer, name) is not None]
+                found[f"mean_{name}"] = float(np.mean(values)) if values else None
+        phases = [layer.shown_phase for layer in self.layers]
         found["phases"] = {phase: phases.count(phase) for phase in dict.fromkeys(phases)}
         return found
 

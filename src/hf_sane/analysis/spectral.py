@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from hf_sane.analysis.adapter_products import read_products
 from hf_sane.analysis.matrices import ConvReshaping, LayerMatrices, layer_matrices
 from hf_sane.analysis.phases import suggest_phase
 from hf_sane.analysis.report import LayerSpectrum, SpectrumReport, known
+from hf_sane.core.layer_kinds import LOW_RANK, module_kinds
 from hf_sane.core.marchenko_pastur import MarchenkoPasturFit, fit_bulk, fit_energy
 from hf_sane.core.power_law import bootstrap_alpha, fit_power_law
 from hf_sane.core.spectra import (
@@ -26,11 +28,12 @@ from hf_sane.core.spectra import (
     top_singular_values,
     weight_correlation,
 )
-from hf_sane.tokenization.checkpoints import Source
+from hf_sane.tokenization.checkpoints import Source, local_path
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 
 INTERVAL = (0.025, 0.975)
-SMALL_TAIL = 10
+MIN_TAIL_SPAN = 1.1  # largest over smallest eigenvalue: within a tenth, a power law looks like anything else
+SAME_VALUE = 1e-6  # relative: float32 weights do not tell eigenvalues apart that are closer
 POOR_TAIL_DISTANCE = 0.1
 
 
@@ -51,6 +54,8 @@ class SpectrumSettings:
             Matrices whose shorter side is at most this are decomposed exactly whatever the method.
         min_values (`int`, *optional*, defaults to `50`):
             With fewer eigenvalues a layer gets norms and ranks only: no power law, bulk, or phase.
+        min_tail (`int`, *optional*, defaults to `10`):
+            With fewer different eigenvalues in the tail, alpha is reported but left out of means, and decides no phase.
         num_bootstrap (`int`, *optional*, defaults to `100`):
             Resamples for the uncertainty of alpha; 0 for none.
         spike_level (`float`, *optional*, defaults to `0.99`):
@@ -66,6 +71,7 @@ class SpectrumSettings:
     num_values: int = 128
     exact_up_to: int = 1024
     min_values: int = 50
+    min_tail: int = 10
     num_bootstrap: int = 100
     spike_level: float = 0.99
     correlation_channels: int = 4096
@@ -81,6 +87,8 @@ class SpectrumSettings:
             raise ValueError(
                 f"expected min_values >= 3 and num_bootstrap >= 0, got {self.min_values} and {self.num_bootstrap}"
             )
+        if self.min_tail < 2:
+            raise ValueError(f"expected min_tail >= 2, got {self.min_tail}")
         if not 0 < self.spike_level < 1:
             raise ValueError(f"expected spike_level in (0, 1), got {self.spike_level}")
 
@@ -90,7 +98,8 @@ def analyze_spectrum(
 ) -> SpectrumReport:
     """Analyse the spectrum of every weight matrix (Martin and Mahoney, arXiv:1810.01075 and arXiv:2002.06716).
 
-    Checkpoints in safetensors, sharded or not, are read one tensor at a time.
+    Checkpoints in safetensors, sharded or not, are read one tensor at a time. Of LoRA adapters the products `s B A` are
+    analysed, since spectra of the factors depend on their gauge (`A -> M A`, `B -> B M^-1` changes nothing else).
 
     Args:
         source: A module, a state dict, a checkpoint path or a Hub repo id, as in `load_state_dict`.
@@ -110,7 +119,12 @@ def analyze_spectrum(
     if not tensors:
         raise ValueError(f"{_label(source)} holds no tensors; expected the weights of a network")
     skipped: dict[str, str] = {}
-    layers = tuple(analyze_layer(layer, settings) for layer in layer_matrices(tensors, settings.conv, skipped))
+    kinds = module_kinds(source) if isinstance(source, nn.Module) else {}
+    found = layer_matrices(tensors, settings.conv, skipped, kinds=kinds)
+    layers = tuple(analyze_layer(layer, settings) for layer in found)
+    if isinstance(source, str | Path) and (factors := [name for name in tensors if LOW_RANK.search(name)]):
+        products = read_products(local_path(source, revision=revision), factors, skipped)
+        layers += tuple(analyze_layer(layer, settings) for layer in products)
     if not layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
         raise ValueError(f"{_label(source)} holds no matrix to analyse among {len(skipped)} tensors ({reasons})")
@@ -152,12 +166,19 @@ def analyze_layer(layer: LayerMatrices, settings: SpectrumSettings) -> LayerSpec
         "weight_correlation": _correlation(layer, settings),
     }
     warnings = [] if is_partial or len(positive) == columns * count else [f"rank {len(positive)} of {columns * count}"]
-    if len(positive) < settings.min_values:
-        warnings.append(
-            f"{len(positive)} eigenvalues are too few for a power law, a bulk or a phase (min_values: {settings.min_values})"
+    if layer.warning:
+        warnings.append(layer.warning)
+    if len(positive) < settings.min_values or layer.reshaping == "product":
+        reason = (
+            "the rank of a product of factors is limited by them: no power law, bulk or phase"
+            if layer.reshaping == "product"
+            else f"{len(positive)} eigenvalues are too few for a power law, a bulk or a phase (min_values: {settings.min_values})"
         )
+        warnings.append(reason)
         phase, evidence = suggest_phase(None, None, len(positive), columns * count, is_partial=is_partial)
-        return LayerSpectrum(**found, phase=phase, evidence=evidence, warnings=tuple(warnings))
+        if layer.reshaping == "product":
+            phase, evidence = None, reason
+        return LayerSpectrum(**found, alpha_left_out=reason, phase=phase, evidence=evidence, warnings=tuple(warnings))
     bulk = _fit_bulk(layer.matrices, positive, squared_norm, settings, is_partial=is_partial)
     tail, tail_warnings = _fit_tail(positive, settings)
     if is_partial:
@@ -226,10 +247,15 @@ def _fit_tail(positive: NDArray[np.float64], settings: SpectrumSettings) -> tupl
     values = torch.from_numpy(positive.copy())
     fit = fit_power_law(values[None])
     alpha, tail_size = fit.alpha.item(), int(fit.tail_size.item())
-    if math.isnan(alpha):
-        return {"tail_size": 0}, ["all eigenvalues are equal: no tail"]
+    tail = positive[:tail_size]
+    if math.isnan(alpha) or tail[0] < MIN_TAIL_SPAN * tail[-1]:
+        # The formula still gives a number, as large as the values are close: millions for an orthogonal matrix.
+        reason = (
+            "the eigenvalues of the tail are equal, or differ by less than a tenth: no power law can be told from them"
+        )
+        return {"tail_size": 0, "alpha_left_out": reason}, [reason]
     distance = fit.ks_distance.item()
-    found = {
+    found: dict[str, Any] = {
         "alpha": alpha,
         "alpha_weighted": alpha * math.log10(positive[0]),
         "log_alpha_norm": (torch.logsumexp(alpha * values.log(), 0) / math.log(10)).item(),
@@ -237,12 +263,17 @@ def _fit_tail(positive: NDArray[np.float64], settings: SpectrumSettings) -> tupl
         "tail_size": tail_size,
         "tail_distance": distance,
     }
-    warnings = []
+    warnings: list[str] = []
     if settings.num_bootstrap:
         resampled = bootstrap_alpha(values, settings.num_bootstrap, seed=settings.seed).numpy()
-        found["alpha_low"], found["alpha_high"] = np.quantile(resampled, INTERVAL).tolist()
-    if tail_size < SMALL_TAIL:
-        warnings.append(f"alpha rests on {tail_size} eigenvalues")
+        if len(resampled):
+            found["alpha_low"], found["alpha_high"] = np.quantile(resampled, INTERVAL).tolist()
+    different = 1 + int((tail[:-1] > tail[1:] * (1 + SAME_VALUE)).sum())
+    if different < settings.min_tail:
+        found["alpha_left_out"] = (
+            f"alpha rests on {different} different eigenvalues: left out of means (min_tail: {settings.min_tail})"
+        )
+        warnings.append(found["alpha_left_out"])
     if distance > POOR_TAIL_DISTANCE:
         warnings.append("the tail is not close to a power law (see tail_distance)")
     return found, warnings

@@ -12,6 +12,7 @@ from hf_sane.cli.output import RECORD, optional_output, print_table
 if TYPE_CHECKING:
     from hf_sane.analysis.report import LayerSpectrum, SpectrumReport
 
+FINDING = 1  # exit code: the analysis is done, and something is wrong with the checkpoint
 NAMES_SHOWN = 3
 COLUMNS = ("layer", "N x M", "alpha", "95 %", "alpha-w", "spikes", "st. rank", "log F", "log max", "w. corr", "phase")
 
@@ -32,6 +33,9 @@ def analyze(
     num_values: Annotated[int, typer.Option(help="Largest eigenvalues that approximate methods compute.")] = 128,
     exact_up_to: Annotated[int, typer.Option(help="Shorter side up to which matrices count as small.")] = 1024,
     min_values: Annotated[int, typer.Option(help="Eigenvalues a layer must have for alpha, spikes and phase.")] = 50,
+    min_tail: Annotated[
+        int, typer.Option(help="Different eigenvalues a tail must have for its alpha to count in means and phases.")
+    ] = 10,
     num_bootstrap: Annotated[int, typer.Option(help="Resamples for the uncertainty of alpha; 0 for none.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     sane: Annotated[str | None, typer.Option(help="SANE folder or Hub id to embed the same layers with.")] = None,
@@ -40,7 +44,11 @@ def analyze(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Analyse spectra: bulk, spikes, heavy tails, norms and the phase of training they suggest, layer by layer."""
+    """Analyse spectra: bulk, spikes, heavy tails, norms and the phase of training they suggest, layer by layer.
+
+    The exit code is 1 if the checkpoint has NaN or infinite weights; they are named on standard error.
+    """
+    from hf_sane.analysis.report import NOT_FINITE
     from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
     from hf_sane.records.run_record import RunRecord
 
@@ -52,11 +60,12 @@ def analyze(
         num_values=num_values,
         exact_up_to=exact_up_to,
         min_values=min_values,
+        min_tail=min_tail,
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
     arguments = {"checkpoint": checkpoint, "revision": revision, "sane": sane, "conv": conv, "method": method}
-    record = RunRecord.start(seed=seed, arguments={**arguments, "min_values": min_values})
+    record = RunRecord.start(seed=seed, arguments={**arguments, "min_values": min_values, "min_tail": min_tail})
     with optional_output(output, "analysis") as partial:
         report = analyze_spectrum(checkpoint, settings, revision=revision)
         spread = None if sane is None else _spread(sane, checkpoint)
@@ -73,6 +82,10 @@ def analyze(
                 plot_depth(report, partial / "depth.png", spread=spread)
             results = {"summary": report.summary(), **({"embedding_spread": spread} if spread else {})}
             record.finish(results).save(partial / RECORD)
+    if broken := report.not_finite:
+        more = f" and {len(broken) - NAMES_SHOWN} more" if len(broken) > NAMES_SHOWN else ""
+        typer.echo(f"{NOT_FINITE} in {', '.join(broken[:NAMES_SHOWN])}{more}: left out of the analysis", err=True)
+        raise typer.Exit(FINDING)
 
 
 def print_report(report: "SpectrumReport") -> None:
@@ -103,7 +116,7 @@ def _cells(layer: "LayerSpectrum") -> list[Any]:
         _rounded(layer.log_frobenius_norm),
         _rounded(layer.log_spectral_norm),
         _rounded(layer.weight_correlation),
-        layer.phase or "too small",
+        layer.shown_phase,
     ]
 
 

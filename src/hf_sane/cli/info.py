@@ -27,7 +27,7 @@ def info(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the layers, tokens and memory of a checkpoint without loading its weights."""
+    """Show the layers, tokens and memory of a checkpoint from its headers; weights are not read, NaN is not looked for."""
     from hf_sane.records.outputs import check_finished
     from hf_sane.records.sources import pretrained_arguments
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
@@ -51,6 +51,7 @@ def info(
     print_table(("kind", "layers", "weights", "tokens", "padding"), kinds)
     typer.echo()
     print_table(("total", ""), [[name.replace("_", " "), _shown(value)] for name, value in facts["total"].items()])
+    typer.echo("from headers only: values were not read, so NaN would not show; `hf-sane analyze` reads them")
     for dtype, found in facts["template"].items():
         typer.echo(f"carried along, not tokens: {found['tensors']} tensors of {dtype}, {found['bytes']:,} bytes")
     if unsure := [layer for layer in facts["layers"] if len(layer["possible_kinds"]) > 1]:
@@ -100,7 +101,7 @@ def describe_layout(layout: "Layout") -> dict[str, Any]:
         "shared_tensors": len(layout.aliases),
         "uncertain_kinds": sum(len(layer["possible_kinds"]) > 1 for layer in layers),
     }
-    return {"layers": layers, "kinds": kinds, "template": template, "total": total}
+    return {"layers": layers, "kinds": kinds, "template": template, "total": total, "values_read": False}
 
 
 def _layer_facts(layer: "LayerSpec", count: int, token_dim: int, shapes: "Shapes") -> dict[str, Any]:

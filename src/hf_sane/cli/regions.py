@@ -123,6 +123,8 @@ def read_networks(
     from hf_sane.analysis.region_zoos import zoo_networks
     from hf_sane.zoo.dataset import Zoo
 
+    if len({str(Path(source)) for source in sources}) < len(sources):
+        raise ValueError(f"name each zoo once, got {', '.join(sources)}; its networks would count twice")
     zoos = [Zoo.load(source, config) for source in sources]
     names = [name.strip() for name in splits]
     found = zoo_networks(zoos, columns=columns, groups=groups, splits=names, epoch=epoch, limit=limit)
@@ -151,9 +153,9 @@ def adapter_map(pairs: list[str], base: str | None) -> "RegionMap":
     """A map of adapters given as LABEL=SOURCE.
 
     Raises:
-        ValueError: If the label is missing.
+        ValueError: If the label is missing, or an adapter comes twice.
     """
-    from hf_sane.analysis.adapter_regions import adapter_points, shared_modules
+    from hf_sane.analysis.adapter_regions import adapter_points, equal_adapters, shared_modules
     from hf_sane.analysis.regions import RegionMap
     from hf_sane.tokenization.adapters import open_factors
 
@@ -161,6 +163,11 @@ def adapter_map(pairs: list[str], base: str | None) -> "RegionMap":
         raise ValueError(f"expected adapters as LABEL=SOURCE, got {bad}; say what each was trained for")
     sources = {f"{index}: {pair}": pair.partition("=")[2] for index, pair in enumerate(pairs)}
     factors = {name: open_factors(source, base=base) for name, source in sources.items()}
+    if twins := equal_adapters(factors):
+        raise ValueError(
+            f"these adapters are the same, weight by weight: {'; '.join(' and '.join(pair) for pair in twins)}. Distances "
+            "within and between labels would count one adapter twice; name each of them once"
+        )
     points = adapter_points(factors)
     num_shared = len(shared_modules(factors))
     for name, changes in factors.items():

@@ -1,0 +1,81 @@
+"""Adapters in the analysis of spectra: the change of each weight, whatever the gauge of its factors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
+
+QUICK = SpectrumSettings(num_bootstrap=0)
+DOWN, UP = "lora_unet_q.lora_down.weight", "lora_unet_q.lora_up.weight"
+
+
+@pytest.fixture
+def factors():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, 40, generator=generator), torch.randn(60, 3, generator=generator)
+
+
+def spectrum(layer):
+    return layer.eigenvalues[: layer.rank]
+
+
+def test_a_peft_folder_gives_the_scaled_product(factors, tmp_path):
+    first, second = factors
+    names = {f"base_model.model.q.lora_{side}.weight": tensor for side, tensor in zip("AB", factors, strict=True)}
+    save_file(names, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": 12}))
+    report = analyze_spectrum(tmp_path, QUICK)
+    (layer,) = report.layers
+    expected = np.linalg.svd((4 * second @ first).double().numpy())[1][:3] ** 2
+    assert (layer.name, layer.shape, layer.rank, layer.reshaping) == ("q", (60, 40), 3, "product")
+    assert spectrum(layer) == pytest.approx(expected, rel=1e-5)
+    assert (layer.alpha, layer.phase, layer.shown_phase) == (None, None, "low-rank product")
+    assert layer.alpha_left_out == "the rank of a product of factors is limited by them: no power law, bulk or phase"
+    assert not report.skipped
+    assert report.summary()["phases"] == {"low-rank product": 1}
+
+
+def test_the_gauge_of_the_factors_does_not_matter(factors, tmp_path):
+    first, second = factors
+    mixing = torch.tensor([[2.0, 1, 0], [0, 1, 3], [1, 0, 1]])
+    spectra = []
+    for name, pair in (("a", (first, second)), ("b", (mixing @ first, second @ mixing.inverse()))):
+        save_file(dict(zip((DOWN, UP), pair, strict=True)), tmp_path / f"{name}.safetensors")
+        spectra.append(spectrum(analyze_spectrum(tmp_path / f"{name}.safetensors", QUICK).layers[0]))
+    assert spectra[0] == pytest.approx(spectra[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [None, 6.0])
+def test_a_loose_file_without_alpha_says_that_its_scale_is_unknown(factors, alpha, tmp_path):
+    tensors = dict(zip((DOWN, UP), factors, strict=True))
+    if alpha is not None:
+        tensors["lora_unet_q.alpha"] = torch.tensor(alpha)
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    (layer,) = analyze_spectrum(tmp_path / "adapter.safetensors", QUICK).layers
+    expected = np.linalg.svd(((alpha or 3) / 3 * factors[1] @ factors[0]).double().numpy())[1][:3] ** 2
+    assert spectrum(layer) == pytest.approx(expected, rel=1e-5)
+    unknown = "the file does not tell alpha / r: norms are those of B A alone"
+    assert (unknown in layer.warnings) == (alpha is None)
+
+
+def test_factors_without_partners_are_skipped_with_the_reason(factors, tmp_path):
+    save_file({DOWN: factors[0], "head.weight": torch.randn(6, 5)}, tmp_path / "adapter.safetensors")
+    report = analyze_spectrum(tmp_path / "adapter.safetensors", QUICK)
+    assert [layer.name for layer in report.layers] == ["head.weight"]
+    assert "its spectrum depends on the gauge" in report.skipped[DOWN]
+    assert "lacks one of the factors of ['lora_unet_q']" in report.skipped[DOWN]
+
+
+def test_an_adapter_that_does_nothing_and_one_with_nan(factors, tmp_path):
+    save_file({DOWN: factors[0], UP: torch.zeros(60, 3), "w": torch.eye(3)}, tmp_path / "fresh.safetensors")
+    assert analyze_spectrum(tmp_path / "fresh.safetensors", QUICK).skipped == {"lora_unet_q": "all weights are zero"}
+    broken = factors[1].clone()
+    broken[0, 0] = torch.nan
+    save_file({DOWN: factors[0], UP: broken, "w": torch.eye(3)}, tmp_path / "broken.safetensors")
+    report = analyze_spectrum(tmp_path / "broken.safetensors", QUICK)
+    assert report.not_finite == [UP]
+    assert "no product could be formed" in report.skipped[DOWN]
