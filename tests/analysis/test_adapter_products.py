@@ -67,15 +67,21 @@ def test_factors_without_partners_are_skipped_with_the_reason(factors, tmp_path)
     report = analyze_spectrum(tmp_path / "adapter.safetensors", QUICK)
     assert [layer.name for layer in report.layers] == ["head.weight"]
     assert "its spectrum depends on the gauge" in report.skipped[DOWN]
-    assert "lacks one of the factors of ['lora_unet_q']" in report.skipped[DOWN]
+    assert "; no product could be formed: " in report.skipped[DOWN]
 
 
-def test_an_adapter_that_does_nothing_and_one_with_nan(factors, tmp_path):
-    save_file({DOWN: factors[0], UP: torch.zeros(60, 3), "w": torch.eye(3)}, tmp_path / "fresh.safetensors")
-    assert analyze_spectrum(tmp_path / "fresh.safetensors", QUICK).skipped == {"lora_unet_q": "all weights are zero"}
+def test_a_layer_that_the_adapter_leaves_alone_is_skipped(factors, tmp_path):
+    other = [name.replace("_q.", "_v.") for name in (DOWN, UP)]
+    tensors = {DOWN: factors[0].clone(), UP: torch.zeros(60, 3), **dict(zip(other, factors, strict=True))}
+    save_file(tensors, tmp_path / "fresh.safetensors")
+    report = analyze_spectrum(tmp_path / "fresh.safetensors", QUICK)
+    assert report.skipped == {"lora_unet_q": "all weights are zero"}
+    assert [layer.name for layer in report.layers] == ["lora_unet_v"]
+
+
+def test_nan_in_a_factor_is_named(factors, tmp_path):
     broken = factors[1].clone()
     broken[0, 0] = torch.nan
-    save_file({DOWN: factors[0], UP: broken, "w": torch.eye(3)}, tmp_path / "broken.safetensors")
-    report = analyze_spectrum(tmp_path / "broken.safetensors", QUICK)
-    assert report.not_finite == [UP]
-    assert "no product could be formed" in report.skipped[DOWN]
+    save_file({DOWN: factors[0], UP: broken}, tmp_path / "broken.safetensors")
+    with pytest.raises(ValueError, match=rf"no matrix to analyse among 2 tensors .*{UP}: NaN or infinite weights"):
+        analyze_spectrum(tmp_path / "broken.safetensors", QUICK)
