@@ -32,7 +32,7 @@ def test_safetensors_come_first(files, expected, allow_pickle):
 
 def test_pickles_must_be_allowed():
     files = {"pytorch_model.bin": 1, "training_args.bin": 1, "optimizer.pt": 1, "rng_state_0.pth": 1, "b.pt": 1}
-    with pytest.raises(ValueError, match=r"it holds pickles only \(pytorch_model.bin, b.pt\), which can run code"):
+    with pytest.raises(ValueError, match=r"it holds pickles only, which can run code"):
         find_networks(files, [], allow_pickle=False)
     assert find_networks(files, [], allow_pickle=True) == ["pytorch_model.bin"]
     del files["pytorch_model.bin"]

@@ -274,14 +274,16 @@ def test_an_import_that_is_finished_is_loaded_and_another_one_refused(imported, 
         ValueError, match=r"holds a finished zoo with other settings of seed: expected \[0\], got \[1\]"
     ):
         import_zoo(ImportArguments(folder=str(models), **SETTINGS, seed=1), folder)
-    other = import_zoo(ImportArguments(folder=str(models / "mlps"), token_dim=9), folder, config="mlps")
+    other = import_zoo(
+        ImportArguments(folder=str(models / "mlps"), token_dim=9, group_by="network"), folder, config="mlps"
+    )
     assert len(other.zoo) == 3
     assert read_facts(folder).keys() == {"default", "mlps"}
     assert len(Zoo.load(folder, "default")) == 9
 
 
 def test_an_interrupted_import_goes_on(models, tmp_path, monkeypatch):
-    arguments = ImportArguments(folder=str(models / "mlps"), token_dim=9)
+    arguments = ImportArguments(folder=str(models / "mlps"), token_dim=9, group_by="network")
     whole = import_zoo(arguments, tmp_path / "whole")
 
     def stop(entry):
@@ -327,7 +329,7 @@ def test_what_cannot_make_a_zoo_is_refused(models, tmp_path):
     with pytest.raises(ValueError, match=message):
         import_zoo(ImportArguments(folder=str(tmp_path / "empty"), max_bytes=5000), tmp_path / "other")
     shutil.copy(models / "resnet.pt", tmp_path / "empty")
-    with pytest.raises(ValueError, match="resnet.pt is a pickle, which can run code when it is opened"):
+    with pytest.raises(ValueError, match="resnet.pt: it is a pickle, which can run code when it is opened"):
         import_zoo(ImportArguments(folder=str(tmp_path / "empty"), files=["resnet.pt"]), tmp_path / "other")
 
 
@@ -431,7 +433,7 @@ def test_only_what_is_needed_is_downloaded(hub, tmp_path):
         "copy": "it is the same file as org/taken",
         "long": "it has 40,000 tokens, the limit is 5,000",
         "huge": "model.safetensors takes 2,000,000 bytes, the limit is 1,900,000",
-        "pickle": "it holds pickles only (pytorch_model.bin)",
+        "pickle": "it holds pickles only, which can run code",
         "gguf": "it holds no safetensors and no pickled weights, but .gguf",
         "secret": "Repository Not Found",
         "evil": "expected the name of a file beside the index, got '../../etc/passwd'",

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hf_sane.cli.output import hide_loading_bars, print_table
+from hf_sane.records.errors import shorten
 
 if TYPE_CHECKING:
     from hf_sane.zoo.importing.importing import ImportEntry
 
 MUCH_PADDING = 0.9  # of the scalars in the tokens of a network
-MAX_REASON = 160  # characters in the table; the JSON has them all
+MAX_REASON = 300  # characters; the JSON has them all
+NAMES_SHOWN = 5  # networks of one reason; the JSON has them all
 
 
 def import_networks(
@@ -44,7 +46,8 @@ def import_networks(
         Literal["tokens", "template"], typer.Option(help="Whether BatchNorm becomes tokens or is carried along.")
     ] = "tokens",
     group_by: Annotated[
-        Literal["repository", "base_model", "author"], typer.Option(help="What must not be in two splits at once.")
+        Literal["repository", "base_model", "author", "network"],
+        typer.Option(help="What must not be in two splits at once; of a folder, 'repository' is each folder in it."),
     ] = "repository",
     split_shares: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.7,0.15,0.15",
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
@@ -80,16 +83,15 @@ def import_networks(
         seed=seed,
         name=name,
     )
-    result = import_zoo(arguments, output, config=config, on_entry=lambda entry: typer.echo(_line(entry)))
-    left_out = [entry for entry in result.entries if entry.status != "taken"]
-    if left_out:
+    result = import_zoo(arguments, output, config=config, on_entry=_say_taken)
+    if result.left_out:
         typer.echo("\nnot taken")
-        reasons = [_short(entry.reason or "") for entry in left_out]
-        width = max(map(len, reasons))  # so that the last column starts where its title does
-        cells = zip(left_out, reasons, strict=True)
-        print_table(
-            ("network", "", "reason".ljust(width)), [[e.run_id, e.status, text.ljust(width)] for e, text in cells]
-        )
+        for (status, reason), names in result.left_out.items():
+            typer.echo(f"{status}: {len(names)}, {shorten(reason, MAX_REASON)}")
+            for network in names[:NAMES_SHOWN]:
+                typer.echo(f"  {shorten(network)}")
+            if len(names) > NAMES_SHOWN:
+                typer.echo(f"  and {len(names) - NAMES_SHOWN} more")
     typer.echo()
     columns = ("split", "networks", "repositories", "structures")
     rows = []
@@ -102,13 +104,10 @@ def import_networks(
             f"{wasteful} structures are {MUCH_PADDING:.0%} padding or more: --token-layout dense takes less room"
         )
     typer.echo(f"wrote {output} (what became of each network: {data_folder(output, config) / REPORT_NAME})")
-    if any(entry.status == "failed" for entry in left_out):
+    if any(status == "failed" for status, _ in result.left_out):
         typer.echo("some could not be reached: the same command tries those again")
 
 
-def _line(entry: "ImportEntry") -> str:
-    return f"{entry.status:8}{entry.run_id}"
-
-
-def _short(reason: str) -> str:
-    return reason if len(reason) <= MAX_REASON else f"{reason[: MAX_REASON - 3]}..."
+def _say_taken(entry: "ImportEntry") -> None:
+    if entry.status == "taken":  # the others are listed by their reasons at the end
+        typer.echo(f"taken   {shorten(entry.run_id)}")

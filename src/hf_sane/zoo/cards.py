@@ -192,6 +192,8 @@ def _imported_lines(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> li
         f"licences: {licenses}; **each network keeps the licence of its repository**",
         f"splits by {grouping}: networks that share their {grouping} are in one split",
     ]
+    if parted := data.get("parted"):
+        lines.append(f"**this split parts networks of {parted} folders or repositories**, which may be of one run")
     if metrics := data["metrics"]:
         lines.append(f"columns of what the cards of the networks claim: {', '.join(f'`{name}`' for name in metrics)}")
     return lines

@@ -10,7 +10,7 @@ from huggingface_hub.dataclasses import strict
 from hf_sane.core.layout import BatchNormStorage, TokenLayout
 from hf_sane.records.sources import parse_source
 
-Grouping = Literal["repository", "base_model", "author"]
+Grouping = Literal["repository", "base_model", "author", "network"]
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 TOKEN_SETTINGS = ("token_dim", "token_layout", "batch_norm")
 
@@ -36,8 +36,9 @@ class ImportArguments:
         token_dim: Scalars per token.
         token_layout: See `Layout`.
         batch_norm: See `Layout`.
-        group_by: What must not be in two splits at once: a repository, a family (repositories connected by `base_model`),
-            or an author (in a folder: its first sub-folder).
+        group_by: What must not be in two splits at once: a repository (in a folder: the files of one folder, and
+            model folders beside each other with names such as `checkpoint-500` and `best`, which may be of one run), a family (repositories connected by
+            `base_model`), an author (in a folder: its first sub-folder), or only a network: for files of independent runs.
         split_shares: Shares of the groups that train, validation and test get.
         seed: Of the split.
         name: What cards call the zoo.

@@ -4,15 +4,21 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData, ModelInfo
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from yaml import YAMLError
 
+from hf_sane.records.errors import InvalidFileError, reading, shorten
 from hf_sane.zoo.records import METRIC_PREFIX
 
 # A number, or the "mean +/- spread" of reinforcement learning. Per cent signs are left alone: 91 % may stand for 0.91 or 91.
 NUMBER = re.compile(r"\s*([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)\s*(?:(?:\+/-|±).*)?", re.IGNORECASE)
+
+MAX_CARD_BYTES = 2**20
+MAX_METRIC_NAME = 100  # characters
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,21 @@ class CardFacts:
         return cls({**facts.columns, **known}, facts.base_models, metrics)
 
     @classmethod
+    def from_file(cls, path: Path) -> "CardFacts":
+        """Facts from a model card.
+
+        Raises:
+            InvalidFileError: If it is too large, or its front matter is no YAML.
+        """
+        remedy = "mend or remove the card"
+        if (size := path.stat().st_size) > MAX_CARD_BYTES:
+            raise InvalidFileError(
+                path, expected=f"at most {MAX_CARD_BYTES:,} bytes of text", got=f"{size:,}", remedy=remedy
+            )
+        with reading(path, expected="a model card with YAML between --- lines", remedy=remedy, also=(YAMLError,)):
+            return cls.from_readme(path.read_text(encoding="utf-8"))
+
+    @classmethod
     def from_readme(cls, text: str) -> "CardFacts":
         """Facts from the text of a model card."""
         return cls._from_data(ModelCard(text, ignore_metadata_errors=True).data)
@@ -56,7 +77,8 @@ class CardFacts:
     def _from_data(cls, data: CardData) -> "CardFacts":
         def text(name: str) -> str | None:
             value = data.get(name)
-            return ", ".join(map(str, value)) if isinstance(value, list) else str(value) if value else None
+            joined = ", ".join(map(str, value)) if isinstance(value, list) else str(value) if value else ""
+            return shorten(joined) or None
 
         bases = data.get("base_model") or ()
         license_name = text("license_name") if text("license") == "other" else None
@@ -78,7 +100,8 @@ def read_metrics(results: list[EvalResult]) -> dict[str, float]:
     found: dict[str, float] = {}
     for result in results:
         parts = (result.metric_type, result.dataset_type, result.dataset_config, result.dataset_split)
-        name = METRIC_PREFIX + re.sub(r"[^a-z0-9]+", "_", " ".join(str(p) for p in parts if p).lower()).strip("_")
+        words = re.sub(r"[^a-z0-9]+", "_", " ".join(str(p) for p in parts if p).lower()).strip("_")
+        name = METRIC_PREFIX + words[:MAX_METRIC_NAME]
         value = _number(result.metric_value)
         if value is not None:
             found.setdefault(name, value)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,9 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
     StrictDataclassError,
 )
+from safetensors import SafetensorError
 
+from hf_sane.records.errors import MALFORMED, shorten
 from hf_sane.records.outputs import NO_SPACE
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.building.arguments import split_runs
@@ -41,12 +44,16 @@ from hf_sane.zoo.writing import (
     writing_zoo,
 )
 
+logger = logging.getLogger(__name__)
+
 MAX_METRICS = 50  # columns
+MAX_REASON = 500  # characters
+MAX_NAMED = 3  # networks of one reason, folders in several splits
 # Reasons that lie in the repository: trying again would not help.
-UNUSABLE = (
-    ValueError,
-    TypeError,
-    LookupError,
+UNUSABLE: tuple[type[Exception], ...] = (
+    *MALFORMED,
+    RuntimeError,  # of PyTorch
+    SafetensorError,
     FileNotFoundError,
     SafetensorsParsingError,
     StrictDataclassError,
@@ -55,7 +62,8 @@ UNUSABLE = (
     RevisionNotFoundError,
 )
 # Reasons that lie in the connection or the machine, unless they are among those above: the next import tries again.
-PASSING = (OSError, HTTPError)
+PASSING: tuple[type[Exception], ...] = (OSError, HTTPError)
+EXPECTED = UNUSABLE + PASSING
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,11 @@ class ImportResult:
 
     zoo: Zoo
     entries: tuple[ImportEntry, ...]
+
+    @property
+    def left_out(self) -> dict[tuple[str, str], list[str]]:
+        """Networks that were not taken, by status and reason."""
+        return _left_out(self.entries)
 
 
 def import_zoo(
@@ -135,7 +148,9 @@ def import_zoo(
                 if on_entry is not None:
                     on_entry(entry)
         if not importer.networks:
-            reasons = "; ".join(f"{entry.run_id}: {entry.reason}" for entry in importer.entries[:3])
+            reasons = "; ".join(
+                f"{_names(names)}: {reason}" for (_, reason), names in _left_out(importer.entries).items()
+            )
             raise ValueError(
                 f"none of {len(importer.entries)} networks could be taken ({reasons or 'nothing was found'})"
             )
@@ -176,20 +191,21 @@ class _Importer:
         """Take what can be taken of a source; whatever is wrong with it is noted."""
         name = source.label
         try:
+            name.encode()  # what is no Unicode cannot be the name of a row
             for repository in source.open():
                 files = find_networks(repository.files, self.arguments.files, allow_pickle=self.arguments.allow_pickle)
                 self.repositories[repository.label] = repository
                 for file in files:
                     name = repository.label if len(files) == 1 else f"{repository.label}/{file}"
                     yield self._attempt(repository, file, name)
-        except (*UNUSABLE, *PASSING) as error:
+        except EXPECTED as error:
             _raise_if_full(error)
             yield self._note(ImportEntry(name, _status(error), _reason(error)))
 
     def _attempt(self, repository: Repository, file: str, name: str) -> ImportEntry:
         try:
             network = self._import(repository, file)
-        except (*UNUSABLE, *PASSING) as error:
+        except EXPECTED as error:
             _raise_if_full(error)
             return self._note(ImportEntry(name, _status(error), _reason(error)))
         if (first := self._contents.setdefault(network.content, name)) != name:
@@ -228,8 +244,24 @@ def _status(error: Exception) -> Literal["skipped", "failed"]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return "its name is not valid Unicode; rename it"
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(message).split()) or type(error).__name__
+    return shorten(str(message), MAX_REASON) or type(error).__name__
+
+
+def _left_out(entries: Sequence[ImportEntry]) -> dict[tuple[str, str], list[str]]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        if entry.status != "taken":
+            found.setdefault((entry.status, entry.reason or ""), []).append(entry.run_id)
+    return found
+
+
+def _names(names: Sequence[str]) -> str:
+    """The first few of some names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(shorten(name) for name in names[:MAX_NAMED]) + more
 
 
 def group_networks(repo_ids: Sequence[str], base_models: Mapping[str, Sequence[str]]) -> list[str]:
@@ -256,14 +288,24 @@ def group_networks(repo_ids: Sequence[str], base_models: Mapping[str, Sequence[s
 def _groups(importer: _Importer) -> dict[str, str]:
     """Network to the group that must stay in one split."""
     repo_ids = [str(network.properties["repo_id"]) for network in importer.networks.values()]
-    keys = repo_ids
-    if importer.arguments.group_by == "base_model":
+    keys = [importer.sources[name].group for name in importer.networks]
+    if importer.arguments.group_by == "network":
+        keys = list(importer.networks)
+    elif importer.arguments.group_by == "base_model":
         bases = {repository.repo_id: repository.card.base_models for repository in importer.repositories.values()}
         keys = group_networks(repo_ids, bases)
     elif importer.arguments.group_by == "author":
         authors = [network.properties.get("author") for network in importer.networks.values()]
         keys = [str(author or repo_id) for author, repo_id in zip(authors, repo_ids, strict=True)]
     return dict(zip(importer.networks, keys, strict=True))
+
+
+def _parted(importer: _Importer, places: Mapping[str, str]) -> list[str]:
+    """Repositories and folders whose networks are in several splits; `places` is network to split."""
+    found: dict[str, set[str]] = {}
+    for name, split in places.items():
+        found.setdefault(importer.sources[name].group, set()).add(split)
+    return sorted(group for group, splits in found.items() if len(splits) > 1)
 
 
 def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
@@ -275,7 +317,8 @@ def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
     if len(names) < wanted:
         raise ValueError(
             f"{len(networks)} networks make {len(names)} groups by {arguments.group_by}, expected at least {wanted} for "
-            f"{wanted} splits; import more, or give split_shares such as 1,0,0 (--split-shares)"
+            f"{wanted} splits; import more, or give split_shares such as 1,0,0 (--split-shares). Files of one folder are "
+            "one group, since they may be checkpoints of one run; if they are not, say group_by network (--group-by)"
         )
     metrics = {name: repository.card.metrics for name, repository in importer.sources.items()}
     columns = [
@@ -283,8 +326,10 @@ def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
     ]
     features = Features({**FEATURES, **IMPORT_FEATURES, **{name: Value("float64") for name in sorted(columns)}})
     splits = {}
+    places: dict[str, str] = {}
     for split, members in split_runs(names, arguments.split_shares, arguments.seed).items():
         chosen = [name for name in networks if groups[name] in set(members)]
+        places |= dict.fromkeys(chosen, split)
 
         def records(chosen: list[str] = chosen) -> Iterator[ModelRecord]:
             for name in chosen:
@@ -292,6 +337,13 @@ def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
 
         write_parquet(batched(records(), features), folder, split)
         splits[split] = {"runs": len(chosen), "networks": len(chosen), "groups": len(members)}
+    if parted := _parted(importer, places):
+        logger.warning(
+            "networks of one folder or repository are in several splits, grouped by %s: %s. Checkpoints of one run in "
+            "training and test make results look better than they are; group_by repository (--group-by) keeps them together",
+            arguments.group_by,
+            _names(parted),
+        )
     licenses = Counter(str(network.properties.get("license") or "not stated") for network in networks.values())
     data = {
         "repositories": len({network.properties["repo_id"] for network in networks.values()}),
@@ -299,6 +351,7 @@ def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
         "licenses": dict(licenses.most_common()),
         "license": next(iter(licenses)) if len(licenses) == 1 and "not stated" not in licenses else "other",
         "metrics": sorted(columns),
+        "parted": len(parted),
         "sha256": sha256("".join(network.content for network in networks.values()).encode()).hexdigest(),
     }
     left_out = [entry for entry in importer.entries if entry.status != "taken"]

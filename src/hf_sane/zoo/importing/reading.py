@@ -18,6 +18,7 @@ from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import empty_model
+from hf_sane.records.errors import reading
 from hf_sane.records.files import write_atomically
 from hf_sane.tokenization.checkpoints import load_state_dict, parse_index, strip_prefixes
 from hf_sane.zoo.facts import (
@@ -80,7 +81,7 @@ def network_files(repository: Repository, file: str, arguments: ImportArguments)
         ValueError: If they are too large, an index names files that are not there, or a pickle was not allowed.
     """
     if is_pickle(file) and not arguments.allow_pickle:
-        raise ValueError(f"{file} is a pickle, which can run code when it is opened; allow pickles (--allow-pickle)")
+        raise ValueError("it is a pickle, which can run code when it is opened; allow pickles (--allow-pickle)")
     _check_bytes(file, repository.files[file], arguments)
     if not file.endswith(INDEX_SUFFIX):
         return {file: None}
@@ -205,12 +206,10 @@ def _read_config(repository: Repository, file: str) -> dict[str, Any]:
     for name in CONFIG_NAMES:
         path = (PurePosixPath(file).parent / name).as_posix()
         if 0 < repository.files.get(path, 0) <= MAX_CONFIG_BYTES:
-            try:
+            with reading(path, expected="a JSON object", remedy="mend or remove the configuration"):
                 config = json.loads(repository.fetch(path).read_text(encoding="utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path} is no JSON ({error})") from error
-            if not isinstance(config, dict):
-                raise ValueError(f"{path} holds no JSON object")
+                if not isinstance(config, dict):
+                    raise TypeError(f"the JSON is a {type(config).__name__}")
             return config
     return {}
 

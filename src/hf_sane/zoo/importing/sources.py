@@ -22,6 +22,11 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)(?=\.safetensors$)")  # the same weights in another precision
 PICKLE_NAMES = ("pytorch_model.bin", "adapter_model.bin", "diffusion_pytorch_model.bin")
 NO_NETWORK = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)$")
+CHECKPOINT_SUFFIXES = (".safetensors", INDEX_SUFFIX, *PICKLE_SUFFIXES)
+# Model folders that are one run together with those beside them, as trainers name them.
+CHECKPOINT_FOLDER = re.compile(
+    r"^((checkpoint|ckpt|epoch|global_step|step|iter|iteration)[-_]?\d+|best|last|latest|final)([-_](model|checkpoint))?$"
+)
 LISTED_KINDS = 5
 
 
@@ -39,6 +44,7 @@ class Repository:
         read_header: Tensors of a safetensors file on the meta device, from its header alone.
         digests: Path to SHA-256, of large files on the Hub.
         card: What is known without the weights.
+        group: What may hold other checkpoints of the same run: the repository itself on the Hub, a folder elsewhere.
     """
 
     repo_id: str
@@ -50,6 +56,11 @@ class Repository:
     read_header: Callable[[str], StateDict]
     digests: Mapping[str, str] = field(default_factory=dict)
     card: CardFacts = field(default_factory=CardFacts)
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.group:
+            object.__setattr__(self, "group", self.repo_id)
 
 
 @dataclass(frozen=True)
@@ -82,8 +93,8 @@ def find_sources(arguments: ImportArguments, api: HfApi) -> Iterator[Source]:
                 yield Source(info.id, partial(_open_remote, api, info.id, None))
     if arguments.folder is not None:
         root = Path(arguments.folder)
-        for label, folder, files in _local_repositories(root):
-            yield Source(label, partial(_open_local, label, folder, files))
+        for label, group, folder, files in _local_repositories(root):
+            yield Source(label, partial(_open_local, label, group, folder, files))
 
 
 def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Repository]:
@@ -113,31 +124,40 @@ def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Reposit
     ]
 
 
-def _local_repositories(root: Path) -> Iterator[tuple[str, Path, list[Path]]]:
-    """Label, folder and files of each: model folders, and every other checkpoint file on its own."""
-    paths = sorted(path for path in root.rglob("*") if path.is_file() and not _is_hidden(path, root))
+def _local_repositories(root: Path) -> Iterator[tuple[str, str, Path, list[Path]]]:
+    """Label, group, folder and files of each: model folders, and every other checkpoint file on its own."""
+    found = (path for path in root.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
+    paths = sorted(path for path in found if not _is_hidden(path, root))
     marks = {f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")}
     folders = {path.parent for path in paths if path.name in marks}
     for folder in sorted(folders):
-        label = root.resolve().name if folder == root else folder.relative_to(root).as_posix()
-        yield label, folder, [path for path in paths if path.parent == folder]
+        label = _label(folder, root)
+        is_checkpoint = folder != root and CHECKPOINT_FOLDER.search(folder.name) is not None
+        group = _label(folder.parent, root) if is_checkpoint else label
+        yield label, group, folder, [path for path in paths if path.parent == folder]
     for path in paths:
         is_shard = SHARD.search(path.name) is not None
-        is_checkpoint = path.name.endswith((".safetensors", INDEX_SUFFIX, *PICKLE_SUFFIXES)) and not is_shard
+        is_checkpoint = path.name.endswith(CHECKPOINT_SUFFIXES) and not is_shard
         if is_checkpoint and not any(folder in path.parents for folder in folders):
             parts = [p for p in paths if p.parent == path.parent and (p == path or SHARD.search(p.name))]
-            yield path.relative_to(root).as_posix(), path.parent, parts
+            yield path.relative_to(root).as_posix(), _label(path.parent, root), path.parent, parts
+
+
+def _label(folder: Path, root: Path) -> str:
+    return root.resolve().name if folder == root else folder.relative_to(root).as_posix()
 
 
 def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _open_local(label: str, folder: Path, files: Sequence[Path]) -> list[Repository]:
-    states = {path.name: path.stat() for path in files}
+def _open_local(label: str, group: str, folder: Path, files: Sequence[Path]) -> list[Repository]:
+    if broken := [path.name for path in files if not path.exists() and path.name.endswith(CHECKPOINT_SUFFIXES)]:
+        raise FileNotFoundError(f"{', '.join(broken[:LISTED_KINDS])}: a link to a file that does not exist")
+    states = {path.name: path.stat() for path in files if path.exists()}
     card = CardFacts()
     if "README.md" in states:
-        card = CardFacts.from_readme((folder / "README.md").read_text(encoding="utf-8"))
+        card = CardFacts.from_file(folder / "README.md")
     author = label.partition("/")[0] if "/" in label else None
     return [
         Repository(
@@ -149,6 +169,7 @@ def _open_local(label: str, folder: Path, files: Sequence[Path]) -> list[Reposit
             fetch=lambda file: folder / file,
             read_header=lambda file: read_meta_state_dict(folder / file),
             card=replace(card, columns={"author": author, **card.columns}),
+            group=group,
         )
     ]
 
@@ -182,8 +203,8 @@ def find_networks(files: Mapping[str, int], patterns: Sequence[str], *, allow_pi
         return sorted(file for file in weights if VARIANT.sub("", file) not in weights or not VARIANT.search(file))
     if pickles and not allow_pickle:
         raise ValueError(
-            f"it holds pickles only ({', '.join(pickles[:LISTED_KINDS])}), which can run code when they are opened; ask its "
-            "author for safetensors, or allow pickles (--allow-pickle; opened with weights_only)"
+            "it holds pickles only, which can run code when they are opened; ask its author for safetensors, or allow "
+            "pickles (--allow-pickle; opened with weights_only)"
         )
     for name in PICKLE_NAMES:
         if name in pickles:
