@@ -12,7 +12,7 @@ from hf_sane.cli.output import hide_loading_bars, new_output, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from hf_sane.merging.ingredients import Ingredient
     from hf_sane.merging.scoring import ImageScore
@@ -169,13 +169,29 @@ def soup_of_checkpoints(
     calibration: "tuple[Tensor, int] | None",
     include_code: bool,
 ) -> None:
-    """Mix checkpoints and save the result."""
-    from hf_sane.hub.soups import save_soup
+    """Mix checkpoints and save the result.
+
+    A uniform soup that nothing is measured of needs no model: files are averaged, of any architecture.
+    """
+    from hf_sane.architectures.configuration_zoo import ZooConfig
+    from hf_sane.hub.soups import save_soup, save_soup_of_files
+    from hf_sane.merging.averaging import uniform_weights
     from hf_sane.merging.ingredients import open_ingredients
-    from hf_sane.merging.soups import CheckpointMixer
+    from hf_sane.merging.reconciliation import complete_config
+    from hf_sane.merging.soups import CheckpointMixer, Soup
 
     opened = open_ingredients(sources)
-    model = empty_classifier(opened[0])
+    record.arguments |= dtypes_of(opened)
+    uses = {"--data": scores, "--align": align, "--include-code": include_code}
+    needs = [option for option, value in uses.items() if value]
+    if not needs and not isinstance(complete_config(opened[0].config), ZooConfig):
+        weights = uniform_weights(opened)
+        made = Soup(dict(zip([ingredient.name for ingredient in opened], weights, strict=True)))
+        record.arguments |= {"aligned": False, "recalibrated": False}
+        note(record, {"ingredients": made.to_dict()["ingredients"]}, scores)
+        save_soup_of_files(partial, opened, weights, record)
+            return
+    model = empty_classifier(opened, needs)
     mixed = aligned(opened, model, align)
     record.arguments |= {"aligned": any(ingredient.permutation is not None for ingredient in mixed)}
     record.arguments |= {"recalibrated": calibration is not None}
@@ -185,23 +201,40 @@ def soup_of_checkpoints(
     save_soup(partial, model, record, include_code=include_code, files_from=opened[0].folder)
 
 
-def empty_classifier(ingredient: "Ingredient") -> "PreTrainedModel":
-    """A model of the architecture of an ingredient, to mix in.
+def dtypes_of(ingredients: "list[Ingredient]") -> dict[str, str]:
+    """Say which dtypes meet, where these differ; for the record, that of the soup."""
+    from hf_sane.merging.averaging import soup_dtype
+
+    found = {ingredient.name: str(soup_dtype([ingredient])).removeprefix("torch.") for ingredient in ingredients}
+    dtype = str(soup_dtype(ingredients)).removeprefix("torch.")
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{name} {value}" for name, value in found.items())
+        typer.echo(f"dtypes differ ({listed}): the soup is in {dtype}, which holds the values of all")
+    return {"dtype": dtype}
+
+
+def empty_classifier(ingredients: "list[Ingredient]", needs: list[str]) -> "PreTrainedModel":
+    """A model of the architecture of the ingredients, to mix in.
 
     Raises:
-        ValueError: If the ingredient does not say what it is.
+        ValueError: If they do not say what they are, or are no image classifiers.
     """
     from transformers import AutoModelForImageClassification
 
     from hf_sane.tokenization.loading import initial_model, load_config
 
-    if not ingredient.config or ingredient.folder is None:
+    from hf_sane.merging.averaging import soup_dtype
+
+    first = ingredients[0]
+    if not first.config or first.folder is None:
+        raise ValueError(f"{first.name} has no config.json, so its architecture is unknown; give the whole folder")
+    config = load_config(first.folder)
+    if type(config) not in AutoModelForImageClassification._model_mapping:
         raise ValueError(
-            f"{ingredient.name} has no config.json, so its architecture is unknown; give the whole folder"
+            f"{' and '.join(needs)} take image classifiers, {first.name} is a {(config.architectures or [config.model_type])[0]}; "
+            "leave them out for a uniform soup, or select in Python by a score of your own (hf_sane.merging.soups.greedy_soup)"
         )
-    config = load_config(ingredient.folder)
-    dtypes = [outline.dtype for outline in ingredient.outlines.values() if outline.is_floating_point()]
-    return initial_model(AutoModelForImageClassification, config, dtype=dtypes[0] if dtypes else None).eval()
+    return initial_model(AutoModelForImageClassification, config, dtype=soup_dtype(ingredients)).eval()
 
 
 def aligned(ingredients: "list[Ingredient]", model: "PreTrainedModel", align: bool | None) -> "list[Ingredient]":
@@ -245,13 +278,18 @@ def cook(mixer: "Mixer", record: "RunRecord", scores: "dict[str, ImageScore]", *
         results |= {"best_ingredient": best, f"best_ingredient_test_{metric}": test(mixer.model)}
         mixer.mix(list(made.weights.values()))
         results["steps"] = [asdict(step) for step in made.steps]
+    note(record, results, scores)
+    return made
+
+
+def note(record: "RunRecord", results: dict[str, Any], scores: "dict[str, ImageScore]") -> None:
+    """Complete the record and print the results."""
     record.finish(results)
     rows = [[name, *row.values()] for name, row in results["ingredients"].items()]
     print_table(("ingredient", "weight", *(["held-out score"] if scores else [])), rows)
     for name, value in results.items():
         if name not in ("ingredients", "steps"):
             typer.echo(f"{name.replace('_', ' ')}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
-    return made
 
 
 def soup_of_adapters(
@@ -264,24 +302,54 @@ def soup_of_adapters(
     rank: int | None,
     base: str | None,
 ) -> None:
-    """Mix adapters in their base model and save the result as one adapter."""
+    """Average adapters and save the result as one; mix them in their base model, if anything is measured."""
     from transformers import AutoModelForImageClassification
 
     from hf_sane.hub.soups import save_adapter_soup
     from hf_sane.merging.adapters import AdapterMixer, average_adapters, open_adapters
+    from hf_sane.merging.averaging import uniform_weights
+    from hf_sane.merging.soups import Soup
     from hf_sane.tokenization.loading import load_model
 
     adapters = open_adapters(sources, base_model=base)
     named = adapters[0].config.get("base_model_name_or_path")
     if named is None:
         raise ValueError(f"{adapters[0].name} does not name its base model; name it (--base)")
-    model = load_model(AutoModelForImageClassification, named).eval()
-    mixer = AdapterMixer(model, adapters)
-    made = cook(mixer, record, scores, greedy=greedy)
-    averaged = average_adapters(adapters, list(made.weights.values()), rank=rank)
+    config = base_config(named)
+    weights = uniform_weights(adapters)
+    averaged = average_adapters(adapters, weights, rank=rank)  # says at once if these cannot be averaged
+    mixer = None
+    if scores:
+        if config is None or type(config) not in AutoModelForImageClassification._model_mapping:
+            kind = "not found" if config is None else f"a {config.model_type}"
+            raise ValueError(
+                f"--data takes adapters of image classifiers, their base {named} is {kind}; leave it out for a uniform soup, or "
+                "select in Python by a score of your own (hf_sane.merging.soups.greedy_soup)"
+            )
+        mixer = AdapterMixer(load_model(AutoModelForImageClassification, named).eval(), adapters)
+        made = cook(mixer, record, scores, greedy=greedy)
+        averaged = average_adapters(adapters, list(made.weights.values()), rank=rank)
+    else:
+        made = Soup(dict(zip([adapter.name for adapter in adapters], weights, strict=True)))
+        note(record, {"ingredients": made.to_dict()["ingredients"]}, scores)
     error = max(averaged.errors.values(), default=0.0)
     record.results |= {"rank": averaged.config["r"], "largest_relative_error_of_a_layer": error}
-    if rank is not None:  # what is written is not quite what was selected
+    if rank is not None and mixer is not None:  # what is written is not quite what was selected
         mixer.load(averaged)
-        record.results |= {f"{split}_{record.arguments['metric']}": score(model) for split, score in scores.items()}
-    save_adapter_soup(partial, averaged, model.config, record)
+        record.results |= {
+            f"{split}_{record.arguments['metric']}": score(mixer.model) for split, score in scores.items()
+        }
+    save_adapter_soup(partial, averaged, config, record)
+
+
+def base_config(name: str) -> "PreTrainedConfig | None":
+    """The configuration of the base of adapters, which only cards and scores need; `None` if it cannot be had."""
+    from transformers import PreTrainedConfig
+
+    from hf_sane.merging.reconciliation import complete_config
+
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(name)
+    except OSError:
+        return None
+    return complete_config(found)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
+from transformers.models.auto import modeling_auto
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import build_model
@@ -63,6 +64,18 @@ tokens = torch.randn(1, {window_size}, {token_dim})  # in earnest: weight_tokeni
 positions = torch.zeros({window_size}, 3, dtype=torch.long)  # and .positions
 latents = model.encode_sequences(tokens, positions)  # [1, {window_size}, {latent_dim}]
 decoded = model.decode_sequences(latents, positions)  # [1, {window_size}, {token_dim}]"""
+# Auto class, task on the Hub, and where Transformers lists the classes.
+TASKS: tuple[tuple[str, str | None, str], ...] = (
+    ("AutoModelForImageClassification", "image-classification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"),
+    ("AutoModelForCausalLM", "text-generation", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
+    ("AutoModelForImageTextToText", "image-text-to-text", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"),
+    ("AutoModelForSeq2SeqLM", None, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"),
+    ("AutoModelForMaskedLM", "fill-mask", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
+    ("AutoModelForSequenceClassification", "text-classification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
+    ("AutoModelForTokenClassification", "token-classification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES"),
+    ("AutoModelForQuestionAnswering", "question-answering", "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES"),
+    ("AutoModelForPreTraining", None, "MODEL_FOR_PRETRAINING_MAPPING_NAMES"),
+)
 NETWORK_CODE = """\
 {imports}
 
@@ -381,6 +394,28 @@ def network_code(
         channels=getattr(config, "num_channels", 3),
         size=getattr(config, "image_size", None) or described or 32,
     )
+
+
+def auto_class(config: PreTrainedConfig) -> tuple[str, str | None]:
+    """The Auto class that loads a network, and its task on the Hub, if it has one.
+
+    Networks of this library, and configurations that name no class, are image classifiers.
+    """
+    architecture = config.architectures[0] if config.architectures else None
+    if architecture is None or isinstance(config, ZooConfig):
+        return TASKS[0][:2]
+    for name, task, mapping in TASKS:
+        if architecture in getattr(modeling_auto, mapping).values():
+            return name, task
+    return "AutoModel", None
+
+
+def model_code(config: PreTrainedConfig | None, source: str, *, base: str | None = None) -> str:
+    """Code that loads a network that is no image classifier; with `base`, `source` is an adapter of it."""
+    name = "AutoModel" if config is None else auto_class(config)[0]
+    imports = ["from peft import PeftModel"] * (base is not None) + [f"from transformers import {name}"]
+    adapter = "" if base is None else "\n" + WITH_ADAPTER.format(name="model", source=source).rstrip()
+    return "\n".join(imports) + f'\n\nmodel = {name}.from_pretrained("{base or source}"){adapter}'
 
 
 def describe_config(config: PreTrainedConfig) -> dict[str, Any]:

@@ -1,19 +1,30 @@
 """Soups as repositories: weights, card and run record, with every ingredient and its weight on the card."""
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, save_torch_state_dict
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_sane.hub.cards import card_metadata, describe_config, fill_template, network_code, preprocessing_note
+from hf_sane.hub.cards import (
+    auto_class,
+    card_metadata,
+    describe_config,
+    fill_template,
+    model_code,
+    network_code,
+    preprocessing_note,
+)
 from hf_sane.hub.publish import save_model, write_card
 from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.merging.adapters import SOUP, AdapterSoup
-from hf_sane.merging.ingredients import CARRIED_FILES
+from hf_sane.merging.averaging import average_checkpoints, averaged_config
+from hf_sane.merging.ingredients import CARRIED_FILES, CONFIG_FILE, Ingredient
+from hf_sane.merging.reconciliation import complete_config
 from hf_sane.records.outputs import output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
 from hf_sane.records.sources import hub_id, parse_repo
@@ -64,10 +75,57 @@ def save_soup(
     return Path(folder)
 
 
+def save_soup_of_files(
+    folder: str | Path,
+    ingredients: Sequence[Ingredient],
+    weights: Sequence[float],
+    record: RunRecord,
+    *,
+    repo_id: str | None = None,
+    title: str = "Model soup",
+    license_id: str | None = None,
+) -> Path:
+    """Average checkpoints of any architecture, tensor by tensor, under the names in their files; no model is built.
+
+    Args:
+        folder: Receives config.json and the other side files of the first ingredient, the weights (in shards, if they are
+            large), run.json and README.md. A soup there that nobody has changed since is replaced.
+        ingredients: From `open_ingredients`, with configurations.
+        weights: One per ingredient, >= 0, with sum 1.
+        record: Of the run, see [`soup_card`].
+        repo_id: Where it will be published: the code of the card loads from there.
+        title: Headline of the card.
+        license_id: Hub licence identifier.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        FileExistsError: If `folder` holds something else, or files that were changed.
+        ValueError: If the first ingredient has no configuration, or the tensors cannot be averaged.
+    """
+    first = ingredients[0]
+    if not first.config or first.folder is None:
+        raise ValueError(f"{first.name} has no config.json, so its architecture is unknown; give the whole folder")
+    with output_folder(folder, SOUP, replace=True) as partial:
+        tensors = average_checkpoints(ingredients, weights)
+        config = averaged_config(ingredients, tensors)
+        card = soup_card(complete_config(config), record, source=repo_id or ".", title=title, license_id=license_id)
+        save_torch_state_dict(tensors, partial, metadata={"format": "pt"})
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (partial / CONFIG_FILE).write_text(text, encoding="utf-8")
+        for name in CARRIED_FILES:
+            if (first.folder / name).is_file():
+                shutil.copyfile(first.folder / name, partial / name)
+        record.save(partial / RECORD)
+        write_card(partial, card)
+    return Path(folder)
+
+
 def save_adapter_soup(
     folder: str | Path,
     soup: AdapterSoup,
-    config: PreTrainedConfig,
+    config: PreTrainedConfig | None,
     record: RunRecord,
     *,
     repo_id: str | None = None,
@@ -79,7 +137,7 @@ def save_adapter_soup(
     Args:
         folder: Receives adapter_config.json, adapter_model.safetensors, run.json and README.md.
         soup: From `average_adapters`.
-        config: Of the base model.
+        config: Of the base model; `None` if it is not known.
         record: Of the run, see [`soup_card`].
         repo_id: Where it will be published: the code of the card loads from there.
         title: Headline of the card.
@@ -100,7 +158,7 @@ def save_adapter_soup(
 
 
 def soup_card(
-    config: PreTrainedConfig,
+    config: PreTrainedConfig | None,
     record: RunRecord,
     *,
     source: str = ".",
@@ -112,7 +170,7 @@ def soup_card(
     """Describe a soup.
 
     Args:
-        config: Of the network, or of the base of adapters.
+        config: Of the network, or of the base of adapters; `None` if that is not known.
         record: Of the run: `arguments` with `recipe` (`"greedy"` or `"uniform"`), `metric`, `aligned`, `recalibrated`;
             `results["ingredients"]` as `{name: {"weight": ..., "held_out_score": ...}}`; other results become tables,
             those called `test_...` and `validation_...` entries of the model index.
@@ -137,13 +195,16 @@ def soup_card(
     base = None if adapter is None else adapter.get("base_model_name_or_path")
     metadata.base_model = ([base] if base and _is_repo_id(base) else list(dict.fromkeys(parents))) or None
     metadata["base_model_relation"] = ("merge" if adapter is None else "adapter") if metadata.base_model else None
-    metadata.pipeline_tag = "image-classification"
+    auto, metadata.pipeline_tag = ("AutoModel", None) if config is None else auto_class(config)
     if adapter is not None:
         metadata.library_name = "peft"
     images = record.data.get("images")
     code = None  # of adapters that cannot be loaded onto anything known
     if adapter is None or base is not None:
-        code = network_code(config, source, images, with_code=with_code, base=base)
+        if config is None or auto != "AutoModelForImageClassification":
+            code = model_code(config, source, base=base)
+        else:
+            code = network_code(config, source, images, with_code=with_code, base=base)
     others = {name: value for name, value in record.results.items() if name != "ingredients"}
     return fill_template(
         "soup.md",
@@ -152,7 +213,9 @@ def soup_card(
         title=title,
         source=source,
         code=code,
-        settings=describe_config(config) if adapter is None else {name: adapter.get(name) for name in SETTINGS},
+        settings=describe_config(config)
+        if adapter is None and config is not None
+        else {name: (adapter or {}).get(name) for name in SETTINGS},
         is_adapter=adapter is not None,
         description=_description(config, rows, facts, is_adapter=adapter is not None),
         ingredients_table=_ingredients_table(rows, metric),
@@ -167,11 +230,15 @@ def _is_repo_id(name: str) -> bool:
 
 
 def _description(
-    config: PreTrainedConfig, rows: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any], *, is_adapter: bool
+    config: PreTrainedConfig | None,
+    rows: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    *,
+    is_adapter: bool,
 ) -> str:
     used = sum(row["weight"] > 0 for row in rows.values())
-    kind = config.model_type.removeprefix("sane_")
-    what = f"LoRA adapters of a {kind} base model" if is_adapter else f"{kind} networks"
+    kind = "" if config is None else config.model_type.removeprefix("sane_") + " "
+    what = f"LoRA adapters of a {kind}base model" if is_adapter else f"{kind}networks"
     recipe = "greedy" if facts.get("recipe") == "greedy" else "uniform"
     text = (
         f"A {recipe} model soup ([arXiv:2203.05482](https://arxiv.org/abs/2203.05482)): the average of the weights of {used} of "
@@ -208,4 +275,4 @@ def _ingredients_table(rows: Mapping[str, Mapping[str, Any]], metric: str) -> st
     return markdown_table(header, lines, numbers=True)
 
 
-__all__ = ["save_adapter_soup", "save_soup", "soup_card"]
+__all__ = ["save_adapter_soup", "save_soup", "save_soup_of_files", "soup_card"]

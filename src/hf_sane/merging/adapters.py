@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from hf_sane.core.types import StateDict
-from hf_sane.merging.averaging import average_checkpoints, check_weights, to_dtype
+from hf_sane.merging.averaging import average_checkpoints, check_weights, to_dtype, untie
 from hf_sane.merging.ingredients import Ingredient, check_compatible
 from hf_sane.records.outputs import output_folder
 from hf_sane.records.sources import hub_id, source_name
@@ -172,7 +172,7 @@ class AdapterMixer:
         self._copies = {name: tied[name] if ".base_layer." in stored else [name] for name, stored in whole.items()}
         for name in sorted(tied):
             if len(tied[name]) > 1:
-                self._untie(name)
+                untie(self.model, name)
         touched = targets | {copy for names in self._copies.values() for copy in names}
         self._base = {name: tensors[name].detach().clone() for name in sorted(touched)}
 
@@ -214,16 +214,6 @@ class AdapterMixer:
                 weight.add_(adapter.change(module, base, transposed=transposed), alpha=share)
                 if (bias := adapter.added_bias(module)) is not None:
                     targets[f"{module}.bias"].add_(bias, alpha=share)
-
-    def _untie(self, name: str) -> None:
-        """Give a tensor that several modules share to one of them alone: its factors change no other."""
-        module, _, leaf = name.rpartition(".")
-        owner = self.model.get_submodule(module)
-        shared = getattr(owner, leaf)
-        setattr(owner, leaf, nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad))
-        config: Any = getattr(self.model, "config", None)
-        if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False
 
 
 def _check_pair(first: Adapter, other: Adapter) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from functools import reduce
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_sane.core.types import StateDict
 from hf_sane.merging.ingredients import Ingredient, is_averaged
+from hf_sane.merging.reconciliation import carries_nothing, tied_names
 
 COUNTER = "num_batches_tracked"  # of batch norm: the one integer that legitimately differs between runs
 SUM_TOLERANCE = 1e-6
@@ -64,7 +66,7 @@ def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float])
 def pour(model: nn.Module, ingredients: Sequence[Ingredient], weights: Sequence[float]) -> None:
     """Put a weighted average into a module, tensor by tensor: no second copy of the model is made.
 
-    Some architectures of Transformers have other names on disk than in memory. Their average is made in memory first, and
+    Weights that the model shares between two names and an ingredient does not are untied. Some architectures of Transformers have other names on disk than in memory. Their average is made in memory first, and
     goes through the conversion of `from_pretrained`.
 
     Args:
@@ -75,12 +77,17 @@ def pour(model: nn.Module, ingredients: Sequence[Ingredient], weights: Sequence[
     Raises:
         ValueError: If model and ingredients do not have the same tensors, or as in [`average_tensors`].
     """
-    targets = model.state_dict(keep_vars=True)
     outlines = ingredients[0].outlines
+    _untie_what_differs(model, [part for part, weight in zip(ingredients, weights, strict=True) if weight])
+    targets = model.state_dict(keep_vars=True)
     # A tied tensor has several names in the module and one in the file.
     covered = {targets[name].data_ptr() for name in outlines if name in targets}
     foreign = sorted(outlines.keys() - targets.keys())
-    missing = [name for name, tensor in targets.items() if tensor.numel() and tensor.data_ptr() not in covered]
+    missing = [
+        name
+        for name, tensor in targets.items()
+        if tensor.numel() and tensor.data_ptr() not in covered and not carries_nothing(name, tensor)
+    ]
     tensors = average_tensors(ingredients, weights)
     if (foreign or missing) and isinstance(model, PreTrainedModel):
         loaded, missing, foreign = _converted(model, dict(tensors))
@@ -98,6 +105,31 @@ def pour(model: nn.Module, ingredients: Sequence[Ingredient], weights: Sequence[
                     f"{ingredients[0].name}; build the model from the configuration of the checkpoints"
                 )
             targets[name].copy_(to_dtype(name, tensor, targets[name].dtype))
+
+
+def _untie_what_differs(model: nn.Module, ingredients: Sequence[Ingredient]) -> None:
+    """Give tensors that the model shares memories of their own, if any ingredient has two different ones for them."""
+    targets = model.state_dict(keep_vars=True)
+    owners: dict[int, str] = {}
+    for name in ingredients[0].outlines:
+        if name not in targets or not targets[name].numel():
+            continue
+        owner = owners.setdefault(targets[name].data_ptr(), name)
+        if owner == name or targets[owner] is not targets[name]:
+            continue
+        if not all(torch.equal(part.tensor(owner), part.tensor(name)) for part in ingredients):
+            untie(model, name)
+
+
+def untie(model: nn.Module, name: str) -> None:
+    """Give a tensor that several modules share to one of them alone, and note it in the model's configuration."""
+    module, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(module)
+    shared = getattr(owner, leaf)
+    setattr(owner, leaf, nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad))
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = False
 
 
 def _converted(model: PreTrainedModel, state_dict: StateDict) -> tuple[StateDict, list[str], list[str]]:
@@ -140,6 +172,35 @@ def _average(name: str, parts: Sequence[tuple[Ingredient, float]]) -> Tensor:
     return result
 
 
+def soup_dtype(ingredients: Sequence[Ingredient]) -> torch.dtype:
+    """The dtype that holds the weights of all ingredients: float32 for float16 with bfloat16."""
+    found = [o.dtype for ingredient in ingredients for o in ingredient.outlines.values() if o.is_floating_point()]
+    return reduce(torch.promote_types, found, found[0] if found else torch.float32)
+
+
+def averaged_config(ingredients: Sequence[Ingredient], tensors: StateDict) -> dict[str, Any]:
+    """The configuration of an average: that of the first ingredient, but for its dtype and for ties that the weights break.
+
+    Code that a configuration names (`auto_map`) stays with the ingredient; for architectures of Transformers none is needed.
+
+    Args:
+        ingredients: From [`open_ingredients`].
+        tensors: Their average.
+    """
+    first = ingredients[0]
+    config = deepcopy({key: value for key, value in first.config.items() if key != "auto_map"})
+    if any(tensor.dtype != first.outlines[name].dtype for name, tensor in tensors.items()):
+        key = "torch_dtype" if "torch_dtype" in config else "dtype"
+        config[key] = str(soup_dtype(ingredients)).removeprefix("torch.")
+    ties = [(a, b) for a, b in tied_names(config).items() if a in tensors and b in tensors]
+    if any(not torch.equal(tensors[target], tensors[source]) for target, source in ties):
+        config["tie_word_embeddings"] = False
+        for part in [value for value in config.values() if isinstance(value, dict)]:
+            if "tie_word_embeddings" in part:
+                part["tie_word_embeddings"] = False
+    return config
+
+
 def to_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A finite tensor in another dtype.
 
@@ -176,4 +237,14 @@ def _agreed(name: str, parts: Sequence[tuple[Ingredient, float]]) -> Tensor:
     return value
 
 
-__all__ = ["average_checkpoints", "average_tensors", "check_weights", "pour", "to_dtype", "uniform_weights"]
+__all__ = [
+    "average_checkpoints",
+    "average_tensors",
+    "averaged_config",
+    "check_weights",
+    "pour",
+    "soup_dtype",
+    "to_dtype",
+    "uniform_weights",
+    "untie",
+]

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from hf_sane.core.types import StateDict
+from hf_sane.merging.reconciliation import Renamed, complete_config, reconcile, tied_names
 from hf_sane.records.sources import HubRepo, parse_source, source_name
 from hf_sane.symmetry.matching import match_weights
 from hf_sane.symmetry.permutation import Permutation, PermutationSpec
@@ -31,6 +32,9 @@ VOCABULARY_FILES = (
 # What a soup takes over from its first ingredient.
 CARRIED_FILES = (
     *VOCABULARY_FILES,
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "preprocessor_config.json",
@@ -48,6 +52,10 @@ HARMLESS_KEYS = {
     "initialization",
     "initializer_range",
     "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "return_dict",
     "torch_dtype",
     "transformers_version",
     "use_cache",
@@ -97,7 +105,8 @@ def open_ingredients(sources: Sequence[Source], *, names: Sequence[str] | None =
 
     Only headers are read. What would make an average meaningless is refused: other tensors or shapes, other settings of
     the architecture (dropout and initialisation may differ), other labels, another vocabulary. What a checkpoint does not
-    say (a bare file has no configuration) cannot be compared.
+    say (a bare file has no configuration) cannot be compared. Buffers that carry nothing may be in some of them only, and
+    a weight that is stored once for two names may be stored twice in others, see `reconcile`.
 
     Args:
         sources: State dicts, modules, files, folders, shard indices, or Hub repo ids, also `repo@revision`; at least two.
@@ -115,7 +124,7 @@ def open_ingredients(sources: Sequence[Source], *, names: Sequence[str] | None =
         raise ValueError(f"expected one name per checkpoint, {len(sources)}, got {len(names)}")
     given = list(names or [_default_name(source, i) for i, source in enumerate(sources)])
     unique = [f"{name}_{i}" if given.count(name) > 1 else name for i, name in enumerate(given)]
-    ingredients = [_open(source, name) for source, name in zip(sources, unique, strict=True)]
+    ingredients = _reconciled([_open(source, name) for source, name in zip(sources, unique, strict=True)])
     for other in ingredients[1:]:
         check_compatible(ingredients[0], other)
     return ingredients
@@ -127,11 +136,9 @@ def check_compatible(first: Ingredient, other: Ingredient) -> None:
     Raises:
         ValueError: If configuration, labels, vocabulary, tensor names, shapes or kinds of dtype differ.
     """
-    shared = {
-        key for key in first.config.keys() & other.config.keys() if key not in HARMLESS_KEYS and "drop" not in key
-    }
-    if differing := sorted(key for key in shared if first.config[key] != other.config[key]):
-        pairs = ", ".join(f"{key} {first.config[key]!r} and {other.config[key]!r}" for key in differing)
+    ours, theirs = (_comparable(ingredient.config) for ingredient in (first, other))
+    if differing := sorted(key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]):
+        pairs = ", ".join(f"{key} {ours[key]!r} and {theirs[key]!r}" for key in differing)
         raise ValueError(f"{first.name} and {other.name} are of different architectures: {pairs}; average within one")
     for key in ("id2label", "label2id"):
         if key in first.config and key in other.config and first.config[key] != other.config[key]:
@@ -145,11 +152,13 @@ def check_compatible(first: Ingredient, other: Ingredient) -> None:
                 f"{first.name} and {other.name} have different tokenizers ({file} differs): their embeddings stand for "
                 "different words; average models of one vocabulary"
             )
-    if foreign := sorted(first.outlines.keys() ^ other.outlines.keys()):
-        raise ValueError(
-            f"{first.name} and {other.name} are of different architectures: {len(foreign)} tensors are in one of them "
-            f"only, such as {foreign[:3]}"
-        )
+    if first.outlines.keys() != other.outlines.keys():
+        lacking = [
+            f"{len(names)} tensors are in {holder.name} only{f', such as {names[:3]}' if names else ''}"
+            for holder, rest in ((first, other), (other, first))
+            for names in [sorted(holder.outlines.keys() - rest.outlines.keys())]
+        ]
+        raise ValueError(f"{first.name} and {other.name} are of different architectures: {' and '.join(lacking)}")
     for name, outline in first.outlines.items():
         found = other.outlines[name]
         if outline.shape != found.shape:
@@ -161,6 +170,12 @@ def check_compatible(first: Ingredient, other: Ingredient) -> None:
             raise ValueError(
                 f"{name!r} is {outline.dtype} in {first.name} and {found.dtype} in {other.name}; convert one"
             )
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the function of the weights depends on, those that a file leaves out as defaults among them."""
+    facts = complete_config(config).to_dict() if config.get("model_type") in CONFIG_MAPPING else config
+    return {key: value for key, value in facts.items() if key not in HARMLESS_KEYS and "drop" not in key}
 
 
 def is_averaged(tensor: Tensor) -> bool:
@@ -211,6 +226,25 @@ def align_ingredients(
             ) from error
         aligned.append(replace(ingredient, spec=spec, permutation=permutation))
     return aligned
+
+
+def _reconciled(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
+    """The same ingredients, with the same names for the same tensors, see [`reconcile`]."""
+    found = reconcile(
+        [ingredient.tensors for ingredient in ingredients],
+        [ingredient.outlines for ingredient in ingredients],
+        lambda: tied_names(ingredients[0].config),
+    )
+    return [
+        ingredient
+        if list(names.items()) == [(name, name) for name in ingredient.outlines]
+        else replace(
+            ingredient,
+            tensors=Renamed(ingredient.tensors, names),
+            outlines={name: ingredient.outlines[stored] for name, stored in names.items()},
+        )
+        for ingredient, names in zip(ingredients, found, strict=True)
+    ]
 
 
 def _default_name(source: Source, index: int) -> str:
