@@ -221,9 +221,8 @@ def empty_classifier(ingredients: "list[Ingredient]", needs: list[str]) -> "PreT
     """
     from transformers import AutoModelForImageClassification
 
-    from hf_sane.tokenization.loading import initial_model, load_config
-
     from hf_sane.merging.averaging import soup_dtype
+    from hf_sane.tokenization.loading import initial_model, load_config
 
     first = ingredients[0]
     if not first.config or first.folder is None:
