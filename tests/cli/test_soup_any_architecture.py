@@ -90,6 +90,7 @@ def test_what_needs_images_says_so(arguments, named, llamas, tmp_path, hf_sane_c
     refused = hf_sane_command("soup", llamas, *arguments, "--out", tmp_path / "soup", exit_code=2).stderr
     assert f"{named} take image classifiers, 0 is a LlamaForCausalLM; leave them out for a uniform soup" in refused
     assert "ViT" not in refused  # no list of all classes that would do
+    assert not (tmp_path / "soup").exists()
 
 
 @pytest.fixture

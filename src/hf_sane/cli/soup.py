@@ -190,7 +190,7 @@ def soup_of_checkpoints(
         record.arguments |= {"aligned": False, "recalibrated": False}
         note(record, {"ingredients": made.to_dict()["ingredients"]}, scores)
         save_soup_of_files(partial, opened, weights, record)
-            return
+        return
     model = empty_classifier(opened, needs)
     mixed = aligned(opened, model, align)
     record.arguments |= {"aligned": any(ingredient.permutation is not None for ingredient in mixed)}
