@@ -28,7 +28,7 @@ def test_released_files_load_with_depth_width_and_classes_read_from_them(tmp_pat
     assert not loaded.training
     assert loaded.config.to_dict() == model.config.to_dict()
     inputs = torch.randn(2, 3, 16, 16)
-    assert torch.equal(loaded(inputs).logits, model(inputs).logits)
+    torch.testing.assert_close(loaded(inputs).logits, model(inputs).logits)
 
 
 def test_names_of_the_real_files():

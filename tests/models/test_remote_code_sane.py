@@ -22,9 +22,9 @@ model, info = AutoModel.from_pretrained(folder, trust_remote_code=True, output_l
 assert not info["missing_keys"] and not info["unexpected_keys"], info
 example = torch.load(f"{folder}/example.pt", weights_only=True)
 output = model(example["tokens"], example["positions"], second_tokens=example["tokens"])
-assert torch.equal(output.reconstruction, example["reconstruction"])
+torch.testing.assert_close(output.reconstruction, example["reconstruction"])
 latents = model.encode_sequences(example["tokens"], example["positions"], window_size=4, halo_size=1)
-assert torch.equal(latents, example["latents"])
+torch.testing.assert_close(latents, example["latents"])
 fresh = AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=True), trust_remote_code=True)
 assert torch.equal(fresh.token_in.weight, fresh.token_out.weight.T)  # it starts like the library's own
 assert type(model).__module__.startswith("transformers_modules")
