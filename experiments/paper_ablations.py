@@ -22,9 +22,11 @@ from ablation_variants import BASE_MODEL, BASE_TRAINING, STUDIES, Variant
 
 from hf_sane.demo.probing import probe_zoo
 from hf_sane.demo.run import reconstruct
+from hf_sane.hub.publish import load_sane
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measure_distances
 from hf_sane.sampling.generation import NetworkCodec
@@ -198,8 +200,7 @@ def autoencoder(
         }
         arguments = PretrainArguments(zoo=list(chosen), output_dir=str(folder), model=model, seed=seed, **settings)
         pretrain(arguments, zoos=list(chosen.values()))
-    model = SANEModel.from_pretrained(folder / "model", dtype=torch.float32).eval()
-    return model, SANEFeatureExtractor.from_pretrained(folder / "model")
+    return load_sane(folder / "model", dtype=torch.float32)
 
 
 def sample(codec: NetworkCodec, zoo: Zoo, judge: Judge, data: ImageData, sizes: Sizes, seed: int) -> dict[str, Any]:
@@ -318,4 +319,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="paper_ablations.py")

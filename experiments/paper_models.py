@@ -9,7 +9,6 @@ taken. `hf-sane push model ../models/sane-usps --repo org/sane-usps` publishes i
 
 import argparse
 import importlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,15 @@ import torch
 
 from hf_sane.demo.probing import short_table
 from hf_sane.hub.cards import network_card, sane_card
-from hf_sane.hub.publish import save_network, write_sane_card
+from hf_sane.hub.publish import SANE, load_sane, save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.networks.images import load_zoo_images
 from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records.failures import run_script
+from hf_sane.records.outputs import check_may_write
+from hf_sane.records.run_record import RECORD, RunRecord
 from hf_sane.sampling.anchors import choose_anchors
-from hf_sane.sampling.export import Provenance, export_network
+from hf_sane.sampling.export import NETWORK, Provenance
 from hf_sane.sampling.generation import Density
 from hf_sane.sampling.selection import subsample
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
@@ -36,7 +37,6 @@ from hf_sane.zoo.facts import read_facts
 
 tables = importlib.import_module("paper_tables")  # the script beside this one
 
-RECORD = "run.json"
 LICENSE = "mit"
 # What a card is made of, of an autoencoder and of a sampled network.
 CARD_FACTS = {
@@ -124,17 +124,21 @@ def card_results(own: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]
 
 
 def save_family(family: str, seed: int, options: argparse.Namespace) -> Path:
-    """Copy the autoencoder of a family and seed, and write its card."""
-    source, target = options.work / f"{family}_{seed}" / "model", options.output / f"sane-{family}"
-    if target.exists():
-        raise FileExistsError(f"{target} is there already; remove it, or choose another --output")
-    shutil.copytree(source, target)
-    own = RunRecord.load(target / RECORD)
+    """The autoencoder of a family and seed, with the results of the family in its record and on its card."""
+    model, extractor = load_sane(options.work / f"{family}_{seed}" / "model")
+    own = RunRecord.load(options.work / f"{family}_{seed}" / "model" / RECORD)
     found = RunRecord.load(options.records / f"{family}_{seed}.json")
-    replace(own, results=card_results(own.results, found.results)).save(target / RECORD)
+    record = replace(own, results=card_results(own.results, found.results))
     zoo = Zoo.load(options.zoos, tables.FAMILIES[family].sampled)
-    write_sane_card(target, title=sane_title(family), network_config=zoo.splits["train"].config(0), license_id=LICENSE)
-    return target
+    return save_sane(
+        options.output / f"sane-{family}",
+        model,
+        extractor,
+        record,
+        title=sane_title(family),
+        network_config=zoo.splits["train"].config(0),
+        license_id=LICENSE,
+    )
 
 
 def save_sample(
@@ -173,9 +177,9 @@ def save_sample(
         num_candidates=NUM_CANDIDATES,
         **results,
     )
-    network = export_network(chosen.networks, 0, target, provenance=provenance)
     record.finish(results, data={"images": data.describe()})
-    save_network(target, network, record, title=network_title(provenance), license_id=LICENSE)
+    title = network_title(provenance)
+    save_network(target, chosen.networks.model(0), record, title=title, license_id=LICENSE, provenance=provenance)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -186,6 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     tune_allocator()
     for name in options.families:
+        check_may_write(options.output / f"sane-{name}", SANE, replace=True)
+        check_may_write(options.output / f"sampled-{name}", NETWORK, replace=True)
         seed = best_seed(name, options.work, options.records)
         bandwidth = bandwidth_of(name, seed, options.records)  # before anything is saved
         sane = save_family(name, seed, options)
@@ -197,4 +203,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="paper_models.py")

@@ -9,7 +9,6 @@ a CNN-s family takes about ten minutes per seed, CNN-l and ResNet-20 twice that,
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,21 +20,21 @@ from torch import Tensor
 
 from hf_sane.demo.probing import SPLITS, probe_features, zoo_features
 from hf_sane.demo.run import reconstruct
+from hf_sane.hub.publish import load_sane
 from hf_sane.merging.ingredients import align_ingredients, open_ingredients
 from hf_sane.merging.scoring import ImageScore
 from hf_sane.merging.soups import CheckpointMixer, greedy_soup
-from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks.images import ImageData, load_zoo_images
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.probing.spectra import spectral_features
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
 from hf_sane.sampling.diversity import agreement
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge
 from hf_sane.symmetry.networks import permutation_spec
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.pretraining import pretrain
 from hf_sane.zoo.alignment import align_zoo, aligned_tokens
@@ -107,9 +106,8 @@ def open_codec(folder: Path, zoo: Zoo) -> NetworkCodec:
         raise FileNotFoundError(
             f"expected an autoencoder in {folder}; run paper_tables.py for its family and seed with the same --work first"
         )
-    model = SANEModel.from_pretrained(folder, dtype=torch.float32).eval()
     split = zoo.splits["train"]
-    return NetworkCodec(model, SANEFeatureExtractor.from_pretrained(folder), split.layout(0), split.config(0))
+    return NetworkCodec(*load_sane(folder, dtype=torch.float32), split.layout(0), split.config(0))
 
 
 def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: Path, seed: int, epochs: int) -> Path:
@@ -218,7 +216,7 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
     """Everything about one family and seed; the record is written after each part."""
     family, path = FAMILIES[name], options.records / f"{name}_{seed}.json"
     record = RunRecord.start(seed=seed, arguments={"family": name, "images": family.images})
-    results: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
+    results: dict[str, Any] = RunRecord.load(path).results if path.exists() else {}
     parts = dict.fromkeys((family.sampled, *family.probed))
     zoos = {part: open_zoo(part, family.token_dim, options.zoos, options.work) for part in parts}
     facts = read_facts(options.zoos)[family.sampled]
@@ -290,4 +288,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="paper_tables.py")

@@ -11,7 +11,6 @@ fine-tuned: two to three minutes per family of CNN-s and seed on one CPU core.
 
 import argparse
 import importlib
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +19,11 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from hf_sane.analysis.pictures import save_picture
 from hf_sane.networks.images import load_zoo_images
 from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.files import write_atomically
+from hf_sane.records.failures import run_script
+from hf_sane.records.outputs import PICTURE, check_may_replace
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measure_distances
 from hf_sane.zoo.facts import read_facts
@@ -39,8 +40,7 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
     """Results of one family and seed, kept in its record; read from there if they are there."""
     family, path = tables.FAMILIES[name], options.records / f"{name}_{seed}.json"
     if path.exists():
-        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"]
-        return known
+        return RunRecord.load(path).results
     record = RunRecord.start(seed=seed, arguments={"family": name, "bandwidths": list(BANDWIDTHS)})
     zoo = tables.open_zoo(family.sampled, family.token_dim, options.zoos, options.work)
     codec = tables.open_codec(options.work / f"{name}_{seed}" / "model", zoo)
@@ -94,8 +94,7 @@ def draw(families: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Non
         axes.set(title=name, xlabel="distance to nearest training network")
     figure.axes[0].set_ylabel("test accuracy, no fine-tuning")
     figure.axes[0].legend(fontsize="small")
-    with write_atomically(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+    save_picture(figure, path)
 
 
 def load_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -116,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, help="PNG of all records that are there")
     options = parser.parse_args(argv)
     tune_allocator()
+    if options.plot is not None:
+        check_may_replace(options.plot, PICTURE)
     for seed in options.seeds:
         for name in options.families:
             run_family(name, seed, options)
@@ -125,4 +126,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="paper_tradeoff.py")

@@ -9,13 +9,13 @@ source, fine-tuned on the target (`mnist_to_usps`); and few anchors of the targe
 
 import argparse
 import importlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hf_sane.networks.images import load_zoo_images
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings
 from hf_sane.zoo.facts import read_facts
@@ -59,8 +59,7 @@ def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
     """Results of one study and seed, kept in its record; read from there if they are there."""
     study, path = STUDIES[name], options.records / f"{name}_{seed}.json"
     if path.exists():
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"]
-        return results
+        return RunRecord.load(path).results
     record = RunRecord.start(seed=seed, arguments={"study": name, **vars(study)})
     token_dim = tables.FAMILIES[study.source].token_dim
     zoo = tables.open_zoo(study.anchors, token_dim, options.zoos, options.work)
@@ -101,4 +100,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="paper_transfer.py")

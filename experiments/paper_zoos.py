@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.building.arguments import RECIPES
 from hf_sane.zoo.building.build import build_zoo
@@ -138,4 +139,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="paper_zoos.py")

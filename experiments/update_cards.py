@@ -5,6 +5,8 @@ python experiments/update_cards.py --zoos ../zoos       # after experiments/pape
 python experiments/update_cards.py --models ../models   # after experiments/paper_models.py: the same for its autoencoders and networks
 python experiments/update_cards.py                      # render again from what model_cards/ and the demo's record hold
 python experiments/update_cards.py --check              # exit 1 if a card says something else than the record
+
+It also lists the files of pretrained/ anew in their manifests: run it after changing one of them.
 """
 
 import argparse
@@ -15,6 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_sane.demo.cards import CARD_FACTS, render_demo_cards
+from hf_sane.hub.publish import SANE
+from hf_sane.records.failures import run_script
+from hf_sane.records.files import write_atomically
+from hf_sane.records.outputs import MANIFEST, Manifest
+from hf_sane.sampling.export import NETWORK
 from hf_sane.zoo.cards import render_card
 from hf_sane.zoo.facts import FILE_NAME, read_facts
 
@@ -35,12 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     cards = ROOT / "model_cards"
     if options.demo is not None:
         for artefact, names in CARD_FACTS.items():
-            (cards / artefact).mkdir(parents=True, exist_ok=True)
             for name in names:
-                shutil.copyfile(options.demo / artefact / name, cards / artefact / name)
+                copy(options.demo / artefact / name, cards / artefact / name)
     if options.zoos is not None:
-        (cards / PAPER_ZOOS).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(options.zoos / FILE_NAME, cards / PAPER_ZOOS / FILE_NAME)
+        copy(options.zoos / FILE_NAME, cards / PAPER_ZOOS / FILE_NAME)
     if options.models is not None:
         take_models(options.models, cards / PAPER_MODELS)
     report = json.loads((ROOT / "runs/demo/report.json").read_text(encoding="utf-8"))
@@ -54,18 +59,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     for page, text in outdated.items():
         print(f"{'out of date' if options.check else 'wrote'}: {page.relative_to(ROOT)}")
         if not options.check:
-            page.write_text(text, encoding="utf-8")
-    return int(options.check and bool(outdated))
+            with write_atomically(page) as partial:
+                partial.write_text(text, encoding="utf-8")
+    stale = renew_manifests(ROOT / "pretrained", check=options.check)
+    return int(options.check and bool(outdated or stale))
+
+
+def renew_manifests(models_folder: Path, *, check: bool) -> list[Path]:
+    """List the files of committed models anew: git is the one who knows that a change of them was meant."""
+    stale = []
+    for kind, job in (("sane", SANE), ("sampled", NETWORK)):
+        for folder in sorted(models_folder.glob(f"{kind}-*")):
+            manifest = Manifest.of(folder, job)
+            if manifest == Manifest.load(folder):
+                continue
+            print(f"{'out of date' if check else 'wrote'}: {(folder / MANIFEST).relative_to(ROOT)}")
+            if not check:
+                manifest.save(folder)
+            stale.append(folder)
+    return stale
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file; an interrupted copy leaves what was there."""
+    with write_atomically(target) as partial:
+        shutil.copyfile(source, partial)
 
 
 def take_models(source: Path, target: Path) -> None:
     """Copy what the cards of autoencoders and sampled networks are made of."""
     for kind, names in models.CARD_FACTS.items():
         for folder in sorted(source.glob(f"{kind}-*")):
-            (target / folder.name).mkdir(parents=True, exist_ok=True)
             for name in names:
-                shutil.copyfile(folder / name, target / folder.name / name)
+                copy(folder / name, target / folder.name / name)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main, name="update_cards.py")

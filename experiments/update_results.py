@@ -26,6 +26,9 @@ from results import (
     symmetries,
 )
 
+from hf_sane.records.failures import run_script
+from hf_sane.records.files import write_atomically
+
 ROOT = Path(__file__).parents[1]
 PAGES = (
     readme,
@@ -72,9 +75,10 @@ def main(argv: list[str] | None = None) -> int:
     for page, text in outdated.items():
         print(f"{'out of date' if arguments.check else 'written'}: {page.relative_to(ROOT)}")
         if not arguments.check:
-            page.write_text(text, encoding="utf-8")
+            with write_atomically(page) as partial:
+                partial.write_text(text, encoding="utf-8")
     return int(arguments.check and bool(outdated))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main, name="update_results.py")

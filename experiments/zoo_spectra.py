@@ -16,7 +16,9 @@ from hf_sane.analysis.plots import plot_correlations, plot_training
 from hf_sane.analysis.populations import spectra_against_property, spectra_through_training
 from hf_sane.analysis.spectral import SpectrumSettings
 from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records.failures import run_script
+from hf_sane.records.outputs import check_may_replace, output_folder
+from hf_sane.records.run_record import RECORD, RUN_RECORD, RunRecord
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 
 
@@ -42,34 +44,35 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--min_tail", type=int, default=2, help="eigenvalues a tail must have; few will do for a trend"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder for pictures and run record")
+    parser.add_argument("--output", type=Path, required=True, help="new folder for pictures and run record")
     parser.add_argument("--record", type=Path, help="another place for the run record")
     arguments = parser.parse_args(argv)
     tune_allocator()
     limits = {"conv": arguments.conv, "min_values": arguments.min_values, "min_tail": arguments.min_tail}
     record = RunRecord.start(seed=0, arguments=limits)
-    zoo = Zoo.load(arguments.zoo, arguments.config)
-    settings = SpectrumSettings(**limits, num_bootstrap=0)
-    run_id = arguments.run_id or best_run(zoo.splits)
-    holder = next((split for split in zoo.splits.values() if run_id in split.run_ids), zoo.splits["train"])
-    curves = spectra_through_training(holder, run_id, settings)
-    found = spectra_against_property([split.final_epochs() for split in zoo.splits.values()], settings)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    plot_training(curves, arguments.output / "training.png")
-    plot_correlations(found, arguments.output / "correlation.png")
-    for name, row in found["correlation"].items():
-        print(f"{name:28} {'  '.join(f'{key} {value}' for key, value in row.items())}")
-    results = {"through_training": curves, "against_test_accuracy": found}
-    settings_of_zoo = zoo.facts.arguments
-    record.data |= {
-        "zoo": f"{found['networks']} runs of the preset `{settings_of_zoo['architecture']}` on {zoo.facts.name}",
-        "zoo_arguments": dict(settings_of_zoo),
-    }
-    path = arguments.record or arguments.output / "run.json"
-    record.finish(results).save(path)
-    print(f"wrote {arguments.output} and {path}")
+    if arguments.record is not None:
+        check_may_replace(arguments.record, RUN_RECORD)
+    with output_folder(arguments.output, "spectra of a zoo") as partial:
+        zoo = Zoo.load(arguments.zoo, arguments.config)
+        settings = SpectrumSettings(**limits, num_bootstrap=0)
+        run_id = arguments.run_id or best_run(zoo.splits)
+        holder = next((split for split in zoo.splits.values() if run_id in split.run_ids), zoo.splits["train"])
+        curves = spectra_through_training(holder, run_id, settings)
+        found = spectra_against_property([split.final_epochs() for split in zoo.splits.values()], settings)
+        plot_training(curves, partial / "training.png")
+        plot_correlations(found, partial / "correlation.png")
+        for name, row in found["correlation"].items():
+            print(f"{name:28} {'  '.join(f'{key} {value}' for key, value in row.items())}")
+        results = {"through_training": curves, "against_test_accuracy": found}
+        settings_of_zoo = zoo.facts.arguments
+        record.data |= {
+            "zoo": f"{found['networks']} runs of the preset `{settings_of_zoo['architecture']}` on {zoo.facts.name}",
+            "zoo_arguments": dict(settings_of_zoo),
+        }
+        record.finish(results).save(arguments.record or partial / RECORD)
+    print(f"wrote {arguments.output}{'' if arguments.record is None else f' and {arguments.record}'}")
     return results
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="zoo_spectra.py")

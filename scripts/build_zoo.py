@@ -12,6 +12,7 @@ Time and memory: 640 networks on scikit-learn's digits, 50 epochs, take about 4 
 from collections.abc import Sequence
 
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.zoo.building.arguments import parse_arguments
 from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
@@ -31,4 +32,4 @@ def main(argv: Sequence[str] | None = None) -> Zoo:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="build_zoo.py")

@@ -19,11 +19,13 @@ from pathlib import Path
 from transformers import AutoModelForImageClassification
 
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
-from hf_sane.core.adapters import adapter_size, require_hub_id
+from hf_sane.core.adapters import ADAPTER, adapter_size, require_hub_id
 from hf_sane.hub.adapters import save_network_adapter
 from hf_sane.hub.push import plan_push
 from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
+from hf_sane.records.outputs import output_folder
 from hf_sane.records.run_record import RunRecord
 from hf_sane.records.sources import hub_id
 from hf_sane.sampling.finetuning import FinetuneSettings, add_network_lora, finetune_network
@@ -73,18 +75,19 @@ def main(argv: Sequence[str] | None = None) -> Path:
         **{name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate", "weight_decay", "seed")}
     )
     lora = {"rank": options.rank, "alpha": options.alpha}
-    data = load_images(options.images, train_limit=options.train_limit, image_size=options.image_size)
-    record = RunRecord.start(
-        seed=settings.seed, arguments=asdict(settings) | lora, data={"images": data.describe(), "base": base_model}
-    )
-    base = load_model(AutoModelForImageClassification, options.network)
-    check_fit(base, data)
-    model = add_network_lora(deepcopy(base), **lora, targets=options.targets)
-    measured = finetune_network(model, data, settings, report_at=[0])
-    after, before = measured[settings.steps], measured[0]
-    changes = {f"{name}_before": value for name, value in before.items()}
-    record.finish({**after, **changes, "adapter": adapter_size(model)})
-    save_network_adapter(options.output, model, base, record, base_model=base_model, repo_id=options.push_to)
+    with output_folder(options.output, ADAPTER) as partial:
+        data = load_images(options.images, train_limit=options.train_limit, image_size=options.image_size)
+        record = RunRecord.start(
+            seed=settings.seed, arguments=asdict(settings) | lora, data={"images": data.describe(), "base": base_model}
+        )
+        base = load_model(AutoModelForImageClassification, options.network)
+        check_fit(base, data)
+        model = add_network_lora(deepcopy(base), **lora, targets=options.targets)
+        measured = finetune_network(model, data, settings, report_at=[0])
+        after, before = measured[settings.steps], measured[0]
+        changes = {f"{name}_before": value for name, value in before.items()}
+        record.finish({**after, **changes, "adapter": adapter_size(model)})
+        save_network_adapter(partial, model, base, record, base_model=base_model, repo_id=options.push_to)
     share = record.results["adapter"]["share"]
     print(
         f"{options.output}: test accuracy {before['test_accuracy']:.3f} -> {after['test_accuracy']:.3f} in {settings.steps} "
@@ -96,4 +99,4 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="finetune_lora.py")

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from hf_sane.hub.adapters import write_pretraining_card
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.training.arguments import parse_arguments
 from hf_sane.training.pretraining import PretrainResult, pretrain
 
@@ -37,4 +38,4 @@ def main(argv: Sequence[str] | None = None) -> PretrainResult:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="pretrain.py")

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from hf_sane import SANEFeatureExtractor, SANEModel
+from hf_sane.records.outputs import check_finished
 from hf_sane.sampling.export import Provenance
 
 LARGEST_BYTES = 4_000_000
@@ -39,6 +40,14 @@ def normalised_error(sane, tokenizer, network):
         latents = sane.encode_sequences(sequence.tokens[None], sequence.positions)
         decoded = sane.decode_sequences(latents, sequence.positions)[0]
     return (decoded - sequence.tokens)[sequence.layout.weight_mask].square().mean().item()
+
+
+@pytest.mark.parametrize(("name", "job"), [("sane-usps", "SANE folder"), ("sampled-usps", "network")])
+def test_every_file_is_as_its_manifest_lists_it(folder, name, job):
+    manifest = check_finished(folder / name, all_digests=True)
+    assert manifest is not None
+    assert manifest.job == job
+    assert manifest.strangers(folder / name) == []
 
 
 def test_it_is_small_and_complete(folder):

@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from transformers import AutoModelForImageClassification
 
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.outputs import check_finished
 from hf_sane.sampling.export import Provenance
 from hf_sane.zoo.dataset import Zoo
 
@@ -214,8 +215,11 @@ def test_models_are_those_of_the_best_seed(places, tmp_path, monkeypatch):
     found = json.loads((places["--records"] / "usps_0.json").read_text())["results"]["sampling"]
     assert provenance.bandwidth == found["bandwidth"]
     assert "standardised as `(pixels - [" in (tmp_path / "sampled-usps" / "README.md").read_text()
-    with pytest.raises(FileExistsError, match="sane-usps is there already; remove it, or choose another --output"):
+    assert check_finished(saved) is not None
+    (saved / "README.md").write_text("edited")
+    with pytest.raises(FileExistsError, match=r"sane-usps .* added or changed since \(README\.md\)"):
         models.main([*options, "--families", "usps"])
+    assert (saved / "README.md").read_text() == "edited"
     record = json.loads((places["--records"] / "usps_0.json").read_text())
     del record["results"]["sampling"]
     (tmp_path / "usps_0.json").write_text(json.dumps(record))

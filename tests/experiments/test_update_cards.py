@@ -10,6 +10,8 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.errors import InvalidFileError
+from hf_sane.records.outputs import check_finished
 from hf_sane.zoo.facts import read_facts
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +58,22 @@ def test_an_outdated_card_is_found_and_written(script, tmp_path, monkeypatch, ca
     assert page.read_text() == before
 
 
+def test_manifests_of_committed_models_are_made_anew(script, tmp_path, monkeypatch, capsys):
+    for name in ("runs", "model_cards"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "pretrained", tmp_path / "pretrained")
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    assert script.main(["--check"]) == 0
+    tokenizer = tmp_path / "pretrained/sane-usps/preprocessor_config.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    with pytest.raises(InvalidFileError, match="preprocessor_config"):
+        check_finished(tokenizer.parent)
+    assert script.main(["--check"]) == 1
+    assert script.main([]) == 0
+    assert "wrote: pretrained/sane-usps/hf_sane_manifest.json" in capsys.readouterr().out
+    check_finished(tokenizer.parent)
+
+
 def test_models_of_the_results_are_taken_and_rendered(script, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").symlink_to(ROOT / "runs")
     shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards", ignore=shutil.ignore_patterns("paper_models"))
@@ -65,7 +83,10 @@ def test_models_of_the_results_are_taken_and_rendered(script, tmp_path, monkeypa
     for name in ("sane-usps", "sampled-usps"):
         assert f"wrote: model_cards/paper_models/{name}/README.md" in printed
         kept = {path.name for path in (tmp_path / "model_cards/paper_models" / name).iterdir()}
-        assert kept == {path.name for path in (ROOT / "pretrained" / name).iterdir()} - {"model.safetensors"}
+        assert kept == {path.name for path in (ROOT / "pretrained" / name).iterdir()} - {
+            "model.safetensors",
+            "hf_sane_manifest.json",
+        }
         pages = [
             folder / name / "README.md" for folder in (tmp_path / "model_cards/paper_models", ROOT / "pretrained")
         ]

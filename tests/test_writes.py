@@ -1,0 +1,140 @@
+"""One writer: whatever touches the disk goes through `records/outputs.py` or `records/files.py`.
+
+A call that writes is fine if its target comes from one of them: a name bound by `with output_folder(...) as partial`,
+`write_atomically`, and so on, or a parameter called `partial`, which only such a name may be passed for.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for folder in ("src", "scripts", "experiments") for path in (ROOT / folder).rglob("*.py"))
+WRITERS = {
+    *("output_folder", "resumable_folder", "output_file", "add_file", "write_atomically"),
+    *("new_output", "optional_output"),  # of the command line, around output_folder
+    "TemporaryDirectory",
+}
+# Attributes and functions that write, move or delete.
+WRITES = {
+    *("mkdir", "makedirs", "rmdir", "rmtree", "unlink", "remove", "removedirs", "touch", "symlink_to", "hardlink_to"),
+    *("write_text", "write_bytes", "writelines", "truncate", "chmod", "rename", "renames", "move"),
+    *("copy2", "copyfile", "copytree", "copyfileobj", "copymode"),
+    *("save_file", "save_pretrained", "save_model", "savefig", "save_to_disk", "to_parquet", "to_csv", "write_table"),
+    *("savez", "savez_compressed", "NamedTemporaryFile", "mkdtemp", "mkstemp", "ParquetWriter"),
+}
+# Names that also mean something else: only as a function of that module.
+OF_MODULES = {
+    ("torch", "save"),
+    ("np", "save"),
+    ("np", "savetxt"),
+    ("json", "dump"),
+    ("shutil", "copy"),
+    ("os", "replace"),
+}
+MODES = set("wax+")
+# What else may write, by the start of `file:function`, and why.
+ALLOWED = {
+    "src/hf_sane/records/": "the one writer itself",
+    "src/hf_sane/zoo/writing.py:": "the writer of zoos, several in one folder, made of the parts in records/",
+    "src/hf_sane/zoo/records.py:write_parquet": "fills the stage of a zoo, from the writer of zoos",
+    "src/hf_sane/zoo/importing/importing.py:import_zoo": "its stage is from the writer of zoos",
+    "src/hf_sane/zoo/dataset.py:push_to_hub": "a temporary folder",
+    "src/hf_sane/training/checkpoints.py:": "checkpoints come and go inside the folder of an unfinished run",
+    "src/hf_sane/training/pretraining.py:": "the model of a run, inside its folder",
+}
+
+
+def called(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def writes(call: ast.Call) -> bool:
+    name, owner = called(call), getattr(getattr(call.func, "value", None), "id", None)
+    if name in ("open", "fdopen"):
+        modes = [*call.args[:2], *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+        texts = [mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)]
+        return any(set(text) & MODES and set(text) <= MODES | set("rbt") for text in texts)
+    if name == "replace":  # of a path: one argument; of a string two, of dataclasses keywords
+        return owner == "os" or (len(call.args) == 1 and not call.keywords and owner not in ("dataclasses", None))
+    return name in WRITES or (owner, name) in OF_MODULES
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {found.id for found in ast.walk(node) if isinstance(found, ast.Name)}
+
+
+def handed_over(function: ast.AST) -> set[str]:
+    """Names of a function that stand for a place of the writer."""
+    found = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.With):
+            for item in node.items:
+                expression = item.context_expr
+                if (
+                    isinstance(expression, ast.Call)
+                    and called(expression) in WRITERS
+                    and item.optional_vars is not None
+                ):
+                    found |= names_in(item.optional_vars)
+        elif isinstance(node, ast.arg) and node.arg == "partial":
+            found.add("partial")
+    return found
+
+
+def raw_writes(source: str, file: str) -> Iterator[str]:
+    """Calls that write past the one writer, as `file:function: code`."""
+    tree = ast.parse(source)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and writes(call):
+            around = [f for f in functions if f.lineno <= call.lineno <= (f.end_lineno or 0)]
+            places: set[str] = set().union(*(handed_over(function) for function in around))
+            place = f"{file}:{around[-1].name if around else '<module>'}"
+            if not names_in(call) & places and not any(place.startswith(start) for start in ALLOWED):
+                yield f"{place}: {ast.unparse(call)[:80]}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_is_written_past_the_one_writer(path):
+    assert list(raw_writes(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())) == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "Path('x').mkdir()",
+        "(folder / 'x').write_text('')",
+        "model.save_pretrained(folder)",
+        "open(path, 'w')",
+        "path.open('ab')",
+        "path.open(mode='r+')",
+        "os.replace(a, b)",
+        "path.replace(other)",
+        "shutil.rmtree(folder)",
+        "torch.save(state, path)",
+        "figure.savefig(path)",
+        "np.savez(path, a=1)",
+    ],
+)
+def test_raw_writes_are_found_and_those_of_the_writer_are_not(call):
+    assert list(raw_writes(f"def f(folder):\n    {call}", "a.py")) == [f"a.py:f: {call}"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(folder):\n    with output_folder(folder, 'x') as place:\n        (place / 'x').write_text('')",
+        "def f(folder):\n    with write_atomically(folder) as a, output_file(b) as c:\n        model.save_pretrained(c)",
+        "def f(partial):\n    save_file({}, partial / 'x')",
+    ],
+)
+def test_places_of_the_writer_pass(code):
+    assert list(raw_writes(code, "a.py")) == []
+
+
+@pytest.mark.parametrize("call", ["open(path)", "path.open('rb')", "text.replace('a', 'b')", "replace(record, a=1)"])
+def test_what_reads_is_no_write(call):
+    assert list(raw_writes(f"def f(path):\n    {call}", "a.py")) == []
