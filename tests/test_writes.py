@@ -43,7 +43,7 @@ ALLOWED = {
     "src/hf_sane/zoo/importing/importing.py:import_zoo": "its stage is from the writer of zoos",
     "src/hf_sane/zoo/dataset.py:push_to_hub": "a temporary folder",
     "src/hf_sane/training/checkpoints.py:": "checkpoints come and go inside the folder of an unfinished run",
-    "src/hf_sane/training/pretraining.py:": "the model of a run, inside its folder",
+    "src/hf_sane/training/run_folder.py:": "logs, checkpoints and the note of an unfinished run, inside its folder",
 }
 
 
