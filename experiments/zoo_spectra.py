@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     record = RunRecord.start(seed=0, arguments=limits)
     if arguments.record is not None:
         check_may_replace(arguments.record, RUN_RECORD)
-    with output_folder(arguments.output, "spectra of a zoo") as partial:
+    with output_folder(arguments.output, "analysis of a zoo") as partial:
         zoo = Zoo.load(arguments.zoo, arguments.config)
         settings = SpectrumSettings(**limits, num_bootstrap=0)
         run_id = arguments.run_id or best_run(zoo.splits)
