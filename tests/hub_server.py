@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,25 @@ API = re.compile(
 RESOLVE = re.compile(rf"/{PREFIX}/resolve/([^/]+)/(.+)")
 BATCH = re.compile(rf"/{PREFIX}\.git/info/lfs/objects/batch")
 OBJECT = re.compile(r"/large-objects/([0-9a-f]{64})")
+
+
+@dataclass
+class Fault:
+    """An answer that is not what was asked for.
+
+    Attributes:
+        pattern: Of paths that it strikes.
+        status: What is answered; `None`: the file, with one byte changed.
+        times: How often, before answers are right again.
+        headers: Of the answer.
+        method: Requests that it strikes.
+    """
+
+    pattern: str
+    status: int | None = None
+    times: int = 1
+    headers: dict[str, str] = field(default_factory=dict)
+    method: str = "GET"
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.body = self.read_body()
+        fault = self.hub.strike(self.command, unquote(self.path))
+        if fault is not None and fault.status is not None:
+            self.send(fault.status, {"error": "a fault of the test"}, fault.headers)
+            return
+        self.is_corrupted = fault is not None
         try:
             self.answer(urlsplit(self.path).path)
         except Refused as refusal:
@@ -222,6 +246,8 @@ class Handler(BaseHTTPRequestHandler):
                 return
             content = content[start : int(wanted[2]) + 1 if wanted[1] and wanted[2] else None]
             headers["Content-Range"] = f"bytes {start}-{start + len(content) - 1}/{total}"
+        if self.is_corrupted and content:
+            content = bytes([content[0] ^ 1]) + content[1:]
         self.send(status, content, {"Content-Type": "application/octet-stream", **headers})
 
     def send(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
@@ -269,12 +295,14 @@ class Hub:
         storage: What it keeps.
         log: Requests that were answered, oldest first.
         die_after_uploads: Large objects it takes before it dies in the middle of the next one; never when `None`.
+        faults: Wrong answers to come.
     """
 
     def __init__(self) -> None:
         self.storage = Storage()
         self.log: list[Request] = []
         self.die_after_uploads: int | None = None
+        self.faults: list[Fault] = []
         self.port = 0
         self.died = threading.Event()
         self.receiving = threading.Lock()  # clients upload on several threads
@@ -300,6 +328,15 @@ class Hub:
             "HF_HUB_OFFLINE": str(int(offline)),
             **({"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}),
         }
+
+    def strike(self, method: str, path: str) -> Fault | None:
+        """The fault that a request meets, if any."""
+        with self.receiving:
+            for fault in self.faults:
+                if fault.times > 0 and fault.method == method and re.search(fault.pattern, path):
+                    fault.times -= 1
+                    return fault
+        return None
 
     def sent(self, pattern: str) -> int:
         """Bytes that went to clients in answer to requests whose path matches."""

@@ -1,6 +1,11 @@
 """What comes from the Hub: listed, checked for size, names and pickles before the first file is fetched."""
 
+import re
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import file_digest, sha1
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, snapshot_download
@@ -9,9 +14,23 @@ from huggingface_hub.hf_api import RepoFile as HubFile
 from huggingface_hub.utils import validate_repo_id
 
 from hf_sane.hub.transfer import PICKLES, RepoFile
+from hf_sane.records.errors import InvalidFileError
+from hf_sane.records.outputs import (
+    MANIFEST,
+    UNFINISHED,
+    Manifest,
+    begin_folder,
+    check_may_write,
+    finish_folder,
+    resumable_folder,
+)
+from hf_sane.records.patience import patiently
 from hf_sane.records.sources import RepoType, parse_repo
 
 MAX_BYTES = 20 * 2**30
+SHA256_DIGITS = 64
+COMMIT = re.compile(r"[0-9a-f]{40}")
+CACHE = Path(".cache", "huggingface")  # where the Hub's client keeps what it has fetched in part
 
 
 def find_repository(repo_id: str, *, revision: str | None = None, api: HfApi | None = None) -> tuple[RepoType, str]:
@@ -29,10 +48,10 @@ def find_repository(repo_id: str, *, revision: str | None = None, api: HfApi | N
     validate_repo_id(repo_id)
     api = api or HfApi()
     try:
-        return "model", str(api.model_info(repo_id, revision=revision).sha)
+        return "model", str(patiently(api.model_info, repo_id, revision=revision).sha)
     except RepositoryNotFoundError as error:
         try:
-            return "dataset", str(api.dataset_info(repo_id, revision=revision).sha)
+            return "dataset", str(patiently(api.dataset_info, repo_id, revision=revision).sha)
         except RepositoryNotFoundError:
             raise error from None
 
@@ -60,16 +79,20 @@ def plan_pull(
     Raises:
         ValueError: If a file name would lead out of the folder it is put into.
     """
-    tree = (api or HfApi()).list_repo_tree(repo_id, recursive=True, repo_type=repo_type, revision=revision)
+    api = api or HfApi()
+
+    def list_files() -> list[HubFile]:
+        tree = api.list_repo_tree(repo_id, recursive=True, repo_type=repo_type, revision=revision)
+        return [entry for entry in tree if isinstance(entry, HubFile) and entry.path not in (MANIFEST, UNFINISHED)]
+
     files, refused = [], []
-    for entry in tree:
-        if not isinstance(entry, HubFile):
-            continue
+    for entry in patiently(list_files):
         check_path(entry.path, repo_id)
         if PurePosixPath(entry.path).suffix in PICKLES and not allow_pickle:
             refused.append(entry.path)
         else:
-            files.append(RepoFile(entry.path, entry.size))
+            digest = entry.blob_id if entry.lfs is None else entry.lfs.sha256
+            files.append(RepoFile(entry.path, entry.size, digest=digest))
     return files, refused
 
 
@@ -112,6 +135,10 @@ def pull(
 ) -> Path:
     """Fetch a repository into a folder. A broken download continues where it stopped.
 
+    Every file is compared with the digest that the Hub gives, wherever it came from; one that differs is fetched again,
+    once. A manifest says when the folder is finished, and what of it is ours: the same pull into a finished folder that
+    nobody has changed brings it up to date.
+
     Args:
         repo_id: `user/name` or `user/name@revision`.
         folder: Receives the files; those it has already are not fetched again.
@@ -128,23 +155,118 @@ def pull(
         HFValidationError: If `repo_id` is none.
         RepositoryNotFoundError: If there is no such repository.
         ValueError: If it is too large, or names files outside its folder.
+        FileExistsError: If the folder holds something else, or files that were added or changed.
+        FolderInUseError: If another process writes it.
+        InvalidFileError: If the Hub sends a file that does not have the digest it gives.
+        HubBusyError: If the Hub takes no requests, or is out of order.
     """
     api, place = api or HfApi(), parse_repo(repo_id, revision=revision)
     repo_id, revision = place.repo_id, place.revision
     if repo_type is None:
         repo_type, revision = find_repository(repo_id, revision=revision, api=api)
+    elif revision is None or not COMMIT.fullmatch(revision):
+        revision = str(patiently(api.repo_info, repo_id, repo_type=repo_type, revision=revision).sha)
+    job = f"pull of the {repo_type} {repo_id}"
+    check_may_write(folder, job, is_ours=lambda home: _is_unchanged(home, job))
     files, _ = plan_pull(repo_id, repo_type=repo_type, revision=revision, allow_pickle=allow_pickle, api=api)
     check_size(files, max_bytes, repo_id)
-    snapshot_download(
-        repo_id,
-        repo_type=repo_type,
-        revision=revision,
-        local_dir=folder,
-        allow_patterns=[_literal(file.path) for file in files],
-        endpoint=api.endpoint,
-        token=api.token,
-    )
+    source = _Source(api, repo_id, repo_type, revision)
+    with resumable_folder(folder, job, is_ours=lambda home: _is_unchanged(home, job)) as home:
+        known = Manifest.load(home)
+        begin_folder(home, job)
+        _remove_old(home, known, files)
+        try:
+            source.fetch(home, files)
+        except KeyboardInterrupt as interruption:
+            interruption.add_note(f"what was fetched is kept in {home}; the same command continues from there")
+            raise
+        shutil.rmtree(home / CACHE, ignore_errors=True)
+        with suppress(OSError):
+            (home / CACHE).parent.rmdir()
+        hidden = [file.path for file in files if any(part.startswith(".") for part in PurePosixPath(file.path).parts)]
+        finish_folder(home, job, facts={"revision": revision, "hidden": hidden})
     return Path(folder)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One commit of a repository."""
+
+    api: HfApi
+    repo_id: str
+    repo_type: RepoType
+    revision: str
+
+    def fetch(self, home: Path, files: Sequence[RepoFile]) -> None:
+        """Bring files that are not there as the Hub has them; once more what came out different."""
+        if missing := [file for file in files if _digest(home, file) != file.digest]:
+            patiently(
+                snapshot_download,
+                self.repo_id,
+                repo_type=self.repo_type,
+                revision=self.revision,
+                local_dir=home,
+                allow_patterns=[_literal(file.path) for file in missing],
+                endpoint=self.api.endpoint,
+                token=self.api.token,
+            )
+        for file in missing:
+            if _digest(home, file) != file.digest:
+                self._fetch_again(home, file)
+            if (got := _digest(home, file)) != file.digest:
+                (home / file.path).unlink(missing_ok=True)
+                raise InvalidFileError(
+                    f"{self.repo_id}/{file.path}",
+                    expected=f"the content that the Hub knows it by ({file.digest})",
+                    got=got or "no file",
+                    remedy="it came so twice and was removed; try again later, over another network if there is one",
+                )
+
+    def _fetch_again(self, home: Path, file: RepoFile) -> None:
+        patiently(
+            self.api.hf_hub_download,
+            self.repo_id,
+            file.path,
+            repo_type=self.repo_type,
+            revision=self.revision,
+            local_dir=home,
+            force_download=True,
+        )
+
+
+def _digest(home: Path, file: RepoFile) -> str | None:
+    """Digest of a file that is there, of the kind that the Hub gives for it."""
+    path = home / file.path
+    if not path.is_file() or path.is_symlink() or path.stat().st_size != file.num_bytes:
+        return None
+    with path.open("rb") as content:
+        if file.digest is not None and len(file.digest) == SHA256_DIGITS:
+            return file_digest(content, "sha256").hexdigest()
+        prefixed = sha1(f"blob {file.num_bytes}\0".encode(), usedforsecurity=False)
+        return file_digest(content, lambda: prefixed).hexdigest()
+
+
+def _is_unchanged(home: Path, job: str) -> bool:
+    """Whether a folder is the finished result of the same pull, and nobody has changed it since."""
+    manifest = Manifest.load(home)
+    if manifest is None or manifest.job != job:
+        return False
+    strangers = sorted(set(manifest.strangers(home)) - set(manifest.facts.get("hidden", ())))
+    if strangers:
+        raise FileExistsError(
+            f"{home} holds a finished {job} with files that were added or changed since ({', '.join(strangers[:3])}); "
+            "move them away or choose another folder"
+        )
+    return True
+
+
+def _remove_old(home: Path, known: Manifest | None, files: Sequence[RepoFile]) -> None:
+    """Files of an earlier commit that this one does not have."""
+    if known is None:
+        return
+    for name in known.files.keys() - {file.path for file in files}:
+        (home / name).unlink(missing_ok=True)
+    (home / MANIFEST).unlink()
 
 
 def _literal(path: str) -> str:

@@ -28,11 +28,14 @@ class RepoFile:
         path: Inside the repository, with forward slashes.
         num_bytes: Its size.
         content: Where its content is, or the content itself; `None` for a file that is still on the Hub.
+        digest: What the Hub knows it by: SHA-256 of a large file, git's hash (SHA-1) of another one; `None` for a file that
+            is not on the Hub.
     """
 
     path: str
     num_bytes: int
     content: Path | bytes | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)

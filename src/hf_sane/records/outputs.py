@@ -35,7 +35,7 @@ MAX_BYTES_READ = 2**28  # loaders compare the digests of files up to this size, 
 SHOWN = 3  # names that a message lists
 AGAIN = "run the command that wrote it again, into a new folder"
 CHANGED = f"{AGAIN}, or delete {MANIFEST} if you changed it on purpose"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
 _open: set[Path] = set()  # folders that a block of `output_folder` fills at the moment
 

@@ -15,6 +15,7 @@ from hf_sane.core.types import StateDict
 from hf_sane.records.documents import read_document
 from hf_sane.records.errors import InvalidFileError, reading
 from hf_sane.records.outputs import check_finished
+from hf_sane.records.patience import patiently
 from hf_sane.records.sources import find_source
 from hf_sane.tokenization.pickles import unpickle
 from hf_sane.tokenization.safetensors_header import read_header
@@ -259,9 +260,9 @@ def download_checkpoint(repo_id: str, *, revision: str | None = None, max_bytes:
         FileNotFoundError: If the repo holds no safetensors under a known name.
         ValueError: If the weights are too large, or the index names files outside its folder.
     """
-    info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+    info = patiently(HfApi().model_info, repo_id, revision=revision, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    download = partial(hf_hub_download, repo_id, revision=info.sha)
+    download = partial(patiently, hf_hub_download, repo_id, revision=info.sha)
     for name in SAFETENSORS_NAMES:
         if name in sizes:
             _check_size(repo_id, sizes[name], max_bytes)

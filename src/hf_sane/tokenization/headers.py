@@ -7,6 +7,7 @@ from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE
 from huggingface_hub.errors import NotASafetensorsRepoError
 
 from hf_sane.core.types import StateDict
+from hf_sane.records.patience import patiently
 from hf_sane.records.sources import find_source
 from hf_sane.tokenization.checkpoints import (
     PICKLE_SUFFIXES,
@@ -43,14 +44,16 @@ def read_meta_state_dict(source: str | Path, *, revision: str | None = None) -> 
 
 def _read_repository(repo_id: str, revision: str | None) -> StateDict:
     api = HfApi()
-    if api.file_exists(repo_id, SAFETENSORS_SINGLE_FILE, revision=revision):
-        return fetch_header(repo_id, SAFETENSORS_SINGLE_FILE, revision=revision, api=api)
-    if not api.file_exists(repo_id, SAFETENSORS_INDEX_FILE, revision=revision):
+    if patiently(api.file_exists, repo_id, SAFETENSORS_SINGLE_FILE, revision=revision):
+        return patiently(fetch_header, repo_id, SAFETENSORS_SINGLE_FILE, revision=revision, api=api)
+    if not patiently(api.file_exists, repo_id, SAFETENSORS_INDEX_FILE, revision=revision):
         raise NotASafetensorsRepoError(
             f"{repo_id} holds neither {SAFETENSORS_SINGLE_FILE} nor {SAFETENSORS_INDEX_FILE}; name a repository that does"
         )
-    index = Path(hf_hub_download(repo_id, SAFETENSORS_INDEX_FILE, revision=revision))
-    return join_shards(index, parse_index(index), lambda file: fetch_header(repo_id, file, revision=revision, api=api))
+    index = Path(patiently(hf_hub_download, repo_id, SAFETENSORS_INDEX_FILE, revision=revision))
+    return join_shards(
+        index, parse_index(index), lambda file: patiently(fetch_header, repo_id, file, revision=revision, api=api)
+    )
 
 
 def _read_path(path: Path) -> StateDict:

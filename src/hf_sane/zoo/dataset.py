@@ -27,6 +27,7 @@ from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import StackedNetworks, with_settings
 from hf_sane.records.errors import InvalidFileError, reading
 from hf_sane.records.outputs import MANIFEST
+from hf_sane.records.patience import patiently
 from hf_sane.records.run_record import RunRecord
 from hf_sane.records.sources import HubRepo, find_source
 from hf_sane.zoo.alignment_record import Alignment
@@ -326,7 +327,9 @@ class Zoo:
             commit = folder.name  # the cache keeps each commit in a folder of its name
             patterns = [f"{data_folder(Path(), config)}/*", FACTS_NAME]
             folder = Path(
-                snapshot_download(place.repo_id, repo_type="dataset", revision=commit, allow_patterns=patterns)
+                patiently(
+                    snapshot_download, place.repo_id, repo_type="dataset", revision=commit, allow_patterns=patterns
+                )
             )
         elif cache_dir is None and os.access(folder, os.W_OK):
             cache_dir = folder / CACHE_NAME

@@ -17,6 +17,7 @@ from hf_sane.core.layout import Layout
 from hf_sane.records.documents import Entry, read_document
 from hf_sane.records.errors import reading
 from hf_sane.records.files import write_atomically
+from hf_sane.records.patience import patiently
 from hf_sane.records.sources import HubRepo
 
 FILE_NAME = "zoo.json"
@@ -141,7 +142,8 @@ def fetch_facts(repo: HubRepo) -> Path:
         FileNotFoundError: If the repository holds no zoo.
     """
     try:
-        return Path(hf_hub_download(repo.repo_id, FILE_NAME, repo_type="dataset", revision=repo.revision)).parent
+        found = patiently(hf_hub_download, repo.repo_id, FILE_NAME, repo_type="dataset", revision=repo.revision)
+        return Path(found).parent
     except RemoteEntryNotFoundError as error:
         raise FileNotFoundError(
             f"{repo} is no zoo: expected {FILE_NAME} in it; push one with hf-sane push zoo"

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi
 
 from hf_sane.core.types import StateDict
+from hf_sane.records.patience import patiently
 from hf_sane.records.sources import parse_repo
 from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, SAFETENSORS_NAMES
 from hf_sane.tokenization.headers import read_meta_state_dict
@@ -80,14 +81,15 @@ def find_sources(arguments: ImportArguments, api: HfApi) -> Iterator[Source]:
             repo = parse_repo(text)
             yield Source(text, partial(_open_remote, api, repo.repo_id, repo.revision))
     if arguments.lists_models:
-        listed = api.list_models(
+        listed = partial(
+            api.list_models,
             author=arguments.author,
             filter=arguments.filter or None,
             search=arguments.search,
             sort="downloads",
             limit=arguments.limit,
         )
-        for info in listed:
+        for info in patiently(lambda: list(listed())):
             if info.id not in seen:
                 seen.add(info.id)
                 yield Source(info.id, partial(_open_remote, api, info.id, None))
@@ -98,15 +100,15 @@ def find_sources(arguments: ImportArguments, api: HfApi) -> Iterator[Source]:
 
 
 def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Repository]:
-    info = api.model_info(repo_id, revision=revision, files_metadata=True)
+    info = patiently(api.model_info, repo_id, revision=revision, files_metadata=True)
     siblings = info.siblings or []
     sha = info.sha or "main"
 
     def fetch(file: str) -> Path:
-        return Path(api.hf_hub_download(repo_id, file, revision=sha))
+        return Path(patiently(api.hf_hub_download, repo_id, file, revision=sha))
 
     def read_header(file: str) -> StateDict:
-        return fetch_header(repo_id, file, revision=sha, api=api)
+        return patiently(fetch_header, repo_id, file, revision=sha, api=api)
 
     return [
         Repository(
