@@ -306,6 +306,16 @@ STRANGE_FIELDS = [
     {"r": "2"},
     {"alpha_pattern": {"query": float("inf")}},
     {"target_modules": "(query"},
+    {"target_modules": 5},
+    {"exclude_modules": [5]},
+    {"exclude_modules": "("},
+    {"modules_to_save": ["("]},
+    {"modules_to_save": "head"},
+    {"layers_to_transform": "all"},
+    {"layers_pattern": "["},
+    {"rank_pattern": []},
+    {"bias": "some"},
+    {"use_rslora": "yes"},
     {"use_dora": True},
     {"lora_bias": True},
     {"layers_to_transform": [1]},
@@ -358,3 +368,24 @@ def test_tensors_that_are_not_understood_are_named_by_every_reader(name, plain, 
     for reader in (open_factors, lambda folder: open_adapters([plain, folder])):
         with pytest.raises(ValueError, match=named):
             reader(tmp_path)
+
+
+WRONG_SHAPES = {
+    "lora_A.weight": torch.ones(()),
+    "lora_B.weight": torch.ones(3),
+    "lora_magnitude_vector": torch.ones(2),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_SHAPES)
+def test_tensors_of_wrong_shapes_are_refused(name, tmp_path):
+    torch.manual_seed(0)
+    base = Network()
+    for index in range(2):
+        adapt(base, tmp_path / str(index), index, target_modules=["value"], use_dora=True)
+    path = tmp_path / "1" / "adapter_model.safetensors"
+    save_file(load_file(path) | {f"base_model.model.layers.1.value.{name}": WRONG_SHAPES[name]}, path)
+    with pytest.raises(ValueError, match=r"layers.1.value.* in 1"):
+        open_factors(tmp_path / "1", base=base)
+    with pytest.raises(ValueError, match=r"layers.1.value.* in 1"):
+        AdapterMixer(base, open_adapters([tmp_path / "0", tmp_path / "1"])).mix([0.5, 0.5])

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hf_sane.records.documents import read_document
+from hf_sane.records.documents import Entry, read_document
 from hf_sane.records.errors import reading
 from hf_sane.records.outputs import check_finished, output_folder
 from hf_sane.records.sources import hub_id
@@ -27,6 +27,21 @@ AGAIN = "save the adapter again"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER = "adapter"  # the job of manifests
+
+
+# Fields that are used here, beside the numbers.
+FIELD_TYPES: dict[str, Any] = {
+    "bias": Literal["none", "all", "lora_only"],
+    "exclude_modules": str | list[str],
+    "layers_pattern": str | list[str],
+    "layers_to_transform": int | list[int],
+    "lora_bias": bool,
+    "modules_to_save": list[str],
+    "target_modules": str | list[str],
+    "use_dora": bool,
+    "use_rslora": bool,
+}
+EXPRESSIONS = ("exclude_modules", "layers_pattern", "modules_to_save", "target_modules")
 
 
 def require_hub_id(name: str | None) -> str:
@@ -190,21 +205,31 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If `folder` holds none.
-        InvalidFileError: If they are no JSON object, or a number among them cannot be right.
+        InvalidFileError: If they are no JSON object, or a field that is used here cannot be right.
     """
     check_finished(folder)
     path = Path(folder) / ADAPTER_CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"no {ADAPTER_CONFIG} in {folder}; expected a folder that save_adapter() wrote")
     config = read_document(path, expected="the settings of an adapter", remedy=AGAIN)
+    expressions: list[Entry] = []
+    for name, wanted in FIELD_TYPES.items():
+        if (entry := config.get(name)) is not None:
+            value = entry.of_type(wanted)
+            if name in EXPRESSIONS:
+                expressions += [entry] if isinstance(value, str) else entry.entries()
     for name, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
         patterns = dict(found.items()) if (found := config.get(pattern)) else {}
         for expression in patterns:
             with reading(path, field=pattern, expected="regular expressions", remedy=AGAIN, also=(re.error,)):
                 re.compile(expression)
-        for entry in (config.get(name), *patterns.values()):
-            if entry is not None:
-                entry.whole(at_least=1) if name == "r" else entry.number()
+        stated = config[name] if config.mapping().get("peft_type") == "LORA" else config.get(name)
+        for number in (stated, *patterns.values()):
+            if number is not None:
+                number.whole(at_least=1) if name == "r" else number.number()
+    for entry in expressions:
+        with reading(path, field=entry.field, expected="a regular expression", remedy=AGAIN, also=(re.error,)):
+            re.compile(entry.value)
     return config.mapping()
 
 

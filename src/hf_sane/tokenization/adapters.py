@@ -1,6 +1,5 @@
 """LoRA adapters, read: the factors of every target module, from PEFT's folders and from loose files."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -152,7 +151,7 @@ class Adapter:
         Raises:
             ValueError: If the factors do not fit each other or the configuration, or are not finite.
         """
-        first, second = (self.tensors[name] for name in self.modules[module])
+        first, second = self._pair(module)
         rank = first.shape[0]
         stated = _by_pattern(self.config.get("rank_pattern"), module, self.config["r"])
         if second.shape[1] != rank or rank != stated:
@@ -167,9 +166,9 @@ class Adapter:
         """What the factors add to the bias `[outputs]`, in at least single precision; `None` without `lora_bias`."""
         if module not in self.added_biases:
             return None
-        bias = self.tensors[self.added_biases[module]]
-        self._check_finite(module, bias)
-        scale = self._scale(module, self.tensors[self.modules[module][0]].shape[0])
+        first, second = self._pair(module)
+        bias = self._one_per_output(module, self.added_biases[module], len(second))
+        scale = self._scale(module, len(first))
         return bias.to(torch.promote_types(bias.dtype, torch.float32)) * scale
 
     def change(self, module: str, weight: Tensor, *, transposed: bool) -> Tensor:
@@ -195,8 +194,7 @@ class Adapter:
                 "base model of the adapters"
             )
         if module in self.magnitudes:
-            magnitude = self.tensors[self.magnitudes[module]].to(change).reshape(-1, 1)
-            self._check_finite(module, magnitude)
+            magnitude = self._one_per_output(module, self.magnitudes[module], len(second)).to(change)[:, None]
             start = oriented.flatten(1).to(change)
             moved = start + change
             change = magnitude * moved / moved.norm(dim=1, keepdim=True) - start
@@ -214,7 +212,7 @@ class Adapter:
 
     def shape(self, module: str) -> tuple[int, ...]:
         """Outputs and inputs of a target module, without the rank."""
-        first, second = (self.tensors[name] for name in self.modules[module])
+        first, second = self._pair(module)
         return (second.shape[0], *first.shape[1:])
 
     def _is_known(self, name: str) -> bool:
@@ -240,6 +238,25 @@ class Adapter:
         if alone := sorted(places.keys() - self.modules.keys()):
             raise ValueError(f"{self.name} lacks the factors A and B of {alone[:3]}; save the adapter again")
         return places
+
+    def _pair(self, module: str) -> tuple[Tensor, Tensor]:
+        first, second = (self.tensors[name] for name in self.modules[module])
+        if min(first.ndim, second.ndim) < 2 or min(first.dtype.itemsize, second.dtype.itemsize) < 2:
+            raise ValueError(
+                f"expected factors of {module!r} in {self.name} as [r, inputs] and [outputs, r] of 16 bits or more, got "
+                f"{first.dtype} {list(first.shape)} and {second.dtype} {list(second.shape)}; save the adapter again"
+            )
+        return first, second
+
+    def _one_per_output(self, module: str, name: str, outputs: int) -> Tensor:
+        """A magnitude or a bias, flat."""
+        tensor = self.tensors[name].flatten()
+        if len(tensor) != outputs:
+            raise ValueError(
+                f"expected {outputs} values, one per output, as {name!r} in {self.name}, got {len(tensor)}; save the adapter again"
+            )
+        self._check_finite(module, tensor)
+        return tensor
 
     def _scale(self, module: str, rank: int) -> float:
         alpha = _by_pattern(self.config.get("alpha_pattern"), module, self.config["lora_alpha"])
@@ -305,24 +322,6 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
         used["init_lora_weights"] = start
     if used:
         raise ValueError(f"{name} is more than LoRA factors, or relative to another base: {used}; {REMEDY}")
-    for key, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
-        values = [config.get(key), *(config.get(pattern) or {}).values()]
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-            raise ValueError(f"{name}: expected finite numbers as {key} and in {pattern}, got {values}")
-    for key in (
-        "exclude_modules",
-        "layers_pattern",
-        "modules_to_save",
-        "target_modules",
-        "rank_pattern",
-        "alpha_pattern",
-    ):
-        given = config.get(key) or ()
-        for expression in [given] if isinstance(given, str) else given:
-            try:
-                re.compile(expression)
-            except (re.error, TypeError) as error:
-                raise ValueError(f"{name}: {key} holds {expression!r}, which is no module name or pattern") from error
 
 
 def adapter_folder(source: str | Path) -> Path:
@@ -433,10 +432,11 @@ def _loose_factors(source: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     factors = {}
     for module, pair in sides.items():
         first, second = tensors[pair["down"]], tensors[pair["up"]]
-        if second.ndim < 2 or second.shape[1] != len(first):
+        is_low = min(first.dtype.itemsize, second.dtype.itemsize) < 2  # 8-bit floats: not to be computed with
+        if min(first.ndim, second.ndim) < 2 or is_low or second.shape[1] != len(first) or not len(first):
             raise ValueError(
                 f"factors of {module!r} in {source} do not fit: {list(first.shape)}, {list(second.shape)}; expected "
-                "[r, inputs] and [outputs, r]"
+                f"[r, inputs] and [outputs, r] of 16 bits or more, got {first.dtype} and {second.dtype}"
             )
         if not (first.isfinite().all() and second.isfinite().all()):
             raise ValueError(f"{module!r} is not finite (NaN or infinite weights) in {source}; leave that adapter out")
