@@ -38,7 +38,7 @@ def naive_tokens(state_dict, token_dim, token_layout):
 @pytest.mark.parametrize("token_dim", [1, 2, 3, 7, 18, 19, 20, 100])
 def test_against_the_definition(token_dim, token_layout):
     state_dict = network(torch.float64)
-    layout = Layout.from_state_dict(state_dict, token_dim=token_dim, token_layout=token_layout)
+    layout = Layout.from_state_dict(state_dict, token_dim=token_dim, token_layout=token_layout, order="given")
     tokens = tokens_from_tensors(state_dict, layout)
     assert torch.equal(tokens, naive_tokens(state_dict, token_dim, token_layout))
     assert torch.equal(tokens == 0, ~layout.weight_mask)
@@ -49,7 +49,7 @@ def test_against_the_definition(token_dim, token_layout):
 def test_round_trip_is_exact(dtype, token_layout):
     state_dict = network(dtype)
     state_dict["c.bias"][0] = -0.0
-    layout = Layout.from_state_dict(state_dict, token_dim=5, token_layout=token_layout)
+    layout = Layout.from_state_dict(state_dict, token_dim=5, token_layout=token_layout, order="given")
     tokens = tokens_from_tensors(state_dict, layout)
     assert tokens.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     again = tensors_from_tokens(tokens, layout)
@@ -66,7 +66,7 @@ def test_mixed_dtypes_and_strides(token_layout):
     state_dict["e.weight"] = torch.randn(4, 5).T.to(torch.bfloat16).T.contiguous().T
     state_dict["n.weight"] = torch.randn(6, dtype=torch.float64)[::2]
     assert not state_dict["e.weight"].is_contiguous()
-    layout = Layout.from_state_dict(state_dict, token_dim=4, token_layout=token_layout)
+    layout = Layout.from_state_dict(state_dict, token_dim=4, token_layout=token_layout, order="given")
     again = tensors_from_tokens(tokens_from_tensors(state_dict, layout), layout)
     assert all(torch.equal(again[name], tensor) for name, tensor in state_dict.items())
     assert all(again[name].dtype == tensor.dtype for name, tensor in state_dict.items())
@@ -75,7 +75,7 @@ def test_mixed_dtypes_and_strides(token_layout):
 @pytest.mark.parametrize("token_layout", LAYOUTS)
 def test_stacks_are_the_single_networks(token_layout):
     networks = [network(), {name: tensor + 1 for name, tensor in network().items()}]
-    layout = Layout.from_state_dict(networks[0], token_dim=6, token_layout=token_layout)
+    layout = Layout.from_state_dict(networks[0], token_dim=6, token_layout=token_layout, order="given")
     stacked = {name: torch.stack([n[name] for n in networks]) for name in networks[0]}
     tokens = tokens_from_tensors(stacked, layout, batch_dims=1)
     assert torch.equal(tokens, torch.stack([tokens_from_tensors(n, layout) for n in networks]))
@@ -87,7 +87,7 @@ def test_stacks_are_the_single_networks(token_layout):
 @pytest.mark.parametrize("token_layout", LAYOUTS)
 def test_gradients_flow_both_ways(token_layout):
     state_dict = {name: tensor.double().requires_grad_() for name, tensor in network().items()}
-    layout = Layout.from_state_dict(state_dict, token_dim=6, token_layout=token_layout)
+    layout = Layout.from_state_dict(state_dict, token_dim=6, token_layout=token_layout, order="given")
     affine = [(0.5 + index, -1.0) for index in range(len(layout.layers))]
     tokens = tokens_from_tensors(state_dict, layout, affine=affine)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_gradients_flow_both_ways(token_layout):
 
 def test_affine_is_applied_per_layer_and_inverted():
     state_dict = network()
-    layout = Layout.from_state_dict(state_dict, token_dim=6)
+    layout = Layout.from_state_dict(state_dict, token_dim=6, order="given")
     scales = [(2.0, 1.0), (0.5, 0.0), (3.0, -1.0), (1.0, 0.0)]
     tokens = tokens_from_tensors(state_dict, layout, affine=scales)
     again = tensors_from_tokens(tokens, layout)
@@ -114,7 +114,7 @@ def test_affine_is_applied_per_layer_and_inverted():
 
 def test_decoded_tensors_are_fresh_memory():
     state_dict = network()
-    layout = Layout.from_state_dict(state_dict, token_dim=6)
+    layout = Layout.from_state_dict(state_dict, token_dim=6, order="given")
     tokens = tokens_from_tensors(state_dict, layout)
     before = tokens.clone()
     for tensor in tensors_from_tokens(tokens, layout).values():
@@ -124,21 +124,21 @@ def test_decoded_tensors_are_fresh_memory():
 
 def test_keeps_the_token_dtype_on_request():
     state_dict = network(torch.float16)
-    layout = Layout.from_state_dict(state_dict, token_dim=6)
+    layout = Layout.from_state_dict(state_dict, token_dim=6, order="given")
     tensors = tensors_from_tokens(tokens_from_tensors(state_dict, layout), layout, cast=False)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
 def test_missing_tensors_are_named():
     state_dict = network()
-    layout = Layout.from_state_dict(state_dict, token_dim=6)
+    layout = Layout.from_state_dict(state_dict, token_dim=6, order="given")
     del state_dict["n.bias"]
     with pytest.raises(KeyError, match=r"missing: \['n.bias'\]; was it made from another network"):
         tokens_from_tensors(state_dict, layout)
 
 
 def test_wrong_shapes_are_refused():
-    layout = Layout.from_state_dict(network(), token_dim=6)
+    layout = Layout.from_state_dict(network(), token_dim=6, order="given")
     with pytest.raises(ValueError, match=r"e.weight: the layout expects \(5, 4\), got \(4, 5\)"):
         tokens_from_tensors({**network(), "e.weight": torch.zeros(4, 5)}, layout)
     with pytest.raises(ValueError, match=r"expected tokens \[..., \d+, 6\], got \(3, 6\); decode with the layout"):

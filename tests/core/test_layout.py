@@ -45,7 +45,7 @@ def test_geometry_follows_from_naive_counting(token_layout, token_dim):
         "scalar": torch.zeros(()),
         "n.weight": torch.zeros(4),
     }
-    layout = Layout.from_state_dict(state_dict, token_dim=token_dim, token_layout=token_layout)
+    layout = Layout.from_state_dict(state_dict, token_dim=token_dim, token_layout=token_layout, order="given")
     rows = [(0, c, 5) for c in range(3)] + [(1, 0, 1)] + [(2, c, 1) for c in range(4)]
     if token_layout == "dense":
         rows = [(0, 0, 15), (1, 0, 1), (2, 0, 4)]

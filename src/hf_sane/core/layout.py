@@ -11,12 +11,15 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hf_sane.core.layer_kinds import LAYER_KINDS, LayerKind, is_batch_norm, possible_kinds, statistics_kind
+from hf_sane.core.names import canonical_key, root_key
 from hf_sane.records.documents import Entry
 
 TokenLayout = Literal["rowwise", "dense"]
 BatchNormStorage = Literal["tokens", "template"]
+LayerOrder = Literal["names", "given"]
 MAX_NUMEL = 2**63 - 1  # what torch can count
 
 
@@ -45,8 +48,7 @@ class LayerSpec:
 
     Attributes:
         name: Common prefix of its tensors (`layer1.0.conv1`), or the whole name of a tensor that stands alone.
-        kind: What it is, from its module or from names and shapes. It changes no token, so layers that differ in nothing
-            else are equal.
+        kind: What it is, guessed from names and shapes. It changes no token, so layers that differ in nothing else are equal.
         weight: The tensor that gives the rows.
         bias: Its sibling with one scalar per channel, appended as the last column; or `None`.
     """
@@ -97,9 +99,9 @@ class Layout:
         token_layout: `"rowwise"` or `"dense"`.
         token_dim: Scalars per token, `D`.
         batch_norm: Whether BatchNorm tensors become tokens or stay in the template.
-        layers: In the order of the state dict.
+        layers: In the order of their tokens.
         tensor_names: All names, in the order of the state dict.
-        aliases: Name of a shared tensor to the first name of the same tensor.
+        aliases: Other names of a shared tensor to the one that it goes by (`root_key`).
         template: Tensors that are carried as they are. Its values take no part in comparison or `signature`.
     """
 
@@ -119,16 +121,19 @@ class Layout:
         token_dim: int,
         token_layout: TokenLayout = "rowwise",
         batch_norm: BatchNormStorage = "tokens",
-        kinds: Mapping[str, LayerKind] | None = None,
+        order: LayerOrder = "names",
+        ties: Mapping[str, str] | None = None,
     ) -> "Layout":
         """Lay out a network.
 
         Args:
-            state_dict: Tensors by name; only names, shapes, dtypes and sharing matter, so meta tensors will do.
+            state_dict: Tensors by name; only names, shapes, dtypes and sharing of memory matter, so meta tensors will do.
             token_dim: Scalars per token, >= 1.
             token_layout: `"rowwise"` or `"dense"`.
             batch_norm: `"tokens"`, or `"template"` to leave BatchNorm (affine and running statistics) out of the tokens.
-            kinds: What tensors are, by name, where their module says so (`module_kinds`); guessed for the rest.
+            order: `"names"`, the canonical order (`canonical_key`), which is the same for a file, a state dict in any order and
+                a module; or `"given"`, that of the state dict, where it is known to be that of the network.
+            ties: Of shared tensors, the names that files leave out, where their module says so.
 
         Raises:
             ValueError: For an unknown choice, `token_dim < 1`, or no floating-point weights.
@@ -139,16 +144,19 @@ class Layout:
                 "expected token_dim >= 1, token_layout 'rowwise' or 'dense' and batch_norm 'tokens' or 'template', got "
                 f"{token_dim}, {token_layout!r} and {batch_norm!r}"
             )
+        if order not in ("names", "given"):
+            raise ValueError(f"expected order 'names' or 'given', got {order!r}")
         for name, tensor in state_dict.items():
             if not isinstance(tensor, Tensor) or _unfit(tensor):
                 raise TypeError(
                     f"expected a dense real tensor for {name!r}, got {_describe(tensor)}; convert it (dequantize, to_dense) or drop it"
                 )
-        aliases = _shared(state_dict)
+        aliases = _shared(state_dict, ties or {})
         in_template = {n for n, t in state_dict.items() if not t.is_floating_point() or t.numel() == 0}
         if batch_norm == "template":
             in_template |= {n for n in state_dict if is_batch_norm(n, state_dict)}
-        specs = {n: TensorSpec.of(n, t) for n, t in state_dict.items() if n not in in_template and n not in aliases}
+        names = sorted(state_dict, key=canonical_key) if order == "names" else list(state_dict)
+        specs = {n: TensorSpec.of(n, state_dict[n]) for n in names if n not in in_template and n not in aliases}
         if not specs:
             raise ValueError(
                 f"no floating-point weights among {len(state_dict)} tensors; is this a network's state dict?"
@@ -157,7 +165,7 @@ class Layout:
             token_layout=token_layout,
             token_dim=token_dim,
             batch_norm=batch_norm,
-            layers=_group(specs, kinds or {}),
+            layers=_group(specs),
             tensor_names=tuple(state_dict),
             aliases=aliases,
             template={n: state_dict[n].detach().clone() for n in state_dict if n in in_template and n not in aliases},
@@ -402,23 +410,26 @@ def _unfit(tensor: Tensor) -> bool:
     return tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided
 
 
-def _shared(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
-    """Later names of the same memory, viewed alike, to the first."""
-    first: dict[tuple[Any, ...], str] = {}
-    aliases = {}
+def _shared(state_dict: Mapping[str, Tensor], ties: Mapping[str, str]) -> dict[str, str]:
+    """Names of the same memory, viewed alike, to the one that it goes by."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in state_dict.items():
-        if tensor.numel() == 0:
-            continue
-        place = id(tensor) if tensor.is_meta else tensor.data_ptr()
-        key = (place, tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-        if key in first:
-            aliases[name] = first[key]
-        else:
-            first[key] = name
-    return aliases
+        if tensor.numel():
+            groups.setdefault(
+                (*_memory(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device), []
+            ).append(name)
+    roots = {tuple(names): min(names, key=lambda name: root_key(name, ties)) for names in groups.values()}
+    return {name: root for names, root in roots.items() for name in names if name != root}
 
 
-def _group(specs: Mapping[str, TensorSpec], kinds: Mapping[str, LayerKind]) -> tuple[LayerSpec, ...]:
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """What tells memory from other memory: its address; of tensors without values, which object holds it."""
+    if tensor.is_meta or isinstance(tensor, FakeTensor):
+        return tensor.untyped_storage()._cdata, int(tensor.storage_offset())
+    return tensor.data_ptr(), 0
+
+
+def _group(specs: Mapping[str, TensorSpec]) -> tuple[LayerSpec, ...]:
     """Join each bias with its weight; everything else stands alone."""
     biases = {}
     for name, spec in specs.items():
@@ -433,6 +444,5 @@ def _group(specs: Mapping[str, TensorSpec], kinds: Mapping[str, LayerKind]) -> t
         if name in taken:
             continue
         title = name.removesuffix("weight").rstrip("._") if name.endswith("weight") else name
-        kind = kinds[name] if name in kinds else possible_kinds(name, shapes)[0]
-        layers.append(LayerSpec(title or name, kind, spec, biases.get(name)))
+        layers.append(LayerSpec(title or name, possible_kinds(name, shapes)[0], spec, biases.get(name)))
     return tuple(layers)

@@ -116,7 +116,8 @@ def embed_networks(
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
         extractor: Its weight tokenizer, which normalises the tokens.
-        layout: Layout of the networks.
+        layout: Layout of the networks. Tokens are put in the extractor's own order of layers first (`arrange`), so that a
+            network has one embedding, whether a zoo, a file or a module holds it.
         raw_tokens: `[M, N, D]` float, not normalised, such as `ZooSplit.stacked_tokens()`.
         poolings: Names, see [`pool_latents`]. Tokens are encoded once for all of them.
         window_size: Tokens per window; the training window when `None`.
@@ -143,10 +144,11 @@ def embed_networks(
         batch = raw_tokens[start : start + batch_size]
         if bad := (start + (~batch.flatten(1).isfinite().all(dim=1)).nonzero().flatten()).tolist():
             raise ValueError(f"NaN or infinite weights in networks {bad}; leave them out")
+        arranged, batch = extractor.arrange(layout, batch)
         found = embed_tokens(
             model,
-            layout,
-            extractor.normalize(batch, layout),
+            arranged,
+            extractor.normalize(batch, arranged),
             poolings=poolings,
             window_size=window_size,
             halo_size=halo_size,

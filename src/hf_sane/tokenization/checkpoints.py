@@ -51,21 +51,12 @@ def load_state_dict(source: Source, *, revision: str | None = None, max_bytes: i
         TypeError: If `source` is nothing of the above.
     """
     if isinstance(source, nn.Module):
-        return strip_prefixes(_module_state(source))
+        return strip_prefixes(source.state_dict())
     if isinstance(source, Mapping):
         return strip_prefixes(source)
     if not isinstance(source, str | Path):
         raise TypeError(f"expected a state dict, module, path or Hub repo id, got {type(source).__name__}")
     return strip_prefixes(_load_path(local_path(source, revision=revision, max_bytes=max_bytes)))
-
-
-def _module_state(module: nn.Module) -> StateDict:
-    """The state dict; on the meta device, too, what is shared can be told: one tensor under several names."""
-    if not any(tensor.is_meta for tensor in module.parameters()):
-        return module.state_dict()
-    seen: dict[int, Tensor] = {}
-    state_dict = module.state_dict(keep_vars=True)
-    return {name: seen.setdefault(id(tensor), tensor.detach()) for name, tensor in state_dict.items()}
 
 
 def local_path(source: str | Path, *, revision: str | None = None, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
@@ -213,17 +204,16 @@ def join_shards(index: Path, shards: Mapping[str, list[str]], read: Callable[[st
     return tensors
 
 
-def read_pickle(path: Path, device: str = "cpu") -> StateDict:
+def read_pickle(path: Path) -> StateDict:
     """Read a pickle that holds nothing but weights, without running code.
 
     Args:
         path: The file: a dict of tensors, or one under `"state_dict"`.
-        device: Where the tensors go; `"meta"` leaves their values out.
 
     Raises:
         InvalidFileError: If it is damaged, or holds more than weights.
     """
-    content = unpickle(path, device)
+    content = unpickle(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -14,8 +14,8 @@ from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import FEATURE_EXTRACTOR_NAME
 
 from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
-from hf_sane.core.layer_kinds import LayerKind, module_kinds
-from hf_sane.core.layout import BatchNormStorage, Layout, TokenLayout
+from hf_sane.core.layout import BatchNormStorage, LayerSpec, Layout, TokenLayout
+from hf_sane.core.names import canonical_key
 from hf_sane.core.normalization import LayerStatistics, layer_key
 from hf_sane.core.types import StateDict, TokenSequence
 from hf_sane.tokenization.checkpoints import Source, load_state_dict, strip_prefixes
@@ -23,6 +23,9 @@ from hf_sane.tokenization.pretrained import reading_pretrained
 
 Normalization = Literal["standardize", "robust", "none"]
 DIGEST_DIGITS = 16
+# 1: layers of architectures that were not fitted stand in the order of the source, which a file does not share with a module.
+# 2: in the canonical order of their names. A configuration without a version is of format 1.
+FORMAT_VERSION = 2
 # What transformers itself writes into preprocessor_config.json, or passes along when it reads one.
 FOREIGN_KEYS = {
     "feature_extractor_type",
@@ -47,9 +50,11 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         batch_norm: `"tokens"`, or `"template"` to carry BatchNorm tensors unchanged.
         normalization: `"standardize"`, `"robust"` or `"none"`.
         statistics: Fitted statistics, `{"means": {...}, "stds": {...}}`; filled by `fit`.
-        layer_orders: Layers of each fitted architecture in order; filled by `fit`. safetensors files sort their tensors by
-            name, so a network read from a file is put back in the order that its family was fitted in.
-
+        layer_orders: Layers of each fitted architecture in order; filled by `fit`. Files do not keep the order of a network,
+            so every source of a fitted architecture is put in the order that it was fitted in, every other in the canonical
+            order of its names: file, state dict and module give the same tokens.
+        format_version: What `layer_orders` leaves open is decided as in this version of the format; of what is loaded from
+            a configuration without it, 1.
         fitted_digest: Of statistics and layer orders, as a saved extractor has it; compared when it is read.
 
     Raises:
@@ -68,11 +73,18 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         statistics: Mapping[str, Mapping[str, float]] | None = None,
         layer_orders: Sequence[Sequence[str]] | None = None,
         fitted_digest: str | None = None,
+        format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
         if unknown := sorted(kwargs.keys() - FOREIGN_KEYS):
             raise TypeError(
-                f"unknown settings {unknown}; expected token_dim, token_layout, batch_norm, normalization, statistics, layer_orders"
+                f"unknown settings {unknown}; expected token_dim, token_layout, batch_norm, normalization, statistics, "
+                "layer_orders, format_version"
+            )
+        if format_version not in range(1, FORMAT_VERSION + 1):
+            raise ValueError(
+                f"expected a format_version from 1 to {FORMAT_VERSION}, got {format_version!r}; a newer hf_sane wrote it: "
+                "update this one"
             )
         if normalization not in ("standardize", "robust", "none"):
             raise ValueError(f"expected normalization 'standardize', 'robust' or 'none', got {normalization!r}")
@@ -97,6 +109,12 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         self.normalization = normalization
         self.statistics = statistics and {name: dict(values) for name, values in statistics.items()}
         self.layer_orders = [list(order) for order in layer_orders or []]
+        self.format_version = format_version
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make an extractor from the content of preprocessor_config.json, as `from_pretrained` does."""
+        return super().from_dict({"format_version": 1, **feature_extractor_dict}, **kwargs)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -117,7 +135,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
     def layout(self, source: Source, *, revision: str | None = None) -> Layout:
         """Lay out a network without reading its values; meta tensors will do."""
-        return self.lay_out(load_state_dict(source, revision=revision), kinds=source_kinds(source))
+        return self.lay_out(load_state_dict(source, revision=revision), ties=source_ties(source))
 
     def encode(self, source: Source, *, revision: str | None = None) -> TokenSequence:
         """Turn a network into tokens.
@@ -136,32 +154,65 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         state_dict = load_state_dict(source, revision=revision)
         if meta := [name for name, tensor in state_dict.items() if tensor.is_meta]:
             raise ValueError(f"tensors without values (meta device): {meta[:5]}; load the weights, or use layout()")
-        layout = self.lay_out(state_dict, kinds=source_kinds(source))
+        layout = self.lay_out(state_dict, ties=source_ties(source))
         affine = None if self.normalization == "none" else self.scales(layout)
         tokens = tokens_from_tensors(state_dict, layout, affine=affine)
         _check_finite(tokens, state_dict)
         return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
 
-    def lay_out(self, state_dict: Mapping[str, Tensor], *, kinds: Mapping[str, LayerKind] | None = None) -> Layout:
-        """The layout of tensors in memory (or on the meta device), layers in the order of their family if that was fitted.
+    def lay_out(self, state_dict: Mapping[str, Tensor], *, ties: Mapping[str, str] | None = None) -> Layout:
+        """The layout of tensors in memory (or on the meta device), in the order of [`arranged`].
 
         Args:
             state_dict: Tensors by name.
-            kinds: What they are, where that is known; see `Layout.from_state_dict`.
+            ties: Of shared tensors, the names that files leave out, where that is known; see `source_ties`.
         """
         layout = Layout.from_state_dict(
             state_dict,
             token_dim=self.token_dim,
             token_layout=self.token_layout,
             batch_norm=self.batch_norm,
-            kinds=kinds,
+            order="given" if self.format_version == 1 else "names",
+            ties=ties,
         )
-        keys = [layer_key(layer) for layer in layout.layers]
+        return self.arranged(layout)
+
+    def arranged(self, layout: Layout) -> Layout:
+        """The same network with its layers in the order that this extractor gives them, wherever the layout is from.
+
+        That is the order which its architecture was fitted in; for any other architecture, the canonical order of its names.
+        """
+        ordered = layout.layers if self.format_version == 1 else sorted(layout.layers, key=_by_name)
+        by_key: dict[str, list[LayerSpec]] = {}
+        for layer in ordered:
+            by_key.setdefault(layer_key(layer), []).append(layer)
+        keys = sorted(map(layer_key, ordered))
         for order in self.layer_orders:
-            if order != keys and sorted(order) == sorted(keys):
-                by_key = dict(zip(keys, layout.layers, strict=True))
-                return replace(layout, layers=tuple(by_key[key] for key in order))
-        return layout
+            if len(order) == len(keys) and sorted(order) == keys:
+                ordered = [by_key[key].pop(0) for key in order]
+                break
+        return layout if tuple(ordered) == layout.layers else replace(layout, layers=tuple(ordered))
+
+    def arrange(self, layout: Layout, tokens: Tensor) -> tuple[Layout, Tensor]:
+        """Raw or normalised tokens `[*batch, N, D]` of a layout from elsewhere, put in the order of [`arranged`]."""
+        target = self.arranged(layout)
+        if target is layout:
+            return layout, tokens
+        places = {layer.weight.name: part for layer, part in zip(layout.layers, layout.token_slices, strict=True)}
+        index = [torch.arange(place.start, place.stop) for place in (places[x.weight.name] for x in target.layers)]
+        return target, tokens.index_select(-2, torch.cat(index).to(tokens.device))
+
+    def learn_orders(self, layouts: Iterable[Layout]) -> "SANEFeatureExtractor":
+        """Keep the order of architectures whose order is not known yet; returns `self`."""
+        orders = {tuple(order): None for order in self.layer_orders}
+        known = {tuple(sorted(order)) for order in orders}
+        for layout in layouts:
+            order = tuple(map(layer_key, layout.layers))
+            if tuple(sorted(order)) not in known:
+                known.add(tuple(sorted(order)))
+                orders[order] = None
+        self.layer_orders = [list(order) for order in orders]
+        return self
 
     def decode(self, tokens: Tensor, layout: Layout) -> StateDict:
         """Turn tokens back into a state dict.
@@ -199,19 +250,22 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         Returns:
             `self`.
         """
-        if self.normalization == "none":
-            return self
-        orders: dict[str, list[str]] = {}
+        layouts: dict[tuple[LayerSpec, ...], Layout] = {}
 
         def batches() -> Iterator[tuple[Layout, Tensor]]:
             for source in sources:
                 layout, tokens = self._batch(source, max_abs_weight)
                 if len(tokens):
-                    orders.setdefault(layout.signature, [layer_key(layer) for layer in layout.layers])
+                    layouts.setdefault(layout.layers, layout)
                     yield layout, tokens
 
+        if self.normalization == "none":
+            for _ in batches():
+                pass  # there is nothing to fit but the orders
+            return self.learn_orders(layouts.values())
         fitted = LayerStatistics.fit(batches(), self.normalization, by_kind=by_kind)
-        self.layer_orders = list(orders.values())
+        self.layer_orders = []
+        self.learn_orders(layouts.values())
         self.statistics = {"means": dict(fitted.means), "stds": dict(fitted.stds)}
         return self
 
@@ -246,7 +300,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             layout, tokens = source
         else:
             state_dict = load_state_dict(source)
-            layout = self.layout(state_dict)
+            layout = self.lay_out(state_dict, ties=source_ties(source))
             tokens = tokens_from_tensors(state_dict, layout)[None]
         if max_abs_weight is not None:
             tokens = tokens[tokens.abs().amax(dim=(1, 2)) <= max_abs_weight]
@@ -308,9 +362,25 @@ def _digest(statistics: Mapping[str, Mapping[str, float]] | None, layer_orders: 
     return sha256(content.encode()).hexdigest()[:DIGEST_DIGITS]
 
 
-def source_kinds(source: Source) -> dict[str, LayerKind]:
-    """What the tensors of a module are, under the names that `load_state_dict` gives them; nothing for other sources."""
-    return strip_prefixes(module_kinds(source)) if isinstance(source, nn.Module) else {}
+def source_ties(source: Source) -> dict[str, str]:
+    """Of the shared tensors of a Transformers model, names that its files leave out to those that they keep.
+
+    Names are those that `load_state_dict` gives; nothing for other sources.
+    """
+    if not isinstance(source, nn.Module):
+        return {}
+    shown = {stored: name for name, stored in strip_prefixes({name: name for name in source.state_dict()}).items()}
+    ties = {}
+    for path, module in source.named_modules():
+        dot = f"{path}." if path else ""
+        for left_out, kept in (getattr(module, "all_tied_weights_keys", None) or {}).items():
+            if dot + left_out in shown and dot + kept in shown:
+                ties[shown[dot + left_out]] = shown[dot + kept]
+    return ties
+
+
+def _by_name(layer: LayerSpec) -> tuple[Any, ...]:
+    return canonical_key(layer.weight.name)
 
 
 def _check_finite(tokens: Tensor, state_dict: Mapping[str, Tensor]) -> None:

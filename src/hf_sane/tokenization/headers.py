@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import NotASafetensorsRepoError
@@ -59,7 +60,22 @@ def _read_repository(repo_id: str, revision: str | None) -> StateDict:
 def _read_path(path: Path) -> StateDict:
     path = find_weights(path)
     if path.suffix in PICKLE_SUFFIXES:
-        return read_pickle(path, "meta")
+        return _outlines(read_pickle(path))  # loaded to the meta device, shared tensors would not be known as such
     if path.name.endswith(".index.json"):
         return read_shards(path, read_header)
     return read_header(path)
+
+
+def _outlines(tensors: StateDict) -> StateDict:
+    """The same tensors without their values; those that share memory share it again."""
+    storages: dict[int, torch.UntypedStorage] = {}
+    outlines = {}
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized:  # no tokens, as a layout says
+            outlines[name] = tensor.to("meta")
+            continue
+        memory = tensor.untyped_storage()
+        storage = storages.setdefault(memory._cdata, torch.UntypedStorage(memory.nbytes(), device="meta"))
+        empty = torch.empty(0, dtype=tensor.dtype, device="meta")
+        outlines[name] = empty.set_(storage, int(tensor.storage_offset()), tensor.shape, tensor.stride())
+    return outlines

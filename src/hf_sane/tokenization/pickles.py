@@ -33,12 +33,11 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 MAX_UNBACKED_BYTES = 2**26
 
 
-def unpickle(path: Path, device: str = "cpu") -> Any:
+def unpickle(path: Path) -> Any:
     """What a file of `torch.save` holds, if that is tensors, numbers, text and containers of them.
 
     Args:
         path: The file.
-        device: Where the tensors go; `"meta"` leaves their values out.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -47,7 +46,7 @@ def unpickle(path: Path, device: str = "cpu") -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of TorchScript archives, which are refused next, and of old formats
-            content = torch.load(path, map_location=device, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FAILURES as error:
         raise InvalidFileError(
             path,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_sane.core.layout import LayerSpec, Layout, TensorSpec
 from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, Source, find_weights, load_state_dict, local_path
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor, source_kinds
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor, source_ties
 from hf_sane.tokenization.headers import read_meta_state_dict
 from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
 
@@ -69,7 +69,7 @@ class TokenStream:
             raise ValueError(f"expected max_scalars >= 1, got {max_scalars}")
         self._tensors = open_checkpoint(source, revision=revision)
         outlines = self._tensors.outlines if isinstance(self._tensors, LazyCheckpoint) else self._tensors
-        self.layout: Layout = extractor.lay_out(outlines, kinds=source_kinds(source))
+        self.layout: Layout = extractor.lay_out(outlines, ties=source_ties(source))
         self.max_scalars = max_scalars
         self._affine = extractor.scales(self.layout)
         self.layer_sizes = [

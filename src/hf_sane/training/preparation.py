@@ -41,6 +41,10 @@ def fit_extractor(
         batch_norm=layouts[0].batch_norm,
         normalization=normalization,
     )
+    if normalization == "none":
+        return extractor.learn_orders(
+            layout for split in splits for layout, _ in group_by_layout(split, range(len(split)))
+        )
     networks = (pair for split in splits for pair in read_models(split, range(len(split))))
     return extractor.fit(networks, by_kind=by_kind)
 

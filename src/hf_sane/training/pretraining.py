@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -347,6 +348,9 @@ def prepare_run(
     extractor = extractor or fit_extractor(splits, arguments.normalization, by_kind=by_kind)
     model = build_model(arguments, extractor, splits)
     check_fits(model, extractor, data.layouts)
+    extractor = deepcopy(extractor).learn_orders(
+        data.layouts.values()
+    )  # networks embed in the order that is trained on
     batches = data.batches(arguments, extractor, model.config.window_size)
     windows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
     steps_per_epoch = math.ceil(sum(data.num_models) / windows_per_step)

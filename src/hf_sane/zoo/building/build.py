@@ -305,6 +305,7 @@ def _layout(config: ZooConfig, arguments: ZooArguments) -> Layout:
         for name, tensor in empty_model(config).state_dict().items()
     }
     settings: dict[str, Any] = {"token_layout": arguments.token_layout, "batch_norm": arguments.batch_norm}
+    settings["order"] = "given"  # that of the computation
     token_dim = arguments.token_dim
     if token_dim is None:
         layers = Layout.from_state_dict(state, token_dim=1, **settings).layers

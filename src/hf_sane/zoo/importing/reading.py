@@ -1,7 +1,6 @@
 """One network of a repository as a row of a zoo: looked at through its header, then downloaded, then turned into tokens."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.chunking import tokens_from_tensors
-from hf_sane.core.layout import Layout
+from hf_sane.core.layout import LayerOrder, Layout
 from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import empty_model
 from hf_sane.records.errors import reading
@@ -100,8 +99,8 @@ def import_network(
 ) -> ImportedNetwork:
     """Look at the headers, download, and write the network as tokens to `path`.
 
-    Tensors are put in natural order of their names (`layer2` before `layer10`), since files do not keep the order of the
-    network; those of this library's networks in their own order.
+    Layers are put in the canonical order of their names (`layer2` before `layer10`), since files do not keep the order of
+    the network; those of this library's networks in their own order.
 
     Args:
         repository: Where it is.
@@ -126,8 +125,10 @@ def import_network(
     local = {name: repository.fetch(name) for name in files}
     state_dict = load_state_dict(repository.fetch(file) if file not in local else local[file])
     own = _own_config(config, state_dict)
-    state_dict = {name: state_dict[name] for name in _order(state_dict, own)}
-    layout = Layout.from_state_dict(state_dict, **arguments.token_settings)
+    if own is not None:
+        state_dict = {name: state_dict[name] for name in empty_model(own).state_dict()}
+    order: LayerOrder = "names" if own is None else "given"
+    layout = Layout.from_state_dict(state_dict, order=order, **arguments.token_settings)
     _check_layout(layout, arguments)
     tokens = _checked_tokens(state_dict, layout)
     architecture, settings = _architecture(config, own)
@@ -152,11 +153,6 @@ def import_network(
     with write_atomically(path) as partial:
         save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
     return ImportedNetwork(**facts, path=path)
-
-
-def natural_key(name: str) -> list[int | str]:
-    """Sorts numbers inside names by value: `layer2` before `layer10`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
 
 
 def _check_bytes(file: str, size: int, arguments: ImportArguments) -> None:
@@ -222,10 +218,6 @@ def _own_config(config: Mapping[str, Any], state_dict: StateDict) -> ZooConfig |
     own = cls.from_dict(dict(config))
     expected = {name: tensor.shape for name, tensor in empty_model(own).state_dict().items()}
     return own if expected == {name: tensor.shape for name, tensor in state_dict.items()} else None
-
-
-def _order(state_dict: StateDict, own: ZooConfig | None) -> list[str]:
-    return sorted(state_dict, key=natural_key) if own is None else list(empty_model(own).state_dict())
 
 
 def _architecture(config: Mapping[str, Any], own: ZooConfig | None) -> tuple[str, dict[str, Any]]:
