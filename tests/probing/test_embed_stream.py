@@ -162,7 +162,9 @@ def test_errors(tmp_path):
         embed_stream(MODEL, stream, poolings=[])
     with pytest.raises(ValueError, match="expected max_scalars >= 1, got 0"):
         TokenStream(NETWORKS["cnn"], extractor, max_scalars=0)
-    with pytest.raises(ValueError, match="NaN or infinite weights in b; leave this network out"):
+    with pytest.raises(
+        ValueError, match="NaN or infinite weights in b, or some that overflow once normalised; leave this network out"
+    ):
         list(TokenStream({"a.weight": torch.ones(2, 3), "b.weight": torch.tensor([[float("inf")]])}, extractor))
     broken = {"a.weight": torch.ones(500, 3), "b.weight": torch.full((500, 3), float("nan"))}
     with pytest.raises(ValueError, match="NaN or infinite weights in b"):  # raised while another batch is encoded

@@ -2,6 +2,7 @@
 
 import torch
 
+from hf_sane.core.finite import check_results, check_sizes
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
@@ -22,11 +23,14 @@ def layer_embedding_spread(model: SANEModel, extractor: SANEFeatureExtractor, so
         `{name of the weight tensor: spread}` for the layers that are tokenised.
 
     Raises:
+        ValueError: If weights or latents are not finite, or too large for single precision.
         KeyError: If the extractor was fitted on another architecture.
     """
     sequence = extractor.encode(source)
-    latents = model.encode_sequences(sequence.tokens[None], sequence.positions)[0]
     layout = sequence.layout
+    check_sizes(sequence.tokens[None], layout)
+    latents = model.encode_sequences(sequence.tokens[None], sequence.positions)[0]
+    check_results(latents[None], "latents")
     return {
         layer.weight.name: latents[part].std(unbiased=False).item()
         for layer, part in zip(layout.layers, layout.token_slices, strict=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_sane.core.chunking import tokens_from_tensors
+from hf_sane.core.finite import check_sizes
 from hf_sane.core.types import StateDict
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.symmetry.matching import match_many
@@ -124,10 +125,12 @@ def latent_points(
 
     Raises:
         KeyError: If the extractor was fitted on another architecture.
-        ValueError: If the extractor was not fitted, or a position lies outside the model's tables.
+        ValueError: If the extractor was not fitted, a position lies outside the model's tables, or weights are not finite or
+            too large for single precision.
     """
     layout = extractor.lay_out({name: tensor[0] for name, tensor in tensors.items()})
     tokens = extractor.normalize(tokens_from_tensors(tensors, layout, batch_dims=1), layout).float()
+    check_sizes(tokens, layout)
     parts = [
         model.encode_sequences(part, layout.positions, halo_size=halo_size, batch_size=batch_size)
         for part in tokens.split(batch_size)

@@ -74,6 +74,8 @@ def sample(
     settings |= {"prompt_statistics": prompt_statistics}
     record = RunRecord.start(seed=seed, arguments=settings)
     bandwidths = sampling.parse_bandwidths(bandwidth)
+    for width in bandwidths:
+        Density(width, unit, mode)  # refuses what does not go together before anything is loaded
     with new_output(output, "sample") as partial:
         population = Zoo.load(zoo, config)
         record.arguments["zoo_revision"] = population.revision

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_sane.models.modes_sane import modes_kept
+
 # Computed here, without a download: whether more is better.
 BUILT_IN = {"accuracy": True, "cross_entropy": False}
 EVALUATION_BATCH = 256
@@ -64,10 +66,9 @@ class ImageScore:
         Raises:
             ValueError: If the metric gives several values, none of them under its name, or no number.
         """
-        was_training = model.training
-        model.eval()
-        parts = [model(batch) for batch in self.images.split(EVALUATION_BATCH)]
-        model.train(was_training)
+        with modes_kept(model):
+            model.eval()
+            parts = [model(batch) for batch in self.images.split(EVALUATION_BATCH)]
         logits = torch.cat([part if isinstance(part, Tensor) else part.logits for part in parts])
         predicted = logits.argmax(dim=1)
         if self.metric == "accuracy":  # logits that are not finite count as wrong

@@ -28,6 +28,7 @@ from .layers_sane import (
     SANESinusoidalEmbedding,
 )
 from .losses_sane import masked_reconstruction_loss, nt_xent_loss
+from .modes_sane import modes_kept
 from .outputs_sane import SANEOutput
 from .windows_sane import map_windows
 
@@ -367,9 +368,8 @@ class SANEModel(SANEPreTrainedModel):
         batch_size: int,
     ) -> Tensor:
         """Run `method` over the windows of whole models, in eval mode, on the model's device."""
-        was_training = self.training
-        self.eval()
-        try:
+        with modes_kept(self):
+            self.eval()
             return map_windows(
                 lambda window, where: method(window.to(self.device), where.to(self.device)),
                 features,
@@ -378,8 +378,6 @@ class SANEModel(SANEPreTrainedModel):
                 halo_size=halo,
                 batch_size=batch_size,
             )
-        finally:
-            self.train(was_training)
 
 
 def _join(views: list[Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks.stacked import StackedNetworks, empty_model
 
 NUM_BATCHES, BATCH_SIZE = 200, 32  # of the released code
@@ -113,16 +114,14 @@ def condition_module(
 def _only_norms_train(module: nn.Module, norms: Iterable[_BatchNorm]) -> Iterator[None]:
     """Batch norms in training mode, everything else (dropout) not; modes and momenta are put back."""
     norms = list(norms)
-    modes = {child: child.training for child in module.modules()}
     momenta = [norm.momentum for norm in norms]
-    module.eval()
-    for norm in norms:
-        norm.train()
     try:
-        yield
+        with modes_kept(module):
+            module.eval()
+            for norm in norms:
+                norm.train()
+            yield
     finally:
-        for child, mode in modes.items():
-            child.training = mode
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 

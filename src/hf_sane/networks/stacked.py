@@ -13,6 +13,7 @@ from hf_sane.architectures.configuration_zoo import CNNConfig, MLPConfig, ZooCon
 from hf_sane.architectures.modeling_zoo import ACTIVATIONS, ZooPreTrainedModel
 from hf_sane.architectures.presets import build_model
 from hf_sane.core.types import StateDict
+from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks.stacked_layers import pooled_convolution, stacked_dropout, stacked_linear
 from hf_sane.networks.threads import map_on_threads
 
@@ -82,12 +83,13 @@ def _vmap_forward(network: ZooConfig | nn.Module) -> Forward:
     def forward(
         tensors: Mapping[str, Tensor], images: Tensor, dropout: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
-        skeleton.train(dropout is not None)
         models = len(next(iter(tensors.values())))
         if has_dropout:
             tensors = {**tensors, DROPOUT_BUFFER: images.new_zeros(models) if dropout is None else dropout}
         images, image_axis = (images, 0) if len(images) == models else (images[0], None)
-        return torch.vmap(run, in_dims=(0, image_axis), randomness="different")(dict(tensors), images)
+        with modes_kept(skeleton):  # it may be the caller's own
+            skeleton.train(dropout is not None)
+            return torch.vmap(run, in_dims=(0, image_axis), randomness="different")(dict(tensors), images)
 
     return forward
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from hf_sane.core.finite import check_results, check_sizes
 from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.quantiles import quantiles
@@ -145,10 +146,12 @@ def embed_networks(
         if bad := (start + (~batch.flatten(1).isfinite().all(dim=1)).nonzero().flatten()).tolist():
             raise ValueError(f"NaN or infinite weights in networks {bad}; leave them out")
         arranged, batch = extractor.arrange(layout, batch)
+        tokens = extractor.normalize(batch, arranged)
+        check_sizes(tokens, arranged, first=start)
         found = embed_tokens(
             model,
             arranged,
-            extractor.normalize(batch, arranged),
+            tokens,
             poolings=poolings,
             window_size=window_size,
             halo_size=halo_size,
@@ -185,9 +188,10 @@ def embed_tokens(
         `{pooling: [M, F]}` float32 on the CPU.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or tokens or embeddings are not finite or too large for single precision.
     """
     windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
+    check_sizes(tokens, layout)
     latents = model.encode_sequences(tokens, layout.positions, **windows)
     found: dict[str, Tensor] = {}
     decoded = None
@@ -202,5 +206,6 @@ def embed_tokens(
             pooled = weight_profile(decoded, layout, with_spectrum=name == "decoded_profile")
         else:
             pooled = pool_latents(latents, layout, name)
+        check_results(pooled, f"embeddings ({name})")
         found[name] = pooled.cpu()
     return found

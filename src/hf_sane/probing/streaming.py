@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hf_sane.core.finite import MAX_TOKEN, check_results, too_large
 from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.modes_sane import modes_kept
 from hf_sane.models.windows_sane import halo_spans
 from hf_sane.probing.accumulation import STREAM_POOLINGS, LatentAccumulator, StreamPooling
 from hf_sane.probing.embeddings import POOLINGS, EmbeddingPooling, embed_tokens
@@ -59,20 +61,23 @@ def embed_stream(
             f"expected poolings among {', '.join(STREAM_POOLINGS)}, got {unknown if poolings else 'none'}; the others need "
             "all latents at once: embed_networks()"
         )
-    was_training = model.training
-    model.eval()
     gathered = LatentAccumulator(stream.layer_sizes, model.config.latent_dim, poolings)
     bar = tqdm(total=len(stream), desc="embedding", unit="token", unit_scale=True, disable=not progress_bar)
-    try:
+    with modes_kept(model), bar:
+        model.eval()
         batches = _window_batches(stream, window_size or model.config.window_size, halo_size, batch_size)
         for tokens, positions, keep in _prepared(batches):
+            if tokens.abs().max() > MAX_TOKEN:
+                token = int(tokens.abs().flatten(0, 1).amax(dim=1).argmax())
+                layer = stream.layout.layers[int(positions.flatten(0, 1)[token, 1])]
+                raise ValueError(too_large(layer.name, tokens.abs().max().item()))
             latents = model.encode(tokens.to(model.device, torch.float32), positions.to(model.device))
             gathered.add(latents.cpu()[keep], positions[keep][:, 1])
             bar.update(int(keep.sum()))
-    finally:
-        model.train(was_training)
-        bar.close()
-    return {name: gathered.pool(name) for name in poolings}
+    found: dict[str, Tensor] = {name: gathered.pool(name) for name in poolings}
+    for name, vector in found.items():
+        check_results(vector[None], f"embeddings ({name})")
+    return found
 
 
 def embed_checkpoint(

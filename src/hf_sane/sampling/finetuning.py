@@ -1,5 +1,6 @@
 """Fine-tuning single networks on images: all weights, or a LoRA adapter beside them."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from hf_sane.core.adapters import attach_lora, match_modules
+from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks.hyperparameters import image_order
 from hf_sane.networks.images import ImageData
 
@@ -173,12 +175,13 @@ def _batch(data: ImageData, settings: FinetuneSettings, step: int) -> tuple[Tens
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of images `[n, C, H, W]` that a network in evaluation mode classifies as `labels` `[n]` say."""
-    network.eval()
-    right = sum(
-        int((network(part).logits.argmax(dim=1) == label).sum())
-        for part, label in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
-    )
-    return right / len(labels)
+    with modes_kept(network):
+        network.eval()
+        right = sum(
+            int((network(part).logits.argmax(dim=1) == label).sum())
+            for part, label in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
+        )
+    return right / len(labels) if len(labels) else math.nan
 
 
 __all__ = ["FinetuneSettings", "accuracy", "add_network_lora", "finetune_network", "lora_targets"]

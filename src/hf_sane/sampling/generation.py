@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
+from hf_sane.core.finite import check_results, check_sizes
 from hf_sane.core.kde import BandwidthRule, SamplingMode, sample_latents
 from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
@@ -27,11 +28,11 @@ class Density:
         unit: `"anchor_std"`: standard deviation over the anchors, of every token and latent dimension by itself, so that
             the kernel has the shape of the anchors' spread and 1 is as wide as that. `"latent_std"`: standard deviation
             over all tokens of all anchors, of every latent dimension by itself; one anchor has that too. `"latent"`:
-            latent units, as in the released code (0.2 for every zoo).
+            latent units, as in the released code (0.2 for every zoo). The rules know `"anchor_std"` only.
         mode: Which coordinates share an anchor, see [`sample_latents`].
 
     Raises:
-        ValueError: For a negative bandwidth or an unknown choice.
+        ValueError: For a negative bandwidth, an unknown choice, or a rule with another unit than `"anchor_std"`.
     """
 
     bandwidth: float | BandwidthRule
@@ -44,6 +45,11 @@ class Density:
             raise ValueError(f"expected a bandwidth >= 0, 'scott' or 'silverman', got {self.bandwidth!r}")
         if self.unit not in get_args(BandwidthUnit):
             raise ValueError(f"expected a bandwidth unit of {get_args(BandwidthUnit)}, got {self.unit!r}")
+        if known and self.unit != "anchor_std":
+            raise ValueError(
+                f"the rules 'scott' and 'silverman' are of the anchors' own standard deviations, got bandwidth="
+                f"{self.bandwidth!r} and unit={self.unit!r}; leave the unit out, or give the bandwidth as a number"
+            )
         if self.mode not in ("joint", "token", "scalar"):
             raise ValueError(f"expected mode 'joint', 'token' or 'scalar', got {self.mode!r}")
 
@@ -121,17 +127,20 @@ class NetworkCodec:
         """Raw tokens `[M, N, D]` (not normalised) to latents `[M, N, Z]`, float32.
 
         Raises:
-            ValueError: If there are no networks, tokens do not fit the layout, or are not finite.
+            ValueError: If there are no networks, tokens do not fit the layout, or tokens or latents are not finite.
         """
         check_raw_tokens(raw_tokens, self.layout)
         tokens = self.extractor.normalize(raw_tokens, self.layout)
-        return self.model.encode_sequences(
+        check_sizes(tokens, self.layout)
+        latents = self.model.encode_sequences(
             tokens,
             self.layout.positions,
             window_size=self.window_size,
             halo_size=self.halo_size,
             batch_size=self.batch_size,
         )
+        check_results(latents, "latents")
+        return latents
 
     def decode_tokens(self, latents: Tensor) -> Tensor:
         """Latents `[M, N, Z]` to raw tokens `[M, N, D]`, zero at padding."""

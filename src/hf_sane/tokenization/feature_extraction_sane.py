@@ -148,7 +148,8 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             Normalised tokens with mask, positions and the layout that `decode` needs.
 
         Raises:
-            ValueError: For NaN or infinite weights, meta tensors, or an extractor that was not fitted.
+            ValueError: For NaN or infinite weights (in the template, too), weights that overflow once normalised, meta tensors,
+                or an extractor that was not fitted.
             KeyError: If the extractor was fitted on another architecture.
         """
         state_dict = load_state_dict(source, revision=revision)
@@ -157,7 +158,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         layout = self.lay_out(state_dict, ties=source_ties(source))
         affine = None if self.normalization == "none" else self.scales(layout)
         tokens = tokens_from_tensors(state_dict, layout, affine=affine)
-        _check_finite(tokens, state_dict)
+        _check_finite(tokens, layout, state_dict)
         return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
 
     def lay_out(self, state_dict: Mapping[str, Tensor], *, ties: Mapping[str, str] | None = None) -> Layout:
@@ -383,15 +384,23 @@ def _by_name(layer: LayerSpec) -> tuple[Any, ...]:
     return canonical_key(layer.weight.name)
 
 
-def _check_finite(tokens: Tensor, state_dict: Mapping[str, Tensor]) -> None:
+def _check_finite(tokens: Tensor, layout: Layout, state_dict: Mapping[str, Tensor]) -> None:
     """One cheap pass; only when it fails, find out where."""
-    if torch.isfinite(tokens.sum()):
+    template = [tensor for tensor in layout.template.values() if tensor.is_floating_point()]
+    if torch.isfinite(tokens.sum()) and not any(map(_not_finite, template)):
         return
-    counts = {  # float8 has no isfinite
-        name: int((~torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float())).sum())
-        for name, tensor in state_dict.items()
-        if tensor.is_floating_point()
-    }
-    bad = {name: count for name, count in counts.items() if count}
-    if bad:
+    counts = {name: _not_finite(tensor) for name, tensor in state_dict.items() if tensor.is_floating_point()}
+    if bad := {name: count for name, count in counts.items() if count}:
         raise ValueError(f"NaN or infinite weights (tensor: count): {bad}; repair or leave out this network")
+    for layer, part in zip(layout.layers, layout.token_slices, strict=True):
+        if not tokens[part].isfinite().all():
+            largest = max(state_dict[spec.name].detach().double().abs().max().item() for spec in layer.tensors)
+            raise ValueError(
+                f"weights of {layer.name} overflow once normalised: the largest is {largest:.3g}, exploded or on another scale "
+                "than the networks that the extractor was fitted on; leave out this network"
+            )
+
+
+def _not_finite(tensor: Tensor) -> int:
+    """How many entries are NaN or infinite; float8 has no isfinite."""
+    return int((~torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float())).sum())

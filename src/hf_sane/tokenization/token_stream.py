@@ -84,7 +84,7 @@ class TokenStream:
         """Blocks in the order of the sequence.
 
         Raises:
-            ValueError: For NaN or infinite weights, or a tensor that is not what the header said.
+            ValueError: For NaN or infinite weights, weights that overflow once normalised, or a tensor that is not what the header said.
         """
         first = 0
         for index, layer in enumerate(self.layout.layers):
@@ -93,7 +93,9 @@ class TokenStream:
                 if (
                     not tokens.sum().isfinite() and not tokens.isfinite().all()
                 ):  # the sum is cheap and tells nearly always
-                    raise ValueError(f"NaN or infinite weights in {layer.name}; leave this network out")
+                    raise ValueError(
+                        f"NaN or infinite weights in {layer.name}, or some that overflow once normalised; leave this network out"
+                    )
                 place = torch.arange(done, done + len(tokens))
                 per_channel = self.layer_sizes[index] // layer.channels if self.layout.token_layout == "rowwise" else 1
                 positions = torch.stack([first + place, torch.full_like(place, index), place // per_channel], dim=1)
