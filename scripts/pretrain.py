@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> PretrainResult:
     result = pretrain(arguments, describe=write_pretraining_card)
     if result.is_main_process:
         print(
-            f"{result.folder}: reconstruction R2 {result.reconstruction_r2:.4f} on validation networks, loss "
+            f"{result.folder}: reconstruction R2 {result.reconstruction_text} on validation networks, loss "
             f"{result.loss:.4f} after {result.steps} steps and {result.seconds:.0f} s on {result.num_processes} process(es)"
         )
     return result

@@ -24,7 +24,7 @@ def layers(network: dict[str, torch.Tensor]) -> list[np.ndarray]:
 @pytest.mark.parametrize("token_dim", [1, 4, 7, 50])
 def test_statistics_of_real_weights(token_layout, token_dim):
     found = networks(5)
-    layout = Layout.from_state_dict(found[0], token_dim=token_dim, token_layout=token_layout)
+    layout = Layout.from_state_dict(found[0], token_dim=token_dim, token_layout=token_layout, order="given")
     tokens = torch.stack([tokens_from_tensors(network, layout) for network in found])
     expected = [
         np.concatenate([[w.mean(), w.var(), *np.quantile(w, STATISTICS_LEVELS)] for w in layers(network)])
@@ -39,7 +39,7 @@ def test_statistics_of_real_weights(token_layout, token_dim):
 @pytest.mark.parametrize("token_dim", [1, 4, 50])
 def test_flattened_weights_are_all_weights_once(token_layout, token_dim):
     found = networks(3)
-    layout = Layout.from_state_dict(found[0], token_dim=token_dim, token_layout=token_layout)
+    layout = Layout.from_state_dict(found[0], token_dim=token_dim, token_layout=token_layout, order="given")
     tokens = torch.stack([tokens_from_tensors(network, layout) for network in found])
     flat = flattened_weights(tokens, layout)
     assert flat.shape == (3, layout.num_weights)
@@ -51,14 +51,14 @@ def test_padding_does_not_count():
     found = networks(1)
     statistics = []
     for token_dim in (19, 60):  # no row longer than 19
-        layout = Layout.from_state_dict(found[0], token_dim=token_dim)
+        layout = Layout.from_state_dict(found[0], token_dim=token_dim, order="given")
         statistics.append(layer_statistics(tokens_from_tensors(found[0], layout)[None], layout))
     torch.testing.assert_close(*statistics)
 
 
 def test_order_of_channels_matters_to_weights_only():
     found = networks(1)
-    layout = Layout.from_state_dict(found[0], token_dim=19)
+    layout = Layout.from_state_dict(found[0], token_dim=19, order="given")
     tokens = tokens_from_tensors(found[0], layout)[None]
     moved = tokens[:, [3, 1, 2, 0, *range(4, layout.num_tokens)]]
     torch.testing.assert_close(layer_statistics(moved, layout), layer_statistics(tokens, layout))
@@ -68,6 +68,6 @@ def test_order_of_channels_matters_to_weights_only():
 @pytest.mark.parametrize("function", [flattened_weights, layer_statistics])
 @pytest.mark.parametrize("shape", [(8, 7), (2, 8, 6), (2, 7, 7)])
 def test_foreign_tokens(function, shape):
-    layout = Layout.from_state_dict(networks(1)[0], token_dim=20)
+    layout = Layout.from_state_dict(networks(1)[0], token_dim=20, order="given")
     with pytest.raises(ValueError, match=r"expected tokens \[M, 8, 20\] of this layout, got"):
         function(torch.zeros(shape), layout)

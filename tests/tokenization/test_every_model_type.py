@@ -1,20 +1,34 @@
-"""Every model type that Transformers' `AutoModel` knows: all floating tensors become tokens and come back bit by bit."""
+"""Every model type that Transformers' `AutoModel` knows: all floating tensors become tokens and come back bit by bit.
+
+Module, state dict in any order and file give the same tokens under every way of normalising.
+"""
 
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from tiny_models import LEFT_OUT, MODEL_TYPES, tiny_model
 from torch import Tensor
 
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor, source_ties
 
 EXTRACTORS = [
     SANEFeatureExtractor(token_dim=288, token_layout=token_layout, normalization="none")
     for token_layout in ("rowwise", "dense")
 ]
+BY_KIND = SANEFeatureExtractor(token_dim=288).fit(
+    [
+        {"conv.weight": torch.randn(2, 3, 3, 3), "fc.weight": torch.randn(4, 5), "norm.weight": torch.ones(3)},
+        {"embed.weight": torch.randn(9, 2), "norm.running_var": torch.rand(3), "norm.running_mean": torch.randn(3)},
+    ],
+    by_kind=True,
+)
+# What is shared goes by another name in their files than one would guess from the names of a state dict.
+TIED_OTHERWISE = {"csm", "t5gemma2"}
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +70,33 @@ def assert_round_trip(state_dict: dict[str, Tensor], extractor: SANEFeatureExtra
 
 
 @pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name not in LEFT_OUT])
-def test_round_trip(model_type):
-    state_dict = filled(tiny_model(model_type))
+def test_round_trip(model_type, tmp_path):
+    model = tiny_model(model_type)
+    state_dict = filled(model)
     for extractor in EXTRACTORS:
         assert_round_trip(state_dict, extractor)
+    model.load_state_dict(state_dict, assign=True)
+    model.tie_weights()
+    assert_one_sequence(model, tmp_path / "model.safetensors", tied_otherwise=model_type in TIED_OTHERWISE)
+
+
+def assert_one_sequence(model: transformers.PreTrainedModel, file: Path, *, tied_otherwise: bool) -> None:
+    """The module, its state dict backwards, and its file without the names that Transformers leaves out."""
+    extractor = EXTRACTORS[0]
+    expected = extractor.encode(model)
+    backwards = dict(reversed(model.state_dict().items()))
+    ties = source_ties(model)
+    shared = {name for name, kept in ties.items() if backwards[name].data_ptr() == backwards[kept].data_ptr()}
+    save_file({name: tensor for name, tensor in backwards.items() if name not in shared}, file)
+    for source in (backwards, file):
+        found = extractor.encode(source)
+        if tied_otherwise and source is backwards:
+            assert found.layout.aliases != expected.layout.aliases
+            continue
+        assert torch.equal(found.tokens, expected.tokens)
+        assert found.layout.layers == expected.layout.layers  # and with them what is normalised by layer
+        assert BY_KIND.scales(found.layout) == BY_KIND.scales(expected.layout)
+        assert [layer.kind for layer in found.layout.layers] == [layer.kind for layer in expected.layout.layers]
 
 
 def test_few_types_are_left_out_and_none_by_mistake():

@@ -93,8 +93,11 @@ def test_mixtures_can_be_mixed(mixture, tiny_zoo, tmp_path):
     zoos = set(twice.splits["train"].column("zoo"))
     assert zoos == {"both/cnn", "both/mlp", "more"}
     extractor = SANEFeatureExtractor(80, normalization="none")
-    encoded = extractor.encode(twice.splits["train"].state_dict(0))
-    assert torch.equal(encoded.tokens, twice.splits["train"].tokens(0))
+    split = twice.splits["train"]
+    encoded = extractor.encode(split.state_dict(0))
+    layout, tokens = extractor.arrange(split.layout(0), split.tokens(0))
+    assert encoded.layout.layers == layout.layers
+    assert torch.equal(encoded.tokens, tokens)
 
 
 def test_load_dataset_and_the_card(mixture, tiny_zoo, mlp_zoo, tmp_path_factory):

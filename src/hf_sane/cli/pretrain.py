@@ -26,6 +26,6 @@ def _pretrain(given: dict[str, Any]) -> None:
     hide_loading_bars()
     arguments = PretrainArguments(**given)
     result = pretraining.pretrain(arguments, describe=write_pretraining_card)
-    facts = {"reconstruction R2 (validation)": result.reconstruction_r2, "loss": result.loss, "steps": result.steps}
+    facts = {"reconstruction R2 (validation)": result.reconstruction_text, "loss": result.loss, "steps": result.steps}
     print_table(("", ""), list(facts.items()))
     typer.echo(f"wrote {result.folder}")

@@ -1,5 +1,6 @@
 """Turn the demo's results into a page: what was measured, against what, and whether each goal was reached."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,16 +28,18 @@ METHOD_TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One goal of the demo: what was asked, what came, and whether it suffices."""
+    """One goal of the demo: what was asked, what came (`None` and NaN: undefined), and whether it suffices."""
 
     name: str
-    wanted: float
-    got: float
+    wanted: float | None
+    got: float | None
     strict: bool = False
 
     @property
     def reached(self) -> bool:
-        """Whether `got` is at least `wanted` (above it when `strict`)."""
+        """Whether `got` is at least `wanted` (above it when `strict`); what is undefined reaches nothing."""
+        if self.got is None or self.wanted is None:  # NaN, as JSON holds it
+            return False
         return self.got > self.wanted if self.strict else self.got >= self.wanted
 
 
@@ -76,11 +79,15 @@ def goals(results: Mapping[str, Any]) -> list[Goal]:
     return found
 
 
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
 def probe_markdown(details: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Probe table: one row per embedding, R2 and Kendall tau on test networks for each property."""
     names = list(next(iter(details.values())))
     header = ["embedding"] + [f"{PROPERTY_TITLES[p]} {m}" for p in details for m in ("R2", "tau")]
-    rows = [[n] + [f"{details[p][n][m]:.3f}" for p in details for m in ("r2", "kendall_tau")] for n in names]
+    rows = [[n] + [_shown(details[p][n][m]) for p in details for m in ("r2", "kendall_tau")] for n in names]
     return markdown_table(header, rows, numbers=True)
 
 
@@ -90,8 +97,8 @@ def sampling_markdown(sampling: Mapping[str, Any]) -> str:
     distances = sampling["nearest_training_distance"]
     rows = [
         [METHOD_TITLES[name]]
-        + [f"{sampling[epoch][name]:.3f}" for epoch in epochs]
-        + [f"{distances[name]:.3f}" if name in distances else ""]
+        + [_shown(sampling[epoch][name]) for epoch in epochs]
+        + [_shown(distances[name]) if name in distances else ""]
         for name in sampling[epochs[0]]
     ]
     return markdown_table(
@@ -104,8 +111,8 @@ def goals_markdown(found: Sequence[Goal]) -> str:
     rows = [
         [
             goal.name,
-            f"{'>' if goal.strict else '>='} {goal.wanted:.3f}",
-            f"{goal.got:.3f}",
+            f"{'>' if goal.strict else '>='} {_shown(goal.wanted)}",
+            _shown(goal.got),
             "yes" if goal.reached else "**no**",
         ]
         for goal in found
@@ -129,15 +136,15 @@ def render_report(record: Mapping[str, Any]) -> str:
         "Every goal was reached."
         if not missed
         else "Not reached: "
-        + "; ".join(f"{goal.name} ({goal.got:.3f}, wanted {goal.wanted:.3f})" for goal in missed)
+        + "; ".join(f"{goal.name} ({_shown(goal.got)}, wanted {_shown(goal.wanted)})" for goal in missed)
         + "."
     )
     zoo_rows = [
-        [name, str(part["networks"]), str(part["excluded"]), f"{part['accuracy']:.3f}", str(part["checkpoints"])]
+        [name, str(part["networks"]), str(part["excluded"]), _shown(part["accuracy"]), str(part["checkpoints"])]
         for name, part in results["zoos"].items()
     ]
     reconstruction_rows = [
-        [name, f"{part['r2']:.3f}", f"{part['accuracy_original']:.3f}", f"{part['accuracy_reconstructed']:.3f}"]
+        [name, _shown(part["r2"]), _shown(part["accuracy_original"]), _shown(part["accuracy_reconstructed"])]
         for name, part in results["reconstruction"].items()
     ]
     stages = "; ".join(f"{name} {seconds:.0f} s" for name, seconds in results["stage_seconds"].items())
@@ -185,12 +192,12 @@ def readme_block(record: Mapping[str, Any]) -> str:
     sampling, probe = record["sampling"], record["probe"]
     start, first, last = (sampling[f"epoch_{epoch}"] for epoch in (0, 1, 5))
     rows = [
-        [METHOD_TITLES[name], *(f"{part[name]:.3f}" for part in (start, first, last))]
+        [METHOD_TITLES[name], *(_shown(part[name]) for part in (start, first, last))]
         for name in ("sane_subsampled", "sane_bootstrapped", "anchor_noise", "anchor_average", "scratch", "anchors")
     ]
     columns = ("weights", "layer_statistics", "sane_mean", "sane_best")
     titles = ["property, R2 on test networks", "W", "s(W)", "SANE, mean (paper)", "SANE, best pooling"]
-    probes = [[title, *(f"{probe[name][c]:.3f}" for c in columns)] for name, title in PROPERTY_TITLES.items()]
+    probes = [[title, *(_shown(probe[name][c]) for c in columns)] for name, title in PROPERTY_TITLES.items()]
     kept = min(part["accuracy_kept"] for part in record["reconstruction"].values())
     cores = record["hardware"]["usable_cores"]
     return "\n\n".join(

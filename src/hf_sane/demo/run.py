@@ -1,6 +1,7 @@
 """The main job end to end: train two zoos, pre-train SANE on both, probe it, sample from it, write it all down."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -251,7 +252,7 @@ def reconstruct(
             "r2": r2_from_sums(sums),
             "accuracy_original": before,
             "accuracy_reconstructed": after,
-            "accuracy_kept": after / before,
+            "accuracy_kept": after / before if before else math.nan,
             "networks": len(final),
         }
     return {"reconstruction_r2": r2_from_sums(total), "reconstruction": parts}

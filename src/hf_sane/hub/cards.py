@@ -13,7 +13,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import build_model
-from hf_sane.hub.tables import fact_table, result_tables
+from hf_sane.hub.tables import fact_table, is_known, result_tables
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.export import Provenance
@@ -240,15 +240,22 @@ def adapter_card(
 
 def _reconstruction(record: RunRecord) -> list[Measured]:
     r2 = record.results.get("reconstruction_r2")
-    return [] if r2 is None else [("weight-reconstruction", "r2", "R2 on networks that were not trained on", r2)]
+    if r2 is None or not is_known(r2):
+        return []
+    if r2 > 1:
+        raise ValueError(f"results.reconstruction_r2 of the run record is {r2}, expected at most 1; measure it again")
+    return [("weight-reconstruction", "r2", "R2 on networks that were not trained on", r2)]
 
 
 def _accuracies(record: RunRecord) -> list[Measured]:
-    return [
-        ("image-classification", "accuracy", f"{split} accuracy", record.results[f"{split}_accuracy"])
-        for split in ("test", "validation")
-        if record.results.get(f"{split}_accuracy") is not None
-    ]
+    known = {split: record.results.get(f"{split}_accuracy") for split in ("test", "validation")}
+    found = {split: accuracy for split, accuracy in known.items() if accuracy is not None and is_known(accuracy)}
+    for split, accuracy in found.items():
+        if not 0 <= accuracy <= 1:
+            raise ValueError(
+                f"results.{split}_accuracy of the run record is {accuracy}, expected a share in [0, 1]; measure it again"
+            )
+    return [("image-classification", "accuracy", f"{split} accuracy", accuracy) for split, accuracy in found.items()]
 
 
 def preprocessing_note(images: Any) -> str | None:

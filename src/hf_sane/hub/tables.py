@@ -1,6 +1,7 @@
 """Facts as Markdown tables, for cards: nested results become a few tables one can read, not a list of dotted names."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 
@@ -57,8 +58,8 @@ def fact_text(value: Any) -> str:
 
 
 def is_known(value: Any) -> bool:
-    """Whether there is anything to say; zero and False are something."""
-    return value is not None and value != "" and value != []
+    """Whether there is anything to say; zero and False are something, what is not finite is nothing."""
+    return value is not None and value != "" and value != [] and not (isinstance(value, float) and not isfinite(value))
 
 
 def _matrix(mapping: Mapping[str, Any]) -> str:
@@ -90,7 +91,7 @@ def _is_cell(value: Any) -> bool:
     """Whether a value fits into a table: a scalar, or a short list of them."""
     if isinstance(value, list | tuple):
         return len(value) <= 8 and all(isinstance(item, bool | int | float | str) for item in value)
-    return isinstance(value, bool | int | float | str)
+    return isinstance(value, bool | int | float | str) and is_known(value)
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

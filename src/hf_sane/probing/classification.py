@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
 from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 from hf_sane.probing.probes import RidgeProbe, Values
+from hf_sane.probing.ranks import order_kept
 
 PENALTIES = tuple(
     10.0**exponent for exponent in range(-3, 4)
@@ -78,7 +79,7 @@ class LeftOutNumbers:
 
     Attributes:
         r2: Against the mean over all networks. A probe that knows nothing is below zero: it predicts the mean of the others.
-        kendall_tau: 0 if one value is predicted for all. A probe that knows nothing is below zero, for the same reason.
+        kendall_tau: NaN if one value is predicted for all. A probe that knows nothing is below zero, for the same reason.
         permuted_mean: Mean tau over permuted numbers; `None` without permutations, like the next two.
         permuted_high: Their 95% quantile.
         p_value: Share of permutations (and the numbers themselves) with a tau as high as this.
@@ -260,7 +261,7 @@ def regress_left_out(
         taus = [_tau(found[:, column], truth[:, column]) for column in range(truth.shape[1])]
         results[name] = LeftOutNumbers(
             r2=r2_score(found[:, 0], truth[:, 0]),
-            kendall_tau=taus[0],
+            kendall_tau=order_kept(found[:, 0], truth[:, 0]),
             **_against_permuted(torch.tensor(taus, dtype=torch.float64)),
             chosen=predicted.counts(name),
         )
@@ -367,4 +368,5 @@ def _against_permuted(scores: Tensor) -> dict[str, float | None]:
 
 
 def _tau(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """For comparison with permuted numbers: one value for all orders nothing, and counts as much as chance."""
     return kendall_tau(predicted, truth) if np.ptp(predicted) > 0 else 0.0

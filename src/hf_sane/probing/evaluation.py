@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
 from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
 from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 from hf_sane.probing.probes import PENALTIES, RidgeProbe, Values
-from hf_sane.probing.ranks import FITTED, rank_targets
+from hf_sane.probing.ranks import FITTED, order_kept, rank_targets
 from hf_sane.probing.regressors import FITTERS, Regressor, RegressorName
 
 SPLITS = ("train", "validation", "test")
@@ -27,7 +26,7 @@ class ProbeResult:
     Attributes:
         features: Name of the features; of `sane_best`, the name of those chosen.
         r2: On test networks; of a probe of ranks, R2 of normal scores.
-        kendall_tau: On test networks, against the property itself; 0 when the probe predicts one value for all.
+        kendall_tau: On test networks, against the property itself; NaN when the probe predicts one value for all.
         mae: Mean absolute error on test networks, in units of the property; of a probe of ranks, in standard deviations.
         validation_r2: R2 by which penalty and best features are chosen: on the validation networks, or with runs given on
             every run of the training and validation networks when it is left out.
@@ -106,7 +105,7 @@ def probe_table(
             table[name][kind] = ProbeResult(
                 features=kind,
                 r2=r2_score(predicted, wanted),
-                kendall_tau=kendall_tau(predicted, columns[name]["test"].numpy()) if np.ptp(predicted) > 0 else 0.0,
+                kendall_tau=order_kept(predicted, columns[name]["test"].numpy()),
                 mae=mean_absolute_error(predicted, wanted),
                 validation_r2=probe.validation_r2[column],
                 penalty=probe.settings[column].get("penalty"),

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
 from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
 from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 from hf_sane.probing.probes import PENALTIES, Values
-from hf_sane.probing.ranks import rank_targets
+from hf_sane.probing.ranks import order_kept, rank_targets
 from hf_sane.probing.regressors import BOOSTING_GRID, FITTERS, RegressorName
 
 ZooFeatures = Mapping[str, Mapping[str, Mapping[str, Values]]]  # zoo, kind of features, split
@@ -109,5 +108,4 @@ def transfer_table(
 
 def _score(predicted: torch.Tensor, fitted_to: torch.Tensor, wanted: torch.Tensor) -> TransferResult:
     guess, truth = predicted.numpy(), fitted_to.numpy()
-    tau = kendall_tau(guess, wanted.numpy()) if np.ptp(guess) > 0 else 0.0
-    return TransferResult(r2_score(guess, truth), tau, mean_absolute_error(guess, truth))
+    return TransferResult(r2_score(guess, truth), order_kept(guess, wanted.numpy()), mean_absolute_error(guess, truth))

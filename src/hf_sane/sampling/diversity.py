@@ -202,8 +202,8 @@ def error_overlap(first: Tensor, second: Tensor) -> Tensor:
     """Overlap of what two networks get wrong: intersection over union of the images, for all pairs.
 
     `IoU = |W_a & W_b| / |W_a | W_b|`, high between a network and its copy even where both are accurate and agree on most
-    images anyway (Zeng et al., arXiv:2506.07998, who report the maximum over training networks against accuracy). 1 if
-    neither network makes an error.
+    images anyway (Zeng et al., arXiv:2506.07998, who report the maximum over training networks against accuracy). NaN if
+    neither network makes an error: there is nothing to overlap.
 
     Args:
         first: `[S, n]` bool, `True` where the prediction is correct.
@@ -219,7 +219,7 @@ def error_overlap(first: Tensor, second: Tensor) -> Tensor:
     wrong_first, wrong_second = (~first).float(), (~second).float()
     common = wrong_first @ wrong_second.T
     union = wrong_first.sum(dim=1, keepdim=True) + wrong_second.sum(dim=1) - common
-    return torch.where(union > 0, common / union.clamp_min(1), 1.0)
+    return torch.where(union > 0, common / union.clamp_min(1), torch.nan)
 
 
 def _check_images(first: Tensor, second: Tensor) -> None:

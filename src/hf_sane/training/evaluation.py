@@ -1,5 +1,6 @@
 """How well a SANE autoencoder reconstructs whole networks."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.dataset import ZooSplit
 
+ROUNDING = 1e-13  # of sums of squares in float64
 MAX_SCALARS = 2**26  # read at a time: 256 MiB
 
 
@@ -48,9 +50,13 @@ def reconstruction_sums(original: Tensor, reconstruction: Tensor, weight_mask: T
 
 
 def r2_from_sums(sums: Tensor) -> float:
-    """`R2 = 1 - sum (t_hat - t)^2 / sum (t - mean t)^2` from [`reconstruction_sums`]."""
+    """`R2 = 1 - sum (t_hat - t)^2 / sum (t - mean t)^2` from [`reconstruction_sums`].
+
+    NaN without any weights, and for weights that are all equal up to rounding: there is no spread to measure errors in.
+    """
     count, total, squares, errors = sums.tolist()
-    return 1.0 - errors / max(squares - total**2 / max(count, 1.0), torch.finfo(torch.float64).tiny)
+    spread = squares - total**2 / count if count else 0.0
+    return 1.0 - errors / spread if not spread <= ROUNDING * squares else math.nan
 
 
 @torch.no_grad()

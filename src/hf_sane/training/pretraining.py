@@ -77,6 +77,13 @@ class PretrainResult:
     is_main_process: bool
     network_config: ZooConfig | None
 
+    @property
+    def reconstruction_text(self) -> str:
+        """R2 for people, with the reason where it is not known."""
+        if math.isnan(self.reconstruction_r2):
+            return "unknown (no validation networks, or their weights are all equal)"
+        return f"{self.reconstruction_r2:.4f}"
+
 
 @dataclass
 class Run:

@@ -177,7 +177,8 @@ def _split_table(facts: ZooFacts) -> list[str]:
     title, bars = (" mean final test accuracy |", "---|") if measured else ("", "")
     lines = [f"| split | runs | networks |{title}", f"|---|---|---|{bars}"]
     for name, split in facts.splits.items():
-        accuracy = f" {split['test_accuracy']:.3f} |" if measured else ""
+        known = split.get("test_accuracy") is not None and split["runs"]  # older zoos say 0.0 of no runs
+        accuracy = (f" {split['test_accuracy']:.3f} |" if known else " - |") if measured else ""
         lines.append(f"| {name} | {split['runs']} | {split['networks']} |{accuracy}")
     return lines
 

@@ -125,8 +125,8 @@ def _counts(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Runs and networks of one split of all zoos, and their mean accuracy if all measured it."""
     found: dict[str, Any] = {key: sum(part[key] for part in parts) for key in ("runs", "networks")}
     if all("test_accuracy" in part for part in parts):
-        total = sum(part["runs"] * part["test_accuracy"] for part in parts)
-        found["test_accuracy"] = total / max(1, found["runs"])
+        total = sum(part["runs"] * part["test_accuracy"] for part in parts if part["runs"])
+        found["test_accuracy"] = total / found["runs"] if found["runs"] else None
     return found
 
 

@@ -250,7 +250,7 @@ class _Build:
             splits[split] = {
                 "runs": len(run_ids),
                 "networks": len(run_ids) * len(self.arguments.kept_epochs),
-                "test_accuracy": sum(final) / max(1, len(final)),
+                "test_accuracy": sum(final) / len(final) if final else None,  # of no run there is none
             }
         return ZooFacts(
             name=self.arguments.name or self.data.name,
