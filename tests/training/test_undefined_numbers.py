@@ -50,10 +50,7 @@ def test_the_specimen(tmp_path, capsys):
             "max_steps": 2,
             "batch_size": 2,
             "progress_bar": False,
-            "hidden_size": 16,
-            "latent_dim": 8,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
+            "model": {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
         }
     )
     assert "unknown (no validation networks" in capsys.readouterr().out

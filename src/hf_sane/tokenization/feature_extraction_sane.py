@@ -79,9 +79,9 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         if unknown := sorted(kwargs.keys() - FOREIGN_KEYS):
             raise TypeError(
                 f"unknown settings {unknown}; expected token_dim, token_layout, batch_norm, normalization, statistics, "
-                "layer_orders, format_version"
+                "layer_orders, fitted_digest, format_version"
             )
-        if format_version not in range(1, FORMAT_VERSION + 1):
+        if type(format_version) is not int or not 1 <= format_version <= FORMAT_VERSION:
             raise ValueError(
                 f"expected a format_version from 1 to {FORMAT_VERSION}, got {format_version!r}; a newer hf_sane wrote it: "
                 "update this one"
