@@ -25,6 +25,7 @@ def record():
     return {
         "seed": 3,
         "seconds": 61.0,
+        "hardware": {"cpu": "Some Processor"},
         "peak_rss_bytes": 2**30,
         "stage_seconds": {"train": 60.0},
         "reconstruction_r2": 0.9,
@@ -49,7 +50,7 @@ def test_all_goals_reached(record):
     found = goals(record)
     assert len(found) == 13
     assert all(goal.reached for goal in found)
-    assert "Every goal was reached." in render_report(record)
+    assert "Every goal was reached. Seed 3, Some Processor, 61 s" in render_report(record)
 
 
 @pytest.mark.parametrize(

@@ -108,11 +108,24 @@ def test_it_learns_and_leaves_a_loadable_folder(tmp_path, zoo_folder):
     assert {path.name for path in result.folder.parent.iterdir()} == {"arguments.json", "model"}
 
 
-def test_same_arguments_same_weights_and_another_seed_others(tmp_path, zoo):
+@pytest.fixture(params=[1, 2])
+def num_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_same_arguments_same_weights_and_another_seed_others(tmp_path, zoo, num_threads):
+    """To the last bit, for as many threads; the record says that the number matters."""
     first, second = (weights(train(settings(tmp_path / str(i)), zoo)[1]) for i in range(2))
     other = weights(train(settings(tmp_path / "other", seed=1), zoo)[1])
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+    (path,) = (tmp_path / "0").rglob("run.json")
+    conditions = RunRecord.load(path).data["same_bits_for"]
+    assert conditions["torch_threads"] == num_threads
+    assert conditions["vector_instructions"] == torch.backends.cpu.get_cpu_capability()
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -14,6 +14,7 @@ from hf_sane.training.data import TrainingData
 from hf_sane.training.preparation import fit_extractor
 from hf_sane.zoo.building.arguments import seed_zoo
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.records import FEATURES
 from hf_sane.zoo.stream import ZooStream
 from hf_sane.zoo.windows.streaming import StreamedBatches
@@ -51,6 +52,18 @@ def test_rows_in_file_order_are_those_on_disk(stream, tiny_zoo, tiny_zoo_folder)
         assert row.keys() == FEATURES.keys()
         assert row["tokens"].tolist() == other.pop("tokens")
         assert {name: row[name] for name in other} == other
+
+
+def test_zoos_with_equal_facts_and_other_rows_are_kept_apart_in_the_cache(tiny_zoo, tmp_path):
+    """As one that is built again on another processor: same settings, same folder name, other weights."""
+    found = []
+    for row in (0, 5):
+        splits = {name: split.select([row]) for name, split in tiny_zoo.splits.items()}
+        folder = tmp_path / str(row) / "zoo"
+        Zoo(splits, tiny_zoo.facts).save(folder)
+        found.append(datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))["tokens"][0])
+        assert found[-1] == splits["train"].tokens(0).flatten().tolist()
+    assert found[0] != found[1]
 
 
 def test_shuffled_rows_are_the_same_ones_in_another_order_each_epoch(many_groups):

@@ -265,7 +265,11 @@ def pretrain(
         accelerator.wait_for_everyone()
         run.start(folder)
         results = _train(run, _Checkpoints(arguments, folder, accelerator), on_step)
-        record.finish(results, data={**run.data.describe(arguments), "steps_per_epoch": run.steps_per_epoch})
+        # Sums are split over threads and vector lanes: other numbers of them round otherwise, and training amplifies that.
+        conditions = ("cpu", "machine", "vector_instructions", "torch_threads", "gpus")
+        same_bits = {name: record.hardware[name] for name in conditions if name in record.hardware}
+        facts = {"steps_per_epoch": run.steps_per_epoch, "same_bits_for": same_bits}
+        record.finish(results, data={**run.data.describe(arguments), **facts})
         run.save(folder.model, record, describe)
         if accelerator.is_main_process:
             folder.finish(keep_checkpoints=arguments.checkpoint_every_steps > 0)

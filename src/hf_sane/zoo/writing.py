@@ -9,7 +9,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
+from dataclasses import replace
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,15 @@ from hf_sane.zoo.alignment_record import FILE_NAME as ALIGNMENT_NAME
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.cards import render_card
 from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME
-from hf_sane.zoo.facts import ZooFacts, data_folder, read_facts, read_sections, save_facts, section_digest
+from hf_sane.zoo.facts import (
+    LAYOUT_DIGITS,
+    ZooFacts,
+    data_folder,
+    read_facts,
+    read_sections,
+    save_facts,
+    section_digest,
+)
 from hf_sane.zoo.records import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -63,6 +72,7 @@ class ZooWriter:
     def publish(self, facts: ZooFacts) -> None:
         """Put card, facts and staged files where loaders look; at every moment it is the old zoo, none, or the new one."""
         before = read_facts(self.folder) if (self.folder / FACTS_NAME).exists() else {}
+        facts = _with_digests(facts, self.stage)
         card = self._write_card(before, {**before, self.config: facts})
         section = save_facts(self.folder, self.config, facts)
         finish_folder(self.stage, JOB, facts={SECTION_FACT: section_digest(section), **card})
@@ -141,6 +151,22 @@ class ZooWriter:
         with write_atomically(path) as partial:
             partial.write_bytes(text)
         return {CARD_FACT: sha256(text).hexdigest()}
+
+
+def _with_digests(facts: ZooFacts, data: Path) -> ZooFacts:
+    """Facts whose splits name their rows.
+
+    Equal settings give other weights on another processor: without this, Datasets would take one zoo's rows from its cache
+    for the other's.
+    """
+    splits = {}
+    for split, found in facts.splits.items():
+        digest = sha256()
+        for path in sorted(data.glob(f"{split}-*.parquet")):
+            with path.open("rb") as file:
+                digest.update(file_digest(file, "sha256").digest())
+        splits[split] = {**found, "digest": digest.hexdigest()[:LAYOUT_DIGITS]}
+    return replace(facts, splits=splits)
 
 
 @contextmanager
