@@ -288,6 +288,16 @@ def test_a_disk_that_is_full_or_read_only_is_named_in_a_sentence(tmp_path, name)
             raise error
 
 
+def test_a_full_disk_inside_an_output_names_the_output(tmp_path):
+    kind = FileKind.json_with("a run record", "command")
+    with (
+        pytest.raises(OSError, match=r"cannot write to \S*/out: No space left"),
+        output_folder(tmp_path / "out", "soup") as partial,
+        output_file(partial / "run.json", kind),
+    ):
+        raise OSError(errno.ENOSPC, "?")
+
+
 def test_other_files_that_cannot_be_written_or_read_keep_their_own_error(tmp_path):
     for number in (errno.ENOSPC, errno.EACCES):
         error = OSError(number, "?", str(tmp_path / "input.npz"))

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import file_digest
 from pathlib import Path, PurePosixPath
@@ -358,7 +358,7 @@ def output_file(path: str | Path, kind: FileKind) -> Iterator[Path]:
     """
     path = _absolute(path)
     check_may_replace(path, kind)
-    with _writing(path), write_atomically(path) as partial:
+    with _writing(path) if _open.isdisjoint(path.parents) else nullcontext(), write_atomically(path) as partial:
         yield partial
 
 
