@@ -10,6 +10,7 @@ import numpy as np
 from hf_sane.analysis.pictures import save_picture
 from hf_sane.analysis.report import LayerSpectrum, SpectrumReport
 from hf_sane.core.marchenko_pastur import density
+from hf_sane.records.escaping import plot_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def plot_densities(report: SpectrumReport, path: Path, *, bins: int = 60) -> Non
     for axes, index in zip(panels, chosen, strict=False):
         _draw_density(axes, report.layers[index], bins)
     thinned = "" if len(chosen) == len(report) else f", {len(chosen)} of {len(report)} layers"
-    figure.suptitle(f"eigenvalues of W W^T: {report.source}{thinned}", fontsize=10)
+    figure.suptitle(f"eigenvalues of W W^T: {plot_text(report.source)}{thinned}", fontsize=10)
     save_picture(figure, path)
 
 
@@ -66,7 +67,7 @@ def _draw_density(axes: "Axes", layer: LayerSpectrum, bins: int) -> None:
     axes.set_xscale("log")
     axes.set_yticks([])
     alpha = "" if layer.alpha is None else f", alpha {layer.alpha:.2f}"
-    axes.set_title(f"{layer.name}\n{layer.phase or 'too small'}{alpha}", fontsize=7)
+    axes.set_title(f"{plot_text(layer.name, 80)}\n{layer.phase or 'too small'}{alpha}", fontsize=7)
     axes.tick_params(labelsize=6)
 
 
@@ -88,7 +89,7 @@ def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float
     low, high = (np.abs(_column(report, name) - alpha) for name in ("alpha_low", "alpha_high"))
     bars = np.nan_to_num(np.stack([low, high]))
     panels[0].errorbar(depth, alpha, bars, marker="o", markersize=4, color=TAIL, ecolor="#fdae6b", linewidth=1.2)
-    panels[0].set(ylabel="alpha", title=report.source)
+    panels[0].set(ylabel="alpha", title=plot_text(report.source))
     panels[1].plot(depth, _column(report, "stable_rank"), marker="o", markersize=4, color=BULK)
     panels[1].set(ylabel="stable rank", yscale="log")
     if spread is not None:
@@ -118,7 +119,7 @@ def plot_training(curves: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7.2, 5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     for name, alpha in curves["alpha"].items():
-        upper.plot(curves["epoch"], alpha, marker="o", markersize=3, label=name)
+        upper.plot(curves["epoch"], alpha, marker="o", markersize=3, label=plot_text(name, 80))
     mean = np.mean(list(curves["alpha"].values()), axis=0)
     upper.plot(curves["epoch"], mean, color="black", linewidth=2.2, label="mean")
     upper.set(ylabel="alpha", title=f"run {curves['run_id']}")

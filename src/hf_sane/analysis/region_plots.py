@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_sane.analysis.pictures import save_picture
 from hf_sane.analysis.region_results import RegionScores
+from hf_sane.records.escaping import plot_text
 
 MAX_LABELS = 20  # colours that can be told apart
 PLACES = {"outside": "#636363", "corners": "#1b7837", "line": "#3182bd", "hull": "#e6550d"}
@@ -47,7 +48,14 @@ def plot_maps(
     for axes, (title, (points, labels)) in zip(panels, maps.items(), strict=False):
         for name in dict.fromkeys(labels):
             member = [label == name for label in labels]
-            axes.scatter(points[member, 0], points[member, 1], s=11, color=colours[name], linewidths=0, label=name)
+            axes.scatter(
+                points[member, 0],
+                points[member, 1],
+                s=11,
+                color=colours[name],
+                linewidths=0,
+                label=plot_text(name, 80),
+            )
         axes.set(xticks=[], yticks=[])
         axes.set_title(title, fontsize=9)
         axes.spines[:].set_visible(False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from hf_sane.records.errors import shorten
 from hf_sane.records.outputs import output_folder
 
 RECORD = "run.json"
@@ -52,4 +53,4 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return "undefined" if math.isnan(value) else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else shorten(value)

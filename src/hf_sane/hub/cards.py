@@ -1,6 +1,5 @@
 """Model cards from run records: what is known is written down, what is not known is left out."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.resources import files
@@ -15,7 +14,10 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import build_model
 from hf_sane.hub.tables import fact_table, is_known, result_tables
 from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.records.errors import shorten
+from hf_sane.records.escaping import markdown_code, markdown_text, python_literal, single_lines
 from hf_sane.records.run_record import RunRecord
+from hf_sane.records.sources import hub_id
 from hf_sane.sampling.export import Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
@@ -48,8 +50,8 @@ BOOKKEEPING = {"transformers_version", "architectures", "dtype", "model_type", "
 SANE_CODE = """\
 from hf_sane import {imports}SANEFeatureExtractor, SANEModel
 
-model = SANEModel.from_pretrained("{base}")
-{adapter}weight_tokenizer = SANEFeatureExtractor.from_pretrained("{source}")
+model = SANEModel.from_pretrained({base})
+{adapter}weight_tokenizer = SANEFeatureExtractor.from_pretrained({source})
 """
 SANE_ON_NETWORK = """
 network = AutoModelForImageClassification.from_config(  # or a trained one
@@ -79,11 +81,11 @@ TASKS: tuple[tuple[str, str | None, str], ...] = (
 NETWORK_CODE = """\
 {imports}
 
-network = AutoModelForImageClassification.from_pretrained("{base}"{trust})
+network = AutoModelForImageClassification.from_pretrained({base}{trust})
 {adapter}pixel_values = torch.zeros(1, {channels}, {size}, {size})  # your images
 predicted = network(pixel_values).logits.argmax(-1)"""
 WITH_ADAPTER = """\
-{name} = PeftModel.from_pretrained({name}, "{source}").merge_and_unload()  # an ordinary model again
+{name} = PeftModel.from_pretrained({name}, {source}).merge_and_unload()  # an ordinary model again
 """
 
 
@@ -210,7 +212,7 @@ def adapter_card(
     Returns:
         The card; `str(card)` is the README.
     """
-    base = adapter["base_model_name_or_path"]
+    base = hub_id(adapter["base_model_name_or_path"])  # what is no repository id has no place in code or links
     images = record.data.get("images")
     if isinstance(base_config, SANEConfig):
         assert extractor is not None
@@ -262,7 +264,8 @@ def preprocessing_note(images: Any) -> str | None:
     """How images were standardised, if the record knows."""
     if not isinstance(images, Mapping) or not images.get("mean"):
         return None
-    return f"Images: channels first, standardised as `(pixels - {images['mean']}) / {images['std']}`."
+    formula = markdown_code(f"(pixels - {images['mean']}) / {images['std']}")
+    return f"Images: channels first, standardised as {formula}."
 
 
 def _origin(provenance: Provenance) -> dict[str, Any]:
@@ -292,12 +295,13 @@ def fill_template(
     """
     facts = record.to_dict()
     provenance = {
-        "command": f"`{record.command}`",
+        "command": markdown_code(record.command),
         **{name: facts[name] for name in ("seed", "commit", "has_uncommitted_changes", "started_at") if name in facts},
         **{name: facts[name] for name in ("seconds", "peak_rss_bytes") if name in facts},
         **{name: facts["hardware"][name] for name in ("cpu", "cores", "gpus") if name in facts.get("hardware", {})},
         **facts.get("versions", {}),
     }
+    parts |= {name: markdown_text(parts[name]) for name in ("title", "kind", "architecture") if name in parts}
     card = ModelCard.from_template(
         metadata,
         template_str=files("hf_sane.hub").joinpath("templates", template).read_text(encoding="utf-8"),
@@ -326,6 +330,7 @@ def card_metadata(
     zoo = record.data.get("zoo")
     named = of_images if measured and measured[0][0] == "image-classification" else zoo
     named = ", ".join(map(str, named)) if isinstance(named, list | tuple) else str(named or "a model zoo")
+    named, title = shorten(named), shorten(title)
     results = [
         EvalResult(
             task_type=task,
@@ -341,7 +346,7 @@ def card_metadata(
         library_name=LIBRARY,
         license=license_id,
         tags=list(tags),
-        datasets=list(datasets) or None,
+        datasets=single_lines(list(datasets)) or None,
         model_name=title if results else None,
         eval_results=results or None,
     )
@@ -356,10 +361,13 @@ def _sane_code(
 ) -> str:
     """Code that reconstructs a network; with `base`, `source` is an adapter of it."""
     facts = {"token_dim": config.token_dim, "latent_dim": config.latent_dim, "window_size": config.window_size}
-    parts = {"source": source, "base": base or source, "adapter": ""}
+    parts = {"source": python_literal(source), "base": python_literal(base or source), "adapter": ""}
     peft = ""
     if base is not None:
-        parts["adapter"], peft = WITH_ADAPTER.format(name="model", source=source), "from peft import PeftModel\n"
+        parts["adapter"], peft = (
+            WITH_ADAPTER.format(name="model", source=python_literal(source)),
+            "from peft import PeftModel\n",
+        )
     if network_config is None:
         return f"import torch\n{peft}" + SANE_CODE.format(imports="", **parts) + SANE_ON_TOKENS.format(**facts)
     with torch.device("meta"):
@@ -367,18 +375,13 @@ def _sane_code(
     name = type(network_config).__name__
     defaults = describe_config(type(network_config)())
     own = {key: value for key, value in describe_config(network_config).items() if value != defaults[key]}
-    arguments = "".join(f"        {key}={_literal(value)},\n" for key, value in own.items())
+    arguments = "".join(f"        {key}={python_literal(value)},\n" for key, value in own.items())
     call = f"{name}(\n{arguments}    )" if own else f"{name}()"
     return (
         f"{peft}from transformers import AutoModelForImageClassification\n\n"
         + SANE_CODE.format(imports=f"{name}, ", **parts)
         + SANE_ON_NETWORK.format(call=call, **facts)
     )
-
-
-def _literal(value: Any) -> str:
-    """Python source with double quotes, as formatters write it."""
-    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def network_code(
@@ -391,11 +394,11 @@ def network_code(
         imports.insert(1, "import hf_sane  # makes its architectures known to Transformers")
     adapter = ""
     if base is not None:
-        adapter = WITH_ADAPTER.format(name="network", source=source)
+        adapter = WITH_ADAPTER.format(name="network", source=python_literal(source))
         imports.insert(-1, "from peft import PeftModel")
     return NETWORK_CODE.format(
         imports="\n".join(imports),
-        base=base or source,
+        base=python_literal(base or source),
         adapter=adapter,
         trust=", trust_remote_code=True" if with_code else "",
         channels=getattr(config, "num_channels", 3),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
+from urllib.parse import quote
 
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
@@ -12,6 +13,7 @@ from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_
 from hf_sane.hub.publish import code_files
 from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.hub.transfer import CARD, RepoFile, Upload, address_card, folder_files, require_files, with_texts
+from hf_sane.records.escaping import markdown_text
 from hf_sane.records.outputs import check_finished
 from hf_sane.records.sources import hub_id
 from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
@@ -126,14 +128,16 @@ def _merit(network: Path) -> tuple[float, int]:
     return (-1.0 if facts.validation_accuracy is None else facts.validation_accuracy, -(facts.index or 0))
 
 
+def _link(folder: str) -> str:
+    return f"[{markdown_text(folder)}]({quote(folder)}/{CARD})"
+
+
 def _others(networks: list[Path], repo_id: str) -> str:
     rows = []
     for network in networks:
         facts = Provenance.load(network) if (network / PROVENANCE_FILE).exists() else Provenance("")
         measured = (facts.validation_accuracy, facts.test_accuracy)
-        rows.append(
-            [f"[{network.name}]({network.name}/{CARD})", *("" if m is None else fact_text(m) for m in measured)]
-        )
+        rows.append([_link(network.name), *("" if m is None else fact_text(m) for m in measured)])
     if not rows:
         return ""
     table = markdown_table(["subfolder", "validation accuracy", "test accuracy"], rows, numbers=True)

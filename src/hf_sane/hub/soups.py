@@ -22,9 +22,14 @@ from hf_sane.hub.cards import (
 from hf_sane.hub.publish import save_model, write_card
 from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.merging.adapters import SOUP, AdapterSoup
+<<<<<<< HEAD
 from hf_sane.merging.averaging import average_checkpoints, averaged_config
 from hf_sane.merging.ingredients import CARRIED_FILES, CONFIG_FILE, Ingredient
 from hf_sane.merging.reconciliation import complete_config
+=======
+from hf_sane.merging.ingredients import CARRIED_FILES
+from hf_sane.records.escaping import markdown_text
+>>>>>>> e02469b (Words of strangers are escaped on cards, in tables, pictures and on the terminal)
 from hf_sane.records.outputs import output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
 from hf_sane.records.sources import hub_id, parse_repo
@@ -192,7 +197,7 @@ def soup_card(
     ]
     metadata = card_metadata(record, title, measured, SOUP_TAGS, datasets=(), license_id=license_id)
     parents = [parse_repo(name).repo_id for name, row in rows.items() if row["weight"] and _is_repo_id(name)]
-    base = None if adapter is None else adapter.get("base_model_name_or_path")
+    base = None if adapter is None else hub_id(adapter.get("base_model_name_or_path"))
     metadata.base_model = ([base] if base and _is_repo_id(base) else list(dict.fromkeys(parents))) or None
     metadata["base_model_relation"] = ("merge" if adapter is None else "adapter") if metadata.base_model else None
     auto, metadata.pipeline_tag = ("AutoModel", None) if config is None else auto_class(config)
@@ -237,8 +242,13 @@ def _description(
     is_adapter: bool,
 ) -> str:
     used = sum(row["weight"] > 0 for row in rows.values())
+<<<<<<< HEAD
     kind = "" if config is None else config.model_type.removeprefix("sane_") + " "
     what = f"LoRA adapters of a {kind}base model" if is_adapter else f"{kind}networks"
+=======
+    kind = markdown_text(config.model_type.removeprefix("sane_"))
+    what = f"LoRA adapters of a {kind} base model" if is_adapter else f"{kind} networks"
+>>>>>>> e02469b (Words of strangers are escaped on cards, in tables, pictures and on the terminal)
     recipe = "greedy" if facts.get("recipe") == "greedy" else "uniform"
     text = (
         f"A {recipe} model soup ([arXiv:2203.05482](https://arxiv.org/abs/2203.05482)): the average of the weights of {used} of "
@@ -259,7 +269,7 @@ def _selection(facts: Mapping[str, Any], metric: str) -> str:
     if facts.get("recipe") != "greedy":
         return "All ingredients have the same weight; nothing was selected."
     return (
-        f"Selected by {metric} on the held-out split: ingredients were tried from the best to the worst, and kept where the "
+        f"Selected by {markdown_text(metric)} on the held-out split: ingredients were tried from the best to the worst, and kept where the "
         "soup did not get worse. On the held-out split it is therefore at least as good as the best ingredient, by "
         "construction; what counts is the test split."
     )
@@ -267,9 +277,10 @@ def _selection(facts: Mapping[str, Any], metric: str) -> str:
 
 def _ingredients_table(rows: Mapping[str, Mapping[str, Any]], metric: str) -> str:
     has_scores = all("held_out_score" in row for row in rows.values())
+    metric = markdown_text(metric)
     header = ["ingredient", "weight", *([f"held-out {metric}"] if has_scores else [])]
     lines = [
-        [name, fact_text(row["weight"]), *([fact_text(row["held_out_score"])] if has_scores else [])]
+        [markdown_text(name), fact_text(row["weight"]), *([fact_text(row["held_out_score"])] if has_scores else [])]
         for name, row in rows.items()
     ]
     return markdown_table(header, lines, numbers=True)

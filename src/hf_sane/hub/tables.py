@@ -1,8 +1,13 @@
-"""Facts as Markdown tables, for cards: nested results become a few tables one can read, not a list of dotted names."""
+"""Facts as Markdown tables, for cards: nested results become a few tables one can read, not a list of dotted names.
+
+Names and values are escaped: they may be words of strangers.
+"""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
+
+from hf_sane.records.escaping import markdown_text
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
@@ -14,7 +19,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numb
 
 def fact_table(facts: Mapping[str, Any]) -> str:
     """Nested facts as one table of dotted names and values; empty without facts."""
-    rows = [[name, fact_text(value)] for name, value in _flat(facts) if is_known(value)]
+    rows = [[_words(name), fact_text(value)] for name, value in _flat(facts) if is_known(value)]
     return markdown_table(["", ""], rows) if rows else ""
 
 
@@ -54,7 +59,7 @@ def fact_text(value: Any) -> str:
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, list | tuple):
         return ", ".join(map(fact_text, value))
-    return str(value)
+    return markdown_text(value)
 
 
 def is_known(value: Any) -> bool:
@@ -97,10 +102,10 @@ def _is_cell(value: Any) -> bool:
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     found = []
     for key, value in facts.items():
-        name = _words(f"{prefix}{key}")
+        name = f"{prefix}{key}"
         found += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(name, value)]
     return found
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return markdown_text(str(name).replace("_", " "))

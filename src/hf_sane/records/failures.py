@@ -4,7 +4,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from hf_sane.records.errors import shorten
+
 EXIT_CODE = 2
+MAX_MESSAGE = 4000  # characters
 INTERRUPTED = 130  # what shells call a program that SIGINT ended
 
 
@@ -18,7 +21,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
 def describe_error(error: Exception) -> str:
     """The message of an error in one line, without the quotes that `KeyError` puts around it."""
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(message).split()) or type(error).__name__
+    return shorten(str(message), MAX_MESSAGE) or type(error).__name__
 
 
 def describe_interruption(interruption: KeyboardInterrupt) -> str:

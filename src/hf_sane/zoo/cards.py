@@ -1,5 +1,6 @@
 """The dataset card of a zoo: facts from the build, and the YAML that lets `load_dataset` find the files."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,10 +8,14 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
+from hf_sane.records.errors import shorten
+from hf_sane.records.escaping import markdown_code, markdown_text
 from hf_sane.zoo.facts import DEFAULT_CONFIG, IMPORT_KEY, IMPORTED, MIX_KEY, ZooFacts, data_folder
 from hf_sane.zoo.records import SPLITS
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
+MAX_LICENSE, MAX_ARCHITECTURE, MAX_LISTED = 80, 200, 20  # characters of each, licences listed
 PLACEHOLDER = "PATH_OR_REPO"  # in the code of the card, until the zoo is pushed somewhere
 COLUMNS = """\
 | column | meaning |
@@ -58,12 +63,12 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
     licenses = {
         data.get("license") or arguments.get("license") for f in zoos.values() for _, arguments, data in _parts(f)
     }
-    names = sorted({facts.name for facts in zoos.values()})
+    names = sorted({shorten(facts.name) for facts in zoos.values()})
     rows = sum(int(split["networks"]) for facts in zoos.values() for split in facts.splits.values())
     size = next((name for limit, name in SIZE_CATEGORIES if rows < limit), "n>1M")
     data = DatasetCardData(
         pretty_name=f"Model zoo: {', '.join(names)}",
-        license=next(iter(licenses)) if len(licenses) == 1 else "other",
+        license=_license_id(licenses),
         tags=["model-zoo", "weight-space-learning", "hf_sane"],
         size_categories=[size],
         configs=[
@@ -71,7 +76,7 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
                 "config_name": config,
                 # Datasets finds what it decoded before by folder name and this YAML: without the digest, another zoo in a
                 # folder of that name would come back.
-                "description": f"{facts.name} {facts.digest}",
+                "description": f"{shorten(facts.name)} {facts.digest}",
                 "data_files": [
                     {"split": split, "path": f"{data_folder(Path(), config)}/{split}-*.parquet"}
                     for split in SPLITS
@@ -98,7 +103,7 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
 {data.to_yaml()}
 ---
 
-# Model zoo: {", ".join(names)}
+# Model zoo: {markdown_text(", ".join(names))}
 
 {what}
 {sections}
@@ -125,9 +130,12 @@ def _parts(facts: ZooFacts) -> list[tuple[str, Mapping[str, Any], Mapping[str, A
 
 
 def _section(config: str, facts: ZooFacts) -> str:
-    lines = [f"\n## {facts.name}" + ("" if config == DEFAULT_CONFIG else f" (`{config}`)"), ""]
+    lines = [
+        f"\n## {markdown_text(facts.name)}" + ("" if config == DEFAULT_CONFIG else f" ({markdown_code(config)})"),
+        "",
+    ]
     for name, arguments, data in _parts(facts):
-        lines += [f"- {f'`{name}`, ' if name else ''}{line}" for line in _origin_lines(arguments, data)]
+        lines += [f"- {f'{markdown_code(name)}, ' if name else ''}{line}" for line in _origin_lines(arguments, data)]
     lines += _counted(f"- architecture: {_describe(settings)}" for settings in facts.architectures.values())
     lines += _counted(
         f"- tokens: {layout['token_layout']}, token_dim {layout['token_dim']}" for layout in facts.layouts.values()
@@ -150,7 +158,7 @@ def _origin_lines(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> list
     lines = []
     if data:
         counts = ", ".join(f"{data[split]:,} {split}" for split in SPLITS if split in data)
-        lines.append(f"images: {data['name']} ({counts}; {data['num_classes']} classes)")
+        lines.append(f"images: {markdown_text(data['name'])} ({counts}; {data['num_classes']} classes)")
     if "keep_epochs" in arguments:
         lines.append(f"epochs kept: {', '.join(map(str, arguments['keep_epochs']))}; seed {arguments['seed']}")
     drawn = {title: arguments[name] for name, title in RECIPE.items() if arguments.get(name)}
@@ -162,7 +170,7 @@ def _origin_lines(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> list
 
 def _drawn(choices: Sequence[str] | Sequence[float]) -> str:
     """Names that were drawn evenly, or the bounds of a number."""
-    shown = [choice if isinstance(choice, str) else f"{choice:g}" for choice in choices]
+    shown = [markdown_text(choice) if isinstance(choice, str) else f"{choice:g}" for choice in choices]
     return (", " if isinstance(choices[0], str) else " to ").join(shown)
 
 
@@ -186,7 +194,10 @@ def _split_table(facts: ZooFacts) -> list[str]:
 def _imported_lines(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
     """What readers of imported networks must know: whose they are, under which licences, and how they were split."""
     grouping = arguments["group_by"]
-    licenses = ", ".join(f"{name} ({count})" for name, count in data["licenses"].items())
+    counts = list(data["licenses"].items())
+    licenses = ", ".join(f"{markdown_text(name, MAX_LICENSE)} ({count})" for name, count in counts[:MAX_LISTED])
+    if len(counts) > MAX_LISTED:
+        licenses += f" and {len(counts) - MAX_LISTED} more (`zoo.json` has them)"
     lines = [
         f"imported: {data['networks']} networks of {data['repositories']} repositories; each row names its repository, "
         "revision and file",
@@ -196,7 +207,7 @@ def _imported_lines(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> li
     if parted := data.get("parted"):
         lines.append(f"**this split parts networks of {parted} folders or repositories**, which may be of one run")
     if metrics := data["metrics"]:
-        lines.append(f"columns of what the cards of the networks claim: {', '.join(f'`{name}`' for name in metrics)}")
+        lines.append(f"columns of what the cards of the networks claim: {', '.join(map(markdown_code, metrics))}")
     return lines
 
 
@@ -204,7 +215,21 @@ def _describe(settings: Mapping[str, object]) -> str:
     if settings["model_type"] == IMPORTED:
         config = settings["config"]
         assert isinstance(config, Mapping)
-        names = config.get("architectures") or [config.get("model_type") or "no configuration"]
-        return f"imported: {', '.join(map(str, names))}"
+        found = config.get("architectures") or config.get("model_type") or "no configuration"
+        names = found if isinstance(found, list) else [found]
+        return f"imported: {markdown_text(', '.join(map(str, names)), MAX_ARCHITECTURE)}"
     rest = {name: value for name, value in settings.items() if name not in ("model_type", "id2label")}
-    return f"`{settings['model_type']}` with " + ", ".join(f"{name} {value}" for name, value in rest.items())
+    described = ", ".join(f"{markdown_text(name)} {_value(value)}" for name, value in rest.items())
+    return f"{markdown_code(settings['model_type'])} with {described}"
+
+
+def _value(value: object) -> str:
+    """A setting as Python has it; lists of numbers need no escapes."""
+    are_numbers = isinstance(value, list) and all(isinstance(item, int | float) for item in value)
+    return str(value) if are_numbers else markdown_text(value)
+
+
+def _license_id(licenses: set[str | None]) -> str | None:
+    """The licence of all networks as the Hub's metadata take it: an identifier, or `other`."""
+    only = next(iter(licenses)) if len(licenses) == 1 else "other"
+    return only if only is None or LICENSE_ID.fullmatch(only) else "other"

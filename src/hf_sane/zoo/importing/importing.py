@@ -5,7 +5,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -226,6 +226,8 @@ class _Importer:
         return import_network(repository, file, files, self.arguments, path)
 
     def _note(self, entry: ImportEntry) -> ImportEntry:
+        # A file name that is no Unicode could not be written into any record.
+        entry = replace(entry, run_id=entry.run_id.encode(errors="backslashreplace").decode())
         self.entries.append(entry)
         return entry
 
