@@ -22,14 +22,10 @@ from hf_sane.hub.cards import (
 from hf_sane.hub.publish import save_model, write_card
 from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.merging.adapters import SOUP, AdapterSoup
-<<<<<<< HEAD
 from hf_sane.merging.averaging import average_checkpoints, averaged_config
 from hf_sane.merging.ingredients import CARRIED_FILES, CONFIG_FILE, Ingredient
 from hf_sane.merging.reconciliation import complete_config
-=======
-from hf_sane.merging.ingredients import CARRIED_FILES
 from hf_sane.records.escaping import markdown_text
->>>>>>> e02469b (Words of strangers are escaped on cards, in tables, pictures and on the terminal)
 from hf_sane.records.outputs import output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
 from hf_sane.records.sources import hub_id, parse_repo
@@ -242,13 +238,8 @@ def _description(
     is_adapter: bool,
 ) -> str:
     used = sum(row["weight"] > 0 for row in rows.values())
-<<<<<<< HEAD
-    kind = "" if config is None else config.model_type.removeprefix("sane_") + " "
+    kind = "" if config is None else f"{markdown_text(config.model_type.removeprefix('sane_'))} "
     what = f"LoRA adapters of a {kind}base model" if is_adapter else f"{kind}networks"
-=======
-    kind = markdown_text(config.model_type.removeprefix("sane_"))
-    what = f"LoRA adapters of a {kind} base model" if is_adapter else f"{kind} networks"
->>>>>>> e02469b (Words of strangers are escaped on cards, in tables, pictures and on the terminal)
     recipe = "greedy" if facts.get("recipe") == "greedy" else "uniform"
     text = (
         f"A {recipe} model soup ([arXiv:2203.05482](https://arxiv.org/abs/2203.05482)): the average of the weights of {used} of "
