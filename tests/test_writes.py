@@ -42,6 +42,7 @@ ALLOWED = {
     "src/hf_sane/zoo/records.py:write_parquet": "fills the stage of a zoo, from the writer of zoos",
     "src/hf_sane/zoo/importing/importing.py:import_zoo": "its stage is from the writer of zoos",
     "src/hf_sane/zoo/dataset.py:push_to_hub": "a temporary folder",
+    "src/hf_sane/hub/pull.py:": "removes damaged files, and those of an older commit, inside a folder from resumable_folder",
     "src/hf_sane/training/checkpoints.py:": "checkpoints come and go inside the folder of an unfinished run",
     "src/hf_sane/training/run_folder.py:": "logs, checkpoints and the note of an unfinished run, inside its folder",
 }
