@@ -10,7 +10,7 @@ export MALLOC_TRIM_THRESHOLD_ := 100000000000
 export MALLOC_TOP_PAD_ := 268435456
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo demo-record test test-machines lint docs install benchmarks clean
+.PHONY: fuzz demo demo-record test test-machines lint docs install benchmarks clean
 
 demo: $(BIN)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/hf-sane demo --output $(DEMO_OUT)
@@ -34,6 +34,10 @@ test-machines: $(BIN)/.installed
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q -n 2 $(MACHINE_TESTS)
 	$(BIN)/python -m pytest -q -n 2 --no-onednn $(MACHINE_TESTS)
 	$(BIN)/python -m pytest -q --threads 2 $(MACHINE_TESTS)
+
+# Mutated files for every reader, 200,000 in total; about an hour on one core. A few hundred are part of `make test`.
+fuzz: $(BIN)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --inputs 200000 --record runs/robustness/fuzz.json
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -1,11 +1,14 @@
 """Image classification data as zoos need it: three fixed splits of standardised tensors, from wherever images come."""
 
+import errno
 import io
 import math
+import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -156,7 +159,13 @@ Fetch = Callable[[np.ndarray], np.ndarray]  # int64 [k] -> pixels [k, H, W] or [
 
 MAX_CLASSES = 2**16  # the classifier has a row for each: a stray index would make it huge
 REMEDY = "see load_images() for the format"
-UNREADABLE = (zipfile.BadZipFile, zlib.error, tokenize.TokenError)  # what NumPy raises for a damaged archive
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+    RuntimeError,
+    struct.error,
+)  # what NumPy raises for a damaged archive
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +341,9 @@ def _npz_parts(path: Path) -> dict[str, _Part]:
     parts = {}
     with (
         reading(path, expected="an .npz file of images and labels", remedy=REMEDY, also=UNREADABLE),
-        np.load(path) as arrays,
+        _no_place(),
+        path.open("rb") as file,  # NumPy leaves a file open that is no archive
+        np.load(file) as arrays,
     ):
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise TypeError("a single array")
@@ -356,6 +367,17 @@ def _npz_parts(path: Path) -> dict[str, _Part]:
                 )
             parts[split] = _Part(labels, fetch)
     return parts
+
+
+@contextmanager
+def _no_place() -> Iterator[None]:
+    """A seek to a place that cannot be is the fault of the archive, not of the disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise ValueError(f"{error}: an offset outside the archive") from error
+        raise
 
 
 def _check_claims(path: Path) -> None:

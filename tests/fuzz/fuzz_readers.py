@@ -1,0 +1,349 @@
+"""Every reader of the library with a small real file of its kind: what `test_readers.py` and `make fuzz` mutate."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from hf_sane.core.adapters import ADAPTER_CONFIG, read_adapter_config
+from hf_sane.core.layout import Layout
+from hf_sane.networks.images import load_images
+from hf_sane.probing.probes import RidgeProbe
+from hf_sane.records.errors import InvalidFileError
+from hf_sane.records.outputs import MANIFEST, Manifest
+from hf_sane.records.run_record import RunRecord
+from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
+from hf_sane.symmetry.permutation import PermutationSpec
+from hf_sane.tokenization.checkpoints import load_state_dict, parse_index
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.headers import read_meta_state_dict
+from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
+from hf_sane.tokenization.safetensors_header import read_header
+from hf_sane.zoo.alignment_record import FILE_NAME as ALIGNMENT
+from hf_sane.zoo.alignment_record import Alignment
+from hf_sane.zoo.facts import FILE_NAME as FACTS
+from hf_sane.zoo.facts import ZooFacts, facts_json, layout_key, read_facts
+from hf_sane.zoo.importing.cards import CardFacts
+
+MAX_MESSAGE = 2000
+MAX_BYTES = 2**26  # no seed holds a megabyte: whoever asks for more has believed a header
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A reader under test.
+
+    Attributes:
+        file: Name of the file that is mutated.
+        read: Reads the folder that holds it.
+        seeds: Contents that it accepts.
+        check: Raises `AssertionError` if what was accepted cannot be right.
+        others: Further files of the folder.
+    """
+
+    file: str
+    read: Callable[[Path], object]
+    seeds: tuple[bytes, ...]
+    check: Callable[[Path, object], None] = lambda folder, found: None
+    others: Mapping[str, bytes] | None = None
+
+
+def _torch_file(content: object, *, legacy: bool = False) -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+def _check_header(folder: Path, found: object) -> None:
+    """What safetensors accepts is accepted with the same names and shapes; the other way round is checked by the caller."""
+    assert isinstance(found, dict)
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        expected = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    assert {name: list(tensor.shape) for name, tensor in found.items()} == expected
+
+
+def safetensors_accepts(path: Path) -> bool:
+    """Whether the library that defines the format opens a file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except SafetensorError:
+        return False
+    return True
+
+
+def _check_sizes(folder: Path, found: object) -> None:
+    assert isinstance(found, Mapping)
+    assert sum(tensor.numel() * tensor.itemsize for tensor in found.values()) < MAX_BYTES
+
+
+def _check_alignment(folder: Path, found: object) -> None:
+    assert isinstance(found, Alignment)
+    for key, permutation in found.permutations.items():
+        for index in permutation.values():
+            assert index.shape[0] == len(found.run_ids[key])
+            assert all(sorted(row) == list(range(len(row))) for row in index.tolist())
+
+
+def _check_facts(folder: Path, found: object) -> None:
+    assert isinstance(found, dict)
+    for facts in found.values():
+        assert all(layout_key(layout) == key for key, layout in facts.parsed_layouts.items())
+        _ = facts.parsed_architectures, facts.digest
+
+
+def _check_layout(folder: Path, found: object) -> None:
+    assert isinstance(found, Layout)
+    assert len(found.signature) == 64
+    stored = sum(spec.numel for layer in found.layers for spec in layer.tensors)
+    assert found.num_weights == stored
+
+
+def _check_extractor(folder: Path, found: object) -> None:
+    assert isinstance(found, SANEFeatureExtractor)
+    values = [value for part in (found.statistics or {}).values() for value in part.values()]
+    assert np.isfinite(values).all()
+
+
+def _check_images(folder: Path, found: object) -> None:
+    for split in ("train", "validation", "test"):
+        images, labels = found.split(split)  # type: ignore[attr-defined]
+        assert images.isfinite().all()
+        assert len(images) == len(labels)
+        assert 0 <= labels.min() <= labels.max() < found.num_classes  # type: ignore[attr-defined]
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 3))
+
+
+def _facts() -> tuple[ZooFacts, Layout]:
+    from hf_sane.architectures.presets import cnn_s
+    from hf_sane.zoo.facts import architecture_facts
+
+    layout = Layout.from_state_dict(_network().state_dict(), token_dim=5)
+    key, settings = architecture_facts(cnn_s())
+    return (
+        ZooFacts(
+            "fuzz",
+            {layout_key(layout): layout.to_dict()},
+            {key: settings},
+            {"seed": 0},
+            splits={"train": {"networks": 2}},
+        ),
+        layout,
+    )
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def make_readers(folder: Path) -> dict[str, Reader]:
+    """All readers, by name; `folder` is for files on the way."""
+    state = _network().state_dict()
+    tensors = save(state, metadata={"format": "pt"})
+    facts, layout = _facts()
+    spec = PermutationSpec({"a": ("P", None), "b": (None, "P")}, {"P": 3})
+    runs = ["r0", "r1"]
+    permutation = {"P": torch.tensor([[0, 1, 2], [2, 0, 1]])}
+    Alignment({"k": "r0"}, {"k": runs}, {"k": permutation}, {"k": spec}).save(folder / "alignment")
+    SANEFeatureExtractor(token_dim=5).fit([state]).save_pretrained(folder / "extractor")
+    RunRecord.start(seed=1, arguments={"a": 1}).finish({"b": 0.5}).save(folder / "run.json")
+    record = (folder / "run.json").read_bytes()
+    probe = RidgeProbe(
+        torch.zeros(3).double(),
+        torch.ones(3).double(),
+        torch.ones(3, 1).double(),
+        torch.zeros(1).double(),
+        (1.0,),
+        (0.5,),
+        ("x",),
+    )
+    probe.save_pretrained(folder / "probe")
+    probes = _files(folder / "probe")
+    probes.pop(MANIFEST, None)
+    (folder / "some").mkdir()
+    (folder / "some" / "file.txt").write_text("x")
+    Manifest.of(folder / "some", "fuzz").save(folder / "some")
+    labels = np.arange(10) % 2
+    images = {
+        f"{split}_{part}": value
+        for split in ("train", "validation", "test")
+        for part, value in (("images", np.ones((10, 4, 4), np.uint8)), ("labels", labels))
+    }
+    np.savez(folder / "raw.npz", **images)
+    np.savez_compressed(folder / "small.npz", **images)
+    index = {
+        "metadata": {"total_size": 8},
+        "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"},
+    }
+    adapter = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8.0,
+        "rank_pattern": {"a": 2},
+        "alpha_pattern": {"b": 1.5},
+        "target_modules": ["a"],
+    }
+    provenance = {
+        "method": "kde",
+        "anchors": ["a"],
+        "seed": 3,
+        "bandwidth": "scott",
+        "notes": {"x": [1]},
+        "test_accuracy": 0.5,
+    }
+    card = (
+        b"---\nlicense: mit\nbase_model: a/b\ntags:\n- x\nmodel-index:\n- name: n\n  results:\n  - task: {type: t}\n"
+        b"    dataset: {type: d, name: d}\n    metrics:\n    - {type: accuracy, value: 0.5}\n---\n# Title\n"
+    )
+
+    def text(value: object) -> bytes:
+        return json.dumps(value).encode()
+
+    return {
+        "safetensors header": Reader(
+            "model.safetensors", lambda f: read_header(f / "model.safetensors"), (tensors,), _check_header
+        ),
+        "safetensors": Reader("model.safetensors", load_state_dict, (tensors,), _check_sizes),
+        "lazy safetensors": Reader("model.safetensors", lambda f: dict(open_checkpoint(f)), (tensors,), _check_sizes),
+        "shard index": Reader(
+            "model.safetensors.index.json", lambda f: parse_index(f / "model.safetensors.index.json"), (text(index),)
+        ),
+        "shards": Reader(
+            "model.safetensors.index.json",
+            read_meta_state_dict,
+            (text(index),),
+            _check_sizes,
+            {
+                "model-00001-of-00002.safetensors": save({"a": torch.ones(1)}),
+                "model-00002-of-00002.safetensors": save({"b": torch.ones(1)}),
+            },
+        ),
+        "pickle": Reader(
+            "network.pt",
+            lambda f: load_state_dict(f / "network.pt"),
+            (
+                _torch_file(dict(state)),
+                _torch_file({"state_dict": dict(state)}),
+                _torch_file(dict(state), legacy=True),
+            ),
+            _check_sizes,
+        ),
+        "zoo.json": Reader(FACTS, read_facts, (facts_json({"default": facts}).encode(),), _check_facts),
+        "layout": Reader(
+            "layout.json",
+            lambda f: Layout.from_dict(_parsed(f / "layout.json")),
+            (text(layout.to_dict()),),
+            _check_layout,
+        ),
+        "alignment": Reader(
+            ALIGNMENT, Alignment.load, ((folder / "alignment" / ALIGNMENT).read_bytes(),), _check_alignment
+        ),
+        "permutation spec": Reader(
+            "spec.json", lambda f: PermutationSpec.from_dict(_parsed(f / "spec.json")), (text(spec.to_dict()),)
+        ),
+        "extractor": Reader(
+            "preprocessor_config.json",
+            SANEFeatureExtractor.from_pretrained,
+            ((folder / "extractor" / "preprocessor_config.json").read_bytes(),),
+            _check_extractor,
+        ),
+        "run record": Reader("run.json", lambda f: RunRecord.load(f / "run.json"), (record,)),
+        "provenance": Reader(PROVENANCE_FILE, Provenance.load, (text(provenance),)),
+        "probe settings": Reader(
+            "probe.json",
+            RidgeProbe.from_pretrained,
+            (probes["probe.json"],),
+            others={"probe.safetensors": probes["probe.safetensors"]},
+        ),
+        "probe tensors": Reader(
+            "probe.safetensors",
+            RidgeProbe.from_pretrained,
+            (probes["probe.safetensors"],),
+            others={"probe.json": probes["probe.json"]},
+        ),
+        "manifest": Reader(MANIFEST, Manifest.load, ((folder / "some" / MANIFEST).read_bytes(),)),
+        "adapter settings": Reader(ADAPTER_CONFIG, read_adapter_config, (text(adapter),)),
+        "images": Reader(
+            "images.npz",
+            lambda f: load_images(f / "images.npz"),
+            ((folder / "raw.npz").read_bytes(), (folder / "small.npz").read_bytes()),
+            _check_images,
+        ),
+        "model card": Reader("README.md", lambda f: CardFacts.from_file(f / "README.md"), (card,)),
+    }
+
+
+def _parsed(path: Path) -> object:
+    """JSON that no reader is asked about: what it cannot parse is an empty object."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _names() -> tuple[str, ...]:
+    with tempfile.TemporaryDirectory() as folder:
+        return tuple(make_readers(Path(folder)))
+
+
+READERS = _names()
+
+
+class Trial:
+    """One reader, its folder, and what became of its inputs.
+
+    Attributes:
+        accepted: Inputs that were read.
+        refused: Inputs for which `InvalidFileError` was raised.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.folder = folder / "mutated"
+        self.folder.mkdir(parents=True)
+        (folder / "made").mkdir()
+        self.name, self.reader = name, make_readers(folder / "made")[name]
+        for file, content in (self.reader.others or {}).items():
+            (self.folder / file).write_bytes(content)
+        self.accepted = self.refused = 0
+
+    def run(self, content: bytes) -> bool:
+        """Read one input; whether it was accepted."""
+        path = self.folder / self.reader.file
+        path.write_bytes(content)
+        try:
+            found = self.reader.read(self.folder)
+        except InvalidFileError as error:
+            refusal = error
+        else:
+            self.accepted += 1
+            self.reader.check(self.folder, found)
+            return True
+        self.refused += 1
+        assert str(refusal).isprintable()
+        assert len(str(refusal)) < MAX_MESSAGE
+        assert self.name != "safetensors header" or is_exempt(refusal) or not safetensors_accepts(path)
+        return False
+
+    def counts(self) -> dict[str, int]:
+        """For the record."""
+        return {"inputs": self.accepted + self.refused, "accepted": self.accepted, "refused": self.refused}
+
+
+def is_exempt(error: InvalidFileError) -> bool:
+    """What safetensors accepts and this library refuses, on purpose: what torch cannot hold, and what the format forbids."""
+    unknown_dtype = error.field == "dtype"
+    too_large = "fits into 64 bits" in error.expected
+    return unknown_dtype or too_large or "is there twice" in error.got or "an object with dtype" in error.expected
