@@ -325,6 +325,10 @@ class Trial:
         path.write_bytes(content)
         try:
             found = self.reader.read(self.folder)
+        except FileNotFoundError:  # an index may name a file that is not there
+            assert self.reader.others
+            self.refused += 1
+            return False
         except InvalidFileError as error:
             refusal = error
         else:

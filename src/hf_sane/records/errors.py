@@ -23,10 +23,11 @@ class InvalidFileError(ValueError):
     """
 
     def __init__(self, file: str | Path, *, expected: str, got: object, remedy: str, field: str | None = None) -> None:
-        self.file, self.field, self.expected, self.remedy = str(file), field, expected, remedy
-        self.got = shorten(got)
-        place = self.file if field is None else f"{self.file}: {field}"
-        super().__init__(f"{place}: expected {expected}, got {self.got}; {remedy}")
+        # Names of tensors and keys are a stranger's text, too.
+        self.file, self.field, self.remedy = str(file), None if field is None else shorten(field), remedy
+        self.expected, self.got = shorten(expected, 2 * MAX_SHOWN), shorten(got)
+        place = self.file if field is None else f"{self.file}: {self.field}"
+        super().__init__(f"{place}: expected {self.expected}, got {self.got}; {remedy}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_restore, (self.file, self.field, self.expected, self.got, self.remedy))
