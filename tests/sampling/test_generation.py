@@ -125,6 +125,8 @@ def test_another_number_of_classes_gets_a_new_classifier_only(make, num_labels):
     ("arguments", "message"),
     [
         ({"bandwidth": -0.1}, "expected a bandwidth >= 0, 'scott' or 'silverman', got -0.1"),
+        ({"bandwidth": "scott", "unit": "latent_std"}, "the rules 'scott' and 'silverman' are of the anchors' own"),
+        ({"bandwidth": "silverman", "unit": "latent"}, "leave the unit out, or give the bandwidth as a number"),
         ({"bandwidth": float("inf")}, "got inf"),
         ({"bandwidth": "wide"}, "got 'wide'"),
         ({"bandwidth": 0.1, "unit": "std"}, "expected a bandwidth unit of .*'latent_std', 'latent'.*, got 'std'"),
