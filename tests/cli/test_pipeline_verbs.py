@@ -108,6 +108,32 @@ def test_embed_takes_checkpoints(max_memory_bytes, tiny_sane_folder, tiny_zoo, t
     assert RunRecord.load(tmp_path / "out" / "run.json").results["networks"] == 2
 
 
+def test_embed_reports_a_bad_checkpoint_and_goes_on(tiny_sane_folder, tiny_zoo, tmp_path, hf_sane_command):
+    split = tiny_zoo.splits["test"]
+    paths = [tmp_path / f"{index}.safetensors" for index in range(3)]
+    for index in (0, 2):
+        save_file(split.state_dict(index), paths[index])
+    paths[1].write_bytes(paths[0].read_bytes()[:-4])
+    missing = tmp_path / "missing.safetensors"
+    told = hf_sane_command("embed", *paths, missing, "--sane", tiny_sane_folder, "--output", tmp_path / "out")
+    assert f"skipped {paths[1]}: {paths[1]}: expected a whole safetensors file" in told.stderr
+    assert f"skipped {missing}: no such file" in told.stderr
+    rows = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert rows["checkpoint"][:] == [str(paths[0]), str(paths[2])]
+    results = RunRecord.load(tmp_path / "out" / "run.json").results
+    assert results["networks"] == 2
+    assert list(results["skipped"]) == [str(paths[1]), str(missing)]
+
+
+def test_embed_without_a_good_checkpoint_fails(tiny_sane_folder, tmp_path, hf_sane_command):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"no tensors")
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    told = hf_sane_command("embed", *paths, "--sane", tiny_sane_folder, "--output", tmp_path / "out", exit_code=2)
+    assert f"hf-sane: {paths[1]}: expected a whole safetensors file" in told.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("given", "named"), [((), "neither"), (("net.safetensors", "--zoo", "zoo"), "both")])
 def test_embed_takes_a_zoo_or_checkpoints(given, named, tiny_sane_folder, tmp_path, hf_sane_command):
     refused = hf_sane_command("embed", *given, "--sane", tiny_sane_folder, "--output", tmp_path / "out", exit_code=2)

@@ -8,6 +8,7 @@ import typer
 
 from hf_sane.cli.features import POOLINGS_HELP, parse_poolings, token_blocks
 from hf_sane.cli.output import RECORD, hide_loading_bars, new_output, print_table
+from hf_sane.records.failures import describe_error, expected_errors
 
 if TYPE_CHECKING:
     from hf_sane.models.modeling_sane import SANEModel
@@ -105,14 +106,25 @@ def _embed_checkpoints(
     options: dict[str, Any],
     partial: Path,
 ) -> dict[str, Any]:
-    """Write one file with a row per checkpoint; what the record says of them."""
+    """Write one file with a row per checkpoint that can be embedded; what the record says of them.
+
+    A checkpoint that cannot is reported and left out, unless no other one can.
+    """
     import datasets
 
     from hf_sane.probing.streaming import embed_checkpoint
 
     columns: dict[str, list[Any]] = {name: [] for name in ("checkpoint", "weights", "tokens", *names)}
+    skipped: dict[str, str] = {}
     for checkpoint in checkpoints:
-        layout, found = embed_checkpoint(model, extractor, checkpoint, poolings=names, **options)
+        try:
+            layout, found = embed_checkpoint(model, extractor, checkpoint, poolings=names, **options)
+        except expected_errors() as error:
+            if len(skipped) == len(checkpoints) - 1:  # nothing is left
+                raise
+            skipped[checkpoint] = describe_error(error)
+            typer.echo(f"skipped {checkpoint}: {skipped[checkpoint]}", err=True)
+            continue
         facts = {"checkpoint": checkpoint, "weights": layout.num_weights, "tokens": layout.num_tokens}
         for name, value in (facts | {name: vector.tolist() for name, vector in found.items()}).items():
             columns[name].append(value)
@@ -120,7 +132,7 @@ def _embed_checkpoints(
     lengths = [[len(vector) for vector in columns[name]] for name in names]
     rows = zip(columns["checkpoint"], columns["weights"], columns["tokens"], *lengths, strict=True)
     print_table(("checkpoint", "weights", "tokens", *(f"{name} (scalars)" for name in names)), list(rows))
-    return {"networks": len(checkpoints), "tokens": sum(columns["tokens"])}
+    return {"networks": len(columns["checkpoint"]), "tokens": sum(columns["tokens"]), "skipped": skipped}
 
 
 def _lengths(vectors: list[list[float] | None]) -> Any:
