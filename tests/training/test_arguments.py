@@ -79,8 +79,11 @@ def test_wrong_types_raise(wrong):
         ({"erase": 1.0}, r"erase must lie in \[0, 1\)"),
         ({"behavior_weight": 1.1, "behavior_data": "digits"}, r"behavior_weight must lie in \[0, 1\]"),
         ({"zoo": []}, "zoo is empty: name at least one"),
-        ({"views": ["mirrored"]}, r"views takes one or two of 'original', 'aligned', 'permuted', got \['mirrored'\]"),
-        ({"views": ["aligned"] * 3}, "views takes one or two"),
+        (
+            {"views": ["mirrored"]},
+            r"expected views to be one or two of 'original', 'aligned', 'permuted', got \['mirrored'\]",
+        ),
+        ({"views": ["aligned"] * 3}, "expected views to be one or two"),
         ({"supervised_weight": -0.1}, "supervised_weight must not be negative, got -0.1"),
         ({"supervised_weight": 0.1, "batch_size": 2}, "needs batches of 3 windows or more, .* got batch_size=2,"),
         ({"supervised_weight": 0.1, "supervised_properties": []}, r"supervised_properties=\[\], streaming=False"),

@@ -116,7 +116,7 @@ def test_configuration_follows_the_images(digits):
         ({"split_shares": [0.5, 0.6, -0.1]}, "split_shares must be three shares that add up to 1"),
         ({"initializations": []}, "initializations is empty: name at least one"),
         ({"optimizers": []}, "optimizers is empty: name at least one"),
-        ({"optimizers": ["adamw"]}, r"optimizers are adam and sgd, got \['adamw'\]"),
+        ({"optimizers": ["adamw"]}, r"expected optimizers to be among 'adam', 'sgd', got \['adamw'\]"),
         ({"architecture": "vgg"}, "architecture"),
         ({"epochs": "many", "keep_epochs": [0]}, "epochs"),
         ({"epoch": 3}, "unexpected keyword argument 'epoch'"),

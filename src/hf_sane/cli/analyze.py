@@ -42,7 +42,7 @@ def analyze(
     eigenvalues: Annotated[bool, typer.Option(help="Write every eigenvalue into the report.")] = False,
     plots: Annotated[bool, typer.Option(help="Draw pictures (needs matplotlib).")] = True,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; errors, too.")] = False,
 ) -> None:
     """Analyse spectra: bulk, spikes, heavy tails, norms and the phase of training they suggest, layer by layer.
 

@@ -1,5 +1,7 @@
 """The program `hf-sane`: its verbs, and how it fails."""
 
+import json
+import re
 from typing import Annotated, Any
 
 import typer
@@ -22,27 +24,54 @@ from hf_sane.cli.zoo_align import align
 from hf_sane.cli.zoo_import import import_networks
 from hf_sane.cli.zoo_mix import mix
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.errors import did_you_mean
 from hf_sane.records.failures import EXIT_CODE, INTERRUPTED, describe_error, describe_interruption, expected_errors
+
+USAGE_ERROR: Any = typer.BadParameter.__base__  # of typer's own copy of click
+NOT_ONE_OF = re.compile(r"'(?P<got>[^']*)' is not one of (?P<choices>.*)")
 
 
 class Program(TyperGroup):
-    """A group of verbs that reports what the user can mend in one line, and everything else with its traceback."""
+    """A group of verbs that reports what the user can mend in one line, and everything else with its traceback.
+
+    With `--json`, errors are JSON too: `{"error": "..."}` on standard error.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb; expected errors end the program with a message and exit code 2, unless `--debug` is given.
 
         An interruption (Ctrl-C, SIGINT) ends it with exit code 130 and a line that says what is kept.
         """
+        as_json = "--json" in (*ctx._protected_args, *ctx.args)
         try:
             return super().invoke(ctx)
+        except USAGE_ERROR as error:
+            error.message = _explain_choice(error.message)
+            if not as_json:
+                raise
+            _report(error.format_message(), as_json=True)
+            raise typer.Exit(EXIT_CODE) from error
         except expected_errors() as error:
             if ctx.params.get("debug"):
                 raise
-            typer.echo(f"hf-sane: {describe_error(error)}", err=True)
+            _report(describe_error(error), as_json=as_json)
             raise typer.Exit(EXIT_CODE) from error
         except KeyboardInterrupt as interruption:
-            typer.echo(f"\nhf-sane: {describe_interruption(interruption)}", err=True)
+            typer.echo(err=True)
+            _report(describe_interruption(interruption), as_json=as_json)
             raise typer.Exit(INTERRUPTED) from interruption
+
+
+def _report(message: str, *, as_json: bool) -> None:
+    typer.echo(json.dumps({"error": message}) if as_json else f"hf-sane: {message}", err=True)
+
+
+def _explain_choice(message: str) -> str:
+    """Add to the refusal of an option's value which one was probably meant."""
+    message = message.replace("Value error, ", "")
+    if found := NOT_ONE_OF.search(message):
+        return message.rstrip(".") + (did_you_mean(found["got"], re.findall(r"'([^']*)'", found["choices"])) or ".")
+    return message
 
 
 app = typer.Typer(

@@ -25,7 +25,7 @@ def info(
         Literal["tokens", "template"], typer.Option(help="Whether BatchNorm becomes tokens or is carried along.")
     ] = "tokens",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; errors, too.")] = False,
 ) -> None:
     """Show the layers, tokens and memory of a checkpoint from its headers; weights are not read, NaN is not looked for."""
     from hf_sane.records.outputs import check_finished

@@ -41,7 +41,8 @@ def probe(
         bool, typer.Option(help="Fit ranks of the properties, not their values: for choosing networks.")
     ] = False,
     transfer: Annotated[
-        list[str] | None, typer.Option(help="More zoos (folders or Hub ids): fit on each, test on each. Repeat it.")
+        list[str] | None,
+        typer.Option(help="More zoos (folders or Hub ids, or FOLDER:CONFIG): fit on each, test on each. Repeat it."),
     ] = None,
     halo_size: Annotated[int, typer.Option(help="Context tokens on each side of a window.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Networks, and windows, at a time.")] = 64,
@@ -58,13 +59,15 @@ def probe(
     settings |= {"regressor": regressor, "ranks": ranks, "transfer": transfer or [], "halo_size": halo_size}
     record = RunRecord.start(arguments=settings)
     with optional_output(output, "probe") as partial:
+        populations = open_zoos([zoo, *(transfer or [])], config, wanted)
         model, extractor = load_sane(sane, revision=revision)
         options = {"poolings": names, "halo_size": halo_size, "batch_size": batch_size}
 
-        def read(source: str) -> ZooInputs:
-            return read_zoo(source, config, wanted, model, extractor, options, aligned=aligned, spectral=spectral)
+        def read(population: "Zoo") -> ZooInputs:
+            return read_zoo(population, wanted, model, extractor, options, aligned=aligned, spectral=spectral)
 
-        inputs = read(zoo)
+        label, *others = populations
+        inputs = read(populations[label])
         table = probe_table(inputs.features, inputs.targets, runs=inputs.runs, regressor=regressor, ranks=ranks)
         for metric, title in METRICS.items():
             of_scores = " of normal scores" if ranks and metric != "kendall_tau" else ""
@@ -75,8 +78,8 @@ def probe(
         results: dict[str, Any] = {
             "probe": {name: {kind: result.to_dict() for kind, result in row.items()} for name, row in table.items()}
         }
-        if transfer:
-            zoos = {zoo: inputs, **{source: read(source) for source in transfer}}
+        if others:
+            zoos = {label: inputs, **{other: read(populations[other]) for other in others}}
             results["transfer"] = {name: print_transfer(zoos, name, regressor, ranks=ranks) for name in wanted}
         if partial is not None:
             record.arguments["aligned"] = inputs.is_aligned
@@ -106,9 +109,43 @@ class ZooInputs:
         return {split: len(found) for split, found in self.runs.items()}
 
 
+def open_zoos(sources: list[str], config: str | None, wanted: list[str]) -> "dict[str, Zoo]":
+    """Open zoos by what records call them, before anything is computed.
+
+    Args:
+        sources: Folders or Hub ids, the first as it was given; others may be `FOLDER:CONFIG`.
+        config: Which zoo, where there are several and a source does not say.
+        wanted: Properties that every zoo must have.
+
+    Raises:
+        ValueError: If a zoo comes twice.
+        KeyError: If it lacks a property.
+    """
+    from hf_sane.zoo.dataset import Zoo
+
+    opened: dict[str, Zoo] = {}
+    for source in sources:
+        place, named = split_config(source)
+        part = named or config
+        label = place if part is None else f"{place}:{part}"
+        if label in opened:
+            raise ValueError(f"expected different zoos to compare, got {label} twice; name its zoos as FOLDER:CONFIG")
+        opened[label] = Zoo.load(place, part)
+        for split in opened[label].splits.values():
+            for name in wanted:
+                split.column(name)
+    return opened
+
+
+def split_config(source: str) -> tuple[str, str | None]:
+    """Folder or dataset id, and configuration, of `SOURCE` or `SOURCE:CONFIG`; what exists as a path is one."""
+    place, colon, config = source.rpartition(":")
+    is_path = Path(source).exists() or "/" in config or "\\" in config
+    return (source, None) if is_path or not place or not colon or not config else (place, config)
+
+
 def read_zoo(
-    source: str,
-    config: str | None,
+    population: "Zoo",
     wanted: list[str],
     model: Any,
     extractor: Any,
@@ -120,9 +157,6 @@ def read_zoo(
     """Features and properties of the networks of a zoo whose properties are all known; arguments as of the verb."""
     import numpy as np
 
-    from hf_sane.zoo.dataset import Zoo
-
-    population = Zoo.load(source, config)
     is_aligned = population.alignment is not None if aligned is None else aligned
     targets = {
         name: {key: split.column(name).astype(np.float64) for key, split in population.splits.items()}

@@ -58,7 +58,7 @@ def show(
     zoo: Annotated[str, typer.Argument(help="Folder or Hub dataset id.")],
     config: Annotated[str | None, typer.Option(help="Which zoo, if there are several.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; errors, too.")] = False,
 ) -> None:
     """Show what a zoo holds: splits, architectures, tokens, accuracy, what was left out."""
     from hf_sane.zoo.dataset import Zoo

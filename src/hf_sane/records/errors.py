@@ -1,7 +1,8 @@
 """The one error of everything that reads files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def shorten(value: object, limit: int = MAX_SHOWN) -> str:
     text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else str(value)
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def did_you_mean(got: object, choices: Iterable[str]) -> str:
+    """The end of a message about a value that is none of some choices: the one that was probably meant, or nothing."""
+    close = get_close_matches(str(got), list(choices), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 # What Python, safetensors, NumPy and YAML raise for bytes that nobody foresaw. `OSError` is not among them: a disk that

@@ -1,13 +1,16 @@
 """How a program says what its user can mend: in one line, without a traceback, from the command line and from scripts."""
 
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from hf_sane.records.errors import shorten
+from hf_sane.records.errors import did_you_mean, shorten
 
 EXIT_CODE = 2
 MAX_MESSAGE = 4000  # characters
+# How strict dataclasses of huggingface_hub refuse a value of a `Literal`.
+CHOICE = re.compile(r"Field '(?P<name>\w+)' expected one of \((?P<choices>.*?),?\), got (?P<got>.*)", re.DOTALL)
 INTERRUPTED = 130  # what shells call a program that SIGINT ended
 
 
@@ -19,9 +22,16 @@ def expected_errors() -> tuple[type[Exception], ...]:
 
 
 def describe_error(error: Exception) -> str:
-    """The message of an error in one line, without the quotes that `KeyError` puts around it."""
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return shorten(str(message), MAX_MESSAGE) or type(error).__name__
+    """The message of an error in one line: no quotes around that of a `KeyError`, no names of validators."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    while isinstance(error, StrictDataclassError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what the settings object itself said
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if found := CHOICE.match(message):
+        message = f"expected {found['name']} to be one of {found['choices']}, got {found['got']!r}"
+        message += did_you_mean(found["got"], re.findall(r"'([^']*)'", found["choices"]))
+    return shorten(message, MAX_MESSAGE) or type(error).__name__
 
 
 def describe_interruption(interruption: KeyboardInterrupt) -> str:

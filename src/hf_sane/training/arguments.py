@@ -11,6 +11,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
 
 from hf_sane.core.adapters import require_hub_id
+from hf_sane.records.errors import did_you_mean
 from hf_sane.records.sources import hub_id
 from hf_sane.training.lora import LORA_TARGETS
 
@@ -30,6 +31,9 @@ RESUMABLE = (
 def _field(help_text: str, *, default: Any, aliases: Sequence[str] = ()) -> Any:
     """A field that documents itself; `aliases` are further names of its flag."""
     return field(default=default, metadata={"help": help_text, "aliases": list(aliases)})
+
+
+VIEWS = ("original", "aligned", "permuted")
 
 
 @strict
@@ -210,9 +214,12 @@ class PretrainArguments:
         """Choices that depend on each other fit."""
         if not self.zoo:
             raise ValueError("zoo is empty: name at least one zoo folder or Hub dataset id")
-        unknown = sorted(set(self.views) - {"original", "aligned", "permuted"})
+        unknown = [view for view in self.views if view not in VIEWS]
         if unknown or len(self.views) not in (1, 2):
-            raise ValueError(f"views takes one or two of 'original', 'aligned', 'permuted', got {self.views}")
+            meant = did_you_mean(unknown[0], VIEWS) if unknown else ""
+            raise ValueError(
+                f"expected views to be one or two of {', '.join(map(repr, VIEWS))}, got {self.views}{meant}"
+            )
         if self.second_network != "same" and len(self.views) != 2:
             raise ValueError(f"second_network={self.second_network!r} needs two views, got views={self.views}")
         if self.second_network != "same" and self.streaming:

@@ -1,6 +1,7 @@
 """A zoo as a dataset: rows of networks in parquet files, read in place, split by training run."""
 
 import dataclasses
+import glob
 import os
 import shutil
 import tempfile
@@ -420,7 +421,11 @@ def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revi
                 data, expected=expected, got=f"{len(paths)} files, {wrong[0]} among them", remedy=REMEDY
             )
     with reading(data, expected="the parquet files of a zoo", remedy=REMEDY, also=UNREADABLE):
-        loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(cache_dir) if cache_dir else None)
+        loaded = datasets.load_dataset(
+            "parquet",
+            data_files={split: [glob.escape(path) for path in paths] for split, paths in files.items()},
+            cache_dir=str(cache_dir) if cache_dir else None,
+        )
         tables = {split: ZooTable(rows) for split, rows in loaded.items()}
         for split in empty:  # has no file, since readers refuse those without rows
             tables[split] = ZooTable(next(iter(loaded.values())).select([]))

@@ -1,6 +1,7 @@
 """What a zoo knows about itself beside its rows: layouts, architectures, arguments, what was left out (`zoo.json`)."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -21,6 +22,10 @@ from hf_sane.records.patience import patiently
 from hf_sane.records.sources import HubRepo
 
 FILE_NAME = "zoo.json"
+CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+# Names that are no folders on Windows, with any suffix.
+DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
+TAKEN = ("data", FILE_NAME)  # the folder of the default configuration, and the file beside it
 FORMAT_VERSION = 1
 DEFAULT_CONFIG = "default"
 LAYOUT_DIGITS = ARCHITECTURE_DIGITS = 16
@@ -202,6 +207,20 @@ def _read_facts(name: str, entry: Entry) -> ZooFacts:
     for split in entry["splits"].mapping():
         entry["splits"][split]["networks"].whole()
     return ZooFacts(**entry.fields_of(ZooFacts))
+
+
+def check_config_name(config: str) -> None:
+    """Refuse names that a zoo could be written under, but not be read everywhere: each is a folder and a name on the Hub.
+
+    Raises:
+        ValueError: With the form that is allowed.
+    """
+    is_device = config.partition(".")[0].upper() in DEVICES
+    if not CONFIG_NAME.fullmatch(config) or config.endswith(".") or is_device or config in TAKEN:
+        raise ValueError(
+            "expected a name for the zoo (config) of up to 100 letters a-z, digits, '_', '-' and '.', that begins with a "
+            f"letter, a digit or '_' and is no reserved name such as 'con', 'nul' or 'data', got {config!r}"
+        )
 
 
 def data_folder(folder: Path, config: str) -> Path:

@@ -1,5 +1,6 @@
 """A zoo that is read over the network as it is needed: its facts at once, its rows one after the other."""
 
+import glob
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -100,8 +101,7 @@ class ZooStream:
             Rows with the columns of `FEATURES`; tokens are NumPy arrays.
         """
         stream = datasets.load_dataset(
-            self.source,
-            self.config,
+            *self._place(split),
             split=split,
             revision=self.revision,
             streaming=True,
@@ -112,6 +112,14 @@ class ZooStream:
         if seed is None:
             return _rows(stream)
         return _shuffled(stream.reshard(), np.random.default_rng((seed, epoch)), buffer_size)
+
+    def _place(self, split: str) -> tuple[Any, ...]:
+        """Path, configuration and files for Datasets, which would take `zoo[1]` on this machine for a pattern."""
+        if self.revision is not None:
+            return self.source, self.config
+        folder = data_folder(Path(self.source), self.config)
+        files = sorted(glob.escape(str(path)) for path in folder.glob(f"{split}-*.parquet"))
+        return "parquet", None, None, {split: files}
 
     def sample(self, split: str, num_rows: int, *, seed: int = 0) -> ZooSplit:
         """Some rows of a split, in memory, as if they were the split.

@@ -33,6 +33,7 @@ from hf_sane.zoo.facts import FILE_NAME as FACTS_NAME
 from hf_sane.zoo.facts import (
     LAYOUT_DIGITS,
     ZooFacts,
+    check_config_name,
     data_folder,
     read_facts,
     read_sections,
@@ -185,8 +186,10 @@ def writing_zoo(folder: str | Path, config: str, *, replace: bool = False) -> It
     Raises:
         FileExistsError: If the folder holds something else, or a finished zoo of that name.
         FolderInUseError: If another process writes the folder.
+        ValueError: If the name of the zoo cannot be that of a folder on every machine.
         OSError: If it cannot be written or the disk is full.
     """
+    check_config_name(config)
     with resumable_folder(folder, JOB, is_ours=is_zoo_folder) as home:
         writer = ZooWriter(home, config)
         writer.check_data(replace=replace)

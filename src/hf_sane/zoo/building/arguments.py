@@ -15,6 +15,7 @@ from hf_sane.architectures import presets
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.networks.images import ImageData
 from hf_sane.networks.training import Optimizer
+from hf_sane.records.errors import did_you_mean
 
 USUAL_EPOCHS = (0, 1, 2, 4, 8, 12, 16, 25, 35, 50)
 SPLIT_STREAM = 2**32  # beyond every run number: the seed of the split
@@ -152,7 +153,9 @@ class ZooArguments:
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name at least one")
         if unknown := sorted(set(self.optimizers) - set(get_args(Optimizer))):
-            raise ValueError(f"optimizers are {' and '.join(get_args(Optimizer))}, got {unknown}")
+            known = get_args(Optimizer)
+            meant = did_you_mean(unknown[0], known)
+            raise ValueError(f"expected optimizers to be among {', '.join(map(repr, known))}, got {unknown}{meant}")
 
     @property
     def kept_epochs(self) -> list[int]:
