@@ -161,6 +161,14 @@ CLAIMS = (
         2.0,
         "x",
     ),
+    Claim(
+        "`import hf_sane` after `import torch, transformers`: seconds added (wall clock and processor; worst)",
+        "import_time.json",
+        (("seconds", "added"), ("processor_seconds", "added")),
+        0.5,
+        "s",
+        at_most=True,
+    ),
     Claim("aligning 1,000 CNN-s", "alignment.json", (("seconds_for_all", "match_many"),), None, "s", at_most=True),
     Claim("aligning a ResNet-18", "alignment.json", (("resnet_18", "match_seconds"),), None, "s", at_most=True),
 )
