@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_sane.cli.features import load_sane
+from hf_sane.hub.publish import load_sane
 from hf_sane.networks.images import ImageData, load_images, load_zoo_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     data = load_images(arguments.images) if arguments.images else load_zoo_images(zoo.facts)
     train = zoo.splits["train"]
     layout, config = train.layout_and_config()
-    model, extractor = load_sane(arguments.sane, None)
+    model, extractor = load_sane(arguments.sane)
     known = set(extractor.statistics["means"]) if extractor.statistics else set()
     wider = extractor.extended([(layout, train.stacked_tokens())])
     codec = NetworkCodec(model, wider, layout, config)

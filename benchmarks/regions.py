@@ -27,7 +27,7 @@ from hf_sane.analysis.region_plots import plot_maps
 from hf_sane.analysis.region_zoos import DATA_SET, LabelledNetworks, zoo_networks
 from hf_sane.analysis.regions import RegionMap
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.cli.features import load_sane
+from hf_sane.hub.publish import load_sane
 from hf_sane.networks.hyperparameters import HyperParameters
 from hf_sane.networks.images import SPLITS, ImageData, load_zoo_images
 from hf_sane.networks.stacked import StackedNetworks, with_settings
@@ -220,7 +220,7 @@ def measure(arguments: argparse.Namespace, tasks: Mapping[str, str]) -> dict[str
         for name, networks in populations.items()
     }
     if arguments.sane is not None:
-        sane = load_sane(arguments.sane, None)
+        sane = load_sane(arguments.sane)
         for name in ("independent_aligned", "fine_tuned"):
             networks = populations[name]
             points = latent_points(*sane, networks.tensors)

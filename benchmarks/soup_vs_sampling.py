@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sane.cli.features import load_sane
+from hf_sane.hub.publish import load_sane
 from hf_sane.merging.averaging import uniform_weights
 from hf_sane.merging.ingredients import align_ingredients, open_ingredients
 from hf_sane.merging.scoring import ImageScore
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     record = RunRecord.start(seed=0, arguments=settings)
     zoo = Zoo.load(arguments.zoo, arguments.config)
     data = load_images(arguments.images) if arguments.images else load_zoo_images(zoo.facts)
-    codec = NetworkCodec(*load_sane(arguments.sane, None), *zoo.splits["train"].layout_and_config())
+    codec = NetworkCodec(*load_sane(arguments.sane), *zoo.splits["train"].layout_and_config())
     report = measure(arguments, codec, zoo, data)
     print(json.dumps(report, indent=2))
     if arguments.output is not None:

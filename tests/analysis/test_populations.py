@@ -79,5 +79,6 @@ def test_spread_of_latents_by_layer(tiny_zoo):
     assert set(layers) <= set(found)
     sequence = extractor.encode(network)
     latents = model.encode_sequences(sequence.tokens[None], sequence.positions)[0]
-    part = sequence.layout.token_slices[0]
+    names = [layer.weight.name for layer in sequence.layout.layers]
+    part = sequence.layout.token_slices[names.index(layers[0])]
     assert found[layers[0]] == pytest.approx(latents[part].detach().numpy().std(), rel=1e-5)

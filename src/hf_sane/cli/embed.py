@@ -55,13 +55,13 @@ def embed(
     options: dict[str, Any] = {"halo_size": halo_size, "batch_size": batch_size}
     with new_output(output, "embedding") as partial:
         record = RunRecord.start(arguments=settings)
+        population = None if zoo is None else Zoo.load(zoo, config)
         model, extractor = load_sane(sane, revision=revision)
-        if zoo is None:
+        if population is None:
             record.arguments["checkpoints"] = checkpoints
             options |= {} if max_memory_bytes is None else {"max_memory_bytes": max_memory_bytes}
             found = _embed_checkpoints(model, extractor, checkpoints or [], names, options, partial)
         else:
-            population = Zoo.load(zoo, config)
             aligned = population.alignment is not None if aligned is None else aligned
             record.arguments |= {"zoo": zoo, "config": config, "aligned": aligned}
             found = _embed_zoo(model, extractor, population, names, options, partial, aligned=aligned)
