@@ -18,10 +18,11 @@ from torch import Tensor
 from hf_sane.core.layer_kinds import possible_kinds
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, load_state_dict
+from hf_sane.tokenization.checkpoints import load_state_dict
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.headers import read_meta_state_dict
 from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.tokenization.weight_files import PICKLE_SUFFIXES
 
 TOKEN_DIM = 288
 
@@ -65,7 +66,7 @@ def failures(path: Path, state_dict: dict[str, Tensor]) -> list[str]:
 def measure(folder: Path) -> dict[str, Any]:
     """All checkpoints below `folder`, by the folder they lie in."""
     groups: dict[str, dict[str, Any]] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", *PICKLE_SUFFIXES)):
+    for path in sorted(path for path in folder.rglob("*") if path.name.endswith((".safetensors", *PICKLE_SUFFIXES))):
         state_dict = load_state_dict(path)
         floating = {name: tensor for name, tensor in state_dict.items() if tensor.is_floating_point()}
         shapes = {name: tuple(tensor.shape) for name, tensor in floating.items()}

@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 import hf_sane
 from hf_sane.tokenization.checkpoints import load_state_dict
+from hf_sane.tokenization.pickles import unpickle
 
 CLIENT = """
 import sys
@@ -57,7 +58,10 @@ def test_a_client_refuses_them_before_it_downloads(tmp_path):
         assert ran.returncode == 0, ran.stderr
         refused = dict(line.split(" refused: ", 1) for line in ran.stdout.splitlines())
         assert "expected the name of a file beside the index, got '../../evil.safetensors'" in refused["org/climbs"]
-        assert "only pickles ['pytorch_model.bin'], which are not downloaded" in refused["org/pickled"]
+        assert (
+            "it holds pytorch_model.bin, in PyTorch's format: not downloaded, since it could run code"
+            in refused["org/pickled"]
+        )
         assert "bytes of weights, more than the limit of 100; give a larger max_bytes" in refused["org/large"]
         assert not hub.sent("evil|pytorch_model")
         assert "EVIL RAN" not in ran.stdout + ran.stderr
@@ -66,8 +70,10 @@ def test_a_client_refuses_them_before_it_downloads(tmp_path):
 
 def test_a_pickle_that_runs_code_is_not_opened(tmp_path, capsys):
     (tmp_path / "model.pt").write_bytes(pickle.dumps({"w": Evil()}, protocol=2))
-    with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
+    with pytest.raises(ValueError, match="a Python pickle that torch.save did not write; opening it could run code"):
         load_state_dict(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
+        unpickle(tmp_path / "model.pt")
     torch.save({"w": torch.zeros(2), "extra": Evil()}, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
         load_state_dict(tmp_path / "model.pth")
@@ -83,8 +89,10 @@ def test_a_tar_that_climbs_out_is_not_unpacked(tmp_path):
             entry = tarfile.TarInfo(name)
             entry.size = 4
             archive.addfile(entry, io.BytesIO(b"evil"))
-    with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
+    with pytest.raises(ValueError, match="a tar archive; unpack it"):
         load_state_dict(folder / "model.pth")
+    with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
+        unpickle(folder / "model.pth")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["model.pth"]
 
 

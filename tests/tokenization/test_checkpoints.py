@@ -7,9 +7,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hf_sane.records.errors import InvalidFileError
-from hf_sane.tokenization.checkpoints import load_state_dict, strip_prefixes
+from hf_sane.tokenization.checkpoints import load_state_dict
 from hf_sane.tokenization.headers import read_meta_state_dict
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
+from hf_sane.tokenization.pickles import unpickle
+from hf_sane.tokenization.state_dicts import strip_prefixes
 
 
 @pytest.fixture
@@ -79,22 +81,24 @@ def test_pickles_with_code_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="cannot be opened with weights_only=True.*could run code; convert it"):
         load_state_dict(path)
     path.write_bytes(pickle.dumps(Malicious(), protocol=2))
-    with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
+    with pytest.raises(ValueError, match="a Python pickle that torch.save did not write; opening it could run code"):
         load_state_dict(path)
+    with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
+        unpickle(path)
     assert "code ran" not in capsys.readouterr().out
 
 
 def test_pickles_of_something_else_are_refused(tmp_path):
     path = tmp_path / "list.pt"
     torch.save([torch.ones(2)], path)
-    with pytest.raises(ValueError, match="expected a dict of tensors .*got list"):
+    with pytest.raises(ValueError, match="expected a dictionary of tensors.*got an object of the type list"):
         load_state_dict(path)
-    torch.save({"epoch": 3, "model": {"w": torch.ones(1)}}, path)
-    with pytest.raises(ValueError, match=r"got a dict of \['dict', 'int'\]"):
+    torch.save({"epoch": 3, "model": {"w": 1}}, path)
+    with pytest.raises(ValueError, match=r"got a dictionary of 2 entries \('epoch': int, 'model': dict\)"):
         load_state_dict(path)
 
 
-@pytest.mark.parametrize("length", [0, 4, 60, -1])
+@pytest.mark.parametrize("length", [4, 60, -1])
 def test_truncated_safetensors(tmp_path, tensors, length):
     path = tmp_path / "net.safetensors"
     save_file(tensors, path)
@@ -170,7 +174,7 @@ def test_what_torch_says_becomes_one_plain_sentence(content, reason, tmp_path):
     path = tmp_path / "network.pt"
     path.write_bytes(content)
     with pytest.raises(InvalidFileError, match=reason) as caught:
-        load_state_dict(path)
+        unpickle(path)
     assert str(caught.value).isprintable()  # no line breaks, no colours
     assert "add_safe_globals" not in str(caught.value)
 
@@ -189,7 +193,9 @@ def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
     ):
         load_state_dict(tmp_path / "network.pt")
     torch.save({3: torch.zeros(1)}, tmp_path / "network.pt")
-    with pytest.raises(InvalidFileError, match=r"expected a name for every tensor, got \[3\]"):
+    with pytest.raises(
+        InvalidFileError, match=r"got a dictionary of 1 entries \(3: Tensor\); save model.state_dict\(\)"
+    ):
         load_state_dict(tmp_path / "network.pt")
 
 

@@ -28,7 +28,7 @@ from hf_sane.core.spectra import (
     top_singular_values,
     weight_correlation,
 )
-from hf_sane.tokenization.checkpoints import Source, local_path
+from hf_sane.tokenization.checkpoints import Checkpoint, Source, as_checkpoint, local_path
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 
 INTERVAL = (0.025, 0.975)
@@ -122,8 +122,10 @@ def analyze_spectrum(
     kinds = module_kinds(source) if isinstance(source, nn.Module) else {}
     found = layer_matrices(tensors, settings.conv, skipped, kinds=kinds)
     layers = tuple(analyze_layer(layer, settings) for layer in found)
-    if isinstance(source, str | Path) and (factors := [name for name in tensors if LOW_RANK.search(name)]):
-        products = read_products(local_path(source, revision=revision), factors, skipped)
+    if isinstance(source, str | Path | Checkpoint) and (
+        factors := [name for name in tensors if LOW_RANK.search(name)]
+    ):
+        products = read_products(local_path(as_checkpoint(source, revision=revision)), factors, skipped)
         layers += tuple(analyze_layer(layer, settings) for layer in products)
     if not layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
@@ -280,6 +282,6 @@ def _fit_tail(positive: NDArray[np.float64], settings: SpectrumSettings) -> tupl
 
 
 def _label(source: Source) -> str:
-    if isinstance(source, str | Path):
+    if isinstance(source, str | Path | Checkpoint):
         return str(source)
     return "state dict" if isinstance(source, Mapping) else type(source).__name__

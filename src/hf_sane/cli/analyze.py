@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hf_sane.cli.output import RECORD, optional_output, print_table
+from hf_sane.cli.weights import Key, Subfolder, Variant
 
 if TYPE_CHECKING:
     from hf_sane.analysis.report import LayerSpectrum, SpectrumReport
+    from hf_sane.tokenization.checkpoints import Checkpoint
 
 FINDING = 1  # exit code: the analysis is done, and something is wrong with the checkpoint
 NAMES_SHOWN = 3
@@ -42,6 +44,9 @@ def analyze(
     eigenvalues: Annotated[bool, typer.Option(help="Write every eigenvalue into the report.")] = False,
     plots: Annotated[bool, typer.Option(help="Draw pictures (needs matplotlib).")] = True,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
+    subfolder: Subfolder = None,
+    variant: Variant = None,
+    key: Key = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; errors, too.")] = False,
 ) -> None:
     """Analyse spectra: bulk, spikes, heavy tails, norms and the phase of training they suggest, layer by layer.
@@ -51,6 +56,7 @@ def analyze(
     from hf_sane.analysis.report import NOT_FINITE
     from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
     from hf_sane.records.run_record import RunRecord
+    from hf_sane.tokenization.checkpoints import Checkpoint
 
     if output is not None and plots and find_spec("matplotlib") is None:
         raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
@@ -64,11 +70,13 @@ def analyze(
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
+    source = Checkpoint(checkpoint, revision, subfolder, variant, key)
     arguments = {"checkpoint": checkpoint, "revision": revision, "sane": sane, "conv": conv, "method": method}
+    arguments |= {"subfolder": subfolder, "variant": variant, "key": key}
     record = RunRecord.start(seed=seed, arguments={**arguments, "min_values": min_values, "min_tail": min_tail})
     with optional_output(output, "analysis") as partial:
-        report = analyze_spectrum(checkpoint, settings, revision=revision)
-        spread = None if sane is None else _spread(sane, checkpoint)
+        report = analyze_spectrum(source, settings)
+        spread = None if sane is None else _spread(sane, source)
         if as_json:
             typer.echo(json.dumps(report.to_dict(eigenvalues=eigenvalues), indent=2))
         else:
@@ -139,7 +147,7 @@ def _reasons(report: "SpectrumReport") -> dict[str, list[str]]:
     return groups
 
 
-def _spread(sane: str, checkpoint: str) -> dict[str, float]:
+def _spread(sane: str, checkpoint: "Checkpoint") -> dict[str, float]:
     from hf_sane.analysis.embedding import layer_embedding_spread
     from hf_sane.hub.publish import load_sane
 

@@ -8,10 +8,12 @@ import typer
 
 from hf_sane.cli.features import POOLINGS_HELP, parse_poolings, token_blocks
 from hf_sane.cli.output import RECORD, hide_loading_bars, new_output, print_table
+from hf_sane.cli.weights import Key, Subfolder, Variant
 from hf_sane.records.failures import describe_error, expected_errors
 
 if TYPE_CHECKING:
     from hf_sane.models.modeling_sane import SANEModel
+    from hf_sane.tokenization.checkpoints import Checkpoint
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
     from hf_sane.zoo.dataset import Zoo
 
@@ -37,6 +39,9 @@ def embed(
         typer.Option(help="Checkpoints with more bytes of weights are read as a stream; 256 MiB by default."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the SANE repo.")] = None,
+    subfolder: Subfolder = None,
+    variant: Variant = None,
+    key: Key = None,
 ) -> None:
     """Embed all networks of a zoo, or checkpoints; `datasets.load_dataset(OUTPUT)` reads the result.
 
@@ -45,6 +50,7 @@ def embed(
     """
     from hf_sane.hub.publish import load_sane
     from hf_sane.records.run_record import RunRecord
+    from hf_sane.tokenization.checkpoints import Checkpoint
     from hf_sane.zoo.dataset import Zoo
 
     hide_loading_bars()
@@ -58,9 +64,11 @@ def embed(
         population = None if zoo is None else Zoo.load(zoo, config)
         model, extractor = load_sane(sane, revision=revision)
         if population is None:
-            record.arguments["checkpoints"] = checkpoints
+            chosen = {"subfolder": subfolder, "variant": variant, "key": key}
+            record.arguments |= {"checkpoints": checkpoints, **chosen}
+            sources = [Checkpoint(checkpoint, **chosen) for checkpoint in checkpoints or ()]
             options |= {} if max_memory_bytes is None else {"max_memory_bytes": max_memory_bytes}
-            found = _embed_checkpoints(model, extractor, checkpoints or [], names, options, partial)
+            found = _embed_checkpoints(model, extractor, sources, names, options, partial)
         else:
             aligned = population.alignment is not None if aligned is None else aligned
             record.arguments |= {"zoo": zoo, "config": config, "aligned": aligned}
@@ -101,7 +109,7 @@ def _embed_zoo(
 def _embed_checkpoints(
     model: "SANEModel",
     extractor: "SANEFeatureExtractor",
-    checkpoints: Sequence[str],
+    checkpoints: "Sequence[Checkpoint]",
     names: list[Any],
     options: dict[str, Any],
     partial: Path,
@@ -116,9 +124,10 @@ def _embed_checkpoints(
 
     columns: dict[str, list[Any]] = {name: [] for name in ("checkpoint", "weights", "tokens", *names)}
     skipped: dict[str, str] = {}
-    for checkpoint in checkpoints:
+    for source in checkpoints:
+        checkpoint = str(source)
         try:
-            layout, found = embed_checkpoint(model, extractor, checkpoint, poolings=names, **options)
+            layout, found = embed_checkpoint(model, extractor, source, poolings=names, **options)
         except expected_errors() as error:
             if len(skipped) == len(checkpoints) - 1:  # nothing is left
                 raise

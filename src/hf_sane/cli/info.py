@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hf_sane.cli.output import print_table
+from hf_sane.cli.weights import Key, Subfolder, Variant
 
 if TYPE_CHECKING:
     from hf_sane.core.layer_kinds import Shapes
@@ -25,11 +26,15 @@ def info(
         Literal["tokens", "template"], typer.Option(help="Whether BatchNorm becomes tokens or is carried along.")
     ] = "tokens",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
+    subfolder: Subfolder = None,
+    variant: Variant = None,
+    key: Key = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; errors, too.")] = False,
 ) -> None:
     """Show the layers, tokens and memory of a checkpoint from its headers; weights are not read, NaN is not looked for."""
     from hf_sane.records.outputs import check_finished
     from hf_sane.records.sources import pretrained_arguments
+    from hf_sane.tokenization.checkpoints import Checkpoint
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
     from hf_sane.tokenization.headers import read_meta_state_dict
 
@@ -39,7 +44,7 @@ def info(
         tokenizer = SANEFeatureExtractor.from_pretrained(name, **options)
     else:
         tokenizer = SANEFeatureExtractor(token_dim, token_layout, batch_norm, normalization="none")
-    layout = tokenizer.layout(read_meta_state_dict(checkpoint, revision=revision))
+    layout = tokenizer.layout(read_meta_state_dict(Checkpoint(checkpoint, revision, subfolder, variant, key)))
     facts = describe_layout(layout)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))

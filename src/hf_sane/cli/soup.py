@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_sane.cli.output import hide_loading_bars, new_output, print_table
+from hf_sane.cli.weights import Key, Subfolder, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from hf_sane.merging.soups import Mixer, Soup
     from hf_sane.networks.images import ImageData
     from hf_sane.records.run_record import RunRecord
+    from hf_sane.tokenization.checkpoints import Checkpoint
 
 
 def soup(
@@ -53,12 +55,16 @@ def soup(
         int | None, typer.Option(help="Of a soup of adapters; exact (the sum of ranks) if left out.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base model of adapters, in place of the one they name.")] = None,
+    subfolder: Subfolder = None,
+    variant: Variant = None,
+    key: Key = None,
     seed: Annotated[int, typer.Option(help="Of the images that BatchNorm statistics are re-estimated from.")] = 0,
     include_code: Annotated[bool, typer.Option(help="Save the network with its code (trust_remote_code).")] = False,
 ) -> None:
     """Average the weights of networks of one architecture; write a model repo whose card tells the ingredients."""
     from hf_sane.networks.images import load_images
     from hf_sane.records.run_record import RunRecord
+    from hf_sane.tokenization.checkpoints import Checkpoint
 
     hide_loading_bars()
     settings = {"recipe": "greedy" if greedy else "uniform", "metric": Path(metric).stem, "seed": seed}
@@ -75,8 +81,10 @@ def soup(
             record.data["images"] |= {"mean": list(images.mean), "std": list(images.std)}
             record.data["held_out_split"] = f"validation, {len(images.validation_labels)} images"
             record.data["test_split"] = f"{len(images.test_labels)} images"
-        sources = expand(ingredients)
-        if are_adapters(sources):
+        chosen = {"subfolder": subfolder, "variant": variant, "key": key}
+        record.arguments |= {name: value for name, value in chosen.items() if value is not None}
+        sources = ingredients if any(chosen.values()) else expand(ingredients)
+        if not any(chosen.values()) and are_adapters(sources):
             if align or recalibrate:
                 raise ValueError(
                     "adapters share their base model: nothing to align or recalibrate; leave both options out"
@@ -87,7 +95,7 @@ def soup(
             raise ValueError("--rank and --base are for LoRA adapters, these are checkpoints; leave them out")
         calibration = (images.train_images, recalibration_batches) if images is not None and recalibrate else None
         soup_of_checkpoints(
-            sources,
+            [Checkpoint(source, **chosen) for source in sources],
             partial,
             record,
             scores,
@@ -159,7 +167,7 @@ def are_adapters(sources: list[str]) -> bool:
 
 
 def soup_of_checkpoints(
-    sources: list[str],
+    sources: "list[Checkpoint]",
     partial: Path,
     record: "RunRecord",
     scores: "dict[str, ImageScore]",

@@ -88,7 +88,7 @@ def plan_pull(
     files, refused = [], []
     for entry in patiently(list_files):
         check_path(entry.path, repo_id)
-        if PurePosixPath(entry.path).suffix in PICKLES and not allow_pickle:
+        if entry.path.lower().endswith(PICKLES) and not allow_pickle:
             refused.append(entry.path)
         else:
             digest = entry.blob_id if entry.lfs is None else entry.lfs.sha256

@@ -10,11 +10,11 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_sane.records.outputs import MANIFEST
 from hf_sane.records.redaction import holds_token
-from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES
+from hf_sane.tokenization.weight_files import PICKLE_SUFFIXES
 
 CARD = "README.md"
 TEXT_SUFFIXES = (".md", ".json", ".py", ".txt", ".yaml", ".csv")
-PICKLES = (*PICKLE_SUFFIXES, ".pkl", ".pickle", ".joblib")
+PICKLES = (*PICKLE_SUFFIXES, ".joblib")
 # What the code of a card loads from while its folder is at home; an adapter is loaded onto a model.
 LOADS_FROM_HERE = re.compile(r'(from_pretrained\((?:\w+, )?)"\."')
 LOCAL_NOTE = "Inside this folder:\n\n"
@@ -118,7 +118,7 @@ def folder_files(folder: Path, *, prefix: str = "") -> tuple[RepoFile, ...]:
             raise ValueError(
                 f"{path} leads to {path.resolve()}, out of the folder that is pushed; put a copy in its place"
             )
-        if path.suffix in PICKLES:
+        if path.name.lower().endswith(PICKLES):
             raise ValueError(
                 f"{path} is a pickle, which can run code where it is loaded; only safetensors and JSON are pushed: "
                 "convert or remove it"

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from hf_sane.merging.reconciliation import Renamed, complete_config, reconcile, 
 from hf_sane.records.sources import HubRepo, parse_source, source_name
 from hf_sane.symmetry.matching import match_weights
 from hf_sane.symmetry.permutation import Permutation, PermutationSpec
-from hf_sane.tokenization.checkpoints import Source
+from hf_sane.tokenization.checkpoints import Source, as_checkpoint
 from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
 
 CONFIG_FILE = "config.json"
@@ -250,7 +250,7 @@ def _reconciled(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
 def _default_name(source: Source, index: int) -> str:
     if isinstance(source, nn.Module | Mapping):
         return f"ingredient_{index}"
-    return source_name(source)
+    return source_name(as_checkpoint(source).source)
 
 
 def _open(source: Source, name: str) -> Ingredient:
@@ -259,12 +259,13 @@ def _open(source: Source, name: str) -> Ingredient:
         facts = json.loads(source.config.to_json_string(use_diff=False)) if isinstance(source, PreTrainedModel) else {}
         outlines = {key: tensor.detach().to("meta") for key, tensor in tensors.items()}
         return Ingredient(name, tensors, outlines, facts, {})
-    tensors, place = open_checkpoint(source), parse_source(source)
+    checkpoint = as_checkpoint(source)
+    tensors, place = open_checkpoint(checkpoint), parse_source(checkpoint.source, revision=checkpoint.revision)
     if isinstance(place, HubRepo):
-        files = _side_files(place)
+        files = _side_files(place, checkpoint.subfolder)
         folder = files[CONFIG_FILE].parent if CONFIG_FILE in files else None
     else:
-        folder = place if place.is_dir() else place.parent
+        folder = place / (checkpoint.subfolder or "") if place.is_dir() else place.parent
         files = {file: folder / file for file in (CONFIG_FILE, *VOCABULARY_FILES) if (folder / file).exists()}
     config = json.loads(files[CONFIG_FILE].read_text(encoding="utf-8")) if CONFIG_FILE in files else {}
     vocabulary = {file: _vocabulary(files[file]) for file in VOCABULARY_FILES if file in files}
@@ -275,13 +276,14 @@ def _open(source: Source, name: str) -> Ingredient:
     return Ingredient(name, tensors, outlines, config, vocabulary, folder)
 
 
-def _side_files(repo: HubRepo) -> dict[str, Path]:
+def _side_files(repo: HubRepo, subfolder: str | None) -> dict[str, Path]:
     """Configuration of a Hub repo and the files of its tokenizer and processor, downloaded."""
     present = HfApi().list_repo_files(repo.repo_id, revision=repo.revision)
+    paths = {file: (PurePosixPath(subfolder or "") / file).as_posix() for file in (CONFIG_FILE, *CARRIED_FILES)}
     return {
-        file: Path(hf_hub_download(repo.repo_id, file, revision=repo.revision))
-        for file in (CONFIG_FILE, *CARRIED_FILES)
-        if file in present
+        file: Path(hf_hub_download(repo.repo_id, path, revision=repo.revision))
+        for file, path in paths.items()
+        if path in present
     }
 
 

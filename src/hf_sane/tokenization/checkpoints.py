@@ -1,12 +1,12 @@
 """State dicts from wherever networks live: memory, safetensors, pickles that hold nothing but weights, the Hub."""
 
-import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.hf_api import ModelInfo
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -16,100 +16,140 @@ from hf_sane.records.documents import read_document
 from hf_sane.records.errors import InvalidFileError, reading
 from hf_sane.records.outputs import check_finished
 from hf_sane.records.patience import patiently
-from hf_sane.records.sources import find_source
+from hf_sane.records.sources import HubRepo, find_source
+from hf_sane.tokenization.formats import file_format, weights_reader
 from hf_sane.tokenization.pickles import unpickle
 from hf_sane.tokenization.safetensors_header import read_header
+from hf_sane.tokenization.state_dicts import choose_state_dict, choose_tensors
+from hf_sane.tokenization.weight_files import SHARD, choose_weights, is_index
 
-SAFETENSORS_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
-PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt")
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile
-
-SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 AGAIN = "download or save it again"
 MAX_DOWNLOAD_BYTES = 50 * 2**30
 
-Source = Mapping[str, Tensor] | nn.Module | str | Path
-Value = TypeVar("Value")
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A network in a file, a folder or a repository, where its name alone does not say which.
+
+    Attributes:
+        source: Path or Hub repo, `owner/name` or `owner/name@revision`.
+        revision: Branch, tag or commit of a repo.
+        subfolder: Folder in which the weights lie.
+        variant: Which of several precisions, as in Transformers: `"fp16"` reads `model.fp16.safetensors`.
+        key: Which of several state dicts in a file; see `choose_state_dict`.
+    """
+
+    source: str | Path
+    revision: str | None = None
+    subfolder: str | None = None
+    variant: str | None = None
+    key: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.source)
 
 
-def load_state_dict(source: Source, *, revision: str | None = None, max_bytes: int = MAX_DOWNLOAD_BYTES) -> StateDict:
+Source = Mapping[str, Tensor] | nn.Module | str | Path | Checkpoint
+
+
+def load_state_dict(
+    source: Source, *, revision: str | None = None, key: str | None = None, max_bytes: int = MAX_DOWNLOAD_BYTES
+) -> StateDict:
     """Read a network's tensors.
 
     Args:
-        source: A state dict or module (tensors are shared, not copied); a path to a `.safetensors` file, to a folder or
-            index of shards, or to a pickle (`.pt`, `.pth`, `.th`, `.bin`, `.ckpt`), which is opened with
-            `weights_only=True` and may wrap the tensors in `{"state_dict": ...}`; or a Hub repo id, `owner/name` or
-            `owner/name@revision`, of which only safetensors are downloaded. A prefix `module.` or `_orig_mod.` that *all* names carry (DataParallel,
-            torch.compile) is taken off, whatever the source.
+        source: A state dict or module (tensors are shared, not copied); a path to a file of safetensors or `torch.save`,
+            whatever its name, or to a folder or index of shards; a Hub repo, `owner/name` or `owner/name@revision`, of which
+            only safetensors are downloaded; or a [`Checkpoint`] of those. Files of `torch.save` are opened with
+            `weights_only=True`; a state dict somewhere inside a dictionary is found. Prefixes that *all* names carry
+            (`module.`, `_orig_mod.`; `model.` inside a training checkpoint) are taken off, whatever the source.
         revision: Branch, tag or commit of a Hub repo.
+        key: Which state dict, where there are several, such as a network and its moving average.
         max_bytes: Weights of a Hub repo that are larger are not downloaded.
 
     Raises:
         FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
-        ValueError: If a file is truncated, an index points outside its folder, a pickle holds more than weights, or a
-            repo is too large.
+        ValueError: If a file is truncated, of a format that is not read, or holds no network or several, an index points
+            outside its folder, a pickle holds more than weights, or a repo is too large.
         TypeError: If `source` is nothing of the above.
     """
     if isinstance(source, nn.Module):
-        return strip_prefixes(source.state_dict())
+        tensors = {name: value for name, value in source.state_dict().items() if isinstance(value, Tensor)}
+        return choose_tensors(tensors, type(source).__name__, is_module=True)
     if isinstance(source, Mapping):
-        return strip_prefixes(source)
+        return choose_state_dict(source, "the state dict", key=key)
+    checkpoint = as_checkpoint(source, revision=revision, key=key)
+    return read_weights(weights_path(checkpoint, max_bytes=max_bytes), key=checkpoint.key)
+
+
+def as_checkpoint(
+    source: str | Path | Checkpoint, *, revision: str | None = None, key: str | None = None
+) -> Checkpoint:
+    """A name with what else is known about it.
+
+    Raises:
+        TypeError: If `source` is neither a name nor a checkpoint.
+    """
+    if isinstance(source, Checkpoint):
+        return replace(source, revision=source.revision or revision, key=source.key or key)
     if not isinstance(source, str | Path):
         raise TypeError(f"expected a state dict, module, path or Hub repo id, got {type(source).__name__}")
-    return strip_prefixes(_load_path(local_path(source, revision=revision, max_bytes=max_bytes)))
+    return Checkpoint(source, revision=revision, key=key)
 
 
-def local_path(source: str | Path, *, revision: str | None = None, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
+def local_path(checkpoint: Checkpoint, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
     """Where a checkpoint lies on this machine; a Hub repo is downloaded first, see [`download_checkpoint`].
 
     Raises:
-        FileNotFoundError: If there is neither such a path nor such a repository.
+        FileNotFoundError: If there is neither such a path nor such a repository, or the repository holds no weights.
         InvalidFileError: If it is a folder of ours that is unfinished, or lost or changed files since it was written.
+        ValueError: If the weights are too large, or an index names files outside its folder.
     """
-    found = find_source(source, revision=revision)
-    if isinstance(found, Path):
-        check_finished(found)
-        return found
-    return download_checkpoint(found.repo_id, revision=found.revision, max_bytes=max_bytes)
+    place = find_source(checkpoint.source, revision=checkpoint.revision)
+    if isinstance(place, HubRepo):
+        return download_checkpoint(place, checkpoint, max_bytes=max_bytes)
+    check_finished(place)
+    return place
 
 
-def strip_prefixes(state_dict: Mapping[str, Value]) -> dict[str, Value]:
-    """Take off `module.` and `_orig_mod.` where every name carries them."""
-    names = dict(zip(state_dict, state_dict, strict=True))
-    changed = bool(names)
-    while changed:
-        changed = False
-        for prefix in WRAPPER_PREFIXES:
-            if names and all(name.startswith(prefix) for name in names.values()):
-                names = {old: name.removeprefix(prefix) for old, name in names.items()}
-                changed = True
-    return {names[old]: tensor for old, tensor in state_dict.items()}
-
-
-def find_weights(path: Path) -> Path:
-    """The file to read: `path` itself, or of a folder its safetensors file or shard index.
+def weights_path(checkpoint: Checkpoint, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
+    """The file with the weights of a checkpoint, or their index, on this machine.
 
     Raises:
-        FileNotFoundError: If a folder holds neither, or several files and nothing that says which.
+        FileNotFoundError, InvalidFileError, ValueError: As in [`local_path`]; also if a folder holds no weights.
     """
+    path = local_path(checkpoint, max_bytes=max_bytes)
     if not path.is_dir():
         return path
-    known = [path / f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")]
-    candidates = [file for file in known if file.exists()] or sorted(path.glob("*.safetensors"))
-    if not candidates or (len(candidates) > 1 and candidates[0] not in known):
-        raise FileNotFoundError(
-            f"{path} holds {len(candidates)} safetensors files and none of {SAFETENSORS_NAMES}; name the file itself"
-        )
-    return candidates[0]
+    return path / choose_weights(
+        str(path), _files_below(path), subfolder=checkpoint.subfolder, variant=checkpoint.variant, local=True
+    )
 
 
-def _load_path(path: Path) -> StateDict:
-    path = find_weights(path)
-    if path.name.endswith(".index.json"):
-        return read_shards(path, read_safetensors)
-    if path.suffix in PICKLE_SUFFIXES:
-        return read_pickle(path)
-    return read_safetensors(path)
+def _files_below(folder: Path) -> list[str]:
+    """Files of a folder and of those in it, two deep."""
+    found = (
+        path for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern) if not path.name.startswith(".")
+    )
+    return [path.relative_to(folder).as_posix() for path in found if path.is_file()]
+
+
+def read_weights(path: Path, *, key: str | None = None) -> StateDict:
+    """Read the network in a file, in the format that its first bytes say it is of.
+
+    Args:
+        path: Safetensors, an index of shards, or a file of `torch.save`.
+        key: Which state dict, where there are several.
+
+    Raises:
+        FileNotFoundError: If a shard is missing.
+        InvalidFileError: If the file is damaged, of a format that is not read, or holds no network or several.
+    """
+    reader = weights_reader(path)
+    if reader == "pickle":
+        return choose_state_dict(unpickle(path), path, key=key)
+    tensors = read_shards(path, read_safetensors) if reader == "index" else read_safetensors(path)
+    return choose_tensors(tensors, path, key=key)
 
 
 def read_safetensors(path: Path) -> StateDict:
@@ -128,13 +168,16 @@ def index_shards(index: Path) -> dict[str, list[str]]:
     """Read a shard index of which all shards are there: file name to the tensors in it.
 
     Raises:
-        InvalidFileError: If it is no index, or names a file outside its own folder.
+        InvalidFileError: If it is no index, names a file outside its own folder, or a shard is no safetensors file.
         FileNotFoundError: If a shard is missing.
     """
     shards = parse_index(index)
     for file in shards:
         if not (index.parent / file).exists():
             raise FileNotFoundError(f"{index} names the shard {file}, which is missing; download the folder again")
+        if weights_reader(index.parent / file) != "safetensors":
+            got = file_format(index.parent / file).name
+            raise InvalidFileError(index.parent / file, expected="a safetensors file", got=got, remedy=AGAIN)
     return shards
 
 
@@ -204,43 +247,23 @@ def join_shards(index: Path, shards: Mapping[str, list[str]], read: Callable[[st
     return tensors
 
 
-def read_pickle(path: Path) -> StateDict:
-    """Read a pickle that holds nothing but weights, without running code.
-
-    Args:
-        path: The file: a dict of tensors, or one under `"state_dict"`.
+def find_remote_weights(repo: HubRepo, checkpoint: Checkpoint, info: ModelInfo) -> str:
+    """The file of a Hub repo with the weights of a checkpoint, or their index.
 
     Raises:
-        InvalidFileError: If it is damaged, or holds more than weights.
+        FileNotFoundError: If there is none.
     """
-    content = unpickle(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InvalidFileError(
-            path,
-            expected="a dict of tensors (or one under 'state_dict')",
-            got=_outline(content),
-            remedy="save the state_dict() of the network alone",
-        )
-    if strange := [name for name in content if not isinstance(name, str)]:
-        expected = "a name for every tensor"
-        raise InvalidFileError(path, expected=expected, got=strange[:3], remedy="save the state_dict() of the network")
-    return dict(content)
+    files = [file.rfilename for file in info.siblings or ()]
+    options = {"subfolder": checkpoint.subfolder, "variant": checkpoint.variant}
+    return choose_weights(str(repo), files, **options, local=False)
 
 
-def _outline(content: object) -> str:
-    if isinstance(content, Mapping):
-        return f"a dict of {sorted({type(value).__name__ for value in content.values()})}"
-    return type(content).__name__
-
-
-def download_checkpoint(repo_id: str, *, revision: str | None = None, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
+def download_checkpoint(repo: HubRepo, checkpoint: Checkpoint, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
     """Bring the weights of a Hub repo into the local cache; safetensors only, all files of one commit.
 
     Args:
-        repo_id: `user/name`.
-        revision: Branch, tag or commit.
+        repo: Where they are.
+        checkpoint: Which of its files.
         max_bytes: Larger weights are not downloaded.
 
     Returns:
@@ -250,25 +273,19 @@ def download_checkpoint(repo_id: str, *, revision: str | None = None, max_bytes:
         FileNotFoundError: If the repo holds no safetensors under a known name.
         ValueError: If the weights are too large, or the index names files outside its folder.
     """
-    info = patiently(HfApi().model_info, repo_id, revision=revision, files_metadata=True)
+    info = patiently(HfApi().model_info, repo.repo_id, revision=repo.revision, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    download = partial(patiently, hf_hub_download, repo_id, revision=info.sha)
-    for name in SAFETENSORS_NAMES:
-        if name in sizes:
-            _check_size(repo_id, sizes[name], max_bytes)
-            return Path(download(name))
-        if f"{name}.index.json" in sizes:
-            index = Path(download(f"{name}.index.json"))
-            shards = parse_index(index)
-            _check_size(repo_id, sum(sizes.get(file, 0) for file in shards), max_bytes)
-            for file in shards:
-                download(file)
-            return index
-    pickles = [file for file in sizes if Path(file).suffix in PICKLE_SUFFIXES]
-    raise FileNotFoundError(
-        f"{repo_id} holds no {SAFETENSORS_NAMES[0]}"
-        + (f", only pickles {pickles}, which are not downloaded; ask its author for safetensors" if pickles else "")
-    )
+    download = partial(patiently, hf_hub_download, repo.repo_id, revision=info.sha)
+    name = find_remote_weights(repo, checkpoint, info)
+    if not is_index(name):
+        _check_size(str(repo), sizes[name], max_bytes)
+        return Path(download(name))
+    index = Path(download(name))
+    shards = [(PurePosixPath(name).parent / file).as_posix() for file in parse_index(index)]
+    _check_size(str(repo), sum(sizes.get(file, 0) for file in shards), max_bytes)
+    for file in shards:
+        download(file)
+    return index
 
 
 def _check_size(repo_id: str, num_bytes: int, max_bytes: int) -> None:

@@ -18,8 +18,9 @@ from hf_sane.core.layout import BatchNormStorage, LayerSpec, Layout, TokenLayout
 from hf_sane.core.names import canonical_key
 from hf_sane.core.normalization import LayerStatistics, layer_key
 from hf_sane.core.types import StateDict, TokenSequence
-from hf_sane.tokenization.checkpoints import Source, load_state_dict, strip_prefixes
+from hf_sane.tokenization.checkpoints import Checkpoint, Source, load_state_dict
 from hf_sane.tokenization.pretrained import reading_pretrained
+from hf_sane.tokenization.state_dicts import strip_prefixes
 
 Normalization = Literal["standardize", "robust", "none"]
 DIGEST_DIGITS = 16
@@ -342,7 +343,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         Returns:
             `tokens` `[B, N, D]`, `positions` `[B, N, 3]`, `weight_mask` `[B, N, D]`, `attention_mask` `[B, N]`.
         """
-        networks = [sources] if isinstance(sources, str | Path | Mapping | nn.Module) else sources
+        networks = [sources] if isinstance(sources, str | Path | Checkpoint | Mapping | nn.Module) else sources
         encoded = [self.encode(network) for network in networks]
         longest = max(map(len, encoded))
 

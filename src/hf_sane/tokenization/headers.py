@@ -1,69 +1,76 @@
 """Names, shapes and dtypes of a checkpoint without its weights: tensors on the meta device, enough for a layout."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
-from huggingface_hub.errors import NotASafetensorsRepoError
 
 from hf_sane.core.types import StateDict
 from hf_sane.records.patience import patiently
-from hf_sane.records.sources import find_source
+from hf_sane.records.sources import HubRepo, find_source
 from hf_sane.tokenization.checkpoints import (
-    PICKLE_SUFFIXES,
-    find_weights,
+    Checkpoint,
+    as_checkpoint,
+    find_remote_weights,
     join_shards,
     parse_index,
-    read_pickle,
     read_shards,
-    strip_prefixes,
+    weights_path,
 )
+from hf_sane.tokenization.formats import weights_reader
+from hf_sane.tokenization.pickles import unpickle
 from hf_sane.tokenization.safetensors_header import fetch_header, read_header
+from hf_sane.tokenization.state_dicts import choose_state_dict, choose_tensors
+from hf_sane.tokenization.weight_files import is_index
 
 
-def read_meta_state_dict(source: str | Path, *, revision: str | None = None) -> StateDict:
+def read_meta_state_dict(
+    source: str | Path | Checkpoint, *, revision: str | None = None, key: str | None = None
+) -> StateDict:
     """Read what a checkpoint holds, without its weights.
 
     Args:
-        source: A safetensors file, folder or shard index, a weights-only pickle, or a Hub repo id (of which only the headers
-            are downloaded), as in `load_state_dict`.
+        source: A file of safetensors or `torch.save`, a folder, a shard index, or a Hub repo (of which only the headers are
+            downloaded), as in `load_state_dict`.
         revision: Branch, tag or commit of a Hub repo.
+        key: Which state dict, where there are several.
 
     Returns:
         Tensors on the meta device, by name, in the order of the files.
 
     Raises:
-        FileNotFoundError: If a path, a shard, or safetensors in a folder are missing.
-        InvalidFileError: If a header is damaged, names an unknown dtype, or a pickle holds more than weights.
+        FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
+        InvalidFileError: If a header is damaged, names an unknown dtype, a file is of a format that is not read, or holds no
+            network or several.
     """
-    place = find_source(source, revision=revision)
-    if isinstance(place, Path):
-        return strip_prefixes(_read_path(place))
-    return strip_prefixes(_read_repository(place.repo_id, place.revision))
+    checkpoint = as_checkpoint(source, revision=revision, key=key)
+    place = find_source(checkpoint.source, revision=checkpoint.revision)
+    if isinstance(place, HubRepo):
+        return choose_tensors(_read_repository(place, checkpoint), str(place), key=checkpoint.key)
+    return read_outlines(weights_path(checkpoint), key=checkpoint.key)
 
 
-def _read_repository(repo_id: str, revision: str | None) -> StateDict:
+def read_outlines(path: Path, *, key: str | None = None) -> StateDict:
+    """What `read_weights` reads, without values: tensors on the meta device."""
+    reader = weights_reader(path)
+    if reader == "pickle":  # loaded to the meta device, shared tensors would not be known as such
+        return _outlines(choose_state_dict(unpickle(path), path, key=key))
+    return choose_tensors(read_shards(path, read_header) if reader == "index" else read_header(path), path, key=key)
+
+
+def _read_repository(repo: HubRepo, checkpoint: Checkpoint) -> StateDict:
     api = HfApi()
-    if patiently(api.file_exists, repo_id, SAFETENSORS_SINGLE_FILE, revision=revision):
-        return patiently(fetch_header, repo_id, SAFETENSORS_SINGLE_FILE, revision=revision, api=api)
-    if not patiently(api.file_exists, repo_id, SAFETENSORS_INDEX_FILE, revision=revision):
-        raise NotASafetensorsRepoError(
-            f"{repo_id} holds neither {SAFETENSORS_SINGLE_FILE} nor {SAFETENSORS_INDEX_FILE}; name a repository that does"
-        )
-    index = Path(patiently(hf_hub_download, repo_id, SAFETENSORS_INDEX_FILE, revision=revision))
+    info = patiently(api.model_info, repo.repo_id, revision=repo.revision)
+    name = find_remote_weights(repo, checkpoint, info)
+    if not is_index(name):
+        return patiently(fetch_header, repo.repo_id, name, revision=info.sha, api=api)
+    index = Path(patiently(hf_hub_download, repo.repo_id, name, revision=info.sha))
+    folder = PurePosixPath(name).parent
     return join_shards(
-        index, parse_index(index), lambda file: patiently(fetch_header, repo_id, file, revision=revision, api=api)
+        index,
+        parse_index(index),
+        lambda file: patiently(fetch_header, repo.repo_id, (folder / file).as_posix(), revision=info.sha, api=api),
     )
-
-
-def _read_path(path: Path) -> StateDict:
-    path = find_weights(path)
-    if path.suffix in PICKLE_SUFFIXES:
-        return _outlines(read_pickle(path))  # loaded to the meta device, shared tensors would not be known as such
-    if path.name.endswith(".index.json"):
-        return read_shards(path, read_header)
-    return read_header(path)
 
 
 def _outlines(tensors: StateDict) -> StateDict:

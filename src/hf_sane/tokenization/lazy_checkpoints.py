@@ -11,16 +11,18 @@ from hf_sane.core.types import StateDict
 from hf_sane.records.errors import reading
 from hf_sane.tokenization.checkpoints import (
     AGAIN,
-    PICKLE_SUFFIXES,
+    Checkpoint,
     Source,
-    find_weights,
+    as_checkpoint,
     index_shards,
     load_state_dict,
-    local_path,
-    strip_prefixes,
+    read_weights,
+    weights_path,
 )
-from hf_sane.tokenization.headers import read_meta_state_dict
+from hf_sane.tokenization.formats import weights_reader
+from hf_sane.tokenization.headers import read_outlines
 from hf_sane.tokenization.safetensors_header import read_header
+from hf_sane.tokenization.state_dicts import choose_tensors
 
 MAX_MAPPED_BYTES = 2**26
 
@@ -34,20 +36,21 @@ class LazyCheckpoint(Mapping[str, Tensor]):
 
     Args:
         path: A safetensors file or a shard index, whose headers are read and checked at once.
+        key: Which network, where an average lies beside it.
 
     Attributes:
         outlines: Tensors on the meta device: names, shapes and dtypes.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.outlines: StateDict = read_meta_state_dict(path)
-        if path.name.endswith(".index.json"):
+    def __init__(self, path: Path, key: str | None = None) -> None:
+        self.outlines: StateDict = read_outlines(path, key=key)
+        if weights_reader(path) == "index":
             stored = {name: path.parent / file for file, names in index_shards(path).items() for name in names}
         else:
             stored = dict.fromkeys(read_header(path), path)
         self._mapped: tuple[Path, Any] | None = None  # the open file
         self._mapped_bytes = 0  # read from it
-        self._places = strip_prefixes({name: (place, name) for name, place in stored.items()})
+        self._places = choose_tensors({name: (place, name) for name, place in stored.items()}, path, key=key)
 
     def __getitem__(self, name: str) -> Tensor:
         path, stored_name = self._places[name]
@@ -74,13 +77,14 @@ class LazyCheckpoint(Mapping[str, Tensor]):
         return len(self.outlines)
 
 
-def open_checkpoint(source: Source, *, revision: str | None = None) -> Mapping[str, Tensor]:
+def open_checkpoint(source: Source, *, revision: str | None = None, key: str | None = None) -> Mapping[str, Tensor]:
     """Read a network's tensors one at a time.
 
     Args:
         source: As in `load_state_dict`. Tensors in memory are shared; of safetensors only the headers are read now; a
             pickle has no other way than to be loaded whole.
         revision: Branch, tag or commit of a Hub repo.
+        key: Which state dict, where there are several.
 
     Returns:
         Tensors by name, without wrapper prefixes.
@@ -90,9 +94,10 @@ def open_checkpoint(source: Source, *, revision: str | None = None) -> Mapping[s
         ValueError: If a file is damaged, an index points outside its folder, or a pickle holds more than weights.
         TypeError: If `source` is nothing of the above.
     """
-    if isinstance(source, str | Path):
-        path = find_weights(local_path(source, revision=revision))
-        if path.suffix not in PICKLE_SUFFIXES:
-            return LazyCheckpoint(path)
-        source = path
-    return load_state_dict(source)
+    if isinstance(source, str | Path | Checkpoint):
+        checkpoint = as_checkpoint(source, revision=revision, key=key)
+        path = weights_path(checkpoint)
+        if weights_reader(path) != "pickle":
+            return LazyCheckpoint(path, checkpoint.key)
+        return read_weights(path, key=checkpoint.key)
+    return load_state_dict(source, key=key)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_sane.records.errors import MALFORMED, InvalidFileError, shorten
 
-REMEDY = "it is damaged, or holds more than tensors and could run code; convert it to safetensors where you trust it"
+REMEDY = "it is damaged, or holds more than tensors and could run code; convert it to safetensors where you trust it (load it with what wrote it, and save model.state_dict())"
 FAILURES: tuple[type[Exception], ...] = (
     *MALFORMED,
     AssertionError,  # of torch's unpickler
@@ -33,6 +33,27 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 MAX_UNBACKED_BYTES = 2**26
 
 
+class Unread:
+    """Stands for objects that often lie beside weights and say nothing about them: made of anything, does nothing."""
+
+    def __new__(cls, *_: object) -> "Unread":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        return
+
+
+# Measurements and settings. The real classes are never touched: an object that does nothing takes their place.
+INERT: tuple[Any, ...] = tuple(
+    (Unread, name)
+    for name in (
+        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+        *("numpy.dtype", "numpy.ndarray", "argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath"),
+        *("pathlib._local.PosixPath", "pathlib._local.WindowsPath", "datetime.datetime", "datetime.timedelta"),
+    )
+)
+
+
 def unpickle(path: Path) -> Any:
     """What a file of `torch.save` holds, if that is tensors, numbers, text and containers of them.
 
@@ -46,7 +67,9 @@ def unpickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of TorchScript archives, which are refused next, and of old formats
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # A path that ends in .safetensors would be read as that, whatever it is.
+            with path.open("rb") as file, torch.serialization.safe_globals(list(INERT)):
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except FAILURES as error:
         raise InvalidFileError(
             path,

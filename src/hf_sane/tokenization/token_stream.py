@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 
 from hf_sane.core.layout import LayerSpec, Layout, TensorSpec
-from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, Source, find_weights, load_state_dict, local_path
+from hf_sane.tokenization.checkpoints import (
+    Checkpoint,
+    Source,
+    as_checkpoint,
+    load_state_dict,
+    weights_path,
+)
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor, source_ties
-from hf_sane.tokenization.headers import read_meta_state_dict
+from hf_sane.tokenization.formats import weights_reader
+from hf_sane.tokenization.headers import read_outlines
 from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
 
 MAX_SCALARS = 2**22  # read at a time: 16 MiB of float32
@@ -163,14 +170,16 @@ def stream_if_large(
         FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
         TypeError: If `source` is nothing that `encode` takes.
     """
-    if isinstance(source, str | Path):
-        source = find_weights(local_path(source, revision=revision))
-        if source.suffix in PICKLE_SUFFIXES:
+    if isinstance(source, str | Path | Checkpoint):
+        checkpoint = as_checkpoint(source, revision=revision)
+        path = weights_path(checkpoint)
+        if weights_reader(path) == "pickle":
             return None
-        tensors = read_meta_state_dict(source)
+        tensors = read_outlines(path, key=checkpoint.key)
+        source = Checkpoint(path, key=checkpoint.key)
     else:
         tensors = load_state_dict(source)
-    if any(tensor.is_meta for tensor in tensors.values()) and not isinstance(source, Path):
+    if any(tensor.is_meta for tensor in tensors.values()) and not isinstance(source, Checkpoint):
         return None  # without values: `encode` says so
     if sum(tensor.nbytes for tensor in tensors.values()) <= max_memory_bytes:
         return None

@@ -19,7 +19,8 @@ from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import empty_model
 from hf_sane.records.errors import reading
 from hf_sane.records.files import write_atomically
-from hf_sane.tokenization.checkpoints import load_state_dict, parse_index, strip_prefixes
+from hf_sane.tokenization.checkpoints import load_state_dict, parse_index
+from hf_sane.tokenization.state_dicts import choose_tensors
 from hf_sane.zoo.facts import (
     CONFIG_CLASSES,
     IMPORTED,
@@ -121,7 +122,7 @@ def import_network(
             if missing := sorted(set(wanted or ()) - found.keys()):
                 raise ValueError(f"{name} lacks {missing[:3]}, which its index places there")
             header |= found if wanted is None else {tensor: found[tensor] for tensor in wanted}
-        _check_layout(Layout.from_state_dict(strip_prefixes(header), **arguments.token_settings), arguments)
+        _check_layout(Layout.from_state_dict(choose_tensors(header, file), **arguments.token_settings), arguments)
     local = {name: repository.fetch(name) for name in files}
     state_dict = load_state_dict(repository.fetch(file) if file not in local else local[file])
     own = _own_config(config, state_dict)

@@ -12,9 +12,9 @@ from huggingface_hub import HfApi
 from hf_sane.core.types import StateDict
 from hf_sane.records.patience import patiently
 from hf_sane.records.sources import parse_repo
-from hf_sane.tokenization.checkpoints import PICKLE_SUFFIXES, SAFETENSORS_NAMES
 from hf_sane.tokenization.headers import read_meta_state_dict
 from hf_sane.tokenization.safetensors_header import fetch_header
+from hf_sane.tokenization.weight_files import PICKLE_SUFFIXES, SAFETENSORS_NAMES
 from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.cards import CardFacts
 

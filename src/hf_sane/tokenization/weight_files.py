@@ -1,0 +1,146 @@
+"""Which file of a folder or repository holds the weights, and what to say where none does."""
+
+import re
+from collections.abc import Collection
+from pathlib import PurePosixPath
+
+SAFETENSORS_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
+PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl", ".pickle", ".pth.tar", ".pt.tar")
+INDEX_SUFFIX = ".index.json"
+SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
+# The same weights in another precision, or averaged: `model.fp16.safetensors`.
+VARIANT = re.compile(r"(?P<stem>.+)\.(?P<variant>fp16|fp32|bf16|fp8|int8|non_ema|ema)\.safetensors$")
+UNREAD_SUFFIXES = (
+    ".gguf",
+    ".onnx",
+    ".h5",
+    ".keras",
+    ".msgpack",
+    ".npz",
+    ".pb",
+    ".tflite",
+    ".mlmodel",
+    ".ot",
+    ".tar",
+    ".zip",
+)
+MAX_NAMED = 4  # files in a message
+
+
+def choose_weights(
+    where: str, files: Collection[str], *, subfolder: str | None = None, variant: str | None = None, local: bool
+) -> str:
+    """The file to read, a safetensors file or the index of its shards.
+
+    Args:
+        where: What messages call the folder or repository.
+        files: Paths of its files, with `/` between their parts; of a local folder, those below it that messages may name.
+        subfolder: Which folder of it.
+        variant: Which one of several precisions, as in Transformers: `fp16` for `model.fp16.safetensors`.
+        local: Whether it is a folder of this machine, whose files can be named one by one.
+
+    Returns:
+        One of `files`: under a name that Transformers, PEFT or diffusers give it, or the only safetensors file.
+
+    Raises:
+        FileNotFoundError: If there is none, or nothing says which, with what is there and how it is chosen.
+    """
+    prefix = f"{subfolder.strip('/')}/" if subfolder and subfolder.strip("/") else ""
+    inside = {path.removeprefix(prefix) for path in files if path.startswith(prefix)}
+    here = sorted(path for path in inside if "/" not in path)
+    for name in SAFETENSORS_NAMES:
+        for candidate in _names(name, variant):
+            if candidate in here:
+                return prefix + candidate
+    loose = [name for name in here if name.endswith(".safetensors") and not SHARD.search(name)]
+    fitting = [name for name in loose if _variant(name) == variant]
+    if len(fitting) == 1:
+        return prefix + fitting[0]
+    raise FileNotFoundError(
+        f"{where} {_lack(subfolder, variant, len(fitting))}; "
+        + (
+            "; ".join(_advice(here, fitting, inside, prefix, local=local))
+            or f"it holds {_listed(sorted(inside)) or 'no files'}"
+        )
+    )
+
+
+def is_index(file: str) -> bool:
+    """Whether a file is an index of shards, by its name: `model.safetensors.index.json`, `...index.fp16.json`."""
+    return re.search(r"\.safetensors\.index(\.\w+)?\.json$", file) is not None
+
+
+def is_pickle_name(file: str) -> bool:
+    """Whether a file on the Hub, of which only the name is known, is a pickle that could run code when it is opened."""
+    return file.lower().endswith(PICKLE_SUFFIXES)
+
+
+def _names(name: str, variant: str | None) -> tuple[str, str]:
+    """A file and the index of its shards, as Transformers calls them."""
+    if variant is None:
+        return name, f"{name}{INDEX_SUFFIX}"
+    stem = name.removesuffix(".safetensors")
+    return f"{stem}.{variant}.safetensors", f"{name}.index.{variant}.json"
+
+
+def _variant(name: str) -> str | None:
+    found = VARIANT.match(name)
+    return found["variant"] if found else None
+
+
+def _lack(subfolder: str | None, variant: str | None, count: int) -> str:
+    place = f" in its folder {subfolder}" if subfolder else ""
+    kind = "" if variant is None else f" of the variant {variant}"
+    if count:
+        return f"holds {count} safetensors files{place}{kind} and none of {', '.join(SAFETENSORS_NAMES)}"
+    return f"holds no safetensors{place}{kind}"
+
+
+def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix: str, *, local: bool) -> list[str]:
+    """What is there, and how it is chosen."""
+    found = []
+    if fitting:
+        found.append(
+            f"name the file itself: {_listed(fitting)}" if local else f"fetch one (hf-sane pull): {_listed(fitting)}"
+        )
+    variants = {variant: name for name in here if (variant := _variant(name)) is not None and name not in fitting}
+    if variants:
+        found.append(
+            f"it holds {_listed(list(variants.values()))}: choose with --variant {' or '.join(variants)} (variant=)"
+        )
+    plain = [
+        name for name in here if name in SAFETENSORS_NAMES or name.removesuffix(INDEX_SUFFIX) in SAFETENSORS_NAMES
+    ]
+    if plain and not fitting:
+        found.append(f"it holds {_listed(plain)}: leave the variant out")
+    if pickles := [name for name in here if is_pickle_name(name)]:
+        how = "name the file itself, it is opened with weights_only=True"
+        if not local:
+            how = "not downloaded, since it could run code; ask its author for safetensors, or fetch it with hf-sane pull --allow-pickle"
+        found.append(f"it holds {_listed(pickles)}, in PyTorch's format: {how}")
+    weights = (".safetensors", *PICKLE_SUFFIXES, INDEX_SUFFIX)
+    below = [PurePosixPath(path) for path in sorted(inside) if "/" in path and path.endswith(weights)]
+    if below and not found:
+        folders = list(dict.fromkeys(path.parent.as_posix() for path in below))
+        found.append(
+            f"it holds weights in {_listed(folders)}: choose one with --subfolder {prefix}{folders[0]} (subfolder=)"
+        )
+    if (unread := [name for name in here if name.lower().endswith(UNREAD_SUFFIXES)]) and not found:
+        found.append(f"it holds {_listed(unread)}, which is not read: take or make safetensors")
+    return found
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
+
+
+__all__ = [
+    "INDEX_SUFFIX",
+    "PICKLE_SUFFIXES",
+    "SAFETENSORS_NAMES",
+    "SHARD",
+    "choose_weights",
+    "is_index",
+    "is_pickle_name",
+]
