@@ -142,7 +142,7 @@ def test_what_cannot_be_mixed(tiny_zoo, mlp_zoo, tmp_path):
         mix_zoos({"a": numbers, "b": words}, tmp_path)
     assert not list(tmp_path.iterdir())
     mix_zoos({"a": tiny_zoo}, tmp_path, config="one")
-    with pytest.raises(FileExistsError, match="holds a zoo named 'one' already"):
+    with pytest.raises(FileExistsError, match="already holds a finished zoo named 'one'"):
         mix_zoos({"a": tiny_zoo}, tmp_path, config="one")
 
 

@@ -52,7 +52,7 @@ def test_a_data_folder_of_somebody_inside_a_zoo_is_refused_and_stays(tiny_zoo, f
 
 def test_a_finished_zoo_is_replaced_on_request_and_only_if_nobody_changed_it(tiny_zoo, folder):
     half = Zoo({name: split.select(slice(None, 4)) for name, split in tiny_zoo.splits.items()}, tiny_zoo.facts)
-    with pytest.raises(FileExistsError, match="holds a zoo named 'default' already"):
+    with pytest.raises(FileExistsError, match="already holds a finished zoo named 'default'"):
         half.save(folder)
     half.save(folder, replace=True)
     assert len(Zoo.load(folder)) == 12

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from hf_sane.records.errors import InvalidFileError, reading
 from hf_sane.records.files import PARTIAL, move_folder, recover_folder, remove_partial_files, sync, write_atomically
-from hf_sane.records.locks import folder_lock
+from hf_sane.records.locks import folder_lock, is_locked
 from hf_sane.records.redaction import redact_tokens
 
 MANIFEST = "hf_sane_manifest.json"
@@ -274,8 +274,9 @@ def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Ite
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         return
-    check_may_write(folder, job, replace=replace)
     partial = folder.with_name(f".{folder.name}{PARTIAL}")
+    with _tidied(folder):
+        check_may_write(folder, job, replace=replace)
     with _writing(folder), _made_parents(folder), folder_lock(folder):
         recover_folder(folder)
         check_may_write(folder, job, replace=replace)
@@ -317,7 +318,8 @@ def resumable_folder(folder: str | Path, job: str, *, is_ours: Callable[[Path], 
         OSError: If the place cannot be written or the disk is full.
     """
     folder = _absolute(folder)
-    check_may_write(folder, job, is_ours=is_ours)
+    with _tidied(folder):
+        check_may_write(folder, job, is_ours=is_ours)
     with _writing(folder), _made_parents(folder), folder_lock(folder):
         recover_folder(folder)
         check_may_write(folder, job, is_ours=is_ours)
@@ -512,6 +514,19 @@ def _is_beside(name: object, place: Path) -> bool:
         return path in place.parents
     entry = path.relative_to(place.parent).parts[0]
     return entry == place.name or entry.startswith(f".{place.name}.")
+
+
+@contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """Before a refusal, remove what a process that was killed after it had finished left beside the folder."""
+    try:
+        yield
+    except FileExistsError:
+        partial = folder.with_name(f".{folder.name}{PARTIAL}")
+        if partial.exists() or is_locked(folder):
+            with suppress(OSError), folder_lock(folder):
+                shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _listed(names: Iterable[str]) -> str:

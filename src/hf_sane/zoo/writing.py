@@ -132,7 +132,7 @@ class ZooWriter:
             )
         if not replace and is_finished(self.folder, self.config):
             raise FileExistsError(
-                f"{self.folder} holds a zoo named {self.config!r} already; use another folder or config name"
+                f"{self.folder} already holds a finished zoo named {self.config!r}; use another folder or config name"
             )
 
     def _write_card(self, before: dict[str, ZooFacts], after: dict[str, ZooFacts]) -> dict[str, str]:

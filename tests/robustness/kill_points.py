@@ -1,0 +1,213 @@
+"""Run a verb in a child of this process, and kill it at the k-th thing it does to files.
+
+Everything is imported once, in the parent; a child is a fork. Before every change of a file or folder below a watched place
+(through Python's audit hooks: open for writing, rename, remove, mkdir, rmdir, link, chmod; and the exchange of two names,
+which has no hook of its own) the child counts one event. Files that are written outside of Python (safetensors, parquet,
+torch.save) count twice: before they are written, and when half of them is.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+FOLDER_DESCRIPTOR = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.chmod": 2}  # place among an event's arguments
+EXCHANGES = ("renameat2", "renamex_np")
+RAISED = 99  # exit code of a child that raised what nobody expected
+
+
+@dataclass
+class Outcome:
+    """How a child ended.
+
+    Attributes:
+        code: Exit code; the negative number of the signal that ended it.
+        output: What it printed.
+        events: What it did to files, if it ended by itself or was killed.
+        seconds: How long it lived.
+    """
+
+    code: int
+    output: str
+    events: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def was_killed(self) -> bool:
+        return self.code == -signal.SIGKILL
+
+
+class Watch:
+    """Counts events below a place, and ends this process at one of them."""
+
+    def __init__(self, place: Path, log: int, stop_at: int | None) -> None:
+        self.place, self.log, self.stop_at = os.path.realpath(place), log, stop_at
+        self.count = 0
+
+    def install(self) -> None:
+        """For the rest of this process."""
+        sys.addaudithook(self._hear)
+        self._around(safetensors.torch, "serialize_file", 1)
+        self._around(torch, "save", 1)
+        self._around(pq.ParquetWriter, "__init__", 1)
+
+    def note(self, what: str) -> bool:
+        """Count an event; whether this is where the process ends, which it does at once unless the caller wants to."""
+        os.write(self.log, f"{what.replace(self.place, '')}\n".encode())
+        self.count += 1
+        return self.count == self.stop_at
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            is_write = isinstance(flags, int) and bool(flags & WRITES)
+            watched = is_write and self._is_below(path, None)
+        elif event in ("os.rename", "os.link", "os.symlink"):
+            path = arguments[1]
+            watched = self._is_below(path, arguments[3] if event != "os.symlink" else arguments[2])
+        elif event in FOLDER_DESCRIPTOR:
+            path = arguments[0]
+            watched = self._is_below(path, arguments[FOLDER_DESCRIPTOR[event]])
+        elif event == "ctypes.dlsym" and arguments[1] in EXCHANGES:
+            path, watched = "", True
+        else:
+            return
+        if watched and self.note(f"{event} {os.fsdecode(path) if isinstance(path, str | bytes) else path}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _is_below(self, path: Any, folder: Any) -> bool:
+        if isinstance(path, int) or path is None:
+            return False
+        text = os.fsdecode(path)
+        if isinstance(folder, int) and folder >= 0 and not os.path.isabs(text):
+            text = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), text)
+        return os.path.abspath(text).startswith(self.place)
+
+    def _around(self, owner: Any, name: str, place: int) -> None:
+        """Count a write that Python does not see, before and in the midst of it; the path is the argument at `place`."""
+        write = getattr(owner, name)
+
+        def watched(*arguments: Any, **settings: Any) -> Any:
+            path = arguments[place] if len(arguments) > place else settings.get("filename")
+            if not isinstance(path, str | os.PathLike) or not self._is_below(path, None):
+                return write(*arguments, **settings)
+            if self.note(f"write {os.fspath(path)}"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = write(*arguments, **settings)
+            if self.note(f"half of {os.fspath(path)}"):
+                os.truncate(path, os.path.getsize(path) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, name, watched)
+
+
+def in_child(
+    work: Callable[[], object],
+    *,
+    place: Path,
+    stop_at: int | None = None,
+    before: Callable[[], object] | None = None,
+    interrupt_at: str | None = None,
+) -> Outcome:
+    """Run `work` in a fork.
+
+    Args:
+        work: What is done; `SystemExit` gives the exit code.
+        place: Events below this folder count.
+        stop_at: Number of the event, from 1, before which the child kills itself; never if `None`.
+        before: Called first, to narrow what the child may do.
+        interrupt_at: Send SIGINT, as Ctrl-C does, when an event holds these letters.
+    """
+    read, write = os.pipe()
+    events, events_end = os.pipe()
+    start = time.monotonic()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read)
+        os.close(events)
+        os.dup2(write, 1)
+        os.dup2(write, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        os._exit(_run(work, Watch(place, events_end, stop_at), before, interrupt_at))
+    os.close(write)
+    os.close(events_end)
+    texts = _read_all([read, events])
+    _, status = os.waitpid(pid, 0)
+    return Outcome(os.waitstatus_to_exitcode(status), texts[0], texts[1].splitlines(), time.monotonic() - start)
+
+
+def _run(
+    work: Callable[[], object], watch: Watch, before: Callable[[], object] | None, interrupt_at: str | None
+) -> int:
+    code = 0
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if before is not None:
+            before()
+        if interrupt_at is not None:
+            _interrupt_at(watch, interrupt_at)
+        watch.install()
+        work()
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else RAISED
+    except BaseException:  # noqa: BLE001 (a fork must not go back into the tests)
+        traceback.print_exc()
+        code = RAISED
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return code
+
+
+def _interrupt_at(watch: Watch, letters: str) -> None:
+    note = watch.note
+
+    def noting(what: str) -> bool:
+        result = note(what)
+        if letters in what:
+            watch.note = note  # type: ignore[method-assign]
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    watch.note = noting  # type: ignore[method-assign]
+
+
+def _read_all(descriptors: list[int]) -> list[str]:
+    """What comes out of pipes until their ends, at the same time: a full pipe would stop the child."""
+    import selectors
+
+    parts: dict[int, list[bytes]] = {descriptor: [] for descriptor in descriptors}
+    with selectors.DefaultSelector() as selector:
+        for descriptor in descriptors:
+            selector.register(descriptor, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                if block := os.read(key.fd, 65536):
+                    parts[key.fd].append(block)
+                else:
+                    selector.unregister(key.fd)
+                    os.close(key.fd)
+    return [b"".join(blocks).decode(errors="replace") for blocks in parts.values()]
+
+
+def spread(total: int, number: int) -> Iterator[int]:
+    """`number` events out of `total`, from the first to the last."""
+    if total <= number:
+        yield from range(1, total + 1)
+        return
+    for index in range(number):
+        yield 1 + round(index * (total - 1) / (number - 1))

@@ -1,0 +1,114 @@
+"""A small run of every verb that writes, and how its result is compared."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_sane.records.outputs import CARD, MANIFEST, check_finished
+from hf_sane.zoo.writing import check_zoo
+
+STRANGERS = {"notes.txt": "theirs", ".hidden": "theirs, too", "out.txt": "theirs as well", "other/file": "deep"}
+TIMED_LINE = re.compile(r"\| (command|started at|seconds|peak rss bytes|resume) \|")  # of cards
+MODEL = '{"hidden_size": 8, "latent_dim": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 8}'
+
+VERBS = (
+    *("zoo build", "zoo import", "zoo mix", "zoo align", "pretrain", "sample", "soup", "embed", "probe", "finetune"),
+    "analyze",
+)
+
+
+def nothing(place: Path) -> None:
+    """Nothing has to be there."""
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A verb with inputs so small that it takes a second.
+
+    Attributes:
+        name: Of the verb.
+        arguments: Of the command line, but for the output.
+        prepare: Puts into the place what has to be there before, and somebody's files inside of it.
+        check: Raises unless the output is finished and whole.
+        continued_by: Flags that the program asks for after an interruption.
+        timed: Further files that hold times, which are not compared.
+        varies: The events are not the same every time: several threads make them.
+    """
+
+    name: str
+    arguments: Sequence[object]
+    prepare: Callable[[Path], None] = nothing
+    check: Callable[[Path], object] = check_finished
+    continued_by: tuple[str, ...] = ()
+    timed: tuple[str, ...] = ()
+    output: str = "--output"
+    varies: bool = False
+
+    def command(self, place: Path) -> list[str]:
+        """The whole command line."""
+        where = [self.output, place / "out"] if self.output.startswith("-") else [place / "out"]
+        return [str(part) for part in (*self.arguments, *where)]
+
+    def fresh(self, place: Path) -> None:
+        """Make the place anew, with files of somebody in it."""
+        shutil.rmtree(place, ignore_errors=True)
+        for name, text in STRANGERS.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text(text)
+        self.prepare(place)
+
+    def content(self, place: Path) -> dict[str, Any]:
+        """Every file below a place, but for times, logs, and Arrow copies that may be deleted at any time."""
+        found: dict[str, Any] = {}
+        for folder, folders, files in os.walk(place):
+            folders[:] = [name for name in folders if name not in (".cache", "logs")]
+            for name in files:
+                path = Path(folder, name)
+                relative = path.relative_to(place).as_posix()
+                if name == MANIFEST:
+                    manifest = json.loads(path.read_text())
+                    listed = {key: value for key, value in manifest["files"].items() if not self._is_timed(key)}
+                    found[relative] = {**manifest, "files": listed, "timed": sorted(manifest["files"].keys() - listed)}
+                elif name == CARD:
+                    found[relative] = [line for line in path.read_text().splitlines() if not TIMED_LINE.match(line)]
+                else:
+                    found[relative] = None if self._is_timed(name) else path.read_bytes()
+        return found
+
+    def _is_timed(self, name: str) -> bool:
+        last = name.rpartition("/")[2]
+        return last in ("run.json", CARD, *self.timed)
+
+
+def check_run(folder: Path) -> None:
+    """A pre-training run is finished when its model is."""
+    if not (folder / "model").is_dir():
+        raise FileNotFoundError(folder / "model")
+    check_finished(folder / "model")
+
+
+def check_whole_zoo(folder: Path) -> None:
+    """A zoo is finished when it can be loaded, with its alignment."""
+    check_zoo(folder, "default")
+
+
+def check_aligned_zoo(folder: Path) -> None:
+    """A zoo that was built or aligned has its alignment."""
+    check_zoo(folder, "default")
+    if not (folder / "data" / "alignment.safetensors").is_file():
+        raise FileNotFoundError("alignment.safetensors")
+
+
+def holding(template: Path) -> Callable[[Path], None]:
+    """The output folder is there before: a copy of another one, with a file of somebody inside of it."""
+
+    def prepare(place: Path) -> None:
+        shutil.copytree(template, place / "out")
+        (place / "out" / "mine.txt").write_text("theirs inside")
+
+    return prepare

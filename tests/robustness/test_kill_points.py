@@ -1,0 +1,134 @@
+"""A verb that is killed at any event of its files, and then run again, gives what it would have given; nobody else's file is
+touched, nothing that is half done looks finished, and nothing of ours is left beside.
+
+`make test` takes some events of each verb, `make kill` all of them: `KILL_POINTS=all`.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import Hub
+from kill_points import Outcome, in_child, spread
+from small_runs import STRANGERS, VERBS, SmallRun
+
+from hf_sane.cli.app import app
+
+POINTS = os.environ.get("KILL_POINTS", "4")
+RECORD = os.environ.get("KILL_RECORD")  # file that gets a line for each verb
+MIN_EVENTS = 10  # a verb that does less to its files is not watched
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def program(run: SmallRun, place: Path, *flags: str) -> Callable[[], None]:
+    command = [*run.command(place), *flags]
+
+    def work() -> None:
+        sys.argv = ["hf-sane", *command]
+        app(command)
+
+    return work
+
+
+def looks_finished(run: SmallRun, place: Path) -> bool:
+    try:
+        run.check(place / "out")
+    except (OSError, ValueError):
+        return False
+    return (place / "out").is_dir()
+
+
+def visible(content: dict[str, Any]) -> dict[str, Any]:
+    """What a loader would see of the output."""
+    return {
+        name: value
+        for name, value in content.items()
+        if name.startswith("out/") and not any(part.startswith(".") for part in name.split("/"))
+    }
+
+
+def kill_and_run_again(run: SmallRun, place: Path, event: int, expected: dict[str, Any]) -> None:
+    run.fresh(place)
+    before = run.content(place)
+    killed = in_child(program(run, place), place=place, stop_at=event)
+    if run.varies and killed.code == 0:  # fewer events than the last time
+        return
+    assert killed.was_killed, killed
+    what = f"{run.name}, event {event}: {killed.events[-1]}"
+    left = run.content(place)
+    for name in {*STRANGERS, "out/mine.txt"} & before.keys():
+        assert left[name] == before[name], f"{what}: {name}"
+    finished = looks_finished(run, place)
+    if finished and run.output:  # a zoo that is aligned where it lies was finished before
+        assert visible(left) == visible(expected), f"{what}: half done, but it looks finished"
+    again = in_child(program(run, place), place=place)
+    if again.code == 2 and run.continued_by and run.continued_by[0] in again.output:
+        again = in_child(program(run, place, *run.continued_by), place=place)
+    if again.code == 2:
+        assert finished, f"{what}: {again.output}"
+        assert "finished" in again.output, what
+    else:
+        assert again.code == 0, f"{what}: {again.output}"
+    found = run.content(place)
+    assert found.keys() == expected.keys(), f"{what}: {found.keys() ^ expected.keys()}"
+    differing = [name for name in expected if found[name] != expected[name]]
+    assert not differing, f"{what}: {differing}"
+
+
+def kill_everywhere(run: SmallRun, place: Path) -> None:
+    run.fresh(place)
+    whole = in_child(program(run, place), place=place)
+    assert whole.code == 0, whole.output
+    assert len(whole.events) >= MIN_EVENTS
+    expected = run.content(place)
+    assert looks_finished(run, place)
+    total = len(whole.events)
+    points = range(1, total + 1) if POINTS == "all" else spread(total, int(POINTS))
+    for event in points:
+        kill_and_run_again(run, place, event, expected)
+    if RECORD:
+        with Path(RECORD).open("a", encoding="utf-8") as file:
+            file.write(f"{run.name}\t{total}\t{whole.seconds:.2f}\n")
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_killed_verb_is_made_whole_by_running_it_again(
+    name: str, small_run: Callable[[str], SmallRun], tmp_path: Path
+) -> None:
+    kill_everywhere(small_run(name), tmp_path / "place")
+
+
+def test_a_killed_pull_is_made_whole_by_running_it_again(local_hub: Hub, tmp_path: Path) -> None:
+    files = {
+        "model.safetensors": os.urandom(3000),
+        "config.json": b"{}",
+        "sub/notes.txt": b"x",
+        ".gitattributes": b"y",
+    }
+    local_hub.storage.add_files("models", "org/model", files)
+    kill_everywhere(SmallRun("pull", ("pull", "org/model"), varies=True), tmp_path / "place")
+
+
+def test_the_harness_sees_what_it_kills(tmp_path: Path) -> None:
+    """Otherwise nothing above could fail."""
+    (tmp_path / "watched").mkdir()
+
+    def work() -> None:
+        for name in ("a", "b", "c"):
+            (tmp_path / "watched" / name).write_text(name)
+            (tmp_path / "beside").write_text(name)
+        (tmp_path / "watched" / "a").rename(tmp_path / "watched" / "d")
+        (tmp_path / "watched" / "b").unlink()
+
+    whole = in_child(work, place=tmp_path / "watched")
+    assert isinstance(whole, Outcome)
+    assert [event.split()[0] for event in whole.events] == ["open", "open", "open", "os.rename", "os.remove"]
+    for path in (tmp_path / "watched").iterdir():
+        path.unlink()
+    killed = in_child(work, place=tmp_path / "watched", stop_at=3)
+    assert killed.was_killed
+    assert sorted(path.name for path in (tmp_path / "watched").iterdir()) == ["a", "b"]
