@@ -8,6 +8,7 @@ torch.save) count twice: before they are written, and when half of them is.
 
 import contextlib
 import os
+import selectors
 import signal
 import sys
 import time
@@ -51,8 +52,8 @@ class Outcome:
 class Watch:
     """Counts events below a place, and ends this process at one of them."""
 
-    def __init__(self, place: Path, log: int, stop_at: int | None) -> None:
-        self.place, self.log, self.stop_at = os.path.realpath(place), log, stop_at
+    def __init__(self, place: Path, log: int, stop_at: int | None, by: signal.Signals) -> None:
+        self.place, self.log, self.stop_at, self.by = os.path.realpath(place), log, stop_at, by
         self.count = 0
 
     def install(self) -> None:
@@ -84,7 +85,7 @@ class Watch:
         else:
             return
         if watched and self.note(f"{event} {os.fsdecode(path) if isinstance(path, str | bytes) else path}"):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.by)
 
     def _is_below(self, path: Any, folder: Any) -> bool:
         if isinstance(path, int) or path is None:
@@ -103,11 +104,11 @@ class Watch:
             if not isinstance(path, str | os.PathLike) or not self._is_below(path, None):
                 return write(*arguments, **settings)
             if self.note(f"write {os.fspath(path)}"):
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.by)
             result = write(*arguments, **settings)
             if self.note(f"half of {os.fspath(path)}"):
                 os.truncate(path, os.path.getsize(path) // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.by)
             return result
 
         setattr(owner, name, watched)
@@ -118,17 +119,17 @@ def in_child(
     *,
     place: Path,
     stop_at: int | None = None,
+    by: signal.Signals = signal.SIGKILL,
     before: Callable[[], object] | None = None,
-    interrupt_at: str | None = None,
 ) -> Outcome:
     """Run `work` in a fork.
 
     Args:
         work: What is done; `SystemExit` gives the exit code.
         place: Events below this folder count.
-        stop_at: Number of the event, from 1, before which the child kills itself; never if `None`.
+        stop_at: Number of the event, from 1, before which the child sends itself a signal; never if `None`.
+        by: The signal: SIGKILL, or SIGINT as Ctrl-C sends it.
         before: Called first, to narrow what the child may do.
-        interrupt_at: Send SIGINT, as Ctrl-C does, when an event holds these letters.
     """
     read, write = os.pipe()
     events, events_end = os.pipe()
@@ -142,7 +143,7 @@ def in_child(
         os.dup2(write, 1)
         os.dup2(write, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        os._exit(_run(work, Watch(place, events_end, stop_at), before, interrupt_at))
+        os._exit(_run(work, Watch(place, events_end, stop_at, by), before))
     os.close(write)
     os.close(events_end)
     texts = _read_all([read, events])
@@ -150,16 +151,12 @@ def in_child(
     return Outcome(os.waitstatus_to_exitcode(status), texts[0], texts[1].splitlines(), time.monotonic() - start)
 
 
-def _run(
-    work: Callable[[], object], watch: Watch, before: Callable[[], object] | None, interrupt_at: str | None
-) -> int:
+def _run(work: Callable[[], object], watch: Watch, before: Callable[[], object] | None) -> int:
     code = 0
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if before is not None:
             before()
-        if interrupt_at is not None:
-            _interrupt_at(watch, interrupt_at)
         watch.install()
         work()
     except SystemExit as ending:
@@ -173,23 +170,8 @@ def _run(
     return code
 
 
-def _interrupt_at(watch: Watch, letters: str) -> None:
-    note = watch.note
-
-    def noting(what: str) -> bool:
-        result = note(what)
-        if letters in what:
-            watch.note = note  # type: ignore[method-assign]
-            os.kill(os.getpid(), signal.SIGINT)
-        return result
-
-    watch.note = noting  # type: ignore[method-assign]
-
-
 def _read_all(descriptors: list[int]) -> list[str]:
     """What comes out of pipes until their ends, at the same time: a full pipe would stop the child."""
-    import selectors
-
     parts: dict[int, list[bytes]] = {descriptor: [] for descriptor in descriptors}
     with selectors.DefaultSelector() as selector:
         for descriptor in descriptors:

@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_sane.cli.app import app
 from hf_sane.records.outputs import CARD, MANIFEST, check_finished
 from hf_sane.zoo.writing import check_zoo
 
@@ -37,6 +39,8 @@ class SmallRun:
         check: Raises unless the output is finished and whole.
         continued_by: Flags that the program asks for after an interruption.
         timed: Further files that hold times, which are not compared.
+        starts_finished: What the verb changes is finished before.
+        share: Of the room that the verb needs, what a disk has that is too small.
         varies: The events are not the same every time: several threads make them.
     """
 
@@ -47,7 +51,9 @@ class SmallRun:
     continued_by: tuple[str, ...] = ()
     timed: tuple[str, ...] = ()
     output: str = "--output"
+    share: float = 0.5
     varies: bool = False
+    starts_finished: bool = False
 
     def command(self, place: Path) -> list[str]:
         """The whole command line."""
@@ -83,6 +89,35 @@ class SmallRun:
     def _is_timed(self, name: str) -> bool:
         last = name.rpartition("/")[2]
         return last in ("run.json", CARD, *self.timed)
+
+
+def program(run: SmallRun, place: Path, *flags: str) -> Callable[[], None]:
+    """What a child does to run a verb."""
+    command = [*run.command(place), *flags]
+
+    def work() -> None:
+        sys.argv = ["hf-sane", *command]
+        app(command)
+
+    return work
+
+
+def looks_finished(run: SmallRun, place: Path) -> bool:
+    """Whether a loader would take the output."""
+    try:
+        run.check(place / "out")
+    except (OSError, ValueError):
+        return False
+    return (place / "out").is_dir()
+
+
+def visible(content: dict[str, Any]) -> dict[str, Any]:
+    """What a loader sees of the output."""
+    return {
+        name: value
+        for name, value in content.items()
+        if name.startswith("out/") and not any(part.startswith(".") for part in name.split("/"))
+    }
 
 
 def check_run(folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""A verb that is killed at any event of its files, and then run again, gives what it would have given; nobody else's file is
+"""A verb that is killed or interrupted at any event of its files, and then run again, gives what it would have given; nobody else's file is
 touched, nothing that is half done looks finished, and nothing of ours is left beside.
 
 `make test` takes some events of each verb, `make kill` all of them: `KILL_POINTS=all`.
 """
 
 import os
-import sys
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,57 +13,38 @@ from typing import Any
 import pytest
 from hub_server import Hub
 from kill_points import Outcome, in_child, spread
-from small_runs import STRANGERS, VERBS, SmallRun
+from small_runs import STRANGERS, VERBS, SmallRun, looks_finished, program, visible
 
-from hf_sane.cli.app import app
-
-POINTS = os.environ.get("KILL_POINTS", "4")
+POINTS = os.environ.get("KILL_POINTS", "3")
 RECORD = os.environ.get("KILL_RECORD")  # file that gets a line for each verb
+INTERRUPTED = 130
 MIN_EVENTS = 10  # a verb that does less to its files is not watched
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-def program(run: SmallRun, place: Path, *flags: str) -> Callable[[], None]:
-    command = [*run.command(place), *flags]
-
-    def work() -> None:
-        sys.argv = ["hf-sane", *command]
-        app(command)
-
-    return work
-
-
-def looks_finished(run: SmallRun, place: Path) -> bool:
-    try:
-        run.check(place / "out")
-    except (OSError, ValueError):
-        return False
-    return (place / "out").is_dir()
-
-
-def visible(content: dict[str, Any]) -> dict[str, Any]:
-    """What a loader would see of the output."""
-    return {
-        name: value
-        for name, value in content.items()
-        if name.startswith("out/") and not any(part.startswith(".") for part in name.split("/"))
-    }
-
-
-def kill_and_run_again(run: SmallRun, place: Path, event: int, expected: dict[str, Any]) -> None:
+def stop_and_run_again(
+    run: SmallRun, place: Path, event: int, expected: dict[str, Any], by: signal.Signals = signal.SIGKILL
+) -> None:
     run.fresh(place)
     before = run.content(place)
-    killed = in_child(program(run, place), place=place, stop_at=event)
-    if run.varies and killed.code == 0:  # fewer events than the last time
+    stopped = in_child(program(run, place), place=place, stop_at=event, by=by)
+    if run.varies and stopped.code == 0:  # fewer events than the last time
         return
-    assert killed.was_killed, killed
-    what = f"{run.name}, event {event}: {killed.events[-1]}"
+    what = f"{run.name}, event {event}: {stopped.events[event - 1]}"
+    if by == signal.SIGKILL:
+        assert stopped.was_killed, stopped
+    else:
+        assert stopped.code == INTERRUPTED, f"{what}: {stopped.output}"
+        lines = [line for line in stopped.output.splitlines() if line.startswith("hf-sane: ")]
+        assert len(lines) == 1, stopped.output
+        assert "hf-sane: interrupted: " in lines[0]
+        assert "the same command" in lines[0]
     left = run.content(place)
     for name in {*STRANGERS, "out/mine.txt"} & before.keys():
         assert left[name] == before[name], f"{what}: {name}"
     finished = looks_finished(run, place)
-    if finished and run.output:  # a zoo that is aligned where it lies was finished before
+    if finished and not run.starts_finished:
         assert visible(left) == visible(expected), f"{what}: half done, but it looks finished"
     again = in_child(program(run, place), place=place)
     if again.code == 2 and run.continued_by and run.continued_by[0] in again.output:
@@ -89,7 +70,9 @@ def kill_everywhere(run: SmallRun, place: Path) -> None:
     total = len(whole.events)
     points = range(1, total + 1) if POINTS == "all" else spread(total, int(POINTS))
     for event in points:
-        kill_and_run_again(run, place, event, expected)
+        stop_and_run_again(run, place, event, expected)
+    for event in points if POINTS == "all" else [total // 2]:
+        stop_and_run_again(run, place, event, expected, signal.SIGINT)
     if RECORD:
         with Path(RECORD).open("a", encoding="utf-8") as file:
             file.write(f"{run.name}\t{total}\t{whole.seconds:.2f}\n")

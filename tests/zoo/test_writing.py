@@ -1,9 +1,7 @@
 """Who may write where in a zoo folder, what loaders believe, and what happens to the files of others."""
 
 import json
-import shutil
 import stat
-from dataclasses import replace
 
 import pytest
 import torch
@@ -164,19 +162,20 @@ def test_a_block_that_fails_leaves_what_was_there(tiny_zoo, folder, tmp_path):
     assert not list((tmp_path / "empty").iterdir())
 
 
-def test_an_interrupted_replacement_leaves_a_zoo_that_is_not_believed(tiny_zoo, folder, monkeypatch):
-    """Facts and card go first: the old rows under new facts are no zoo, and saving again makes it whole."""
+def test_a_replacement_that_fails_changes_nothing(tiny_zoo, folder, monkeypatch):
     half = Zoo({name: split.select(slice(None, 4)) for name, split in tiny_zoo.splits.items()}, tiny_zoo.facts)
     half = Zoo(half.splits, replace(tiny_zoo.facts, name="half"))
+    before = content(folder)
 
     def fail(*_):
-        raise ZeroDivisionError
+        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
-        patched.setattr("hf_sane.zoo.writing.move_folder", fail)
-        half.save(folder, replace=True)
-    with pytest.raises(InvalidFileError, match="expected a finished zoo"):
-        Zoo.load(folder)
+    for place, config in ((folder, "default"), (folder, "second"), (folder.parent / "new", "default")):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as interruption:
+            patched.setattr("hf_sane.zoo.writing.move_folder", fail)
+            half.save(place, config, replace=True)
+        assert "the same command starts it again" in interruption.value.__notes__[0]
+        assert content(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["zoo"]
     half.save(folder, replace=True)
     assert Zoo.load(folder).facts.name == "half"
-    shutil.rmtree(folder)

@@ -41,13 +41,18 @@ def write_atomically(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def is_partial_file(name: str) -> bool:
+    """Whether a name is of a file that [`write_atomically`] has not moved to its place."""
+    return _PARTIAL_FILE.fullmatch(name) is not None
+
+
 def remove_partial_files(folder: Path) -> None:
     """Remove what [`write_atomically`] left in `folder` (not in its subfolders) when its process was killed.
 
     Only for a folder that no other process writes to.
     """
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if _PARTIAL_FILE.fullmatch(entry.name) and entry.is_file() and not entry.is_symlink():
+        if is_partial_file(entry.name) and entry.is_file() and not entry.is_symlink():
             entry.unlink(missing_ok=True)
 
 

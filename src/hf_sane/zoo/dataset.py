@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -27,7 +29,7 @@ from hf_sane.core.layout import Layout
 from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import StackedNetworks, with_settings
 from hf_sane.records.errors import InvalidFileError, reading
-from hf_sane.records.outputs import MANIFEST
+from hf_sane.records.outputs import MANIFEST, NO_SPACE
 from hf_sane.records.patience import patiently
 from hf_sane.records.run_record import RunRecord
 from hf_sane.records.sources import HubRepo, find_source
@@ -421,11 +423,12 @@ def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revi
                 data, expected=expected, got=f"{len(paths)} files, {wrong[0]} among them", remedy=REMEDY
             )
     with reading(data, expected="the parquet files of a zoo", remedy=REMEDY, also=UNREADABLE):
-        loaded = datasets.load_dataset(
-            "parquet",
-            data_files={split: [glob.escape(path) for path in paths] for split, paths in files.items()},
-            cache_dir=str(cache_dir) if cache_dir else None,
-        )
+        with _room_for_copies(cache_dir):
+            loaded = datasets.load_dataset(
+                "parquet",
+                data_files={split: [glob.escape(path) for path in paths] for split, paths in files.items()},
+                cache_dir=str(cache_dir) if cache_dir else None,
+            )
         tables = {split: ZooTable(rows) for split, rows in loaded.items()}
         for split in empty:  # has no file, since readers refuse those without rows
             tables[split] = ZooTable(next(iter(loaded.values())).select([]))
@@ -438,6 +441,23 @@ def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revi
         RunRecord.load(data / RECORD_NAME) if (data / RECORD_NAME).exists() else None,
         revision,
     )
+
+
+@contextmanager
+def _room_for_copies(cache_dir: str | Path | None) -> Iterator[None]:
+    """Say that the disk is full where `datasets` says that the files cannot be read."""
+    try:
+        yield
+    except DatasetGenerationError as error:
+        cause: BaseException | None = error
+        while cause is not None and getattr(cause, "errno", None) not in NO_SPACE:
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise OSError(
+            f"cannot write to {cache_dir or datasets.config.HF_DATASETS_CACHE}: no space left for decoded copies of the zoo; "
+            "free some space"
+        ) from error
 
 
 def choose_config(config: str | None, known: list[str], source: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.files import move_folder, recover_folder, write_atomically
+from hf_sane.records.files import is_partial_file, move_folder, recover_folder, write_atomically
 from hf_sane.records.locks import folder_lock, is_locked
 from hf_sane.records.outputs import (
     AGAIN,
@@ -74,10 +74,20 @@ class ZooWriter:
         """Put card, facts and staged files where loaders look; at every moment it is the old zoo, none, or the new one."""
         before = read_facts(self.folder) if (self.folder / FACTS_NAME).exists() else {}
         facts = _with_digests(facts, self.stage)
-        card = self._write_card(before, {**before, self.config: facts})
-        section = save_facts(self.folder, self.config, facts)
-        finish_folder(self.stage, JOB, facts={SECTION_FACT: section_digest(section), **card})
-        move_folder(self.stage, self.data)
+        old = {
+            path: path.read_bytes() if path.is_file() else None
+            for path in (self.folder / CARD, self.folder / FACTS_NAME)
+        }
+        done = None
+        try:
+            card = self._write_card(before, {**before, self.config: facts})
+            section = save_facts(self.folder, self.config, facts)
+            done = finish_folder(self.stage, JOB, facts={SECTION_FACT: section_digest(section), **card})
+            move_folder(self.stage, self.data)
+        except BaseException:
+            if done is None or Manifest.load(self.data) != done:
+                _restore(old)
+            raise
         _clear(self.work)
 
     def publish_alignment(self, alignment: Alignment) -> None:
@@ -266,7 +276,7 @@ def tidy(folder: Path, config: str) -> None:
 
 def is_zoo_folder(folder: Path) -> bool:
     """Whether a folder holds zoos, finished or not, or nothing but the beginnings of one."""
-    names = set(os.listdir(folder))
+    names = {name for name in os.listdir(folder) if not is_partial_file(name)}
     return FACTS_NAME in names or (
         bool(names & {WORK_NAME, NETWORKS_NAME}) and names <= {WORK_NAME, NETWORKS_NAME, CACHE_NAME, CARD}
     )
@@ -280,6 +290,17 @@ def work_folder(folder: Path, config: str) -> Path:
 def read_facts_or_none(folder: Path) -> dict[str, Any]:
     """Sections of `zoo.json` by configuration; none if there is no such file."""
     return read_sections(folder) if (folder / FACTS_NAME).is_file() else {}
+
+
+def _restore(contents: dict[Path, bytes | None]) -> None:
+    """Give small files the content back that they had."""
+    for path, content in contents.items():
+        with suppress(OSError):
+            if content is None:
+                path.unlink(missing_ok=True)
+            elif path.read_bytes() != content:
+                with write_atomically(path) as partial:
+                    partial.write_bytes(content)
 
 
 def _manifests(folder: Path, known: dict[str, ZooFacts]) -> list[Manifest]:
