@@ -10,7 +10,7 @@ export MALLOC_TRIM_THRESHOLD_ := 100000000000
 export MALLOC_TOP_PAD_ := 268435456
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: fuzz demo demo-record test test-machines lint docs install benchmarks clean
+.PHONY: fuzz demo demo-record test test-machines kill lint docs install benchmarks clean
 
 demo: $(BIN)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/hf-sane demo --output $(DEMO_OUT)
@@ -38,6 +38,11 @@ test-machines: $(BIN)/.installed
 # Mutated files for every reader, 200,000 in total; about an hour on one core. A few hundred are part of `make test`.
 fuzz: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --inputs 200000 --record runs/robustness/fuzz.json
+
+# Every verb that writes, killed and interrupted at every event of its files and run again; `make test` takes some of the events.
+# An hour or more on two cores. The records say how many events there were.
+kill: $(BIN)/.installed
+	KILL_POINTS=all KILL_RECORDS=runs/robustness $(BIN)/python -m pytest -q -n 2 tests/robustness
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

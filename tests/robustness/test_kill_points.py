@@ -1,5 +1,6 @@
-"""A verb that is killed or interrupted at any event of its files, and then run again, gives what it would have given; nobody else's file is
-touched, nothing that is half done looks finished, and nothing of ours is left beside.
+"""A verb that is killed or interrupted at any event of its files, and then run again, gives what it would have given.
+
+Nobody else's file is touched, nothing that is half done looks finished, and nothing of ours is left beside.
 
 `make test` takes some events of each verb, `make kill` all of them: `KILL_POINTS=all`.
 """
@@ -15,8 +16,10 @@ from hub_server import Hub
 from kill_points import Outcome, in_child, spread
 from small_runs import STRANGERS, VERBS, SmallRun, looks_finished, program, visible
 
+from hf_sane.records.run_record import RunRecord
+
 POINTS = os.environ.get("KILL_POINTS", "3")
-RECORD = os.environ.get("KILL_RECORD")  # file that gets a line for each verb
+RECORDS = os.environ.get("KILL_RECORDS")  # folder that gets a run record for each verb
 INTERRUPTED = 130
 MIN_EVENTS = 10  # a verb that does less to its files is not watched
 
@@ -60,29 +63,36 @@ def stop_and_run_again(
     assert not differing, f"{what}: {differing}"
 
 
-def kill_everywhere(run: SmallRun, place: Path) -> None:
+def stop_everywhere(run: SmallRun, place: Path) -> None:
+    record = RunRecord.start()
     run.fresh(place)
     whole = in_child(program(run, place), place=place)
     assert whole.code == 0, whole.output
-    assert len(whole.events) >= MIN_EVENTS
+    total = len(whole.events)
+    assert total >= MIN_EVENTS
     expected = run.content(place)
     assert looks_finished(run, place)
-    total = len(whole.events)
-    points = range(1, total + 1) if POINTS == "all" else spread(total, int(POINTS))
-    for event in points:
-        stop_and_run_again(run, place, event, expected)
-    for event in points if POINTS == "all" else [total // 2]:
-        stop_and_run_again(run, place, event, expected, signal.SIGINT)
-    if RECORD:
-        with Path(RECORD).open("a", encoding="utf-8") as file:
-            file.write(f"{run.name}\t{total}\t{whole.seconds:.2f}\n")
+    killed = range(1, total + 1) if POINTS == "all" else [*spread(total, int(POINTS))]
+    interrupted = killed if POINTS == "all" else [total // 2]
+    failures = []
+    for by, events in ((signal.SIGKILL, killed), (signal.SIGINT, interrupted)):
+        for event in events:
+            try:
+                stop_and_run_again(run, place, event, expected, by)
+            except AssertionError as failure:
+                failures.append(f"{by.name}: {failure}")
+    assert not failures, "\n\n".join(failures)
+    if RECORDS:
+        results = {"events": total, "killed_at": len(killed), "interrupted_at": len(interrupted)}
+        record.finish(results | {"seconds_of_one_run": round(whole.seconds, 2)})
+        record.save(Path(RECORDS) / f"{run.name.replace(' ', '_')}.json")
 
 
 @pytest.mark.parametrize("name", VERBS)
 def test_a_killed_verb_is_made_whole_by_running_it_again(
     name: str, small_run: Callable[[str], SmallRun], tmp_path: Path
 ) -> None:
-    kill_everywhere(small_run(name), tmp_path / "place")
+    stop_everywhere(small_run(name), tmp_path / "place")
 
 
 def test_a_killed_pull_is_made_whole_by_running_it_again(local_hub: Hub, tmp_path: Path) -> None:
@@ -93,7 +103,7 @@ def test_a_killed_pull_is_made_whole_by_running_it_again(local_hub: Hub, tmp_pat
         ".gitattributes": b"y",
     }
     local_hub.storage.add_files("models", "org/model", files)
-    kill_everywhere(SmallRun("pull", ("pull", "org/model"), varies=True), tmp_path / "place")
+    stop_everywhere(SmallRun("pull", ("pull", "org/model"), varies=True), tmp_path / "place")
 
 
 def test_the_harness_sees_what_it_kills(tmp_path: Path) -> None:
