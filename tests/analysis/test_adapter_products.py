@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
@@ -37,6 +38,27 @@ def test_a_peft_folder_gives_the_scaled_product(factors, tmp_path):
     assert layer.alpha_left_out == "the rank of a product of factors is limited by them: no power law, bulk or phase"
     assert not report.skipped
     assert report.summary()["phases"] == {"low-rank product": 1}
+    (of_file,) = analyze_spectrum(tmp_path / "adapter_model.safetensors", QUICK).layers
+    assert of_file.row() == layer.row()
+
+
+# huggingface_hub 2.4 uploads large files with an argument that httpx is about to rename.
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_a_repository_with_an_adapter_gives_the_scaled_product(factors, tmp_path, local_hub):
+    test_a_peft_folder_gives_the_scaled_product(factors, tmp_path)
+    api = HfApi()
+    api.create_repo("someone/adapter")
+    api.upload_folder(repo_id="someone/adapter", folder_path=tmp_path, allow_patterns="adapter_*")
+    (here,), (there,) = (analyze_spectrum(source, QUICK).layers for source in (tmp_path, "someone/adapter@main"))
+    assert (there.row(), there.warnings) == (here.row(), ("rank 3 of 40", here.alpha_left_out))
+
+
+def test_a_configuration_beside_a_loose_file_is_not_taken_for_its_own(factors, tmp_path):
+    save_file(dict(zip((DOWN, UP), factors, strict=True)), tmp_path / "other.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": 12}))
+    (layer,) = analyze_spectrum(tmp_path / "other.safetensors", QUICK).layers
+    assert spectrum(layer) == pytest.approx(np.linalg.svd((factors[1] @ factors[0]).numpy())[1][:3] ** 2, rel=1e-4)
+    assert "the file does not tell alpha / r: norms are those of B A alone" in layer.warnings
 
 
 def test_the_gauge_of_the_factors_does_not_matter(factors, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
-from hf_sane.tokenization.adapters import open_factors
+from hf_sane.tokenization.adapters import Adapter, open_factors
 
 FIRST, SECOND = torch.arange(12.0).reshape(2, 6), torch.arange(10.0).reshape(5, 2) - 4
 STYLES = {
@@ -93,6 +93,21 @@ def test_what_is_no_adapter_is_refused(tmp_path):
         open_factors(write(tmp_path / "d.safetensors", {down: FIRST * torch.nan, up: SECOND}))
     with pytest.raises(FileNotFoundError):
         open_factors(tmp_path / "missing.safetensors")
+
+
+def test_a_factor_under_two_names_is_refused(tmp_path):
+    names = [f"q.{side}.weight" for side in ("lora_down", "lora_up", "lora_A", "lora_B")]
+    tensors = dict(zip(names, (FIRST, SECOND, FIRST.clone(), 3 * SECOND), strict=True))
+    with pytest.raises(ValueError, match=r"holds one factor twice, as 'q.lora_\w+.weight' and 'q.lora_\w+.weight'"):
+        open_factors(write(tmp_path / "twice.safetensors", tensors))
+    stored = {
+        f"{prefix}q.lora_{side}.weight": t.clone()
+        for prefix in ("", "base_model.model.")
+        for side, t in zip("AB", (FIRST, SECOND), strict=True)
+    }
+    config = {"peft_type": "LORA", "r": len(FIRST), "lora_alpha": 1}
+    with pytest.raises(ValueError, match=r"holds one factor twice, as 'q.lora_A.weight' and 'base_model.model.q"):
+        _ = Adapter("twice", stored, config).modules
 
 
 # huggingface_hub 2.4 uploads large files with an argument that httpx is about to rename.

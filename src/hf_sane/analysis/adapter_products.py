@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hf_sane.analysis.matrices import LOW_RANK_FACTOR, LayerMatrices, reason_to_skip
 from hf_sane.core.adapters import ADAPTER_CONFIG
-from hf_sane.tokenization.adapters import open_factors
+from hf_sane.tokenization.adapters import adapter_folder, open_factors
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 
 UNKNOWN_SCALE = "the file does not tell alpha / r: norms are those of B A alone"
@@ -28,7 +28,7 @@ def read_products(path: Path, factors: Sequence[str], skipped: dict[str, str]) -
         return
     for name in factors:
         del skipped[name]  # they are analysed, as products
-    has_config = ((path if path.is_dir() else path.parent) / ADAPTER_CONFIG).is_file()
+    has_config = (adapter_folder(path) / ADAPTER_CONFIG).is_file()
     names = open_checkpoint(path)
     for module, (first, second) in pairs.items():
         product = second.flatten(1) @ first.flatten(1).to(second.dtype)

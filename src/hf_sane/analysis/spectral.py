@@ -125,7 +125,10 @@ def analyze_spectrum(
     if isinstance(source, str | Path | Checkpoint) and (
         factors := [name for name in tensors if LOW_RANK.search(name)]
     ):
-        products = read_products(local_path(as_checkpoint(source, revision=revision)), factors, skipped)
+        checkpoint = as_checkpoint(source, revision=revision)
+        place = local_path(checkpoint)
+        folder = place / (checkpoint.subfolder or "").strip("/")
+        products = read_products(folder if place.is_dir() else place, factors, skipped)
         layers += tuple(analyze_layer(layer, settings) for layer in products)
     if not layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])

@@ -12,10 +12,11 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import Tensor
 
-from hf_sane.core.adapters import ADAPTER_CONFIG, read_adapter_config
+from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from hf_sane.records.sources import find_source
 from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
+from hf_sane.tokenization.weight_files import INDEX_SUFFIX
 
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
@@ -119,7 +120,9 @@ class Adapter:
         sides: dict[str, dict[str, str]] = {}
         for name in self.tensors:
             if found := FACTOR.match(name):
-                sides.setdefault(found["module"].removeprefix(PREFIX), {})[found["side"]] = name
+                _note_factor(
+                    sides.setdefault(found["module"].removeprefix(PREFIX), {}), found["side"], name, self.name
+                )
         if lonely := sorted(module for module, pair in sides.items() if len(pair) < 2):
             raise ValueError(f"{self.name} lacks one of the factors A and B of {lonely}; save the adapter again")
         return {module: (pair["A"], pair["B"]) for module, pair in sides.items()}
@@ -327,12 +330,15 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
 def adapter_folder(source: str | Path) -> Path:
     """Where the configuration of an adapter lies; that of a repository is downloaded. A loose file is its own folder.
 
+    Args:
+        source: Folder or Hub repo in PEFT's format, its `adapter_model.safetensors`, or a loose file.
+
     Raises:
         FileNotFoundError: If there is neither such a path nor such a repository, or the repository holds no adapter.
     """
     found = find_source(source)
     if isinstance(found, Path):
-        return found
+        return found.parent if found.name.removesuffix(INDEX_SUFFIX) == ADAPTER_WEIGHTS else found
     try:
         return Path(hf_hub_download(found.repo_id, ADAPTER_CONFIG, revision=found.revision)).parent
     except RemoteEntryNotFoundError as error:
@@ -416,7 +422,7 @@ def _loose_factors(source: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     for name in tensors:
         if found := LOOSE_FACTOR.match(name):
             side = {"A": "down", "B": "up"}.get(found["side"], found["side"])
-            sides.setdefault(found["module"], {})[side] = name
+            _note_factor(sides.setdefault(found["module"], {}), side, name, source)
         elif not NEW_WORD.match(name):
             others.append(name)
     if not sides:
@@ -443,6 +449,16 @@ def _loose_factors(source: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
         scale = _loose_scale(source, tensors, f"{module}.alpha", len(first))
         factors[module] = (first, second.to(torch.promote_types(second.dtype, torch.float32)) * scale)
     return factors
+
+
+def _note_factor(pair: dict[str, str], side: str, name: str, source: str | Path) -> None:
+    """Keep which tensor is one of the two factors of a module.
+
+    Raises:
+        ValueError: If it is there under another name already: one of them would be lost.
+    """
+    if pair.setdefault(side, name) != name:
+        raise ValueError(f"{source} holds one factor twice, as {pair[side]!r} and {name!r}; save the adapter again")
 
 
 def _loose_scale(source: str | Path, tensors: Mapping[str, Tensor], name: str, rank: int) -> float:

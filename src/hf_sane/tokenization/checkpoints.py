@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hf_sane.core.adapters import ADAPTER_CONFIG
 from hf_sane.core.types import StateDict
 from hf_sane.records.documents import read_document
 from hf_sane.records.errors import InvalidFileError, reading
@@ -261,6 +262,8 @@ def find_remote_weights(repo: HubRepo, checkpoint: Checkpoint, info: ModelInfo) 
 def download_checkpoint(repo: HubRepo, checkpoint: Checkpoint, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
     """Bring the weights of a Hub repo into the local cache; safetensors only, all files of one commit.
 
+    The configuration of an adapter comes with its factors.
+
     Args:
         repo: Where they are.
         checkpoint: Which of its files.
@@ -277,6 +280,8 @@ def download_checkpoint(repo: HubRepo, checkpoint: Checkpoint, *, max_bytes: int
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     download = partial(patiently, hf_hub_download, repo.repo_id, revision=info.sha)
     name = find_remote_weights(repo, checkpoint, info)
+    if (settings := (PurePosixPath(name).parent / ADAPTER_CONFIG).as_posix()) in sizes:
+        download(settings)  # what the factors of an adapter mean
     if not is_index(name):
         _check_size(str(repo), sizes[name], max_bytes)
         return Path(download(name))
