@@ -119,7 +119,7 @@ def test_any_metric_with_options(folder, tmp_path, hf_sane_command):
     refused = hf_sane_command(
         "soup", folder, *arguments, "--metric-options", "{scale", "--out", tmp_path / "other", exit_code=2
     )
-    assert "--metric-options takes a JSON object" in refused.stderr
+    assert "--metric-options: expected a JSON object" in refused.stderr
 
 
 def test_shuffled_networks_are_aligned_unless_told_otherwise(networks, tmp_path, hf_sane_command, seeded_spec):

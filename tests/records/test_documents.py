@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_sane.records.documents import Entry, parse_document, read_document
+from hf_sane.records.documents import Entry, parse_document, read_document, read_settings
 from hf_sane.records.errors import InvalidFileError
 
 
@@ -91,3 +91,16 @@ def test_other_values_are_refused_by_field(refuse, message, document):
 def test_an_entry_can_stand_for_a_mapping_that_is_no_file():
     with pytest.raises(InvalidFileError, match="a layout: token_dim: expected text, got 3"):
         Entry({"token_dim": 3}, "a layout")["token_dim"].text()
+
+
+def test_settings_are_given_as_json_or_as_a_file(tmp_path):
+    assert read_settings(' {"a": 1}', "model") == {"a": 1}
+    (tmp_path / "model.json").write_text('{"a": 2}')
+    assert read_settings(str(tmp_path / "model.json"), "model") == {"a": 2}
+    with pytest.raises(InvalidFileError, match="^model: expected a JSON object, got JSONDecodeError"):
+        read_settings('{"a": ', "model")
+    (tmp_path / "model.json").write_text("[]")
+    with pytest.raises(InvalidFileError, match=r"model.json: expected settings for model \(a JSON object\)"):
+        read_settings(str(tmp_path / "model.json"), "model")
+    with pytest.raises(FileNotFoundError):
+        read_settings("no such file", "model")

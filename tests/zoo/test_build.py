@@ -132,6 +132,17 @@ def test_an_interrupted_build_continues_to_the_same_bytes(tmp_path, digits, buil
         assert found[name] in (expected[name], settings), name
 
 
+def test_a_damaged_group_is_trained_again(tmp_path, digits, built):
+    with pytest.raises(Interruption):
+        build_zoo(tiny_arguments(), digits, tmp_path, on_progress=stop_after(4, 2))
+    _, second = sorted((tmp_path / ".build" / "default").glob("group-*"))
+    second.write_bytes(second.read_bytes()[:-8])
+    trained = []
+    build_zoo(tiny_arguments(), digits, tmp_path, on_progress=lambda p: trained.append(p.finished))
+    assert sorted(set(trained)) == [2, 4], "the first group is whole"
+    assert contents(tmp_path) == contents(built[1])
+
+
 def test_a_build_interrupted_while_it_writes_continues(tmp_path, digits, built, monkeypatch):
     def fail(*_, **__):
         raise Interruption

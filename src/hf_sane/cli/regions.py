@@ -1,6 +1,5 @@
 """`hf-sane regions`: where networks of one data set or task lie in weight space, and what lies between them."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -57,6 +56,7 @@ def regions(
     seed: Annotated[int, typer.Option(help="Of relabellings, points and the map.")] = 0,
 ) -> None:
     """Map networks by what they were trained for: distances, nearest regions, points inside, a picture."""
+    from hf_sane.records.documents import read_document
     from hf_sane.records.run_record import RunRecord
 
     hide_loading_bars()
@@ -80,7 +80,9 @@ def regions(
     scores: dict[str, RegionScores] = {}
     with new_output(output, "map of regions") as partial:
         if zoo:
-            coarser = {} if groups is None else json.loads(groups.read_text(encoding="utf-8"))
+            coarser: dict[str, dict[str, str]] = {}
+            if groups is not None:
+                coarser = read_document(groups, expected="groups by level").of_type(dict[str, dict[str, str]])
             chosen = {level: coarser[level] for level in levels if level in coarser}
             columns = [level for level in levels if level not in coarser and level != "data_set"]
             zoos, networks = read_networks(

@@ -1,6 +1,5 @@
 """`hf-sane soup`: one network from several, uniform or greedy, of checkpoints or of LoRA adapters."""
 
-import json
 from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 
 from hf_sane.cli.output import hide_loading_bars, new_output, print_table
 from hf_sane.cli.weights import Key, Subfolder, Variant
+from hf_sane.records.documents import parse_document
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,12 +110,8 @@ def make_scores(images: "ImageData", metric: str, options: str, *, lower_is_bett
     """The metric on held-out and on test images."""
     from hf_sane.merging.scoring import load_score
 
-    try:
-        parsed = json.loads(options)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f'--metric-options takes a JSON object such as {{"average": "macro"}}, got {options!r}'
-        ) from error
+    remedy = 'pass a JSON object such as {"average": "macro"}'
+    parsed = parse_document(options, "--metric-options", remedy=remedy).mapping()
     return {
         split: load_score(metric, *images.split(split), options=parsed, lower_is_better=lower_is_better)
         for split in ("validation", "test")

@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from hf_sane.core.types import StateDict
 from hf_sane.merging.reconciliation import Renamed, complete_config, reconcile, tied_names
+from hf_sane.records.documents import read_document
 from hf_sane.records.sources import HubRepo, parse_source, source_name
 from hf_sane.symmetry.matching import match_weights
 from hf_sane.symmetry.permutation import Permutation, PermutationSpec
@@ -267,7 +268,7 @@ def _open(source: Source, name: str) -> Ingredient:
     else:
         folder = place / (checkpoint.subfolder or "") if place.is_dir() else place.parent
         files = {file: folder / file for file in (CONFIG_FILE, *VOCABULARY_FILES) if (folder / file).exists()}
-    config = json.loads(files[CONFIG_FILE].read_text(encoding="utf-8")) if CONFIG_FILE in files else {}
+    config = read_document(files[CONFIG_FILE], expected="a configuration").mapping() if CONFIG_FILE in files else {}
     vocabulary = {file: _vocabulary(files[file]) for file in VOCABULARY_FILES if file in files}
     if isinstance(tensors, LazyCheckpoint):
         outlines = tensors.outlines
@@ -291,7 +292,7 @@ def _vocabulary(path: Path) -> Any:
     """What a tokenizer file says about words; truncation and padding, which change with every use, are left out."""
     if path.name != "tokenizer.json":
         return path.read_bytes()
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_document(path, expected="a tokenizer").mapping()
     return {key: content.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
 
 

@@ -172,6 +172,22 @@ def parse_document(
         return Entry(content, str(file), remedy=remedy)
 
 
+def read_settings(text: str, option: str) -> dict[str, Any]:
+    """Settings given as a JSON object, or as the path of a file that holds one.
+
+    Args:
+        text: What the user gave.
+        option: What messages call it.
+
+    Raises:
+        FileNotFoundError: If it is no JSON object, and there is no such file.
+        InvalidFileError: If it is damaged.
+    """
+    if text.lstrip().startswith("{"):
+        return parse_document(text, option, remedy="see the documentation of the option").mapping()
+    return read_document(text, expected=f"settings for {option} (a JSON object)").mapping()
+
+
 def _could_be(value: object, wanted: Any) -> bool:
     """Whether a value of JSON is of a type, without a look at what is inside."""
     origin = get_origin(wanted) or wanted

@@ -1,9 +1,7 @@
 """Settings of a pre-training run, checked when they are set; `scripts/pretrain.py` takes the same names as flags."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -11,6 +9,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
 
 from hf_sane.core.adapters import require_hub_id
+from hf_sane.records.documents import read_settings
 from hf_sane.records.errors import did_you_mean
 from hf_sane.records.sources import hub_id
 from hf_sane.training.lora import LORA_TARGETS
@@ -168,8 +167,7 @@ class PretrainArguments:
 
     def __post_init__(self) -> None:
         if isinstance(self.model, str):
-            text = self.model if self.model.lstrip().startswith("{") else Path(self.model).read_text()
-            self.model = json.loads(text)
+            self.model = read_settings(self.model, "model")
         self.model = self.model or {}
 
     def validate_counts(self) -> None:

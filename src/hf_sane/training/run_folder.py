@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from hf_sane.records.errors import reading
+from hf_sane.records.documents import read_document
 from hf_sane.records.files import write_atomically
 from hf_sane.records.outputs import (
     AGAIN,
@@ -92,8 +92,7 @@ class RunFolder:
     def _read_settings(self) -> dict[str, Any] | None:
         if not self.settings.is_file():
             return None
-        with reading(self.settings, expected="the settings of a pre-training run", remedy=AGAIN):
-            return dict(json.loads(self.settings.read_text(encoding="utf-8")))
+        return read_document(self.settings, expected="the settings of a pre-training run", remedy=AGAIN).mapping()
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """Settings of a zoo, two recipes, and the plan of training runs that follows from them."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +13,7 @@ from hf_sane.architectures import presets
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.networks.images import ImageData
 from hf_sane.networks.training import Optimizer
+from hf_sane.records.documents import read_settings
 from hf_sane.records.errors import did_you_mean
 
 USUAL_EPOCHS = (0, 1, 2, 4, 8, 12, 16, 25, 35, 50)
@@ -106,9 +105,7 @@ class ZooArguments:
 
     def __post_init__(self) -> None:
         if isinstance(self.architecture_settings, str):
-            text = self.architecture_settings
-            text = text if text.lstrip().startswith("{") else Path(text).read_text()
-            self.architecture_settings = json.loads(text)
+            self.architecture_settings = read_settings(self.architecture_settings, "architecture_settings")
         if self.keep_epochs is None:
             self.keep_epochs = [epoch for epoch in USUAL_EPOCHS if epoch < self.epochs] + [self.epochs]
         self.keep_epochs = sorted(set(self.keep_epochs))

@@ -21,8 +21,11 @@ from hf_sane.core.layout import Layout
 from hf_sane.networks.images import SPLITS, ImageData, load_images
 from hf_sane.networks.stacked import StackedNetworks, empty_model, with_settings
 from hf_sane.networks.training import HyperParameters, Snapshot, train_stacked
+from hf_sane.records.documents import read_document
+from hf_sane.records.errors import InvalidFileError
 from hf_sane.records.files import write_atomically
 from hf_sane.records.run_record import RunRecord
+from hf_sane.tokenization.safetensors_header import read_header
 from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.building.arguments import RunPlan, ZooArguments, hyperparameter_zoo, plan_runs, seed_zoo, split_runs
 from hf_sane.zoo.dataset import Zoo, open_data
@@ -126,6 +129,21 @@ class _Build:
             for start in range(0, len(members), size)
         ]
 
+    def is_trained(self, group: int) -> bool:
+        """Whether a group is on disk, and whole: a damaged one is trained again."""
+        try:
+            outlines = read_header(self.group_path(group))
+        except (FileNotFoundError, InvalidFileError):
+            return False
+        expected = (
+            len(self.arguments.kept_epochs),
+            len(self.groups[group]),
+            self.layout.num_tokens,
+            self.layout.token_dim,
+        )
+        names = {"tokens", *MEASURES, *(f"template.{name}" for name in self.layout.template)}
+        return names <= outlines.keys() and outlines["tokens"].shape == expected
+
     def group_path(self, group: int) -> Path:
         return self.work / f"group-{group:05d}.safetensors"
 
@@ -143,7 +161,10 @@ class _Build:
     def check_continues(self, folder: Path, config: str) -> None:
         """Refuse an unfinished build that was begun with other settings."""
         if (path := self.work / SETTINGS_NAME).exists():
-            self._compare(json.loads(path.read_text(encoding="utf-8")), folder, config)
+            known = read_document(
+                path, expected="the settings of a build", remedy=f"remove {self.work} to start again"
+            )
+            self._compare({"data": {}, **known.mapping()}, folder, config)
 
     def claim(self) -> None:
         """Note the settings."""
@@ -171,7 +192,7 @@ class _Build:
         )
         with bar:
             for number, members in enumerate(self.groups):
-                if self.group_path(number).exists():
+                if self.is_trained(number):
                     finished += len(members)
                     bar.update(len(members) * max(1, epochs))
                     continue

@@ -5,6 +5,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +24,8 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from hf_sane.records.errors import MALFORMED, shorten
+from hf_sane.records.documents import Entry
+from hf_sane.records.errors import MALFORMED, InvalidFileError, reading, shorten
 from hf_sane.records.outputs import NO_SPACE
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.building.arguments import split_runs
@@ -136,7 +138,9 @@ def import_zoo(
         _compare(folder, read_facts(folder)[config].arguments, json.loads(json.dumps(arguments.to_dict())))
     if is_known and is_finished(folder, config) and report.is_file():
         tidy(folder, config)
-        entries = tuple(ImportEntry(**entry) for entry in json.loads(report.read_text(encoding="utf-8")))
+        with reading(report, expected="the report of an import", remedy="remove it to import again"):
+            found = [Entry(entry, str(report)) for entry in json.loads(report.read_text(encoding="utf-8"))]
+            entries = tuple(ImportEntry(**entry.fields_of(ImportEntry)) for entry in found)
         if not any(entry.status == "failed" for entry in entries):
             remove_networks(folder, config)
             return ImportResult(Zoo.load(folder, config), entries)
@@ -222,7 +226,8 @@ class _Importer:
         settings = json.dumps([repository.label, file, repository.state, self.arguments.token_settings])
         path = self.work / f"{sha256(settings.encode()).hexdigest()[:32]}.safetensors"
         if path.exists():
-            return ImportedNetwork.load(path)
+            with suppress(InvalidFileError):  # damaged: it is imported again
+                return ImportedNetwork.load(path)
         return import_network(repository, file, files, self.arguments, path)
 
     def _note(self, entry: ImportEntry) -> ImportEntry:

@@ -17,9 +17,10 @@ from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import LayerOrder, Layout
 from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import empty_model
+from hf_sane.records.documents import parse_document
 from hf_sane.records.errors import reading
 from hf_sane.records.files import write_atomically
-from hf_sane.tokenization.checkpoints import load_state_dict, parse_index
+from hf_sane.tokenization.checkpoints import load_state_dict, parse_index, read_safetensors
 from hf_sane.tokenization.state_dicts import choose_tensors
 from hf_sane.zoo.facts import (
     CONFIG_CLASSES,
@@ -62,9 +63,23 @@ class ImportedNetwork:
 
     @classmethod
     def load(cls, path: Path) -> "ImportedNetwork":
-        """Read what [`import_network`] left, without the tensors."""
+        """Read what [`import_network`] left, and compare its digests.
+
+        Raises:
+            InvalidFileError: If it is damaged, or was changed.
+        """
+        remedy = "remove it: the network is imported again"
+        tensors = read_safetensors(path)
         with safe_open(path, framework="pt") as file:
-            return cls(**json.loads(file.metadata()["facts"]), path=path)
+            facts = parse_document((file.metadata() or {}).get("facts", ""), path, remedy=remedy)
+        known = {name: facts[name].mapping() for name in ("properties", "layout", "architecture")}
+        layout = Layout.from_entry(facts["layout"])
+        keys = layout_key(layout), architecture_key(known["architecture"])
+        if (found := tuple(known["properties"].get(name) for name in ("layout", "architecture"))) != keys:
+            facts["properties"].fail(f"the layout and architecture {keys}", got=found)
+        if (content := _content(layout, tensors)) != facts["content"].text():
+            facts["content"].fail(f"the digest of the tensors, {content}")
+        return cls(**known, content=content, path=path)
 
     def record(self, properties: Mapping[str, Any]) -> ModelRecord:
         """The row, with these columns besides its own."""
