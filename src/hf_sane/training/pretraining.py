@@ -344,11 +344,12 @@ def _read_result(folder: RunFolder, network_config: ZooConfig | None, accelerato
 
 def prepare_run(
     arguments: PretrainArguments,
-    zoos: Sequence[Zoo] | None,
-    extractor: SANEFeatureExtractor | None,
-    accelerator: Accelerator,
+    zoos: Sequence[Zoo] | None = None,
+    extractor: SANEFeatureExtractor | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Run:
     """Everything that may be refused: data, model, optimizer, `Accelerator.prepare`. Nothing is written."""
+    accelerator = accelerator or make_accelerator(arguments)
     set_seed(arguments.seed)
     data = TrainingData.load(arguments, zoos)
     splits = data.train
