@@ -146,8 +146,11 @@ def test_following_its_gradient_repairs_behaviour():
     config = CONFIGS["cnn"]
     extractor, layout, tokens, _ = population(config)
     loss = loss_of(config, extractor, layout)
+    torch.manual_seed(0)
     broken = nn.Parameter(tokens + 0.3 * torch.randn_like(tokens))
-    optimizer = torch.optim.Adam([broken], lr=0.05)
+    optimizer = torch.optim.Adam(
+        [broken], lr=0.02
+    )  # small steps: a third of the distance is left, whatever the order of sums
     distances = []
     for _ in range(40):
         optimizer.zero_grad()
@@ -216,7 +219,8 @@ def test_zoos_it_cannot_run_are_refused():
         return BehaviorLoss.from_arguments(arguments(), sane, extractor, splits, torch.device("cpu"))
 
     with pytest.raises(
-        ValueError, match=r"one layout, architecture and activation, got \[.*'gelu'.*'tanh'.*\]; train on"
+        ValueError,
+        match=r"one layout, architecture and activation, got \[.*'(gelu|tanh)'.*'(gelu|tanh)'.*\]; train on",
     ):
         attempt([Split(layout, [config]), Split(other, [CONFIGS["cnn"]])])
     relu = mlp(image_size=8, hidden_sizes=(5,), activation="relu")

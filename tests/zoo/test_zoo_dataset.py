@@ -94,6 +94,11 @@ def test_tokens_are_views_of_the_arrow_buffer(tiny_zoo):
     assert split.stacked_tokens().data_ptr() != split.tokens(0).data_ptr()
 
 
+def without_digests(facts):
+    splits = {name: {key: found[key] for key in found.keys() - {"digest"}} for name, found in facts.splits.items()}
+    return replace(facts, splits=splits)
+
+
 @pytest.mark.parametrize("rows_per_group", [1, 3, 1000])
 def test_save_and_load_keep_every_row(tiny_zoo, tmp_path, monkeypatch, rows_per_group):
     monkeypatch.setattr("hf_sane.zoo.dataset.MAX_ROWS_PER_GROUP", rows_per_group)
@@ -107,7 +112,8 @@ def test_save_and_load_keep_every_row(tiny_zoo, tmp_path, monkeypatch, rows_per_
         assert torch.equal(
             loaded.splits[name].table.gather(loaded.splits[name].rows, index), split.stacked_tokens().flatten(1)[:, :5]
         )
-    assert loaded.facts == tiny_zoo.facts
+    # The digest of a split is that of its files, and the same rows make other files in other groups.
+    assert without_digests(loaded.facts) == without_digests(tiny_zoo.facts)
     assert loaded.alignment.run_ids == tiny_zoo.alignment.run_ids
     assert loaded.run_record.seed == tiny_zoo.run_record.seed
 
