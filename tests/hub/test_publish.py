@@ -89,6 +89,17 @@ def test_code_travels_on_request_and_leaves_no_trace(tmp_path, model, extractor,
         assert "auto_map" not in json.loads((saved / "config.json").read_text())
 
 
+def test_code_of_whoever_wrote_the_ingredient_is_not_named_by_what_is_saved(tmp_path, model, extractor, record):
+    network = build_model(cnn_digits())
+    for loaded in (model, network):
+        loaded.config.auto_map = {"AutoModel": "org/stranger--code.Model"}
+    for saved in (
+        save_sane(tmp_path / "sane", model, extractor, record),
+        save_network(tmp_path / "network", network, record),
+    ):
+        assert "stranger" not in (saved / "config.json").read_text()
+
+
 def test_a_registration_of_the_users_own_stays(tmp_path, record, monkeypatch):
     monkeypatch.setattr(CNNConfig, "_auto_class", "AutoConfig", raising=False)
     save_network(tmp_path / "network", build_model(cnn_digits()), record, include_code=True)

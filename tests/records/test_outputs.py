@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -198,6 +199,46 @@ def test_the_working_folder_can_be_filled_where_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "out")
     write(Path("."))
     assert Path("sub/model.bin").read_text() == "weights"
+    assert check_finished(tmp_path / "out") is not None
+
+
+def test_the_working_folder_is_replaced_where_it_is_without_what_only_the_old_one_had(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with output_folder(".", "soup") as partial:
+        (partial / "old/deep").mkdir(parents=True)
+        (partial / "old/deep/model.bin").write_text("old")
+        (partial / "sub").mkdir()
+        (partial / "sub/model.bin").write_text("old")
+    write(Path("."), text="newer", replace=True)
+    assert {**contents(tmp_path / "out"), MANIFEST: ""} == {"README.md": "card", "sub/model.bin": "newer", MANIFEST: ""}
+    assert not Path("old").exists()
+    assert check_finished(tmp_path / "out") is not None
+
+
+@pytest.mark.parametrize("rerun_from", ["out", "."])
+def test_a_move_into_the_working_folder_that_was_interrupted_is_unfinished_and_can_be_repeated(
+    rerun_from, tmp_path, monkeypatch
+):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    move = shutil.move
+
+    def stop_at_weights(source, target):
+        if Path(source).name == "model.bin":
+            raise RuntimeError("stopped")
+        return move(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="stopped"):
+        patched.setattr(shutil, "move", stop_at_weights)
+        write(Path("."))
+    with pytest.raises(InvalidFileError, match="got an interrupted soup"):
+        check_finished(tmp_path / "out")
+    (tmp_path / "out/notes.txt").write_text("theirs")
+    monkeypatch.chdir(tmp_path / rerun_from)
+    write(tmp_path / "out")
+    assert (tmp_path / "out/sub/model.bin").read_text() == "weights"
+    assert (tmp_path / "out/notes.txt").read_text() == "theirs"
     assert check_finished(tmp_path / "out") is not None
 
 

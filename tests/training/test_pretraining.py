@@ -265,6 +265,15 @@ def test_continuing_from_a_trained_model(tmp_path, zoo):
     extractors = [SANEFeatureExtractor.from_pretrained(run.folder) for run in (first, result)]
     assert extractors[0].to_dict() == extractors[1].to_dict()
 
+    settings_of_model = json.loads((first.folder / "config.json").read_text())
+    planted = settings_of_model | {"auto_map": {"AutoModel": "org/stranger--code.Model"}}
+    (first.folder / "config.json").write_text(json.dumps(planted))
+    with pytest.raises(InvalidFileError, match=r"config\.json"):  # it is not as the first run wrote it
+        train(settings(tmp_path / "third", **changes), zoo)
+    (first.folder / MANIFEST).unlink()
+    _, third = train(settings(tmp_path / "third", **changes), zoo)
+    assert "stranger" not in (third.folder / "config.json").read_text()
+
 
 REMEDY = r"continue it with --resume \(in Python: resume=True\), or choose another output folder"
 

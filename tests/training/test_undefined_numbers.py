@@ -43,17 +43,17 @@ def test_the_specimen(tmp_path, capsys):
     assert facts.splits["validation"]["test_accuracy"] is None
     assert 0 <= facts.splits["train"]["test_accuracy"] <= 1
     assert "| validation | 0 | 0 | - |" in (tmp_path / "zoo" / "README.md").read_text()
-    _pretrain(
-        {
-            "zoo": [str(tmp_path / "zoo")],
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 2,
-            "batch_size": 2,
-            "progress_bar": False,
-            "model": {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
-        }
-    )
-    assert "unknown (no validation networks" in capsys.readouterr().out
+    settings = {
+        "zoo": [str(tmp_path / "zoo")],
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 2,
+        "batch_size": 2,
+        "progress_bar": False,
+        "model": {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+    }
+    for given in (settings, {**settings, "resume": True}):  # a finished run says again what it found
+        _pretrain(given)
+        assert "unknown (no validation networks" in capsys.readouterr().out
     stored = json.loads((tmp_path / "run" / "model" / "run.json").read_text())
     assert stored["results"]["reconstruction_r2"] is None
     card = (tmp_path / "run" / "model" / "README.md").read_text()

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save, save_file
 
+from hf_sane.records.outputs import begin_folder, output_folder
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.importing import import_zoo
@@ -96,6 +97,20 @@ def test_one_bad_repository_does_not_stop_the_others(local_hub, tmp_path):
     assert [name for name, status in became.items() if name.startswith("org/good") and status != "taken"] == []
     assert became.keys() == set(names)
     assert {became[f"org/{name}"] for name in ("negative", "deep_header", "deep", "empty")} == {"skipped"}
+
+
+def test_outputs_that_are_unfinished_or_changed_are_skipped(tmp_path):
+    root = tmp_path / "models"
+    for index in range(5):
+        with output_folder(root / f"run_{index}", "soup") as partial:
+            save_file(weights(index), partial / "model.safetensors")
+    save_file(weights(9), root / "run_3" / "model.safetensors")
+    begin_folder(root / "run_4", "soup")
+    result = import_zoo(ImportArguments(folder=str(root), token_dim=4), tmp_path / "zoo")
+    became = {entry.run_id: entry for entry in result.entries}
+    assert [entry.status for entry in became.values()] == ["taken"] * 3 + ["skipped"] * 2
+    assert "expected the content that hf_sane_manifest.json lists" in became["run_3"].reason
+    assert "got an interrupted soup" in became["run_4"].reason
 
 
 def test_a_name_that_is_no_unicode_is_skipped(tmp_path):

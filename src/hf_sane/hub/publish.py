@@ -205,7 +205,9 @@ def save_network(
 
 
 def save_model(partial: Path, model: PreTrainedModel, *, auto_class: str, include_code: bool) -> None:
-    """`save_pretrained`, with or without the modelling code; classes and `model` are left as they were.
+    """`save_pretrained`, with or without the modelling code; classes are left as they were.
+
+    Code that came with what was loaded is neither copied nor named: Transformers would run it for whoever trusts us.
 
     Args:
         partial: From [`output_folder`].
@@ -213,6 +215,7 @@ def save_model(partial: Path, model: PreTrainedModel, *, auto_class: str, includ
         auto_class: That loads it.
         include_code: Whether its code is copied.
     """
+    vars(model.config).pop("auto_map", None)
     if not include_code:
         model.save_pretrained(partial)
         return

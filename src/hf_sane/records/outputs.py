@@ -288,7 +288,7 @@ def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Ite
             _write_note(partial, job)
             yield partial
             finish_folder(partial, job)
-            _swap_in(partial, folder)
+            _swap_in(partial, folder, job)
         except KeyboardInterrupt as interruption:
             interruption.add_note(f"nothing was written to {folder}; the same command starts again")
             raise
@@ -446,15 +446,30 @@ def _read_note(folder: Path) -> dict[str, Any] | None:
     return {}
 
 
-def _swap_in(partial: Path, folder: Path) -> None:
+def _swap_in(partial: Path, folder: Path, job: str) -> None:
     """Move the finished folder to its place; into it, file by file, where the place itself cannot be renamed."""
-    if not folder.is_dir() or not (os.path.ismount(folder) or folder.samefile(Path.cwd())):
+    is_fixed = folder.is_dir() and (os.path.ismount(folder) or folder.samefile(Path.cwd()))
+    if not is_fixed and _read_note(folder) is None:
         move_folder(partial, folder)
         return
-    _write_note(folder, "move")
-    for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == MANIFEST):
-        shutil.move(entry, folder / entry.name)
+    old = Manifest.load(folder)
+    _write_note(folder, job)  # from here on the same job may begin again, wherever it is called from
+    if old is not None:
+        (folder / MANIFEST).unlink()
+        for name in old.files:
+            _remove_file(folder, name)
+    for name in (*sorted(_file_names(partial, hidden=True)), MANIFEST):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(partial / name, folder / name)
     (folder / UNFINISHED).unlink()
+
+
+def _remove_file(folder: Path, name: str) -> None:
+    """Remove a file, and the folders around it that are empty then."""
+    (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        for parent in PurePosixPath(name).parents[:-1]:
+            (folder / parent).rmdir()
 
 
 def _open_permissions(folder: Path) -> None:

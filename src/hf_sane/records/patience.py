@@ -5,7 +5,9 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import ParamSpec, TypeVar
 
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+
+from hf_sane.records.errors import shorten
 
 TRIES = 4
 FIRST_WAIT = 1.0  # seconds, doubled from try to try where the Hub does not say how long
@@ -33,6 +35,7 @@ def patiently(call: Callable[Arguments, Result], *arguments: Arguments.args, **s
 
     Raises:
         HubBusyError: With the Hub's status, when it has answered so too often.
+        ConnectionError: If it cannot be reached.
     """
     wait = FIRST_WAIT
     for attempt in range(1, TRIES + 1):
@@ -44,6 +47,10 @@ def patiently(call: Callable[Arguments, Result], *arguments: Arguments.args, **s
             if not isinstance(error.__cause__, HfHubHTTPError):
                 raise
             answer, was_tried = error.__cause__, True
+        except HTTPError as error:  # no answer at all, in the words of a socket
+            raise ConnectionError(
+                f"the Hub cannot be reached ({shorten(error)}); check the connection, then try again"
+            ) from error
         status = answer.response.status_code
         if status not in PASSING:
             raise answer

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.outputs import check_finished
 from hf_sane.records.sources import pretrained_arguments
 from hf_sane.tokenization.feature_extraction_sane import Normalization, SANEFeatureExtractor
 from hf_sane.tokenization.pretrained import reading_pretrained
@@ -112,8 +113,10 @@ def build_model(
     """
     if arguments.pretrained is not None:
         name, where = pretrained_arguments(arguments.pretrained)
+        check_finished(name)
         with reading_pretrained(arguments.pretrained, "a SANE autoencoder"):
             model = SANEModel.from_pretrained(name, dtype=torch.float32, **where, **arguments.model_settings).train()
+        vars(model.config).pop("auto_map", None)  # the code beside it is not a part of what is trained
     else:
         model = SANEModel(SANEConfig(**{"token_dim": extractor.token_dim, **arguments.model_settings}))
     config = model.config

@@ -176,21 +176,25 @@ class Run:
                     describe(partial, self.arguments, self.data.network_config)
         accelerator.wait_for_everyone()
 
-    def require_finite(self, loss: Tensor) -> None:
-        """Refuse to go on, or to save, with numbers that are none.
+    def require_finite(self, loss: Tensor, *, weights: bool) -> float:
+        """Refuse to go on with numbers that are none; gives the mean loss over processes.
+
+        Args:
+            loss: Of this process.
+            weights: Look at parameters and the state of the optimizer, too: before they are saved.
 
         Raises:
-            FloatingPointError: If the loss, a parameter or the state of the optimizer is not finite.
+            FloatingPointError: If one of them is not finite.
         """
-        step, value = self.progress.step, self.accelerator.reduce(loss, "mean").item()
+        value = self.accelerator.reduce(loss, "mean").item()
         expected, got = "a finite loss", str(value)
         if math.isfinite(value):
-            if is_finite(self.accelerator):
-                return
+            if not weights or is_finite(self.accelerator):
+                return value
             expected, got = "finite weights", "NaN or infinity among them"
         raise FloatingPointError(
-            f"expected {expected}, got {got} at step {step}; lower learning_rate, keep max_grad_norm at 1, or look "
-            "for exploded networks in the zoo"
+            f"expected {expected}, got {got} at step {self.progress.step}; lower learning_rate, keep max_grad_norm at 1, or "
+            "look for exploded networks in the zoo"
         )
 
 
@@ -303,12 +307,11 @@ def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) ->
         step, last = progress.step, progress.step == run.num_steps
         if on_step is not None:
             on_step(step, accelerator.reduce(loss, "mean").item())
-        is_due = checkpoints.is_due(step, last=last)
-        if is_due or last:
-            run.require_finite(loss)
-        if step % arguments.log_every_steps == 0 or last:
-            values = {"loss": _finite(accelerator.reduce(loss, "mean").item(), step)}
-            values["learning_rate"] = run.optimizer.param_groups[0]["lr"]
+        is_due, is_logged = checkpoints.is_due(step, last=last), step % arguments.log_every_steps == 0 or last
+        if is_due or is_logged:
+            mean_loss = run.require_finite(loss, weights=is_due or last)
+        if is_logged:
+            values = {"loss": mean_loss, "learning_rate": run.optimizer.param_groups[0]["lr"]}
             accelerator.log(values, step=step)
             shown = {} if math.isnan(r2) else {"r2": f"{r2:.4f}"}
             bar.set_postfix({"loss": f"{values['loss']:.4f}", **shown})
@@ -330,9 +333,10 @@ def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) ->
 def _read_result(folder: RunFolder, network_config: ZooConfig | None, accelerator: Accelerator) -> PretrainResult:
     """What a finished run found."""
     record = RunRecord.load(folder.model / RECORD)
+    r2 = record.results["reconstruction_r2"]  # null in the record where there was nothing to measure
     return PretrainResult(
         folder=folder.model,
-        reconstruction_r2=float(record.results["reconstruction_r2"]),
+        reconstruction_r2=math.nan if r2 is None else float(r2),
         loss=math.nan,
         steps=int(record.results["steps"]),
         seconds=0.0,
@@ -403,12 +407,3 @@ def make_accelerator(arguments: PretrainArguments) -> Accelerator:
             project_dir=arguments.output_dir, logging_dir=f"{arguments.output_dir}/logs"
         ),
     )
-
-
-def _finite(loss: float, step: int) -> float:
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"expected a finite loss, got {loss} at step {step}; lower learning_rate, keep max_grad_norm at 1, or look "
-            "for exploded networks in the zoo"
-        )
-    return loss

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi
 
 from hf_sane.core.types import StateDict
+from hf_sane.records.outputs import check_finished
 from hf_sane.records.patience import patiently
 from hf_sane.records.sources import parse_repo
 from hf_sane.tokenization.headers import read_meta_state_dict
@@ -29,6 +30,8 @@ CHECKPOINT_FOLDER = re.compile(
     r"^((checkpoint|ckpt|epoch|global_step|step|iter|iteration)[-_]?\d+|best|last|latest|final)([-_](model|checkpoint))?$"
 )
 LISTED_KINDS = 5
+# What a folder has in it that is one model.
+WHOLE_MODELS = {f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")}
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,7 @@ def _local_repositories(root: Path) -> Iterator[tuple[str, str, Path, list[Path]
     """Label, group, folder and files of each: model folders, and every other checkpoint file on its own."""
     found = (path for path in root.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
     paths = sorted(path for path in found if not _is_hidden(path, root))
-    marks = {f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")}
-    folders = {path.parent for path in paths if path.name in marks}
+    folders = {path.parent for path in paths if path.name in WHOLE_MODELS}
     for folder in sorted(folders):
         label = _label(folder, root)
         is_checkpoint = folder != root and CHECKPOINT_FOLDER.search(folder.name) is not None
@@ -156,6 +158,8 @@ def _is_hidden(path: Path, root: Path) -> bool:
 def _open_local(label: str, group: str, folder: Path, files: Sequence[Path]) -> list[Repository]:
     if broken := [path.name for path in files if not path.exists() and path.name.endswith(CHECKPOINT_SUFFIXES)]:
         raise FileNotFoundError(f"{', '.join(broken[:LISTED_KINDS])}: a link to a file that does not exist")
+    if any(path.name in WHOLE_MODELS for path in files):
+        check_finished(folder)
     states = {path.name: path.stat() for path in files if path.exists()}
     card = CardFacts()
     if "README.md" in states:
