@@ -146,6 +146,17 @@ def test_a_hub_that_stays_busy_is_called_so(hub, tmp_path):
     assert not (tmp_path / "zoo").exists()
 
 
+def test_a_hub_that_cannot_be_reached_is_called_so(hub, tmp_path):
+    hub.stop()
+    expected = r"the Hub cannot be reached \(.+\); check the connection, then try again"
+    with pytest.raises(ConnectionError, match=expected):
+        pull("org/model", tmp_path / "pulled")
+    with pytest.raises(ValueError, match=expected):
+        import_zoo(ImportArguments(repos=["org/model"]), tmp_path / "zoo")
+    assert not (tmp_path / "pulled").exists()
+    assert not (tmp_path / "zoo").exists()
+
+
 def test_a_wait_that_is_too_long_is_said_and_not_waited_for(hub, tmp_path):
     hub.faults = [Fault("/api/", 429, times=1000, headers={"Retry-After": "3600"})]
     with pytest.raises(HubBusyError, match="try again in 3600 s, or log in"):
