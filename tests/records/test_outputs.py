@@ -211,7 +211,11 @@ def test_the_working_folder_is_replaced_where_it_is_without_what_only_the_old_on
         (partial / "sub").mkdir()
         (partial / "sub/model.bin").write_text("old")
     write(Path("."), text="newer", replace=True)
-    assert {**contents(tmp_path / "out"), MANIFEST: ""} == {"README.md": "card", "sub/model.bin": "newer", MANIFEST: ""}
+    assert {**contents(tmp_path / "out"), MANIFEST: ""} == {
+        "README.md": "card",
+        "sub/model.bin": "newer",
+        MANIFEST: "",
+    }
     assert not Path("old").exists()
     assert check_finished(tmp_path / "out") is not None
 
