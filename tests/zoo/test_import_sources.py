@@ -1,9 +1,15 @@
 """Which files of a repository are networks, and which folders are repositories."""
 
+import io
+import pickle
+
 import pytest
+import torch
 from huggingface_hub import HfApi
+from safetensors.torch import save
 
 from hf_sane.zoo.importing.arguments import ImportArguments
+from hf_sane.zoo.importing.importing import import_zoo
 from hf_sane.zoo.importing.sources import find_networks, find_sources
 
 INDEX = "model.safetensors.index.json"
@@ -105,3 +111,63 @@ def test_folders_are_repositories(tmp_path):
     assert again["loose.pt"].open()[0].state != before
     (single,) = find_sources(ImportArguments(folder=str(tmp_path / "org" / "one")), HfApi())
     assert single.label == "one"
+
+
+def torch_bytes(content, **options):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def test_a_folder_is_taken_or_listed_file_by_file_whatever_their_names(tmp_path):
+    """Formats are decided by the first bytes; what is known and not read stands in the list with the reason."""
+    folder = tmp_path / "networks"
+    networks = [{"fc.weight": torch.full((3, 4), float(index)), "fc.bias": torch.ones(3)} for index in range(7)]
+    taken = {
+        "checkpoint.pth.tar": torch_bytes({"state_dict": networks[0], "epoch": 3}),
+        "net.pkl": torch_bytes(networks[1]),
+        "no_suffix": torch_bytes(networks[2], _use_new_zipfile_serialization=False),
+        "sub/weights.dat": save(networks[3]),
+        "really_safetensors.bin": save(networks[4]),
+        "really_torch.safetensors": torch_bytes({"net": networks[5], "acc": 91.2}),
+    }
+    skipped = {
+        "model.gguf": (b"GGUF" + bytes(40), "it is a GGUF file, which is not read; load it with Transformers"),
+        "model.onnx": (b"\x08\x07\x12\x07pytorch" + bytes(40), "it is an ONNX file, which is not read"),
+        "model.h5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "it is an HDF5 file (Keras), which is not read"),
+        "array": (b"\x93NUMPY\x01\0" + bytes(60), "it is a NumPy array, which is not read"),
+        "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        "plain.pkl": (pickle.dumps({"w": [1.0]}), "a Python pickle that torch.save did not write"),
+        "several.ckpt": (torch_bytes({"model": networks[0], "model_ema": networks[6]}), "2 state dicts: 'model' ("),
+    }
+    ignored = {"README.md": b"# Networks", "config.json": b"{}", "log.txt": b"epoch 1", "picture.png": b"\x89PNG\r\n"}
+    for name, content in (taken | {name: content for name, (content, _) in skipped.items()} | ignored).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    settings = {"folder": str(folder), "token_dim": 4, "split_shares": [1, 0, 0]}
+    result = import_zoo(ImportArguments(**settings, allow_pickle=True), tmp_path / "zoo")
+    found = {entry.run_id: entry for entry in result.entries}
+    assert found.keys() == {*taken, *skipped}
+    assert {name for name, entry in found.items() if entry.status == "taken"} == set(taken)
+    for name, (_, reason) in skipped.items():
+        assert found[name].status == "skipped"
+        assert reason in found[name].reason
+        assert str(tmp_path) not in found[name].reason
+    values = sorted(float(network[0, 0]) for network in (result.zoo.splits["train"].tokens(row) for row in range(6)))
+    assert values == [0, 1, 2, 3, 4, 5]
+    refused = import_zoo(ImportArguments(**settings), tmp_path / "safe")
+    assert {e.run_id for e in refused.entries if e.status == "taken"} == {"sub/weights.dat", "really_safetensors.bin"}
+    averages = import_zoo(
+        ImportArguments(**settings, allow_pickle=True, key="model_ema", files=["*.ckpt"]), tmp_path / "averages"
+    )
+    assert float(averages.zoo.splits["train"].tokens(0)[0, 0]) == 6
+
+
+def test_a_path_among_repositories_is_skipped_and_the_rest_goes_on(tmp_path, local_hub):
+    local_hub.storage.add_files("models", "org/network", {"model.safetensors": save({"w": torch.ones(2, 2)})})
+    (tmp_path / "here").mkdir()
+    names = ["no/valid/name", str(tmp_path / "here"), "org/network"]
+    result = import_zoo(ImportArguments(repos=names, token_dim=2, split_shares=[1, 0, 0]), tmp_path / "zoo")
+    assert [entry.status for entry in result.entries] == ["skipped", "skipped", "taken"]
+    assert "got a path, which does not exist" in result.entries[0].reason
+    assert "got a path, which is on this machine: give it as folder (--folder)" in result.entries[1].reason

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hf_sane.cli.output import hide_loading_bars, print_table
+from hf_sane.cli.weights import Key
 from hf_sane.records.errors import shorten
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def import_networks(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Open pickles (weights_only) where there is no safetensors.")
     ] = False,
+    key: Key = None,
     max_size: Annotated[str, typer.Option(help="Largest network; larger ones are not downloaded.")] = "500MB",
     max_tokens: Annotated[int | None, typer.Option(help="Longest network in tokens.")] = None,
     token_dim: Annotated[int, typer.Option(help="Scalars per token.")] = 289,
@@ -73,6 +75,7 @@ def import_networks(
         folder=None if folder is None else str(folder),
         files=files or [],
         allow_pickle=allow_pickle,
+        key=key,
         max_bytes=parse_size(max_size),
         max_tokens=max_tokens,
         token_dim=token_dim,

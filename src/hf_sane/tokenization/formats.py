@@ -29,11 +29,13 @@ class FileFormat:
         name: As a sentence continues after "it is".
         reader: Which of the readers of this library takes it; `None` if none does.
         remedy: What the user of a file that is not read can do.
+        holds_weights: Whether such files hold weights, or may.
     """
 
     name: str
     reader: Reader | None = None
     remedy: str = SAVE_AS
+    holds_weights: bool = True
 
 
 SAFETENSORS = FileFormat("a safetensors file", "safetensors")
@@ -59,11 +61,13 @@ TAR = FileFormat(
     "a tar archive",
     remedy="unpack it, and name what is in it (a PyTorch file from before version 0.2: " + SAVE_AS + ")",
 )
-EMPTY = FileFormat("an empty file", remedy="save it or download it again")
-JSON = FileFormat("a JSON file that is no shard index", remedy="name the file of the weights")
-WEB_PAGE = FileFormat("a web page", remedy="download the file itself, not the page that shows it")
-TEXT = FileFormat("a text", remedy="name the file of the weights")
-UNKNOWN = FileFormat("a file of a kind that is not known", remedy="it may be damaged: save it or download it again")
+EMPTY = FileFormat("an empty file", remedy="save it or download it again", holds_weights=False)
+JSON = FileFormat("a JSON file that is no shard index", remedy="name the file of the weights", holds_weights=False)
+WEB_PAGE = FileFormat("a web page", remedy="download the file itself, not the page that shows it", holds_weights=False)
+TEXT = FileFormat("a text", remedy="name the file of the weights", holds_weights=False)
+UNKNOWN = FileFormat(
+    "a file of a kind that is not known", remedy="it may be damaged: save it or download it again", holds_weights=False
+)
 
 _GGUF_REMEDY = (
     "load it with Transformers (from_pretrained(folder, gguf_file=name)) and save it with save_pretrained, or take the "
@@ -91,7 +95,7 @@ BY_START: tuple[tuple[bytes, FileFormat], ...] = (
     (b"\xfd7zXZ\x00", FileFormat("an xz archive", remedy="unpack it, and name what is in it")),
     (b"\x28\xb5\x2f\xfd", FileFormat("a zstandard archive", remedy="unpack it, and name what is in it")),
     (b"7z\xbc\xaf\x27\x1c", FileFormat("a 7-Zip archive", remedy="unpack it, and name what is in it")),
-    (b"PAR1", FileFormat("a Parquet file", remedy="a zoo is read by its folder; name that")),
+    (b"PAR1", FileFormat("a Parquet file", remedy="a zoo is read by its folder; name that", holds_weights=False)),
 )
 TFLITE = FileFormat("a TensorFlow Lite file", remedy="take the network that it was converted from")
 ONNX = FileFormat("an ONNX file", remedy="save onnx.numpy_helper.to_array of its initializers as safetensors")

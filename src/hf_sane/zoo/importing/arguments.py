@@ -8,7 +8,6 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from hf_sane.core.layout import BatchNormStorage, TokenLayout
-from hf_sane.records.sources import parse_source
 
 Grouping = Literal["repository", "base_model", "author", "network"]
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -27,10 +26,11 @@ class ImportArguments:
         search: Take models with these letters in their name.
         limit: Most models that `author`, `filter` and `search` together may add; the most downloaded come first.
         folder: Take the networks below this folder: those of model folders (with a `model.safetensors` or its index), and
-            all other checkpoint files, each on its own.
+            all other checkpoint files, each on its own; what a file is, its first bytes say.
         files: Patterns (`*.safetensors`) of the files to take of each repository. Without any: the weights at its root
             (`model.safetensors` and its kin, or their index), or else every safetensors file.
-        allow_pickle: Whether to open `.bin`, `.pt` and other pickles, with `weights_only`, where there is no safetensors.
+        allow_pickle: Whether to open files of `torch.save`, with `weights_only`, where there is no safetensors.
+        key: Which state dict of training checkpoints that hold several, such as `"model_ema"`.
         max_bytes: Largest network, in bytes on disk. What is larger is not downloaded.
         max_tokens: Longest network in tokens; of those that are longer, only the header is downloaded.
         token_dim: Scalars per token.
@@ -57,6 +57,7 @@ class ImportArguments:
     folder: str | None = None
     files: list[str] = field(default_factory=list)
     allow_pickle: bool = False
+    key: str | None = None
     max_bytes: int = 500 * 10**6
     max_tokens: int | None = None
     token_dim: int = 289
@@ -73,10 +74,6 @@ class ImportArguments:
             raise ValueError(
                 "nothing to import from: name repositories (repos), an author, filter or search on the Hub, or a folder"
             )
-        for text in self.repos:
-            if isinstance(place := parse_source(text), Path):
-                what = "is on this machine: give it as folder (--folder)" if place.exists() else "is missing"
-                raise ValueError(f"expected repositories on the Hub, owner/name, got the path {text!r}, which {what}")
         if self.folder is not None and not Path(self.folder).is_dir():
             raise ValueError(f"folder must be an existing folder, got {self.folder!r}")
 

@@ -197,7 +197,12 @@ class _Importer:
         try:
             name.encode()  # what is no Unicode cannot be the name of a row
             for repository in source.open():
-                files = find_networks(repository.files, self.arguments.files, allow_pickle=self.arguments.allow_pickle)
+                files = find_networks(
+                    repository.files,
+                    self.arguments.files,
+                    allow_pickle=self.arguments.allow_pickle,
+                    readers=repository.readers,
+                )
                 self.repositories[repository.label] = repository
                 for file in files:
                     name = repository.label if len(files) == 1 else f"{repository.label}/{file}"
@@ -223,7 +228,8 @@ class _Importer:
         if first := self._digests.get(repository.digests.get(file, "")):
             raise ValueError(f"it is the same file as {first}")
         files = network_files(repository, file, self.arguments)
-        settings = json.dumps([repository.label, file, repository.state, self.arguments.token_settings])
+        key = {} if self.arguments.key is None else {"key": self.arguments.key}
+        settings = json.dumps([repository.label, file, repository.state, self.arguments.token_settings | key])
         path = self.work / f"{sha256(settings.encode()).hexdigest()[:32]}.safetensors"
         if path.exists():
             with suppress(InvalidFileError):  # damaged: it is imported again
@@ -254,7 +260,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         return "its name is not valid Unicode; rename it"
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return shorten(str(message), MAX_REASON) or type(error).__name__
+    text = str(message)
+    if isinstance(error, InvalidFileError):  # reasons are published with the zoo: no path of this machine
+        text = text.replace(error.file, Path(error.file).name)
+    return shorten(text, MAX_REASON) or type(error).__name__
 
 
 def _left_out(entries: Sequence[ImportEntry]) -> dict[tuple[str, str], list[str]]:

@@ -31,7 +31,7 @@ from hf_sane.zoo.facts import (
     layout_key,
 )
 from hf_sane.zoo.importing.arguments import ImportArguments
-from hf_sane.zoo.importing.sources import INDEX_SUFFIX, Repository, is_pickle
+from hf_sane.zoo.importing.sources import Repository
 from hf_sane.zoo.records import ModelRecord
 
 CONFIG_NAMES = ("config.json", "adapter_config.json")
@@ -95,10 +95,10 @@ def network_files(repository: Repository, file: str, arguments: ImportArguments)
     Raises:
         ValueError: If they are too large, an index names files that are not there, or a pickle was not allowed.
     """
-    if is_pickle(file) and not arguments.allow_pickle:
+    if repository.readers[file] == "pickle" and not arguments.allow_pickle:
         raise ValueError("it is a pickle, which can run code when it is opened; allow pickles (--allow-pickle)")
     _check_bytes(file, repository.files[file], arguments)
-    if not file.endswith(INDEX_SUFFIX):
+    if repository.readers[file] != "index":
         return {file: None}
     folder = PurePosixPath(file).parent
     shards: dict[str, list[str] | None] = {
@@ -130,16 +130,19 @@ def import_network(
         TypeError: If it holds tensors that are no weights (complex or sparse).
     """
     config = _read_config(repository, file)
-    if not is_pickle(file):
+    if repository.readers[file] != "pickle":
         header: StateDict = {}
         for name, wanted in files.items():
             found = repository.read_header(name)
             if missing := sorted(set(wanted or ()) - found.keys()):
                 raise ValueError(f"{name} lacks {missing[:3]}, which its index places there")
             header |= found if wanted is None else {tensor: found[tensor] for tensor in wanted}
-        _check_layout(Layout.from_state_dict(choose_tensors(header, file), **arguments.token_settings), arguments)
+        _check_layout(
+            Layout.from_state_dict(choose_tensors(header, file, key=arguments.key), **arguments.token_settings),
+            arguments,
+        )
     local = {name: repository.fetch(name) for name in files}
-    state_dict = load_state_dict(repository.fetch(file) if file not in local else local[file])
+    state_dict = load_state_dict(repository.fetch(file) if file not in local else local[file], key=arguments.key)
     own = _own_config(config, state_dict)
     if own is not None:
         state_dict = {name: state_dict[name] for name in empty_model(own).state_dict()}

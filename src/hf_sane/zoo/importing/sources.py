@@ -1,7 +1,7 @@
 """Where networks can be imported from: repositories on the Hub and folders, seen alike."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -12,10 +12,10 @@ from huggingface_hub import HfApi
 from hf_sane.core.types import StateDict
 from hf_sane.records.outputs import check_finished
 from hf_sane.records.patience import patiently
-from hf_sane.records.sources import parse_repo
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.safetensors_header import fetch_header
-from hf_sane.tokenization.weight_files import PICKLE_SUFFIXES, SAFETENSORS_NAMES
+from hf_sane.records.sources import parse_source
+from hf_sane.tokenization.formats import UNKNOWN, FileFormat, Reader, file_format
+from hf_sane.tokenization.safetensors_header import fetch_header, read_header
+from hf_sane.tokenization.weight_files import PICKLE_SUFFIXES, SAFETENSORS_NAMES, is_pickle_name
 from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.cards import CardFacts
 
@@ -47,6 +47,7 @@ class Repository:
         fetch: Brings a file here.
         read_header: Tensors of a safetensors file on the meta device, from its header alone.
         digests: Path to SHA-256, of large files on the Hub.
+        readers: Path of every file with weights to what reads it: on the Hub by its name, in a folder by its first bytes.
         card: What is known without the weights.
         group: What may hold other checkpoints of the same run: the repository itself on the Hub, a folder elsewhere.
     """
@@ -58,6 +59,7 @@ class Repository:
     files: Mapping[str, int]
     fetch: Callable[[str], Path]
     read_header: Callable[[str], StateDict]
+    readers: Mapping[str, Reader]
     digests: Mapping[str, str] = field(default_factory=dict)
     card: CardFacts = field(default_factory=CardFacts)
     group: str = ""
@@ -81,8 +83,7 @@ def find_sources(arguments: ImportArguments, api: HfApi) -> Iterator[Source]:
     for text in arguments.repos:
         if text not in seen:
             seen.add(text)
-            repo = parse_repo(text)
-            yield Source(text, partial(_open_remote, api, repo.repo_id, repo.revision))
+            yield Source(text, partial(_open_named, api, text))
     if arguments.lists_models:
         listed = partial(
             api.list_models,
@@ -100,6 +101,14 @@ def find_sources(arguments: ImportArguments, api: HfApi) -> Iterator[Source]:
         root = Path(arguments.folder)
         for label, group, folder, files in _local_repositories(root):
             yield Source(label, partial(_open_local, label, group, folder, files))
+
+
+def _open_named(api: HfApi, text: str) -> list[Repository]:
+    place = parse_source(text)
+    if isinstance(place, Path):
+        what = "is on this machine: give it as folder (--folder)" if place.exists() else "does not exist"
+        raise ValueError(f"expected a repository on the Hub, owner/name, got a path, which {what}")
+    return _open_remote(api, place.repo_id, place.revision)
 
 
 def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Repository]:
@@ -124,6 +133,7 @@ def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Reposit
             fetch=fetch,
             read_header=read_header,
             digests={sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs},
+            readers=_readers_by_name(sibling.rfilename for sibling in siblings),
             card=CardFacts.from_info(info),
         )
     ]
@@ -140,11 +150,42 @@ def _local_repositories(root: Path) -> Iterator[tuple[str, str, Path, list[Path]
         group = _label(folder.parent, root) if is_checkpoint else label
         yield label, group, folder, [path for path in paths if path.parent == folder]
     for path in paths:
-        is_shard = SHARD.search(path.name) is not None
-        is_checkpoint = path.name.endswith(CHECKPOINT_SUFFIXES) and not is_shard
-        if is_checkpoint and not any(folder in path.parents for folder in folders):
+        if SHARD.search(path.name) or any(folder in path.parents for folder in folders):
+            continue
+        if path.name.lower().endswith(CHECKPOINT_SUFFIXES) or _format(path).holds_weights:
             parts = [p for p in paths if p.parent == path.parent and (p == path or SHARD.search(p.name))]
             yield path.relative_to(root).as_posix(), _label(path.parent, root), path.parent, parts
+
+
+def _format(path: Path) -> FileFormat:
+    """What a file is; unknown, where it cannot be opened: then its name decides, and whoever reads it says why."""
+    try:
+        return file_format(path)
+    except OSError:
+        return UNKNOWN
+
+
+def _read_local_header(path: Path) -> StateDict:
+    _refuse_unread(file_format(path))
+    return read_header(path)
+
+
+def _refuse_unread(found: FileFormat) -> None:
+    if found.reader is None:
+        raise ValueError(f"it is {found.name}, which is not read; {found.remedy}")
+
+
+def _readers_by_name(files: Iterable[str]) -> dict[str, Reader]:
+    """What reads the files with weights, by their names."""
+    found: dict[str, Reader] = {}
+    for file in files:
+        if file.endswith(".safetensors"):
+            found[file] = "safetensors"
+        elif file.endswith(INDEX_SUFFIX):
+            found[file] = "index"
+        elif is_pickle_name(file):
+            found[file] = "pickle"
+    return found
 
 
 def _label(folder: Path, root: Path) -> str:
@@ -161,6 +202,11 @@ def _open_local(label: str, group: str, folder: Path, files: Sequence[Path]) -> 
     if any(path.name in WHOLE_MODELS for path in files):
         check_finished(folder)
     states = {path.name: path.stat() for path in files if path.exists()}
+    formats = {name: _format(folder / name) for name in states}
+    by_bytes = {name: found.reader for name, found in formats.items() if found.reader is not None}
+    readers = _readers_by_name(states) | by_bytes
+    if not readers and (unread := [found for found in formats.values() if found.holds_weights]):
+        _refuse_unread(unread[0])
     card = CardFacts()
     if "README.md" in states:
         card = CardFacts.from_file(folder / "README.md")
@@ -173,20 +219,28 @@ def _open_local(label: str, group: str, folder: Path, files: Sequence[Path]) -> 
             state=",".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states.values()),
             files={name: state.st_size for name, state in states.items()},
             fetch=lambda file: folder / file,
-            read_header=lambda file: read_meta_state_dict(folder / file),
+            read_header=lambda file: _read_local_header(folder / file),
+            readers=readers,
             card=replace(card, columns={"author": author, **card.columns}),
             group=group,
         )
     ]
 
 
-def find_networks(files: Mapping[str, int], patterns: Sequence[str], *, allow_pickle: bool) -> list[str]:
+def find_networks(
+    files: Mapping[str, int],
+    patterns: Sequence[str],
+    *,
+    allow_pickle: bool,
+    readers: Mapping[str, Reader] | None = None,
+) -> list[str]:
     """The files of a repository that stand for one network each: weights, or the index of their shards.
 
     Args:
         files: Paths in the repository.
         patterns: Which ones to take; as described in `ImportArguments.files` if there are none.
         allow_pickle: Whether pickles may be among them.
+        readers: What reads each file with weights; told from the names if `None`.
 
     Raises:
         ValueError: If there are none, with the reason, or a path leads out of the repository.
@@ -195,8 +249,9 @@ def find_networks(files: Mapping[str, int], patterns: Sequence[str], *, allow_pi
         path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts or "\\" in file:
             raise ValueError(f"it names the file {file!r}, which lies outside of it; refused, do not trust it")
-    weights = [file for file in files if file.endswith((".safetensors", INDEX_SUFFIX)) and not SHARD.search(file)]
-    pickles = [file for file in files if file.endswith(PICKLE_SUFFIXES) and not NO_NETWORK.search(file)]
+    readers = _readers_by_name(files) if readers is None else readers
+    weights = [file for file, reader in readers.items() if reader != "pickle" and not SHARD.search(file)]
+    pickles = [file for file, reader in readers.items() if reader == "pickle" and not NO_NETWORK.search(file)]
     if patterns:
         chosen = [file for file in (*weights, *pickles) if any(fnmatch(file, pattern) for pattern in patterns)]
         if not chosen:
@@ -218,11 +273,6 @@ def find_networks(files: Mapping[str, int], patterns: Sequence[str], *, allow_pi
     if not pickles:
         raise ValueError(f"it holds no safetensors and no pickled weights, but {_kinds(files)}")
     return sorted(pickles)
-
-
-def is_pickle(file: str) -> bool:
-    """Whether opening a file could run code."""
-    return file.endswith(PICKLE_SUFFIXES)
 
 
 def _kinds(files: Mapping[str, int]) -> str:
