@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,29 @@ def test_a_damaged_group_is_trained_again(tmp_path, digits, built):
     build_zoo(tiny_arguments(), digits, tmp_path, on_progress=lambda p: trained.append(p.finished))
     assert sorted(set(trained)) == [2, 4], "the first group is whole"
     assert contents(tmp_path) == contents(built[1])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_group_in_training_is_kept_and_continues_to_the_same_bytes(tmp_path, digits, monkeypatch, epoch, dropout):
+    arguments = tiny_arguments(group_size=6, dropout=[dropout], activations=["relu"])
+    build_zoo(arguments, digits, tmp_path / "whole")
+    monkeypatch.setattr("hf_sane.zoo.building.build.SAVE_SECONDS", 1e-9)
+    monkeypatch.setattr("hf_sane.records.cadence.MAX_SHARE", math.inf)
+    with pytest.raises(Interruption):
+        build_zoo(arguments, digits, tmp_path / "cut", on_progress=stop_after(0, epoch))
+    assert [path.name for path in (tmp_path / "cut" / ".build" / "default").glob("*.safetensors")] == [
+        "state-00000.safetensors"
+    ]
+    shutil.copytree(tmp_path / "cut", tmp_path / "damaged")
+    state = next((tmp_path / "damaged").rglob("state-*"))
+    state.write_bytes(state.read_bytes()[:-8])
+    build_zoo(arguments, digits, tmp_path / "damaged")
+    assert contents(tmp_path / "damaged") == contents(tmp_path / "whole")
+    trained = []
+    build_zoo(arguments, digits, tmp_path / "cut", on_progress=lambda progress: trained.append(progress.epoch))
+    assert trained == [*range(epoch, 4)], "epochs that were kept are not trained again"
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 def test_a_build_interrupted_while_it_writes_continues(tmp_path, digits, built, monkeypatch):

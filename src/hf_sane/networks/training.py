@@ -24,6 +24,7 @@ from hf_sane.networks.stacked import (
 from hf_sane.networks.threads import map_on_threads
 
 Schedule = Literal["constant", "one_cycle"]
+StateCallback = Callable[[int, Callable[[], dict[str, Tensor]]], None]
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
 DROPOUT_STREAM = 2**32 + 1  # beyond every epoch: the seed of what is drawn for a whole run
 
@@ -66,6 +67,8 @@ def train_stacked(
     schedule: Schedule = "constant",
     train_evaluation_limit: int | None = None,
     on_epoch: Callable[[int], None] | None = None,
+    on_state: StateCallback | None = None,
+    start: Mapping[str, Tensor] | None = None,
     generic: bool = False,
 ) -> Iterator[Snapshot]:
     """Train `M` networks and yield them at chosen epochs.
@@ -90,6 +93,9 @@ def train_stacked(
         schedule: `"constant"`, or `"one_cycle"` as `torch.optim.lr_scheduler.OneCycleLR` (cosine, learning rate only).
         train_evaluation_limit: Measure training loss and accuracy on the first so many training images only.
         on_epoch: Called with the number of each finished epoch.
+        on_state: Called after each epoch, when its snapshot was taken, with a function that gives what training can go on
+            from, bit by bit.
+        start: What that function gave. Epochs up to it are neither trained nor yielded again.
         generic: Run under `torch.vmap` even where there is a faster way.
 
     Yields:
@@ -115,7 +121,8 @@ def train_stacked(
         raise ValueError(f"got {len(hyper_parameters)} hyper-parameters for {networks.num_models} networks")
     _check_images(config, data)
     run = _Run(networks, data, hyper_parameters, batch_size, momentum, schedule, epochs, generic)
-    return _snapshots(run, keep, train_evaluation_limit, on_epoch)
+    done = run.restore(start) if start is not None else -1
+    return _snapshots(run, range(done + 1, epochs + 1), keep, train_evaluation_limit, on_epoch, on_state)
 
 
 def _check_images(config: ZooConfig | nn.Module, data: ImageData) -> None:
@@ -130,15 +137,22 @@ def _check_images(config: ZooConfig | nn.Module, data: ImageData) -> None:
 
 
 def _snapshots(
-    run: "_Run", keep: list[int], train_limit: int | None, on_epoch: Callable[[int], None] | None
+    run: "_Run",
+    epochs: range,
+    keep: list[int],
+    train_limit: int | None,
+    on_epoch: Callable[[int], None] | None,
+    on_state: StateCallback | None,
 ) -> Iterator[Snapshot]:
-    for epoch in range(run.epochs + 1):
+    for epoch in epochs:
         if epoch:
             run.train_epoch(epoch)
             if on_epoch is not None:
                 on_epoch(epoch)
         if epoch in keep:
             yield run.snapshot(epoch, train_limit)
+        if on_state is not None:
+            on_state(epoch, partial(run.state, epoch))
 
 
 class _Run:
@@ -189,6 +203,20 @@ class _Run:
             done = (epoch - 1) * self.steps + step
             factor = one_cycle_factor(done, self.epochs * self.steps) if self.schedule == "one_cycle" else 1.0
             stack.update(order[step], factor)
+
+    def state(self, epoch: int) -> dict[str, Tensor]:
+        """All that training after an epoch depends on: CPU tensors by name."""
+        tensors = {"epoch": torch.tensor(epoch)}
+        for number, stack in enumerate(self.stacks):
+            tensors |= {f"{number}.{name}": tensor.detach().cpu().clone() for name, tensor in stack.state().items()}
+        return tensors
+
+    def restore(self, state: Mapping[str, Tensor]) -> int:
+        """Take up what [`state`] gave; says after which epoch."""
+        for number, stack in enumerate(self.stacks):
+            prefix = f"{number}."
+            stack.restore({name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)})
+        return int(state["epoch"])
 
     def snapshot(self, epoch: int, train_limit: int | None) -> Snapshot:
         """Judge all networks as they are."""
@@ -265,6 +293,22 @@ class _Stack:
             int(np.random.default_rng([*self.hyper_parameters.seeds, DROPOUT_STREAM]).integers(2**62))
         )
         self.done = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters, moments, buffers, random state and number of updates."""
+        moments = {f"moment.{i}": moment for i, moment in enumerate(self.moments)}
+        buffers = {f"buffer.{name}": tensor for name, tensor in self.buffers.items()}
+        rest = {"generator": self.generator.get_state(), "done": torch.tensor(self.done)}
+        return {"parameters": self.parameters, **moments, **buffers, **rest}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what [`state`] gave."""
+        with torch.no_grad():
+            for name, tensor in self.state().items():
+                if name not in ("generator", "done"):
+                    tensor.copy_(state[name])
+        self.generator.set_state(state["generator"])
+        self.done = int(state["done"])
 
     def tensors(self) -> dict[str, Tensor]:
         """Views of the parameters, and the buffers."""

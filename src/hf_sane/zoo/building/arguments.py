@@ -97,7 +97,10 @@ class ZooArguments:
         default_factory=lambda: [0.7, 0.15, 0.15],
         metadata={"help": "Shares of the runs for train, validation and test."},
     )
-    group_size: int = _field("Networks trained together; a finished group survives an interruption.", default=128)
+    group_size: int = _field(
+        "Networks trained together; what is finished survives an interruption, and the rest is kept once a minute.",
+        default=128,
+    )
     train_evaluation_limit: int | None = _field("Training accuracy over the first so many images only.", default=None)
     license: str | None = _field("Licence that the dataset card states.", default=None)
     seed: int = _field("Of everything that is drawn.", default=0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,7 +20,8 @@ from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.networks.images import SPLITS, ImageData, load_images
 from hf_sane.networks.stacked import StackedNetworks, empty_model, with_settings
-from hf_sane.networks.training import HyperParameters, Snapshot, train_stacked
+from hf_sane.networks.training import HyperParameters, Snapshot, StateCallback, train_stacked
+from hf_sane.records.cadence import Cadence
 from hf_sane.records.documents import read_document
 from hf_sane.records.errors import InvalidFileError
 from hf_sane.records.files import write_atomically
@@ -34,6 +35,7 @@ from hf_sane.zoo.records import MEASURES, ModelRecord, batched, write_parquet
 from hf_sane.zoo.writing import RECORD_NAME, is_finished, tidy, work_folder, writing_zoo
 
 SETTINGS_NAME = "build.json"  # of an unfinished build
+SAVE_SECONDS = 60.0  # between two saves of a group in training
 MAY_DIFFER = ("progress_bar",)  # between a build and its continuation
 
 
@@ -60,8 +62,8 @@ def build_zoo(
 ) -> Zoo:
     """Train a zoo and write it to a folder.
 
-    Networks are trained in groups; a finished group is on disk before the next begins, and a build that was interrupted
-    goes on behind it, with the same result, byte by byte. Building what is finished already loads it.
+    Networks are trained in groups; a finished group is on disk before the next begins, one in training is kept once a minute,
+    between epochs, and a build that was interrupted goes on from there, with the same result, byte by byte. Building what is finished already loads it.
 
     Networks that are not finite or have a parameter beyond `max_abs_weight` at any kept epoch are left out and listed in
     `zoo.json` with the reason: one exploded network sets the scale of the normalisation for all others (the paper's code
@@ -147,6 +149,10 @@ class _Build:
     def group_path(self, group: int) -> Path:
         return self.work / f"group-{group:05d}.safetensors"
 
+    def state_path(self, group: int) -> Path:
+        """Where a group in training is kept."""
+        return self.work / f"state-{group:05d}.safetensors"
+
     def settings(self) -> dict[str, Any]:
         """What has to be the same for a build to continue."""
         arguments = {k: v for k, v in self.arguments.to_dict().items() if k not in MAY_DIFFER}
@@ -196,14 +202,48 @@ class _Build:
                     finished += len(members)
                     bar.update(len(members) * max(1, epochs))
                     continue
-                snapshots = []
-                for snapshot in self._snapshots(members, self._reporter(bar, members, finished, on_progress)):
-                    self.accuracy = snapshot.test_accuracy.mean().item()
-                    snapshots.append(_group_tensors(snapshot, self.layout))
-                stacked = {name: torch.stack([part[name] for part in snapshots]) for name in snapshots[0]}
-                with write_atomically(self.group_path(number)) as partial:
-                    save_file(stacked, partial)
+                self._train_group(number, members, self._reporter(bar, members, finished, on_progress), bar)
                 finished += len(members)
+
+    def _train_group(self, number: int, members: list[int], on_epoch: Callable[[int], None], bar: tqdm) -> None:
+        """Train a group, from where an interrupted build has kept it, and write its file."""
+        kept, start = self._read_state(number)
+        if start is not None:
+            bar.update(len(members) * int(start["epoch"]))
+        cadence = Cadence(SAVE_SECONDS)
+
+        def keep(epoch: int, state: Callable[[], dict[str, Tensor]]) -> None:
+            if cadence.is_due() and epoch < self.arguments.epochs:
+                with cadence.saving():
+                    self._save_state(number, kept, state())
+
+        for snapshot in self._snapshots(members, on_epoch, keep, start):
+            self.accuracy = snapshot.test_accuracy.mean().item()
+            kept.append(_group_tensors(snapshot, self.layout))
+        stacked = {name: torch.stack([part[name] for part in kept]) for name in kept[0]}
+        with write_atomically(self.group_path(number)) as partial:
+            save_file(stacked, partial)
+        self.state_path(number).unlink(missing_ok=True)
+
+    def _save_state(self, number: int, kept: list[dict[str, Tensor]], state: Mapping[str, Tensor]) -> None:
+        tensors = {f"state/{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"{i}/{name}": tensor.contiguous() for i, part in enumerate(kept) for name, tensor in part.items()}
+        with write_atomically(self.state_path(number)) as partial:
+            save_file(tensors, partial)
+
+    def _read_state(self, number: int) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
+        """What was kept of the epochs of a group, and what its training goes on from; nothing if no whole file is there."""
+        path = self.state_path(number)
+        try:
+            read_header(path)
+        except (FileNotFoundError, InvalidFileError):
+            return [], None
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in load_file(path).items():
+            part, _, own = name.partition("/")
+            parts.setdefault(part, {})[own] = tensor
+        state = parts.pop("state")
+        return [parts[str(i)] for i in range(len(parts))], state
 
     def _reporter(
         self, bar: tqdm, members: list[int], finished: int, on_progress: Callable[[BuildProgress], None] | None
@@ -221,7 +261,13 @@ class _Build:
 
         return report
 
-    def _snapshots(self, members: list[int], on_epoch: Callable[[int], None]) -> Iterator[Snapshot]:
+    def _snapshots(
+        self,
+        members: list[int],
+        on_epoch: Callable[[int], None],
+        on_state: StateCallback,
+        start: Mapping[str, Tensor] | None,
+    ) -> Iterator[Snapshot]:
         runs = [self.runs[i] for i in members]
         config = self.architecture
         if hasattr(config, "activation"):
@@ -248,6 +294,8 @@ class _Build:
             schedule=self.arguments.schedule,
             train_evaluation_limit=self.arguments.train_evaluation_limit,
             on_epoch=on_epoch,
+            on_state=on_state,
+            start=start,
         )
 
     def write_rows(self, folder: Path) -> ZooFacts:
