@@ -267,6 +267,11 @@ def remove_networks(folder: Path, config: str) -> None:
     _clear(folder / NETWORKS_NAME / config)
 
 
+def remove_state(path: Path) -> None:
+    """Remove what training would have gone on from, once its result is on disk."""
+    path.unlink(missing_ok=True)
+
+
 def tidy(folder: Path, config: str) -> None:
     """Remove what a process that was killed after it had finished left of its work and its lock."""
     if work_folder(folder, config).exists() or is_locked(folder):

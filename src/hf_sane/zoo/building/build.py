@@ -32,7 +32,7 @@ from hf_sane.zoo.building.arguments import RunPlan, ZooArguments, hyperparameter
 from hf_sane.zoo.dataset import Zoo, open_data
 from hf_sane.zoo.facts import DEFAULT_CONFIG, ZooFacts, architecture_facts, layout_key, read_facts
 from hf_sane.zoo.records import MEASURES, ModelRecord, batched, write_parquet
-from hf_sane.zoo.writing import RECORD_NAME, is_finished, tidy, work_folder, writing_zoo
+from hf_sane.zoo.writing import RECORD_NAME, is_finished, remove_state, tidy, work_folder, writing_zoo
 
 SETTINGS_NAME = "build.json"  # of an unfinished build
 SAVE_SECONDS = 60.0  # between two saves of a group in training
@@ -223,7 +223,7 @@ class _Build:
         stacked = {name: torch.stack([part[name] for part in kept]) for name in kept[0]}
         with write_atomically(self.group_path(number)) as partial:
             save_file(stacked, partial)
-        self.state_path(number).unlink(missing_ok=True)
+        remove_state(self.state_path(number))
 
     def _save_state(self, number: int, kept: list[dict[str, Tensor]], state: Mapping[str, Tensor]) -> None:
         tensors = {f"state/{name}": tensor for name, tensor in state.items()}
