@@ -22,7 +22,8 @@ FLOORS = {
     "merging": 7,
     "hub": 8,
     "demo": 9,
-    "cli": 10,
+    "workflows": 10,
+    "cli": 11,
 }
 REMOTE_CODE = {"models", "architectures"}  # these files travel to the Hub: siblings only, relatively
 MAX_LINES = 600  # a hint, with room: a file has one subject, however long that is within reason

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for folder in ("src", "scripts", "experiments") for path in (ROOT / folder).rglob("*.py"))
 WRITERS = {
     *("output_folder", "resumable_folder", "output_file", "add_file", "write_atomically"),
-    *("new_output", "optional_output"),  # of the command line, around output_folder
+    *("new_output", "optional_output"),  # around output_folder
     "TemporaryDirectory",
 }
 # Attributes and functions that write, move or delete.

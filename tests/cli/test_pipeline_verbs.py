@@ -12,11 +12,11 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification
 
-from hf_sane.cli.features import stacked_features, token_blocks
 from hf_sane.cli.sampling import parse_bandwidths
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.embeddings import embed_networks
 from hf_sane.probing.streaming import embed_checkpoint
+from hf_sane.probing.zoo_features import stacked_features, token_blocks
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.export import Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
@@ -137,7 +137,7 @@ def test_embed_without_a_good_checkpoint_fails(tiny_sane_folder, tmp_path, hf_sa
 @pytest.mark.parametrize(("given", "named"), [((), "neither"), (("net.safetensors", "--zoo", "zoo"), "both")])
 def test_embed_takes_a_zoo_or_checkpoints(given, named, tiny_sane_folder, tmp_path, hf_sane_command):
     refused = hf_sane_command("embed", *given, "--sane", tiny_sane_folder, "--output", tmp_path / "out", exit_code=2)
-    assert f"expected checkpoints or --zoo, got {named}; name one of them" in refused.stderr
+    assert f"expected checkpoints or a zoo (--zoo), got {named}; name one of them" in refused.stderr
 
 
 def test_probe_prints_and_saves_the_same_table(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):
@@ -333,7 +333,7 @@ def test_features_of_several_lengths_do_not_stack():
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_blocks_hold_every_network_once(tiny_zoo, aligned, monkeypatch):
-    monkeypatch.setattr("hf_sane.cli.features.NETWORKS_PER_BLOCK", 5)
+    monkeypatch.setattr("hf_sane.probing.zoo_features.NETWORKS_PER_BLOCK", 5)
     split = tiny_zoo.splits["train"]
     blocks = list(token_blocks(split, aligned=aligned))
     assert len(blocks) > 1

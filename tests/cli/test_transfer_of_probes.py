@@ -2,8 +2,8 @@
 
 import pytest
 
-from hf_sane.cli.probe import split_config
 from hf_sane.records.run_record import RunRecord
+from hf_sane.workflows.probe import split_config
 
 
 @pytest.fixture(scope="module")

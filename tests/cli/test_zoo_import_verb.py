@@ -14,8 +14,8 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, pipeline
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.cli.probe import known_networks
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.probing.zoo_features import known_networks
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.evaluation import evaluate_reconstruction
 from hf_sane.zoo.dataset import Zoo
@@ -167,12 +167,13 @@ def test_probes_use_what_is_known_of_all_networks(imported, sane, hf_sane_comman
     assert "networks of several architectures gave features of lengths" in lengths.stderr
 
 
-def test_networks_whose_properties_are_unknown_are_left_out(capsys):
+def test_networks_whose_properties_are_unknown_are_left_out():
     nan = np.nan
     targets = {"a": {"train": np.array([1, nan, 3.0]), "test": np.array([1.0])}}
     targets["b"] = {"train": np.array([1.0, 2, 3]), "test": np.array([2.0])}
-    assert {key: rows.tolist() for key, rows in known_networks(targets).items()} == {"train": [0, 2], "test": [0]}
-    assert "1 networks left out, of which not all properties are known" in capsys.readouterr().out
+    known, notes = known_networks(targets)
+    assert {key: rows.tolist() for key, rows in known.items()} == {"train": [0, 2], "test": [0]}
+    assert notes == ["1 networks left out, of which not all properties are known"]
 
 
 def test_what_stops_a_run_is_said_before_it_begins(imported, sane, tmp_path, hf_sane_command):

@@ -66,7 +66,7 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from hf_sane import SANEFeatureExtractor, SANEModel, Zoo
-from hf_sane.cli.features import loaded_commit
+from hf_sane.hub.publish import loaded_commit
 from hf_sane.tokenization.checkpoints import load_state_dict
 from hf_sane.tokenization.headers import read_meta_state_dict
 

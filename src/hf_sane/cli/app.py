@@ -9,16 +9,15 @@ from typer.core import TyperGroup
 
 from hf_sane.cli.analyze import analyze
 from hf_sane.cli.demo import demo
-from hf_sane.cli.embed import embed
 from hf_sane.cli.finetune import finetune
 from hf_sane.cli.info import info
 from hf_sane.cli.pretrain import pretrain
-from hf_sane.cli.probe import probe
 from hf_sane.cli.regions import regions
 from hf_sane.cli.sample import sample
 from hf_sane.cli.settings import PASS_THROUGH
 from hf_sane.cli.soup import soup
 from hf_sane.cli.transfer import pull, push
+from hf_sane.cli.verbs import VERBS, add_verb
 from hf_sane.cli.zoo import zoo_app
 from hf_sane.cli.zoo_align import align
 from hf_sane.cli.zoo_import import import_networks
@@ -87,8 +86,6 @@ zoo_app.command("align")(align)
 zoo_app.command("mix")(mix)
 app.add_typer(zoo_app, name="zoo")
 app.command("pretrain", **PASS_THROUGH)(pretrain)
-app.command("embed")(embed)
-app.command("probe")(probe)
 app.command("sample")(sample)
 app.command("finetune")(finetune)
 app.command("soup")(soup)
@@ -98,6 +95,8 @@ app.command("pull")(pull)
 app.command("analyze")(analyze)
 app.command("regions")(regions)
 app.command("demo", **PASS_THROUGH)(demo)
+for verb in VERBS:
+    add_verb(app, verb)
 
 
 @app.callback()

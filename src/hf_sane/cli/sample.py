@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hf_sane.cli.features import loaded_commit
 from hf_sane.cli.output import RECORD, hide_loading_bars, new_output, print_table
+from hf_sane.hub.publish import loaded_commit
 
 Method = Literal["subsample", "bootstrap", "kde"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, try_to_load_from_cache
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
@@ -22,7 +22,7 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records.outputs import add_file, check_finished, output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
-from hf_sane.records.sources import pretrained_arguments
+from hf_sane.records.sources import parse_source, pretrained_arguments
 from hf_sane.sampling.export import NETWORK, PROVENANCE_FILE, Provenance, check_saved
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.loading import load_config
@@ -106,6 +106,15 @@ def load_sane(
     with reading_pretrained(source, "a SANE autoencoder"):
         model = SANEModel.from_pretrained(name, **of_model)
     return model.eval(), SANEFeatureExtractor.from_pretrained(name, **options)
+
+
+def loaded_commit(source: str, revision: str | None) -> str | None:
+    """The commit that a repository was just loaded from (the cache keeps each in a folder of its name); none of a folder."""
+    place = parse_source(source, revision=revision)
+    if isinstance(place, Path):
+        return None
+    found = try_to_load_from_cache(place.repo_id, "config.json", revision=place.revision)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def write_sane_card(

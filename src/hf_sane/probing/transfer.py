@@ -36,6 +36,10 @@ class TransferResult:
         return asdict(self)
 
 
+# Features, zoo fitted on, zoo tested on.
+TransferTable = dict[str, dict[str, dict[str, TransferResult]]]
+
+
 def transfer_table(
     features: ZooFeatures,
     targets: ZooTargets,
@@ -44,7 +48,7 @@ def transfer_table(
     penalties: Sequence[float] = PENALTIES,
     grid: Sequence[tuple[int, float, int]] = BOOSTING_GRID,
     ranks: bool = False,
-) -> dict[str, dict[str, dict[str, TransferResult]]]:
+) -> TransferTable:
     """Fit on every zoo, test on every zoo (Unterthiner et al., arXiv:2002.11448, section 5).
 
     The training networks of the source zoo fit the regressor and its validation networks choose the settings: nothing of the

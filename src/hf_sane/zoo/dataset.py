@@ -264,6 +264,7 @@ class Zoo:
         facts: Layouts, architectures, how it was built, what was left out.
         run_record: Command, commit, hardware of the build, if known.
         revision: Commit on the Hub that it was loaded from.
+        source: Folder or repository that it was loaded from; `None` if it was made in this process.
 
     Raises:
         ValueError: If there are no networks at all.
@@ -273,6 +274,7 @@ class Zoo:
     facts: ZooFacts
     run_record: RunRecord | None = None
     revision: str | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if not sum(map(len, self.splits.values())):
@@ -292,7 +294,7 @@ class Zoo:
         splits = {
             name: ZooSplit(split.table, self.facts, alignment, split.rows) for name, split in self.splits.items()
         }
-        return Zoo(splits, self.facts, self.run_record, self.revision)
+        return dataclasses.replace(self, splits=splits)
 
     @classmethod
     def load(
@@ -337,7 +339,8 @@ class Zoo:
         elif cache_dir is None and os.access(folder, os.W_OK):
             cache_dir = folder / CACHE_NAME
         check_zoo(folder, config)
-        return open_data(data_folder(folder, config), known[config], cache_dir, revision=commit)
+        zoo = open_data(data_folder(folder, config), known[config], cache_dir, revision=commit)
+        return dataclasses.replace(zoo, source=str(source))
 
     def save(self, folder: str | Path, config: str = DEFAULT_CONFIG, *, replace: bool = False) -> Path:
         """Write the zoo: parquet files, `zoo.json`, alignment and dataset card, beside other zoos in the same folder.

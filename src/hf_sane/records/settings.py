@@ -1,0 +1,70 @@
+"""How settings document themselves: a field says what it means where it is declared, and becomes an option of that name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, field, fields
+from pathlib import Path
+from typing import Any
+
+
+def setting(
+    help_text: str,
+    *,
+    default: Any = MISSING,
+    factory: Callable[[], Any] | Any = MISSING,
+    short: str | None = None,
+    formerly: str | tuple[str, ...] = (),
+    positional: bool = False,
+    split: bool = True,
+    only_python: bool = False,
+) -> Any:
+    """Declare a field of a settings dataclass. On the command line, `num_models` becomes `--num-models`.
+
+    Args:
+        help_text: What the field means, in a sentence: its documentation and its `--help`.
+        default: Value if it is left out; without it, and without `factory`, the field is required.
+        factory: Makes the default, for lists and dictionaries.
+        short: Short spelling of the option, such as `"-o"`.
+        formerly: Older spellings of the option (`"--output_dir"`). They work for one version and say what to use instead.
+        positional: Whether the field is an argument without a name on the command line.
+        split: Whether the values of a list may be given as one, separated by commas. Not for paths.
+        only_python: Whether the field has no option.
+    """
+    older = (formerly,) if isinstance(formerly, str) else formerly
+    metadata = {
+        "help": help_text,
+        "short": short,
+        "formerly": older,
+        "positional": positional,
+        "split": split,
+        "only_python": only_python,
+    }
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def option_name(entry: Field) -> str:
+    """The option of a field, such as `--num-models`."""
+    return f"--{entry.name.replace('_', '-')}"
+
+
+def default_of(entry: Field) -> Any:
+    """The default of a field; `dataclasses.MISSING` if it is required."""
+    return entry.default_factory() if entry.default_factory is not MISSING else entry.default
+
+
+def as_arguments(settings: Any) -> dict[str, Any]:
+    """Settings as a run record holds them: objects that know where they came from by their `source`."""
+    return {entry.name: _argument(getattr(settings, entry.name)) for entry in fields(settings)}
+
+
+def _argument(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _argument(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_argument(entry) for entry in value]
+    return str(getattr(value, "source", None) or f"<{type(value).__name__}>")

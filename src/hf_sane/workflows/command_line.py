@@ -1,0 +1,238 @@
+"""From a command line to a workflow: options are made of the fields of its settings dataclass, the result is printed.
+
+The program `hf-sane` and the scripts both come through here, so an option is spelled, explained and checked in one place.
+"""
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, fields
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from hf_sane.records.settings import default_of, option_name
+from hf_sane.workflows.results import Result
+
+OLD_SPELLINGS_END = "0.2"  # the version that refuses them
+TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+def run_workflow(settings: type, run: Callable[[Any], Result], argv: Sequence[str], *, name: str) -> Result:
+    """Read settings from a command line, run the workflow, and print its result; `--json` prints it as JSON.
+
+    Args:
+        settings: A dataclass whose fields are declared with `setting`. It checks their values itself.
+        run: Takes it, and returns a [`Result`].
+        argv: Arguments without the name of the program.
+        name: Of the program, and the verb, for usage messages.
+    """
+    own = settings.__annotations__  # before what is inherited
+    options = sorted(fields(settings), key=lambda entry: entry.name not in own)
+    options = [entry for entry in options if not entry.metadata.get("only_python")]
+    parameters = [_parameter(entry) for entry in options]
+    as_json = inspect.Parameter(
+        "as_json",
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
+        default=False,
+    )
+    outcome: list[Result] = []
+
+    def command(**given: Any) -> None:
+        chosen = {entry.name: _value(entry, given[entry.name]) for entry in options if given[entry.name] is not None}
+        hide_loading_bars()
+        result = run(settings(**chosen))
+        outcome.append(result)
+        for note in result.notes:
+            typer.echo(note, err=True)
+        if given["as_json"]:
+            typer.echo(result.to_json())
+        else:
+            result.print(notes=False)
+
+    command.__doc__ = inspect.getdoc(run)
+    command.__doc__ = (command.__doc__ or "").partition("\n\nArgs:")[0]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*parameters, as_json]}
+    vars(command)["__signature__"] = inspect.Signature([*parameters, as_json])
+    inner = typer.Typer(add_completion=False, rich_markup_mode=None)
+    inner.command()(command)
+    verb = typer.main.get_command(inner)
+    # Not `main`, which would turn an interruption into a return value.
+    with verb.make_context(name, modern_arguments(options, argv, program=name)) as context:
+        verb.invoke(context)
+    return outcome[0]
+
+
+def hide_loading_bars() -> None:
+    """Keep Transformers and Datasets from drawing a bar for every small file; downloads keep theirs."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+def modern_arguments(options: Sequence[Field], argv: Sequence[str], *, program: str) -> list[str]:
+    """Replace spellings of earlier versions: `--num_models`, renamed options, `--flag True`, `--values 1 2 3`.
+
+    Each is named on standard error, once, with what to use instead.
+    """
+    known = {option_name(entry): entry for entry in options}
+    former = {old: option_name(entry) for entry in options for old in entry.metadata.get("formerly", ())}
+    has_positional = any(entry.metadata.get("positional") for entry in options)
+    found: list[str] = []
+    notes: list[str] = []
+    rest = list(argv)
+    while rest:
+        word, equals, value = rest.pop(0).partition("=")
+        if word == "--":
+            return [*found, word, *rest]
+        current = _current_name(word, known, former) if word.startswith("--") else word
+        if current != word:
+            notes.append(f"{word} is now {current}")
+        if current in known and not equals:
+            current, rest = _joined_values(known[current], current, rest, notes, alone=not has_positional)
+        found.append(f"{current}={value}" if equals else current)
+    for note in dict.fromkeys(notes):
+        typer.echo(f"{program}: {note}; the old spelling works until version {OLD_SPELLINGS_END}", err=True)
+    return found
+
+
+def _current_name(word: str, known: dict[str, Field], former: dict[str, str]) -> str:
+    """The present spelling of an option; itself if it is not an old one."""
+    dashes = "--" + word[2:].replace("_", "-")
+    negated = "--" + dashes[len("--no-") :] if dashes.startswith("--no-") else None
+    underscores = "--" + word[2:].replace("-", "_")
+    if old := next((name for name in (word, dashes, underscores) if name in former), None):
+        return former[old]
+    if negated is not None and "_" in word and negated in known and _kind(known[negated]) is bool:
+        return dashes
+    return dashes if "_" in word and dashes in known else word
+
+
+def _joined_values(
+    entry: Field, option: str, rest: list[str], notes: list[str], *, alone: bool
+) -> tuple[str, list[str]]:
+    """The option of a flag or list as one word, if its values are given as earlier versions took them."""
+    if _kind(entry) is bool and rest and rest[0].lower() in (*TRUE, *FALSE) and alone:
+        plain = option if rest[0].lower() in TRUE else f"--no-{option[2:]}"
+        notes.append(f"{option} {rest[0]} is now {plain}")
+        return plain, rest[1:]
+    if get_origin(_kind(entry)) is list and alone:
+        count = next((index for index, word in enumerate(rest) if _is_option(word)), len(rest))
+        if count > 1:
+            is_split = entry.metadata.get("split", True)
+            given = [",".join(rest[:count])] if is_split else [f"{option}={value}" for value in rest[:count]]
+            notes.append(
+                f"{option} {' '.join(rest[:count])} is now {option} {given[0]}" if is_split else f"repeat {option}"
+            )
+            return (f"{option}={given[0]}", rest[count:]) if is_split else (given[0], [*given[1:], *rest[count:]])
+    return option, rest
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and not word[1:2].isdigit() and word[1:2] != "."
+
+
+def _parameter(entry: Field) -> inspect.Parameter:
+    """The option of a field: `None` when it is not given, so that the dataclass applies its own default."""
+    kind, default = _kind(entry), default_of(entry)
+    is_required = default is MISSING
+    described: dict[str, Any] = {"help": f"{entry.metadata.get('help', '')}{_shown(default)}", "show_default": False}
+    if get_origin(kind) is list:
+        (item,) = get_args(kind)
+        described["metavar"] = f"{_metavar(item)}{',...' if entry.metadata.get('split', True) else ''}"
+        described["metavar"] += "" if not entry.metadata.get("positional") else "..."
+        kind = list[str]
+    elif (
+        get_origin(kind) in (Union, UnionType) or get_origin(kind) is dict
+    ):  # an object in Python, a name or JSON on the command line
+        kind = str
+    if entry.metadata.get("positional"):
+        info: Any = typer.Argument(
+            metavar=entry.name.upper(), **{k: v for k, v in described.items() if k != "metavar"}
+        )
+    else:
+        names = [option_name(entry)]
+        if kind is bool:
+            names = [f"{names[0]}/--no-{names[0][2:]}"]
+        short = entry.metadata.get("short")
+        info = typer.Option(*names, *([short] if short else []), **described)
+    return inspect.Parameter(
+        entry.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[kind if is_required else kind | None, info],
+        default=inspect.Parameter.empty if is_required else None,
+    )
+
+
+def _value(entry: Field, given: Any) -> Any:
+    """What the dataclass takes, of what was given."""
+    kind = _kind(entry)
+    if get_origin(kind) is not list:
+        return given
+    (item,) = get_args(kind)
+    is_split = entry.metadata.get("split", True) and not entry.metadata.get("positional")
+    parts = [part.strip() for text in given for part in text.split(",") if part.strip()] if is_split else list(given)
+    if item not in (int, float):
+        return parts
+    return [_number(entry, item, part) for part in parts]
+
+
+def _number(entry: Field, kind: Callable[[str], Any], text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        noun = "integers" if kind is int else "numbers"
+        raise typer.BadParameter(
+            f"expected {noun} separated by commas, got {text!r}", param_hint=repr(option_name(entry))
+        ) from None
+
+
+def _kind(entry: Field) -> Any:
+    """The type of a field; `X` for `X | None`, and a list of `X` for `X | list[X]`."""
+    kind: Any = entry.type
+    if get_origin(kind) not in (Union, UnionType):
+        return kind
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    lists = [part for part in parts if get_origin(part) is list]
+    if len(parts) == 1:
+        return parts[0]
+    return lists[0] if lists else Union[tuple(parts)]  # noqa: UP007
+
+
+def _metavar(item: Any) -> str:
+    if get_origin(item) is Literal:
+        return "|".join(map(str, get_args(item)))
+    return {int: "INTEGER", float: "FLOAT"}.get(item, "TEXT")
+
+
+def _shown(default: Any) -> str:
+    """A default as a user would type it, for the end of a help text."""
+    if default is MISSING or default is None or default == [] or default == {}:
+        return ""
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    if isinstance(default, dict):
+        default = json.dumps(default)
+    return f"  [default: {','.join(map(str, default)) if isinstance(default, list | tuple) else default}]"
+
+
+def script(settings: type, run: Callable[[Any], Result], *, name: str) -> Callable[[], None]:
+    """The `main` of a script that is a door to a workflow: for `run_script`."""
+
+    def main() -> None:
+        usage: Any = typer.BadParameter.__base__  # of typer's own copy of click
+        leave: Any = typer.Exit
+        try:
+            run_workflow(settings, run, sys.argv[1:], name=name)
+        except usage as error:
+            error.show()
+            raise SystemExit(error.exit_code) from error
+        except leave as error:
+            raise SystemExit(error.exit_code) from error
+
+    return main

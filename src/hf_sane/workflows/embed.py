@@ -1,0 +1,168 @@
+"""Embed networks: one vector each, of a zoo or of checkpoints anywhere."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+
+from hf_sane.probing.embeddings import embed_networks
+from hf_sane.probing.streaming import embed_checkpoint
+from hf_sane.probing.zoo_features import token_blocks
+from hf_sane.records.failures import describe_error, expected_errors
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.tokenization.checkpoints import Checkpoint
+from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
+from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.shared import WeightsSettings, WindowSettings
+from hf_sane.zoo.dataset import Zoo
+
+
+@dataclass(kw_only=True)
+class EmbedSettings(WeightsSettings, WindowSettings):
+    """Settings of [`embed`]."""
+
+    sane: str | SANE = setting("SANE folder or Hub repo id.")
+    output: Path | None = setting("New folder: one parquet file per split, and a run record.", short="-o")
+    checkpoints: list[str] = setting(
+        "Networks: safetensors files, folders, weights-only pickles, Hub repo ids.", factory=list, positional=True
+    )
+    zoo: str | Zoo | None = setting("Zoo folder or Hub dataset id, in place of checkpoints.", default=None)
+    poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"])
+    config: str | None = setting("Which zoo, if there are several.", default=None)
+    aligned: bool | None = setting(
+        "Bring networks to the zoo's reference first; by default if the zoo is aligned.", default=None
+    )
+    max_memory_bytes: int | None = setting(
+        "Checkpoints with more bytes of weights are read as a stream; 256 MiB by default.", default=None
+    )
+    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
+
+    def __post_init__(self) -> None:
+        if bool(self.checkpoints) == (self.zoo is not None):
+            given = "both" if self.zoo else "neither"
+            raise ValueError(f"expected checkpoints or a zoo (--zoo), got {given}; name one of them")
+
+
+@dataclass(kw_only=True)
+class EmbedResult(Result):
+    """Embeddings of networks.
+
+    Attributes:
+        splits: `{split: {column: [M]}}`: properties and embeddings of every network; of checkpoints, the split `train`.
+        skipped: Checkpoints that could not be embedded, and why.
+    """
+
+    JOB: ClassVar[str] = "embedding"
+
+    splits: Mapping[str, Mapping[str, Sequence[Any]]]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def tables(self) -> list[Table]:
+        """Networks, and how long their embeddings are."""
+        names = self.record.arguments["poolings"]
+        lengths = [f"{name} (scalars)" for name in names]
+        if self.record.arguments["zoo"] is None:
+            found = self.splits["train"]
+            columns = [found["checkpoint"], found["weights"], found["tokens"]]
+            rows = zip(*columns, *([len(vector) for vector in found[name]] for name in names), strict=True)
+            return [Table(("checkpoint", "weights", "tokens", *lengths), list(map(list, rows)))]
+        rows_of_splits = [
+            [split, len(found[names[0]]), *(_lengths(found[name]) for name in names)]
+            for split, found in self.splits.items()
+        ]
+        return [Table(("split", "networks", *lengths), rows_of_splits)]
+
+    def write(self, partial: Path) -> None:
+        """One parquet file per split: `datasets.load_dataset(folder)` reads them."""
+        for name, columns in self.splits.items():
+            datasets.Dataset.from_dict(dict(columns)).to_parquet(partial / f"{name}.parquet")
+        super().write(partial)
+
+
+def embed(sane: str | SANE, networks: Any, **options: Any) -> EmbedResult:
+    """Embed the networks of a zoo, or checkpoints, with several poolings at once.
+
+    For one vector per network, as a tensor, see `SANE.embed`.
+
+    Args:
+        sane: A SANE, its folder or its Hub repo id.
+        networks: A [`Zoo`], or paths and Hub repo ids of checkpoints in a list.
+        **options: Further fields of [`EmbedSettings`].
+    """
+    chosen = {"zoo": networks} if isinstance(networks, Zoo) else {"checkpoints": list(networks)}
+    return run_embed(EmbedSettings(sane=sane, **{"output": None, **chosen, **options}))
+
+
+def run_embed(settings: EmbedSettings) -> EmbedResult:
+    """Embed all networks of a zoo, or checkpoints; `datasets.load_dataset(OUTPUT)` reads the result.
+
+    Checkpoints may be larger than memory: safetensors are then read a few megabytes at a time, for all poolings but
+    concat and those that decode.
+    """
+    names = parse_poolings(settings.poolings)
+    with optional_output(settings.output, EmbedResult.JOB) as partial:
+        record = RunRecord.start(arguments=as_arguments(settings) | {"poolings": names})
+        zoo = Zoo.load(settings.zoo, settings.config) if isinstance(settings.zoo, str) else settings.zoo
+        sane = open_sane(settings.sane, revision=settings.revision)
+        if zoo is None:
+            result = _embed_checkpoints(sane, settings, names, record)
+        else:
+            result = _embed_zoo(sane, zoo, settings, names, record)
+        if partial is not None:
+            result.write(partial)
+    result.output = settings.output
+    return result
+
+
+def _embed_zoo(sane: SANE, zoo: Zoo, settings: EmbedSettings, names: list[Any], record: RunRecord) -> EmbedResult:
+    aligned = zoo.alignment is not None if settings.aligned is None else settings.aligned
+    record.arguments["aligned"] = aligned
+    windows: dict[str, Any] = {"halo_size": settings.halo_size, "batch_size": settings.batch_size}
+    splits: dict[str, dict[str, Any]] = {}
+    for split_name, split in zoo.splits.items():
+        columns = {name: split.column(name) for name in split.table.scalar_columns if name != "layout"}
+        embeddings: dict[str, list[Any]] = {name: [None] * len(split) for name in names}
+        for members, layout, tokens in token_blocks(split, aligned=aligned):
+            found = embed_networks(sane.model, sane.extractor, layout, tokens, poolings=names, **windows)
+            for name, values in found.items():
+                for index, value in zip(members.tolist(), values.tolist(), strict=True):
+                    embeddings[name][index] = value
+        splits[split_name] = {**columns, **embeddings}
+    record.finish({"networks": {name: len(split) for name, split in zoo.splits.items()}})
+    return EmbedResult(record=record, splits=splits)
+
+
+def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], record: RunRecord) -> EmbedResult:
+    """One row per checkpoint; one that cannot be embedded is reported and left out, unless no other one can."""
+    chosen = {"subfolder": settings.subfolder, "variant": settings.variant, "key": settings.key}
+    options: dict[str, Any] = {"halo_size": settings.halo_size, "batch_size": settings.batch_size}
+    if settings.max_memory_bytes is not None:
+        options["max_memory_bytes"] = settings.max_memory_bytes
+    columns: dict[str, list[Any]] = {name: [] for name in ("checkpoint", "weights", "tokens", *names)}
+    skipped: dict[str, str] = {}
+    for checkpoint in settings.checkpoints:
+        source = Checkpoint(checkpoint, **chosen)
+        try:
+            layout, found = embed_checkpoint(sane.model, sane.extractor, source, poolings=names, **options)
+        except expected_errors() as error:
+            if len(skipped) == len(settings.checkpoints) - 1:  # nothing is left
+                raise
+            skipped[checkpoint] = describe_error(error)
+            continue
+        facts = {"checkpoint": checkpoint, "weights": layout.num_weights, "tokens": layout.num_tokens}
+        for name, value in (facts | {name: vector.tolist() for name, vector in found.items()}).items():
+            columns[name].append(value)
+    notes = [f"skipped {checkpoint}: {reason}" for checkpoint, reason in skipped.items()]
+    count = len(columns["checkpoint"])
+    record.finish({"networks": count, "tokens": sum(columns["tokens"]), "skipped": skipped})
+    return EmbedResult(record=record, notes=notes, splits={"train": columns}, skipped=skipped)
+
+
+def _lengths(vectors: Sequence[Sequence[float] | None]) -> Any:
+    """How long embeddings are: one number, or from-to."""
+    found = sorted({len(vector or ()) for vector in vectors})
+    return found[0] if len(found) == 1 else f"{found[0]}-{found[-1]}" if found else "-"

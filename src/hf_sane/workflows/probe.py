@@ -1,0 +1,198 @@
+"""Probe a zoo: what embeddings know about its networks, beside the baselines W and s(W)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from hf_sane.probing.embeddings import POOLINGS
+from hf_sane.probing.evaluation import ProbeTable, probe_table
+from hf_sane.probing.transfer import TransferTable, transfer_table
+from hf_sane.probing.zoo_features import ZooFeatures, read_zoo_features
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.shared import WindowSettings
+from hf_sane.zoo.dataset import Zoo
+
+METRICS = {"r2": "R2", "kendall_tau": "Kendall tau", "mae": "mean absolute error"}
+TRANSFER_METRICS = ("r2", "kendall_tau")
+POOLINGS_HELP = "Poolings of the latents; 'all' for every one."
+
+
+@dataclass(kw_only=True)
+class ProbeSettings(WindowSettings):
+    """Settings of [`probe`]."""
+
+    sane: str | SANE = setting("SANE folder or Hub repo id.")
+    zoo: str | Zoo = setting("Zoo folder or Hub dataset id.")
+    output: Path | None = setting("New folder for results and run record.", default=None, short="-o")
+    properties: list[str] = setting(
+        "Columns of the zoo to predict.", factory=lambda: ["test_accuracy", "epoch", "generalization_gap"]
+    )
+    poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["all"])
+    config: str | None = setting("Which zoo, if there are several.", default=None)
+    aligned: bool | None = setting(
+        "Bring networks to the zoo's reference first; by default if the zoo is aligned.", default=None
+    )
+    spectral: bool = setting("Add spectra of weight matrices as one more baseline.", default=False)
+    regressor: Literal["ridge", "logit_linear", "gradient_boosting"] = setting(
+        "Regression from features to properties.", default="ridge"
+    )
+    ranks: bool = setting("Fit ranks of the properties, not their values: to order networks.", default=False)
+    transfer: list[str | Zoo] = setting(
+        "More zoos (folders or Hub ids, or FOLDER:CONFIG): fit on each, test on each. Repeat the option.",
+        factory=list,
+        split=False,
+    )
+    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
+
+
+@dataclass(kw_only=True)
+class ProbeResult(Result):
+    """How well probes predict properties of the test networks.
+
+    Attributes:
+        table: `{property: {features: ProbeResult}}`.
+        transfer: `{property: {features: {fitted on: {tested on: ProbeResult}}}}`; empty unless other zoos were given.
+    """
+
+    JOB: ClassVar[str] = "probe"
+
+    table: ProbeTable
+    transfer: dict[str, TransferTable] = field(default_factory=dict)
+
+    def tables(self) -> list[Table]:
+        """One table per metric; of a transfer, one per property and metric."""
+        names = list(self.table)
+        is_ranked = self.record.arguments["ranks"]
+        found = []
+        for metric, title in METRICS.items():
+            of_scores = " of normal scores" if is_ranked and metric != "kendall_tau" else ""
+            rows = [
+                [kind, *(getattr(self.table[name][kind], metric) for name in names)] for kind in self.table[names[0]]
+            ]
+            found.append(Table(("features", *names), rows, title=f"{title}{of_scores} on test networks"))
+        for name, table in self.transfer.items():
+            for metric in TRANSFER_METRICS:
+                rows = [
+                    [f"{kind}: {source}", *(getattr(result, metric) for result in row.values())]
+                    for kind, by_source in table.items()
+                    for source, row in by_source.items()
+                ]
+                zoos = list(next(iter(table.values())))
+                title = f"{METRICS[metric]} of {name}: fitted on a row's zoo, tested on a column's"
+                found.append(Table(("features: fitted on", *zoos), rows, title=title))
+        return found
+
+
+def probe(zoo: str | Zoo, sane: str | SANE, **options: Any) -> ProbeResult:
+    """Fit probes on embeddings and baselines, and report how well they predict properties of the test networks.
+
+    ```python
+    print(hf_sane.probe("org/zoo", "org/sane-cnn", properties=["test_accuracy"]))
+    ```
+
+    Args:
+        zoo: A zoo, its folder or its Hub dataset id.
+        sane: A SANE, its folder or its Hub repo id.
+        **options: Further fields of [`ProbeSettings`].
+
+    Raises:
+        KeyError: If a zoo lacks a property.
+        ValueError: If a zoo is given twice, or no network of a split has all properties.
+    """
+    return run_probe(ProbeSettings(zoo=zoo, sane=sane, **options))
+
+
+def run_probe(settings: ProbeSettings) -> ProbeResult:
+    """Fit ridge probes on embeddings and baselines; report how well test networks are predicted."""
+    record = RunRecord.start(arguments=as_arguments(settings))
+    wanted = settings.properties
+    with optional_output(settings.output, ProbeResult.JOB) as partial:
+        zoos = _open_zoos([settings.zoo, *settings.transfer], settings.config, wanted)
+        sane = open_sane(settings.sane, revision=settings.revision)
+        found = {label: _features(zoo, sane, settings) for label, zoo in zoos.items()}
+        first = next(iter(found.values()))
+        table = probe_table(
+            first.features, first.targets, runs=first.runs, regressor=settings.regressor, ranks=settings.ranks
+        )
+        transfer = {name: _transfer(found, name, settings) for name in wanted} if len(found) > 1 else {}
+        record.arguments["aligned"] = first.is_aligned
+        record.finish(_measured(table, transfer), data={"networks": first.counts})
+        result = ProbeResult(record=record, notes=first.notes, table=table, transfer=transfer)
+        if partial is not None:
+            result.write(partial)
+    result.output = settings.output
+    return result
+
+
+def _features(zoo: Zoo, sane: SANE, settings: ProbeSettings) -> ZooFeatures:
+    return read_zoo_features(
+        zoo,
+        settings.properties,
+        sane.model,
+        sane.extractor,
+        aligned=settings.aligned,
+        poolings=parse_poolings(settings.poolings),
+        halo_size=settings.halo_size,
+        batch_size=settings.batch_size,
+        spectral=settings.spectral,
+    )
+
+
+def parse_poolings(names: Sequence[str]) -> list[Any]:
+    """Names of poolings, `"all"` for every one; `embed_networks` checks them."""
+    return list(POOLINGS) if list(names) == ["all"] else list(names)
+
+
+def _transfer(zoos: dict[str, ZooFeatures], name: str, settings: ProbeSettings) -> TransferTable:
+    shared = set.intersection(*(set(found.features) for found in zoos.values()))
+    features = {
+        zoo: {kind: values for kind, values in found.features.items() if kind in shared} for zoo, found in zoos.items()
+    }
+    targets = {zoo: found.targets[name] for zoo, found in zoos.items()}
+    return transfer_table(features, targets, regressor=settings.regressor, ranks=settings.ranks)
+
+
+def _measured(table: ProbeTable, transfer: dict[str, TransferTable]) -> dict[str, Any]:
+    measured: dict[str, Any] = {
+        "probe": {name: {kind: result.to_dict() for kind, result in row.items()} for name, row in table.items()}
+    }
+    if transfer:
+        measured["transfer"] = {
+            name: {
+                kind: {source: {zoo: result.to_dict() for zoo, result in row.items()} for source, row in found.items()}
+                for kind, found in of_property.items()
+            }
+            for name, of_property in transfer.items()
+        }
+    return measured
+
+
+def _open_zoos(sources: Sequence[str | Zoo], config: str | None, wanted: Sequence[str]) -> dict[str, Zoo]:
+    """Open zoos by what records call them, and check that they have the properties, before anything is computed."""
+    opened: dict[str, Zoo] = {}
+    for source in sources:
+        if isinstance(source, Zoo):
+            label, zoo = source.source or source.facts.name, source
+        else:
+            place, named = split_config(source)
+            part = named or config
+            label = place if part is None else f"{place}:{part}"
+            zoo = opened[label] if label in opened else Zoo.load(place, part)
+        if label in opened:
+            raise ValueError(f"expected different zoos to compare, got {label} twice; name its zoos as FOLDER:CONFIG")
+        opened[label] = zoo
+        for split in zoo.splits.values():
+            for name in wanted:
+                split.column(name)
+    return opened
+
+
+def split_config(source: str) -> tuple[str, str | None]:
+    """Folder or dataset id, and configuration, of `SOURCE` or `SOURCE:CONFIG`; what exists as a path is one."""
+    place, colon, config = source.rpartition(":")
+    is_path = Path(source).exists() or "/" in config or "\\" in config
+    return (source, None) if is_path or not place or not colon or not config else (place, config)

@@ -1,0 +1,141 @@
+"""What a workflow returns: prints as tables, becomes JSON, and is saved with the record of its run."""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from hf_sane.records.errors import shorten
+from hf_sane.records.outputs import output_folder
+from hf_sane.records.run_record import RECORD, RunRecord
+
+UNLIMITED = 10_000  # columns: a table that goes into a file or a pipe is not folded
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header. The first column holds names, the others are aligned to the right.
+
+    Attributes:
+        header: Titles of the columns.
+        rows: One cell per column; `None` is shown as a dash, NaN as "undefined".
+        title: Printed above the table.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    title: str = ""
+
+
+@dataclass(kw_only=True)
+class Result:
+    """Base of the results of all workflows.
+
+    Attributes:
+        record: Command, settings, versions and measurements of the run.
+        output: The folder or file that was written; `None` if nothing was.
+        notes: What was left out, and what else the user should know, in sentences.
+    """
+
+    JOB: ClassVar[str] = ""  # what manifests call the folder
+
+    record: RunRecord
+    output: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def tables(self) -> list[Table]:
+        """What is printed."""
+        return []
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was measured, as JSON can hold it: non-finite numbers are `None`."""
+        return self.record.to_dict().get("results", {})
+
+    def to_json(self) -> str:
+        """[`to_dict`], and the folder that was written, as text."""
+        found = self.to_dict()
+        found |= {} if self.output is None else {"output": str(self.output)}
+        found |= {"notes": self.notes} if self.notes else {}
+        return json.dumps(found, indent=2, allow_nan=False)
+
+    def save(self, folder: str | Path) -> Self:
+        """Write the result to a new folder, with its run record.
+
+        Raises:
+            FileExistsError: If the folder holds something else.
+        """
+        with output_folder(folder, self.JOB) as partial:
+            self.write(partial)
+        self.output = Path(folder)
+        return self
+
+    def write(self, partial: Path) -> None:
+        """Write the files of the result to a folder from [`output_folder`]."""
+        self.record.save(partial / RECORD)
+
+    def print(self, console: Console | None = None, *, notes: bool = True) -> None:
+        """Print notes (unless they are shown elsewhere), tables, and where the output is."""
+        console = console or Console(soft_wrap=True)
+        wide = console if console.is_terminal else Console(file=console.file, width=UNLIMITED)
+        shown = self.notes if notes else []
+        for note in shown:
+            console.print(Text(note))
+        for index, table in enumerate(self.tables()):
+            if index or shown:
+                console.print()
+            if table.title:
+                console.print(Text(table.title, style="bold"))
+            _print_table(table, wide)
+        if self.output is not None:
+            console.print(Text(f"wrote {self.output}"))
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        self.print(Console(file=text, width=UNLIMITED, no_color=True))
+        return text.getvalue().rstrip()
+
+
+@contextmanager
+def optional_output(output: str | Path | None, job: str) -> Iterator[Path | None]:
+    """[`output_folder`], for workflows that need not write anything."""
+    if output is None:
+        yield None
+    else:
+        with output_folder(output, job) as partial:
+            yield partial
+
+
+def rows_of(measured: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
+    """Rows of a table, of `{name: {column: value}}`."""
+    return [[name, *row.values()] for name, row in measured.items()]
+
+
+def cell_text(value: Any) -> str:
+    """A cell as people read it: four digits of a number, groups of three, a dash for what is not known."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return "undefined" if value != value else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else shorten(value)
+
+
+def _print_table(table: Table, console: Console) -> None:
+    made = RichTable(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    for index, title in enumerate(table.header):
+        made.add_column(Text(title), justify="left" if index == 0 else "right", no_wrap=not console.is_terminal)
+    for row in table.rows:
+        made.add_row(*(Text(cell_text(value)) for value in row))
+    text = io.StringIO()
+    aside = Console(file=text, width=console.width, force_terminal=console.is_terminal, no_color=console.no_color)
+    aside.print(made)
+    for line in text.getvalue().splitlines():
+        console.file.write(line.rstrip() + "\n")

@@ -1,0 +1,129 @@
+"""One object for everything that a SANE autoencoder does: the model and its weight tokenizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+from hf_sane.core.layout import Layout
+from hf_sane.core.types import StateDict
+from hf_sane.hub.publish import load_sane, loaded_commit, save_sane
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.probing.embeddings import EmbeddingPooling
+from hf_sane.probing.streaming import embed_checkpoint
+from hf_sane.probing.zoo_features import embed_split, stacked_features
+from hf_sane.records.run_record import RunRecord
+from hf_sane.tokenization.checkpoints import Source
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo.dataset import Zoo, ZooSplit
+
+
+@dataclass(frozen=True)
+class SANE:
+    """A SANE autoencoder and the weight tokenizer that it was trained with.
+
+    ```python
+    sane = hf_sane.SANE.from_pretrained("org/sane-cnn")
+    sane.embed("org/some-network")  # [F]
+    ```
+
+    Attributes:
+        model: The autoencoder, in evaluation mode.
+        extractor: Turns networks into tokens and tokens into networks.
+        source: Folder or repository that it came from; `None` if it was made in this process.
+        revision: Commit of the repository.
+        record: Of the pre-training run, if it was trained in this process.
+    """
+
+    model: SANEModel
+    extractor: SANEFeatureExtractor
+    source: str | None = None
+    revision: str | None = None
+    record: RunRecord | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """Load an autoencoder from a folder or the Hub; arguments and errors as of [`load_sane`]."""
+        model, extractor = load_sane(source, revision=revision, dtype=dtype)
+        return cls(model, extractor, str(source), loaded_commit(str(source), revision))
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
+        """Save model, weight tokenizer, run record and card; options and errors as of `hf_sane.hub.publish.save_sane`."""
+        record = self.record or RunRecord.start(arguments={"source": self.source}).finish({})
+        return save_sane(folder, self.model, self.extractor, record, **options)
+
+    def encode(self, network: Source, *, halo_size: int = 0) -> tuple[Tensor, Layout]:
+        """Latents of one network.
+
+        Args:
+            network: Module, state dict, path (safetensors, folder, weights-only pickle) or Hub repo id.
+            halo_size: Context tokens on each side of a window.
+
+        Returns:
+            Latents `[N, Z]` float32, one per token, and the layout that [`decode`] needs.
+        """
+        sequence = self.extractor.encode(network)
+        latents = self.model.encode_sequences(sequence.tokens[None], sequence.positions, halo_size=halo_size)
+        return latents[0], sequence.layout
+
+    def decode(self, latents: Tensor, layout: Layout, *, halo_size: int = 0) -> StateDict:
+        """Rebuild a network from its latents.
+
+        Args:
+            latents: `[N, Z]`.
+            layout: From [`encode`]; what is no token (counters, frozen tensors) is taken from it.
+            halo_size: Context tokens on each side of a window.
+        """
+        tokens = self.model.decode_sequences(latents[None], layout.positions, halo_size=halo_size)
+        return self.extractor.decode(tokens[0], layout)
+
+    def embed(
+        self,
+        networks: Source | Zoo | ZooSplit | Sequence[Source],
+        *,
+        pooling: EmbeddingPooling = "mean",
+        aligned: bool | None = None,
+        halo_size: int = 0,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Embed a network, several, or a zoo.
+
+        Args:
+            networks: A module, state dict, path or Hub repo id; a list of these; a zoo or one split of it.
+            pooling: How the latents of a network become one vector, see `POOLINGS`.
+            aligned: Whether to bring networks of a zoo to its reference first; by default if the zoo is aligned.
+            halo_size: Context tokens on each side of a window.
+            batch_size: Networks, and windows, at a time.
+
+        Returns:
+            `[F]` float32 on the CPU for one network, else `[M, F]`, the networks of a zoo split by split.
+
+        Raises:
+            ValueError: If networks of several architectures have embeddings of several lengths, or there are none.
+        """
+        options: dict[str, Any] = {"poolings": (pooling,), "halo_size": halo_size, "batch_size": batch_size}
+        if isinstance(networks, Zoo | ZooSplit):
+            splits = list(networks.splits.values()) if isinstance(networks, Zoo) else [networks]
+            return stacked_features(
+                [embed_split(self.model, self.extractor, x, aligned=aligned, **options)[pooling] for x in splits]
+            )
+        if not isinstance(networks, list | tuple):
+            source = cast(Source, networks)
+            return embed_checkpoint(self.model, self.extractor, source, **options)[1][pooling]
+        if not networks:
+            raise ValueError("expected at least one network, got an empty list")
+        return stacked_features([self.embed(x, pooling=pooling, **_windows(options))[None] for x in networks])
+
+
+def open_sane(source: "str | Path | SANE", *, revision: str | None = None) -> SANE:
+    """A SANE as it is, or loaded from its folder or repository."""
+    return source if isinstance(source, SANE) else SANE.from_pretrained(source, revision=revision)
+
+
+def _windows(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("halo_size", "batch_size")}
