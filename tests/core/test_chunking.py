@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
 from hf_sane.core.layout import Layout
 
 LAYOUTS = ["rowwise", "dense"]
@@ -39,7 +38,7 @@ def naive_tokens(state_dict, token_dim, token_layout):
 def test_against_the_definition(token_dim, token_layout):
     state_dict = network(torch.float64)
     layout = Layout.from_state_dict(state_dict, token_dim=token_dim, token_layout=token_layout, order="given")
-    tokens = tokens_from_tensors(state_dict, layout)
+    tokens = layout.tokens(state_dict)
     assert torch.equal(tokens, naive_tokens(state_dict, token_dim, token_layout))
     assert torch.equal(tokens == 0, ~layout.weight_mask)
 
@@ -50,9 +49,9 @@ def test_round_trip_is_exact(dtype, token_layout):
     state_dict = network(dtype)
     state_dict["c.bias"][0] = -0.0
     layout = Layout.from_state_dict(state_dict, token_dim=5, token_layout=token_layout, order="given")
-    tokens = tokens_from_tensors(state_dict, layout)
+    tokens = layout.tokens(state_dict)
     assert tokens.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    again = tensors_from_tokens(tokens, layout)
+    again = layout.tensors(tokens)
     assert list(again) == list(state_dict)
     for name, tensor in state_dict.items():
         assert again[name].dtype == dtype
@@ -67,7 +66,7 @@ def test_mixed_dtypes_and_strides(token_layout):
     state_dict["n.weight"] = torch.randn(6, dtype=torch.float64)[::2]
     assert not state_dict["e.weight"].is_contiguous()
     layout = Layout.from_state_dict(state_dict, token_dim=4, token_layout=token_layout, order="given")
-    again = tensors_from_tokens(tokens_from_tensors(state_dict, layout), layout)
+    again = layout.tensors(layout.tokens(state_dict))
     assert all(torch.equal(again[name], tensor) for name, tensor in state_dict.items())
     assert all(again[name].dtype == tensor.dtype for name, tensor in state_dict.items())
 
@@ -77,11 +76,11 @@ def test_stacks_are_the_single_networks(token_layout):
     networks = [network(), {name: tensor + 1 for name, tensor in network().items()}]
     layout = Layout.from_state_dict(networks[0], token_dim=6, token_layout=token_layout, order="given")
     stacked = {name: torch.stack([n[name] for n in networks]) for name in networks[0]}
-    tokens = tokens_from_tensors(stacked, layout, batch_dims=1)
-    assert torch.equal(tokens, torch.stack([tokens_from_tensors(n, layout) for n in networks]))
-    again = tensors_from_tokens(tokens, layout)
+    tokens = layout.tokens(stacked, batch_dims=1)
+    assert torch.equal(tokens, torch.stack([layout.tokens(n) for n in networks]))
+    again = layout.tensors(tokens)
     assert all(torch.equal(again[name], tensor) for name, tensor in stacked.items())
-    assert torch.equal(tensors_from_tokens(tokens[1], layout)["c.weight"], networks[1]["c.weight"])
+    assert torch.equal(layout.tensors(tokens[1])["c.weight"], networks[1]["c.weight"])
 
 
 @pytest.mark.parametrize("token_layout", LAYOUTS)
@@ -89,10 +88,10 @@ def test_gradients_flow_both_ways(token_layout):
     state_dict = {name: tensor.double().requires_grad_() for name, tensor in network().items()}
     layout = Layout.from_state_dict(state_dict, token_dim=6, token_layout=token_layout, order="given")
     affine = [(0.5 + index, -1.0) for index in range(len(layout.layers))]
-    tokens = tokens_from_tensors(state_dict, layout, affine=affine)
+    tokens = layout.tokens(state_dict, affine=affine)
     with torch.no_grad():
-        assert torch.equal(tokens, tokens_from_tensors(state_dict, layout, affine=affine))
-    again = tensors_from_tokens(tokens, layout)
+        assert torch.equal(tokens, layout.tokens(state_dict, affine=affine))
+    again = layout.tensors(tokens)
     for index, layer in enumerate(layout.layers):
         for spec in layer.tensors:
             (gradient,) = torch.autograd.grad(again[spec.name].sum(), state_dict[spec.name], retain_graph=True)
@@ -103,21 +102,21 @@ def test_affine_is_applied_per_layer_and_inverted():
     state_dict = network()
     layout = Layout.from_state_dict(state_dict, token_dim=6, order="given")
     scales = [(2.0, 1.0), (0.5, 0.0), (3.0, -1.0), (1.0, 0.0)]
-    tokens = tokens_from_tensors(state_dict, layout, affine=scales)
-    again = tensors_from_tokens(tokens, layout)
+    tokens = layout.tokens(state_dict, affine=scales)
+    again = layout.tensors(tokens)
     assert torch.allclose(again["c.weight"], 2 * state_dict["c.weight"] + 1)
     assert torch.equal(again["n.bias"], state_dict["n.bias"])
     assert (tokens[~layout.weight_mask] == 0).all()
-    back = tensors_from_tokens(tokens, layout, affine=[(1 / a, -b / a) for a, b in scales])
+    back = layout.tensors(tokens, affine=[(1 / a, -b / a) for a, b in scales])
     assert all(torch.allclose(back[name], tensor, atol=1e-6) for name, tensor in state_dict.items())
 
 
 def test_decoded_tensors_are_fresh_memory():
     state_dict = network()
     layout = Layout.from_state_dict(state_dict, token_dim=6, order="given")
-    tokens = tokens_from_tensors(state_dict, layout)
+    tokens = layout.tokens(state_dict)
     before = tokens.clone()
-    for tensor in tensors_from_tokens(tokens, layout).values():
+    for tensor in layout.tensors(tokens).values():
         tensor.zero_()
     assert torch.equal(tokens, before)
 
@@ -125,7 +124,7 @@ def test_decoded_tensors_are_fresh_memory():
 def test_keeps_the_token_dtype_on_request():
     state_dict = network(torch.float16)
     layout = Layout.from_state_dict(state_dict, token_dim=6, order="given")
-    tensors = tensors_from_tokens(tokens_from_tensors(state_dict, layout), layout, cast=False)
+    tensors = layout.tensors(layout.tokens(state_dict), cast=False)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
@@ -134,12 +133,12 @@ def test_missing_tensors_are_named():
     layout = Layout.from_state_dict(state_dict, token_dim=6, order="given")
     del state_dict["n.bias"]
     with pytest.raises(KeyError, match=r"missing: \['n.bias'\]; was it made from another network"):
-        tokens_from_tensors(state_dict, layout)
+        layout.tokens(state_dict)
 
 
 def test_wrong_shapes_are_refused():
     layout = Layout.from_state_dict(network(), token_dim=6, order="given")
     with pytest.raises(ValueError, match=r"e.weight: the layout expects \(5, 4\), got \(4, 5\)"):
-        tokens_from_tensors({**network(), "e.weight": torch.zeros(4, 5)}, layout)
+        layout.tokens({**network(), "e.weight": torch.zeros(4, 5)})
     with pytest.raises(ValueError, match=r"expected tokens \[..., \d+, 6\], got \(3, 6\); decode with the layout"):
-        tensors_from_tokens(torch.zeros(3, 6), layout)
+        layout.tensors(torch.zeros(3, 6))

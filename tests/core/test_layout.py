@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from hf_sane.architectures.presets import build_model, cnn_l, cnn_s, resnet
-from hf_sane.core.layout import Layout, TensorSpec
+from hf_sane.core.layout import Layout
+from hf_sane.core.token_layouts import TensorSpec
 
 
 def shapes_of(config):
@@ -126,10 +127,16 @@ def test_template_of_another_network_is_refused():
 
 
 @pytest.mark.parametrize(
-    "choice", [{"token_dim": 0}, {"token_dim": 4, "token_layout": "columns"}, {"token_dim": 4, "batch_norm": "drop"}]
+    ("choice", "message"),
+    [
+        ({"token_dim": 0}, "expected token_dim >= 1 and batch_norm 'tokens' or 'template', got 0 and 'tokens'"),
+        ({"token_dim": 4, "batch_norm": "drop"}, "got 4 and 'drop'"),
+        ({"token_dim": 4, "token_layout": "dence"}, "one of 'rowwise', 'dense', got 'dence'; did you mean 'dense'"),
+        ({"token_dim": 4, "token_layout": ["dense"]}, r"one of 'rowwise', 'dense', got \['dense'\]"),
+    ],
 )
-def test_unknown_choices_are_refused(choice):
-    with pytest.raises(ValueError, match="expected token_dim >= 1, token_layout 'rowwise' or 'dense'"):
+def test_unknown_choices_are_refused(choice, message):
+    with pytest.raises(ValueError, match=message):
         Layout.from_state_dict({"w": torch.ones(2)}, **choice)
 
 
@@ -154,7 +161,7 @@ def test_spec_counts_scalars():
 def test_positions_that_tables_need(token_layout, most):
     state_dict = {"a.weight": torch.zeros(3, 5), "b.weight": torch.zeros(9, 2), "b.bias": torch.zeros(9)}
     layout = Layout.from_state_dict(state_dict, token_dim=5, token_layout=token_layout)
-    sizes = [layer.num_tokens(token_layout, 5) for layer in layout.layers]
+    sizes = [part.stop - part.start for part in layout.token_slices]
     assert layout.max_positions == [sum(sizes), 2, most]
 
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.core.normalization import LayerStatistics, layer_key
 
@@ -15,7 +14,7 @@ def zoo(num_models=6, seed=0):
         "bn.running_mean": torch.randn(num_models, 4, generator=generator),
     }
     layout = Layout.from_state_dict({name: tensor[0] for name, tensor in tensors.items()}, token_dim=7)
-    return tensors, layout, tokens_from_tensors(tensors, layout, batch_dims=1)
+    return tensors, layout, layout.tokens(tensors, batch_dims=1)
 
 
 @pytest.mark.parametrize(("method", "centre"), [("standardize", torch.mean), ("robust", torch.median)])
@@ -44,7 +43,7 @@ def test_apply_and_invert():
     assert torch.allclose(statistics.invert(normal, layout), tokens, atol=1e-5)
     mean, std = statistics.means["a:6"], statistics.stds["a:6"]
     assert torch.allclose(normal[:, 0, :5], (tensors["a.weight"][:, 0] - mean) / std, atol=1e-5)
-    affine = tokens_from_tensors(tensors, layout, batch_dims=1, affine=statistics.scales(layout))
+    affine = layout.tokens(tensors, batch_dims=1, affine=statistics.scales(layout))
     assert torch.allclose(affine, normal, atol=1e-6)
 
 
@@ -69,7 +68,7 @@ def test_running_statistics_are_normalised_once():
 
 def test_constant_layers_keep_their_scale():
     layout = Layout.from_state_dict({"n.weight": torch.ones(3)}, token_dim=2)
-    statistics = LayerStatistics.fit([(layout, tokens_from_tensors({"n.weight": torch.ones(3)}, layout))])
+    statistics = LayerStatistics.fit([(layout, layout.tokens({"n.weight": torch.ones(3)}))])
     assert statistics.stds == {"n:1": 1.0}
 
 
@@ -86,7 +85,7 @@ def test_robust_statistics_ignore_an_exploded_network_and_plain_ones_do_not():
 def test_related_architectures_share_statistics_and_strangers_are_refused():
     state_dict = {"body.weight": torch.randn(4, 3), "head.weight": torch.randn(10, 4)}
     layout = Layout.from_state_dict(state_dict, token_dim=4)
-    statistics = LayerStatistics.fit([(layout, tokens_from_tensors(state_dict, layout))])
+    statistics = LayerStatistics.fit([(layout, layout.tokens(state_dict))])
     more_classes = Layout.from_state_dict({**state_dict, "head.weight": torch.randn(99, 4)}, token_dim=4)
     assert statistics.per_layer(more_classes) == statistics.per_layer(layout)
     stranger = Layout.from_state_dict({"body.weight": torch.randn(4, 5)}, token_dim=4)

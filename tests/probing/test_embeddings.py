@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
@@ -25,7 +24,7 @@ def layout() -> Layout:
 
 @pytest.fixture
 def raw_tokens(layout) -> torch.Tensor:
-    return torch.stack([tokens_from_tensors(state_dict(i), layout) for i in range(9)])
+    return torch.stack([layout.tokens(state_dict(i)) for i in range(9)])
 
 
 @pytest.fixture

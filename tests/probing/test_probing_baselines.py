@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.probing.baselines import STATISTICS_LEVELS, flattened_weights, layer_statistics
 
@@ -25,7 +24,7 @@ def layers(network: dict[str, torch.Tensor]) -> list[np.ndarray]:
 def test_statistics_of_real_weights(token_layout, token_dim):
     found = networks(5)
     layout = Layout.from_state_dict(found[0], token_dim=token_dim, token_layout=token_layout, order="given")
-    tokens = torch.stack([tokens_from_tensors(network, layout) for network in found])
+    tokens = torch.stack([layout.tokens(network) for network in found])
     expected = [
         np.concatenate([[w.mean(), w.var(), *np.quantile(w, STATISTICS_LEVELS)] for w in layers(network)])
         for network in found
@@ -40,7 +39,7 @@ def test_statistics_of_real_weights(token_layout, token_dim):
 def test_flattened_weights_are_all_weights_once(token_layout, token_dim):
     found = networks(3)
     layout = Layout.from_state_dict(found[0], token_dim=token_dim, token_layout=token_layout, order="given")
-    tokens = torch.stack([tokens_from_tensors(network, layout) for network in found])
+    tokens = torch.stack([layout.tokens(network) for network in found])
     flat = flattened_weights(tokens, layout)
     assert flat.shape == (3, layout.num_weights)
     for row, network in zip(flat, found, strict=True):
@@ -52,14 +51,14 @@ def test_padding_does_not_count():
     statistics = []
     for token_dim in (19, 60):  # no row longer than 19
         layout = Layout.from_state_dict(found[0], token_dim=token_dim, order="given")
-        statistics.append(layer_statistics(tokens_from_tensors(found[0], layout)[None], layout))
+        statistics.append(layer_statistics(layout.tokens(found[0])[None], layout))
     torch.testing.assert_close(*statistics)
 
 
 def test_order_of_channels_matters_to_weights_only():
     found = networks(1)
     layout = Layout.from_state_dict(found[0], token_dim=19, order="given")
-    tokens = tokens_from_tensors(found[0], layout)[None]
+    tokens = layout.tokens(found[0])[None]
     moved = tokens[:, [3, 1, 2, 0, *range(4, layout.num_tokens)]]
     torch.testing.assert_close(layer_statistics(moved, layout), layer_statistics(tokens, layout))
     assert not torch.allclose(flattened_weights(moved, layout), flattened_weights(tokens, layout))

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.probing.spectra import MAX_KURTOSIS, layer_distribution, layer_spectrum, weight_profile
 
@@ -12,7 +11,7 @@ def zoo(num_models=3):
     shapes = {"a.weight": (5, 3), "a.bias": (5,), "b.weight": (2, 5)}
     tensors = {name: torch.randn(num_models, *shape, generator=generator) for name, shape in shapes.items()}
     layout = Layout.from_state_dict({name: tensor[0] for name, tensor in tensors.items()}, token_dim=5)
-    return tensors, layout, tokens_from_tensors(tensors, layout, batch_dims=1)
+    return tensors, layout, layout.tokens(tensors, batch_dims=1)
 
 
 def test_spectrum_is_that_of_each_layers_matrix():
@@ -70,6 +69,6 @@ def test_a_collapsed_layer_stays_bounded():
     tensors, layout, _ = zoo()
     tensors["b.weight"][:] = 1.0
     tensors["b.weight"][:, 0, 0] = 1.0 + 1e-7
-    found = layer_distribution(tokens_from_tensors(tensors, layout, batch_dims=1), layout)
+    found = layer_distribution(layout.tokens(tensors, batch_dims=1), layout)
     assert found.isfinite().all()
     assert found[:, 22].max() <= MAX_KURTOSIS

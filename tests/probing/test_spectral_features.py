@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.probing.spectra import FEATURES_PER_MATRIX, MAX_ALPHA, MIN_LOG_NORM, spectral_features
 
@@ -19,7 +18,7 @@ def networks(num_models=3):
 
 
 def features(tensors, layout):
-    return spectral_features(tokens_from_tensors(tensors, layout, batch_dims=1), layout)
+    return spectral_features(layout.tokens(tensors, batch_dims=1), layout)
 
 
 def alpha_by_definition(eigenvalues, min_tail):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import build_model, mlp
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
@@ -59,7 +58,7 @@ def layout(config) -> Layout:
 
 @pytest.fixture(scope="session")
 def raw_tokens(trained, layout) -> torch.Tensor:
-    return tokens_from_tensors(trained.tensors, layout, batch_dims=1)
+    return layout.tokens(trained.tensors, batch_dims=1)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import build_model, cifar_resnet
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.sampling import diversity
@@ -37,9 +36,9 @@ def aligned(raw_tokens, layout, spec, trained) -> torch.Tensor:
 def permuted(tokens: torch.Tensor, layout: Layout, spec, config, seed: int = 0) -> torch.Tensor:
     """The same functions with their neurons in another order."""
     generator = torch.Generator().manual_seed(seed)
-    networks = StackedNetworks(config, diversity.tensors_from_tokens(tokens, layout))
+    networks = StackedNetworks(config, layout.tensors(tokens))
     moved = spec.apply(networks.tensors, spec.random(len(tokens), generator=generator), batch_dims=1)
-    return tokens_from_tensors(moved, layout, batch_dims=1)
+    return layout.tokens(moved, batch_dims=1)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 2**18])
@@ -91,7 +90,7 @@ def test_running_statistics_take_no_part():
     config = cifar_resnet(20, width=2, num_labels=2)
     networks = StackedNetworks.initialize(config, [0, 1, 2])
     layout = Layout.from_state_dict(build_model(config).state_dict(), token_dim=19)
-    tokens = tokens_from_tensors(networks.tensors, layout, batch_dims=1)
+    tokens = layout.tokens(networks.tensors, batch_dims=1)
     space = WeightSpace.fit(layout, tokens)
     before = space.points(tokens)
     for layer, part in zip(layout.layers, layout.token_slices, strict=True):
@@ -128,7 +127,7 @@ def test_alignment_with_batch_norm_in_tokens_or_template(batch_norm):
     networks = StackedNetworks.initialize(config, [0, 1, 2])
     reference = networks.state_dict(0)
     layout = Layout.from_state_dict(reference, token_dim=19, batch_norm=batch_norm)
-    tokens = tokens_from_tensors(networks.tensors, layout, batch_dims=1)
+    tokens = layout.tokens(networks.tensors, batch_dims=1)
     spec = permutation_spec(config)
     moved = align_tokens(tokens, layout, spec, reference)
     assert torch.equal(moved[0], tokens[0])

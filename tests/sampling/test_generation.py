@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.kde import bandwidth_by_rule
 from hf_sane.core.layout import Layout
 from hf_sane.networks.stacked import StackedNetworks
@@ -98,7 +97,7 @@ def test_template_and_counters_come_back(generator):
     model.bn1.num_batches_tracked.fill_(17)
     for batch_norm in ("tokens", "template"):
         layout = Layout.from_state_dict(model.state_dict(), token_dim=20, batch_norm=batch_norm)
-        tokens = tokens_from_tensors(model.state_dict(), layout)
+        tokens = layout.tokens(model.state_dict())
         networks = networks_from_tokens(tokens.expand(3, -1, -1), layout, config)
         for name, tensor in model.state_dict().items():
             assert torch.equal(networks.tensors[name], tensor.expand(3, *tensor.shape))

@@ -6,7 +6,6 @@ from traced_networks import network as network_to_trace
 from traced_networks import traced
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits, mlp, resnet
-from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.symmetry import token_permutations
 from hf_sane.symmetry.networks import permutation_spec
@@ -41,10 +40,10 @@ def test_tokens_move_as_the_tensors_do(config, token_layout, token_dim):
     index = token_permutation_indices(spec, layout, permutations)
     assert index.shape == (3, layout.num_tokens * token_dim)
     assert torch.equal(index.sort(dim=1).values, torch.arange(index.shape[1]).expand(3, -1)), "a permutation, too"
-    tokens = tokens_from_tensors(state, layout)
+    tokens = layout.tokens(state)
     for p in range(3):
         moved = spec.apply(state, {axis: permutation[p] for axis, permutation in permutations.items()})
-        assert torch.equal(tokens.flatten()[index[p]].view_as(tokens), tokens_from_tensors(moved, layout))
+        assert torch.equal(tokens.flatten()[index[p]].view_as(tokens), layout.tokens(moved))
         assert not torch.equal(tokens.flatten()[index[p]].view_as(tokens), tokens)
 
 
@@ -54,15 +53,15 @@ def test_permuted_tokens_are_a_network_of_the_same_function():
     layout = Layout.from_state_dict(model.state_dict(), token_dim=73)
     spec = permutation_spec(config)
     found = TokenPermutations(spec, layout, spec.random(4, generator=torch.Generator().manual_seed(0)))
-    tokens = tokens_from_tensors(model.state_dict(), layout)
+    tokens = layout.tokens(model.state_dict())
     images = torch.randn(5, 1, 8, 8)
     expected = model(images).logits
     for moved in found.apply(tokens.expand(4, -1, -1), torch.arange(4)):
         assert not torch.equal(moved, tokens)
-        model.load_state_dict(tensors_from_tokens(moved, layout))
+        model.load_state_dict(layout.tensors(moved))
         torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-5)
     foreign = found.apply(tokens[None], torch.tensor([0])).roll(1, dims=1)  # and the check can fail
-    model.load_state_dict(tensors_from_tokens(foreign[0], layout))
+    model.load_state_dict(layout.tensors(foreign[0]))
     assert not torch.allclose(model(images).logits, expected, atol=1e-2)
 
 
@@ -104,11 +103,11 @@ def test_any_traced_spec_moves_tokens_as_it_moves_tensors(name, token_layout):
     layout = Layout.from_state_dict(state, token_dim=7, token_layout=token_layout)
     permutations = spec.random(3, generator=torch.Generator().manual_seed(0))
     found = TokenPermutations(spec, layout, permutations)
-    tokens = tokens_from_tensors(state, layout)
+    tokens = layout.tokens(state)
     moved = found.apply(tokens.expand(3, *tokens.shape), torch.arange(3))
     for i in range(3):
         expected = spec.apply(state, {axis: index[i] for axis, index in permutations.items()})
-        assert torch.equal(moved[i], tokens_from_tensors(expected, layout))
+        assert torch.equal(moved[i], layout.tokens(expected))
         assert not torch.equal(moved[i], tokens)
 
 
@@ -117,7 +116,7 @@ def test_networks_without_symmetries_stay_under_any_number(token_layout):
     tensors = {"weight": torch.randn(2, 3)}
     layout = Layout.from_state_dict(tensors, token_dim=4, token_layout=token_layout)
     found = TokenPermutations(PermutationSpec({"weight": (None, None)}, {}), layout, {})
-    tokens = tokens_from_tensors(tensors, layout).expand(3, -1, -1)
+    tokens = layout.tokens(tensors).expand(3, -1, -1)
     assert torch.equal(found.apply(tokens, torch.tensor([0, 7, 199])), tokens)
     assert found.index(torch.tensor([5]), torch.tensor([1]), 1).flatten().tolist() == [4, 5, 6, 7]
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from hf_sane.architectures.configuration_zoo import CIFARResNetConfig
 from hf_sane.architectures.presets import build_model, cnn_digits, cnn_s, mlp
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
@@ -44,7 +43,7 @@ def population(config, count=6, token_dim=16, batch_norm="tokens"):
     extractor = SANEFeatureExtractor(token_dim=token_dim, batch_norm=batch_norm)
     layout = extractor.layout(states[0])
     stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-    raw = tokens_from_tensors(stacked, layout, batch_dims=1)
+    raw = layout.tokens(stacked, batch_dims=1)
     extractor.fit([(layout, raw)])
     return extractor, layout, extractor.normalize(raw, layout), states
 
@@ -125,7 +124,7 @@ def test_distance_is_zero_for_equal_networks_and_for_permuted_ones():
         for name in ("hidden.0.weight", "hidden.0.bias"):
             moved[name] = state[name][order]
         moved["classifier.weight"] = state["classifier.weight"][:, order]
-        permuted.append(tokens_from_tensors(moved, layout))
+        permuted.append(layout.tokens(moved))
     permuted_tokens = extractor.normalize(torch.stack(permuted), layout)
     assert (permuted_tokens - tokens).abs().max() > 0.1
     assert loss.distance(tokens, permuted_tokens, step=0) < 1e-6

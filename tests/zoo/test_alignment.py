@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from hf_sane.core.chunking import tensors_from_tokens
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.symmetry.matching import match_weights
 from hf_sane.symmetry.networks import permutation_spec
@@ -23,7 +22,7 @@ def test_aligned_networks_answer_as_before(tiny_zoo, digits):
     for split in tiny_zoo.splits.values():
         before = split.networks()
         tokens = aligned_tokens(split)
-        after = StackedNetworks(before.config, tensors_from_tokens(tokens, split.layout(0)))
+        after = StackedNetworks(before.config, split.layout(0).tensors(tokens))
         expected = before.logits(digits.test_images[:20])
         torch.testing.assert_close(after.logits(digits.test_images[:20]), expected, rtol=1e-3, atol=1e-4)
         checked += int((tokens != split.stacked_tokens()).flatten(1).any(dim=1).sum())
@@ -49,7 +48,7 @@ def test_the_permutation_of_the_last_epoch_serves_all(tiny_zoo):
         run = split.select([j for j in range(len(split)) if split.run_ids[j] == split.run_ids[i]])
         permutation = match_weights(spec, reference, run.final_epochs().state_dict(0))
         expected = spec.apply(split.state_dict(i), permutation)
-        tensors = tensors_from_tokens(aligned_tokens(split.select([i]))[0], split.layout(i))
+        tensors = split.layout(i).tensors(aligned_tokens(split.select([i]))[0])
         for name, tensor in expected.items():
             assert torch.equal(tensors[name], tensor)
         checked += 1

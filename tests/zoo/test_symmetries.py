@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from hf_sane.architectures.presets import cnn_digits
-from hf_sane.core.chunking import tensors_from_tokens
 from hf_sane.core.layout import Layout
 from hf_sane.symmetry.matching import weight_similarity
 from hf_sane.symmetry.networks import permutation_spec
@@ -117,7 +116,7 @@ def test_each_architecture_and_structure_is_aligned_to_its_own_reference(aligned
     states = {}
     for index in range(len(split)):
         (tokens,) = aligned_tokens(split.select([index]))
-        states[index] = tensors_from_tokens(tokens, split.layout(index))
+        states[index] = split.layout(index).tensors(tokens)
     assert check_same_functions(folder, split, states, expected) == 8 - 3
     for key, run_ids in alignment.run_ids.items():
         reference = split.state_dict(split.run_ids.index(alignment.references[key]))
@@ -143,7 +142,7 @@ def test_pretraining_views_are_the_same_functions(aligned, folder, expected, vie
         for place, index in enumerate(batch["indices"].tolist()):
             layout = split.layout(index)
             tokens = extractor.denormalize(batch[name][place, : layout.num_tokens], layout)
-            states[index] = tensors_from_tokens(tokens, layout)
+            states[index] = layout.tensors(tokens)
         assert check_same_functions(folder, split, states, expected) == len(split)  # normalisation rounds, too
 
 
@@ -194,7 +193,7 @@ def test_specs_can_be_given_for_networks_without_a_configuration(tmp_path):
         for row, original in zip(tokens, (split.state_dict(i) for i in range(3)), strict=True):
             networks = [plain(), plain()]
             networks[0].load_state_dict(original)
-            networks[1].load_state_dict(tensors_from_tokens(row, split.layout(0)))
+            networks[1].load_state_dict(split.layout(0).tensors(row))
             torch.testing.assert_close(networks[1](inputs), networks[0](inputs))
     with pytest.raises(ValueError, match=r"4 tensors of the network are unknown to the permutation spec, .*'0.bias'"):
         align_zoo(zoo, specs={split.column("layout")[0]: permutation_spec(cnn_digits())})

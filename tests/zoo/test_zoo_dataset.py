@@ -14,7 +14,6 @@ from huggingface_hub import DatasetCard
 
 from hf_sane.architectures.configuration_zoo import MLPConfig
 from hf_sane.architectures.presets import cifar_resnet, cnn_digits, mlp
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.networks.hyperparameters import HyperParameters
 from hf_sane.records.errors import InvalidFileError
 from hf_sane.records.outputs import MANIFEST
@@ -191,7 +190,7 @@ def test_networks_models_and_tokens_agree(tiny_zoo, digits):
     logits = networks.logits(digits.test_images[:5])
     for i in range(len(split)):
         torch.testing.assert_close(split.model(i)(digits.test_images[:5]).logits, logits[i], rtol=1e-4, atol=1e-5)
-        assert torch.equal(tokens_from_tensors(split.state_dict(i), split.layout(i)), split.tokens(i))
+        assert torch.equal(split.layout(i).tokens(split.state_dict(i)), split.tokens(i))
 
 
 def test_a_state_dict_is_fresh_memory(tiny_zoo):

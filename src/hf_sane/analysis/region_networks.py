@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.finite import check_sizes
 from hf_sane.core.types import StateDict
 from hf_sane.models.modeling_sane import SANEModel
@@ -129,7 +128,7 @@ def latent_points(
             too large for single precision.
     """
     layout = extractor.lay_out({name: tensor[0] for name, tensor in tensors.items()})
-    tokens = extractor.normalize(tokens_from_tensors(tensors, layout, batch_dims=1), layout).float()
+    tokens = extractor.normalize(layout.tokens(tensors, batch_dims=1), layout).float()
     check_sizes(tokens, layout)
     parts = [
         model.encode_sequences(part, layout.positions, halo_size=halo_size, batch_size=batch_size)

@@ -10,7 +10,8 @@ from hf_sane.cli.weights import Key, Subfolder, Variant
 
 if TYPE_CHECKING:
     from hf_sane.core.layer_kinds import Shapes
-    from hf_sane.core.layout import LayerSpec, Layout, TensorSpec
+    from hf_sane.core.layout import Layout
+    from hf_sane.core.token_layouts import LayerSpec, TensorSpec
 
 MAX_UNSURE = 20  # layers listed one by one
 

@@ -5,20 +5,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hf_sane.core.layout import Layout, Place
+from hf_sane.core.token_layouts import Geometry, Place
 
 # Per layer (scale, shift): every weight `w` becomes `scale * w + shift` on its way, in the same pass over memory.
 Affine = Sequence[tuple[float, float]]
 
 
 def tokens_from_tensors(
-    tensors: Mapping[str, Tensor], layout: Layout, *, batch_dims: int = 0, affine: Affine | None = None
+    tensors: Mapping[str, Tensor], geometry: Geometry, *, batch_dims: int = 0, affine: Affine | None = None
 ) -> Tensor:
     """Write tensors into tokens.
 
     Args:
         tensors: Name to `[*batch, *shape]`; must hold every tensor of the layout's layers.
-        layout: Where each scalar goes.
+        geometry: Where each scalar goes.
         batch_dims: Leading axes of every tensor that count models.
         affine: Scale and shift of each layer's weights; none when `None`.
 
@@ -29,7 +29,7 @@ def tokens_from_tensors(
         KeyError: If a tensor is missing.
         ValueError: If a shape differs from the layout's.
     """
-    specs = [spec for layer in layout.layers for spec in layer.tensors]
+    specs = [spec for layer in geometry.layers for spec in layer.tensors]
     if missing := [spec.name for spec in specs if spec.name not in tensors]:
         raise KeyError(f"the layout expects tensors that are missing: {missing}; was it made from another network?")
     first = tensors[specs[0].name]
@@ -42,26 +42,26 @@ def tokens_from_tensors(
     wide = any(tensors[spec.name].dtype == torch.float64 for spec in specs)
     dtype = torch.float64 if wide else torch.float32
     if torch.is_grad_enabled() and any(tensors[spec.name].requires_grad for spec in specs):
-        return _recorded(tensors, layout, batch, dtype, affine)
-    tokens = torch.empty(*batch, layout.num_tokens, layout.token_dim, dtype=dtype, device=first.device)
-    changes = _changes(affine, layout, tokens)
+        return _recorded(tensors, geometry, batch, dtype, affine)
+    tokens = torch.empty(*batch, geometry.num_tokens, geometry.token_dim, dtype=dtype, device=first.device)
+    changes = _changes(affine, geometry, tokens)
     with torch.no_grad():
-        for place in layout.paddings:
+        for place in geometry.paddings:
             _view(tokens, place).zero_()
-        for place in layout.places:
+        for place in geometry.places:
             side = _view(tokens, place)
             _transfer(side, tensors[place.name].reshape(side.shape), changes[place.layer])
     return tokens
 
 
 def tensors_from_tokens(
-    tokens: Tensor, layout: Layout, *, cast: bool = True, affine: Affine | None = None
+    tokens: Tensor, geometry: Geometry, *, cast: bool = True, affine: Affine | None = None
 ) -> dict[str, Tensor]:
     """Read tensors out of tokens.
 
     Args:
         tokens: `[*batch, N, D]`.
-        layout: Where each scalar sits.
+        geometry: Where each scalar sits.
         cast: Whether to return each tensor in the dtype that the layout notes; else in that of `tokens`.
         affine: Scale and shift of each layer's weights; none when `None`.
 
@@ -71,20 +71,20 @@ def tensors_from_tokens(
     Raises:
         ValueError: If `tokens` has another shape than the layout's.
     """
-    if tokens.ndim < 2 or tokens.shape[-2:] != (layout.num_tokens, layout.token_dim):
+    if tokens.ndim < 2 or tokens.shape[-2:] != (geometry.num_tokens, geometry.token_dim):
         raise ValueError(
-            f"expected tokens [..., {layout.num_tokens}, {layout.token_dim}], got {tuple(tokens.shape)}; "
+            f"expected tokens [..., {geometry.num_tokens}, {geometry.token_dim}], got {tuple(tokens.shape)}; "
             "decode with the layout that encode gave"
         )
     batch = tokens.shape[:-2]
     recorded = tokens.requires_grad and torch.is_grad_enabled()
     tensors = {}
-    if tokens.stride()[-2:] != (layout.token_dim, 1):
+    if tokens.stride()[-2:] != (geometry.token_dim, 1):
         tokens = tokens.contiguous()
-    changes = _changes(affine, layout, tokens)
-    dtypes = {spec.name: getattr(torch, spec.dtype) for layer in layout.layers for spec in layer.tensors}
-    shapes = {spec.name: (*batch, *spec.shape) for layer in layout.layers for spec in layer.tensors}
-    for place in layout.places:
+    changes = _changes(affine, geometry, tokens)
+    dtypes = {spec.name: getattr(torch, spec.dtype) for layer in geometry.layers for spec in layer.tensors}
+    shapes = {spec.name: (*batch, *spec.shape) for layer in geometry.layers for spec in layer.tensors}
+    for place in geometry.places:
         side, dtype = _view(tokens, place), dtypes[place.name] if cast else tokens.dtype
         if recorded:
             scale, shift = affine[place.layer] if affine else (1.0, 0.0)
@@ -110,10 +110,10 @@ def _view(tokens: Tensor, place: Place) -> Tensor:
     )
 
 
-def _changes(affine: Affine | None, layout: Layout, tokens: Tensor) -> list[tuple[float, Tensor] | None]:
+def _changes(affine: Affine | None, geometry: Geometry, tokens: Tensor) -> list[tuple[float, Tensor] | None]:
     """Scale and shift of each layer as `_transfer` wants them; `None` where nothing changes."""
     if affine is None:
-        return [None] * len(layout.layers)
+        return [None] * len(geometry.layers)
     shifts = tokens.new_tensor([shift for _, shift in affine]).unbind()
     return [None if pair == (1.0, 0.0) else (pair[0], shift) for pair, shift in zip(affine, shifts, strict=True)]
 
@@ -128,15 +128,15 @@ def _transfer(target: Tensor, source: Tensor, change: tuple[float, Tensor] | Non
 
 
 def _recorded(
-    tensors: Mapping[str, Tensor], layout: Layout, batch: Sequence[int], dtype: torch.dtype, affine: Affine | None
+    tensors: Mapping[str, Tensor], geometry: Geometry, batch: Sequence[int], dtype: torch.dtype, affine: Affine | None
 ) -> Tensor:
     """The same tokens, recorded by autograd."""
     parts = []
-    for index, layer in enumerate(layout.layers):
-        lead = (*batch, layer.channels) if layout.token_layout == "rowwise" else tuple(batch)
+    for index, (layer, rows) in enumerate(zip(geometry.layers, geometry.rows, strict=True)):
+        lead = (*batch, rows)
         content = torch.cat([tensors[spec.name].reshape(*lead, -1).to(dtype) for spec in layer.tensors], dim=-1)
         if affine is not None:
             content = content * affine[index][0] + affine[index][1]
-        pad = -content.shape[-1] % layout.token_dim
-        parts.append(torch.nn.functional.pad(content, (0, pad)).reshape(*batch, -1, layout.token_dim))
+        pad = -content.shape[-1] % geometry.token_dim
+        parts.append(torch.nn.functional.pad(content, (0, pad)).reshape(*batch, -1, geometry.token_dim))
     return torch.cat(parts, dim=len(batch))

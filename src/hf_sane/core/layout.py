@@ -3,86 +3,33 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
-from itertools import accumulate
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hf_sane.core.layer_kinds import LAYER_KINDS, LayerKind, is_batch_norm, possible_kinds, statistics_kind
+from hf_sane.core.chunking import Affine, tensors_from_tokens, tokens_from_tensors
+from hf_sane.core.layer_kinds import LAYER_KINDS, is_batch_norm, possible_kinds, statistics_kind
 from hf_sane.core.names import canonical_key, root_key
+from hf_sane.core.token_layouts import (
+    Geometry,
+    LayerSpec,
+    Place,
+    TensorSpec,
+    find_token_layout,
+    geometry_of,
+    token_layouts,
+    token_slices,
+)
 from hf_sane.records.documents import Entry
 
-TokenLayout = Literal["rowwise", "dense"]
 BatchNormStorage = Literal["tokens", "template"]
 LayerOrder = Literal["names", "given"]
 MAX_NUMEL = 2**63 - 1  # what torch can count
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """Name, shape and dtype (`"float32"`) of one tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    @classmethod
-    def of(cls, name: str, tensor: Tensor) -> "TensorSpec":
-        """Describe `tensor`, which may live on the meta device."""
-        return cls(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-
-    @property
-    def numel(self) -> int:
-        """Number of scalars."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSpec:
-    """Tensors that are tokenised together: rows `[channels, fan_in | bias]`.
-
-    Attributes:
-        name: Common prefix of its tensors (`layer1.0.conv1`), or the whole name of a tensor that stands alone.
-        kind: What it is, guessed from names and shapes. It changes no token, so layers that differ in nothing else are equal.
-        weight: The tensor that gives the rows.
-        bias: Its sibling with one scalar per channel, appended as the last column; or `None`.
-    """
-
-    name: str
-    kind: LayerKind = field(compare=False)
-    weight: TensorSpec
-    bias: TensorSpec | None = None
-
-    @property
-    def tensors(self) -> tuple[TensorSpec, ...]:
-        """Weight and, where there is one, bias."""
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
-
-    @property
-    def channels(self) -> int:
-        """Rows; a 0-d tensor is one row."""
-        return self.weight.shape[0] if self.weight.shape else 1
-
-    @property
-    def row_length(self) -> int:
-        """Scalars per row, bias included."""
-        return math.prod(self.weight.shape[1:]) + (self.bias is not None)
-
-    @property
-    def num_weights(self) -> int:
-        """Scalars, bias included."""
-        return self.channels * self.row_length
-
-    def num_tokens(self, token_layout: TokenLayout, token_dim: int) -> int:
-        """Tokens that the layer takes."""
-        if token_layout == "rowwise":
-            return self.channels * math.ceil(self.row_length / token_dim)
-        return math.ceil(self.num_weights / token_dim)
 
 
 @dataclass(frozen=True)
@@ -96,7 +43,7 @@ class Layout:
     BatchNorm tensors travel in `template`.
 
     Attributes:
-        token_layout: `"rowwise"` or `"dense"`.
+        token_layout: Name of a [`TokenLayout`], `"rowwise"` or `"dense"` among others that were registered.
         token_dim: Scalars per token, `D`.
         batch_norm: Whether BatchNorm tensors become tokens or stay in the template.
         layers: In the order of their tokens.
@@ -105,7 +52,7 @@ class Layout:
         template: Tensors that are carried as they are. Its values take no part in comparison or `signature`.
     """
 
-    token_layout: TokenLayout
+    token_layout: str
     token_dim: int
     batch_norm: BatchNormStorage
     layers: tuple[LayerSpec, ...]
@@ -119,7 +66,7 @@ class Layout:
         state_dict: Mapping[str, Tensor],
         *,
         token_dim: int,
-        token_layout: TokenLayout = "rowwise",
+        token_layout: str = "rowwise",
         batch_norm: BatchNormStorage = "tokens",
         order: LayerOrder = "names",
         ties: Mapping[str, str] | None = None,
@@ -129,7 +76,7 @@ class Layout:
         Args:
             state_dict: Tensors by name; only names, shapes, dtypes and sharing of memory matter, so meta tensors will do.
             token_dim: Scalars per token, >= 1.
-            token_layout: `"rowwise"` or `"dense"`.
+            token_layout: Name of a [`TokenLayout`].
             batch_norm: `"tokens"`, or `"template"` to leave BatchNorm (affine and running statistics) out of the tokens.
             order: `"names"`, the canonical order (`canonical_key`), which is the same for a file, a state dict in any order and
                 a module; or `"given"`, that of the state dict, where it is known to be that of the network.
@@ -139,10 +86,10 @@ class Layout:
             ValueError: For an unknown choice, `token_dim < 1`, or no floating-point weights.
             TypeError: For complex tensors or values that are no tensors.
         """
-        if token_dim < 1 or token_layout not in ("rowwise", "dense") or batch_norm not in ("tokens", "template"):
+        find_token_layout(token_layout)
+        if token_dim < 1 or batch_norm not in ("tokens", "template"):
             raise ValueError(
-                "expected token_dim >= 1, token_layout 'rowwise' or 'dense' and batch_norm 'tokens' or 'template', got "
-                f"{token_dim}, {token_layout!r} and {batch_norm!r}"
+                f"expected token_dim >= 1 and batch_norm 'tokens' or 'template', got {token_dim} and {batch_norm!r}"
             )
         if order not in ("names", "given"):
             raise ValueError(f"expected order 'names' or 'given', got {order!r}")
@@ -172,19 +119,25 @@ class Layout:
         )
 
     @cached_property
-    def _geometry(self) -> "_Geometry":
+    def _geometry(self) -> Geometry:
         with torch.device("cpu"):  # also where a network is made on the meta device, for its structure alone
-            return _geometry(self.token_layout, self.token_dim, self.layers)
+            return geometry_of(self.token_layout, self.token_dim, self.layers)
 
     @cached_property
     def token_slices(self) -> tuple[slice, ...]:
         """The tokens of each layer."""
-        return _token_slices(self.token_layout, self.token_dim, self.layers)
+        return token_slices(self.token_layout, self.token_dim, self.layers)
+
+    @property
+    def layer_rows(self) -> tuple[int, ...]:
+        """Rows into which each layer is cut, see [`TokenLayout`]."""
+        rule = find_token_layout(self.token_layout)
+        return tuple(rule.rows(layer) for layer in self.layers)
 
     @cached_property
     def num_tokens(self) -> int:
         """Tokens of the whole network, `N`."""
-        return sum(layer.num_tokens(self.token_layout, self.token_dim) for layer in self.layers)
+        return self.token_slices[-1].stop
 
     @property
     def max_positions(self) -> list[int]:
@@ -207,12 +160,12 @@ class Layout:
         return self._geometry.weight_mask
 
     @property
-    def places(self) -> "tuple[Place, ...]":
+    def places(self) -> tuple[Place, ...]:
         """Where each tensor sits in the tokens, in the order of the layers."""
         return self._geometry.places
 
     @property
-    def paddings(self) -> "tuple[Place, ...]":
+    def paddings(self) -> tuple[Place, ...]:
         """The parts of the tokens that hold no weight."""
         return self._geometry.paddings
 
@@ -228,6 +181,72 @@ class Layout:
         Shared: read-only.
         """
         return self._geometry.positions
+
+    def tokens(self, tensors: Mapping[str, Tensor], *, batch_dims: int = 0, affine: Affine | None = None) -> Tensor:
+        """Write tensors into tokens, one strided pass per layer; differentiable.
+
+        Args:
+            tensors: Name to `[*batch, *shape]`; must hold every tensor of the layers.
+            batch_dims: Leading axes of every tensor that count models.
+            affine: Scale and shift of each layer's weights on the way; none when `None`.
+
+        Returns:
+            `[*batch, N, D]`, zero at padding; float64 if any tensor is, else float32: wide enough to hold every dtype exactly.
+
+        Raises:
+            KeyError: If a tensor is missing.
+            ValueError: If a shape differs from the layout's.
+        """
+        return tokens_from_tensors(tensors, self._geometry, batch_dims=batch_dims, affine=affine)
+
+    def tensors(self, tokens: Tensor, *, cast: bool = True, affine: Affine | None = None) -> dict[str, Tensor]:
+        """Read the tensors of the layers out of tokens; differentiable. For a whole network, see [`state_dict`].
+
+        Args:
+            tokens: `[*batch, N, D]`.
+            cast: Whether to return each tensor in the dtype that the layout notes; else in that of `tokens`.
+            affine: Scale and shift of each layer's weights on the way; none when `None`.
+
+        Returns:
+            Name to `[*batch, *shape]` for every tensor of the layers. Fresh memory, or recorded by autograd.
+
+        Raises:
+            ValueError: If `tokens` has another shape than the layout's.
+        """
+        return tensors_from_tokens(tokens, self._geometry, cast=cast, affine=affine)
+
+    def state_dict(self, tokens: Tensor, *, affine: Affine | None = None) -> dict[str, Tensor]:
+        """Read whole networks out of tokens: with what the template carries, in the order of the state dict.
+
+        Args:
+            tokens: `[*batch, N, D]`.
+            affine: Scale and shift of each layer's weights on the way; none when `None`.
+
+        Returns:
+            Name to `[*batch, *shape]`, in the noted dtypes and fresh memory (or recorded by autograd); shared tensors are shared.
+
+        Raises:
+            ValueError: If `tokens` has another shape than the layout's.
+        """
+        return self.complete(self.tensors(tokens, affine=affine), tokens.shape[:-2], device=tokens.device)
+
+    def complete(
+        self, tensors: Mapping[str, Tensor], batch: Sequence[int] = (), *, device: torch.device | None = None
+    ) -> dict[str, Tensor]:
+        """Add to the tensors of the layers what is no token: the template (unless it is there) and other names of tensors.
+
+        Args:
+            tensors: Name to `[*batch, *shape]`.
+            batch: Leading axes that count models.
+            device: Where the template goes.
+        """
+        template = {
+            name: value.to(device).expand([*batch, *value.shape]).clone()
+            for name, value in self.template.items()
+            if name not in tensors
+        }
+        known = {**tensors, **template}
+        return {name: known[self.aliases.get(name, name)] for name in self.tensor_names}
 
     @cached_property
     def signature(self) -> str:
@@ -297,7 +316,7 @@ class Layout:
         if sorted(names) != sorted([*stored, *aliases]) or len(set(names)) != len(names):
             structure["tensor_names"].fail("every tensor of layers, template and aliases once", got=sorted(names)[:5])
         layout = cls(
-            token_layout=structure["token_layout"].one_of(get_args(TokenLayout)),
+            token_layout=structure["token_layout"].one_of(token_layouts()),
             token_dim=structure["token_dim"].whole(at_least=1),
             batch_norm=structure["batch_norm"].one_of(get_args(BatchNormStorage)),
             layers=layers,
@@ -308,73 +327,6 @@ class Layout:
         if (scalars := layout.num_tokens * layout.token_dim) > MAX_NUMEL:
             structure.fail(f"at most {MAX_NUMEL} scalars as tokens", got=scalars)
         return layout
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A rectangle in the flattened tokens of a network: where one tensor, or the padding of a layer, sits.
-
-    Attributes:
-        name: Of the tensor; empty for padding.
-        layer: Index of its layer.
-        shape: `(rows, columns)`; the tensor holds the same scalars in the same order.
-        stride: Scalars from one row to the next.
-        start: Scalars before the first row of the layer.
-        column: Scalars of a row before the rectangle.
-    """
-
-    name: str
-    layer: int
-    shape: tuple[int, int]
-    stride: int
-    start: int
-    column: int
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """What follows from the layers alone; computed once for all networks of a structure."""
-
-    weight_mask: Tensor
-    positions: Tensor
-    places: tuple[Place, ...]
-    paddings: tuple[Place, ...]
-
-
-def _token_slices(token_layout: TokenLayout, token_dim: int, layers: tuple[LayerSpec, ...]) -> tuple[slice, ...]:
-    counts = [layer.num_tokens(token_layout, token_dim) for layer in layers]
-    return tuple(slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True))
-
-
-@lru_cache(maxsize=32)
-def _geometry(token_layout: TokenLayout, token_dim: int, layers: tuple[LayerSpec, ...]) -> _Geometry:
-    slices = _token_slices(token_layout, token_dim, layers)
-    counts, length = [tokens.stop - tokens.start for tokens in slices], slices[-1].stop
-    mask = torch.zeros(length, token_dim, dtype=torch.bool)
-    channels = torch.empty(length, dtype=torch.int64)
-    for layer, tokens, count in zip(layers, slices, counts, strict=True):
-        if token_layout == "rowwise":
-            mask[tokens].view(layer.channels, -1)[:, : layer.row_length] = True
-            channels[tokens] = torch.arange(count) // (count // layer.channels)
-        else:
-            mask[tokens].view(-1)[: layer.num_weights] = True
-            channels[tokens] = torch.arange(count)
-    layer_index = torch.repeat_interleave(torch.arange(len(layers)), torch.tensor(counts))
-    positions = torch.stack([torch.arange(length), layer_index, channels], dim=1)
-    places: list[Place] = []
-    for index, (layer, tokens, count) in enumerate(zip(layers, slices, counts, strict=True)):
-        rows = layer.channels if token_layout == "rowwise" else 1
-        stride, column = count * token_dim // rows, 0  # rows hold [weight | bias | padding]
-        for name, numel in [*((spec.name, spec.numel) for spec in layer.tensors), ("", -1)]:
-            width = numel // rows if name else stride - column
-            places.append(Place(name, index, (rows, width), stride, tokens.start * token_dim, column))
-            column += width
-    return _Geometry(
-        mask,
-        positions,
-        tuple(place for place in places if place.name),
-        tuple(place for place in places if not place.name and place.shape[1]),
-    )
 
 
 def _read_spec(entry: Entry) -> TensorSpec:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_sane.core.layer_kinds import statistics_kind
-from hf_sane.core.layout import LayerSpec, Layout
+from hf_sane.core.layout import Layout
+from hf_sane.core.token_layouts import LayerSpec
 
 FitMethod = Literal["standardize", "robust"]
 

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from hf_sane.core.chunking import tensors_from_tokens
 from hf_sane.core.layout import Layout
 from hf_sane.core.power_law import fit_power_law
 from hf_sane.core.spectra import channel_rows, gram_eigenvalues, row_correlation, singular_values
@@ -99,7 +98,7 @@ def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
         ValueError: If the networks have no matrix.
     """
     parts = []
-    for weight in tensors_from_tokens(tokens, layout).values():
+    for weight in layout.tensors(tokens).values():
         if weight.ndim < 3 or min(weight.shape[1], weight[0, 0].numel()) < 2 or not weight.is_floating_point():
             continue
         eigenvalues = gram_eigenvalues(weight.flatten(2))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.core.normalization import LayerStatistics
 from hf_sane.sampling.generation import check_raw_tokens
@@ -154,7 +153,7 @@ def nearest_training_distance(
         return distances
     order = rms_distances(candidates, training).argsort(dim=1)[:, :realigned]
     for i in range(len(candidates)):
-        own = {**tensors_from_tokens(candidate_tokens[i], space.layout), **space.layout.template}
+        own = space.layout.state_dict(candidate_tokens[i])
         closer = space.points(align_tokens(training_tokens[order[i]], space.layout, permutations, own))
         distances[i] = torch.minimum(distances[i], nearest_distances(candidates[i : i + 1], closer)[0][0])
     return distances
@@ -174,11 +173,10 @@ def align_tokens(
     Returns:
         `[M, N, D]`.
     """
-    tensors = tensors_from_tokens(raw_tokens, layout, cast=False)
-    for name, value in layout.template.items():  # batch norm may live there; it is permuted along, then left out again
-        tensors[name] = value.to(raw_tokens.device).expand(len(raw_tokens), *value.shape)
+    # Batch norm may be in the template; it is permuted along, then left out again.
+    tensors = layout.complete(layout.tensors(raw_tokens, cast=False), [len(raw_tokens)], device=raw_tokens.device)
     moved = permutations.apply(tensors, match_many(permutations, reference, tensors), batch_dims=1)
-    return tokens_from_tensors(moved, layout, batch_dims=1)
+    return layout.tokens(moved, batch_dims=1)
 
 
 def agreement(first: Tensor, second: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
 from hf_sane.core.finite import check_results, check_sizes
 from hf_sane.core.kde import BandwidthRule, SamplingMode, sample_latents
 from hf_sane.core.layout import Layout
@@ -163,7 +162,7 @@ class NetworkCodec:
 
     def tokens(self, networks: StackedNetworks) -> Tensor:
         """Networks of this layout as raw tokens `[M, N, D]`."""
-        return tokens_from_tensors(networks.tensors, self.layout, batch_dims=1)
+        return self.layout.tokens(networks.tensors, batch_dims=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +207,7 @@ def networks_from_tokens(raw_tokens: Tensor, layout: Layout, config: ZooConfig |
     Raises:
         ValueError: If tokens, layout and architecture do not fit.
     """
-    tensors = tensors_from_tokens(raw_tokens, layout)
-    for name, value in layout.template.items():
-        tensors[name] = value.to(raw_tokens.device).expand(len(raw_tokens), *value.shape).clone()
-    return StackedNetworks(config, {name: tensors[layout.aliases.get(name, name)] for name in layout.tensor_names})
+    return StackedNetworks(config, layout.state_dict(raw_tokens))
 
 
 def sample_networks(

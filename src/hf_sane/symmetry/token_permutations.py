@@ -7,7 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hf_sane.core.layout import LayerSpec, Layout
+from hf_sane.core.layout import Layout
+from hf_sane.core.token_layouts import LayerSpec
 from hf_sane.symmetry.permutation import Permutation, PermutationSpec, gather_stacked
 
 TABLE_ENTRIES = 2**26  # keep all indices at hand up to this many (256 MiB as int32)
@@ -38,12 +39,11 @@ class TokenPermutations:
         rows, columns = [], [torch.zeros(self.num_permutations, 1, dtype=torch.int64)]
         self._rows, self._columns = (torch.empty(layout.num_tokens, layout.token_dim, dtype=torch.int32) for _ in "rc")
         row_offset, column_offset = 0, 1
-        for layer, part in zip(layout.layers, layout.token_slices, strict=True):
+        for layer, part, count in zip(layout.layers, layout.token_slices, layout.layer_rows, strict=True):
             moved = _moved_dimensions(spec, layer, permutations)
             sources = _sources(layer, moved, self.num_permutations)
             num_scalars = (part.stop - part.start) * layout.token_dim
-            build = _rowwise_tables if layout.token_layout == "rowwise" else _dense_tables
-            row_table, column_table, row, column = build(layer, num_scalars, sources)
+            row_table, column_table, row, column = _tables(layer, count, num_scalars, sources)
             rows.append(row_table + part.start * layout.token_dim)
             columns.append(column_table)
             self._rows[part] = (row + row_offset).view(-1, layout.token_dim)
@@ -156,34 +156,25 @@ Tables = tuple[
 ]  # rows [P, R], columns [P, C], and per scalar its row and column (-1: none)
 
 
-def _rowwise_tables(layer: LayerSpec, num_scalars: int, sources: _Sources) -> Tables:
-    """Tables of a layer whose channels are padded one by one. Padding uses unmoved rows and columns of its own."""
+def _tables(layer: LayerSpec, count: int, num_scalars: int, sources: _Sources) -> Tables:
+    """Tables of a layer that is cut into `count` rows `[weight | bias | padding]`. Padding does not move."""
     rows, columns, biases = sources.rows, sources.columns, sources.biases
-    stride, fan_in = num_scalars // layer.channels, columns.shape[1]
-    channel, position = torch.arange(num_scalars) // stride, torch.arange(num_scalars) % stride
-    unmoved = torch.arange(layer.channels).repeat(len(rows), 1)
-    has_bias = layer.bias is not None
-    row_table = torch.cat([rows * stride, biases * stride + fan_in, unmoved * stride], dim=1)
-    column_table = torch.cat([columns, torch.arange(fan_in, stride).repeat(len(rows), 1)], dim=1)
-    is_bias = has_bias & (position == fan_in)
-    section = torch.where(position < fan_in, 0, torch.where(is_bias, 1, 2))
-    return row_table, column_table, channel + section * layer.channels, torch.where(is_bias, -1, position)
-
-
-def _dense_tables(layer: LayerSpec, num_scalars: int, sources: _Sources) -> Tables:
-    """Tables of a layer that is flattened as `[weight | bias]` and padded at its end."""
-    rows, columns, biases = sources.rows, sources.columns, sources.biases
-    fan_in, weights = columns.shape[1], layer.weight.numel
-    flat = torch.arange(num_scalars)
-    end = torch.full((len(rows), 1), layer.num_weights)
-    padding = torch.arange(num_scalars - layer.num_weights).repeat(len(rows), 1)
-    row_table, column_table = (
-        torch.cat([rows * fan_in, biases + weights, end], dim=1),
-        torch.cat([columns, padding], dim=1),
+    stride, fan_in, channels = num_scalars // count, columns.shape[1], layer.channels
+    group = channels // count  # channels in a row
+    channel = torch.arange(channels)
+    weights_at = channel // group * stride + channel % group * fan_in
+    biases_at = channel // group * stride + group * fan_in + channel % group
+    end = layer.num_weights // count  # where the padding of a row begins
+    every = len(rows)
+    row_table = torch.cat(
+        [weights_at[rows], biases_at[biases], (torch.arange(count) * stride).repeat(every, 1)], dim=1
     )
-    is_weight, is_bias = flat < weights, (flat >= weights) & (flat < layer.num_weights)
-    row = torch.where(
-        is_weight, flat // fan_in, torch.where(is_bias, layer.channels + flat - weights, 2 * layer.channels)
-    )
-    column = torch.where(is_weight, flat % fan_in, torch.where(is_bias, -1, fan_in + flat - layer.num_weights))
-    return row_table, column_table, row, column
+    column_table = torch.cat([columns, torch.arange(end, stride).repeat(every, 1)], dim=1)
+    scalar = torch.arange(num_scalars)
+    row, position = scalar // stride, scalar % stride
+    is_weight, is_padding = position < group * fan_in, position >= end
+    of_weight = row * group + position // fan_in
+    of_bias = channels + row * group + position - group * fan_in
+    row_index = torch.where(is_weight, of_weight, torch.where(is_padding, 2 * channels + row, of_bias))
+    column_index = torch.where(is_weight, position % fan_in, torch.where(is_padding, fan_in + position - end, -1))
+    return row_table, column_table, row_index, column_index

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import FEATURE_EXTRACTOR_NAME
 
-from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
-from hf_sane.core.layout import BatchNormStorage, LayerSpec, Layout, TokenLayout
+from hf_sane.core.layout import BatchNormStorage, Layout
 from hf_sane.core.names import canonical_key
 from hf_sane.core.normalization import LayerStatistics, layer_key
+from hf_sane.core.token_layouts import LayerSpec, find_token_layout
 from hf_sane.core.types import StateDict, TokenSequence
 from hf_sane.tokenization.checkpoints import Checkpoint, Source, load_state_dict
 from hf_sane.tokenization.pretrained import reading_pretrained
@@ -68,7 +68,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
     def __init__(
         self,
         token_dim: int = 289,
-        token_layout: TokenLayout = "rowwise",
+        token_layout: str = "rowwise",
         batch_norm: BatchNormStorage = "tokens",
         normalization: Normalization = "standardize",
         statistics: Mapping[str, Mapping[str, float]] | None = None,
@@ -91,11 +91,9 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"expected normalization 'standardize', 'robust' or 'none', got {normalization!r}")
         if type(token_dim) is not int or token_dim < 1:
             raise ValueError(f"expected token_dim to be a whole number >= 1, got {token_dim!r}")
-        if token_layout not in get_args(TokenLayout) or batch_norm not in get_args(BatchNormStorage):
-            raise ValueError(
-                f"expected token_layout among {get_args(TokenLayout)} and batch_norm among {get_args(BatchNormStorage)}, "
-                f"got {token_layout!r} and {batch_norm!r}"
-            )
+        find_token_layout(token_layout)
+        if batch_norm not in get_args(BatchNormStorage):
+            raise ValueError(f"expected batch_norm among {get_args(BatchNormStorage)}, got {batch_norm!r}")
         if statistics is not None:
             LayerStatistics(**statistics)  # refuses what is not finite
         if fitted_digest not in (None, found := _digest(statistics, layer_orders)):
@@ -158,7 +156,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"tensors without values (meta device): {meta[:5]}; load the weights, or use layout()")
         layout = self.lay_out(state_dict, ties=source_ties(source))
         affine = None if self.normalization == "none" else self.scales(layout)
-        tokens = tokens_from_tensors(state_dict, layout, affine=affine)
+        tokens = layout.tokens(state_dict, affine=affine)
         _check_finite(tokens, layout, state_dict)
         return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
 
@@ -230,9 +228,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             ValueError: If `tokens` does not have the layout's shape.
         """
         affine = None if self.normalization == "none" else self._statistics().inverse_scales(layout)
-        tensors = tensors_from_tokens(tokens, layout, affine=affine)
-        tensors |= {name: tensor.clone() for name, tensor in layout.template.items()}
-        return {name: tensors[layout.aliases.get(name, name)] for name in layout.tensor_names}
+        return layout.state_dict(tokens, affine=affine)
 
     def fit(
         self,
@@ -303,7 +299,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         else:
             state_dict = load_state_dict(source)
             layout = self.lay_out(state_dict, ties=source_ties(source))
-            tokens = tokens_from_tensors(state_dict, layout)[None]
+            tokens = layout.tokens(state_dict)[None]
         if max_abs_weight is not None:
             tokens = tokens[tokens.abs().amax(dim=(1, 2)) <= max_abs_weight]
         return layout, tokens

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_sane.core.layout import LayerSpec, Layout, TensorSpec
+from hf_sane.core.layout import Layout
+from hf_sane.core.token_layouts import LayerSpec, TensorSpec, find_token_layout
 from hf_sane.tokenization.checkpoints import (
     Checkpoint,
     Source,
@@ -78,10 +79,9 @@ class TokenStream:
         outlines = self._tensors.outlines if isinstance(self._tensors, LazyCheckpoint) else self._tensors
         self.layout: Layout = extractor.lay_out(outlines, ties=source_ties(source))
         self.max_scalars = max_scalars
+        self._rule = find_token_layout(self.layout.token_layout)
         self._affine = extractor.scales(self.layout)
-        self.layer_sizes = [
-            layer.num_tokens(self.layout.token_layout, self.layout.token_dim) for layer in self.layout.layers
-        ]
+        self.layer_sizes = [tokens.stop - tokens.start for tokens in self.layout.token_slices]
         self.num_tokens = sum(self.layer_sizes)
 
     def __len__(self) -> int:
@@ -104,23 +104,25 @@ class TokenStream:
                         f"NaN or infinite weights in {layer.name}, or some that overflow once normalised; leave this network out"
                     )
                 place = torch.arange(done, done + len(tokens))
-                per_channel = self.layer_sizes[index] // layer.channels if self.layout.token_layout == "rowwise" else 1
-                positions = torch.stack([first + place, torch.full_like(place, index), place // per_channel], dim=1)
+                rows, size = self._rule.rows(layer), self.layer_sizes[index]
+                third = place // (size // rows) if self._rule.counts_rows else place
+                positions = torch.stack([first + place, torch.full_like(place, index), third], dim=1)
                 yield TokenBlock(tokens, positions, index)
                 done += len(tokens)
             first += done
 
     def _layer_tokens(self, index: int, layer: LayerSpec) -> Iterator[Tensor]:
         dim, (scale, shift) = self.layout.token_dim, self._affine[index]
-        if self.layout.token_layout == "rowwise":
-            padding = -layer.row_length % dim
-            for rows in self._rows(layer.weight, layer.bias, layer.channels, layer.row_length):
-                yield torch.nn.functional.pad(_changed(rows, scale, shift), (0, padding)).reshape(-1, dim)
+        count = self._rule.rows(layer)
+        if count > 1:
+            length = layer.num_weights // count
+            for rows in self._rows(layer.weight, layer.bias, count, layer.channels // count, length):
+                yield torch.nn.functional.pad(_changed(rows, scale, shift), (0, -length % dim)).reshape(-1, dim)
             return
         rest = torch.empty(0)
         parts = [(layer.weight, layer.weight.numel // layer.channels)] + ([(layer.bias, 1)] if layer.bias else [])
         for spec, width in parts:
-            for rows in self._rows(spec, None, layer.channels, width):
+            for rows in self._rows(spec, None, layer.channels, 1, width):
                 flat = torch.cat([rest.to(rows.dtype), _changed(rows.flatten(), scale, shift)])
                 whole = len(flat) // dim * dim
                 if whole:
@@ -129,12 +131,14 @@ class TokenStream:
         if len(rest):
             yield torch.nn.functional.pad(rest, (0, dim - len(rest))).view(1, dim)
 
-    def _rows(self, weight: TensorSpec, bias: TensorSpec | None, count: int, width: int) -> Iterator[Tensor]:
-        """Rows `[weight | bias]` of a layer, as many at a time as `max_scalars` allows: `[r, width]`, float32 or wider."""
+    def _rows(
+        self, weight: TensorSpec, bias: TensorSpec | None, count: int, channels: int, width: int
+    ) -> Iterator[Tensor]:
+        """Rows `[weight | bias]` of so many channels, several at a time within `max_scalars`: `[r, width]`, float32 or wider."""
         size = max(1, self.max_scalars // width)
-        extra = None if bias is None else self._slice(bias, 0, count).reshape(count, 1)
+        extra = None if bias is None else self._slice(bias, 0, count * channels).reshape(count, channels)
         for start, stop in pairwise([*range(0, count, size), count]):
-            rows = self._slice(weight, start, stop).reshape(stop - start, -1)
+            rows = self._slice(weight, start * channels, stop * channels).reshape(stop - start, -1)
             if extra is not None:
                 rows = torch.cat([rows, extra[start:stop]], dim=1)
             yield rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
@@ -187,5 +191,5 @@ def stream_if_large(
 
 
 def _changed(weights: Tensor, scale: float, shift: float) -> Tensor:
-    """`scale * w + shift`, rounded as `tokens_from_tensors` rounds it."""
+    """`scale * w + shift`, rounded as `Layout.tokens` rounds it."""
     return weights if (scale, shift) == (1.0, 0.0) else torch.add(weights.new_tensor(shift), weights, alpha=scale)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.core.chunking import tensors_from_tokens
 from hf_sane.core.layer_kinds import RUNNING
 from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
@@ -138,13 +137,11 @@ class BehaviorLoss:
 
         PyTorch's batch norm passes them no gradient. A reconstructed variance may come out negative and is cut at zero.
         """
-        tensors = tensors_from_tokens(self.extractor.denormalize(tokens, self.layout), self.layout)
+        tensors = self.layout.tensors(self.extractor.denormalize(tokens, self.layout))
         for name, value in tensors.items():
             if name.endswith(RUNNING):
                 tensors[name] = value.detach().clamp_min(0) if name.endswith("running_var") else value.detach()
-        tensors |= {name: value.expand(len(tokens), *value.shape) for name, value in self.layout.template.items()}
-        names = {name: self.layout.aliases.get(name, name) for name in self.layout.tensor_names}
-        return StackedNetworks(self.config, {name: tensors[source] for name, source in names.items()})
+        return StackedNetworks(self.config, self.layout.complete(tensors, [len(tokens)], device=tokens.device))
 
     def distance(self, tokens: Tensor, reconstruction: Tensor, step: int) -> Tensor:
         """[`behavior_distance`] between networks and their reconstructions on the images of this step.

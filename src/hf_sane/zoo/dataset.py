@@ -24,7 +24,6 @@ from torch import Tensor
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.architectures.presets import build_model
-from hf_sane.core.chunking import tensors_from_tokens
 from hf_sane.core.layout import Layout
 from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import StackedNetworks, with_settings
@@ -165,8 +164,7 @@ class ZooSplit:
     def state_dict(self, index: int) -> StateDict:
         """All tensors of one network, in their order and types; fresh memory."""
         layout = self.layout(index)
-        tensors = {**tensors_from_tokens(self.tokens(index), layout), **layout.template}
-        return {name: tensors[layout.aliases.get(name, name)] for name in layout.tensor_names}
+        return layout.state_dict(self.tokens(index))
 
     def model(self, index: int) -> ZooPreTrainedModel:
         """One network, ready to run (evaluation mode)."""
@@ -199,11 +197,11 @@ class ZooSplit:
             ValueError: If there are none, or they have several layouts.
         """
         tokens, layout = self.stacked_tokens(), self.layout(0)
-        tensors = tensors_from_tokens(tokens, layout)
+        tensors = layout.tensors(tokens)
         if layout.template:
             templates = [self.layout(i).template for i in range(len(self))]
             tensors |= {name: torch.stack([template[name] for template in templates]) for name in layout.template}
-        return {name: tensors[layout.aliases.get(name, name)] for name in layout.tensor_names}
+        return layout.complete(tensors)
 
     def require_one(self, *columns: str) -> None:
         """Refuse networks that differ in one of these columns.

@@ -10,8 +10,7 @@ import pyarrow as pa
 import torch
 from datasets import Features, Value
 
-from hf_sane.core.chunking import tensors_from_tokens, tokens_from_tensors
-from hf_sane.core.layout import Layout, TokenLayout
+from hf_sane.core.layout import Layout
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.facts import DEFAULT_CONFIG, MIX_KEY, ZooFacts, layout_key
@@ -28,7 +27,7 @@ def mix_zoos(
     config: str = DEFAULT_CONFIG,
     name: str | None = None,
     token_dim: int | None = None,
-    token_layout: TokenLayout | None = None,
+    token_layout: str | None = None,
 ) -> Zoo:
     """Join zoos into one that a single SANE can be trained on.
 
@@ -64,7 +63,7 @@ def mix_zoos(
 
 
 def _write_rows(
-    zoos: Mapping[str, Zoo], folder: Path, name: str | None, token_dim: int | None, token_layout: TokenLayout | None
+    zoos: Mapping[str, Zoo], folder: Path, name: str | None, token_dim: int | None, token_layout: str | None
 ) -> ZooFacts:
     """Write the parquet files of the mixture."""
     layouts = [layout for zoo in zoos.values() for layout in zoo.facts.parsed_layouts.values()]
@@ -134,7 +133,7 @@ def _counts(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
 class _Geometry:
     """Shape of the tokens that all networks get, and the layouts that came of it."""
 
-    token_layout: TokenLayout
+    token_layout: str
     token_dim: int
     mixed: dict[str, Layout] = dataclasses.field(default_factory=dict)
 
@@ -163,7 +162,7 @@ class _Geometry:
             new = dataclasses.replace(layout, token_layout=self.token_layout, token_dim=self.token_dim)
             tokens = split.tokens(row)
             if new != layout:
-                tokens = tokens_from_tensors(tensors_from_tokens(tokens, layout, cast=False), new)
+                tokens = new.tokens(layout.tensors(tokens, cast=False))
             keys.append(layout_key(new))
             self.mixed.setdefault(keys[-1], new)
             flat.append(tokens.reshape(-1).to(torch.float32).numpy())

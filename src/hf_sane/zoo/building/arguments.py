@@ -91,7 +91,7 @@ class ZooArguments:
         "Keep networks that exploded or are not finite (they are listed anyway).", default=False
     )
     token_dim: int | None = _field("Scalars per token; the longest row of the network if left out.", default=None)
-    token_layout: Literal["rowwise", "dense"] = _field("How weights become tokens.", default="rowwise")
+    token_layout: str = _field("How weights become tokens.", default="rowwise")
     batch_norm: Literal["tokens", "template"] = _field("Where BatchNorm tensors go.", default="tokens")
     split_shares: list[float] = field(
         default_factory=lambda: [0.7, 0.15, 0.15],

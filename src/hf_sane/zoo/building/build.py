@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import Layout
 from hf_sane.networks.images import SPLITS, ImageData, load_images
 from hf_sane.networks.stacked import StackedNetworks, empty_model, with_settings
@@ -402,7 +401,7 @@ def _group_tensors(snapshot: Snapshot, layout: Layout) -> dict[str, Tensor]:
     """What a group file keeps of one epoch: tokens `[m, N, D]`, measures `[m]`, template tensors `[m, *shape]`."""
     tensors = {name: getattr(snapshot, name) for name in MEASURES if hasattr(snapshot, name)}
     tensors["generalization_gap"] = snapshot.train_accuracy - snapshot.test_accuracy
-    tensors["tokens"] = tokens_from_tensors(snapshot.tensors, layout, batch_dims=1)
+    tensors["tokens"] = layout.tokens(snapshot.tensors, batch_dims=1)
     tensors |= {f"template.{name}": snapshot.tensors[name].clone() for name in layout.template}
     weights = [t for n, t in snapshot.tensors.items() if t.is_floating_point() and "running_" not in n]
     largest = torch.stack([weight.flatten(1).abs().amax(dim=1) for weight in weights]).amax(dim=0)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from hf_sane.core.layout import BatchNormStorage, TokenLayout
+from hf_sane.core.layout import BatchNormStorage
 
 Grouping = Literal["repository", "base_model", "author", "network"]
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -61,7 +61,7 @@ class ImportArguments:
     max_bytes: int = 500 * 10**6
     max_tokens: int | None = None
     token_dim: int = 289
-    token_layout: TokenLayout = "rowwise"
+    token_layout: str = "rowwise"
     batch_norm: BatchNormStorage = "tokens"
     group_by: Grouping = "repository"
     split_shares: list[float | int] = field(default_factory=lambda: [0.7, 0.15, 0.15])

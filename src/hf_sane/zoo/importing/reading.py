@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.core.chunking import tokens_from_tensors
 from hf_sane.core.layout import LayerOrder, Layout
 from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import empty_model
@@ -205,7 +204,7 @@ def _check_layout(layout: Layout, arguments: ImportArguments) -> None:
 
 def _checked_tokens(state_dict: StateDict, layout: Layout) -> Tensor:
     """Tokens `[N, D]` float32 that give the weights back exactly."""
-    tokens = tokens_from_tensors(state_dict, layout)
+    tokens = layout.tokens(state_dict)
     if bad := [
         name for name, tensor in state_dict.items() if tensor.is_floating_point() and not tensor.isfinite().all()
     ]:
