@@ -1,9 +1,12 @@
 """State dicts from wherever networks live: memory, safetensors, pickles that hold nothing but weights, the Hub."""
 
+import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.hf_api import ModelInfo
@@ -18,13 +21,19 @@ from hf_sane.records.errors import InvalidFileError, reading
 from hf_sane.records.outputs import check_finished
 from hf_sane.records.patience import patiently
 from hf_sane.records.sources import HubRepo, find_source
-from hf_sane.tokenization.formats import file_format, weights_reader
+from hf_sane.tokenization.formats import WHOLE, file_format, weights_reader
 from hf_sane.tokenization.pickles import unpickle
 from hf_sane.tokenization.safetensors_header import read_header
 from hf_sane.tokenization.state_dicts import choose_state_dict, choose_tensors
 from hf_sane.tokenization.weight_files import SHARD, choose_weights, is_index
 
 AGAIN = "download or save it again"
+OF_OTHER_READERS: tuple[type[Exception], ...] = (
+    zipfile.BadZipFile,
+    struct.error,
+    NotImplementedError,
+    SafetensorError,
+)
 MAX_DOWNLOAD_BYTES = 50 * 2**30
 
 
@@ -147,10 +156,23 @@ def read_weights(path: Path, *, key: str | None = None) -> StateDict:
         InvalidFileError: If the file is damaged, of a format that is not read, or holds no network or several.
     """
     reader = weights_reader(path)
-    if reader == "pickle":
-        return choose_state_dict(unpickle(path), path, key=key)
+    if reader in WHOLE:
+        return choose_state_dict(load_whole(path), path, key=key)
     tensors = read_shards(path, read_safetensors) if reader == "index" else read_safetensors(path)
     return choose_tensors(tensors, path, key=key)
+
+
+def load_whole(path: Path) -> Any:
+    """What a file without a header holds: a pickle of weights, or a file of a registered format.
+
+    Raises:
+        InvalidFileError: If it is damaged, or a pickle holds more than weights.
+    """
+    read = file_format(path).read
+    if read is None:
+        return unpickle(path)
+    with reading(path, expected=f"a whole file: {file_format(path).name}", remedy=AGAIN, also=OF_OTHER_READERS):
+        return read(path)
 
 
 def read_safetensors(path: Path) -> StateDict:

@@ -3,9 +3,10 @@
 import json
 import struct
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hf_sane.records.errors import MALFORMED, InvalidFileError
 from hf_sane.tokenization.weight_files import is_index
@@ -18,7 +19,8 @@ TORCH_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # 0x1950a86a20f9469cfc6
 MAX_HEADER_BYTES = 100_000_000  # of safetensors, as the format has it
 BROKEN_ZIP: tuple[type[Exception], ...] = (zipfile.BadZipFile, struct.error, NotImplementedError, OSError, *MALFORMED)
 SAVE_AS = "load it with what wrote it, and save the tensors with safetensors.torch.save_file"
-Reader = Literal["safetensors", "pickle", "index"]
+Reader = Literal["safetensors", "pickle", "index", "registered"]
+WHOLE: tuple[Reader, ...] = ("pickle", "registered")  # these have no header: such files are read as a whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,14 @@ class FileFormat:
         reader: Which of the readers of this library takes it; `None` if none does.
         remedy: What the user of a file that is not read can do.
         holds_weights: Whether such files hold weights, or may.
+        read: Of a format from [`register_format`]: file to tensors by name, or to a dictionary that holds them somewhere.
     """
 
     name: str
     reader: Reader | None = None
     remedy: str = SAVE_AS
     holds_weights: bool = True
+    read: Callable[[Path], Mapping[str, Any]] | None = None
 
 
 SAFETENSORS = FileFormat("a safetensors file", "safetensors")
@@ -107,6 +111,30 @@ ONNX_FIELDS = b"\x12\x1a\x22\x2a\x32\x3a\x42"  # what follows the version: strin
 TF_INDEX_END = bytes.fromhex("57fb808b247547db")
 
 
+# Recognises a file by its first bytes and its path; asked before the formats that are known here, but for safetensors.
+_registered: dict[str, tuple[Callable[[bytes, Path], bool], FileFormat]] = {}
+
+
+def register_format(
+    name: str, recognises: Callable[[bytes, Path], bool], read: Callable[[Path], Mapping[str, Any]]
+) -> FileFormat:
+    """Let every reader of this library take files of one more format; they are read as a whole.
+
+    Args:
+        name: As a sentence continues after "it is", such as `"a NumPy archive (npz)"`; must be new.
+        recognises: Whether a file is of the format, from its first 512 bytes and its path. It must not raise.
+        read: File to tensors by name, or to a dictionary that holds them somewhere, as training checkpoints do.
+
+    Raises:
+        ValueError: If there is a format of that name.
+    """
+    if name in _registered:
+        raise ValueError(f"there is a format named {name!r} already; choose another name")
+    found = FileFormat(name, "registered", read=read)
+    _registered[name] = recognises, found
+    return found
+
+
 def file_format(path: Path) -> FileFormat:
     """Tell what a file is, from its first bytes (and the table of contents of a zip archive).
 
@@ -123,6 +151,9 @@ def file_format(path: Path) -> FileFormat:
         return EMPTY
     if _is_safetensors(head):  # first, since the length that it starts with may be any mark of two bytes
         return SAFETENSORS
+    for recognises, found in _registered.values():
+        if recognises(head, path):
+            return found
     for start, found in BY_START:
         if head.startswith(start):
             return found
@@ -210,4 +241,4 @@ def _is_text(head: bytes) -> bool:
     return all(letter.isprintable() or letter in "\n\r\t\f" for letter in text)
 
 
-__all__ = ["FileFormat", "file_format", "weights_reader"]
+__all__ = ["FileFormat", "file_format", "register_format", "weights_reader"]

@@ -13,12 +13,12 @@ from hf_sane.tokenization.checkpoints import (
     as_checkpoint,
     find_remote_weights,
     join_shards,
+    load_whole,
     parse_index,
     read_shards,
     weights_path,
 )
-from hf_sane.tokenization.formats import weights_reader
-from hf_sane.tokenization.pickles import unpickle
+from hf_sane.tokenization.formats import WHOLE, weights_reader
 from hf_sane.tokenization.safetensors_header import fetch_header, read_header
 from hf_sane.tokenization.state_dicts import choose_state_dict, choose_tensors
 from hf_sane.tokenization.weight_files import is_index
@@ -53,8 +53,8 @@ def read_meta_state_dict(
 def read_outlines(path: Path, *, key: str | None = None) -> StateDict:
     """What `read_weights` reads, without values: tensors on the meta device."""
     reader = weights_reader(path)
-    if reader == "pickle":  # loaded to the meta device, shared tensors would not be known as such
-        return _outlines(choose_state_dict(unpickle(path), path, key=key))
+    if reader in WHOLE:  # loaded to the meta device, shared tensors would not be known as such
+        return _outlines(choose_state_dict(load_whole(path), path, key=key))
     return choose_tensors(read_shards(path, read_header) if reader == "index" else read_header(path), path, key=key)
 
 

@@ -19,7 +19,7 @@ from hf_sane.tokenization.checkpoints import (
     read_weights,
     weights_path,
 )
-from hf_sane.tokenization.formats import weights_reader
+from hf_sane.tokenization.formats import WHOLE, weights_reader
 from hf_sane.tokenization.headers import read_outlines
 from hf_sane.tokenization.safetensors_header import read_header
 from hf_sane.tokenization.state_dicts import choose_tensors
@@ -97,7 +97,7 @@ def open_checkpoint(source: Source, *, revision: str | None = None, key: str | N
     if isinstance(source, str | Path | Checkpoint):
         checkpoint = as_checkpoint(source, revision=revision, key=key)
         path = weights_path(checkpoint)
-        if weights_reader(path) != "pickle":
+        if weights_reader(path) not in WHOLE:
             return LazyCheckpoint(path, checkpoint.key)
         return read_weights(path, key=checkpoint.key)
     return load_state_dict(source, key=key)

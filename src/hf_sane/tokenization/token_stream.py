@@ -18,7 +18,7 @@ from hf_sane.tokenization.checkpoints import (
     weights_path,
 )
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor, source_ties
-from hf_sane.tokenization.formats import weights_reader
+from hf_sane.tokenization.formats import WHOLE, weights_reader
 from hf_sane.tokenization.headers import read_outlines
 from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
 
@@ -177,7 +177,7 @@ def stream_if_large(
     if isinstance(source, str | Path | Checkpoint):
         checkpoint = as_checkpoint(source, revision=revision)
         path = weights_path(checkpoint)
-        if weights_reader(path) == "pickle":
+        if weights_reader(path) in WHOLE:
             return None
         tensors = read_outlines(path, key=checkpoint.key)
         source = Checkpoint(path, key=checkpoint.key)
