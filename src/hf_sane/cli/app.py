@@ -24,7 +24,8 @@ from hf_sane.cli.zoo_import import import_networks
 from hf_sane.cli.zoo_mix import mix
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.errors import did_you_mean
-from hf_sane.records.failures import EXIT_CODE, INTERRUPTED, describe_error, describe_interruption, expected_errors
+from hf_sane.records.failures import EXIT_CODE, INTERRUPTED, describe_error, expected_errors
+from hf_sane.records.interruptions import describe_interruption, noting_outputs
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # of typer's own copy of click
 NOT_ONE_OF = re.compile(r"'(?P<got>[^']*)' is not one of (?P<choices>.*)")
@@ -42,23 +43,24 @@ class Program(TyperGroup):
         An interruption (Ctrl-C, SIGINT) ends it with exit code 130 and a line that says what is kept.
         """
         as_json = "--json" in (*ctx._protected_args, *ctx.args)
-        try:
-            return super().invoke(ctx)
-        except USAGE_ERROR as error:
-            error.message = _explain_choice(error.message)
-            if not as_json:
-                raise
-            _report(error.format_message(), as_json=True)
-            raise typer.Exit(EXIT_CODE) from error
-        except expected_errors() as error:
-            if ctx.params.get("debug"):
-                raise
-            _report(describe_error(error), as_json=as_json)
-            raise typer.Exit(EXIT_CODE) from error
-        except KeyboardInterrupt as interruption:
-            typer.echo(err=True)
-            _report(describe_interruption(interruption), as_json=as_json)
-            raise typer.Exit(INTERRUPTED) from interruption
+        with noting_outputs() as outputs:
+            try:
+                return super().invoke(ctx)
+            except USAGE_ERROR as error:
+                error.message = _explain_choice(error.message)
+                if not as_json:
+                    raise
+                _report(error.format_message(), as_json=True)
+                raise typer.Exit(EXIT_CODE) from error
+            except expected_errors() as error:
+                if ctx.params.get("debug"):
+                    raise
+                _report(describe_error(error), as_json=as_json)
+                raise typer.Exit(EXIT_CODE) from error
+            except KeyboardInterrupt as interruption:
+                typer.echo(err=True)
+                _report(describe_interruption(interruption, outputs), as_json=as_json)
+                raise typer.Exit(INTERRUPTED) from interruption
 
 
 def _report(message: str, *, as_json: bool) -> None:

@@ -81,11 +81,7 @@ def run_demo(output: str | Path, *, settings: DemoSettings | None = None) -> dic
     """
     with resumable_folder(output, DEMO) as folder:
         claim_folder(folder, settings or DemoSettings())
-        try:
-            content = fill_folder(folder, settings or DemoSettings())
-        except KeyboardInterrupt as interruption:
-            interruption.add_note(f"what was finished is kept in {output}; the same command continues from there")
-            raise
+        content = fill_folder(folder, settings or DemoSettings())
         finish_folder(folder, DEMO)
     return content
 

@@ -175,11 +175,7 @@ def pull(
         known = Manifest.load(home)
         begin_folder(home, job)
         _remove_old(home, known, files)
-        try:
-            source.fetch(home, files)
-        except KeyboardInterrupt as interruption:
-            interruption.add_note(f"what was fetched is kept in {home}; the same command continues from there")
-            raise
+        source.fetch(home, files)
         shutil.rmtree(home / CACHE, ignore_errors=True)
         with suppress(OSError):
             (home / CACHE).parent.rmdir()

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
+from hf_sane.records.interruptions import explaining
 from hf_sane.records.outputs import MANIFEST
 from hf_sane.records.redaction import holds_token
 from hf_sane.tokenization.weight_files import PICKLE_SUFFIXES
@@ -75,7 +76,12 @@ class Upload:
         Returns:
             Address of the commit.
         """
-        api = api or HfApi()
+        with explaining(
+            lambda: f"{self.repo_id} holds all of the upload or nothing of it; the same command starts again"
+        ):
+            return self._commit(api or HfApi(), private, revision)
+
+    def _commit(self, api: HfApi, private: bool | None, revision: str | None) -> str:
         api.create_repo(self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(self.repo_id, branch=revision, repo_type=self.repo_type, exist_ok=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from hf_sane.records.errors import did_you_mean, shorten
+from hf_sane.records.interruptions import describe_interruption, noting_outputs
 
 EXIT_CODE = 2
 MAX_MESSAGE = 4000  # characters
@@ -34,12 +35,6 @@ def describe_error(error: Exception) -> str:
     return shorten(message, MAX_MESSAGE) or type(error).__name__
 
 
-def describe_interruption(interruption: KeyboardInterrupt) -> str:
-    """In one line, what an interruption left behind; whoever wrote something has noted it."""
-    notes = getattr(interruption, "__notes__", None) or ["nothing was written"]
-    return f"interrupted: {'; '.join(notes)}"
-
-
 def run_script(main: Callable[[], object], *, name: str) -> NoReturn:
     """Run a script as the command line runs a verb: expected errors end it with a message and exit code 2.
 
@@ -49,14 +44,15 @@ def run_script(main: Callable[[], object], *, name: str) -> NoReturn:
     """
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    try:
-        result = main()
-    except expected_errors() as error:
-        if debug:
-            raise
-        sys.stderr.write(f"{name}: {describe_error(error)}\n")
-        raise SystemExit(EXIT_CODE) from error
-    except KeyboardInterrupt as interruption:
-        sys.stderr.write(f"{name}: {describe_interruption(interruption)}\n")
-        raise SystemExit(INTERRUPTED) from interruption
+    with noting_outputs() as outputs:
+        try:
+            result = main()
+        except expected_errors() as error:
+            if debug:
+                raise
+            sys.stderr.write(f"{name}: {describe_error(error)}\n")
+            raise SystemExit(EXIT_CODE) from error
+        except KeyboardInterrupt as interruption:
+            sys.stderr.write(f"{name}: {describe_interruption(interruption, outputs)}\n")
+            raise SystemExit(INTERRUPTED) from interruption
     raise SystemExit(result if isinstance(result, int) else 0)

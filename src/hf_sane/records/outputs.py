@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from hf_sane.records.errors import InvalidFileError, reading
 from hf_sane.records.files import PARTIAL, move_folder, recover_folder, remove_partial_files, sync, write_atomically
+from hf_sane.records.interruptions import explaining
 from hf_sane.records.locks import folder_lock, is_locked
 from hf_sane.records.redaction import redact_tokens
 
@@ -263,7 +264,7 @@ def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Ite
         FolderInUseError: If another process writes it.
         OSError: If the place cannot be written or the disk is full.
     """
-    folder = _absolute(folder)
+    folder = absolute_folder(folder)
     if not _open.isdisjoint((folder, *folder.parents)):
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -275,30 +276,43 @@ def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Ite
             raise
         return
     partial = folder.with_name(f".{folder.name}{PARTIAL}")
-    with _tidied(folder):
-        check_may_write(folder, job, replace=replace)
-    with _writing(folder), _made_parents(folder), folder_lock(folder):
-        recover_folder(folder)
-        check_may_write(folder, job, replace=replace)
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir()
-        _open.add(partial)
-        try:
-            _write_note(partial, job)
-            yield partial
-            finish_folder(partial, job)
-            _swap_in(partial, folder, job)
-        except KeyboardInterrupt as interruption:
-            interruption.add_note(f"nothing was written to {folder}; the same command starts again")
-            raise
-        finally:
-            _open.discard(partial)
-            shutil.rmtree(partial, ignore_errors=True)
+    mine: Manifest | None = None
+
+    def describe() -> str:
+        if _read_note(folder) is not None:  # it was moved in file by file
+            return f"{folder} is unfinished; the same command starts it again"
+        if mine is not None and Manifest.load(folder) == mine:
+            return f"{folder} is finished"
+        return f"nothing was written to {folder}; the same command starts again"
+
+    with explaining(describe, output=folder):
+        with _tidied(folder):
+            check_may_write(folder, job, replace=replace)
+        with _writing(folder), _made_parents(folder), folder_lock(folder):
+            recover_folder(folder)
+            check_may_write(folder, job, replace=replace)
+            if partial.exists():
+                shutil.rmtree(partial)
+            partial.mkdir()
+            _open.add(partial)
+            try:
+                _write_note(partial, job)
+                yield partial
+                mine = finish_folder(partial, job)
+                _swap_in(partial, folder, job)
+            finally:
+                _open.discard(partial)
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
-def resumable_folder(folder: str | Path, job: str, *, is_ours: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+def resumable_folder(
+    folder: str | Path,
+    job: str,
+    *,
+    is_ours: Callable[[Path], bool] | None = None,
+    describe: Callable[[], str] | None = None,
+) -> Iterator[Path]:
     """Hold a folder that a long job fills in place, file by file with [`write_atomically`], and can continue.
 
     The block decides when it has checked its input and settings: it then calls [`begin_folder`], and at the end
@@ -308,6 +322,7 @@ def resumable_folder(folder: str | Path, job: str, *, is_ours: Callable[[Path], 
         folder: Absent, empty, or left unfinished by the same job.
         job: What writes.
         is_ours: Recognises further folders that the job may continue.
+        describe: Says what an interruption left, and what to do; told by the note of [`begin_folder`] if left out.
 
     Yields:
         `folder`, absolute; made when [`begin_folder`] is called.
@@ -317,14 +332,24 @@ def resumable_folder(folder: str | Path, job: str, *, is_ours: Callable[[Path], 
         FolderInUseError: If another process writes it.
         OSError: If the place cannot be written or the disk is full.
     """
-    folder = _absolute(folder)
-    with _tidied(folder):
-        check_may_write(folder, job, is_ours=is_ours)
-    with _writing(folder), _made_parents(folder), folder_lock(folder):
-        recover_folder(folder)
-        check_may_write(folder, job, is_ours=is_ours)
-        remove_partial_files(folder)
-        yield folder
+    folder = absolute_folder(folder)
+    before = _stamp(folder / MANIFEST)
+
+    def describe_rest() -> str:
+        if _read_note(folder) is not None:
+            return f"what was finished is kept in {folder}; the same command continues from there"
+        if _stamp(folder / MANIFEST) not in (None, before):
+            return f"{folder} is finished"
+        return f"nothing was written to {folder}; the same command starts again"
+
+    with explaining(describe or describe_rest, output=folder):
+        with _tidied(folder):
+            check_may_write(folder, job, is_ours=is_ours)
+        with _writing(folder), _made_parents(folder), folder_lock(folder):
+            recover_folder(folder)
+            check_may_write(folder, job, is_ours=is_ours)
+            remove_partial_files(folder)
+            yield folder
 
 
 @contextmanager
@@ -358,9 +383,17 @@ def output_file(path: str | Path, kind: FileKind) -> Iterator[Path]:
         FileExistsError: If something else has that name; see [`check_may_replace`].
         OSError: If the place cannot be written or the disk is full.
     """
-    path = _absolute(path)
+    path = absolute_folder(path)
+    before = _stamp(path)
+
+    def describe() -> str:
+        if _stamp(path) not in (None, before):
+            return f"{path} is finished"
+        return f"nothing was written to {path}; the same command starts again"
+
     check_may_replace(path, kind)
-    with _writing(path) if _open.isdisjoint(path.parents) else nullcontext(), write_atomically(path) as partial:
+    errors = _writing(path) if _open.isdisjoint(path.parents) else nullcontext()
+    with explaining(describe, output=path), errors, write_atomically(path) as partial:
         yield partial
 
 
@@ -446,6 +479,14 @@ def _read_note(folder: Path) -> dict[str, Any] | None:
     return {}
 
 
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Tells one version of a file that is replaced as a whole from the next; `None` if there is none."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
+
+
 def _swap_in(partial: Path, folder: Path, job: str) -> None:
     """Move the finished folder to its place; into it, file by file, where the place itself cannot be renamed."""
     is_fixed = folder.is_dir() and (os.path.ismount(folder) or folder.samefile(Path.cwd()))
@@ -497,7 +538,7 @@ def _made_parents(folder: Path) -> Iterator[None]:
                 parent.rmdir()
 
 
-def _absolute(folder: str | Path) -> Path:
+def absolute_folder(folder: str | Path) -> Path:
     """Where a folder is, whatever the working folder will be; a link to a folder stands for that folder."""
     path = Path(os.path.abspath(folder))
     return path.resolve() if path.is_symlink() else path

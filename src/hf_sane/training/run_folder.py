@@ -85,7 +85,10 @@ class RunFolder:
 
     def describe_rest(self) -> str:
         """What an interruption leaves for the next call."""
-        if checkpoints := list_checkpoints(self.checkpoints):
+        checkpoints = list_checkpoints(self.checkpoints)
+        if self.is_finished and not (checkpoints and (self.path / UNFINISHED).is_file()):
+            return f"{self.path} is finished"
+        if checkpoints:
             return f"{checkpoints[-1]} is kept; the same command with {RESUME} continues from there"
         return f"{self.path} holds no checkpoint yet; the same command starts the run again"
 
@@ -109,14 +112,10 @@ def open_run_folder(arguments: PretrainArguments, accelerator: Accelerator) -> I
     folder = RunFolder(Path(os.path.abspath(arguments.output_dir)))
     with ExitStack() as stack:
         if accelerator.is_main_process:
-            stack.enter_context(resumable_folder(folder.path, JOB, is_ours=_is_run))
+            stack.enter_context(resumable_folder(folder.path, JOB, is_ours=_is_run, describe=folder.describe_rest))
             folder.check(arguments)
         accelerator.wait_for_everyone()
-        try:
-            yield folder
-        except KeyboardInterrupt as interruption:
-            interruption.add_note(folder.describe_rest())
-            raise
+        yield folder
 
 
 def _is_run(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from hf_sane.records.locks import folder_lock, is_locked
 from hf_sane.records.outputs import (
     AGAIN,
     Manifest,
+    absolute_folder,
     begin_folder,
     check_finished,
     finish_folder,
@@ -62,6 +63,7 @@ class ZooWriter:
         self.data, self.work = data_folder(folder, config), work_folder(folder, config)
         self.stage, self.cache = self.work / "data", self.work / "cache"
         self._is_new = not folder.exists()
+        self._published: Manifest | None = None
 
     def begin(self) -> Path:
         """Note that the zoo is unfinished; gives the empty folder that receives its files."""
@@ -82,7 +84,9 @@ class ZooWriter:
         try:
             card = self._write_card(before, {**before, self.config: facts})
             section = save_facts(self.folder, self.config, facts)
-            done = finish_folder(self.stage, JOB, facts={SECTION_FACT: section_digest(section), **card})
+            self._published = done = finish_folder(
+                self.stage, JOB, facts={SECTION_FACT: section_digest(section), **card}
+            )
             move_folder(self.stage, self.data)
         except BaseException:
             if done is None or Manifest.load(self.data) != done:
@@ -112,10 +116,12 @@ class ZooWriter:
 
     def describe_rest(self) -> str:
         """What an interruption leaves for the next call."""
+        if self._published is not None and Manifest.load(self.data) == self._published:
+            return f"the zoo {self.config!r} in {self.folder} is finished"
         work = [path for path in (self.work, self.folder / NETWORKS_NAME / self.config) if path.is_dir()]
         kept = [str(path) for path in work if any(path.glob("*.safetensors"))]
         if not kept:
-            return f"nothing of the zoo is kept in {self.folder}; the same command starts it again"
+            return f"nothing was written to {self.folder}; the same command starts again"
         return f"what was finished is kept in {' and '.join(kept)}; the same command continues from there"
 
     def check_data(self, *, replace: bool) -> None:
@@ -200,14 +206,11 @@ def writing_zoo(folder: str | Path, config: str, *, replace: bool = False) -> It
         OSError: If it cannot be written or the disk is full.
     """
     check_config_name(config)
-    with resumable_folder(folder, JOB, is_ours=is_zoo_folder) as home:
-        writer = ZooWriter(home, config)
+    writer = ZooWriter(absolute_folder(folder), config)
+    with resumable_folder(folder, JOB, is_ours=is_zoo_folder, describe=writer.describe_rest):
         writer.check_data(replace=replace)
         try:
             yield writer
-        except KeyboardInterrupt as interruption:
-            interruption.add_note(writer.describe_rest())
-            raise
         finally:
             writer.clear()
 
