@@ -46,13 +46,14 @@ def is_partial_file(name: str) -> bool:
     return _PARTIAL_FILE.fullmatch(name) is not None
 
 
-def remove_partial_files(folder: Path) -> None:
+def remove_partial_files(folder: Path, *, of: str | None = None) -> None:
     """Remove what [`write_atomically`] left in `folder` (not in its subfolders) when its process was killed.
 
-    Only for a folder that no other process writes to.
+    Only for a folder that no other process writes to, or for a file `of` that name that no other process writes.
     """
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if is_partial_file(entry.name) and entry.is_file() and not entry.is_symlink():
+        found = _PARTIAL_FILE.fullmatch(entry.name)
+        if found and of in (None, found[1]) and entry.is_file() and not entry.is_symlink():
             entry.unlink(missing_ok=True)
 
 

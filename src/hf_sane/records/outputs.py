@@ -23,7 +23,15 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hf_sane.records.errors import InvalidFileError, reading
-from hf_sane.records.files import PARTIAL, move_folder, recover_folder, remove_partial_files, sync, write_atomically
+from hf_sane.records.files import (
+    PARTIAL,
+    is_partial_file,
+    move_folder,
+    recover_folder,
+    remove_partial_files,
+    sync,
+    write_atomically,
+)
 from hf_sane.records.interruptions import explaining
 from hf_sane.records.locks import folder_lock, is_locked
 from hf_sane.records.redaction import redact_tokens
@@ -133,7 +141,10 @@ class Manifest:
 
     def strangers(self, folder: Path) -> list[str]:
         """Files that are not in the manifest, or are not as they were written, an edited card among them."""
-        names = _file_names(folder, hidden=True)
+        found = _file_names(folder, hidden=True)
+        names = {
+            name for name in found if not is_partial_file(PurePosixPath(name).name)
+        }  # of a process that was killed
         changed = [
             name for name, entry in self.files.items() if name in names and FileEntry.of(folder / name) != entry
         ]
@@ -359,13 +370,21 @@ def add_file(folder: Path, name: str) -> Iterator[Path]:
     Raises:
         FileExistsError: If there is a file of that name that is not as our manifest lists it.
     """
-    path, manifest = folder / name, Manifest.load(folder)
-    if path.exists() and (manifest is None or manifest.files.get(name) != FileEntry.of(path)):
-        raise FileExistsError(f"{path} was written or edited by somebody else; move it away, it would be replaced")
-    with _writing(path), write_atomically(path) as partial:
-        yield partial
-    if manifest is not None:
-        replace(manifest, files={**manifest.files, name: FileEntry.of(path)}).save(folder)
+    folder = absolute_folder(folder)
+    path = folder / name
+    with _alone(folder, of=path), _writing(path):
+        manifest = Manifest.load(folder)
+        with write_atomically(path) as partial:
+            yield partial
+            entry = FileEntry.of(partial)
+            known = manifest.files.get(name) if manifest is not None else None
+            # Equal content that is not listed is from a process that was killed before it could.
+            if path.exists() and FileEntry.of(path) not in (known, entry):
+                raise FileExistsError(
+                    f"{path} was written or edited by somebody else; move it away, it would be replaced"
+                )
+        if manifest is not None:
+            replace(manifest, files={**manifest.files, name: entry}).save(folder)
 
 
 @contextmanager
@@ -381,6 +400,7 @@ def output_file(path: str | Path, kind: FileKind) -> Iterator[Path]:
 
     Raises:
         FileExistsError: If something else has that name; see [`check_may_replace`].
+        FolderInUseError: If another process writes it.
         OSError: If the place cannot be written or the disk is full.
     """
     path = absolute_folder(path)
@@ -393,7 +413,7 @@ def output_file(path: str | Path, kind: FileKind) -> Iterator[Path]:
 
     check_may_replace(path, kind)
     errors = _writing(path) if _open.isdisjoint(path.parents) else nullcontext()
-    with explaining(describe, output=path), errors, write_atomically(path) as partial:
+    with explaining(describe, output=path), errors, _alone(path, of=path), write_atomically(path) as partial:
         yield partial
 
 
@@ -477,6 +497,20 @@ def _read_note(folder: Path) -> dict[str, Any] | None:
         if isinstance(note, dict):
             return note
     return {}
+
+
+@contextmanager
+def _alone(place: Path, *, of: Path) -> Iterator[None]:
+    """Hold a file or folder against other processes, and remove what one that was killed left of a file.
+
+    Not inside of a folder that this process fills: it holds that already, and began with an empty one.
+    """
+    if not _open.isdisjoint((place, *place.parents)):
+        yield
+        return
+    with _made_parents(place), folder_lock(place):
+        remove_partial_files(of.parent, of=of.name)
+        yield
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
