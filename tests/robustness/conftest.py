@@ -1,20 +1,54 @@
 """Small inputs, and the small run of every verb that writes."""
 
+import importlib.util
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import matplotlib.figure
 import pytest
 import torch
+from artefact_writers import RECORD, WRITERS
+from hub_server import TOKEN, Hub, run_hub
+from huggingface_hub import constants
+from kill_record import KillRecord
 from safetensors.torch import save_file
-from small_runs import MODEL, SmallRun, check_aligned_zoo, check_run, check_whole_zoo, holding
+from small_runs import MODEL, SmallRun, check_aligned_zoo, check_run, check_whole_zoo, holding, looks_finished, run_app
 from typer.testing import CliRunner
 
+from hf_sane.analysis.pictures import save_picture
+from hf_sane.analysis.report import SpectrumReport
 from hf_sane.cli.app import app
 from hf_sane.networks.images import ImageData
+from hf_sane.records.failures import run_script
 from hf_sane.zoo.building.arguments import ZooArguments
 from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.dataset import Zoo
+
+ROOT = Path(__file__).parents[2]
+DEMO = {
+    "seed_zoo_networks": 14,
+    "hyperparameter_zoo_networks": 20,
+    "seed_zoo_epochs": [1],
+    "hyperparameter_zoo_epochs": [0, 1],
+    "hidden_size": 8,
+    "num_layers": 1,
+    "latent_dim": 8,
+    "pretrain_epochs": 1,
+    "num_candidates": 4,
+    "num_kept": 2,
+    "bandwidths": [0.1],
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`make kill` leaves a run record; of several processes, the one that gathers the results writes it."""
+    if (path := os.environ.get("KILL_RECORD")) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(KillRecord(Path(path), os.environ["KILL_POINTS"]))
 
 
 def call(*arguments: object) -> None:
@@ -33,6 +67,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, digits: ImageData) -> Path:
         epochs=1,
         keep_epochs=[0, 1],
         learning_rate=[1e-3, 1e-2],
+        optimizers=["sgd", "adam"],
         progress_bar=False,
     )
     zoo = build_zoo(arguments, digits, folder / "zoo")
@@ -57,12 +92,99 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, digits: ImageData) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_run(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SmallRun]:
+def hub() -> Iterator[Hub]:
+    """A Hub with a model in it; clients talk to it after [`talk_to`]."""
+    files = {
+        "model.safetensors": os.urandom(3000),
+        "config.json": b"{}",
+        "sub/notes.txt": b"x",
+        ".gitattributes": b"y",
+    }
+    with run_hub() as hub:
+        hub.storage.add_files("models", "org/model", files)
+        yield hub
+
+
+def talk_to(hub: Hub, home: Path) -> None:
+    """Have the clients of this process, which is a child, know this Hub and no other."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.address)
+    constants.HUGGINGFACE_CO_URL_TEMPLATE, constants.ENDPOINT = template, hub.address
+    constants.HF_HUB_DISABLE_XET, constants.HF_HUB_CACHE = True, str(home / "cache")
+    os.environ["HF_TOKEN"] = TOKEN
+
+
+def flags(settings: dict[str, Any]) -> Iterator[object]:
+    """Settings as options of a command line."""
+    for name, value in settings.items():
+        yield f"--{name.replace('_', '-')}"
+        yield from value if isinstance(value, list) else [value]
+
+
+def script(name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), ROOT / "scripts" / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def script_run(name: str, arguments: tuple[object, ...], **settings: Any) -> SmallRun:
+    """The small run of a script."""
+    module = script(name)
+
+    def start(command: list[str]) -> None:
+        run_script(lambda: module.main(command), name=name)
+
+    return SmallRun(name, arguments, start=start, program=name, **settings)
+
+
+def writer_run(name: str, write: Callable[[Path], object], **settings: Any) -> SmallRun:
+    """The small run of a function that saves an artefact, as a program would call it."""
+
+    def start(command: list[str]) -> None:
+        run_script(lambda: write(Path(command[0])), name="writer")
+
+    return SmallRun(name, (), start=start, program="writer", output="", **settings)
+
+
+def writer_runs() -> list[SmallRun]:
+    """Of every function that saves an artefact: a folder, a folder in place of another one, a single file."""
+
+    def prepare(place: Path) -> None:
+        WRITERS["save_network"](place / "out")
+
+    def finished_json(path: Path) -> None:
+        json.loads(path.read_text())
+
+    figure = matplotlib.figure.Figure(figsize=(1, 1))
+    report = SpectrumReport("x", (), {}, {})
+    return [
+        *(writer_run(name, write) for name, write in WRITERS.items()),
+        writer_run(
+            "save_network in place of another", WRITERS["export_network"], prepare=prepare, starts_finished=True
+        ),
+        writer_run("RunRecord.save", RECORD.save, check=finished_json),
+        writer_run("SpectrumReport.save_json", report.save_json, check=finished_json),
+        writer_run("save_picture", lambda path: save_picture(figure, path), check=Path.read_bytes),
+    ]
+
+
+@pytest.fixture(scope="session")
+def small_run(inputs: Path, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SmallRun]:
     """The small run of a verb, by its name; it has run once, so that nothing is left to import."""
+    home = tmp_path_factory.mktemp("home")
     zoo, sane, sampled = inputs / "zoo", inputs / "sane", inputs / "sampled"
     tiny = '{"conv_channels": [2], "kernel_sizes": [3], "pool_sizes": [4], "hidden_sizes": [2]}'
     limits = ("--train-limit", 32, "--validation-limit", 20, "--test-limit", 20)
     build = ("zoo", "build", "--images", "digits", *limits, "--num-models", 4, "--group-size", 2, "--epochs", 1)
+    train = ("--num_models", 4, "--train_limit", 32, "--validation_limit", 20, "--test_limit", 20)
+
+    def pull(command: list[str]) -> None:
+        talk_to(hub, home)
+        run_app(command)
+
     runs = [
         SmallRun(
             "zoo build",
@@ -104,9 +226,28 @@ def small_run(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         SmallRun("probe", ("probe", "--sane", sane, "--zoo", zoo, "--poolings", "mean"), share=0),
         SmallRun("finetune", ("finetune", sampled, "--epochs", 1, "--train-limit", 32)),
         SmallRun("analyze", ("analyze", sampled / "network_0", "--num-bootstrap", 0)),
+        SmallRun("regions", ("regions", "--zoo", zoo, "--label", "optimizer", "--num-points", 0, "--method", "pca")),
+        SmallRun("pull", ("pull", "org/model"), varies=True, start=pull),
+        SmallRun("demo", ("demo", *flags(DEMO)), most=8, timed=("report.json", "report.md")),
+        script_run(
+            "build_zoo.py",
+            (*train, "--epochs", 1, "--architecture_settings", tiny),
+            check=check_aligned_zoo,
+            output="--output_dir",
+        ),
+        script_run(
+            "pretrain.py",
+            ("--zoo", zoo, "--model", MODEL, "--max_steps", 2, "--batch_size", 4, "--num_permutations", 2),
+            check=check_run,
+            continued_by=("--resume",),
+            timed=("arguments.json",),
+            output="--output_dir",
+        ),
+        script_run("finetune_lora.py", (sampled / "network_0", "--train_limit", 32, "--steps", 2)),
+        *writer_runs(),
     ]
     known = {run.name: run for run in runs}
-    ran: set[str] = set()
+    ran: set[str] = {"pull"}  # which changes the process that it runs in
 
     def find(name: str) -> SmallRun:
         run = known[name]
@@ -114,7 +255,9 @@ def small_run(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             ran.add(name)
             place = tmp_path_factory.mktemp("once") / "place"
             run.fresh(place)
-            call(*run.command(place))
+            with suppress(SystemExit):
+                run.start(run.command(place))
+            assert looks_finished(run, place)
         return run
 
     return find

@@ -20,17 +20,25 @@ MODEL = '{"hidden_size": 8, "latent_dim": 4, "num_hidden_layers": 1, "num_attent
 
 VERBS = (
     *("zoo build", "zoo import", "zoo mix", "zoo align", "pretrain", "sample", "soup", "embed", "probe", "finetune"),
-    "analyze",
+    *("analyze", "regions", "pull"),
 )
+SCRIPTS = ("build_zoo.py", "pretrain.py", "finetune_lora.py")
+LONG = ("demo",)  # its small run takes ten seconds and more
 
 
 def nothing(place: Path) -> None:
     """Nothing has to be there."""
 
 
+def run_app(arguments: list[str]) -> None:
+    """Run a verb of the program."""
+    sys.argv = ["hf-sane", *arguments]
+    app(arguments)
+
+
 @dataclass(frozen=True)
 class SmallRun:
-    """A verb with inputs so small that it takes a second.
+    """A verb, script or function that writes, with inputs so small that it takes a second.
 
     Attributes:
         name: Of the verb.
@@ -40,6 +48,9 @@ class SmallRun:
         continued_by: Flags that the program asks for after an interruption.
         timed: Further files that hold times, which are not compared.
         starts_finished: What the verb changes is finished before.
+        start: Runs it, given the command line.
+        program: What its messages begin with.
+        most: Events that `make kill` tries at most, where all would take too long; all of them if `None`.
         share: Of the room that the verb needs, what a disk has that is too small.
         varies: The events are not the same every time: several threads make them.
     """
@@ -54,6 +65,9 @@ class SmallRun:
     share: float = 0.5
     varies: bool = False
     starts_finished: bool = False
+    start: Callable[[list[str]], object] = run_app
+    program: str = "hf-sane"
+    most: int | None = None
 
     def command(self, place: Path) -> list[str]:
         """The whole command line."""
@@ -95,11 +109,7 @@ def program(run: SmallRun, place: Path, *flags: str) -> Callable[[], None]:
     """What a child does to run a verb."""
     command = [*run.command(place), *flags]
 
-    def work() -> None:
-        sys.argv = ["hf-sane", *command]
-        app(command)
-
-    return work
+    return lambda: run.start(command)
 
 
 def looks_finished(run: SmallRun, place: Path) -> bool:
@@ -108,7 +118,7 @@ def looks_finished(run: SmallRun, place: Path) -> bool:
         run.check(place / "out")
     except (OSError, ValueError):
         return False
-    return (place / "out").is_dir()
+    return (place / "out").exists()
 
 
 def visible(content: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +126,7 @@ def visible(content: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in content.items()
-        if name.startswith("out/") and not any(part.startswith(".") for part in name.split("/"))
+        if name.partition("/")[0] == "out" and not any(part.startswith(".") for part in name.split("/"))
     }
 
 

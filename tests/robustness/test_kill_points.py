@@ -1,8 +1,9 @@
 """A verb that is killed or interrupted at any event of its files, and then run again, gives what it would have given.
 
-Nobody else's file is touched, nothing that is half done looks finished, and nothing of ours is left beside.
+Nobody else's file is touched, nothing that is half done looks finished, nothing of ours is left beside, and the line of an
+interruption is true. So it is with scripts, and with functions that save an artefact.
 
-`make test` takes some events of each verb, `make kill` all of them: `KILL_POINTS=all`.
+`make test` takes some events of each, `make kill` all of them: `KILL_POINTS=all`, with a run record: `KILL_RECORD=FILE`.
 """
 
 import os
@@ -12,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import Hub
+from artefact_writers import WRITERS
 from kill_points import Outcome, in_child, spread
-from small_runs import STRANGERS, VERBS, SmallRun, looks_finished, program, visible
-
-from hf_sane.records.run_record import RunRecord
+from kill_record import PROPERTY
+from small_runs import LONG, SCRIPTS, STRANGERS, VERBS, SmallRun, looks_finished, program, visible
 
 POINTS = os.environ.get("KILL_POINTS", "3")
-RECORDS = os.environ.get("KILL_RECORDS")  # folder that gets a run record for each verb
 INTERRUPTED = 130
-MIN_EVENTS = 10  # a verb that does less to its files is not watched
+MIN_EVENTS = 5  # what does less to its files is not watched
+SINGLE_FILES = ("RunRecord.save", "SpectrumReport.save_json", "save_picture")
+FOLDERS = ("save_network in place of another", *(WRITERS if POINTS == "all" else ("save_sane", "save_adapter")))
+RUNS = (*VERBS, *SCRIPTS, *FOLDERS, *SINGLE_FILES, *(LONG if POINTS == "all" else ()))
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -39,18 +41,18 @@ def stop_and_run_again(
         assert stopped.was_killed, stopped
     else:
         assert stopped.code == INTERRUPTED, f"{what}: {stopped.output}"
-        lines = [line for line in stopped.output.splitlines() if line.startswith("hf-sane: ")]
-        assert len(lines) == 1, stopped.output
-        assert "hf-sane: interrupted: " in lines[0]
-        assert "the same command" in lines[0]
     left = run.content(place)
     for name in {*STRANGERS, "out/mine.txt"} & before.keys():
         assert left[name] == before[name], f"{what}: {name}"
     finished = looks_finished(run, place)
-    if finished and not run.starts_finished:
-        assert visible(left) == visible(expected), f"{what}: half done, but it looks finished"
-    again = in_child(program(run, place), place=place)
-    if again.code == 2 and run.continued_by and run.continued_by[0] in again.output:
+    if finished:
+        good = [visible(expected), *([visible(before)] if run.starts_finished else [])]
+        assert visible(left) in good, f"{what}: half done, but it looks finished"
+    asked = ()
+    if by == signal.SIGINT:
+        asked = true_line(run, stopped.output, what, is_finished=finished, is_new=visible(left) != visible(before))
+    again = in_child(program(run, place, *asked), place=place)
+    if by == signal.SIGKILL and again.code == 2 and run.continued_by and run.continued_by[0] in again.output:
         again = in_child(program(run, place, *run.continued_by), place=place)
     if again.code == 2:
         assert finished, f"{what}: {again.output}"
@@ -63,8 +65,27 @@ def stop_and_run_again(
     assert not differing, f"{what}: {differing}"
 
 
-def stop_everywhere(run: SmallRun, place: Path) -> None:
-    record = RunRecord.start()
+def true_line(run: SmallRun, output: str, what: str, *, is_finished: bool, is_new: bool) -> tuple[str, ...]:
+    """Check what an interruption says against what is on disk; gives the flags that it asks for."""
+    start = f"{run.program}: interrupted: "
+    lines = [line.removeprefix(start) for line in output.splitlines() if line.startswith(start)]
+    assert len(lines) == 1, f"{what}: {output}"
+    assert "Traceback" not in output, f"{what}: {output}"
+    what = f"{what}: {lines[0]}"
+    if "is finished" in lines[0]:
+        assert is_finished, what
+        return ()
+    assert "the same command" in lines[0], what
+    if "nothing was written" in lines[0]:
+        assert not is_new, what
+    elif "holds no checkpoint" not in lines[0]:
+        assert " kept" in lines[0], what
+        assert not is_finished or run.starts_finished, what
+    return run.continued_by if any(flag in lines[0] for flag in run.continued_by) else ()
+
+
+def stop_everywhere(run: SmallRun, place: Path) -> dict[str, Any]:
+    """All of it; gives the counts, and the failures."""
     run.fresh(place)
     whole = in_child(program(run, place), place=place)
     assert whole.code == 0, whole.output
@@ -72,7 +93,8 @@ def stop_everywhere(run: SmallRun, place: Path) -> None:
     assert total >= MIN_EVENTS
     expected = run.content(place)
     assert looks_finished(run, place)
-    killed = range(1, total + 1) if POINTS == "all" else [*spread(total, int(POINTS))]
+    most = total if POINTS == "all" else int(POINTS)
+    killed = [*spread(total, min(most, run.most or most))]
     interrupted = killed if POINTS == "all" else [total // 2]
     failures = []
     for by, events in ((signal.SIGKILL, killed), (signal.SIGINT, interrupted)):
@@ -81,29 +103,20 @@ def stop_everywhere(run: SmallRun, place: Path) -> None:
                 stop_and_run_again(run, place, event, expected, by)
             except AssertionError as failure:
                 failures.append(f"{by.name}: {failure}")
-    assert not failures, "\n\n".join(failures)
-    if RECORDS:
-        results = {"events": total, "killed_at": len(killed), "interrupted_at": len(interrupted)}
-        record.finish(results | {"seconds_of_one_run": round(whole.seconds, 2)})
-        record.save(Path(RECORDS) / f"{run.name.replace(' ', '_')}.json")
+    counts = {"events": total, "kills": len(killed), "interrupts": len(interrupted), "failures": failures}
+    return counts | {"seconds_of_one_run": round(whole.seconds, 2)}
 
 
-@pytest.mark.parametrize("name", VERBS)
-def test_a_killed_verb_is_made_whole_by_running_it_again(
-    name: str, small_run: Callable[[str], SmallRun], tmp_path: Path
+@pytest.mark.parametrize("name", RUNS)
+def test_what_is_killed_is_made_whole_by_running_it_again(
+    name: str,
+    small_run: Callable[[str], SmallRun],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    stop_everywhere(small_run(name), tmp_path / "place")
-
-
-def test_a_killed_pull_is_made_whole_by_running_it_again(local_hub: Hub, tmp_path: Path) -> None:
-    files = {
-        "model.safetensors": os.urandom(3000),
-        "config.json": b"{}",
-        "sub/notes.txt": b"x",
-        ".gitattributes": b"y",
-    }
-    local_hub.storage.add_files("models", "org/model", files)
-    stop_everywhere(SmallRun("pull", ("pull", "org/model"), varies=True), tmp_path / "place")
+    counts = stop_everywhere(small_run(name), tmp_path / "place")
+    record_property(PROPERTY, {name: counts})
+    assert not counts["failures"], "\n\n".join(counts["failures"])
 
 
 def test_the_harness_sees_what_it_kills(tmp_path: Path) -> None:

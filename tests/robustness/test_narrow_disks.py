@@ -17,9 +17,9 @@ ROOM = 2**30
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-def one_sentence(output: str) -> str:
+def one_sentence(run: SmallRun, output: str) -> str:
     """What a program says when it gives up."""
-    lines = [line for line in output.splitlines() if line.startswith("hf-sane: ")]
+    lines = [line for line in output.splitlines() if line.startswith(f"{run.program}: ")]
     assert len(lines) == 1, output
     assert "Traceback" not in output
     return lines[0]
@@ -73,7 +73,8 @@ def test_a_full_disk_is_one_sentence_and_no_damage(
     assert outer.code == 0, outer.output
     found: dict[str, Any] = json.loads(report.read_text())
     assert found["code"] == 2, found["output"]
-    assert "disk full" in one_sentence(found["output"]).lower() or "space" in one_sentence(found["output"])
+    said = one_sentence(run, found["output"])
+    assert "disk full" in said.lower() or "space" in said
     assert found["strangers"]
     assert run.starts_finished or not (found["looks finished"] and found["not whole"]), found
     if found["again"] == 2:  # there was no room for what is done after it was written, such as copies to read from
@@ -100,7 +101,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_before_the_work(
         for folder in folders:
             folder.chmod(0o755)
     assert refused.code == 2, refused.output
-    assert "cannot write to" in one_sentence(refused.output)
+    assert "cannot write to" in one_sentence(run, refused.output)
     assert "Permission denied" in refused.output
     assert run.content(place) == before
 
