@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from hf_sane.records.outputs import (
     UNFINISHED,
     FileKind,
     Manifest,
+    add_file,
     begin_folder,
     check_finished,
     finish_folder,
@@ -367,3 +369,64 @@ def test_a_single_file_replaces_its_own_kind_only(tmp_path):
     with pytest.raises(FileExistsError, match="is not a picture"), output_file(tmp_path, PICTURE):
         raise AssertionError
     assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["run.json"]
+
+
+def test_what_a_killed_writer_of_a_single_file_left_goes_with_the_next_write(tmp_path):
+    """And nothing else: neither what belongs to another file, nor what another process writes."""
+    path = tmp_path / "run.json"
+    (tmp_path / ".other.json.1.hf_sane-partial").write_text("of another file")
+    (tmp_path / ".run.json.mine.hf_sane-partial").write_text("theirs")
+    start = "import sys; from hf_sane.records.outputs import *; kind = FileKind.json_with('a run record', 'command')\n"
+    write = f"{start}with output_file(sys.argv[1], kind) as partial:\n    partial.write_text('half'); "
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{write}print(flush=True); input()", path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        kind = FileKind.json_with("a run record", "command")
+        with (
+            pytest.raises(FolderInUseError, match=f"is being written by process {other.pid}"),
+            output_file(path, kind),
+        ):
+            raise AssertionError
+        assert len(list(tmp_path.glob(".run.json.*.hf_sane-partial"))) == 2
+        other.kill()
+    assert not path.exists()
+    with output_file(path, kind) as partial:
+        partial.write_text('{"command": 1}')
+    names = [".other.json.1.hf_sane-partial", ".run.json.mine.hf_sane-partial", "run.json"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("point", ["before", "after"])
+def test_a_file_that_was_added_by_a_killed_process_can_be_added_again(tmp_path, point, monkeypatch):
+    """Killed before the file is in place, or after it and before it is listed; the folder can be replaced then, too."""
+    write(tmp_path / "out")
+    pid = os.fork()
+    if pid == 0:
+        if point == "after":
+            monkeypatch.setattr(Manifest, "save", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        with add_file(tmp_path / "out", "note.md") as partial:
+            partial.write_text("text")
+            if point == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    if point == "before":
+        write(tmp_path / "out", replace=True)
+    with add_file(tmp_path / "out", "note.md") as partial:
+        partial.write_text("text")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert contents(tmp_path / "out").keys() == {MANIFEST, "README.md", "note.md", "sub/model.bin"}
+    manifest = check_finished(tmp_path / "out")
+    assert manifest is not None
+    assert "note.md" in manifest.files
+    (tmp_path / "out/note.md").write_text("edited")
+    with (
+        pytest.raises(FileExistsError, match="edited by somebody else"),
+        add_file(tmp_path / "out", "note.md") as partial,
+    ):
+        partial.write_text("text")
+    assert (tmp_path / "out/note.md").read_text() == "edited"

@@ -226,7 +226,11 @@ def small_run(inputs: Path, hub: Hub, tmp_path_factory: pytest.TempPathFactory) 
         SmallRun("probe", ("probe", "--sane", sane, "--zoo", zoo, "--poolings", "mean"), share=0),
         SmallRun("finetune", ("finetune", sampled, "--epochs", 1, "--train-limit", 32)),
         SmallRun("analyze", ("analyze", sampled / "network_0", "--num-bootstrap", 0)),
-        SmallRun("regions", ("regions", "--zoo", zoo, "--label", "optimizer", "--num-points", 0, "--method", "pca")),
+        SmallRun(
+            "regions",
+            ("regions", "--zoo", zoo, "--label", "optimizer", "--num-points", 0, "--method", "pca"),
+            share=0,
+        ),
         SmallRun("pull", ("pull", "org/model"), varies=True, start=pull),
         SmallRun("demo", ("demo", *flags(DEMO)), most=8, timed=("report.json", "report.md")),
         script_run(
