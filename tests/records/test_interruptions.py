@@ -1,0 +1,124 @@
+"""What an interruption says, by the state in which it finds the output."""
+
+import json
+
+import pytest
+
+from hf_sane.records.failures import run_script
+from hf_sane.records.interruptions import explaining
+from hf_sane.records.outputs import (
+    FileKind,
+    add_file,
+    begin_folder,
+    finish_folder,
+    output_file,
+    output_folder,
+    resumable_folder,
+)
+
+KIND = FileKind.json_with("a record", "command")
+
+
+def said(capsys, work):
+    """The line of a script that is interrupted."""
+
+    def main():
+        work()
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ending:
+        run_script(main, name="script")
+    assert ending.value.code == 130
+    return capsys.readouterr().err
+
+
+def test_before_anything_was_written(capsys):
+    line = "script: interrupted: nothing was written; the same command starts again\n"
+    assert said(capsys, lambda: None) == line
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_inside_an_output_that_is_swapped_in(tmp_path, capsys, there_before):
+    def fill(*, interrupted):
+        with output_folder(tmp_path / "out", "soup", replace=True) as partial:
+            (partial / "file").touch()
+            if interrupted:
+                raise KeyboardInterrupt
+
+    if there_before:
+        fill(interrupted=False)
+    line = f"script: interrupted: nothing was written to {tmp_path / 'out'}; the same command starts again\n"
+    assert said(capsys, lambda: fill(interrupted=True)) == line
+    assert said(capsys, lambda: fill(interrupted=False)) == f"script: interrupted: {tmp_path / 'out'} is finished\n"
+
+
+def test_while_the_lock_is_let_go(tmp_path, capsys, monkeypatch):
+    """The output is in its place, and the block has ended."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def work():
+        with output_folder(tmp_path / "out", "soup") as partial:
+            (partial / "file").touch()
+            monkeypatch.setattr("filelock.FileLock.release", stop)
+
+    assert said(capsys, work) == f"script: interrupted: {tmp_path / 'out'} is finished\n"
+
+
+def test_inside_a_folder_that_is_continued(tmp_path, capsys):
+    def fill(*, stop_at):
+        with resumable_folder(tmp_path / "out", "demo") as folder:
+            if stop_at == "start":
+                raise KeyboardInterrupt
+            begin_folder(folder, "demo")
+            if stop_at == "middle":
+                raise KeyboardInterrupt
+            finish_folder(folder, "demo")
+            if stop_at == "end":
+                raise KeyboardInterrupt
+
+    nothing = f"script: interrupted: nothing was written to {tmp_path / 'out'}; the same command starts again\n"
+    kept = f"script: interrupted: what was finished is kept in {tmp_path / 'out'}; the same command continues from there\n"
+    finished = f"script: interrupted: {tmp_path / 'out'} is finished\n"
+    expected = {"start": nothing, "middle": kept, "end": finished}
+    for stop_at, line in expected.items():
+        assert said(capsys, lambda stop_at=stop_at: fill(stop_at=stop_at)) == line
+
+
+def test_the_outermost_block_speaks_after_the_others_have_tidied(tmp_path, capsys):
+    def work():
+        with resumable_folder(tmp_path / "out", "demo") as folder:
+            begin_folder(folder, "demo")
+            with output_folder(folder / "sane", "SANE"):
+                raise KeyboardInterrupt
+
+    line = f"script: interrupted: what was finished is kept in {tmp_path / 'out'}; the same command continues from there\n"
+    assert said(capsys, work) == line
+
+
+def test_a_single_file(tmp_path, capsys):
+    def write(*, interrupted):
+        with output_file(tmp_path / "run.json", KIND) as partial:
+            partial.write_text(json.dumps({"command": "x"}))
+            if interrupted:
+                raise KeyboardInterrupt
+
+    line = f"script: interrupted: nothing was written to {tmp_path / 'run.json'}; the same command starts again\n"
+    assert said(capsys, lambda: write(interrupted=True)) == line
+    assert (
+        said(capsys, lambda: write(interrupted=False)) == f"script: interrupted: {tmp_path / 'run.json'} is finished\n"
+    )
+
+
+def test_what_was_finished_before_is_named_beside_what_was_not(tmp_path, capsys):
+    def work():
+        with output_folder(tmp_path / "adapter", "adapter") as partial:
+            (partial / "file").touch()
+            with add_file(partial, "README.md") as card:
+                card.write_text("card")
+        with explaining(lambda: "org/adapter holds nothing"):
+            raise KeyboardInterrupt
+
+    line = f"script: interrupted: {tmp_path / 'adapter'} is finished; org/adapter holds nothing\n"
+    assert said(capsys, work) == line
