@@ -7,7 +7,6 @@ every file with its size and digest. [`check_finished`] is the other side: loade
 a folder.
 """
 
-import errno
 import json
 import os
 import shlex
@@ -20,8 +19,7 @@ from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from safetensors import SafetensorError
-
+from hf_sane.records.disks import writing
 from hf_sane.records.errors import InvalidFileError, reading
 from hf_sane.records.files import (
     PARTIAL,
@@ -44,8 +42,6 @@ MAX_BYTES_READ = 2**28  # loaders compare the digests of files up to this size, 
 SHOWN = 3  # names that a message lists
 AGAIN = "run the command that wrote it again, into a new folder"
 CHANGED = f"{AGAIN}, or delete {MANIFEST} if you changed it on purpose"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
 _open: set[Path] = set()  # folders that a block of `output_folder` fills at the moment
 
 
@@ -299,7 +295,7 @@ def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Ite
     with explaining(describe, output=folder):
         with _tidied(folder):
             check_may_write(folder, job, replace=replace)
-        with _writing(folder), _made_parents(folder), folder_lock(folder):
+        with writing(folder), _made_parents(folder), folder_lock(folder):
             recover_folder(folder)
             check_may_write(folder, job, replace=replace)
             if partial.exists():
@@ -356,7 +352,7 @@ def resumable_folder(
     with explaining(describe or describe_rest, output=folder):
         with _tidied(folder):
             check_may_write(folder, job, is_ours=is_ours)
-        with _writing(folder), _made_parents(folder), folder_lock(folder):
+        with writing(folder), _made_parents(folder), folder_lock(folder):
             recover_folder(folder)
             check_may_write(folder, job, is_ours=is_ours)
             remove_partial_files(folder)
@@ -372,7 +368,7 @@ def add_file(folder: Path, name: str) -> Iterator[Path]:
     """
     folder = absolute_folder(folder)
     path = folder / name
-    with _alone(folder, of=path), _writing(path):
+    with _alone(folder, of=path), writing(path):
         manifest = Manifest.load(folder)
         with write_atomically(path) as partial:
             yield partial
@@ -412,7 +408,7 @@ def output_file(path: str | Path, kind: FileKind) -> Iterator[Path]:
         return f"nothing was written to {path}; the same command starts again"
 
     check_may_replace(path, kind)
-    errors = _writing(path) if _open.isdisjoint(path.parents) else nullcontext()
+    errors = writing(path) if _open.isdisjoint(path.parents) else nullcontext()
     with explaining(describe, output=path), errors, _alone(path, of=path), write_atomically(path) as partial:
         yield partial
 
@@ -576,34 +572,6 @@ def absolute_folder(folder: str | Path) -> Path:
     """Where a folder is, whatever the working folder will be; a link to a folder stands for that folder."""
     path = Path(os.path.abspath(folder))
     return path.resolve() if path.is_symlink() else path
-
-
-@contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    """Say in one sentence that a disk is full or cannot be written, whoever notices; other errors pass."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(f"cannot write to {place}: {error}; is the disk full or read-only?") from error
-    except OSError as error:
-        # The name of the file is missing where a write into an open file failed; elsewhere it says whether it is ours.
-        if error.errno in (*NO_SPACE, *NO_ACCESS) and _is_beside(error.filename, place):
-            remedy = "free some space" if error.errno in NO_SPACE else "make it writable"
-            raise OSError(
-                f"cannot write to {place}: {os.strerror(error.errno)}; {remedy}, or choose another place"
-            ) from error
-        raise
-
-
-def _is_beside(name: object, place: Path) -> bool:
-    """Whether a file is `place`, inside or above it, or one that we put beside it; so is one without a name."""
-    if not isinstance(name, str | bytes | os.PathLike):
-        return True
-    path = Path(os.path.abspath(os.fsdecode(name)))
-    if place.parent not in path.parents:
-        return path in place.parents
-    entry = path.relative_to(place.parent).parts[0]
-    return entry == place.name or entry.startswith(f".{place.name}.")
 
 
 @contextmanager

@@ -24,9 +24,9 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
+from hf_sane.records.disks import NO_SPACE
 from hf_sane.records.documents import Entry
 from hf_sane.records.errors import MALFORMED, InvalidFileError, reading, shorten
-from hf_sane.records.outputs import NO_SPACE
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.building.arguments import split_runs
 from hf_sane.zoo.dataset import Zoo

@@ -1,0 +1,40 @@
+"""Disks that are full or cannot be written, said in one sentence."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Say in one sentence that a disk is full or cannot be written, whoever notices; other errors pass."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"cannot write to {place}: {error}; is the disk full or read-only?") from error
+    except OSError as error:
+        # The name of the file is missing where a write into an open file failed; elsewhere it says whether it is ours.
+        if error.errno in (*NO_SPACE, *NO_ACCESS) and _is_beside(error.filename, place):
+            remedy = "free some space" if error.errno in NO_SPACE else "make it writable"
+            raise OSError(
+                f"cannot write to {place}: {os.strerror(error.errno)}; {remedy}, or choose another place"
+            ) from error
+        raise
+
+
+def _is_beside(name: object, place: Path) -> bool:
+    """Whether a file is `place`, inside or above it, or one that we put beside it; so is one without a name."""
+    if not isinstance(name, str | bytes | os.PathLike):
+        return True
+    path = Path(os.path.abspath(os.fsdecode(name)))
+    if place.parent not in path.parents:
+        return path in place.parents
+    entry = path.relative_to(place.parent).parts[0]
+    return entry == place.name or entry.startswith(f".{place.name}.")
