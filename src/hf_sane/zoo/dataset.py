@@ -27,8 +27,9 @@ from hf_sane.architectures.presets import build_model
 from hf_sane.core.layout import Layout
 from hf_sane.core.types import StateDict
 from hf_sane.networks.stacked import StackedNetworks, with_settings
+from hf_sane.records.disks import NO_SPACE
 from hf_sane.records.errors import InvalidFileError, reading
-from hf_sane.records.outputs import MANIFEST, NO_SPACE
+from hf_sane.records.outputs import MANIFEST
 from hf_sane.records.patience import patiently
 from hf_sane.records.run_record import RunRecord
 from hf_sane.records.sources import HubRepo, find_source
