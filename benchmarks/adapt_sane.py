@@ -31,10 +31,10 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
 from hf_sane.training.lora import CONTRASTIVE_HEAD, add_lora
 from hf_sane.training.pretraining import pretrain
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 
 PATH_MAPS = ["token_in", "latent_out", "latent_in", "token_out"]
@@ -68,7 +68,7 @@ class Experiment:
         """Adapt, or read what was adapted: validation and test R2, parameters, seconds."""
         folder = self.work / f"{kind.replace(',', '').replace(' ', '_')}-{learning_rate:g}-{seed}"
         if not (folder / "model" / "run.json").is_file():
-            arguments = PretrainArguments(
+            arguments = PretrainSettings(
                 zoo=[self.zoo.facts.name],
                 output_dir=str(folder),
                 pretrained=self.sane,

@@ -39,14 +39,14 @@ from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.symmetry.permutation import Dimension, PermutationSpec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import group_by_layout
 from hf_sane.training.preparation import fit_extractor
 from hf_sane.training.pretraining import pretrain
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.importing import import_zoo
+from hf_sane.zoo.importing.settings import ImportSettings
 
 POOLINGS: tuple[LatentPooling, ...] = ("mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance")
 CLASSIC, BOX2D = ("Acrobot", "CartPole", "MountainCar", "Pendulum"), ("BipedalWalker", "LunarLander")
@@ -128,7 +128,7 @@ def symmetries(layout: Layout) -> PermutationSpec:
 
 def read_population(folder: str, work: Path, token_dim: int) -> ZooSplit:
     """All networks below a folder as one split, aligned within each shape to the first of it."""
-    arguments = ImportArguments(folder=folder, token_dim=token_dim, split_shares=[1, 0, 0])
+    arguments = ImportSettings(folder=folder, token_dim=token_dim, split_shares=[1, 0, 0])
     result = import_zoo(arguments, work)
     if lost := [entry.run_id for entry in result.entries if entry.status != "taken"]:
         raise ValueError(f"expected to read every network below {folder}, could not take {lost}")
@@ -282,7 +282,7 @@ def train_sanes(
         inside = np.array(fold_of) == fold
         train, held_out = (population.networks.select(mask) for mask in (~inside, inside))
         extractor = tokenizer(train)
-        settings = PretrainArguments(
+        settings = PretrainSettings(
             zoo=[population.name],
             output_dir=str(work / f"{population.name}-{seed}-{fold}"),
             model={

@@ -31,10 +31,10 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.data import TrainingData
 from hf_sane.training.preparation import one_cycle
 from hf_sane.training.pretraining import Progress, Run
+from hf_sane.training.settings import PretrainSettings
 
 WINDOW, TOKEN_DIM, LATENT = 52, 289, 128
 PROBE_SIDE = 512  # of the products that decide whether bf16 is measured: seconds at most, however slow it is
@@ -210,7 +210,7 @@ def bf16_speedup(sizes: Sizes, repeats: int) -> float:
 def library_run(config: SANEConfig, batches: RandomBatches, precision: str) -> tuple[Run, SANEModel]:
     """The library's training step, without a zoo."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    arguments = PretrainArguments(zoo=["none"], output_dir="none", mixed_precision=precision, learning_rate=1e-4)
+    arguments = PretrainSettings(zoo=["none"], output_dir="none", mixed_precision=precision, learning_rate=1e-4)
     accelerator = Accelerator(mixed_precision=precision, cpu=True)
     torch.manual_seed(0)
     model = SANEModel(config)
@@ -241,7 +241,7 @@ def plain_stepper(config: SANEConfig, batches: RandomBatches) -> Callable[[], Te
     source = SANEModel(config)  # drawn first: the same weights as the library's run
     model = PlainSANE(config).copy_from(source).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=3e-9)
-    arguments = PretrainArguments(zoo=["none"], output_dir="none", learning_rate=1e-4)
+    arguments = PretrainSettings(zoo=["none"], output_dir="none", learning_rate=1e-4)
     scheduler = one_cycle(optimizer, arguments, 1000)
     steps = iter(range(10_000))
 

@@ -21,8 +21,8 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.training.preparation import fit_extractor
-from hf_sane.zoo.building.arguments import seed_zoo
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import seed_zoo
 from hf_sane.zoo.windows.loader import WindowSampler
 
 BATCH_SIZE = 64

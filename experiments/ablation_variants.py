@@ -21,7 +21,7 @@ class Variant:
     Attributes:
         title: What tables call it.
         model: Fields of `SANEConfig`.
-        training: Fields of `PretrainArguments`.
+        training: Fields of `PretrainSettings`.
         aligned: Whether networks are aligned, in training and afterwards.
         tokens: `(token_layout, token_dim)` that the zoos are cut into; `None`: a token per row, as long as the longest.
         window: Tokens of a training window; a share of the network's if it is at most 1.

@@ -32,11 +32,11 @@ from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measur
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.pretraining import pretrain
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.building.arguments import RECIPES
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import RECIPES
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.facts import read_facts
 from hf_sane.zoo.mixing import mix_zoos
@@ -198,7 +198,7 @@ def autoencoder(
             **BASE_TRAINING,
             **variant.training,
         }
-        arguments = PretrainArguments(zoo=list(chosen), output_dir=str(folder), model=model, seed=seed, **settings)
+        arguments = PretrainSettings(zoo=list(chosen), output_dir=str(folder), model=model, seed=seed, **settings)
         pretrain(arguments, zoos=list(chosen.values()))
     return load_sane(folder / "model", dtype=torch.float32)
 

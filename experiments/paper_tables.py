@@ -35,8 +35,8 @@ from hf_sane.sampling.diversity import agreement
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge
 from hf_sane.symmetry.networks import permutation_spec
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.pretraining import pretrain
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import FILE_NAME, read_facts
@@ -118,7 +118,7 @@ def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: 
         model |= {"window_size": layout.num_tokens, "max_positions": layout.max_positions}
     if (folder / "model").is_dir():
         return folder / "model"
-    arguments = PretrainArguments(
+    arguments = PretrainSettings(
         zoo=list(zoos),
         output_dir=str(folder),
         model=model,

@@ -18,8 +18,8 @@ from typing import Any
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
-from hf_sane.zoo.building.arguments import RECIPES
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import RECIPES
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import FILE_NAME, MIX_KEY, read_facts
 from hf_sane.zoo.mixing import mix_zoos

@@ -5,7 +5,7 @@
 
     accelerate launch scripts/pretrain.py --zoo OTHER_ZOO --lora --from org/sane --output_dir runs/adapter
 
-The settings are the fields of `hf_sane.training.arguments.PretrainArguments` (`--help` lists them); `--model` passes fields of
+The settings are the fields of `hf_sane.training.settings.PretrainSettings` (`--help` lists them); `--model` passes fields of
 `SANEConfig` on. Several processes: `accelerate launch --multi_gpu --num_processes 8 scripts/pretrain.py ...`; two on a CPU:
 `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 scripts/pretrain.py ...` (`accelerate launch --cpu --num_processes 2`
 silently runs one). `--streaming` reads zoos of any size, from the Hub too, without keeping them. An interrupted run
@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from hf_sane.hub.adapters import write_pretraining_card
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.failures import run_script
-from hf_sane.training.arguments import parse_arguments
 from hf_sane.training.pretraining import PretrainResult, pretrain
+from hf_sane.training.settings import parse_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> PretrainResult:

@@ -11,8 +11,8 @@ from hub_server import TOKEN, Hub, run_hub
 from huggingface_hub import constants
 
 from hf_sane.networks.images import ImageData, load_images
-from hf_sane.zoo.building.arguments import ZooArguments, hyperparameter_zoo
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import ZooSettings, hyperparameter_zoo
 from hf_sane.zoo.dataset import Zoo
 
 datasets.disable_progress_bars()
@@ -38,7 +38,7 @@ def digits() -> ImageData:
 
 
 @pytest.fixture(scope="session")
-def tiny_zoo_arguments() -> ZooArguments:
+def tiny_zoo_arguments() -> ZooSettings:
     return hyperparameter_zoo(
         num_models=12, epochs=12, keep_epochs=[0, 3, 6, 12], learning_rate=[5e-3, 2e-2], progress_bar=False
     )
@@ -46,7 +46,7 @@ def tiny_zoo_arguments() -> ZooArguments:
 
 @pytest.fixture(scope="session")
 def tiny_zoo_folder(
-    tmp_path_factory: pytest.TempPathFactory, digits: ImageData, tiny_zoo_arguments: ZooArguments
+    tmp_path_factory: pytest.TempPathFactory, digits: ImageData, tiny_zoo_arguments: ZooSettings
 ) -> Path:
     """Folder of `tiny_zoo`; do not write to it."""
     folder = tmp_path_factory.mktemp("zoo") / "tiny"

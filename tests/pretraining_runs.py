@@ -1,7 +1,7 @@
 """Runs of pre-training that stop on the way, as if the machine had."""
 
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.pretraining import PretrainResult, pretrain
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.dataset import Zoo
 
 
@@ -10,7 +10,7 @@ class Interruption(Exception):
 
 
 def train(
-    arguments: PretrainArguments, zoo: Zoo, stop_after: int | None = None
+    arguments: PretrainSettings, zoo: Zoo, stop_after: int | None = None
 ) -> tuple[list[float], PretrainResult | None]:
     """Losses of all steps, and the result (`None` when interrupted, after step `stop_after`)."""
     losses: list[float] = []

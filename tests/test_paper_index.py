@@ -35,10 +35,10 @@ def test_tests_exist(file, name):
 
 
 def test_settings_of_the_model_exist():
-    from hf_sane import PretrainArguments, SANEConfig
+    from hf_sane import PretrainSettings, SANEConfig
 
     objects = re.findall(r"model='(\{[^']*\})'", TEXT)
     assert objects
     for text in objects:
-        assert PretrainArguments(zoo=["zoo"], output_dir="run", model=text).model
-        SANEConfig(**PretrainArguments(zoo=["zoo"], output_dir="run", model=text).model)
+        assert PretrainSettings(zoo=["zoo"], output_dir="run", model=text).model
+        SANEConfig(**PretrainSettings(zoo=["zoo"], output_dir="run", model=text).model)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from hf_sane.sampling.generation import sample_networks
     from hf_sane.symmetry.tracing.trace import trace_permutations
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-    from hf_sane.training.arguments import PretrainArguments
     from hf_sane.training.pretraining import pretrain
-    from hf_sane.zoo.building.arguments import ZooArguments, hyperparameter_zoo, seed_zoo
+    from hf_sane.training.settings import PretrainSettings
     from hf_sane.zoo.building.build import build_zoo
+    from hf_sane.zoo.building.settings import ZooSettings, hyperparameter_zoo, seed_zoo
     from hf_sane.zoo.dataset import Zoo
 
 __version__ = "0.1.0"
@@ -34,22 +34,22 @@ _HOMES = {
     "CIFARResNetConfig": "architectures.configuration_zoo",
     "CNNConfig": "architectures.configuration_zoo",
     "MLPConfig": "architectures.configuration_zoo",
-    "PretrainArguments": "training.arguments",
+    "PretrainSettings": "training.settings",
     "RidgeProbe": "probing.probes",
     "SANEConfig": "models.configuration_sane",
     "SANEFeatureExtractor": "tokenization.feature_extraction_sane",
     "SANEModel": "models.modeling_sane",
     "TokenSequence": "core.types",
     "Zoo": "zoo.dataset",
-    "ZooArguments": "zoo.building.arguments",
+    "ZooSettings": "zoo.building.settings",
     "build_zoo": "zoo.building.build",
     "embed_networks": "probing.embeddings",
-    "hyperparameter_zoo": "zoo.building.arguments",
+    "hyperparameter_zoo": "zoo.building.settings",
     "load_images": "networks.images",
     "pretrain": "training.pretraining",
     "push_generated": "hub.push",
     "sample_networks": "sampling.generation",
-    "seed_zoo": "zoo.building.arguments",
+    "seed_zoo": "zoo.building.settings",
     "trace_permutations": "symmetry.tracing.trace",
 }
 
@@ -57,14 +57,14 @@ __all__ = [
     "CIFARResNetConfig",
     "CNNConfig",
     "MLPConfig",
-    "PretrainArguments",
+    "PretrainSettings",
     "RidgeProbe",
     "SANEConfig",
     "SANEFeatureExtractor",
     "SANEModel",
     "TokenSequence",
     "Zoo",
-    "ZooArguments",
+    "ZooSettings",
     "build_zoo",
     "embed_networks",
     "hyperparameter_zoo",

@@ -10,8 +10,8 @@ from hf_sane.analysis.region_zoos import LabelledNetworks, zoo_networks
 from hf_sane.analysis.regions import RegionMap
 from hf_sane.architectures.presets import cifar_resnet
 from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.zoo.building.arguments import ZooArguments
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import ZooSettings
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.mixing import mix_zoos
 
@@ -20,7 +20,7 @@ from hf_sane.zoo.mixing import mix_zoos
 def other_zoo(digits, tmp_path_factory):
     """Four runs of the same architecture on inverted images."""
     inverted = {f"{name}_images": -digits.split(name)[0] for name in ("train", "validation", "test")}
-    arguments = ZooArguments(
+    arguments = ZooSettings(
         name="inverted", num_models=4, epochs=2, keep_epochs=[1, 2], learning_rate=[1e-2], progress_bar=False, seed=1
     )
     folder = tmp_path_factory.mktemp("other")
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused(tiny_zoo, other_zoo, tmp_path, digits):
         zoo_networks([tiny_zoo], splits=["tset"])
     with pytest.raises(ValueError, match="no network at epoch 7"):
         zoo_networks([tiny_zoo], epoch=7)
-    arguments = ZooArguments(
+    arguments = ZooSettings(
         name="wide", num_models=3, epochs=1, architecture="mlp", architecture_settings={"hidden_sizes": [4]},
         progress_bar=False, split_shares=[1.0, 0.0, 0.0],
     )  # fmt: skip

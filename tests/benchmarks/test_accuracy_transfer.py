@@ -8,8 +8,8 @@ import pytest
 from sklearn.metrics import r2_score
 
 from hf_sane.records.run_record import RunRecord
-from hf_sane.zoo.building.arguments import hyperparameter_zoo
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import hyperparameter_zoo
 from hf_sane.zoo.dataset import Zoo
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "accuracy_transfer.py"

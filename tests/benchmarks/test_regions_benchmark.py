@@ -15,8 +15,8 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.building.arguments import ZooArguments
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import ZooSettings
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "regions.py"
 
@@ -34,7 +34,7 @@ def zoos(digits, tmp_path_factory):
     """Two zoos that differ in name."""
     root = tmp_path_factory.mktemp("zoos")
     for name in ("plain", "other"):
-        arguments = ZooArguments(
+        arguments = ZooSettings(
             name=name, num_models=6, epochs=1, keep_epochs=[1], split_shares=[0.2, 0.4, 0.4], progress_bar=False,
             train_limit=64, validation_limit=32, test_limit=64,
         )  # fmt: skip

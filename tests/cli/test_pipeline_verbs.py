@@ -21,8 +21,8 @@ from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.export import Provenance
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import aligned_tokens
-from hf_sane.zoo.building.arguments import seed_zoo
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import seed_zoo
 
 BASELINES = ("anchors", "reconstructed_anchors", "anchor_noise", "anchor_average", "scratch")
 

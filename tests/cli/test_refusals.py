@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from hf_sane.cli.app import app
 from hf_sane.cli.settings import _without_none
 from hf_sane.records.failures import describe_error
-from hf_sane.training.arguments import VIEWS, PretrainArguments
-from hf_sane.zoo.building.arguments import ZooArguments
+from hf_sane.training.settings import VIEWS, PretrainSettings
+from hf_sane.zoo.building.settings import ZooSettings
 
 
 def verbs(command, path=()):
@@ -41,7 +41,7 @@ CHOICES = [
 ]
 SETTINGS = [
     (verb, f"--{entry.name.replace('_', '-')}", get_args(_without_none(entry.type)))
-    for verb, settings in ((("pretrain",), PretrainArguments), (("zoo", "build"), ZooArguments))
+    for verb, settings in ((("pretrain",), PretrainSettings), (("zoo", "build"), ZooSettings))
     for entry in fields(settings)
     if get_origin(_without_none(entry.type)) is Literal
 ]
@@ -95,12 +95,12 @@ def test_lists_of_choices_too(arguments, said):
 
 def test_python_gets_the_choices_too():
     with pytest.raises(Exception, match="views") as raised:
-        PretrainArguments(zoo=["x"], output_dir="y", views=["permutted"])
+        PretrainSettings(zoo=["x"], output_dir="y", views=["permutted"])
     assert describe_error(raised.value) == (
         f"expected views to be one or two of {', '.join(map(repr, VIEWS))}, got ['permutted']; did you mean 'permuted'?"
     )
     with pytest.raises(Exception, match="second_network") as raised:
-        PretrainArguments(zoo=["x"], output_dir="y", second_network="same_rum")
+        PretrainSettings(zoo=["x"], output_dir="y", second_network="same_rum")
     said = describe_error(raised.value)
     assert said.startswith("expected second_network to be one of 'same'")
     assert said.endswith("got 'same_rum'; did you mean 'same_run'?")

@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_sane.records.run_record import RunRecord
-from hf_sane.zoo.building.arguments import ZooArguments
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import ZooSettings
 
 
 @pytest.fixture(scope="module")
 def other_zoo_folder(digits, tmp_path_factory):
     """Six runs that call their images "inverted"."""
     folder = tmp_path_factory.mktemp("other")
-    arguments = ZooArguments(
+    arguments = ZooSettings(
         name="inverted", num_models=6, epochs=1, keep_epochs=[1], learning_rate=[1e-2], progress_bar=False,
         train_limit=64, validation_limit=50, test_limit=50, seed=1,
     )  # fmt: skip
@@ -161,7 +161,7 @@ def test_pictures_need_matplotlib(tmp_path, hf_sane_command, monkeypatch):
 
 def test_zoos_of_one_seed_are_pointed_out(digits, tmp_path, hf_sane_command):
     for name in ("one", "two"):
-        arguments = ZooArguments(
+        arguments = ZooSettings(
             name=name, num_models=4, epochs=1, keep_epochs=[0], split_shares=[1.0, 0.0, 0.0], progress_bar=False,
             train_limit=32, validation_limit=32, test_limit=32,
         )  # fmt: skip

@@ -8,8 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 from hf_sane.cli.settings import PASS_THROUGH, extra_option, run_with_settings
-from hf_sane.training.arguments import PretrainArguments
-from hf_sane.zoo.building.arguments import ZooArguments
+from hf_sane.training.settings import PretrainSettings
+from hf_sane.zoo.building.settings import ZooSettings
 
 
 @dataclass(kw_only=True)
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused(arguments, message):
     assert message in run(*arguments, exit_code=2)
 
 
-@pytest.mark.parametrize("settings", [PretrainArguments, ZooArguments], ids=lambda settings: settings.__name__)
+@pytest.mark.parametrize("settings", [PretrainSettings, ZooSettings], ids=lambda settings: settings.__name__)
 def test_the_librarys_settings_become_options(settings, capsys):
     app = typer.Typer()
     app.callback()(lambda: None)

@@ -14,8 +14,8 @@ from hf_sane.records.errors import InvalidFileError
 from hf_sane.records.outputs import MANIFEST, UNFINISHED, check_finished
 from hf_sane.records.patience import HubBusyError, patiently
 from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.importing import import_zoo
+from hf_sane.zoo.importing.settings import ImportSettings
 
 FILES = {
     "model.safetensors": os.urandom(300),
@@ -140,7 +140,7 @@ def test_a_hub_that_stays_busy_is_called_so(hub, tmp_path):
         load_state_dict("org/model")
     result = []
     with pytest.raises(ValueError, match="answered 500 Internal Server Error to GET"):
-        import_zoo(ImportArguments(repos=["org/model"]), tmp_path / "zoo", on_entry=result.append)
+        import_zoo(ImportSettings(repos=["org/model"]), tmp_path / "zoo", on_entry=result.append)
     assert [entry.status for entry in result] == ["failed"]
     assert "check your" not in result[0].reason
     assert not (tmp_path / "zoo").exists()
@@ -152,7 +152,7 @@ def test_a_hub_that_cannot_be_reached_is_called_so(hub, tmp_path):
     with pytest.raises(ConnectionError, match=expected):
         pull("org/model", tmp_path / "pulled")
     with pytest.raises(ValueError, match=expected):
-        import_zoo(ImportArguments(repos=["org/model"]), tmp_path / "zoo")
+        import_zoo(ImportSettings(repos=["org/model"]), tmp_path / "zoo")
     assert not (tmp_path / "pulled").exists()
     assert not (tmp_path / "zoo").exists()
 

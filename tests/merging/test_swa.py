@@ -10,8 +10,8 @@ from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.merging.swa import SWASchedule, WeightAverager, train_stacked_swa
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.networks.training import HyperParameters, train_stacked
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.pretraining import prepare_run
+from hf_sane.training.settings import PretrainSettings
 
 KINDS = ["constant", "cyclical"]
 
@@ -140,7 +140,7 @@ def test_schedules_are_checked(settings, message):
 
 def test_inside_the_pre_training_loop(tiny_zoo_folder, tmp_path):
     """Averages a SANE autoencoder along its own loop, under Accelerate and a scheduler of the loop."""
-    arguments = PretrainArguments(
+    arguments = PretrainSettings(
         zoo=[str(tiny_zoo_folder)],
         output_dir=str(tmp_path / "run"),
         model={"hidden_size": 8, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "window_size": 52},

@@ -26,8 +26,8 @@ from hf_sane.analysis.report import SpectrumReport
 from hf_sane.cli.app import app
 from hf_sane.networks.images import ImageData
 from hf_sane.records.failures import run_script
-from hf_sane.zoo.building.arguments import ZooArguments
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import ZooSettings
 from hf_sane.zoo.dataset import Zoo
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def call(*arguments: object) -> None:
 def inputs(tmp_path_factory: pytest.TempPathFactory, digits: ImageData) -> Path:
     """A zoo, one without alignment, a SANE, sampled networks, loose checkpoints: `zoo`, `plain`, `sane`, `sampled`, `loose`."""
     folder = tmp_path_factory.mktemp("inputs")
-    arguments = ZooArguments(
+    arguments = ZooSettings(
         architecture_settings={"conv_channels": [2], "kernel_sizes": [3], "pool_sizes": [2], "hidden_sizes": [4]},
         num_models=8,
         epochs=1,

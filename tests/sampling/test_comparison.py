@@ -25,8 +25,8 @@ from hf_sane.sampling.selection import Judge
 from hf_sane.symmetry.networks import permutation_spec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.building.arguments import seed_zoo
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import seed_zoo
 
 SETTINGS = {"bandwidths": [0.1, 0.5], "num_candidates": 8, "num_kept": 2, "anchor_fraction": 0.5}
 

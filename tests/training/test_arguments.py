@@ -1,4 +1,4 @@
-"""PretrainArguments: every field documented, every mistake named."""
+"""PretrainSettings: every field documented, every mistake named."""
 
 import json
 from dataclasses import fields
@@ -6,21 +6,21 @@ from dataclasses import fields
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 
-from hf_sane.training.arguments import RESUMABLE, PretrainArguments, parse_arguments
+from hf_sane.training.settings import RESUMABLE, PretrainSettings, parse_arguments
 
 NEEDED = {"zoo": ["zoo"], "output_dir": "run"}
 
 
 def test_every_field_has_a_help_text():
-    assert len(fields(PretrainArguments)) > 30
-    for entry in fields(PretrainArguments):
+    assert len(fields(PretrainSettings)) > 30
+    for entry in fields(PretrainSettings):
         assert len(entry.metadata["help"]) >= 20, entry.name
 
 
 def test_flags_and_keywords_give_the_same_arguments():
     flags = "--zoo a b --output_dir run --noise 0.5 --num-epochs 3 --no_progress_bar --views aligned --max_steps 7"
     parsed = parse_arguments([*flags.split(), "--model", '{"hidden_size": 32}'])
-    assert parsed == PretrainArguments(
+    assert parsed == PretrainSettings(
         zoo=["a", "b"],
         output_dir="run",
         noise=0.5,
@@ -34,7 +34,7 @@ def test_flags_and_keywords_give_the_same_arguments():
 
 def test_parsing_leaves_optional_fields_optional():
     parse_arguments(["--zoo", "a", "--output_dir", "run"])
-    assert PretrainArguments(**NEEDED).max_steps is None
+    assert PretrainSettings(**NEEDED).max_steps is None
 
 
 @pytest.mark.parametrize("flag", ["--nois", "--hidden_size", "--view"])
@@ -45,15 +45,15 @@ def test_unknown_and_abbreviated_flags_raise(flag):
 
 def test_unknown_keywords_raise():
     with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rat'"):
-        PretrainArguments(**NEEDED, learning_rat=0.1)
+        PretrainSettings(**NEEDED, learning_rat=0.1)
 
 
 def test_model_settings_come_as_dictionary_json_or_file(tmp_path):
     file = tmp_path / "model.json"
     file.write_text(json.dumps({"latent_dim": 5}))
     for given in ({"latent_dim": 5}, '{"latent_dim": 5}', str(file)):
-        assert PretrainArguments(**NEEDED, model=given).model == {"latent_dim": 5}
-    assert PretrainArguments(**NEEDED).model == {}
+        assert PretrainSettings(**NEEDED, model=given).model == {"latent_dim": 5}
+    assert PretrainSettings(**NEEDED).model == {}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_model_settings_come_as_dictionary_json_or_file(tmp_path):
 )
 def test_wrong_types_raise(wrong):
     with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(wrong))):
-        PretrainArguments(**NEEDED | wrong)
+        PretrainSettings(**NEEDED | wrong)
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,12 @@ def test_wrong_types_raise(wrong):
 )
 def test_values_out_of_range_raise(wrong, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
-        PretrainArguments(**NEEDED | wrong)
+        PretrainSettings(**NEEDED | wrong)
 
 
 def test_a_run_continues_only_with_its_own_settings():
-    first = json.loads(json.dumps(PretrainArguments(**NEEDED).to_dict()))
-    PretrainArguments(**NEEDED | {"output_dir": "moved"}, resume=True, checkpoint_every_steps=9).check_continues(first)
+    first = json.loads(json.dumps(PretrainSettings(**NEEDED).to_dict()))
+    PretrainSettings(**NEEDED | {"output_dir": "moved"}, resume=True, checkpoint_every_steps=9).check_continues(first)
     with pytest.raises(ValueError, match=r"other settings of noise, seed: expected \[0.1, 0\], got \[0.3, 4\]"):
-        PretrainArguments(**NEEDED, noise=0.3, seed=4).check_continues(first)
-    assert set(RESUMABLE) <= {entry.name for entry in fields(PretrainArguments)}
+        PretrainSettings(**NEEDED, noise=0.3, seed=4).check_continues(first)
+    assert set(RESUMABLE) <= {entry.name for entry in fields(PretrainSettings)}

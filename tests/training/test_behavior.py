@@ -13,8 +13,8 @@ from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.behavior import BehaviorLoss, behavior_distance
+from hf_sane.training.settings import PretrainSettings
 
 
 class Split:
@@ -56,7 +56,7 @@ def arguments(**changes):
         "behavior_data": "digits",
         "behavior_images": 16,
     }
-    return PretrainArguments(**needed | changes)
+    return PretrainSettings(**needed | changes)
 
 
 def loss_of(config, extractor, layout, count=6, sane=None, **changes):

@@ -15,10 +15,10 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records.outputs import MANIFEST
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.arguments import PretrainArguments, parse_arguments
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
 from hf_sane.training.lora import LORA_TARGETS, add_lora
 from hf_sane.training.preparation import fit_extractor
+from hf_sane.training.settings import PretrainSettings, parse_arguments
 
 DOCS = Path(__file__).parents[2] / "docs" / "lora.md"
 
@@ -58,7 +58,7 @@ def settings(output_dir, sane_folder, **changes):
         "log_with": "none",
         "progress_bar": False,
     }
-    return PretrainArguments(**defaults | changes)
+    return PretrainSettings(**defaults | changes)
 
 
 def load(sane_folder, folder):
@@ -175,9 +175,9 @@ def test_behavioural_loss_and_recomputed_activations_work_with_an_adapter(tmp_pa
 def test_the_base_is_the_id_that_was_given(sane_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     needed = {"zoo": ["zoo"], "output_dir": "run", "lora": True}
-    assert PretrainArguments(**needed, pretrained="org/sane").base_model == "org/sane"
-    assert PretrainArguments(**needed, pretrained=str(sane_folder)).base_model is None
-    assert PretrainArguments(**needed, pretrained=str(sane_folder), lora_base="org/sane").base_model == "org/sane"
+    assert PretrainSettings(**needed, pretrained="org/sane").base_model == "org/sane"
+    assert PretrainSettings(**needed, pretrained=str(sane_folder)).base_model is None
+    assert PretrainSettings(**needed, pretrained=str(sane_folder), lora_base="org/sane").base_model == "org/sane"
     flags = (
         "--zoo zoo --output_dir run --lora --from org/sane --lora-rank 3 --lora_alpha 5 --lora-targets q_proj v_proj"
     )
@@ -199,4 +199,4 @@ def test_the_base_is_the_id_that_was_given(sane_folder, tmp_path, monkeypatch):
 def test_settings_that_make_no_adapter(changes, message):
     defaults = {"zoo": ["zoo"], "output_dir": "run", "lora": True, "pretrained": "org/sane"}
     with pytest.raises(StrictDataclassClassValidationError, match=message):
-        PretrainArguments(**defaults | changes)
+        PretrainSettings(**defaults | changes)

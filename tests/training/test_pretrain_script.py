@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks.images import load_images
 from hf_sane.records.outputs import MANIFEST
-from hf_sane.zoo.building.arguments import ZooArguments
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import ZooSettings
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 
@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    arguments = ZooArguments(
+    arguments = ZooSettings(
         architecture="mlp",
         architecture_settings={"hidden_sizes": [4]},
         num_models=8,

@@ -18,7 +18,6 @@ from hf_sane.records.locks import folder_lock
 from hf_sane.records.outputs import MANIFEST, UNFINISHED, check_finished
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import (
     evaluate_reconstruction,
     r2_from_sums,
@@ -28,8 +27,9 @@ from hf_sane.training.evaluation import (
 )
 from hf_sane.training.preparation import build_model, fit_extractor, one_cycle, sample_tokens
 from hf_sane.training.pretraining import Run, pretrain
-from hf_sane.zoo.building.arguments import ZooArguments
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import ZooSettings
 from hf_sane.zoo.dataset import Zoo
 
 TINY_MODEL = {
@@ -46,7 +46,7 @@ TINY_MODEL = {
 @pytest.fixture(scope="session")
 def zoo_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    arguments = ZooArguments(
+    arguments = ZooSettings(
         architecture="mlp",
         architecture_settings={"hidden_sizes": [4]},
         num_models=20,
@@ -77,7 +77,7 @@ def settings(output_dir, **changes):
         "log_with": "none",
         "progress_bar": False,
     }
-    return PretrainArguments(**defaults | changes)
+    return PretrainSettings(**defaults | changes)
 
 
 def weights(result):
@@ -402,7 +402,7 @@ def test_zoos_that_do_not_fit_are_refused(tmp_path, zoo, zoo_folder):
     with pytest.raises(ValueError, match=r"tokens of 16 scalars, the model takes 17; leave token_dim out"):
         train(settings(tmp_path / "token", model={**TINY_MODEL, "token_dim": 17}), zoo)
     other = build_zoo(
-        ZooArguments(architecture="mlp", architecture_settings={"hidden_sizes": [4]}, num_models=4, epochs=0, token_dim=20,
+        ZooSettings(architecture="mlp", architecture_settings={"hidden_sizes": [4]}, num_models=4, epochs=0, token_dim=20,
                      split_shares=[0.5, 0.25, 0.25], progress_bar=False),
         load_images("digits", train_limit=50, validation_limit=50, test_limit=50),
         tmp_path / "other",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pretraining_runs import train
 
-from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.training.supervision import PENALTY, SupervisedLoss, left_out_error
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ MODEL = {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attent
 
 def settings(output_dir, **changes):
     defaults = {"zoo": ["unused"], "model": MODEL, "batch_size": 8, "log_with": "none", "progress_bar": False}
-    return PretrainArguments(output_dir=str(output_dir), num_permutations=5, **defaults | changes)
+    return PretrainSettings(output_dir=str(output_dir), num_permutations=5, **defaults | changes)
 
 
 def by_refitting(features, targets, penalty=PENALTY):

@@ -20,8 +20,8 @@ from hf_sane.sampling.diversity import error_overlap
 from hf_sane.sampling.finetuning import accuracy
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.evaluation import r2_from_sums, reconstruction_sums
-from hf_sane.zoo.building.arguments import seed_zoo
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import seed_zoo
 from hf_sane.zoo.facts import read_facts
 
 

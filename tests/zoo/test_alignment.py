@@ -8,8 +8,8 @@ from hf_sane.symmetry.matching import match_weights
 from hf_sane.symmetry.networks import permutation_spec
 from hf_sane.symmetry.tracing.trace import trace_permutations
 from hf_sane.zoo.alignment import Alignment, align_zoo, aligned_tokens, token_permutations
-from hf_sane.zoo.building.arguments import ZooArguments
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import ZooSettings
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_aligned_is_refused(tiny_zoo):
 
 def test_one_reference_cannot_serve_two_architectures(tiny_zoo, tmp_path, digits):
     other = build_zoo(
-        ZooArguments(architecture="mlp", num_models=3, epochs=0, token_dim=73, progress_bar=False), digits, tmp_path
+        ZooSettings(architecture="mlp", num_models=3, epochs=0, token_dim=73, progress_bar=False), digits, tmp_path
     )
     mixed = Zoo({"train": tiny_zoo.splits["train"], "test": other.splits["train"]}, tiny_zoo.facts)
     with pytest.raises(

@@ -14,8 +14,8 @@ from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.records.outputs import MANIFEST
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.building.arguments import ZooArguments, plan_runs
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import ZooSettings, plan_runs
 from hf_sane.zoo.dataset import Zoo
 
 TINY = {"conv_channels": [2, 3], "kernel_sizes": [3, 3], "pool_sizes": [2, 1], "hidden_sizes": [4]}
@@ -36,7 +36,7 @@ def tiny_arguments(**settings):
         "initializations": ["uniform", "kaiming_normal"],
         "progress_bar": False,
     }
-    return ZooArguments(**{**defaults, **settings})
+    return ZooSettings(**{**defaults, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ def test_too_few_usable_runs_are_refused(tmp_path, digits):
 
 @pytest.mark.parametrize("batch_norm", ["tokens", "template"])
 def test_networks_with_batch_norm_come_back_whole(tmp_path, digits, batch_norm):
-    arguments = ZooArguments(
+    arguments = ZooSettings(
         architecture="cifar_resnet",
         architecture_settings={"width": 2},
         num_models=3,

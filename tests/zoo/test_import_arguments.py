@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 
-from hf_sane.zoo.importing.arguments import ImportArguments, parse_size
+from hf_sane.zoo.importing.settings import ImportSettings, parse_size
 
 
 @pytest.mark.parametrize(
@@ -22,23 +22,23 @@ from hf_sane.zoo.importing.arguments import ImportArguments, parse_size
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(StrictDataclassClassValidationError) as caught:
-        ImportArguments(**settings)
+        ImportSettings(**settings)
     assert message in str(caught.value.__cause__)
 
 
 def test_mistyped_settings_are_refused():
     with pytest.raises(StrictDataclassFieldValidationError, match="group_by"):
-        ImportArguments(repos=["a/b"], group_by="family")
+        ImportSettings(repos=["a/b"], group_by="family")
     with pytest.raises(TypeError, match="repositories"):
-        ImportArguments(repositories=["a/b"])
+        ImportSettings(repositories=["a/b"])
 
 
 def test_settings_do_not_tell_where_a_folder_lies(tmp_path):
     (tmp_path / "models").mkdir()
-    found = ImportArguments(folder=str(tmp_path / "models")).to_dict()
+    found = ImportSettings(folder=str(tmp_path / "models")).to_dict()
     assert found["folder"] == "models"
     assert str(tmp_path) not in str(found)
-    assert ImportArguments(repos=["a/b"]).to_dict()["folder"] is None
+    assert ImportSettings(repos=["a/b"]).to_dict()["folder"] is None
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from safetensors.torch import save, save_file
 
 from hf_sane.records.outputs import begin_folder, output_folder
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.importing import import_zoo
+from hf_sane.zoo.importing.settings import ImportSettings
 
 
 def weights(seed):
@@ -67,7 +67,7 @@ def test_one_bad_folder_does_not_stop_the_others(folder, tmp_path):
     os.symlink("nowhere", folder / "broken" / "model.safetensors")
     (folder / "broken" / "loop.safetensors").symlink_to(folder / "broken" / "loop.safetensors")
     (folder / "folder.safetensors").mkdir()
-    result = import_zoo(ImportArguments(folder=str(folder), token_dim=4), tmp_path / "zoo")
+    result = import_zoo(ImportSettings(folder=str(folder), token_dim=4), tmp_path / "zoo")
     became = {entry.run_id: entry for entry in result.entries}
     assert sorted(name for name, entry in became.items() if entry.status == "taken") == [
         f"good_{index:02}" for index in range(12)
@@ -91,7 +91,7 @@ def test_one_bad_repository_does_not_stop_the_others(local_hub, tmp_path):
         local_hub.storage.add_files("models", f"org/{name}", files)
         names.append(f"org/{name}")
     result = import_zoo(
-        ImportArguments(repos=names, token_dim=4), tmp_path / "zoo", api=HfApi(endpoint=local_hub.address)
+        ImportSettings(repos=names, token_dim=4), tmp_path / "zoo", api=HfApi(endpoint=local_hub.address)
     )
     became = {entry.run_id: entry.status for entry in result.entries}
     assert [name for name, status in became.items() if name.startswith("org/good") and status != "taken"] == []
@@ -106,7 +106,7 @@ def test_outputs_that_are_unfinished_or_changed_are_skipped(tmp_path):
             save_file(weights(index), partial / "model.safetensors")
     save_file(weights(9), root / "run_3" / "model.safetensors")
     begin_folder(root / "run_4", "soup")
-    result = import_zoo(ImportArguments(folder=str(root), token_dim=4), tmp_path / "zoo")
+    result = import_zoo(ImportSettings(folder=str(root), token_dim=4), tmp_path / "zoo")
     became = {entry.run_id: entry for entry in result.entries}
     assert [entry.status for entry in became.values()] == ["taken"] * 3 + ["skipped"] * 2
     assert "expected the content that hf_sane_manifest.json lists" in became["run_3"].reason
@@ -119,7 +119,7 @@ def test_a_name_that_is_no_unicode_is_skipped(tmp_path):
     save_file(weights(0), folder / "good.safetensors")
     (tmp_path / "copy.safetensors").write_bytes((folder / "good.safetensors").read_bytes())
     os.rename(os.fsencode(tmp_path / "copy.safetensors"), os.fsencode(folder) + b"/bad_\xff.safetensors")
-    arguments = ImportArguments(folder=str(folder), token_dim=4, split_shares=[1, 0, 0])
+    arguments = ImportSettings(folder=str(folder), token_dim=4, split_shares=[1, 0, 0])
     result = import_zoo(arguments, tmp_path / "zoo")
     assert Counter(entry.status for entry in result.entries) == {"taken": 1, "skipped": 1}
     assert "not valid Unicode" in next(entry.reason for entry in result.entries if entry.status == "skipped")
@@ -177,7 +177,7 @@ LAYOUTS = ["run_{run}/epoch_{epoch}.safetensors", "run_{run}/checkpoint-{epoch}/
 @pytest.mark.parametrize("seed", range(3))
 def test_checkpoints_of_one_run_are_in_one_split(layout, seed, tmp_path, caplog):
     runs(tmp_path / "runs", layout)
-    result = import_zoo(ImportArguments(folder=str(tmp_path / "runs"), token_dim=4, seed=seed), tmp_path / "zoo")
+    result = import_zoo(ImportSettings(folder=str(tmp_path / "runs"), token_dim=4, seed=seed), tmp_path / "zoo")
     found = homes(result.zoo)
     assert sorted(found) == list("0123")
     assert {len(splits) for splits in found.values()} == {1}
@@ -189,7 +189,7 @@ def test_checkpoints_of_one_run_are_in_one_split(layout, seed, tmp_path, caplog)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_split_that_parts_a_run_is_warned_of(layout, tmp_path, caplog):
     runs(tmp_path / "runs", layout)
-    arguments = ImportArguments(folder=str(tmp_path / "runs"), token_dim=4, group_by="network")
+    arguments = ImportSettings(folder=str(tmp_path / "runs"), token_dim=4, group_by="network")
     result = import_zoo(arguments, tmp_path / "zoo")
     parted = sorted(run for run, splits in homes(result.zoo).items() if len(splits) > 1)
     assert parted
@@ -202,11 +202,11 @@ def test_a_split_that_parts_a_run_is_warned_of(layout, tmp_path, caplog):
 def test_files_beside_each_other_in_the_folder_itself_are_one_group(tmp_path):
     runs(tmp_path / "runs", "run_{run}_{epoch}.safetensors")
     with pytest.raises(ValueError, match=r"12 networks make 1 groups by repository.*say group_by network"):
-        import_zoo(ImportArguments(folder=str(tmp_path / "runs"), token_dim=4), tmp_path / "zoo")
+        import_zoo(ImportSettings(folder=str(tmp_path / "runs"), token_dim=4), tmp_path / "zoo")
 
 
 def test_model_folders_beside_each_other_are_repositories(tmp_path):
     runs(tmp_path / "runs", "author_{run}/model_{epoch}/model.safetensors")
-    result = import_zoo(ImportArguments(folder=str(tmp_path / "runs"), token_dim=4), tmp_path / "zoo")
+    result = import_zoo(ImportSettings(folder=str(tmp_path / "runs"), token_dim=4), tmp_path / "zoo")
     assert [len(split) for split in result.zoo.splits.values()] == [8, 2, 2]
     assert result.zoo.facts.data["parted"] == 0

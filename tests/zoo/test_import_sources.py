@@ -8,8 +8,8 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save
 
-from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.importing import import_zoo
+from hf_sane.zoo.importing.settings import ImportSettings
 from hf_sane.zoo.importing.sources import find_networks, find_sources
 
 INDEX = "model.safetensors.index.json"
@@ -88,7 +88,7 @@ def test_folders_are_repositories(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("---\nlicense: mit\n---\n" if name.endswith(".md") else name)
-    sources = list(find_sources(ImportArguments(folder=str(tmp_path)), HfApi()))
+    sources = list(find_sources(ImportSettings(folder=str(tmp_path)), HfApi()))
     found = {source.label: source.open()[0] for source in sources}
     assert sorted(found) == [
         "loose.pt",
@@ -107,9 +107,9 @@ def test_folders_are_repositories(tmp_path):
     assert found["org/one"].revision is None
     before = found["loose.pt"].state
     (tmp_path / "loose.pt").write_text("longer than before")
-    again = {source.label: source for source in find_sources(ImportArguments(folder=str(tmp_path)), HfApi())}
+    again = {source.label: source for source in find_sources(ImportSettings(folder=str(tmp_path)), HfApi())}
     assert again["loose.pt"].open()[0].state != before
-    (single,) = find_sources(ImportArguments(folder=str(tmp_path / "org" / "one")), HfApi())
+    (single,) = find_sources(ImportSettings(folder=str(tmp_path / "org" / "one")), HfApi())
     assert single.label == "one"
 
 
@@ -145,7 +145,7 @@ def test_a_folder_is_taken_or_listed_file_by_file_whatever_their_names(tmp_path)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     settings = {"folder": str(folder), "token_dim": 4, "split_shares": [1, 0, 0]}
-    result = import_zoo(ImportArguments(**settings, allow_pickle=True), tmp_path / "zoo")
+    result = import_zoo(ImportSettings(**settings, allow_pickle=True), tmp_path / "zoo")
     found = {entry.run_id: entry for entry in result.entries}
     assert found.keys() == {*taken, *skipped}
     assert {name for name, entry in found.items() if entry.status == "taken"} == set(taken)
@@ -155,10 +155,10 @@ def test_a_folder_is_taken_or_listed_file_by_file_whatever_their_names(tmp_path)
         assert str(tmp_path) not in found[name].reason
     values = sorted(float(network[0, 0]) for network in (result.zoo.splits["train"].tokens(row) for row in range(6)))
     assert values == [0, 1, 2, 3, 4, 5]
-    refused = import_zoo(ImportArguments(**settings), tmp_path / "safe")
+    refused = import_zoo(ImportSettings(**settings), tmp_path / "safe")
     assert {e.run_id for e in refused.entries if e.status == "taken"} == {"sub/weights.dat", "really_safetensors.bin"}
     averages = import_zoo(
-        ImportArguments(**settings, allow_pickle=True, key="model_ema", files=["*.ckpt"]), tmp_path / "averages"
+        ImportSettings(**settings, allow_pickle=True, key="model_ema", files=["*.ckpt"]), tmp_path / "averages"
     )
     assert float(averages.zoo.splits["train"].tokens(0)[0, 0]) == 6
 
@@ -167,7 +167,7 @@ def test_a_path_among_repositories_is_skipped_and_the_rest_goes_on(tmp_path, loc
     local_hub.storage.add_files("models", "org/network", {"model.safetensors": save({"w": torch.ones(2, 2)})})
     (tmp_path / "here").mkdir()
     names = ["no/valid/name", str(tmp_path / "here"), "org/network"]
-    result = import_zoo(ImportArguments(repos=names, token_dim=2, split_shares=[1, 0, 0]), tmp_path / "zoo")
+    result = import_zoo(ImportSettings(repos=names, token_dim=2, split_shares=[1, 0, 0]), tmp_path / "zoo")
     assert [entry.status for entry in result.entries] == ["skipped", "skipped", "taken"]
     assert "got a path, which does not exist" in result.entries[0].reason
     assert "got a path, which is on this machine: give it as folder (--folder)" in result.entries[1].reason

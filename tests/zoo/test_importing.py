@@ -20,9 +20,9 @@ from hf_sane.records.errors import InvalidFileError
 from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import read_facts
-from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.importing import group_networks, import_zoo
 from hf_sane.zoo.importing.reading import ImportedNetwork
+from hf_sane.zoo.importing.settings import ImportSettings
 from hf_sane.zoo.records import FEATURES, IMPORT_FEATURES
 from hf_sane.zoo.stream import ZooStream
 from hf_sane.zoo.writing import NETWORKS_NAME, REPORT_NAME
@@ -119,7 +119,7 @@ REASONS = {
 @pytest.fixture(scope="module")
 def imported(models: Path, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("imported") / "zoo"
-    return folder, import_zoo(ImportArguments(folder=str(models), **SETTINGS), folder)
+    return folder, import_zoo(ImportSettings(folder=str(models), **SETTINGS), folder)
 
 
 def rows(zoo: Zoo) -> Iterator[tuple]:
@@ -259,7 +259,7 @@ def test_zoos_in_folders_of_one_name_are_not_mixed_up(models, tmp_path):
     """Datasets looks in its cache for the name of the folder and the YAML of its card."""
     for seed, settings in enumerate([{"files": ["[01]*"]}, {"files": ["[12]*"]}]):
         folder = tmp_path / str(seed) / "same-name"
-        arguments = ImportArguments(folder=str(models / "mlps"), token_dim=9, split_shares=[1, 0, 0], **settings)
+        arguments = ImportSettings(folder=str(models / "mlps"), token_dim=9, split_shares=[1, 0, 0], **settings)
         zoo = import_zoo(arguments, folder).zoo
         rows = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
         assert rows["run_id"] == zoo.splits["train"].run_ids
@@ -267,7 +267,7 @@ def test_zoos_in_folders_of_one_name_are_not_mixed_up(models, tmp_path):
 
 def test_an_import_that_is_finished_is_loaded_and_another_one_refused(imported, models):
     folder, result = imported
-    arguments = ImportArguments(folder=str(models), **SETTINGS)
+    arguments = ImportSettings(folder=str(models), **SETTINGS)
     before = (folder / "zoo.json").stat().st_mtime_ns
     again = import_zoo(arguments, folder)
     assert again.entries == result.entries
@@ -275,9 +275,9 @@ def test_an_import_that_is_finished_is_loaded_and_another_one_refused(imported, 
     with pytest.raises(
         ValueError, match=r"holds a finished zoo with other settings of seed: expected \[0\], got \[1\]"
     ):
-        import_zoo(ImportArguments(folder=str(models), **SETTINGS, seed=1), folder)
+        import_zoo(ImportSettings(folder=str(models), **SETTINGS, seed=1), folder)
     other = import_zoo(
-        ImportArguments(folder=str(models / "mlps"), token_dim=9, group_by="network"), folder, config="mlps"
+        ImportSettings(folder=str(models / "mlps"), token_dim=9, group_by="network"), folder, config="mlps"
     )
     assert len(other.zoo) == 3
     assert read_facts(folder).keys() == {"default", "mlps"}
@@ -285,7 +285,7 @@ def test_an_import_that_is_finished_is_loaded_and_another_one_refused(imported, 
 
 
 def test_an_interrupted_import_goes_on(models, tmp_path, monkeypatch):
-    arguments = ImportArguments(folder=str(models / "mlps"), token_dim=9, group_by="network")
+    arguments = ImportSettings(folder=str(models / "mlps"), token_dim=9, group_by="network")
     whole = import_zoo(arguments, tmp_path / "whole")
 
     def stop(entry):
@@ -310,7 +310,7 @@ def test_an_interrupted_import_goes_on(models, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])
 def test_a_damaged_file_of_an_interrupted_import_is_made_again(damage, models, tmp_path):
-    arguments = ImportArguments(folder=str(models / "mlps"), token_dim=9, group_by="network")
+    arguments = ImportSettings(folder=str(models / "mlps"), token_dim=9, group_by="network")
     whole = import_zoo(arguments, tmp_path / "whole")
 
     def stop(entry):
@@ -336,8 +336,8 @@ def test_a_damaged_file_of_an_interrupted_import_is_made_again(damage, models, t
 def test_what_cannot_make_a_zoo_is_refused(models, tmp_path):
     few = {"folder": str(models / "mlps"), "files": ["0*"], "token_dim": 9}
     with pytest.raises(ValueError, match="1 networks make 1 groups by repository, expected at least 3 for 3 splits"):
-        import_zoo(ImportArguments(**few), tmp_path)
-    result = import_zoo(ImportArguments(**few, split_shares=[1, 0, 0]), tmp_path)
+        import_zoo(ImportSettings(**few), tmp_path)
+    result = import_zoo(ImportSettings(**few, split_shares=[1, 0, 0]), tmp_path)
     assert [len(split) for split in result.zoo.splits.values()] == [1, 0, 0]
     assert [entry.reason for entry in result.entries[1:]] == [
         "no weights among its files match 0*; it holds .safetensors"
@@ -347,17 +347,17 @@ def test_what_cannot_make_a_zoo_is_refused(models, tmp_path):
     assert ZooStream.open(tmp_path).sample("test", 5).run_ids == []
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"none of 0 networks could be taken \(nothing was found\)"):
-        import_zoo(ImportArguments(folder=str(tmp_path / "empty")), tmp_path / "other")
+        import_zoo(ImportSettings(folder=str(tmp_path / "empty")), tmp_path / "other")
     shutil.copy(models / "bad/nan.safetensors", tmp_path / "empty")
     with pytest.raises(ValueError, match=r"none of 1 networks could be taken \(nan.safetensors: NaN or infinite"):
-        import_zoo(ImportArguments(folder=str(tmp_path / "empty")), tmp_path / "other")
+        import_zoo(ImportSettings(folder=str(tmp_path / "empty")), tmp_path / "other")
     shutil.copy(models / "bad/long.safetensors", tmp_path / "empty")
     message = "its 400 weights would take 115,600 scalars as tokens, padding included, the limit is 10,000"
     with pytest.raises(ValueError, match=message):
-        import_zoo(ImportArguments(folder=str(tmp_path / "empty"), max_bytes=5000), tmp_path / "other")
+        import_zoo(ImportSettings(folder=str(tmp_path / "empty"), max_bytes=5000), tmp_path / "other")
     shutil.copy(models / "resnet.pt", tmp_path / "empty")
     with pytest.raises(ValueError, match="resnet.pt: it is a pickle, which can run code when it is opened"):
-        import_zoo(ImportArguments(folder=str(tmp_path / "empty"), files=["resnet.pt"]), tmp_path / "other")
+        import_zoo(ImportSettings(folder=str(tmp_path / "empty"), files=["resnet.pt"]), tmp_path / "other")
 
 
 def test_groups_stay_in_one_split(models, tmp_path):
@@ -369,18 +369,16 @@ def test_groups_stay_in_one_split(models, tmp_path):
             write(folder, f"{author}/{index}/model.safetensors", weights, card=base if index else "")
     for seed in range(4):
         by_author = import_zoo(
-            ImportArguments(folder=str(folder), token_dim=3, group_by="author", seed=seed), tmp_path / f"author-{seed}"
+            ImportSettings(folder=str(folder), token_dim=3, group_by="author", seed=seed), tmp_path / f"author-{seed}"
         )
         authors = [set(split.column("author")) for split in by_author.zoo.splits.values()]
         assert all(authors)
         assert sum(map(len, authors)) == 4
-    by_family = import_zoo(
-        ImportArguments(folder=str(folder), token_dim=3, group_by="base_model"), tmp_path / "family"
-    )
+    by_family = import_zoo(ImportSettings(folder=str(folder), token_dim=3, group_by="base_model"), tmp_path / "family")
     homes = {name: id(split) for name, split, _ in rows(by_family.zoo)}
     for family in (["a/1", "a/2", "b/1", "b/2"], ["c/0", "c/1", "c/2"], ["d/0", "d/1", "d/2"]):
         assert len({homes[name] for name in family}) == 1
-    by_repository = import_zoo(ImportArguments(folder=str(folder), token_dim=3), tmp_path / "repository")
+    by_repository = import_zoo(ImportSettings(folder=str(folder), token_dim=3), tmp_path / "repository")
     assert [len(split) for split in by_repository.zoo.splits.values()] == [8, 2, 2]
 
 
@@ -440,7 +438,7 @@ def test_only_what_is_needed_is_downloaded(hub, tmp_path):
         "small@v1",
         "none",
     ]
-    arguments = ImportArguments(
+    arguments = ImportSettings(
         repos=[*(f"org/{name}" for name in names), "org/small@nowhere"],
         max_bytes=1_900_000,
         max_tokens=5000,
@@ -504,7 +502,7 @@ def test_pickles_that_are_allowed_hold_weights_only(hub, tmp_path):
     for name, content in (("weights", mlp(3, 4)), ("code", {"a": nn.Linear(2, 2)}), ("more", mlp(4, 4))):
         torch.save(content, tmp_path / "pickle")
         hub.storage.add_files("models", f"org/{name}", {"pytorch_model.bin": (tmp_path / "pickle").read_bytes()})
-    arguments = ImportArguments(
+    arguments = ImportSettings(
         repos=["org/weights", "org/code", "org/more"], allow_pickle=True, split_shares=[1, 0, 0]
     )
     result = import_zoo(arguments, tmp_path / "zoo", api=HfApi(endpoint=hub.address, token=False))
@@ -522,7 +520,7 @@ def test_models_are_found_by_author_tag_and_name(hub, tmp_path):
         hub.storage.add_files("models", name, files, downloads=number)
 
     def names(**settings):
-        arguments = ImportArguments(split_shares=[1, 0, 0], **settings)
+        arguments = ImportSettings(split_shares=[1, 0, 0], **settings)
         api = HfApi(endpoint=hub.address, token=False)
         return [e.run_id for e in import_zoo(arguments, tmp_path / "-".join(settings), api=api).entries]
 
@@ -546,7 +544,7 @@ def test_a_hub_that_dies_during_a_download_is_no_reason_to_give_up(hub, tmp_path
         hub.storage.add_files("models", name, files)
     head = hub.repositories["models", "org/first"].head
     head.files = Files(head.files)
-    arguments = ImportArguments(repos=["org/first", "org/second"])
+    arguments = ImportSettings(repos=["org/first", "org/second"])
     with pytest.raises(ValueError, match=r"none of 2 networks could be taken \(org/first: "):
         import_zoo(
             arguments, tmp_path / "zoo", api=HfApi(endpoint=hub.address, token=False), on_entry=(seen := []).append
@@ -557,7 +555,7 @@ def test_a_hub_that_dies_during_a_download_is_no_reason_to_give_up(hub, tmp_path
 def test_what_could_not_be_reached_is_tried_again_and_nothing_else(hub, tmp_path, monkeypatch):
     for number in range(3):
         hub.storage.add_files("models", f"org/{number}", {"model.safetensors": weights(3, 3, seed=number)})
-    arguments = ImportArguments(repos=[f"org/{number}" for number in range(3)], split_shares=[1, 0, 0])
+    arguments = ImportSettings(repos=[f"org/{number}" for number in range(3)], split_shares=[1, 0, 0])
 
     def cut_after_the_first(entry):
         if entry.run_id == "org/0":

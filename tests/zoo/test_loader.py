@@ -12,8 +12,8 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import Alignment, aligned_tokens
-from hf_sane.zoo.building.arguments import ZooArguments
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import ZooSettings
 from hf_sane.zoo.dataset import ZooSplit
 from hf_sane.zoo.facts import read_facts
 from hf_sane.zoo.windows.loader import WindowSampler
@@ -35,7 +35,7 @@ def extractor(tiny_zoo):
 @pytest.fixture(scope="module")
 def mlp_zoo(tmp_path_factory, digits):
     """Another architecture with tokens of the same size: 12 tokens."""
-    arguments = ZooArguments(
+    arguments = ZooSettings(
         architecture="mlp",
         architecture_settings={"hidden_sizes": [2]},
         num_models=5,

@@ -10,8 +10,8 @@ import torch
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.preparation import fit_extractor
 from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.building.arguments import ZooArguments
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import ZooSettings
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.mixing import mix_zoos
 from hf_sane.zoo.windows.loader import WindowSampler
@@ -19,7 +19,7 @@ from hf_sane.zoo.windows.loader import WindowSampler
 
 @pytest.fixture(scope="module")
 def mlp_zoo(tmp_path_factory, digits):
-    arguments = ZooArguments(
+    arguments = ZooSettings(
         name="mlps", architecture="mlp", num_models=8, epochs=1, keep_epochs=[0, 1], token_dim=40, token_layout="dense"
     )
     return build_zoo(arguments, digits, tmp_path_factory.mktemp("mlps"))
@@ -150,7 +150,7 @@ def test_zoos_that_store_batch_norm_in_different_places(tiny_zoo, digits, tmp_pa
     settings = {"architecture": "cifar_resnet", "architecture_settings": {"width": 2}, "num_models": 4, "epochs": 0}
     zoos = {
         place: build_zoo(
-            ZooArguments(**settings, batch_norm=place, token_dim=73, train_limit=32, split_shares=[0.5, 0.25, 0.25]),
+            ZooSettings(**settings, batch_norm=place, token_dim=73, train_limit=32, split_shares=[0.5, 0.25, 0.25]),
             digits,
             tmp_path / place,
         )

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.data import TrainingData
 from hf_sane.training.preparation import fit_extractor
-from hf_sane.zoo.building.arguments import seed_zoo
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import seed_zoo
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.records import FEATURES
 from hf_sane.zoo.stream import ZooStream
@@ -154,7 +154,7 @@ def test_zoos_take_turns_in_proportion_to_their_size(many_groups, extractor):
 
 
 def test_training_data_of_a_stream_is_a_sample_and_the_stream(tiny_zoo_folder, tiny_zoo):
-    arguments = PretrainArguments(
+    arguments = PretrainSettings(
         zoo=[str(tiny_zoo_folder)], output_dir="x", streaming=True, stream_sample=7, eval_models=3, batch_size=2
     )
     data = TrainingData.load(arguments)
@@ -187,4 +187,4 @@ def test_errors(many_groups, extractor, tmp_path, tiny_zoo_folder):
         StreamedBatches([empty], extractor, window_size=5, batch_size=2).batch(0)
     nothing = replace(many_groups, facts=replace(many_groups.facts, splits={"train": {"networks": 0}}))
     with pytest.raises(ValueError, match=r"expected training models in every zoo, got \[0\]; build larger zoos"):
-        TrainingData._open_streams([nothing], PretrainArguments(zoo=["x"], output_dir="x"))
+        TrainingData._open_streams([nothing], PretrainSettings(zoo=["x"], output_dir="x"))

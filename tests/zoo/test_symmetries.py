@@ -28,8 +28,8 @@ from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.importing import import_zoo
+from hf_sane.zoo.importing.settings import ImportSettings
 from hf_sane.zoo.stream import ZooStream
 from hf_sane.zoo.symmetries import fit_spec, imported_spec, network_spec
 from hf_sane.zoo.windows.loader import WindowSampler
@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def imported(folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("imported")
-    return import_zoo(ImportArguments(folder=str(folder), token_dim=24, split_shares=[1, 0, 0]), output).zoo, output
+    return import_zoo(ImportSettings(folder=str(folder), token_dim=24, split_shares=[1, 0, 0]), output).zoo, output
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_specs_can_be_given_for_networks_without_a_configuration(tmp_path):
     for seed in range(3):
         torch.manual_seed(seed)
         save_file(plain().state_dict(), tmp_path / "nets" / f"{seed}.safetensors")
-    arguments = ImportArguments(folder=str(tmp_path / "nets"), token_dim=9, split_shares=[1, 0, 0])
+    arguments = ImportSettings(folder=str(tmp_path / "nets"), token_dim=9, split_shares=[1, 0, 0])
     zoo = import_zoo(arguments, tmp_path / "zoo").zoo
     split = zoo.splits["train"]
     message = (

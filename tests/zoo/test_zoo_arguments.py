@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_sane.architectures.presets import cnn_digits
-from hf_sane.zoo.building.arguments import (
-    ZooArguments,
+from hf_sane.zoo.building.settings import (
+    ZooSettings,
     hyperparameter_zoo,
     parse_arguments,
     plan_runs,
@@ -73,25 +73,25 @@ def test_too_few_runs_are_refused():
 
 
 def test_kept_epochs_default_to_the_usual_ones():
-    assert ZooArguments(epochs=9).kept_epochs == [0, 1, 2, 4, 8, 9]
-    assert ZooArguments(epochs=0).kept_epochs == [0]
-    assert ZooArguments(epochs=9, keep_epochs=[9, 3, 3]).kept_epochs == [3, 9]
+    assert ZooSettings(epochs=9).kept_epochs == [0, 1, 2, 4, 8, 9]
+    assert ZooSettings(epochs=0).kept_epochs == [0]
+    assert ZooSettings(epochs=9, keep_epochs=[9, 3, 3]).kept_epochs == [3, 9]
 
 
 def test_architecture_settings_from_json_text_and_file(tmp_path):
     path = tmp_path / "settings.json"
     path.write_text('{"hidden_sizes": [5]}')
     for given in ('{"hidden_sizes": [5]}', str(path)):
-        assert ZooArguments(architecture_settings=given).architecture_settings == {"hidden_sizes": [5]}
+        assert ZooSettings(architecture_settings=given).architecture_settings == {"hidden_sizes": [5]}
 
 
 def test_configuration_follows_the_images(digits):
-    config = ZooArguments(architecture="mlp", architecture_settings={"hidden_sizes": [3]}).config(digits)
+    config = ZooSettings(architecture="mlp", architecture_settings={"hidden_sizes": [3]}).config(digits)
     assert (config.image_size, config.num_channels, config.num_classes) == (8, 1, 10)
-    assert ZooArguments(architecture="cifar_resnet").config(digits).num_channels == 1
+    assert ZooSettings(architecture="cifar_resnet").config(digits).num_channels == 1
     for settings in ({"activations": ["relu"]}, {"dropout": [0.0, 0.1]}):
         with pytest.raises(ValueError, match="cifar_resnet has a fixed activation and no dropout"):
-            ZooArguments(architecture="cifar_resnet", **settings).config(digits)
+            ZooSettings(architecture="cifar_resnet", **settings).config(digits)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_configuration_follows_the_images(digits):
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises((StrictDataclassError, TypeError), match=message):
-        ZooArguments(**settings)
+        ZooSettings(**settings)
 
 
 def test_command_line_and_recipe():
@@ -139,5 +139,5 @@ def test_command_line_and_recipe():
     assert (listed.optimizers, listed.initializations) == (["sgd"], ["normal", "uniform"])
     assert listed.kept_epochs == [2, 4]
     plain = parse_arguments(["--output_dir", "here", "--config", "mine"])
-    assert (plain.arguments, plain.config) == (ZooArguments(), "mine")
-    assert ZooArguments(train_limit=None).train_limit is None  # parsing must leave the types alone
+    assert (plain.arguments, plain.config) == (ZooSettings(), "mine")
+    assert ZooSettings(train_limit=None).train_limit is None  # parsing must leave the types alone

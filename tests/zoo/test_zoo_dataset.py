@@ -21,7 +21,7 @@ from hf_sane.zoo import records
 from hf_sane.zoo.cards import render_card
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.facts import architecture_facts, config_from_dict
-from hf_sane.zoo.importing.arguments import ImportArguments
+from hf_sane.zoo.importing.settings import ImportSettings
 from hf_sane.zoo.records import FEATURES
 from hf_sane.zoo.table import ZooTable
 
@@ -262,7 +262,7 @@ def test_the_recipe_of_a_zoo_trains_networks_as_it_did(tiny_zoo):
     assert sgd.training_recipe == {"optimizer": "sgd", "learning_rate": 5 * 5e-3, "weight_decay": 0.5}
 
 
-@pytest.mark.parametrize("arguments", [{}, ImportArguments(repos=["org/a"]).to_dict(), {"token_dim": 5}])
+@pytest.mark.parametrize("arguments", [{}, ImportSettings(repos=["org/a"]).to_dict(), {"token_dim": 5}])
 def test_imported_and_mixed_zoos_have_no_recipe(tiny_zoo, arguments):
     silent = replace(tiny_zoo.facts, arguments=arguments, name="others")
     with pytest.raises(

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import check_config_name
-from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.importing import import_zoo
+from hf_sane.zoo.importing.settings import ImportSettings
 from hf_sane.zoo.stream import ZooStream
 
 
@@ -21,7 +21,7 @@ def imported(tmp_path_factory):
             folder.mkdir(parents=True)
             save_file({"w": torch.full((3, 4), 10.0 * zoo + index)}, folder / "model.safetensors")
     for zoo, name in enumerate(("first", "second")):
-        import_zoo(ImportArguments(folder=str(root / f"models_{zoo}"), token_dim=4), root / name)
+        import_zoo(ImportSettings(folder=str(root / f"models_{zoo}"), token_dim=4), root / name)
     return root
 
 
@@ -64,7 +64,7 @@ def test_names_that_cannot_be_read_everywhere_are_refused_before_the_work(config
     with pytest.raises(ValueError, match="expected a name for the zoo"):
         check_config_name(config)
     seen = []
-    arguments = ImportArguments(folder=str(imported / "models_0"), token_dim=4)
+    arguments = ImportSettings(folder=str(imported / "models_0"), token_dim=4)
     with pytest.raises(ValueError, match=r"expected a name for the zoo \(config\) of up to 100 letters"):
         import_zoo(arguments, tmp_path / "new", config=config, on_entry=seen.append)
     assert not seen

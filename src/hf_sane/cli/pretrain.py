@@ -13,18 +13,18 @@ def pretrain(ctx: typer.Context) -> None:
 
     One process; scripts/pretrain.py takes the same settings and can be launched on several with accelerate.
     """
-    from hf_sane.training.arguments import PretrainArguments
+    from hf_sane.training.settings import PretrainSettings
 
-    run_with_settings(ctx, PretrainArguments, _pretrain, aliases={"output_dir": "--output", "pretrained": "--from"})
+    run_with_settings(ctx, PretrainSettings, _pretrain, aliases={"output_dir": "--output", "pretrained": "--from"})
 
 
 def _pretrain(given: dict[str, Any]) -> None:
     from hf_sane.hub.adapters import write_pretraining_card
     from hf_sane.training import pretraining
-    from hf_sane.training.arguments import PretrainArguments
+    from hf_sane.training.settings import PretrainSettings
 
     hide_loading_bars()
-    arguments = PretrainArguments(**given)
+    arguments = PretrainSettings(**given)
     result = pretraining.pretrain(arguments, describe=write_pretraining_card)
     facts = {"reconstruction R2 (validation)": result.reconstruction_text, "loss": result.loss, "steps": result.steps}
     print_table(("", ""), list(facts.items()))

@@ -24,7 +24,7 @@ Recipe = Literal["seed", "hyperparameter"]
 @zoo_app.command("build", **PASS_THROUGH)
 def build(ctx: typer.Context) -> None:
     """Train many networks and save them as a zoo; an interrupted build continues where it stopped."""
-    from hf_sane.zoo.building.build import ZooArguments
+    from hf_sane.zoo.building.build import ZooSettings
 
     extra = [
         extra_option("output", Path, "Folder of the zoo; it may hold others under other names."),
@@ -36,18 +36,18 @@ def build(ctx: typer.Context) -> None:
             default=None,
         ),
     ]
-    run_with_settings(ctx, ZooArguments, _build, extra=extra)
+    run_with_settings(ctx, ZooSettings, _build, extra=extra)
 
 
 def _build(given: dict[str, Any], *, output: Path, config: str, recipe: Recipe | None) -> None:
-    from hf_sane.zoo.building.build import ZooArguments, build_zoo, hyperparameter_zoo, seed_zoo
+    from hf_sane.zoo.building.build import ZooSettings, build_zoo, hyperparameter_zoo, seed_zoo
 
-    recipes: dict[Recipe | None, Callable[..., ZooArguments]] = {
+    recipes: dict[Recipe | None, Callable[..., ZooSettings]] = {
         "seed": seed_zoo,
         "hyperparameter": hyperparameter_zoo,
     }
     hide_loading_bars()
-    arguments = recipes.get(recipe, ZooArguments)(**given)
+    arguments = recipes.get(recipe, ZooSettings)(**given)
     zoo = build_zoo(arguments, None, output, config=config)
     print_zoo(describe_zoo(zoo))
     typer.echo(f"wrote {output}")

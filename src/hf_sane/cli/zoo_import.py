@@ -61,12 +61,12 @@ def import_networks(
     An import that was interrupted goes on when it is started again.
     """
     from hf_sane.zoo.facts import data_folder
-    from hf_sane.zoo.importing.arguments import ImportArguments, parse_size
     from hf_sane.zoo.importing.importing import import_zoo
+    from hf_sane.zoo.importing.settings import ImportSettings, parse_size
     from hf_sane.zoo.writing import REPORT_NAME
 
     hide_loading_bars()
-    arguments = ImportArguments(
+    arguments = ImportSettings(
         repos=[*(repos or []), *(more_repos or [])],
         author=author,
         filter=tags or [],

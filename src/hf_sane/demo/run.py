@@ -35,12 +35,12 @@ from hf_sane.sampling.export import Provenance
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.sampling.selection import Judge
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import r2_from_sums, reconstruction_sums
 from hf_sane.training.pretraining import pretrain
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.alignment import aligned_tokens
-from hf_sane.zoo.building.arguments import hyperparameter_zoo, seed_zoo
 from hf_sane.zoo.building.build import build_zoo
+from hf_sane.zoo.building.settings import hyperparameter_zoo, seed_zoo
 from hf_sane.zoo.dataset import Zoo
 
 NETWORK = {"activation": "gelu"}
@@ -169,7 +169,7 @@ def pretrain_sane(
     if folder.is_dir():
         return load_sane(folder, dtype=torch.float32)
     layout = zoos["seed"].splits["train"].layout(0)
-    arguments = PretrainArguments(
+    arguments = PretrainSettings(
         zoo=[f"{output / 'zoos'}:{name}" for name in zoos],
         output_dir=str(output / "pretraining"),
         model={

@@ -14,7 +14,7 @@ from hf_sane.records.outputs import output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
 from hf_sane.records.sources import hub_id, pretrained_arguments
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.settings import PretrainSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -104,7 +104,7 @@ def write_adapter_card(
     return write_card(folder, card)
 
 
-def write_pretraining_card(folder: Path, arguments: PretrainArguments, network_config: ZooConfig | None) -> Path:
+def write_pretraining_card(folder: Path, arguments: PretrainSettings, network_config: ZooConfig | None) -> Path:
     """Write README.md for what a pre-training run left in `folder`: a SANE autoencoder, or an adapter of one."""
     datasets = [found for name in arguments.zoo if (found := hub_id(name)) is not None]
     if arguments.lora and arguments.pretrained is not None:

@@ -14,7 +14,7 @@ from hf_sane.models.modeling_sane import SANEOutput
 from hf_sane.networks.images import load_images
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.dataset import ZooSplit
 
 MIN_SPREAD = 1e-6  # networks that all answer alike leave nothing to explain
@@ -83,7 +83,7 @@ class BehaviorLoss:
     @classmethod
     def from_arguments(
         cls,
-        arguments: PretrainArguments,
+        arguments: PretrainSettings,
         config: SANEConfig,
         extractor: SANEFeatureExtractor,
         splits: Sequence[ZooSplit],

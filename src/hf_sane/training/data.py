@@ -9,8 +9,8 @@ from torch import Tensor
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core.layout import Layout
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import group_by_layout
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.stream import ZooStream
 from hf_sane.zoo.windows.loader import WindowSampler
@@ -54,7 +54,7 @@ class TrainingData:
     streams: Sequence[ZooStream] = ()
 
     @classmethod
-    def load(cls, arguments: PretrainArguments, zoos: Sequence[Zoo] | None = None) -> "TrainingData":
+    def load(cls, arguments: PretrainSettings, zoos: Sequence[Zoo] | None = None) -> "TrainingData":
         """Open the zoos that the arguments name.
 
         Args:
@@ -74,7 +74,7 @@ class TrainingData:
         return cls(splits, [zoo.splits["validation"] for zoo in zoos], counts)
 
     @classmethod
-    def _open_streams(cls, streams: Sequence[ZooStream], arguments: PretrainArguments) -> "TrainingData":
+    def _open_streams(cls, streams: Sequence[ZooStream], arguments: PretrainSettings) -> "TrainingData":
         counts = [stream.count("train") for stream in streams]
         _require_networks(counts)
         return cls(
@@ -104,7 +104,7 @@ class TrainingData:
             for layout, members in group_by_layout(split, range(len(split)))
         }
 
-    def batches(self, arguments: PretrainArguments, extractor: SANEFeatureExtractor, window_size: int) -> Batches:
+    def batches(self, arguments: PretrainSettings, extractor: SANEFeatureExtractor, window_size: int) -> Batches:
         """Random windows of the training networks, in the views that the arguments ask for."""
         settings: dict[str, Any] = {
             "window_size": window_size,
@@ -120,7 +120,7 @@ class TrainingData:
         sampler = WindowSampler(self.train, extractor, second_network=arguments.second_network, **settings)
         return IndexedBatches(sampler) if arguments.supervised_weight > 0 else sampler
 
-    def describe(self, arguments: PretrainArguments) -> dict[str, Any]:
+    def describe(self, arguments: PretrainSettings) -> dict[str, Any]:
         """What was trained and validated on, for the run record."""
         facts: dict[str, Any] = {
             "zoos": arguments.zoo,

@@ -18,9 +18,9 @@ from hf_sane.records.outputs import check_finished
 from hf_sane.records.sources import pretrained_arguments
 from hf_sane.tokenization.feature_extraction_sane import Normalization, SANEFeatureExtractor
 from hf_sane.tokenization.pretrained import reading_pretrained
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.evaluation import group_by_layout, read_models
 from hf_sane.training.lora import add_lora
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.dataset import ZooSplit
 
 logger = logging.getLogger(__name__)
@@ -104,9 +104,7 @@ def sample_tokens(
     return torch.cat(tokens), torch.cat(masks)
 
 
-def build_model(
-    arguments: PretrainArguments, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit]
-) -> SANEModel:
+def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit]) -> SANEModel:
     """Make or load the autoencoder, and point its linear path at the zoo's tokens when the latent is the narrower.
 
     With `lora`, what comes back is a `PeftModel` around it, which passes on all its methods.
@@ -147,7 +145,7 @@ def build_model(
     return model
 
 
-def one_cycle(optimizer: Optimizer, arguments: PretrainArguments, num_steps: int) -> OneCycleLR:
+def one_cycle(optimizer: Optimizer, arguments: PretrainSettings, num_steps: int) -> OneCycleLR:
     """Cosine up to the peak and down again (released settings: 30 % warm-up, from 1/25 of the peak, to 1/250,000)."""
     total = max(num_steps, 4)  # the schedule divides by the length of its phases
     warmup = min(max(arguments.warmup_share, 2 / total), 1 - 2 / total)

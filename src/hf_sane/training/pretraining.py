@@ -22,19 +22,19 @@ from hf_sane.records.outputs import check_finished, output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
 from hf_sane.records.sources import pretrained_arguments
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.behavior import BehaviorLoss
 from hf_sane.training.checkpoints import is_finite, list_checkpoints, save_checkpoint
 from hf_sane.training.data import Batches, TrainingData
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
 from hf_sane.training.preparation import build_model, check_fits, fit_extractor, one_cycle
 from hf_sane.training.run_folder import JOB, RunFolder, open_run_folder
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.training.supervision import SupervisedLoss
 from hf_sane.zoo.dataset import Zoo
 
 MODEL = "model"  # the folder of the result, in that of the run
 StepCallback = Callable[[int, float], None]
-Describe = Callable[[Path, PretrainArguments, ZooConfig | None], object]
+Describe = Callable[[Path, PretrainSettings, ZooConfig | None], object]
 
 
 @dataclass
@@ -89,7 +89,7 @@ class PretrainResult:
 class Run:
     """The parts of a run, after `Accelerator.prepare`."""
 
-    arguments: PretrainArguments
+    arguments: PretrainSettings
     accelerator: Accelerator
     model: torch.nn.Module
     optimizer: Optimizer
@@ -201,7 +201,7 @@ class Run:
 class _Checkpoints:
     """When a run saves where it stands: after so many steps, or after some time."""
 
-    def __init__(self, arguments: PretrainArguments, folder: RunFolder, accelerator: Accelerator) -> None:
+    def __init__(self, arguments: PretrainSettings, folder: RunFolder, accelerator: Accelerator) -> None:
         self.arguments, self.folder, self.accelerator = arguments, folder, accelerator
         by_time = arguments.checkpoint_every_steps == 0
         self._cadence = Cadence(60 * arguments.checkpoint_every_minutes if by_time else 0)
@@ -222,7 +222,7 @@ class _Checkpoints:
 
 
 def pretrain(
-    arguments: PretrainArguments,
+    arguments: PretrainSettings,
     *,
     zoos: Sequence[Zoo] | None = None,
     extractor: SANEFeatureExtractor | None = None,
@@ -347,7 +347,7 @@ def _read_result(folder: RunFolder, network_config: ZooConfig | None, accelerato
 
 
 def prepare_run(
-    arguments: PretrainArguments,
+    arguments: PretrainSettings,
     zoos: Sequence[Zoo] | None = None,
     extractor: SANEFeatureExtractor | None = None,
     accelerator: Accelerator | None = None,
@@ -397,7 +397,7 @@ def prepare_run(
     return run
 
 
-def make_accelerator(arguments: PretrainArguments) -> Accelerator:
+def make_accelerator(arguments: PretrainSettings) -> Accelerator:
     """Precision, accumulation and logging as the arguments say; one precision per process, a rule of Accelerate."""
     return Accelerator(
         mixed_precision=arguments.mixed_precision,

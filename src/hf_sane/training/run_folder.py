@@ -22,8 +22,8 @@ from hf_sane.records.outputs import (
     resumable_folder,
 )
 from hf_sane.records.run_record import RECORD
-from hf_sane.training.arguments import PretrainArguments
 from hf_sane.training.checkpoints import clear_unfinished, list_checkpoints
+from hf_sane.training.settings import PretrainSettings
 
 JOB = "pre-training run"
 SETTINGS = "arguments.json"
@@ -46,7 +46,7 @@ class RunFolder:
         """Whether the model is there; before it had a manifest, its record was the sign."""
         return Manifest.load(self.model) is not None or (self.model / RECORD).is_file()
 
-    def check(self, arguments: PretrainArguments) -> None:
+    def check(self, arguments: PretrainSettings) -> None:
         """Refuse to overwrite a run, or to continue one with other settings."""
         begun = self._read_settings()
         if self.is_finished:
@@ -67,7 +67,7 @@ class RunFolder:
         if self.is_finished or checkpoints:  # otherwise nothing is lost by starting anew
             arguments.check_continues(begun)
 
-    def begin(self, arguments: PretrainArguments) -> None:
+    def begin(self, arguments: PretrainSettings) -> None:
         """Note that the run is unfinished, and its settings; asked for when everything that may be refused was checked."""
         check_may_write(self.model, JOB, replace=True)
         begin_folder(self.path, JOB)
@@ -99,7 +99,7 @@ class RunFolder:
 
 
 @contextmanager
-def open_run_folder(arguments: PretrainArguments, accelerator: Accelerator) -> Iterator[RunFolder]:
+def open_run_folder(arguments: PretrainSettings, accelerator: Accelerator) -> Iterator[RunFolder]:
     """Hold the folder of a run; of several processes that train together, the first one does. Nothing is written yet.
 
     Raises:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sane.training.arguments import PretrainArguments
+from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.dataset import ZooSplit
 
 PENALTY = 0.1  # of the ridge, in units of the mean sum of squares of a centred feature
@@ -61,7 +61,7 @@ class SupervisedLoss:
 
     @classmethod
     def from_arguments(
-        cls, arguments: PretrainArguments, splits: Sequence[ZooSplit], device: torch.device
+        cls, arguments: PretrainSettings, splits: Sequence[ZooSplit], device: torch.device
     ) -> "SupervisedLoss | None":
         """Set the loss up, or return `None` when `supervised_weight` is 0.
 

@@ -27,7 +27,7 @@ from hf_sane.records.files import write_atomically
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.safetensors_header import read_header
 from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.building.arguments import RunPlan, ZooArguments, hyperparameter_zoo, plan_runs, seed_zoo, split_runs
+from hf_sane.zoo.building.settings import RunPlan, ZooSettings, hyperparameter_zoo, plan_runs, seed_zoo, split_runs
 from hf_sane.zoo.dataset import Zoo, open_data
 from hf_sane.zoo.facts import DEFAULT_CONFIG, ZooFacts, architecture_facts, layout_key, read_facts
 from hf_sane.zoo.records import MEASURES, ModelRecord, batched, write_parquet
@@ -52,7 +52,7 @@ class BuildProgress:
 
 
 def build_zoo(
-    arguments: ZooArguments,
+    arguments: ZooSettings,
     data: ImageData | None,
     output_dir: str | Path,
     *,
@@ -105,7 +105,7 @@ def build_zoo(
     return Zoo.load(output_dir, config)
 
 
-def _load(arguments: ZooArguments) -> ImageData:
+def _load(arguments: ZooSettings) -> ImageData:
     limits = {f"{split}_limit": getattr(arguments, f"{split}_limit") for split in SPLITS}
     return load_images(arguments.images, image_size=arguments.image_size, **limits)
 
@@ -113,7 +113,7 @@ def _load(arguments: ZooArguments) -> ImageData:
 class _Build:
     """One build: its plan, its group files, its rows."""
 
-    def __init__(self, arguments: ZooArguments, data: ImageData, work: Path) -> None:
+    def __init__(self, arguments: ZooSettings, data: ImageData, work: Path) -> None:
         self.arguments, self.data, self.work = arguments, data, work
         self.architecture = arguments.config(data)
         self.runs = plan_runs(arguments, self.architecture)
@@ -367,7 +367,7 @@ def _noting(records: Iterator[ModelRecord], epoch: int, accuracies: list[float])
         yield record
 
 
-def _layout(config: ZooConfig, arguments: ZooArguments) -> Layout:
+def _layout(config: ZooConfig, arguments: ZooSettings) -> Layout:
     state = {
         name: tensor if tensor.is_floating_point() else torch.zeros(tensor.shape, dtype=tensor.dtype)
         for name, tensor in empty_model(config).state_dict().items()
@@ -409,4 +409,4 @@ def _group_tensors(snapshot: Snapshot, layout: Layout) -> dict[str, Tensor]:
     return tensors
 
 
-__all__ = ["BuildProgress", "ZooArguments", "build_zoo", "hyperparameter_zoo", "seed_zoo"]
+__all__ = ["BuildProgress", "ZooSettings", "build_zoo", "hyperparameter_zoo", "seed_zoo"]

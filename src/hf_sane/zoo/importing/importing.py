@@ -28,11 +28,11 @@ from hf_sane.records.disks import NO_SPACE
 from hf_sane.records.documents import Entry
 from hf_sane.records.errors import MALFORMED, InvalidFileError, reading, shorten
 from hf_sane.records.run_record import RunRecord
-from hf_sane.zoo.building.arguments import split_runs
+from hf_sane.zoo.building.settings import split_runs
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import DEFAULT_CONFIG, ZooFacts, data_folder, read_facts
-from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.reading import ImportedNetwork, import_network, network_files
+from hf_sane.zoo.importing.settings import ImportSettings
 from hf_sane.zoo.importing.sources import Repository, Source, find_networks, find_sources
 from hf_sane.zoo.records import FEATURES, IMPORT_FEATURES, ModelRecord, batched, write_parquet
 from hf_sane.zoo.writing import (
@@ -97,7 +97,7 @@ class ImportResult:
 
 
 def import_zoo(
-    arguments: ImportArguments,
+    arguments: ImportSettings,
     output_dir: str | Path,
     *,
     config: str = DEFAULT_CONFIG,
@@ -112,7 +112,7 @@ def import_zoo(
     there when it is called again.
 
     Accuracies and hyper-parameters are null; licence, downloads, likes, revision and the metrics of the card are columns.
-    Groups (`ImportArguments.group_by`) are dealt out to the splits whole. Networks with the same weights as one before
+    Groups (`ImportSettings.group_by`) are dealt out to the splits whole. Networks with the same weights as one before
     are skipped: in two splits they would leak.
 
     Args:
@@ -182,7 +182,7 @@ def _compare(folder: Path, known: Mapping[str, Any], mine: Mapping[str, Any]) ->
 class _Importer:
     """Networks taken so far, and what became of the others."""
 
-    def __init__(self, arguments: ImportArguments, work: Path) -> None:
+    def __init__(self, arguments: ImportSettings, work: Path) -> None:
         self.arguments, self.work = arguments, work
         self.networks: dict[str, ImportedNetwork] = {}
         self.repositories: dict[str, Repository] = {}  # all that were opened, by label

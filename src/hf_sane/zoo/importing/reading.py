@@ -29,7 +29,7 @@ from hf_sane.zoo.facts import (
     architecture_key,
     layout_key,
 )
-from hf_sane.zoo.importing.arguments import ImportArguments
+from hf_sane.zoo.importing.settings import ImportSettings
 from hf_sane.zoo.importing.sources import Repository
 from hf_sane.zoo.records import ModelRecord
 
@@ -88,7 +88,7 @@ class ImportedNetwork:
             return ModelRecord(file.get_tensor("tokens"), template, {**self.properties, **properties})
 
 
-def network_files(repository: Repository, file: str, arguments: ImportArguments) -> dict[str, list[str] | None]:
+def network_files(repository: Repository, file: str, arguments: ImportSettings) -> dict[str, list[str] | None]:
     """Files of one network and the tensors to take of each (all if `None`), small enough to be downloaded.
 
     Raises:
@@ -110,7 +110,7 @@ def network_files(repository: Repository, file: str, arguments: ImportArguments)
 
 
 def import_network(
-    repository: Repository, file: str, files: Mapping[str, list[str] | None], arguments: ImportArguments, path: Path
+    repository: Repository, file: str, files: Mapping[str, list[str] | None], arguments: ImportSettings, path: Path
 ) -> ImportedNetwork:
     """Look at the headers, download, and write the network as tokens to `path`.
 
@@ -173,12 +173,12 @@ def import_network(
     return ImportedNetwork(**facts, path=path)
 
 
-def _check_bytes(file: str, size: int, arguments: ImportArguments) -> None:
+def _check_bytes(file: str, size: int, arguments: ImportSettings) -> None:
     if size > arguments.max_bytes:
         raise ValueError(f"{file} takes {size:,} bytes, the limit is {arguments.max_bytes:,} (--max-size)")
 
 
-def _check_layout(layout: Layout, arguments: ImportArguments) -> None:
+def _check_layout(layout: Layout, arguments: ImportSettings) -> None:
     """Refuse what does not fit into a row, from the structure alone."""
     scalars = layout.num_tokens * layout.token_dim
     limit = min(MAX_PADDING * arguments.max_bytes // 4, MAX_SCALARS)

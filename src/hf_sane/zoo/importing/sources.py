@@ -16,8 +16,8 @@ from hf_sane.records.sources import parse_source
 from hf_sane.tokenization.formats import UNKNOWN, FileFormat, Reader, file_format
 from hf_sane.tokenization.safetensors_header import fetch_header, read_header
 from hf_sane.tokenization.weight_files import PICKLE_SUFFIXES, SAFETENSORS_NAMES, is_pickle_name
-from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.cards import CardFacts
+from hf_sane.zoo.importing.settings import ImportSettings
 
 INDEX_SUFFIX = ".safetensors.index.json"
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
@@ -77,7 +77,7 @@ class Source:
     open: Callable[[], list[Repository]]
 
 
-def find_sources(arguments: ImportArguments, api: HfApi) -> Iterator[Source]:
+def find_sources(arguments: ImportSettings, api: HfApi) -> Iterator[Source]:
     """What to import from, in order: named repositories, those the Hub lists, the folder. No repository comes twice."""
     seen = set()
     for text in arguments.repos:
@@ -238,7 +238,7 @@ def find_networks(
 
     Args:
         files: Paths in the repository.
-        patterns: Which ones to take; as described in `ImportArguments.files` if there are none.
+        patterns: Which ones to take; as described in `ImportSettings.files` if there are none.
         allow_pickle: Whether pickles may be among them.
         readers: What reads each file with weights; told from the names if `None`.
 

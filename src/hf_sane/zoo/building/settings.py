@@ -27,7 +27,7 @@ def _field(help_text: str, *, default: Any) -> Any:
 
 @strict
 @dataclass(kw_only=True)
-class ZooArguments:
+class ZooSettings:
     """Settings of one zoo. The text beside each field is its documentation and its `--help`.
 
     A hyper-parameter with two values is drawn anew for every run between them; with one value it is fixed. See
@@ -186,19 +186,19 @@ class ZooArguments:
         return asdict(self)
 
 
-def seed_zoo(**settings: Any) -> ZooArguments:
+def seed_zoo(**settings: Any) -> ZooSettings:
     """A zoo of networks that differ in their seed only: homogeneous, made for sampling.
 
-    `settings` are fields of [`ZooArguments`]; by default Adam at 3e-3 with a little weight decay.
+    `settings` are fields of [`ZooSettings`]; by default Adam at 3e-3 with a little weight decay.
     """
-    return ZooArguments(**{"learning_rate": [3e-3], "weight_decay": [1e-4], **settings})
+    return ZooSettings(**{"learning_rate": [3e-3], "weight_decay": [1e-4], **settings})
 
 
-def hyperparameter_zoo(**settings: Any) -> ZooArguments:
+def hyperparameter_zoo(**settings: Any) -> ZooSettings:
     """A zoo of networks that differ in everything: wide in accuracy, made for probing.
 
     Random per run: one of four initialisations, Adam or SGD, learning rate over a decade (five times that for SGD),
-    weight decay 1e-4 to 1e-2, dropout up to 0.2, 25 to 100 % of the data. `settings` are fields of [`ZooArguments`].
+    weight decay 1e-4 to 1e-2, dropout up to 0.2, 25 to 100 % of the data. `settings` are fields of [`ZooSettings`].
     """
     defaults = {
         "initializations": ["uniform", "normal", "kaiming_uniform", "kaiming_normal"],
@@ -209,10 +209,10 @@ def hyperparameter_zoo(**settings: Any) -> ZooArguments:
         "dropout": [0.0, 0.2],
         "data_fraction": [0.25, 1.0],
     }
-    return ZooArguments(**{**defaults, **settings})
+    return ZooSettings(**{**defaults, **settings})
 
 
-RECIPES: dict[str, Callable[..., ZooArguments]] = {"seed": seed_zoo, "hyperparameter": hyperparameter_zoo}
+RECIPES: dict[str, Callable[..., ZooSettings]] = {"seed": seed_zoo, "hyperparameter": hyperparameter_zoo}
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ class RunPlan:
     data_fraction: float
 
 
-def plan_runs(arguments: ZooArguments, config: ZooConfig) -> list[RunPlan]:
+def plan_runs(arguments: ZooSettings, config: ZooConfig) -> list[RunPlan]:
     """Draw the hyper-parameters of every run; run `i` depends on the seed and `i` alone, not on how many there are."""
     activations = arguments.activations or [getattr(config, "activation", "relu")]
     plans = []
@@ -288,7 +288,7 @@ def split_runs(run_ids: Sequence[str], shares: Sequence[float], seed: int) -> di
 class BuildRequest:
     """What a command line asks for: settings of the zoo, its folder, its name there."""
 
-    arguments: ZooArguments
+    arguments: ZooSettings
     output_dir: str
     config: str
 
@@ -299,9 +299,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> BuildRequest:
     `HfArgumentParser` rewrites the types of optional fields on the class, after which strict validation refuses `None`;
     they are put back here.
     """
-    types = {entry.name: entry.type for entry in fields(ZooArguments)}
-    parser = HfArgumentParser(DataClassType(ZooArguments), allow_abbrev=False)
-    for entry in fields(ZooArguments):
+    types = {entry.name: entry.type for entry in fields(ZooSettings)}
+    parser = HfArgumentParser(DataClassType(ZooSettings), allow_abbrev=False)
+    for entry in fields(ZooSettings):
         entry.type = types[entry.name]
     parser.add_argument("--output_dir", required=True, help="Folder of the zoo; an interrupted build continues there.")
     parser.add_argument("--config", default="default", help="Name of the zoo in its folder.")

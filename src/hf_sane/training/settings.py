@@ -37,7 +37,7 @@ VIEWS = ("original", "aligned", "permuted")
 
 @strict
 @dataclass(kw_only=True)
-class PretrainArguments:
+class PretrainSettings:
     """Settings of one pre-training run of a SANE autoencoder.
 
     The text beside each field is its documentation and its `--help`. Defaults follow the released settings for CNN zoos
@@ -277,8 +277,8 @@ class PretrainArguments:
             )
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> PretrainArguments:
-    """Read [`PretrainArguments`] from command-line flags.
+def parse_arguments(argv: Sequence[str] | None = None) -> PretrainSettings:
+    """Read [`PretrainSettings`] from command-line flags.
 
     `HfArgumentParser` rewrites the type of optional fields on the class itself (`str | None` becomes `str`), after which
     strict validation refuses `None` for the rest of the process; the types are put back here.
@@ -286,12 +286,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> PretrainArguments:
     Args:
         argv: Flags without the program name; `sys.argv[1:]` when `None`. Unknown flags end the program with a message.
     """
-    types = {entry.name: entry.type for entry in fields(PretrainArguments)}
-    parser = HfArgumentParser(DataClassType(PretrainArguments), allow_abbrev=False)
-    for entry in fields(PretrainArguments):
+    types = {entry.name: entry.type for entry in fields(PretrainSettings)}
+    parser = HfArgumentParser(DataClassType(PretrainSettings), allow_abbrev=False)
+    for entry in fields(PretrainSettings):
         entry.type = types[entry.name]
     (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     return arguments
 
 
-__all__ = ["PretrainArguments", "parse_arguments"]
+__all__ = ["PretrainSettings", "parse_arguments"]

@@ -16,7 +16,7 @@ TOKEN_SETTINGS = ("token_dim", "token_layout", "batch_norm")
 
 @strict
 @dataclass(kw_only=True)
-class ImportArguments:
+class ImportSettings:
     """Which networks make a zoo, from the Hub or a folder.
 
     Attributes:
