@@ -1,5 +1,6 @@
 """The run record of `make kill`, gathered from the tests wherever they ran."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from hf_sane.records.run_record import RunRecord
 
 PROPERTY = "kill_points"  # of a test: name of the verb, to how often it was stopped
-COUNTED = ("events", "kills", "interrupts", "failures")
+COUNTED = ("events", "kills", "interrupts", "states", "failures")
 
 
 class KillRecord:
@@ -21,6 +22,9 @@ class KillRecord:
         if report.when == "call":
             for found in (value for name, value in report.user_properties if name == PROPERTY):
                 for run, counts in found.items():
+                    sys.stderr.write(
+                        "".join(f"\n{failure}\n" for failure in counts["failures"])
+                    )  # long before the end
                     self.runs[run] = {**counts, "failures": len(counts["failures"])}
 
     def pytest_sessionfinish(self) -> None:

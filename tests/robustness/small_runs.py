@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from hf_sane.zoo.writing import check_zoo
 
 STRANGERS = {"notes.txt": "theirs", ".hidden": "theirs, too", "out.txt": "theirs as well", "other/file": "deep"}
 TIMED_LINE = re.compile(r"\| (command|started at|seconds|peak rss bytes|resume) \|")  # of cards
+PROCESS = re.compile(r"\d+(?=\.hf_sane-partial)")  # in names
+OWNER = ".hf_sane-lock-owner"
 MODEL = '{"hidden_size": 8, "latent_dim": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 8}'
 
 VERBS = (
@@ -99,6 +102,16 @@ class SmallRun:
                 else:
                     found[relative] = None if self._is_timed(name) else path.read_bytes()
         return found
+
+    def state(self, place: Path) -> str:
+        """A digest of everything below a place, hidden or not, but for times and the numbers of processes."""
+        digest = sha256()
+        for path in sorted(place.rglob("*")):
+            name = PROCESS.sub("", path.relative_to(place).as_posix())
+            is_timed = self._is_timed(name) or name.endswith(OWNER)
+            content = path.read_bytes() if path.is_file() else b"folder"
+            digest.update(f"{name}\0{len(content) > 0 if is_timed else sha256(content).hexdigest()}\0".encode())
+        return digest.hexdigest()
 
     def _is_timed(self, name: str) -> bool:
         last = name.rpartition("/")[2]
