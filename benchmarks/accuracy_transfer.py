@@ -1,8 +1,9 @@
 """Test accuracy from weights, across zoos: regressors fitted on the networks of one data set, asked about those of another.
 
-After Unterthiner et al. (arXiv:2002.11448, section 5): layer statistics and flattened weights into ridge, logit-linear and
-gradient-boosted regressors. The training runs of the source zoo fit, its validation runs choose, the test runs of the target zoo
-report; the guess to beat is the mean accuracy of the source zoo. All networks are aligned to one, the reference of the first zoo.
+After Unterthiner et al. (arXiv:2002.11448, section 5): layer statistics and flattened weights into ridge, logit-linear
+and gradient-boosted regressors. The training runs of the source zoo fit, its validation runs choose, the test runs of
+the target zoo report; the guess to beat is the mean accuracy of the source zoo. All networks are aligned to one, the
+reference of the first zoo.
 
     python benchmarks/accuracy_transfer.py --zoos zoos/digits zoos/mnist --output FILE
 """

@@ -1,23 +1,29 @@
 """How much of what full fine-tuning gains on the zoo of another dataset does a LoRA adapter of SANE recover?
 
     make demo
-    python scripts/build_zoo.py --recipe seed --name "Fashion-MNIST CNNs" --images ../shared/data/images/fashion_mnist_20k.npz \
-        --image_size 8 --train_limit 1000 --validation_limit 500 --test_limit 1000 --num_models 80 --epochs 15 --keep_epochs 5 10 15 \
-        --initializations kaiming_normal --optimizers sgd --learning_rate 5e-2 --weight_decay 5e-3 --output_dir runs/tmp/fashion_sgd
-    python benchmarks/adapt_sane.py --sane demo_output/sane --source_zoo demo_output/zoos:seed --zoo runs/tmp/fashion_sgd \
+    python scripts/build_zoo.py --recipe seed --name "Fashion-MNIST CNNs" \
+        --images ../shared/data/images/fashion_mnist_20k.npz \
+        --image_size 8 --train_limit 1000 --validation_limit 500 --test_limit 1000 --num_models 80 --epochs 15 \
+        --keep_epochs 5 10 15 \
+        --initializations kaiming_normal --optimizers sgd --learning_rate 5e-2 --weight_decay 5e-3 \
+        --output_dir runs/tmp/fashion_sgd
+    python benchmarks/adapt_sane.py --sane demo_output/sane --source_zoo demo_output/zoos:seed \
+        --zoo runs/tmp/fashion_sgd \
         --work runs/tmp/adapt --output runs/lora/adapt_sane.json
 
-Full fine-tuning and three kinds of adapter, each with the largest rank up to `--rank` that stays below 5 % of the parameters, train for
-the same steps on the same windows of the training split. The peak learning rate of each, and the kind of adapter, are those with the
-best R2 on validation networks at the first seed; then all seeds are judged on test networks. All keep the weight tokenizer of the
-pretrained model, so R2 is in the same units everywhere. A blind test: a pair of zoos of `experiments/paper_zoos.py`, fixed beforehand.
+Full fine-tuning and three kinds of adapter, each with the largest rank up to `--rank` that stays below 5 % of the
+parameters, train for the same steps on the same windows of the training split. The peak learning rate of each, and the
+kind of adapter, are those with the best R2 on validation networks at the first seed; then all seeds are judged on test
+networks. All keep the weight tokenizer of the pretrained model, so R2 is in the same units everywhere. A blind test: a
+pair of zoos of `experiments/paper_zoos.py`, fixed beforehand.
 
-    python benchmarks/adapt_sane.py --sane ../sane/usps_0/model --source_zoo ../sane/zoos:usps_seed_67 --zoo ../sane/zoos:fashion_seed_67 \
+    python benchmarks/adapt_sane.py --sane ../sane/usps_0/model --source_zoo ../sane/zoos:usps_seed_67 \
+        --zoo ../sane/zoos:fashion_seed_67 \
         --steps 150 \
         --work ../sane/adapt --output runs/lora/adapt_sane_blind.json
 
-Every run is kept in `--work`: a benchmark that was interrupted goes on where it stopped. With the defaults 13 runs of 60 steps,
-about 5 minutes and 2 GB on 2 quiet CPU cores.
+Every run is kept in `--work`: a benchmark that was interrupted goes on where it stopped. With the defaults 13 runs of
+60 steps, about 5 minutes and 2 GB on 2 quiet CPU cores.
 """
 
 import argparse

@@ -1,11 +1,12 @@
 """What weights alone say about networks that are no image classifiers: algorithm, environment, advisory, tau.
 
-Two populations, each network by somebody else: policies of reinforcement learning (files `<algorithm>__<environment>.safetensors`) and the
-networks of ACAS Xu (files `*_<advisory>_<tau>_*.safetensors`), read from local folders. Every network is predicted by ridge probes fitted on
-others: its whole group (itself, its environment, its shape, its tau, its advisory) is left out, and penalty and pooling are chosen without it,
-too. A SANE is pre-trained on each of several folds without labels, and embeds the networks that are not in its fold's training part; of
-policies, all of an environment are in one fold. Beside it: the shape of the policy alone, s(W), tokens pooled without an autoencoder, W where
-networks have one shape, the most frequent label, and permuted labels.
+Two populations, each network by somebody else: policies of reinforcement learning (files
+`<algorithm>__<environment>.safetensors`) and the networks of ACAS Xu (files `*_<advisory>_<tau>_*.safetensors`), read
+from local folders. Every network is predicted by ridge probes fitted on others: its whole group (itself, its
+environment, its shape, its tau, its advisory) is left out, and penalty and pooling are chosen without it, too. A SANE
+is pre-trained on each of several folds without labels, and embeds the networks that are not in its fold's training
+part; of policies, all of an environment are in one fold. Beside it: the shape of the policy alone, s(W), tokens pooled
+without an autoencoder, W where networks have one shape, the most frequent label, and permuted labels.
 
     python benchmarks/beyond_vision.py --policies DIR --acasxu DIR --output FILE
 
@@ -261,8 +262,8 @@ def deal(groups: Sequence[str], num_folds: int, seed: int) -> list[int]:
 def tokenizer(split: ZooSplit) -> SANEFeatureExtractor:
     """Statistics by layer where every network has that layer, else by kind of layer.
 
-    Statistics of a layer that few networks have would be those of these networks: normalised by them, training networks would
-    lose their scale, and networks that were left out would not.
+    Statistics of a layer that few networks have would be those of these networks: normalised by them, training
+    networks would lose their scale, and networks that were left out would not.
     """
     extractor = fit_extractor([split], "standardize", by_kind=True)
     layouts = [layout for layout, _ in group_by_layout(split, range(len(split)))]
@@ -442,7 +443,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for task, result in found["tasks"].items():
             print(population_name, task, {name: _score(rows) for name, rows in result["features"].items()})
     if arguments.output is not None:
-        split = "every network is predicted by probes fitted on other groups, and embedded by a SANE trained on other folds"
+        split = (
+            "every network is predicted by probes fitted on other groups, and embedded by a SANE trained on other "
+            "folds"
+        )
         record.finish(report, data={"split": split}).save(arguments.output)
     return report
 

@@ -2,12 +2,14 @@
 
     hf-sane zoo mix mnist=../zoos@mnist_seed usps=../zoos@usps_seed --output ../mixed --token-dim 289
     hf-sane pretrain --zoo ../mixed --output ../sane_cnn --model '{"position_embedding": "sinusoidal"}'
-    hf-sane zoo build --output ../prompts --recipe seed --architecture cnn_l --num-models 12 --epochs 2 --token-dim 289 --images mnist.npz
-    python benchmarks/cross_architecture.py --sane ../sane_cnn/model --prompts ../prompts --output runs/cross/cnn_l.json
+    hf-sane zoo build --output ../prompts --recipe seed --architecture cnn_l --num-models 12 --epochs 2 \
+        --token-dim 289 --images mnist.npz
+    python benchmarks/cross_architecture.py --sane ../sane_cnn/model --prompts ../prompts \
+        --output runs/cross/cnn_l.json
 
 Layers that the weight tokenizer has no statistics of get them from the prompts. Bandwidth and candidates are chosen on
-validation images, everything is reported on test images, before and after fine-tuning with the hyper-parameters of the prompts;
-repeated for several seeds (of what is drawn, of networks from scratch, of the orders of images).
+validation images, everything is reported on test images, before and after fine-tuning with the hyper-parameters of the
+prompts; repeated for several seeds (of what is drawn, of networks from scratch, of the orders of images).
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/import_time.py --output runs/benchmarks/import_time.json
 
-Each round starts one process without and one with the library, in turn first, so that both see the same machine; a round
-that is thrown away fills the caches of the disk. About 2 minutes on 2 cores.
+Each round starts one process without and one with the library, in turn first, so that both see the same machine; a
+round that is thrown away fills the caches of the disk. About 2 minutes on 2 cores.
 """
 
 import argparse

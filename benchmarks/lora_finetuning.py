@@ -1,11 +1,13 @@
 """Sampled networks with LoRA, sampled networks fine-tuned whole, and networks from scratch, after the same number of steps.
 
-    hf-sane sample --sane demo_output/sane --zoo demo_output/zoos --config seed --num-samples 5 --images digits --output runs/tmp/sampled
+    hf-sane sample --sane demo_output/sane --zoo demo_output/zoos --config seed --num-samples 5 --images digits \
+        --output runs/tmp/sampled
     python benchmarks/lora_finetuning.py --networks runs/tmp/sampled --output runs/lora/finetuning_digits.json
 
-Every method sees the same images in the same order. Its learning rate, and of several ranks of the adapter the rank, are those with
-the best mean validation accuracy after the last step at the first seed; all seeds are then judged on test images. A seed is an
-order of images, and for networks from scratch an initialisation too. With the defaults about 5 minutes and 0.6 GB on 2 CPU cores.
+Every method sees the same images in the same order. Its learning rate, and of several ranks of the adapter the rank,
+are those with the best mean validation accuracy after the last step at the first seed; all seeds are then judged on
+test images. A seed is an order of images, and for networks from scratch an initialisation too. With the defaults about
+5 minutes and 0.6 GB on 2 CPU cores.
 """
 
 import argparse

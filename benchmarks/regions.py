@@ -1,12 +1,13 @@
 """Regions of weight space: networks of several data sets, independent and fine-tuned from one ancestor; LoRA adapters.
 
-*Independent* networks are the validation and test runs of zoos, one zoo per data set, in weight space as they are and aligned, and in the
-latent space of a SANE that has not seen them. *Fine-tuned* ones all continue one ancestor, which was trained on all data sets at
-once: several per data set, and as a control some on shuffled labels. Points on lines and in hulls are run on test images: for
-one data set as they are, for a task and in general after their last layer was fitted anew to every data set (ridge regression on
-one-hot labels), which Gueta et al. (arXiv:2302.04863) do as well.
+*Independent* networks are the validation and test runs of zoos, one zoo per data set, in weight space as they are and
+aligned, and in the latent space of a SANE that has not seen them. *Fine-tuned* ones all continue one ancestor, which
+was trained on all data sets at once: several per data set, and as a control some on shuffled labels. Points on lines
+and in hulls are run on test images: for one data set as they are, for a task and in general after their last layer was
+fitted anew to every data set (ridge regression on one-hot labels), which Gueta et al. (arXiv:2302.04863) do as well.
 
-    python benchmarks/regions.py --zoos zoos/digits zoos/mnist --tasks tasks.json --sane run/model --adapters folder --output FILE
+    python benchmarks/regions.py --zoos zoos/digits zoos/mnist --tasks tasks.json --sane run/model \
+        --adapters folder --output FILE
 """
 
 import argparse
@@ -39,7 +40,8 @@ from hf_sane.zoo.dataset import Zoo
 
 TASK, GENERAL, SHUFFLED = "task", "general", "shuffled labels"
 RIDGE = 1e-2  # share of the mean feature variance
-# Attention layers of Stable Diffusion's U-Net in the order in which cloneofsimo's files number them; None: feed-forward.
+# Attention layers of Stable Diffusion's U-Net in the order in which cloneofsimo's files number them; None:
+# feed-forward.
 BLOCKS = [
     *(f"down_blocks.{i}.attentions.{j}" for i, j in product((0, 1, 2), (0, 1))),
     *(f"up_blocks.{i}.attentions.{j}" for i, j in product((1, 2, 3), (0, 1, 2))),
@@ -151,9 +153,9 @@ def interiors(
 def adapter_report(folder: Path) -> dict[str, Any]:
     """LoRA adapters of Stable Diffusion: distances between them, and whether layers of one adapter are near each other.
 
-    Every adapter is the only one of its kind, so there are no regions of adapters; but each has many layers. Changes of
-    layers of one shape, scaled to length one, are the points; asked is whether the nearest one belongs to the same adapter,
-    or to the same place in another.
+    Every adapter is the only one of its kind, so there are no regions of adapters; but each has many layers. Changes
+    of layers of one shape, scaled to length one, are the points; asked is whether the nearest one belongs to the same
+    adapter, or to the same place in another.
     """
     adapters = {path.stem: _attention(open_factors(path)) for path in sorted(folder.glob("*.safetensors"))}
     modules = shared_modules(adapters)

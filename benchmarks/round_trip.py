@@ -2,8 +2,9 @@
 
     python benchmarks/round_trip.py --checkpoints FOLDER --output runs/benchmarks/round_trip.json
 
-Takes every safetensors file and weights-only pickle below `FOLDER`, whatever the networks are. Each is also read as a stream,
-which must give the same tokens, and its headers alone must give the same layout. Seconds for a hundred small files.
+Takes every safetensors file and weights-only pickle below `FOLDER`, whatever the networks are. Each is also read as a
+stream, which must give the same tokens, and its headers alone must give the same layout. Seconds for a hundred small
+files.
 """
 
 import argparse

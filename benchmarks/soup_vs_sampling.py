@@ -1,8 +1,9 @@
 """Soup, SANE sampling and ensemble from the same ingredients: what one gets out of `n` trained networks without training.
 
-Two populations: *independent* networks, the best training runs of a zoo, and *fine-tuned* ones, continuations of one of them with other
-orders of images. From `n` ingredients come one network (soups, sampling, noise) or one committee (ensemble). Everything is
-chosen on validation images and reported on test images; repeated for several draws of ingredients.
+Two populations: *independent* networks, the best training runs of a zoo, and *fine-tuned* ones, continuations of one
+of them with other orders of images. From `n` ingredients come one network (soups, sampling, noise) or one committee
+(ensemble). Everything is chosen on validation images and reported on test images; repeated for several draws of
+ingredients.
 
     python benchmarks/soup_vs_sampling.py --zoo demo_output/zoos --config seed --sane demo_output/sane --output FILE
 """

@@ -2,12 +2,13 @@
 
     python benchmarks/spectra.py --checkpoints FOLDER --output runs/benchmarks/spectra.json
 
-`FOLDER` holds the `.th` files of akamaster/pytorch_resnet_cifar10; without it a network with random weights serves. The two
-packages are no dependencies: install them for the comparison (`pip install --no-deps weightwatcher powerlaw`); what is not
-installed is left out of the record. Convolutions are pooled over kernel positions, as in `weightwatcher`, and layers of at
-least 20 eigenvalues compared: below, `weightwatcher` has another estimator. `powerlaw` keeps alpha below 3 unless told
-otherwise, and is. Alphas are compared layer by layer where both choose the same tail. Times: all sides in turn in one
-process, without bootstrap (weightwatcher has none) and with; medians over rounds. Two minutes on 2 cores.
+`FOLDER` holds the `.th` files of akamaster/pytorch_resnet_cifar10; without it a network with random weights serves.
+The two packages are no dependencies: install them for the comparison (`pip install --no-deps weightwatcher powerlaw`);
+what is not installed is left out of the record. Convolutions are pooled over kernel positions, as in `weightwatcher`,
+and layers of at least 20 eigenvalues compared: below, `weightwatcher` has another estimator. `powerlaw` keeps alpha
+below 3 unless told otherwise, and is. Alphas are compared layer by layer where both choose the same tail. Times: all
+sides in turn in one process, without bootstrap (weightwatcher has none) and with; medians over rounds. Two minutes on
+2 cores.
 """
 
 import argparse

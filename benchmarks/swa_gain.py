@@ -1,8 +1,9 @@
 """What stochastic weight averaging gains on zoo architectures, over seeds, at equal numbers of epochs.
 
-Every network trains `--epochs` at a constant learning rate, then goes on for `--cycles` times `--cycle-epochs`, at a constant rate and
-in cycles. Compared are the average along that way, the last weights of the same runs, and training of the same total length with a
-one-cycle schedule from the same initialisation. Validation images choose the learning rate of each way; test images report.
+Every network trains `--epochs` at a constant learning rate, then goes on for `--cycles` times `--cycle-epochs`, at a
+constant rate and in cycles. Compared are the average along that way, the last weights of the same runs, and training
+of the same total length with a one-cycle schedule from the same initialisation. Validation images choose the learning
+rate of each way; test images report.
 
     python benchmarks/swa_gain.py --output runs/benchmarks/swa_gain.json
 """

@@ -2,8 +2,8 @@
 
     python benchmarks/tokenization.py --output runs/benchmarks/tokenization.json
 
-Each round times clone, encode and decode one after the other, so that all see the same machine; the ratio is the median over
-rounds. About half a minute on 2 cores.
+Each round times clone, encode and decode one after the other, so that all see the same machine; the ratio is the
+median over rounds. About half a minute on 2 cores.
 """
 
 import argparse
@@ -61,8 +61,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     }
     for name, row in results.items():
         print(
-            f"{name:22} encode {row['encode_share_of_clone']:.0%}  decode {row['decode_share_of_clone']:.0%}  of clone "
-            f"({row['clone_milliseconds']:.1f} ms), {row['num_tokens']} tokens"
+            f"{name:22} encode {row['encode_share_of_clone']:.0%}  decode {row['decode_share_of_clone']:.0%}  of "
+            f"clone ({row['clone_milliseconds']:.1f} ms), {row['num_tokens']} tokens"
         )
     if arguments.output:
         record.finish(results).save(arguments.output)

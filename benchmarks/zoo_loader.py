@@ -2,8 +2,9 @@
 
     python benchmarks/zoo_loader.py --output runs/benchmarks/zoo_loader.json
 
-Both as in the demo: whole networks of 52 tokens of 73, batches of 64, an aligned and a permuted view, noise; SANE of width
-128 with 3+3 layers, forward, backward and AdamW. In turn, in one process; medians over rounds. About a minute on 2 cores.
+Both as in the demo: whole networks of 52 tokens of 73, batches of 64, an aligned and a permuted view, noise; SANE of
+width 128 with 3+3 layers, forward, backward and AdamW. In turn, in one process; medians over rounds. About a minute on
+2 cores.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/zoo_training.py --output runs/benchmarks/zoo_training.json
 
-The plain loop has one module and one `torch.optim.Adam` per network: zero_grad, forward, backward, step. Both sides train the
-same networks on the same batches, in turn, in one process and under one allocator; medians over rounds. Random images of
-28x28 serve: the time does not depend on what they show. About two minutes on 2 cores.
+The plain loop has one module and one `torch.optim.Adam` per network: zero_grad, forward, backward, step. Both sides
+train the same networks on the same batches, in turn, in one process and under one allocator; medians over rounds.
+Random images of 28x28 serve: the time does not depend on what they show. About two minutes on 2 cores.
 """
 
 import argparse

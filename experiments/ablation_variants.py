@@ -23,16 +23,20 @@ class Variant:
         model: Fields of `SANEConfig`.
         training: Fields of `PretrainSettings`.
         aligned: Whether networks are aligned, in training and afterwards.
-        tokens: `(token_layout, token_dim)` that the zoos are cut into; `None`: a token per row, as long as the longest.
+        tokens: `(token_layout, token_dim)` that the zoos are cut into; `None`: a token per row, as long as the
+            longest.
         window: Tokens of a training window; a share of the network's if it is at most 1.
-        batch_factor: Windows per step, times that of the base: shorter windows are given more, so that all see as many tokens.
+        batch_factor: Windows per step, times that of the base: shorter windows are given more, so that all see as many
+            tokens.
         inference: As `window`, after training; the training window when `None`.
         halo: Context tokens on each side, after training.
         trained_as: The variant whose autoencoder it uses.
-        zoos: What the autoencoder is trained on; the first is tested. Samples come from the zoo of seeds, or of ResNets.
+        zoos: What the autoencoder is trained on; the first is tested. Samples come from the zoo of seeds, or of
+            ResNets.
         runs: Training runs of the hyper-parameter zoo, if not the base's.
         step_factor: Optimizer steps, times those of the base.
-        condition: Batch-norm conditioning of what is decoded: `"reset"`, `"keep"` (the old statistics fade out) or `None`.
+        condition: Batch-norm conditioning of what is decoded: `"reset"`, `"keep"` (the old statistics fade out) or
+            `None`.
     """
 
     title: str

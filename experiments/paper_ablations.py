@@ -3,10 +3,11 @@
     python experiments/paper_ablations.py --folder ../ablations --records runs/paper/ablations --seeds 0 1
     python experiments/paper_ablations.py ... --studies base windows --seeds 0        # some of them
 
-Three zoos are built first: networks that differ in their seed (for sampling), in their hyper-parameters (for probing), and small
-ResNets. A study is a table of variants (ablation_variants.py), each one change away from `base`, trained for as many optimizer steps. What is finished
-is kept: a zoo or an autoencoder with a folder, a variant and seed in the record of its study. Budgets are small on purpose (a
-variant takes well under a minute on one thread): they rank choices, they do not show what SANE can reach.
+Three zoos are built first: networks that differ in their seed (for sampling), in their hyper-parameters (for probing),
+and small ResNets. A study is a table of variants (ablation_variants.py), each one change away from `base`, trained for
+as many optimizer steps. What is finished is kept: a zoo or an autoencoder with a folder, a variant and seed in the
+record of its study. Budgets are small on purpose (a variant takes well under a minute on one thread): they rank
+choices, they do not show what SANE can reach.
 """
 
 import argparse
@@ -51,7 +52,8 @@ class Sizes:
 
     Attributes:
         seed_runs: Runs of the zoo of seeds.
-        hyper_runs: Runs of the zoo of hyper-parameters. 1,000 of them train, 60 validate, 100 test; a few more explode.
+        hyper_runs: Runs of the zoo of hyper-parameters. 1,000 of them train, 60 validate, 100 test; a few more
+            explode.
         resnet_runs: Runs of the zoo of ResNets.
         zoo_epochs: Epochs of every run.
         train_limit: Images that they are trained on.
@@ -272,7 +274,8 @@ def run_study(name: str, seed: int, zoos: Mapping[str, Zoo], data: ImageData, op
         known = RunRecord.load(path)
         if known.arguments != record.arguments:
             raise ValueError(
-                f"{path} holds results of {known.arguments}, got {record.arguments}; use the same, or another --records"
+                f"{path} holds results of {known.arguments}, got {record.arguments}; use the same, or another "
+                "--records"
             )
         record.results = known.results
     for key, variant in STUDIES[name].items():

@@ -1,10 +1,11 @@
 """Save the best autoencoder of each family as a model folder, and a network that it sampled: weights, card, run record.
 
-    python experiments/paper_models.py --zoos ../zoos --images ../shared/data/images --work ../sane --records runs/paper --output ../models
+    python experiments/paper_models.py --zoos ../zoos --images ../shared/data/images --work ../sane \
+        --records runs/paper --output ../models
     python experiments/paper_models.py ... --families usps --output pretrained
 
-Runs after `paper_tables.py`. Of the seeds with a finished record the one with the best reconstruction R2 on validation networks is
-taken. `hf-sane push model ../models/sane-usps --repo org/sane-usps` publishes it.
+Runs after `paper_tables.py`. Of the seeds with a finished record the one with the best reconstruction R2 on validation
+networks is taken. `hf-sane push model ../models/sane-usps --repo org/sane-usps` publishes it.
 """
 
 import argparse

@@ -1,11 +1,13 @@
 """Pre-train, probe and sample on the zoos of `paper_zoos.py`: one run record per family of zoos and seed, for docs/results.md.
 
-    python experiments/paper_tables.py --zoos ../zoos --images ../shared/data/images --work ../sane --records runs/paper
+    python experiments/paper_tables.py --zoos ../zoos --images ../shared/data/images --work ../sane \
+        --records runs/paper
     python experiments/paper_tables.py ... --families usps --seeds 0          # one of them
 
-A family is the seed zoo (for sampling) and the hyper-parameter zoo (for probing) of one data set and architecture; one SANE is
-trained on both. What is finished is kept: an autoencoder with a folder, a part of the record that is there. On two CPU cores
-a CNN-s family takes about ten minutes per seed, CNN-l and ResNet-20 twice that, with five epochs of fine-tuning.
+A family is the seed zoo (for sampling) and the hyper-parameter zoo (for probing) of one data set and architecture; one
+SANE is trained on both. What is finished is kept: an autoencoder with a folder, a part of the record that is there. On
+two CPU cores a CNN-s family takes about ten minutes per seed, CNN-l and ResNet-20 twice that, with five epochs of
+fine-tuning.
 """
 
 import argparse
@@ -44,7 +46,8 @@ from hf_sane.zoo.mixing import mix_zoos
 
 REPORTED_EPOCHS = (0, 1, 5, 25)
 PROBED = ("probe", "spectra", "ranks")  # parts of a record
-# 1,600 images. With the 200 batches of the released code, hundreds of candidates would take most of the time of ResNets.
+# 1,600 images. With the 200 batches of the released code, hundreds of candidates would take most of the time of
+# ResNets.
 CONDITIONING_BATCHES = 50
 SMALL_MODEL = {"hidden_size": 96, "num_hidden_layers": 3, "latent_dim": 64, "latent_noise": 0.1}
 
@@ -57,7 +60,8 @@ class Family:
         sampled: Zoo that anchors come from.
         probed: Zoos whose properties are predicted.
         images: File of the images.
-        token_dim: Scalars per token. A divisor of the longest row: little is padding, and the latents of a token can hold it.
+        token_dim: Scalars per token. A divisor of the longest row: little is padding, and the latents of a token can
+            hold it.
         model: Fields of `SANEConfig`.
         behavior_weight: Share of the behavioural loss; its windows hold whole networks.
         condition: Whether batch norm is conditioned.
@@ -104,7 +108,8 @@ def open_codec(folder: Path, zoo: Zoo) -> NetworkCodec:
     """The autoencoder of a folder, for networks of that zoo."""
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"expected an autoencoder in {folder}; run paper_tables.py for its family and seed with the same --work first"
+            f"expected an autoencoder in {folder}; run paper_tables.py for its family and seed with the same --work "
+            "first"
         )
     split = zoo.splits["train"]
     return NetworkCodec(*load_sane(folder, dtype=torch.float32), split.layout(0), split.config(0))

@@ -3,11 +3,12 @@
     python experiments/paper_zoos.py --images ../shared/data/images --output_dir ../zoos --records runs/paper/zoos
     python experiments/paper_zoos.py --images ... --output_dir ... --zoos mnist_seed usps_seed      # some of them
 
-`--images` holds mnist.npz, fashion_mnist_20k.npz, usps16.npz and cifar10_jpeg.npz. All zoos go into one folder of configs, which
-`load_dataset(folder, "mnist_seed")` and `Zoo.load(folder, config="mnist_seed")` open. Each leaves a run record. The last, `mixed`, joins those of both CNNs.
+`--images` holds mnist.npz, fashion_mnist_20k.npz, usps16.npz and cifar10_jpeg.npz. All zoos go into one folder of
+configs, which `load_dataset(folder, "mnist_seed")` and `Zoo.load(folder, config="mnist_seed")` open. Each leaves a run
+record. The last, `mixed`, joins those of both CNNs.
 
-On two CPU cores the zoos of 520 networks take about 15 minutes each, the others 5 (CNN-s) to 16 (CNN-l, ResNet-20); memory stays
-below 3 GB.
+On two CPU cores the zoos of 520 networks take about 15 minutes each, the others 5 (CNN-s) to 16 (CNN-l, ResNet-20);
+memory stays below 3 GB.
 """
 
 import argparse
@@ -24,8 +25,8 @@ from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import FILE_NAME, MIX_KEY, read_facts
 from hf_sane.zoo.mixing import mix_zoos
 
-# Eight epochs over 2,000 images: sized so that two CPU cores build all nine zoos in an hour and a half. Many short runs say more
-# about weights than few long ones.
+# Eight epochs over 2,000 images: sized so that two CPU cores build all nine zoos in an hour and a half. Many short
+# runs say more about weights than few long ones.
 COMMON: dict[str, Any] = {
     "train_limit": 2000,
     "validation_limit": 500,

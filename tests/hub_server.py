@@ -1,8 +1,8 @@
 """A Hub for tests, on the loopback interface: enough of its HTTP interface for unmodified clients.
 
-Clients need `HF_ENDPOINT` and `HF_HUB_DISABLE_XET=1` in their environment before they start: `Hub.environment` gives it.
-Requests that the clients make are in `Hub.log`, with the bytes that went each way. A server can die in the middle of an
-upload (`Hub.die_after_uploads`) and be started again on the same storage and the same port.
+Clients need `HF_ENDPOINT` and `HF_HUB_DISABLE_XET=1` in their environment before they start: `Hub.environment` gives
+it. Requests that the clients make are in `Hub.log`, with the bytes that went each way. A server can die in the middle
+of an upload (`Hub.die_after_uploads`) and be started again on the same storage and the same port.
 """
 
 import json

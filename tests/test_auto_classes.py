@@ -91,9 +91,16 @@ def run_python(code, *, folder=None, stdin=None):
 def test_importing_loads_two_modules_only(argv):
     """Measured in seconds by benchmarks/import_time.py; here by what is loaded, whatever the program is called."""
     code = (
-        f"import json, sys\nsys.argv[0] = {argv!r}\nimport hf_sane\nalone = sorted(sys.modules)\n"
-        "import torch, transformers\nbefore = set(sys.modules)\nfor name in [n for n in before if n.startswith('hf_sane')]:\n"
-        "    del sys.modules[name]\nimport hf_sane\nprint(json.dumps([alone, sorted(set(sys.modules) - before)]))\n"
+        "import json, sys\n"
+        f"sys.argv[0] = {argv!r}\n"
+        "import hf_sane\n"
+        "alone = sorted(sys.modules)\n"
+        "import torch, transformers\n"
+        "before = set(sys.modules)\n"
+        "for name in [n for n in before if n.startswith('hf_sane')]:\n"
+        "    del sys.modules[name]\n"
+        "import hf_sane\n"
+        "print(json.dumps([alone, sorted(set(sys.modules) - before)]))\n"
     )
     alone, added = json.loads(run_python(code))
     assert [name for name in alone if name.startswith("hf_sane")] == ["hf_sane", "hf_sane.auto_classes"]
@@ -155,9 +162,12 @@ def test_names_and_model_types_are_those_of_the_classes():
 def test_what_users_register_themselves_stays(artefacts):
     code = (
         "from transformers import AutoModel, BertConfig, BertModel\n"
-        "class Config(BertConfig): model_type = 'mine'\nclass Model(BertModel): config_class = Config\n"
-        "AutoModel.register(Config, Model)\nimport hf_sane\n"
-        "config = Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)\n"
+        "class Config(BertConfig): model_type = 'mine'\n"
+        "class Model(BertModel): config_class = Config\n"
+        "AutoModel.register(Config, Model)\n"
+        "import hf_sane\n"
+        "config = Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, "
+        "vocab_size=9)\n"
         "assert type(AutoModel.from_config(config)) is Model\n"
     )
     run_python(code)

@@ -42,7 +42,9 @@ ALLOWED = {
     "src/hf_sane/zoo/records.py:write_parquet": "fills the stage of a zoo, from the writer of zoos",
     "src/hf_sane/zoo/importing/importing.py:import_zoo": "its stage is from the writer of zoos",
     "src/hf_sane/zoo/dataset.py:push_to_hub": "a temporary folder",
-    "src/hf_sane/hub/pull.py:": "removes damaged files, and those of an older commit, inside a folder from resumable_folder",
+    "src/hf_sane/hub/pull.py:": (
+        "removes damaged files, and those of an older commit, inside a folder from resumable_folder"
+    ),
     "src/hf_sane/training/checkpoints.py:": "checkpoints come and go inside the folder of an unfinished run",
     "src/hf_sane/training/run_folder.py:": "logs, checkpoints and the note of an unfinished run, inside its folder",
 }
@@ -128,7 +130,9 @@ def test_raw_writes_are_found_and_those_of_the_writer_are_not(call):
     "code",
     [
         "def f(folder):\n    with output_folder(folder, 'x') as place:\n        (place / 'x').write_text('')",
-        "def f(folder):\n    with write_atomically(folder) as a, output_file(b) as c:\n        model.save_pretrained(c)",
+        "def f(folder):\n"
+        "    with write_atomically(folder) as a, output_file(b) as c:\n"
+        "        model.save_pretrained(c)",
         "def f(partial):\n    save_file({}, partial / 'x')",
     ],
 )

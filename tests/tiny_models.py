@@ -1,7 +1,7 @@
 """A tiny network of every model type that Transformers' `AutoModel` knows, made from its default configuration.
 
-Nothing is downloaded: each default configuration is shrunk field by field (and those inside it), and the network is made on the
-meta device, without allocating or initialising anything. Who needs values fills them in.
+Nothing is downloaded: each default configuration is shrunk field by field (and those inside it), and the network is
+made on the meta device, without allocating or initialising anything. Who needs values fills them in.
 """
 
 import re

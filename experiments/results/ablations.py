@@ -87,7 +87,10 @@ def footnote(study: str, rows: Sequence[Row]) -> str:
     seconds = max(max(values(row, ("seconds",))) for row in rows)
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     plural = "s" if counts[-1] > 1 else ""
-    return f"{seeds} seed{plural}; at most {seconds:.0f} s of wall time each, beside other work. Record: [{study}.json](../{FOLDER.as_posix()}/{study}.json)."
+    return (
+        f"{seeds} seed{plural}; at most {seconds:.0f} s of wall time each, beside other work. Record: "
+        f"[{study}.json](../{FOLDER.as_posix()}/{study}.json)."
+    )
 
 
 def setting_block(folder: Path) -> str:

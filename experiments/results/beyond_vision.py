@@ -138,11 +138,13 @@ def _facts(records: Sequence[dict[str, Any]], errors: Sequence[float], files: Se
     settings = first["arguments"]
     links = ", ".join(f"[{file}](../runs/beyond_vision/{file})" for file in files)
     return (
-        f"Accuracy, 95% interval (Wilson); {len(records) - 1} seeds of folds and autoencoders for SANE: their mean, interval of the middle "
-        f"one. \\* permuted labels reach as much in at most 5% of {settings['permutations']} permutations (of SANE's first seed). Autoencoders: "
-        f"{settings['folds']} per seed, {settings['steps']} steps, hidden size {settings['hidden_size']}, {settings['latent_dim']} latent dimensions; R2 on "
-        f"the networks of their fold, which they had not seen, {_spread(errors)}. {sum(record['seconds'] for record in records):.0f} s on "
-        f"{baselines['hardware']['torch_threads']} thread of a busy {baselines['hardware']['cores']}-core CPU. Records: {links}."
+        f"Accuracy, 95% interval (Wilson); {len(records) - 1} seeds of folds and autoencoders for SANE: their mean, "
+        f"interval of the middle one. \\* permuted labels reach as much in at most 5% of {settings['permutations']} "
+        f"permutations (of SANE's first seed). Autoencoders: {settings['folds']} per seed, {settings['steps']} "
+        f"steps, hidden size {settings['hidden_size']}, {settings['latent_dim']} latent dimensions; R2 on the "
+        f"networks of their fold, which they had not seen, {_spread(errors)}. "
+        f"{sum(record['seconds'] for record in records):.0f} s on {baselines['hardware']['torch_threads']} thread "
+        f"of a busy {baselines['hardware']['cores']}-core CPU. Records: {links}."
     )
 
 

@@ -49,8 +49,9 @@ def swa_gain_block(folder: Path) -> str:
             ways.append([title, _spread(row["test_accuracy"]), _spread(row["test_loss"]), f"{row['learning_rate']:g}"])
         gains = [[title, _spread(found["accuracy_gain"][gain], signed=True)] for gain, title in GAINS.items()]
         parts += [
-            f"**{name}**, {settings['seeds']} seeds, {data['images']} ({data['train']:,} training images): {settings['epochs']} "
-            f"epochs, then {settings['cycles']} times {settings['cycle_epochs']}; mean ± standard deviation over seeds.",
+            f"**{name}**, {settings['seeds']} seeds, {data['images']} ({data['train']:,} training images): "
+            f"{settings['epochs']} epochs, then {settings['cycles']} times {settings['cycle_epochs']}; mean ± "
+            "standard deviation over seeds.",
             markdown_table(["", "test accuracy", "test loss", "learning rate"], ways, numbers=True),
             markdown_table(["gain in test accuracy", "seed by seed"], gains, numbers=True),
         ]

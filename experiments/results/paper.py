@@ -214,7 +214,8 @@ def goals(runs: Sequence[dict[str, Any]]) -> str:
         rival = max(RIVALS, key=lambda name: mean(name, epoch))
         won = "above" if mean(best, epoch) > mean(rival, epoch) else "not above"
         parts.append(
-            f"epoch {epoch}: {METHODS[best]} {mean(best, epoch):.3f}, {won} the best other ({METHODS[rival]}, {mean(rival, epoch):.3f})"
+            f"epoch {epoch}: {METHODS[best]} {mean(best, epoch):.3f}, {won} the best other ({METHODS[rival]}, "
+            f"{mean(rival, epoch):.3f})"
         )
     gap = mean("sane_bootstrapped", "0") - mean("anchors", "0")
     parts.append(f"BOOT {'reaches' if gap >= 0 else 'does not reach'} the anchors ({gap:+.3f})")

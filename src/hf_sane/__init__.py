@@ -1,8 +1,8 @@
 """Neural-network weights as a data modality: zoos of trained networks, SANE autoencoders, probing and sampling.
 
-The names below are loaded when they are first used. Importing the library also tells Transformers' Auto classes the names
-of SANE and of the networks of zoos, so that `AutoModel.from_pretrained` reads a SANE folder; neither Transformers nor
-PyTorch is loaded for that.
+The names below are loaded when they are first used. Importing the library also tells Transformers' Auto classes the
+names of SANE and of the networks of zoos, so that `AutoModel.from_pretrained` reads a SANE folder; neither
+Transformers nor PyTorch is loaded for that.
 """
 
 from importlib import import_module

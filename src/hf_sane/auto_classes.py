@@ -1,10 +1,10 @@
 """Tell Transformers' Auto classes and pipelines about SANE and the networks of zoos, without loading either.
 
-`import hf_sane` calls [`register_auto_classes`], which must cost nothing: PyTorch and Transformers take seconds to load,
-and who imports this library may never ask an Auto class. So each module of Transformers that keeps a register learns
-about our classes when it is loaded itself (a post-import hook, PEP 369), and learns their names only: a class is loaded
-when it is looked up. Nothing of this library or of PyTorch is imported while Transformers is still being imported, which
-could end in half-initialised modules or, with several threads, in a deadlock.
+`import hf_sane` calls [`register_auto_classes`], which must cost nothing: PyTorch and Transformers take seconds to
+load, and who imports this library may never ask an Auto class. So each module of Transformers that keeps a register
+learns about our classes when it is loaded itself (a post-import hook, PEP 369), and learns their names only: a class
+is loaded when it is looked up. Nothing of this library or of PyTorch is imported while Transformers is still being
+imported, which could end in half-initialised modules or, with several threads, in a deadlock.
 """
 
 import sys

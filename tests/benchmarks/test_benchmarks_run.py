@@ -9,7 +9,9 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SMALL = {
     "barrier": "--kinds mlp cnn --widths 3 --pairs 1 --epochs 1 --train-limit 64 --test-limit 32",
-    "lazy_embedding": "--gigabytes 0.001 --width 4 --hidden-size 8 --layers 1 --slice-tokens 600 --rounds 1 --window-size 64",
+    "lazy_embedding": (
+        "--gigabytes 0.001 --width 4 --hidden-size 8 --layers 1 --slice-tokens 600 --rounds 1 --window-size 64"
+    ),
     "alignment": "--networks 6 --loop-networks 2 --repeats 1 --resnet-width 2",
     "kde_sampling": "--tokens 30 --latent-dim 4 --anchors 5 --samples 3 --subset 4 --rounds 1",
     "swa_gain": "--seeds 2 --epochs 1 --cycles 2 --cycle-epochs 1 --train-limit 64 --architectures cnn_digits",

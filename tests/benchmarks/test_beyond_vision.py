@@ -69,7 +69,10 @@ def write_acas_xu(folder):
 def test_the_record(script, tmp_path):
     write_policies(tmp_path / "policies")
     write_acas_xu(tmp_path / "acas")
-    tiny = "--seeds 0 --folds 2 --steps 2 --batch 2 --window 12 --hidden-size 8 --latent-dim 4 --layers 1 --permutations 1 --trees 2"
+    tiny = (
+        "--seeds 0 --folds 2 --steps 2 --batch 2 --window 12 --hidden-size 8 --latent-dim 4 --layers 1 "
+        "--permutations 1 --trees 2"
+    )
     report = script.main([
         "--policies", str(tmp_path / "policies"), "--acasxu", str(tmp_path / "acas"), *tiny.split(),
         "--output", str(tmp_path / "record.json"),

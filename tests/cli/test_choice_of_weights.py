@@ -39,7 +39,8 @@ def place(tmp_path, local_hub, monkeypatch):
 def test_info_names_what_is_there_and_chooses(place, hf_sane_command):
     said = hf_sane_command("info", "org/parts", exit_code=2).stderr
     assert said == (
-        "hf-sane: org/parts holds no safetensors; it holds model.fp16.safetensors: choose with --variant fp16 (variant=)\n"
+        "hf-sane: org/parts holds no safetensors; it holds model.fp16.safetensors: choose with --variant fp16 "
+        "(variant=)\n"
     )
     assert "float16" in hf_sane_command("info", "org/parts", "--variant", "fp16").output
     shown = json.loads(hf_sane_command("info", "org/parts", "--subfolder", "a", "--json").output)

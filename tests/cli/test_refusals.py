@@ -97,7 +97,8 @@ def test_python_gets_the_choices_too():
     with pytest.raises(Exception, match="views") as raised:
         PretrainSettings(zoo=["x"], output_dir="y", views=["permutted"])
     assert describe_error(raised.value) == (
-        f"expected views to be one or two of {', '.join(map(repr, VIEWS))}, got ['permutted']; did you mean 'permuted'?"
+        f"expected views to be one or two of {', '.join(map(repr, VIEWS))}, got ['permutted']; did you mean "
+        "'permuted'?"
     )
     with pytest.raises(Exception, match="second_network") as raised:
         PretrainSettings(zoo=["x"], output_dir="y", second_network="same_rum")

@@ -235,7 +235,8 @@ def test_bad_options_are_refused(tmp_path, hf_sane_command):
 
 def test_repositories_of_a_hub(tmp_path, monkeypatch, hf_sane_command):
     with run_hub() as hub:
-        # Read from the environment when huggingface_hub is imported; a new process would take longer than all the rest.
+        # Read from the environment when huggingface_hub is imported; a new process would take longer than all the
+        # rest.
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{repo_id}")
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "".join(template[1:]))

@@ -196,7 +196,8 @@ def test_averaging_independent_batch_norm_counters_of_a_real_network():
     assert found["bn1.num_batches_tracked"].dtype == torch.int64
 
 
-# Anonymous memory of a process that makes soups of files, in sizes of a checkpoint; mapped file pages belong to nobody.
+# Anonymous memory of a process that makes soups of files, in sizes of a checkpoint; mapped file pages belong to
+# nobody.
 MEMORY = """
 import re, sys, threading, time
 from pathlib import Path

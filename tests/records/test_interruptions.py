@@ -79,7 +79,10 @@ def test_inside_a_folder_that_is_continued(tmp_path, capsys):
                 raise KeyboardInterrupt
 
     nothing = f"script: interrupted: nothing was written to {tmp_path / 'out'}; the same command starts again\n"
-    kept = f"script: interrupted: what was finished is kept in {tmp_path / 'out'}; the same command continues from there\n"
+    kept = (
+        f"script: interrupted: what was finished is kept in {tmp_path / 'out'}; the same command continues from "
+        "there\n"
+    )
     finished = f"script: interrupted: {tmp_path / 'out'} is finished\n"
     expected = {"start": nothing, "middle": kept, "end": finished}
     for stop_at, line in expected.items():
@@ -93,7 +96,10 @@ def test_the_outermost_block_speaks_after_the_others_have_tidied(tmp_path, capsy
             with output_folder(folder / "sane", "SANE"):
                 raise KeyboardInterrupt
 
-    line = f"script: interrupted: what was finished is kept in {tmp_path / 'out'}; the same command continues from there\n"
+    line = (
+        f"script: interrupted: what was finished is kept in {tmp_path / 'out'}; the same command continues from "
+        "there\n"
+    )
     assert said(capsys, work) == line
 
 

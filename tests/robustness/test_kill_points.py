@@ -1,9 +1,10 @@
 """A verb that is killed or interrupted at any event of its files, and then run again, gives what it would have given.
 
-Nobody else's file is touched, nothing that is half done looks finished, nothing of ours is left beside, and the line of an
-interruption is true. So it is with scripts, and with functions that save an artefact.
+Nobody else's file is touched, nothing that is half done looks finished, nothing of ours is left beside, and the line
+of an interruption is true. So it is with scripts, and with functions that save an artefact.
 
-`make test` takes some events of each, `make kill` all of them: `KILL_POINTS=all`, with a run record: `KILL_RECORD=FILE`.
+`make test` takes some events of each, `make kill` all of them: `KILL_POINTS=all`, with a run record:
+`KILL_RECORD=FILE`.
 """
 
 import os

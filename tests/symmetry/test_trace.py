@@ -11,7 +11,8 @@ from hf_sane.symmetry.tracing import graph
 from hf_sane.symmetry.tracing.functions import Inputs, exportable, run_in_double
 from hf_sane.symmetry.tracing.trace import trace_permutations
 
-# Permutations each architecture has, counted by hand: residual streams, hidden layers, heads, and the inside of each head.
+# Permutations each architecture has, counted by hand: residual streams, hidden layers, heads, and the inside of each
+# head.
 HAND_COUNT = {
     "mlp": 3,
     "cnn_s": 4,
@@ -27,7 +28,8 @@ HAND_COUNT = {
     "vgg": 2 + 1,
     "dense": 1 + 4 + 2,  # the stem, four layers, two transitions
     "mobile": 1 + 1 + 1 + 6,  # stream, expanded, squeezed; the two maps made of each of six channels
-    # Groups, channels that enter them (alike in all, see the docstring), that leave each; groups of the last norm, in each.
+    # Groups, channels that enter them (alike in all, see the docstring), that leave each; groups of the last norm, in
+    # each.
     "grouped": 1 + 1 + 3 + 1 + 2,
     "convnext": 2 + 3,  # streams, hidden layers
     "vit": 1 + 2 * (1 + 1 + 4 + 4),  # stream; per layer: hidden, heads, queries and values of each head

@@ -67,8 +67,8 @@ def points_from_gram(gram: Tensor) -> Tensor:
 def adapter_points(adapters: Mapping[str, Factors]) -> Tensor:
     """Adapters of one base model as points, by the products `s B A` of the target modules they share.
 
-    Factors have a gauge freedom (`A -> M A`, `B -> B M^-1`) that changes nothing the adapter does: only products can be
-    compared. Distances between the points are exactly those between the changes of all shared weights.
+    Factors have a gauge freedom (`A -> M A`, `B -> B M^-1`) that changes nothing the adapter does: only products can
+    be compared. Distances between the points are exactly those between the changes of all shared weights.
 
     Args:
         adapters: Name to `{target module: (A, s B)}`, see `open_factors`.

@@ -26,8 +26,8 @@ class LayerMatrices:
         name: Of the tensor; of a slice with its kernel position, `conv1.weight[0,2]`.
         weight: The tensor as it is stored.
         matrices: `[K, m, n]`, a view of `weight`; several are pooled into one spectrum.
-        reshaping: `"matrix"` for tensors of two axes, `"expert"` for one matrix of a stack, `"product"` for the change that an
-            adapter makes, otherwise how the kernel was treated.
+        reshaping: `"matrix"` for tensors of two axes, `"expert"` for one matrix of a stack, `"product"` for the change
+            that an adapter makes, otherwise how the kernel was treated.
         warning: What to keep in mind about it.
     """
 
@@ -47,9 +47,10 @@ def layer_matrices(
 ) -> Iterator[LayerMatrices]:
     """Go through a network, one tensor in memory at a time.
 
-    Tensors of two axes are matrices. Fused experts `[experts, m, n]` have one spectrum each, in a row of their own. Other
-    tensors of more axes are convolutions `[c_out, c_in, *kernel]`: `"flatten"` makes them one matrix `[c_out, c_in * k]`, the one that multiplies image patches; `"slices"` makes one matrix `[c_out, c_in]` per
-    kernel position, each with a row of its own; `"pooled"` takes the same slices but puts their eigenvalues into one
+    Tensors of two axes are matrices. Fused experts `[experts, m, n]` have one spectrum each, in a row of their own.
+    Other tensors of more axes are convolutions `[c_out, c_in, *kernel]`: `"flatten"` makes them one matrix
+    `[c_out, c_in * k]`, the one that multiplies image patches; `"slices"` makes one matrix `[c_out, c_in]` per kernel
+    position, each with a row of its own; `"pooled"` takes the same slices but puts their eigenvalues into one
     spectrum, as Martin and Mahoney's `weightwatcher` does.
 
     Args:
@@ -101,8 +102,9 @@ def layer_matrices(
 def _is_stack(name: str, weight: Tensor, possible: tuple[LayerKind, ...]) -> bool | None:
     """Whether three axes are `[experts, m, n]` rather than those of a convolution; `None` if nothing tells.
 
-    A stack has an axis of experts that is shorter than both sides of its matrices, a convolution a kernel that is no longer
-    than its number of filters: what is neither by its name has to be one of them by its shape, and not the other.
+    A stack has an axis of experts that is shorter than both sides of its matrices, a convolution a kernel that is no
+    longer than its number of filters: what is neither by its name has to be one of them by its shape, and not the
+    other.
     """
     if possible in (("conv",), ("low_rank",)):
         return False

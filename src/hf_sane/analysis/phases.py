@@ -24,10 +24,10 @@ def suggest_phase(
 ) -> tuple[Phase | None, str]:
     """Name the phase of training in the manner of Martin and Mahoney (arXiv:1810.01075, section 4, "5+1 phases").
 
-    In this order: *rank collapse* when a tenth of the singular values is zero; *random-like* when all eigenvalues follow the
-    Marchenko-Pastur law; *bulk + spikes* when all but some do; *heavy-tailed* when they do not, and their tail is close to
-    a power law with an exponent up to 6; otherwise undecided (their "bleeding-out" and "bulk-decay" end up here or on
-    either side). They judge by eye; the thresholds are ours.
+    In this order: *rank collapse* when a tenth of the singular values is zero; *random-like* when all eigenvalues
+    follow the Marchenko-Pastur law; *bulk + spikes* when all but some do; *heavy-tailed* when they do not, and their
+    tail is close to a power law with an exponent up to 6; otherwise undecided (their "bleeding-out" and "bulk-decay"
+    end up here or on either side). They judge by eye; the thresholds are ours.
 
     Args:
         bulk: Fit of the bulk, `None` for a layer too small.

@@ -26,7 +26,8 @@ def analyze_networks(split: ZooSplit, settings: SpectrumSettings | None = None) 
 
     Args:
         split: Networks.
-        settings: The defaults when `None`; zoo networks are small, so `min_values` and `min_tail` may have to come down.
+        settings: The defaults when `None`; zoo networks are small, so `min_values` and `min_tail` may have to come
+            down.
     """
     for index in range(len(split)):
         yield analyze_spectrum(split.state_dict(index), settings)
@@ -41,8 +42,8 @@ def spectra_through_training(split: ZooSplit, run_id: str, settings: SpectrumSet
         settings: See [`analyze_networks`].
 
     Returns:
-        `{"run_id", "epoch": [E], "test_accuracy": [E], "alpha": {layer: [E]}, "phase": {layer: [E]}}` for layers that are
-        large enough, epochs ascending.
+        `{"run_id", "epoch": [E], "test_accuracy": [E], "alpha": {layer: [E]}, "phase": {layer: [E]}}` for layers that
+        are large enough, epochs ascending.
 
     Raises:
         KeyError: If the split has no such run.
@@ -79,8 +80,8 @@ def spectra_against_property(
         column: The property.
 
     Returns:
-        `{"networks", column: [M], "summaries": {name: [M]}, "correlation": {name: {"pearson", "kendall_tau"}}}`, without
-        summaries that are missing for some network; a correlation with a constant is `None`.
+        `{"networks", column: [M], "summaries": {name: [M]}, "correlation": {name: {"pearson", "kendall_tau"}}}`,
+        without summaries that are missing for some network; a correlation with a constant is `None`.
 
     Raises:
         ValueError: For fewer than three networks.

@@ -40,7 +40,8 @@ def stack_networks(networks: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Te
             )
         if differing := [f"{name} {shapes[name]} and {found[name]}" for name in shapes if shapes[name] != found[name]]:
             raise ValueError(
-                f"shapes of {first} and {other} differ: {'; '.join(differing[:SHOWN])}; give networks of one architecture"
+                f"shapes of {first} and {other} differ: {'; '.join(differing[:SHOWN])}; give networks of one "
+                "architecture"
             )
     return {name: torch.stack([network[name] for network in networks.values()]) for name in shapes}
 
@@ -124,8 +125,8 @@ def latent_points(
 
     Raises:
         KeyError: If the extractor was fitted on another architecture.
-        ValueError: If the extractor was not fitted, a position lies outside the model's tables, or weights are not finite or
-            too large for single precision.
+        ValueError: If the extractor was not fitted, a position lies outside the model's tables, or weights are not
+            finite or too large for single precision.
     """
     layout = extractor.lay_out({name: tensor[0] for name, tensor in tensors.items()})
     tokens = extractor.normalize(layout.tokens(tensors, batch_dims=1), layout).float()

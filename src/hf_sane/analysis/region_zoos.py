@@ -28,7 +28,8 @@ class LabelledNetworks:
         tensors: `{name: [M, *shape]}`.
         labels: Level to the label of every network.
         runs: Training run of every network.
-        starts: What every network was initialised with, scheme and seed; an empty string, or nothing at all, if unknown.
+        starts: What every network was initialised with, scheme and seed; an empty string, or nothing at all, if
+            unknown.
     """
 
     config: ZooConfig
@@ -102,7 +103,8 @@ def zoo_networks(
 ) -> LabelledNetworks:
     """Take labelled networks out of zoos of one architecture.
 
-    The level `"data_set"` is the name of the zoo, by default that of its images; in a mixture (`mix_zoos`) that of each zoo.
+    The level `"data_set"` is the name of the zoo, by default that of its images; in a mixture (`mix_zoos`) that of
+    each zoo.
 
     Args:
         zoos: One or more.
@@ -114,8 +116,8 @@ def zoo_networks(
 
     Raises:
         KeyError: If a zoo has no such column or split.
-        ValueError: Without networks, for zoos of several architectures or activations, epochs that were not kept, or data
-            sets without a label.
+        ValueError: Without networks, for zoos of several architectures or activations, epochs that were not kept, or
+            data sets without a label.
     """
     parts = [(number, zoo, part) for number, zoo in enumerate(zoos) for part in _chosen(zoo, splits, epoch, limit)]
     if not parts:

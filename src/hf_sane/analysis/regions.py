@@ -22,17 +22,20 @@ NAMED = 5  # labels or networks that an error lists
 class RegionMap:
     """Networks as labelled points, in weight space or in the latent space of an autoencoder.
 
-    After Gueta et al. 2023 (arXiv:2302.04863): networks fine-tuned on one data set lie in one region, networks of one task
-    in a wider one, and points within a region do as well as its corners. There all networks descend from one; here they
-    may be aligned first, see [`from_networks`]. Points from elsewhere: [`latent_points`], [`adapter_points`].
+    After Gueta et al. 2023 (arXiv:2302.04863): networks fine-tuned on one data set lie in one region, networks of one
+    task in a wider one, and points within a region do as well as its corners. There all networks descend from one;
+    here they may be aligned first, see [`from_networks`]. Points from elsewhere: [`latent_points`],
+    [`adapter_points`].
 
     Attributes:
         points: `[M, P]` float, one network each.
         labels: Level (`"data set"`, `"task"`, ...) to the label of every network, `M` each.
-        runs: Training run of every network; those of one run are never compared with each other. All different if empty.
+        runs: Training run of every network; those of one run are never compared with each other. All different if
+            empty.
 
     Raises:
-        ValueError: For fewer than two networks, points that are not `[M, P]` or not finite, or another number of labels.
+        ValueError: For fewer than two networks, points that are not `[M, P]` or not finite, or another number of
+            labels.
     """
 
     points: Tensor
@@ -123,8 +126,8 @@ class RegionMap:
         same = codes[:, None] == codes
         if not (comparable & same).any() or not (comparable & ~same).any():
             raise ValueError(
-                f"level {level!r} needs at least two networks with one label and two labels, got {len(names)} labels for "
-                f"{len(codes)} networks"
+                f"level {level!r} needs at least two networks with one label and two labels, got {len(names)} "
+                f"labels for {len(codes)} networks"
             )
         runs = self._run_codes()
         first = torch.stack([codes[runs == run][0] for run in range(int(runs.max()) + 1)])
@@ -172,8 +175,8 @@ class RegionMap:
         names, codes = self._regions(level, rule)
         if points.ndim != 2 or points.shape[1] != self.points.shape[1] or not points.isfinite().all():
             raise ValueError(
-                f"expected finite points [K, {self.points.shape[1]}], got {list(points.shape)}; place networks as those "
-                "of the map"
+                f"expected finite points [K, {self.points.shape[1]}], got {list(points.shape)}; place networks as "
+                "those of the map"
             )
         known = self.points.double()
         return [names[_nearest(point, known, codes, len(names), rule)] for point in points.double()]
@@ -222,9 +225,9 @@ class RegionMap:
             level: Of `labels`.
             label: Region.
             num_points: How many, >= 1.
-            kind: `"line"`: on the line between two networks of different runs, drawn at random, anywhere on it; `"hull"`:
-                averages of all networks with weights drawn evenly from the simplex. Of many corners these crowd around
-                their mean.
+            kind: `"line"`: on the line between two networks of different runs, drawn at random, anywhere on it;
+                `"hull"`: averages of all networks with weights drawn evenly from the simplex. Of many corners these
+                crowd around their mean.
             generator: CPU source of randomness; the global one when `None`.
 
         Raises:

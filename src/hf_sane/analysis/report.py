@@ -28,8 +28,8 @@ class LayerSpectrum:
     """Spectrum of one matrix, or of several pooled ones.
 
     Eigenvalues `lambda` are those of `W W^T`, squared singular values, without the division by `N` that the papers of
-    Martin and Mahoney have; logarithms are decimal, of squared norms, as in `weightwatcher`. `None` says that a value was
-    not computed; `warnings` or `evidence` say why.
+    Martin and Mahoney have; logarithms are decimal, of squared norms, as in `weightwatcher`. `None` says that a value
+    was not computed; `warnings` or `evidence` say why.
 
     Attributes:
         name: Name of the tensor.
@@ -52,7 +52,8 @@ class LayerSpectrum:
         xmin: Eigenvalue where the tail starts.
         tail_size: Eigenvalues in the tail.
         tail_distance: Kolmogorov-Smirnov distance between tail and power law.
-        alpha_left_out: Why there is no alpha, or why it and what follows from it are left out of means; `None` if it counts.
+        alpha_left_out: Why there is no alpha, or why it and what follows from it are left out of means; `None` if it
+            counts.
         sigma: Standard deviation of the entries by the Marchenko-Pastur law of the bulk.
         lower_edge: Smallest eigenvalue of that law.
         upper_edge: Largest eigenvalue of that law.
@@ -174,8 +175,8 @@ class SpectrumReport:
         """Means over layers, each over those where the number exists (`None` where there is none), and counts.
 
         Alpha and what follows from it are averaged over the `layers_with_alpha`, those without an `alpha_left_out`.
-        `alpha_weighted` is the mean that Martin and Mahoney call alpha-hat; `log_frobenius_norm` and `log_spectral_norm`
-        are means of logarithms, so up to a factor the logarithm of a product of norms.
+        `alpha_weighted` is the mean that Martin and Mahoney call alpha-hat; `log_frobenius_norm` and
+        `log_spectral_norm` are means of logarithms, so up to a factor the logarithm of a product of norms.
         """
         found: dict[str, Any] = {"layers": len(self.layers), "skipped": len(self.skipped)}
         with_alpha = [layer for layer in self.layers if layer.alpha is not None and layer.alpha_left_out is None]

@@ -55,7 +55,8 @@ class SpectrumSettings:
         min_values (`int`, *optional*, defaults to `50`):
             With fewer eigenvalues a layer gets norms and ranks only: no power law, bulk, or phase.
         min_tail (`int`, *optional*, defaults to `10`):
-            With fewer different eigenvalues in the tail, alpha is reported but left out of means, and decides no phase.
+            With fewer different eigenvalues in the tail, alpha is reported but left out of means, and decides no
+            phase.
         num_bootstrap (`int`, *optional*, defaults to `100`):
             Resamples for the uncertainty of alpha; 0 for none.
         spike_level (`float`, *optional*, defaults to `0.99`):
@@ -98,8 +99,8 @@ def analyze_spectrum(
 ) -> SpectrumReport:
     """Analyse the spectrum of every weight matrix (Martin and Mahoney, arXiv:1810.01075 and arXiv:2002.06716).
 
-    Checkpoints in safetensors, sharded or not, are read one tensor at a time. Of LoRA adapters the products `s B A` are
-    analysed, since spectra of the factors depend on their gauge (`A -> M A`, `B -> B M^-1` changes nothing else).
+    Checkpoints in safetensors, sharded or not, are read one tensor at a time. Of LoRA adapters the products `s B A`
+    are analysed, since spectra of the factors depend on their gauge (`A -> M A`, `B -> B M^-1` changes nothing else).
 
     Args:
         source: A module, a state dict, a checkpoint path or a Hub repo id, as in `load_state_dict`.
@@ -177,7 +178,10 @@ def analyze_layer(layer: LayerMatrices, settings: SpectrumSettings) -> LayerSpec
         reason = (
             "the rank of a product of factors is limited by them: no power law, bulk or phase"
             if layer.reshaping == "product"
-            else f"{len(positive)} eigenvalues are too few for a power law, a bulk or a phase (min_values: {settings.min_values})"
+            else (
+                f"{len(positive)} eigenvalues are too few for a power law, a bulk or a phase (min_values: "
+                f"{settings.min_values})"
+            )
         )
         warnings.append(reason)
         phase, evidence = suggest_phase(None, None, len(positive), columns * count, is_partial=is_partial)

@@ -110,7 +110,8 @@ class CNNConfig(ZooConfig):
         num_channels (`int`, *optional*, defaults to 1): Channels of the input.
         conv_channels (`tuple[int, ...]`, *optional*, defaults to `(8, 6, 4)`): Output channels of each convolution.
         kernel_sizes (`tuple[int, ...]`, *optional*, defaults to `(5, 5, 2)`): Kernel size of each convolution.
-        pool_sizes (`tuple[int, ...]`, *optional*, defaults to `(2, 2, 1)`): Max pooling after each convolution; 1: none.
+        pool_sizes (`tuple[int, ...]`, *optional*, defaults to `(2, 2, 1)`): Max pooling after each convolution; 1:
+            none.
         hidden_sizes (`tuple[int, ...]`, *optional*, defaults to `(20,)`): Widths of the hidden fully connected layers.
         activation (`str`, *optional*, defaults to `"tanh"`): `"tanh"`, `"relu"`, `"gelu"` or `"sigmoid"`.
         dropout (`float`, *optional*, defaults to 0.0):
@@ -159,8 +160,8 @@ class CNNConfig(ZooConfig):
             raise ValueError(f"need one kernel size and one pool size per convolution, and one at least, got {counts}")
         if self.feature_map_size < 1:
             raise ValueError(
-                f"an image of {self.image_size} pixels is too small for kernels {tuple(self.kernel_sizes)} and pooling "
-                f"{tuple(self.pool_sizes)}: nothing is left; use smaller kernels or less pooling"
+                f"an image of {self.image_size} pixels is too small for kernels {tuple(self.kernel_sizes)} and "
+                f"pooling {tuple(self.pool_sizes)}: nothing is left; use smaller kernels or less pooling"
             )
 
     def validate_dropout(self) -> None:
@@ -220,7 +221,8 @@ class CIFARResNetConfig(ZooConfig):
         depths (`tuple[int, ...]`, *optional*, defaults to `(3, 3, 3)`): Blocks per stage.
         widths (`tuple[int, ...]`, *optional*, defaults to `(16, 32, 64)`):
             Inner channels per stage; a bottleneck block puts out four times as many.
-        block (`str`, *optional*, defaults to `"basic"`): `"basic"`: two 3x3 convolutions; `"bottleneck"`: 1x1, 3x3, 1x1.
+        block (`str`, *optional*, defaults to `"basic"`): `"basic"`: two 3x3 convolutions; `"bottleneck"`: 1x1, 3x3,
+            1x1.
         shortcut (`str`, *optional*, defaults to `"identity"`):
             Where a block changes the shape. `"identity"`: option A of the paper, every second pixel and zero-padded
             channels, no parameters. `"projection"`: option B, a strided 1x1 convolution with batch norm.

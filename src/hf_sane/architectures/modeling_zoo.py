@@ -81,8 +81,8 @@ class ZooPreTrainedModel(PreTrainedModel):
 class DropoutModel(ZooPreTrainedModel):
     """A network with one dropout rate, held in the non-persistent 0-d buffer `dropout_rate`.
 
-    A buffer, so that `torch.func.functional_call(model, {..., "dropout_rate": rate}, ...)` sets it for one call, and one
-    rate per network under `torch.vmap`. It is restored from the configuration after loading.
+    A buffer, so that `torch.func.functional_call(model, {..., "dropout_rate": rate}, ...)` sets it for one call, and
+    one rate per network under `torch.vmap`. It is restored from the configuration after loading.
     """
 
     config: CNNConfig | MLPConfig
@@ -121,8 +121,9 @@ class DropoutModel(ZooPreTrainedModel):
 class CNNForImageClassification(DropoutModel):
     """Convolutions without padding, max pooling, fully connected layers: CNN-s, CNN-l and their relatives.
 
-    Every convolution is followed by pooling, activation and dropout, every hidden layer by activation and dropout. Input
-    features of the first fully connected layer are channel-major: channel `c` owns the contiguous block of its pixels.
+    Every convolution is followed by pooling, activation and dropout, every hidden layer by activation and dropout.
+    Input features of the first fully connected layer are channel-major: channel `c` owns the contiguous block of its
+    pixels.
     """
 
     config: CNNConfig

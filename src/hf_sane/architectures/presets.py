@@ -38,8 +38,8 @@ def build_model(config: ZooConfig) -> ZooPreTrainedModel:
 def register_remote_code() -> None:
     """Make every later `save_pretrained` of a zoo network put its code beside the weights (`trust_remote_code`).
 
-    Process-wide and without a way back, because Transformers keeps it on the classes: call it in an export script, not in
-    a library.
+    Process-wide and without a way back, because Transformers keeps it on the classes: call it in an export script, not
+    in a library.
     """
     for config_class, model_class in MODEL_CLASSES.items():
         config_class.register_for_auto_class()

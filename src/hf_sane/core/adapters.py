@@ -52,8 +52,8 @@ def require_hub_id(name: str | None) -> str:
     """
     if (found := hub_id(name)) is None:
         raise ValueError(
-            f"expected the Hub repo id of the base model, got {name!r}; an adapter cannot be used without its base, so "
-            "publish the base first and name its repository (organisation/name), never a local path"
+            f"expected the Hub repo id of the base model, got {name!r}; an adapter cannot be used without its base, "
+            "so publish the base first and name its repository (organisation/name), never a local path"
         )
     return found
 
@@ -120,14 +120,15 @@ def save_adapter(
 ) -> Path:
     """Save an adapter: adapter_config.json and adapter_model.safetensors. One there that nobody has changed is replaced.
 
-    PEFT notes where the base was loaded from, which may be a path that exists on one machine only, and writes a card that
-    names it; here the base is the one given, and the card is left to `hf_sane.hub`.
+    PEFT notes where the base was loaded from, which may be a path that exists on one machine only, and writes a card
+    that names it; here the base is the one given, and the card is left to `hf_sane.hub`.
 
     Args:
         model: Base with adapter.
         folder: Absent or empty, or an adapter that was saved here.
         base_model: Hub id of the base; anything else is saved as unknown (null).
-        base: A pristine copy of the base: the saved adapter is loaded onto a copy of it and compared, tensor by tensor.
+        base: A pristine copy of the base: the saved adapter is loaded onto a copy of it and compared, tensor by
+            tensor.
         state_dict: Of `model`, when it is spread over processes.
 
     Returns:
@@ -164,8 +165,8 @@ def load_adapter(model: nn.Module, source: str | Path) -> "PeftModel":
         The model with its adapter; `merge_and_unload()` gives an ordinary model.
 
     Raises:
-        ValueError: If tensors of the adapter are missing, of which PEFT only warns, or the base has no place for some of
-            them, of which it says nothing.
+        ValueError: If tensors of the adapter are missing, of which PEFT only warns, or the base has no place for some
+            of them, of which it says nothing.
         InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
     """
     from peft import PeftModel
@@ -181,8 +182,8 @@ def load_adapter(model: nn.Module, source: str | Path) -> "PeftModel":
     places = adapter_tensors(loaded).keys() | loaded.state_dict().keys()
     if unused := sorted(load_peft_weights(str(source), device="cpu").keys() - places):
         raise ValueError(
-            f"{source} holds {len(unused)} tensors that {type(model).__name__} and adapter_config.json leave no place for, such as "
-            f"{unused[:3]}, so that PEFT does not load them; load the base that it was trained on"
+            f"{source} holds {len(unused)} tensors that {type(model).__name__} and adapter_config.json leave no "
+            f"place for, such as {unused[:3]}, so that PEFT does not load them; load the base that it was trained on"
         )
     return loaded
 
@@ -195,8 +196,8 @@ def _check_round_trip(model: "PeftModel", base: nn.Module, folder: Path) -> None
         if name not in written or name not in read or not torch.equal(written[name], read[name])
     ]:
         raise RuntimeError(
-            f"the base and the adapter do not give back what was saved: tensors {differing} differ; put the modules that own "
-            "them (BatchNorm!) into modules_to_save, and hand in the base as it was before training"
+            f"the base and the adapter do not give back what was saved: tensors {differing} differ; put the modules "
+            "that own them (BatchNorm!) into modules_to_save, and hand in the base as it was before training"
         )
 
 

@@ -23,7 +23,8 @@ def tokens_from_tensors(
         affine: Scale and shift of each layer's weights; none when `None`.
 
     Returns:
-        `[*batch, N, D]`, zero at padding; float64 if any tensor is, else float32: wide enough to hold every dtype exactly.
+        `[*batch, N, D]`, zero at padding; float64 if any tensor is, else float32: wide enough to hold every dtype
+        exactly.
 
     Raises:
         KeyError: If a tensor is missing.

@@ -34,8 +34,9 @@ def too_large(layer: str, size: float, networks: list[int] | None = None) -> str
     """The sentence for a layer whose normalised weights are too large."""
     which = f" (networks {networks})" if networks else ""
     return (
-        f"weights of {layer} are {size:.3g} once normalised, an autoencoder in single precision takes up to {MAX_TOKEN:g}{which}: "
-        "exploded, or on another scale than the networks that the extractor was fitted on; leave them out"
+        f"weights of {layer} are {size:.3g} once normalised, an autoencoder in single precision takes up to "
+        f"{MAX_TOKEN:g}{which}: exploded, or on another scale than the networks that the extractor was fitted on; "
+        "leave them out"
     )
 
 
@@ -47,6 +48,6 @@ def check_results(values: Tensor, what: str) -> None:
     """
     if bad := int((~values.flatten(1).isfinite().all(dim=1)).sum()):
         raise ValueError(
-            f"{what} of {bad} of {len(values)} networks are not finite though their weights are; is the autoencoder itself "
-            "finite? Look at its weights, or leave these networks out"
+            f"{what} of {bad} of {len(values)} networks are not finite though their weights are; is the autoencoder "
+            "itself finite? Look at its weights, or leave these networks out"
         )

@@ -10,9 +10,9 @@ from torch import Tensor
 SamplingMode = Literal["joint", "token", "scalar"]
 BandwidthRule = Literal["scott", "silverman"]
 
-# On the CPU, noise, centres and indices of one step stay in a core's cache, so that memory sees each scalar of the result
-# once; 2^15 is also the size up to which PyTorch runs an operation on one thread. A block of steps has a random stream
-# of its own: results do not depend on the number of threads, but they do depend on these numbers.
+# On the CPU, noise, centres and indices of one step stay in a core's cache, so that memory sees each scalar of the
+# result once; 2^15 is also the size up to which PyTorch runs an operation on one thread. A block of steps has a random
+# stream of its own: results do not depend on the number of threads, but they do depend on these numbers.
 CPU_STEP_SCALARS = 2**15
 OTHER_STEP_SCALARS = 2**26
 STEPS_PER_BLOCK = 32
@@ -30,23 +30,23 @@ def sample_latents(
 ) -> Tensor:
     """Draw latents of new models from a Gaussian kernel density estimate around anchor models.
 
-    `z = z_a + h * eps` with `a ~ Categorical(w)`, `eps ~ N(0, I)`: exact sampling from `p(z) = sum_a w_a N(z; z_a, h^2 I)`
-    (arXiv:2406.09997, section 3.2; density per embedding dimension: arXiv:2209.14733). The mode says which coordinates
-    share one draw of the anchor `a`:
+    `z = z_a + h * eps` with `a ~ Categorical(w)`, `eps ~ N(0, I)`: exact sampling from
+    `p(z) = sum_a w_a N(z; z_a, h^2 I)` (arXiv:2406.09997, section 3.2; density per embedding dimension:
+    arXiv:2209.14733). The mode says which coordinates share one draw of the anchor `a`:
 
     - `"joint"`: all coordinates of a model. Samples scatter around whole anchors.
     - `"token"`: the coordinates of one token. Every token of a sample can come from another anchor.
     - `"scalar"`: every coordinate draws its own.
 
-    Noise is independent between all coordinates in every mode. Deviation: the released code fits one estimator per token
-    (or scalar) and draws from each with the same fixed seed, so that all tokens of a sample take the same anchor and the
-    same offset; here the draws are independent, as the equation says.
+    Noise is independent between all coordinates in every mode. Deviation: the released code fits one estimator per
+    token (or scalar) and draws from each with the same fixed seed, so that all tokens of a sample take the same anchor
+    and the same offset; here the draws are independent, as the equation says.
 
     Args:
         anchors: `[A, N, Z]` latents of `A` anchor models, floating point.
         num_samples: Models to draw, `S` >= 1.
-        bandwidth: Kernel standard deviation `h` in latent units: one number >= 0 (0 resamples the anchors), a tensor that
-            broadcasts to `[N, Z]`, such as `[Z]`, or a rule, see [`bandwidth_by_rule`].
+        bandwidth: Kernel standard deviation `h` in latent units: one number >= 0 (0 resamples the anchors), a tensor
+            that broadcasts to `[N, Z]`, such as `[Z]`, or a rule, see [`bandwidth_by_rule`].
         mode: `"joint"`, `"token"` or `"scalar"`.
         anchor_weights: `[A]` non-negative mixture weights `w`, up to a factor; equal when `None`. Bootstrapping passes
             scores of the anchors here.
@@ -56,8 +56,8 @@ def sample_latents(
         `[S, N, Z]`, dtype and device of `anchors`.
 
     Raises:
-        ValueError: For anchors of another shape or dtype, `num_samples < 1`, an unknown mode or rule, a negative or not
-            finite bandwidth, or weights that are no distribution over the anchors.
+        ValueError: For anchors of another shape or dtype, `num_samples < 1`, an unknown mode or rule, a negative or
+            not finite bandwidth, or weights that are no distribution over the anchors.
     """
     _check_anchors(anchors)
     if num_samples < 1:
@@ -117,10 +117,11 @@ def sample_latents(
 def bandwidth_by_rule(anchors: Tensor, rule: BandwidthRule, *, mode: SamplingMode = "joint") -> Tensor:
     """Kernel standard deviations that suit the spread of the anchors.
 
-    `h = sigma * (c * A)^(-1 / (d + 4))` per token and latent dimension, with `sigma` the standard deviation over anchors,
-    `c = 1` (Scott 1992) or `c = (d + 2) / 4` (Silverman 1986), and `d` the dimension of the density: `N * Z` for `"joint"`,
-    `Z` for `"token"`, 1 for `"scalar"`. Both assume nearly normal data. In `"joint"` mode `d` is so large that `h` is
-    about `sigma`: far too wide for most zoos, where a bandwidth chosen on validation accuracy is the better rule.
+    `h = sigma * (c * A)^(-1 / (d + 4))` per token and latent dimension, with `sigma` the standard deviation over
+    anchors, `c = 1` (Scott 1992) or `c = (d + 2) / 4` (Silverman 1986), and `d` the dimension of the density: `N * Z`
+    for `"joint"`, `Z` for `"token"`, 1 for `"scalar"`. Both assume nearly normal data. In `"joint"` mode `d` is so
+    large that `h` is about `sigma`: far too wide for most zoos, where a bandwidth chosen on validation accuracy is the
+    better rule.
 
     Args:
         anchors: `[A, N, Z]`, at least two anchors.
@@ -163,7 +164,8 @@ def _bandwidth(bandwidth: float | Tensor | BandwidthRule, anchors: Tensor, mode:
     fits = zip(reversed(bandwidth.shape), reversed(anchors.shape[1:]), strict=False)
     if bandwidth.ndim > 2 or any(size not in (1, wanted) for size, wanted in fits):
         raise ValueError(
-            f"bandwidth must broadcast to [tokens, latent_dim] = {list(anchors.shape[1:])}, got {list(bandwidth.shape)}"
+            f"bandwidth must broadcast to [tokens, latent_dim] = {list(anchors.shape[1:])}, got "
+            f"{list(bandwidth.shape)}"
         )
     if not (bandwidth.isfinite() & (bandwidth >= 0)).all():
         raise ValueError("bandwidth must be finite and >= 0 everywhere, got other values in the tensor")

@@ -112,8 +112,8 @@ def module_kinds(model: nn.Module) -> dict[str, LayerKind]:
         model: Any module; on the meta device, too.
 
     Returns:
-        Kind by name in the state dict. Tensors whose module says nothing (parameters of one's own modules) are left out:
-        their names must do.
+        Kind by name in the state dict. Tensors whose module says nothing (parameters of one's own modules) are left
+        out: their names must do.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     kinds: dict[str, LayerKind] = {}

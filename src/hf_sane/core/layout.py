@@ -36,8 +36,8 @@ MAX_NUMEL = 2**63 - 1  # what torch can count
 class Layout:
     """Where each scalar of a network sits in its token sequence.
 
-    `rowwise` is the paper's (arXiv:2406.09997, section 3): every output channel is a row `[fan_in | bias]`, padded with
-    zeros to a multiple of `token_dim` and cut. `dense` flattens `[weight | bias]` of a layer first and pads once
+    `rowwise` is the paper's (arXiv:2406.09997, section 3): every output channel is a row `[fan_in | bias]`, padded
+    with zeros to a multiple of `token_dim` and cut. `dense` flattens `[weight | bias]` of a layer first and pads once
     (GeoSANE, arXiv:2603.23408). Unlike the released code, which takes only names that contain "weight", every floating
     tensor is covered; what cannot be a weight (integer and bool buffers, tensors without elements) and, on request,
     BatchNorm tensors travel in `template`.
@@ -74,12 +74,14 @@ class Layout:
         """Lay out a network.
 
         Args:
-            state_dict: Tensors by name; only names, shapes, dtypes and sharing of memory matter, so meta tensors will do.
+            state_dict: Tensors by name; only names, shapes, dtypes and sharing of memory matter, so meta tensors will
+                do.
             token_dim: Scalars per token, >= 1.
             token_layout: Name of a [`TokenLayout`].
-            batch_norm: `"tokens"`, or `"template"` to leave BatchNorm (affine and running statistics) out of the tokens.
-            order: `"names"`, the canonical order (`canonical_key`), which is the same for a file, a state dict in any order and
-                a module; or `"given"`, that of the state dict, where it is known to be that of the network.
+            batch_norm: `"tokens"`, or `"template"` to leave BatchNorm (affine and running statistics) out of the
+                tokens.
+            order: `"names"`, the canonical order (`canonical_key`), which is the same for a file, a state dict in any
+                order and a module; or `"given"`, that of the state dict, where it is known to be that of the network.
             ties: Of shared tensors, the names that files leave out, where their module says so.
 
         Raises:
@@ -96,7 +98,8 @@ class Layout:
         for name, tensor in state_dict.items():
             if not isinstance(tensor, Tensor) or _unfit(tensor):
                 raise TypeError(
-                    f"expected a dense real tensor for {name!r}, got {_describe(tensor)}; convert it (dequantize, to_dense) or drop it"
+                    f"expected a dense real tensor for {name!r}, got {_describe(tensor)}; convert it (dequantize, "
+                    "to_dense) or drop it"
                 )
         aliases = _shared(state_dict, ties or {})
         in_template = {n for n, t in state_dict.items() if not t.is_floating_point() or t.numel() == 0}
@@ -191,7 +194,8 @@ class Layout:
             affine: Scale and shift of each layer's weights on the way; none when `None`.
 
         Returns:
-            `[*batch, N, D]`, zero at padding; float64 if any tensor is, else float32: wide enough to hold every dtype exactly.
+            `[*batch, N, D]`, zero at padding; float64 if any tensor is, else float32: wide enough to hold every dtype
+            exactly.
 
         Raises:
             KeyError: If a tensor is missing.
@@ -223,7 +227,8 @@ class Layout:
             affine: Scale and shift of each layer's weights on the way; none when `None`.
 
         Returns:
-            Name to `[*batch, *shape]`, in the noted dtypes and fresh memory (or recorded by autograd); shared tensors are shared.
+            Name to `[*batch, *shape]`, in the noted dtypes and fresh memory (or recorded by autograd); shared tensors
+            are shared.
 
         Raises:
             ValueError: If `tokens` has another shape than the layout's.
@@ -252,7 +257,8 @@ class Layout:
     def signature(self) -> str:
         """SHA-256 (hex) of the structure: equal for networks whose tokens mean the same.
 
-        Template values do not count, nor does the place of template tensors among the others: a file may sort its names.
+        Template values do not count, nor does the place of template tensors among the others: a file may sort its
+        names.
         """
         structure = self._structure() | {"tensor_names": sorted(self.tensor_names)}
         for entry, layer in zip(structure["layers"], self.layers, strict=True):

@@ -27,8 +27,8 @@ class MarchenkoPasturFit:
         upper_edge: `sigma^2 (sqrt(N) + sqrt(M))^2`.
         threshold: `upper_edge` with the margin that the largest eigenvalue of a random matrix needs.
         num_spikes: Eigenvalues above `threshold`.
-        ks_distance: Kolmogorov-Smirnov distance between the bulk and the law; NaN when only the largest eigenvalues are
-            known.
+        ks_distance: Kolmogorov-Smirnov distance between the bulk and the law; NaN when only the largest eigenvalues
+            are known.
     """
 
     sigma: float
@@ -94,8 +94,8 @@ def spike_threshold(rows: float, columns: float, sigma: float, *, level: float =
     """What the largest eigenvalue of random matrices stays below in the share `level` of cases.
 
     The largest eigenvalue of `W W^T` lies near `mu = (sqrt(N - 1) + sqrt(M))^2` and varies on the scale
-    `s = (sqrt(N - 1) + sqrt(M)) (1 / sqrt(N - 1) + 1 / sqrt(M))^(1/3)` by the Tracy-Widom law (Johnstone 2001, theorem 1.1),
-    here by its gamma approximation (Chiani, arXiv:1209.3394). Never below the edge.
+    `s = (sqrt(N - 1) + sqrt(M)) (1 / sqrt(N - 1) + 1 / sqrt(M))^(1/3)` by the Tracy-Widom law (Johnstone 2001, theorem
+    1.1), here by its gamma approximation (Chiani, arXiv:1209.3394). Never below the edge.
 
     Args:
         rows: `N`.
@@ -117,9 +117,10 @@ def fit_bulk(
 ) -> MarchenkoPasturFit:
     """Fit `sigma` to the bulk of a whole spectrum and count what lies beyond.
 
-    Singular values of the bulk are regressed, through the origin, on the quantiles of the law, over the bulk's central 80
-    per cent; eigenvalues beyond the threshold leave the bulk, `s` of them shrink the matrix to sides `N - s` and `M - s`,
-    and the fit is repeated until no more leave. At most half leave: without a bulk there is nothing to stick out of.
+    Singular values of the bulk are regressed, through the origin, on the quantiles of the law, over the bulk's central
+    80 per cent; eigenvalues beyond the threshold leave the bulk, `s` of them shrink the matrix to sides `N - s` and
+    `M - s`, and the fit is repeated until no more leave. At most half leave: without a bulk there is nothing to stick
+    out of.
 
     Args:
         eigenvalues: `[n]` float64, positive, of `W W^T`, of one matrix or several pooled ones.

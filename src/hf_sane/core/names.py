@@ -34,8 +34,8 @@ def root_key(name: str, ties: Mapping[str, str]) -> tuple[Any, ...]:
 
     Args:
         name: One of the names.
-        ties: Names that files leave out, where the module says so (Transformers' `all_tied_weights_keys`). Where it does
-            not, an embedding goes before a head, and what lies closer to the top before what lies deeper.
+        ties: Names that files leave out, where the module says so (Transformers' `all_tied_weights_keys`). Where it
+            does not, an embedding goes before a head, and what lies closer to the top before what lies deeper.
     """
     return (
         name in ties,

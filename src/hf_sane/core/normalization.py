@@ -62,7 +62,8 @@ class LayerStatistics:
 
         `standardize`: `mu = mean_m mean(w_m)`, `sigma = sqrt(mean_m var(w_m))` over models `m`; weights and bias of a
         layer share them, padding does not count (released code of SANE; the spread of means between models is left out
-        there too). `robust`: medians over models in place of means, so that a few exploded networks cannot set the scale.
+        there too). `robust`: medians over models in place of means, so that a few exploded networks cannot set the
+        scale.
 
         Args:
             batches: Pairs of a layout and raw tokens `[M, N, D]` (or `[N, D]`).
@@ -102,11 +103,11 @@ class LayerStatistics:
         found = [next((key for key in layer_keys(layer) if key in self.means), None) for layer in layout.layers]
         if unknown := [layer_key(layer) for layer, key in zip(layout.layers, found, strict=True) if key is None]:
             raise KeyError(
-                f"the extractor was fitted on another layout: no statistics for {unknown[:5]}"
-                f"{' and more' if len(unknown) > 5 else ''} (name:row length), it knows {list(self.means)[:5]}; for a SANE "
-                "that is trained, add those of a few networks of this architecture (SANEFeatureExtractor.extended(), hf-sane "
-                "sample --prompt-statistics); for one to train, use normalization='none', fit on networks of this "
-                "architecture, or by kind of layer too"
+                "the extractor was fitted on another layout: no statistics for "
+                f"{unknown[:5]}{' and more' if len(unknown) > 5 else ''} (name:row length), it knows "
+                f"{list(self.means)[:5]}; for a SANE that is trained, add those of a few networks of this "
+                "architecture (SANEFeatureExtractor.extended(), hf-sane sample --prompt-statistics); for one to "
+                "train, use normalization='none', fit on networks of this architecture, or by kind of layer too"
             )
         return [(self.means[key], self.stds[key]) for key in found if key is not None]
 

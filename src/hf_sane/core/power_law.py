@@ -43,11 +43,11 @@ def fit_power_law(
 ) -> PowerLawFit:
     """Fit the tail of each sample by maximum likelihood, its start by the Kolmogorov-Smirnov distance.
 
-    For the tail `x_i..x_n` of the sorted sample, `k` values long, `alpha_i = 1 + k / sum_j ln(x_j / x_i)`; the start is the
-    one with the smallest `D_i = max_j |F_i(x_j) - S_i(x_j)|`, `F_i(x) = 1 - (x / x_i)^(1 - alpha_i)` (Clauset, Shalizi and
-    Newman, arXiv:0706.1062, equations 3.1 and 3.9). As in their code and the `powerlaw` package, `S_i` is the share of the
-    tail *below* a value. A single long sample is screened first: the distance over some of a tail's values bounds the whole
-    from below, so that most tails need no second look; the result is the same.
+    For the tail `x_i..x_n` of the sorted sample, `k` values long, `alpha_i = 1 + k / sum_j ln(x_j / x_i)`; the start
+    is the one with the smallest `D_i = max_j |F_i(x_j) - S_i(x_j)|`, `F_i(x) = 1 - (x / x_i)^(1 - alpha_i)` (Clauset,
+    Shalizi and Newman, arXiv:0706.1062, equations 3.1 and 3.9). As in their code and the `powerlaw` package, `S_i` is
+    the share of the tail *below* a value. A single long sample is screened first: the distance over some of a tail's
+    values bounds the whole from below, so that most tails need no second look; the result is the same.
 
     Args:
         values: `[B, n]` float; zero and negative values are in no tail.
@@ -90,9 +90,9 @@ def fit_power_law(
 def bootstrap_alpha(values: Tensor, num_resamples: int, *, seed: int = 0, max_starts: int = 32) -> Tensor:
     """Exponents of resamples of one sample, each with a tail start of its own: how uncertain alpha is.
 
-    The nonparametric bootstrap of Clauset et al. (arXiv:0706.1062, section 3.4), with starts on a grid of ranks. It treats
-    values as independent. Eigenvalues are not: they repel each other, and one matrix is a single draw. Read the spread as
-    the sensitivity to which eigenvalues happen to be there.
+    The nonparametric bootstrap of Clauset et al. (arXiv:0706.1062, section 3.4), with starts on a grid of ranks. It
+    treats values as independent. Eigenvalues are not: they repel each other, and one matrix is a single draw. Read the
+    spread as the sensitivity to which eigenvalues happen to be there.
 
     Args:
         values: `[n]` float, positive.
@@ -112,8 +112,8 @@ def bootstrap_alpha(values: Tensor, num_resamples: int, *, seed: int = 0, max_st
 class _Tails:
     """All candidate tails of samples `[B, n]`: their starts `[B, S]` and exponents `[B, S]`.
 
-    NumPy, because its elementwise functions use one thread: these tables are small, and PyTorch would split each of them
-    over threads that wait for each other.
+    NumPy, because its elementwise functions use one thread: these tables are small, and PyTorch would split each of
+    them over threads that wait for each other.
     """
 
     def __init__(self, values: Array, min_tail: int, max_starts: int | None, table_type: type) -> None:
@@ -154,7 +154,8 @@ class _Tails:
         offset = -slope * self.start_logs[rows][:, starts, None]
         none_below = -share * self.starts[rows][:, starts, None]
         kind = self.table_type
-        # 1 - F and S of every point, both as at the start of the tail for points before it: the sum is 1 where they agree.
+        # 1 - F and S of every point, both as at the start of the tail for points before it: the sum is 1 where they
+        # agree.
         beyond = self.logs[rows][:, None, points].astype(kind) * slope.astype(kind)
         beyond += offset.astype(kind)
         np.exp(np.minimum(beyond, 0, out=beyond), out=beyond)

@@ -29,9 +29,9 @@ def singular_values(matrices: Tensor) -> Tensor:
 def gram_eigenvalues(matrices: Tensor) -> Tensor:
     """Eigenvalues of `W W^T` (or `W^T W`, whichever is smaller) in descending order: squared singular values.
 
-    Several times faster than [`singular_values`], and without a float64 copy of the whole matrix. Squaring costs precision
-    at the small end: an eigenvalue is off by about `1e-16 lambda_max`, a singular value by `1e-8 sigma_max`, which is less
-    than the rounding of weights stored in float32. Take [`singular_values`] for float64 weights.
+    Several times faster than [`singular_values`], and without a float64 copy of the whole matrix. Squaring costs
+    precision at the small end: an eigenvalue is off by about `1e-16 lambda_max`, a singular value by `1e-8 sigma_max`,
+    which is less than the rounding of weights stored in float32. Take [`singular_values`] for float64 weights.
 
     Args:
         matrices: `[..., m, n]` float.
@@ -52,9 +52,10 @@ def top_singular_values(matrix: Tensor, count: int, *, method: PartialMethod = "
     """The largest singular values of a large matrix, without decomposing it.
 
     `"lanczos"` is ARPACK's implicitly restarted Lanczos method (`scipy.sparse.linalg.svds`), accurate to rounding.
-    `"randomized"` projects onto `1.5 count + 16` random directions after four power iterations (Halko, Martinsson and Tropp,
-    arXiv:0909.4061, algorithm 4.4, by `torch.svd_lowrank`): its values are never too large, up to rounding, and too small
-    by per cents where the spectrum is flat; it needs only products of large matrices, so it also suits a GPU.
+    `"randomized"` projects onto `1.5 count + 16` random directions after four power iterations (Halko, Martinsson and
+    Tropp, arXiv:0909.4061, algorithm 4.4, by `torch.svd_lowrank`): its values are never too large, up to rounding, and
+    too small by per cents where the spectrum is flat; it needs only products of large matrices, so it also suits a
+    GPU.
 
     Args:
         matrix: `[m, n]` float.
@@ -71,8 +72,8 @@ def top_singular_values(matrix: Tensor, count: int, *, method: PartialMethod = "
     smaller = min(matrix.shape[-2:])
     if matrix.ndim != 2 or not 1 <= count < smaller:
         raise ValueError(
-            f"expected one matrix and 1 <= count < {smaller}, got shape {list(matrix.shape)} and {count}; decompose small "
-            "matrices exactly"
+            f"expected one matrix and 1 <= count < {smaller}, got shape {list(matrix.shape)} and {count}; decompose "
+            "small matrices exactly"
         )
     if method == "lanczos":
         start = np.random.default_rng(seed).standard_normal(smaller)
@@ -89,8 +90,8 @@ def top_singular_values(matrix: Tensor, count: int, *, method: PartialMethod = "
 def rank_tolerance(largest: float, shape: tuple[int, int], dtype: torch.dtype) -> float:
     """Singular values up to this count as zero: `sigma_max max(m, n) eps`, with `eps` of the type the weights came in.
 
-    The convention of `numpy.linalg.matrix_rank`. For 16-bit weights `eps` is that of float32: rounding of the entries is
-    noise of full rank, which no tolerance below it could tell from weights.
+    The convention of `numpy.linalg.matrix_rank`. For 16-bit weights `eps` is that of float32: rounding of the entries
+    is noise of full rank, which no tolerance below it could tell from weights.
     """
     eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     return largest * max(shape) * eps
@@ -101,8 +102,8 @@ def weight_correlation(weight: Tensor, *, max_channels: int = 4096, seed: int = 
 
     Dense layers: the mean over pairs of channels `i != j` of `|w_i^T w_j| / (||w_i|| ||w_j||)`. Convolutions: the same
     between the kernels that two channels hold for one input channel, then the mean over input channels. Deviations: a
-    kernel of one scalar has only cosines of 1, so 1x1 convolutions count as dense; a pair with a channel that is all zero
-    counts as 0.
+    kernel of one scalar has only cosines of 1, so 1x1 convolutions count as dense; a pair with a channel that is all
+    zero counts as 0.
 
     Args:
         weight: `[c_out, c_in]` or `[c_out, c_in, *kernel]` float.

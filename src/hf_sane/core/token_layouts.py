@@ -38,7 +38,8 @@ class LayerSpec:
 
     Attributes:
         name: Common prefix of its tensors (`layer1.0.conv1`), or the whole name of a tensor that stands alone.
-        kind: What it is, guessed from names and shapes. It changes no token, so layers that differ in nothing else are equal.
+        kind: What it is, guessed from names and shapes. It changes no token, so layers that differ in nothing else are
+            equal.
         weight: The tensor that gives the rows.
         bias: Its sibling with one scalar per channel, appended as the last column; or `None`.
     """
@@ -73,13 +74,14 @@ class LayerSpec:
 class TokenLayout:
     """How the scalars of a layer become tokens.
 
-    A layer is cut into rows `[weight | bias]` of equal length, one after the other; each row is padded with zeros to a multiple
-    of the token size, and cut into tokens.
+    A layer is cut into rows `[weight | bias]` of equal length, one after the other; each row is padded with zeros to a
+    multiple of the token size, and cut into tokens.
 
     Attributes:
         name: As settings and files say it.
         rows: Number of rows of a layer; it must divide the number of channels.
-        counts_rows: Whether the third position of a token is the index of its row; else that of the token within its layer.
+        counts_rows: Whether the third position of a token is the index of its row; else that of the token within its
+            layer.
     """
 
     name: str
@@ -101,7 +103,8 @@ def register_token_layout(name: str, rows: Callable[[LayerSpec], int], *, counts
     Args:
         name: Must be new. Whoever loads what was made with it has to register it first.
         rows: Number of rows into which a layer is cut, which must divide its channels.
-        counts_rows: Whether the third position of a token is the index of its row; else that of the token within its layer.
+        counts_rows: Whether the third position of a token is the index of its row; else that of the token within its
+            layer.
 
     Raises:
         ValueError: If there is a layout of that name.

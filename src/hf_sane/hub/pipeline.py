@@ -33,15 +33,16 @@ class WeightFeatureExtractionPipeline(Pipeline):
     ```
 
     Networks of one structure that stand in one batch are encoded together. Networks longer than the training window go
-    through in windows with halo (`SANEModel.encode_sequences`). Networks of more than `max_memory_bytes` are read as a stream and
-    pooled as they are read (`embed_stream`), with the same result up to rounding, where the pooling allows it; of safetensors
-    then never more than a few megabytes are in memory.
+    through in windows with halo (`SANEModel.encode_sequences`). Networks of more than `max_memory_bytes` are read as a
+    stream and pooled as they are read (`embed_stream`), with the same result up to rounding, where the pooling allows
+    it; of safetensors then never more than a few megabytes are in memory.
 
     Args:
         *args: As `transformers.Pipeline` takes them.
         **kwargs: As `transformers.Pipeline` takes them, and the defaults of the call: `pooling` (a name in `POOLINGS`;
-            `"mean"`, the paper's), `window_size` (tokens; the training window), `halo_size` (tokens; 0), `input_revision`
-            (branch, tag or commit of networks on the Hub), `max_memory_bytes` (of weights that are tokenised as a whole).
+            `"mean"`, the paper's), `window_size` (tokens; the training window), `halo_size` (tokens; 0),
+            `input_revision` (branch, tag or commit of networks on the Hub), `max_memory_bytes` (of weights that are
+            tokenised as a whole).
 
     Raises:
         TypeError: If the model is not SANE.
@@ -78,7 +79,8 @@ class WeightFeatureExtractionPipeline(Pipeline):
         """Sort keyword arguments into those of reading and of embedding."""
         if unknown:
             raise TypeError(
-                f"{TASK} does not know {sorted(unknown)}; it takes pooling, window_size, halo_size, input_revision, max_memory_bytes"
+                f"{TASK} does not know {sorted(unknown)}; it takes pooling, window_size, halo_size, input_revision, "
+                "max_memory_bytes"
             )
         if pooling is not None and pooling not in POOLINGS:
             raise ValueError(f"expected pooling to be one of {', '.join(POOLINGS)}, got {pooling!r}")
@@ -95,7 +97,8 @@ class WeightFeatureExtractionPipeline(Pipeline):
         """Embed one network, or a list of them.
 
         Args:
-            inputs: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id; or a list of those.
+            inputs: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id; or a list of
+                those.
             *args: None.
             batch_size: Networks read, and windows encoded, at a time; the result does not depend on it.
             **kwargs: `pooling`, `window_size`, `halo_size`, `input_revision`, `max_memory_bytes`, as in the class.
@@ -106,7 +109,8 @@ class WeightFeatureExtractionPipeline(Pipeline):
         Raises:
             TypeError: If an input is none of the above.
             FileNotFoundError: If a path, or safetensors in a repo, are missing.
-            ValueError: For an empty list, weights that are not finite, or networks longer than learned positions reach.
+            ValueError: For an empty list, weights that are not finite, or networks longer than learned positions
+                reach.
             KeyError: If SANE was trained on other architectures.
         """
         if args:

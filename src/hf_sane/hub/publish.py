@@ -1,6 +1,7 @@
 """Folders that are ready for the Hub: weights, configuration, run record and card.
 
-All functions that save take the place of an artefact of the same kind that nobody has changed since, and of nothing else.
+All functions that save take the place of an artefact of the same kind that nobody has changed since, and of nothing
+else.
 """
 
 import tempfile
@@ -56,8 +57,8 @@ def save_sane(
         network_config: A network of the zoo, for the code of the card.
         datasets: Hub ids of the zoos.
         license_id: Hub licence identifier.
-        include_code: Also copy the modelling code, so that `AutoModel.from_pretrained(..., trust_remote_code=True)` works
-            without this library (the weight tokenizer needs it all the same).
+        include_code: Also copy the modelling code, so that `AutoModel.from_pretrained(..., trust_remote_code=True)`
+            works without this library (the weight tokenizer needs it all the same).
 
     Returns:
         `folder`.
@@ -68,8 +69,8 @@ def save_sane(
     """
     if model.config.token_dim != extractor.token_dim:
         raise ValueError(
-            f"model and weight tokenizer must share token_dim, got {model.config.token_dim} and {extractor.token_dim}; "
-            "save the tokenizer that the model was trained with"
+            f"model and weight tokenizer must share token_dim, got {model.config.token_dim} and "
+            f"{extractor.token_dim}; save the tokenizer that the model was trained with"
         )
     with output_folder(folder, SANE, replace=True) as partial:
         save_model(partial, model, auto_class="AutoModel", include_code=include_code)
@@ -98,7 +99,8 @@ def load_sane(
 
     Raises:
         FileNotFoundError: If there is neither such a folder nor such a repository.
-        InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was written.
+        InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was
+            written.
     """
     name, options = pretrained_arguments(source, revision=revision)
     check_finished(name)

@@ -43,7 +43,8 @@ def find_repository(repo_id: str, *, revision: str | None = None, api: HfApi | N
 
     Raises:
         HFValidationError: If `repo_id` is none.
-        RepositoryNotFoundError: If there is neither, or it is private and the token does not open it: the Hub's own error.
+        RepositoryNotFoundError: If there is neither, or it is private and the token does not open it: the Hub's own
+            error.
     """
     validate_repo_id(repo_id)
     api = api or HfApi()
@@ -118,8 +119,8 @@ def check_size(files: Sequence[RepoFile], max_bytes: int, where: str) -> None:
     total = sum(file.num_bytes for file in files)
     if total > max_bytes:
         raise ValueError(
-            f"{where} holds {total:,} bytes in {len(files)} files, more than the limit of {max_bytes:,}; raise the limit if "
-            "that is what you want"
+            f"{where} holds {total:,} bytes in {len(files)} files, more than the limit of {max_bytes:,}; raise the "
+            "limit if that is what you want"
         )
 
 
@@ -135,9 +136,9 @@ def pull(
 ) -> Path:
     """Fetch a repository into a folder. A broken download continues where it stopped.
 
-    Every file is compared with the digest that the Hub gives, wherever it came from; one that differs is fetched again,
-    once. A manifest says when the folder is finished, and what of it is ours: the same pull into a finished folder that
-    nobody has changed brings it up to date.
+    Every file is compared with the digest that the Hub gives, wherever it came from; one that differs is fetched
+    again, once. A manifest says when the folder is finished, and what of it is ours: the same pull into a finished
+    folder that nobody has changed brings it up to date.
 
     Args:
         repo_id: `user/name` or `user/name@revision`.

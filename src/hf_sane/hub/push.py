@@ -32,12 +32,12 @@ def plan_push(
     """List what a push would do. Only for a zoo the Hub is asked: which other zoos the repository holds already.
 
     Args:
-        kind: `"model"` (a SANE folder), `"zoo"`, `"samples"` (a sampled network, or a folder of several: the best one on
-            validation images comes to the root, the others into subfolders) or `"adapter"` (PEFT).
+        kind: `"model"` (a SANE folder), `"zoo"`, `"samples"` (a sampled network, or a folder of several: the best one
+            on validation images comes to the root, the others into subfolders) or `"adapter"` (PEFT).
         folder: What is pushed; it is not changed.
         repo_id: `user/name`; the code of the card loads from there.
-        include_code: Add the modelling code to autoencoders and networks, so that `trust_remote_code=True` opens them where
-            this library is not installed.
+        include_code: Add the modelling code to autoencoders and networks, so that `trust_remote_code=True` opens them
+            where this library is not installed.
         api: Client to use, for another endpoint or token.
 
     Raises:
@@ -74,8 +74,8 @@ def push_generated(
     """Publish sampled networks, such as `hf-sane sample` or `save_network` leave them, as one model repository.
 
     `AutoModelForImageClassification.from_pretrained(repo_id)` loads the best of them on validation images,
-    `from_pretrained(repo_id, subfolder="network_3")` another one. The cards tell where each came from (autoencoder, zoo,
-    anchors, method, seed), what was measured, and how to use it.
+    `from_pretrained(repo_id, subfolder="network_3")` another one. The cards tell where each came from (autoencoder,
+    zoo, anchors, method, seed), what was measured, and how to use it.
 
     Args:
         repo_id: `user/name`; made if missing.
@@ -152,8 +152,8 @@ def _plan_adapter(folder: Path, repo_id: str, api: HfApi) -> Upload:
     base = read_adapter_config(folder).get("base_model_name_or_path")
     if hub_id(base) is None:
         raise ValueError(
-            f"the adapter in {folder} belongs to {base!r}, which is no repository on the Hub; push that model first, and save "
-            "the adapter with base_model_name_or_path set to its repo id"
+            f"the adapter in {folder} belongs to {base!r}, which is no repository on the Hub; push that model "
+            "first, and save the adapter with base_model_name_or_path set to its repo id"
         )
     files = with_texts(folder_files(folder), {CARD: address_card(_text(folder / CARD), repo_id)})
     return Upload(repo_id, "model", files, title=f"Adapter for {base}")

@@ -89,8 +89,8 @@ def save_soup_of_files(
     """Average checkpoints of any architecture, tensor by tensor, under the names in their files; no model is built.
 
     Args:
-        folder: Receives config.json and the other side files of the first ingredient, the weights (in shards, if they are
-            large), run.json and README.md. A soup there that nobody has changed since is replaced.
+        folder: Receives config.json and the other side files of the first ingredient, the weights (in shards, if they
+            are large), run.json and README.md. A soup there that nobody has changed since is replaced.
         ingredients: From `open_ingredients`, with configurations.
         weights: One per ingredient, >= 0, with sum 1.
         record: Of the run, see [`soup_card`].
@@ -242,8 +242,8 @@ def _description(
     what = f"LoRA adapters of a {kind}base model" if is_adapter else f"{kind}networks"
     recipe = "greedy" if facts.get("recipe") == "greedy" else "uniform"
     text = (
-        f"A {recipe} model soup ([arXiv:2203.05482](https://arxiv.org/abs/2203.05482)): the average of the weights of {used} of "
-        f"{len(rows)} {what}."
+        f"A {recipe} model soup ([arXiv:2203.05482](https://arxiv.org/abs/2203.05482)): the average of the weights "
+        f"of {used} of {len(rows)} {what}."
     )
     if is_adapter:
         text += " Averaged is what the adapters add to the weights, the products of their factors, not the factors."
@@ -260,9 +260,9 @@ def _selection(facts: Mapping[str, Any], metric: str) -> str:
     if facts.get("recipe") != "greedy":
         return "All ingredients have the same weight; nothing was selected."
     return (
-        f"Selected by {markdown_text(metric)} on the held-out split: ingredients were tried from the best to the worst, and kept where the "
-        "soup did not get worse. On the held-out split it is therefore at least as good as the best ingredient, by "
-        "construction; what counts is the test split."
+        f"Selected by {markdown_text(metric)} on the held-out split: ingredients were tried from the best to the "
+        "worst, and kept where the soup did not get worse. On the held-out split it is therefore at least as good "
+        "as the best ingredient, by construction; what counts is the test split."
     )
 
 

@@ -26,9 +26,9 @@ def fact_table(facts: Mapping[str, Any]) -> str:
 def result_tables(results: Mapping[str, Any]) -> str:
     """Results of a run record, for readers.
 
-    Plain values share one table. A mapping of plain values becomes rows of it under its name. A mapping of such mappings
-    becomes a table of its own, the longer side downwards. What is nested deeper, or is a list of lists, is detail: it stays
-    in the record.
+    Plain values share one table. A mapping of plain values becomes rows of it under its name. A mapping of such
+    mappings becomes a table of its own, the longer side downwards. What is nested deeper, or is a list of lists, is
+    detail: it stays in the record.
 
     Args:
         results: `{name: value}`; names in snake case.

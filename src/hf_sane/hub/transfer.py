@@ -29,8 +29,8 @@ class RepoFile:
         path: Inside the repository, with forward slashes.
         num_bytes: Its size.
         content: Where its content is, or the content itself; `None` for a file that is still on the Hub.
-        digest: What the Hub knows it by: SHA-256 of a large file, git's hash (SHA-1) of another one; `None` for a file that
-            is not on the Hub.
+        digest: What the Hub knows it by: SHA-256 of a large file, git's hash (SHA-1) of another one; `None` for a file
+            that is not on the Hub.
     """
 
     path: str
@@ -65,8 +65,8 @@ class Upload:
     def push(self, api: HfApi | None = None, *, private: bool | None = None, revision: str | None = None) -> str:
         """Make the repository if it is missing, and commit.
 
-        Large files go first, one by one; they become visible with the commit alone. A broken connection therefore leaves
-        the repository as it was, and pushing again sends only what the Hub does not have yet.
+        Large files go first, one by one; they become visible with the commit alone. A broken connection therefore
+        leaves the repository as it was, and pushing again sends only what the Hub does not have yet.
 
         Args:
             api: Client to use, for another endpoint or token.
@@ -154,7 +154,8 @@ def require_files(folder: Path, names: Sequence[str], *, what: str) -> None:
     present = {path.name.removesuffix(".index.json") for path in folder.iterdir()} if folder.is_dir() else set()
     if missing := [name for name in names if name not in present]:
         raise ValueError(
-            f"{folder} is no {what} that is ready to publish: expected {', '.join(names)}, missing {missing}; save it first"
+            f"{folder} is no {what} that is ready to publish: expected {', '.join(names)}, missing {missing}; save "
+            "it first"
         )
 
 

@@ -66,7 +66,8 @@ def open_adapters(
 
     Args:
         sources: Folders in PEFT's format or Hub repo ids, at least two.
-        names: What to call them; the last part of a path or the repo id when `None`. Names that occur twice get a number.
+        names: What to call them; the last part of a path or the repo id when `None`. Names that occur twice get a
+            number.
         base_model: Says what base all adapters are for, whatever their configurations call it.
 
     Raises:
@@ -95,12 +96,12 @@ def open_adapters(
 def average_adapters(adapters: Sequence[Adapter], weights: Sequence[float], *, rank: int | None = None) -> AdapterSoup:
     """Average adapters by their effect: `s B A = sum_i a_i s_i B_i A_i` for every target module.
 
-    The average of products is not the product of averages, and factors have a gauge freedom (`A -> M A`, `B -> B M^-1`)
-    that leaves every single adapter as it is and changes the product of averages at will. Without `rank` the factors are
-    concatenated, `A = [A_1; A_2; ...]`, `B = [a_1 s_1 B_1, a_2 s_2 B_2, ...]`, which is exact; the rank is the sum of
-    ranks. With `rank` the concatenation is cut to the best adapter of that rank by a singular value decomposition (of the
-    small core between two QR decompositions), and the error is reported. Modules that are saved whole are averaged as
-    they are.
+    The average of products is not the product of averages, and factors have a gauge freedom (`A -> M A`,
+    `B -> B M^-1`) that leaves every single adapter as it is and changes the product of averages at will. Without
+    `rank` the factors are concatenated, `A = [A_1; A_2; ...]`, `B = [a_1 s_1 B_1, a_2 s_2 B_2, ...]`, which is exact;
+    the rank is the sum of ranks. With `rank` the concatenation is cut to the best adapter of that rank by a singular
+    value decomposition (of the small core between two QR decompositions), and the error is reported. Modules that are
+    saved whole are averaged as they are.
 
     Args:
         adapters: From [`open_adapters`].
@@ -115,8 +116,8 @@ def average_adapters(adapters: Sequence[Adapter], weights: Sequence[float], *, r
         raise ValueError(f"the rank must be at least 1, got {rank}; leave it out for the exact soup")
     if dora := [adapter.name for adapter in adapters if adapter.magnitudes]:
         raise ValueError(
-            f"{', '.join(dora)} rescale the base (DoRA): the average of what such adapters do is no adapter of low rank; merge "
-            "each into its base (merge_and_unload) and average the merged models"
+            f"{', '.join(dora)} rescale the base (DoRA): the average of what such adapters do is no adapter of low "
+            "rank; merge each into its base (merge_and_unload) and average the merged models"
         )
     parts = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if weight]
     with_bias = any(adapter.added_biases for adapter, _ in parts)
@@ -220,14 +221,14 @@ def _check_pair(first: Adapter, other: Adapter) -> None:
     bases = [adapter.config.get("base_model_name_or_path") for adapter in (first, other)]
     if None not in bases and bases[0] != bases[1]:
         raise ValueError(
-            f"{first.name} and {other.name} adapt different base models, {bases[0]!r} and {bases[1]!r}; if these are one "
-            "model, say so with base_model"
+            f"{first.name} and {other.name} adapt different base models, {bases[0]!r} and {bases[1]!r}; if these "
+            "are one model, say so with base_model"
         )
     revisions = [adapter.config.get("revision") or "main" for adapter in (first, other)]
     if None not in bases and revisions[0] != revisions[1]:
         raise ValueError(
-            f"{first.name} and {other.name} adapt different revisions of {bases[0]}, {revisions[0]!r} and {revisions[1]!r}; if "
-            "these are one model, say so with base_model"
+            f"{first.name} and {other.name} adapt different revisions of {bases[0]}, {revisions[0]!r} and "
+            f"{revisions[1]!r}; if these are one model, say so with base_model"
         )
     for module in first.modules.keys() & other.modules.keys():
         if first.shape(module) != other.shape(module):
@@ -237,18 +238,20 @@ def _check_pair(first: Adapter, other: Adapter) -> None:
             )
         if first.is_embedding(module) != other.is_embedding(module):
             raise ValueError(
-                f"{module!r} is a table of embeddings in one of {first.name} and {other.name} only; average adapters of one "
-                "base model"
+                f"{module!r} is a table of embeddings in one of {first.name} and {other.name} only; average "
+                "adapters of one base model"
             )
     if first.whole.keys() != other.whole.keys():
         facts = [
-            f"{adapter.name} replaces {sorted(adapter.whole.keys() - rest.whole.keys())[:3] or 'no others'} (modules_to_save "
-            f"{adapter.config.get('modules_to_save') or []}, bias {adapter.config.get('bias', 'none')!r})"
+            f"{adapter.name} replaces {sorted(adapter.whole.keys() - rest.whole.keys())[:3] or 'no others'} "
+            f"(modules_to_save {adapter.config.get('modules_to_save') or []}, bias "
+            f"{adapter.config.get('bias', 'none')!r})"
             for adapter, rest in ((first, other), (other, first))
         ]
         raise ValueError(
-            f"{' and '.join(facts)}: what the other one has there is the base's, which is not known here; train both with "
-            "the same modules_to_save and bias, or merge each into its base (merge_and_unload) and average the merged models"
+            f"{' and '.join(facts)}: what the other one has there is the base's, which is not known here; train "
+            "both with the same modules_to_save and bias, or merge each into its base (merge_and_unload) and "
+            "average the merged models"
         )
     check_compatible(_whole_modules(first), _whole_modules(other))
 
@@ -283,8 +286,8 @@ def _refactorised(first: Tensor, second: Tensor, rank: int) -> tuple[Tensor, Ten
 def _config_of(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, Any]:
     """The configuration of a soup: scale 1 everywhere, since factors carry their own.
 
-    Layers are chosen in the words of the adapters where these agree. Otherwise all are named, as a regular expression: a
-    mere name would also mean every layer whose name ends with it.
+    Layers are chosen in the words of the adapters where these agree. Otherwise all are named, as a regular expression:
+    a mere name would also mean every layer whose name ends with it.
     """
     config = {**adapters[0].config, "use_rslora": False, "inference_mode": True, "init_lora_weights": True}
     config["ensure_weight_tying"] = False  # both ends have factors of their own, whose products are equal

@@ -43,9 +43,9 @@ def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float])
     """Average checkpoints one tensor after the other: `w_bar = sum_i a_i w_i` (Wortsman et al. 2022, arXiv:2203.05482).
 
     Sums run in double precision (single for half-precision weights), so that the average of equal checkpoints is that
-    checkpoint, bit by bit. The result has the dtype that holds all values of those averaged: theirs if they agree, float32
-    for float16 with bfloat16. Integers and booleans are never averaged: batch counters take the largest value, all others must
-    agree. Ingredients of weight zero are not read.
+    checkpoint, bit by bit. The result has the dtype that holds all values of those averaged: theirs if they agree,
+    float32 for float16 with bfloat16. Integers and booleans are never averaged: batch counters take the largest value,
+    all others must agree. Ingredients of weight zero are not read.
 
     Args:
         ingredients: From [`open_ingredients`], aligned or not.
@@ -55,7 +55,8 @@ def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float])
         Name and `[*shape]` tensor, in the order of the first ingredient that has a weight; fresh memory.
 
     Raises:
-        ValueError: If weights are out of range, a tensor is not finite (naming it and the ingredient), or integers differ.
+        ValueError: If weights are out of range, a tensor is not finite (naming it and the ingredient), or integers
+            differ.
     """
     check_weights(ingredients, weights)
     parts = [(ingredient, weight) for ingredient, weight in zip(ingredients, weights, strict=True) if weight]
@@ -66,8 +67,9 @@ def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float])
 def pour(model: nn.Module, ingredients: Sequence[Ingredient], weights: Sequence[float]) -> None:
     """Put a weighted average into a module, tensor by tensor: no second copy of the model is made.
 
-    Weights that the model shares between two names and an ingredient does not are untied. Some architectures of Transformers have other names on disk than in memory. Their average is made in memory first, and
-    goes through the conversion of `from_pretrained`.
+    Weights that the model shares between two names and an ingredient does not are untied. Some architectures of
+    Transformers have other names on disk than in memory. Their average is made in memory first, and goes through the
+    conversion of `from_pretrained`.
 
     Args:
         model: Of the architecture of the ingredients; its tensors are overwritten, in their own dtype.
@@ -181,7 +183,8 @@ def soup_dtype(ingredients: Sequence[Ingredient]) -> torch.dtype:
 def averaged_config(ingredients: Sequence[Ingredient], tensors: StateDict) -> dict[str, Any]:
     """The configuration of an average: that of the first ingredient, but for its dtype and for ties that the weights break.
 
-    Code that a configuration names (`auto_map`) stays with the ingredient; for architectures of Transformers none is needed.
+    Code that a configuration names (`auto_map`) stays with the ingredient; for architectures of Transformers none is
+    needed.
 
     Args:
         ingredients: From [`open_ingredients`].
@@ -231,8 +234,8 @@ def _agreed(name: str, parts: Sequence[tuple[Ingredient, float]]) -> Tensor:
             value = torch.maximum(value, other)
         elif not torch.equal(value, other):
             raise ValueError(
-                f"integer tensor {name!r} differs between {parts[0][0].name} and {ingredient.name}: indices, masks and "
-                "quantised weights cannot be averaged; average unquantised checkpoints of one architecture"
+                f"integer tensor {name!r} differs between {parts[0][0].name} and {ingredient.name}: indices, masks "
+                "and quantised weights cannot be averaged; average unquantised checkpoints of one architecture"
             )
     return value
 

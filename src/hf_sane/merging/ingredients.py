@@ -104,13 +104,14 @@ class Ingredient:
 def open_ingredients(sources: Sequence[Source], *, names: Sequence[str] | None = None) -> list[Ingredient]:
     """Open checkpoints of one architecture for averaging.
 
-    Only headers are read. What would make an average meaningless is refused: other tensors or shapes, other settings of
-    the architecture (dropout and initialisation may differ), other labels, another vocabulary. What a checkpoint does not
-    say (a bare file has no configuration) cannot be compared. Buffers that carry nothing may be in some of them only, and
-    a weight that is stored once for two names may be stored twice in others, see `reconcile`.
+    Only headers are read. What would make an average meaningless is refused: other tensors or shapes, other settings
+    of the architecture (dropout and initialisation may differ), other labels, another vocabulary. What a checkpoint
+    does not say (a bare file has no configuration) cannot be compared. Buffers that carry nothing may be in some of
+    them only, and a weight that is stored once for two names may be stored twice in others, see `reconcile`.
 
     Args:
-        sources: State dicts, modules, files, folders, shard indices, or Hub repo ids, also `repo@revision`; at least two.
+        sources: State dicts, modules, files, folders, shard indices, or Hub repo ids, also `repo@revision`; at least
+            two.
         names: What to call them; the last part of a path, the repo id, or `ingredient_0`, ... when `None`. Names that
             occur twice get a number.
 
@@ -144,14 +145,14 @@ def check_compatible(first: Ingredient, other: Ingredient) -> None:
     for key in ("id2label", "label2id"):
         if key in first.config and key in other.config and first.config[key] != other.config[key]:
             raise ValueError(
-                f"{first.name} and {other.name} have different labels ({key} {first.config[key]} and {other.config[key]}): "
-                "the average would mix up classes; train them on one labelling"
+                f"{first.name} and {other.name} have different labels ({key} {first.config[key]} and "
+                f"{other.config[key]}): the average would mix up classes; train them on one labelling"
             )
     for file in sorted(first.vocabulary.keys() & other.vocabulary.keys()):
         if first.vocabulary[file] != other.vocabulary[file]:
             raise ValueError(
-                f"{first.name} and {other.name} have different tokenizers ({file} differs): their embeddings stand for "
-                "different words; average models of one vocabulary"
+                f"{first.name} and {other.name} have different tokenizers ({file} differs): their embeddings stand "
+                "for different words; average models of one vocabulary"
             )
     if first.outlines.keys() != other.outlines.keys():
         lacking = [
@@ -183,7 +184,8 @@ def is_averaged(tensor: Tensor) -> bool:
     """Whether a tensor holds weights: numbers with a fraction. Counters, indices and masks are none.
 
     Raises:
-        ValueError: For 8-bit floats, which are codes of a quantised weight: their scales would have to be averaged, too.
+        ValueError: For 8-bit floats, which are codes of a quantised weight: their scales would have to be averaged,
+            too.
     """
     if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
         raise ValueError(f"cannot average quantised weights of dtype {tensor.dtype}; dequantise the checkpoints first")
@@ -195,9 +197,9 @@ def align_ingredients(
 ) -> list[Ingredient]:
     """Permute the channels of all ingredients onto one of them, which changes no function, see `match_weights`.
 
-    Networks that share an initialisation are matched as they are. Independent ones lie in different orders of channels,
-    and their plain average is no better than chance (Ainsworth et al. 2022, arXiv:2209.04836). Permutations are applied
-    to one tensor at a time while reading; *finding* one holds the weights of two networks in float64.
+    Networks that share an initialisation are matched as they are. Independent ones lie in different orders of
+    channels, and their plain average is no better than chance (Ainsworth et al. 2022, arXiv:2209.04836). Permutations
+    are applied to one tensor at a time while reading; *finding* one holds the weights of two networks in float64.
 
     Args:
         ingredients: Of one architecture.

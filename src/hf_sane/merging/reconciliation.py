@@ -44,9 +44,9 @@ def reconcile(
 ) -> list[dict[str, str]]:
     """Names under which checkpoints of one architecture hold the same tensors, as far as they do.
 
-    Counts of profilers and the wrapper of `AveragedModel` are taken off. A buffer that only some checkpoints have is left
-    out if it carries nothing, see [`carries_nothing`]. Where some checkpoints store both ends of a tie and others one, the
-    others' end stands for both.
+    Counts of profilers and the wrapper of `AveragedModel` are taken off. A buffer that only some checkpoints have is
+    left out if it carries nothing, see [`carries_nothing`]. Where some checkpoints store both ends of a tie and others
+    one, the others' end stands for both.
 
     Args:
         tensors: Of each checkpoint.

@@ -31,8 +31,8 @@ class ImageScore:
         higher_is_better: Of the metric; a module does not know, so this has to be said for losses.
 
     Raises:
-        ValueError: Without held-out images, with another number of labels, for an unknown name, or for a built-in metric
-            that is said to run the wrong way.
+        ValueError: Without held-out images, with another number of labels, for an unknown name, or for a built-in
+            metric that is said to run the wrong way.
     """
 
     images: Tensor
@@ -51,8 +51,8 @@ class ImageScore:
             return
         if self.metric not in BUILT_IN:
             raise ValueError(
-                f"expected {' or '.join(map(repr, BUILT_IN))} or an evaluate module, got {self.metric!r}; load others with "
-                "load_score or evaluate.load"
+                f"expected {' or '.join(map(repr, BUILT_IN))} or an evaluate module, got {self.metric!r}; load "
+                "others with load_score or evaluate.load"
             )
         if self.higher_is_better != BUILT_IN[self.metric]:
             raise ValueError(
@@ -91,8 +91,8 @@ def load_score(
     """Find a metric by name.
 
     Args:
-        metric: `"accuracy"` or `"cross_entropy"` (computed here, offline), or a metric of `evaluate`, whose script is run:
-            the name of one in `evaluate-metric` on the Hub, or a path (absolute, or from `./`) of a script.
+        metric: `"accuracy"` or `"cross_entropy"` (computed here, offline), or a metric of `evaluate`, whose script is
+            run: the name of one in `evaluate-metric` on the Hub, or a path (absolute, or from `./`) of a script.
         images: Held out, `[n, C, H, W]`.
         labels: `[n]` int64.
         options: Further arguments of the metric.
@@ -119,8 +119,9 @@ def _metric_source(metric: str) -> str:
     name = metric if len(path.parts) == 2 else f"{OFFICIAL_METRICS}/{metric}"
     if not name.startswith(f"{OFFICIAL_METRICS}/") or Path(name).exists():
         raise ValueError(
-            f"a metric is a script that is run; expected one of {OFFICIAL_METRICS} on the Hub by its name alone, or the "
-            f"path of a script of yours that starts with './', got {metric!r}; read a script before you name its path"
+            f"a metric is a script that is run; expected one of {OFFICIAL_METRICS} on the Hub by its name alone, or "
+            f"the path of a script of yours that starts with './', got {metric!r}; read a script before you name "
+            "its path"
         )
     return name
 

@@ -37,8 +37,8 @@ class CheckpointMixer:
     Attributes:
         model: Of their architecture; overwritten by every mixture.
         ingredients: From `open_ingredients`, aligned or not.
-        images: `[n, C, H, W]` to re-estimate batch-norm statistics of mixtures from; statistics are averaged like weights
-            when `None`. Single ingredients keep theirs.
+        images: `[n, C, H, W]` to re-estimate batch-norm statistics of mixtures from; statistics are averaged like
+            weights when `None`. Single ingredients keep theirs.
         num_batches: Of the re-estimation.
         batch_size: Of the re-estimation.
         seed: Of the re-estimation: every mixture sees the same batches.

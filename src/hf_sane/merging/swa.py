@@ -24,8 +24,8 @@ SEED_STEP = 1_000_003  # between the orders of images of one phase and the next
 class SWASchedule:
     """When to average, and at what learning rate.
 
-    Izmailov et al. 2018 (arXiv:1803.05407), section 3.1. Constant: one learning rate, an average after every cycle. Cyclical:
-    within each cycle of `c` steps the rate falls linearly, `a(i) = (1 - t) a_1 + t a_2` with
+    Izmailov et al. 2018 (arXiv:1803.05407), section 3.1. Constant: one learning rate, an average after every cycle.
+    Cyclical: within each cycle of `c` steps the rate falls linearly, `a(i) = (1 - t) a_1 + t a_2` with
     `t = (mod(i - 1, c) + 1) / c`, and the weights join the average at its end, where it is lowest.
 
     Attributes:
@@ -56,7 +56,8 @@ class SWASchedule:
         last = self.learning_rate if self.final_learning_rate is None else self.final_learning_rate
         if not 0 < last <= self.learning_rate < math.inf:
             raise ValueError(
-                f"expected 0 < final_learning_rate <= learning_rate, got {self.final_learning_rate} and {self.learning_rate}"
+                f"expected 0 < final_learning_rate <= learning_rate, got {self.final_learning_rate} and "
+                f"{self.learning_rate}"
             )
         if self.kind == "constant" and self.final_learning_rate is not None:
             raise ValueError(
@@ -122,8 +123,8 @@ class WeightAverager:
 
         Args:
             batches: Training data; needed if the model has batch norm with running statistics.
-            inputs_of: Takes what the model is called with out of a batch; when `None`, batches are tensors, or lists or
-                tuples that begin with one.
+            inputs_of: Takes what the model is called with out of a batch; when `None`, batches are tensors, or lists
+                or tuples that begin with one.
 
         Returns:
             A module of the class of the model, in evaluation mode.
@@ -134,8 +135,8 @@ class WeightAverager:
         """
         if not self.num_averaged:
             raise RuntimeError(
-                f"nothing has been averaged in {self.steps} steps; averaging starts after {self.schedule.start_step} and "
-                f"takes {self.schedule.cycle_steps} more for the first network"
+                f"nothing has been averaged in {self.steps} steps; averaging starts after "
+                f"{self.schedule.start_step} and takes {self.schedule.cycle_steps} more for the first network"
             )
         averaged: nn.Module = self.averaged.module
         statistics = [buffer for name, buffer in averaged.named_buffers() if name.endswith("num_batches_tracked")]
@@ -185,8 +186,8 @@ def train_stacked_swa(
     """Continue many training runs of a zoo at once, and average each along the way.
 
     Constant: one run of `cycles * cycle_epochs` epochs at the learning rates of `hyper_parameters`, averaged every
-    `cycle_epochs`. Cyclical: each cycle is a one-cycle schedule of its own, with fresh moments of the optimizer, averaged at
-    its end, where the rate is lowest.
+    `cycle_epochs`. Cyclical: each cycle is a one-cycle schedule of its own, with fresh moments of the optimizer,
+    averaged at its end, where the rate is lowest.
 
     Args:
         networks: To continue; trained networks, as SWA starts from. Not changed.
@@ -199,8 +200,8 @@ def train_stacked_swa(
         num_batches: Of the re-estimation.
 
     Raises:
-        ValueError: For fewer than two cycles, an unknown schedule, cycles of runs that see only a part of the images, or
-            as in `train_stacked`.
+        ValueError: For fewer than two cycles, an unknown schedule, cycles of runs that see only a part of the images,
+            or as in `train_stacked`.
     """
     if cycles < 2 or cycle_epochs < 1 or kind not in ("constant", "cyclical"):
         raise ValueError(
@@ -209,8 +210,8 @@ def train_stacked_swa(
         )
     if kind == "cyclical" and min(hyper_parameters.data_fractions) < 1:
         raise ValueError(
-            f"cycles draw their own images, but runs see shares of {min(hyper_parameters.data_fractions)} of them only; use "
-            "the constant schedule"
+            f"cycles draw their own images, but runs see shares of {min(hyper_parameters.data_fractions)} of them "
+            "only; use the constant schedule"
         )
     update = get_swa_multi_avg_fn()
     averaged: dict[str, Tensor] = {}

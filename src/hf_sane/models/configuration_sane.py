@@ -28,12 +28,13 @@ TRANSFORMERS_KEYS = {
 class SANEConfig(PreTrainedConfig):
     """Configuration of a [`SANEModel`].
 
-    Axis letters: `W` tokens of a window, `D` scalars of a token, `H` width of the residual stream, `Z` latent scalars of
-    a token. A misspelt key raises; a value of the wrong type raises, on later assignment too.
+    Axis letters: `W` tokens of a window, `D` scalars of a token, `H` width of the residual stream, `Z` latent scalars
+    of a token. A misspelt key raises; a value of the wrong type raises, on later assignment too.
 
     Args:
         token_dim (`int`, *optional*, defaults to 289): Scalars per weight token, `D`.
-        hidden_size (`int`, *optional*, defaults to 128): Width of the residual stream, `H`; even, a multiple of the heads.
+        hidden_size (`int`, *optional*, defaults to 128): Width of the residual stream, `H`; even, a multiple of the
+            heads.
         latent_dim (`int`, *optional*, defaults to 64): Scalars per token between encoder and decoder, `Z`.
         num_hidden_layers (`int`, *optional*, defaults to 3): Blocks of the encoder; the decoder has as many.
         num_attention_heads (`int`, *optional*, defaults to 8): Heads per block.
@@ -46,23 +47,26 @@ class SANEConfig(PreTrainedConfig):
             Tokens of a training window; fixes the input width `W * Z` of the projection head.
         projection_dim (`int`, *optional*, defaults to 30): Outputs of the projection head.
         projection_output (`str`, *optional*, defaults to `"linear"`):
-            How the projection head ends. The released code ends in `"relu"`: projections cannot be negative, so no pair
-            of windows is ever pushed beyond orthogonal and a dead unit stays dead. `"linear"` leaves that last
+            How the projection head ends. The released code ends in `"relu"`: projections cannot be negative, so no
+            pair of windows is ever pushed beyond orthogonal and a dead unit stays dead. `"linear"` leaves that last
             activation out, as contrastive heads usually do.
         contrast_weight (`float`, *optional*, defaults to 0.05): `gamma` in `L = (1 - gamma) L_rec + gamma L_contrast`.
         temperature (`float`, *optional*, defaults to 0.1): Temperature of NT-Xent.
         reconstruction_target (`str`, *optional*, defaults to `"clean"`):
             `"clean"`: the window before noise. `"noisy"`: the noised input itself, as the released code does.
         reconstruction_denominator (`str`, *optional*, defaults to `"weights"`):
-            `"weights"`: mean over real weights. `"all"`: mean over all entries, padding too, as the released code does.
+            `"weights"`: mean over real weights. `"all"`: mean over all entries, padding too, as the released code
+            does.
         loss_normalization (`str`, *optional*, defaults to `"none"`):
             `"masked"`: MultiZoo-SANE's masked loss normalisation with statistics of the batch (its code);
             `"masked_per_token"`: with statistics of each token (its text).
         latent_noise (`float`, *optional*, defaults to 0.0):
-            Standard deviation of Gaussian noise on the latents in training, in units of each latent dimension's root mean
-            square over the batch.
-        initialization (`str`, *optional*, defaults to `"linear_path"`): See [`SANEModel`]; `"paper"` is the published one.
-        hidden_dropout (`float`, *optional*, defaults to 0.0): Dropout on attention weights and on both residual branches.
+            Standard deviation of Gaussian noise on the latents in training, in units of each latent dimension's root
+            mean square over the batch.
+        initialization (`str`, *optional*, defaults to `"linear_path"`): See [`SANEModel`]; `"paper"` is the published
+            one.
+        hidden_dropout (`float`, *optional*, defaults to 0.0): Dropout on attention weights and on both residual
+            branches.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of normal initialisation.
         layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the layer norms.
 
@@ -124,8 +128,8 @@ class SANEConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 2 or self.hidden_size < 6:
             raise ValueError(
-                f"hidden_size must be even, at least 6 and a multiple of num_attention_heads={self.num_attention_heads}, "
-                f"got {self.hidden_size}"
+                "hidden_size must be even, at least 6 and a multiple of "
+                f"num_attention_heads={self.num_attention_heads}, got {self.hidden_size}"
             )
         if len(self.max_positions) != 3 or min(self.max_positions) < 1:
             raise ValueError(

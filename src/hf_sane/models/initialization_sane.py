@@ -7,8 +7,9 @@ from torch import Tensor
 def principal_directions(tokens: Tensor, weight_mask: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """Principal component analysis of tokens, padding read as zero.
 
-    The projection `t_hat = mu + V_r V_r^T (t - mu)` on the `r` leading directions is the best linear autoencoder with `r`
-    latents (Eckart and Young, 1936). All `D` directions are returned, so that a wider residual stream keeps the rest.
+    The projection `t_hat = mu + V_r V_r^T (t - mu)` on the `r` leading directions is the best linear autoencoder with
+    `r` latents (Eckart and Young, 1936). All `D` directions are returned, so that a wider residual stream keeps the
+    rest.
 
     Args:
         tokens: `[n, D]` normalised tokens.
@@ -16,8 +17,8 @@ def principal_directions(tokens: Tensor, weight_mask: Tensor, rank: int) -> tupl
         rank: Directions `r` that the R2 is computed for.
 
     Returns:
-        `mean` `[D]` and `directions` `[D, D]` (columns, leading first), float64 on the CPU; and the R2 of the projection
-        over the real weights of the sample.
+        `mean` `[D]` and `directions` `[D, D]` (columns, leading first), float64 on the CPU; and the R2 of the
+        projection over the real weights of the sample.
     """
     mask = weight_mask.cpu()
     sample = torch.where(mask, tokens.detach().double().cpu(), 0.0)

@@ -30,8 +30,8 @@ class SANEPathLinear(nn.Linear):
     def path_matrix(self) -> Tensor:
         """`[out, in]` slice of one orthogonal `Q [H, H]`, the same for all four maps (initialisation `linear_path`).
 
-        Towards the stream the map is `Q[:, :in]`, away from it `Q[:, :out]^T`, with columns beyond `H` zero. Any two of
-        them therefore compose to the identity on the first `min(in, out, H)` coordinates. `Q` is drawn from a fixed
+        Towards the stream the map is `Q[:, :in]`, away from it `Q[:, :out]^T`, with columns beyond `H` zero. Any two
+        of them therefore compose to the identity on the first `min(in, out, H)` coordinates. `Q` is drawn from a fixed
         seed: it is a choice of coordinates, not of a model.
         """
         width, features = (
@@ -91,9 +91,9 @@ class SANEPositionEmbedding(nn.Module):
 class SANESinusoidalEmbedding(nn.Module):
     """Fixed sines and cosines of token, layer and channel index, side by side, times a learned gain per dimension.
 
-    A third of the width each; wavelengths from `2 pi` to `2 pi * 10000`. MultiZoo-SANE and GeoSANE *sum* the three parts
-    over the same frequencies, which confuses token 3, layer 5 with token 5, layer 3; here they are concatenated. Nothing
-    is stored, so no position is too large.
+    A third of the width each; wavelengths from `2 pi` to `2 pi * 10000`. MultiZoo-SANE and GeoSANE *sum* the three
+    parts over the same frequencies, which confuses token 3, layer 5 with token 5, layer 3; here they are concatenated.
+    Nothing is stored, so no position is too large.
     """
 
     def __init__(self, config: SANEConfig) -> None:

@@ -46,11 +46,11 @@ def masked_reconstruction_loss(
 ) -> Tensor:
     """Mean squared error over real weights only.
 
-    `L_rec = sum(m * ((t_hat - t) / s)^2) / sum(m)`, the reconstruction term of SANE (arXiv:2406.09997, equation 2), with
-    `s = 1`. The released code divides by *all* entries, so its value shrinks with the share of padding: `"all"` does
-    that. Masked loss normalisation (MultiZoo-SANE, arXiv:2504.10141) maps target and output by the same
-    `tau(x) = (x - mu) / (sigma + 1e-4)`, `mu` and `sigma` over real target weights; the means cancel in the difference,
-    so `s = sigma + 1e-4` is all that is left of it.
+    `L_rec = sum(m * ((t_hat - t) / s)^2) / sum(m)`, the reconstruction term of SANE (arXiv:2406.09997, equation 2),
+    with `s = 1`. The released code divides by *all* entries, so its value shrinks with the share of padding: `"all"`
+    does that. Masked loss normalisation (MultiZoo-SANE, arXiv:2504.10141) maps target and output by the same
+    `tau(x) = (x - mu) / (sigma + 1e-4)`, `mu` and `sigma` over real target weights; the means cancel in the
+    difference, so `s = sigma + 1e-4` is all that is left of it.
 
     Args:
         reconstruction: `[B, W, D]` decoded tokens `t_hat`.

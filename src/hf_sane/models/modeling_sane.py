@@ -82,13 +82,14 @@ class SANEModel(SANEPreTrainedModel):
     `tokens -> Linear -> + P -> blocks -> Linear -> latents -> Linear -> + P -> blocks -> Linear -> reconstruction`
     (arXiv:2406.09997, section 3): pre-LN bidirectional blocks without biases, no final norm.
 
-    Initialisation `"paper"`: all weights `N(0, 0.02)`, the last map of each residual branch `N(0, 0.02 / sqrt(2 L))`. The
-    untrained model then outputs nearly zero, and must first learn to carry tokens through two projections.
+    Initialisation `"paper"`: all weights `N(0, 0.02)`, the last map of each residual branch `N(0, 0.02 / sqrt(2 L))`.
+    The untrained model then outputs nearly zero, and must first learn to carry tokens through two projections.
     Initialisation `"linear_path"` is our deviation. No norm stands on the path token -> stream -> latent -> stream ->
-    token, so with four slices of one orthogonal matrix (decoder maps = transposes of the encoder's) and residual branches
-    that start at zero, this path is the identity on the first `min(D, H, Z)` coordinates of a token: with `Z >= D` the
-    untrained autoencoder already reconstructs, up to its small position embeddings, and training only has to improve on
-    a linear code. For `Z < D`, [`initialize_from_tokens`] points the path at the principal subspace of real tokens.
+    token, so with four slices of one orthogonal matrix (decoder maps = transposes of the encoder's) and residual
+    branches that start at zero, this path is the identity on the first `min(D, H, Z)` coordinates of a token: with
+    `Z >= D` the untrained autoencoder already reconstructs, up to its small position embeddings, and training only has
+    to improve on a linear code. For `Z < D`, [`initialize_from_tokens`] points the path at the principal subspace of
+    real tokens.
 
     Tokens are *normalised* tokens, zero wherever `weight_mask` is `False`.
     """
@@ -268,8 +269,8 @@ class SANEModel(SANEPreTrainedModel):
     def initialize_from_tokens(self, tokens: Tensor, weight_mask: Tensor) -> float:
         """Point the linear path at the principal subspace of real tokens, before training.
 
-        The path becomes `t_hat = mu + V_r V_r^T (t - mu)`, `V_r` the `r = min(D, H, Z)` leading principal directions of
-        the sample (singular value decomposition in float64): the best linear autoencoder with `r` latents. Latent
+        The path becomes `t_hat = mu + V_r V_r^T (t - mu)`, `V_r` the `r = min(D, H, Z)` leading principal directions
+        of the sample (singular value decomposition in float64): the best linear autoencoder with `r` latents. Latent
         dimensions start as principal components, largest first.
 
         Args:

@@ -10,10 +10,10 @@ def halo_spans(length: int, window_size: int, halo_size: int = 0) -> Iterator[tu
     """Yield the windows that cover a sequence, each as `(context, keep)`.
 
     `context` slices the sequence, `keep` slices the context: `sequence[context][keep]`, concatenated, is the sequence
-    again. Every context has the same length `min(window_size, length)`, the number of tokens that the model was trained
-    on, because an attention over more or fewer tokens than in training reconstructs worse (paper, figure on the
-    inference window). At least `halo_size` tokens of context stand on either side of what is kept, except at the ends
-    of the sequence, where there are none to take.
+    again. Every context has the same length `min(window_size, length)`, the number of tokens that the model was
+    trained on, because an attention over more or fewer tokens than in training reconstructs worse (paper, figure on
+    the inference window). At least `halo_size` tokens of context stand on either side of what is kept, except at the
+    ends of the sequence, where there are none to take.
 
     The released code pads the first and last window instead and stops with an assertion whenever
     `0 < length % window < halo`; here window starts are clamped to `[0, length - window_size]`, so every length works.

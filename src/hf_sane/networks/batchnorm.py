@@ -27,10 +27,10 @@ def condition_batch_norm(
 ) -> StackedNetworks:
     """Re-estimate the running statistics of many networks from images, without labels or gradients.
 
-    Decoded running statistics are the least reliable part of a sampled network, and they can be measured: forward passes
-    in training mode, statistics averaged over batches (arXiv:2406.09997, appendix; 200 batches of 32). Deviations: the
-    released code keeps PyTorch's momentum and what was there before; here statistics are reset first and every batch
-    counts the same (the cumulative average of `BatchNorm2d(momentum=None)`).
+    Decoded running statistics are the least reliable part of a sampled network, and they can be measured: forward
+    passes in training mode, statistics averaged over batches (arXiv:2406.09997, appendix; 200 batches of 32).
+    Deviations: the released code keeps PyTorch's momentum and what was there before; here statistics are reset first
+    and every batch counts the same (the cumulative average of `BatchNorm2d(momentum=None)`).
 
     Args:
         networks: To condition; not changed. Without batch norm they come back as they are.

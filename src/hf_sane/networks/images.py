@@ -58,7 +58,8 @@ class ImageData:
         std: Per channel; 1 where all pixels are equal.
 
     Raises:
-        ValueError: If a split is empty, its images and labels do not belong together, or a label lies outside `[0, K)`.
+        ValueError: If a split is empty, its images and labels do not belong together, or a label lies outside
+            `[0, K)`.
     """
 
     name: str
@@ -79,14 +80,14 @@ class ImageData:
                 raise ValueError(f"{self.name}: the {split} split is empty; expected at least one image per split")
             if images.ndim != 4 or len(images) != len(labels) or images.shape[1:] != self.train_images.shape[1:]:
                 raise ValueError(
-                    f"{self.name}: expected {split} images [n, {', '.join(map(str, self.train_images.shape[1:]))}] with "
-                    f"one label each, got images {list(images.shape)} and labels {list(labels.shape)}"
+                    f"{self.name}: expected {split} images [n, {', '.join(map(str, self.train_images.shape[1:]))}] "
+                    f"with one label each, got images {list(images.shape)} and labels {list(labels.shape)}"
                 )
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.num_classes:
                 raise ValueError(
-                    f"{self.name}: {split} labels must lie in [0, {self.num_classes}), got {low} to {high}; count classes "
-                    "from 0, without gaps"
+                    f"{self.name}: {split} labels must lie in [0, {self.num_classes}), got {low} to {high}; count "
+                    "classes from 0, without gaps"
                 )
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
@@ -188,8 +189,8 @@ def load_images(
 ) -> ImageData:
     """Read image classification data and split it, the same way every time.
 
-    What a source lacks is cut off at random, with a fixed seed: the validation split from the training split (15 %), and
-    of a source that has one split only, the test split too (15 %). The digits are cut into 1,000 / 297 / 500.
+    What a source lacks is cut off at random, with a fixed seed: the validation split from the training split (15 %),
+    and of a source that has one split only, the test split too (15 %). The digits are cut into 1,000 / 297 / 500.
 
     Args:
         source: `"digits"` (scikit-learn's, 8x8); a path to an `.npz` file with `train_images` `[n, H, W]` or
@@ -272,8 +273,8 @@ def _assemble(
 
 def _moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation `[C]` float64 per channel; 1 where all pixels are equal."""
-    # NumPy adds in one thread. The last digits of torch's sums depend on the number of threads, and the digest of the images
-    # with them: a build that was interrupted could then be continued only with as many threads.
+    # NumPy adds in one thread. The last digits of torch's sums depend on the number of threads, and the digest of the
+    # images with them: a build that was interrupted could then be continued only with as many threads.
     values = pixels.numpy().astype(np.float64)
     mean, std = (torch.from_numpy(moment(values, axis=(0, 2, 3))) for moment in (np.mean, np.std))
     return mean, torch.where(std > 0, std, 1.0)
@@ -310,8 +311,8 @@ def _channels_first(name: str, pixels: np.ndarray) -> Tensor:
     values = np.ascontiguousarray(pixels, dtype=np.float32)
     if values.size and not (np.isfinite(values).all() and values.min() >= 0):
         raise ValueError(
-            f"{name}: expected finite pixels >= 0, got values from {values.min()} to {values.max()}; pass images as they "
-            "are, without standardising them, and leave out broken ones"
+            f"{name}: expected finite pixels >= 0, got values from {values.min()} to {values.max()}; pass images as "
+            "they are, without standardising them, and leave out broken ones"
         )
     return torch.from_numpy(values)
 
@@ -321,8 +322,8 @@ def _labels(name: str, labels: np.ndarray) -> np.ndarray:
         raise ValueError(f"{name}: expected one integer class index per image, got {labels.dtype} {labels.shape}")
     if labels.size and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
         raise ValueError(
-            f"{name}: expected class indices from 0 to {MAX_CLASSES - 1}, got {labels.min()} to {labels.max()}; number the "
-            "classes from 0"
+            f"{name}: expected class indices from 0 to {MAX_CLASSES - 1}, got {labels.min()} to {labels.max()}; "
+            "number the classes from 0"
         )
     return labels
 
@@ -433,8 +434,8 @@ def _dataset_part(split: str, dataset: datasets.Dataset) -> _Part:
     label_column = next((column for column in LABEL_COLUMNS if column in dataset.column_names), None)
     if image_column is None or label_column is None:
         raise KeyError(
-            f"expected an image column ({', '.join(IMAGE_COLUMNS)}) and a label column ({', '.join(LABEL_COLUMNS)}), got "
-            f"{dataset.column_names}; rename_column() helps"
+            f"expected an image column ({', '.join(IMAGE_COLUMNS)}) and a label column "
+            f"({', '.join(LABEL_COLUMNS)}), got {dataset.column_names}; rename_column() helps"
         )
 
     def fetch(indices: np.ndarray) -> np.ndarray:

@@ -32,14 +32,14 @@ def stacked_forward(network: ZooConfig | nn.Module, *, generic: bool = False) ->
     numbers of the single networks, up to rounding.
 
     Args:
-        network: Configuration of the networks, or a module of which only the structure is used. A module returns logits,
-            or an output with `logits`.
+        network: Configuration of the networks, or a module of which only the structure is used. A module returns
+            logits, or an output with `logits`.
         generic: Use `torch.vmap` in any case.
 
     Returns:
         `forward(tensors, images, dropout, generator)`: logits `[m, B, K]` of tensors `{name: [m, *shape]}` and images
-        `[m, B, C, H, W]` (`[1, ...]`: the same for all). With `dropout` (`[m]` rates) the networks are in training mode:
-        they drop, and running statistics among the tensors are updated in place; with `None` in evaluation mode.
+        `[m, B, C, H, W]` (`[1, ...]`: the same for all). With `dropout` (`[m]` rates) the networks are in training
+        mode: they drop, and running statistics among the tensors are updated in place; with `None` in evaluation mode.
         `generator` serves the dropout of CNNs and MLPs; `torch.vmap` draws from the global one.
     """
     if isinstance(network, CNNConfig | MLPConfig) and not generic:

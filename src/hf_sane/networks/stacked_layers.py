@@ -1,8 +1,8 @@
 """Layers of many small networks at once, in the layout that keeps a CPU busy: models first, images last.
 
 Activations are `[M, C, H, W, B]`. With the images innermost, unfolding, pooling and everything elementwise run over
-contiguous memory, and each convolution becomes a few matrix products per network. `torch.vmap` over `conv2d` turns into
-grouped convolutions instead, whose backward is the slowest part of training a zoo (benchmarks/zoo_training.py).
+contiguous memory, and each convolution becomes a few matrix products per network. `torch.vmap` over `conv2d` turns
+into grouped convolutions instead, whose backward is the slowest part of training a zoo (benchmarks/zoo_training.py).
 """
 
 from typing import Any
@@ -17,10 +17,11 @@ FULL_UNFOLD_LIMIT = 8
 class _PooledConvolution(torch.autograd.Function):
     """Stacked `conv2d` (no padding, stride 1) and `max_pool2d`; see `pooled_convolution`.
 
-    Only kernel columns are unfolded: `U[m, (c, j), h, w, b] = x[m, c, h, w + j, b]`. Row `i` of the kernel then acts on a
-    contiguous slice of `U`, so `out = sum_i W_i @ U[.., i : i + h_out]` needs a k-th of the memory of im2col. Images of one
-    channel are unfolded fully (`rows = k`). Columns `w = p * w' + q` are stored with `q` before `w'` for pooling size `p`, so
-    that the values of a pooling cell lie in `p * p` contiguous blocks; what pooling cuts off is never computed.
+    Only kernel columns are unfolded: `U[m, (c, j), h, w, b] = x[m, c, h, w + j, b]`. Row `i` of the kernel then acts
+    on a contiguous slice of `U`, so `out = sum_i W_i @ U[.., i : i + h_out]` needs a k-th of the memory of im2col.
+    Images of one channel are unfolded fully (`rows = k`). Columns `w = p * w' + q` are stored with `q` before `w'` for
+    pooling size `p`, so that the values of a pooling cell lie in `p * p` contiguous blocks; what pooling cuts off is
+    never computed.
     """
 
     @staticmethod
@@ -69,7 +70,8 @@ class _PooledConvolution(torch.autograd.Function):
 def _max_of_cells(cells: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Largest value of each cell `[.., h, p, p, w, B]`, and for all but its first value whether it beats those before.
 
-    Of equal values the first wins, as in torch's max_pool2d. The comparisons are float: mixing types is three times slower.
+    Of equal values the first wins, as in torch's max_pool2d. The comparisons are float: mixing types is three times
+    slower.
     """
     pool = cells.shape[-3]
     if pool == 1:

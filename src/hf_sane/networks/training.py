@@ -78,8 +78,8 @@ def train_stacked(
     networks that run together, so with dropout a network also depends on its company.)
 
     One epoch has `n // batch_size` updates for every network, `n` being all training images. A network with a data
-    fraction `f` sees only its own random `round(f n)` of them, in one random order after the other, so it revisits them
-    `1 / f` times per epoch: less data, not less training.
+    fraction `f` sees only its own random `round(f n)` of them, in one random order after the other, so it revisits
+    them `1 / f` times per epoch: less data, not less training.
 
     Args:
         config: Architecture, or a module of it (see `stacked_forward`).
@@ -93,8 +93,8 @@ def train_stacked(
         schedule: `"constant"`, or `"one_cycle"` as `torch.optim.lr_scheduler.OneCycleLR` (cosine, learning rate only).
         train_evaluation_limit: Measure training loss and accuracy on the first so many training images only.
         on_epoch: Called with the number of each finished epoch.
-        on_state: Called after each epoch, when its snapshot was taken, with a function that gives what training can go on
-            from, bit by bit.
+        on_state: Called after each epoch, when its snapshot was taken, with a function that gives what training can go
+            on from, bit by bit.
         start: What that function gave. Epochs up to it are neither trained nor yielded again.
         generic: Run under `torch.vmap` even where there is a faster way.
 
@@ -102,8 +102,8 @@ def train_stacked(
         A [`Snapshot`] per kept epoch, in ascending order.
 
     Raises:
-        ValueError: For settings out of range, another number of hyper-parameters than networks, or tensors or images that
-            do not fit the architecture.
+        ValueError: For settings out of range, another number of hyper-parameters than networks, or tensors or images
+            that do not fit the architecture.
     """
     networks = StackedNetworks(config, dict(tensors))
     keep = sorted({epochs} if keep_epochs is None else set(keep_epochs))
@@ -131,8 +131,9 @@ def _check_images(config: ZooConfig | nn.Module, data: ImageData) -> None:
     expected = (config.num_channels, getattr(config, "image_size", data.image_size), config.num_classes)
     if expected[:2] != (data.num_channels, data.image_size) or config.num_classes < data.num_classes:
         raise ValueError(
-            f"the networks take {expected[0]} channels of {expected[1]} pixels and {expected[2]} classes, the images of "
-            f"{data.name} have {data.num_channels}, {data.image_size} and {data.num_classes}; change the configuration"
+            f"the networks take {expected[0]} channels of {expected[1]} pixels and {expected[2]} classes, the "
+            f"images of {data.name} have {data.num_channels}, {data.image_size} and {data.num_classes}; change the "
+            "configuration"
         )
 
 

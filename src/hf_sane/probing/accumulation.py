@@ -17,11 +17,11 @@ WITH_PRODUCTS = ("layer_covariance", "layer_spectrum")
 class LatentAccumulator:
     """What poolings need of the latents `z` of one network, gathered as they are made.
 
-    Of each layer, in float64: `sum z` and `sum z^2`, `[L, Z]`, for means and standard deviations; `sum z z^T`, `[L, Z, Z]`,
-    for `layer_covariance`, and for `layer_spectrum`, since the singular values of a layer are the roots of its eigenvalues
-    (exact to 1e-8 of the largest, less than the rounding of float32 latents). No sum gives the quantiles of `layer_moments`:
-    for them the latents of the layer that is being read are kept, in a buffer as long as the longest layer. For everything
-    else memory does not depend on the size of the network.
+    Of each layer, in float64: `sum z` and `sum z^2`, `[L, Z]`, for means and standard deviations; `sum z z^T`,
+    `[L, Z, Z]`, for `layer_covariance`, and for `layer_spectrum`, since the singular values of a layer are the roots
+    of its eigenvalues (exact to 1e-8 of the largest, less than the rounding of float32 latents). No sum gives the
+    quantiles of `layer_moments`: for them the latents of the layer that is being read are kept, in a buffer as long as
+    the longest layer. For everything else memory does not depend on the size of the network.
 
     Args:
         layer_sizes: Tokens of each layer, `L` of them.
@@ -74,7 +74,8 @@ class LatentAccumulator:
         """
         if not torch.equal(self._counts, self._expected):
             raise ValueError(
-                f"expected the latents of {int(self._expected.sum())} tokens, got {int(self._counts.sum())}; add the others first"
+                f"expected the latents of {int(self._expected.sum())} tokens, got {int(self._counts.sum())}; add "
+                "the others first"
             )
         counts = self._counts[:, None].double()
         means = self._sums / counts

@@ -29,8 +29,8 @@ class LeftOutPredictions:
     """Predictions of networks by probes fitted without their group.
 
     Attributes:
-        values: Candidate to predictions in the shape of the targets, float64; with several candidates also `best`, where each
-            group is predicted from the candidate that was chosen without it.
+        values: Candidate to predictions in the shape of the targets, float64; with several candidates also `best`,
+            where each group is predicted from the candidate that was chosen without it.
         chosen: Candidate chosen for the first problem, for every group (and view) in order of first appearance.
     """
 
@@ -50,8 +50,8 @@ class LeftOutLabels:
         accuracy: Share of networks whose label was found.
         interval: 95% interval of the accuracy (Wilson), as if networks were independent.
         chance: Accuracy of the most frequent label among the networks outside the group, the first in order of equally
-            frequent ones. With as many networks of every label it is below one in the number of labels: what is left out is
-            then rarer among the others.
+            frequent ones. With as many networks of every label it is below one in the number of labels: what is left
+            out is then rarer among the others.
         permuted_mean: Mean accuracy over permuted labels; `None` without permutations, like the next two.
         permuted_high: 95% quantile of the accuracies with permuted labels.
         p_value: Share of permutations (and the labels themselves) with an accuracy as high as this.
@@ -78,8 +78,10 @@ class LeftOutNumbers:
     """How well a number is read off features, every network judged by probes without its group.
 
     Attributes:
-        r2: Against the mean over all networks. A probe that knows nothing is below zero: it predicts the mean of the others.
-        kendall_tau: NaN if one value is predicted for all. A probe that knows nothing is below zero, for the same reason.
+        r2: Against the mean over all networks. A probe that knows nothing is below zero: it predicts the mean of the
+            others.
+        kendall_tau: NaN if one value is predicted for all. A probe that knows nothing is below zero, for the same
+            reason.
         permuted_mean: Mean tau over permuted numbers; `None` without permutations, like the next two.
         permuted_high: Their 95% quantile.
         p_value: Share of permutations (and the numbers themselves) with a tau as high as this.
@@ -108,14 +110,15 @@ def predict_left_out(
 ) -> LeftOutPredictions:
     """Predict every network by a ridge probe fitted on the networks of all other groups.
 
-    Nested: penalty, and which of several candidates, are chosen within those other groups by leaving out one of *them* at a
-    time ([`RidgeProbe.fit_runs`]), so that nothing is fitted or chosen on what is predicted. Entries that are NaN, such as
-    statistics of a layer that a network lacks, take the mean of the training networks that have them: after scaling that is
-    zero, as for a network of which nothing is known. Features that no training network has are left out.
+    Nested: penalty, and which of several candidates, are chosen within those other groups by leaving out one of *them*
+    at a time ([`RidgeProbe.fit_runs`]), so that nothing is fitted or chosen on what is predicted. Entries that are
+    NaN, such as statistics of a layer that a network lacks, take the mean of the training networks that have them:
+    after scaling that is zero, as for a network of which nothing is known. Features that no training network has are
+    left out.
 
     Args:
-        candidates: `{name: features}`. Where features come from a model that was itself trained on some of the networks,
-            a candidate is a list of matrices `[M, F]`, each from a model that did not see some of them.
+        candidates: `{name: features}`. Where features come from a model that was itself trained on some of the
+            networks, a candidate is a list of matrices `[M, F]`, each from a model that did not see some of them.
         targets: `[M, C]`, or `[M, S, C]` for `S` problems of `C` columns that share everything but their targets; the
             candidate is chosen for each problem by the mean R2 of its columns.
         groups: `[M]`, what is left out together; three at least.
@@ -123,7 +126,8 @@ def predict_left_out(
         penalties: Candidates for the penalty, see [`RidgeProbe.fit`].
 
     Raises:
-        ValueError: Without candidates, if one is called `best`, shapes do not fit, or there are fewer than three groups.
+        ValueError: Without candidates, if one is called `best`, shapes do not fit, or there are fewer than three
+            groups.
     """
     wanted = torch.as_tensor(targets).double().cpu()
     shape = wanted.shape
@@ -136,8 +140,9 @@ def predict_left_out(
         )
     if not candidates or wanted.ndim != 3 or not len(wanted) == len(members) == len(views) or members.max() < 2:
         raise ValueError(
-            "expected candidates, targets [M, C] or [M, S, C], a view for each network, and a group for each, of at least three, got "
-            f"{list(candidates)}, {list(shape)}, {len(views)} views and {len(members)} names of {members.max() + 1} groups"
+            "expected candidates, targets [M, C] or [M, S, C], a view for each network, and a group for each, of "
+            f"at least three, got {list(candidates)}, {list(shape)}, {len(views)} views and {len(members)} names of "
+            f"{members.max() + 1} groups"
         )
     matrices = {name: _matrices(name, found, len(wanted), views) for name, found in candidates.items()}
     values = {name: torch.empty_like(wanted) for name in (*matrices, BEST)}
@@ -176,17 +181,19 @@ def classify_left_out(
 ) -> dict[str, LeftOutLabels]:
     """Read labels off features, one group left out at a time; see [`predict_left_out`].
 
-    A ridge classifier: one column of ones and zeros per label, the largest prediction wins. What accuracy the same procedure
-    reaches with nothing to find is measured with permuted labels, everything else unchanged.
+    A ridge classifier: one column of ones and zeros per label, the largest prediction wins. What accuracy the same
+    procedure reaches with nothing to find is measured with permuted labels, everything else unchanged.
 
     Args:
         candidates: `{name: features}`; with several, the best is chosen inside every fold.
         labels: `[M]`.
         groups: `[M]`, what is left out together.
         view_of: As in [`predict_left_out`].
-        units: `[M]`, networks that keep one label in common when labels are permuted; every network by itself when `None`.
+        units: `[M]`, networks that keep one label in common when labels are permuted; every network by itself when
+            `None`.
         strata: `[M]`: labels are permuted within each; among all networks when `None`.
-        num_permutations: Of the labels. Those that leave a label to one group alone, which cannot be learned, are passed over.
+        num_permutations: Of the labels. Those that leave a label to one group alone, which cannot be learned, are
+            passed over.
         penalties: As in [`predict_left_out`].
         seed: Of the permutations.
 
@@ -194,8 +201,8 @@ def classify_left_out(
         `{candidate: result}`; with several candidates also `best`, the one chosen inside every fold.
 
     Raises:
-        ValueError: If there are fewer than two labels, or one is found in one group only, networks of one unit differ in their label or stratum, or shapes do
-            not fit.
+        ValueError: If there are fewer than two labels, or one is found in one group only, networks of one unit differ
+            in their label or stratum, or shapes do not fit.
     """
     names = [str(label) for label in labels]
     kinds = sorted(set(names))
@@ -281,7 +288,8 @@ def _matrices(name: str, found: Views, count: int, views: Sequence[int]) -> list
     matrices = [torch.as_tensor(matrix).double().cpu() for matrix in several]
     if any(matrix.ndim != 2 or len(matrix) != count for matrix in matrices) or max(views) >= len(matrices):
         raise ValueError(
-            f"{name!r}: expected at least {max(views) + 1} matrices [{count}, F], got {[list(m.shape) for m in matrices]}"
+            f"{name!r}: expected at least {max(views) + 1} matrices [{count}, F], got "
+            f"{[list(m.shape) for m in matrices]}"
         )
     return matrices
 
@@ -326,8 +334,8 @@ def _permutations(labels: Names, units: Names | None, strata: Names | None, coun
 def _learnable(targets: Tensor, members: np.ndarray) -> tuple[Tensor, Tensor]:
     """Problems `[M, S, C]` in which no label is in one group only, and which those are.
 
-    The first problem, the labels themselves, is always among them (checked before). A permutation of units of different sizes
-    may give all networks of a label to one group; a column without variation cannot be fitted.
+    The first problem, the labels themselves, is always among them (checked before). A permutation of units of
+    different sizes may give all networks of a label to one group; a column without variation cannot be fitted.
     """
     usable = []
     for problem in range(targets.shape[1]):

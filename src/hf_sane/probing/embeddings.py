@@ -45,9 +45,9 @@ def pool_latents(latents: Tensor, layout: Layout, pooling: LatentPooling) -> Ten
     | `layer_spectrum` | singular values of the tokens | `sum min(n, Z)` | see [`layer_spectrum`] |
     | `concat` | | `N Z` | all tokens, in order |
 
-    All but `concat` do not depend on the order of the tokens within a layer. The mean over all tokens is the weak part of
-    the published embedding: large layers drown small ones, and the spread of a layer, which says most about training, is
-    lost. Standard deviations divide by the number of tokens; a layer of one token has zero.
+    All but `concat` do not depend on the order of the tokens within a layer. The mean over all tokens is the weak part
+    of the published embedding: large layers drown small ones, and the spread of a layer, which says most about
+    training, is lost. Standard deviations divide by the number of tokens; a layer of one token has zero.
 
     Args:
         latents: `[M, N, Z]` float.
@@ -108,17 +108,17 @@ def embed_networks(
 ) -> dict[str, Tensor]:
     """Embed networks of one architecture.
 
-    All poolings but three look at the latents alone. `spectrum_distribution` also decodes them: it joins `layer_spectrum`
-    with the distribution of each layer's decoded weights ([`layer_distribution`]), because quantiles of weights cannot be
-    read linearly off moments of latents. `decoded_profile` reads the decoded weights alone ([`weight_profile`]),
-    `decoded_distribution` does so without their spectra. Compare them with the same statistics of the weights themselves,
-    not with s(W) only.
+    All poolings but three look at the latents alone. `spectrum_distribution` also decodes them: it joins
+    `layer_spectrum` with the distribution of each layer's decoded weights ([`layer_distribution`]), because quantiles
+    of weights cannot be read linearly off moments of latents. `decoded_profile` reads the decoded weights alone
+    ([`weight_profile`]), `decoded_distribution` does so without their spectra. Compare them with the same statistics
+    of the weights themselves, not with s(W) only.
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
         extractor: Its weight tokenizer, which normalises the tokens.
-        layout: Layout of the networks. Tokens are put in the extractor's own order of layers first (`arrange`), so that a
-            network has one embedding, whether a zoo, a file or a module holds it.
+        layout: Layout of the networks. Tokens are put in the extractor's own order of layers first (`arrange`), so
+            that a network has one embedding, whether a zoo, a file or a module holds it.
         raw_tokens: `[M, N, D]` float, not normalised, such as `ZooSplit.stacked_tokens()`.
         poolings: Names, see [`pool_latents`]. Tokens are encoded once for all of them.
         window_size: Tokens per window; the training window when `None`.
@@ -136,7 +136,8 @@ def embed_networks(
     expected = [layout.num_tokens, layout.token_dim]
     if raw_tokens.ndim != 3 or list(raw_tokens.shape[1:]) != expected or not len(raw_tokens):
         raise ValueError(
-            f"expected raw tokens [M, {expected[0]}, {expected[1]}] of at least one network, got {list(raw_tokens.shape)}"
+            f"expected raw tokens [M, {expected[0]}, {expected[1]}] of at least one network, got "
+            f"{list(raw_tokens.shape)}"
         )
     if not poolings or (unknown := [name for name in poolings if name not in POOLINGS]):
         raise ValueError(f"expected poolings among {', '.join(POOLINGS)}, got {unknown if poolings else 'none'}")

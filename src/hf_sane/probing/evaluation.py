@@ -27,9 +27,10 @@ class ProbeResult:
         features: Name of the features; of `sane_best`, the name of those chosen.
         r2: On test networks; of a probe of ranks, R2 of normal scores.
         kendall_tau: On test networks, against the property itself; NaN when the probe predicts one value for all.
-        mae: Mean absolute error on test networks, in units of the property; of a probe of ranks, in standard deviations.
-        validation_r2: R2 by which penalty and best features are chosen: on the validation networks, or with runs given on
-            every run of the training and validation networks when it is left out.
+        mae: Mean absolute error on test networks, in units of the property; of a probe of ranks, in standard
+            deviations.
+        validation_r2: R2 by which penalty and best features are chosen: on the validation networks, or with runs given
+            on every run of the training and validation networks when it is left out.
         penalty: Ridge penalty chosen; `None` of a regressor without.
         num_features: Features per network.
     """
@@ -59,8 +60,8 @@ def probe_table(
 ) -> ProbeTable:
     """Fit a probe for every pair of property and features.
 
-    Training networks fit the probe, validation networks choose its penalty and, among the features whose name starts with
-    `best_prefix`, the best for each property; test networks are only scored. With `runs`, training and validation
+    Training networks fit the probe, validation networks choose its penalty and, among the features whose name starts
+    with `best_prefix`, the best for each property; test networks are only scored. With `runs`, training and validation
     networks do both, by leaving out one run at a time: see [`RidgeProbe.fit_runs`]. It serves all features alike.
 
     Args:
@@ -69,8 +70,8 @@ def probe_table(
         runs: `{split: [M_split]}`, the training run of each training and validation network.
         best_prefix: Features that compete for the row `sane_best`; there is none if no name has the prefix.
         penalties: Candidates, see [`RidgeProbe.fit`].
-        regressor: `"ridge"`, `"logit_linear"` or `"gradient_boosting"`, see [`regressors`]. Only ridge uses `runs`: for the
-            others training networks fit and validation networks choose.
+        regressor: `"ridge"`, `"logit_linear"` or `"gradient_boosting"`, see [`regressors`]. Only ridge uses `runs`:
+            for the others training networks fit and validation networks choose.
         ranks: Fit the normal scores of each property among training and validation networks instead of its values, see
             [`normal_scores`]: for ordering networks.
 

@@ -62,9 +62,9 @@ class RidgeProbe:
         """Fit on training networks, choose the penalty on validation networks.
 
         `W = argmin 1/M |Y - X W|^2 + lambda |W|^2` with `X`, `Y` centred and `X` scaled to unit variance over the `M`
-        training networks: `W = (X^T X / M + lambda I)^-1 X^T Y / M`, or with more features than networks the same in its
-        dual form `W = X^T (X X^T / M + lambda I)^-1 Y / M`. One eigendecomposition serves all penalties and properties.
-        `lambda` is the `alpha / M` of scikit-learn's `Ridge`. Of equal R2, the larger penalty wins.
+        training networks: `W = (X^T X / M + lambda I)^-1 X^T Y / M`, or with more features than networks the same in
+        its dual form `W = X^T (X X^T / M + lambda I)^-1 Y / M`. One eigendecomposition serves all penalties and
+        properties. `lambda` is the `alpha / M` of scikit-learn's `Ridge`. Of equal R2, the larger penalty wins.
 
         The published probe does the same with fewer penalties, on raw features and on an unknown scale of the penalty;
         here it does not depend on the units of features or on the number of networks.
@@ -78,8 +78,8 @@ class RidgeProbe:
             names: Of the properties.
 
         Raises:
-            ValueError: If shapes do not fit, values are not finite, a penalty is not positive, or the validation targets
-                of a property are all equal.
+            ValueError: If shapes do not fit, values are not finite, a penalty is not positive, or the validation
+                targets of a property are all equal.
         """
         train_x, train_y = _pair(features, targets, "training")
         valid_x, valid_y = _pair(validation_features, validation_targets, "validation")
@@ -104,10 +104,11 @@ class RidgeProbe:
     ) -> "RidgeProbe":
         """Fit on all given networks; choose the penalty by predicting each training run from all other runs.
 
-        Leave-one-run-out: checkpoints of one run resemble each other, so a run is left out whole. No refit is needed: with
-        the hat matrix `H_lambda = 1 1^T / M + X (X^T X + M lambda I)^-1 X^T` and the residuals `r = Y - H Y`, the errors
-        of a run `g` under a probe fitted without it are `(I - H_gg)^-1 r_g`, exactly, for the same `M lambda` and the same
-        centre and scale of the features. With few validation runs this chooses better than one split does.
+        Leave-one-run-out: checkpoints of one run resemble each other, so a run is left out whole. No refit is needed:
+        with the hat matrix `H_lambda = 1 1^T / M + X (X^T X + M lambda I)^-1 X^T` and the residuals `r = Y - H Y`, the
+        errors of a run `g` under a probe fitted without it are `(I - H_gg)^-1 r_g`, exactly, for the same `M lambda`
+        and the same centre and scale of the features. With few validation runs this chooses better than one split
+        does.
 
         Args:
             features: `[M, F]`, of training and validation networks together.
@@ -262,8 +263,8 @@ def _pair(features: Values, targets: Values, which: str) -> tuple[Tensor, Tensor
     x, y = torch.as_tensor(features).double().cpu(), target_columns(targets)
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or 0 in (*x.shape, *y.shape):
         raise ValueError(
-            f"expected {which} features [M, F] and targets [M] or [M, T] of at least one network, got {list(x.shape)} and "
-            f"{list(y.shape)}"
+            f"expected {which} features [M, F] and targets [M] or [M, T] of at least one network, got "
+            f"{list(x.shape)} and {list(y.shape)}"
         )
     for name, values in (("features", x), ("targets", y)):
         if bad := (~values.isfinite().all(dim=1)).nonzero().flatten().tolist():

@@ -25,9 +25,10 @@ def order_kept(predicted: np.ndarray, truth: np.ndarray) -> float:
 def normal_scores(values: Tensor, reference: Tensor, *, name: str = "a property") -> Tensor:
     """Where values stand among those of a reference, as quantiles of the standard normal distribution.
 
-    `z(v) = Phi^-1((r(v) + 1/2) / (n + 1))` with `r(v) = (|{u < v}| + |{u <= v}|) / 2` over the n values u of the reference: for the
-    reference itself, without ties, the scores `Phi^-1(rank / (n + 1))` of van der Waerden (1952). Accuracies of training
-    crowd near their end; least squares on them weighs the first epochs, least squares on scores every pair of neighbours.
+    `z(v) = Phi^-1((r(v) + 1/2) / (n + 1))` with `r(v) = (|{u < v}| + |{u <= v}|) / 2` over the n values u of the
+    reference: for the reference itself, without ties, the scores `Phi^-1(rank / (n + 1))` of van der Waerden (1952).
+    Accuracies of training crowd near their end; least squares on them weighs the first epochs, least squares on scores
+    every pair of neighbours.
 
     Args:
         values: `[M]` float.

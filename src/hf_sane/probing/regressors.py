@@ -43,10 +43,10 @@ class Regressor(Protocol):
 class LogitLinearProbe:
     """`y_hat = low + (high - low) sigmoid(x W + b)`: predictions stay within the range of the training targets.
 
-    The L-Linear model of Unterthiner et al. (arXiv:2002.11448, section 4.2), which fits accuracies better than a straight
-    line where many networks are near chance or near perfect. They minimise the squared error of the sigmoid by gradient
-    descent; here the ridge probe is fitted to the logits in closed form (targets kept 0.005 of the range away from its
-    ends), and its penalty is chosen by the error after the sigmoid, on validation networks.
+    The L-Linear model of Unterthiner et al. (arXiv:2002.11448, section 4.2), which fits accuracies better than a
+    straight line where many networks are near chance or near perfect. They minimise the squared error of the sigmoid
+    by gradient descent; here the ridge probe is fitted to the logits in closed form (targets kept 0.005 of the range
+    away from its ends), and its penalty is chosen by the error after the sigmoid, on validation networks.
 
     Attributes:
         probe: Ridge probe of the logits.
@@ -133,8 +133,8 @@ class LogitLinearProbe:
 class BoostedTrees:
     """Gradient-boosted regression trees (scikit-learn's histogram kind, LightGBM's algorithm), one ensemble per property.
 
-    The strongest regressor of Unterthiner et al. (arXiv:2002.11448), there with LightGBM. Leaves, learning rate and rounds
-    are chosen on validation networks.
+    The strongest regressor of Unterthiner et al. (arXiv:2002.11448), there with LightGBM. Leaves, learning rate and
+    rounds are chosen on validation networks.
 
     Attributes:
         ensembles: `T` fitted ensembles.

@@ -21,9 +21,9 @@ MAX_KURTOSIS = 30.0  # a layer that collapsed to one value would otherwise decid
 def layer_spectrum(values: Tensor, layout: Layout) -> Tensor:
     """Singular values of each layer, its tokens as rows, in descending order.
 
-    They do not change when channels are permuted, nor when the `F` dimensions are rotated. For latents this refines the
-    per-layer scalar of SANE (arXiv:2406.09997, section 4.2, the standard deviation over a layer's token embeddings); for
-    weights it is the empirical spectrum of Martin and Mahoney (arXiv:1810.01075).
+    They do not change when channels are permuted, nor when the `F` dimensions are rotated. For latents this refines
+    the per-layer scalar of SANE (arXiv:2406.09997, section 4.2, the standard deviation over a layer's token
+    embeddings); for weights it is the empirical spectrum of Martin and Mahoney (arXiv:1810.01075).
 
     Args:
         values: `[M, N, F]` float: latents, or tokens.
@@ -59,8 +59,9 @@ def layer_distribution(tokens: Tensor, layout: Layout) -> Tensor:
 def weight_profile(tokens: Tensor, layout: Layout, *, with_spectrum: bool = True) -> Tensor:
     """Distribution and spectrum of each layer's weights, and the logarithms of their sizes.
 
-    What a network does depends on ratios of scales between layers, and it learns by factors: a linear probe sees that in
-    `log |x|` next to `x`. `x` is [`layer_distribution`] joined with [`layer_spectrum`]; sizes below 0.03 count as 0.03.
+    What a network does depends on ratios of scales between layers, and it learns by factors: a linear probe sees that
+    in `log |x|` next to `x`. `x` is [`layer_distribution`] joined with [`layer_spectrum`]; sizes below 0.03 count as
+    0.03.
 
     Args:
         tokens: `[M, N, D]` float; normalised, or decoded by an autoencoder.
@@ -81,11 +82,12 @@ def weight_profile(tokens: Tensor, layout: Layout, *, with_spectrum: bool = True
 def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
     """What Martin and Mahoney, and Jin et al., read off weight matrices, as a baseline for probes.
 
-    Per matrix `W` (convolutions flattened to `[c_out, c_in * k]`), with eigenvalues `lambda` of `W W^T`: `log10 ||W||_F^2`,
-    `log10 lambda_max`, stable rank `||W||_F^2 / lambda_max`, exponent `alpha` of the tail, `alpha log10 lambda_max`,
-    `log10 sum lambda^alpha` (arXiv:2002.06716), and the weight correlation (arXiv:2010.05983). Matrices of zoos are small:
-    here a tail holds at least half of the eigenvalues, so that alpha depends on more than two or three of them, alpha is at
-    most 10, and the logarithms of squared norms at least -2. Biases, norms and single rows have no spectrum.
+    Per matrix `W` (convolutions flattened to `[c_out, c_in * k]`), with eigenvalues `lambda` of `W W^T`:
+    `log10 ||W||_F^2`, `log10 lambda_max`, stable rank `||W||_F^2 / lambda_max`, exponent `alpha` of the tail,
+    `alpha log10 lambda_max`, `log10 sum lambda^alpha` (arXiv:2002.06716), and the weight correlation
+    (arXiv:2010.05983). Matrices of zoos are small: here a tail holds at least half of the eigenvalues, so that alpha
+    depends on more than two or three of them, alpha is at most 10, and the logarithms of squared norms at least -2.
+    Biases, norms and single rows have no spectrum.
 
     Args:
         tokens: `[M, N, D]` float, raw: normalisation would change every one of these numbers.

@@ -37,8 +37,9 @@ def embed_stream(
     """Embed one network of any size.
 
     The same windows, and up to rounding the same embeddings, as `embed_networks` of all its tokens; here sums over the
-    latents of each layer are kept, in float64, in place of the latents. In memory: twice `batch_size` windows (one batch is read
-    while another is encoded), one block of the stream, and what a [`LatentAccumulator`] keeps for the poolings.
+    latents of each layer are kept, in float64, in place of the latents. In memory: twice `batch_size` windows (one
+    batch is read while another is encoded), one block of the stream, and what a [`LatentAccumulator`] keeps for the
+    poolings.
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
@@ -58,8 +59,8 @@ def embed_stream(
     """
     if not poolings or (unknown := [name for name in poolings if name not in STREAM_POOLINGS]):
         raise ValueError(
-            f"expected poolings among {', '.join(STREAM_POOLINGS)}, got {unknown if poolings else 'none'}; the others need "
-            "all latents at once: embed_networks()"
+            f"expected poolings among {', '.join(STREAM_POOLINGS)}, got {unknown if poolings else 'none'}; the "
+            "others need all latents at once: embed_networks()"
         )
     gathered = LatentAccumulator(stream.layer_sizes, model.config.latent_dim, poolings)
     bar = tqdm(total=len(stream), desc="embedding", unit="token", unit_scale=True, disable=not progress_bar)
@@ -94,8 +95,8 @@ def embed_checkpoint(
 ) -> tuple[Layout, dict[str, Tensor]]:
     """Embed one network from wherever it is, as a stream if it is large and all of the poolings can be gathered from one.
 
-    Four cannot, and load the network whole, whatever its size: `concat`, which is as long as the latents themselves, and
-    `spectrum_distribution`, `decoded_distribution` and `decoded_profile`, which decode all of them.
+    Four cannot, and load the network whole, whatever its size: `concat`, which is as long as the latents themselves,
+    and `spectrum_distribution`, `decoded_distribution` and `decoded_profile`, which decode all of them.
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.
@@ -113,7 +114,8 @@ def embed_checkpoint(
 
     Raises:
         FileNotFoundError: If a path, or safetensors in a repo, are missing.
-        ValueError: For no or unknown poolings, weights that are not finite, or networks longer than learned positions reach.
+        ValueError: For no or unknown poolings, weights that are not finite, or networks longer than learned positions
+            reach.
         KeyError: If the extractor was fitted on another architecture.
     """
     windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}

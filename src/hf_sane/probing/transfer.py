@@ -51,8 +51,8 @@ def transfer_table(
 ) -> TransferTable:
     """Fit on every zoo, test on every zoo (Unterthiner et al., arXiv:2002.11448, section 5).
 
-    The training networks of the source zoo fit the regressor and its validation networks choose the settings: nothing of the
-    target zoo is seen. The diagonal is the ordinary probe.
+    The training networks of the source zoo fit the regressor and its validation networks choose the settings: nothing
+    of the target zoo is seen. The diagonal is the ordinary probe.
 
     Args:
         features: `{zoo: {kind: {split: [M, F]}}}`; a kind must be in every zoo with the same number of features.
@@ -67,8 +67,8 @@ def transfer_table(
         `{kind: {source zoo: {target zoo: TransferResult}}}`.
 
     Raises:
-        ValueError: For fewer than two zoos, an unknown regressor, features that the zoos do not share, or values that are not
-            finite.
+        ValueError: For fewer than two zoos, an unknown regressor, features that the zoos do not share, or values that
+            are not finite.
     """
     if len(features) < 2 or features.keys() != targets.keys():
         raise ValueError(

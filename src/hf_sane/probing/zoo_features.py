@@ -116,8 +116,8 @@ def zoo_features(
     """W, s(W) and embeddings of every split; arguments as of [`read_zoo_features`].
 
     Returns:
-        `{name: {split: [M, F]}}`, and the names of features that were left out because they have another length for every
-        architecture (as long as something remains).
+        `{name: {split: [M, F]}}`, and the names of features that were left out because they have another length for
+        every architecture (as long as something remains).
     """
     collected: dict[str, dict[str, list[Tensor]]] = {}
     places = {}
@@ -210,8 +210,8 @@ def stacked_features(parts: Sequence[Tensor]) -> Tensor:
     """
     if len(lengths := sorted({part.shape[1] for part in parts})) > 1:
         raise ValueError(
-            f"networks of several architectures gave features of lengths {lengths}; use the pooling 'mean', or a zoo of "
-            "one architecture"
+            f"networks of several architectures gave features of lengths {lengths}; use the pooling 'mean', or a "
+            "zoo of one architecture"
         )
     return torch.cat(list(parts))
 
@@ -227,8 +227,8 @@ def known_networks(targets: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[dic
     if empty := [key for key, mask in known.items() if not mask.any()]:
         counts = {name: [int(np.isfinite(values[key]).sum()) for key in splits] for name, values in targets.items()}
         raise ValueError(
-            f"expected networks with all of {', '.join(targets)} in every split, got none in {', '.join(empty)}; known in "
-            f"{', '.join(splits)}: {counts}; name other properties (--properties)"
+            f"expected networks with all of {', '.join(targets)} in every split, got none in {', '.join(empty)}; "
+            f"known in {', '.join(splits)}: {counts}; name other properties (--properties)"
         )
     missing = sum(int((~mask).sum()) for mask in known.values())
     notes = [f"{missing} networks left out, of which not all properties are known"] if missing else []

@@ -20,10 +20,10 @@ _tuned: dict[str, int] = {}
 def tune_allocator() -> dict[str, Any]:
     """Make glibc keep large freed blocks instead of returning each to the kernel.
 
-    By default every large temporary of a training step is mapped, faulted in page by page, and unmapped again, which can
-    take most of the step. The price is memory that stays with the process. Programs call this first, before PyTorch
-    allocates; importing the library never does. What the environment already sets (`MALLOC_MMAP_MAX_` and its like) is
-    left alone; on other systems, and with another allocator preloaded, nothing is done.
+    By default every large temporary of a training step is mapped, faulted in page by page, and unmapped again, which
+    can take most of the step. The price is memory that stays with the process. Programs call this first, before
+    PyTorch allocates; importing the library never does. What the environment already sets (`MALLOC_MMAP_MAX_` and its
+    like) is left alone; on other systems, and with another allocator preloaded, nothing is done.
 
     Returns:
         [`allocator_state`] afterwards: `tuned` names what was set here.

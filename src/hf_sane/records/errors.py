@@ -54,8 +54,8 @@ def did_you_mean(got: object, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-# What Python, safetensors, NumPy and YAML raise for bytes that nobody foresaw. `OSError` is not among them: a disk that
-# cannot be read is no fault of the file. `MemoryError` is: a header may claim any size.
+# What Python, safetensors, NumPy and YAML raise for bytes that nobody foresaw. `OSError` is not among them: a disk
+# that cannot be read is no fault of the file. `MemoryError` is: a header may claim any size.
 MALFORMED: tuple[type[Exception], ...] = (
     ValueError,
     TypeError,

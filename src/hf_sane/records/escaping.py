@@ -1,7 +1,8 @@
 """Text of others on its way into cards and pictures: one line of bounded length that can be read and does nothing.
 
 For the terminal and for error messages, [`shorten`][hf_sane.records.errors.shorten] is enough: it leaves no control
-characters. YAML is written by a serializer, which quotes what needs it; there, too, `shorten` keeps values on one line.
+characters. YAML is written by a serializer, which quotes what needs it; there, too, `shorten` keeps values on one
+line.
 """
 
 import json

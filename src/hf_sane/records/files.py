@@ -18,8 +18,9 @@ _PARTIAL_FILE = re.compile(r"\.(.+)\.(\d+)" + re.escape(PARTIAL))
 def write_atomically(path: Path) -> Iterator[Path]:
     """Write a file beside its final place and move it there when it is complete.
 
-    A reader, or a run that continues after a crash, sees the old content or the new one, never half of it. Missing parent
-    folders are made. The file gets the permissions of any new file, whatever the writer gave it (safetensors: 0600).
+    A reader, or a run that continues after a crash, sees the old content or the new one, never half of it. Missing
+    parent folders are made. The file gets the permissions of any new file, whatever the writer gave it (safetensors:
+    0600).
 
     Args:
         path: Final place of the file.
@@ -60,8 +61,9 @@ def remove_partial_files(folder: Path, *, of: str | None = None) -> None:
 def move_folder(partial: Path, final: Path) -> None:
     """Put a finished folder in place of `final`, which may be absent, an empty folder, or a folder that it replaces.
 
-    Where the system can exchange two names (Linux, macOS) there is no moment without the old or the new folder. Elsewhere
-    the old one has the name `.NAME.hf_sane-retired` for a moment, and [`recover_folder`] puts it back after a crash.
+    Where the system can exchange two names (Linux, macOS) there is no moment without the old or the new folder.
+    Elsewhere the old one has the name `.NAME.hf_sane-retired` for a moment, and [`recover_folder`] puts it back after
+    a crash.
     """
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         partial.rename(final)

@@ -40,7 +40,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise FolderInUseError(
-            f"{folder} is being written by {_describe(owner)}; wait until it has finished, stop it, or choose another folder"
+            f"{folder} is being written by {_describe(owner)}; wait until it has finished, stop it, or choose "
+            "another folder"
         ) from error
     try:
         owner.write_text(json.dumps(_this_process()), encoding="utf-8")

@@ -1,10 +1,10 @@
 """The one writer of output folders: whether it may write there, and whether what is there is finished.
 
-Every verb, script and Python function that leaves a folder goes through [`output_folder`] (written beside and swapped in
-as a whole) or [`resumable_folder`] (written in place over a long time, with a note that it is unfinished). Both refuse a
-folder that is not theirs before any work is done, hold a lock against a second process, and end by writing a manifest of
-every file with its size and digest. [`check_finished`] is the other side: loaders and pushes ask it before they believe
-a folder.
+Every verb, script and Python function that leaves a folder goes through [`output_folder`] (written beside and swapped
+in as a whole) or [`resumable_folder`] (written in place over a long time, with a note that it is unfinished). Both
+refuse a folder that is not theirs before any work is done, hold a lock against a second process, and end by writing a
+manifest of every file with its size and digest. [`check_finished`] is the other side: loaders and pushes ask it before
+they believe a folder.
 """
 
 import json
@@ -66,7 +66,8 @@ class Manifest:
     Attributes:
         job: What made the folder, such as `"sample"`; only the same job replaces or continues it.
         files: Path inside the folder, with forward slashes, to size and digest; hidden files are no part of it.
-        facts: Further facts that a reader compares, such as the digest of a section in a file that several folders share.
+        facts: Further facts that a reader compares, such as the digest of a section in a file that several folders
+            share.
     """
 
     job: str
@@ -182,12 +183,13 @@ PICTURE = FileKind(
 def check_finished(folder: str | Path, *, all_digests: bool = False) -> Manifest | None:
     """Refuse a folder that its writer did not finish, or that lost or changed files since.
 
-    A folder inside of an output, such as one sampled network out of several, is checked with the manifest of the output,
-    unless it has its own. A folder without manifest is taken as it is: Transformers and people write folders, too.
+    A folder inside of an output, such as one sampled network out of several, is checked with the manifest of the
+    output, unless it has its own. A folder without manifest is taken as it is: Transformers and people write folders,
+    too.
 
     Args:
-        folder: That is to be loaded or pushed; one that does not exist, such as the id of a repository, is left to others,
-            and so is one that this process fills at the moment.
+        folder: That is to be loaded or pushed; one that does not exist, such as the id of a repository, is left to
+            others, and so is one that this process fills at the moment.
         all_digests: Compare the digests of files above 256 MiB, too.
 
     Returns:
@@ -254,8 +256,9 @@ def check_may_write(
 def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Iterator[Path]:
     """Write a folder as a whole: whoever looks sees the finished folder or none.
 
-    Enter it before the work begins, so that a folder that cannot be written costs nothing. A function that saves an artefact
-    enters it, too; called inside of another block, with the folder of that block or one below it, it adds to that output.
+    Enter it before the work begins, so that a folder that cannot be written costs nothing. A function that saves an
+    artefact enters it, too; called inside of another block, with the folder of that block or one below it, it adds to
+    that output.
 
     Args:
         folder: Where the result shall be: absent or empty.
@@ -263,8 +266,8 @@ def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Ite
         replace: Take the place of a finished folder of the same job that nobody has changed.
 
     Yields:
-        An empty folder beside the final one; what the block leaves in it is swapped in at the end, with a manifest. If the
-        block raises, it is removed and `folder` is as it was.
+        An empty folder beside the final one; what the block leaves in it is swapped in at the end, with a manifest. If
+        the block raises, it is removed and `folder` is as it was.
 
     Raises:
         FileExistsError: If the folder is not ours to write; see [`check_may_write`].

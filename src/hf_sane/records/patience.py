@@ -25,8 +25,8 @@ class HubBusyError(ConnectionError):
 def patiently(call: Callable[Arguments, Result], *arguments: Arguments.args, **settings: Arguments.kwargs) -> Result:
     """Call a function that asks the Hub, again where the answer may be another one the next time.
 
-    `huggingface_hub` itself tries listings and downloads again, single questions (`model_info`) never; what it raises in
-    the end tells people to check their connection. Here the wait is what the Hub asks for (`Retry-After`).
+    `huggingface_hub` itself tries listings and downloads again, single questions (`model_info`) never; what it raises
+    in the end tells people to check their connection. Here the wait is what the Hub asks for (`Retry-After`).
 
     Args:
         call: Asks the Hub.
@@ -72,5 +72,8 @@ def _describe(error: HfHubHTTPError, status: int, asked: float | None) -> str:
     when = "later" if asked is None else f"in {asked:.0f} s"
     remedy = f"try again {when}"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        remedy = f"it takes no more requests from here for the moment: {remedy}, or log in (hf auth login), which allows more"
+        remedy = (
+            f"it takes no more requests from here for the moment: {remedy}, or log in (hf auth login), which allows "
+            "more"
+        )
     return f"the Hub answered {name} to {error.response.request.method} {error.response.url}, repeatedly; {remedy}"

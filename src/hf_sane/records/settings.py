@@ -24,7 +24,8 @@ def setting(
         default: Value if it is left out; without it, and without `factory`, the field is required.
         factory: Makes the default, for lists and dictionaries.
         short: Short spelling of the option, such as `"-o"`.
-        formerly: Older spellings of the option (`"--output_dir"`). They work for one version and say what to use instead.
+        formerly: Older spellings of the option (`"--output_dir"`). They work for one version and say what to use
+            instead.
         positional: Whether the field is an argument without a name on the command line.
         split: Whether the values of a list may be given as one, separated by commas. Not for paths.
         only_python: Whether the field has no option.

@@ -46,9 +46,9 @@ class HubRepo:
 def parse_source(source: str | Path, *, revision: str | None = None) -> Path | HubRepo:
     """Tell paths from repositories, without asking anyone.
 
-    What exists is a path, whatever it looks like. Of the rest, a repository is what can be an id of one, `owner/name` or
-    `owner/name@revision`; a `Path`, and what starts with `.`, `~` or `/`, holds a backslash or more than one slash, or ends
-    like a file, is a path that is missing.
+    What exists is a path, whatever it looks like. Of the rest, a repository is what can be an id of one, `owner/name`
+    or `owner/name@revision`; a `Path`, and what starts with `.`, `~` or `/`, holds a backslash or more than one slash,
+    or ends like a file, is a path that is missing.
 
     Args:
         source: As users write it; `~` is their home.
@@ -182,11 +182,12 @@ def _explain_silence(error: Exception, repo: HubRepo, repo_type: RepoType, tried
         return
     if isinstance(error, OfflineModeIsEnabled):
         raise FileNotFoundError(
-            f"no such file or folder, and in offline mode (HF_HUB_OFFLINE) only repositories in the cache are read: {tried}"
+            "no such file or folder, and in offline mode (HF_HUB_OFFLINE) only repositories in the cache are read: "
+            f"{tried}"
         ) from error
     raise ConnectionError(
-        f"no such file or folder, and the Hub cannot be reached to ask for a repository of that name: {tried}; check the "
-        "path, or the connection"
+        f"no such file or folder, and the Hub cannot be reached to ask for a repository of that name: {tried}; "
+        "check the path, or the connection"
     ) from error
 
 

@@ -97,8 +97,8 @@ def matched_noise_scale(
 
     if (start := mean_distance(0.0)) > distance:
         raise ValueError(
-            f"the anchors are {start:.4g} from the nearest training network, more than the {distance:.4g} to match; pass the "
-            "training networks that the anchors were chosen from"
+            f"the anchors are {start:.4g} from the nearest training network, more than the {distance:.4g} to match; "
+            "pass the training networks that the anchors were chosen from"
         )
     return _bisect(mean_distance, distance)
 

@@ -102,9 +102,9 @@ def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: Comparis
     """Draw networks by every method, `num_kept` each.
 
     Bandwidth, candidates and bootstrapping rounds are chosen on validation images. Noise on anchors is matched to the
-    subsampled networks: its mean distance to the nearest training network is theirs, once before and once after the same
-    selection (best of the same number of candidates on the same images). With a judge that conditions batch norm, every
-    method but the anchors themselves and networks from scratch is conditioned.
+    subsampled networks: its mean distance to the nearest training network is theirs, once before and once after the
+    same selection (best of the same number of candidates on the same images). With a judge that conditions batch norm,
+    every method but the anchors themselves and networks from scratch is conditioned.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture of the zoo.
@@ -208,8 +208,8 @@ def noise_baseline(
 ) -> Draw:
     """Anchors with noise on their weights, on average as far from the training networks as other networks are.
 
-    Without that the noise could be made as small, and its networks as accurate, as one likes. Distances are measured as
-    [`matched_noise_scale`] does, without permutations.
+    Without that the noise could be made as small, and its networks as accurate, as one likes. Distances are measured
+    as [`matched_noise_scale`] does, without permutations.
 
     Args:
         codec: Tokenizer, layout and architecture.

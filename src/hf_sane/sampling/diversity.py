@@ -126,8 +126,8 @@ def nearest_training_distance(
     Two networks that differ by a permutation compute the same, so a copy of a training network must not pass for new
     because its neurons are in another order. Training networks of a zoo are aligned to its reference; candidates are
     aligned to the same reference here. Both alignments are approximate: with `realigned`, the nearest few training
-    networks are also aligned to each candidate directly, and the smaller distance counts (Zeng et al., arXiv:2506.07998,
-    take the minimum over permutations).
+    networks are also aligned to each candidate directly, and the smaller distance counts (Zeng et al.,
+    arXiv:2506.07998, take the minimum over permutations).
 
     Args:
         space: Standardised weight space, fitted on training networks.
@@ -199,9 +199,9 @@ def agreement(first: Tensor, second: Tensor) -> Tensor:
 def error_overlap(first: Tensor, second: Tensor) -> Tensor:
     """Overlap of what two networks get wrong: intersection over union of the images, for all pairs.
 
-    `IoU = |W_a & W_b| / |W_a | W_b|`, high between a network and its copy even where both are accurate and agree on most
-    images anyway (Zeng et al., arXiv:2506.07998, who report the maximum over training networks against accuracy). NaN if
-    neither network makes an error: there is nothing to overlap.
+    `IoU = |W_a & W_b| / |W_a | W_b|`, high between a network and its copy even where both are accurate and agree on
+    most images anyway (Zeng et al., arXiv:2506.07998, who report the maximum over training networks against accuracy).
+    NaN if neither network makes an error: there is nothing to overlap.
 
     Args:
         first: `[S, n]` bool, `True` where the prediction is correct.
@@ -223,5 +223,6 @@ def error_overlap(first: Tensor, second: Tensor) -> Tensor:
 def _check_images(first: Tensor, second: Tensor) -> None:
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise ValueError(
-            f"expected predictions [S, n] and [T, n] on the same images, got {list(first.shape)} and {list(second.shape)}"
+            f"expected predictions [S, n] and [T, n] on the same images, got {list(first.shape)} and "
+            f"{list(second.shape)}"
         )

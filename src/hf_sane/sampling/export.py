@@ -90,8 +90,8 @@ def export_network(
     Args:
         networks: Networks of a zoo configuration.
         index: Which of them.
-        folder: Receives `config.json`, `model.safetensors` and `provenance.json`. A network there that nobody has changed
-            is replaced.
+        folder: Receives `config.json`, `model.safetensors` and `provenance.json`. A network there that nobody has
+            changed is replaced.
         provenance: Where it came from.
 
     Returns:

@@ -65,8 +65,8 @@ def lora_targets(network: nn.Module, names: Sequence[str] | None = None) -> list
         Full names, in the order of the network.
 
     Raises:
-        ValueError: If a name means no layer, a layer is of another kind, or a convolution is grouped: the product of two
-            low-rank maps mixes channels of all groups, so it could not be merged into the weights.
+        ValueError: If a name means no layer, a layer is of another kind, or a convolution is grouped: the product of
+            two low-rank maps mixes channels of all groups, so it could not be merged into the weights.
     """
     kinds = (nn.Linear, nn.Conv2d)
     if names is None:
@@ -92,8 +92,8 @@ def add_network_lora(
 ) -> "PeftModel":
     """Freeze a network and give its layers low-rank partners; batch norms are trained and saved whole.
 
-    In training mode the running statistics of batch norms move even when nothing of them is trained; an adapter without
-    them would not give the fine-tuned network back.
+    In training mode the running statistics of batch norms move even when nothing of them is trained; an adapter
+    without them would not give the fine-tuned network back.
 
     Args:
         network: Changed in place.

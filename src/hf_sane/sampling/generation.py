@@ -24,10 +24,10 @@ class Density:
 
     Attributes:
         bandwidth: Kernel standard deviation, >= 0, in units of `unit`; or the rule `"scott"` or `"silverman"`.
-        unit: `"anchor_std"`: standard deviation over the anchors, of every token and latent dimension by itself, so that
-            the kernel has the shape of the anchors' spread and 1 is as wide as that. `"latent_std"`: standard deviation
-            over all tokens of all anchors, of every latent dimension by itself; one anchor has that too. `"latent"`:
-            latent units, as in the released code (0.2 for every zoo). The rules know `"anchor_std"` only.
+        unit: `"anchor_std"`: standard deviation over the anchors, of every token and latent dimension by itself, so
+            that the kernel has the shape of the anchors' spread and 1 is as wide as that. `"latent_std"`: standard
+            deviation over all tokens of all anchors, of every latent dimension by itself; one anchor has that too.
+            `"latent"`: latent units, as in the released code (0.2 for every zoo). The rules know `"anchor_std"` only.
         mode: Which coordinates share an anchor, see [`sample_latents`].
 
     Raises:
@@ -64,7 +64,8 @@ class Density:
             return self.bandwidth * anchors.flatten(0, 1).std(dim=0).expand(anchors.shape[1:])
         if len(anchors) < 2:
             raise ValueError(
-                "one anchor has no standard deviation to measure a bandwidth in; give more anchors, or unit='latent_std'"
+                "one anchor has no standard deviation to measure a bandwidth in; give more anchors, or "
+                "unit='latent_std'"
             )
         return self.bandwidth * anchors.std(dim=0)
 
@@ -115,8 +116,8 @@ class NetworkCodec:
     def __post_init__(self) -> None:
         if self.layout.token_dim != self.model.config.token_dim:
             raise ValueError(
-                f"the SANE model takes tokens of {self.model.config.token_dim}, the layout has {self.layout.token_dim}; "
-                "use the extractor that was saved with the model"
+                f"the SANE model takes tokens of {self.model.config.token_dim}, the layout has "
+                f"{self.layout.token_dim}; use the extractor that was saved with the model"
             )
         network = empty_model(self.config) if isinstance(self.config, ZooConfig) else self.config
         if differing := sorted(network.state_dict().keys() ^ set(self.layout.tensor_names)):
@@ -245,8 +246,8 @@ def sample_from_prior(
 ) -> SampledNetworks:
     """Decode latents from `N(0, std^2 I)`, without any anchor: where bootstrapping without prompts starts.
 
-    The released code draws from `N(0, 10^2)` for every zoo. The scale that fits is that of the latents, which depends on
-    the autoencoder.
+    The released code draws from `N(0, 10^2)` for every zoo. The scale that fits is that of the latents, which depends
+    on the autoencoder.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture.

@@ -95,7 +95,8 @@ def keep_best(
     """Draw candidates in chunks and keep the best by validation accuracy, by validation loss among equals.
 
     Args:
-        draw: Called with the number of candidates wanted; at most `chunk_size` and what is kept are in memory at a time.
+        draw: Called with the number of candidates wanted; at most `chunk_size` and what is kept are in memory at a
+            time.
         judge: Scores them.
         num_candidates: To draw in total.
         num_kept: To keep, `K`; at most as many as there are.
@@ -218,9 +219,9 @@ def choose_bandwidth(
 ) -> BandwidthChoice:
     """Choose the bandwidth on validation images: the largest that costs little accuracy.
 
-    Accuracy alone nearly always prefers bandwidth 0, which only reconstructs anchors. So among the candidates whose kept
-    networks reach, in mean validation accuracy, at least `share` of the best candidate's, the largest wins: as new as
-    possible without losing function. All bandwidths are tried with the same random numbers.
+    Accuracy alone nearly always prefers bandwidth 0, which only reconstructs anchors. So among the candidates whose
+    kept networks reach, in mean validation accuracy, at least `share` of the best candidate's, the largest wins: as
+    new as possible without losing function. All bandwidths are tried with the same random numbers.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture.
@@ -342,7 +343,8 @@ def sample_selected(
         codec: Autoencoder, tokenizer, layout and architecture.
         anchors: `[A, N, Z]` latents.
         judge: Scores candidates.
-        method: `"subsample"` keeps the best of many, `"bootstrap"` samples again around these, `"kde"` keeps every network.
+        method: `"subsample"` keeps the best of many, `"bootstrap"` samples again around these, `"kde"` keeps every
+            network.
         density: Unit and mode; its own bandwidth is not used.
         bandwidths: One, or several numbers to choose from with half of the candidates each, see [`choose_bandwidth`].
         num_candidates: Networks to draw (in each round); `"kde"` draws what it keeps.
@@ -354,7 +356,8 @@ def sample_selected(
         The networks, best first on validation images, and the bandwidth.
 
     Raises:
-        ValueError: For an unknown method, no bandwidth or a rule among several, or as in [`subsample`] and [`bootstrap`].
+        ValueError: For an unknown method, no bandwidth or a rule among several, or as in [`subsample`] and
+            [`bootstrap`].
     """
     if method not in get_args(SamplingMethod):
         raise ValueError(f"expected a method of {get_args(SamplingMethod)}, got {method!r}")

@@ -10,8 +10,8 @@ from hf_sane.symmetry.permutation import Occurrence, PermutationSpec
 class Blocks:
     """A generator whose things are blocks, and the generators that reorder the inside of each block.
 
-    With the order inside two blocks left as it happens to be, their likeness is noise: matching has to ask how alike they
-    are in the best order. That is one assignment problem per pair of blocks, if what lies inside is independent.
+    With the order inside two blocks left as it happens to be, their likeness is noise: matching has to ask how alike
+    they are in the best order. That is one assignment problem per pair of blocks, if what lies inside is independent.
 
     Attributes:
         inside: Families of generators, one per block: `inside[family][block]`.

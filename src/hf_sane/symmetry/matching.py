@@ -60,13 +60,13 @@ def match_many(
     brings no axis of a network any gain.
 
     Deviations: cost matrices of all networks are computed in one batched product, in float64, and only the assignments
-    run one by one; networks that have converged drop out. Axes are visited in the order of the spec instead of a random
-    one, so the result is reproducible (pass `generator` for random orders). An assignment is accepted only if it gains
-    more than rounding, so the objective never decreases. Running statistics (`spec.unmatched`) are not compared: they
-    live on the scale of activations and would outweigh the weights. An axis made of parts (heads x dimensions of a head)
-    is solved part by part, pairs of blocks being valued with the best order inside where that can be known. Where a
-    tensor holds an axis twice (a square matrix on a residual stream) the problem is quadratic: each dimension is weighed
-    with the other as it is, and the result taken only if the objective grows.
+    run one by one; networks that have converged drop out. Axes are visited in the order of the spec instead of a
+    random one, so the result is reproducible (pass `generator` for random orders). An assignment is accepted only if
+    it gains more than rounding, so the objective never decreases. Running statistics (`spec.unmatched`) are not
+    compared: they live on the scale of activations and would outweigh the weights. An axis made of parts (heads x
+    dimensions of a head) is solved part by part, pairs of blocks being valued with the best order inside where that
+    can be known. Where a tensor holds an axis twice (a square matrix on a residual stream) the problem is quadratic:
+    each dimension is weighed with the other as it is, and the result taken only if the objective grows.
 
     Args:
         spec: Permutation symmetries of all networks.
@@ -150,8 +150,8 @@ def _check_pair(
     for name in names:
         if reference[name].shape != tensors[name].shape[1:]:
             raise ValueError(
-                f"{name!r} is {list(reference[name].shape)} in the reference and {list(tensors[name].shape[1:])} in the "
-                "networks; align networks of one architecture"
+                f"{name!r} is {list(reference[name].shape)} in the reference and {list(tensors[name].shape[1:])} in "
+                "the networks; align networks of one architecture"
             )
 
 

@@ -15,17 +15,17 @@ def permutation_spec(config: PreTrainedConfig) -> PermutationSpec:
 
     For the architectures of this package the spec follows from the configuration:
 
-    - Hidden layers and convolutions: the outputs of one layer and the inputs of the next move together. Between the last
-      convolution and the first fully connected layer, a channel moves with the block of its pixels.
+    - Hidden layers and convolutions: the outputs of one layer and the inputs of the next move together. Between the
+      last convolution and the first fully connected layer, a channel moves with the block of its pixels.
     - ResNet blocks: the inner channels of each block move freely; all blocks of a stage share the residual stream.
     - Projection shortcuts start a new residual stream with its own permutation.
-    - Option-A shortcuts copy the old stream into the middle of the new one, between zeros. That middle part moves as the
-      old stream does; the channels that start from zero move freely among themselves, across both sides; the two kinds
-      cannot be exchanged.
+    - Option-A shortcuts copy the old stream into the middle of the new one, between zeros. That middle part moves as
+      the old stream does; the channels that start from zero move freely among themselves, across both sides; the two
+      kinds cannot be exchanged.
 
-    Models of Transformers are built from their configuration and traced: image classifiers, and all models of images or
-    text whose class the configuration names in `architectures`; see [`trace_permutations`], which also serves any other
-    network.
+    Models of Transformers are built from their configuration and traced: image classifiers, and all models of images
+    or text whose class the configuration names in `architectures`; see [`trace_permutations`], which also serves any
+    other network.
 
     Args:
         config: Configuration of a CNN, MLP or ResNet of this package, or of a model of Transformers.
@@ -46,8 +46,9 @@ def permutation_spec(config: PreTrainedConfig) -> PermutationSpec:
     if model_class(config) is not None:
         return transformers_spec(config)
     raise TypeError(
-        "expected CNNConfig, MLPConfig or CIFARResNetConfig, or the configuration of an image classifier of Transformers or "
-        f"with 'architectures', got {type(config).__name__}; for other networks call trace_permutations(model, example_inputs)"
+        "expected CNNConfig, MLPConfig or CIFARResNetConfig, or the configuration of an image classifier of "
+        f"Transformers or with 'architectures', got {type(config).__name__}; for other networks call "
+        "trace_permutations(model, example_inputs)"
     )
 
 

@@ -75,12 +75,12 @@ class PermutationSpec:
     original one, in every tensor at once. Applied together these leave the network's function unchanged.
 
     Attributes:
-        axes: For every tensor of the state dict, in its order, what each of its dimensions is made of: `None` (fixed), the
-            name of an axis, or a tuple of [`AxisSlice`]. A dimension that holds an axis holds each of its entries at
-            equally many positions.
+        axes: For every tensor of the state dict, in its order, what each of its dimensions is made of: `None` (fixed),
+            the name of an axis, or a tuple of [`AxisSlice`]. A dimension that holds an axis holds each of its entries
+            at equally many positions.
         sizes: Entries of each axis.
-        unmatched: Tensors that move along but say nothing about which permutation is the right one: counters and running
-            statistics, whose scale is that of the activations.
+        unmatched: Tensors that move along but say nothing about which permutation is the right one: counters and
+            running statistics, whose scale is that of the activations.
         parts: What the axes are made of that must not be reordered freely, such as heads x dimensions of a head; see
             [`Part`]. Axes that are missing here are free.
         fixed: For dimensions that stay (or stay in part), why: `{tensor: {dim: reason}}`.
@@ -278,8 +278,8 @@ class PermutationSpec:
         """Permute a state dict, a stack of state dicts, or one state dict in several ways.
 
         Args:
-            tensors: `{name: [*shape]}`, or `{name: [M, *shape]}` with `batch_dims=1`; any dtype. Tensors of the spec may be
-                absent (parameters without buffers), foreign ones may not.
+            tensors: `{name: [*shape]}`, or `{name: [M, *shape]}` with `batch_dims=1`; any dtype. Tensors of the spec
+                may be absent (parameters without buffers), foreign ones may not.
             permutation: `[n]` per axis (the same for all models) or `[M, n]`.
             batch_dims: 0 or 1.
 
@@ -333,8 +333,8 @@ class PermutationSpec:
             made = {name: free for name, free in self.generators.items() if name not in self.sizes}
             if not keeps_parts_together(made, {axis: permutation[axis] for axis in self.parts}):
                 raise ValueError(
-                    f"the permutation tears parts of the axes {sorted(self.parts)} apart (a head, a group); expected one "
-                    "made by random, match, inverse or compose of this spec"
+                    f"the permutation tears parts of the axes {sorted(self.parts)} apart (a head, a group); "
+                    "expected one made by random, match, inverse or compose of this spec"
                 )
         return permutation
 

@@ -17,15 +17,15 @@ TABLE_ENTRIES = 2**26  # keep all indices at hand up to this many (256 MiB as in
 class TokenPermutations:
     """Several permutations of one architecture, as gather indices into flattened tokens.
 
-    A permutation reorders channels (rows of a layer) and inputs (columns), so the index of a scalar is a sum of two small
-    tables, `source[p, element] = rows[p, row(element)] + columns[p, column(element)]`: a large network needs its own size
-    once, not once per permutation, and a window is indexed without touching the rest.
+    A permutation reorders channels (rows of a layer) and inputs (columns), so the index of a scalar is a sum of two
+    small tables, `source[p, element] = rows[p, row(element)] + columns[p, column(element)]`: a large network needs its
+    own size once, not once per permutation, and a window is indexed without touching the rest.
 
     Args:
         spec: Permutation symmetries of the architecture.
         layout: Of its tokens.
-        permutations: `[P, n]` int64 per axis. Without axes (a linear map from inputs to outputs) there is one permutation,
-            the identity, which stands for every number that is asked for.
+        permutations: `[P, n]` int64 per axis. Without axes (a linear map from inputs to outputs) there is one
+            permutation, the identity, which stands for every number that is asked for.
 
     Raises:
         KeyError: If the layout has tensors the spec does not know.
@@ -99,7 +99,8 @@ def token_permutation_indices(spec: PermutationSpec, layout: Layout, permutation
         permutations: `[P, n]` int64 per axis.
 
     Returns:
-        `[P, N * D]` int64: `tokens.flatten()[index[p]]` is the network under permutation `p`; padding stays where it is.
+        `[P, N * D]` int64: `tokens.flatten()[index[p]]` is the network under permutation `p`; padding stays where it
+        is.
 
     Raises:
         KeyError: As in [`TokenPermutations`].

@@ -38,7 +38,8 @@ def transformers_spec(config: PreTrainedConfig, *, as_saved: bool = False) -> Pe
 
     Args:
         config: Of an image classifier, or of any model of images or text whose class `config.architectures` names.
-        as_saved: Name the tensors as in files, which keep the names of older versions, instead of as in the state dict.
+        as_saved: Name the tensors as in files, which keep the names of older versions, instead of as in the state
+            dict.
 
     Returns:
         The spec; as saved, without tensors that a file leaves out or holds in another form.
@@ -49,9 +50,9 @@ def transformers_spec(config: PreTrainedConfig, *, as_saved: bool = False) -> Pe
     """
     if model_class(config) is None:
         raise TypeError(
-            "expected the configuration of an image classifier of Transformers, or one whose 'architectures' name a class of "
-            f"Transformers, got {type(config).__name__} with architectures={config.architectures}; for other networks call "
-            "trace_permutations(model, example_inputs)"
+            "expected the configuration of an image classifier of Transformers, or one whose 'architectures' name "
+            f"a class of Transformers, got {type(config).__name__} with architectures={config.architectures}; for "
+            "other networks call trace_permutations(model, example_inputs)"
         )
     return _traced(config.model_type, config.to_json_string(use_diff=False), as_saved)
 
@@ -125,6 +126,6 @@ def example_inputs(network: type[PreTrainedModel], config: PreTrainedConfig) -> 
         tokens = torch.randint(text.vocab_size, (NUM_EXAMPLES, NUM_TOKENS), generator=generator)
         return {name: tokens} | ({"decoder_input_ids": tokens.flip(1)} if config.is_encoder_decoder else {})
     raise TypeError(
-        f"expected a model of images or tokens, got {network.__name__}, which takes {name!r}; call trace_permutations(model, "
-        "example_inputs) with inputs of its own"
+        f"expected a model of images or tokens, got {network.__name__}, which takes {name!r}; call "
+        "trace_permutations(model, example_inputs) with inputs of its own"
     )

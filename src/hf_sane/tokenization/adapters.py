@@ -22,13 +22,14 @@ PREFIX = "base_model.model."
 FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
 MAGNITUDE = re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(\.weight)?$")
 ADDED_BIAS = re.compile(r"^(?P<module>.+)\.lora_B\.bias$")
-# Files without a configuration: `...to_q_lora.down.weight` (diffusers), `unet:3:up` (cloneofsimo), `..._q.lora_up.weight` (kohya).
+# Files without a configuration: `...to_q_lora.down.weight` (diffusers), `unet:3:up` (cloneofsimo),
+# `..._q.lora_up.weight` (kohya).
 LOOSE_FACTOR = re.compile(r"^(?P<module>.+?)[._:](?:lora[._:](?:embedding_)?)?(?P<side>down|up|A|B)(\.weight)?$")
 NEW_WORD = re.compile(r"^<[^<>]+>$")  # the embedding of a word that the base does not have: changes no weight of it
 REMEDY = "merge it into its base (merge_and_unload) and use the merged model"
 
-# Fields of adapter_config.json that are read here, and those that say nothing about what a trained adapter does. Any other
-# field that is set may change it, in ways that are not known here.
+# Fields of adapter_config.json that are read here, and those that say nothing about what a trained adapter does. Any
+# other field that is set may change it, in ways that are not known here.
 USED_FIELDS = {
     "alpha_pattern",
     "base_model_name_or_path",
@@ -83,8 +84,8 @@ class Adapter:
         config: Content of adapter_config.json.
 
     Raises:
-        ValueError: If a field or a tensor would change what the adapter does in a way that is not understood here, a factor
-            is missing, or tensors and configuration contradict each other.
+        ValueError: If a field or a tensor would change what the adapter does in a way that is not understood here, a
+            factor is missing, or tensors and configuration contradict each other.
     """
 
     name: str
@@ -96,8 +97,8 @@ class Adapter:
         strange = [name for name in self.tensors if not self._is_known(name)]
         if strange:
             raise ValueError(
-                f"{self.name} holds {len(strange)} tensors that are not understood, such as {strange[:3]}: neither LoRA factors "
-                f"nor biases or modules that its configuration names; {REMEDY}"
+                f"{self.name} holds {len(strange)} tensors that are not understood, such as {strange[:3]}: neither "
+                f"LoRA factors nor biases or modules that its configuration names; {REMEDY}"
             )
         for field, places in (("use_dora", self.magnitudes), ("lora_bias", self.added_biases)):
             wanted = self.modules.keys() if self.config.get(field) else set()
@@ -110,8 +111,8 @@ class Adapter:
         if unused := [module for module in self.modules if not tied and not is_targeted(self.config, module)]:
             raise ValueError(
                 f"{self.name} holds factors of {unused[:3]}, which its configuration leaves out (target_modules, "
-                "exclude_modules, modules_to_save, layers_to_transform, layers_pattern), so that PEFT does not load them; "
-                "correct the configuration"
+                "exclude_modules, modules_to_save, layers_to_transform, layers_pattern), so that PEFT does not "
+                "load them; correct the configuration"
             )
 
     @cached_property
@@ -159,8 +160,8 @@ class Adapter:
         stated = _by_pattern(self.config.get("rank_pattern"), module, self.config["r"])
         if second.shape[1] != rank or rank != stated:
             raise ValueError(
-                f"factors of {module!r} in {self.name} are {list(first.shape)} and {list(second.shape)}, the configuration "
-                f"says rank {stated}; LoRA on grouped convolutions cannot be averaged"
+                f"factors of {module!r} in {self.name} are {list(first.shape)} and {list(second.shape)}, the "
+                f"configuration says rank {stated}; LoRA on grouped convolutions cannot be averaged"
             )
         self._check_finite(module, first, second)
         return first, second.to(torch.promote_types(second.dtype, torch.float32)) * self._scale(module, rank)
@@ -193,8 +194,8 @@ class Adapter:
         oriented = weight.mT if transposed else weight
         if change.numel() != oriented.numel() or change.shape[0] != oriented.shape[0]:
             raise ValueError(
-                f"{self.name} changes {module!r} by {list(change.shape)}, the model has {list(weight.shape)} there; load the "
-                "base model of the adapters"
+                f"{self.name} changes {module!r} by {list(change.shape)}, the model has {list(weight.shape)} there; "
+                "load the base model of the adapters"
             )
         if module in self.magnitudes:
             magnitude = self._one_per_output(module, self.magnitudes[module], len(second)).to(change)[:, None]
@@ -246,8 +247,9 @@ class Adapter:
         first, second = (self.tensors[name] for name in self.modules[module])
         if min(first.ndim, second.ndim) < 2 or min(first.dtype.itemsize, second.dtype.itemsize) < 2:
             raise ValueError(
-                f"expected factors of {module!r} in {self.name} as [r, inputs] and [outputs, r] of 16 bits or more, got "
-                f"{first.dtype} {list(first.shape)} and {second.dtype} {list(second.shape)}; save the adapter again"
+                f"expected factors of {module!r} in {self.name} as [r, inputs] and [outputs, r] of 16 bits or more, "
+                f"got {first.dtype} {list(first.shape)} and {second.dtype} {list(second.shape)}; save the adapter "
+                "again"
             )
         return first, second
 
@@ -256,7 +258,8 @@ class Adapter:
         tensor = self.tensors[name].flatten()
         if len(tensor) != outputs:
             raise ValueError(
-                f"expected {outputs} values, one per output, as {name!r} in {self.name}, got {len(tensor)}; save the adapter again"
+                f"expected {outputs} values, one per output, as {name!r} in {self.name}, got {len(tensor)}; save "
+                "the adapter again"
             )
         self._check_finite(module, tensor)
         return tensor
@@ -281,8 +284,8 @@ def is_targeted(config: Mapping[str, Any], module: str) -> bool:
     """Whether the configuration of an adapter gives factors to a module, by the rules of PEFT.
 
     Args:
-        config: Content of adapter_config.json. Without `target_modules`, or with `"all-linear"`, they depend on the base
-            model, and everything that is not left out counts as targeted.
+        config: Content of adapter_config.json. Without `target_modules`, or with `"all-linear"`, they depend on the
+            base model, and everything that is not left out counts as targeted.
         module: Its full name.
     """
     excluded, targets = config.get("exclude_modules"), config.get("target_modules")
@@ -343,7 +346,8 @@ def adapter_folder(source: str | Path) -> Path:
         return Path(hf_hub_download(found.repo_id, ADAPTER_CONFIG, revision=found.revision)).parent
     except RemoteEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{found} holds no {ADAPTER_CONFIG}; expected an adapter in PEFT's format, or the path of a safetensors file"
+            f"{found} holds no {ADAPTER_CONFIG}; expected an adapter in PEFT's format, or the path of a safetensors "
+            "file"
         ) from error
 
 
@@ -353,20 +357,20 @@ def open_factors(source: str | Path, *, base: Source | None = None) -> dict[str,
     Loose files do not always tell their scale `s = alpha / r`: it is 1 without a tensor `<module>.alpha`.
 
     Args:
-        source: Folder or Hub repo in PEFT's format, or a safetensors file with the keys of PEFT, diffusers, cloneofsimo's
-            lora or kohya's scripts.
-        base: The base model, for adapters in PEFT's format whose changes depend on it: those with magnitudes (DoRA), and
-            those that replace tensors.
+        source: Folder or Hub repo in PEFT's format, or a safetensors file with the keys of PEFT, diffusers,
+            cloneofsimo's lora or kohya's scripts.
+        base: The base model, for adapters in PEFT's format whose changes depend on it: those with magnitudes (DoRA),
+            and those that replace tensors.
 
     Returns:
-        Target module to `A` `[r, inputs, ...]` as stored and `s B` `[outputs, r, ...]` in at least single precision. Biases
-        and replaced tensors come under their full names. Changes of full rank have the change as `A` and the identity as
-        `s B`.
+        Target module to `A` `[r, inputs, ...]` as stored and `s B` `[outputs, r, ...]` in at least single precision.
+        Biases and replaced tensors come under their full names. Changes of full rank have the change as `A` and the
+        identity as `s B`.
 
     Raises:
         FileNotFoundError: If there is no such file, folder or repo, or it holds no adapter.
-        ValueError: If it holds no factors, lacks one of a pair, factors do not fit each other or are not finite, a tensor is
-            not understood, or the base is needed.
+        ValueError: If it holds no factors, lacks one of a pair, factors do not fit each other or are not finite, a
+            tensor is not understood, or the base is needed.
     """
     folder = adapter_folder(source)
     if (folder / ADAPTER_CONFIG).is_file():
@@ -381,8 +385,8 @@ def _changes(adapter: Adapter, base: Mapping[str, Tensor] | None) -> dict[str, t
     if base is None and relative:
         kinds = {"magnitudes (DoRA)": adapter.magnitudes, "tensors that replace those of the base": adapter.whole}
         raise ValueError(
-            f"{adapter.name} holds {' and '.join(kind for kind, found in kinds.items() if found)}, such as {relative[:3]}: what it "
-            "changes depends on the base model; name the base"
+            f"{adapter.name} holds {' and '.join(kind for kind, found in kinds.items() if found)}, such as "
+            f"{relative[:3]}: what it changes depends on the base model; name the base"
         )
     if missing := [name for name in relative if name not in (base or {})]:
         raise ValueError(f"the base of {adapter.name} lacks {missing[:3]}; name the model that it was trained on")
@@ -401,8 +405,8 @@ def _changes(adapter: Adapter, base: Mapping[str, Tensor] | None) -> dict[str, t
         tensor, start = adapter.tensors[stored], base[name]
         if tensor.shape != start.shape:
             raise ValueError(
-                f"{name!r} is {list(tensor.shape)} in {adapter.name} and {list(start.shape)} in its base; name the model that "
-                "it was trained on"
+                f"{name!r} is {list(tensor.shape)} in {adapter.name} and {list(start.shape)} in its base; name the "
+                "model that it was trained on"
             )
         if tensor.is_floating_point() and tensor.ndim:  # no counters
             change = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) - start
@@ -429,9 +433,9 @@ def _loose_factors(source: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
         raise ValueError(f"{source} holds no LoRA factors (..down/..up or ..A/..B), but {list(tensors)[:3]}")
     if strange := [name for name in others if name.removesuffix(".alpha") not in sides]:
         raise ValueError(
-            f"{source} holds {len(strange)} tensors beside LoRA factors and their alphas, such as {strange[:3]}, which change what "
-            "the adapter does in ways that are not read here (DoRA, Tucker factors, LoHa, LoKr, OFT, full differences, "
-            f"biases); {REMEDY}"
+            f"{source} holds {len(strange)} tensors beside LoRA factors and their alphas, such as {strange[:3]}, "
+            "which change what the adapter does in ways that are not read here (DoRA, Tucker factors, LoHa, LoKr, "
+            f"OFT, full differences, biases); {REMEDY}"
         )
     if lonely := sorted(module for module, pair in sides.items() if len(pair) < 2):
         raise ValueError(f"{source} lacks one of the factors of {lonely[:3]}; save the adapter again")

@@ -68,19 +68,20 @@ def load_state_dict(
     """Read a network's tensors.
 
     Args:
-        source: A state dict or module (tensors are shared, not copied); a path to a file of safetensors or `torch.save`,
-            whatever its name, or to a folder or index of shards; a Hub repo, `owner/name` or `owner/name@revision`, of which
-            only safetensors are downloaded; or a [`Checkpoint`] of those. Files of `torch.save` are opened with
-            `weights_only=True`; a state dict somewhere inside a dictionary is found. Prefixes that *all* names carry
-            (`module.`, `_orig_mod.`; `model.` inside a training checkpoint) are taken off, whatever the source.
+        source: A state dict or module (tensors are shared, not copied); a path to a file of safetensors or
+            `torch.save`, whatever its name, or to a folder or index of shards; a Hub repo, `owner/name` or
+            `owner/name@revision`, of which only safetensors are downloaded; or a [`Checkpoint`] of those. Files of
+            `torch.save` are opened with `weights_only=True`; a state dict somewhere inside a dictionary is found.
+            Prefixes that *all* names carry (`module.`, `_orig_mod.`; `model.` inside a training checkpoint) are taken
+            off, whatever the source.
         revision: Branch, tag or commit of a Hub repo.
         key: Which state dict, where there are several, such as a network and its moving average.
         max_bytes: Weights of a Hub repo that are larger are not downloaded.
 
     Raises:
         FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
-        ValueError: If a file is truncated, of a format that is not read, or holds no network or several, an index points
-            outside its folder, a pickle holds more than weights, or a repo is too large.
+        ValueError: If a file is truncated, of a format that is not read, or holds no network or several, an index
+            points outside its folder, a pickle holds more than weights, or a repo is too large.
         TypeError: If `source` is nothing of the above.
     """
     if isinstance(source, nn.Module):
@@ -318,6 +319,6 @@ def download_checkpoint(repo: HubRepo, checkpoint: Checkpoint, *, max_bytes: int
 def _check_size(repo_id: str, num_bytes: int, max_bytes: int) -> None:
     if num_bytes > max_bytes:
         raise ValueError(
-            f"{repo_id} holds {num_bytes:,} bytes of weights, more than the limit of {max_bytes:,}; give a larger max_bytes "
-            "if they fit into memory"
+            f"{repo_id} holds {num_bytes:,} bytes of weights, more than the limit of {max_bytes:,}; give a larger "
+            "max_bytes if they fit into memory"
         )

@@ -24,8 +24,8 @@ from hf_sane.tokenization.state_dicts import strip_prefixes
 
 Normalization = Literal["standardize", "robust", "none"]
 DIGEST_DIGITS = 16
-# 1: layers of architectures that were not fitted stand in the order of the source, which a file does not share with a module.
-# 2: in the canonical order of their names. A configuration without a version is of format 1.
+# 1: layers of architectures that were not fitted stand in the order of the source, which a file does not share with a
+# module. 2: in the canonical order of their names. A configuration without a version is of format 1.
 FORMAT_VERSION = 2
 # What transformers itself writes into preprocessor_config.json, or passes along when it reads one.
 FOREIGN_KEYS = {
@@ -41,9 +41,9 @@ FOREIGN_KEYS = {
 class SANEFeatureExtractor(FeatureExtractionMixin):
     """Weight tokenizer: networks to token sequences and back.
 
-    Every floating-point tensor becomes tokens (see `Layout`), so `decode(encode(network))` gives every tensor back; bit by
-    bit with `normalization="none"`, to rounding otherwise. With `"standardize"` (the paper's) or `"robust"` the extractor
-    must be fitted on training networks first; the statistics are saved with it.
+    Every floating-point tensor becomes tokens (see `Layout`), so `decode(encode(network))` gives every tensor back;
+    bit by bit with `normalization="none"`, to rounding otherwise. With `"standardize"` (the paper's) or `"robust"` the
+    extractor must be fitted on training networks first; the statistics are saved with it.
 
     Args:
         token_dim: Scalars per token, `D`. The paper: 289 for CNNs, 288 for ResNets.
@@ -51,11 +51,11 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         batch_norm: `"tokens"`, or `"template"` to carry BatchNorm tensors unchanged.
         normalization: `"standardize"`, `"robust"` or `"none"`.
         statistics: Fitted statistics, `{"means": {...}, "stds": {...}}`; filled by `fit`.
-        layer_orders: Layers of each fitted architecture in order; filled by `fit`. Files do not keep the order of a network,
-            so every source of a fitted architecture is put in the order that it was fitted in, every other in the canonical
-            order of its names: file, state dict and module give the same tokens.
-        format_version: What `layer_orders` leaves open is decided as in this version of the format; of what is loaded from
-            a configuration without it, 1.
+        layer_orders: Layers of each fitted architecture in order; filled by `fit`. Files do not keep the order of a
+            network, so every source of a fitted architecture is put in the order that it was fitted in, every other in
+            the canonical order of its names: file, state dict and module give the same tokens.
+        format_version: What `layer_orders` leaves open is decided as in this version of the format; of what is loaded
+            from a configuration without it, 1.
         fitted_digest: Of statistics and layer orders, as a saved extractor has it; compared when it is read.
 
     Raises:
@@ -79,13 +79,13 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
     ) -> None:
         if unknown := sorted(kwargs.keys() - FOREIGN_KEYS):
             raise TypeError(
-                f"unknown settings {unknown}; expected token_dim, token_layout, batch_norm, normalization, statistics, "
-                "layer_orders, fitted_digest, format_version"
+                f"unknown settings {unknown}; expected token_dim, token_layout, batch_norm, normalization, "
+                "statistics, layer_orders, fitted_digest, format_version"
             )
         if type(format_version) is not int or not 1 <= format_version <= FORMAT_VERSION:
             raise ValueError(
-                f"expected a format_version from 1 to {FORMAT_VERSION}, got {format_version!r}; a newer hf_sane wrote it: "
-                "update this one"
+                f"expected a format_version from 1 to {FORMAT_VERSION}, got {format_version!r}; a newer hf_sane "
+                "wrote it: update this one"
             )
         if normalization not in ("standardize", "robust", "none"):
             raise ValueError(f"expected normalization 'standardize', 'robust' or 'none', got {normalization!r}")
@@ -98,8 +98,8 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             LayerStatistics(**statistics)  # refuses what is not finite
         if fitted_digest not in (None, found := _digest(statistics, layer_orders)):
             raise ValueError(
-                f"expected the statistics and layer orders with digest {fitted_digest}, got {found}: they were changed "
-                "after they were saved; fit again, or remove fitted_digest if you changed them yourself"
+                f"expected the statistics and layer orders with digest {fitted_digest}, got {found}: they were "
+                "changed after they were saved; fit again, or remove fitted_digest if you changed them yourself"
             )
         super().__init__(**kwargs)
         self.token_dim = token_dim
@@ -147,8 +147,8 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             Normalised tokens with mask, positions and the layout that `decode` needs.
 
         Raises:
-            ValueError: For NaN or infinite weights (in the template, too), weights that overflow once normalised, meta tensors,
-                or an extractor that was not fitted.
+            ValueError: For NaN or infinite weights (in the template, too), weights that overflow once normalised, meta
+                tensors, or an extractor that was not fitted.
             KeyError: If the extractor was fitted on another architecture.
         """
         state_dict = load_state_dict(source, revision=revision)
@@ -180,7 +180,8 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
     def arranged(self, layout: Layout) -> Layout:
         """The same network with its layers in the order that this extractor gives them, wherever the layout is from.
 
-        That is the order which its architecture was fitted in; for any other architecture, the canonical order of its names.
+        That is the order which its architecture was fitted in; for any other architecture, the canonical order of its
+        names.
         """
         ordered = layout.layers if self.format_version == 1 else sorted(layout.layers, key=_by_name)
         by_key: dict[str, list[LayerSpec]] = {}
@@ -242,8 +243,8 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         Args:
             sources: Networks, or pairs of a layout and *raw* tokens `[M, N, D]`.
             max_abs_weight: Leave out networks with a larger weight: one exploded network would set every scale.
-            by_kind: Also fit each kind of layer (conv, linear, ...), for networks whose layers no training network has:
-                zoos of mixed architectures need it.
+            by_kind: Also fit each kind of layer (conv, linear, ...), for networks whose layers no training network
+                has: zoos of mixed architectures need it.
 
         Returns:
             `self`.
@@ -273,8 +274,8 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         """A copy that also knows layers which it was not fitted on, from a few networks that have them.
 
         So networks of an architecture that no training network had can be encoded and sampled, with anchors of that
-        architecture as `sources` (the *prompt examples* of arXiv:2406.09997, section 4.4). Layers that are known already,
-        by name and row length, keep their statistics: networks of the training zoo are encoded as before.
+        architecture as `sources` (the *prompt examples* of arXiv:2406.09997, section 4.4). Layers that are known
+        already, by name and row length, keep their statistics: networks of the training zoo are encoded as before.
 
         Args:
             sources: Networks, or pairs of a layout and *raw* tokens `[M, N, D]`.
@@ -393,8 +394,8 @@ def _check_finite(tokens: Tensor, layout: Layout, state_dict: Mapping[str, Tenso
         if not tokens[part].isfinite().all():
             largest = max(state_dict[spec.name].detach().double().abs().max().item() for spec in layer.tensors)
             raise ValueError(
-                f"weights of {layer.name} overflow once normalised: the largest is {largest:.3g}, exploded or on another scale "
-                "than the networks that the extractor was fitted on; leave out this network"
+                f"weights of {layer.name} overflow once normalised: the largest is {largest:.3g}, exploded or on "
+                "another scale than the networks that the extractor was fitted on; leave out this network"
             )
 
 

@@ -32,7 +32,8 @@ class FileFormat:
         reader: Which of the readers of this library takes it; `None` if none does.
         remedy: What the user of a file that is not read can do.
         holds_weights: Whether such files hold weights, or may.
-        read: Of a format from [`register_format`]: file to tensors by name, or to a dictionary that holds them somewhere.
+        read: Of a format from [`register_format`]: file to tensors by name, or to a dictionary that holds them
+            somewhere.
     """
 
     name: str
@@ -74,8 +75,8 @@ UNKNOWN = FileFormat(
 )
 
 _GGUF_REMEDY = (
-    "load it with Transformers (from_pretrained(folder, gguf_file=name)) and save it with save_pretrained, or take the "
-    "safetensors it was made from"
+    "load it with Transformers (from_pretrained(folder, gguf_file=name)) and save it with save_pretrained, or take "
+    "the safetensors it was made from"
 )
 # In the order in which they are tried.
 BY_START: tuple[tuple[bytes, FileFormat], ...] = (
@@ -142,8 +143,8 @@ def file_format(path: Path) -> FileFormat:
         path: An existing file.
 
     Returns:
-        `UNKNOWN` for what no rule knows; a file that should be safetensors by its name and has no other signs is taken for
-        one, so that its reader says what is wrong.
+        `UNKNOWN` for what no rule knows; a file that should be safetensors by its name and has no other signs is taken
+        for one, so that its reader says what is wrong.
     """
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)

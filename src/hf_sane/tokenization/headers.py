@@ -30,8 +30,8 @@ def read_meta_state_dict(
     """Read what a checkpoint holds, without its weights.
 
     Args:
-        source: A file of safetensors or `torch.save`, a folder, a shard index, or a Hub repo (of which only the headers are
-            downloaded), as in `load_state_dict`.
+        source: A file of safetensors or `torch.save`, a folder, a shard index, or a Hub repo (of which only the
+            headers are downloaded), as in `load_state_dict`.
         revision: Branch, tag or commit of a Hub repo.
         key: Which state dict, where there are several.
 
@@ -40,8 +40,8 @@ def read_meta_state_dict(
 
     Raises:
         FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
-        InvalidFileError: If a header is damaged, names an unknown dtype, a file is of a format that is not read, or holds no
-            network or several.
+        InvalidFileError: If a header is damaged, names an unknown dtype, a file is of a format that is not read, or
+            holds no network or several.
     """
     checkpoint = as_checkpoint(source, revision=revision, key=key)
     place = find_source(checkpoint.source, revision=checkpoint.revision)

@@ -30,9 +30,9 @@ MAX_MAPPED_BYTES = 2**26
 class LazyCheckpoint(Mapping[str, Tensor]):
     """The tensors of safetensors files, by name.
 
-    Every access reads anew, and what was read is freed with the last reference to it. A mapping that stays counts as memory
-    page by page, so a file is mapped anew after every `MAX_MAPPED_BYTES`; not for every tensor, because each time its header
-    is parsed.
+    Every access reads anew, and what was read is freed with the last reference to it. A mapping that stays counts as
+    memory page by page, so a file is mapped anew after every `MAX_MAPPED_BYTES`; not for every tensor, because each
+    time its header is parsed.
 
     Args:
         path: A safetensors file or a shard index, whose headers are read and checked at once.

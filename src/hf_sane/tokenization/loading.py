@@ -1,7 +1,7 @@
 """Models and configurations of Transformers from folders and the Hub: never by running code that lies beside them.
 
-Where `trust_remote_code` is left out, Transformers asks on the terminal and runs the code after "y", or times out. Every
-Auto class of this library is asked through here, where the answer is no.
+Where `trust_remote_code` is left out, Transformers asks on the terminal and runs the code after "y", or times out.
+Every Auto class of this library is asked through here, where the answer is no.
 """
 
 from collections.abc import Iterator
@@ -74,9 +74,10 @@ def _refusing_code(source: str | Path) -> Iterator[None]:
         if "trust_remote_code" not in str(error):
             raise
         raise ValueError(
-            f"{source} is of an architecture that needs Python code from its repository, which is never run here: expected "
-            "one that Transformers or hf_sane knows; if you have read that code and trust it, load the model with "
-            "Transformers yourself and pass it as a module, or save its weights as safetensors without auto_map"
+            f"{source} is of an architecture that needs Python code from its repository, which is never run here: "
+            "expected one that Transformers or hf_sane knows; if you have read that code and trust it, load the "
+            "model with Transformers yourself and pass it as a module, or save its weights as safetensors without "
+            "auto_map"
         ) from error
 
 

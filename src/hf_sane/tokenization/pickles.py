@@ -16,7 +16,10 @@ from torch import Tensor
 
 from hf_sane.records.errors import MALFORMED, InvalidFileError, shorten
 
-REMEDY = "it is damaged, or holds more than tensors and could run code; convert it to safetensors where you trust it (load it with what wrote it, and save model.state_dict())"
+REMEDY = (
+    "it is damaged, or holds more than tensors and could run code; convert it to safetensors where you trust it "
+    "(load it with what wrote it, and save model.state_dict())"
+)
 FAILURES: tuple[type[Exception], ...] = (
     *MALFORMED,
     AssertionError,  # of torch's unpickler
@@ -29,7 +32,8 @@ FAILURES: tuple[type[Exception], ...] = (
 )
 BLOCKED = re.compile(r"(?:GLOBAL|but got|[Uu]nsupported class) (?:<class ')?([\w.]+)")
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
-# A few bytes can claim a tensor of any size (strides of zero, a bytearray): more than this beyond the file is no checkpoint.
+# A few bytes can claim a tensor of any size (strides of zero, a bytearray): more than this beyond the file is no
+# checkpoint.
 MAX_UNBACKED_BYTES = 2**26
 
 

@@ -28,8 +28,8 @@ Value = TypeVar("Value")
 def choose_state_dict(content: object, where: str | Path, *, key: str | None = None) -> StateDict:
     """The network in what a file or a user holds.
 
-    Candidates are all dictionaries with names and tensors, up to `MAX_DEPTH` deep, but those of optimisers; where some hold
-    matrices, only those. What is no tensor in one, such as counters, `None` and an `_extra_state`, is left out.
+    Candidates are all dictionaries with names and tensors, up to `MAX_DEPTH` deep, but those of optimisers; where some
+    hold matrices, only those. What is no tensor in one, such as counters, `None` and an `_extra_state`, is left out.
 
     Args:
         content: A state dict, or a dictionary with one somewhere in it.
@@ -134,8 +134,8 @@ def split_averages(values: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
     """Part a network from an exponential moving average of it that lies beside it, `model.*` and `model_ema.*`.
 
     Returns:
-        What belongs together, by the first part of its names, which is taken off; `ITSELF`, with whole names, where nothing
-        was parted or names have several first parts.
+        What belongs together, by the first part of its names, which is taken off; `ITSELF`, with whole names, where
+        nothing was parted or names have several first parts.
     """
     heads = {name: found[1] for name in values if (found := AVERAGE.match(name))}
     averages = {head: [name for name in heads if heads[name] == head] for head in dict.fromkeys(heads.values())}

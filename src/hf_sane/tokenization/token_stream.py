@@ -48,8 +48,8 @@ class TokenStream:
     `max_scalars` weights (or one row, if that is longer).
 
     Args:
-        source: As `SANEFeatureExtractor.encode` takes it. Of safetensors, sharded too, only headers are read at first; a
-            pickle is loaded whole.
+        source: As `SANEFeatureExtractor.encode` takes it. Of safetensors, sharded too, only headers are read at first;
+            a pickle is loaded whole.
         extractor: Fitted weight tokenizer.
         revision: Branch, tag or commit of a Hub repo.
         max_scalars: Weights read at a time.
@@ -91,7 +91,8 @@ class TokenStream:
         """Blocks in the order of the sequence.
 
         Raises:
-            ValueError: For NaN or infinite weights, weights that overflow once normalised, or a tensor that is not what the header said.
+            ValueError: For NaN or infinite weights, weights that overflow once normalised, or a tensor that is not
+                what the header said.
         """
         first = 0
         for index, layer in enumerate(self.layout.layers):
@@ -101,7 +102,8 @@ class TokenStream:
                     not tokens.sum().isfinite() and not tokens.isfinite().all()
                 ):  # the sum is cheap and tells nearly always
                     raise ValueError(
-                        f"NaN or infinite weights in {layer.name}, or some that overflow once normalised; leave this network out"
+                        f"NaN or infinite weights in {layer.name}, or some that overflow once normalised; leave "
+                        "this network out"
                     )
                 place = torch.arange(done, done + len(tokens))
                 rows, size = self._rule.rows(layer), self.layer_sizes[index]
@@ -161,8 +163,8 @@ def stream_if_large(
     """A stream of a network that should not be tokenised as a whole.
 
     Args:
-        source: As `SANEFeatureExtractor.encode` takes it. Of safetensors only headers are read here; a pickle is loaded
-            whole anyway and never streamed.
+        source: As `SANEFeatureExtractor.encode` takes it. Of safetensors only headers are read here; a pickle is
+            loaded whole anyway and never streamed.
         extractor: Fitted weight tokenizer.
         revision: Branch, tag or commit of a Hub repo.
         max_memory_bytes: Weights that take more are streamed.

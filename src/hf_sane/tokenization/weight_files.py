@@ -34,7 +34,8 @@ def choose_weights(
 
     Args:
         where: What messages call the folder or repository.
-        files: Paths of its files, with `/` between their parts; of a local folder, those below it that messages may name.
+        files: Paths of its files, with `/` between their parts; of a local folder, those below it that messages may
+            name.
         subfolder: Which folder of it.
         variant: Which one of several precisions, as in Transformers: `fp16` for `model.fp16.safetensors`.
         local: Whether it is a folder of this machine, whose files can be named one by one.
@@ -116,7 +117,10 @@ def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix
     if pickles := [name for name in here if is_pickle_name(name)]:
         how = "name the file itself, it is opened with weights_only=True"
         if not local:
-            how = "not downloaded, since it could run code; ask its author for safetensors, or fetch it with hf-sane pull --allow-pickle"
+            how = (
+                "not downloaded, since it could run code; ask its author for safetensors, or fetch it with hf-sane "
+                "pull --allow-pickle"
+            )
         found.append(f"it holds {_listed(pickles)}, in PyTorch's format: {how}")
     weights = (".safetensors", *PICKLE_SUFFIXES, INDEX_SUFFIX)
     below = [PurePosixPath(path) for path in sorted(inside) if "/" in path and path.endswith(weights)]

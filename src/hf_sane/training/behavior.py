@@ -23,12 +23,12 @@ MIN_SPREAD = 1e-6  # networks that all answer alike leave nothing to explain
 def behavior_distance(original: Tensor, reconstructed: Tensor, kind: str) -> Tensor:
     """How far two populations of networks answer differently, as a share of how far the first one varies.
 
-    `mse`: `mean |p - q|^2 / mean |p - p_bar|^2`; `kl`: `mean KL(p || q) / mean KL(p || p_bar)`, with `p`, `q` the softmax
-    outputs of original and reconstructed networks and `p_bar` the average answer. 0: same answers; 1: no better than
-    the average answer.
+    `mse`: `mean |p - q|^2 / mean |p - p_bar|^2`; `kl`: `mean KL(p || q) / mean KL(p || p_bar)`, with `p`, `q` the
+    softmax outputs of original and reconstructed networks and `p_bar` the average answer. 0: same answers; 1: no
+    better than the average answer.
 
-    "Structure is not enough" (arXiv:2503.17138) divides each term by its value at the first step. That value depends on
-    the initialisation (which here may already reconstruct) and would have to be stored to resume; the spread of the
+    "Structure is not enough" (arXiv:2503.17138) divides each term by its value at the first step. That value depends
+    on the initialisation (which here may already reconstruct) and would have to be stored to resume; the spread of the
     original answers gives the same freedom from scale without either.
 
     Args:
@@ -53,8 +53,8 @@ def behavior_distance(original: Tensor, reconstructed: Tensor, kind: str) -> Ten
 class BehaviorLoss:
     """Runs original and reconstructed networks on images, inside the training step.
 
-    "Structure is not enough" (arXiv:2503.17138): weights that are close in mean square can still compute something else.
-    Windows must cover whole networks, of one architecture.
+    "Structure is not enough" (arXiv:2503.17138): weights that are close in mean square can still compute something
+    else. Windows must cover whole networks, of one architecture.
 
     Attributes:
         config: Configuration of the networks of the zoo.
@@ -101,8 +101,8 @@ class BehaviorLoss:
         layout = splits[0].layout(0)
         if len(kinds) != 1:
             raise ValueError(
-                f"the behavioural loss takes zoos of one layout, architecture and activation, got {sorted(kinds)}; train "
-                "on one of them, or set behavior_weight=0"
+                f"the behavioural loss takes zoos of one layout, architecture and activation, got {sorted(kinds)}; "
+                "train on one of them, or set behavior_weight=0"
             )
         if layout.num_tokens > config.window_size:
             raise ValueError(
@@ -111,8 +111,8 @@ class BehaviorLoss:
             )
         if any(tensor.is_floating_point() for tensor in layout.template.values()):
             raise ValueError(
-                "the behavioural loss needs every weight in the tokens, got a zoo with batch_norm='template'; build it "
-                "with batch_norm='tokens', or set behavior_weight=0"
+                "the behavioural loss needs every weight in the tokens, got a zoo with batch_norm='template'; "
+                "build it with batch_norm='tokens', or set behavior_weight=0"
             )
         network = splits[0].config(0)
         image_size = getattr(
@@ -135,7 +135,8 @@ class BehaviorLoss:
     def networks(self, tokens: Tensor) -> StackedNetworks:
         """Runnable networks from normalised tokens `[M, N, D]`; differentiable, but for running statistics.
 
-        PyTorch's batch norm passes them no gradient. A reconstructed variance may come out negative and is cut at zero.
+        PyTorch's batch norm passes them no gradient. A reconstructed variance may come out negative and is cut at
+        zero.
         """
         tensors = self.layout.tensors(self.extractor.denormalize(tokens, self.layout))
         for name, value in tensors.items():

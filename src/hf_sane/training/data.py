@@ -41,8 +41,8 @@ class TrainingData:
     """Networks of one or several zoos.
 
     Attributes:
-        train: Training split of each zoo; of a stream, a sample of it, which the weight tokenizer and the first weights of
-            the autoencoder are fitted on.
+        train: Training split of each zoo; of a stream, a sample of it, which the weight tokenizer and the first
+            weights of the autoencoder are fitted on.
         validation: Validation split of each zoo; of a stream, as many as one evaluation takes.
         num_models: Training networks of each zoo.
         streams: Where batches come from, if the zoos are streamed.

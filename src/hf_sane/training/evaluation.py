@@ -52,7 +52,8 @@ def reconstruction_sums(original: Tensor, reconstruction: Tensor, weight_mask: T
 def r2_from_sums(sums: Tensor) -> float:
     """`R2 = 1 - sum (t_hat - t)^2 / sum (t - mean t)^2` from [`reconstruction_sums`].
 
-    NaN without any weights, and for weights that are all equal up to rounding: there is no spread to measure errors in.
+    NaN without any weights, and for weights that are all equal up to rounding: there is no spread to measure errors
+    in.
     """
     count, total, squares, errors = sums.tolist()
     spread = squares - total**2 / count if count else 0.0

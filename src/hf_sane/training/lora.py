@@ -29,8 +29,8 @@ def add_lora(
 ) -> "PeftModel":
     """Freeze a SANE autoencoder and give its maps low-rank partners.
 
-    The contrastive head keeps its weights: it still shapes the latents through the loss, but is no target, although its
-    maps are called `fc_in` and `fc_out` like those of the blocks.
+    The contrastive head keeps its weights: it still shapes the latents through the loss, but is no target, although
+    its maps are called `fc_in` and `fc_out` like those of the blocks.
 
     Args:
         model: Pretrained; changed in place.

@@ -71,9 +71,9 @@ def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, layouts: Mappi
         limits = model.config.max_positions
         if model.config.position_embedding == "learned" and any(map(gt, sizes, limits)):
             raise ValueError(
-                f"{name} has {sizes[0]} tokens, {sizes[1]} layers and up to {sizes[2]} channels, the learned positions of "
-                f"the model reach {list(limits)}; give larger max_positions, or position_embedding='sinusoidal', which has "
-                "no limit"
+                f"{name} has {sizes[0]} tokens, {sizes[1]} layers and up to {sizes[2]} channels, the learned "
+                f"positions of the model reach {list(limits)}; give larger max_positions, or "
+                "position_embedding='sinusoidal', which has no limit"
             )
 
 
@@ -120,8 +120,8 @@ def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, sp
     config = model.config
     if config.token_dim != extractor.token_dim:
         raise ValueError(
-            f"the zoo holds tokens of {extractor.token_dim} scalars, the model takes {config.token_dim}; leave token_dim "
-            "out of the model settings, or build the zoo with that token_dim"
+            f"the zoo holds tokens of {extractor.token_dim} scalars, the model takes {config.token_dim}; leave "
+            "token_dim out of the model settings, or build the zoo with that token_dim"
         )
     fresh = arguments.pretrained is None and config.initialization == "linear_path"
     if fresh and config.latent_dim < config.token_dim and arguments.initial_tokens > 0:

@@ -65,7 +65,8 @@ class PretrainResult:
         seconds: Of this process, since it started or resumed.
         num_processes: Processes that trained together.
         is_main_process: Whether this one is the first of them, which writes files.
-        network_config: Architecture of a training network, for the card; `None` if it was imported and is none of this library.
+        network_config: Architecture of a training network, for the card; `None` if it was imported and is none of this
+            library.
     """
 
     folder: Path
@@ -193,8 +194,8 @@ class Run:
                 return value
             expected, got = "finite weights", "NaN or infinity among them"
         raise FloatingPointError(
-            f"expected {expected}, got {got} at step {self.progress.step}; lower learning_rate, keep max_grad_norm at 1, or "
-            "look for exploded networks in the zoo"
+            f"expected {expected}, got {got} at step {self.progress.step}; lower learning_rate, keep max_grad_norm "
+            "at 1, or look for exploded networks in the zoo"
         )
 
 
@@ -233,14 +234,14 @@ def pretrain(
 
     Masked reconstruction of two views plus NT-Xent between them (arXiv:2406.09997, sections 3 and 4), AdamW with
     OneCycleLR. Runs on whatever `accelerate launch` was told: one process or many, CPU or GPU. Sets the global random
-    seeds. An interrupted run continues from its newest checkpoint with `resume`, to the same losses and weights, bit by bit;
-    with `resume`, a run that is finished gives what it found.
+    seeds. An interrupted run continues from its newest checkpoint with `resume`, to the same losses and weights, bit
+    by bit; with `resume`, a run that is finished gives what it found.
 
     Args:
         arguments: All settings.
         zoos: Loaded zoos, in place of `arguments.zoo`; they are not streamed.
-        extractor: A fitted weight tokenizer; when `None`, that of `arguments.pretrained`, or one fitted on the training
-            splits.
+        extractor: A fitted weight tokenizer; when `None`, that of `arguments.pretrained`, or one fitted on the
+            training splits.
         on_step: Called with (optimizer steps done, loss of the step) after every step. Reading the loss makes an
             accelerator wait, so this is for tests and notebooks.
         describe: Called with the folder of the model before it is finished, the arguments and the architecture of a
@@ -269,7 +270,8 @@ def pretrain(
         accelerator.wait_for_everyone()
         run.start(folder)
         results = _train(run, _Checkpoints(arguments, folder, accelerator), on_step)
-        # Sums are split over threads and vector lanes: other numbers of them round otherwise, and training amplifies that.
+        # Sums are split over threads and vector lanes: other numbers of them round otherwise, and training amplifies
+        # that.
         conditions = ("cpu", "machine", "vector_instructions", "torch_threads", "gpus")
         same_bits = {name: record.hardware[name] for name in conditions if name in record.hardware}
         facts = {"steps_per_epoch": run.steps_per_epoch, "same_bits_for": same_bits}

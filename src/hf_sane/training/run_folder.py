@@ -33,8 +33,8 @@ RESUME = "--resume (in Python: resume=True)"
 class RunFolder:
     """Where a run keeps model/, checkpoints/, logs/ and arguments.json; from [`open_run_folder`].
 
-    The run is finished when model/ is there, which is swapped in as a whole with its manifest. Until then the folder says
-    that it is not.
+    The run is finished when model/ is there, which is swapped in as a whole with its manifest. Until then the folder
+    says that it is not.
     """
 
     def __init__(self, path: Path) -> None:

@@ -17,9 +17,9 @@ MIN_SPREAD = 1e-6  # of features and targets, where a batch holds one value alon
 def left_out_error(features: Tensor, targets: Tensor, *, penalty: float = PENALTY) -> Tensor:
     """How badly a ridge probe of all other windows predicts each one, as a share of what their mean does.
 
-    `sum_i |y_i - y_hat_{-i}(x_i)|^2 / sum_i |y_i - y_bar_{-i}|^2` with `y_hat_{-i}` fitted without window i and with an intercept.
-    Exact and in closed form: `y_i - y_hat_{-i}(x_i) = (y - H y)_i / (1 - H_ii)`, `H` the hat matrix (Allen 1974, PRESS). Nothing is
-    learnt besides the features, so nothing has to be stored to resume.
+    `sum_i |y_i - y_hat_{-i}(x_i)|^2 / sum_i |y_i - y_bar_{-i}|^2` with `y_hat_{-i}` fitted without window i and with
+    an intercept. Exact and in closed form: `y_i - y_hat_{-i}(x_i) = (y - H y)_i / (1 - H_ii)`, `H` the hat matrix
+    (Allen 1974, PRESS). Nothing is learnt besides the features, so nothing has to be stored to resume.
 
     Args:
         features: `[B, F]` float; their scale does not matter.
@@ -77,9 +77,9 @@ class SupervisedLoss:
             known = np.isfinite(values) if np.issubdtype(values.dtype, np.number) else np.zeros(len(values), bool)
             if not known.all() or np.ptp(values) == 0:
                 raise ValueError(
-                    "supervised_properties takes numbers that are known of every training network and differ between them, "
-                    f"got {name}: {known.sum()} of {len(values)} are finite numbers, {len(set(values[known]))} of them "
-                    "different; leave it out"
+                    "supervised_properties takes numbers that are known of every training network and differ "
+                    f"between them, got {name}: {known.sum()} of {len(values)} are finite numbers, "
+                    f"{len(set(values[known]))} of them different; leave it out"
                 )
             columns.append(torch.from_numpy((values - values.mean()) / values.std()))
         return cls(torch.stack(columns, dim=1).float().to(device), arguments.supervised_weight)

@@ -23,11 +23,12 @@ MATCH_BYTES = 512 * 2**20  # weights held at a time
 def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | None = None) -> Zoo:
     """Align every training run of a zoo to a reference network.
 
-    As in SANE (arXiv:2406.09997): weight matching of git re-basin (arXiv:2209.04836) between a run's last epoch and the
-    reference; that permutation serves all epochs of the run, so that its trajectory stays one. The reference is the first
-    training run at its last epoch. Networks that are not finite (kept on request) stay as they are. Unlike the released
-    code, which stores aligned copies, only permutations are kept: `aligned_tokens` and the window sampler apply them while
-    reading. The symmetries of imported networks are traced from the configuration of their repository.
+    As in SANE (arXiv:2406.09997): weight matching of git re-basin (arXiv:2209.04836) between a run's last epoch and
+    the reference; that permutation serves all epochs of the run, so that its trajectory stays one. The reference is
+    the first training run at its last epoch. Networks that are not finite (kept on request) stay as they are. Unlike
+    the released code, which stores aligned copies, only permutations are kept: `aligned_tokens` and the window sampler
+    apply them while reading. The symmetries of imported networks are traced from the configuration of their
+    repository.
 
     Args:
         zoo: To align; each of its architectures (and structures, of imported ones) gets its own reference.

@@ -307,8 +307,8 @@ class Zoo:
         """Open a zoo from a folder or the Hub.
 
         Parquet is decoded once into Arrow files, which are then memory-mapped: opening is instant from the second time
-        on, and memory holds only what is read. For a folder the Arrow files go to its own `.cache` (delete the folder and
-        they are gone); for the Hub, or a folder that cannot be written to, to the cache of `datasets`.
+        on, and memory holds only what is read. For a folder the Arrow files go to its own `.cache` (delete the folder
+        and they are gone); for the Hub, or a folder that cannot be written to, to the cache of `datasets`.
 
         Args:
             source: Folder, or repo id of a dataset, `owner/name` or `owner/name@revision`.
@@ -457,8 +457,8 @@ def _room_for_copies(cache_dir: str | Path | None) -> Iterator[None]:
         if cause is None:
             raise
         raise OSError(
-            f"cannot write to {cache_dir or datasets.config.HF_DATASETS_CACHE}: no space left for decoded copies of the zoo; "
-            "free some space"
+            f"cannot write to {cache_dir or datasets.config.HF_DATASETS_CACHE}: no space left for decoded copies of "
+            "the zoo; free some space"
         ) from error
 
 

@@ -45,12 +45,12 @@ class ZooFacts:
     Attributes:
         name: Of the images and the zoo, for people.
         layouts: Structures (`Layout.to_dict`) by the first digits of their signature, as in the `layout` column.
-        architectures: Configurations (`to_dict`) by the key in the `architecture` column; activation, initialisation and
-            dropout of a row are columns of their own. Imported networks of other families have the `model_type` "imported"
-            and under `config` what their repository says about them, if it does.
+        architectures: Configurations (`to_dict`) by the key in the `architecture` column; activation, initialisation
+            and dropout of a row are columns of their own. Imported networks of other families have the `model_type`
+            "imported" and under `config` what their repository says about them, if it does.
         arguments: How the zoo was built.
-        data: The images: name, counts, pixel statistics. Of imported zoos: numbers of networks and repositories, licences,
-            metrics of the cards, SHA-256 of all weights. Of mixtures: what the zoos in it said.
+        data: The images: name, counts, pixel statistics. Of imported zoos: numbers of networks and repositories,
+            licences, metrics of the cards, SHA-256 of all weights. Of mixtures: what the zoos in it said.
         excluded: Runs left out (or marked): `run_id`, `epoch`, `reason`.
         splits: Per split, the number of runs and networks and, where measured, the mean final test accuracy.
     """
@@ -93,8 +93,8 @@ class ZooFacts:
         """
         if "optimizers" not in self.arguments:
             raise ValueError(
-                f"the zoo {self.name!r} does not say how its networks were trained, as imported and mixed zoos do not; "
-                "expected one that build_zoo() made, or name optimizer, learning_rate and weight_decay"
+                f"the zoo {self.name!r} does not say how its networks were trained, as imported and mixed zoos do "
+                "not; expected one that build_zoo() made, or name optimizer, learning_rate and weight_decay"
             )
         optimizer = self.arguments["optimizers"][0]
         factor = self.arguments.get("sgd_factor", 1.0) if optimizer == "sgd" else 1.0
@@ -160,7 +160,8 @@ def read_facts(folder: Path) -> dict[str, ZooFacts]:
 
     Raises:
         FileNotFoundError: If the folder holds no zoo.
-        InvalidFileError: If it is damaged, its parts do not fit each other, or a newer version of the library wrote it.
+        InvalidFileError: If it is damaged, its parts do not fit each other, or a newer version of the library wrote
+            it.
     """
     return {name: _read_facts(name, entry) for name, entry in _read_document(folder).items()}
 
@@ -218,8 +219,8 @@ def check_config_name(config: str) -> None:
     is_device = config.partition(".")[0].upper() in DEVICES
     if not CONFIG_NAME.fullmatch(config) or config.endswith(".") or is_device or config in TAKEN:
         raise ValueError(
-            "expected a name for the zoo (config) of up to 100 letters a-z, digits, '_', '-' and '.', that begins with a "
-            f"letter, a digit or '_' and is no reserved name such as 'con', 'nul' or 'data', got {config!r}"
+            "expected a name for the zoo (config) of up to 100 letters a-z, digits, '_', '-' and '.', that begins "
+            f"with a letter, a digit or '_' and is no reserved name such as 'con', 'nul' or 'data', got {config!r}"
         )
 
 

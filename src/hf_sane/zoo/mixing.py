@@ -32,9 +32,10 @@ def mix_zoos(
     """Join zoos into one that a single SANE can be trained on.
 
     Weights are cut anew into tokens of one size where the zoos differ in it; nothing is rounded. Splits stay what they
-    are: a training run of one zoo's test split is in the test split of the mixture. Runs are renamed `<zoo>/<run>`, and
-    the column `zoo` says where each network is from. Alignments are left behind: `align_zoo` gives every architecture of
-    the mixture one reference for all of its networks. Columns that only some zoos have are null for the others.
+    are: a training run of one zoo's test split is in the test split of the mixture. Runs are renamed `<zoo>/<run>`,
+    and the column `zoo` says where each network is from. Alignments are left behind: `align_zoo` gives every
+    architecture of the mixture one reference for all of its networks. Columns that only some zoos have are null for
+    the others.
 
     Args:
         zoos: At least one, by the name that the mixture knows it by.
@@ -48,8 +49,8 @@ def mix_zoos(
         The mixture, as `Zoo.load(output_dir, config)` gives it.
 
     Raises:
-        ValueError: For no zoo, names that cannot be part of a run's name, zoos of several token layouts without a choice
-            among them, or zoos that differ in where BatchNorm goes or in the type of a column.
+        ValueError: For no zoo, names that cannot be part of a run's name, zoos of several token layouts without a
+            choice among them, or zoos that differ in where BatchNorm goes or in the type of a column.
         FileExistsError: If the folder holds something else, or a zoo of that name.
     """
     _check(zoos)

@@ -25,7 +25,8 @@ MEASURES = (
 )
 NUMBERS = ("learning_rate", "weight_decay", "dropout", "data_fraction")
 CHOICES = ("optimizer", "initialization", "activation", "architecture")
-# A flat list of float32 is read in place (Arrow, zero-copy) and streams fast; benchmarks/zoo_columns.py has the others.
+# A flat list of float32 is read in place (Arrow, zero-copy) and streams fast; benchmarks/zoo_columns.py has the
+# others.
 FEATURES = Features(
     {
         "run_id": Value("string"),

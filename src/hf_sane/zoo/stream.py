@@ -93,7 +93,8 @@ class ZooStream:
 
         Args:
             split: Which split.
-            seed: Of the order: row groups are shuffled, and each row is drawn out of `buffer_size`; in file order if `None`.
+            seed: Of the order: row groups are shuffled, and each row is drawn out of `buffer_size`; in file order if
+                `None`.
             epoch: Another order for each.
             buffer_size: Rows in memory.
 

@@ -50,9 +50,9 @@ def network_spec(
         return imported_spec(facts.architectures[architecture]["config"], structure)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"the symmetries of the imported networks {architecture!r} (layout {layout!r}) are not known ({error}); pass "
-            "align_zoo(zoo, specs={layout: trace_permutations(model, example_inputs)}), or use the view 'original' (twice "
-            "for the contrastive loss)"
+            f"the symmetries of the imported networks {architecture!r} (layout {layout!r}) are not known ({error}); "
+            "pass align_zoo(zoo, specs={layout: trace_permutations(model, example_inputs)}), or use the view "
+            "'original' (twice for the contrastive loss)"
         ) from error
 
 
@@ -87,8 +87,8 @@ def fit_spec(spec: PermutationSpec, layout: Layout) -> PermutationSpec:
     integers = {name for name, tensor in layout.template.items() if not tensor.is_floating_point()}
     if foreign := [name for name in layout.tensor_names if name not in spec.axes and name not in integers]:
         raise ValueError(
-            f"{len(foreign)} tensors of the network are unknown to the permutation spec, the first of them {foreign[:3]}; "
-            "was it made for another network?"
+            f"{len(foreign)} tensors of the network are unknown to the permutation spec, the first of them "
+            f"{foreign[:3]}; was it made for another network?"
         )
     known = select_tensors(spec, {name: name for name in layout.tensor_names if name in spec.axes})
     axes = {name: known.axes.get(name, (None,) * len(shapes[name])) for name in layout.tensor_names}

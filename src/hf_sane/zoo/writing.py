@@ -1,7 +1,8 @@
 """The one way into a zoo folder: data are staged inside of it, facts and card go first, the data with their manifest last.
 
-A folder may hold several zoos. Each has a data folder of its own, whose manifest lists its files and carries the digest of
-the zoo's section in `zoo.json`: the zoo is finished when the two agree. Until then nothing of it is where loaders look.
+A folder may hold several zoos. Each has a data folder of its own, whose manifest lists its files and carries the
+digest of the zoo's section in `zoo.json`: the zoo is finished when the two agree. Until then nothing of it is where
+loaders look.
 """
 
 import logging
@@ -143,8 +144,8 @@ class ZooWriter:
         if strangers or not is_ours:
             names = ", ".join((strangers or sorted(os.listdir(self.data)))[:3])
             raise FileExistsError(
-                f"{self.data} holds files that are not as this library wrote them ({names}); move them away, or choose "
-                "another folder or another config name"
+                f"{self.data} holds files that are not as this library wrote them ({names}); move them away, or "
+                "choose another folder or another config name"
             )
         if not replace and is_finished(self.folder, self.config):
             raise FileExistsError(
@@ -159,8 +160,8 @@ class ZooWriter:
             written = {manifest.facts.get(CARD_FACT) for manifest in _manifests(self.folder, before)}
             if found not in rendered and sha256(found).hexdigest() not in written:
                 logger.warning(
-                    "%s was edited and stays as it is; it does not tell of the zoo %r as it is now (move it away and write "
-                    "the zoo again to get a new one)",
+                    "%s was edited and stays as it is; it does not tell of the zoo %r as it is now (move it away "
+                    "and write the zoo again to get a new one)",
                     path,
                     self.config,
                 )
@@ -173,8 +174,8 @@ class ZooWriter:
 def _with_digests(facts: ZooFacts, data: Path) -> ZooFacts:
     """Facts whose splits name their rows.
 
-    Equal settings give other weights on another processor: without this, Datasets would take one zoo's rows from its cache
-    for the other's.
+    Equal settings give other weights on another processor: without this, Datasets would take one zoo's rows from its
+    cache for the other's.
     """
     splits = {}
     for split, found in facts.splits.items():

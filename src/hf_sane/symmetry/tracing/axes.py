@@ -1,7 +1,8 @@
 """Types of tensor axes: sums (concatenation) of products (reshaping) of atoms, and solving equations between them.
 
-An atom is a set of entries of which nothing is known but their number. It stays free, and is then a permutation symmetry,
-unless something fixes it. Two axes that must be reordered together are unified; an axis that is cut or reshaped is refined.
+An atom is a set of entries of which nothing is known but their number. It stays free, and is then a permutation
+symmetry, unless something fixes it. Two axes that must be reordered together are unified; an axis that is cut or
+reshaped is refined.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -23,8 +23,8 @@ class Call:
         name: ATen name without `aten::` and without the underscore of in-place variants.
         arguments: By the names of the operation's schema, defaults included.
         types: Types of all values computed so far.
-        aligned: Receives sets of axes that are indexed together although no tensor holds exactly these: a contraction may
-            reorder its entries differently only along axes that both factors share.
+        aligned: Receives sets of axes that are indexed together although no tensor holds exactly these: a contraction
+            may reorder its entries differently only along axes that both factors share.
         output: What the operation returns, as fake tensors.
     """
 

@@ -48,8 +48,8 @@ def type_model(model: nn.Module, inputs: Inputs) -> TypedModel:
             program = torch.export.export(OutputOf(model), inputs.arguments, dict(inputs.keywords), strict=False)
     except RuntimeError as error:  # of the model itself, or of torch.export, whose errors derive from it
         raise ValueError(
-            f"{type(model).__name__} cannot be exported with these inputs ({str(error).strip().splitlines()[0]}); expected a "
-            "model that torch.export takes: no branches or shapes that depend on values"
+            f"{type(model).__name__} cannot be exported with these inputs ({str(error).strip().splitlines()[0]}); "
+            "expected a model that torch.export takes: no branches or shapes that depend on values"
         ) from error
     state = model.state_dict(keep_vars=True)
     by_identity = {id(tensor): _new_type(tensor) for tensor in state.values()}

@@ -10,9 +10,10 @@ Resolved = list[Axis]
 def orders_within(tensors: Sequence[Resolved], values: Sequence[Resolved]) -> dict[Atom, list[Atom]]:
     """For every free atom that is multiplied with others in a tensor, the atoms it may depend on.
 
-    The dimensions of a head may be permuted in every head differently if, wherever they occur, the head is known: it is
-    indexed by another dimension of the same value, or by the same one. In tensors of the state dict it must be the same
-    dimension, since dimensions are permuted one by one. What two atoms would allow each other is given to the later one.
+    The dimensions of a head may be permuted in every head differently if, wherever they occur, the head is known: it
+    is indexed by another dimension of the same value, or by the same one. In tensors of the state dict it must be the
+    same dimension, since dimensions are permuted one by one. What two atoms would allow each other is given to the
+    later one.
 
     Args:
         tensors: Resolved types of the state dict.

@@ -68,8 +68,8 @@ def verify(
     Args:
         spec: Spec to check.
         model: Network on the CPU. Of its output the `logits` are compared, or all floating-point tensors.
-        example_inputs: A batch the network accepts, any float dtype; at least two different examples. A tensor, a tuple of
-            arguments, or keyword arguments as a mapping.
+        example_inputs: A batch the network accepts, any float dtype; at least two different examples. A tensor, a
+            tuple of arguments, or keyword arguments as a mapping.
         generator: Source of randomness; the global one if `None`.
         tolerance: Largest difference of the outputs, relative to their largest absolute value.
 
@@ -104,6 +104,7 @@ def verify(
     )
     if not error <= tolerance:
         raise ValueError(
-            f"the permutation changes the function: relative difference {error:.1e} > {tolerance:.1e}; the spec is wrong"
+            f"the permutation changes the function: relative difference {error:.1e} > {tolerance:.1e}; the spec is "
+            "wrong"
         )
     return error

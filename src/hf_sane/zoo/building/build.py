@@ -61,12 +61,13 @@ def build_zoo(
 ) -> Zoo:
     """Train a zoo and write it to a folder.
 
-    Networks are trained in groups; a finished group is on disk before the next begins, one in training is kept once a minute,
-    between epochs, and a build that was interrupted goes on from there, with the same result, byte by byte. Building what is finished already loads it.
+    Networks are trained in groups; a finished group is on disk before the next begins, one in training is kept once a
+    minute, between epochs, and a build that was interrupted goes on from there, with the same result, byte by byte.
+    Building what is finished already loads it.
 
-    Networks that are not finite or have a parameter beyond `max_abs_weight` at any kept epoch are left out and listed in
-    `zoo.json` with the reason: one exploded network sets the scale of the normalisation for all others (the paper's code
-    has a threshold, too).
+    Networks that are not finite or have a parameter beyond `max_abs_weight` at any kept epoch are left out and listed
+    in `zoo.json` with the reason: one exploded network sets the scale of the normalisation for all others (the paper's
+    code has a threshold, too).
 
     Args:
         arguments: All settings; see [`seed_zoo`] and [`hyperparameter_zoo`].
@@ -79,8 +80,8 @@ def build_zoo(
         The zoo, aligned, as `Zoo.load(output_dir, config)` gives it.
 
     Raises:
-        ValueError: If the folder holds a build with other arguments or images, the images do not fit the architecture, or
-            too few networks are usable.
+        ValueError: If the folder holds a build with other arguments or images, the images do not fit the architecture,
+            or too few networks are usable.
         FileExistsError: If the folder holds something else.
         FolderInUseError: If another process writes it.
     """
@@ -182,8 +183,8 @@ class _Build:
         if changed := sorted(k for k in mine.keys() | known.keys() if mine.get(k) != known.get(k)):
             raise ValueError(
                 f"{folder} holds a zoo {config!r} with other settings of {', '.join(changed)}: expected "
-                f"{[known.get(k) for k in changed]}, got {[mine.get(k) for k in changed]}; use those, another folder or "
-                "another config name"
+                f"{[known.get(k) for k in changed]}, got {[mine.get(k) for k in changed]}; use those, another "
+                "folder or another config name"
             )
 
     def train(self, on_progress: Callable[[BuildProgress], None] | None) -> None:

@@ -14,7 +14,8 @@ from yaml import YAMLError
 from hf_sane.records.errors import InvalidFileError, reading, shorten
 from hf_sane.zoo.records import METRIC_PREFIX
 
-# A number, or the "mean +/- spread" of reinforcement learning. Per cent signs are left alone: 91 % may stand for 0.91 or 91.
+# A number, or the "mean +/- spread" of reinforcement learning. Per cent signs are left alone: 91 % may stand for 0.91
+# or 91.
 NUMBER = re.compile(r"\s*([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)\s*(?:(?:\+/-|±).*)?", re.IGNORECASE)
 
 MAX_CARD_BYTES = 2**20

@@ -106,14 +106,14 @@ def import_zoo(
 ) -> ImportResult:
     """Import networks into a zoo, whatever their architectures.
 
-    Of each network on the Hub the size is known first, then the header is read (a range request of 100 kB), and only what
-    can be taken is downloaded. What cannot is listed with the reason, and the next one is tried. Networks are in the
-    work folder as soon as they are read: an import that was interrupted, or that could not reach some of them, goes on from
-    there when it is called again.
+    Of each network on the Hub the size is known first, then the header is read (a range request of 100 kB), and only
+    what can be taken is downloaded. What cannot is listed with the reason, and the next one is tried. Networks are in
+    the work folder as soon as they are read: an import that was interrupted, or that could not reach some of them,
+    goes on from there when it is called again.
 
-    Accuracies and hyper-parameters are null; licence, downloads, likes, revision and the metrics of the card are columns.
-    Groups (`ImportSettings.group_by`) are dealt out to the splits whole. Networks with the same weights as one before
-    are skipped: in two splits they would leak.
+    Accuracies and hyper-parameters are null; licence, downloads, likes, revision and the metrics of the card are
+    columns. Groups (`ImportSettings.group_by`) are dealt out to the splits whole. Networks with the same weights as
+    one before are skipped: in two splits they would leak.
 
     Args:
         arguments: What to import.
@@ -126,8 +126,8 @@ def import_zoo(
         The zoo, as `Zoo.load(output_dir, config)` gives it, and what became of each network.
 
     Raises:
-        ValueError: If no network could be taken, there are fewer groups than splits, or the folder holds another zoo under
-            that name.
+        ValueError: If no network could be taken, there are fewer groups than splits, or the folder holds another zoo
+            under that name.
         FileExistsError: If the folder holds something else.
         FolderInUseError: If another process writes it.
         OSError: If the disk is full.
@@ -174,8 +174,8 @@ def _compare(folder: Path, known: Mapping[str, Any], mine: Mapping[str, Any]) ->
     if changed := sorted(name for name in mine.keys() | known.keys() if mine.get(name) != known.get(name)):
         raise ValueError(
             f"{folder} holds a finished zoo with other settings of {', '.join(changed)}: expected "
-            f"{[known.get(name) for name in changed]}, got {[mine.get(name) for name in changed]}; use another folder or "
-            "another config name"
+            f"{[known.get(name) for name in changed]}, got {[mine.get(name) for name in changed]}; use another "
+            "folder or another config name"
         )
 
 
@@ -332,9 +332,10 @@ def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
     names = sorted(set(groups.values()))
     if len(names) < wanted:
         raise ValueError(
-            f"{len(networks)} networks make {len(names)} groups by {arguments.group_by}, expected at least {wanted} for "
-            f"{wanted} splits; import more, or give split_shares such as 1,0,0 (--split-shares). Files of one folder are "
-            "one group, since they may be checkpoints of one run; if they are not, say group_by network (--group-by)"
+            f"{len(networks)} networks make {len(names)} groups by {arguments.group_by}, expected at least {wanted} "
+            f"for {wanted} splits; import more, or give split_shares such as 1,0,0 (--split-shares). Files of one "
+            "folder are one group, since they may be checkpoints of one run; if they are not, say group_by network "
+            "(--group-by)"
         )
     metrics = {name: repository.card.metrics for name, repository in importer.sources.items()}
     columns = [
@@ -355,8 +356,9 @@ def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
         splits[split] = {"runs": len(chosen), "networks": len(chosen), "groups": len(members)}
     if parted := _parted(importer, places):
         logger.warning(
-            "networks of one folder or repository are in several splits, grouped by %s: %s. Checkpoints of one run in "
-            "training and test make results look better than they are; group_by repository (--group-by) keeps them together",
+            "networks of one folder or repository are in several splits, grouped by %s: %s. Checkpoints of one run "
+            "in training and test make results look better than they are; group_by repository (--group-by) keeps "
+            "them together",
             arguments.group_by,
             _names(parted),
         )

@@ -114,8 +114,8 @@ def import_network(
 ) -> ImportedNetwork:
     """Look at the headers, download, and write the network as tokens to `path`.
 
-    Layers are put in the canonical order of their names (`layer2` before `layer10`), since files do not keep the order of
-    the network; those of this library's networks in their own order.
+    Layers are put in the canonical order of their names (`layer2` before `layer10`), since files do not keep the order
+    of the network; those of this library's networks in their own order.
 
     Args:
         repository: Where it is.
@@ -184,8 +184,8 @@ def _check_layout(layout: Layout, arguments: ImportSettings) -> None:
     limit = min(MAX_PADDING * arguments.max_bytes // 4, MAX_SCALARS)
     if scalars > limit:
         raise ValueError(
-            f"its {layout.num_weights:,} weights would take {scalars:,} scalars as tokens, padding included, the limit is "
-            f"{limit:,}; take a smaller token_dim or the dense layout"
+            f"its {layout.num_weights:,} weights would take {scalars:,} scalars as tokens, padding included, the "
+            f"limit is {limit:,}; take a smaller token_dim or the dense layout"
         )
     if arguments.max_tokens is not None and scalars > arguments.max_tokens * layout.token_dim:
         tokens = scalars // layout.token_dim
@@ -198,7 +198,8 @@ def _check_layout(layout: Layout, arguments: ImportSettings) -> None:
     )
     if carried > weights:
         raise ValueError(
-            f"{carried:,} of its {carried + weights:,} bytes are integers: its weights are quantised, and cannot be tokens"
+            f"{carried:,} of its {carried + weights:,} bytes are integers: its weights are quantised, and cannot be "
+            "tokens"
         )
 
 

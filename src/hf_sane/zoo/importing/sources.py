@@ -47,7 +47,8 @@ class Repository:
         fetch: Brings a file here.
         read_header: Tensors of a safetensors file on the meta device, from its header alone.
         digests: Path to SHA-256, of large files on the Hub.
-        readers: Path of every file with weights to what reads it: on the Hub by its name, in a folder by its first bytes.
+        readers: Path of every file with weights to what reads it: on the Hub by its name, in a folder by its first
+            bytes.
         card: What is known without the weights.
         group: What may hold other checkpoints of the same run: the repository itself on the Hub, a folder elsewhere.
     """

@@ -29,8 +29,8 @@ class WindowSampler:
 
     One epoch takes one window of every network, in random order. A window is `window_size` consecutive tokens, or the
     whole network where that is shorter; both views take the same tokens of it. As in SANE (arXiv:2406.09997): one view
-    aligned, one permuted at random, multiplicative noise on both. Unlike the released code, which stores windows and 200
-    permuted copies of each network beforehand, everything is drawn while reading.
+    aligned, one permuted at random, multiplicative noise on both. Unlike the released code, which stores windows and
+    200 permuted copies of each network beforehand, everything is drawn while reading.
 
     Args:
         splits: Networks to draw from; different architectures are padded to one width.
@@ -42,13 +42,13 @@ class WindowSampler:
         num_permutations: Random permutations per architecture that the permuted view draws from.
         erase: Share of the tokens of each view that are set to zero after the noise.
         seed: Of everything.
-        second_network: What the second view shows: the same network (as published), or another checkpoint of its training
-            run, so that contrast pulls the epochs of a run together. A run of one checkpoint shows that one.
+        second_network: What the second view shows: the same network (as published), or another checkpoint of its
+            training run, so that contrast pulls the epochs of a run together. A run of one checkpoint shows that one.
 
     Raises:
-        ValueError: For settings out of range, no networks, no run of several checkpoints to take another one from, tokens of different sizes, an extractor that makes other
-            tokens or was not fitted, the aligned view of a zoo without alignment, or a view that permutes networks whose
-            symmetries are not known.
+        ValueError: For settings out of range, no networks, no run of several checkpoints to take another one from,
+            tokens of different sizes, an extractor that makes other tokens or was not fitted, the aligned view of a
+            zoo without alignment, or a view that permutes networks whose symmetries are not known.
         KeyError: If the extractor was fitted on another architecture.
     """
 
@@ -85,8 +85,8 @@ class WindowSampler:
             raise ValueError("expected at least one network to draw windows from, got none")
         if second_network == "same_run" and not any(siblings.exist for siblings in self._siblings):
             raise ValueError(
-                "second_network='same_run' needs runs with checkpoints of several epochs, got one network of every run; keep "
-                "more epochs (keep_epochs), or use second_network='same'"
+                "second_network='same_run' needs runs with checkpoints of several epochs, got one network of every "
+                "run; keep more epochs (keep_epochs), or use second_network='same'"
             )
         self._groups, self._members = torch.from_numpy(np.concatenate(groups)), np.concatenate(members)
         self._joined = torch.from_numpy(np.concatenate(joined))
@@ -123,8 +123,8 @@ class WindowSampler:
         Returns:
             `tokens` `[B, W, D]` (first view, with noise), `target_tokens` (without), `second_tokens` and
             `second_target_tokens` if there are two views, `positions` `[B, W, 3]`, `weight_mask` `[B, W, D]`,
-            `attention_mask` `[B, W]`: what `SANEModel.forward` takes. With indices also `indices` `[B]`: positions in the
-            joined splits.
+            `attention_mask` `[B, W]`: what `SANEModel.forward` takes. With indices also `indices` `[B]`: positions in
+            the joined splits.
 
         Raises:
             ValueError: If `step` is negative.

@@ -63,7 +63,8 @@ class WindowSettings:
             raise ValueError(f"expected second_network 'same' or 'same_run', got {self.second_network!r}")
         if self.second_network != "same" and len(self.views) != 2:
             raise ValueError(
-                f"second_network={self.second_network!r} is about the second of two views, got views={list(self.views)}"
+                f"second_network={self.second_network!r} is about the second of two views, got "
+                f"views={list(self.views)}"
             )
 
 
@@ -151,7 +152,8 @@ class Members:
         places: `[k]` int64: their places in the batch.
         runs: `[k]` int64: the alignment of each; anything without the aligned view.
         gather: From an index `[k, L * D]` into flattened tokens to the scalars, `[k, L * D]`.
-        second_gather: The same for the networks of the second view, if they are others; alignments are those of `runs`.
+        second_gather: The same for the networks of the second view, if they are others; alignments are those of
+            `runs`.
     """
 
     source: WindowSource
@@ -166,7 +168,8 @@ def assemble(
 ) -> dict[str, Tensor]:
     """Make a batch of windows, ready for `SANEModel.forward`.
 
-    Random numbers are drawn for the whole batch at once, so a window does not depend on how its neighbours are grouped.
+    Random numbers are drawn for the whole batch at once, so a window does not depend on how its neighbours are
+    grouped.
 
     Args:
         members: Networks by source; together their places are `0..B-1`.

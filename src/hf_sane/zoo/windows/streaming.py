@@ -23,12 +23,13 @@ Row = Mapping[str, Any]
 class StreamingWindowSampler:
     """Windows from a stream of zoo rows, as [`hf_sane.zoo.windows.loader.WindowSampler`] makes them from files.
 
-    The order is the stream's: shuffle it (`stream.shuffle(seed=..., buffer_size=...)`), since the epochs of a run follow
-    each other in a zoo. Batch `i` depends on the seed, `i` and the rows of the stream; a last batch that is not full is
-    dropped.
+    The order is the stream's: shuffle it (`stream.shuffle(seed=..., buffer_size=...)`), since the epochs of a run
+    follow each other in a zoo. Batch `i` depends on the seed, `i` and the rows of the stream; a last batch that is not
+    full is dropped.
 
     Args:
-        stream: Rows with the columns of `hf_sane.zoo.records.FEATURES`, such as `ZooStream.rows` gives, or a `datasets` stream.
+        stream: Rows with the columns of `hf_sane.zoo.records.FEATURES`, such as `ZooStream.rows` gives, or a
+            `datasets` stream.
         facts: Of the zoo (`read_facts(folder)[config]`).
         extractor: Fitted weight tokenizer.
         alignment: Of the zoo, for the aligned view (`Alignment.load(folder / "data")`).
@@ -129,9 +130,9 @@ class StreamingWindowSampler:
 class StreamedBatches:
     """Numbered training batches from zoos that are never held as a whole.
 
-    Each zoo is read epoch after epoch, in another order each time (row groups and a buffer are shuffled). Zoos take turns in
-    proportion to their size. Batch `i` depends on the seed, `i` and the zoos alone: a resumed run, or one of several
-    processes, reads over the rows of batches that are not its own.
+    Each zoo is read epoch after epoch, in another order each time (row groups and a buffer are shuffled). Zoos take
+    turns in proportion to their size. Batch `i` depends on the seed, `i` and the zoos alone: a resumed run, or one of
+    several processes, reads over the rows of batches that are not its own.
 
     Args:
         streams: Opened zoos.
