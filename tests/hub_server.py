@@ -39,6 +39,8 @@ class Fault:
         pattern: Of paths that it strikes.
         status: What is answered; `None`: the file, with one byte changed.
         times: How often, before answers are right again.
+        is_per_address: Strike no address twice.
+        struck: Addresses that it has struck.
         headers: Of the answer.
         method: Requests that it strikes.
     """
@@ -48,6 +50,8 @@ class Fault:
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     method: str = "GET"
+    is_per_address: bool = False
+    struck: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -333,7 +337,10 @@ class Hub:
         """The fault that a request meets, if any."""
         with self.receiving:
             for fault in self.faults:
+                if fault.is_per_address and path in fault.struck:
+                    continue
                 if fault.times > 0 and fault.method == method and re.search(fault.pattern, path):
+                    fault.struck.add(path)
                     fault.times -= 1
                     return fault
         return None

@@ -96,6 +96,66 @@ def test_the_shards_of_an_index_must_be_safetensors(tmp_path):
                 read(tmp_path)
 
 
+def pickled_shards(folder, tensors):
+    """Two shards of `torch.save` and their index, as Transformers 4 wrote them."""
+    names = sorted(tensors)
+    parts = {"pytorch_model-00001-of-00002.bin": names[:1], "pytorch_model-00002-of-00002.bin": names[1:]}
+    for file, inside in parts.items():
+        torch.save({name: tensors[name] for name in inside}, folder / file)
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {name: file for file, inside in parts.items() for name in inside}}))
+    return index
+
+
+def test_an_index_of_pickles_is_read_shard_by_shard(tmp_path):
+    tensors = {
+        "module.b.weight": torch.randn(3, 2),
+        "module.a.weight": torch.randn(2, 2),
+        "module.a.bias": torch.ones(2),
+    }
+    index = pickled_shards(tmp_path, tensors)
+    expected = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    for read in (load_state_dict, open_checkpoint):
+        found = read(index)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    outlines = read_meta_state_dict(index)
+    assert {name: (t.shape, t.dtype) for name, t in outlines.items()} == {
+        name: (t.shape, t.dtype) for name, t in expected.items()
+    }
+    assert all(tensor.is_meta for tensor in outlines.values())
+    with pytest.raises(
+        FileNotFoundError, match=r"pytorch_model.bin.index.json, in PyTorch's format: name the file itself"
+    ):
+        load_state_dict(tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code of a stranger",))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"b": Evil()}, r"got a file that cannot be opened with weights_only=True \(it asks for (builtins\.)?print\)"),
+        ({"b": {"c": torch.ones(1)}}, "expected a shard: tensors by name, got an object of the type dict"),
+        ([torch.ones(1)], "expected a shard: tensors by name, got an object of the type list"),
+        (
+            {"c": torch.ones(1)},
+            r"expected tensors that pytorch_model-00002-of-00002.bin holds, got \['b'\], which it lacks",
+        ),
+    ],
+)
+def test_pickled_shards_hold_tensors_and_nothing_else(content, expected, tmp_path, capsys):
+    index = pickled_shards(tmp_path, {"a": torch.ones(2), "b": torch.ones(3)})
+    torch.save(content, tmp_path / "pytorch_model-00002-of-00002.bin")
+    for read in (load_state_dict, read_meta_state_dict, open_checkpoint):
+        with pytest.raises(InvalidFileError, match=expected):
+            read(index)
+    assert capsys.readouterr().out == ""
+
+
 ONNX = b"\x08\x07\x12\x07pytorch\x1a\x052.1.0:\x10\n\x04Conv" + bytes(40)
 UNREAD = {
     "gguf": (b"GGUF\x03\0\0\0" + bytes(40), "a GGUF file", "gguf_file="),

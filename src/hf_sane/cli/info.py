@@ -33,16 +33,12 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; errors, too.")] = False,
 ) -> None:
     """Show the layers, tokens and memory of a checkpoint from its headers; weights are not read, NaN is not looked for."""
-    from hf_sane.records.outputs import check_finished
-    from hf_sane.records.sources import pretrained_arguments
     from hf_sane.tokenization.checkpoints import Checkpoint
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
     from hf_sane.tokenization.headers import read_meta_state_dict
 
     if extractor is not None:
-        name, options = pretrained_arguments(extractor)
-        check_finished(name)
-        tokenizer = SANEFeatureExtractor.from_pretrained(name, **options)
+        tokenizer = SANEFeatureExtractor.load(extractor)
     else:
         tokenizer = SANEFeatureExtractor(token_dim, token_layout, batch_norm, normalization="none")
     layout = tokenizer.layout(read_meta_state_dict(Checkpoint(checkpoint, revision, subfolder, variant, key)))

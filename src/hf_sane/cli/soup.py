@@ -147,13 +147,14 @@ def are_adapters(sources: list[str]) -> bool:
     """
     from huggingface_hub import HfApi
 
+    from hf_sane.records.patience import patiently
     from hf_sane.records.sources import parse_source
 
     def is_adapter(source: str) -> bool:
         place = parse_source(source)
         if isinstance(place, Path):
             return (place / "adapter_config.json").exists()
-        return HfApi().file_exists(place.repo_id, "adapter_config.json", revision=place.revision)
+        return patiently(HfApi().file_exists, place.repo_id, "adapter_config.json", revision=place.revision)
 
     kinds = {source: is_adapter(source) for source in sources}
     if len(set(kinds.values())) > 1:
@@ -318,6 +319,8 @@ def soup_of_adapters(
     named = adapters[0].config.get("base_model_name_or_path")
     if named is None:
         raise ValueError(f"{adapters[0].name} does not name its base model; name it (--base)")
+    if (revision := adapters[0].config.get("revision")) is not None and Path(named).exists() is False:
+        named = f"{named}@{revision}"
     config = base_config(named)
     weights = uniform_weights(adapters)
     averaged = average_adapters(adapters, weights, rank=rank)  # says at once if these cannot be averaged
@@ -350,9 +353,12 @@ def base_config(name: str) -> "PreTrainedConfig | None":
     from transformers import PreTrainedConfig
 
     from hf_sane.merging.reconciliation import complete_config
+    from hf_sane.records.patience import patiently
+    from hf_sane.records.sources import pretrained_arguments
 
     try:
-        found, _ = PreTrainedConfig.get_config_dict(name)
+        place, where = pretrained_arguments(name)
+        found, _ = patiently(PreTrainedConfig.get_config_dict, place, **where)
     except OSError:
         return None
     return complete_config(found)

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from hf_sane.records.documents import Entry, read_document
 from hf_sane.records.errors import reading
 from hf_sane.records.outputs import check_finished, output_folder
-from hf_sane.records.sources import hub_id
+from hf_sane.records.patience import patiently
+from hf_sane.records.sources import HubRepo, find_source, hub_id
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -159,7 +161,7 @@ def load_adapter(model: nn.Module, source: str | Path) -> "PeftModel":
 
     Args:
         model: The base; changed in place, left in evaluation mode.
-        source: Folder or Hub repo id of the adapter.
+        source: Folder of the adapter, or its Hub repo, `owner/name` or `owner/name@revision`.
 
     Returns:
         The model with its adapter; `merge_and_unload()` gives an ordinary model.
@@ -172,20 +174,35 @@ def load_adapter(model: nn.Module, source: str | Path) -> "PeftModel":
     from peft import PeftModel
     from peft.utils import load_peft_weights
 
-    check_finished(source)
+    folder = str(fetch_adapter(source))
     with quiet_peft():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            loaded = PeftModel.from_pretrained(model, str(source))
+            loaded = PeftModel.from_pretrained(model, folder)
         except UserWarning as warning:
             raise ValueError(f"{source} does not hold all of its adapter: {warning}; save it again") from warning
     places = adapter_tensors(loaded).keys() | loaded.state_dict().keys()
-    if unused := sorted(load_peft_weights(str(source), device="cpu").keys() - places):
+    if unused := sorted(load_peft_weights(folder, device="cpu").keys() - places):
         raise ValueError(
             f"{source} holds {len(unused)} tensors that {type(model).__name__} and adapter_config.json leave no "
             f"place for, such as {unused[:3]}, so that PEFT does not load them; load the base that it was trained on"
         )
     return loaded
+
+
+def fetch_adapter(source: str | Path) -> Path:
+    """The folder of an adapter; of a repository, settings and safetensors are downloaded.
+
+    Raises:
+        FileNotFoundError: If there is neither such a folder nor such a repository.
+        InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
+    """
+    place = find_source(source)
+    if isinstance(place, HubRepo):
+        files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+        return Path(patiently(snapshot_download, place.repo_id, revision=place.revision, allow_patterns=files))
+    check_finished(place)
+    return place
 
 
 def _check_round_trip(model: "PeftModel", base: nn.Module, folder: Path) -> None:

@@ -12,8 +12,9 @@ from hf_sane.hub.publish import write_card, write_sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records.outputs import output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
-from hf_sane.records.sources import hub_id, pretrained_arguments
+from hf_sane.records.sources import hub_id
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.pretrained import load_pretrained
 from hf_sane.training.settings import PretrainSettings
 
 if TYPE_CHECKING:
@@ -108,8 +109,7 @@ def write_pretraining_card(folder: Path, arguments: PretrainSettings, network_co
     """Write README.md for what a pre-training run left in `folder`: a SANE autoencoder, or an adapter of one."""
     datasets = [found for name in arguments.zoo if (found := hub_id(name)) is not None]
     if arguments.lora and arguments.pretrained is not None:
-        name, where = pretrained_arguments(arguments.pretrained)
-        base_config = SANEConfig.from_pretrained(name, **where)
+        base_config = load_pretrained(SANEConfig, arguments.pretrained, "the configuration of a SANE autoencoder")
         return write_adapter_card(
             folder, base_config, title="LoRA adapter of SANE", network_config=network_config, datasets=datasets
         )

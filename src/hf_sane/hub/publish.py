@@ -21,13 +21,13 @@ from hf_sane.hub.cards import network_card, sane_card
 from hf_sane.hub.transfer import CARD
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.outputs import add_file, check_finished, output_folder
+from hf_sane.records.outputs import add_file, output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
-from hf_sane.records.sources import parse_source, pretrained_arguments
+from hf_sane.records.sources import parse_source
 from hf_sane.sampling.export import NETWORK, PROVENANCE_FILE, Provenance, check_saved
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.loading import load_config
-from hf_sane.tokenization.pretrained import reading_pretrained
+from hf_sane.tokenization.pretrained import load_pretrained
 
 SANE = "SANE folder"  # the job of manifests
 
@@ -102,12 +102,9 @@ def load_sane(
         InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was
             written.
     """
-    name, options = pretrained_arguments(source, revision=revision)
-    check_finished(name)
-    of_model = options if dtype is None else {**options, "dtype": dtype}
-    with reading_pretrained(source, "a SANE autoencoder"):
-        model = SANEModel.from_pretrained(name, **of_model)
-    return model.eval(), SANEFeatureExtractor.from_pretrained(name, **options)
+    options = {} if dtype is None else {"dtype": dtype}
+    model = load_pretrained(SANEModel, source, "a SANE autoencoder", revision=revision, **options)
+    return model.eval(), SANEFeatureExtractor.load(source, revision=revision)
 
 
 def loaded_commit(source: str, revision: str | None) -> str | None:
@@ -145,7 +142,7 @@ def write_sane_card(
         FileExistsError: If there is a README.md that somebody else wrote or edited.
     """
     card = sane_card(
-        SANEConfig.from_pretrained(folder),
+        load_pretrained(SANEConfig, folder, "the configuration of a SANE autoencoder"),
         SANEFeatureExtractor.from_pretrained(folder),
         RunRecord.load(Path(folder) / RECORD),
         source=repo_id or ".",

@@ -15,6 +15,7 @@ from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.hub.transfer import CARD, RepoFile, Upload, address_card, folder_files, require_files, with_texts
 from hf_sane.records.escaping import markdown_text
 from hf_sane.records.outputs import check_finished
+from hf_sane.records.patience import patiently
 from hf_sane.records.sources import hub_id
 from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
 from hf_sane.zoo.cards import PLACEHOLDER, render_card
@@ -174,18 +175,18 @@ def _plan_zoo(folder: Path, repo_id: str, api: HfApi) -> Upload:
     files = with_texts(files, {FACTS_NAME: facts_json(known), CARD: card})
     stale: tuple[str, ...] = ()
     if there:
-        present = api.list_repo_files(repo_id, repo_type="dataset")
+        present = patiently(api.list_repo_files, repo_id, repo_type="dataset")
         kept = {file.path for file in files}
         stale = tuple(path for path in present if path.split("/")[0] in prefixes and path not in kept)
     return Upload(repo_id, "dataset", files, stale, title=f"Model zoo: {', '.join(sorted(mine))}")
 
 
 def _remote_facts(repo_id: str, api: HfApi) -> dict[str, ZooFacts]:
-    if not api.repo_exists(repo_id, repo_type="dataset"):
+    if not patiently(api.repo_exists, repo_id, repo_type="dataset"):
         return {}
-    if not api.file_exists(repo_id, FACTS_NAME, repo_type="dataset"):
+    if not patiently(api.file_exists, repo_id, FACTS_NAME, repo_type="dataset"):
         return {}
-    return read_facts(Path(api.hf_hub_download(repo_id, FACTS_NAME, repo_type="dataset")).parent)
+    return read_facts(Path(patiently(api.hf_hub_download, repo_id, FACTS_NAME, repo_type="dataset")).parent)
 
 
 def _text(path: Path) -> str:

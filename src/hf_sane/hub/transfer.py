@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_sane.records.interruptions import explaining
 from hf_sane.records.outputs import MANIFEST
+from hf_sane.records.patience import patiently
 from hf_sane.records.redaction import holds_token
 from hf_sane.tokenization.weight_files import PICKLE_SUFFIXES
 
@@ -82,16 +83,17 @@ class Upload:
             return self._commit(api or HfApi(), private, revision)
 
     def _commit(self, api: HfApi, private: bool | None, revision: str | None) -> str:
-        api.create_repo(self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True)
+        patiently(api.create_repo, self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True)
         if revision is not None:
-            api.create_branch(self.repo_id, branch=revision, repo_type=self.repo_type, exist_ok=True)
+            patiently(api.create_branch, self.repo_id, branch=revision, repo_type=self.repo_type, exist_ok=True)
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         for file in self.files:
             assert file.content is not None
             content = file.content if isinstance(file.content, bytes) else str(file.content)
             operations.append(CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=content))
         operations += [CommitOperationDelete(path_in_repo=path) for path in self.deleted]
-        commit = api.create_commit(
+        commit = patiently(
+            api.create_commit,
             repo_id=self.repo_id,
             repo_type=self.repo_type,
             operations=operations,

@@ -19,7 +19,7 @@ from hf_sane.core.types import StateDict
 from hf_sane.merging.averaging import average_checkpoints, check_weights, to_dtype, untie
 from hf_sane.merging.ingredients import Ingredient, check_compatible
 from hf_sane.records.outputs import output_folder
-from hf_sane.records.sources import hub_id, source_name
+from hf_sane.records.sources import HubRepo, hub_id, parse_source, source_name
 from hf_sane.tokenization.adapters import Adapter, adapter_folder, is_targeted, target_name
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 
@@ -86,11 +86,19 @@ def open_adapters(
     for source, name in zip(sources, unique, strict=True):
         config = read_adapter_config(adapter_folder(source))
         if base_model is not None:
-            config |= {"base_model_name_or_path": base_model, "revision": None}
+            config |= _base_fields(base_model)
         adapters.append(Adapter(name, open_checkpoint(source), config))
     for other in adapters[1:]:
         _check_pair(adapters[0], other)
     return adapters
+
+
+def _base_fields(base_model: str) -> dict[str, str | None]:
+    """How the configuration of an adapter names its base: the revision has a field of its own."""
+    place = parse_source(base_model)
+    if isinstance(place, HubRepo):
+        return {"base_model_name_or_path": place.repo_id, "revision": place.revision}
+    return {"base_model_name_or_path": base_model, "revision": None}
 
 
 def average_adapters(adapters: Sequence[Adapter], weights: Sequence[float], *, rank: int | None = None) -> AdapterSoup:

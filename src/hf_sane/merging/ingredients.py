@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from hf_sane.core.types import StateDict
 from hf_sane.merging.reconciliation import Renamed, complete_config, reconcile, tied_names
 from hf_sane.records.documents import read_document
+from hf_sane.records.patience import patiently
 from hf_sane.records.sources import HubRepo, parse_source, source_name
 from hf_sane.symmetry.matching import match_weights
 from hf_sane.symmetry.permutation import Permutation, PermutationSpec
@@ -281,10 +282,10 @@ def _open(source: Source, name: str) -> Ingredient:
 
 def _side_files(repo: HubRepo, subfolder: str | None) -> dict[str, Path]:
     """Configuration of a Hub repo and the files of its tokenizer and processor, downloaded."""
-    present = HfApi().list_repo_files(repo.repo_id, revision=repo.revision)
+    present = patiently(HfApi().list_repo_files, repo.repo_id, revision=repo.revision)
     paths = {file: (PurePosixPath(subfolder or "") / file).as_posix() for file in (CONFIG_FILE, *CARRIED_FILES)}
     return {
-        file: Path(hf_hub_download(repo.repo_id, path, revision=repo.revision))
+        file: Path(patiently(hf_hub_download, repo.repo_id, path, revision=repo.revision))
         for file, path in paths.items()
         if path in present
     }

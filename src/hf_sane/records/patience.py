@@ -43,14 +43,18 @@ def patiently(call: Callable[Arguments, Result], *arguments: Arguments.args, **s
             return call(*arguments, **settings)
         except HfHubHTTPError as error:
             answer, was_tried = error, False
-        except LocalEntryNotFoundError as error:  # a download that the client has tried again itself
-            if not isinstance(error.__cause__, HfHubHTTPError):
-                raise
-            answer, was_tried = error.__cause__, True
         except HTTPError as error:  # no answer at all, in the words of a socket
             raise ConnectionError(
                 f"the Hub cannot be reached ({shorten(error)}); check the connection, then try again"
             ) from error
+        except OSError as error:  # of a download, or of Transformers and Datasets, which put it into their own words
+            found = _hub_answer(error)
+            if found is None or isinstance(error, HubBusyError):
+                raise
+            # Of what makes up a download, the client tries the file again, but not the question for the commit.
+            answer, was_tried = found, found.response.request.method == "HEAD"
+            if answer.response.status_code not in PASSING and not isinstance(error, LocalEntryNotFoundError):
+                raise  # in which Transformers says what to do
         status = answer.response.status_code
         if status not in PASSING:
             raise answer
@@ -60,6 +64,16 @@ def patiently(call: Callable[Arguments, Result], *arguments: Arguments.args, **s
         time.sleep(wait if asked is None else asked)
         wait *= 2
     raise AssertionError("every try returns or raises")
+
+
+def _hub_answer(error: BaseException) -> HfHubHTTPError | None:
+    """The Hub's answer that led to an error, if one did."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HfHubHTTPError):
+            return cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
 
 
 def _retry_after(error: HfHubHTTPError) -> float | None:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import Tensor
 
 from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from hf_sane.records.patience import patiently
 from hf_sane.records.sources import find_source
 from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
@@ -343,7 +344,7 @@ def adapter_folder(source: str | Path) -> Path:
     if isinstance(found, Path):
         return found.parent if found.name.removesuffix(INDEX_SUFFIX) == ADAPTER_WEIGHTS else found
     try:
-        return Path(hf_hub_download(found.repo_id, ADAPTER_CONFIG, revision=found.revision)).parent
+        return Path(patiently(hf_hub_download, found.repo_id, ADAPTER_CONFIG, revision=found.revision)).parent
     except RemoteEntryNotFoundError as error:
         raise FileNotFoundError(
             f"{found} holds no {ADAPTER_CONFIG}; expected an adapter in PEFT's format, or the path of a safetensors "

@@ -159,7 +159,7 @@ def read_weights(path: Path, *, key: str | None = None) -> StateDict:
     reader = weights_reader(path)
     if reader in WHOLE:
         return choose_state_dict(load_whole(path), path, key=key)
-    tensors = read_shards(path, read_safetensors) if reader == "index" else read_safetensors(path)
+    tensors = read_shards(path, read_shard) if reader == "index" else read_safetensors(path)
     return choose_tensors(tensors, path, key=key)
 
 
@@ -188,20 +188,49 @@ def read_safetensors(path: Path) -> StateDict:
         return load_file(path)
 
 
+def read_shard(path: Path) -> StateDict:
+    """All tensors of one shard, a safetensors file or one of `torch.save`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        InvalidFileError: If it is damaged, or a pickle that holds more than tensors by name.
+    """
+    if weights_reader(path) not in WHOLE:
+        return read_safetensors(path)
+    content = load_whole(path)
+    if not isinstance(content, Mapping) or any(
+        not (isinstance(name, str) and isinstance(value, Tensor)) for name, value in content.items()
+    ):
+        got = f"an object of the type {type(content).__name__} with something else in it"
+        raise InvalidFileError(path, expected="a shard: tensors by name", got=got, remedy=AGAIN)
+    return dict(content)
+
+
+def is_lazy(path: Path) -> bool:
+    """Whether tensors of a file, or of the shards of an index, can be read one by one."""
+    reader = weights_reader(path)
+    if reader == "index":
+        return all(weights_reader(path.parent / file) == "safetensors" for file in index_shards(path))
+    return reader == "safetensors"
+
+
 def index_shards(index: Path) -> dict[str, list[str]]:
     """Read a shard index of which all shards are there: file name to the tensors in it.
 
     Raises:
-        InvalidFileError: If it is no index, names a file outside its own folder, or a shard is no safetensors file.
+        InvalidFileError: If it is no index, names a file outside its own folder, or a shard is no safetensors file, nor one
+            of `torch.save` where the name of the index does not promise safetensors.
         FileNotFoundError: If a shard is missing.
     """
     shards = parse_index(index)
     for file in shards:
         if not (index.parent / file).exists():
             raise FileNotFoundError(f"{index} names the shard {file}, which is missing; download the folder again")
-        if weights_reader(index.parent / file) != "safetensors":
+        is_open = not is_index(index.name)  # what the name of an index promises, its shards are
+        if weights_reader(index.parent / file) not in ("safetensors", *(WHOLE if is_open else ())):
+            expected = "a safetensors file" + (" or one of torch.save" if is_open else "")
             got = file_format(index.parent / file).name
-            raise InvalidFileError(index.parent / file, expected="a safetensors file", got=got, remedy=AGAIN)
+            raise InvalidFileError(index.parent / file, expected=expected, got=got, remedy=AGAIN)
     return shards
 
 
@@ -231,7 +260,7 @@ def read_shards(index: Path, read: Callable[[Path], StateDict]) -> StateDict:
 
     Args:
         index: The shard index.
-        read: Reads one safetensors file, or its header.
+        read: Reads one shard, or its header.
 
     Raises:
         FileNotFoundError: If a shard is missing.

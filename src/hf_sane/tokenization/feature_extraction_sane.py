@@ -18,6 +18,9 @@ from hf_sane.core.names import canonical_key
 from hf_sane.core.normalization import LayerStatistics, layer_key
 from hf_sane.core.token_layouts import LayerSpec, find_token_layout
 from hf_sane.core.types import StateDict, TokenSequence
+from hf_sane.records.outputs import check_finished
+from hf_sane.records.patience import patiently
+from hf_sane.records.sources import pretrained_arguments
 from hf_sane.tokenization.checkpoints import Checkpoint, Source, load_state_dict
 from hf_sane.tokenization.pretrained import reading_pretrained
 from hf_sane.tokenization.state_dicts import strip_prefixes
@@ -126,7 +129,20 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             InvalidFileError: If it is damaged, or holds settings that cannot be right.
         """
         with reading_pretrained(f"{pretrained_model_name_or_path}/{FEATURE_EXTRACTOR_NAME}", "a weight tokenizer"):
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            return patiently(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+
+    @staticmethod
+    def load(source: str | Path, *, revision: str | None = None) -> "SANEFeatureExtractor":
+        """`from_pretrained` for a folder or repository as users name it, `owner/name@revision` among them.
+
+        Raises:
+            FileNotFoundError: If there is neither such a folder nor such a repository.
+            InvalidFileError: As in `from_pretrained`; or the folder is unfinished, or lost or changed files since it was
+                written.
+        """
+        name, where = pretrained_arguments(source, revision=revision)
+        check_finished(name)
+        return SANEFeatureExtractor.from_pretrained(name, **where)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as they are saved, with a digest of what was fitted."""

@@ -15,6 +15,7 @@ from hf_sane.tokenization.checkpoints import (
     join_shards,
     load_whole,
     parse_index,
+    read_shard,
     read_shards,
     weights_path,
 )
@@ -55,7 +56,13 @@ def read_outlines(path: Path, *, key: str | None = None) -> StateDict:
     reader = weights_reader(path)
     if reader in WHOLE:  # loaded to the meta device, shared tensors would not be known as such
         return _outlines(choose_state_dict(load_whole(path), path, key=key))
-    return choose_tensors(read_shards(path, read_header) if reader == "index" else read_header(path), path, key=key)
+    return choose_tensors(
+        read_shards(path, _read_shard_header) if reader == "index" else read_header(path), path, key=key
+    )
+
+
+def _read_shard_header(path: Path) -> StateDict:
+    return _outlines(read_shard(path)) if weights_reader(path) in WHOLE else read_header(path)
 
 
 def _read_repository(repo: HubRepo, checkpoint: Checkpoint) -> StateDict:

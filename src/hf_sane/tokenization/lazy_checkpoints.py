@@ -15,6 +15,7 @@ from hf_sane.tokenization.checkpoints import (
     Source,
     as_checkpoint,
     index_shards,
+    is_lazy,
     load_state_dict,
     read_weights,
     weights_path,
@@ -81,8 +82,8 @@ def open_checkpoint(source: Source, *, revision: str | None = None, key: str | N
     """Read a network's tensors one at a time.
 
     Args:
-        source: As in `load_state_dict`. Tensors in memory are shared; of safetensors only the headers are read now; a
-            pickle has no other way than to be loaded whole.
+        source: As in `load_state_dict`. Tensors in memory are shared; of safetensors only the headers are read now;
+            pickles have no other way than to be loaded whole.
         revision: Branch, tag or commit of a Hub repo.
         key: Which state dict, where there are several.
 
@@ -97,7 +98,7 @@ def open_checkpoint(source: Source, *, revision: str | None = None, key: str | N
     if isinstance(source, str | Path | Checkpoint):
         checkpoint = as_checkpoint(source, revision=revision, key=key)
         path = weights_path(checkpoint)
-        if weights_reader(path) not in WHOLE:
+        if is_lazy(path):
             return LazyCheckpoint(path, checkpoint.key)
         return read_weights(path, key=checkpoint.key)
     return load_state_dict(source, key=key)

@@ -11,8 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from hf_sane.records.outputs import check_finished
-from hf_sane.records.sources import pretrained_arguments
+from hf_sane.tokenization.pretrained import load_pretrained
 
 
 def load_config(source: str | Path, **options: Any) -> PreTrainedConfig:
@@ -25,10 +24,11 @@ def load_config(source: str | Path, **options: Any) -> PreTrainedConfig:
     Raises:
         FileNotFoundError: If there is neither such a folder nor such a repository.
         ValueError: If the configuration can be read only by running code that came with it.
+        InvalidFileError: If it is damaged, or the folder unfinished or changed.
     """
-    name, where = pretrained_arguments(source, revision=options.get("revision"))
     with _refusing_code(source):
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, **{**options, **where})
+        config: PreTrainedConfig = load_pretrained(AutoConfig, source, "a configuration", **options)
+        return config
 
 
 def load_model(auto_class: Any, source: str | Path, **options: Any) -> Any:
@@ -44,10 +44,8 @@ def load_model(auto_class: Any, source: str | Path, **options: Any) -> Any:
         ValueError: If the model can be loaded only by running code that came with it.
         InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
     """
-    name, where = pretrained_arguments(source, revision=options.get("revision"))
-    check_finished(name)
     with _refusing_code(source):
-        return auto_class.from_pretrained(name, trust_remote_code=False, **{**options, **where})
+        return load_pretrained(auto_class, source, "a saved model", **options)
 
 
 def initial_model(auto_class: Any, config: PreTrainedConfig, **options: Any) -> Any:
@@ -71,7 +69,7 @@ def _refusing_code(source: str | Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if "trust_remote_code" not in str(error):
+        if not any("trust_remote_code" in str(part) for part in (error, error.__cause__)):
             raise
         raise ValueError(
             f"{source} is of an architecture that needs Python code from its repository, which is never run here: "

@@ -4,11 +4,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from hf_sane.records.errors import InvalidFileError, reading
+from hf_sane.records.outputs import check_finished
+from hf_sane.records.patience import patiently
+from hf_sane.records.sources import pretrained_arguments
 
 NO_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
 REMEDY = "save it again with save_pretrained(), or load it from elsewhere"
@@ -35,4 +39,25 @@ def reading_pretrained(source: str | Path, what: str) -> Iterator[None]:
             raise
 
 
-__all__ = ["reading_pretrained"]
+def load_pretrained(cls: Any, source: str | Path, what: str, *, revision: str | None = None, **options: Any) -> Any:
+    """`cls.from_pretrained` of a class of Transformers, as this library reads everything: checked, patiently, and without their code.
+
+    Args:
+        cls: Such as `SANEModel` or `AutoConfig`.
+        source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
+        what: What it should hold, for messages: `"a SANE autoencoder"`.
+        revision: Branch, tag or commit of a repo.
+        **options: Of `from_pretrained`, such as `dtype`.
+
+    Raises:
+        FileNotFoundError: If there is neither such a folder nor such a repository.
+        OSError: If it holds no such file, or cannot be reached.
+        InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was written.
+    """
+    name, where = pretrained_arguments(source, revision=revision)
+    check_finished(name)
+    with reading_pretrained(source, what):
+        return patiently(cls.from_pretrained, name, trust_remote_code=False, **options, **where)
+
+
+__all__ = ["load_pretrained", "reading_pretrained"]

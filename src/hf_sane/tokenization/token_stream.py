@@ -14,11 +14,11 @@ from hf_sane.tokenization.checkpoints import (
     Checkpoint,
     Source,
     as_checkpoint,
+    is_lazy,
     load_state_dict,
     weights_path,
 )
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor, source_ties
-from hf_sane.tokenization.formats import WHOLE, weights_reader
 from hf_sane.tokenization.headers import read_outlines
 from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
 
@@ -179,7 +179,7 @@ def stream_if_large(
     if isinstance(source, str | Path | Checkpoint):
         checkpoint = as_checkpoint(source, revision=revision)
         path = weights_path(checkpoint)
-        if weights_reader(path) in WHOLE:
+        if not is_lazy(path):
             return None
         tensors = read_outlines(path, key=checkpoint.key)
         source = Checkpoint(path, key=checkpoint.key)

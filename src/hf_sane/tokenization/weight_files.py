@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 SAFETENSORS_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
 PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl", ".pickle", ".pth.tar", ".pt.tar")
 INDEX_SUFFIX = ".index.json"
-SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
+PICKLE_INDEX_SUFFIX = ".bin.index.json"  # of shards that are pickles, as Transformers names it
+SHARD = re.compile(r"-\d{5}-of-(\d{5})\.(safetensors|bin)$")
 # The same weights in another precision, or averaged: `model.fp16.safetensors`.
 VARIANT = re.compile(r"(?P<stem>.+)\.(?P<variant>fp16|fp32|bf16|fp8|int8|non_ema|ema)\.safetensors$")
 UNREAD_SUFFIXES = (
@@ -72,8 +73,8 @@ def is_index(file: str) -> bool:
 
 
 def is_pickle_name(file: str) -> bool:
-    """Whether a file on the Hub, of which only the name is known, is a pickle that could run code when it is opened."""
-    return file.lower().endswith(PICKLE_SUFFIXES)
+    """Whether a file on the Hub, of which only the name is known, is a pickle that could run code, or an index of such."""
+    return file.lower().endswith((*PICKLE_SUFFIXES, PICKLE_INDEX_SUFFIX))
 
 
 def _names(name: str, variant: str | None) -> tuple[str, str]:
@@ -114,7 +115,7 @@ def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix
     ]
     if plain and not fitting:
         found.append(f"it holds {_listed(plain)}: leave the variant out")
-    if pickles := [name for name in here if is_pickle_name(name)]:
+    if pickles := [name for name in here if is_pickle_name(name) and not SHARD.search(name)]:
         how = "name the file itself, it is opened with weights_only=True"
         if not local:
             how = (
@@ -122,7 +123,7 @@ def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix
                 "pull --allow-pickle"
             )
         found.append(f"it holds {_listed(pickles)}, in PyTorch's format: {how}")
-    weights = (".safetensors", *PICKLE_SUFFIXES, INDEX_SUFFIX)
+    weights = (".safetensors", *PICKLE_SUFFIXES, INDEX_SUFFIX, PICKLE_INDEX_SUFFIX)
     below = [PurePosixPath(path) for path in sorted(inside) if "/" in path and path.endswith(weights)]
     if below and not found:
         folders = list(dict.fromkeys(path.parent.as_posix() for path in below))
@@ -141,6 +142,7 @@ def _listed(names: list[str]) -> str:
 
 __all__ = [
     "INDEX_SUFFIX",
+    "PICKLE_INDEX_SUFFIX",
     "PICKLE_SUFFIXES",
     "SAFETENSORS_NAMES",
     "SHARD",

@@ -14,10 +14,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.outputs import check_finished
-from hf_sane.records.sources import pretrained_arguments
 from hf_sane.tokenization.feature_extraction_sane import Normalization, SANEFeatureExtractor
-from hf_sane.tokenization.pretrained import reading_pretrained
+from hf_sane.tokenization.pretrained import load_pretrained
 from hf_sane.training.evaluation import group_by_layout, read_models
 from hf_sane.training.lora import add_lora
 from hf_sane.training.settings import PretrainSettings
@@ -110,10 +108,8 @@ def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, sp
     With `lora`, what comes back is a `PeftModel` around it, which passes on all its methods.
     """
     if arguments.pretrained is not None:
-        name, where = pretrained_arguments(arguments.pretrained)
-        check_finished(name)
-        with reading_pretrained(arguments.pretrained, "a SANE autoencoder"):
-            model = SANEModel.from_pretrained(name, dtype=torch.float32, **where, **arguments.model_settings).train()
+        settings = {"dtype": torch.float32, **arguments.model_settings}
+        model = load_pretrained(SANEModel, arguments.pretrained, "a SANE autoencoder", **settings).train()
         vars(model.config).pop("auto_map", None)  # the code beside it is not a part of what is trained
     else:
         model = SANEModel(SANEConfig(**{"token_dim": extractor.token_dim, **arguments.model_settings}))

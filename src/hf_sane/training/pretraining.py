@@ -20,7 +20,6 @@ from hf_sane.core.adapters import adapter_size, save_adapter
 from hf_sane.records.cadence import Cadence
 from hf_sane.records.outputs import check_finished, output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
-from hf_sane.records.sources import pretrained_arguments
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.behavior import BehaviorLoss
 from hf_sane.training.checkpoints import is_finite, list_checkpoints, save_checkpoint
@@ -360,8 +359,7 @@ def prepare_run(
     data = TrainingData.load(arguments, zoos)
     splits = data.train
     if extractor is None and arguments.pretrained is not None:
-        name, where = pretrained_arguments(arguments.pretrained)
-        extractor = SANEFeatureExtractor.from_pretrained(name, **where)
+        extractor = SANEFeatureExtractor.load(arguments.pretrained)
     by_kind = arguments.statistics_by_kind
     extractor = extractor or fit_extractor(splits, arguments.normalization, by_kind=by_kind)
     model = build_model(arguments, extractor, splits)

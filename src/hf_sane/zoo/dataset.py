@@ -383,13 +383,16 @@ class Zoo:
             URL of the commit.
         """
         api = HfApi(token=token)
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        patiently(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            if api.file_exists(repo_id, FACTS_NAME, repo_type="dataset"):
-                shutil.copy(api.hf_hub_download(repo_id, FACTS_NAME, repo_type="dataset"), folder / FACTS_NAME)
+            if patiently(api.file_exists, repo_id, FACTS_NAME, repo_type="dataset"):
+                shutil.copy(
+                    patiently(api.hf_hub_download, repo_id, FACTS_NAME, repo_type="dataset"), folder / FACTS_NAME
+                )
             self.save(folder, config_name)
-            commit = api.upload_folder(
+            commit = patiently(
+                api.upload_folder,
                 repo_id=repo_id,
                 repo_type="dataset",
                 folder_path=folder,

@@ -16,6 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from hf_sane.records.outputs import MANIFEST
+from hf_sane.records.patience import patiently
 from hf_sane.records.sources import find_source
 from hf_sane.zoo.alignment_record import FILE_NAME as ALIGNMENT_NAME
 from hf_sane.zoo.alignment_record import Alignment
@@ -72,7 +73,7 @@ class ZooStream:
         small = (f"{data}/{name}" for name in (MANIFEST, ALIGNMENT_NAME))
         for name in small:
             with suppress(EntryNotFoundError):
-                hf_hub_download(place.repo_id, name, repo_type="dataset", revision=commit)
+                patiently(hf_hub_download, place.repo_id, name, repo_type="dataset", revision=commit)
         check_stream(folder, config)
         return cls(place.repo_id, config, known[config], Alignment.load(folder / data), commit)
 
@@ -101,7 +102,8 @@ class ZooStream:
         Yields:
             Rows with the columns of `FEATURES`; tokens are NumPy arrays.
         """
-        stream = datasets.load_dataset(
+        stream = patiently(
+            datasets.load_dataset,
             *self._place(split),
             split=split,
             revision=self.revision,

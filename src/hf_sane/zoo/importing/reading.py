@@ -30,7 +30,7 @@ from hf_sane.zoo.facts import (
     layout_key,
 )
 from hf_sane.zoo.importing.settings import ImportSettings
-from hf_sane.zoo.importing.sources import Repository
+from hf_sane.zoo.importing.sources import Repository, is_pickled
 from hf_sane.zoo.records import ModelRecord
 
 CONFIG_NAMES = ("config.json", "adapter_config.json")
@@ -94,7 +94,7 @@ def network_files(repository: Repository, file: str, arguments: ImportSettings) 
     Raises:
         ValueError: If they are too large, an index names files that are not there, or a pickle was not allowed.
     """
-    if repository.readers[file] == "pickle" and not arguments.allow_pickle:
+    if is_pickled(file, repository.readers) and not arguments.allow_pickle:
         raise ValueError("it is a pickle, which can run code when it is opened; allow pickles (--allow-pickle)")
     _check_bytes(file, repository.files[file], arguments)
     if repository.readers[file] != "index":
@@ -129,7 +129,7 @@ def import_network(
         TypeError: If it holds tensors that are no weights (complex or sparse).
     """
     config = _read_config(repository, file)
-    if repository.readers[file] != "pickle":
+    if not is_pickled(file, repository.readers):
         header: StateDict = {}
         for name, wanted in files.items():
             found = repository.read_header(name)

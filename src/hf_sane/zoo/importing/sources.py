@@ -15,16 +15,26 @@ from hf_sane.records.patience import patiently
 from hf_sane.records.sources import parse_source
 from hf_sane.tokenization.formats import UNKNOWN, FileFormat, Reader, file_format
 from hf_sane.tokenization.safetensors_header import fetch_header, read_header
-from hf_sane.tokenization.weight_files import PICKLE_SUFFIXES, SAFETENSORS_NAMES, is_pickle_name
+from hf_sane.tokenization.weight_files import (
+    INDEX_SUFFIX,
+    PICKLE_INDEX_SUFFIX,
+    PICKLE_SUFFIXES,
+    SAFETENSORS_NAMES,
+    SHARD,
+    is_pickle_name,
+)
 from hf_sane.zoo.importing.cards import CardFacts
 from hf_sane.zoo.importing.settings import ImportSettings
 
-INDEX_SUFFIX = ".safetensors.index.json"
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)(?=\.safetensors$)")  # the same weights in another precision
-PICKLE_NAMES = ("pytorch_model.bin", "adapter_model.bin", "diffusion_pytorch_model.bin")
+PICKLE_NAMES = tuple(
+    f"{stem}.bin{suffix}"
+    for stem in ("pytorch_model", "adapter_model", "diffusion_pytorch_model")
+    for suffix in ("", ".index.json")
+)
 NO_NETWORK = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)$")
-CHECKPOINT_SUFFIXES = (".safetensors", INDEX_SUFFIX, *PICKLE_SUFFIXES)
+INDICES = (f".safetensors{INDEX_SUFFIX}", PICKLE_INDEX_SUFFIX)
+CHECKPOINT_SUFFIXES = (".safetensors", *INDICES, *PICKLE_SUFFIXES)
 # Model folders that are one run together with those beside them, as trainers name them.
 CHECKPOINT_FOLDER = re.compile(
     r"^((checkpoint|ckpt|epoch|global_step|step|iter|iteration)[-_]?\d+|best|last|latest|final)([-_](model|checkpoint))?$"
@@ -182,7 +192,7 @@ def _readers_by_name(files: Iterable[str]) -> dict[str, Reader]:
     for file in files:
         if file.endswith(".safetensors"):
             found[file] = "safetensors"
-        elif file.endswith(INDEX_SUFFIX):
+        elif file.endswith(INDICES):
             found[file] = "index"
         elif is_pickle_name(file):
             found[file] = "pickle"
@@ -251,8 +261,9 @@ def find_networks(
         if path.is_absolute() or ".." in path.parts or "\\" in file:
             raise ValueError(f"it names the file {file!r}, which lies outside of it; refused, do not trust it")
     readers = _readers_by_name(files) if readers is None else readers
-    weights = [file for file, reader in readers.items() if reader != "pickle" and not SHARD.search(file)]
-    pickles = [file for file, reader in readers.items() if reader == "pickle" and not NO_NETWORK.search(file)]
+    networks = [file for file in readers if not SHARD.search(file) and not NO_NETWORK.search(file)]
+    pickles = [file for file in networks if is_pickled(file, readers)]
+    weights = [file for file in networks if file not in pickles]
     if patterns:
         chosen = [file for file in (*weights, *pickles) if any(fnmatch(file, pattern) for pattern in patterns)]
         if not chosen:
@@ -274,6 +285,11 @@ def find_networks(
     if not pickles:
         raise ValueError(f"it holds no safetensors and no pickled weights, but {_kinds(files)}")
     return sorted(pickles)
+
+
+def is_pickled(file: str, readers: Mapping[str, Reader]) -> bool:
+    """Whether a file is a pickle, or an index of pickles."""
+    return readers[file] == "pickle" or file.endswith(PICKLE_INDEX_SUFFIX)
 
 
 def _kinds(files: Mapping[str, int]) -> str:
