@@ -29,9 +29,9 @@ import torch
 from torch import nn
 
 from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
-from hf_sane.architectures.key_maps import load_released_cifar_resnet
 from hf_sane.architectures.presets import build_model, cifar_resnet
 from hf_sane.core.power_law import fit_power_law
+from hf_sane.networks.key_maps import load_released_cifar_resnet
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 

@@ -25,8 +25,8 @@ from hf_sane.tokenization.headers import read_meta_state_dict
 from hf_sane.tokenization.loading import load_config, load_model
 from hf_sane.workflows.sane import SANE
 from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.importing.arguments import ImportArguments
 from hf_sane.zoo.importing.importing import import_zoo
+from hf_sane.zoo.importing.settings import ImportSettings
 from hf_sane.zoo.stream import ZooStream
 
 PACKAGE = Path(hf_sane.__file__).parent
@@ -116,7 +116,7 @@ READERS = {
     "zoo": lambda folder: Zoo.load("org/zoo"),
     "stream": lambda folder: next(iter(ZooStream.open("org/zoo").rows("train"))),
     "import": lambda folder: import_zoo(
-        ImportArguments(repos=["org/network"], split_shares=[1, 0, 0]), folder / "imported"
+        ImportSettings(repos=["org/network"], split_shares=[1, 0, 0]), folder / "imported"
     ),
     "push zoo": lambda folder: plan_push("zoo", folder / "zoo", "org/zoo").push(),
 }

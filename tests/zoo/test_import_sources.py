@@ -1,6 +1,7 @@
 """Which files of a repository are networks, and which folders are repositories."""
 
 import io
+import json
 import pickle
 
 import pytest
@@ -34,6 +35,33 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 @pytest.mark.parametrize("allow_pickle", [False, True])
 def test_safetensors_come_first(files, expected, allow_pickle):
     assert find_networks(dict.fromkeys(files, 1), [], allow_pickle=allow_pickle) == expected
+
+
+SHARDS = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+
+
+def test_pickled_shards_are_one_network(tmp_path):
+    index = "pytorch_model.bin.index.json"
+    files = dict.fromkeys([*SHARDS, index, "training_args.bin"], 1)
+    with pytest.raises(ValueError, match="it holds pickles only"):
+        find_networks(files, [], allow_pickle=False)
+    assert find_networks(files, [], allow_pickle=True) == [index]
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tensors = {"a": torch.full((2, 4), 3.0), "b": torch.full((1, 4), 5.0)}
+    for file, name in zip(SHARDS, tensors, strict=True):
+        torch.save({name: tensors[name]}, folder / file)
+    places = dict(zip(tensors, SHARDS, strict=True))
+    (folder / index).write_text(json.dumps({"weight_map": places}))
+    settings = {"folder": str(folder), "token_dim": 4, "split_shares": [1, 0, 0]}
+    with pytest.raises(ValueError, match="it is a pickle, which can run code|it holds pickles only"):
+        import_zoo(ImportSettings(**settings), tmp_path / "refused")
+    result = import_zoo(ImportSettings(**settings, allow_pickle=True), tmp_path / "zoo")
+    assert [entry.status for entry in result.entries] == ["taken"]
+    found = result.zoo.splits["train"].state_dict(0)
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        name: tensor.tolist() for name, tensor in tensors.items()
+    }
 
 
 def test_pickles_must_be_allowed():

@@ -20,7 +20,7 @@ from hf_sane.tokenization.checkpoints import (
     read_weights,
     weights_path,
 )
-from hf_sane.tokenization.formats import WHOLE, weights_reader
+from hf_sane.tokenization.formats import weights_reader
 from hf_sane.tokenization.headers import read_outlines
 from hf_sane.tokenization.safetensors_header import read_header
 from hf_sane.tokenization.state_dicts import choose_tensors

@@ -6,9 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .configuration_zoo import CIFARResNetConfig
-from .modeling_resnet import CIFARResNetForImageClassification
-from .presets import cifar_resnet
+from hf_sane.architectures.configuration_zoo import CIFARResNetConfig
+from hf_sane.architectures.modeling_resnet import CIFARResNetForImageClassification
+from hf_sane.architectures.presets import cifar_resnet
+from hf_sane.records.errors import InvalidFileError, reading
+from hf_sane.tokenization.pickles import unpickle
+from hf_sane.tokenization.state_dicts import choose_state_dict
 
 # Per-channel mean and standard deviation the released CIFAR ResNets were trained with (ImageNet's), pixels in [0, 1].
 RELEASED_PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -16,6 +19,9 @@ RELEASED_PIXEL_STD = (0.229, 0.224, 0.225)
 # akamaster/pytorch_resnet_cifar10 -> ours. The files were saved from a DataParallel wrapper ("module."), call the
 # classifier "linear" and hold neither shortcut parameters (option A) nor num_batches_tracked.
 RELEASED_CIFAR_RESNET_KEYS = ((r"^module\.", ""), (r"^linear\.", "fc."))
+
+
+REMEDY = "download it again from akamaster/pytorch_resnet_cifar10"
 
 
 def rename_released_keys(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -63,17 +69,28 @@ def load_released_cifar_resnet(path: str | Path) -> CIFARResNetForImageClassific
         The network in evaluation mode.
 
     Raises:
-        ValueError: If the file holds no `state_dict`, or not the tensors of such a network.
+        FileNotFoundError: If there is no such file.
+        InvalidFileError: If it holds no `state_dict`, or not the tensors of such a network.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise ValueError(f"expected a dictionary with 'state_dict' in {path}, got {type(content).__name__}")
-    state_dict = rename_released_keys(content["state_dict"])
-    model = CIFARResNetForImageClassification(infer_released_config(state_dict))
-    missing, unexpected = model.load_state_dict(state_dict, strict=False)
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        raise ValueError(f"{path} does not fit {model.config.depths}: missing {missing}, unexpected {unexpected}")
+    path = Path(path)
+    content = unpickle(path)
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise InvalidFileError(
+            path, expected="a dictionary with 'state_dict'", got=type(content).__name__, remedy=REMEDY
+        )
+    with reading(path, expected="a released CIFAR ResNet", remedy=REMEDY, also=(RuntimeError,)):
+        state_dict = rename_released_keys(choose_state_dict(content["state_dict"], path))
+        config = infer_released_config(state_dict)
+        with torch.device("meta"):  # of any size, until its tensors are seen to be there
+            wanted = CIFARResNetForImageClassification(config).state_dict()
+        expected = {name: list(t.shape) for name, t in wanted.items() if not name.endswith("num_batches_tracked")}
+        got = {
+            name: list(tensor.shape) for name, tensor in state_dict.items() if name in expected or name not in wanted
+        }
+        if differing := sorted(name for name in expected | got if expected.get(name) != got.get(name)):
+            raise ValueError(f"{differing[:3]} are missing, unexpected or of another shape in depths {config.depths}")
+        model = CIFARResNetForImageClassification(config)
+        model.load_state_dict(state_dict, strict=False)
     return model.eval()
 
 
