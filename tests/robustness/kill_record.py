@@ -12,21 +12,20 @@ COUNTED = ("events", "kills", "interrupts", "states", "failures")
 
 
 class KillRecord:
-    """A plugin of pytest that writes the record when all tests have ended."""
+    """A plugin of pytest that writes the record after every verb: a run that is cut short keeps what it had.
+
+    Verbs that are in the record and do not run stay in it, each with the commit that it ran at.
+    """
 
     def __init__(self, path: Path, points: str) -> None:
-        self.path, self.runs = path, {}
+        self.path, self.points = path, points
+        self.runs = RunRecord.load(path).results["runs"] if path.exists() else {}
         self.record = RunRecord.start(command=["make", "kill"], arguments={"points": points})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call":
-            for found in (value for name, value in report.user_properties if name == PROPERTY):
-                for run, counts in found.items():
-                    sys.stderr.write(
-                        "".join(f"\n{failure}\n" for failure in counts["failures"])
-                    )  # long before the end
-                    self.runs[run] = {**counts, "failures": len(counts["failures"])}
-
-    def pytest_sessionfinish(self) -> None:
-        total = {name: sum(counts[name] for counts in self.runs.values()) for name in COUNTED}
-        self.record.finish({"runs": dict(sorted(self.runs.items())), "total": total}).save(self.path)
+        found = [value for name, value in report.user_properties if name == PROPERTY and report.when == "call"]
+        for run, counts in ((run, counts) for runs in found for run, counts in runs.items()):
+            sys.stderr.write("".join(f"\n{failure}\n" for failure in counts["failures"]))  # long before the end
+            self.runs[run] = {**counts, "failures": len(counts["failures"]), "commit": self.record.commit}
+            total = {name: sum(counts[name] for counts in self.runs.values()) for name in COUNTED}
+            self.record.finish({"runs": dict(sorted(self.runs.items())), "total": total}).save(self.path)

@@ -21,11 +21,11 @@ PROCESS = re.compile(r"\d+(?=\.hf_sane-partial)")  # in names
 OWNER = ".hf_sane-lock-owner"
 MODEL = '{"hidden_size": 8, "latent_dim": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 8}'
 
-VERBS = (
-    *("zoo build", "zoo import", "zoo mix", "zoo align", "pretrain", "sample", "soup", "embed", "probe", "finetune"),
-    *("analyze", "regions", "pull"),
+VERBS = (  # what is cheap first
+    *("soup", "probe", "embed", "regions", "zoo align", "finetune", "zoo import", "analyze", "sample", "zoo mix"),
+    *("pretrain", "pull", "zoo build"),
 )
-SCRIPTS = ("build_zoo.py", "pretrain.py", "finetune_lora.py")
+SCRIPTS = ("finetune_lora.py", "pretrain.py", "build_zoo.py")
 LONG = ("demo",)  # its small run takes ten seconds and more
 
 

@@ -24,7 +24,7 @@ INTERRUPTED = 130
 MIN_EVENTS = 5  # what does less to its files is not watched
 SINGLE_FILES = ("RunRecord.save", "SpectrumReport.save_json", "save_picture")
 FOLDERS = ("save_network in place of another", *(WRITERS if POINTS == "all" else ("save_sane", "save_adapter")))
-RUNS = (*VERBS, *SCRIPTS, *FOLDERS, *SINGLE_FILES, *(LONG if POINTS == "all" else ()))
+RUNS = (*SINGLE_FILES, *FOLDERS, *VERBS, *SCRIPTS, *(LONG if POINTS == "all" else ()))
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
