@@ -430,3 +430,18 @@ def test_a_file_that_was_added_by_a_killed_process_can_be_added_again(tmp_path, 
     ):
         partial.write_text("text")
     assert (tmp_path / "out/note.md").read_text() == "edited"
+
+
+@pytest.mark.parametrize("writer", [output_folder, resumable_folder])
+def test_a_folder_in_which_a_job_was_killed_before_it_could_say_that_it_began_is_empty(tmp_path, writer):
+    (tmp_path / "out").mkdir()
+    (tmp_path / f"out/.{UNFINISHED}.123.hf_sane-partial").write_text("{")
+    with writer(tmp_path / "out", "pull") as folder:
+        begin_folder(folder, "pull")
+        (folder / "file").touch()
+        finish_folder(folder, "pull")
+    assert contents(tmp_path).keys() == {"out/file", f"out/{MANIFEST}"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/mine.123.hf_sane-partial").write_text("theirs")  # not a name that we give
+    with pytest.raises(FileExistsError, match="not ours"), writer(tmp_path / "other", "pull"):
+        raise AssertionError

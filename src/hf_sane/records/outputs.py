@@ -235,7 +235,8 @@ def check_may_write(
             raise NotADirectoryError(f"expected a folder to write to, got the file {place}; choose another name")
     if not folder.exists():
         return
-    if not any(folder.iterdir()) or (is_ours is not None and is_ours(folder)):
+    # Nothing but the beginnings of a file: the process was killed while it noted that it began.
+    if all(is_partial_file(name) for name in os.listdir(folder)) or (is_ours is not None and is_ours(folder)):
         return
     if (note := _read_note(folder)) is not None and note.get("job") == job:
         return
