@@ -9,10 +9,11 @@ import typer
 from typer.testing import CliRunner
 
 from hf_sane.cli.app import app
-from hf_sane.cli.settings import _without_none
+from hf_sane.cli.verbs import VERBS as DOORS
+from hf_sane.cli.verbs import ZOO_VERBS
 from hf_sane.records.failures import describe_error
+from hf_sane.records.settings import option_name
 from hf_sane.training.settings import VIEWS, PretrainSettings
-from hf_sane.zoo.building.settings import ZooSettings
 
 
 def verbs(command, path=()):
@@ -39,13 +40,15 @@ CHOICES = [
     for option in command.params
     if (choices := choices_of(option.type_descriptor.annotation)) and option.opts[0].startswith("--")
 ]
+OF_DOORS = {(verb.name,): verb for verb in DOORS} | {("zoo", verb.name): verb for verb in ZOO_VERBS}
 SETTINGS = [
-    (verb, f"--{entry.name.replace('_', '-')}", get_args(_without_none(entry.type)))
-    for verb, settings in ((("pretrain",), PretrainSettings), (("zoo", "build"), ZooSettings))
-    for entry in fields(settings)
-    if get_origin(_without_none(entry.type)) is Literal
+    (path, option_name(entry), choices_of(entry.type))
+    for path, verb in OF_DOORS.items()
+    for entry in fields(verb.load()[0])
+    if choices_of(entry.type)
 ]
-JSON_VERBS = [path for path, command in VERBS.items() if any("--json" in option.opts for option in command.params)]
+JSON_VERBS = [*OF_DOORS]
+JSON_VERBS += [path for path, command in VERBS.items() if any("--json" in option.opts for option in command.params)]
 
 
 def invoke(*arguments):
@@ -59,8 +62,7 @@ def misspelt(choice):
 
 
 def test_the_search_finds_options():
-    assert len(CHOICES) >= 15
-    assert len(SETTINGS) >= 4
+    assert len(CHOICES) + len(SETTINGS) >= 20
     assert {("info",), ("analyze",), ("zoo", "show")} <= set(JSON_VERBS)
 
 

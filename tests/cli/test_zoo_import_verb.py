@@ -198,7 +198,7 @@ def test_what_stops_a_run_is_said_before_it_begins(imported, sane, tmp_path, hf_
 
 
 def test_networks_of_transformers_are_aligned_and_trained_on_in_permuted_views(tmp_path, monkeypatch, hf_sane_command):
-    monkeypatch.setattr("hf_sane.cli.zoo_align.SHOWN_PLACES", 1)
+    monkeypatch.setattr("hf_sane.workflows.align_zoo.SHOWN_PLACES", 1)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
     for seed in range(6):
         torch.manual_seed(seed)
@@ -210,7 +210,7 @@ def test_networks_of_transformers_are_aligned_and_trained_on_in_permuted_views(t
     (row,) = [line.split() for line in shown.splitlines() if line.startswith("imported-")]
     alignment = Zoo.load(zoo).alignment
     assert row[1:] == ["6", str(1 + 1 + 1 + 2 + 2), alignment.references[row[0]]]
-    assert f"what stays in {row[0]}" in shown
+    assert f"not permuted in {row[0]}" in shown
     assert "  outputs of the network: classifier.bias[0] and 1 more" in shown
     assert "projection.weight[2] and 1 more" in shown
     model = json.dumps({**SMALL, "position_embedding": "sinusoidal"})

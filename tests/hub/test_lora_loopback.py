@@ -68,7 +68,7 @@ plan_push("model", folder / "sane", "someone/sane").push()
 flags = "--lora --from someone/sane --lora-rank 2 --lora-alpha 4 --lora-targets q_proj token_in --max_steps 4 --batch_size 4"
 flags += " --num_permutations 3 --no_progress_bar --log_with none"
 result = runpy.run_path(script)["main"](["--zoo", zoo, "--output_dir", str(folder / "run"), *flags.split()])
-plan_push("adapter", result.folder, "someone/sane-adapter").push()
+plan_push("adapter", result.output, "someone/sane-adapter").push()
 
 sequence = SANEFeatureExtractor.from_pretrained("someone/sane-adapter").encode("someone/network")
 tokens, positions = sequence.tokens[None], sequence.positions

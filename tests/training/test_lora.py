@@ -18,7 +18,8 @@ from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
 from hf_sane.training.lora import LORA_TARGETS, add_lora
 from hf_sane.training.preparation import fit_extractor
-from hf_sane.training.settings import PretrainSettings, parse_arguments
+from hf_sane.training.settings import PretrainSettings
+from hf_sane.workflows.command_line import parse_settings
 
 DOCS = Path(__file__).parents[2] / "docs" / "lora.md"
 
@@ -181,7 +182,7 @@ def test_the_base_is_the_id_that_was_given(sane_folder, tmp_path, monkeypatch):
     flags = (
         "--zoo zoo --output_dir run --lora --from org/sane --lora-rank 3 --lora_alpha 5 --lora-targets q_proj v_proj"
     )
-    parsed = parse_arguments(flags.split())
+    parsed = parse_settings(PretrainSettings, flags.split(), name="pretrain.py")
     assert (parsed.pretrained, parsed.lora, parsed.lora_rank, parsed.lora_alpha) == ("org/sane", True, 3, 5.0)
     assert parsed.lora_targets == ["q_proj", "v_proj"]
 

@@ -38,11 +38,13 @@ def flags(tmp_path_factory):
 def test_main_trains_and_writes_a_card(flags, tmp_path, capsys):
     result = runpy.run_path(str(SCRIPT))["main"]([*flags, "--output_dir", str(tmp_path)])
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert result.steps == 4
-    assert "after 4 steps" in capsys.readouterr().out
+    assert result.run.steps == 4
+    assert [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("steps")] == [
+        ["steps", "4"]
+    ]
     expected = {MANIFEST, "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "run.json"}
-    assert {path.name for path in result.folder.iterdir()} == expected
-    assert "SANEModel.from_pretrained" in (result.folder / "README.md").read_text()
+    assert {path.name for path in result.output.iterdir()} == expected
+    assert "SANEModel.from_pretrained" in (result.output / "README.md").read_text()
 
 
 def test_torchrun_trains_on_two_processes(flags, tmp_path):
@@ -62,5 +64,7 @@ def test_torchrun_trains_on_two_processes(flags, tmp_path):
             launched.terminate()  # it stops its two processes before it goes
             code = launched.wait()
     assert code == 0, log.read_text()
-    assert log.read_text().count("on 2 process(es)") == 1
+    assert [line.split() for line in log.read_text().splitlines() if line.startswith("processes")] == [
+        ["processes", "2"]
+    ]
     assert SANEModel.from_pretrained(tmp_path / "run" / "model").config.window_size == 8

@@ -67,7 +67,7 @@ def stop_after(finished, epoch=1):
 def test_rows_are_runs_trained_alone(built, digits):
     zoo, _ = built
     arguments = tiny_arguments()
-    config = arguments.config(digits)
+    config = arguments.network_config(digits)
     plans = {plan.run_id: plan for plan in plan_runs(arguments, config)}
     checked = 0
     for split in zoo.splits.values():

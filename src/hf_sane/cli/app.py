@@ -11,17 +11,12 @@ from hf_sane.cli.analyze import analyze
 from hf_sane.cli.demo import demo
 from hf_sane.cli.finetune import finetune
 from hf_sane.cli.info import info
-from hf_sane.cli.pretrain import pretrain
 from hf_sane.cli.regions import regions
 from hf_sane.cli.sample import sample
 from hf_sane.cli.settings import PASS_THROUGH
 from hf_sane.cli.soup import soup
 from hf_sane.cli.transfer import pull, push
-from hf_sane.cli.verbs import VERBS, add_verb
-from hf_sane.cli.zoo import zoo_app
-from hf_sane.cli.zoo_align import align
-from hf_sane.cli.zoo_import import import_networks
-from hf_sane.cli.zoo_mix import mix
+from hf_sane.cli.verbs import VERBS, ZOO_VERBS, add_verb
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.errors import did_you_mean
 from hf_sane.records.failures import EXIT_CODE, INTERRUPTED, describe_error, expected_errors
@@ -83,11 +78,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-zoo_app.command("import")(import_networks)
-zoo_app.command("align")(align)
-zoo_app.command("mix")(mix)
+zoo_app = typer.Typer(no_args_is_help=True, help="Build, import, align, mix and show zoos of networks.")
 app.add_typer(zoo_app, name="zoo")
-app.command("pretrain", **PASS_THROUGH)(pretrain)
 app.command("sample")(sample)
 app.command("finetune")(finetune)
 app.command("soup")(soup)
@@ -99,6 +91,8 @@ app.command("regions")(regions)
 app.command("demo", **PASS_THROUGH)(demo)
 for verb in VERBS:
     add_verb(app, verb)
+for verb in ZOO_VERBS:
+    add_verb(zoo_app, verb)
 
 
 @app.callback()

@@ -30,12 +30,26 @@ class Verb(NamedTuple):
     run: str
     help: str
 
+    def load(self) -> tuple[type, Callable[[Any], Any]]:
+        """The settings dataclass and the function of the workflow."""
+        workflow = import_module(f"hf_sane.workflows.{self.workflow}")
+        return getattr(workflow, self.settings), getattr(workflow, self.run)
+
 
 VERBS = (
+    Verb("pretrain", "pretrain", "PretrainSettings", "run_pretrain", "Pre-train a SANE autoencoder on zoos."),
     Verb(
         "embed", "embed", "EmbedSettings", "run_embed", "Embed networks: one vector each, of a zoo or of checkpoints."
     ),
     Verb("probe", "probe", "ProbeSettings", "run_probe", "Predict properties of networks from their embeddings."),
+)
+
+ZOO_VERBS = (
+    Verb("build", "build_zoo", "BuildZooSettings", "run_build_zoo", "Train many networks and save them as a zoo."),
+    Verb("import", "import_zoo", "ImportZooSettings", "run_import_zoo", "Import existing networks into a zoo."),
+    Verb("mix", "mix_zoos", "MixZoosSettings", "run_mix_zoos", "Join several zoos into one."),
+    Verb("align", "align_zoo", "AlignZooSettings", "run_align_zoo", "Permute all networks of a zoo onto a reference."),
+    Verb("show", "show_zoo", "ShowZooSettings", "run_show_zoo", "Show what a zoo holds."),
 )
 
 
@@ -48,9 +62,6 @@ def _door(verb: Verb) -> Callable[[typer.Context], None]:
     def run(ctx: typer.Context) -> None:
         from hf_sane.workflows.command_line import run_workflow
 
-        workflow = import_module(f"hf_sane.workflows.{verb.workflow}")
-        run_workflow(
-            getattr(workflow, verb.settings), getattr(workflow, verb.run), list(ctx.args), name=ctx.command_path
-        )
+        run_workflow(*verb.load(), list(ctx.args), name=ctx.command_path)
 
     return run

@@ -11,6 +11,7 @@ def setting(
     *,
     default: Any = MISSING,
     factory: Callable[[], Any] | Any = MISSING,
+    option: str | None = None,
     short: str | None = None,
     formerly: str | tuple[str, ...] = (),
     positional: bool = False,
@@ -23,6 +24,7 @@ def setting(
         help_text: What the field means, in a sentence: its documentation and its `--help`.
         default: Value if it is left out; without it, and without `factory`, the field is required.
         factory: Makes the default, for lists and dictionaries.
+        option: Spelling of the option, if it is not the name of the field.
         short: Short spelling of the option, such as `"-o"`.
         formerly: Older spellings of the option (`"--output_dir"`). They work for one version and say what to use
             instead.
@@ -33,6 +35,7 @@ def setting(
     older = (formerly,) if isinstance(formerly, str) else formerly
     metadata = {
         "help": help_text,
+        "option": option,
         "short": short,
         "formerly": older,
         "positional": positional,
@@ -46,7 +49,7 @@ def setting(
 
 def option_name(entry: Field) -> str:
     """The option of a field, such as `--num-models`."""
-    return f"--{entry.name.replace('_', '-')}"
+    return entry.metadata.get("option") or f"--{entry.name.replace('_', '-')}"
 
 
 def default_of(entry: Field) -> Any:

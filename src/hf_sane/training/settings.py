@@ -1,16 +1,14 @@
 """Settings of a pre-training run, checked when they are set; `scripts/pretrain.py` takes the same names as flags."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import HfArgumentParser
-from transformers.hf_argparser import DataClassType
 
 from hf_sane.core.adapters import require_hub_id
 from hf_sane.records.documents import read_settings
 from hf_sane.records.errors import did_you_mean
+from hf_sane.records.settings import setting
 from hf_sane.records.sources import hub_id
 from hf_sane.training.lora import LORA_TARGETS
 
@@ -25,11 +23,6 @@ RESUMABLE = (
     "progress_bar",
     "log_with",
 )
-
-
-def _field(help_text: str, *, default: Any, aliases: Sequence[str] = ()) -> Any:
-    """A field that documents itself; `aliases` are further names of its flag."""
-    return field(default=default, metadata={"help": help_text, "aliases": list(aliases)})
 
 
 VIEWS = ("original", "aligned", "permuted")
@@ -51,119 +44,119 @@ class PretrainSettings:
         StrictDataclassClassValidationError: For a value out of range.
     """
 
-    zoo: list[str] = field(
-        metadata={"help": "Zoos to train on: folders or Hub dataset ids. Several must share one token_dim."}
+    zoo: list[str] = setting("Zoos to train on: folders or Hub dataset ids. Several must share one token_dim.")
+    output_dir: str = setting(
+        "Run folder: receives model/, checkpoints/, logs/ and arguments.json.",
+        short="-o",
+        option="--output",
+        formerly="--output_dir",
     )
-    output_dir: str = field(metadata={"help": "Run folder: receives model/, checkpoints/, logs/ and arguments.json."})
-    zoo_config: str | None = _field("Which zoo of a folder or dataset that holds several.", default=None)
-    zoo_revision: str | None = _field("Branch, tag or commit of zoos on the Hub.", default=None)
-    streaming: bool = _field(
+    zoo_config: str | None = setting("Which zoo of a folder or dataset that holds several.", default=None)
+    zoo_revision: str | None = setting("Branch, tag or commit of zoos on the Hub.", default=None)
+    streaming: bool = setting(
         "Read the zoos as streams, in place or from the Hub, without a copy of the whole on this machine.",
         default=False,
     )
-    stream_buffer: int = _field("Rows of a stream in memory from which the next is drawn.", default=1000)
-    stream_sample: int = _field(
+    stream_buffer: int = setting("Rows of a stream in memory from which the next is drawn.", default=1000)
+    stream_sample: int = setting(
         "Training rows of a stream in memory, which the extractor and the first weights are fitted on.", default=1000
     )
-    model: dict[str, Any] | str | None = field(
+    model: dict[str, Any] | str | None = setting(
+        "SANEConfig fields as a JSON object, or the path of a JSON file; token_dim is the zoo's.", default=None
+    )
+    pretrained: str | None = setting(
+        "SANE folder or Hub id whose model and extractor to continue from.",
         default=None,
-        metadata={"help": "SANEConfig fields as a JSON object, or the path of a JSON file; token_dim is the zoo's."},
+        option="--from",
+        formerly="--pretrained",
     )
-    pretrained: str | None = _field(
-        "SANE folder or Hub id whose model and extractor to continue from.", default=None, aliases=["--from"]
-    )
-    lora: bool = _field("Freeze the pretrained model and train a LoRA adapter of it (docs/lora.md).", default=False)
-    lora_rank: int = _field("Rank of the adapter's maps.", default=4)
-    lora_alpha: float = _field("Scale of the adapter: alpha / rank.", default=8.0)
-    lora_targets: list[str] = field(
-        default_factory=lambda: list(LORA_TARGETS), metadata={"help": "Modules that get low-rank maps, by name."}
-    )
-    lora_trained: list[str] = field(
-        default_factory=list, metadata={"help": "Modules that the adapter trains and saves whole, by name."}
-    )
-    lora_base: str | None = _field(
+    lora: bool = setting("Freeze the pretrained model and train a LoRA adapter of it (docs/lora.md).", default=False)
+    lora_rank: int = setting("Rank of the adapter's maps.", default=4)
+    lora_alpha: float = setting("Scale of the adapter: alpha / rank.", default=8.0)
+    lora_targets: list[str] = setting("Modules that get low-rank maps, by name.", factory=lambda: list(LORA_TARGETS))
+    lora_trained: list[str] = setting("Modules that the adapter trains and saves whole, by name.", factory=list)
+    lora_base: str | None = setting(
         "Hub id of the base that the adapter names; not needed when the pretrained model comes from the Hub.",
         default=None,
     )
-    normalization: Literal["standardize", "robust", "none"] = _field(
+    normalization: Literal["standardize", "robust", "none"] = setting(
         "How the extractor that is fitted on the training split normalises each layer.", default="standardize"
     )
-    statistics_by_kind: bool = _field(
+    statistics_by_kind: bool = setting(
         "Fit the extractor by kind of layer too, for layers that no training network has: zoos of mixed architectures.",
         default=False,
     )
 
-    views: list[str] = field(
-        default_factory=lambda: ["aligned", "permuted"],
-        metadata={"help": "The views of each window: 'original', 'aligned', 'permuted'. One: reconstruction only."},
+    views: list[str] = setting(
+        "Views of each window: one or two of original, aligned, permuted. With one, only reconstruction is trained.",
+        factory=lambda: ["aligned", "permuted"],
     )
-    second_network: Literal["same", "same_run"] = _field(
+    second_network: Literal["same", "same_run"] = setting(
         "What the second view shows: the same network, or another checkpoint of its training run.", default="same"
     )
-    noise: float = _field("Standard deviation of the multiplicative noise N(1, noise) on both views.", default=0.1)
-    num_permutations: int = _field("Random permutations drawn per layout for the permuted view.", default=200)
-    erase: float = _field("Share of each view's tokens that are blanked, in [0, 1).", default=0.0)
+    noise: float = setting("Standard deviation of the multiplicative noise N(1, noise) on both views.", default=0.1)
+    num_permutations: int = setting("Random permutations drawn per layout for the permuted view.", default=200)
+    erase: float = setting("Share of each view's tokens that are blanked, in [0, 1).", default=0.0)
 
-    num_epochs: int = _field("Epochs; in one epoch every training model gives one random window.", default=50)
-    max_steps: int | None = _field("Optimizer steps, in place of num_epochs.", default=None)
-    batch_size: int = _field("Windows per process and forward pass.", default=32)
-    gradient_accumulation_steps: int = _field("Forward passes per optimizer step.", default=1)
-    learning_rate: float = _field("Peak of the one-cycle schedule.", default=1e-3)
-    weight_decay: float = _field("Decoupled weight decay of AdamW.", default=3e-9)
-    warmup_share: float = _field("Share of the steps in which the learning rate rises, in (0, 1).", default=0.3)
-    max_grad_norm: float = _field("Gradients are scaled down to this norm; 0 leaves them alone.", default=1.0)
-    mixed_precision: Literal["no", "bf16"] = _field(
-        "bf16 pays on GPUs, and for wide models on CPUs with bf16 matrix units (AMX).", default="no"
+    num_epochs: int = setting("Epochs; in one epoch every training model gives one random window.", default=50)
+    max_steps: int | None = setting("Optimizer steps, in place of num_epochs.", default=None)
+    batch_size: int = setting("Windows per process and forward pass.", default=32)
+    gradient_accumulation_steps: int = setting("Forward passes per optimizer step.", default=1)
+    learning_rate: float = setting("Peak of the one-cycle schedule.", default=1e-3)
+    weight_decay: float = setting("Decoupled weight decay of AdamW.", default=3e-9)
+    warmup_share: float = setting("Share of the steps in which the learning rate rises, in (0, 1).", default=0.3)
+    max_grad_norm: float = setting("Gradients are scaled down to this norm; 0 leaves them alone.", default=1.0)
+    mixed_precision: Literal["no", "bf16"] = setting(
+        "Precision of matrix products; bf16 is faster on GPUs and, for wide models, on CPUs with AMX.", default="no"
     )
-    activation_checkpointing: bool = _field(
+    activation_checkpointing: bool = setting(
         "Recompute activations in the backward pass to save memory.", default=False
     )
-    initial_tokens: int = _field(
+    initial_tokens: int = setting(
         "Training tokens whose principal subspace the linear path starts from when latent_dim < token_dim; 0: skip.",
         default=20_000,
     )
-    seed: int = _field("Seed of initialisation, windows, views and noise.", default=0)
+    seed: int = setting("Seed of initialisation, windows, views and noise.", default=0)
 
-    behavior_weight: float = _field(
+    behavior_weight: float = setting(
         "Share of the behavioural loss, in [0, 1]: outputs of original and reconstructed networks on images. "
         "Needs windows that cover whole models.",
         default=0.0,
     )
-    behavior_data: str | None = _field(
+    behavior_data: str | None = setting(
         "Images of the behavioural loss: 'digits' or the path of an .npz.", default=None
     )
-    behavior_images: int = _field("Images per step of the behavioural loss.", default=64)
-    behavior_models: int = _field("Networks per step and view of the behavioural loss, at most.", default=32)
-    behavior_loss: Literal["mse", "kl"] = _field(
+    behavior_images: int = setting("Images per step of the behavioural loss.", default=64)
+    behavior_models: int = setting("Networks per step and view of the behavioural loss, at most.", default=32)
+    behavior_loss: Literal["mse", "kl"] = setting(
         "Between softmax outputs: mean squared error, or Kullback-Leibler divergence.", default="mse"
     )
 
-    supervised_weight: float = _field(
+    supervised_weight: float = setting(
         "Factor of a loss on what the mean latent of a window tells about its network; 0: none.", default=0.0
     )
-    supervised_properties: list[str] = field(
-        default_factory=lambda: ["test_accuracy", "epoch", "generalization_gap"],
-        metadata={"help": "Columns of the zoo that it asks for."},
+    supervised_properties: list[str] = setting(
+        "Columns of the zoo that this loss predicts.", factory=lambda: ["test_accuracy", "epoch", "generalization_gap"]
     )
 
-    eval_every_epochs: int = _field(
+    eval_every_epochs: int = setting(
         "Epochs between evaluations on the validation split; 0: only at the end.", default=5
     )
-    eval_models: int = _field("Validation models per evaluation, evenly spaced.", default=200)
-    halo_size: int = _field("Context tokens on each side of a window in evaluation.", default=0)
-    checkpoint_every_minutes: float = _field(
+    eval_models: int = setting("Validation models per evaluation, evenly spaced.", default=200)
+    halo_size: int = setting("Context tokens on each side of a window in evaluation.", default=0)
+    checkpoint_every_minutes: float = setting(
         "Minutes between checkpoints, more where saving them would take over 5 % of the time; they go when the run is "
         "finished. 0: none.",
         default=1.0,
     )
-    checkpoint_every_steps: int = _field(
+    checkpoint_every_steps: int = setting(
         "Optimizer steps between checkpoints, in place of minutes; the last ones stay. 0: minutes count.", default=0
     )
-    keep_checkpoints: int = _field("Newest checkpoints that are kept.", default=2)
-    resume: bool = _field("Continue from the newest checkpoint of output_dir, if there is one.", default=False)
-    log_every_steps: int = _field("Optimizer steps between logged losses.", default=10)
-    log_with: Literal["tensorboard", "none"] = _field("Where losses are logged.", default="tensorboard")
-    progress_bar: bool = _field("Show a progress bar.", default=True)
+    keep_checkpoints: int = setting("Newest checkpoints that are kept.", default=2)
+    resume: bool = setting("Continue from the newest checkpoint of output_dir, if there is one.", default=False)
+    log_every_steps: int = setting("Optimizer steps between logged losses.", default=10)
+    log_with: Literal["tensorboard", "none"] = setting("Where losses are logged.", default="tensorboard")
+    progress_bar: bool = setting("Show a progress bar.", default=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, str):
@@ -275,23 +268,3 @@ class PretrainSettings:
                 f"expected {[other.get(k) for k in changed]}, got {[mine.get(k) for k in changed]}; "
                 "use those, or another output_dir"
             )
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> PretrainSettings:
-    """Read [`PretrainSettings`] from command-line flags.
-
-    `HfArgumentParser` rewrites the type of optional fields on the class itself (`str | None` becomes `str`), after which
-    strict validation refuses `None` for the rest of the process; the types are put back here.
-
-    Args:
-        argv: Flags without the program name; `sys.argv[1:]` when `None`. Unknown flags end the program with a message.
-    """
-    types = {entry.name: entry.type for entry in fields(PretrainSettings)}
-    parser = HfArgumentParser(DataClassType(PretrainSettings), allow_abbrev=False)
-    for entry in fields(PretrainSettings):
-        entry.type = types[entry.name]
-    (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    return arguments
-
-
-__all__ = ["PretrainSettings", "parse_arguments"]

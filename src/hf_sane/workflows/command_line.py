@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
+from hf_sane.records.errors import shorten
 from hf_sane.records.settings import default_of, option_name
-from hf_sane.workflows.results import Result
+from hf_sane.workflows.results import MAX_LINE, Result
 
 OLD_SPELLINGS_END = "0.2"  # the version that refuses them
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -24,46 +25,67 @@ def run_workflow(settings: type, run: Callable[[Any], Result], argv: Sequence[st
     """Read settings from a command line, run the workflow, and print its result; `--json` prints it as JSON.
 
     Args:
-        settings: A dataclass whose fields are declared with `setting`. It checks their values itself.
+        settings: A dataclass whose fields are declared with `setting`. It checks their values itself. It is made by its class
+            method `from_options`, if there is one, from the fields that were given.
         run: Takes it, and returns a [`Result`].
         argv: Arguments without the name of the program.
         name: Of the program, and the verb, for usage messages.
     """
-    own = settings.__annotations__  # before what is inherited
-    options = sorted(fields(settings), key=lambda entry: entry.name not in own)
-    options = [entry for entry in options if not entry.metadata.get("only_python")]
-    parameters = [_parameter(entry) for entry in options]
-    as_json = inspect.Parameter(
-        "as_json",
-        inspect.Parameter.KEYWORD_ONLY,
-        annotation=Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
-        default=False,
-    )
     outcome: list[Result] = []
 
-    def command(**given: Any) -> None:
-        chosen = {entry.name: _value(entry, given[entry.name]) for entry in options if given[entry.name] is not None}
+    def work(made: Any, *, as_json: bool) -> None:
         hide_loading_bars()
-        result = run(settings(**chosen))
+        result = run(made)
         outcome.append(result)
+        if result.is_silent:
+            return
         for note in result.notes:
-            typer.echo(note, err=True)
-        if given["as_json"]:
+            typer.echo(shorten(note, MAX_LINE), err=True)
+        if as_json:
             typer.echo(result.to_json())
         else:
             result.print(notes=False)
 
-    command.__doc__ = inspect.getdoc(run)
-    command.__doc__ = (command.__doc__ or "").partition("\n\nArgs:")[0]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*parameters, as_json]}
-    vars(command)["__signature__"] = inspect.Signature([*parameters, as_json])
+    _parse(settings, argv, name, (inspect.getdoc(run) or "").partition("\n\nArgs:")[0], work)
+    return outcome[0]
+
+
+def parse_settings(settings: type, argv: Sequence[str], *, name: str) -> Any:
+    """Read settings from a command line; arguments as of [`run_workflow`]."""
+    outcome: list[Any] = []
+    _parse(settings, argv, name, "", lambda made, as_json: outcome.append(made))
+    return outcome[0]
+
+
+def _parse(settings: type, argv: Sequence[str], name: str, about: str, work: Callable[..., None]) -> None:
+    """Make settings of a command line, and call `work` with them and whether JSON is wanted."""
+    own = settings.__annotations__  # before what is inherited
+    options = sorted(fields(settings), key=lambda entry: entry.name not in own)
+    options = [entry for entry in options if not entry.metadata.get("only_python")]
+    make = getattr(settings, "from_options", settings)
+    parameters = [
+        *map(_parameter, options),
+        inspect.Parameter(
+            "as_json",
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
+            default=False,
+        ),
+    ]
+
+    def command(**given: Any) -> None:
+        chosen = {entry.name: _value(entry, given[entry.name]) for entry in options if given[entry.name] is not None}
+        work(make(**chosen), as_json=given["as_json"])
+
+    command.__doc__ = about
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    vars(command)["__signature__"] = inspect.Signature(parameters)
     inner = typer.Typer(add_completion=False, rich_markup_mode=None)
     inner.command()(command)
     verb = typer.main.get_command(inner)
     # Not `main`, which would turn an interruption into a return value.
     with verb.make_context(name, modern_arguments(options, argv, program=name)) as context:
         verb.invoke(context)
-    return outcome[0]
 
 
 def hide_loading_bars() -> None:
@@ -177,6 +199,8 @@ def _value(entry: Field, given: Any) -> Any:
     (item,) = get_args(kind)
     is_split = entry.metadata.get("split", True) and not entry.metadata.get("positional")
     parts = [part.strip() for text in given for part in text.split(",") if part.strip()] if is_split else list(given)
+    if get_origin(item) in (Union, UnionType) and set(get_args(item)) == {int, float}:
+        item = float
     if item not in (int, float):
         return parts
     return [_number(entry, item, part) for part in parts]
@@ -221,14 +245,14 @@ def _shown(default: Any) -> str:
     return f"  [default: {','.join(map(str, default)) if isinstance(default, list | tuple) else default}]"
 
 
-def script(settings: type, run: Callable[[Any], Result], *, name: str) -> Callable[[], None]:
-    """The `main` of a script that is a door to a workflow: for `run_script`."""
+def script(settings: type, run: Callable[[Any], Result], *, name: str) -> Callable[..., Result]:
+    """The `main` of a script that is a door to a workflow: takes arguments (those of the process by default), for `run_script`."""
+    usage: Any = typer.BadParameter.__base__  # of typer's own copy of click
+    leave: Any = typer.Exit
 
-    def main() -> None:
-        usage: Any = typer.BadParameter.__base__  # of typer's own copy of click
-        leave: Any = typer.Exit
+    def main(argv: Sequence[str] | None = None) -> Result:
         try:
-            run_workflow(settings, run, sys.argv[1:], name=name)
+            return run_workflow(settings, run, sys.argv[1:] if argv is None else list(map(str, argv)), name=name)
         except usage as error:
             error.show()
             raise SystemExit(error.exit_code) from error

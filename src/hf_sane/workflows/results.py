@@ -16,6 +16,7 @@ from hf_sane.records.errors import shorten
 from hf_sane.records.outputs import output_folder
 from hf_sane.records.run_record import RECORD, RunRecord
 
+MAX_LINE = 4000  # characters
 UNLIMITED = 10_000  # columns: a table that goes into a file or a pipe is not folded
 
 
@@ -27,11 +28,13 @@ class Table:
         header: Titles of the columns.
         rows: One cell per column; `None` is shown as a dash, NaN as "undefined".
         title: Printed above the table.
+        caption: Printed below it.
     """
 
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     title: str = ""
+    caption: str = ""
 
 
 @dataclass(kw_only=True)
@@ -42,6 +45,7 @@ class Result:
         record: Command, settings, versions and measurements of the run.
         output: The folder or file that was written; `None` if nothing was.
         notes: What was left out, and what else the user should know, in sentences.
+        is_silent: Whether another process prints the result.
     """
 
     JOB: ClassVar[str] = ""  # what manifests call the folder
@@ -49,9 +53,14 @@ class Result:
     record: RunRecord
     output: Path | None = None
     notes: list[str] = field(default_factory=list)
+    is_silent: bool = False
+
+    def summary(self) -> list[str]:
+        """Lines that are printed first."""
+        return []
 
     def tables(self) -> list[Table]:
-        """What is printed."""
+        """Tables that are printed."""
         return []
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,16 +94,20 @@ class Result:
         console = console or Console(soft_wrap=True)
         wide = console if console.is_terminal else Console(file=console.file, width=UNLIMITED)
         shown = self.notes if notes else []
-        for note in shown:
-            console.print(Text(note))
+        lines = self.summary()
+        for line in (*shown, *lines):
+            console.print(_text(line))
         for index, table in enumerate(self.tables()):
-            if index or shown:
+            if index or shown or lines:
                 console.print()
             if table.title:
-                console.print(Text(table.title, style="bold"))
+                console.print(_text(table.title, style="bold"))
             _print_table(table, wide)
+            if table.caption:
+                for line in table.caption.split("\n"):
+                    console.print(_text(line))
         if self.output is not None:
-            console.print(Text(f"wrote {self.output}"))
+            console.print(_text(f"wrote {self.output}"))
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -126,6 +139,12 @@ def cell_text(value: Any) -> str:
     if isinstance(value, float):
         return "undefined" if value != value else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else shorten(value)
+
+
+def _text(line: str, *, style: str = "") -> Text:
+    """A line that may hold names of strangers: no markup, nothing that steers a terminal."""
+    indent = line[: len(line) - len(line.lstrip(" "))]
+    return Text(indent + shorten(line, MAX_LINE), style=style)
 
 
 def _print_table(table: Table, console: Console) -> None:

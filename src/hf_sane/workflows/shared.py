@@ -1,8 +1,13 @@
 """Settings that several workflows share, said once."""
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hf_sane.records.settings import setting
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -20,3 +25,11 @@ class WindowSettings:
 
     halo_size: int = setting("Context tokens on each side of a window.", default=0)
     batch_size: int = setting("Networks, and windows, at a time.", default=64)
+
+
+def temporary_folder(job: str) -> Path:
+    """A new folder for the output of somebody who named none; it is logged, and stays until the system clears it."""
+    with TemporaryDirectory(prefix=f"hf_sane-{job}-") as name:
+        folder = Path(name)  # given back at once: the one writer makes it
+    logger.warning("no output folder was given: the %s goes to %s", job, folder)
+    return folder

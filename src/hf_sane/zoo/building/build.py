@@ -116,7 +116,7 @@ class _Build:
 
     def __init__(self, arguments: ZooSettings, data: ImageData, work: Path) -> None:
         self.arguments, self.data, self.work = arguments, data, work
-        self.architecture = arguments.config(data)
+        self.architecture = arguments.network_config(data)
         self.runs = plan_runs(arguments, self.architecture)
         self.layout = _layout(self.architecture, arguments)
         self.images = _image_facts(data)

@@ -1,13 +1,11 @@
 """Settings of a zoo, two recipes, and the plan of training runs that follows from them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from huggingface_hub.dataclasses import strict
-from transformers import HfArgumentParser
-from transformers.hf_argparser import DataClassType
 
 from hf_sane.architectures import presets
 from hf_sane.architectures.configuration_zoo import ZooConfig
@@ -15,14 +13,10 @@ from hf_sane.networks.images import ImageData
 from hf_sane.networks.training import Optimizer
 from hf_sane.records.documents import read_settings
 from hf_sane.records.errors import did_you_mean
+from hf_sane.records.settings import setting
 
 USUAL_EPOCHS = (0, 1, 2, 4, 8, 12, 16, 25, 35, 50)
 SPLIT_STREAM = 2**32  # beyond every run number: the seed of the split
-
-
-def _field(help_text: str, *, default: Any) -> Any:
-    """A field that documents itself."""
-    return field(default=default, metadata={"help": help_text})
 
 
 @strict
@@ -39,72 +33,71 @@ class ZooSettings:
         StrictDataclassClassValidationError: For a value out of range.
     """
 
-    name: str | None = _field("What cards call the zoo; the name of the images if left out.", default=None)
-    images: str = _field(
+    name: str | None = setting("Name of the zoo on its card; by default that of the images.", default=None)
+    images: str = setting(
         "'digits' (scikit-learn's) or the path of an .npz with train and test images.", default="digits"
     )
-    train_limit: int | None = _field("Training images used at most.", default=None)
-    validation_limit: int | None = _field("Validation images used at most.", default=None)
-    test_limit: int | None = _field("Test images used at most.", default=None)
-    image_size: int | None = _field("Resize the images to so many pixels.", default=None)
-    architecture: Literal["cnn_digits", "cnn_s", "cnn_l", "mlp", "cifar_resnet", "resnet"] = _field(
+    train_limit: int | None = setting("Training images used at most.", default=None)
+    validation_limit: int | None = setting("Validation images used at most.", default=None)
+    test_limit: int | None = setting("Test images used at most.", default=None)
+    image_size: int | None = setting("Resize the images to so many pixels.", default=None)
+    architecture: Literal["cnn_digits", "cnn_s", "cnn_l", "mlp", "cifar_resnet", "resnet"] = setting(
         "Networks of the zoo, by the name of a preset.", default="cnn_digits"
     )
-    architecture_settings: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further settings of the preset: a JSON object, or the path of a JSON file."}
+    architecture_settings: dict[str, Any] | str | None = setting(
+        "Further settings of the preset: a JSON object, or the path of a JSON file.", default=None
     )
 
-    num_models: int = _field("Training runs.", default=128)
-    epochs: int = _field("Passes over the training images.", default=50)
-    keep_epochs: list[int] | None = field(
-        default=None, metadata={"help": f"Epochs that are kept; of {USUAL_EPOCHS} those that exist if left out."}
+    num_models: int = setting("Training runs.", default=128)
+    epochs: int = setting("Passes over the training images.", default=50)
+    keep_epochs: list[int] | None = setting(
+        f"Epochs whose networks are kept; by default those of {', '.join(map(str, USUAL_EPOCHS))} that are reached.",
+        default=None,
     )
-    batch_size: int = _field("Images per network and update.", default=32)
-    momentum: float = _field("Of SGD.", default=0.9)
-    schedule: Literal["constant", "one_cycle"] = _field("Of the learning rate.", default="constant")
-    initializations: list[str] = field(
-        default_factory=lambda: ["kaiming_uniform"], metadata={"help": "Schemes of initialisation, drawn evenly."}
+    batch_size: int = setting("Images per network and update.", default=32)
+    momentum: float = setting("Momentum of SGD.", default=0.9)
+    schedule: Literal["constant", "one_cycle"] = setting("Schedule of the learning rate.", default="constant")
+    initializations: list[str] = setting("Initialisation schemes to draw from.", factory=lambda: ["kaiming_uniform"])
+    activations: list[str] = setting("Activations to draw from; by default that of the architecture.", factory=list)
+    optimizers: list[str] = setting("Optimisers to draw from: adam, sgd.", factory=lambda: ["adam"])
+    learning_rate: list[float] = setting(
+        "Learning rate, or two bounds to draw it between (log-uniform).", factory=lambda: [1e-3]
     )
-    activations: list[str] = field(
-        default_factory=list, metadata={"help": "Activations, drawn evenly; none: the one of the architecture."}
+    sgd_factor: float = setting(
+        "Factor on the learning rate of SGD, since rates that suit Adam are too small for it.", default=1.0
     )
-    optimizers: list[str] = field(  # a list of Literal has no form on the command line
-        default_factory=lambda: ["adam"], metadata={"help": "Optimisers ('adam', 'sgd'), drawn evenly."}
+    weight_decay: list[float] = setting(
+        "Weight decay, or two bounds to draw it between (log-uniform).", factory=lambda: [0.0]
     )
-    learning_rate: list[float] = field(
-        default_factory=lambda: [1e-3], metadata={"help": "Learning rate, or its bounds (log-uniform)."}
-    )
-    sgd_factor: float = _field(
-        "SGD's learning rate is this times the one drawn: what suits Adam is too small for SGD.", default=1.0
-    )
-    weight_decay: list[float] = field(
-        default_factory=lambda: [0.0], metadata={"help": "Weight decay, or its bounds (log-uniform)."}
-    )
-    dropout: list[float] = field(default_factory=lambda: [0.0], metadata={"help": "Dropout, or its bounds (uniform)."})
-    data_fraction: list[float] = field(
-        default_factory=lambda: [1.0],
-        metadata={"help": "Share of the training images a network sees, or its bounds (uniform)."},
+    dropout: list[float] = setting("Dropout, or two bounds to draw it between.", factory=lambda: [0.0])
+    data_fraction: list[float] = setting(
+        "Share of the training images that a network sees, or two bounds to draw it between.", factory=lambda: [1.0]
     )
 
-    max_abs_weight: float = _field("Networks that ever have a larger parameter count as exploded.", default=5.0)
-    include_excluded: bool = _field(
-        "Keep networks that exploded or are not finite (they are listed anyway).", default=False
+    max_abs_weight: float = setting(
+        "Networks with a larger parameter at any kept epoch are left out as exploded.", default=5.0
     )
-    token_dim: int | None = _field("Scalars per token; the longest row of the network if left out.", default=None)
-    token_layout: str = _field("How weights become tokens.", default="rowwise")
-    batch_norm: Literal["tokens", "template"] = _field("Where BatchNorm tensors go.", default="tokens")
-    split_shares: list[float] = field(
-        default_factory=lambda: [0.7, 0.15, 0.15],
-        metadata={"help": "Shares of the runs for train, validation and test."},
+    include_excluded: bool = setting(
+        "Keep networks that exploded or are not finite; they are listed in any case.", default=False
     )
-    group_size: int = _field(
+    token_dim: int | None = setting(
+        "Scalars per token; by default the length of the longest row of the network.", default=None
+    )
+    token_layout: str = setting("How weights are cut into tokens: rowwise or dense.", default="rowwise")
+    batch_norm: Literal["tokens", "template"] = setting(
+        "Whether BatchNorm tensors become tokens or are stored beside them.", default="tokens"
+    )
+    split_shares: list[float] = setting(
+        "Shares of the runs for train, validation and test.", factory=lambda: [0.7, 0.15, 0.15]
+    )
+    group_size: int = setting(
         "Networks trained together; what is finished survives an interruption, and the rest is kept once a minute.",
         default=128,
     )
-    train_evaluation_limit: int | None = _field("Training accuracy over the first so many images only.", default=None)
-    license: str | None = _field("Licence that the dataset card states.", default=None)
-    seed: int = _field("Of everything that is drawn.", default=0)
-    progress_bar: bool = _field("Show a progress bar.", default=True)
+    train_evaluation_limit: int | None = setting("Measure training accuracy on so many images at most.", default=None)
+    license: str | None = setting("Licence of the zoo, stated on its card.", default=None)
+    seed: int = setting("Random seed.", default=0)
+    progress_bar: bool = setting("Show a progress bar.", default=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.architecture_settings, str):
@@ -162,7 +155,7 @@ class ZooSettings:
         """`keep_epochs`, which is a list once the arguments exist."""
         return list(self.keep_epochs or ())
 
-    def config(self, data: ImageData) -> ZooConfig:
+    def network_config(self, data: ImageData) -> ZooConfig:
         """Configuration of the networks for these images.
 
         Raises:
@@ -186,12 +179,27 @@ class ZooSettings:
         return asdict(self)
 
 
+# Defaults of two kinds of zoo: homogeneous and made for sampling; wide in accuracy and made for probing.
+RECIPES: dict[str | None, dict[str, Any]] = {
+    "seed": {"learning_rate": [3e-3], "weight_decay": [1e-4]},
+    "hyperparameter": {
+        "initializations": ["uniform", "normal", "kaiming_uniform", "kaiming_normal"],
+        "optimizers": ["adam", "sgd"],
+        "learning_rate": [1e-3, 1e-2],
+        "sgd_factor": 5.0,
+        "weight_decay": [1e-4, 1e-2],
+        "dropout": [0.0, 0.2],
+        "data_fraction": [0.25, 1.0],
+    },
+}
+
+
 def seed_zoo(**settings: Any) -> ZooSettings:
     """A zoo of networks that differ in their seed only: homogeneous, made for sampling.
 
     `settings` are fields of [`ZooSettings`]; by default Adam at 3e-3 with a little weight decay.
     """
-    return ZooSettings(**{"learning_rate": [3e-3], "weight_decay": [1e-4], **settings})
+    return ZooSettings(**{**RECIPES["seed"], **settings})
 
 
 def hyperparameter_zoo(**settings: Any) -> ZooSettings:
@@ -200,19 +208,7 @@ def hyperparameter_zoo(**settings: Any) -> ZooSettings:
     Random per run: one of four initialisations, Adam or SGD, learning rate over a decade (five times that for SGD),
     weight decay 1e-4 to 1e-2, dropout up to 0.2, 25 to 100 % of the data. `settings` are fields of [`ZooSettings`].
     """
-    defaults = {
-        "initializations": ["uniform", "normal", "kaiming_uniform", "kaiming_normal"],
-        "optimizers": ["adam", "sgd"],
-        "learning_rate": [1e-3, 1e-2],
-        "sgd_factor": 5.0,
-        "weight_decay": [1e-4, 1e-2],
-        "dropout": [0.0, 0.2],
-        "data_fraction": [0.25, 1.0],
-    }
-    return ZooSettings(**{**defaults, **settings})
-
-
-RECIPES: dict[str, Callable[..., ZooSettings]] = {"seed": seed_zoo, "hyperparameter": hyperparameter_zoo}
+    return ZooSettings(**{**RECIPES["hyperparameter"], **settings})
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,33 +278,3 @@ def split_runs(run_ids: Sequence[str], shares: Sequence[float], seed: int) -> di
         sizes[int(np.argmax(sizes))] += 1 if sum(sizes) < len(run_ids) else -1
     ends = np.cumsum([0, *sizes])
     return {name: sorted(run_ids[i] for i in order[ends[k] : ends[k + 1]]) for k, name in enumerate(names)}
-
-
-@dataclass(frozen=True, slots=True)
-class BuildRequest:
-    """What a command line asks for: settings of the zoo, its folder, its name there."""
-
-    arguments: ZooSettings
-    output_dir: str
-    config: str
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> BuildRequest:
-    """Read a [`BuildRequest`] from command-line flags; `--help` lists them.
-
-    `HfArgumentParser` rewrites the types of optional fields on the class, after which strict validation refuses `None`;
-    they are put back here.
-    """
-    types = {entry.name: entry.type for entry in fields(ZooSettings)}
-    parser = HfArgumentParser(DataClassType(ZooSettings), allow_abbrev=False)
-    for entry in fields(ZooSettings):
-        entry.type = types[entry.name]
-    parser.add_argument("--output_dir", required=True, help="Folder of the zoo; an interrupted build continues there.")
-    parser.add_argument("--config", default="default", help="Name of the zoo in its folder.")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), help="Defaults of a recipe instead of those listed here.")
-    recipe = parser.parse_known_args(argv)[0].recipe
-    if recipe is not None:
-        defaults = RECIPES[recipe]().to_dict()
-        parser.set_defaults(**{name: defaults[name] for name in defaults if name != "keep_epochs"})
-    arguments, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    return BuildRequest(arguments, rest.output_dir, rest.config)

@@ -90,11 +90,6 @@ class ImportResult:
     zoo: Zoo
     entries: tuple[ImportEntry, ...]
 
-    @property
-    def left_out(self) -> dict[tuple[str, str], list[str]]:
-        """Networks that were not taken, by status and reason."""
-        return _left_out(self.entries)
-
 
 def import_zoo(
     arguments: ImportSettings,
@@ -153,7 +148,7 @@ def import_zoo(
                     on_entry(entry)
         if not importer.networks:
             reasons = "; ".join(
-                f"{_names(names)}: {reason}" for (_, reason), names in _left_out(importer.entries).items()
+                f"{_names(names)}: {reason}" for (_, reason), names in left_out(importer.entries).items()
             )
             raise ValueError(
                 f"none of {len(importer.entries)} networks could be taken ({reasons or 'nothing was found'})"
@@ -266,7 +261,8 @@ def _reason(error: Exception) -> str:
     return shorten(text, MAX_REASON) or type(error).__name__
 
 
-def _left_out(entries: Sequence[ImportEntry]) -> dict[tuple[str, str], list[str]]:
+def left_out(entries: Sequence[ImportEntry]) -> dict[tuple[str, str], list[str]]:
+    """Networks that were not taken, by status and reason."""
     found: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         if entry.status != "taken":

@@ -1,13 +1,14 @@
 """What to import, and under which conditions."""
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
 from hf_sane.core.layout import BatchNormStorage
+from hf_sane.records.settings import setting
 
 Grouping = Literal["repository", "base_model", "author", "network"]
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -19,29 +20,7 @@ TOKEN_SETTINGS = ("token_dim", "token_layout", "batch_norm")
 class ImportSettings:
     """Which networks make a zoo, from the Hub or a folder.
 
-    Attributes:
-        repos: Model repositories on the Hub, each `owner/name` or `owner/name@revision`.
-        author: Take the models of this user or organisation.
-        filter: Take models that carry all of these tags, such as `image-classification`.
-        search: Take models with these letters in their name.
-        limit: Most models that `author`, `filter` and `search` together may add; the most downloaded come first.
-        folder: Take the networks below this folder: those of model folders (with a `model.safetensors` or its index), and
-            all other checkpoint files, each on its own; what a file is, its first bytes say.
-        files: Patterns (`*.safetensors`) of the files to take of each repository. Without any: the weights at its root
-            (`model.safetensors` and its kin, or their index), or else every safetensors file.
-        allow_pickle: Whether to open files of `torch.save`, with `weights_only`, where there is no safetensors.
-        key: Which state dict of training checkpoints that hold several, such as `"model_ema"`.
-        max_bytes: Largest network, in bytes on disk. What is larger is not downloaded.
-        max_tokens: Longest network in tokens; of those that are longer, only the header is downloaded.
-        token_dim: Scalars per token.
-        token_layout: See `Layout`.
-        batch_norm: See `Layout`.
-        group_by: What must not be in two splits at once: a repository (in a folder: the files of one folder, and
-            model folders beside each other with names such as `checkpoint-500` and `best`, which may be of one run), a family (repositories connected by
-            `base_model`), an author (in a folder: its first sub-folder), or only a network: for files of independent runs.
-        split_shares: Shares of the groups that train, validation and test get.
-        seed: Of the split.
-        name: What cards call the zoo.
+    The text beside each field is its documentation and its `--help`.
 
     Raises:
         TypeError: For an unknown field.
@@ -49,24 +28,53 @@ class ImportSettings:
         StrictDataclassClassValidationError: For a value out of range, or nothing to import from.
     """
 
-    repos: list[str] = field(default_factory=list)
-    author: str | None = None
-    filter: list[str] = field(default_factory=list)
-    search: str | None = None
-    limit: int = 100
-    folder: str | None = None
-    files: list[str] = field(default_factory=list)
-    allow_pickle: bool = False
-    key: str | None = None
-    max_bytes: int = 500 * 10**6
-    max_tokens: int | None = None
-    token_dim: int = 289
-    token_layout: str = "rowwise"
-    batch_norm: BatchNormStorage = "tokens"
-    group_by: Grouping = "repository"
-    split_shares: list[float | int] = field(default_factory=lambda: [0.7, 0.15, 0.15])
-    seed: int = 0
-    name: str | None = None
+    repos: list[str] = setting(
+        "Model repositories on the Hub: owner/name or owner/name@revision.", factory=list, split=False
+    )
+    author: str | None = setting("Import the models of this user or organisation.", default=None)
+    filter: list[str] = setting(
+        "Import models that carry this tag, such as image-classification; repeat it for several tags.", factory=list
+    )
+    search: str | None = setting("Import models with these letters in their name.", default=None)
+    limit: int = setting(
+        "Most models that --author, --filter and --search add together, most downloaded first.", default=100
+    )
+    folder: str | None = setting(
+        "Import the networks below this folder: model folders, and every other checkpoint file on its own.",
+        default=None,
+    )
+    files: list[str] = setting(
+        "Pattern of the files to take of each repository, such as '*/model.safetensors'; by default the weights at its root, "
+        "or else every safetensors file.",
+        factory=list,
+        split=False,
+    )
+    allow_pickle: bool = setting(
+        "Open files of torch.save (weights_only) where there is no safetensors.", default=False
+    )
+    key: str | None = setting("Which state dict of a training checkpoint, such as model_ema.", default=None)
+    max_bytes: int = setting(
+        "Largest network in bytes; larger ones are not downloaded.", default=500 * 10**6, only_python=True
+    )
+    max_tokens: int | None = setting(
+        "Longest network in tokens; of longer ones only the header is read.", default=None
+    )
+    token_dim: int = setting("Scalars per token.", default=289)
+    token_layout: str = setting("How weights are cut into tokens: rowwise or dense.", default="rowwise")
+    batch_norm: BatchNormStorage = setting(
+        "Whether BatchNorm tensors become tokens or are stored beside them.", default="tokens"
+    )
+    group_by: Grouping = setting(
+        "What must not be in two splits at once: a repository (in a folder: the files of one folder, and model folders beside "
+        "each other such as checkpoint-500 and best), a family (repositories connected by base_model), an author (in a folder: "
+        "its first sub-folder), or only a network.",
+        default="repository",
+    )
+    split_shares: list[float | int] = setting(
+        "Shares of the groups for train, validation and test.", factory=lambda: [0.7, 0.15, 0.15]
+    )
+    seed: int = setting("Random seed of the split.", default=0)
+    name: str | None = setting("Name of the zoo on its card.", default=None)
 
     def validate_sources(self) -> None:
         """There is something to import from."""

@@ -7,10 +7,11 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_sane.architectures.presets import cnn_digits
+from hf_sane.workflows.build_zoo import BuildZooSettings
+from hf_sane.workflows.command_line import parse_settings
 from hf_sane.zoo.building.settings import (
     ZooSettings,
     hyperparameter_zoo,
-    parse_arguments,
     plan_runs,
     seed_zoo,
     split_runs,
@@ -86,12 +87,12 @@ def test_architecture_settings_from_json_text_and_file(tmp_path):
 
 
 def test_configuration_follows_the_images(digits):
-    config = ZooSettings(architecture="mlp", architecture_settings={"hidden_sizes": [3]}).config(digits)
+    config = ZooSettings(architecture="mlp", architecture_settings={"hidden_sizes": [3]}).network_config(digits)
     assert (config.image_size, config.num_channels, config.num_classes) == (8, 1, 10)
-    assert ZooSettings(architecture="cifar_resnet").config(digits).num_channels == 1
+    assert ZooSettings(architecture="cifar_resnet").network_config(digits).num_channels == 1
     for settings in ({"activations": ["relu"]}, {"dropout": [0.0, 0.1]}):
         with pytest.raises(ValueError, match="cifar_resnet has a fixed activation and no dropout"):
-            ZooSettings(architecture="cifar_resnet", **settings).config(digits)
+            ZooSettings(architecture="cifar_resnet", **settings).network_config(digits)
 
 
 @pytest.mark.parametrize(
@@ -127,17 +128,19 @@ def test_bad_settings_are_refused(settings, message):
         ZooSettings(**settings)
 
 
+def parsed(*argv):
+    return parse_settings(BuildZooSettings, argv, name="hf-sane zoo build")
+
+
 def test_command_line_and_recipe():
-    request = parse_arguments(
-        ["--recipe", "hyperparameter", "--output_dir", "here", "--num_models", "5", "--dropout", "0", "--epochs", "4"]
+    found = parsed(
+        *("--recipe", "hyperparameter", "--output_dir", "here", "--num_models", "5", "--dropout", "0", "--epochs", "4")
     )
-    assert (request.output_dir, request.config) == ("here", "default")
-    expected = hyperparameter_zoo(num_models=5, dropout=[0.0], epochs=4)
-    assert request.arguments == expected
+    assert (found.output, found.config) == ("here", "default")
+    assert found.zoo_settings == hyperparameter_zoo(num_models=5, dropout=[0.0], epochs=4)
     lists = ["--optimizers", "sgd", "--initializations", "normal", "uniform", "--keep_epochs", "2", "4"]
-    listed = parse_arguments(["--output_dir", "here", *lists]).arguments
+    listed = parsed("--output", "here", *lists)
     assert (listed.optimizers, listed.initializations) == (["sgd"], ["normal", "uniform"])
     assert listed.kept_epochs == [2, 4]
-    plain = parse_arguments(["--output_dir", "here", "--config", "mine"])
-    assert (plain.arguments, plain.config) == (ZooSettings(), "mine")
-    assert ZooSettings(train_limit=None).train_limit is None  # parsing must leave the types alone
+    plain = parsed("-o", "here", "--config", "mine")
+    assert (plain.zoo_settings, plain.config) == (ZooSettings(), "mine")

@@ -1,0 +1,112 @@
+"""Align a zoo: permute the channels of its networks onto a reference, whatever their architecture."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.records.sources import check_path
+from hf_sane.symmetry.networks import permutation_spec
+from hf_sane.symmetry.permutation import PermutationSpec
+from hf_sane.workflows.results import Result, Table
+from hf_sane.zoo import alignment
+from hf_sane.zoo.dataset import Zoo, choose_config
+from hf_sane.zoo.facts import read_facts
+
+SHOWN_PLACES = 3  # of each reason why something stays
+
+
+@dataclass(kw_only=True)
+class AlignZooSettings:
+    """Settings of [`run_align_zoo`]."""
+
+    zoo: Path = setting("Folder of the zoo, built or imported.", positional=True)
+    config: str | None = setting("Which zoo, if there are several.", default=None)
+
+
+@dataclass(kw_only=True)
+class AlignZooResult(Result):
+    """An aligned zoo.
+
+    Attributes:
+        zoo: The zoo.
+        specs: Symmetries of each of its architectures.
+    """
+
+    zoo: Zoo
+    specs: dict[str, PermutationSpec] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Runs, free permutations and reference of every architecture, and what is not permuted, by reason."""
+        found = _alignment(self.zoo)
+        return {
+            key: {
+                "runs": len(run_ids),
+                "free_permutations": _free(self.specs[key]),
+                "reference": found.references[key],
+                "fixed": {reason: list(places) for reason, places in self.specs[key].reasons.items()},
+            }
+            for key, run_ids in found.run_ids.items()
+        }
+
+    def tables(self) -> list[Table]:
+        """One row per architecture; below, what is not permuted."""
+        rows = [[key, row["runs"], row["free_permutations"], row["reference"]] for key, row in self.to_dict().items()]
+        kept = []
+        for key, spec in self.specs.items():
+            if lines := _fixed(spec):
+                kept += [f"\nnot permuted in {key}", *lines]
+        header = ("architecture", "runs", "free permutations", "reference")
+        return [Table(header, rows, caption="\n".join(kept))]
+
+
+def align_zoo(zoo: Zoo, **options: Any) -> Zoo:
+    """Align a zoo in memory; options and errors as of `hf_sane.zoo.alignment.align_zoo`.
+
+    Args:
+        zoo: Built or imported.
+        **options: `reference`, `specs`.
+
+    Returns:
+        The zoo with its alignment; `Zoo.save` keeps it.
+    """
+    return alignment.align_zoo(zoo, **options)
+
+
+def run_align_zoo(settings: AlignZooSettings) -> AlignZooResult:
+    """Permute the channels, neurons and heads of all networks onto a reference, which changes no function.
+
+    Only the permutations are written, beside the zoo; the views 'aligned' and 'permuted' of `hf-sane pretrain` need them.
+    What can be reordered is traced from the configuration of imported networks (Transformers) and proven by running them;
+    what cannot be proven is not permuted, and is listed with the reason.
+    """
+    record = RunRecord.start(arguments=as_arguments(settings))
+    check_path(settings.zoo)
+    config = choose_config(settings.config, list(read_facts(settings.zoo)), str(settings.zoo))
+    zoo = alignment.align_folder(settings.zoo, config)
+    found = _alignment(zoo)
+    specs = {}
+    for key in found.run_ids:
+        architecture = zoo.facts.parsed_architectures[key.partition(":")[0]]
+        specs[key] = found.specs[key] if architecture is None else permutation_spec(architecture)
+    return AlignZooResult(record=record.finish({}), output=settings.zoo, zoo=zoo, specs=specs)
+
+
+def _alignment(zoo: Zoo) -> alignment.Alignment:
+    if zoo.alignment is None:
+        raise ValueError("this zoo is not aligned; align it first")
+    return zoo.alignment
+
+
+def _free(spec: PermutationSpec) -> int:
+    return sum(generator.size > 1 for generator in spec.generators.values())
+
+
+def _fixed(spec: PermutationSpec) -> list[str]:
+    """One line per reason why dimensions are not permuted."""
+    return [
+        f"  {reason}: {', '.join(places[:SHOWN_PLACES])}"
+        f"{f' and {len(places) - SHOWN_PLACES} more' if len(places) > SHOWN_PLACES else ''}"
+        for reason, places in spec.reasons.items()
+    ]

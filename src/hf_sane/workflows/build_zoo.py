@@ -1,0 +1,85 @@
+"""Build a zoo: train many networks, keep them at several epochs, align them."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from huggingface_hub.dataclasses import strict
+
+from hf_sane.networks.images import ImageData
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.workflows.shared import temporary_folder
+from hf_sane.workflows.show_zoo import ZooResult
+from hf_sane.zoo.building import build
+from hf_sane.zoo.building.settings import RECIPES, ZooSettings
+from hf_sane.zoo.dataset import Zoo
+
+
+@strict
+@dataclass(kw_only=True)
+class BuildZooSettings(ZooSettings):
+    """Settings of [`build_zoo`]: those of the zoo, and where it goes."""
+
+    output: str | Path = setting(
+        "Folder of the zoo; it may hold others under other names.", short="-o", formerly="--output_dir"
+    )
+    config: str = setting("Name of the zoo in that folder.", default="default")
+    recipe: Literal["seed", "hyperparameter"] | None = setting(
+        "Start from other defaults: 'seed' (networks that differ in their seed) or 'hyperparameter' (in everything).",
+        default=None,
+    )
+
+    @classmethod
+    def from_options(cls, **given: Any) -> Self:
+        """Settings with the defaults of a recipe, if one is given."""
+        return cls(**{**RECIPES.get(given.get("recipe"), {}), **given})
+
+    @property
+    def zoo_settings(self) -> ZooSettings:
+        """The settings of the zoo alone."""
+        return ZooSettings(**{entry.name: getattr(self, entry.name) for entry in fields(ZooSettings)})
+
+
+@dataclass(kw_only=True)
+class BuildZooResult(ZooResult):
+    """A zoo that was built."""
+
+    JOB: ClassVar[str] = "zoo"
+
+
+def build_zoo(images: str | ImageData = "digits", *, output: str | Path | None = None, **options: Any) -> Zoo:
+    """Train many networks and keep them as a zoo; an interrupted build continues when it is repeated.
+
+    ```python
+    zoo = hf_sane.build_zoo("digits", recipe="hyperparameter", num_models=100, epochs=10, output="zoo")
+    ```
+
+    Args:
+        images: `"digits"`, the path of an .npz, or images from [`load_images`].
+        output: Folder of the zoo; a temporary one if it is left out, which is logged.
+        **options: Further fields of [`BuildZooSettings`].
+
+    Returns:
+        The zoo, aligned.
+
+    Raises:
+        ValueError: For settings that do not fit the images, or a folder that holds a build with other settings.
+        FileExistsError: If the folder holds something else.
+    """
+    data = images if isinstance(images, ImageData) else None
+    named = {} if isinstance(images, ImageData) else {"images": images}
+    place = output or temporary_folder("zoo")
+    return run_build_zoo(BuildZooSettings.from_options(output=place, **named, **options), data=data).zoo
+
+
+def run_build_zoo(settings: BuildZooSettings, *, data: ImageData | None = None) -> BuildZooResult:
+    """Train many networks and save them as a zoo; an interrupted build continues where it stopped.
+
+    Args:
+        settings: What to train, and where it goes.
+        data: Images in place of those that the settings name.
+    """
+    record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
+    zoo = build.build_zoo(settings.zoo_settings, data, settings.output, config=settings.config)
+    return BuildZooResult(record=zoo.run_record or record.finish({}), output=Path(settings.output), zoo=zoo)

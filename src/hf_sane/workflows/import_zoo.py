@@ -1,0 +1,136 @@
+"""Import networks that others have trained, of any architecture, as a zoo."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+
+from hf_sane.records.errors import shorten
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.shared import temporary_folder
+from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.facts import data_folder
+from hf_sane.zoo.importing import importing
+from hf_sane.zoo.importing.settings import ImportSettings, parse_size
+from hf_sane.zoo.writing import REPORT_NAME
+
+MUCH_PADDING = 0.9  # of the scalars in the tokens of a network
+MAX_REASON = 300  # characters; the JSON has them all
+NAMES_SHOWN = 5  # networks of one reason; the JSON has them all
+
+
+@strict
+@dataclass(kw_only=True)
+class ImportZooSettings(ImportSettings):
+    """Settings of [`import_zoo`]: what to take, and where it goes."""
+
+    more_repos: list[str] = setting("Repositories, as with --repos.", factory=list, positional=True)
+    output: str | Path = setting("Folder of the zoo; it may hold others.", short="-o")
+    config: str = setting("Name of the zoo in its folder.", default="default")
+    max_size: str | None = setting(
+        "Largest network, such as 1GB; larger ones are not downloaded. 500MB by default.", default=None
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_size is not None:
+            self.max_bytes = parse_size(self.max_size)
+        self.repos, self.more_repos = [*self.repos, *self.more_repos], []
+
+    @property
+    def import_settings(self) -> ImportSettings:
+        """What to take, and how."""
+        return ImportSettings(**{entry.name: getattr(self, entry.name) for entry in fields(ImportSettings)})
+
+
+@dataclass(kw_only=True)
+class ImportZooResult(Result):
+    """A zoo of imported networks, and what became of every network.
+
+    Attributes:
+        zoo: The zoo.
+        entries: One per network, or per repository without any.
+    """
+
+    JOB: ClassVar[str] = "zoo"
+
+    zoo: Zoo
+    entries: tuple[importing.ImportEntry, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Networks per split, names of those that were taken, and the others by status and reason."""
+        left_out = importing.left_out(self.entries)
+        return {
+            "splits": {name: len(split) for name, split in self.zoo.splits.items()},
+            "taken": [entry.run_id for entry in self.entries if entry.status == "taken"],
+            "left_out": [
+                {"status": status, "reason": reason, "networks": names} for (status, reason), names in left_out.items()
+            ],
+        }
+
+    def summary(self) -> list[str]:
+        """What was not taken, by reason."""
+        lines = []
+        for (status, reason), names in importing.left_out(self.entries).items():
+            lines.append(f"{status}: {len(names)}, {shorten(reason, MAX_REASON)}")
+            lines += [f"  {shorten(network)}" for network in names[:NAMES_SHOWN]]
+            lines += [f"  and {len(names) - NAMES_SHOWN} more"] if len(names) > NAMES_SHOWN else []
+        return ["not taken", *lines] if lines else []
+
+    def tables(self) -> list[Table]:
+        """Networks, repositories and structures per split."""
+        rows = [
+            [name, len(split), *(len(set(split.column(key))) for key in ("repo_id", "layout"))]
+            for name, split in self.zoo.splits.items()
+        ]
+        return [Table(("split", "networks", "repositories", "structures"), rows)]
+
+
+def import_zoo(folder: str | Path | None = None, *, output: str | Path | None = None, **options: Any) -> Zoo:
+    """Import networks that others have trained, from a folder or the Hub, as a zoo.
+
+    ```python
+    zoo = hf_sane.import_zoo("checkpoints", output="zoo")
+    zoo = hf_sane.import_zoo(repos=["org/resnet-a", "org/resnet-b"], output="zoo")
+    ```
+
+    Args:
+        folder: Networks below this folder.
+        output: Folder of the zoo; a temporary one if it is left out, which is logged.
+        **options: Further fields of [`ImportZooSettings`].
+
+    Returns:
+        The zoo. What was left out, and why, is in its folder (`import.json`) and in the result of [`run_import_zoo`].
+
+    Raises:
+        ValueError: If there is nothing to import from, or nothing could be taken.
+        FileExistsError: If the output holds something else.
+    """
+    options |= {} if folder is None else {"folder": str(folder)}
+    return run_import_zoo(ImportZooSettings(output=output or temporary_folder("zoo"), **options)).zoo
+
+
+def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
+    """Import existing networks, of any architecture, into a zoo; what cannot be taken is listed with the reason.
+
+    An import that was interrupted goes on when it is started again.
+    """
+    record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
+    found = importing.import_zoo(settings.import_settings, settings.output, config=settings.config)
+    notes = [f"what became of each network: {data_folder(Path(settings.output), settings.config) / REPORT_NAME}"]
+    layouts = found.zoo.facts.parsed_layouts.values()
+    if wasteful := sum(layout.padding_share > MUCH_PADDING for layout in layouts):
+        notes.append(
+            f"{wasteful} structures are {MUCH_PADDING:.0%} padding or more: --token-layout dense takes less room"
+        )
+    if any(entry.status == "failed" for entry in found.entries):
+        notes.append("some could not be reached: the same command tries those again")
+    return ImportZooResult(
+        record=found.zoo.run_record or record.finish({}),
+        output=Path(settings.output),
+        notes=notes,
+        zoo=found.zoo,
+        entries=found.entries,
+    )

@@ -1,0 +1,83 @@
+"""Join zoos of several data sets or architectures into one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.workflows.shared import temporary_folder
+from hf_sane.workflows.show_zoo import ZooResult
+from hf_sane.zoo import mixing
+from hf_sane.zoo.dataset import Zoo
+
+
+@dataclass(kw_only=True)
+class MixZoosSettings:
+    """Settings of [`mix_zoos`]."""
+
+    zoos: list[str] = setting(
+        "Zoos as NAME=SOURCE or NAME=SOURCE@CONFIG; SOURCE: folder, Hub dataset, or dataset@revision.",
+        positional=True,
+    )
+    output: str | Path = setting("Folder of the mixture; it may hold others under other names.", short="-o")
+    config: str = setting("Name of the mixture in that folder.", default="default")
+    name: str | None = setting("Name of the mixture on its card; by default those of the zoos.", default=None)
+    token_dim: int | None = setting("Scalars per token; by default the largest among the zoos.", default=None)
+    token_layout: str | None = setting("How weights are cut into tokens; by default as in the zoos.", default=None)
+
+
+def mix_zoos(zoos: Mapping[str, Zoo | str], *, output: str | Path | None = None, **options: Any) -> Zoo:
+    """Join zoos into one that a single SANE can be pre-trained on.
+
+    Args:
+        zoos: Zoos, or their sources, by the name that the mixture knows them by.
+        output: Folder of the mixture; a temporary one if it is left out, which is logged.
+        **options: `config`, `name`, `token_dim`, `token_layout`, as in [`MixZoosSettings`].
+
+    Returns:
+        The mixture.
+
+    Raises:
+        ValueError: For no zoo, names that cannot be part of a run's name, or zoos that do not fit together.
+        FileExistsError: If the folder holds something else.
+    """
+    opened = {name: zoo if isinstance(zoo, Zoo) else Zoo.load(zoo) for name, zoo in zoos.items()}
+    return mixing.mix_zoos(opened, output or temporary_folder("zoo"), **options)
+
+
+def run_mix_zoos(settings: MixZoosSettings) -> ZooResult:
+    """Join zoos into one: other data sets or architectures, tokens of one size, splits as they were."""
+    record = RunRecord.start(arguments=as_arguments(settings))
+    opened: dict[str, Zoo] = {}
+    for text in settings.zoos:
+        label, source, part = parse_source(text)
+        if label in opened:
+            raise ValueError(f"two zoos are called {label!r}; give each a name of its own")
+        opened[label] = Zoo.load(source, part)
+    mixture = mixing.mix_zoos(
+        opened,
+        settings.output,
+        config=settings.config,
+        name=settings.name,
+        token_dim=settings.token_dim,
+        token_layout=settings.token_layout,
+    )
+    return ZooResult(record=mixture.run_record or record.finish({}), output=Path(settings.output), zoo=mixture)
+
+
+def parse_source(text: str) -> tuple[str, str, str | None]:
+    """Name, folder or dataset id, and config name of `NAME=SOURCE[@CONFIG]`.
+
+    A folder that exists is one, `@` in its name or not; `owner/name@revision@config` names a revision too, where the config
+    may be empty.
+
+    Raises:
+        ValueError: If there is no name or no source.
+    """
+    label, equals, rest = text.partition("=")
+    source, _, config = rest.rpartition("@") if "@" in rest and not Path(rest).exists() else (rest, "", "")
+    if not label or not equals or not source:
+        raise ValueError(f"expected NAME=SOURCE or NAME=SOURCE@CONFIG, got {text!r}")
+    return label, source, config or None

@@ -1,0 +1,84 @@
+"""Pre-train a SANE autoencoder on zoos."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hf_sane.hub.adapters import write_pretraining_card
+from hf_sane.records.run_record import RECORD, RunRecord
+from hf_sane.training import pretraining
+from hf_sane.training.run_folder import JOB
+from hf_sane.training.settings import PretrainSettings
+from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.sane import SANE
+from hf_sane.workflows.shared import temporary_folder
+from hf_sane.zoo.dataset import Zoo
+
+
+@dataclass(kw_only=True)
+class PretrainingResult(Result):
+    """A pre-trained SANE, or a LoRA adapter of one.
+
+    Attributes:
+        run: What the run measured, and its folder.
+    """
+
+    JOB: ClassVar[str] = JOB
+
+    run: pretraining.PretrainResult
+
+    def tables(self) -> list[Table]:
+        """Reconstruction on validation networks, loss, steps."""
+        facts = {
+            "reconstruction R2 (validation)": self.run.reconstruction_text,
+            "loss": self.run.loss,
+            "steps": self.run.steps,
+            "seconds": self.run.seconds,
+            "processes": self.run.num_processes,
+        }
+        return [Table(("", ""), [list(pair) for pair in facts.items()])]
+
+
+def pretrain(zoo: str | Zoo | Sequence[str | Zoo], *, output: str | Path | None = None, **options: Any) -> SANE:
+    """Pre-train a SANE autoencoder.
+
+    ```python
+    sane = hf_sane.pretrain(zoo, num_epochs=50, model={"hidden_size": 128, "latent_dim": 64}, output="runs/sane")
+    ```
+
+    Args:
+        zoo: A zoo, its folder or its Hub dataset id; or several, which must share one token size.
+        output: Run folder; a temporary one if it is left out, which is logged.
+        **options: Further fields of [`PretrainSettings`]. Of a LoRA run (`lora=True`) the folder holds an adapter: use
+            [`run_pretrain`].
+
+    Returns:
+        The autoencoder with its weight tokenizer.
+
+    Raises:
+        ValueError: For settings out of range, or that do not fit the zoo.
+        FileExistsError: If the folder holds something else, or a run that is not to be resumed.
+    """
+    zoos: list[str | Zoo] = [zoo] if isinstance(zoo, str | Zoo) else list(zoo)
+    names = [str(x.source or x.facts.name) if isinstance(x, Zoo) else str(x) for x in zoos]
+    settings = PretrainSettings(zoo=names, output_dir=str(output or temporary_folder("run")), **options)
+    opened = [
+        x if isinstance(x, Zoo) else Zoo.load(x, settings.zoo_config, revision=settings.zoo_revision) for x in zoos
+    ]
+    result = run_pretrain(settings, zoos=None if settings.streaming else opened)
+    return SANE.from_pretrained(result.run.folder)
+
+
+def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = None) -> PretrainingResult:
+    """Pre-train a SANE autoencoder on zoos; an interrupted run continues with --resume.
+
+    The verb trains in one process; scripts/pretrain.py takes the same settings and can be launched on several.
+
+    Args:
+        settings: Of the run.
+        zoos: The zoos, if they are open already.
+    """
+    found = pretraining.pretrain(settings, zoos=zoos, describe=write_pretraining_card)
+    record = RunRecord.load(found.folder / RECORD) if found.is_main_process else RunRecord.start()
+    return PretrainingResult(record=record, output=found.folder, is_silent=not found.is_main_process, run=found)

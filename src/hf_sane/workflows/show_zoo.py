@@ -1,0 +1,114 @@
+"""Describe a zoo: splits, architectures, tokens, accuracy, and what was left out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.workflows.results import Result, Table
+from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.facts import IMPORTED
+
+MAX_SHOWN = 10  # architectures and layouts
+SHOWN_PROPERTIES = ("test_accuracy", "validation_accuracy", "generalization_gap")
+
+
+@dataclass(kw_only=True)
+class ShowZooSettings:
+    """Settings of [`show_zoo`]."""
+
+    zoo: str | Zoo = setting("Zoo folder or Hub dataset id.", positional=True)
+    config: str | None = setting("Which zoo, if there are several.", default=None)
+    revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
+
+
+@dataclass(kw_only=True)
+class ZooResult(Result):
+    """A zoo, and what it holds.
+
+    Attributes:
+        zoo: The zoo.
+    """
+
+    zoo: Zoo
+
+    def to_dict(self) -> dict[str, Any]:
+        """Splits, architectures, layouts and excluded runs."""
+        return describe_zoo(self.zoo)
+
+    def summary(self) -> list[str]:
+        """Name, architectures and tokens."""
+        facts = describe_zoo(self.zoo)
+        lines = [f"zoo {facts['name']}{'' if facts['is_aligned'] else ' (not aligned)'}"]
+        for settings in list(facts["architectures"].values())[:MAX_SHOWN]:
+            lines.append(f"  architecture {settings['model_type']}: {describe_architecture(settings)}")
+        for layout in list(facts["layouts"].values())[:MAX_SHOWN]:
+            lines.append(f"  {layout['tokens']:,} {layout['token_layout']} tokens of {layout['token_dim']} weights")
+        if (more := max(len(facts["architectures"]), len(facts["layouts"])) - MAX_SHOWN) > 0:
+            lines.append(f"  and {more} more (--json lists all)")
+        return [*lines, f"  {len(facts['excluded'])} runs excluded"]
+
+    def tables(self) -> list[Table]:
+        """One row per split."""
+        names = (f"final {name.replace('_', ' ')}" for name in SHOWN_PROPERTIES)
+        rows = []
+        for name, split in describe_zoo(self.zoo)["splits"].items():
+            spreads = [None if q is None else f"{q[0]:.3f} / {q[1]:.3f} / {q[2]:.3f}" for q in split["final"].values()]
+            rows.append([name, split["runs"], split["networks"], ",".join(map(str, split["epochs"])), *spreads])
+        header = ("split", "runs", "networks", "epochs", *names)
+        return [Table(header, rows, caption="(accuracy and gap: smallest / median / largest)")]
+
+
+def show_zoo(zoo: str | Zoo, **options: Any) -> ZooResult:
+    """Describe a zoo; options are further fields of [`ShowZooSettings`]."""
+    return run_show_zoo(ShowZooSettings(zoo=zoo, **options))
+
+
+def run_show_zoo(settings: ShowZooSettings) -> ZooResult:
+    """Show what a zoo holds: splits, architectures, tokens, accuracy, what was left out."""
+    record = RunRecord.start(arguments=as_arguments(settings))
+    zoo = settings.zoo
+    if isinstance(zoo, str):
+        zoo = Zoo.load(zoo, settings.config, revision=settings.revision)
+    return ZooResult(record=record.finish({}), zoo=zoo)
+
+
+def describe_zoo(zoo: Zoo) -> dict[str, Any]:
+    """Facts about a zoo, as JSON holds them."""
+    splits: dict[str, Any] = {}
+    for name, split in zoo.splits.items():
+        final = split.final_epochs()
+        splits[name] = {
+            "networks": len(split),
+            "runs": len(final),
+            "epochs": [epoch for epoch in sorted(set(split.column("epoch").tolist())) if epoch == epoch],
+            "final": {column: _spread(final.column(column)) for column in SHOWN_PROPERTIES},
+        }
+    return {
+        "name": zoo.facts.name,
+        "architectures": dict(zoo.facts.architectures),
+        "layouts": {
+            key: {"tokens": layout.num_tokens, "token_dim": layout.token_dim, "token_layout": layout.token_layout}
+            for key, layout in zoo.facts.parsed_layouts.items()
+        },
+        "excluded": list(zoo.facts.excluded),
+        "is_aligned": zoo.alignment is not None,
+        "splits": splits,
+    }
+
+
+def describe_architecture(settings: Mapping[str, Any]) -> str:
+    """Settings of an architecture in one line; of an imported one, what its repository calls it."""
+    if settings["model_type"] == IMPORTED:
+        config = settings["config"]
+        return ", ".join(map(str, config.get("architectures") or [config.get("model_type", "no configuration")]))
+    return ", ".join(f"{name} {value}" for name, value in settings.items() if name != "model_type")
+
+
+def _spread(values: np.ndarray) -> list[float] | None:
+    """Smallest, median and largest of what is known."""
+    known = values[np.isfinite(values)]
+    return np.quantile(known, (0, 0.5, 1)).tolist() if len(known) else None
