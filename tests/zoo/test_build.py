@@ -350,9 +350,11 @@ def test_script_builds_and_reports(tmp_path, capsys):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     command = ["--output_dir", str(tmp_path), "--num_models", "3", "--epochs", "1", "--train_limit", "64"]
-    zoo = script.main([*command, "--architecture_settings", json.dumps(TINY)])
+    zoo = script.main([*command, "--architecture_settings", json.dumps(TINY)]).zoo
     output = capsys.readouterr()
-    assert "train: 1 runs, 2 networks, mean final accuracy" in output.out
+    assert "--num_models is now --num-models" in output.err
+    row = next(line.split() for line in output.out.splitlines() if line.startswith("train"))
+    assert row[:4] == ["train", "1", "2", "0,1"]
     assert "networks=3/3" in output.err
     assert "epoch=1/1" in output.err
     assert "accuracy=" in output.err

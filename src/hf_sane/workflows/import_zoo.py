@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
+from tqdm import tqdm
 
 from hf_sane.records.errors import shorten
 from hf_sane.records.run_record import RunRecord
@@ -118,7 +119,15 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
     An import that was interrupted goes on when it is started again.
     """
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
-    found = importing.import_zoo(settings.import_settings, settings.output, config=settings.config)
+    with tqdm(desc="importing", unit="network") as bar:
+
+        def report(entry: importing.ImportEntry) -> None:
+            bar.update()
+            bar.set_postfix_str(f"{entry.status} {shorten(entry.run_id)}")
+
+        found = importing.import_zoo(
+            settings.import_settings, settings.output, config=settings.config, on_entry=report
+        )
     notes = [f"what became of each network: {data_folder(Path(settings.output), settings.config) / REPORT_NAME}"]
     layouts = found.zoo.facts.parsed_layouts.values()
     if wasteful := sum(layout.padding_share > MUCH_PADDING for layout in layouts):
