@@ -41,7 +41,7 @@ BAD = {
         header(json.dumps({"w": {"dtype": "F32", "shape": [1, -1], "data_offsets": [0, 0]}})),
         "shape",
     ),
-    "deep_header": ("model.safetensors", header("[" * 100_000), "header"),
+    "deep_header": ("model.safetensors", header("[" * 100_000), "maximum recursion depth"),
     "empty": ("model.safetensors", b"", "model.safetensors"),
     "claims": ("model.safetensors", struct.pack("<Q", 2**63), "model.safetensors"),
 }
@@ -136,7 +136,7 @@ def test_the_same_reason_is_said_once_with_a_count(tmp_path, monkeypatch):
     for index in range(60):
         torch.save(weights(index), folder / f"epoch_{index}.pt")
     arguments = ["zoo", "import", "--folder", str(folder), "--token-dim", "4"]
-    shown = CliRunner().invoke(app, [*arguments, "--split-shares", "1,0,0", "-o", str(tmp_path / "zoo")]).output
+    shown = CliRunner().invoke(app, [*arguments, "--split-shares", "1,0,0", "-o", str(tmp_path / "zoo")]).stdout
     assert shown.count("which can run code when they are opened") == 1
     assert "skipped: 60, it holds pickles only" in shown
     assert "and 55 more" in shown
