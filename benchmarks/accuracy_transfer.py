@@ -1,4 +1,4 @@
-"""Test accuracy from weights, across zoos: regressors fitted on the networks of one data set, asked about those of another.
+"""Predict test accuracy from weights across zoos: fit on the networks of one dataset, test on those of another.
 
 After Unterthiner et al. (arXiv:2002.11448, section 5): layer statistics and flattened weights into ridge, logit-linear
 and gradient-boosted regressors. The training runs of the source zoo fit, its validation runs choose, the test runs of

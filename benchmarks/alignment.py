@@ -1,4 +1,4 @@
-"""Aligning 1,000 CNN-s to a reference: all at once, against a plain loop of git re-basin weight matching; and a ResNet-18.
+"""Time to align 1,000 CNN-s to a reference, against a plain loop of git re-basin matching; also a ResNet-18.
 
     OMP_NUM_THREADS=2 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 \
         python benchmarks/alignment.py --output alignment.json

@@ -112,7 +112,7 @@ def chains(names: Sequence[str]) -> list[list[str]]:
 
 
 def symmetries(layout: Layout) -> PermutationSpec:
-    """Hidden neurons of each chain move freely; standard deviations per last hidden neuron (gSDE) move with the actor's."""
+    """Hidden neurons permute freely; per-neuron standard deviations (gSDE) move with the actor's last layer."""
     layers = {layer.name: layer for layer in layout.layers}
     axes: dict[str, list[Dimension]] = {t.name: [None] * len(t.shape) for la in layout.layers for t in la.tensors}
     sizes = {}

@@ -1,4 +1,4 @@
-"""Sample networks of an architecture that SANE never saw, from a few briefly trained ones of it; fine-tune; compare with scratch.
+"""Sample networks of an unseen architecture from a few briefly trained ones, fine-tune, compare with scratch.
 
     hf-sane zoo mix mnist=../zoos@mnist_seed usps=../zoos@usps_seed --output ../mixed --token-dim 289
     hf-sane pretrain --zoo ../mixed --output ../sane_cnn --model '{"position_embedding": "sinusoidal"}'

@@ -1,4 +1,4 @@
-"""Sampled networks with LoRA, sampled networks fine-tuned whole, and networks from scratch, after the same number of steps.
+"""Compare LoRA on sampled networks, full fine-tuning and training from scratch after the same number of steps.
 
     hf-sane sample --sane demo_output/sane --zoo demo_output/zoos --config seed --num-samples 5 --images digits \
         --output runs/tmp/sampled

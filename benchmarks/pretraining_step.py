@@ -1,4 +1,4 @@
-"""Speed of one SANE pre-training step, against the machine's matrix product and a plain transcription of the paper's loop.
+"""Time one SANE pre-training step against matrix products and a plain transcription of the paper's loop.
 
     OMP_NUM_THREADS=2 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 \
         python benchmarks/pretraining_step.py --output pretraining_step.json

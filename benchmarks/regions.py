@@ -63,7 +63,7 @@ def fine_tune(
 def descendants(
     data: Mapping[str, ImageData], config: ZooConfig, tasks: Mapping[str, str], arguments: argparse.Namespace
 ) -> LabelledNetworks:
-    """An ancestor trained on all data sets at once, and what comes of it on each, with true and with shuffled labels."""
+    """Train an ancestor on all datasets at once, then fine-tune it on each, with true and with shuffled labels."""
     joined: dict[str, Any] = {
         f"{split}_{part}": torch.cat([getattr(images, f"{split}_{part}") for images in data.values()])
         for split, part in product(SPLITS, ("images", "labels"))
@@ -151,7 +151,7 @@ def interiors(
 
 
 def adapter_report(folder: Path) -> dict[str, Any]:
-    """LoRA adapters of Stable Diffusion: distances between them, and whether layers of one adapter are near each other.
+    """Distances between LoRA adapters of Stable Diffusion, and between the layers of each.
 
     Every adapter is the only one of its kind, so there are no regions of adapters; but each has many layers. Changes
     of layers of one shape, scaled to length one, are the points; asked is whether the nearest one belongs to the same

@@ -1,4 +1,4 @@
-"""Soup, SANE sampling and ensemble from the same ingredients: what one gets out of `n` trained networks without training.
+"""Compare soups, SANE sampling and ensembles made of the same `n` trained networks, without training.
 
 Two populations: *independent* networks, the best training runs of a zoo, and *fine-tuned* ones, continuations of one
 of them with other orders of images. From `n` ingredients come one network (soups, sampling, noise) or one committee

@@ -7,5 +7,5 @@ OUTSIDE = re.compile(r"\]\(\.\./([^)\s]+)\)")
 
 
 def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
-    """Turn `](../runs/demo/report.json)` into a link to the file on the main branch; pages keep paths that work in a clone."""
+    """Turn `](../../runs/demo/report.json)` into a link to the main branch; in a clone, the relative path works."""
     return OUTSIDE.sub(rf"]({config['repo_url'].rstrip('/')}/blob/main/\1)", markdown)

@@ -140,7 +140,7 @@ def first_runs(split: ZooSplit, count: int) -> ZooSplit:
 
 
 def without_alignment(zoo: Zoo) -> Zoo:
-    """The zoo with permutations that leave everything in place: its aligned view is the networks as they were trained."""
+    """The zoo with identity permutations: its aligned view shows the networks as they were trained."""
     assert zoo.alignment is not None
     identity = {
         key: {axis: torch.arange(index.shape[1]).expand_as(index).clone() for axis, index in axes.items()}
@@ -206,7 +206,7 @@ def autoencoder(
 
 
 def sample(codec: NetworkCodec, zoo: Zoo, judge: Judge, data: ImageData, sizes: Sizes, seed: int) -> dict[str, Any]:
-    """Test accuracy without fine-tuning, and distance to the nearest training network, of the methods that are reported."""
+    """Test accuracy without fine-tuning and distance to the nearest training network, by method."""
     settings = ComparisonSettings(
         seed=seed, num_candidates=sizes.num_candidates, num_kept=sizes.num_kept, bandwidths=BANDWIDTHS
     )

@@ -1,4 +1,4 @@
-"""Save the best autoencoder of each family as a model folder, and a network that it sampled: weights, card, run record.
+"""Save the best autoencoder of each family and a network sampled from it: weights, card, run record.
 
     python experiments/paper_models.py --zoos ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper --output ../models

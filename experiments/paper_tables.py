@@ -1,4 +1,4 @@
-"""Pre-train, probe and sample on the zoos of `paper_zoos.py`: one run record per family of zoos and seed, for docs/results.md.
+"""Pre-train, probe and sample on the zoos of `paper_zoos.py`; one run record per family of zoos and seed.
 
     python experiments/paper_tables.py --zoos ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper

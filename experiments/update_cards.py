@@ -1,10 +1,10 @@
-"""Keep the cards of the demo's artefacts, and of the zoos and models of docs/results.md, as records and facts tell them.
+"""Update the model cards of the demo and of the published zoos and models from their records.
 
-python experiments/update_cards.py --demo demo_output   # after `make demo`: take over its configurations, render the cards
+python experiments/update_cards.py --demo demo_output   # after `make demo`: copy its configurations, render the cards
 python experiments/update_cards.py --zoos ../zoos       # after experiments/paper_zoos.py: the same for its zoos
-python experiments/update_cards.py --models ../models   # after experiments/paper_models.py: the same for its autoencoders and networks
-python experiments/update_cards.py                      # render again from what model_cards/ and the demo's record hold
-python experiments/update_cards.py --check              # exit 1 if a card says something else than the record
+python experiments/update_cards.py --models ../models   # after experiments/paper_models.py: the same for its models
+python experiments/update_cards.py                      # render again from model_cards/ and the demo's record
+python experiments/update_cards.py --check              # exit 1 if a card differs from its record
 
 It also lists the files of pretrained/ anew in their manifests: run it after changing one of them.
 """

@@ -1,4 +1,4 @@
-"""`import hf_sane` loads next to nothing, and Auto classes still know its classes: in every order, thread and process."""
+"""`import hf_sane` is cheap, and Auto classes know its classes in any order, thread and process."""
 
 import json
 import os

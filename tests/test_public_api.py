@@ -1,4 +1,4 @@
-"""The public names: each exists, is documented and comes from one place; Auto classes know them, with and without the library."""
+"""Public names exist, are documented and have one home; Auto classes know them with and without us."""
 
 import inspect
 import json

@@ -336,7 +336,7 @@ def test_an_alpha_of_few_eigenvalues_is_marked_and_left_out_of_means(eigenvalues
 @pytest.mark.parametrize("alpha", [1.8, 2.5, 4.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_drawn_tails_against_scipy_and_the_truth(alpha, seed):
-    """Eigenvalues drawn from a Pareto law: the exponent within three standard errors, and SciPy's likelihood agrees."""
+    """Eigenvalues from a Pareto law: the exponent is within three standard errors and agrees with SciPy."""
     drawn = torch.rand(500, generator=generator(seed), dtype=torch.float64) ** (-1 / (alpha - 1))
     layer = analyze(with_eigenvalues(drawn, 520))
     error = (layer.alpha - 1) / math.sqrt(layer.tail_size)

@@ -1,4 +1,4 @@
-"""The LoRA benchmarks on a tiny zoo and an untrained network: they choose, go on where they stopped, and leave a record."""
+"""The LoRA benchmarks on a tiny zoo and an untrained network choose, resume and write a record."""
 
 import importlib.util
 import json

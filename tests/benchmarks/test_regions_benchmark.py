@@ -63,7 +63,8 @@ def test_the_record(script, zoos, tmp_path):
     small = ["--networks", "3", "--shuffled-networks", "2", "--epochs", "1", "--ancestor-epochs", "1", "--points", "3"]
     report = script.main([
         "--zoos", *zoos, "--tasks", json.dumps({"plain": "one", "other": "two"}), "--sane", str(tmp_path / "sane"),
-        "--adapters", str(tmp_path), *small, "--picture", str(tmp_path / "map.png"), "--output", str(tmp_path / "r.json"),
+        "--adapters", str(tmp_path), *small,
+        "--picture", str(tmp_path / "map.png"), "--output", str(tmp_path / "r.json"),
     ])  # fmt: skip
     assert len(report["spaces"]) == 5
     assert report["spaces"]["fine_tuned"].keys() == {"data_set", "task", "general"}

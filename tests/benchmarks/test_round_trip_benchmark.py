@@ -1,4 +1,4 @@
-"""The round trip benchmark on a folder of two small checkpoints, and what it says when nothing is there or something is lost."""
+"""The round-trip benchmark on two small checkpoints, on an empty folder and on a loss."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""`--subfolder`, `--variant` and `--key` choose what is read, of folders and of repositories, in every verb that reads networks."""
+"""`--subfolder`, `--variant` and `--key` work for folders and repositories in every verb that reads networks."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A name that is wrong is answered at once by every verb that takes one, with what was tried; a revision is taken by all."""
+"""Every verb answers a wrong name at once, says what was tried, and accepts a revision."""
 
 from pathlib import Path
 

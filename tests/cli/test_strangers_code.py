@@ -1,4 +1,4 @@
-"""A repository with Python files, pickles and the settings that name them is offered everywhere, with "y" to every question."""
+"""Repositories with Python files, pickles and settings that name them, with "y" answered to every question."""
 
 import ast
 import io

@@ -1,4 +1,4 @@
-"""Weights that single precision cannot take are refused by name; NaN never comes out of finite weights without a word."""
+"""Weights that do not fit single precision are refused by name; finite weights never silently give NaN."""
 
 import pytest
 import torch

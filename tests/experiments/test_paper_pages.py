@@ -33,7 +33,8 @@ def sampling(seed, bootstrapped):
     accuracies |= {"anchor_noise": 0.5, "anchor_noise_selected": 0.65, "anchor_average": 0.2, "scratch": 0.1}
     return {
         "methods": {name: method(value) for name, value in accuracies.items()},
-        "num_anchors": 9, "num_kept": 2, "num_candidates": 20, "bandwidth": 0.2, "bootstrap_validation_accuracy": [0.5, 0.61234],
+        "num_anchors": 9, "num_kept": 2, "num_candidates": 20, "bandwidth": 0.2,
+        "bootstrap_validation_accuracy": [0.5, 0.61234],
     }  # fmt: skip
 
 
@@ -78,7 +79,9 @@ def tradeoff(seed):
 def folder(tmp_path):
     zoo = {
         "arguments": {"architecture": "cnn_s", "epochs": 8}, "excluded": 3,
-        "splits": {name: {"runs": runs, "test_accuracy": 0.9} for name, runs in (("train", 7), ("validation", 2), ("test", 1))},
+        "splits": {
+            name: {"runs": runs, "test_accuracy": 0.9} for name, runs in (("train", 7), ("validation", 2), ("test", 1))
+        },
     }  # fmt: skip
     rebuilt = {"usps_seed": {"r2": 0.9, "accuracy_original": 0.9, "accuracy_reconstructed": 0.8}}
     files = {"zoos/usps_seed": record(0, zoo)}

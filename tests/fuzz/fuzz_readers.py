@@ -64,7 +64,7 @@ def _torch_file(content: object, *, legacy: bool = False) -> bytes:
 
 
 def _check_header(folder: Path, found: object) -> None:
-    """What safetensors accepts is accepted with the same names and shapes; the other way round is checked by the caller."""
+    """What safetensors accepts is read with the same names and shapes; the caller checks the converse."""
     assert isinstance(found, dict)
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         expected = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -347,7 +347,7 @@ class Trial:
 
 
 def is_exempt(error: InvalidFileError) -> bool:
-    """What safetensors accepts and this library refuses, on purpose: what torch cannot hold, and what the format forbids."""
+    """Refused on purpose though safetensors accepts it: what torch cannot hold and the format forbids."""
     unknown_dtype = error.field == "dtype"
     too_large = "fits into 64 bits" in error.expected
     return unknown_dtype or too_large or "is there twice" in error.got or "an object with dtype" in error.expected

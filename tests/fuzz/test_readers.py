@@ -1,4 +1,4 @@
-"""For any bytes, a reader accepts what is right or raises `InvalidFileError`: nothing else, and nothing large is made."""
+"""For any bytes, a reader returns valid contents or raises `InvalidFileError`; nothing large is allocated."""
 
 import pytest
 from fuzz_mutations import mutations

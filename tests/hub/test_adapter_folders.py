@@ -1,4 +1,4 @@
-"""Folders of adapters: complete, described by what is known, and refused by the Hub without a base that others can find."""
+"""Adapter folders are complete, have a card of known facts, and are not pushed without a public base."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Cards: every template renders, its metadata is valid, its code runs against the saved artefact, unknown facts are absent."""
+"""Cards: every template renders, metadata is valid, code runs on the artefact, unknown facts are absent."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Unmodified clients read what was pushed: without this library, tagged, sharded, streamed, offline; private is refused."""
+"""Unmodified clients read what was pushed: without this library, tagged, sharded, streamed, offline."""
 
 import json
 import re
@@ -46,7 +46,9 @@ for name, options in {
     outputs[name] = model.encode_sequences(tokens, torch.zeros(8, 3, dtype=torch.long))
     outputs[f"{name} weights"] = model.state_dict()
 for subfolder in ("", "network_1"):
-    network = AutoModelForImageClassification.from_pretrained("org/sampled", subfolder=subfolder, trust_remote_code=True)
+    network = AutoModelForImageClassification.from_pretrained(
+        "org/sampled", subfolder=subfolder, trust_remote_code=True
+    )
     outputs[f"network {subfolder}"] = network(torch.ones(1, 1, 8, 8)).logits
 try:
     AutoModel.from_pretrained("org/sane")

@@ -65,8 +65,8 @@ from hf_sane import SANEFeatureExtractor, SANEModel
 
 script, zoo = sys.argv[3], sys.argv[4]
 plan_push("model", folder / "sane", "someone/sane").push()
-flags = "--lora --from someone/sane --lora-rank 2 --lora-alpha 4 --lora-targets q_proj token_in --max_steps 4 --batch_size 4"
-flags += " --num_permutations 3 --no_progress_bar --log_with none"
+flags = "--lora --from someone/sane --lora-rank 2 --lora-alpha 4 --lora-targets q_proj token_in"
+flags += " --max_steps 4 --batch_size 4 --num_permutations 3 --no_progress_bar --log_with none"
 result = runpy.run_path(script)["main"](["--zoo", zoo, "--output_dir", str(folder / "run"), *flags.split()])
 plan_push("adapter", result.output, "someone/sane-adapter").push()
 

@@ -1,4 +1,4 @@
-"""Saved folders: complete, loadable, with their code on request and without traces; one commit takes them to the Hub."""
+"""Saved folders are complete, loadable, optionally with code, without traces; one commit pushes them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Repositories that mean harm, read over a real server: nothing is run, nothing is written outside, nothing too large comes."""
+"""Malicious repositories over a real server: no code runs, nothing is written outside, no huge downloads."""
 
 import ast
 import io
@@ -81,7 +81,7 @@ def test_a_pickle_that_runs_code_is_not_opened(tmp_path, capsys):
 
 
 def test_a_tar_that_climbs_out_is_not_unpacked(tmp_path):
-    """PyTorch once saved tar files; with `weights_only=True` it refuses them, and so nothing of them reaches the disk."""
+    """PyTorch once saved tar files; with `weights_only=True` it refuses them, so nothing is unpacked."""
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     with tarfile.open(folder / "model.pth", "w") as archive:

@@ -1,4 +1,4 @@
-"""Every function that saves an artefact: all of it or nothing, never over somebody's files, and readable by everyone."""
+"""Every function that saves an artefact writes all or nothing, never over the files of others."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Fine-tuned copies of one network, and independent networks: soups of the first work, of the second need alignment."""
+"""Fine-tuned copies of one network, whose soups work, and independent networks, which need alignment."""
 
 import pytest
 import torch

@@ -229,7 +229,8 @@ def greedy():
     model = torch.nn.Module()
     for name in ingredients[0].outlines:
         model.register_parameter(name, torch.nn.Parameter(torch.zeros(512, 512)))
-    greedy_soup(CheckpointMixer(model, ingredients), lambda model: model.state_dict()["layer_0"].square().mean().item())
+    mixer = CheckpointMixer(model, ingredients)
+    greedy_soup(mixer, lambda model: model.state_dict()["layer_0"].square().mean().item())
     return model
 
 ingredients = open_ingredients(sorted(Path(sys.argv[1]).glob("*.safetensors")))

@@ -1,4 +1,4 @@
-"""Soups of other people's files: ties, idle buffers, wrappers and dtypes in which two checkpoints of one network may differ."""
+"""Soups of foreign files, which may differ in ties, idle buffers, wrappers and dtypes."""
 
 import json
 

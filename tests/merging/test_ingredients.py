@@ -58,7 +58,8 @@ def test_names_must_fit(fine_tuned):
 def test_other_tensors_are_refused(fine_tuned):
     with pytest.raises(
         ValueError,
-        match=r"a and b are of different architectures: 6 tensors are in a only, such as \[.*\] and 0 tensors are in b only$",
+        match=r"a and b are of different architectures: 6 tensors are in a only, such as \[.*\] and 0 tensors are in "
+        r"b only$",
     ):
         open_ingredients([fine_tuned.state_dict(0), build_model(mlp()).state_dict()], names=["a", "b"])
 

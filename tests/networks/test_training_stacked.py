@@ -1,4 +1,4 @@
-"""Training many networks at once against torch's optimizers on single networks, and what follows from the arguments."""
+"""Training many networks at once agrees with torch's optimizers on single networks."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Streams of tokens against `encode`, embeddings of streams against those of whole networks, and how much memory they take."""
+"""Token streams agree with `encode`, their embeddings with those of whole networks, in little memory."""
 
 import json
 import subprocess

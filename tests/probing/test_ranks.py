@@ -46,7 +46,7 @@ def test_splits_are_ranked_among_training_and_validation_networks(reference):
 
 
 def test_probes_of_ranks_order_what_crowds_at_one_end():
-    """Accuracies as of training: half of the spread is that of a few early networks, which another feature explains."""
+    """Accuracies as in training: a few early networks, explained by another feature, make half of the spread."""
     generator = np.random.default_rng(0)
     features, targets = {"sane_mean": {}}, {"test_accuracy": {}}
     for split, count in {"train": 300, "validation": 150, "test": 200}.items():

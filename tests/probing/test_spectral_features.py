@@ -1,4 +1,4 @@
-"""The baseline of matrix spectra: against the equations, invariant where it should be, bounded where layers collapse."""
+"""The spectral baseline follows its equations, is invariant where it should be, and bounded on collapse."""
 
 import numpy as np
 import pytest

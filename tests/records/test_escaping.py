@@ -1,4 +1,4 @@
-"""Words of strangers on cards: whatever they are, no HTML, link or heading of theirs comes out, and YAML stays YAML."""
+"""Untrusted text on cards: no HTML, link or heading gets through, and YAML stays valid."""
 
 import re
 

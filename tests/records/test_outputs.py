@@ -402,7 +402,7 @@ def test_what_a_killed_writer_of_a_single_file_left_goes_with_the_next_write(tmp
 
 @pytest.mark.parametrize("point", ["before", "after"])
 def test_a_file_that_was_added_by_a_killed_process_can_be_added_again(tmp_path, point, monkeypatch):
-    """Killed before the file is in place, or after it and before it is listed; the folder can be replaced then, too."""
+    """Killed before the file is in place, or before it is listed; afterwards the folder can be replaced."""
     write(tmp_path / "out")
     pid = os.fork()
     if pid == 0:

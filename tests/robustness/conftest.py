@@ -60,7 +60,7 @@ def call(*arguments: object) -> None:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory, digits: ImageData) -> Path:
-    """A zoo, one without alignment, a SANE, sampled networks, loose checkpoints: `zoo`, `plain`, `sane`, `sampled`, `loose`."""
+    """Folders `zoo`, `plain` (a zoo without alignment), `sane`, `sampled` and `loose` (single checkpoints)."""
     folder = tmp_path_factory.mktemp("inputs")
     arguments = ZooSettings(
         architecture_settings={"conv_channels": [2], "kernel_sizes": [3], "pool_sizes": [2], "hidden_sizes": [4]},

@@ -96,7 +96,7 @@ class Watch:
         return os.path.abspath(text).startswith(self.place)
 
     def _around(self, owner: Any, name: str, place: int) -> None:
-        """Count a write that Python does not see, before and in the midst of it; the path is the argument at `place`."""
+        """Count a native write, before and in the middle of it; the argument at `place` is its path."""
         write = getattr(owner, name)
 
         def watched(*arguments: Any, **settings: Any) -> Any:

@@ -14,7 +14,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount_small_disk(place: Path, num_bytes: int) -> bool:
-    """Put a file system of a size onto a folder, seen by this process and its children only; says whether that is allowed."""
+    """Mount a file system of limited size on a folder for this process only; says whether that is allowed."""
     if not hasattr(libc, "unshare") or libc.unshare(NEW_MOUNTS) != 0:
         return False
     if libc.mount(b"none", b"/", None, PRIVATE, None) != 0:

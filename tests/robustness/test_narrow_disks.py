@@ -1,4 +1,4 @@
-"""A full disk and a folder that cannot be written end a verb with one sentence; nothing is damaged, and with room it works."""
+"""A full disk or a read-only folder ends a verb with one sentence, damages nothing, and can be retried."""
 
 import json
 import os

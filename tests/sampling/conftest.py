@@ -63,7 +63,7 @@ def raw_tokens(trained, layout) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def codec(config, layout, raw_tokens) -> NetworkCodec:
-    """An untrained autoencoder on the linear path: with as many latents as weights per token it hardly loses anything."""
+    """An untrained autoencoder on the linear path; with as many latents as weights it loses hardly anything."""
     torch.manual_seed(0)
     sane_config = SANEConfig(
         token_dim=9,

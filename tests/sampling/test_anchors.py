@@ -5,7 +5,7 @@ from hf_sane.sampling.anchors import choose_anchors
 
 
 class Columns:
-    """The part of a zoo split that anchors are chosen from: 10 runs at epochs 0, 5 and 9, the last run stopped at 5."""
+    """The part of a zoo split that anchors come from: 10 runs at epochs 0, 5, 9; the last stopped at 5."""
 
     def __init__(self) -> None:
         rows = [(f"run-{run}", epoch) for epoch in (5, 0, 9) for run in range(10) if (run, epoch) != (9, 9)]

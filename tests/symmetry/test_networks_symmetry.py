@@ -94,7 +94,7 @@ def test_flattening_must_move_blocks_of_pixels():
 
 
 def test_zero_padded_channels_move_among_themselves_only():
-    """Which channels of an option-A stream may be exchanged: embedded with embedded, padded with padded, never both."""
+    """Channels of an option-A stream permute within the embedded and within the padded ones, never across."""
     config = cifar_resnet(20)
     spec = permutation_spec(config)
     assert spec.sizes["layer2.padded"] == 16

@@ -1,4 +1,4 @@
-"""One network, one token sequence and one embedding: as a module, a state dict in any order, a file, shards or a pickle."""
+"""A network has one token sequence and one embedding: module, state dict in any order, file, shards, pickle."""
 
 import json
 import random
@@ -136,7 +136,7 @@ def test_every_source_gives_the_same_tokens_and_the_same_embedding(name, tmp_pat
 
 
 def test_the_specimen():
-    """Layers `z`, `a` of a module, and its file, which sorts them: two embeddings before there was a canonical order."""
+    """Layers `z`, `a` of a module and its file, which sorts them: without canonical order, two embeddings."""
     module = nn.ModuleDict({"z": nn.Linear(4, 3), "a": nn.Linear(5, 2)})
     in_file = dict(sorted(module.state_dict().items()))
     extractor = SANEFeatureExtractor(TOKEN_DIM, normalization="none")

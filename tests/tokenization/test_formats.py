@@ -230,7 +230,7 @@ def test_a_header_length_must_be_one_that_the_format_allows(tmp_path):
 
 @pytest.mark.parametrize("length", [0x0280, 0x0480, 0x8B1F, 0x5A42])
 def test_the_length_of_a_header_may_look_like_a_mark(length, tmp_path):
-    """Pickles start with 80 02, gzip with 1F 8B, bzip2 with BZ: so may the length that a safetensors file starts with."""
+    """Pickles start with 80 02, gzip with 1F 8B, bzip2 with BZ; so may the length of a safetensors header."""
     header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     content = struct.pack("<Q", length) + header.ljust(length) + bytes(4)
     (tmp_path / "x").write_bytes(content)

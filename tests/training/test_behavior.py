@@ -1,4 +1,4 @@
-"""The behavioural loss: zero for equal networks, blind to what does not change outputs, and with a gradient that helps."""
+"""The behavioural loss is zero for equal networks, ignores symmetries, and has a useful gradient."""
 
 import math
 from dataclasses import replace

@@ -402,8 +402,8 @@ def test_zoos_that_do_not_fit_are_refused(tmp_path, zoo, zoo_folder):
     with pytest.raises(ValueError, match=r"tokens of 16 scalars, the model takes 17; leave token_dim out"):
         train(settings(tmp_path / "token", model={**TINY_MODEL, "token_dim": 17}), zoo)
     other = build_zoo(
-        ZooSettings(architecture="mlp", architecture_settings={"hidden_sizes": [4]}, num_models=4, epochs=0, token_dim=20,
-                     split_shares=[0.5, 0.25, 0.25], progress_bar=False),
+        ZooSettings(architecture="mlp", architecture_settings={"hidden_sizes": [4]}, num_models=4, epochs=0,
+                    token_dim=20, split_shares=[0.5, 0.25, 0.25], progress_bar=False),
         load_images("digits", train_limit=50, validation_limit=50, test_limit=50),
         tmp_path / "other",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is measured on nothing is no number: NaN in memory, null in JSON, a word where it is printed, absent from cards."""
+"""Undefined metrics are NaN in memory, null in JSON, a word in print, and absent from cards."""
 
 import json
 import math

@@ -46,7 +46,7 @@ def built(tmp_path_factory, digits):
 
 
 def contents(folder):
-    """Bytes of every file that a zoo consists of, but for the run record, which holds times, and the digest of that."""
+    """Bytes of every file of a zoo except the run record, which holds times, and its digest."""
     files = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
     timed = ("run.json", MANIFEST)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name not in timed}

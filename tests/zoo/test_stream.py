@@ -1,4 +1,4 @@
-"""A zoo as a stream: the same rows as from disk, in another order each epoch; batches that depend on their number alone."""
+"""A streamed zoo has the same rows as on disk, in another order each epoch; batches depend on their number."""
 
 from collections import Counter
 from dataclasses import replace

@@ -59,7 +59,7 @@ def plain():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three ViTs, two more with another number of classes, three ConvNeXts; weights in which no two channels are alike."""
+    """Three ViTs, two with another number of classes, three ConvNeXts; no two channels are alike."""
     folder = tmp_path_factory.mktemp("models")
     kinds = [*["vit"] * 3, *["vit5"] * 2, *["convnext"] * 3]
     for number, kind in enumerate(kinds):

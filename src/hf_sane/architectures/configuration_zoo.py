@@ -212,7 +212,7 @@ class MLPConfig(ZooConfig):
 
 @strict
 class CIFARResNetConfig(ZooConfig):
-    """Configuration of a [`CIFARResNetForImageClassification`]: a ResNet with a 3x3 stem and no pooling before stage 1.
+    """Configuration of a [`CIFARResNetForImageClassification`]: a ResNet with a 3x3 stem and no initial pooling.
 
     The first stage keeps the resolution, every later one halves it. The defaults are ResNet-20 (He et al. 2015,
     arXiv:1512.03385, section 4.2).

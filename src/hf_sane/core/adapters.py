@@ -120,7 +120,7 @@ def save_adapter(
     base: nn.Module | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Save an adapter: adapter_config.json and adapter_model.safetensors. One there that nobody has changed is replaced.
+    """Save an adapter (adapter_config.json, adapter_model.safetensors); an unmodified earlier one is replaced.
 
     PEFT notes where the base was loaded from, which may be a path that exists on one machine only, and writes a card
     that names it; here the base is the one given, and the card is left to `hf_sane.hub`.

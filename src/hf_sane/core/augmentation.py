@@ -1,4 +1,4 @@
-"""Augmentations of weight tokens: multiplicative noise and erasing. Random numbers come from the generator passed in."""
+"""Augmentations of weight tokens: multiplicative noise and erasing, with an explicit random generator."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Refusals of weights that arithmetic in single precision cannot take: what is not finite never comes out without a word."""
+"""Checks that weights are finite and fit single precision, so that no result is silently NaN or infinite."""
 
 import torch
 from torch import Tensor

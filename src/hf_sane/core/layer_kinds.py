@@ -60,7 +60,7 @@ def possible_kinds(name: str, shapes: Shapes) -> tuple[LayerKind, ...]:
 
 
 def statistics_kind(name: str, shape: tuple[int, ...]) -> str:
-    """The coarse kind by which layers may share statistics: from name and shape alone, whether or not a module was there."""
+    """The coarse kind by which layers may share statistics, from name and shape alone."""
     last = _split(name)[1]
     if last in RUNNING:
         return "running_statistics"

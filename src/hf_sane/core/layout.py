@@ -238,7 +238,7 @@ class Layout:
     def complete(
         self, tensors: Mapping[str, Tensor], batch: Sequence[int] = (), *, device: torch.device | None = None
     ) -> dict[str, Tensor]:
-        """Add to the tensors of the layers what is no token: the template (unless it is there) and other names of tensors.
+        """Add what no token holds: the template (unless it is there) and other names of tensors.
 
         Args:
             tensors: Name to `[*batch, *shape]`.

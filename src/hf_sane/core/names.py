@@ -20,7 +20,7 @@ def natural_key(name: str) -> list[Any]:
 
 
 def canonical_key(name: str) -> tuple[Any, ...]:
-    """The canonical order of tensors: module by module in natural order, in each its weights, the rest, running statistics.
+    """Canonical order of tensors: modules in natural order; in each, weights first, running statistics last.
 
     Files do not keep the order in which a network computes, so nothing but names can decide.
     """

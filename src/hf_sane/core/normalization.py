@@ -21,7 +21,7 @@ def layer_key(layer: LayerSpec) -> str:
 
 
 def layer_keys(layer: LayerSpec) -> tuple[str, str, str]:
-    """Where to look for statistics of a layer: under its own key, that of its kind (`"*:conv"`), that of all (`"*"`)."""
+    """Keys to look up a layer's statistics: its own, that of its kind (`"*:conv"`), the global one (`"*"`)."""
     return layer_key(layer), f"*:{statistics_kind(layer.weight.name, layer.weight.shape)}", "*"
 
 
@@ -112,7 +112,7 @@ class LayerStatistics:
         return [(self.means[key], self.stds[key]) for key in found if key is not None]
 
     def scales(self, layout: Layout) -> list[tuple[float, float]]:
-        """Per layer `(1 / sigma, -mu / sigma)`: what turns a weight into a normalised one (see `core.chunking.Affine`)."""
+        """Scale and shift that normalise each layer, `(1 / sigma, -mu / sigma)` (see `core.chunking.Affine`)."""
         return [(1 / std, -mean / std) for mean, std in self.per_layer(layout)]
 
     def inverse_scales(self, layout: Layout) -> list[tuple[float, float]]:

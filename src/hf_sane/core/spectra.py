@@ -140,7 +140,7 @@ def channel_rows(weight: Tensor, *, batch_dims: int = 0) -> Tensor:
 
 
 def row_correlation(rows: Tensor) -> Tensor:
-    """Mean absolute cosine between different rows of each matrix: `[..., m, n]` to `[...]` float32; NaN for one row."""
+    """Mean absolute cosine between rows of each matrix: `[..., m, n]` to `[...]` float32; NaN for one row."""
     rows = rows.float()
     unit = rows / rows.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     count = rows.shape[-2]

@@ -1,4 +1,4 @@
-"""Where the scalars of a layer go in tokens: rules that turn the rows of a layer into tokens, and what follows from them."""
+"""Token layouts: how the rows of a layer become tokens, and the indices that follow from it."""
 
 import math
 from collections.abc import Callable
@@ -159,7 +159,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What follows from the layers of a network and the way they are cut; computed once for all networks of a structure.
+    """Indices that follow from a network's layers and token layout; computed once per structure.
 
     Attributes:
         token_dim: Scalars per token, `D`.

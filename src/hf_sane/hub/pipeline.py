@@ -63,8 +63,8 @@ class WeightFeatureExtractionPipeline(Pipeline):
             check_finished(self.model.name_or_path)
         if self.model.config.model_type != SANEConfig.model_type:
             raise TypeError(
-                f"{TASK} takes a SANE autoencoder, got {type(self.model).__name__}: that is a network to embed; pass it to "
-                'the pipeline of a SANE model, pipeline(...)("org/network")'
+                f"{TASK} takes a SANE autoencoder, got {type(self.model).__name__}: that is a network "
+                'to embed; pass it to the pipeline of a SANE model, pipeline(...)("org/network")'
             )
 
     def _sanitize_parameters(

@@ -108,7 +108,7 @@ def load_sane(
 
 
 def loaded_commit(source: str, revision: str | None) -> str | None:
-    """The commit that a repository was just loaded from (the cache keeps each in a folder of its name); none of a folder."""
+    """The commit that a repository was loaded from, read from its cache folder; `None` for other folders."""
     place = parse_source(source, revision=revision)
     if isinstance(place, Path):
         return None
@@ -236,7 +236,7 @@ def save_model(partial: Path, model: PreTrainedModel, *, auto_class: str, includ
 
 
 def code_files(folder: Path) -> dict[str, str]:
-    """What a saved model lacks to be loaded without this library: its modelling code, and a configuration that names it.
+    """Files that a saved model needs to load without this library: its modelling code and a configuration.
 
     Args:
         folder: From [`save_sane`], [`save_network`] or `save_pretrained`; it is not changed.
@@ -275,7 +275,7 @@ def _code_included(
 
 
 def write_card(folder: Path, card: ModelCard) -> Path:
-    """Write `card` as README.md of `folder`, unless there is one that somebody else wrote or edited; returns `folder`."""
+    """Write `card` as README.md of `folder`, unless somebody else wrote or edited one; returns `folder`."""
     with add_file(folder, CARD) as partial:
         partial.write_text(str(card), encoding="utf-8")
     return folder

@@ -1,4 +1,4 @@
-"""What each kind of artefact is on the Hub: which files it needs, what its card says there, what else has to be right."""
+"""The kinds of artefacts that can be pushed: required files, how the card is completed, extra checks."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -143,8 +143,9 @@ def _others(networks: list[Path], repo_id: str) -> str:
         return ""
     table = markdown_table(["subfolder", "validation accuracy", "test accuracy"], rows, numbers=True)
     return (
-        "\n## Other networks of the same draw\n\nThe network at the top of this repository was the best of them on validation "
-        f'images; `from_pretrained("{repo_id}", subfolder="{networks[0].name}")` loads another one.\n\n{table}\n'
+        "\n## Other networks of the same draw\n\nThe network at the top of this repository was the best of them on "
+        f'validation images; `from_pretrained("{repo_id}", subfolder="{networks[0].name}")` loads another one.'
+        f"\n\n{table}\n"
     )
 
 

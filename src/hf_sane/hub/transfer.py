@@ -1,4 +1,4 @@
-"""What goes to the Hub: every file is known, checked and listed before the first byte leaves, then one commit takes it."""
+"""Uploads to the Hub: files are listed and checked before anything is sent; one commit holds them all."""
 
 import re
 from collections.abc import Mapping, Sequence

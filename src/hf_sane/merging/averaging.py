@@ -40,7 +40,7 @@ def uniform_weights(ingredients: Sequence[object]) -> list[float]:
 
 
 def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float]) -> Iterator[tuple[str, Tensor]]:
-    """Average checkpoints one tensor after the other: `w_bar = sum_i a_i w_i` (Wortsman et al. 2022, arXiv:2203.05482).
+    """Average checkpoints tensor by tensor: `w_bar = sum_i a_i w_i` (Wortsman et al. 2022, arXiv:2203.05482).
 
     Sums run in double precision (single for half-precision weights), so that the average of equal checkpoints is that
     checkpoint, bit by bit. The result has the dtype that holds all values of those averaged: theirs if they agree,
@@ -181,7 +181,7 @@ def soup_dtype(ingredients: Sequence[Ingredient]) -> torch.dtype:
 
 
 def averaged_config(ingredients: Sequence[Ingredient], tensors: StateDict) -> dict[str, Any]:
-    """The configuration of an average: that of the first ingredient, but for its dtype and for ties that the weights break.
+    """The first ingredient's configuration, with the dtype and the tied weights of the average.
 
     Code that a configuration names (`auto_map`) stays with the ingredient; for architectures of Transformers none is
     needed.

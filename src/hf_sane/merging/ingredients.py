@@ -176,7 +176,7 @@ def check_compatible(first: Ingredient, other: Ingredient) -> None:
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the function of the weights depends on, those that a file leaves out as defaults among them."""
+    """Settings that the network's function depends on, with the defaults that a file leaves out."""
     facts = complete_config(config).to_dict() if config.get("model_type") in CONFIG_MAPPING else config
     return {key: value for key, value in facts.items() if key not in HARMLESS_KEYS and "drop" not in key}
 

@@ -1,4 +1,4 @@
-"""Differences between checkpoints that change nothing: names of wrappers, idle buffers, weights that are stored twice."""
+"""Differences between checkpoints that do not matter: wrapper prefixes, idle buffers, duplicated weights."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -72,7 +72,7 @@ def reconcile(
 
 
 def carries_nothing(name: str, tensor: Tensor) -> bool:
-    """Whether a buffer follows from the architecture alone: positions, a causal mask, rotary frequencies, a counter."""
+    """Whether a buffer depends on the architecture only: positions, causal masks, rotary frequencies, counters."""
     leaf = name.rpartition(".")[2]
     if leaf in ("num_batches_tracked", "inv_freq", "masked_bias"):
         return tensor.ndim <= 1

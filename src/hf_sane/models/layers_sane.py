@@ -1,4 +1,4 @@
-"""The parts of SANE: position embeddings, attention blocks, the projection head, and linear maps with their own start."""
+"""Building blocks of SANE: position embeddings, attention blocks, projection head, linear layers."""
 
 import math
 from collections.abc import Callable
@@ -45,11 +45,11 @@ class SANEPathLinear(nn.Linear):
 
 
 class SANEBranchLinear(nn.Linear):
-    """Last linear map of a residual branch: starts smaller than the others, so that deep stacks start near identity."""
+    """Last linear layer of a residual branch; initialised smaller, so that deep stacks start near identity."""
 
 
 class SANEPositionEmbedding(nn.Module):
-    """Learned embedding of (token, layer, channel): `P = concat(E1[n] + E2[l], E3[k])`, each of width `H / 2` (paper)."""
+    """Learned embedding of (token, layer, channel): `P = concat(E1[n] + E2[l], E3[k])`, both of width `H / 2`."""
 
     def __init__(self, config: SANEConfig) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class SANELayer(GradientCheckpointingLayer):
 
 
 class SANEProjectionHead(nn.Module):
-    """Contrastive head: flatten `[W * Z]` -> linear -> norm -> ReLU -> linear -> norm, and a last ReLU as an option."""
+    """Contrastive head: flatten `[W * Z]`, then linear, norm, ReLU, linear, norm and optionally a last ReLU."""
 
     def __init__(self, config: SANEConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What decides a training run: its hyper-parameters, its share and order of the images, its learning rate over time."""
+"""Settings of one training run: hyper-parameters, share and order of the images, learning-rate schedule."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -96,7 +96,7 @@ def data_subset(seed: int, num_images: int, data_fraction: float) -> np.ndarray:
 
 
 def one_cycle_factor(step: int, total: int) -> float:
-    """Share of the learning rate at `step` of `total`: cosine from 1/25 to 1 and down to 4e-6, as torch's OneCycleLR."""
+    """Learning-rate factor at `step` of `total`: cosine from 1/25 to 1 and down to 4e-6, as torch's OneCycleLR."""
     peak = max(ONE_CYCLE_WARMUP * total - 1, 1e-9)
     last = max(total - 1, peak + 1e-9)
     start, end, share = (

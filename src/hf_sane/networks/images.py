@@ -382,7 +382,7 @@ def _no_place() -> Iterator[None]:
 
 
 def _check_claims(path: Path) -> None:
-    """Refuse arrays whose header claims more, or less, than the archive holds: NumPy would make room for them first."""
+    """Refuse arrays whose header disagrees with the archive's size: NumPy would allocate what the header claims."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as file:

@@ -27,7 +27,7 @@ def flattened_weights(tokens: Tensor, layout: Layout) -> Tensor:
 
 
 def layer_statistics(tokens: Tensor, layout: Layout) -> Tensor:
-    """s(W): mean, variance and the quantiles 0.01, 0.25, 0.5, 0.75, 0.99 of each layer's weights (Unterthiner et al. 2020).
+    """s(W): mean, variance and quantiles 0.01, 0.25, 0.5, 0.75, 0.99 of each layer (Unterthiner et al. 2020).
 
     Weights and bias of a layer count together. Deviation: the statistics run over real weights. The released code of
     SANE takes them over padded tokens, so that in a layer with much padding most quantiles are zero.

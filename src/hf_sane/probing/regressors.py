@@ -131,7 +131,7 @@ class LogitLinearProbe:
 
 @dataclass(frozen=True)
 class BoostedTrees:
-    """Gradient-boosted regression trees (scikit-learn's histogram kind, LightGBM's algorithm), one ensemble per property.
+    """Gradient-boosted regression trees (scikit-learn's histogram implementation), one ensemble per property.
 
     The strongest regressor of Unterthiner et al. (arXiv:2002.11448), there with LightGBM. Leaves, learning rate and
     rounds are chosen on validation networks.

@@ -93,7 +93,7 @@ def embed_checkpoint(
     revision: str | None = None,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
 ) -> tuple[Layout, dict[str, Tensor]]:
-    """Embed one network from wherever it is, as a stream if it is large and all of the poolings can be gathered from one.
+    """Embed one network from any source; a large one is streamed if all requested poolings allow it.
 
     Four cannot, and load the network whole, whatever its size: `concat`, which is as long as the latents themselves,
     and `spectrum_distribution`, `decoded_distribution` and `decoded_profile`, which decode all of them.

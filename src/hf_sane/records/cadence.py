@@ -8,7 +8,7 @@ MAX_SHARE = 0.05  # of the time that saving may take
 
 
 class Cadence:
-    """Says when to save: after some time, less often where saving itself takes long. What is saved has no part in results.
+    """Decides when to save: at intervals of time, longer ones where saving is slow. Results do not depend on it.
 
     Args:
         seconds: Between two saves, at least; 0 or less: never.

@@ -106,7 +106,7 @@ class Entry:
         return float(self.value)
 
     def fields_of(self, record: type) -> dict[str, Any]:
-        """Arguments of a dataclass: every field of its type, none that it does not have, none missing without a default."""
+        """Validated arguments of a dataclass: known fields only, each of its type, none missing without a default."""
         hints, known = get_type_hints(record), {entry.name: entry for entry in fields(record)}
         if foreign := sorted(self.mapping().keys() - known.keys()):
             self.fail(f"fields among {', '.join(known)}", got=foreign)
@@ -116,7 +116,7 @@ class Entry:
         return {name: entry.of_type(hints[name]) for name, entry in self.items()}
 
     def of_type(self, wanted: Any) -> Any:
-        """A value of a type: `str`, `int`, `float`, `bool`, a `Literal`, tuples, lists and mappings, or a union of those."""
+        """A value validated against a type: `str`, `int`, `float`, `bool`, `Literal`, tuple, list, mapping, union."""
         origin, parts = get_origin(wanted), get_args(wanted)
         if wanted is Any:
             return self.value

@@ -1,4 +1,4 @@
-"""How a program says what its user can mend: in one line, without a traceback, from the command line and from scripts."""
+"""Errors that users can fix, reported in one line without a traceback, by the command line and by scripts."""
 
 import re
 import sys

@@ -79,7 +79,7 @@ def move_folder(partial: Path, final: Path) -> None:
 
 
 def recover_folder(final: Path) -> None:
-    """Put back what [`move_folder`] had moved away when its process was killed, or remove it if the new one is there."""
+    """Restore what a killed [`move_folder`] had moved away, or remove it if the new folder is in place."""
     retired = final.with_name(f".{final.name}{RETIRED}")
     if retired.is_dir():
         if final.exists():

@@ -24,7 +24,7 @@ class FolderInUseError(OSError):
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the right to write `folder`, which need not exist; the system lets go of it when the process ends in any way.
+    """Hold an exclusive lock on `folder`, which need not exist; the system releases it when the process ends.
 
     The lock is the file `.NAME.hf_sane-lock` beside the folder, gone when the work is done. Beside it, while the work
     goes on, lies a line that says whose it is.

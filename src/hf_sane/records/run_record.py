@@ -185,7 +185,7 @@ def read_commit(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def read_hardware() -> dict[str, Any]:
-    """Processor and its vector instructions, cores, memory, threads that PyTorch uses, GPUs; what is unknown is left out."""
+    """Processor, vector instructions, cores, memory, PyTorch threads and GPUs; unknown facts are left out."""
     found: dict[str, Any] = {
         "cpu": _cpu_model(),
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),

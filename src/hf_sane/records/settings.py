@@ -1,4 +1,4 @@
-"""How settings document themselves: a field says what it means where it is declared, and becomes an option of that name."""
+"""Fields of settings with help texts: each is documented where it is declared and becomes an option."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, field, fields

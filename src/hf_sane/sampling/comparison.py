@@ -246,7 +246,7 @@ def simple_baselines(
     seed: int = 0,
     generator: torch.Generator | None = None,
 ) -> dict[str, StackedNetworks]:
-    """What takes no sampling of latents: the anchors, what is left of them, noise on them, their averages, and scratch.
+    """Baselines without sampled latents: anchors, their reconstructions, noisy anchors, averages, scratch.
 
     With a judge that conditions batch norm, all but anchors and networks from scratch are conditioned.
 

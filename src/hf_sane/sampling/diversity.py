@@ -100,7 +100,7 @@ def nearest_distances(candidates: Tensor, training: Tensor) -> tuple[Tensor, Ten
 
 
 def pairwise_distance(points: Tensor) -> float:
-    """Mean distance between different networks, points `[S, F]`: near zero when a method always draws the same network.
+    """Mean distance between different networks, points `[S, F]`: near zero if all samples are alike.
 
     Raises:
         ValueError: With fewer than two networks.

@@ -1,4 +1,4 @@
-"""Blocks whose inside can be reordered too, such as heads and their dimensions: what weight matching solves together."""
+"""Nested blocks, such as heads and their dimensions, which weight matching solves jointly."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Git re-basin weight matching: find the permutation that brings a network closest to a reference, for many at once."""
+"""Git re-basin weight matching: permute networks, many at once, to be as close to a reference as possible."""
 
 from collections.abc import Iterator, Mapping
 
@@ -23,7 +23,7 @@ def match_weights(
     max_iterations: int = 100,
     generator: torch.Generator | None = None,
 ) -> Permutation:
-    """Find the permutation that aligns one network to a reference; see [`match_many`], far quicker for several networks.
+    """Find the permutation that aligns a network to a reference; [`match_many`] is far faster for several.
 
     Args:
         spec: Permutation symmetries of both networks.
@@ -252,7 +252,7 @@ class _Ascent:
         return gained
 
     def _improve_blocks(self, axis: str, active: Tensor, rows: Tensor) -> Tensor:
-        """Solve whole blocks, each pair of them valued with the best order inside; apply both where that gains (bool)."""
+        """Match whole blocks, each pair scored with the best inner order; apply both where that gains (bool)."""
         blocks, size = self.blocks[axis], self.spec.generators[axis].size
         costs, scale = torch.zeros(len(rows), size, size, dtype=torch.float64), torch.zeros(len(rows))
         if blocks.plain:

@@ -111,12 +111,12 @@ def check_parts(sizes: Mapping[str, int], parts: Mapping[str, tuple[Part, ...]])
 
 
 def reorder(index: Tensor, entries: Tensor, order: Tensor) -> None:
-    """Reorder an index in place: `index` `[..., size]`, `entries` `[n, copies]`, `order` `[..., n]` with the same `...`."""
+    """Reorder an index in place: `index` `[..., size]`, `entries` `[n, copies]`, `order` `[..., n]`."""
     index[..., entries.flatten()] = index.take_along_dim(entries[order].flatten(-2), dim=-1)
 
 
 def keeps_parts_together(found: Mapping[str, Generator], permutation: Mapping[str, Tensor]) -> bool:
-    """Whether a permutation of axes with parts is a product of their generators: blocks stay blocks, alike on all axes.
+    """Whether a permutation is a product of the generators: blocks stay blocks, alike on all axes.
 
     Args:
         found: From [`generators`], whole blocks first.

@@ -143,7 +143,7 @@ class PermutationSpec:
 
     @cached_property
     def generators(self) -> dict[str, Generator]:
-        """What can be reordered freely, whole blocks first; see [`Generator`]. As many as there are permutations to choose."""
+        """Independent symmetries, whole blocks first (see [`Generator`]); a permutation chooses one order for each."""
         return generators(self.sizes, self.parts)
 
     @cached_property

@@ -130,7 +130,7 @@ def _moved_dimensions(
 
 @dataclass(frozen=True)
 class _Sources:
-    """Where the rows, the columns and the biases of a layer come from: `[P, channels]`, `[P, fan_in]`, `[P, channels]`."""
+    """Source indices of a layer's rows, columns and biases: `[P, channels]`, `[P, fan_in]`, `[P, channels]`."""
 
     rows: Tensor
     columns: Tensor

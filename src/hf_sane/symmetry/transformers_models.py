@@ -1,4 +1,4 @@
-"""Permutation symmetries of models of Transformers: built from their configuration, called with made-up inputs, traced."""
+"""Permutation symmetries of Transformers models: built from their configuration and traced on made-up inputs."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""What Transformers reads (configurations, weights, settings of the tokenizer): its many exceptions become the library's one."""
+"""Loading through Transformers, whose many exceptions become `InvalidFileError`."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read as strictly as `safetensors` itself reads it, from a disk or over the network.
+"""Strict reader of safetensors headers, from disk or over the network.
 
 Format: https://huggingface.co/docs/safetensors. Eight bytes give the length of a JSON object, which gives dtype, shape
 and place of every tensor; the tensors cover the rest of the file without gaps.

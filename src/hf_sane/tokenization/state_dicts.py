@@ -187,7 +187,7 @@ def check_names(tensors: Mapping[str, object], where: str | Path) -> None:
 
 
 def _networks(found: dict[str, StateDict]) -> dict[str, StateDict]:
-    """Of several dictionaries those that can be networks: with matrices, or else vectors, of floating-point numbers."""
+    """The dictionaries that can be networks: those with floating-point matrices, or else with vectors."""
 
     def rank(tensors: StateDict) -> int:
         return max((min(tensor.ndim, 2) for tensor in tensors.values() if tensor.is_floating_point()), default=0)

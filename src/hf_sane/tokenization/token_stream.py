@@ -136,7 +136,7 @@ class TokenStream:
     def _rows(
         self, weight: TensorSpec, bias: TensorSpec | None, count: int, channels: int, width: int
     ) -> Iterator[Tensor]:
-        """Rows `[weight | bias]` of so many channels, several at a time within `max_scalars`: `[r, width]`, float32 or wider."""
+        """Rows `[weight | bias]` of several channels, up to `max_scalars`: `[r, width]`, float32 or wider."""
         size = max(1, self.max_scalars // width)
         extra = None if bias is None else self._slice(bias, 0, count * channels).reshape(count, channels)
         for start, stop in pairwise([*range(0, count, size), count]):

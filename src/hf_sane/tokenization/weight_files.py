@@ -73,7 +73,7 @@ def is_index(file: str) -> bool:
 
 
 def is_pickle_name(file: str) -> bool:
-    """Whether a file on the Hub, of which only the name is known, is a pickle that could run code, or an index of such."""
+    """Whether a file on the Hub, judged by its name alone, is a pickle that could run code, or an index of such."""
     return file.lower().endswith((*PICKLE_SUFFIXES, PICKLE_INDEX_SUFFIX))
 
 

@@ -19,7 +19,7 @@ from hf_sane.zoo.windows.streaming import StreamedBatches
 
 
 class Batches(Protocol):
-    """Training batches by number: each a pure function of its number and the seed, so that nothing is stored to resume."""
+    """Training batches by number: each depends on its number and the seed only, so resuming needs no state."""
 
     def batch(self, number: int, /) -> dict[str, Tensor]:
         """One batch, see `WindowSampler.batch`."""

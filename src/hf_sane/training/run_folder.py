@@ -68,7 +68,7 @@ class RunFolder:
             arguments.check_continues(begun)
 
     def begin(self, arguments: PretrainSettings) -> None:
-        """Note that the run is unfinished, and its settings; asked for when everything that may be refused was checked."""
+        """Mark the run as unfinished and store its settings; call it after all checks."""
         check_may_write(self.model, JOB, replace=True)
         begin_folder(self.path, JOB)
         clear_unfinished(self.checkpoints)
@@ -78,7 +78,7 @@ class RunFolder:
             partial.write_text(json.dumps(arguments.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def finish(self, *, keep_checkpoints: bool) -> None:
-        """The model is there: take away the note that it is not, and checkpoints that were for an interruption only."""
+        """Mark the run as finished and remove checkpoints that only served to resume it."""
         if not keep_checkpoints:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         (self.path / UNFINISHED).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What alignment found: one permutation per training run, kept beside the zoo instead of a second copy of its tokens."""
+"""The stored alignment of a zoo: one permutation per training run instead of a second copy of the tokens."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -84,7 +84,7 @@ class ZooFacts:
 
     @property
     def training_recipe(self) -> dict[str, Any]:
-        """Optimiser, learning rate and weight decay of the networks: what to fine-tune others with, to compare with them.
+        """Optimiser, learning rate and weight decay of the zoo's networks, for comparable fine-tuning.
 
         Arguments of `HyperParameters.repeat`. Of several optimisers the first counts, of bounds the lower one.
 
@@ -211,7 +211,7 @@ def _read_facts(name: str, entry: Entry) -> ZooFacts:
 
 
 def check_config_name(config: str) -> None:
-    """Refuse names that a zoo could be written under, but not be read everywhere: each is a folder and a name on the Hub.
+    """Refuse names that are not portable: each becomes a folder and a configuration name on the Hub.
 
     Raises:
         ValueError: With the form that is allowed.

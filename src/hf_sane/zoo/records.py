@@ -1,4 +1,4 @@
-"""The columns of a zoo on disk: one row per network and epoch, written to parquet so that windows can be read in place."""
+"""Columns of a zoo on disk: one row per network and epoch, in parquet files whose windows are read in place."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which symmetries the networks of a zoo have: those of its own architectures, and of imported ones that can be traced."""
+"""Symmetries of the networks in a zoo: of this library's architectures, and of traceable imported ones."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Reading rows of a zoo in place: token arrays as views of (memory-mapped) Arrow buffers, other columns as NumPy arrays."""
+"""Rows of a zoo read in place: tokens as views of (memory-mapped) Arrow buffers, other columns as arrays."""
 
 from functools import cached_property
 
@@ -50,7 +50,7 @@ class ZooTable:
         return np.concatenate([np.zeros(0, np.int64), *(np.diff(found).astype(np.int64) for found in offsets)])
 
     def tokens(self, row: int) -> Tensor:
-        """All scalars of a row, flat; a view of the Arrow buffer, which may be a read-only file mapping: do not write."""
+        """All scalars of a row as a flat, read-only view of the Arrow buffer, which may be a mapped file."""
         starts, offsets, values = self._chunks
         chunk = int(np.searchsorted(starts, row, side="right")) - 1
         within = row - int(starts[chunk])
@@ -94,7 +94,7 @@ class ZooTable:
         return [name for name in self.dataset.column_names if name not in ("tokens", "template")]
 
     def column(self, name: str) -> np.ndarray:
-        """A whole column; numbers in their own type (with unknown ones: floats, NaN), text as objects. Cached: read-only.
+        """A whole column, read-only and cached: numbers in their type (float with NaN if unknown), text as objects.
 
         Raises:
             KeyError: If there is no such column, or it is not scalar.

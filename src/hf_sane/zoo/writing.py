@@ -1,4 +1,4 @@
-"""The one way into a zoo folder: data are staged inside of it, facts and card go first, the data with their manifest last.
+"""Writes zoo folders: data are staged inside, facts and card go first, data with their manifest last.
 
 A folder may hold several zoos. Each has a data folder of its own, whose manifest lists its files and carries the
 digest of the zoo's section in `zoo.json`: the zoo is finished when the two agree. Until then nothing of it is where
@@ -74,7 +74,7 @@ class ZooWriter:
         return self.stage
 
     def publish(self, facts: ZooFacts) -> None:
-        """Put card, facts and staged files where loaders look; at every moment it is the old zoo, none, or the new one."""
+        """Publish card, facts and staged files; a reader sees the old zoo, none, or the new one, never a mixture."""
         before = read_facts(self.folder) if (self.folder / FACTS_NAME).exists() else {}
         facts = _with_digests(facts, self.stage)
         old = {

@@ -10,7 +10,7 @@ from math import prod
 
 
 class Atom:
-    """`size` entries; free, or fixed for a `reason`, or refined into the axis `refined`; `equal` entries fit any order."""
+    """`size` entries: free, fixed for a `reason`, or `refined` into an axis; `equal` entries fit any order."""
 
     __slots__ = ("equal", "reason", "refined", "size")
 

@@ -1,4 +1,4 @@
-"""Operations that contract, normalise or look at neighbours: linear layers, convolutions, norms, pooling, attention."""
+"""Operations that contract, normalise or mix neighbours: linear, convolution, norm, pooling, attention."""
 
 from hf_sane.symmetry.tracing.axes import Axis, axis_size, freeze, multiply, new_axis, unify
 from hf_sane.symmetry.tracing.calls import Call, Handler, NotUnderstoodError, Result, Type, broadcast, fixed
@@ -73,7 +73,7 @@ def einsum(call: Call) -> Result:
 
 
 def convolution(call: Call) -> Result:
-    """`input [B, C, *places]`, `weight [out, C / groups, *kernel]`; transposed: `weight [C, out / groups, *kernel]`."""
+    """`input [B, C, *places]`, `weight [out, C / groups, *kernel]`, or `[C, out / groups, *kernel]` transposed."""
     inputs, weight, bias = call.type("input"), call.type("weight"), call.optional("bias")
     transposed = bool(call["transposed"]) or call.name.startswith("conv_transpose")
     groups = call["groups"] or 1
@@ -155,7 +155,7 @@ def places(call: Call) -> Result:
 
 
 def attention(call: Call) -> Result:
-    """`query [..., H, L, E]`, `key [..., H, S, E]`, `value [..., H, S, V]`; fewer heads in key and value if grouped."""
+    """`query [..., H, L, E]`, `key [..., H, S, E]`, `value [..., H, S, V]`; grouped: fewer heads of both."""
     query, key, value = call.type("query"), call.type("key"), call.type("value")
     mask = call.optional("attn_mask")
     if call["is_causal"]:

@@ -232,7 +232,7 @@ class _Build:
             save_file(tensors, partial)
 
     def _read_state(self, number: int) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
-        """What was kept of the epochs of a group, and what its training goes on from; nothing if no whole file is there."""
+        """Kept epochs of a group and the state to continue its training from; nothing if no file is complete."""
         path = self.state_path(number)
         try:
             read_header(path)

@@ -245,7 +245,7 @@ def _raise_if_full(error: Exception) -> None:
 
 
 def _status(error: Exception) -> Literal["skipped", "failed"]:
-    """Whether it would help to try again; a download that finds neither the Hub nor a cached copy calls that not found."""
+    """Whether a retry could help: a download that reaches neither Hub nor cache reports "not found", too."""
     if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, UNUSABLE):
         return "failed"
     return "skipped"

@@ -1,4 +1,4 @@
-"""One network of a repository as a row of a zoo: looked at through its header, then downloaded, then turned into tokens."""
+"""One network of a repository as a row of a zoo: header read, files downloaded, weights tokenized."""
 
 import json
 from collections.abc import Mapping

@@ -89,7 +89,7 @@ class Source:
 
 
 def find_sources(arguments: ImportSettings, api: HfApi) -> Iterator[Source]:
-    """What to import from, in order: named repositories, those the Hub lists, the folder. No repository comes twice."""
+    """Sources of an import in order: named repositories, those listed by the Hub, the folder; no duplicates."""
     seen = set()
     for text in arguments.repos:
         if text not in seen:

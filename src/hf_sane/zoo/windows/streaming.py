@@ -213,7 +213,7 @@ class StreamedBatches:
         self._rows = [self._endless(stream) for stream in self.streams]
 
     def _take_turn(self) -> int:
-        """The zoo of the next batch: each gains its share of a batch, and the one that is owed most pays for a whole one."""
+        """The zoo of the next batch: every zoo accumulates its share; the one that is owed most provides the batch."""
         sizes = [stream.count("train") for stream in self.streams]
         self._credit = [credit + size / sum(sizes) for credit, size in zip(self._credit, sizes, strict=True)]
         turn = max(range(len(self._credit)), key=self._credit.__getitem__)

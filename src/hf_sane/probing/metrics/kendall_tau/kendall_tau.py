@@ -7,8 +7,8 @@ import evaluate
 import numpy as np
 from scipy import stats
 
-DESCRIPTION = """Kendall's tau-b between predictions and references: the share of pairs in the right order minus the share
-in the wrong order, corrected for ties. The usual score of networks that rank networks by accuracy."""
+DESCRIPTION = """Kendall's tau-b between predictions and references: the share of pairs in the right order minus the
+share in the wrong order, corrected for ties. The usual score for ranking networks by accuracy."""
 CITATION = """Kendall, M. G. (1945). The treatment of ties in ranking problems. Biometrika 33(3)."""
 INPUTS = """predictions: list of floats; references: list of floats, of the same length; neither all equal."""
 

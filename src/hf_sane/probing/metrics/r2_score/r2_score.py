@@ -6,8 +6,8 @@ import datasets
 import evaluate
 import numpy as np
 
-DESCRIPTION = """R2 = 1 - MSE / variance of the references: 1 is perfect, 0 is as good as predicting their mean, below 0 is
-worse than that."""
+DESCRIPTION = """R2 = 1 - MSE / variance of the references: 1 is perfect, 0 is as good as predicting the mean, below 0
+is worse than that."""
 INPUTS = """predictions: list of floats; references: list of floats, of the same length, not all equal."""
 
 
