@@ -218,8 +218,8 @@ def index_shards(index: Path) -> dict[str, list[str]]:
     """Read a shard index of which all shards are there: file name to the tensors in it.
 
     Raises:
-        InvalidFileError: If it is no index, names a file outside its own folder, or a shard is no safetensors file, nor one
-            of `torch.save` where the name of the index does not promise safetensors.
+        InvalidFileError: If it is no index, names a file outside its own folder, or a shard is no safetensors file,
+            nor one of `torch.save` where the name of the index does not promise safetensors.
         FileNotFoundError: If a shard is missing.
     """
     shards = parse_index(index)

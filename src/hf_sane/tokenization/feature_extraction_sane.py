@@ -137,8 +137,8 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
         Raises:
             FileNotFoundError: If there is neither such a folder nor such a repository.
-            InvalidFileError: As in `from_pretrained`; or the folder is unfinished, or lost or changed files since it was
-                written.
+            InvalidFileError: As in `from_pretrained`; or the folder is unfinished, or lost or changed files since it
+                was written.
         """
         name, where = pretrained_arguments(source, revision=revision)
         check_finished(name)

@@ -40,7 +40,7 @@ def reading_pretrained(source: str | Path, what: str) -> Iterator[None]:
 
 
 def load_pretrained(cls: Any, source: str | Path, what: str, *, revision: str | None = None, **options: Any) -> Any:
-    """`cls.from_pretrained` of a class of Transformers, as this library reads everything: checked, patiently, and without their code.
+    """Call `from_pretrained` of a Transformers class: checked, with retries, and without remote code.
 
     Args:
         cls: Such as `SANEModel` or `AutoConfig`.
@@ -52,7 +52,8 @@ def load_pretrained(cls: Any, source: str | Path, what: str, *, revision: str | 
     Raises:
         FileNotFoundError: If there is neither such a folder nor such a repository.
         OSError: If it holds no such file, or cannot be reached.
-        InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was written.
+        InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was
+            written.
     """
     name, where = pretrained_arguments(source, revision=revision)
     check_finished(name)
