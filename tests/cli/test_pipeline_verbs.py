@@ -12,7 +12,6 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification
 
-from hf_sane.cli.sampling import parse_bandwidths
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.embeddings import embed_networks
 from hf_sane.probing.streaming import embed_checkpoint
@@ -308,22 +307,6 @@ def test_the_demo_passes_its_settings_on(tmp_path, monkeypatch, hf_sane_command)
     assert output == tmp_path / "out"
     assert options["settings"].seed == 3
     assert options["settings"].bandwidths == [0.1, 0.2]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("0.1", (0.1,)), ("0,0.5,1e-2", (0.0, 0.5, 0.01)), ("scott", ("scott",)), ("silverman", ("silverman",))],
-)
-def test_bandwidths_are_numbers_or_a_rule(text, expected):
-    assert parse_bandwidths(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "wide", "0.1,scott"])
-def test_other_bandwidths_are_refused(text):
-    with pytest.raises(
-        ValueError, match="expected a bandwidth >= 0, several separated by commas, 'scott' or 'silverman'"
-    ):
-        parse_bandwidths(text)
 
 
 def test_features_of_several_lengths_do_not_stack():

@@ -6,7 +6,7 @@ import torch
 from hf_sane.architectures.presets import cifar_resnet
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.sampling.generation import Density, sample_from_prior
-from hf_sane.sampling.selection import Judge, bootstrap, choose_bandwidth, keep_best, sample_selected, subsample
+from hf_sane.sampling.selection import Judge, bootstrap, choose_bandwidth, keep_best, subsample
 
 
 @pytest.fixture(scope="module")
@@ -218,50 +218,3 @@ def test_errors(codec, anchors, judge, trained):
                 density=Density(0),
                 **{"num_rounds": 1, "num_anchors": 8, "num_candidates": 20, "num_kept": 3, **settings},
             )
-
-
-def seeded():
-    return torch.Generator().manual_seed(3)
-
-
-@pytest.mark.parametrize("method", ["subsample", "bootstrap", "kde"])
-def test_sampling_by_a_method_is_that_method(method, codec, anchors, judge):
-    options = {"method": method, "density": Density(0.0, "latent", "token"), "num_candidates": 12, "num_kept": 3}
-    found, bandwidth = sample_selected(
-        codec, anchors, judge, bandwidths=[0.2], num_rounds=2, generator=seeded(), **options
-    )
-    assert bandwidth == 0.2
-    density, sizes = Density(0.2, "latent", "token"), {"num_kept": 3, "generator": seeded()}
-    if method == "bootstrap":
-        expected, _ = bootstrap(
-            codec, anchors, judge, density=density, num_rounds=2, num_anchors=6, num_candidates=12, **sizes
-        )
-    else:
-        count = {"subsample": 12, "kde": 3}[method]
-        expected = subsample(codec, anchors, judge, density=density, num_candidates=count, **sizes)
-    assert torch.equal(found.sources, expected.sources)
-    assert torch.equal(found.candidate_accuracy, expected.candidate_accuracy)
-
-
-def test_one_of_several_bandwidths_is_chosen_before(codec, anchors, judge):
-    options = {"density": Density(0.0), "num_kept": 3}
-    found, bandwidth = sample_selected(
-        *(codec, anchors, judge), method="kde", bandwidths=(0.1, 4.0), num_candidates=12, generator=seeded(), **options
-    )
-    generator = seeded()
-    choice = choose_bandwidth(
-        codec, anchors, judge, bandwidths=(0.1, 4.0), num_candidates=6, generator=generator, **options
-    )
-    assert bandwidth == choice.bandwidth
-    density = Density(bandwidth)
-    expected = subsample(codec, anchors, judge, density=density, num_candidates=3, num_kept=3, generator=generator)
-    assert torch.equal(found.sources, expected.sources)
-    assert sample_selected(codec, anchors, judge, method="kde", bandwidths=["scott"], **options)[1] == "scott"
-
-
-@pytest.mark.parametrize("bandwidths", [[], ["scott", 0.1]])
-def test_methods_and_bandwidths_that_are_none(bandwidths, codec, anchors, judge):
-    with pytest.raises(ValueError, match=r"expected a method of \('subsample', .*, got 'prior'"):
-        sample_selected(codec, anchors, judge, method="prior", density=Density(0.0), bandwidths=[0.1])
-    with pytest.raises(ValueError, match=r"expected one bandwidth, or several numbers to choose from, got \["):
-        sample_selected(codec, anchors, judge, method="kde", density=Density(0.0), bandwidths=bandwidths)

@@ -12,7 +12,6 @@ from hf_sane.cli.demo import demo
 from hf_sane.cli.finetune import finetune
 from hf_sane.cli.info import info
 from hf_sane.cli.regions import regions
-from hf_sane.cli.sample import sample
 from hf_sane.cli.settings import PASS_THROUGH
 from hf_sane.cli.soup import soup
 from hf_sane.cli.transfer import pull, push
@@ -80,7 +79,6 @@ app = typer.Typer(
 )
 zoo_app = typer.Typer(no_args_is_help=True, help="Build, import, align, mix and show zoos of networks.")
 app.add_typer(zoo_app, name="zoo")
-app.command("sample")(sample)
 app.command("finetune")(finetune)
 app.command("soup")(soup)
 app.command("info")(info)

@@ -42,6 +42,9 @@ VERBS = (
         "embed", "embed", "EmbedSettings", "run_embed", "Embed networks: one vector each, of a zoo or of checkpoints."
     ),
     Verb("probe", "probe", "ProbeSettings", "run_probe", "Predict properties of networks from their embeddings."),
+    Verb(
+        "sample", "sample", "SampleSettings", "run_sample", "Sample networks around those of a zoo, and compare them."
+    ),
 )
 
 ZOO_VERBS = (

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -12,7 +13,7 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.networks.images import ImageData
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.networks.training import HyperParameters, train_stacked
-from hf_sane.sampling.anchors import choose_anchors
+from hf_sane.sampling.anchors import TOP_FRACTION, choose_anchors
 from hf_sane.sampling.baselines import (
     SCRATCH_SEED,
     average_networks,
@@ -23,10 +24,11 @@ from hf_sane.sampling.baselines import (
 )
 from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance, pairwise_distance
 from hf_sane.sampling.generation import BandwidthUnit, Density, NetworkCodec, sample_from_prior
-from hf_sane.sampling.selection import Draw, Judge, bootstrap, choose_bandwidth, keep_best, subsample
+from hf_sane.sampling.samplers import SAMPLERS, SamplingTask
+from hf_sane.sampling.selection import Draw, Judge, choose_bandwidth, keep_best
 from hf_sane.symmetry.networks import permutation_spec
 from hf_sane.zoo.alignment import aligned_tokens
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo.dataset import Zoo, ZooSplit
 
 METHODS = (  # in the order of tables and legends
     "anchors",
@@ -62,7 +64,7 @@ class ComparisonSettings:
     """
 
     seed: int = 0
-    anchor_fraction: float = 0.3
+    anchor_fraction: float = TOP_FRACTION
     num_anchors: int | None = None
     anchor_epoch: int | None = None
     bandwidths: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4])
@@ -79,6 +81,86 @@ class ComparisonSettings:
             )
         if not self.bandwidths or min(self.bandwidths) <= 0:
             raise ValueError(f"expected bandwidths > 0, which 0 is not: it copies anchors; got {self.bandwidths}")
+
+
+@dataclass(frozen=True)
+class AnchorSet:
+    """Trained networks of one architecture that sampling starts from, and those that samples are measured against.
+
+    Attributes:
+        codec: Autoencoder, tokenizer, layout and architecture.
+        tokens: `[A, N, D]` raw tokens of the anchors.
+        training_tokens: `[T, N, D]` raw tokens of all training networks, the anchors among them.
+        names: Runs of the anchors, best first.
+    """
+
+    codec: NetworkCodec
+    tokens: Tensor
+    training_tokens: Tensor
+    names: tuple[str, ...]
+
+    @classmethod
+    def choose(
+        cls,
+        codec: NetworkCodec,
+        zoo: Zoo,
+        *,
+        num_anchors: int | None = None,
+        top_fraction: float = TOP_FRACTION,
+        epoch: int | None = None,
+    ) -> Self:
+        """Choose anchors among the training networks of a zoo, see [`choose_anchors`]; aligned if the zoo is."""
+        train = zoo.splits["train"]
+        chosen = train.select(choose_anchors(train, num_anchors=num_anchors, top_fraction=top_fraction, epoch=epoch))
+        return cls(codec, _tokens(chosen), _tokens(train), tuple(chosen.run_ids))
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """`[A, N, Z]`."""
+        return self.codec.encode(self.tokens)
+
+    @cached_property
+    def _space(self) -> WeightSpace:
+        return WeightSpace.fit(self.codec.layout, self.training_tokens)
+
+    def distances(self, networks: StackedNetworks) -> Tensor:
+        """Distance of each network to the nearest training network, up to permutations of neurons: `[S]`."""
+        return training_distances(self.codec, self._space, networks, self.training_tokens)
+
+    def compare(
+        self, name: str, networks: StackedNetworks, judge: Judge, data: ImageData, generator: torch.Generator
+    ) -> dict[str, dict[str, float]]:
+        """Test accuracy and distance to the nearest training network, of sampled networks and of everything simpler.
+
+        Args:
+            name: What to call the sampled networks.
+            networks: The sampled networks.
+            judge: Conditions batch norm, or does not.
+            data: Images, of which the test split is used.
+            generator: CPU source of randomness, of the baselines.
+        """
+        draw_noise = noise_baseline(self.codec, self.tokens, self.training_tokens, like=networks, generator=generator)
+        simple = simple_baselines(
+            self.codec,
+            self.tokens,
+            judge,
+            num_networks=networks.num_models,
+            draw_noise=draw_noise,
+            generator=generator,
+        )
+        return {key: self._row(found, data) for key, found in {name: networks, **simple}.items()}
+
+    def _row(self, networks: StackedNetworks, data: ImageData) -> dict[str, float]:
+        _, accuracy = networks.evaluate(*data.split("test"))
+        return {
+            "test_accuracy": accuracy.mean().item(),
+            "best_test_accuracy": accuracy.max().item(),
+            "nearest_training_distance": self.distances(networks).mean().item(),
+        }
+
+
+def _tokens(split: ZooSplit) -> Tensor:
+    return split.stacked_tokens() if split.alignment is None else aligned_tokens(split)
 
 
 @dataclass(frozen=True)
@@ -116,40 +198,37 @@ def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: Comparis
     Raises:
         ValueError: If the zoo has fewer anchors than are asked for or kept.
     """
-    train = zoo.splits["train"]
-    chosen = choose_anchors(
-        train,
+    anchors = AnchorSet.choose(
+        codec,
+        zoo,
         num_anchors=settings.num_anchors,
         top_fraction=settings.anchor_fraction,
         epoch=settings.anchor_epoch,
     )
-    anchor_split = train.select(chosen)
-    anchor_tokens, training_tokens = aligned_tokens(anchor_split), aligned_tokens(train)
     generator = torch.Generator().manual_seed(settings.seed)
-    latents = codec.encode(anchor_tokens)
-    sampled, facts = _sampled(codec, latents, judge, settings, generator)
+    sampled, facts = _sampled(codec, anchors.latents, judge, settings, generator)
     draw_noise = noise_baseline(
         codec,
-        anchor_tokens,
-        training_tokens,
+        anchors.tokens,
+        anchors.training_tokens,
         like=sampled["sane_subsampled"],
         generator=torch.Generator().manual_seed(settings.seed + 1),
     )
     noisy = keep_best(draw_noise, judge, num_candidates=settings.num_candidates, num_kept=settings.num_kept)
     simple = simple_baselines(
         codec,
-        anchor_tokens,
+        anchors.tokens,
         judge,
         num_networks=settings.num_kept,
         draw_noise=draw_noise,
-        shown=anchor_tokens[[index % len(chosen) for index in range(settings.num_kept)]],
+        shown=anchors.tokens[[index % len(anchors.names) for index in range(settings.num_kept)]],
         seed=settings.seed,
         generator=generator,
     )
     drawn = {**sampled, **simple, "anchor_noise_selected": noisy.networks}
     methods = {name: drawn[name] for name in METHODS}
-    facts = {"num_anchors": len(chosen), **facts}
-    return Samples(methods, tuple(anchor_split.run_ids), facts["bandwidth"], facts)
+    facts = {"num_anchors": len(anchors.names), **facts}
+    return Samples(methods, anchors.names, facts["bandwidth"], facts)
 
 
 def _sampled(
@@ -167,19 +246,18 @@ def _sampled(
         num_kept=settings.num_kept,
         generator=generator,
     )
-    density = Density(choice.bandwidth, unit=settings.unit)
-    kept = {"num_candidates": settings.num_candidates, "num_kept": settings.num_kept, "generator": generator}
-    subsampled = subsample(codec, latents, judge, density=density, **kept)  # type: ignore[arg-type]
-    bootstrapped, history = bootstrap(
+    task = SamplingTask(
         codec,
         latents,
         judge,
-        density=density,
-        num_anchors=max(2, 2 * settings.num_kept),
-        **kept,  # type: ignore[arg-type]
+        Density(choice.bandwidth, unit=settings.unit),
+        num_kept=settings.num_kept,
+        num_candidates=settings.num_candidates,
+        generator=generator,
     )
+    subsampled, bootstrapped = (SAMPLERS.find(name).run(task) for name in ("subsample", "bootstrap"))
     prior = sample_from_prior(codec, settings.num_kept, std=latents.std().item(), generator=generator)
-    around = codec.decode(density.sample(latents, settings.num_kept, generator=generator))
+    _, around = task.draw(settings.num_kept)
     methods = {
         "sane_kde": judge.condition(around),
         "sane_subsampled": subsampled.networks,
@@ -193,7 +271,7 @@ def _sampled(
         "bandwidth_unit": settings.unit,
         "bandwidth_candidates": list(choice.bandwidths),
         "bandwidth_kept_validation_accuracy": list(choice.kept_accuracy),
-        "bootstrap_validation_accuracy": list(history),
+        "bootstrap_validation_accuracy": list(bootstrapped.rounds),
     }
     return methods, facts
 

@@ -2,19 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from hf_sane.core.kde import BandwidthRule
 from hf_sane.networks.batchnorm import BATCH_SIZE, NUM_BATCHES, condition_batch_norm
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.sampling.generation import Density, NetworkCodec
 
 # Draws `count` candidates: what they are made of, `[count, ...]` (latents or tokens), and the networks.
 Draw = Callable[[int], tuple[Tensor, StackedNetworks]]
-SamplingMethod = Literal["subsample", "bootstrap", "kde"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +66,7 @@ class SelectedNetworks:
         validation_accuracy: `[K]`, descending.
         validation_loss: `[K]`; among equal accuracies, ascending.
         candidate_accuracy: Validation accuracy of all candidates, in the order drawn.
+        rounds: Mean validation accuracy of the kept networks after each round, of methods with several.
     """
 
     sources: Tensor
@@ -76,6 +74,7 @@ class SelectedNetworks:
     validation_accuracy: Tensor
     validation_loss: Tensor
     candidate_accuracy: Tensor
+    rounds: tuple[float, ...] = ()
 
     @property
     def mean_accuracy(self) -> float:
@@ -322,76 +321,3 @@ def bootstrap(
         history.append(best.validation_accuracy[:num_kept].mean().item())
     assert best is not None
     return _best(best, num_kept), tuple(history)
-
-
-def sample_selected(
-    codec: NetworkCodec,
-    anchors: Tensor,
-    judge: Judge,
-    *,
-    method: SamplingMethod,
-    density: Density,
-    bandwidths: Sequence[float | BandwidthRule],
-    num_candidates: int = 200,
-    num_kept: int = 10,
-    num_rounds: int = 3,
-    generator: torch.Generator | None = None,
-) -> tuple[SelectedNetworks, float | BandwidthRule]:
-    """Sample by one method, with a bandwidth that is chosen on validation images where there are several.
-
-    Args:
-        codec: Autoencoder, tokenizer, layout and architecture.
-        anchors: `[A, N, Z]` latents.
-        judge: Scores candidates.
-        method: `"subsample"` keeps the best of many, `"bootstrap"` samples again around these, `"kde"` keeps every
-            network.
-        density: Unit and mode; its own bandwidth is not used.
-        bandwidths: One, or several numbers to choose from with half of the candidates each, see [`choose_bandwidth`].
-        num_candidates: Networks to draw (in each round); `"kde"` draws what it keeps.
-        num_kept: Networks to keep.
-        num_rounds: Of bootstrapping.
-        generator: Source of randomness on the device of `anchors`; the global one when `None`.
-
-    Returns:
-        The networks, best first on validation images, and the bandwidth.
-
-    Raises:
-        ValueError: For an unknown method, no bandwidth or a rule among several, or as in [`subsample`] and
-            [`bootstrap`].
-    """
-    if method not in get_args(SamplingMethod):
-        raise ValueError(f"expected a method of {get_args(SamplingMethod)}, got {method!r}")
-    numbers = [value for value in bandwidths if not isinstance(value, str)]
-    if not bandwidths or (len(bandwidths) > 1 and len(numbers) < len(bandwidths)):
-        raise ValueError(f"expected one bandwidth, or several numbers to choose from, got {list(bandwidths)}")
-    bandwidth = bandwidths[0]
-    if len(bandwidths) > 1:
-        bandwidth = choose_bandwidth(
-            codec,
-            anchors,
-            judge,
-            bandwidths=numbers,
-            density=density,
-            num_candidates=max(num_kept, num_candidates // 2),
-            num_kept=num_kept,
-            generator=generator,
-        ).bandwidth
-    chosen = replace(density, bandwidth=bandwidth)
-    if method == "bootstrap":
-        selected, _ = bootstrap(
-            codec,
-            anchors,
-            judge,
-            density=chosen,
-            num_rounds=num_rounds,
-            num_anchors=max(2, 2 * num_kept),
-            num_candidates=num_candidates,
-            num_kept=num_kept,
-            generator=generator,
-        )
-        return selected, bandwidth
-    count = num_kept if method == "kde" else num_candidates
-    selected = subsample(
-        codec, anchors, judge, density=chosen, num_candidates=count, num_kept=num_kept, generator=generator
-    )
-    return selected, bandwidth

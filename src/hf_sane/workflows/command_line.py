@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 
 from hf_sane.records.errors import shorten
+from hf_sane.records.registry import load_plugins
 from hf_sane.records.settings import default_of, option_name
 from hf_sane.workflows.results import MAX_LINE, Result
 
@@ -59,6 +60,7 @@ def parse_settings(settings: type, argv: Sequence[str], *, name: str) -> Any:
 
 def _parse(settings: type, argv: Sequence[str], name: str, about: str, work: Callable[..., None]) -> None:
     """Make settings of a command line, and call `work` with them and whether JSON is wanted."""
+    load_plugins()
     own = settings.__annotations__  # before what is inherited
     options = sorted(fields(settings), key=lambda entry: entry.name not in own)
     options = [entry for entry in options if not entry.metadata.get("only_python")]

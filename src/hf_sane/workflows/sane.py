@@ -18,6 +18,8 @@ from hf_sane.probing.zoo_features import embed_split, stacked_features
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.workflows.networks import Network
+from hf_sane.workflows.sample import SampleResult, sample
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 
 
@@ -118,6 +120,15 @@ class SANE:
         if not networks:
             raise ValueError("expected at least one network, got an empty list")
         return stacked_features([self.embed(x, pooling=pooling, **_windows(options))[None] for x in networks])
+
+    def sample(self, anchors: str | Zoo | Sequence[Network], **options: Any) -> SampleResult:
+        """Sample new networks around the best networks of a zoo, or around a list of networks.
+
+        Args:
+            anchors: See `hf_sane.workflows.sample.sample`, like errors.
+            **options: Fields of `SampleSettings`, such as `num_samples`, `method` and `images`.
+        """
+        return sample(anchors, self, **options)
 
 
 def open_sane(source: "str | Path | SANE", *, revision: str | None = None) -> SANE:

@@ -1,0 +1,342 @@
+"""Sample networks from the latent space of a SANE, around trained ones, and compare them with what needs no autoencoder."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
+from hf_sane.hub.publish import load_sane, loaded_commit, save_network
+from hf_sane.hub.push import push_generated
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks.images import ImageData, load_images, load_zoo_images
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.records.sources import hub_id
+from hf_sane.sampling.anchors import TOP_FRACTION
+from hf_sane.sampling.comparison import AnchorSet
+from hf_sane.sampling.export import Provenance
+from hf_sane.sampling.generation import Density, NetworkCodec
+from hf_sane.sampling.samplers import SAMPLERS, SamplingTask, parse_bandwidths, run_sampler
+from hf_sane.sampling.selection import Judge, SelectedNetworks
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.workflows.networks import Network, open_stack
+from hf_sane.workflows.results import Result, Table, optional_output, rows_of
+from hf_sane.zoo.dataset import Zoo
+
+# Settings that the run record and the cards of the networks show.
+RECORDED = ("sane", "zoo", "config", "method", "mode", "unit", "num_candidates", "top_fraction", "halo_size")
+
+TRAINING_ONLY = ("initialization", "dropout")  # settings of a network that its weights do not depend on
+
+
+class Autoencoder(Protocol):
+    """What sampling needs of a `SANE`, which samples through this module and so is above it."""
+
+    @property
+    def model(self) -> SANEModel:
+        """The autoencoder."""
+
+    @property
+    def extractor(self) -> SANEFeatureExtractor:
+        """Its weight tokenizer."""
+
+    @property
+    def source(self) -> str | None:
+        """Folder or repository that it came from."""
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of the repository."""
+
+
+@dataclass(kw_only=True)
+class SampleSettings:
+    """Settings of [`sample`]."""
+
+    sane: str | Autoencoder = setting("SANE folder or Hub repo id.")
+    output: Path | None = setting("New folder, with a folder for each network.", short="-o")
+    zoo: str | Zoo | None = setting(
+        "Zoo of one architecture (folder or Hub dataset id); the best of its training networks are the anchors.",
+        default=None,
+    )
+    anchors: list[Network] = setting(
+        "Trained networks of one architecture to sample around, in place of a zoo: folders or Hub ids. Repeat the option.",
+        factory=list,
+        split=False,
+    )
+    images: str | ImageData | None = setting(
+        "'digits' or an .npz file: validation images choose networks, test images measure them; by default the images that the "
+        "zoo was trained on.",
+        default=None,
+    )
+    method: str = setting(
+        "Sampler: subsample keeps the best of many, bootstrap samples again around the best, kde keeps every network. "
+        "Plug-ins can add others.",
+        default="subsample",
+    )
+    num_samples: int = setting("Number of networks to keep.", default=10)
+    num_candidates: int = setting("Number of networks to draw and judge, in each round.", default=200)
+    num_rounds: int = setting("Number of rounds of bootstrapping.", default=3)
+    bandwidth: list[str | float] | str | float = setting(
+        "Kernel width: a number, several to choose from on validation images, or a rule (scott, silverman).",
+        factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
+    )
+    unit: Literal["anchor_std", "latent_std", "latent"] = setting(
+        "Unit of the bandwidth: the anchors' spread, that of all their tokens, or latents.", default="anchor_std"
+    )
+    mode: Literal["joint", "token", "scalar"] = setting(
+        "What shares one anchor: a whole network, a token, or a scalar.", default="joint"
+    )
+    num_anchors: int | None = setting("Number of anchors; by default the whole top fraction.", default=None)
+    top_fraction: float = setting("Best share of the training runs to take anchors from.", default=TOP_FRACTION)
+    epoch: int | None = setting("Epoch of the anchors; by default the last of each run.", default=None)
+    halo_size: int = setting("Context tokens on each side of a window.", default=0)
+    condition: bool = setting("Re-estimate BatchNorm statistics from training images.", default=True)
+    prompt_statistics: bool = setting(
+        "For layers that the SANE was not trained on: take their scale from the zoo's training networks.",
+        default=False,
+    )
+    config: str | None = setting("Which zoo, if there are several.", default=None)
+    seed: int = setting("Random seed.", default=0)
+    include_code: bool = setting("Save networks with their code (trust_remote_code).", default=False)
+    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
+
+    def __post_init__(self) -> None:
+        self.bandwidth = list(parse_bandwidths(self.bandwidth))
+        for width in self.bandwidth:
+            Density(width, self.unit, self.mode)  # type: ignore[arg-type]  # refuses what does not go together
+        SAMPLERS.find(self.method)
+        if bool(self.anchors) == (self.zoo is not None):
+            given = "both" if self.anchors else "neither"
+            raise ValueError(f"expected a zoo (--zoo) or networks (--anchors) to sample around, got {given}; name one")
+        if self.anchors and self.images is None:
+            raise ValueError(
+                "expected images to judge networks by, since anchors do not name theirs; name them (--images)"
+            )
+
+
+@dataclass(kw_only=True)
+class SampleResult(Result):
+    """Sampled networks, best first on validation images.
+
+    ```python
+    networks[0]  # a Transformers model
+    len(networks), networks.modules(), networks.evaluate("digits"), networks.provenance[0]
+    ```
+
+    Attributes:
+        stack: All networks, to be run together.
+        provenance: Where each came from.
+        comparison: `{networks: {measurement: value}}`, of the sampled networks and of what needs no autoencoder.
+        title: Headline of the cards, in front of the number of the network.
+        include_code: Whether the modelling code is saved along with the networks.
+    """
+
+    JOB: ClassVar[str] = "sample"
+
+    stack: StackedNetworks
+    provenance: list[Provenance]
+    comparison: dict[str, dict[str, float]] = field(default_factory=dict)
+    title: str = "Sampled network"
+    include_code: bool = False
+
+    def __len__(self) -> int:
+        return self.stack.num_models
+
+    def __getitem__(self, index: int) -> ZooPreTrainedModel:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"expected an index below {len(self)}, got {index}")
+        return self.stack.model(index)
+
+    def __iter__(self) -> Iterator[ZooPreTrainedModel]:
+        return map(self.stack.model, range(len(self)))
+
+    def modules(self) -> list[ZooPreTrainedModel]:
+        """The networks as modules, in evaluation mode."""
+        return list(self)
+
+    def evaluate(self, images: str | ImageData, *, split: str = "test") -> Tensor:
+        """Accuracy of each network on images, `[S]`.
+
+        Args:
+            images: Images, or what `load_images` takes.
+            split: `"train"`, `"validation"` or `"test"`.
+        """
+        data = load_images(images) if isinstance(images, str) else images
+        return self.stack.evaluate(*data.split(split))[1]
+
+    def tables(self) -> list[Table]:
+        """The networks beside what they are compared with."""
+        header = ("networks", "mean test accuracy", "best test accuracy", "nearest training network")
+        return [Table(header, rows_of(self.comparison))] if self.comparison else []
+
+    def write(self, partial: Path) -> None:
+        """A folder for each network, with provenance, record and card, and the record of the run."""
+        facts = self.record.arguments
+        for index, provenance in enumerate(self.provenance):
+            measured = {name: getattr(provenance, name) for name in MEASURED}
+            save_network(
+                partial / f"network_{index}",
+                self[index],
+                replace(self.record, results={name: value for name, value in measured.items() if value is not None}),
+                title=f"{self.title} {index}",
+                base_model=hub_id(facts.get("sane")),
+                datasets=[found for found in [hub_id(facts.get("zoo"))] if found],
+                include_code=self.include_code,
+                provenance=provenance,
+            )
+        super().write(partial)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Save every network to a folder of its own, `network_0` being the best; `from_pretrained` reads them.
+
+        Raises:
+            FileExistsError: If `folder` holds something else.
+        """
+        return self.save(folder).output or Path(folder)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish the networks as one model repository, see [`push_generated`]; returns the address of the commit."""
+        with tempfile.TemporaryDirectory() as partial:
+            folder = Path(partial) / "networks"
+            replace(self).save(folder)  # a copy: where it lies for the moment is no output
+            return push_generated(repo_id, folder, **options)
+
+
+MEASURED = ("test_accuracy", "validation_accuracy", "nearest_training_distance")
+
+
+def sample(anchors: str | Zoo | Sequence[Network], sane: str | Autoencoder, **options: Any) -> SampleResult:
+    """Sample new networks around trained ones, and compare them with anchors and baselines on test images.
+
+    ```python
+    networks = hf_sane.sample("org/zoo", "org/sane-cnn", num_samples=5)
+    networks.save_pretrained("sampled")
+    ```
+
+    Args:
+        anchors: A zoo, its folder or its Hub dataset id, the best of whose training networks are the anchors; or a list of
+            networks (modules, folders, Hub repo ids) of one architecture. Those need `images`.
+        sane: A SANE, its folder or its Hub repo id.
+        **options: Further fields of [`SampleSettings`].
+
+    Raises:
+        ValueError: If settings do not fit each other, or there are fewer networks than anchors are asked for.
+    """
+    chosen: dict[str, Any] = {"zoo": anchors} if isinstance(anchors, str | Zoo) else {"anchors": list(anchors)}
+    return run_sample(SampleSettings(sane=sane, **{"output": None, **chosen, **options}))
+
+
+def run_sample(settings: SampleSettings) -> SampleResult:
+    """Sample networks, compare them with anchors and baselines on test images, and save them."""
+    given = as_arguments(settings)
+    record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED})
+    record.arguments["prompt_statistics"] = settings.prompt_statistics
+    with optional_output(settings.output, SampleResult.JOB) as partial:
+        result = _sample(settings, record)
+        if partial is not None:
+            result.write(partial)
+    result.output = settings.output
+    return result
+
+
+def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
+    anchors, data = _open(settings, record)
+    judge = Judge(*data.split("validation"), conditioning_images=data.train_images if settings.condition else None)
+    generator = torch.Generator().manual_seed(settings.seed)
+    task = SamplingTask(
+        anchors.codec,
+        anchors.latents,
+        judge,
+        Density(0.0, settings.unit, settings.mode),
+        num_kept=settings.num_samples,
+        num_candidates=settings.num_candidates,
+        num_rounds=settings.num_rounds,
+        generator=generator,
+    )
+    selected, bandwidth = run_sampler(settings.method, task, parse_bandwidths(settings.bandwidth))
+    rows = anchors.compare(f"sane_{settings.method}", selected.networks, judge, data, generator)
+    record.arguments |= {"bandwidth": bandwidth, "num_anchors": len(anchors.names)}
+    record.finish({"networks": rows})
+    return SampleResult(
+        record=record,
+        stack=selected.networks,
+        provenance=_provenance(settings, record, anchors, selected, data),
+        comparison=rows,
+        include_code=settings.include_code,
+    )
+
+
+def _open(settings: SampleSettings, record: RunRecord) -> tuple[AnchorSet, ImageData]:
+    """Load zoo or networks, images and autoencoder, in this order, and note where they came from."""
+    zoo = Zoo.load(settings.zoo, settings.config) if isinstance(settings.zoo, str) else settings.zoo
+    record.arguments["zoo_revision"] = None if zoo is None else zoo.revision
+    if isinstance(settings.images, ImageData):
+        data = settings.images
+    elif settings.images is None and zoo is not None:
+        data = load_zoo_images(zoo.facts)
+    else:
+        data = load_images(settings.images or "")
+    record.data |= {} if zoo is None else {"zoo": zoo.facts.name}
+    record.data["images"] = data.describe()
+    if isinstance(settings.sane, str):
+        model, extractor = load_sane(settings.sane, revision=settings.revision)
+        revision = loaded_commit(settings.sane, settings.revision)
+    else:
+        model, extractor, revision = settings.sane.model, settings.sane.extractor, settings.sane.revision
+    record.arguments["sane_revision"] = revision
+    options: dict[str, Any] = {"halo_size": settings.halo_size}
+    if zoo is None:
+        stack, names = open_stack(settings.anchors, ignored=TRAINING_ONLY)
+        assert isinstance(stack.config, ZooConfig)
+        layout = extractor.lay_out(stack.state_dict(0))
+        tokens = layout.tokens(stack.tensors, batch_dims=1)
+        extractor = extractor.extended([(layout, tokens)]) if settings.prompt_statistics else extractor
+        return AnchorSet(
+            NetworkCodec(model, extractor, layout, stack.config, **options), tokens, tokens, tuple(names)
+        ), data
+    train = zoo.splits["train"]
+    layout, config = train.layout_and_config()
+    if settings.prompt_statistics:
+        extractor = extractor.extended([(layout, train.stacked_tokens())])
+    codec = NetworkCodec(model, extractor, layout, config, **options)
+    chosen = {"num_anchors": settings.num_anchors, "top_fraction": settings.top_fraction, "epoch": settings.epoch}
+    return AnchorSet.choose(codec, zoo, **chosen), data  # type: ignore[arg-type]
+
+
+def _provenance(
+    settings: SampleSettings, record: RunRecord, anchors: AnchorSet, selected: SelectedNetworks, data: ImageData
+) -> list[Provenance]:
+    facts = record.arguments
+    _, accuracy = selected.networks.evaluate(*data.split("test"))
+    distances = anchors.distances(selected.networks)
+    return [
+        Provenance(
+            method=SAMPLERS.find(settings.method).provenance,
+            sane_model=facts["sane"],
+            sane_revision=facts["sane_revision"],
+            zoo=facts["zoo"] or "",
+            zoo_revision=facts["zoo_revision"],
+            anchors=anchors.names,
+            seed=record.seed,
+            index=index,
+            bandwidth=facts["bandwidth"],
+            bandwidth_unit=settings.unit,
+            mode=settings.mode,
+            num_candidates=settings.num_candidates,
+            test_accuracy=accuracy[index].item(),
+            validation_accuracy=selected.validation_accuracy[index].item(),
+            nearest_training_distance=distances[index].item(),
+        )
+        for index in range(selected.networks.num_models)
+    ]
+
+
+__all__ = ["Autoencoder", "SampleResult", "SampleSettings", "run_sample", "sample"]
