@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO_OUT ?= demo_output
 BENCHMARKS_OUT ?= runs/benchmarks
 
-# glibc returns large blocks to the kernel after every operation; keeping them is worth up to 15x (docs/performance.md).
+# glibc returns large blocks to the kernel after every operation; keeping them is worth up to 15x (docs/results/performance.md).
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 100000000000
 export MALLOC_TOP_PAD_ := 268435456
@@ -61,7 +61,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-# The figures of docs/performance.md, one benchmark after the other; about fifteen minutes on two quiet cores.
+# The figures of docs/results/performance.md, one benchmark after the other; about fifteen minutes on two quiet cores.
 # Each kind of processor has a folder of its own: BENCHMARKS_OUT=runs/benchmarks/avx2.
 benchmarks: $(BIN)/.installed
 	mkdir -p $(BENCHMARKS_OUT)

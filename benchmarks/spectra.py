@@ -147,7 +147,7 @@ def speed_of_fit(size: int, installed: Sequence[str], rounds: int) -> dict[str, 
 
 
 def summary(networks: dict[str, Any], fit: dict[str, Any]) -> dict[str, float]:
-    """The worst over all networks of what docs/performance.md claims."""
+    """The worst over all networks of what docs/results/performance.md claims."""
     found: dict[str, float] = {}
     differences = [
         part["largest_alpha_difference_same_tail"]

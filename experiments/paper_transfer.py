@@ -1,4 +1,4 @@
-"""Sample for a data set that the autoencoder never saw; one run record per study and seed, for docs/results.md.
+"""Sample for a data set that the autoencoder never saw; one run record per study and seed, for docs/results/zoos.md.
 
     python experiments/paper_transfer.py --zoos ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper/transfer

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "reference" / "paper_index.md").read_text(encoding="utf-8")
 CODE = sorted(set(re.findall(r"`([a-z_]+/[a-z_]+\.py): ([A-Za-z_0-9]+)`", TEXT)))
 TESTS = sorted(set(re.findall(r"`([a-z]+/test_[a-z_]+\.py)(?:::(test_[a-z_0-9]+))?`", TEXT)))
 

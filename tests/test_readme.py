@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from hf_sane.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def fences(page):
@@ -23,7 +23,9 @@ def test_there_is_something_to_run():
     assert fences(ROOT / "README.md")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if fences(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if fences(page)], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
 def test_the_fences_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     (tmp_path / "pretrained").symlink_to(ROOT / "pretrained")  # readers stand in the clone
     monkeypatch.chdir(tmp_path)
@@ -55,7 +57,7 @@ def test_shell_commands_use_options_that_exist(page, arguments):
     assert {option.partition("=")[0] for option in arguments if option.startswith("-")} <= known, page
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_to_files_of_the_project_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8"))
     missing = [target for target in targets if not (page.parent / target).exists()]

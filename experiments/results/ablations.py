@@ -1,4 +1,4 @@
-"""docs/ablations.md: what each choice of SANE is worth, and how it grows with the zoo."""
+"""docs/results/ablations.md: what each choice of SANE is worth, and how it grows with the zoo."""
 
 import json
 import statistics
@@ -10,7 +10,7 @@ from scipy import stats
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/ablations.md"
+PAGE = "docs/results/ablations.md"
 FOLDER = Path("runs") / "paper" / "ablations"
 STUDIES = ("alignment", "windows", "tokens", "latent", "loss")
 PROPERTIES = {"test_accuracy": "accuracy", "epoch": "epoch", "generalization_gap": "gap"}
@@ -89,7 +89,7 @@ def footnote(study: str, rows: Sequence[Row]) -> str:
     plural = "s" if counts[-1] > 1 else ""
     return (
         f"{seeds} seed{plural}; at most {seconds:.0f} s of wall time each, beside other work. Record: "
-        f"[{study}.json](../{FOLDER.as_posix()}/{study}.json)."
+        f"[{study}.json](../../{FOLDER.as_posix()}/{study}.json)."
     )
 
 

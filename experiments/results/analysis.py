@@ -1,11 +1,11 @@
-"""docs/analysis.md: spectra over a zoo, and as features beside the others."""
+"""docs/how-to/spectra.md: spectra over a zoo, and as features beside the others."""
 
 import json
 from pathlib import Path
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/analysis.md"
+PAGE = "docs/how-to/spectra.md"
 PROPERTY_TITLES = {"test_accuracy": "test accuracy", "epoch": "epoch", "generalization_gap": "generalisation gap"}
 SUMMARY_TITLES = {
     "mean_alpha": "mean alpha",
@@ -18,7 +18,7 @@ SUMMARY_TITLES = {
 
 
 def zoo_spectra_block(folder: Path) -> str:
-    """The part of docs/analysis.md about one zoo: correlations, and alpha at both ends of one run."""
+    """The part of docs/how-to/spectra.md about one zoo: correlations, and alpha at both ends of one run."""
     record = json.loads((folder / "zoo_spectra.json").read_text(encoding="utf-8"))
     found, curves = record["results"]["against_test_accuracy"], record["results"]["through_training"]
     rows = [
@@ -31,7 +31,7 @@ def zoo_spectra_block(folder: Path) -> str:
 
 {record["data"]["zoo"]}; test accuracy {min(found["test_accuracy"]):.2f} to {max(found["test_accuracy"]):.2f}. Correlations over
 one small zoo, nothing more. Alpha of the run with the best validation accuracy from epoch {curves["epoch"][0]} to {curves["epoch"][-1]}: {changes}
-(record: [zoo_spectra.json](../runs/analysis/zoo_spectra.json))."""
+(record: [zoo_spectra.json](../../runs/analysis/zoo_spectra.json))."""
 
 
 def spectral_probe_block(folder: Path) -> str:
@@ -43,7 +43,7 @@ def spectral_probe_block(folder: Path) -> str:
     probe = record["results"]["probe"]
     rows = [[PROPERTY_TITLES[name], *(f"{row[kind]['r2']:.3f}" for kind in titles)] for name, row in probe.items()]
     table = markdown_table(["R2 on test networks", *titles.values()], rows)
-    return f"{table}\n\nRecord: [spectral_probe.json](../runs/analysis/spectral_probe.json)."
+    return f"{table}\n\nRecord: [spectral_probe.json](../../runs/analysis/spectral_probe.json)."
 
 
 def blocks(root: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""docs/beyond_vision.md: what is read off policies and the networks of ACAS Xu."""
+"""docs/results/beyond_vision.md: what is read off policies and the networks of ACAS Xu."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/beyond_vision.md"
+PAGE = "docs/results/beyond_vision.md"
 PARTS = ("baselines", "seed_0", "seed_1", "seed_2")
 FEATURES = {
     "shape": "shape alone, ridge",
@@ -136,7 +136,7 @@ def _merged(records: Sequence[dict[str, Any]], population: str) -> tuple[dict[st
 def _facts(records: Sequence[dict[str, Any]], errors: Sequence[float], files: Sequence[str]) -> str:
     baselines, first, *_ = records
     settings = first["arguments"]
-    links = ", ".join(f"[{file}](../runs/beyond_vision/{file})" for file in files)
+    links = ", ".join(f"[{file}](../../runs/beyond_vision/{file})" for file in files)
     return (
         f"Accuracy, 95% interval (Wilson); {len(records) - 1} seeds of folds and autoencoders for SANE: their mean, "
         f"interval of the middle one. \\* permuted labels reach as much in at most 5% of {settings['permutations']} "

@@ -1,4 +1,4 @@
-"""docs/results.md: networks sampled for an architecture that the autoencoder never saw."""
+"""docs/results/zoos.md: networks sampled for an architecture that the autoencoder never saw."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/results.md"
+PAGE = "docs/results/zoos.md"
 RECORDS = Path("runs/cross")
 TITLES = {
     "cnn_l_rowwise": "CNN-s to CNN-l, MNIST, rowwise tokens",
@@ -44,7 +44,7 @@ def study_block(path: Path) -> str:
 {markdown_table(header, rows, numbers=True)}
 
 Mean of {draws["num_kept"]} networks, ± standard deviation over {len(results["draws"])} seeds. {draws["num_anchors"]} prompts; {results["tokens"]} tokens, {results["layers"]} layers, statistics of
-{results["layers_without_statistics"]} of them taken from the prompts; {draws["num_candidates"]} candidates. Record: [{path.name}](../{RECORDS}/{path.name})."""
+{results["layers_without_statistics"]} of them taken from the prompts; {draws["num_candidates"]} candidates. Record: [{path.name}](../../{RECORDS}/{path.name})."""
 
 
 def _cell(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""docs/large_models.md: round trips of checkpoints, and embeddings of networks larger than memory."""
+"""docs/how-to/large_models.md: round trips of checkpoints, and embeddings of networks larger than memory."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/large_models.md"
+PAGE = "docs/how-to/large_models.md"
 MEMORY_GOAL = 1.5e9  # bytes of anonymous memory
 THROUGHPUT_GOAL = 0.85  # of the encoder alone
 DIFFERENCE_GOAL = 1e-5
@@ -17,7 +17,7 @@ def _record(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _link(name: str) -> str:
-    return f"[{name}](../runs/benchmarks/{name})"
+    return f"[{name}](../../runs/benchmarks/{name})"
 
 
 def _reached(value: str, *, reached: bool) -> str:

@@ -1,4 +1,4 @@
-"""docs/lora.md: an adapter of SANE beside full fine-tuning, and sampled networks with adapters beside other ways to train."""
+"""docs/how-to/lora.md: an adapter of SANE beside full fine-tuning, and sampled networks with adapters beside other ways to train."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/lora.md"
+PAGE = "docs/how-to/lora.md"
 WANTED_GAIN, LARGEST_SHARE = 0.8, 0.05
 
 
@@ -32,7 +32,7 @@ Means over {len(settings["seeds"])} seeds, {settings["steps"]} steps of {setting
 learning rates ({rates}) and the kind of adapter were chosen on validation networks at the first seed.
 The adapter ({adapter["kind"]}, rank {adapter["rank"]}) has {adapter["adapter_parameters"]:,} parameters, {adapter["share"]:.1%} of the model and {share:.1%} of what encodes and decodes; it
 recovers **{recovered:.0%}** of what full fine-tuning gains on test networks (by seed: {by_seed}). Wanted: at least {WANTED_GAIN:.0%} with
-less than {LARGEST_SHARE:.0%} of the parameters: {"reached" if reached else "**not reached**"}. Record: [{path.name}](../runs/lora/{path.name})."""
+less than {LARGEST_SHARE:.0%} of the parameters: {"reached" if reached else "**not reached**"}. Record: [{path.name}](../../runs/lora/{path.name})."""
 
 
 def _recipe(built: dict[str, Any]) -> str:
@@ -61,7 +61,7 @@ def finetuning_block(folder: Path) -> str:
 
 Mean and standard deviation over {results["runs_of_each_method"]} runs: {results["networks"]} networks, {len(record["arguments"]["seeds"])} seeds (orders of images; from scratch also initialisations). Learning
 rates tried: {", ".join(f"{rate:g}" for rate in record["arguments"]["rates"])}. The adapters of these small networks ({adapter["base_parameters"]:,} parameters) hold {adapter["share"]:.0%} as many parameters as the network; what LoRA saves
-grows with the width of the layers. Record: [{path.name}](../runs/lora/{path.name})."""
+grows with the width of the layers. Record: [{path.name}](../../runs/lora/{path.name})."""
         )
     return "\n\n".join(parts)
 

@@ -1,4 +1,4 @@
-"""docs/merging.md: what SWA gains, and soups beside sampling and ensembles."""
+"""docs/how-to/average.md: what SWA gains, and soups beside sampling and ensembles."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/merging.md"
+PAGE = "docs/how-to/average.md"
 WAYS = {
     "one_cycle": "one-cycle training of the same length",
     "swa_constant": "SWA, constant rate",
@@ -55,7 +55,7 @@ def swa_gain_block(folder: Path) -> str:
             markdown_table(["", "test accuracy", "test loss", "learning rate"], ways, numbers=True),
             markdown_table(["gain in test accuracy", "seed by seed"], gains, numbers=True),
         ]
-    return "\n\n".join([*parts, "Record: [swa_gain.json](../runs/merging/swa_gain.json)."])
+    return "\n\n".join([*parts, "Record: [swa_gain.json](../../runs/merging/swa_gain.json)."])
 
 
 def soup_block(folder: Path) -> str:
@@ -78,7 +78,7 @@ def soup_block(folder: Path) -> str:
     return f"""{table}
 
 Mean ± standard deviation over {settings["draws"]} draws of ingredients; {settings["candidates"]} candidates where the best of many is
-kept. Record: [soup_vs_sampling.json](../runs/merging/soup_vs_sampling.json)."""
+kept. Record: [soup_vs_sampling.json](../../runs/merging/soup_vs_sampling.json)."""
 
 
 def blocks(root: Path) -> dict[str, str]:

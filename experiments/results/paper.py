@@ -1,4 +1,4 @@
-"""docs/results.md: zoos of `paper_zoos.py`, and what the runs of `paper_tables.py` reached on them."""
+"""docs/results/zoos.md: zoos of `paper_zoos.py`, and what the runs of `paper_tables.py` reached on them."""
 
 import json
 import statistics
@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/results.md"
+PAGE = "docs/results/zoos.md"
 RECORDS = Path("runs/paper")
 FAMILIES = {
     "mnist": "MNIST, CNN-s",
@@ -76,7 +76,7 @@ def zoos_block(folder: Path) -> str:
         arguments, splits = results["arguments"], results["splits"]
         runs = "/".join(str(splits[name]["runs"]) for name in ("train", "validation", "test"))
         rows.append([
-            f"[{path.stem}](../{RECORDS}/zoos/{path.name})", arguments["architecture"], runs, str(results["excluded"]), str(arguments["epochs"]),
+            f"[{path.stem}](../../{RECORDS}/zoos/{path.name})", arguments["architecture"], runs, str(results["excluded"]), str(arguments["epochs"]),
             f"{splits['test']['test_accuracy']:.3f}", minutes(record["seconds"]),
         ])  # fmt: skip
     header = ["zoo", "architecture", "train / validation / test runs", "left out", "epochs", "accuracy", "minutes"]
@@ -339,7 +339,7 @@ def sampled(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def links(family: str, runs: Sequence[dict[str, Any]]) -> str:
     """Links to the records of a family."""
     names = [f"{family}_{run['seed']}.json" for run in runs]
-    return ", ".join(f"[{name}](../{RECORDS}/{name})" for name in names)
+    return ", ".join(f"[{name}](../../{RECORDS}/{name})" for name in names)
 
 
 def blocks(root: Path) -> dict[str, str]:

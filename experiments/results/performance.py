@@ -1,4 +1,4 @@
-"""docs/performance.md: every claim about speed, its target, and what was measured on which processor.
+"""docs/results/performance.md: every claim about speed, its target, and what was measured on which processor.
 
 Records in runs/benchmarks/ are those of one kind of processor; each further kind has a folder of its own beside them,
 written by `make benchmarks BENCHMARKS_OUT=runs/benchmarks/avx2`.
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/performance.md"
+PAGE = "docs/results/performance.md"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure of docs/performance.md and its target.
+    """A figure of docs/results/performance.md and its target.
 
     Attributes:
         work: What was measured.
@@ -51,7 +51,7 @@ class Claim:
         if not path.exists():
             return "not measured"
         results = json.loads(path.read_text(encoding="utf-8"))["results"]
-        link = f"(../runs/benchmarks/{path.relative_to(folder).as_posix()})"
+        link = f"(../../runs/benchmarks/{path.relative_to(folder).as_posix()})"
         if self.left_out in results.get("left_out", {}):
             return f"[left out]{link}"
         found = [reduce(lambda part, key: part[key], place, results) for place in self.places]
@@ -175,7 +175,7 @@ CLAIMS = (
 
 
 def performance_block(folder: Path) -> str:
-    """The table of docs/performance.md, which processors it is from, and what limits the pre-training step."""
+    """The table of docs/results/performance.md, which processors it is from, and what limits the pre-training step."""
     kinds = ["", *sorted(path.name for path in folder.iterdir() if path.is_dir())]
     steps = [json.loads((folder / kind / "pretraining_step.json").read_text(encoding="utf-8")) for kind in kinds]
     names = [step["results"]["cpu_capability"] for step in steps]

@@ -1,4 +1,4 @@
-"""docs/probing.md: accuracy from weights, across data sets."""
+"""docs/how-to/probe.md: accuracy from weights, across data sets."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/probing.md"
+PAGE = "docs/how-to/probe.md"
 REGRESSORS = {"ridge": "ridge", "logit_linear": "logit-linear", "gradient_boosting": "boosted trees"}
 KINDS = {"layer_statistics": "s(W)", "weights": "W"}
 
@@ -47,7 +47,7 @@ def transfer_block(folder: Path) -> str:
 
 Test accuracy of test networks, fitted on the zoo of the row and tested on that of the column (the zoo itself in italics); {networks}, split
 by training run, all aligned to one network. *its mean*: guessing the mean accuracy of the row's zoo. Record:
-[transfer.json](../runs/probing/transfer.json)."""
+[transfer.json](../../runs/probing/transfer.json)."""
 
 
 def blocks(root: Path) -> dict[str, str]:

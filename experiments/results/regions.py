@@ -1,4 +1,4 @@
-"""docs/regions.md: regions of four data sets, what lies inside them, and LoRA adapters."""
+"""docs/how-to/regions.md: regions of four data sets, what lies inside them, and LoRA adapters."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/regions.md"
+PAGE = "docs/how-to/regions.md"
 FILE = "regions.json"
-LINK = f"[{FILE}](../runs/analysis/{FILE})"
+LINK = f"[{FILE}](../../runs/analysis/{FILE})"
 SPACES = {
     "independent": "independent, weights",
     "independent_aligned": "independent, weights, aligned",

@@ -1,15 +1,15 @@
-"""docs/symmetries.md: loss barriers before and after matching."""
+"""docs/explanation/symmetries.md: loss barriers before and after matching."""
 
 import json
 from pathlib import Path
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/symmetries.md"
+PAGE = "docs/explanation/symmetries.md"
 
 
 def barrier_block(folder: Path) -> str:
-    """The table of docs/symmetries.md: one row per data, kind of network and width."""
+    """The table of docs/explanation/symmetries.md: one row per data, kind of network and width."""
     rows = []
     for path in sorted(folder.glob("barrier*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -24,7 +24,15 @@ def barrier_block(folder: Path) -> str:
                     numbers = [f"{barrier[when]:.3f}" for when in ("before", "after")]
                     middle = [f"{accuracy[when]:.1%}" for when in ("before", "after")]
                     rows.append(
-                        [data, kind, width, *numbers, shown, *middle, f"[{path.name}](../runs/benchmarks/{path.name})"]
+                        [
+                            data,
+                            kind,
+                            width,
+                            *numbers,
+                            shown,
+                            *middle,
+                            f"[{path.name}](../../runs/benchmarks/{path.name})",
+                        ]
                     )
     header = ["data", "network", "width", "barrier", "matched", "left", "accuracy half way", "matched", "record"]
     return markdown_table(header, rows)

@@ -1,4 +1,4 @@
-"""docs/performance.md: each kind of processor has a column, and what it does not reach or cannot measure is said."""
+"""docs/results/performance.md: each kind of processor has a column, and what it does not reach or cannot measure is said."""
 
 import importlib
 import json

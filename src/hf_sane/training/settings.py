@@ -70,7 +70,9 @@ class PretrainSettings:
         option="--from",
         formerly="--pretrained",
     )
-    lora: bool = setting("Freeze the pretrained model and train a LoRA adapter of it (docs/lora.md).", default=False)
+    lora: bool = setting(
+        "Freeze the pretrained model and train a LoRA adapter of it (docs/how-to/lora.md).", default=False
+    )
     lora_rank: int = setting("Rank of the adapter's maps.", default=4)
     lora_alpha: float = setting("Scale of the adapter: alpha / rank.", default=8.0)
     lora_targets: list[str] = setting("Modules that get low-rank maps, by name.", factory=lambda: list(LORA_TARGETS))
