@@ -1,4 +1,4 @@
-"""What each choice of SANE is worth: small ablations on zoos of scikit-learn's digits, for docs/results/ablations.md. Offline.
+"""Measure the effect of design choices on small zoos of scikit-learn digits, offline (docs/results/ablations.md).
 
     python experiments/paper_ablations.py --folder ../ablations --records runs/paper/ablations --seeds 0 1
     python experiments/paper_ablations.py ... --studies base windows --seeds 0        # some of them

@@ -3,7 +3,7 @@
     python experiments/paper_tradeoff.py --zoos ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper/tradeoff
     python experiments/paper_tradeoff.py ... --families usps --seeds 0          # one of them
-    python experiments/paper_tradeoff.py ... --plot docs/results/tradeoff.png           # and draw all records that are there
+    python experiments/paper_tradeoff.py ... --plot docs/results/tradeoff.png   # draw all existing records
 
 Runs after `paper_tables.py`, whose autoencoders it takes from `--work`. `paper_tables.py` shows one bandwidth per
 family, chosen on validation images; here is every bandwidth, with noise on anchors at equal distance and after equal

@@ -1,4 +1,4 @@
-"""Build the zoos of docs/results/zoos.md, one after the other; what is finished is kept, what was interrupted continues.
+"""Build the zoos of docs/results/zoos.md one after the other; finished ones are kept, interrupted ones resumed.
 
     python experiments/paper_zoos.py --images ../shared/data/images --output_dir ../zoos --records runs/paper/zoos
     python experiments/paper_zoos.py --images ... --output_dir ... --zoos mnist_seed usps_seed      # some of them

@@ -1,4 +1,4 @@
-"""docs/results/performance.md: each kind of processor has a column, and what it does not reach or cannot measure is said."""
+"""docs/results/performance.md: one column per kind of processor; missed and unmeasured targets are named."""
 
 import importlib
 import json
