@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,11 +13,20 @@ import matplotlib.figure
 import pytest
 import torch
 from artefact_writers import RECORD, WRITERS
-from hub_server import TOKEN, Hub, run_hub
-from huggingface_hub import constants
+from hub_server import Hub, run_hub
 from kill_record import KillRecord
 from safetensors.torch import save_file
-from small_runs import MODEL, SmallRun, check_aligned_zoo, check_run, check_whole_zoo, holding, looks_finished, run_app
+from small_runs import (
+    MODEL,
+    SmallRun,
+    check_aligned_zoo,
+    check_run,
+    check_whole_zoo,
+    holding,
+    looks_finished,
+    run_app,
+    talk_to,
+)
 from typer.testing import CliRunner
 
 from hf_sane.analysis.pictures import save_picture
@@ -106,12 +114,10 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-def talk_to(hub: Hub, home: Path) -> None:
-    """Have the clients of this process, which is a child, know this Hub and no other."""
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.address)
-    constants.HUGGINGFACE_CO_URL_TEMPLATE, constants.ENDPOINT = template, hub.address
-    constants.HF_HUB_DISABLE_XET, constants.HF_HUB_CACHE = True, str(home / "cache")
-    os.environ["HF_TOKEN"] = TOKEN
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the clients of the Hub keep what they know."""
+    return tmp_path_factory.mktemp("home")
 
 
 def flags(settings: dict[str, Any]) -> Iterator[object]:
@@ -173,9 +179,10 @@ def writer_runs() -> list[SmallRun]:
 
 
 @pytest.fixture(scope="session")
-def small_run(inputs: Path, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SmallRun]:
+def small_run(
+    inputs: Path, hub: Hub, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], SmallRun]:
     """The small run of a verb, by its name; it has run once, so that nothing is left to import."""
-    home = tmp_path_factory.mktemp("home")
     zoo, sane, sampled = inputs / "zoo", inputs / "sane", inputs / "sampled"
     tiny = '{"conv_channels": [2], "kernel_sizes": [3], "pool_sizes": [4], "hidden_sizes": [2]}'
     limits = ("--train-limit", 32, "--validation-limit", 20, "--test-limit", 20)
@@ -184,7 +191,6 @@ def small_run(inputs: Path, hub: Hub, tmp_path_factory: pytest.TempPathFactory) 
 
     def pull(command: list[str]) -> None:
         talk_to(hub, home)
-        warnings.filterwarnings("default", "Not enough free disk space")  # of huggingface_hub, before the error
         run_app(command)
 
     runs = [

@@ -3,7 +3,7 @@
 Everything is imported once, in the parent; a child is a fork. Before every change of a file or folder below a watched
 place (through Python's audit hooks: open for writing, rename, remove, mkdir, rmdir, link, chmod; and the exchange of
 two names, which has no hook of its own) the child counts one event. Files that are written outside of Python
-(safetensors, parquet, torch.save) count twice: before they are written, and when half of them is.
+(safetensors, parquet, torch.save) count twice: before they are written, and when half of them is. Requests to the Hub count, too.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
+from huggingface_hub.utils import get_session
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FOLDER_DESCRIPTOR = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.chmod": 2}  # place among an event's arguments
@@ -59,6 +60,7 @@ class Watch:
     def install(self) -> None:
         """For the rest of this process."""
         sys.addaudithook(self._hear)
+        self._around_requests()
         self._around(safetensors.torch, "serialize_file", 1)
         self._around(torch, "save", 1)
         self._around(pq.ParquetWriter, "__init__", 1)
@@ -94,6 +96,22 @@ class Watch:
         if isinstance(folder, int) and folder >= 0 and not os.path.isabs(text):
             text = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), text)
         return os.path.abspath(text).startswith(self.place)
+
+    def _around_requests(self) -> None:
+        """Count a request to the Hub, before it is sent and when it is answered."""
+        client: Any = type(get_session())
+        send = client.send
+
+        def watched(session: Any, request: Any, **settings: Any) -> Any:
+            what = f"{request.method} {request.url.path}"
+            if self.note(f"request {what}"):
+                os.kill(os.getpid(), self.by)
+            response = send(session, request, **settings)
+            if self.note(f"answer to {what}"):
+                os.kill(os.getpid(), self.by)
+            return response
+
+        client.send = watched
 
     def _around(self, owner: Any, name: str, place: int) -> None:
         """Count a native write, before and in the middle of it; the argument at `place` is its path."""

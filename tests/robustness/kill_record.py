@@ -18,14 +18,14 @@ class KillRecord:
     """
 
     def __init__(self, path: Path, points: str) -> None:
-        self.path, self.points = path, points
-        self.runs = RunRecord.load(path).results["runs"] if path.exists() else {}
+        self.path = path
         self.record = RunRecord.start(command=["make", "kill"], arguments={"points": points})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         found = [value for name, value in report.user_properties if name == PROPERTY and report.when == "call"]
         for run, counts in ((run, counts) for runs in found for run, counts in runs.items()):
             sys.stderr.write("".join(f"\n{failure}\n" for failure in counts["failures"]))  # long before the end
-            self.runs[run] = {**counts, "failures": len(counts["failures"]), "commit": self.record.commit}
-            total = {name: sum(counts[name] for counts in self.runs.values()) for name in COUNTED}
-            self.record.finish({"runs": dict(sorted(self.runs.items())), "total": total}).save(self.path)
+            runs = RunRecord.load(self.path).results["runs"] if self.path.exists() else {}
+            runs[run] = {**counts, "failures": len(counts["failures"]), "commit": self.record.commit}
+            total = {name: sum(counts[name] for counts in runs.values()) for name in COUNTED}
+            self.record.finish({"runs": dict(sorted(runs.items())), "total": total}).save(self.path)

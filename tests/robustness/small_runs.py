@@ -5,11 +5,15 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from hub_server import TOKEN, Hub
+from huggingface_hub import constants
 
 from hf_sane.cli.app import app
 from hf_sane.records.outputs import CARD, MANIFEST, check_finished
@@ -37,6 +41,18 @@ def run_app(arguments: list[str]) -> None:
     """Run a verb of the program."""
     sys.argv = ["hf-sane", *arguments]
     app(arguments)
+
+
+def talk_to(hub: Hub, home: Path) -> None:
+    """Have the clients of this process, which is a child, know this Hub and no other."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.address)
+    constants.HUGGINGFACE_CO_URL_TEMPLATE, constants.ENDPOINT = template, hub.address
+    constants.HF_HUB_DISABLE_XET, constants.HF_HUB_CACHE = True, str(home / "cache")
+    os.environ["HF_TOKEN"] = TOKEN
+    warnings.filterwarnings("default", "Not enough free disk space")  # of huggingface_hub, before the error
+    warnings.filterwarnings(
+        "default", "Use 'content=", DeprecationWarning
+    )  # of httpx, as huggingface_hub 2.4 calls it
 
 
 @dataclass(frozen=True)

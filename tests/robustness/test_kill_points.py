@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from artefact_writers import WRITERS
+from hub_server import Hub
 from kill_points import Outcome, in_child, spread
 from kill_record import PROPERTY
-from small_runs import LONG, SCRIPTS, STRANGERS, VERBS, SmallRun, looks_finished, program, visible
+from small_runs import LONG, SCRIPTS, STRANGERS, VERBS, SmallRun, looks_finished, program, run_app, talk_to, visible
 
 POINTS = os.environ.get("KILL_POINTS", "3")
 INTERRUPTED = 130
@@ -138,6 +139,47 @@ def test_what_is_killed_is_made_whole_by_running_it_again(
     counts = stop_everywhere(small_run(name), tmp_path / "place")
     record_property(PROPERTY, {name: counts})
     assert not counts["failures"], "\n\n".join(counts["failures"])
+
+
+def test_a_killed_push_leaves_all_or_nothing_and_can_be_repeated(
+    inputs: Path, hub: Hub, home: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """At every request to the Hub; what is pushed is not changed."""
+    before = {path: path.read_bytes() for path in inputs.rglob("*") if path.is_file()}
+
+    def push(name: str, stop_at: int | None, by: signal.Signals = signal.SIGKILL) -> tuple[Outcome, dict[str, bytes]]:
+        def work() -> None:
+            talk_to(hub, home)
+            run_app(["push", "samples", str(inputs / "sampled"), f"org/{name}"])
+
+        outcome = in_child(work, place=tmp_path, stop_at=stop_at, by=by)
+        repository = hub.storage.repositories.get(("models", f"org/{name}"))
+        files = repository.files if repository is not None else {}
+        return outcome, {path: text.replace(f"org/{name}".encode(), b"org/x") for path, text in files.items()}
+
+    whole, expected = push("whole", None)
+    assert whole.code == 0, whole.output
+    total = len(whole.events)
+    assert total >= MIN_EVENTS
+    assert any("commit" in event for event in whole.events)
+    points = [*spread(total, total if POINTS == "all" else int(POINTS))]
+    for by in (signal.SIGKILL, signal.SIGINT):
+        for event in points:
+            name = f"stopped-{by.name}-{event}"
+            hub.storage.large.clear()  # large files that the pushes before have sent
+            stopped, files = push(name, event, by)
+            assert stopped.code == (-signal.SIGKILL if by == signal.SIGKILL else INTERRUPTED), stopped.output
+            assert files in ({}, expected), stopped.events[-1]
+            if by == signal.SIGINT:
+                assert stopped.output.count("hf-sane: interrupted: ") == 1
+                assert "the same command" in stopped.output
+                assert not files or "nothing was written" not in stopped.output
+            again, files = push(name, None)
+            assert again.code == 0, again.output
+            assert files == expected, stopped.events[-1]
+    assert {path: path.read_bytes() for path in inputs.rglob("*") if path.is_file()} == before
+    counts = {"events": total, "kills": len(points), "interrupts": len(points), "states": 2 * len(points)}
+    record_property(PROPERTY, {"push": counts | {"failures": [], "seconds_of_one_run": round(whole.seconds, 2)}})
 
 
 def test_the_harness_sees_what_it_kills(tmp_path: Path) -> None:

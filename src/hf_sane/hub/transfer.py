@@ -78,7 +78,7 @@ class Upload:
             Address of the commit.
         """
         with explaining(
-            lambda: f"{self.repo_id} holds all of the upload or nothing of it; the same command starts again"
+            lambda: f"{self.repo_id} holds all of the upload or nothing of it; the same command goes on"
         ):
             return self._commit(api or HfApi(), private, revision)
 
