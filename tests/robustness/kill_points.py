@@ -3,7 +3,8 @@
 Everything is imported once, in the parent; a child is a fork. Before every change of a file or folder below a watched
 place (through Python's audit hooks: open for writing, rename, remove, mkdir, rmdir, link, chmod; and the exchange of
 two names, which has no hook of its own) the child counts one event. Files that are written outside of Python
-(safetensors, parquet, torch.save) count twice: before they are written, and when half of them is. Requests to the Hub count, too.
+(safetensors, parquet, torch.save) count twice: before they are written, and when half of them is.
+Requests to the Hub count, too.
 """
 
 import contextlib

@@ -77,9 +77,7 @@ class Upload:
         Returns:
             Address of the commit.
         """
-        with explaining(
-            lambda: f"{self.repo_id} holds all of the upload or nothing of it; the same command goes on"
-        ):
+        with explaining(lambda: f"{self.repo_id} holds all of the upload or nothing of it; the same command goes on"):
             return self._commit(api or HfApi(), private, revision)
 
     def _commit(self, api: HfApi, private: bool | None, revision: str | None) -> str:
