@@ -42,7 +42,7 @@ BAD = {
         "shape",
     ),
     "deep_header": ("model.safetensors", header("[" * 100_000), "maximum recursion depth"),
-    "empty": ("model.safetensors", b"", "model.safetensors"),
+    "empty": ("model.safetensors", b"", "it is an empty file"),
     "claims": ("model.safetensors", struct.pack("<Q", 2**63), "model.safetensors"),
 }
 
