@@ -12,67 +12,66 @@ from hf_sane.auto_classes import register_auto_classes
 
 if TYPE_CHECKING:
     from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig
-    from hf_sane.core.types import TokenSequence
-    from hf_sane.hub.push import push_generated
     from hf_sane.models.configuration_sane import SANEConfig
     from hf_sane.models.modeling_sane import SANEModel
     from hf_sane.networks.images import load_images
-    from hf_sane.probing.embeddings import embed_networks
     from hf_sane.probing.probes import RidgeProbe
-    from hf_sane.sampling.generation import sample_networks
     from hf_sane.symmetry.tracing.trace import trace_permutations
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-    from hf_sane.training.pretraining import pretrain
-    from hf_sane.training.settings import PretrainSettings
-    from hf_sane.zoo.building.build import build_zoo
-    from hf_sane.zoo.building.settings import ZooSettings, hyperparameter_zoo, seed_zoo
+    from hf_sane.workflows.align_zoo import align_zoo
+    from hf_sane.workflows.build_zoo import build_zoo
+    from hf_sane.workflows.embed import embed
+    from hf_sane.workflows.import_zoo import import_zoo
+    from hf_sane.workflows.mix_zoos import mix_zoos
+    from hf_sane.workflows.pretrain import pretrain
+    from hf_sane.workflows.probe import probe
+    from hf_sane.workflows.sane import SANE
+    from hf_sane.workflows.show_zoo import load_zoo
     from hf_sane.zoo.dataset import Zoo
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CIFARResNetConfig": "architectures.configuration_zoo",
-    "CNNConfig": "architectures.configuration_zoo",
     "MLPConfig": "architectures.configuration_zoo",
-    "PretrainSettings": "training.settings",
+    "CNNConfig": "architectures.configuration_zoo",
+    "CIFARResNetConfig": "architectures.configuration_zoo",
     "RidgeProbe": "probing.probes",
+    "SANE": "workflows.sane",
     "SANEConfig": "models.configuration_sane",
     "SANEFeatureExtractor": "tokenization.feature_extraction_sane",
     "SANEModel": "models.modeling_sane",
-    "TokenSequence": "core.types",
     "Zoo": "zoo.dataset",
-    "ZooSettings": "zoo.building.settings",
-    "build_zoo": "zoo.building.build",
-    "embed_networks": "probing.embeddings",
-    "hyperparameter_zoo": "zoo.building.settings",
+    "align_zoo": "workflows.align_zoo",
+    "build_zoo": "workflows.build_zoo",
+    "embed": "workflows.embed",
+    "import_zoo": "workflows.import_zoo",
     "load_images": "networks.images",
-    "pretrain": "training.pretraining",
-    "push_generated": "hub.push",
-    "sample_networks": "sampling.generation",
-    "seed_zoo": "zoo.building.settings",
+    "load_zoo": "workflows.show_zoo",
+    "mix_zoos": "workflows.mix_zoos",
+    "pretrain": "workflows.pretrain",
+    "probe": "workflows.probe",
     "trace_permutations": "symmetry.tracing.trace",
 }
 
 __all__ = [
+    "SANE",
     "CIFARResNetConfig",
     "CNNConfig",
     "MLPConfig",
-    "PretrainSettings",
     "RidgeProbe",
     "SANEConfig",
     "SANEFeatureExtractor",
     "SANEModel",
-    "TokenSequence",
     "Zoo",
-    "ZooSettings",
+    "align_zoo",
     "build_zoo",
-    "embed_networks",
-    "hyperparameter_zoo",
+    "embed",
+    "import_zoo",
     "load_images",
+    "load_zoo",
+    "mix_zoos",
     "pretrain",
-    "push_generated",
-    "sample_networks",
-    "seed_zoo",
+    "probe",
     "trace_permutations",
 ]
 

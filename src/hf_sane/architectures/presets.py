@@ -1,6 +1,10 @@
 """Named configurations of the literature, and the way from a configuration to a network."""
 
+from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
+
+from transformers import AutoConfig, AutoModelForImageClassification
 
 from .configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig, ZooConfig
 from .modeling_resnet import CIFARResNetForImageClassification
@@ -20,6 +24,44 @@ RESNET_STAGES = {
     101: ("bottleneck", (3, 4, 23, 3)),
     152: ("bottleneck", (3, 8, 36, 3)),
 }
+
+
+def register_architecture(
+    name: str,
+    preset: Callable[..., ZooConfig],
+    config_class: type[ZooConfig],
+    model_class: type[ZooPreTrainedModel],
+) -> None:
+    """Let zoos be built of one more family of networks; Transformers' Auto classes learn about it, too.
+
+    Args:
+        name: New name that the setting `architecture` of zoos takes.
+        preset: Makes the configuration from `num_channels`, `num_labels`, `image_size` (if it takes that) and the
+            `architecture_settings` of the zoo.
+        config_class: The configuration, with a `model_type` of its own.
+        model_class: The network.
+
+    Raises:
+        ValueError: If there is an architecture of that name, or of that configuration class.
+    """
+    if name in PRESETS or config_class in MODEL_CLASSES:
+        raise ValueError(f"there is an architecture {name!r}, or one of {config_class.__name__}, already")
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModelForImageClassification.register(config_class, model_class, exist_ok=True)
+    PRESETS[name], MODEL_CLASSES[config_class] = preset, model_class
+
+
+def find_preset(name: str) -> Callable[..., ZooConfig]:
+    """The function that makes configurations of a named architecture.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in PRESETS:
+        close = get_close_matches(name, PRESETS, n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"expected architecture to be one of {', '.join(map(repr, PRESETS))}, got {name!r}{meant}")
+    return PRESETS[name]
 
 
 def build_model(config: ZooConfig) -> ZooPreTrainedModel:
@@ -114,4 +156,20 @@ def resnet(depth: int = 18, *, width: int = 64, num_labels: int = 10, **settings
     return CIFARResNetConfig(**{**shape, "shortcut": "projection", "num_labels": num_labels, **settings})
 
 
-__all__ = ["build_model", "cifar_resnet", "cnn_digits", "cnn_l", "cnn_s", "mlp", "register_remote_code", "resnet"]
+# What the setting `architecture` of zoos takes.
+PRESETS: dict[str, Callable[..., ZooConfig]] = {
+    preset.__name__: preset for preset in (cnn_digits, cnn_s, cnn_l, mlp, cifar_resnet, resnet)
+}
+
+__all__ = [
+    "build_model",
+    "cifar_resnet",
+    "cnn_digits",
+    "cnn_l",
+    "cnn_s",
+    "find_preset",
+    "mlp",
+    "register_architecture",
+    "register_remote_code",
+    "resnet",
+]

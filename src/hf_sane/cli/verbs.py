@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 import typer
@@ -11,6 +12,7 @@ PASS_THROUGH: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
     "add_help_option": False,
 }
+PLUGINS = "hf_sane.plugins"
 
 
 class Verb(NamedTuple):
@@ -18,7 +20,7 @@ class Verb(NamedTuple):
 
     Attributes:
         name: On the command line.
-        workflow: Module of `hf_sane.workflows`.
+        workflow: Module of `hf_sane.workflows`, or the full name of one elsewhere.
         settings: Its settings dataclass.
         run: Its function.
         help: One sentence for the list of verbs.
@@ -32,7 +34,7 @@ class Verb(NamedTuple):
 
     def load(self) -> tuple[type, Callable[[Any], Any]]:
         """The settings dataclass and the function of the workflow."""
-        workflow = import_module(f"hf_sane.workflows.{self.workflow}")
+        workflow = import_module(self.workflow if "." in self.workflow else f"hf_sane.workflows.{self.workflow}")
         return getattr(workflow, self.settings), getattr(workflow, self.run)
 
 
@@ -54,6 +56,16 @@ ZOO_VERBS = (
     Verb("align", "align_zoo", "AlignZooSettings", "run_align_zoo", "Permute all networks of a zoo onto a reference."),
     Verb("show", "show_zoo", "ShowZooSettings", "run_show_zoo", "Show what a zoo holds."),
 )
+
+
+def load_plugins() -> list[Verb]:
+    """Import what other packages add, and give the verbs among it.
+
+    Entry points of the group `hf_sane.plugins` name modules. Importing one registers samplers, poolings, formats and so on;
+    a list `VERBS` in it adds verbs.
+    """
+    modules = [entry.load() for entry in entry_points(group=PLUGINS)]
+    return [verb for module in modules for verb in getattr(module, "VERBS", ())]
 
 
 def add_verb(app: typer.Typer, verb: Verb) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,21 @@ class ZooResult(Result):
             rows.append([name, split["runs"], split["networks"], ",".join(map(str, split["epochs"])), *spreads])
         header = ("split", "runs", "networks", "epochs", *names)
         return [Table(header, rows, caption="(accuracy and gap: smallest / median / largest)")]
+
+
+def load_zoo(source: str | Path, config: str | None = None, *, revision: str | None = None) -> Zoo:
+    """Open a zoo from a folder or the Hub; nothing is read before it is needed.
+
+    Args:
+        source: Folder, or repo id of a dataset, `owner/name` or `owner/name@revision`.
+        config: Which zoo, if there are several.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        FileNotFoundError: If the folder holds no zoo.
+        InvalidFileError: If files are damaged, changed, or the zoo is unfinished.
+    """
+    return Zoo.load(source, config, revision=revision)
 
 
 def show_zoo(zoo: str | Zoo, **options: Any) -> ZooResult:

@@ -13,7 +13,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError, StrictDataclassError
 from transformers import PreTrainedConfig
 
-from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig, ZooConfig
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.architectures.presets import MODEL_CLASSES
 from hf_sane.core.layout import Layout
 from hf_sane.records.documents import Entry, read_document
 from hf_sane.records.errors import reading
@@ -35,7 +36,6 @@ MIX_KEY = "zoos"  # in `data`, of mixtures only: name, arguments and data of eac
 MAX_ROW_SCALARS = 2**31 - 1  # Arrow's list offsets are int32
 STRICT = (StrictDataclassError,)  # what configurations raise
 IMPORTED = "imported"  # model_type of networks whose code the library does not have
-CONFIG_CLASSES: dict[str, type[ZooConfig]] = {c.model_type: c for c in (CNNConfig, MLPConfig, CIFARResNetConfig)}
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,11 @@ def architecture_key(settings: Mapping[str, Any]) -> str:
     return f"{settings.get('model_type')}-{digest[:ARCHITECTURE_DIGITS]}"
 
 
+def config_classes() -> dict[str, type[ZooConfig]]:
+    """Configurations of the architectures that zoos are built of, by `model_type`."""
+    return {config_class.model_type: config_class for config_class in MODEL_CLASSES}
+
+
 def config_from_dict(settings: Mapping[str, Any]) -> ZooConfig:
     """A configuration from its settings.
 
@@ -258,10 +263,11 @@ def config_from_dict(settings: Mapping[str, Any]) -> ZooConfig:
         ValueError: If `model_type` is none of the zoo architectures.
     """
     model_type = settings.get("model_type")
-    if model_type not in CONFIG_CLASSES:
-        raise ValueError(f"expected model_type to be one of {sorted(CONFIG_CLASSES)}, got {model_type!r}")
+    known = config_classes()
+    if model_type not in known:
+        raise ValueError(f"expected model_type to be one of {sorted(known)}, got {model_type!r}")
     values = {key: value for key, value in settings.items() if key != "model_type"}
     if "id2label" in values:
         values["id2label"] = {int(index): name for index, name in values["id2label"].items()}
         values["label2id"] = {name: index for index, name in values["id2label"].items()}
-    return CONFIG_CLASSES[model_type](**values)
+    return known[model_type](**values)

@@ -1,5 +1,6 @@
 """Settings of a zoo, two recipes, and the plan of training runs that follows from them."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -41,9 +42,7 @@ class ZooSettings:
     validation_limit: int | None = setting("Validation images used at most.", default=None)
     test_limit: int | None = setting("Test images used at most.", default=None)
     image_size: int | None = setting("Resize the images to so many pixels.", default=None)
-    architecture: Literal["cnn_digits", "cnn_s", "cnn_l", "mlp", "cifar_resnet", "resnet"] = setting(
-        "Networks of the zoo, by the name of a preset.", default="cnn_digits"
-    )
+    architecture: str = setting(f"Architecture of the networks: {', '.join(presets.PRESETS)}.", default="cnn_digits")
     architecture_settings: dict[str, Any] | str | None = setting(
         "Further settings of the preset: a JSON object, or the path of a JSON file.", default=None
     )
@@ -142,6 +141,7 @@ class ZooSettings:
 
     def validate_choices(self) -> None:
         """Something to choose from."""
+        presets.find_preset(self.architecture)
         for name in ("initializations", "optimizers"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name at least one")
@@ -163,9 +163,10 @@ class ZooSettings:
         """
         settings = self.architecture_settings if isinstance(self.architecture_settings, dict) else {}
         shape = {"num_channels": data.num_channels, "num_labels": data.num_classes}
-        if self.architecture not in ("cifar_resnet", "resnet"):
+        preset = presets.find_preset(self.architecture)
+        if "image_size" in inspect.signature(preset).parameters:
             shape["image_size"] = data.image_size
-        config = getattr(presets, self.architecture)(**{**shape, **settings})
+        config = preset(**{**shape, **settings})
         if (self.activations and not hasattr(config, "activation")) or (
             self.dropout != [0.0] and not hasattr(config, "dropout")
         ):

@@ -22,11 +22,11 @@ from hf_sane.records.files import write_atomically
 from hf_sane.tokenization.checkpoints import load_state_dict, parse_index, read_safetensors
 from hf_sane.tokenization.state_dicts import choose_tensors
 from hf_sane.zoo.facts import (
-    CONFIG_CLASSES,
     IMPORTED,
     PER_RUN_SETTINGS,
     architecture_facts,
     architecture_key,
+    config_classes,
     layout_key,
 )
 from hf_sane.zoo.importing.settings import ImportSettings
@@ -231,7 +231,7 @@ def _read_config(repository: Repository, file: str) -> dict[str, Any]:
 
 def _own_config(config: Mapping[str, Any], state_dict: StateDict) -> ZooConfig | None:
     """The configuration as one of this library, if it is and its tensors are those of the network."""
-    cls = CONFIG_CLASSES.get(str(config.get("model_type")))
+    cls = config_classes().get(str(config.get("model_type")))
     if cls is None:
         return None
     own = cls.from_dict(dict(config))
