@@ -29,7 +29,7 @@ from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.baselines import SCRATCH_SEED
-from hf_sane.sampling.finetuning import FinetuneSettings, add_network_lora, finetune_network
+from hf_sane.sampling.finetuning import StepSettings, add_network_lora, finetune_network
 from hf_sane.tokenization.loading import load_model
 
 Prepare = Callable[[ZooPreTrainedModel, int], nn.Module]  # network and seed to what is trained
@@ -72,9 +72,7 @@ def train_all(
     curves = []
     for index, network in enumerate(networks):
         own_seed = seed * len(networks) + index
-        settings = FinetuneSettings(
-            steps=options.steps, batch_size=options.batch_size, learning_rate=rate, seed=own_seed
-        )
+        settings = StepSettings(steps=options.steps, batch_size=options.batch_size, learning_rate=rate, seed=own_seed)
         torch.manual_seed(own_seed)  # of the random half of each adapter
         curves.append(finetune_network(prepare(network, own_seed), data, settings, report_at=options.report_at))
     return curves

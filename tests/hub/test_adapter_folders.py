@@ -131,7 +131,7 @@ def test_a_card_needs_an_adapter(tmp_path):
 
 def test_the_script_adapts_and_reports(main, network_folder, tmp_path, capsys):
     flags = ("--steps", "4", "--train_limit", "64", "--batch_size", "16", "--rank", "1", "--targets", "classifier")
-    folder = main([str(network_folder), "--output", str(tmp_path / "adapter"), *flags])
+    folder = main([str(network_folder), "--output", str(tmp_path / "adapter"), *flags]).output
     printed = capsys.readouterr().out
     record = RunRecord.load(folder / "run.json")
     assert f"-> {record.results['test_accuracy']:.3f} in 4 steps" in printed
@@ -145,7 +145,7 @@ def test_the_script_publishes_nothing_under_a_local_base(main, network_folder, t
     monkeypatch.chdir(tmp_path)
     named = [] if base_model is None else ["--base_model", base_model]
     with pytest.raises(ValueError, match="expected the Hub repo id of the base model"):
-        main([str(network_folder), "--output", "adapter", "--push_to", "org/adapter", *named])
+        main([str(network_folder), "--output", "adapter", "--push-to", "org/adapter", *named])
     assert not os.path.exists("adapter")
 
 
@@ -165,5 +165,5 @@ def test_the_script_takes_images_from_a_file_and_refuses_those_that_do_not_fit(m
     write(4, 16)
     with pytest.raises(ValueError, match=r"expected pixel_values \[batch, 1, 8, 8\], got \[1, 1, 16, 16\]"):
         main([str(network_folder), *flags])
-    folder = main([str(network_folder), *flags, "--image_size", "8"])
+    folder = main([str(network_folder), *flags, "--image-size", "8"]).output
     assert RunRecord.load(folder / "run.json").data["images"]["name"] == "images"

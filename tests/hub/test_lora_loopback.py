@@ -34,8 +34,8 @@ from hf_sane.networks.images import load_images
 folder, script = Path(sys.argv[1]), sys.argv[2]
 plan_push("samples", folder / "network", "someone/network").push()
 main = runpy.run_path(script)["main"]
-small = ["--steps", "8", "--learning_rate", "1e-2", "--train_limit", "200", "--rank", "2"]
-main(["someone/network", "--output", str(folder / "from_hub"), "--push_to", "someone/adapter", *small])
+small = ["--steps", "8", "--learning-rate", "1e-2", "--train-limit", "200", "--rank", "2"]
+main(["someone/network", "--output", str(folder / "from_hub"), "--push-to", "someone/adapter", *small])
 
 assert PeftConfig.from_pretrained("someone/adapter").base_model_name_or_path == "someone/network"
 base = AutoModelForImageClassification.from_pretrained("someone/network")

@@ -187,7 +187,7 @@ def small_run(
     tiny = '{"conv_channels": [2], "kernel_sizes": [3], "pool_sizes": [4], "hidden_sizes": [2]}'
     limits = ("--train-limit", 32, "--validation-limit", 20, "--test-limit", 20)
     build = ("zoo", "build", "--images", "digits", *limits, "--num-models", 4, "--group-size", 2, "--epochs", 1)
-    train = ("--num_models", 4, "--train_limit", 32, "--validation_limit", 20, "--test_limit", 20)
+    train = ("--num_models", 4, "--train-limit", 32, "--validation_limit", 20, "--test_limit", 20)
 
     def pull(command: list[str]) -> None:
         talk_to(hub, home)
@@ -255,7 +255,7 @@ def small_run(
             timed=("arguments.json",),
             output="--output_dir",
         ),
-        script_run("finetune_lora.py", (sampled / "network_0", "--train_limit", 32, "--steps", 2)),
+        script_run("finetune_lora.py", (sampled / "network_0", "--train-limit", 32, "--steps", 2)),
         *writer_runs(),
     ]
     known = {run.name: run for run in runs}

@@ -13,7 +13,7 @@ from hf_sane.core.adapters import load_adapter, save_adapter
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.sampling.finetuning import (
-    FinetuneSettings,
+    StepSettings,
     accuracy,
     add_network_lora,
     finetune_network,
@@ -51,7 +51,7 @@ def test_full_fine_tuning_takes_the_steps_of_the_stacked_trainer(network, digits
         stack.config, stack.tensors, digits, HyperParameters.repeat([7], **options), epochs=2, batch_size=50
     )
     assert len(digits.train_images) % 50  # the last images of an epoch are left out
-    found = finetune_network(network, digits, FinetuneSettings(steps=12, batch_size=50, seed=7, **options))
+    found = finetune_network(network, digits, StepSettings(steps=12, batch_size=50, seed=7, **options))
     for name, tensor in network.state_dict().items():
         assert torch.allclose(tensor, expected.tensors[name][0], atol=1e-4), name
     assert found[12]["test_accuracy"] == pytest.approx(expected.test_accuracy.item(), abs=0.011)
@@ -60,15 +60,15 @@ def test_full_fine_tuning_takes_the_steps_of_the_stacked_trainer(network, digits
 def test_another_seed_takes_other_steps(network, digits):
     first, second = deepcopy(network), deepcopy(network)
     for seed, copy in enumerate((first, second)):
-        finetune_network(copy, digits, FinetuneSettings(steps=2, seed=seed))
+        finetune_network(copy, digits, StepSettings(steps=2, seed=seed))
     assert not torch.allclose(first.classifier.weight, second.classifier.weight)
 
 
 def test_an_adapter_learns_and_leaves_the_base_alone(network, digits):
-    finetune_network(network, digits, FinetuneSettings(steps=30, learning_rate=1e-2))
+    finetune_network(network, digits, StepSettings(steps=30, learning_rate=1e-2))
     base = deepcopy(network)
     model = add_network_lora(network, rank=2)
-    found = finetune_network(model, digits, FinetuneSettings(steps=60, learning_rate=1e-2), report_at=[0, 20])
+    found = finetune_network(model, digits, StepSettings(steps=60, learning_rate=1e-2), report_at=[0, 20])
     assert sorted(found) == [0, 20, 60]
     assert found[0]["test_accuracy"] == accuracy(base, *digits.split("test"))
     assert found[60]["validation_accuracy"] > found[0]["validation_accuracy"]
@@ -79,7 +79,7 @@ def test_an_adapter_learns_and_leaves_the_base_alone(network, digits):
 def test_a_merged_network_is_the_adapted_one(network, digits, tmp_path):
     base = deepcopy(network)
     model = add_network_lora(network, rank=3, alpha=5.0)
-    finetune_network(model, digits, FinetuneSettings(steps=5, learning_rate=1e-2))
+    finetune_network(model, digits, StepSettings(steps=5, learning_rate=1e-2))
     expected = model(digits.test_images).logits
     save_adapter(model, tmp_path, base_model="org/network", base=base)
     merged = load_adapter(base, tmp_path).merge_and_unload()
@@ -90,7 +90,7 @@ def test_a_merged_network_is_the_adapted_one(network, digits, tmp_path):
 def test_batch_norm_statistics_travel_with_the_adapter(resnet, digits, tmp_path):
     base = deepcopy(resnet)
     model = add_network_lora(resnet, rank=2, targets=["conv1", "fc"])
-    finetune_network(model, digits, FinetuneSettings(steps=3, batch_size=16))
+    finetune_network(model, digits, StepSettings(steps=3, batch_size=16))
     expected = model(digits.test_images).logits
     save_adapter(model, tmp_path, base_model=None, base=base)
     loaded = load_adapter(deepcopy(base), tmp_path).eval()
@@ -155,12 +155,12 @@ def test_adapters_of_no_size(network, rank, alpha):
 )
 def test_settings_out_of_range(changes, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
-        FinetuneSettings(**changes)
+        StepSettings(**changes)
 
 
 def test_reports_lie_within_the_run(network, digits):
     with pytest.raises(ValueError, match=r"report_at must lie in \[0, 5\], got \[5, 6\]"):
-        finetune_network(network, digits, FinetuneSettings(steps=5), report_at=[6])
+        finetune_network(network, digits, StepSettings(steps=5), report_at=[6])
 
 
 def test_accuracy_counts_right_answers():

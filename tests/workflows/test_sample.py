@@ -98,7 +98,7 @@ def test_networks_can_be_the_anchors(sane, tiny_zoo, digits, tmp_path):
     networks = sane.sample(
         [*modules[:2], tmp_path / "third"], images=digits, method="kde", num_samples=2, bandwidth=0.0
     )
-    assert networks.provenance[0].anchors == ("CNNForImageClassification",) * 2 + (str(tmp_path / "third"),)
+    assert networks.provenance[0].anchors == ("network_0", "network_1", str(tmp_path / "third"))
     assert networks.provenance[0].zoo == ""
     expected = torch.stack([sane.encode(module)[0] for module in modules])
     layout = sane.encode(modules[0])[1]

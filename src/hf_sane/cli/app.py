@@ -9,7 +9,6 @@ from typer.core import TyperGroup
 
 from hf_sane.cli.analyze import analyze
 from hf_sane.cli.demo import demo
-from hf_sane.cli.finetune import finetune
 from hf_sane.cli.info import info
 from hf_sane.cli.regions import regions
 from hf_sane.cli.settings import PASS_THROUGH
@@ -79,7 +78,6 @@ app = typer.Typer(
 )
 zoo_app = typer.Typer(no_args_is_help=True, help="Build, import, align, mix and show zoos of networks.")
 app.add_typer(zoo_app, name="zoo")
-app.command("finetune")(finetune)
 app.command("soup")(soup)
 app.command("info")(info)
 app.command("push")(push)

@@ -47,6 +47,7 @@ VERBS = (
     Verb(
         "sample", "sample", "SampleSettings", "run_sample", "Sample networks around those of a zoo, and compare them."
     ),
+    Verb("finetune", "finetune", "FinetuneSettings", "run_finetune", "Fine-tune networks on images."),
 )
 
 ZOO_VERBS = (

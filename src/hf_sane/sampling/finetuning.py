@@ -13,6 +13,7 @@ from hf_sane.core.adapters import attach_lora, match_modules
 from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks.hyperparameters import image_order
 from hf_sane.networks.images import ImageData
+from hf_sane.records.settings import setting
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -22,26 +23,19 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @strict
-@dataclass(frozen=True, kw_only=True)
-class FinetuneSettings:
-    """How to fine-tune a network.
-
-    Attributes:
-        steps: Updates.
-        batch_size: Images per update.
-        learning_rate: Of Adam.
-        weight_decay: Of Adam, added to the gradient.
-        seed: Of the order of images.
+@dataclass(kw_only=True)
+class StepSettings:
+    """How to fine-tune a network, step by step.
 
     Raises:
         ValueError: For values out of range.
     """
 
-    steps: int = 150
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    seed: int = 0
+    steps: int = setting("Number of updates.", default=150)
+    batch_size: int = setting("Images per update.", default=32)
+    learning_rate: float = setting("Learning rate of Adam.", default=1e-3)
+    weight_decay: float = setting("Weight decay of Adam, added to the gradient.", default=0.0)
+    seed: int = setting("Random seed, of the order of images.", default=0)
 
     def validate_ranges(self) -> None:
         """Counts are counts, rates are rates."""
@@ -122,7 +116,7 @@ def add_network_lora(
 
 
 def finetune_network(
-    network: nn.Module, data: ImageData, settings: FinetuneSettings, *, report_at: Iterable[int] = ()
+    network: nn.Module, data: ImageData, settings: StepSettings, *, report_at: Iterable[int] = ()
 ) -> dict[int, dict[str, float]]:
     """Train what is trainable of a network, in place, with Adam and cross-entropy.
 
@@ -162,7 +156,7 @@ def finetune_network(
     return found
 
 
-def _batch(data: ImageData, settings: FinetuneSettings, step: int) -> tuple[Tensor, Tensor]:
+def _batch(data: ImageData, settings: StepSettings, step: int) -> tuple[Tensor, Tensor]:
     count = len(data.train_images)
     size = min(settings.batch_size, count)
     per_epoch = count // size
@@ -184,4 +178,4 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return right / len(labels) if len(labels) else math.nan
 
 
-__all__ = ["FinetuneSettings", "accuracy", "add_network_lora", "finetune_network", "lora_targets"]
+__all__ = ["StepSettings", "accuracy", "add_network_lora", "finetune_network", "lora_targets"]

@@ -1,18 +1,82 @@
-"""Networks for workflows: images classifiers of one architecture, from modules, folders or the Hub, as one stack."""
+"""Networks that workflows take and give: image classifiers of one architecture, as one stack."""
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import AutoModelForImageClassification
 
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.hub.cards import describe_config
+from hf_sane.hub.push import push_generated
+from hf_sane.networks.images import ImageData, load_images
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.records.sources import HubRepo, find_source
 from hf_sane.tokenization.loading import load_model
+from hf_sane.workflows.results import Result
 
 Network = str | Path | ZooPreTrainedModel
+
+
+@dataclass(kw_only=True)
+class NetworksResult(Result):
+    """Networks that a workflow made: `result[0]` is a Transformers model, `len(result)` their number.
+
+    Attributes:
+        stack: All networks, to be run together.
+        include_code: Whether the modelling code is saved along with the networks.
+    """
+
+    stack: StackedNetworks
+    include_code: bool = False
+
+    def __len__(self) -> int:
+        return self.stack.num_models
+
+    def __getitem__(self, index: int) -> ZooPreTrainedModel:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"expected an index below {len(self)}, got {index}")
+        return self.stack.model(index)
+
+    def __iter__(self) -> Iterator[ZooPreTrainedModel]:
+        return map(self.stack.model, range(len(self)))
+
+    def modules(self) -> list[ZooPreTrainedModel]:
+        """The networks as modules, in evaluation mode."""
+        return list(self)
+
+    def evaluate(self, images: str | ImageData, *, split: str = "test") -> Tensor:
+        """Accuracy of each network on images, `[S]`.
+
+        Args:
+            images: Images, or what `load_images` takes.
+            split: `"train"`, `"validation"` or `"test"`.
+        """
+        return self.stack.evaluate(*open_images(images).split(split))[1]
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Save every network to a folder of its own, where `from_pretrained` reads it, with card and run record.
+
+        Raises:
+            FileExistsError: If `folder` holds something else.
+        """
+        self.save(folder)
+        return Path(folder)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish the networks as one model repository, see [`push_generated`]; returns the address of the commit."""
+        with tempfile.TemporaryDirectory() as partial:
+            folder = Path(partial) / "networks"
+            replace(self).save(folder)  # a copy: where it lies for the moment is no output
+            return push_generated(repo_id, folder, **options)
+
+
+def open_images(images: str | ImageData, **options: Any) -> ImageData:
+    """Images as they are, or from where `load_images` finds them, with its options."""
+    return images if isinstance(images, ImageData) else load_images(images, **options)
 
 
 def open_stack(sources: Sequence[Network], *, ignored: Sequence[str] = ()) -> tuple[StackedNetworks, list[str]]:
@@ -26,27 +90,26 @@ def open_stack(sources: Sequence[Network], *, ignored: Sequence[str] = ()) -> tu
         FileNotFoundError: If a folder neither is a network nor holds any.
         ValueError: If there are none, or they differ in their configuration.
     """
-    named = [pair for source in sources for pair in _open(source)]
+    named = [pair for index, source in enumerate(sources) for pair in _open(source, index)]
     if not named:
         raise ValueError("expected at least one network, got none")
     (first_name, first), *rest = named
     for name, model in rest:
         if type(model) is not type(first) or _facts(model, ignored) != _facts(first, ignored):
             raise ValueError(
-                f"{name} is of another architecture than {first_name}; expected networks of one architecture: take them one "
-                "after the other"
+                f"{name} is of another architecture than {first_name}; expected networks of one architecture: take them "
+                "one after the other"
             )
     stack = StackedNetworks.from_state_dicts(first.config, [model.state_dict() for _, model in named])
     return stack, [name for name, _ in named]
 
 
-def _open(source: Network) -> list[tuple[str, Any]]:
+def _open(source: Network, index: int) -> list[tuple[str, Any]]:
     if not isinstance(source, str | Path):
-        return [(type(source).__name__, source)]
+        return [(f"network_{index}", source)]
     place = find_source(source)
-    if isinstance(place, HubRepo):
-        return [(str(source), load_model(AutoModelForImageClassification, source))]
-    return [(str(folder), load_model(AutoModelForImageClassification, folder)) for folder in network_folders(place)]
+    folders = [source] if isinstance(place, HubRepo) else network_folders(place)
+    return [(str(folder), load_model(AutoModelForImageClassification, folder)) for folder in folders]
 
 
 def _facts(model: Any, ignored: Sequence[str]) -> dict[str, Any]:
@@ -65,3 +128,6 @@ def network_folders(place: Path) -> list[Path]:
     if not inside:
         raise FileNotFoundError(f"no network in {place}; expected config.json there, or in folders inside it")
     return sorted(inside, key=lambda folder: (len(folder.name), folder.name))  # network_2 before network_10
+
+
+__all__ = ["Network", "NetworksResult", "open_images", "open_stack"]

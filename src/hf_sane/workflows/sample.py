@@ -1,21 +1,16 @@
 """Sample networks from the latent space of a SANE, around trained ones, and compare them with what needs no autoencoder."""
 
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.hub.publish import load_sane, loaded_commit, save_network
-from hf_sane.hub.push import push_generated
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.networks.images import ImageData, load_images, load_zoo_images
-from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks.images import ImageData, load_zoo_images
 from hf_sane.records.run_record import RunRecord
 from hf_sane.records.settings import as_arguments, setting
 from hf_sane.records.sources import hub_id
@@ -26,8 +21,8 @@ from hf_sane.sampling.generation import Density, NetworkCodec
 from hf_sane.sampling.samplers import SAMPLERS, SamplingTask, parse_bandwidths, run_sampler
 from hf_sane.sampling.selection import Judge, SelectedNetworks
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.workflows.networks import Network, open_stack
-from hf_sane.workflows.results import Result, Table, optional_output, rows_of
+from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
+from hf_sane.workflows.results import Table, optional_output, rows_of
 from hf_sane.zoo.dataset import Zoo
 
 # Settings that the run record and the cards of the networks show.
@@ -123,7 +118,7 @@ class SampleSettings:
 
 
 @dataclass(kw_only=True)
-class SampleResult(Result):
+class SampleResult(NetworksResult):
     """Sampled networks, best first on validation images.
 
     ```python
@@ -132,45 +127,16 @@ class SampleResult(Result):
     ```
 
     Attributes:
-        stack: All networks, to be run together.
         provenance: Where each came from.
         comparison: `{networks: {measurement: value}}`, of the sampled networks and of what needs no autoencoder.
         title: Headline of the cards, in front of the number of the network.
-        include_code: Whether the modelling code is saved along with the networks.
     """
 
     JOB: ClassVar[str] = "sample"
 
-    stack: StackedNetworks
     provenance: list[Provenance]
     comparison: dict[str, dict[str, float]] = field(default_factory=dict)
     title: str = "Sampled network"
-    include_code: bool = False
-
-    def __len__(self) -> int:
-        return self.stack.num_models
-
-    def __getitem__(self, index: int) -> ZooPreTrainedModel:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"expected an index below {len(self)}, got {index}")
-        return self.stack.model(index)
-
-    def __iter__(self) -> Iterator[ZooPreTrainedModel]:
-        return map(self.stack.model, range(len(self)))
-
-    def modules(self) -> list[ZooPreTrainedModel]:
-        """The networks as modules, in evaluation mode."""
-        return list(self)
-
-    def evaluate(self, images: str | ImageData, *, split: str = "test") -> Tensor:
-        """Accuracy of each network on images, `[S]`.
-
-        Args:
-            images: Images, or what `load_images` takes.
-            split: `"train"`, `"validation"` or `"test"`.
-        """
-        data = load_images(images) if isinstance(images, str) else images
-        return self.stack.evaluate(*data.split(split))[1]
 
     def tables(self) -> list[Table]:
         """The networks beside what they are compared with."""
@@ -193,21 +159,6 @@ class SampleResult(Result):
                 provenance=provenance,
             )
         super().write(partial)
-
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Save every network to a folder of its own, `network_0` being the best; `from_pretrained` reads them.
-
-        Raises:
-            FileExistsError: If `folder` holds something else.
-        """
-        return self.save(folder).output or Path(folder)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Publish the networks as one model repository, see [`push_generated`]; returns the address of the commit."""
-        with tempfile.TemporaryDirectory() as partial:
-            folder = Path(partial) / "networks"
-            replace(self).save(folder)  # a copy: where it lies for the moment is no output
-            return push_generated(repo_id, folder, **options)
 
 
 MEASURED = ("test_accuracy", "validation_accuracy", "nearest_training_distance")
@@ -278,12 +229,11 @@ def _open(settings: SampleSettings, record: RunRecord) -> tuple[AnchorSet, Image
     """Load zoo or networks, images and autoencoder, in this order, and note where they came from."""
     zoo = Zoo.load(settings.zoo, settings.config) if isinstance(settings.zoo, str) else settings.zoo
     record.arguments["zoo_revision"] = None if zoo is None else zoo.revision
-    if isinstance(settings.images, ImageData):
-        data = settings.images
-    elif settings.images is None and zoo is not None:
-        data = load_zoo_images(zoo.facts)
+    if settings.images is not None:
+        data = open_images(settings.images)
     else:
-        data = load_images(settings.images or "")
+        assert zoo is not None
+        data = load_zoo_images(zoo.facts)
     record.data |= {} if zoo is None else {"zoo": zoo.facts.name}
     record.data["images"] = data.describe()
     if isinstance(settings.sane, str):

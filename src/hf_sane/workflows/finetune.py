@@ -1,0 +1,150 @@
+"""Fine-tune networks on images, beside networks trained from scratch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.hub.publish import save_network
+from hf_sane.networks.images import ImageData
+from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks.training import HyperParameters, train_stacked
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.sampling.baselines import SCRATCH_SEED
+from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
+from hf_sane.workflows.results import Table, optional_output
+
+RECORDED = ("epochs", "learning_rate", "weight_decay", "optimizer", "schedule", "batch_size", "networks")
+
+
+@dataclass(kw_only=True)
+class FinetuneSettings:
+    """Settings of [`finetune`]."""
+
+    networks: list[Network] = setting(
+        "Networks of one architecture: folders, a folder that holds them, or Hub repo ids.", positional=True
+    )
+    output: Path | None = setting("New folder, with a folder for each network.", short="-o")
+    images: str | ImageData = setting("'digits' or the path of an .npz file.", default="digits")
+    epochs: int = setting("Number of passes over the training images.", default=5)
+    learning_rate: float = setting("Peak learning rate of every network.", default=1e-3)
+    weight_decay: float = setting("Weight decay of every network.", default=0.0)
+    optimizer: Literal["adam", "sgd"] = setting("Optimizer of every network.", default="adam")
+    schedule: Literal["constant", "one_cycle"] = setting("Schedule of the learning rate.", default="constant")
+    batch_size: int = setting("Images per network and update.", default=32)
+    train_limit: int | None = setting("Use at most this many training images.", default=None)
+    scratch: bool = setting("Also train as many networks from scratch.", default=True)
+    seed: int = setting("Random seed, of the order of images and of networks from scratch.", default=0)
+    include_code: bool = setting("Save networks with their code (trust_remote_code).", default=False)
+
+
+@dataclass(kw_only=True)
+class FinetuneResult(NetworksResult):
+    """Fine-tuned networks, in the order in which they were given.
+
+    Attributes:
+        names: What the networks are called: their folders.
+        curves: `{"networks" or "scratch": [epochs + 1][networks]}`: test accuracy, first that before training.
+    """
+
+    JOB: ClassVar[str] = "fine-tuning"
+
+    names: list[str]
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def tables(self) -> list[Table]:
+        """Mean test accuracy, epoch by epoch."""
+        header = ("epoch", *(f"{name}: mean test accuracy" for name in self.curves))
+        rows = zip(*([sum(row) / len(row) for row in curve] for curve in self.curves.values()), strict=True)
+        return [Table(header, [[epoch, *row] for epoch, row in enumerate(rows)])]
+
+    def write(self, partial: Path) -> None:
+        """A folder for each network, named as that which it came from, with its card."""
+        short = [Path(name).name for name in self.names]
+        for index, (name, accuracy) in enumerate(zip(short, self.curves["networks"][-1], strict=True)):
+            results = {"test_accuracy": accuracy, "fine_tuning_epochs": self.record.arguments["epochs"]}
+            save_network(
+                partial / (name if len(set(short)) == len(short) else f"{index}_{name}"),
+                self[index],
+                replace(self.record, results=results),
+                title=f"Sampled network {index}, fine-tuned",
+                include_code=self.include_code,
+            )
+        super().write(partial)
+
+
+def finetune(
+    networks: Network | Sequence[Network] | NetworksResult, images: str | ImageData = "digits", **options: Any
+) -> FinetuneResult:
+    """Fine-tune networks on images, all together, beside as many networks trained from scratch.
+
+    ```python
+    tuned = hf_sane.finetune(sane.sample("org/zoo", num_samples=5), "digits", epochs=2)
+    ```
+
+    Args:
+        networks: Networks of one architecture: the result of sampling, modules, folders, Hub repo ids.
+        images: Images, or what `load_images` takes.
+        **options: Further fields of [`FinetuneSettings`].
+
+    Raises:
+        ValueError: If the networks are of several architectures.
+    """
+    given = [networks] if isinstance(networks, Network) else list(networks)
+    return run_finetune(FinetuneSettings(networks=given, images=images, **{"output": None, **options}))
+
+
+def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
+    """Fine-tune networks on images; report test accuracy epoch by epoch."""
+    given = as_arguments(settings)
+    record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED})
+    with optional_output(settings.output, FinetuneResult.JOB) as partial:
+        stack, names = open_stack(settings.networks)
+        data = open_images(settings.images, train_limit=settings.train_limit)
+        record.data |= {"images": {"name": data.name, "mean": list(data.mean), "std": list(data.std)}}
+        curves: dict[str, list[list[float]]] = {}
+        trained, curves["networks"] = _train(stack, data, settings)
+        if settings.scratch:
+            assert isinstance(stack.config, ZooConfig)
+            first = SCRATCH_SEED + settings.seed
+            fresh = StackedNetworks.initialize(stack.config, range(first, first + stack.num_models))
+            _, curves["scratch"] = _train(fresh, data, settings)
+        record.finish({"test_accuracy": curves})
+        result = FinetuneResult(
+            record=record, stack=trained, names=names, curves=curves, include_code=settings.include_code
+        )
+        if partial is not None:
+            result.write(partial)
+    result.output = settings.output
+    return result
+
+
+def _train(
+    stack: StackedNetworks, data: ImageData, settings: FinetuneSettings
+) -> tuple[StackedNetworks, list[list[float]]]:
+    """Train networks together; also test accuracies `[epochs + 1][networks]`, first those before training."""
+    hyper_parameters = HyperParameters.repeat(
+        range(settings.seed, settings.seed + stack.num_models),
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        optimizer=settings.optimizer,
+    )
+    curve, tensors = [], stack.tensors
+    for snapshot in train_stacked(
+        stack.config,
+        stack.tensors,
+        data,
+        hyper_parameters,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        schedule=settings.schedule,
+        keep_epochs=range(settings.epochs + 1),
+    ):
+        curve.append(snapshot.test_accuracy.tolist())
+        tensors = snapshot.tensors
+    return StackedNetworks(stack.config, tensors), curve
+
+
+__all__ = ["FinetuneResult", "FinetuneSettings", "finetune", "run_finetune"]

@@ -1,0 +1,153 @@
+"""Fine-tune one network on images with a LoRA adapter, and publish the adapter."""
+
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from transformers import AutoModelForImageClassification
+
+from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
+from hf_sane.core.adapters import ADAPTER, adapter_size, require_hub_id
+from hf_sane.hub.adapters import save_network_adapter
+from hf_sane.hub.push import plan_push
+from hf_sane.networks.images import ImageData
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import setting
+from hf_sane.records.sources import hub_id
+from hf_sane.sampling.finetuning import StepSettings, add_network_lora, finetune_network
+from hf_sane.tokenization.loading import load_model
+from hf_sane.workflows.networks import Network, open_images
+from hf_sane.workflows.results import Result, optional_output
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(kw_only=True)
+class FinetuneLoraSettings(StepSettings):
+    """Settings of [`finetune_lora`]."""
+
+    network: Network = setting("Folder or Hub repo id of the network.", positional=True)
+    output: Path | None = setting("New folder for the adapter.", short="-o")
+    images: str | ImageData = setting("'digits' or the path of an .npz file.", default="digits")
+    image_size: int | None = setting("Resize the images to this many pixels.", default=None)
+    train_limit: int | None = setting("Use at most this many training images.", default=None)
+    rank: int = setting("Rank of the adapter.", default=4)
+    alpha: float = setting("Scale of the adapter: alpha / rank.", default=8.0)
+    targets: list[str] = setting(
+        "Layers to adapt, by name; by default all linear and convolutional layers.", factory=list
+    )
+    learning_rate: float = setting("Learning rate of Adam.", default=3e-3)
+    base_model: str | None = setting("Hub repo id of the network, if it was given as a folder.", default=None)
+    push_to: str | None = setting("Hub repo id to publish the adapter in.", default=None)
+    private: bool = setting("Make a new repository private.", default=False)
+
+    def __post_init__(self) -> None:
+        self.validate_ranges()
+        named = self.network if isinstance(self.network, str | Path) else None
+        self.base_model = hub_id(named) if self.base_model is None else require_hub_id(self.base_model)
+        if self.push_to is not None:  # refused before the work, not after it
+            require_hub_id(self.base_model)
+            if self.output is None:
+                raise ValueError("expected a folder to publish the adapter from, got none; name it (--output)")
+
+
+@dataclass(kw_only=True)
+class FinetuneLoraResult(Result):
+    """An adapter and the network that it was trained on.
+
+    Attributes:
+        model: The network with its adapter, in evaluation mode.
+        base: The network without it.
+        base_model: Hub id of the network.
+        repo_id: Where the adapter will be published.
+        published: Address of the commit, if it was.
+    """
+
+    JOB: ClassVar[str] = ADAPTER
+
+    model: "PeftModel"
+    base: ZooPreTrainedModel
+    base_model: str | None = None
+    repo_id: str | None = None
+    published: list[str] = field(default_factory=list)
+
+    def summary(self) -> list[str]:
+        """Accuracy before and after."""
+        found = self.record.results
+        return [
+            f"test accuracy {found['test_accuracy_before']:.3f} -> {found['test_accuracy']:.3f} in "
+            f"{self.record.arguments['steps']} steps, {found['adapter']['share']:.1%} of the network's parameters",
+            *self.published,
+        ]
+
+    def write(self, partial: Path) -> None:
+        """The adapter with card and run record."""
+        save_network_adapter(
+            partial, self.model, self.base, self.record, base_model=self.base_model, repo_id=self.repo_id
+        )
+
+
+def finetune_lora(network: Network, images: str | ImageData = "digits", **options: Any) -> FinetuneLoraResult:
+    """Fine-tune a network on images with a LoRA adapter.
+
+    Args:
+        network: A module, folder or Hub repo id.
+        images: Images, or what `load_images` takes.
+        **options: Further fields of [`FinetuneLoraSettings`].
+
+    Raises:
+        ValueError: If the network does not take the images, or a layer cannot be adapted.
+    """
+    return run_finetune_lora(FinetuneLoraSettings(network=network, images=images, **{"output": None, **options}))
+
+
+def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
+    """Fine-tune a network on images with a LoRA adapter, and publish the adapter if that is wanted.
+
+    All linear and convolutional layers get low-rank maps, unless `--targets` names others; batch norms are trained and
+    saved whole, with their statistics; grouped convolutions are refused. The adapter names its base by Hub repo id: given a
+    folder, say with `--base-model` where that network is published, or the adapter stays on this machine.
+    """
+    steps = {entry.name: getattr(settings, entry.name) for entry in fields(StepSettings)}
+    lora: dict[str, Any] = {"rank": settings.rank, "alpha": settings.alpha}
+    with optional_output(settings.output, FinetuneLoraResult.JOB) as partial:
+        data = open_images(settings.images, train_limit=settings.train_limit, image_size=settings.image_size)
+        record = RunRecord.start(
+            seed=settings.seed,
+            arguments=asdict(StepSettings(**steps)) | lora,
+            data={"images": data.describe(), "base": settings.base_model},
+        )
+        base = settings.network
+        if isinstance(base, str | Path):
+            base = load_model(AutoModelForImageClassification, base)
+        assert isinstance(base, ZooPreTrainedModel)
+        _check_fit(base, data)
+        model = add_network_lora(deepcopy(base), **lora, targets=settings.targets or None)
+        measured = finetune_network(model, data, settings, report_at=[0])
+        changes = {f"{name}_before": value for name, value in measured[0].items()}
+        record.finish({**measured[settings.steps], **changes, "adapter": adapter_size(model)})
+        result = FinetuneLoraResult(
+            record=record, model=model, base=base, base_model=settings.base_model, repo_id=settings.push_to
+        )
+        if partial is not None:
+            result.write(partial)
+    result.output = settings.output
+    if settings.push_to is not None and settings.output is not None:
+        upload = plan_push("adapter", settings.output, settings.push_to)
+        result.published = [upload.push(private=settings.private or None)]
+    return result
+
+
+def _check_fit(base: ZooPreTrainedModel, data: ImageData) -> None:
+    """Refuse images that the network does not take."""
+    base.check_images(data.train_images[:1])
+    if data.num_classes > base.config.num_classes:
+        raise ValueError(
+            f"the network tells {base.config.num_classes} classes apart, {data.name} has {data.num_classes}; give it "
+            "other images, or a network with a larger classifier"
+        )
+
+
+__all__ = ["FinetuneLoraResult", "FinetuneLoraSettings", "finetune_lora", "run_finetune_lora"]

@@ -1,0 +1,95 @@
+"""Fine-tuning from Python: modules in, networks out; the verb does the same."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+from typer.testing import CliRunner
+
+from hf_sane.architectures.presets import build_model, cnn_digits
+from hf_sane.cli.app import app
+from hf_sane.records.run_record import RunRecord
+from hf_sane.workflows.finetune import finetune
+from hf_sane.workflows.finetune_lora import FinetuneLoraSettings, finetune_lora
+
+SMALL = {"epochs": 2, "learning_rate": 3e-3, "train_limit": 128, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    return [build_model(cnn_digits()).eval() for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def tuned(networks):
+    return finetune(networks, "digits", **SMALL)
+
+
+def test_networks_are_trained_and_measured(tuned, networks, digits):
+    assert len(tuned) == 2
+    assert tuned.names == ["network_0", "network_1"]
+    assert {name: [len(row) for row in curve] for name, curve in tuned.curves.items()} == {
+        "networks": [2, 2, 2],
+        "scratch": [2, 2, 2],
+    }
+    assert tuned.evaluate("digits").tolist() == pytest.approx(tuned.curves["networks"][-1])
+    assert sum(tuned.curves["networks"][-1]) > sum(tuned.curves["networks"][0])
+    assert not torch.equal(tuned[0].classifier.weight, networks[0].classifier.weight)
+    first, *rows = str(tuned).splitlines()
+    assert first.split() == [
+        "epoch",
+        *["networks:", "mean", "test", "accuracy", "scratch:", "mean", "test", "accuracy"],
+    ]
+    assert [row.split()[0] for row in rows] == ["0", "1", "2"]
+    assert float(rows[0].split()[1]) == pytest.approx(sum(tuned.curves["networks"][0]) / 2, rel=1e-3)
+
+
+def test_the_verb_takes_the_same_road(tuned, networks, tmp_path):
+    for index, network in enumerate(networks):
+        network.save_pretrained(tmp_path / "in" / f"net_{index}")
+    sizes = ["--epochs", "2", "--learning-rate", "3e-3", "--train-limit", "128", "--seed", "1", "--json"]
+    arguments = ["finetune", str(tmp_path / "in"), "--output", str(tmp_path / "out"), *sizes]
+    told = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
+    assert told == {"test_accuracy": tuned.curves, "output": str(tmp_path / "out")}
+    tuned.save_pretrained(tmp_path / "ours")
+    for theirs, ours in (("net_0", "network_0"), ("net_1", "network_1")):
+        read = [
+            AutoModelForImageClassification.from_pretrained(tmp_path / path)
+            for path in (f"out/{theirs}", f"ours/{ours}")
+        ]
+        assert torch.equal(read[0].classifier.weight, read[1].classifier.weight)
+    ours, theirs = (RunRecord.load(tmp_path / name / "run.json") for name in ("ours", "out"))
+    assert ours.results == theirs.results
+    assert {**ours.arguments, "networks": None} == {**theirs.arguments, "networks": None}
+
+
+def test_what_comes_out_can_go_in_again(tuned):
+    again = finetune(tuned, epochs=0, scratch=False)
+    assert torch.equal(again[1].classifier.weight, tuned[1].classifier.weight)
+    assert again.curves["networks"] == [pytest.approx(tuned.curves["networks"][-1])]
+
+
+def test_an_adapter_leaves_its_base_as_it_is(networks, digits, tmp_path):
+    before = networks[0].state_dict()["classifier.weight"].clone()
+    found = finetune_lora(networks[0], digits, steps=4, rank=2, targets=["classifier"], output=tmp_path / "adapter")
+    assert torch.equal(networks[0].classifier.weight, before)
+    results = found.record.results
+    assert str(found).splitlines() == [
+        f"test accuracy {results['test_accuracy_before']:.3f} -> {results['test_accuracy']:.3f} in 4 steps, "
+        f"{results['adapter']['share']:.1%} of the network's parameters",
+        f"wrote {tmp_path / 'adapter'}",
+    ]
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    predicted = (found.model(digits.test_images).logits.argmax(dim=1) == digits.test_labels).float().mean().item()
+    assert predicted == pytest.approx(results["test_accuracy"])
+
+
+def test_an_adapter_without_a_folder_is_not_published(networks):
+    with pytest.raises(
+        ValueError, match=r"expected a folder to publish the adapter from, got none; name it \(--output\)"
+    ):
+        FinetuneLoraSettings(network="org/net", output=None, push_to="org/adapter")
+    with pytest.raises(ValueError, match="steps and batch_size must be at least 1, got 0 and 32"):
+        finetune_lora(networks[0], steps=0)
