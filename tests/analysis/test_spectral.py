@@ -367,9 +367,25 @@ def test_experts_of_a_real_architecture():
     model = tiny_model("mixtral").to_empty(device="cpu")
     for index, parameter in enumerate(model.parameters()):
         torch.nn.init.normal_(parameter, generator=generator(index))
-    report = analyze_spectrum(model, QUICK)
+    report = analyze_spectrum(model.state_dict(), QUICK)
     stacks = {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim == 3}
     assert stacks
     found = {layer.name: layer.shape for layer in report.layers}
     for name, tensor in stacks.items():
         assert [found[f"{name}[{index}]"] for index in range(len(tensor))] == [tuple(tensor.shape[1:])] * len(tensor)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "beit", "detr", "bert"])
+def test_a_module_and_its_file_have_the_same_spectra(model_type, tmp_path):
+    model = tiny_model(model_type).to_empty(device="cpu")
+    for index, parameter in enumerate(model.parameters()):
+        torch.nn.init.normal_(parameter, generator=generator(index))
+    for buffer in model.buffers():
+        buffer.fill_(1)
+    model.save_pretrained(tmp_path)
+    module, file = (
+        {layer.name: layer.eigenvalues.tolist() for layer in analyze_spectrum(source, QUICK).layers}
+        for source in (model, tmp_path)
+    )
+    assert module == file
+    assert model_type != "mixtral" or "layers.0.block_sparse_moe.experts.0.w1.weight" in module

@@ -103,3 +103,15 @@ def test_networks_without_matrices_are_refused():
     layout = Layout.from_state_dict({"scale": torch.ones(4)}, token_dim=4)
     with pytest.raises(ValueError, match="no weight matrix; expected a layer with at least two rows"):
         spectral_features(torch.ones(2, 4, 4), layout)
+
+
+def test_fused_experts_have_one_spectrum_each():
+    stack = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    fused = {"mlp.experts.up_proj": stack}
+    apart = {f"mlp.experts.{index}.up_proj.weight": matrix for index, matrix in enumerate(stack)}
+    found = []
+    for state_dict in (fused, apart):
+        layout = Layout.from_state_dict(state_dict, token_dim=4)
+        found.append(spectral_features(layout.tokens(state_dict)[None], layout))
+    assert found[0].shape == (1, 3 * FEATURES_PER_MATRIX)
+    torch.testing.assert_close(*found)

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from hf_sane.analysis.report import NOT_FINITE
-from hf_sane.core.layer_kinds import LayerKind, possible_kinds
+from hf_sane.core.layer_kinds import LayerKind, is_stack_of_matrices, possible_kinds
 
 ConvReshaping = Literal["flatten", "slices", "pooled"]
 LOW_RANK_FACTOR = (
@@ -71,7 +71,7 @@ def layer_matrices(
         weight = tensors[name].detach()
         shapes[name] = tuple(weight.shape)
         possible = (kinds[name],) if name in kinds else possible_kinds(name, shapes)
-        is_stack = weight.ndim == 3 and _is_stack(name, weight, possible)
+        is_stack = weight.ndim == 3 and is_stack_of_matrices(shapes[name], possible)
         reason = reason_to_skip(weight) or _reason_by_kind(name, weight, possible, is_stack=is_stack)
         place = (weight.data_ptr(), tuple(weight.shape), weight.stride())
         if reason is None and isinstance(tensors, dict) and place in seen:
@@ -97,23 +97,6 @@ def layer_matrices(
             for matrix, place_in_kernel in zip(slices, product(*map(range, weight.shape[2:])), strict=True):
                 label = ",".join(map(str, place_in_kernel))
                 yield LayerMatrices(f"{name}[{label}]", weight, matrix[None], "slice")
-
-
-def _is_stack(name: str, weight: Tensor, possible: tuple[LayerKind, ...]) -> bool | None:
-    """Whether three axes are `[experts, m, n]` rather than those of a convolution; `None` if nothing tells.
-
-    A stack has an axis of experts that is shorter than both sides of its matrices, a convolution a kernel that is no
-    longer than its number of filters: what is neither by its name has to be one of them by its shape, and not the
-    other.
-    """
-    if possible in (("conv",), ("low_rank",)):
-        return False
-    if possible == ("linear",):
-        return True
-    looks_stacked, looks_convolved = weight.shape[0] < min(weight.shape[1:]), weight.shape[2] <= weight.shape[0]
-    if "conv" not in possible or looks_stacked == looks_convolved:
-        return None
-    return looks_stacked
 
 
 def _reason_by_kind(

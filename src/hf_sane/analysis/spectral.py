@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_sane.analysis.adapter_products import read_products
 from hf_sane.analysis.matrices import ConvReshaping, LayerMatrices, layer_matrices
 from hf_sane.analysis.phases import suggest_phase
 from hf_sane.analysis.report import LayerSpectrum, SpectrumReport, known
-from hf_sane.core.layer_kinds import LOW_RANK, module_kinds
+from hf_sane.core.layer_kinds import LOW_RANK
 from hf_sane.core.marchenko_pastur import MarchenkoPasturFit, fit_bulk, fit_energy
 from hf_sane.core.power_law import bootstrap_alpha, fit_power_law
 from hf_sane.core.spectra import (
@@ -30,6 +30,7 @@ from hf_sane.core.spectra import (
 )
 from hf_sane.tokenization.checkpoints import Checkpoint, Source, as_checkpoint, local_path
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
+from hf_sane.tokenization.saved_form import as_saved
 
 INTERVAL = (0.025, 0.975)
 MIN_TAIL_SPAN = 1.1  # largest over smallest eigenvalue: within a tenth, a power law looks like anything else
@@ -116,12 +117,12 @@ def analyze_spectrum(
         TypeError: If `source` is nothing of the above.
     """
     settings = settings or SpectrumSettings()
+    label, source = _label(source), as_saved(source)
     tensors = open_checkpoint(source, revision=revision)
     if not tensors:
-        raise ValueError(f"{_label(source)} holds no tensors; expected the weights of a network")
+        raise ValueError(f"{label} holds no tensors; expected the weights of a network")
     skipped: dict[str, str] = {}
-    kinds = module_kinds(source) if isinstance(source, nn.Module) else {}
-    found = layer_matrices(tensors, settings.conv, skipped, kinds=kinds)
+    found = layer_matrices(tensors, settings.conv, skipped)
     layers = tuple(analyze_layer(layer, settings) for layer in found)
     if isinstance(source, str | Path | Checkpoint) and (
         factors := [name for name in tensors if LOW_RANK.search(name)]
@@ -133,8 +134,8 @@ def analyze_spectrum(
         layers += tuple(analyze_layer(layer, settings) for layer in products)
     if not layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
-        raise ValueError(f"{_label(source)} holds no matrix to analyse among {len(skipped)} tensors ({reasons})")
-    return SpectrumReport(_label(source), asdict(settings), layers, skipped)
+        raise ValueError(f"{label} holds no matrix to analyse among {len(skipped)} tensors ({reasons})")
+    return SpectrumReport(label, asdict(settings), layers, skipped)
 
 
 def analyze_layer(layer: LayerMatrices, settings: SpectrumSettings) -> LayerSpectrum:

@@ -59,6 +59,26 @@ def possible_kinds(name: str, shapes: Shapes) -> tuple[LayerKind, ...]:
     return ("other", "linear") if len(shape) in (2, 3) and min(shape) > 1 else ("other",)
 
 
+def is_stack_of_matrices(shape: tuple[int, ...], possible: tuple[LayerKind, ...]) -> bool | None:
+    """Whether three axes are `[experts, m, n]` rather than those of a convolution; `None` if nothing tells.
+
+    A stack has an axis of experts that is shorter than both sides of its matrices, a convolution a kernel that is no longer
+    than its number of filters: what is neither by its name has to be one of them by its shape, and not the other.
+
+    Args:
+        shape: Of three axes.
+        possible: From [`possible_kinds`].
+    """
+    if possible in (("conv",), ("low_rank",)):
+        return False
+    if possible == ("linear",):
+        return True
+    looks_stacked, looks_convolved = shape[0] < min(shape[1:]), shape[2] <= shape[0]
+    if "conv" not in possible or looks_stacked == looks_convolved:
+        return None
+    return looks_stacked
+
+
 def statistics_kind(name: str, shape: tuple[int, ...]) -> str:
     """The coarse kind by which layers may share statistics, from name and shape alone."""
     last = _split(name)[1]

@@ -1,11 +1,15 @@
 """Shape of each layer's weights: singular values and what they tell, and a finer distribution than s(W)."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from hf_sane.core.layer_kinds import is_stack_of_matrices, possible_kinds
 from hf_sane.core.layout import Layout
 from hf_sane.core.power_law import fit_power_law
 from hf_sane.core.spectra import channel_rows, gram_eigenvalues, row_correlation, singular_values
+from hf_sane.core.types import StateDict
 from hf_sane.probing.quantiles import quantiles
 
 DISTRIBUTION_LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.95, 0.99, 1.0)
@@ -82,7 +86,7 @@ def weight_profile(tokens: Tensor, layout: Layout, *, with_spectrum: bool = True
 def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
     """What Martin and Mahoney, and Jin et al., read off weight matrices, as a baseline for probes.
 
-    Per matrix `W` (convolutions flattened to `[c_out, c_in * k]`), with eigenvalues `lambda` of `W W^T`:
+    Per matrix `W` (convolutions flattened to `[c_out, c_in * k]`, fused experts one by one), with eigenvalues `lambda` of `W W^T`:
     `log10 ||W||_F^2`, `log10 lambda_max`, stable rank `||W||_F^2 / lambda_max`, exponent `alpha` of the tail,
     `alpha log10 lambda_max`, `log10 sum lambda^alpha` (arXiv:2002.06716), and the weight correlation
     (arXiv:2010.05983). Matrices of zoos are small: here a tail holds at least half of the eigenvalues, so that alpha
@@ -100,7 +104,7 @@ def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
         ValueError: If the networks have no matrix.
     """
     parts = []
-    for weight in layout.tensors(tokens).values():
+    for weight in _matrices(layout.tensors(tokens)):
         if weight.ndim < 3 or min(weight.shape[1], weight[0, 0].numel()) < 2 or not weight.is_floating_point():
             continue
         eigenvalues = gram_eigenvalues(weight.flatten(2))
@@ -120,3 +124,13 @@ def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
     if not parts:
         raise ValueError("these networks have no weight matrix; expected a layer with at least two rows and columns")
     return torch.stack(parts, dim=1).float()
+
+
+def _matrices(tensors: StateDict) -> Iterator[Tensor]:
+    """Stacked tensors `[M, ...]`, fused experts `[M, experts, m, n]` as one `[M, m, n]` each, as files have them apart."""
+    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if len(shapes[name]) == 3 and is_stack_of_matrices(shapes[name], possible_kinds(name, shapes)):
+            yield from tensor.unbind(1)
+        else:
+            yield tensor

@@ -23,6 +23,7 @@ from hf_sane.records.patience import patiently
 from hf_sane.records.sources import pretrained_arguments
 from hf_sane.tokenization.checkpoints import Checkpoint, Source, load_state_dict
 from hf_sane.tokenization.pretrained import reading_pretrained
+from hf_sane.tokenization.saved_form import as_saved
 from hf_sane.tokenization.state_dicts import strip_prefixes
 
 Normalization = Literal["standardize", "robust", "none"]
@@ -150,13 +151,15 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
     def layout(self, source: Source, *, revision: str | None = None) -> Layout:
         """Lay out a network without reading its values; meta tensors will do."""
+        source = as_saved(source)
         return self.lay_out(load_state_dict(source, revision=revision), ties=source_ties(source))
 
     def encode(self, source: Source, *, revision: str | None = None) -> TokenSequence:
         """Turn a network into tokens.
 
         Args:
-            source: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id.
+            source: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id. A module of
+                Transformers is taken as `save_pretrained` would write it, see [`as_saved`].
             revision: Branch, tag or commit of a Hub repo.
 
         Returns:
@@ -167,6 +170,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
                 tensors, or an extractor that was not fitted.
             KeyError: If the extractor was fitted on another architecture.
         """
+        source = as_saved(source)
         state_dict = load_state_dict(source, revision=revision)
         if meta := [name for name, tensor in state_dict.items() if tensor.is_meta]:
             raise ValueError(f"tensors without values (meta device): {meta[:5]}; load the weights, or use layout()")
@@ -314,6 +318,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         if isinstance(source, tuple):
             layout, tokens = source
         else:
+            source = as_saved(source)
             state_dict = load_state_dict(source)
             layout = self.lay_out(state_dict, ties=source_ties(source))
             tokens = layout.tokens(state_dict)[None]

@@ -21,6 +21,7 @@ from hf_sane.tokenization.checkpoints import (
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor, source_ties
 from hf_sane.tokenization.headers import read_outlines
 from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
+from hf_sane.tokenization.saved_form import as_saved
 
 MAX_SCALARS = 2**22  # read at a time: 16 MiB of float32
 MAX_MEMORY_BYTES = 2**28  # of weights that are still tokenised all at once
@@ -75,6 +76,7 @@ class TokenStream:
     ) -> None:
         if max_scalars < 1:
             raise ValueError(f"expected max_scalars >= 1, got {max_scalars}")
+        source = as_saved(source)
         self._tensors = open_checkpoint(source, revision=revision)
         outlines = self._tensors.outlines if isinstance(self._tensors, LazyCheckpoint) else self._tensors
         self.layout: Layout = extractor.lay_out(outlines, ties=source_ties(source))
@@ -184,6 +186,7 @@ def stream_if_large(
         tensors = read_outlines(path, key=checkpoint.key)
         source = Checkpoint(path, key=checkpoint.key)
     else:
+        source = as_saved(source)
         tensors = load_state_dict(source)
     if any(tensor.is_meta for tensor in tensors.values()) and not isinstance(source, Checkpoint):
         return None  # without values: `encode` says so
