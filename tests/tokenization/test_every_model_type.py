@@ -1,7 +1,7 @@
 """Every model type that Transformers' `AutoModel` knows: all floating tensors become tokens and come back bit by bit.
 
-Module and the file that `save_pretrained` makes of it give the same tokens under every way of normalising, and so does the
-state dict in any order where it is what the file holds.
+Module and the file that `save_pretrained` makes of it give the same tokens under every way of normalising, and so does
+the state dict in any order where it is what the file holds.
 """
 
 import re

@@ -62,8 +62,9 @@ def possible_kinds(name: str, shapes: Shapes) -> tuple[LayerKind, ...]:
 def is_stack_of_matrices(shape: tuple[int, ...], possible: tuple[LayerKind, ...]) -> bool | None:
     """Whether three axes are `[experts, m, n]` rather than those of a convolution; `None` if nothing tells.
 
-    A stack has an axis of experts that is shorter than both sides of its matrices, a convolution a kernel that is no longer
-    than its number of filters: what is neither by its name has to be one of them by its shape, and not the other.
+    A stack has an axis of experts that is shorter than both sides of its matrices, a convolution a kernel that is no
+    longer than its number of filters: what is neither by its name has to be one of them by its shape, and not the
+    other.
 
     Args:
         shape: Of three axes.

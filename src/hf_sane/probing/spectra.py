@@ -86,7 +86,8 @@ def weight_profile(tokens: Tensor, layout: Layout, *, with_spectrum: bool = True
 def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
     """What Martin and Mahoney, and Jin et al., read off weight matrices, as a baseline for probes.
 
-    Per matrix `W` (convolutions flattened to `[c_out, c_in * k]`, fused experts one by one), with eigenvalues `lambda` of `W W^T`:
+    Per matrix `W` (convolutions flattened to `[c_out, c_in * k]`, fused experts one by one), with eigenvalues `lambda`
+    of `W W^T`:
     `log10 ||W||_F^2`, `log10 lambda_max`, stable rank `||W||_F^2 / lambda_max`, exponent `alpha` of the tail,
     `alpha log10 lambda_max`, `log10 sum lambda^alpha` (arXiv:2002.06716), and the weight correlation
     (arXiv:2010.05983). Matrices of zoos are small: here a tail holds at least half of the eigenvalues, so that alpha
@@ -127,7 +128,7 @@ def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
 
 
 def _matrices(tensors: StateDict) -> Iterator[Tensor]:
-    """Stacked tensors `[M, ...]`, fused experts `[M, experts, m, n]` as one `[M, m, n]` each, as files have them apart."""
+    """Stacked tensors `[M, ...]`; fused experts `[M, experts, m, n]` as one `[M, m, n]` each."""
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if len(shapes[name]) == 3 and is_stack_of_matrices(shapes[name], possible_kinds(name, shapes)):

@@ -16,9 +16,9 @@ WRAPPED = ("module", "_orig_mod")  # where DataParallel and torch.compile keep t
 def as_saved(source: Source) -> Source:
     """A module as the state dict that `save_pretrained` writes, where that is another one than its own.
 
-    Transformers splits fused experts, renames and merges tensors on the way to a file, and leaves some out. A module of
-    such a type is taken for what its file holds, so that both are the same network here. Values are not copied where
-    Transformers does not.
+    Transformers splits fused experts, renames and merges tensors on the way to a file, and leaves some out. A module
+    of such a type is taken for what its file holds, so that both are the same network here. Values are not copied
+    where Transformers does not.
 
     Args:
         source: Anything that holds a network, on the meta device, too.

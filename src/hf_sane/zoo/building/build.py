@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +25,7 @@ from hf_sane.records.documents import read_document
 from hf_sane.records.errors import InvalidFileError
 from hf_sane.records.files import write_atomically
 from hf_sane.records.run_record import RunRecord
+from hf_sane.tokenization.checkpoints import read_safetensors
 from hf_sane.tokenization.safetensors_header import read_header
 from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.building.settings import RunPlan, ZooSettings, hyperparameter_zoo, plan_runs, seed_zoo, split_runs
@@ -36,6 +37,9 @@ from hf_sane.zoo.writing import RECORD_NAME, is_finished, remove_state, tidy, wo
 SETTINGS_NAME = "build.json"  # of an unfinished build
 SAVE_SECONDS = 60.0  # between two saves of a group in training
 MAY_DIFFER = ("progress_bar",)  # between a build and its continuation
+
+
+GROUP_REMEDY = "remove it: the group is trained again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +138,11 @@ class _Build:
     def is_trained(self, group: int) -> bool:
         """Whether a group is on disk, and whole: a damaged one is trained again."""
         try:
-            outlines = read_header(self.group_path(group))
+            epochs, runs = len(self.arguments.kept_epochs), len(self.groups[group])
+            check_group(self.group_path(group), self.layout, epochs=epochs, runs=runs)
         except (FileNotFoundError, InvalidFileError):
             return False
-        expected = (
-            len(self.arguments.kept_epochs),
-            len(self.groups[group]),
-            self.layout.num_tokens,
-            self.layout.token_dim,
-        )
-        names = {"tokens", *MEASURES, *(f"template.{name}" for name in self.layout.template)}
-        return names <= outlines.keys() and outlines["tokens"].shape == expected
+        return True
 
     def group_path(self, group: int) -> Path:
         return self.work / f"group-{group:05d}.safetensors"
@@ -233,17 +231,10 @@ class _Build:
 
     def _read_state(self, number: int) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
         """Kept epochs of a group and the state to continue its training from; nothing if no file is complete."""
-        path = self.state_path(number)
         try:
-            read_header(path)
+            return read_group_state(self.state_path(number))
         except (FileNotFoundError, InvalidFileError):
             return [], None
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in load_file(path).items():
-            part, _, own = name.partition("/")
-            parts.setdefault(part, {})[own] = tensor
-        state = parts.pop("state")
-        return [parts[str(i)] for i in range(len(parts))], state
 
     def _reporter(
         self, bar: tqdm, members: list[int], finished: int, on_progress: Callable[[BuildProgress], None] | None
@@ -358,6 +349,48 @@ class _Build:
                 values = {name: measure[e].item() for name, measure in measures.items()}
                 stored = {name: part[e, member] for name, part in template.items()}
                 yield ModelRecord(tokens[e, member], stored, {**facts, **values, "epoch": epoch})
+
+
+def check_group(path: Path, layout: Layout, *, epochs: int, runs: int) -> None:
+    """Refuse a file of a group that lacks something, or holds it in another shape.
+
+    Args:
+        path: The file.
+        layout: Of one network.
+        epochs: That are kept.
+        runs: In the group.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        InvalidFileError: If it is damaged or is of another group.
+    """
+    outlines = read_header(path)
+    each = (epochs, runs)
+    expected: dict[str, tuple[int, ...]] = {"tokens": (*each, layout.num_tokens, layout.token_dim)}
+    expected |= dict.fromkeys((*MEASURES, "largest_weight"), each)
+    expected |= {f"template.{name}": (*each, *tensor.shape) for name, tensor in layout.template.items()}
+    for name, shape in expected.items():
+        if name not in outlines or outlines[name].shape != shape:
+            got = list(outlines[name].shape) if name in outlines else "nothing"
+            raise InvalidFileError(path, field=name, expected=f"a tensor {list(shape)}", got=got, remedy=GROUP_REMEDY)
+
+
+def read_group_state(path: Path) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Kept epochs of a group in training, and the state to continue from.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        InvalidFileError: If it is damaged, or something is missing.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in read_safetensors(path).items():
+        part, _, own = name.partition("/")
+        parts.setdefault(part, {})[own] = tensor
+    kept = [str(index) for index in range(len(parts) - 1)]
+    if parts.keys() != {"state", *kept}:
+        expected = "a state and the epochs before it"
+        raise InvalidFileError(path, expected=expected, got=sorted(parts), remedy=GROUP_REMEDY)
+    return [parts[index] for index in kept], parts["state"]
 
 
 def _noting(records: Iterator[ModelRecord], epoch: int, accuracies: list[float]) -> Iterator[ModelRecord]:
