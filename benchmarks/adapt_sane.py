@@ -3,10 +3,10 @@
     make demo
     python scripts/build_zoo.py --recipe seed --name "Fashion-MNIST CNNs" \
         --images ../shared/data/images/fashion_mnist_20k.npz \
-        --image_size 8 --train_limit 1000 --validation_limit 500 --test_limit 1000 --num_models 80 --epochs 15 \
-        --keep_epochs 5 10 15 \
-        --initializations kaiming_normal --optimizers sgd --learning_rate 5e-2 --weight_decay 5e-3 \
-        --output_dir runs/tmp/fashion_sgd
+        --image-size 8 --train-limit 1000 --validation-limit 500 --test-limit 1000 --num-models 80 --epochs 15 \
+        --keep-epochs 5,10,15 \
+        --initializations kaiming_normal --optimizers sgd --learning-rate 5e-2 --weight-decay 5e-3 \
+        --output runs/tmp/fashion_sgd
     python benchmarks/adapt_sane.py --sane demo_output/sane --source_zoo demo_output/zoos:seed \
         --zoo runs/tmp/fashion_sgd \
         --work runs/tmp/adapt --output runs/lora/adapt_sane.json

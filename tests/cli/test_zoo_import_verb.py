@@ -226,7 +226,7 @@ def test_bad_options_are_refused(tmp_path, hf_sane_command):
     for arguments, message in (
         ((), "nothing to import from: name repositories"),
         (("--folder", tmp_path / "none"), "folder must be an existing folder"),
-        (("--repos", "a/b", "--max-size", "many"), "expected a size such as 500MB or 1.5GiB, got 'many'"),
+        (("a/b", "--max-size", "many"), "expected a size such as 500MB or 1.5GiB, got 'many'"),
         (("--folder", tmp_path), "none of 0 networks could be taken (nothing was found)"),
     ):
         assert (
@@ -247,7 +247,7 @@ def test_repositories_of_a_hub(tmp_path, monkeypatch, hf_sane_command):
             files = {"model.safetensors": save(network(4 * index).state_dict())}
             hub.storage.add_files("models", f"org/net-{index}", files)
         hub.storage.add_files("models", "org/huge", {"model.safetensors": bytes(3_000_000)})
-        repos = ("--repos", "org/net-0", "org/net-1", "org/net-2", "org/huge", "org/missing")
+        repos = ("org/net-0", "org/net-1", "org/net-2", "org/huge", "org/missing")
         options = ("--max-size", "2MB", "--output", tmp_path / "zoo", "--token-dim", 9)
         output = hf_sane_command("zoo", "import", *repos, *options, "--json").output
     told = json.loads(output[output.index("{\n") :])

@@ -187,7 +187,7 @@ def small_run(
     tiny = '{"conv_channels": [2], "kernel_sizes": [3], "pool_sizes": [4], "hidden_sizes": [2]}'
     limits = ("--train-limit", 32, "--validation-limit", 20, "--test-limit", 20)
     build = ("zoo", "build", "--images", "digits", *limits, "--num-models", 4, "--group-size", 2, "--epochs", 1)
-    train = ("--num_models", 4, "--train-limit", 32, "--validation_limit", 20, "--test_limit", 20)
+    train = ("--num-models", 4, "--train-limit", 32, "--validation-limit", 20, "--test-limit", 20)
 
     def pull(command: list[str]) -> None:
         talk_to(hub, home)
@@ -243,17 +243,15 @@ def small_run(
         SmallRun("demo", ("demo", *flags(DEMO)), most=8, timed=("report.json", "report.md")),
         script_run(
             "build_zoo.py",
-            (*train, "--epochs", 1, "--architecture_settings", tiny),
+            (*train, "--epochs", 1, "--architecture-settings", tiny),
             check=check_aligned_zoo,
-            output="--output_dir",
         ),
         script_run(
             "pretrain.py",
-            ("--zoo", zoo, "--model", MODEL, "--max_steps", 2, "--batch_size", 4, "--num_permutations", 2),
+            ("--zoo", zoo, "--model", MODEL, "--max-steps", 2, "--batch-size", 4, "--num-permutations", 2),
             check=check_run,
             continued_by=("--resume",),
             timed=("arguments.json",),
-            output="--output_dir",
         ),
         script_run("finetune_lora.py", (sampled / "network_0", "--train-limit", 32, "--steps", 2)),
         *writer_runs(),

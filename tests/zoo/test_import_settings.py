@@ -11,7 +11,7 @@ from hf_sane.zoo.importing.settings import ImportSettings, parse_size
     [
         ({}, "nothing to import from: name repositories"),
         ({"repos": ["a/b"], "limit": 0}, "limit must be at least 1, got 0"),
-        ({"repos": ["a/b"], "max_bytes": 0}, "max_bytes must be at least 1, got 0"),
+        ({"repos": ["a/b"], "max_size": 0}, "max_size must be at least 1, got 0"),
         ({"repos": ["a/b"], "token_dim": 0}, "token_dim must be at least 1, got 0"),
         ({"repos": ["a/b"], "max_tokens": 0}, "max_tokens must be at least 1, got 0; leave it out"),
         ({"repos": ["a/b"], "seed": -1}, "seed must not be negative, got -1"),

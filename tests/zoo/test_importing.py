@@ -96,7 +96,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SETTINGS = {"token_dim": 73, "allow_pickle": True, "max_bytes": 100_000, "max_tokens": 390}
+SETTINGS = {"token_dim": 73, "allow_pickle": True, "max_size": 100_000, "max_tokens": 390}
 REASONS = {
     "same.safetensors": "it has the same weights as mlps/1.safetensors",
     "bad/nan.safetensors": "NaN or infinite weights in w",
@@ -354,7 +354,7 @@ def test_what_cannot_make_a_zoo_is_refused(models, tmp_path):
     shutil.copy(models / "bad/long.safetensors", tmp_path / "empty")
     message = "its 400 weights would take 115,600 scalars as tokens, padding included, the limit is 10,000"
     with pytest.raises(ValueError, match=message):
-        import_zoo(ImportSettings(folder=str(tmp_path / "empty"), max_bytes=5000), tmp_path / "other")
+        import_zoo(ImportSettings(folder=str(tmp_path / "empty"), max_size=5000), tmp_path / "other")
     shutil.copy(models / "resnet.pt", tmp_path / "empty")
     with pytest.raises(ValueError, match="resnet.pt: it is a pickle, which can run code when it is opened"):
         import_zoo(ImportSettings(folder=str(tmp_path / "empty"), files=["resnet.pt"]), tmp_path / "other")
@@ -440,7 +440,7 @@ def test_only_what_is_needed_is_downloaded(hub, tmp_path):
     ]
     arguments = ImportSettings(
         repos=[*(f"org/{name}" for name in names), "org/small@nowhere"],
-        max_bytes=1_900_000,
+        max_size=1_900_000,
         max_tokens=5000,
         token_layout="rowwise",
         token_dim=50,

@@ -118,6 +118,7 @@ def test_configuration_follows_the_images(digits):
         ({"initializations": []}, "initializations is empty: name at least one"),
         ({"optimizers": []}, "optimizers is empty: name at least one"),
         ({"optimizers": ["adamw"]}, r"expected optimizers to be among 'adam', 'sgd', got \['adamw'\]"),
+        ({"token_layout": "rowise"}, "expected token_layout to be one of .* did you mean 'rowwise'"),
         ({"architecture": "vgg"}, "architecture"),
         ({"epochs": "many", "keep_epochs": [0]}, "epochs"),
         ({"epoch": 3}, "unexpected keyword argument 'epoch'"),
@@ -137,10 +138,10 @@ def test_command_line_and_recipe():
         *("--recipe", "hyperparameter", "--output_dir", "here", "--num_models", "5", "--dropout", "0", "--epochs", "4")
     )
     assert (found.output, found.config) == ("here", "default")
-    assert found.zoo_settings == hyperparameter_zoo(num_models=5, dropout=[0.0], epochs=4)
+    assert found.to_dict() == hyperparameter_zoo(num_models=5, dropout=[0.0], epochs=4).to_dict()
     lists = ["--optimizers", "sgd", "--initializations", "normal", "uniform", "--keep_epochs", "2", "4"]
     listed = parsed("--output", "here", *lists)
     assert (listed.optimizers, listed.initializations) == (["sgd"], ["normal", "uniform"])
     assert listed.kept_epochs == [2, 4]
     plain = parsed("-o", "here", "--config", "mine")
-    assert (plain.zoo_settings, plain.config) == (ZooSettings(), "mine")
+    assert (plain.to_dict(), plain.config) == (ZooSettings().to_dict(), "mine")

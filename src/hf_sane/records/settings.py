@@ -57,9 +57,14 @@ def default_of(entry: Field) -> Any:
     return entry.default_factory() if entry.default_factory is not MISSING else entry.default
 
 
-def as_arguments(settings: Any) -> dict[str, Any]:
-    """Settings as a run record holds them: objects that know where they came from by their `source`."""
-    return {entry.name: _argument(getattr(settings, entry.name)) for entry in fields(settings)}
+def as_arguments(settings: Any, kind: type | None = None) -> dict[str, Any]:
+    """Settings as a run record holds them: objects that know where they came from by their `source`.
+
+    Args:
+        settings: A dataclass.
+        kind: One that it inherits from, if only the fields of that one are meant.
+    """
+    return {entry.name: _argument(getattr(settings, entry.name)) for entry in fields(kind or settings)}
 
 
 def _argument(value: Any) -> Any:

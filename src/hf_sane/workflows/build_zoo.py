@@ -1,14 +1,14 @@
 """Build a zoo: train many networks, keep them at several epochs, align them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 
 from hf_sane.networks.images import ImageData
 from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
+from hf_sane.records.settings import setting
 from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult
 from hf_sane.zoo.building import build
@@ -35,20 +35,8 @@ class BuildZooSettings(ZooSettings):
         """Settings with the defaults of a recipe, if one is given."""
         return cls(**{**RECIPES.get(given.get("recipe"), {}), **given})
 
-    @property
-    def zoo_settings(self) -> ZooSettings:
-        """The settings of the zoo alone."""
-        return ZooSettings(**{entry.name: getattr(self, entry.name) for entry in fields(ZooSettings)})
 
-
-@dataclass(kw_only=True)
-class BuildZooResult(ZooResult):
-    """A zoo that was built."""
-
-    JOB: ClassVar[str] = "zoo"
-
-
-def build_zoo(images: str | ImageData = "digits", *, output: str | Path | None = None, **options: Any) -> Zoo:
+def build_zoo(images: str | Path | ImageData = "digits", *, output: str | Path | None = None, **options: Any) -> Zoo:
     """Train many networks and keep them as a zoo; an interrupted build continues when it is repeated.
 
     ```python
@@ -68,18 +56,18 @@ def build_zoo(images: str | ImageData = "digits", *, output: str | Path | None =
         FileExistsError: If the folder holds something else.
     """
     data = images if isinstance(images, ImageData) else None
-    named = {} if isinstance(images, ImageData) else {"images": images}
+    named = {} if isinstance(images, ImageData) else {"images": str(images)}
     place = output or temporary_folder("zoo")
     return run_build_zoo(BuildZooSettings.from_options(output=place, **named, **options), data=data).zoo
 
 
-def run_build_zoo(settings: BuildZooSettings, *, data: ImageData | None = None) -> BuildZooResult:
+def run_build_zoo(settings: BuildZooSettings, *, data: ImageData | None = None) -> ZooResult:
     """Train many networks and save them as a zoo; an interrupted build continues where it stopped.
 
     Args:
         settings: What to train, and where it goes.
         data: Images in place of those that the settings name.
     """
-    record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
-    zoo = build.build_zoo(settings.zoo_settings, data, settings.output, config=settings.config)
-    return BuildZooResult(record=zoo.run_record or record.finish({}), output=Path(settings.output), zoo=zoo)
+    zoo = build.build_zoo(settings, data, settings.output, config=settings.config)
+    record = zoo.run_record or RunRecord.start(seed=settings.seed, arguments=settings.to_dict())
+    return ZooResult(record=record, output=Path(settings.output), zoo=zoo)

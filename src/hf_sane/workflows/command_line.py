@@ -115,6 +115,11 @@ def modern_arguments(options: Sequence[Field], argv: Sequence[str], *, program: 
         if word == "--":
             return [*found, word, *rest]
         current = _current_name(word, known, former) if word.startswith("--") else word
+        is_old = word in former or current != word
+        if is_old and known[current].metadata.get("positional"):
+            notes.append(f"{word} NAME is now NAME, without the option")
+            found += [value] if equals else []
+            continue
         if current != word:
             notes.append(f"{word} is now {current}")
         if current in known and not equals:

@@ -1,6 +1,6 @@
 """Import networks that others have trained, of any architecture, as a zoo."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from hf_sane.records.errors import shorten
 from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
+from hf_sane.records.settings import setting
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.shared import temporary_folder
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import data_folder
 from hf_sane.zoo.importing import importing
-from hf_sane.zoo.importing.settings import ImportSettings, parse_size
+from hf_sane.zoo.importing.settings import ImportSettings
 from hf_sane.zoo.writing import REPORT_NAME
 
 MUCH_PADDING = 0.9  # of the scalars in the tokens of a network
@@ -28,22 +28,8 @@ NAMES_SHOWN = 5  # networks of one reason; the JSON has them all
 class ImportZooSettings(ImportSettings):
     """Settings of [`import_zoo`]: what to take, and where it goes."""
 
-    more_repos: list[str] = setting("Repositories, as with --repos.", factory=list, positional=True)
     output: str | Path = setting("Folder of the zoo; it may hold others.", short="-o")
     config: str = setting("Name of the zoo in its folder.", default="default")
-    max_size: str | None = setting(
-        "Largest network, such as 1GB; larger ones are not downloaded. 500MB by default.", default=None
-    )
-
-    def __post_init__(self) -> None:
-        if self.max_size is not None:
-            self.max_bytes = parse_size(self.max_size)
-        self.repos, self.more_repos = [*self.repos, *self.more_repos], []
-
-    @property
-    def import_settings(self) -> ImportSettings:
-        """What to take, and how."""
-        return ImportSettings(**{entry.name: getattr(self, entry.name) for entry in fields(ImportSettings)})
 
 
 @dataclass(kw_only=True)
@@ -109,8 +95,8 @@ def import_zoo(folder: str | Path | None = None, *, output: str | Path | None = 
         ValueError: If there is nothing to import from, or nothing could be taken.
         FileExistsError: If the output holds something else.
     """
-    options |= {} if folder is None else {"folder": str(folder)}
-    return run_import_zoo(ImportZooSettings(output=output or temporary_folder("zoo"), **options)).zoo
+    settings = ImportZooSettings(folder=folder, output=output or temporary_folder("zoo"), **options)
+    return run_import_zoo(settings).zoo
 
 
 def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
@@ -118,16 +104,13 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
 
     An import that was interrupted goes on when it is started again.
     """
-    record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     with tqdm(desc="importing", unit="network") as bar:
 
         def report(entry: importing.ImportEntry) -> None:
             bar.update()
             bar.set_postfix_str(f"{entry.status} {shorten(entry.run_id)}")
 
-        found = importing.import_zoo(
-            settings.import_settings, settings.output, config=settings.config, on_entry=report
-        )
+        found = importing.import_zoo(settings, settings.output, config=settings.config, on_entry=report)
     notes = [f"what became of each network: {data_folder(Path(settings.output), settings.config) / REPORT_NAME}"]
     layouts = found.zoo.facts.parsed_layouts.values()
     if wasteful := sum(layout.padding_share > MUCH_PADDING for layout in layouts):
@@ -137,7 +120,7 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
     if any(entry.status == "failed" for entry in found.entries):
         notes.append("some could not be reached: the same command tries those again")
     return ImportZooResult(
-        record=found.zoo.run_record or record.finish({}),
+        record=found.zoo.run_record or RunRecord.start(seed=settings.seed, arguments=settings.to_dict()),
         output=Path(settings.output),
         notes=notes,
         zoo=found.zoo,

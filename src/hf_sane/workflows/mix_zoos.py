@@ -8,7 +8,7 @@ from typing import Any
 from hf_sane.records.run_record import RunRecord
 from hf_sane.records.settings import as_arguments, setting
 from hf_sane.workflows.shared import temporary_folder
-from hf_sane.workflows.show_zoo import ZooResult
+from hf_sane.workflows.show_zoo import ZooResult, load_zoo
 from hf_sane.zoo import mixing
 from hf_sane.zoo.dataset import Zoo
 
@@ -17,7 +17,7 @@ from hf_sane.zoo.dataset import Zoo
 class MixZoosSettings:
     """Settings of [`mix_zoos`]."""
 
-    zoos: list[str] = setting(
+    zoos: list[str] | Mapping[str, str | Path | Zoo] = setting(
         "Zoos as NAME=SOURCE or NAME=SOURCE@CONFIG; SOURCE: folder, Hub dataset, or dataset@revision.",
         positional=True,
     )
@@ -28,7 +28,7 @@ class MixZoosSettings:
     token_layout: str | None = setting("How weights are cut into tokens; by default as in the zoos.", default=None)
 
 
-def mix_zoos(zoos: Mapping[str, Zoo | str], *, output: str | Path | None = None, **options: Any) -> Zoo:
+def mix_zoos(zoos: Mapping[str, str | Path | Zoo], *, output: str | Path | None = None, **options: Any) -> Zoo:
     """Join zoos into one that a single SANE can be pre-trained on.
 
     Args:
@@ -43,28 +43,33 @@ def mix_zoos(zoos: Mapping[str, Zoo | str], *, output: str | Path | None = None,
         ValueError: For no zoo, names that cannot be part of a run's name, or zoos that do not fit together.
         FileExistsError: If the folder holds something else.
     """
-    opened = {name: zoo if isinstance(zoo, Zoo) else Zoo.load(zoo) for name, zoo in zoos.items()}
-    return mixing.mix_zoos(opened, output or temporary_folder("zoo"), **options)
+    return run_mix_zoos(MixZoosSettings(zoos=zoos, output=output or temporary_folder("zoo"), **options)).zoo
 
 
 def run_mix_zoos(settings: MixZoosSettings) -> ZooResult:
     """Join zoos into one: other data sets or architectures, tokens of one size, splits as they were."""
-    record = RunRecord.start(arguments=as_arguments(settings))
-    opened: dict[str, Zoo] = {}
-    for text in settings.zoos:
-        label, source, part = parse_source(text)
-        if label in opened:
-            raise ValueError(f"two zoos are called {label!r}; give each a name of its own")
-        opened[label] = Zoo.load(source, part)
     mixture = mixing.mix_zoos(
-        opened,
+        _open(settings.zoos),
         settings.output,
         config=settings.config,
         name=settings.name,
         token_dim=settings.token_dim,
         token_layout=settings.token_layout,
     )
-    return ZooResult(record=mixture.run_record or record.finish({}), output=Path(settings.output), zoo=mixture)
+    record = mixture.run_record or RunRecord.start(arguments=as_arguments(settings))
+    return ZooResult(record=record, output=Path(settings.output), zoo=mixture)
+
+
+def _open(zoos: list[str] | Mapping[str, str | Path | Zoo]) -> dict[str, Zoo]:
+    if isinstance(zoos, Mapping):
+        return {label: load_zoo(zoo) for label, zoo in zoos.items()}
+    opened: dict[str, Zoo] = {}
+    for text in zoos:
+        label, source, config = parse_source(text)
+        if label in opened:
+            raise ValueError(f"two zoos are called {label!r}; give each a name of its own")
+        opened[label] = load_zoo(source, config)
+    return opened
 
 
 def parse_source(text: str) -> tuple[str, str, str | None]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from hf_sane.records.settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import IMPORTED
+from hf_sane.zoo.writing import JOB
 
 MAX_SHOWN = 10  # architectures and layouts
 SHOWN_PROPERTIES = ("test_accuracy", "validation_accuracy", "generalization_gap")
@@ -21,7 +22,7 @@ SHOWN_PROPERTIES = ("test_accuracy", "validation_accuracy", "generalization_gap"
 class ShowZooSettings:
     """Settings of [`show_zoo`]."""
 
-    zoo: str | Zoo = setting("Zoo folder or Hub dataset id.", positional=True)
+    zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.", positional=True)
     config: str | None = setting("Which zoo, if there are several.", default=None)
     revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
 
@@ -34,7 +35,15 @@ class ZooResult(Result):
         zoo: The zoo.
     """
 
+    JOB: ClassVar[str] = JOB
+
     zoo: Zoo
+
+    def save(self, folder: str | Path) -> Self:
+        """Save the zoo; errors as of `Zoo.save`."""
+        self.zoo.save(folder)
+        self.output = Path(folder)
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Splits, architectures, layouts and excluded runs."""
@@ -63,8 +72,12 @@ class ZooResult(Result):
         return [Table(header, rows, caption="(accuracy and gap: smallest / median / largest)")]
 
 
-def load_zoo(source: str | Path, config: str | None = None, *, revision: str | None = None) -> Zoo:
-    """Open a zoo from a folder or the Hub; nothing is read before it is needed.
+def load_zoo(source: str | Path | Zoo, config: str | None = None, *, revision: str | None = None) -> Zoo:
+    """Open a zoo from a folder or the Hub; one that is open already is given back.
+
+    ```python
+    zoo = hf_sane.load_zoo("org/zoo")
+    ```
 
     Args:
         source: Folder, or repo id of a dataset, `owner/name` or `owner/name@revision`.
@@ -73,12 +86,13 @@ def load_zoo(source: str | Path, config: str | None = None, *, revision: str | N
 
     Raises:
         FileNotFoundError: If the folder holds no zoo.
-        InvalidFileError: If files are damaged, changed, or the zoo is unfinished.
+        ValueError: If `config` is unknown, or missing where there are several.
+        InvalidFileError: If the zoo is not finished, or lost or changed files since it was.
     """
-    return Zoo.load(source, config, revision=revision)
+    return source if isinstance(source, Zoo) else Zoo.load(source, config, revision=revision)
 
 
-def show_zoo(zoo: str | Zoo, **options: Any) -> ZooResult:
+def show_zoo(zoo: str | Path | Zoo, **options: Any) -> ZooResult:
     """Describe a zoo; options are further fields of [`ShowZooSettings`]."""
     return run_show_zoo(ShowZooSettings(zoo=zoo, **options))
 
@@ -86,9 +100,7 @@ def show_zoo(zoo: str | Zoo, **options: Any) -> ZooResult:
 def run_show_zoo(settings: ShowZooSettings) -> ZooResult:
     """Show what a zoo holds: splits, architectures, tokens, accuracy, what was left out."""
     record = RunRecord.start(arguments=as_arguments(settings))
-    zoo = settings.zoo
-    if isinstance(zoo, str):
-        zoo = Zoo.load(zoo, settings.config, revision=settings.revision)
+    zoo = load_zoo(settings.zoo, settings.config, revision=settings.revision)
     return ZooResult(record=record.finish({}), zoo=zoo)
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -10,11 +10,12 @@ from huggingface_hub.dataclasses import strict
 
 from hf_sane.architectures import presets
 from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core.token_layouts import find_token_layout
 from hf_sane.networks.images import ImageData
 from hf_sane.networks.training import Optimizer
 from hf_sane.records.documents import read_settings
 from hf_sane.records.errors import did_you_mean
-from hf_sane.records.settings import setting
+from hf_sane.records.settings import as_arguments, setting
 
 USUAL_EPOCHS = (0, 1, 2, 4, 8, 12, 16, 25, 35, 50)
 SPLIT_STREAM = 2**32  # beyond every run number: the seed of the split
@@ -142,6 +143,7 @@ class ZooSettings:
     def validate_choices(self) -> None:
         """Something to choose from."""
         presets.find_preset(self.architecture)
+        find_token_layout(self.token_layout)
         for name in ("initializations", "optimizers"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name at least one")
@@ -176,8 +178,8 @@ class ZooSettings:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as JSON can hold them."""
-        return asdict(self)
+        """All fields of this class, as JSON can hold them."""
+        return as_arguments(self, ZooSettings)
 
 
 # Defaults of two kinds of zoo: homogeneous and made for sampling; wide in accuracy and made for probing.

@@ -1,14 +1,15 @@
 """What to import, and under which conditions."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
 from hf_sane.core.layout import BatchNormStorage
-from hf_sane.records.settings import setting
+from hf_sane.core.token_layouts import find_token_layout
+from hf_sane.records.settings import as_arguments, setting
 
 Grouping = Literal["repository", "base_model", "author", "network"]
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -20,8 +21,6 @@ TOKEN_SETTINGS = ("token_dim", "token_layout", "batch_norm")
 class ImportSettings:
     """Which networks make a zoo, from the Hub or a folder.
 
-    The text beside each field is its documentation and its `--help`.
-
     Raises:
         TypeError: For an unknown field.
         StrictDataclassFieldValidationError: For a value of the wrong type or an unknown choice.
@@ -29,45 +28,51 @@ class ImportSettings:
     """
 
     repos: list[str] = setting(
-        "Model repositories on the Hub: owner/name or owner/name@revision.", factory=list, split=False
+        "Model repositories on the Hub: owner/name or owner/name@revision.",
+        factory=list,
+        positional=True,
+        formerly="--repos",
     )
-    author: str | None = setting("Import the models of this user or organisation.", default=None)
+    author: str | None = setting("Take the models of this user or organisation on the Hub.", default=None)
     filter: list[str] = setting(
-        "Import models that carry this tag, such as image-classification; repeat it for several tags.", factory=list
+        "Take models on the Hub that carry all of these tags, such as image-classification.", factory=list
     )
-    search: str | None = setting("Import models with these letters in their name.", default=None)
+    search: str | None = setting("Take models on the Hub with these letters in their name.", default=None)
     limit: int = setting(
-        "Most models that --author, --filter and --search add together, most downloaded first.", default=100
+        "Largest number of models from --author, --filter and --search together; the most downloaded come first.",
+        default=100,
     )
-    folder: str | None = setting(
-        "Import the networks below this folder: model folders, and every other checkpoint file on its own.",
+    folder: str | Path | None = setting(
+        "Take the networks below this folder: those of model folders (with model.safetensors or its index), and every "
+        "other checkpoint file on its own. The first bytes of a file tell what it is.",
         default=None,
     )
     files: list[str] = setting(
-        "Pattern of the files to take of each repository, such as '*/model.safetensors'; by default the weights at its root, "
-        "or else every safetensors file.",
+        "Pattern of the files to take from each repository, such as '*/model.safetensors'; repeat the option for "
+        "several. By default the weights at its root, or else every safetensors file.",
         factory=list,
         split=False,
     )
     allow_pickle: bool = setting(
-        "Open files of torch.save (weights_only) where there is no safetensors.", default=False
+        "Open files of torch.save (with weights_only) where there is no safetensors.", default=False
     )
     key: str | None = setting("Which state dict of a training checkpoint, such as model_ema.", default=None)
-    max_bytes: int = setting(
-        "Largest network in bytes; larger ones are not downloaded.", default=500 * 10**6, only_python=True
+    max_size: int | str = setting(
+        "Largest network on disk, in bytes or as text such as 500MB; larger ones are not downloaded.", default="500MB"
     )
     max_tokens: int | None = setting(
-        "Longest network in tokens; of longer ones only the header is read.", default=None
+        "Longest network in tokens; of longer ones only the header is downloaded.", default=None
     )
     token_dim: int = setting("Scalars per token.", default=289)
-    token_layout: str = setting("How weights are cut into tokens: rowwise or dense.", default="rowwise")
+    token_layout: str = setting("How weights become tokens: 'rowwise' or 'dense'.", default="rowwise")
     batch_norm: BatchNormStorage = setting(
-        "Whether BatchNorm tensors become tokens or are stored beside them.", default="tokens"
+        "Whether BatchNorm tensors become tokens or are carried along unchanged.", default="tokens"
     )
     group_by: Grouping = setting(
-        "What must not be in two splits at once: a repository (in a folder: the files of one folder, and model folders beside "
-        "each other such as checkpoint-500 and best), a family (repositories connected by base_model), an author (in a folder: "
-        "its first sub-folder), or only a network.",
+        "What must not be in two splits at once: a repository (in a folder: the files of one folder, and model folders "
+        "beside each other with names such as checkpoint-500 and best, which may be of one run), a base_model (the "
+        "repositories that it connects), an author (in a folder: its first sub-folder), or only a network, for files of "
+        "independent runs.",
         default="repository",
     )
     split_shares: list[float | int] = setting(
@@ -75,6 +80,10 @@ class ImportSettings:
     )
     seed: int = setting("Random seed of the split.", default=0)
     name: str | None = setting("Name of the zoo on its card.", default=None)
+
+    def __post_init__(self) -> None:
+        self.max_size = parse_size(self.max_size)
+        self.folder = None if self.folder is None else str(self.folder)
 
     def validate_sources(self) -> None:
         """There is something to import from."""
@@ -87,9 +96,10 @@ class ImportSettings:
 
     def validate_ranges(self) -> None:
         """Counts and shares lie where they have a meaning."""
-        for name in ("limit", "max_bytes", "token_dim"):
+        for name in ("limit", "max_size", "token_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        find_token_layout(self.token_layout)
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}; leave it out for no limit")
         if self.seed < 0:
@@ -104,22 +114,31 @@ class ImportSettings:
         return bool(self.author or self.filter or self.search)
 
     @property
+    def max_bytes(self) -> int:
+        """`max_size` in bytes."""
+        return int(self.max_size)
+
+    @property
     def token_settings(self) -> dict[str, Any]:
         """How networks become tokens."""
         return {name: getattr(self, name) for name in TOKEN_SETTINGS}
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as JSON can hold them; of the folder its name only, since zoos are published."""
-        return asdict(self) | {"folder": self.folder and Path(self.folder).resolve().name}
+        """All fields of this class, as JSON can hold them; of the folder its name only, since zoos are published."""
+        found = as_arguments(self, ImportSettings)
+        found["max_bytes"] = found.pop("max_size")
+        return found | {"folder": self.folder and Path(self.folder).resolve().name}
 
 
-def parse_size(text: str) -> int:
+def parse_size(size: int | str) -> int:
     """Bytes of a size as people write it: `500MB`, `1.5 GiB`, `1000`.
 
     Raises:
         ValueError: If it is no size.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
+    if isinstance(size, int):
+        return size
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", size, re.IGNORECASE)
     if found is None or (found[2] or "B").upper() not in UNITS:
-        raise ValueError(f"expected a size such as 500MB or 1.5GiB, got {text!r}; units are {', '.join(UNITS)}")
+        raise ValueError(f"expected a size such as 500MB or 1.5GiB, got {size!r}; units are {', '.join(UNITS)}")
     return int(float(found[1]) * UNITS[(found[2] or "B").upper()])
