@@ -56,9 +56,7 @@ def test_every_name_is_there_and_documented(name):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(
-        AttributeError, match="module 'hf_sane' has no attribute 'SaneModel'; its names are SANE"
-    ):
+    with pytest.raises(AttributeError, match="module 'hf_sane' has no attribute 'SaneModel'; its names are SANE"):
         hf_sane.SaneModel  # noqa: B018
 
 
