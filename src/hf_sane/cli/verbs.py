@@ -48,6 +48,7 @@ VERBS = (
         "sample", "sample", "SampleSettings", "run_sample", "Sample networks around those of a zoo, and compare them."
     ),
     Verb("finetune", "finetune", "FinetuneSettings", "run_finetune", "Fine-tune networks on images."),
+    Verb("soup", "soup", "SoupSettings", "run_soup", "Average networks of one architecture, or LoRA adapters."),
 )
 
 ZOO_VERBS = (
