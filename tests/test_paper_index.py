@@ -35,8 +35,7 @@ def test_tests_exist(file, name):
 
 
 def test_settings_of_the_model_exist():
-    from hf_sane import SANEConfig
-    from hf_sane.training.settings import PretrainSettings
+    from hf_sane import PretrainSettings, SANEConfig
 
     objects = re.findall(r"model='(\{[^']*\})'", TEXT)
     assert objects

@@ -12,25 +12,33 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from hf_sane.core.adapters import ADAPTER_CONFIG, read_adapter_config
+from hf_sane.architectures.presets import cnn_s
+from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from hf_sane.core.layout import Layout
+from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.networks.images import load_images
 from hf_sane.probing.probes import RidgeProbe
+from hf_sane.records.documents import read_settings
 from hf_sane.records.errors import InvalidFileError
 from hf_sane.records.outputs import MANIFEST, Manifest
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
 from hf_sane.symmetry.permutation import PermutationSpec
+from hf_sane.tokenization.adapters import open_factors
 from hf_sane.tokenization.checkpoints import load_state_dict, parse_index
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.headers import read_meta_state_dict
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
+from hf_sane.tokenization.loading import load_config
+from hf_sane.tokenization.pretrained import load_pretrained
 from hf_sane.tokenization.safetensors_header import read_header
 from hf_sane.zoo.alignment_record import FILE_NAME as ALIGNMENT
 from hf_sane.zoo.alignment_record import Alignment
+from hf_sane.zoo.building.build import check_group, read_group_state
 from hf_sane.zoo.facts import FILE_NAME as FACTS
 from hf_sane.zoo.facts import ZooFacts, facts_json, layout_key, read_facts
 from hf_sane.zoo.importing.cards import CardFacts
+from hf_sane.zoo.records import MEASURES
 
 MAX_MESSAGE = 2000
 MAX_BYTES = 2**26  # no seed holds a megabyte: whoever asks for more has believed a header
@@ -128,7 +136,6 @@ def _network() -> nn.Module:
 
 
 def _facts() -> tuple[ZooFacts, Layout]:
-    from hf_sane.architectures.presets import cnn_s
     from hf_sane.zoo.facts import architecture_facts
 
     layout = Layout.from_state_dict(_network().state_dict(), token_dim=5)
@@ -276,6 +283,46 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         ),
         "manifest": Reader(MANIFEST, Manifest.load, ((folder / "some" / MANIFEST).read_bytes(),)),
         "adapter settings": Reader(ADAPTER_CONFIG, read_adapter_config, (text(adapter),)),
+        "adapter factors": Reader(
+            ADAPTER_WEIGHTS,
+            open_factors,
+            (save(_lora("base_model.model.a")),),
+            others={ADAPTER_CONFIG: text({**adapter, "rank_pattern": {}, "r": 2})},
+        ),
+        "loose factors": Reader(
+            "lora.safetensors",
+            lambda f: open_factors(f / "lora.safetensors"),
+            (
+                save(
+                    {
+                        "a.lora_down.weight": torch.ones(2, 4),
+                        "a.lora_up.weight": torch.ones(3, 2),
+                        "a.alpha": torch.ones(()),
+                    }
+                ),
+            ),
+        ),
+        "settings on the command line": Reader(
+            "settings.json",
+            lambda f: read_settings(_object_text(f / "settings.json"), "--model"),
+            (b'{"hidden_size": 16, "dropout": 0.5, "a": [1, {}]}',),
+        ),
+        "SANE configuration": Reader(
+            "config.json",
+            lambda f: load_pretrained(SANEConfig, f, "the configuration of a SANE autoencoder"),
+            (text(SANEConfig(token_dim=4, hidden_size=8, latent_dim=4, num_attention_heads=2).to_dict()),),
+        ),
+        "network configuration": Reader("config.json", load_config, (text(cnn_s().to_dict()),)),
+        "group in training": Reader(
+            "state.safetensors",
+            lambda f: read_group_state(f / "state.safetensors"),
+            (save({"state/w": torch.ones(2), "0/w": torch.ones(2), "1/w": torch.ones(2)}),),
+        ),
+        "group": Reader(
+            "group.safetensors",
+            lambda f: check_group(f / "group.safetensors", layout, epochs=2, runs=3),
+            (save(_group(layout)),),
+        ),
         "images": Reader(
             "images.npz",
             lambda f: load_images(f / "images.npz"),
@@ -292,6 +339,22 @@ def _parsed(path: Path) -> object:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         return {}
+
+
+def _object_text(path: Path) -> str:
+    """Text that starts like an object: other text is the path of a file."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return text if text.lstrip().startswith("{") else "{" + text
+
+
+def _lora(module: str) -> dict[str, torch.Tensor]:
+    return {f"{module}.lora_A.weight": torch.ones(2, 4), f"{module}.lora_B.weight": torch.ones(3, 2)}
+
+
+def _group(layout: Layout) -> dict[str, torch.Tensor]:
+    tensors = {name: torch.ones(2, 3) for name in (*MEASURES, "largest_weight")}
+    tensors |= {f"template.{name}": torch.ones(2, 3, *t.shape).to(t.dtype) for name, t in layout.template.items()}
+    return tensors | {"tokens": torch.ones(2, 3, layout.num_tokens, layout.token_dim)}
 
 
 def _names() -> tuple[str, ...]:

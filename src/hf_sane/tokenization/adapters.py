@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import Tensor
 
 from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from hf_sane.records.errors import reading
 from hf_sane.records.patience import patiently
 from hf_sane.records.sources import find_source
 from hf_sane.tokenization.checkpoints import Source
@@ -370,19 +372,35 @@ def open_factors(source: str | Path, *, base: Source | None = None) -> dict[str,
 
     Raises:
         FileNotFoundError: If there is no such file, folder or repo, or it holds no adapter.
-        ValueError: If it holds no factors, lacks one of a pair, factors do not fit each other or are not finite, a
-            tensor is not understood, or the base is needed.
+        InvalidFileError: If it holds no factors, lacks one of a pair, factors do not fit each other or are not finite,
+            or a tensor is not understood.
+        ValueError: If the base is needed, or is another one.
     """
     folder = adapter_folder(source)
     if (folder / ADAPTER_CONFIG).is_file():
-        adapter = Adapter(folder.name, open_checkpoint(source), read_adapter_config(folder))
-        return _changes(adapter, None if base is None else open_checkpoint(base))
-    return _loose_factors(source)
+        with _reading_adapter(source):
+            adapter = Adapter(folder.name, open_checkpoint(source), read_adapter_config(folder))
+            relative = _relative(adapter)
+        if base is not None or relative:
+            return _changes(adapter, None if base is None else open_checkpoint(base))
+        with _reading_adapter(source):
+            return _changes(adapter, None)
+    with _reading_adapter(source):
+        return _loose_factors(source)
+
+
+def _reading_adapter(source: str | Path) -> AbstractContextManager[None]:
+    return reading(source, expected="a LoRA adapter", remedy="save the adapter again", also=(RuntimeError,))
+
+
+def _relative(adapter: Adapter) -> list[str]:
+    """Tensors of the base on which it depends what an adapter changes."""
+    return [f"{module}.weight" for module in adapter.magnitudes] + list(adapter.whole)
 
 
 def _changes(adapter: Adapter, base: Mapping[str, Tensor] | None) -> dict[str, tuple[Tensor, Tensor]]:
     """All that an adapter changes, as products."""
-    relative = [f"{module}.weight" for module in adapter.magnitudes] + list(adapter.whole)
+    relative = _relative(adapter)
     if base is None and relative:
         kinds = {"magnitudes (DoRA)": adapter.magnitudes, "tensors that replace those of the base": adapter.whole}
         raise ValueError(
