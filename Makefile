@@ -40,10 +40,10 @@ fuzz: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --inputs 200000 --record runs/robustness/fuzz.json
 
 # Every verb that writes, killed and interrupted at every event of its files and run again; `make test` takes some of the events.
-# Half an hour on two cores. The record says how many events there were.
+# Half an hour on two quiet cores; some of it with KILL_ARGS="-k pull". The record says how many events there were, and keeps what was run before.
 kill: $(BIN)/.installed
 	KILL_POINTS=all KILL_RECORD=runs/robustness/kill_points.json OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -q -n 2 tests/robustness/test_kill_points.py
+		$(BIN)/python -m pytest -q -n 2 tests/robustness/test_kill_points.py $(KILL_ARGS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

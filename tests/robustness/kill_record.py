@@ -19,7 +19,7 @@ class KillRecord:
 
     def __init__(self, path: Path, points: str) -> None:
         self.path = path
-        self.record = RunRecord.start(command=["make", "kill"], arguments={"points": points})
+        self.record = RunRecord.start(arguments={"points": points})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         found = [value for name, value in report.user_properties if name == PROPERTY and report.when == "call"]
