@@ -19,9 +19,10 @@ from torch import Tensor
 
 from hf_sane.hub.publish import load_sane
 from hf_sane.merging.averaging import uniform_weights
+from hf_sane.merging.greedy import greedy_soup
 from hf_sane.merging.ingredients import align_ingredients, open_ingredients
 from hf_sane.merging.scoring import ImageScore
-from hf_sane.merging.soups import CheckpointMixer, greedy_soup
+from hf_sane.merging.soups import CheckpointMixer
 from hf_sane.networks.hyperparameters import HyperParameters
 from hf_sane.networks.images import ImageData, load_images, load_zoo_images
 from hf_sane.networks.stacked import StackedNetworks

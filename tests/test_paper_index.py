@@ -35,7 +35,8 @@ def test_tests_exist(file, name):
 
 
 def test_settings_of_the_model_exist():
-    from hf_sane import PretrainSettings, SANEConfig
+    from hf_sane import SANEConfig
+    from hf_sane.training.settings import PretrainSettings
 
     objects = re.findall(r"model='(\{[^']*\})'", TEXT)
     assert objects

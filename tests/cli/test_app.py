@@ -46,7 +46,7 @@ def test_no_arguments_give_help(hf_sane_command):
         (("info", "missing.safetensors"), "no such file or folder: missing.safetensors"),
         (("info", "missing.safetensors", "--token-layout", "dense"), "give an existing path or a Hub repo id"),
         (("zoo", "build", "--output", "x", "--num-models", "0"), "num_models must be at least 1, got 0"),
-        (("finetune", "nowhere", "--output", "x"), "no such file or folder: nowhere"),
+        (("finetune", "./nowhere", "--output", "x"), "no such file or folder: nowhere"),
     ],
 )
 def test_expected_errors_are_one_line(arguments, message, hf_sane_command, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def average(*models):
 
 
 def test_language_models(llamas, tmp_path, hf_sane_command):
-    printed = hf_sane_command("soup", llamas, "--out", tmp_path / "soup").output
+    printed = hf_sane_command("soup", llamas, "-o", tmp_path / "soup").output
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "soup")
     torch.testing.assert_close(logits(found), logits(average(llama(0), llama(1))))
     rows = RunRecord.load(tmp_path / "soup" / "run.json").results["ingredients"]
@@ -63,7 +63,7 @@ def test_language_models(llamas, tmp_path, hf_sane_command):
 def test_classifiers_of_text(tmp_path, hf_sane_command):
     for index in range(2):
         BertForSequenceClassification(BertConfig(**SIZES)).save_pretrained(tmp_path / "in" / f"{index}")
-    hf_sane_command("soup", tmp_path / "in", "--out", tmp_path / "soup")
+    hf_sane_command("soup", tmp_path / "in", "-o", tmp_path / "soup")
     card = ModelCard.load(tmp_path / "soup" / "README.md")
     assert card.data.pipeline_tag == "text-classification"
     assert "AutoModelForSequenceClassification" in str(card)
@@ -72,7 +72,7 @@ def test_classifiers_of_text(tmp_path, hf_sane_command):
 def test_dtypes_that_differ_are_said(llamas, tmp_path, hf_sane_command):
     for index, dtype in enumerate((torch.float16, torch.bfloat16)):
         llama(index).to(dtype).save_pretrained(llamas / f"{index}")
-    printed = hf_sane_command("soup", llamas, "--out", tmp_path / "soup").output
+    printed = hf_sane_command("soup", llamas, "-o", tmp_path / "soup").output
     assert "dtypes differ (0 float16, 1 bfloat16): the soup is in float32, which holds the values of all" in printed
     assert json.loads((tmp_path / "soup" / "config.json").read_text())["dtype"] == "float32"
 
@@ -80,14 +80,14 @@ def test_dtypes_that_differ_are_said(llamas, tmp_path, hf_sane_command):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--greedy", "--data", "digits"), "--data"),
+        (("--method", "greedy", "--data", "digits"), "--data"),
         (("--data", "digits"), "--data"),
         (("--align",), "--align"),
         (("--include-code",), "--include-code"),
     ],
 )
 def test_what_needs_images_says_so(arguments, named, llamas, tmp_path, hf_sane_command):
-    refused = hf_sane_command("soup", llamas, *arguments, "--out", tmp_path / "soup", exit_code=2).stderr
+    refused = hf_sane_command("soup", llamas, *arguments, "-o", tmp_path / "soup", exit_code=2).stderr
     assert f"{named} take image classifiers, 0 is a LlamaForCausalLM; leave them out for a uniform soup" in refused
     assert "ViT" not in refused  # no list of all classes that would do
     assert not (tmp_path / "soup").exists()
@@ -113,7 +113,7 @@ def adapters(tmp_path):
 def test_adapters_of_language_models(is_there, adapters, tmp_path, hf_sane_command):
     """The base is needed for nothing but the card."""
     named = () if is_there else ("--base", "someone/elsewhere")
-    hf_sane_command("soup", adapters / "adapters", *named, "--out", tmp_path / "soup")
+    hf_sane_command("soup", adapters / "adapters", *named, "-o", tmp_path / "soup")
 
     def merged(folder):
         base = AutoModelForCausalLM.from_pretrained(adapters / "base")
@@ -124,7 +124,17 @@ def test_adapters_of_language_models(is_there, adapters, tmp_path, hf_sane_comma
     card = ModelCard.load(tmp_path / "soup" / "README.md")
     assert card.data.pipeline_tag == ("text-generation" if is_there else None)
     refused = hf_sane_command(
-        *("soup", adapters / "adapters", *named, "--greedy", "--data", "digits", "--out", tmp_path / "other"),
+        *(
+            "soup",
+            adapters / "adapters",
+            *named,
+            "--method",
+            "greedy",
+            "--data",
+            "digits",
+            "-o",
+            tmp_path / "other",
+        ),
         exit_code=2,
     ).stderr
     assert "--data takes adapters of image classifiers, their base" in refused
@@ -136,7 +146,7 @@ def test_repositories(llamas, tmp_path, hf_sane_command, local_hub):
     for index in range(2):
         api.create_repo(f"someone/llama-{index}")
         api.upload_folder(repo_id=f"someone/llama-{index}", folder_path=llamas / f"{index}")
-    hf_sane_command("soup", "someone/llama-0", "someone/llama-1", "--out", tmp_path / "soup")
+    hf_sane_command("soup", "someone/llama-0", "someone/llama-1", "-o", tmp_path / "soup")
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "soup")
     torch.testing.assert_close(logits(found), logits(average(llama(0), llama(1))))
     assert ModelCard.load(tmp_path / "soup" / "README.md").data.base_model == ["someone/llama-0", "someone/llama-1"]

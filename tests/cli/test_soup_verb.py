@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
-from hf_sane.cli.soup import expand
 from hf_sane.merging.averaging import average_checkpoints
-from hf_sane.merging.ingredients import open_ingredients
+from hf_sane.merging.ingredients import expand_folders, open_ingredients
 from hf_sane.merging.scoring import ImageScore
 from hf_sane.networks.images import load_images
 from hf_sane.networks.stacked import StackedNetworks
@@ -71,8 +70,8 @@ def run_card_code(folder, monkeypatch):
 
 def test_a_greedy_soup_is_written_with_its_card(folder, tmp_path, hf_sane_command, monkeypatch):
     names = [f"network_{index}" for index in range(4)]
-    arguments = (*(folder / name for name in names), "--greedy", "--metric", "accuracy", "--data", "digits")
-    printed = hf_sane_command("soup", *arguments, "--out", tmp_path / "soup").output
+    arguments = (*(folder / name for name in names), "--method", "greedy", "--metric", "accuracy", "--data", "digits")
+    printed = hf_sane_command("soup", *arguments, "-o", tmp_path / "soup").output
     record = RunRecord.load(tmp_path / "soup" / "run.json")
     rows = record.results["ingredients"]
     assert list(rows) == names
@@ -93,12 +92,12 @@ def test_a_greedy_soup_is_written_with_its_card(folder, tmp_path, hf_sane_comman
     assert card.data.eval_results[0].metric_value == record.results["test_accuracy"]
     assert {"model-soup", "merge"} <= set(card.data.tags)
     assert "held-out score" in printed
-    refused = hf_sane_command("soup", *arguments, "--out", tmp_path / "soup", exit_code=2)
+    refused = hf_sane_command("soup", *arguments, "-o", tmp_path / "soup", exit_code=2)
     assert "already holds a finished soup" in refused.stderr
 
 
 def test_a_uniform_soup_of_a_folder_needs_no_data(folder, tmp_path, hf_sane_command):
-    hf_sane_command("soup", folder, "--output", tmp_path / "soup", "--include-code")
+    hf_sane_command("soup", folder, "-o", tmp_path / "soup", "--include-code")
     record = RunRecord.load(tmp_path / "soup" / "run.json")
     assert record.results == {"ingredients": {f"network_{index}": {"weight": 0.25} for index in range(4)}}
     card = str(ModelCard.load(tmp_path / "soup" / "README.md"))
@@ -110,14 +109,14 @@ def test_a_uniform_soup_of_a_folder_needs_no_data(folder, tmp_path, hf_sane_comm
 def test_any_metric_with_options(folder, tmp_path, hf_sane_command):
     (tmp_path / "error_rate").mkdir()
     (tmp_path / "error_rate" / "error_rate.py").write_text(METRIC)
-    arguments = ("--greedy", "--data", "digits", "--metric", tmp_path / "error_rate", "--lower-is-better")
-    hf_sane_command("soup", folder, *arguments, "--metric-options", '{"scale": 100}', "--out", tmp_path / "soup")
+    arguments = ("--method", "greedy", "--data", "digits", "--metric", tmp_path / "error_rate", "--lower-is-better")
+    hf_sane_command("soup", folder, *arguments, "--metric-options", '{"scale": 100}', "-o", tmp_path / "soup")
     results = RunRecord.load(tmp_path / "soup" / "run.json").results
     scores = [row["held_out_score"] for row in results["ingredients"].values()]
     assert results["validation_error_rate"] <= min(scores)
     assert max(scores) > 1  # per cent
     refused = hf_sane_command(
-        "soup", folder, *arguments, "--metric-options", "{scale", "--out", tmp_path / "other", exit_code=2
+        "soup", folder, *arguments, "--metric-options", "{scale", "-o", tmp_path / "other", exit_code=2
     )
     assert "--metric-options: expected a JSON object" in refused.stderr
 
@@ -129,7 +128,7 @@ def test_shuffled_networks_are_aligned_unless_told_otherwise(networks, tmp_path,
     shuffled.load_state_dict(spec.apply(networks.state_dict(0), permutation))
     shuffled.save_pretrained(tmp_path / "in" / "b")
     for name, flag in {"aligned": (), "plain": ("--no-align",)}.items():
-        hf_sane_command("soup", tmp_path / "in", *flag, "--data", "digits", "--out", tmp_path / name)
+        hf_sane_command("soup", tmp_path / "in", *flag, "--data", "digits", "-o", tmp_path / name)
     results = {name: RunRecord.load(tmp_path / name / "run.json") for name in ("aligned", "plain")}
     assert results["aligned"].results["test_accuracy"] == results["aligned"].results["best_ingredient_test_accuracy"]
     assert results["plain"].results["test_accuracy"] < 0.6 * results["aligned"].results["test_accuracy"]
@@ -151,7 +150,15 @@ def test_batch_norm_is_re_estimated_on_request(tmp_path, hf_sane_command):
         build_model(config).save_pretrained(tmp_path / "in" / f"{index}")
     for flag in ("--recalibrate", "--no-recalibrate"):
         hf_sane_command(
-            "soup", tmp_path / "in", flag, "--recalibration-batches", 3, "--data", "digits", "--out", tmp_path / flag
+            "soup",
+            tmp_path / "in",
+            flag,
+            "--recalibration-batches",
+            3,
+            "--data",
+            "digits",
+            "-o",
+            tmp_path / flag,
         )
     with_, without = (
         load_file(tmp_path / flag / "model.safetensors") for flag in ("--recalibrate", "--no-recalibrate")
@@ -169,7 +176,7 @@ def test_a_foreign_architecture_keeps_its_processor_and_dtype(tmp_path, hf_sane_
     for index in range(2):
         ViTForImageClassification(config).to(torch.bfloat16).save_pretrained(tmp_path / "in" / f"{index}")
         (tmp_path / "in" / f"{index}" / "preprocessor_config.json").write_text('{"size": 8}')
-    hf_sane_command("soup", tmp_path / "in", "--out", tmp_path / "soup")
+    hf_sane_command("soup", tmp_path / "in", "-o", tmp_path / "soup")
     assert json.loads((tmp_path / "soup" / "preprocessor_config.json").read_text()) == {"size": 8}
     tensors = load_file(tmp_path / "soup" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
@@ -187,7 +194,7 @@ def test_a_foreign_architecture_is_aligned_on_request(tmp_path, hf_sane_command)
     model.load_state_dict(spec.apply(model.state_dict(), permutation))
     model.save_pretrained(tmp_path / "in" / "b")
     for name, flags in {"aligned": ("--align",), "plain": ()}.items():
-        hf_sane_command("soup", tmp_path / "in", *flags, "--out", tmp_path / name)
+        hf_sane_command("soup", tmp_path / "in", *flags, "-o", tmp_path / name)
     tensors = {name: load_file(tmp_path / name / "model.safetensors") for name in ("in/a", "aligned", "plain")}
     same = {
         other: all(torch.allclose(tensors[other][name], tensor, atol=1e-6) for name, tensor in tensors["in/a"].items())
@@ -217,7 +224,7 @@ def adapters(networks, digits, tmp_path_factory):
 
 @quiet_peft
 def test_a_soup_of_adapters(adapters, tmp_path, hf_sane_command):
-    hf_sane_command("soup", adapters / "in", "--greedy", "--data", "digits", "--out", tmp_path / "soup")
+    hf_sane_command("soup", adapters / "in", "--method", "greedy", "--data", "digits", "-o", tmp_path / "soup")
     results = RunRecord.load(tmp_path / "soup" / "run.json").results
     assert results["ingredients"]["run_2"]["weight"] == 0
     assert results["validation_accuracy"] >= max(row["held_out_score"] for row in results["ingredients"].values())
@@ -234,7 +241,7 @@ def test_a_soup_of_adapters(adapters, tmp_path, hf_sane_command):
 
 @quiet_peft
 def test_a_soup_of_adapters_at_a_rank_measures_what_it_writes(adapters, tmp_path, hf_sane_command):
-    hf_sane_command("soup", adapters / "in", "--rank", 1, "--data", "digits", "--out", tmp_path / "soup")
+    hf_sane_command("soup", adapters / "in", "--rank", 1, "--data", "digits", "-o", tmp_path / "soup")
     results = RunRecord.load(tmp_path / "soup" / "run.json").results
     assert results["rank"] == 1
     assert results["largest_relative_error_of_a_layer"] > 0
@@ -248,23 +255,29 @@ def test_an_adapter_without_a_base_needs_one(adapters, tmp_path, hf_sane_command
         shutil.copytree(adapters / "in" / f"run_{index}", tmp_path / "in" / f"{index}")
         path = tmp_path / "in" / f"{index}" / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
-    refused = hf_sane_command("soup", tmp_path / "in", "--out", tmp_path / "soup", exit_code=2)
+    refused = hf_sane_command("soup", tmp_path / "in", "-o", tmp_path / "soup", exit_code=2)
     assert "0 does not name its base model; name it (--base)" in refused.stderr
-    hf_sane_command("soup", tmp_path / "in", "--base", adapters / "base", "--out", tmp_path / "other")
+    hf_sane_command("soup", tmp_path / "in", "--base", adapters / "base", "-o", tmp_path / "other")
     assert (tmp_path / "other" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--greedy",), "a greedy soup is selected on held-out data, got none"),
+        (
+            (
+                "--method",
+                "greedy",
+            ),
+            "a greedy soup is selected on held-out data, got none",
+        ),
         (("--recalibrate",), "re-estimated from training images, got none"),
         (("--rank", 2), "--rank and --base are for LoRA adapters"),
         (("--base", "someone/base"), "--rank and --base are for LoRA adapters"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(arguments, message, folder, tmp_path, hf_sane_command):
-    refused = hf_sane_command("soup", folder, *arguments, "--out", tmp_path / "soup", exit_code=2)
+    refused = hf_sane_command("soup", folder, *arguments, "-o", tmp_path / "soup", exit_code=2)
     assert message in refused.stderr
 
 
@@ -272,7 +285,7 @@ def test_ingredients_that_do_not_fit_are_refused(folder, adapters, tmp_path, hf_
     one, two = folder / "network_0", folder / "network_1"
 
     def refused(*sources):
-        return hf_sane_command("soup", *sources, "--out", tmp_path / "soup", exit_code=2).stderr
+        return hf_sane_command("soup", *sources, "-o", tmp_path / "soup", exit_code=2).stderr
 
     assert "a list of at least two checkpoints, got 1" in refused(one)
     assert "expected checkpoints or LoRA adapters, not both" in refused(one, adapters / "in" / "run_0")
@@ -288,11 +301,11 @@ def test_ingredients_that_do_not_fit_are_refused(folder, adapters, tmp_path, hf_
     files = [tmp_path / f"{source.name}.safetensors" for source in (one, two)]
     assert "has no config.json, so its architecture is unknown" in refused(*files)
     assert "no such file or folder" in refused(one, tmp_path / "missing")
-    with_adapters = hf_sane_command("soup", adapters / "in", "--align", "--out", tmp_path / "soup", exit_code=2)
+    with_adapters = hf_sane_command("soup", adapters / "in", "--align", "-o", tmp_path / "soup", exit_code=2)
     assert "adapters share their base model: nothing to align" in with_adapters.stderr
 
 
 def test_folders_of_networks_are_opened(folder, local_hub):
     local_hub.storage.add_files("models", "someone/model", {"config.json": b"{}"})
-    assert expand([str(folder), "someone/model"]) == [*map(str, sorted(folder.iterdir())), "someone/model"]
-    assert expand([str(folder / "network_0")]) == [str(folder / "network_0")]
+    assert expand_folders([str(folder), "someone/model"]) == [*map(str, sorted(folder.iterdir())), "someone/model"]
+    assert expand_folders([str(folder / "network_0")]) == [str(folder / "network_0")]

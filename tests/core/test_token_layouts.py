@@ -18,7 +18,7 @@ SHAPES = {"a.weight": (6, 2, 3), "a.bias": (6,), "b.weight": (4, 6), "scale": ()
 @pytest.fixture
 def pairs(monkeypatch):
     """A layout that cuts layers into rows of two channels, where they have an even number of them."""
-    monkeypatch.setattr(token_layouts, "_TOKEN_LAYOUTS", dict(token_layouts._TOKEN_LAYOUTS))
+    monkeypatch.setattr(token_layouts.TOKEN_LAYOUTS, "_entries", dict(token_layouts.TOKEN_LAYOUTS._entries))
     register_token_layout(
         "pairs", lambda layer: layer.channels // 2 if layer.channels % 2 == 0 else layer.channels, counts_rows=True
     )

@@ -13,7 +13,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_sane.merging.adapters import AdapterMixer, average_adapters, open_adapters
-from hf_sane.merging.soups import greedy_soup, uniform_soup
+from hf_sane.merging.greedy import greedy_soup
+from hf_sane.merging.uniform import uniform_soup
 
 TARGETS = ["linear", "convolution", "embedding"]
 

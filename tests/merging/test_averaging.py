@@ -206,7 +206,8 @@ import torch
 torch.set_num_threads(1)
 from hf_sane.merging.averaging import average_checkpoints
 from hf_sane.merging.ingredients import open_ingredients
-from hf_sane.merging.soups import CheckpointMixer, greedy_soup
+from hf_sane.merging.greedy import greedy_soup
+from hf_sane.merging.soups import CheckpointMixer
 
 def anonymous():
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

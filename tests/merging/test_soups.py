@@ -6,9 +6,11 @@ from torch import nn
 
 from hf_sane.architectures.presets import build_model, cifar_resnet
 from hf_sane.merging.averaging import average_checkpoints, uniform_weights
+from hf_sane.merging.greedy import greedy_soup, select_greedily
 from hf_sane.merging.ingredients import align_ingredients, open_ingredients
 from hf_sane.merging.scoring import ImageScore
-from hf_sane.merging.soups import CheckpointMixer, Soup, greedy_soup, select_greedily, uniform_soup
+from hf_sane.merging.soups import CheckpointMixer, Soup
+from hf_sane.merging.uniform import uniform_soup
 from hf_sane.networks.batchnorm import condition_module
 from hf_sane.symmetry.networks import permutation_spec
 

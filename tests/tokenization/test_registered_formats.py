@@ -22,7 +22,7 @@ def read_npz(path):
 
 @pytest.fixture
 def npz(monkeypatch):
-    monkeypatch.setattr(formats, "_registered", dict(formats._registered))
+    monkeypatch.setattr(formats.FORMATS, "_entries", dict(formats.FORMATS._entries))
     return register_format(
         "a NumPy archive", lambda head, path: head.startswith(b"PK") and path.suffix == ".npz", read_npz
     )
@@ -60,5 +60,5 @@ def test_what_its_reader_cannot_read_is_refused_with_the_file(npz, network):
 
 
 def test_a_name_is_taken_once(npz):
-    with pytest.raises(ValueError, match="there is a format named 'a NumPy archive' already"):
+    with pytest.raises(ValueError, match="there is a format 'a NumPy archive' already"):
         register_format("a NumPy archive", lambda head, path: False, read_npz)

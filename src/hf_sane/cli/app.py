@@ -12,9 +12,8 @@ from hf_sane.cli.demo import demo
 from hf_sane.cli.info import info
 from hf_sane.cli.regions import regions
 from hf_sane.cli.settings import PASS_THROUGH
-from hf_sane.cli.soup import soup
 from hf_sane.cli.transfer import pull, push
-from hf_sane.cli.verbs import VERBS, ZOO_VERBS, add_verb, load_plugins
+from hf_sane.cli.verbs import VERBS, ZOO_VERBS, add_verb, plugin_verbs
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.errors import did_you_mean
 from hf_sane.records.failures import EXIT_CODE, INTERRUPTED, describe_error, expected_errors
@@ -78,7 +77,6 @@ app = typer.Typer(
 )
 zoo_app = typer.Typer(no_args_is_help=True, help="Build, import, align, mix and show zoos of networks.")
 app.add_typer(zoo_app, name="zoo")
-app.command("soup")(soup)
 app.command("info")(info)
 app.command("push")(push)
 app.command("pull")(pull)
@@ -101,6 +99,6 @@ def program(
 def main() -> None:
     """Entry point of the console script."""
     tune_allocator()  # before PyTorch allocates anything
-    for verb in load_plugins():
+    for verb in plugin_verbs():
         add_verb(app, verb)
     app()

@@ -12,7 +12,7 @@ PASS_THROUGH: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
     "add_help_option": False,
 }
-PLUGINS = "hf_sane.plugins"
+VERBS_OF_OTHERS = "hf_sane.verbs"  # the group of entry points
 
 
 class Verb(NamedTuple):
@@ -48,6 +48,7 @@ VERBS = (
         "sample", "sample", "SampleSettings", "run_sample", "Sample networks around those of a zoo, and compare them."
     ),
     Verb("finetune", "finetune", "FinetuneSettings", "run_finetune", "Fine-tune networks on images."),
+    Verb("soup", "soup", "SoupSettings", "run_soup", "Average networks of one architecture, or LoRA adapters."),
 )
 
 ZOO_VERBS = (
@@ -59,14 +60,10 @@ ZOO_VERBS = (
 )
 
 
-def load_plugins() -> list[Verb]:
-    """Import what other packages add, and give the verbs among it.
-
-    Entry points of the group `hf_sane.plugins` name modules. Importing one registers samplers, poolings, formats and so on;
-    a list `VERBS` in it adds verbs.
-    """
-    modules = [entry.load() for entry in entry_points(group=PLUGINS)]
-    return [verb for module in modules for verb in getattr(module, "VERBS", ())]
+def plugin_verbs() -> list[Verb]:
+    """The verbs of other packages: entry points that name a module with a dataclass `Settings` and a function `run`."""
+    points = entry_points(group=VERBS_OF_OTHERS)
+    return [Verb(point.name, point.value, "Settings", "run", f"From {point.value}.") for point in points]
 
 
 def add_verb(app: typer.Typer, verb: Verb) -> None:

@@ -16,13 +16,13 @@ from hf_sane.core.chunking import Affine, tensors_from_tokens, tokens_from_tenso
 from hf_sane.core.layer_kinds import LAYER_KINDS, is_batch_norm, possible_kinds, statistics_kind
 from hf_sane.core.names import canonical_key, root_key
 from hf_sane.core.token_layouts import (
+    TOKEN_LAYOUTS,
     Geometry,
     LayerSpec,
     Place,
     TensorSpec,
     find_token_layout,
     geometry_of,
-    token_layouts,
     token_slices,
 )
 from hf_sane.records.documents import Entry
@@ -322,7 +322,7 @@ class Layout:
         if sorted(names) != sorted([*stored, *aliases]) or len(set(names)) != len(names):
             structure["tensor_names"].fail("every tensor of layers, template and aliases once", got=sorted(names)[:5])
         layout = cls(
-            token_layout=structure["token_layout"].one_of(token_layouts()),
+            token_layout=structure["token_layout"].one_of(list(TOKEN_LAYOUTS)),
             token_dim=structure["token_dim"].whole(at_least=1),
             batch_norm=structure["batch_norm"].one_of(get_args(BatchNormStorage)),
             layers=layers,

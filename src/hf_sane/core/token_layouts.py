@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_sane.core.layer_kinds import LayerKind
-from hf_sane.records.errors import did_you_mean
+from hf_sane.records.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class TokenLayout:
         return rows * math.ceil(layer.num_weights / rows / token_dim)
 
 
-_TOKEN_LAYOUTS: dict[str, TokenLayout] = {}
+TOKEN_LAYOUTS: Registry[TokenLayout] = Registry("token layout")
 
 
 def register_token_layout(name: str, rows: Callable[[LayerSpec], int], *, counts_rows: bool) -> TokenLayout:
@@ -109,15 +109,9 @@ def register_token_layout(name: str, rows: Callable[[LayerSpec], int], *, counts
     Raises:
         ValueError: If there is a layout of that name.
     """
-    if name in _TOKEN_LAYOUTS:
-        raise ValueError(f"there is a token layout {name!r} already; choose another name")
-    _TOKEN_LAYOUTS[name] = TokenLayout(name, rows, counts_rows)
-    return _TOKEN_LAYOUTS[name]
-
-
-def token_layouts() -> tuple[str, ...]:
-    """Names of all token layouts."""
-    return tuple(_TOKEN_LAYOUTS)
+    rule = TokenLayout(name, rows, counts_rows)
+    TOKEN_LAYOUTS.add(name, rule)
+    return rule
 
 
 def find_token_layout(name: str) -> TokenLayout:
@@ -126,10 +120,7 @@ def find_token_layout(name: str) -> TokenLayout:
     Raises:
         ValueError: If there is none.
     """
-    if not isinstance(name, str) or name not in _TOKEN_LAYOUTS:
-        known, meant = ", ".join(map(repr, _TOKEN_LAYOUTS)), did_you_mean(name, _TOKEN_LAYOUTS)
-        raise ValueError(f"expected token_layout to be one of {known}, got {name!r}{meant}")
-    return _TOKEN_LAYOUTS[name]
+    return TOKEN_LAYOUTS.find(name)
 
 
 register_token_layout("rowwise", lambda layer: layer.channels, counts_rows=True)

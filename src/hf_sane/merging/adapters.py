@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from hf_sane.core.types import StateDict
 from hf_sane.merging.averaging import average_checkpoints, check_weights, to_dtype, untie
 from hf_sane.merging.ingredients import Ingredient, check_compatible
+from hf_sane.merging.reconciliation import complete_config
 from hf_sane.records.outputs import output_folder
-from hf_sane.records.sources import HubRepo, hub_id, parse_source, source_name
+from hf_sane.records.patience import patiently
+from hf_sane.records.sources import HubRepo, hub_id, parse_source, pretrained_arguments, source_name
 from hf_sane.tokenization.adapters import Adapter, adapter_folder, is_targeted, target_name
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 
@@ -99,6 +103,36 @@ def _base_fields(base_model: str) -> dict[str, str | None]:
     if isinstance(place, HubRepo):
         return {"base_model_name_or_path": place.repo_id, "revision": place.revision}
     return {"base_model_name_or_path": base_model, "revision": None}
+
+
+def are_adapters(sources: Sequence[str]) -> bool:
+    """Whether sources are LoRA adapters.
+
+    Raises:
+        ValueError: If some are and some are not.
+    """
+
+    def is_adapter(source: str) -> bool:
+        place = parse_source(source)
+        if isinstance(place, Path):
+            return (place / ADAPTER_CONFIG).exists()
+        return patiently(HfApi().file_exists, place.repo_id, ADAPTER_CONFIG, revision=place.revision)
+
+    kinds = {source: is_adapter(source) for source in sources}
+    if len(set(kinds.values())) > 1:
+        adapters = [source for source, kind in kinds.items() if kind]
+        raise ValueError(f"expected checkpoints or LoRA adapters, not both; adapters are {', '.join(adapters)}")
+    return all(kinds.values())
+
+
+def base_config(name: str) -> PreTrainedConfig | None:
+    """The configuration of the base of adapters, which only cards and scores need; `None` if it cannot be had."""
+    try:
+        place, where = pretrained_arguments(name)
+        found, _ = patiently(PreTrainedConfig.get_config_dict, place, **where)
+    except OSError:
+        return None
+    return complete_config(found)
 
 
 def average_adapters(adapters: Sequence[Adapter], weights: Sequence[float], *, rank: int | None = None) -> AdapterSoup:

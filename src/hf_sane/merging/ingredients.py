@@ -11,13 +11,17 @@ from huggingface_hub import HfApi, hf_hub_download
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core.adapters import ADAPTER_CONFIG
 from hf_sane.core.types import StateDict
 from hf_sane.merging.reconciliation import Renamed, complete_config, reconcile, tied_names
 from hf_sane.records.documents import read_document
 from hf_sane.records.patience import patiently
-from hf_sane.records.sources import HubRepo, parse_source, source_name
+from hf_sane.records.sources import HubRepo, find_source, parse_source, source_name
 from hf_sane.symmetry.matching import match_weights
+from hf_sane.symmetry.networks import permutation_spec
 from hf_sane.symmetry.permutation import Permutation, PermutationSpec
+from hf_sane.symmetry.transformers_models import transformers_spec
 from hf_sane.tokenization.checkpoints import Source, as_checkpoint
 from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
 
@@ -230,6 +234,44 @@ def align_ingredients(
             ) from error
         aligned.append(replace(ingredient, spec=spec, permutation=permutation))
     return aligned
+
+
+def align_known(ingredients: list[Ingredient], config: Any, *, align: bool | None) -> list[Ingredient]:
+    """Align ingredients if it is asked for (their symmetries are then traced), or nothing is said of own networks.
+
+    Args:
+        ingredients: Of one architecture.
+        config: Their configuration.
+        align: Whether to; `None` for networks of this library only.
+
+    Raises:
+        TypeError: If it is asked for and the symmetries cannot be traced.
+    """
+    is_own = isinstance(config, ZooConfig)
+    if align is False or (align is None and not is_own):
+        return ingredients
+    # Files of Transformers keep the tensor names of older versions.
+    spec = permutation_spec(config) if is_own else transformers_spec(config, as_saved=True)
+    return align_ingredients(ingredients, spec)
+
+
+def expand_folders(sources: Sequence[str]) -> list[str]:
+    """Replace folders that hold networks or adapters by what they hold.
+
+    Raises:
+        FileNotFoundError: For what neither exists nor is a repository on the Hub.
+    """
+    found = []
+    for source in sources:
+        place = find_source(source)
+        if isinstance(place, HubRepo):
+            found.append(source)
+            continue
+        files = (CONFIG_FILE, ADAPTER_CONFIG)
+        inside = sorted(path.parent for name in files for path in place.glob(f"[!.]*/{name}"))
+        is_one = any((place / name).exists() for name in files)
+        found += [str(path) for path in inside] if inside and not is_one else [str(place)]
+    return found
 
 
 def _reconciled(ingredients: Sequence[Ingredient]) -> list[Ingredient]:

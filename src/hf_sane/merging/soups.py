@@ -1,4 +1,4 @@
-"""Model soups: one network from several, uniform or chosen greedily on held-out data."""
+"""What model soups are made with: mixers that average ingredients, and a note of how a soup was made."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hf_sane.merging.averaging import pour, uniform_weights
+from hf_sane.merging.averaging import pour
 from hf_sane.merging.ingredients import Ingredient
 from hf_sane.networks.batchnorm import BATCH_SIZE, NUM_BATCHES, condition_module
 
@@ -70,6 +70,29 @@ class CheckpointMixer:
 
 
 @dataclass(frozen=True)
+class NamesMixer:
+    """Mixes nothing: lets a method that measures nothing choose weights before any tensor is read.
+
+    Attributes:
+        names: Of the ingredients.
+    """
+
+    names: tuple[str, ...]
+
+    @property
+    def model(self) -> nn.Module:
+        """There is none.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("expected a merge method that needs no model; register it with needs_score=True")
+
+    def mix(self, weights: Sequence[float]) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
 class GreedyStep:
     """One try of the greedy recipe.
 
@@ -109,88 +132,20 @@ class Soup:
         return {"held_out_score": self.score, "ingredients": rows}
 
 
-def uniform_soup(mixer: Mixer, score: Score | None = None) -> Soup:
-    """Average all ingredients with equal weights (Wortsman et al. 2022, arXiv:2203.05482, section 2).
-
-    Args:
-        mixer: Its model holds the soup afterwards.
-        score: Measures a model on held-out data, see `ImageScore`; with it, ingredients are measured, too.
-    """
-    weights = uniform_weights(mixer.names)
-    scores = None if score is None else _score_ingredients(mixer, score)
-    mixer.mix(weights)
-    return Soup(
-        weights=dict(zip(mixer.names, weights, strict=True)),
-        score=None if score is None else score(mixer.model),
-        ingredient_scores=None if scores is None else dict(zip(mixer.names, scores, strict=True)),
-    )
-
-
-def greedy_soup(mixer: Mixer, score: Score, *, higher_is_better: bool = True) -> Soup:
-    """Average the ingredients that help on held-out data (Wortsman et al. 2022, arXiv:2203.05482, recipe 1).
-
-    Ingredients are tried from the best to the worst; one stays if the soup with it is at least as good as without. The
-    soup starts as the best ingredient, so it never ends below it on the held-out data. On other data it may.
-
-    Args:
-        mixer: Its model holds the soup afterwards.
-        score: Measures a model on held-out data, see `ImageScore`. The same model must give the same value.
-        higher_is_better: `False` for losses.
-
-    Raises:
-        ValueError: If the score of an ingredient is not a number.
-    """
-    scores = _score_ingredients(mixer, score)
-
-    def score_of(chosen: Sequence[int]) -> float:
-        mixer.mix(_weights_of(chosen, len(scores)))
-        return score(mixer.model)
-
-    chosen, best, steps = select_greedily(scores, score_of, higher_is_better=higher_is_better)
-    weights = _weights_of(chosen, len(scores))
-    mixer.mix(weights)
-    return Soup(
-        weights=dict(zip(mixer.names, weights, strict=True)),
-        score=best,
-        ingredient_scores=dict(zip(mixer.names, scores, strict=True)),
-        steps=tuple(GreedyStep(mixer.names[index], value, kept) for index, value, kept in steps),
-    )
-
-
-def select_greedily(
-    scores: Sequence[float], score_of: Callable[[Sequence[int]], float], *, higher_is_better: bool
-) -> tuple[list[int], float, list[tuple[int, float, bool]]]:
-    """The greedy recipe on indices, whatever the ingredients are.
-
-    Args:
-        scores: Of the single ingredients; ties are tried in the given order.
-        score_of: Score of the equal-weighted average of some ingredients; NaN counts as worse than anything.
-        higher_is_better: `False` for losses.
-
-    Returns:
-        Indices chosen, in the order they joined; the score of their average; and every try: index, score, kept.
-    """
-    sign = 1 if higher_is_better else -1
-    order = sorted(range(len(scores)), key=lambda index: -sign * scores[index])
-    chosen, best = [order[0]], scores[order[0]]
-    steps = [(order[0], best, True)]
-    for index in order[1:]:
-        value = score_of([*chosen, index])
-        kept = sign * value >= sign * best  # False for NaN
-        if kept:
-            chosen, best = [*chosen, index], value
-        steps.append((index, value, kept))
-    return chosen, best, steps
-
-
-def _weights_of(chosen: Sequence[int], count: int) -> list[float]:
+def equal_weights(chosen: Sequence[int], count: int) -> list[float]:
+    """Weights of the average of some of `count` ingredients."""
     return [1 / len(chosen) if index in chosen else 0.0 for index in range(count)]
 
 
-def _score_ingredients(mixer: Mixer, score: Score) -> list[float]:
+def score_ingredients(mixer: Mixer, score: Score) -> list[float]:
+    """Scores of the single ingredients.
+
+    Raises:
+        ValueError: If one is not a number.
+    """
     scores = []
     for index, name in enumerate(mixer.names):
-        mixer.mix(_weights_of([index], len(mixer.names)))
+        mixer.mix(equal_weights([index], len(mixer.names)))
         value = score(mixer.model)
         if math.isnan(value):
             raise ValueError(f"the held-out score of {name} is NaN; leave the checkpoint out or choose another metric")
@@ -198,4 +153,13 @@ def _score_ingredients(mixer: Mixer, score: Score) -> list[float]:
     return scores
 
 
-__all__ = ["CheckpointMixer", "GreedyStep", "Mixer", "Score", "Soup", "greedy_soup", "select_greedily", "uniform_soup"]
+__all__ = [
+    "CheckpointMixer",
+    "GreedyStep",
+    "Mixer",
+    "NamesMixer",
+    "Score",
+    "Soup",
+    "equal_weights",
+    "score_ingredients",
+]

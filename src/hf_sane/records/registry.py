@@ -1,4 +1,4 @@
-"""Methods by name, to which code outside of the package can add: samplers, merge methods, poolings."""
+"""Methods by name, to which code outside of the package can add: samplers, poolings, formats, token layouts, ..."""
 
 from collections.abc import Iterator
 from importlib.metadata import entry_points
@@ -37,7 +37,7 @@ class Registry(Generic[Entry]):
         Raises:
             ValueError: If there is none.
         """
-        if name not in self._entries:
+        if not isinstance(name, str) or name not in self._entries:
             meant = did_you_mean(name, self._entries)
             raise ValueError(f"expected a {self._kind} out of {', '.join(self)}, got {name!r}{meant}")
         return self._entries[name]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_sane.records.errors import MALFORMED, InvalidFileError
+from hf_sane.records.registry import Registry
 from hf_sane.tokenization.weight_files import is_index
 
 HEAD_BYTES = 512
@@ -113,7 +114,7 @@ TF_INDEX_END = bytes.fromhex("57fb808b247547db")
 
 
 # Recognises a file by its first bytes and its path; asked before the formats that are known here, but for safetensors.
-_registered: dict[str, tuple[Callable[[bytes, Path], bool], FileFormat]] = {}
+FORMATS: Registry[tuple[Callable[[bytes, Path], bool], FileFormat]] = Registry("format")
 
 
 def register_format(
@@ -129,10 +130,8 @@ def register_format(
     Raises:
         ValueError: If there is a format of that name.
     """
-    if name in _registered:
-        raise ValueError(f"there is a format named {name!r} already; choose another name")
     found = FileFormat(name, "registered", read=read)
-    _registered[name] = recognises, found
+    FORMATS.add(name, (recognises, found))
     return found
 
 
@@ -152,7 +151,7 @@ def file_format(path: Path) -> FileFormat:
         return EMPTY
     if _is_safetensors(head):  # first, since the length that it starts with may be any mark of two bytes
         return SAFETENSORS
-    for recognises, found in _registered.values():
+    for recognises, found in map(FORMATS.find, FORMATS):
         if recognises(head, path):
             return found
     for start, found in BY_START:

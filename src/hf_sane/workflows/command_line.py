@@ -6,7 +6,7 @@ The program `hf-sane` and the scripts both come through here, so an option is sp
 import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -105,7 +105,7 @@ def modern_arguments(options: Sequence[Field], argv: Sequence[str], *, program: 
     Each is named on standard error, once, with what to use instead.
     """
     known = {option_name(entry): entry for entry in options}
-    former = {old: option_name(entry) for entry in options for old in entry.metadata.get("formerly", ())}
+    former = dict(_former_spellings(options))
     has_positional = any(entry.metadata.get("positional") for entry in options)
     found: list[str] = []
     notes: list[str] = []
@@ -128,6 +128,14 @@ def modern_arguments(options: Sequence[Field], argv: Sequence[str], *, program: 
     for note in dict.fromkeys(notes):
         typer.echo(f"{program}: {note}; the old spelling works until version {OLD_SPELLINGS_END}", err=True)
     return found
+
+
+def _former_spellings(options: Sequence[Field]) -> Iterator[tuple[str, str]]:
+    """Old and present spelling; an old flag `--greedy=greedy` stands for its option with that value."""
+    for entry in options:
+        for old in entry.metadata.get("formerly", ()):
+            name, equals, value = old.partition("=")
+            yield name, f"{option_name(entry)}{equals}{value}"
 
 
 def _current_name(word: str, known: dict[str, Field], former: dict[str, str]) -> str:

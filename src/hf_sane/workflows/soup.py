@@ -1,0 +1,317 @@
+"""Make one network of several: average checkpoints of one architecture, or LoRA adapters of one base model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.hub.soups import save_adapter_soup, save_soup, save_soup_of_files
+from hf_sane.merging.adapters import (
+    SOUP,
+    AdapterMixer,
+    are_adapters,
+    average_adapters,
+    base_config,
+    open_adapters,
+)
+from hf_sane.merging.averaging import soup_dtype, uniform_weights
+from hf_sane.merging.ingredients import Ingredient, align_known, expand_folders, open_ingredients
+from hf_sane.merging.methods import MERGE_METHODS, measured_soup
+from hf_sane.merging.reconciliation import complete_config
+from hf_sane.merging.scoring import ImageScore, load_score
+from hf_sane.merging.soups import CheckpointMixer, Mixer, NamesMixer, Soup
+from hf_sane.networks.batchnorm import NUM_BATCHES
+from hf_sane.networks.images import ImageData
+from hf_sane.records.documents import parse_document
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.tokenization.checkpoints import Checkpoint, Source
+from hf_sane.tokenization.loading import initial_model, load_config, load_model
+from hf_sane.workflows.networks import open_images
+from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.shared import WeightsSettings
+
+IN_PYTHON = "select in Python by a score of your own (hf_sane.merging.greedy.greedy_soup)"
+
+
+@dataclass(kw_only=True)
+class SoupSettings(WeightsSettings):
+    """Settings of [`soup`]."""
+
+    ingredients: list[Any] = setting(
+        "Model folders, a folder of them, Hub repo ids (repo@revision), or LoRA adapters.", positional=True
+    )
+    output: Path | None = setting("New folder: a model repo with its card.", short="-o", formerly="--out")
+    method: str = setting(
+        "Merge method: uniform averages everything, greedy keeps what helps on held-out data. Plug-ins can add others.",
+        default="uniform",
+        formerly=("--greedy=greedy", "--uniform=uniform"),
+    )
+    data: str | ImageData | None = setting(
+        "'digits' or an .npz file: validation images select, test images report.", default=None
+    )
+    metric: str = setting(
+        "'accuracy', 'cross_entropy', the name of a metric of evaluate, or the path of a script (./...).",
+        default="accuracy",
+    )
+    lower_is_better: bool = setting("Lower values of a metric of evaluate are better.", default=False)
+    metric_options: str = setting('Further arguments of the metric, as JSON: {"average": "macro"}.', default="{}")
+    align: bool | None = setting(
+        "Permute channels before averaging; by default for networks of this library.", default=None
+    )
+    recalibrate: bool = setting("Re-estimate BatchNorm statistics of averages.", default=False)
+    recalibration_batches: int = setting(
+        "Number of batches of 32 training images for the re-estimation.", default=NUM_BATCHES
+    )
+    rank: int | None = setting(
+        "Rank of a soup of adapters; by default the sum of ranks, which is exact.", default=None
+    )
+    base: str | None = setting("Base model of adapters, in place of the one they name.", default=None)
+    seed: int = setting("Random seed, of the images that statistics are re-estimated from.", default=0)
+    include_code: bool = setting("Save the network with its code (trust_remote_code).", default=False)
+
+    def __post_init__(self) -> None:
+        if MERGE_METHODS.find(self.method).needs_score and self.data is None:
+            raise ValueError(
+                f"a {self.method} soup is selected on held-out data, got none; name it (--data) or use --method uniform"
+            )
+        if self.recalibrate and self.data is None:
+            raise ValueError(
+                "BatchNorm statistics are re-estimated from training images, got none; name them (--data)"
+            )
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Which weights of the sources are meant, where that is said."""
+        chosen = {"subfolder": self.subfolder, "variant": self.variant, "key": self.key}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+@dataclass(kw_only=True)
+class SoupResult(Result):
+    """One network, or adapter, made of several.
+
+    Attributes:
+        soup: Which weight each ingredient has, and held-out scores where there is data.
+        model: Holds the soup; `None` if it is made of files or adapters and nothing was measured.
+        fill: Writes the soup into a folder.
+    """
+
+    JOB: ClassVar[str] = SOUP
+
+    soup: Soup
+    model: nn.Module | None = None
+    fill: Callable[[Path], object] = field(repr=False)
+
+    def tables(self) -> list[Table]:
+        """Weights of the ingredients, and what was measured."""
+        rows = [[name, *row.values()] for name, row in self.record.results["ingredients"].items()]
+        header = ("ingredient", "weight", *(["held-out score"] if self.soup.ingredient_scores else []))
+        others = {name: value for name, value in self.record.results.items() if name not in ("ingredients", "steps")}
+        lines = [
+            f"{name.replace('_', ' ')}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
+            for name, value in others.items()
+        ]
+        return [Table(header, rows, caption="\n".join(lines))]
+
+    def write(self, partial: Path) -> None:
+        """A model repo: weights, card and run record."""
+        self.fill(partial)
+
+
+def soup(ingredients: Sequence[Source], **options: Any) -> SoupResult:
+    """Average the weights of networks of one architecture, or of LoRA adapters of one base model.
+
+    ```python
+    found = hf_sane.soup(["run_a", "run_b", "org/run-c"], method="greedy", data="digits")
+    print(found)
+    found.save("soup")
+    ```
+
+    Args:
+        ingredients: Modules, folders, files, Hub repo ids, or LoRA adapters; a folder may hold several.
+        **options: Further fields of [`SoupSettings`].
+
+    Raises:
+        ValueError: If the ingredients do not belong together, or a method lacks held-out data.
+    """
+    return run_soup(SoupSettings(ingredients=list(ingredients), **{"output": None, **options}))
+
+
+def run_soup(settings: SoupSettings) -> SoupResult:
+    """Average the weights of networks of one architecture; write a model repo whose card tells the ingredients."""
+    record = RunRecord.start(
+        seed=settings.seed,
+        arguments={
+            "recipe": settings.method,
+            "metric": Path(settings.metric).stem,
+            "seed": settings.seed,
+            "ingredients": as_arguments(settings)["ingredients"],
+        },
+    )
+    with optional_output(settings.output, SoupResult.JOB) as partial:
+        images = None if settings.data is None else open_images(settings.data)
+        scores = {} if images is None else _scores(images, settings)
+        record.data |= {} if images is None else _describe(images)
+        record.arguments |= settings.weights
+        result = _cook(settings, record, scores, images)
+        if partial is not None:
+            result.write(partial)
+    result.output = settings.output
+    return result
+
+
+def _cook(
+    settings: SoupSettings, record: RunRecord, scores: dict[str, ImageScore], images: ImageData | None
+) -> SoupResult:
+    given, named = settings.ingredients, [x for x in settings.ingredients if isinstance(x, str | Path)]
+    if len(named) < len(given) or settings.weights:
+        sources = given
+    else:
+        sources = expand_folders(list(map(str, given)))
+        if are_adapters(sources):
+            return _soup_of_adapters(settings, sources, record, scores)
+    if settings.rank is not None or settings.base is not None:
+        raise ValueError("--rank and --base are for LoRA adapters, these are checkpoints; leave them out")
+    opened = open_ingredients([Checkpoint(x, **settings.weights) if isinstance(x, str | Path) else x for x in sources])
+    return _soup_of_checkpoints(settings, opened, record, scores, images)
+
+
+def _scores(images: ImageData, settings: SoupSettings) -> dict[str, ImageScore]:
+    """The metric on held-out and on test images."""
+    remedy = 'pass a JSON object such as {"average": "macro"}'
+    options = parse_document(settings.metric_options, "--metric-options", remedy=remedy).mapping()
+    return {
+        split: load_score(
+            settings.metric, *images.split(split), options=options, lower_is_better=settings.lower_is_better
+        )
+        for split in ("validation", "test")
+    }
+
+
+def _describe(images: ImageData) -> dict[str, Any]:
+    statistics = {"mean": list(images.mean), "std": list(images.std)}
+    return {
+        "images": {"name": images.name, "image_size": images.image_size, **statistics},
+        "held_out_split": f"validation, {len(images.validation_labels)} images",
+        "test_split": f"{len(images.test_labels)} images",
+    }
+
+
+def _soup_of_checkpoints(
+    settings: SoupSettings,
+    opened: list[Ingredient],
+    record: RunRecord,
+    scores: dict[str, ImageScore],
+    images: ImageData | None,
+) -> SoupResult:
+    """Mix checkpoints. A soup that nothing is measured of needs no model: files are averaged, of any architecture."""
+    dtype, notes = _dtype(opened)
+    record.arguments |= {"dtype": dtype}
+    uses = {"--data": scores, "--align": settings.align, "--include-code": settings.include_code}
+    needs = [option for option, value in uses.items() if value]
+    config = complete_config(opened[0].config)
+    if not needs and not isinstance(config, ZooConfig) and opened[0].folder is not None:
+        record.arguments |= {"aligned": False, "recalibrated": False}
+        mixer: Mixer = NamesMixer(tuple(ingredient.name for ingredient in opened))
+        made = _measure(settings, mixer, record, scores)
+        shares = list(made.weights.values())
+        return SoupResult(
+            record=record,
+            notes=notes,
+            soup=made,
+            fill=lambda partial: save_soup_of_files(partial, opened, shares, record),
+        )
+    model = _empty_classifier(opened, needs)
+    mixed = align_known(opened, model.config, align=settings.align)
+    record.arguments |= {"aligned": any(ingredient.permutation is not None for ingredient in mixed)}
+    record.arguments |= {"recalibrated": settings.recalibrate}
+    calibration = images.train_images if images is not None and settings.recalibrate else None
+    mixer = CheckpointMixer(model, mixed, calibration, settings.recalibration_batches, seed=settings.seed)
+    made = _measure(settings, mixer, record, scores)
+
+    def fill(partial: Path) -> object:
+        return save_soup(partial, model, record, include_code=settings.include_code, files_from=opened[0].folder)
+
+    return SoupResult(record=record, notes=notes, soup=made, model=model, fill=fill)
+
+
+def _measure(settings: SoupSettings, mixer: Mixer, record: RunRecord, scores: dict[str, ImageScore]) -> Soup:
+    made, results = measured_soup(settings.method, mixer, scores, metric=record.arguments["metric"])
+    record.finish(results)
+    return made
+
+
+def _dtype(ingredients: list[Ingredient]) -> tuple[str, list[str]]:
+    """Dtype of the soup, and a note of which dtypes meet, where these differ."""
+    found = {ingredient.name: str(soup_dtype([ingredient])).removeprefix("torch.") for ingredient in ingredients}
+    dtype = str(soup_dtype(ingredients)).removeprefix("torch.")
+    if len(set(found.values())) == 1:
+        return dtype, []
+    listed = ", ".join(f"{name} {value}" for name, value in found.items())
+    return dtype, [f"dtypes differ ({listed}): the soup is in {dtype}, which holds the values of all"]
+
+
+def _empty_classifier(ingredients: list[Ingredient], needs: list[str]) -> PreTrainedModel:
+    """A model of the architecture of the ingredients, to mix in.
+
+    Raises:
+        ValueError: If they do not say what they are, or are no image classifiers.
+    """
+    first = ingredients[0]
+    if not first.config:
+        raise ValueError(f"{first.name} has no config.json, so its architecture is unknown; give the whole folder")
+    config = complete_config(first.config) if first.folder is None else load_config(first.folder)
+    if type(config) not in AutoModelForImageClassification._model_mapping:
+        kind = (config.architectures or [config.model_type])[0]
+        raise ValueError(
+            f"{' and '.join(needs) or 'soups of modules'} take image classifiers, {first.name} is a {kind}; leave them out for a uniform soup, "
+            f"or {IN_PYTHON}"
+        )
+    return initial_model(AutoModelForImageClassification, config, dtype=soup_dtype(ingredients)).eval()
+
+
+def _soup_of_adapters(
+    settings: SoupSettings, sources: list[str], record: RunRecord, scores: dict[str, ImageScore]
+) -> SoupResult:
+    """Average adapters as one; mix them in their base model, if anything is measured."""
+    if settings.align or settings.recalibrate:
+        raise ValueError("adapters share their base model: nothing to align or recalibrate; leave both options out")
+    adapters = open_adapters(sources, base_model=settings.base)
+    named = adapters[0].config.get("base_model_name_or_path")
+    if named is None:
+        raise ValueError(f"{adapters[0].name} does not name its base model; name it (--base)")
+    if (revision := adapters[0].config.get("revision")) is not None and not Path(named).exists():
+        named = f"{named}@{revision}"
+    config = base_config(named)
+    average_adapters(adapters, uniform_weights(adapters), rank=settings.rank)  # says at once if these cannot be
+    mixer: Mixer = NamesMixer(tuple(adapter.name for adapter in adapters))
+    if scores:
+        if config is None or type(config) not in AutoModelForImageClassification._model_mapping:
+            kind = "not found" if config is None else f"a {config.model_type}"
+            raise ValueError(
+                f"--data takes adapters of image classifiers, their base {named} is {kind}; leave it out for a uniform "
+                f"soup, or {IN_PYTHON}"
+            )
+        mixer = AdapterMixer(load_model(AutoModelForImageClassification, named).eval(), adapters)
+    made = _measure(settings, mixer, record, scores)
+    averaged = average_adapters(adapters, list(made.weights.values()), rank=settings.rank)
+    error = max(averaged.errors.values(), default=0.0)
+    record.results |= {"rank": averaged.config["r"], "largest_relative_error_of_a_layer": error}
+    if settings.rank is not None and isinstance(mixer, AdapterMixer):  # what is written is not quite what was selected
+        mixer.load(averaged)
+        metric = record.arguments["metric"]
+        record.results |= {f"{split}_{metric}": score(mixer.model) for split, score in scores.items()}
+    return SoupResult(
+        record=record,
+        soup=made,
+        model=mixer.model if isinstance(mixer, AdapterMixer) else None,
+        fill=lambda partial: save_adapter_soup(partial, averaged, config, record),
+    )
+
+
+__all__ = ["SoupResult", "SoupSettings", "run_soup", "soup"]
