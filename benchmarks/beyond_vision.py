@@ -35,7 +35,8 @@ from hf_sane.core.normalization import layer_key
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.baselines import flattened_weights, layer_statistics
 from hf_sane.probing.classification import LeftOutLabels, LeftOutNumbers, Views, classify_left_out, regress_left_out
-from hf_sane.probing.embeddings import LatentPooling, embed_networks, pool_latents
+from hf_sane.probing.embeddings import embed_networks
+from hf_sane.probing.poolings import pool_latents
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.run_record import RunRecord
 from hf_sane.symmetry.permutation import Dimension, PermutationSpec
@@ -49,7 +50,7 @@ from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.importing.importing import import_zoo
 from hf_sane.zoo.importing.settings import ImportSettings
 
-POOLINGS: tuple[LatentPooling, ...] = ("mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance")
+POOLINGS: tuple[str, ...] = ("mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance")
 CLASSIC, BOX2D = ("Acrobot", "CartPole", "MountainCar", "Pendulum"), ("BipedalWalker", "LunarLander")
 ACTOR_CRITICS = ("a2c", "ppo", "trpo")
 HALO = 8
@@ -311,7 +312,7 @@ def train_sanes(
 def embeddings(population: Population, model: SANEModel, extractor: SANEFeatureExtractor) -> dict[str, Tensor]:
     """Every pooling of every network: `{pooling: [M, F]}`."""
 
-    def pooled(pooling: LatentPooling) -> Callable[[Layout, Tensor], Tensor]:
+    def pooled(pooling: str) -> Callable[[Layout, Tensor], Tensor]:
         halo = min(HALO, (population.window - 1) // 2)
         return lambda layout, tokens: embed_networks(
             model, extractor, layout, tokens, poolings=[pooling], halo_size=halo

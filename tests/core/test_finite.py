@@ -10,7 +10,8 @@ from hf_sane.core.layout import Layout
 from hf_sane.hub.pipeline import WeightFeatureExtractionPipeline
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.embeddings import POOLINGS, embed_networks
+from hf_sane.probing.embeddings import embed_networks
+from hf_sane.probing.poolings import POOLINGS
 from hf_sane.probing.streaming import embed_checkpoint
 from hf_sane.sampling.generation import NetworkCodec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor

@@ -18,7 +18,8 @@ from hf_sane.hub.publish import save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.accumulation import STREAM_POOLINGS
-from hf_sane.probing.embeddings import POOLINGS, embed_networks
+from hf_sane.probing.embeddings import embed_networks
+from hf_sane.probing.poolings import POOLINGS
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 

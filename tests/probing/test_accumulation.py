@@ -7,10 +7,13 @@ from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.accumulation import STREAM_POOLINGS, LatentAccumulator
-from hf_sane.probing.embeddings import LATENT_POOLINGS, embed_tokens, pool_latents
+from hf_sane.probing.embeddings import embed_tokens
+from hf_sane.probing.poolings import POOLINGS, pool_latents
 from hf_sane.probing.streaming import embed_stream
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.token_stream import TokenStream
+
+LATENT_POOLINGS = [name for name in POOLINGS if not POOLINGS.find(name).decodes]
 
 SIZES = [40, 1, 3, 200, 17]
 LATENT_DIM = 6

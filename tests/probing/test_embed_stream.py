@@ -13,7 +13,8 @@ from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.accumulation import STREAM_POOLINGS
-from hf_sane.probing.embeddings import embed_tokens, pool_latents
+from hf_sane.probing.embeddings import embed_tokens
+from hf_sane.probing.poolings import pool_latents
 from hf_sane.probing.streaming import embed_checkpoint, embed_stream
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.token_stream import TokenStream, stream_if_large

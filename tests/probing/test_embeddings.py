@@ -5,9 +5,12 @@ import torch
 from hf_sane.core.layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.embeddings import LATENT_POOLINGS, MOMENT_LEVELS, POOLINGS, embed_networks, pool_latents
+from hf_sane.probing.embeddings import embed_networks
+from hf_sane.probing.poolings import MOMENT_LEVELS, POOLINGS, pool_latents
 from hf_sane.probing.spectra import layer_distribution, weight_profile
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+
+LATENT_POOLINGS = [name for name in POOLINGS if not POOLINGS.find(name).decodes]
 
 SHAPES = {"a.weight": (6, 5), "a.bias": (6,), "b.weight": (3, 6), "b.bias": (3,), "c.weight": (1, 3)}
 
@@ -152,7 +155,7 @@ def test_networks_that_are_not_finite_are_named(layout, raw_tokens, extractor, m
 def test_pooling_errors(layout):
     with pytest.raises(ValueError, match=r"expected latents \[M, 10, Z\] of this layout, got \[2, 9, 3\]"):
         pool_latents(torch.zeros(2, 9, 3), layout, "mean")
-    with pytest.raises(ValueError, match="expected one of the poolings mean, .* got 'max'"):
+    with pytest.raises(ValueError, match="expected a pooling out of mean, .* got 'max'"):
         pool_latents(torch.zeros(2, 10, 3), layout, "max")
 
 

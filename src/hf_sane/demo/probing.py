@@ -8,8 +8,9 @@ from torch import Tensor
 
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.baselines import flattened_weights, layer_statistics
-from hf_sane.probing.embeddings import POOLINGS, embed_networks
+from hf_sane.probing.embeddings import embed_networks
 from hf_sane.probing.evaluation import probe_table
+from hf_sane.probing.poolings import POOLINGS
 from hf_sane.probing.spectra import weight_profile
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import aligned_tokens
@@ -49,7 +50,7 @@ def zoo_features(
         features.setdefault("weight_profile", {})[name] = weight_profile(tokens, layout)  # of the decoded ones below
         features.setdefault("weight_distribution", {})[name] = weight_profile(tokens, layout, with_spectrum=False)
         embeddings = embed_networks(
-            model, extractor, layout, raw, poolings=POOLINGS, window_size=window_size, halo_size=halo_size
+            model, extractor, layout, raw, poolings=list(POOLINGS), window_size=window_size, halo_size=halo_size
         )
         for pooling, values in embeddings.items():
             features.setdefault(f"sane_{pooling}", {})[name] = values

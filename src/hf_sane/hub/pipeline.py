@@ -12,7 +12,8 @@ from hf_sane.core.types import TokenSequence
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.accumulation import STREAM_POOLINGS, StreamPooling
-from hf_sane.probing.embeddings import POOLINGS, EmbeddingPooling, embed_tokens
+from hf_sane.probing.embeddings import embed_tokens
+from hf_sane.probing.poolings import POOLINGS
 from hf_sane.probing.streaming import embed_stream
 from hf_sane.records.outputs import check_finished
 from hf_sane.tokenization.checkpoints import Source
@@ -69,7 +70,7 @@ class WeightFeatureExtractionPipeline(Pipeline):
 
     def _sanitize_parameters(
         self,
-        pooling: EmbeddingPooling | None = None,
+        pooling: str | None = None,
         window_size: int | None = None,
         halo_size: int | None = None,
         input_revision: str | None = None,
@@ -156,7 +157,7 @@ class WeightFeatureExtractionPipeline(Pipeline):
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         """Embed networks of one structure, or one stream."""
         networks: list[dict[str, Any]] = input_tensors["networks"]
-        pooling: EmbeddingPooling = forward_parameters.pop("pooling", "mean")
+        pooling: str = forward_parameters.pop("pooling", "mean")
         model = cast(SANEModel, self.model)
         if "stream" in networks[0]:
             name = cast(StreamPooling, pooling)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hf_sane.probing.embeddings import MOMENT_LEVELS
+from hf_sane.probing.poolings import MOMENT_LEVELS
 from hf_sane.probing.quantiles import quantiles
 
 StreamPooling = Literal["mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance", "layer_spectrum"]

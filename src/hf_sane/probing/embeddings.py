@@ -1,7 +1,7 @@
 """One vector per network: latents of its tokens, pooled."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,89 +9,8 @@ from torch import Tensor
 from hf_sane.core.finite import check_results, check_sizes
 from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.quantiles import quantiles
-from hf_sane.probing.spectra import layer_distribution, layer_spectrum, weight_profile
+from hf_sane.probing.poolings import POOLINGS
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-
-LatentPooling = Literal[
-    "mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance", "layer_spectrum", "concat"
-]
-DecodedPooling = Literal["spectrum_distribution", "decoded_distribution", "decoded_profile"]
-EmbeddingPooling = Literal[LatentPooling, DecodedPooling]
-LATENT_POOLINGS: tuple[LatentPooling, ...] = get_args(LatentPooling)
-DECODED_POOLINGS: tuple[DecodedPooling, ...] = get_args(DecodedPooling)
-POOLINGS: tuple[EmbeddingPooling, ...] = (*LATENT_POOLINGS, *DECODED_POOLINGS)
-MOMENT_LEVELS = (
-    0.0,
-    0.25,
-    0.5,
-    0.75,
-    1.0,
-)  # quantiles of `layer_moments`: few layers have enough tokens for finer ones
-
-
-def pool_latents(latents: Tensor, layout: Layout, pooling: LatentPooling) -> Tensor:
-    """Turn the token latents of networks into one vector each.
-
-    With `z_n` the latents of the tokens of one layer, `Z` latent dimensions, `L` layers and `N` tokens:
-
-    | pooling | per layer | scalars | |
-    |---|---|---|---|
-    | `mean` | | `Z` | mean over all tokens: the embedding of SANE (arXiv:2406.09997, section 4.1) |
-    | `layer_mean` | mean | `L Z` | keeps which layer it was |
-    | `layer_mean_std` | mean, standard deviation | `2 L Z` | what s(W) has for weights |
-    | `layer_moments` | mean, standard deviation, five quantiles | `7 L Z` | minimum, quartiles and maximum |
-    | `layer_covariance` | mean, second moments `mean(z z^T)` | `L Z (Z + 3) / 2` | products of dimensions too |
-    | `layer_spectrum` | singular values of the tokens | `sum min(n, Z)` | see [`layer_spectrum`] |
-    | `concat` | | `N Z` | all tokens, in order |
-
-    All but `concat` do not depend on the order of the tokens within a layer. The mean over all tokens is the weak part
-    of the published embedding: large layers drown small ones, and the spread of a layer, which says most about
-    training, is lost. Standard deviations divide by the number of tokens; a layer of one token has zero.
-
-    Args:
-        latents: `[M, N, Z]` float.
-        layout: Which token belongs to which layer.
-        pooling: One of the names above.
-
-    Returns:
-        `[M, F]` float32 on the device of `latents`.
-
-    Raises:
-        ValueError: If `latents` does not have the tokens of `layout`, or for an unknown pooling.
-    """
-    if latents.ndim != 3 or latents.shape[1] != layout.num_tokens:
-        raise ValueError(f"expected latents [M, {layout.num_tokens}, Z] of this layout, got {list(latents.shape)}")
-    latents = latents.float()
-    if pooling == "mean":
-        return latents.mean(dim=1)
-    if pooling == "concat":
-        return latents.flatten(1)
-    if pooling == "layer_spectrum":
-        return layer_spectrum(latents, layout)
-    layers = [latents[:, part] for part in layout.token_slices]
-    if pooling == "layer_mean":
-        parts = [layer.mean(dim=1) for layer in layers]
-    elif pooling == "layer_mean_std":
-        parts = [_mean_and_std(layer) for layer in layers]
-    elif pooling == "layer_moments":
-        parts = [
-            torch.cat([_mean_and_std(layer), quantiles(layer, MOMENT_LEVELS, dim=1).flatten(1)], dim=1)
-            for layer in layers
-        ]
-    elif pooling == "layer_covariance":
-        row, column = torch.triu_indices(latents.shape[2], latents.shape[2], device=latents.device)
-        parts = [
-            torch.cat([layer.mean(dim=1), (layer.mT @ layer)[:, row, column] / layer.shape[1]], dim=1)
-            for layer in layers
-        ]
-    else:
-        raise ValueError(f"expected one of the poolings {', '.join(LATENT_POOLINGS)}, got {pooling!r}")
-    return torch.cat(parts, dim=1)
-
-
-def _mean_and_std(layer: Tensor) -> Tensor:
-    return torch.cat([layer.mean(dim=1), layer.std(dim=1, unbiased=False)], dim=1)
 
 
 @torch.no_grad()
@@ -101,7 +20,7 @@ def embed_networks(
     layout: Layout,
     raw_tokens: Tensor,
     *,
-    poolings: Sequence[EmbeddingPooling] = ("mean",),
+    poolings: Sequence[str] = ("mean",),
     window_size: int | None = None,
     halo_size: int = 0,
     batch_size: int = 64,
@@ -169,7 +88,7 @@ def embed_tokens(
     layout: Layout,
     tokens: Tensor,
     *,
-    poolings: Sequence[EmbeddingPooling] = ("mean",),
+    poolings: Sequence[str] = ("mean",),
     window_size: int | None = None,
     halo_size: int = 0,
     batch_size: int = 64,
@@ -196,17 +115,11 @@ def embed_tokens(
     latents = model.encode_sequences(tokens, layout.positions, **windows)
     found: dict[str, Tensor] = {}
     decoded = None
-    if not set(poolings).isdisjoint(DECODED_POOLINGS):
+    if any(POOLINGS.find(name).decodes for name in poolings):
         decoded = model.decode_sequences(latents, layout.positions, **windows)
     for name in poolings:
-        if name == "spectrum_distribution":
-            assert decoded is not None
-            pooled = torch.cat([layer_spectrum(latents, layout), layer_distribution(decoded, layout)], dim=1)
-        elif name == "decoded_distribution" or name == "decoded_profile":
-            assert decoded is not None
-            pooled = weight_profile(decoded, layout, with_spectrum=name == "decoded_profile")
-        else:
-            pooled = pool_latents(latents, layout, name)
+        pooling = POOLINGS.find(name)
+        pooled = pooling.pool(latents.float(), layout, *([decoded] if pooling.decodes else []))
         check_results(pooled, f"embeddings ({name})")
         found[name] = pooled.cpu()
     return found

@@ -15,7 +15,8 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.models.modes_sane import modes_kept
 from hf_sane.models.windows_sane import halo_spans
 from hf_sane.probing.accumulation import STREAM_POOLINGS, LatentAccumulator, StreamPooling
-from hf_sane.probing.embeddings import POOLINGS, EmbeddingPooling, embed_tokens
+from hf_sane.probing.embeddings import embed_tokens
+from hf_sane.probing.poolings import POOLINGS
 from hf_sane.tokenization.checkpoints import Source
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.token_stream import MAX_MEMORY_BYTES, TokenStream, stream_if_large
@@ -86,7 +87,7 @@ def embed_checkpoint(
     extractor: SANEFeatureExtractor,
     source: Source,
     *,
-    poolings: Sequence[EmbeddingPooling] = ("mean",),
+    poolings: Sequence[str] = ("mean",),
     window_size: int | None = None,
     halo_size: int = 0,
     batch_size: int = 64,

@@ -10,7 +10,8 @@ from torch import Tensor
 from hf_sane.core.layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.baselines import flattened_weights, layer_statistics
-from hf_sane.probing.embeddings import POOLINGS, EmbeddingPooling, embed_networks
+from hf_sane.probing.embeddings import embed_networks
+from hf_sane.probing.poolings import POOLINGS
 from hf_sane.probing.spectra import spectral_features, weight_profile
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.alignment import aligned_tokens
@@ -50,7 +51,7 @@ def read_zoo_features(
     extractor: SANEFeatureExtractor,
     *,
     aligned: bool | None = None,
-    poolings: Sequence[EmbeddingPooling] = POOLINGS,
+    poolings: Sequence[str] | None = None,
     window_size: int | None = None,
     halo_size: int = 0,
     batch_size: int = 64,
@@ -65,7 +66,7 @@ def read_zoo_features(
         model: SANE autoencoder.
         extractor: Its weight tokenizer.
         aligned: Whether to bring networks to the zoo's reference first; by default if the zoo is aligned.
-        poolings: Of the latents.
+        poolings: Of the latents; all when `None`.
         window_size: Tokens per window; the training window when `None`.
         halo_size: Context tokens on each side of a window.
         batch_size: Networks, and windows, at a time.
@@ -106,7 +107,7 @@ def zoo_features(
     extractor: SANEFeatureExtractor,
     *,
     aligned: bool,
-    poolings: Sequence[EmbeddingPooling] = POOLINGS,
+    poolings: Sequence[str] | None = None,
     window_size: int | None = None,
     halo_size: int = 0,
     batch_size: int = 64,
@@ -141,7 +142,7 @@ def zoo_features(
                 extractor,
                 layout,
                 tokens,
-                poolings=poolings,
+                poolings=list(POOLINGS) if poolings is None else poolings,
                 window_size=window_size,
                 halo_size=halo_size,
                 batch_size=batch_size,
@@ -164,7 +165,7 @@ def embed_split(
     extractor: SANEFeatureExtractor,
     split: ZooSplit,
     *,
-    poolings: Sequence[EmbeddingPooling],
+    poolings: Sequence[str],
     aligned: bool | None = None,
     halo_size: int = 0,
     batch_size: int = 64,

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from hf_sane.probing.embeddings import POOLINGS
 from hf_sane.probing.evaluation import ProbeTable, probe_table
+from hf_sane.probing.poolings import POOLINGS
 from hf_sane.probing.transfer import TransferTable, transfer_table
 from hf_sane.probing.zoo_features import ZooFeatures, read_zoo_features
 from hf_sane.records.run_record import RunRecord

@@ -12,7 +12,6 @@ from hf_sane.core.layout import Layout
 from hf_sane.core.types import StateDict
 from hf_sane.hub.publish import load_sane, loaded_commit, save_sane
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.embeddings import EmbeddingPooling
 from hf_sane.probing.streaming import embed_checkpoint
 from hf_sane.probing.zoo_features import embed_split, stacked_features
 from hf_sane.records.run_record import RunRecord
@@ -88,7 +87,7 @@ class SANE:
         self,
         networks: Source | Zoo | ZooSplit | Sequence[Source],
         *,
-        pooling: EmbeddingPooling = "mean",
+        pooling: str = "mean",
         aligned: bool | None = None,
         halo_size: int = 0,
         batch_size: int = 64,
