@@ -20,10 +20,11 @@ class Verb(NamedTuple):
 
     Attributes:
         name: On the command line.
-        workflow: Module of `hf_sane.workflows`, or the full name of one elsewhere.
+        workflow: Module of the workflow.
         settings: Its settings dataclass.
         run: Its function.
         help: One sentence for the list of verbs.
+        package: What the module is in, with a dot; nothing for a module of its own.
     """
 
     name: str
@@ -31,10 +32,11 @@ class Verb(NamedTuple):
     settings: str
     run: str
     help: str
+    package: str = "hf_sane.workflows."
 
     def load(self) -> tuple[type, Callable[[Any], Any]]:
         """The settings dataclass and the function of the workflow."""
-        workflow = import_module(self.workflow if "." in self.workflow else f"hf_sane.workflows.{self.workflow}")
+        workflow = import_module(f"{self.package}{self.workflow}")
         return getattr(workflow, self.settings), getattr(workflow, self.run)
 
 
@@ -63,7 +65,7 @@ ZOO_VERBS = (
 def plugin_verbs() -> list[Verb]:
     """The verbs of other packages: entry points that name a module with a dataclass `Settings` and a function `run`."""
     points = entry_points(group=VERBS_OF_OTHERS)
-    return [Verb(point.name, point.value, "Settings", "run", f"From {point.value}.") for point in points]
+    return [Verb(point.name, point.value, "Settings", "run", f"From {point.value}.", package="") for point in points]
 
 
 def add_verb(app: typer.Typer, verb: Verb) -> None:

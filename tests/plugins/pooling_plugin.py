@@ -1,0 +1,12 @@
+"""A new pooling: the largest latent of every dimension."""
+
+from torch import Tensor
+
+from hf_sane.core.layout import Layout
+from hf_sane.probing.poolings import register_pooling
+
+
+@register_pooling("largest")
+def largest_latents(latents: Tensor, layout: Layout) -> Tensor:
+    """Latents `[M, N, Z]` to `[M, Z]`."""
+    return latents.amax(dim=1)
