@@ -29,7 +29,7 @@ def test_zoos_in_both_spaces(tiny_zoo_folder, other_zoo_folder, tiny_sane_folder
     output = hf_sane_command(
         *("regions", "--zoo", tiny_zoo_folder, "--zoo", other_zoo_folder, "--label", "data_set", "--label", "task"),
         *("--label", "optimizer", "--groups", tmp_path / "groups.json", "--sane", tiny_sane_folder, "--limit", 6),
-        *("--num-points", 3, "--method", "pca", "--out", tmp_path / "out"),
+        *("--num-points", 3, "--method", "pca", "--output", tmp_path / "out"),
     ).output
     assert "weights, data_set: mean euclidean distance" in output
     assert "latents, task: mean euclidean distance" in output
@@ -55,7 +55,7 @@ def test_alignment_can_be_left_out(tiny_zoo_folder, other_zoo_folder, tmp_path, 
     ratios = []
     for name in ("align", "no-align"):
         arguments = ("--zoo", tiny_zoo_folder, "--zoo", other_zoo_folder, "--no-plots", f"--{name}")
-        hf_sane_command("regions", *arguments, "--splits", "train,test", "--out", tmp_path / name)
+        hf_sane_command("regions", *arguments, "--splits", "train,test", "--output", tmp_path / name)
         record = RunRecord.load(tmp_path / name / "run.json")
         assert record.arguments["aligned"] == (name == "align")
         assert record.data["networks"] < 18
@@ -80,14 +80,14 @@ def adapters(tmp_path):
 def test_adapters_by_what_they_were_trained_for(adapters, tmp_path, hf_sane_command):
     pairs = [f"{label}={path}" for label, path in zip("aabb", adapters, strict=True)]
     chosen = [part for pair in pairs for part in ("--adapter", pair)]
-    output = hf_sane_command("regions", *chosen, "--method", "pca", "--out", tmp_path / "out").output
+    output = hf_sane_command("regions", *chosen, "--method", "pca", "--output", tmp_path / "out").output
     assert "weights, label: mean cosine distance" in output
     record = RunRecord.load(tmp_path / "out" / "run.json")
     assert record.arguments["metric"] == "cosine"
     assert len(record.results["distances"]) == 4
     assert (tmp_path / "out" / "map.png").exists()
     mixed = ["--adapter", pairs[0], "--adapter", pairs[1], "--adapter", pairs[2]]
-    output = hf_sane_command("regions", *mixed, "--out", tmp_path / "mixed").output
+    output = hf_sane_command("regions", *mixed, "--output", tmp_path / "mixed").output
     assert "nearest region: skipped, some labels have one network" in output
     assert "no map: a picture needs at least 4 networks" in output
 
@@ -96,7 +96,7 @@ def test_layers_that_not_all_adapters_change_are_said_to_be_left_out(adapters, t
     tensors = load_file(adapters[1])
     save_file(tensors | {name.replace("0", "1"): tensor.clone() for name, tensor in tensors.items()}, adapters[1])
     chosen = [part for label, path in zip("ab", adapters, strict=False) for part in ("--adapter", f"{label}={path}")]
-    output = hf_sane_command("regions", *chosen, "--no-plots", "--out", tmp_path / "out").output
+    output = hf_sane_command("regions", *chosen, "--no-plots", "--output", tmp_path / "out").output
     (line,) = [line for line in output.splitlines() if "left out" in line]
     assert line.startswith("1: b=")
     assert line.endswith("1 of its 2 layers are left out, since not all adapters change them")
@@ -120,7 +120,7 @@ def test_adapters_whose_changes_depend_on_their_base_need_it(tmp_path, hf_sane_c
         config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": True, "target_modules": ["layer"]}
         (folder / "adapter_config.json").write_text(json.dumps(config))
         pairs += ["--adapter", f"{index}={folder}"]
-    arguments = ("regions", *pairs, "--metric", "euclidean", "--no-plots", "--out", tmp_path / "out")
+    arguments = ("regions", *pairs, "--metric", "euclidean", "--no-plots", "--output", tmp_path / "out")
     assert "what it changes depends on the base model" in hf_sane_command(*arguments, exit_code=2).stderr
     assert not (tmp_path / "out").exists()
     hf_sane_command(*arguments, "--base", tmp_path / "base.safetensors")
@@ -131,7 +131,7 @@ def test_adapters_whose_changes_depend_on_their_base_need_it(tmp_path, hf_sane_c
 
 def test_single_adapters_per_label_are_said_to_be_no_regions(adapters, tmp_path, hf_sane_command):
     chosen = [part for label, path in zip("abc", adapters, strict=False) for part in ("--adapter", f"{label}={path}")]
-    output = hf_sane_command("regions", *chosen, "--out", tmp_path / "out").output
+    output = hf_sane_command("regions", *chosen, "--output", tmp_path / "out").output
     assert "every label has one network, so there are no regions; distances (cosine)" in output
     results = RunRecord.load(tmp_path / "out" / "run.json").results
     assert results["weights"]["label"]["skipped"] == "every label has one network"
@@ -147,15 +147,15 @@ def test_single_adapters_per_label_are_said_to_be_no_regions(adapters, tmp_path,
     ],
 )
 def test_options_that_do_not_fit(arguments, message, tmp_path, hf_sane_command):
-    error = hf_sane_command("regions", *arguments, "--out", tmp_path / "out", exit_code=2).stderr
+    error = hf_sane_command("regions", *arguments, "--output", tmp_path / "out", exit_code=2).stderr
     assert re.search(message, error)
 
 
 def test_pictures_need_matplotlib(tmp_path, hf_sane_command, monkeypatch):
-    from hf_sane.cli import regions
+    from hf_sane.workflows import regions
 
     monkeypatch.setattr(regions, "find_spec", lambda name: None)
-    error = hf_sane_command("regions", "--zoo", "a", "--out", tmp_path / "out", exit_code=2).stderr
+    error = hf_sane_command("regions", "--zoo", "a", "--output", tmp_path / "out", exit_code=2).stderr
     assert "pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots" in error
 
 
@@ -167,12 +167,12 @@ def test_zoos_of_one_seed_are_pointed_out(digits, tmp_path, hf_sane_command):
         )  # fmt: skip
         build_zoo(arguments, digits, tmp_path / name)
     zoos = ("--zoo", tmp_path / "one", "--zoo", tmp_path / "two")
-    output = hf_sane_command("regions", *zoos, "--no-plots", "--out", tmp_path / "out").output
+    output = hf_sane_command("regions", *zoos, "--no-plots", "--output", tmp_path / "out").output
     assert "8 networks started from the same weights as one of another data set" in output
 
 
 def test_one_data_set_is_no_map(tiny_zoo_folder, tmp_path, hf_sane_command):
-    error = hf_sane_command("regions", "--zoo", tiny_zoo_folder, "--out", tmp_path / "out", exit_code=2).stderr
+    error = hf_sane_command("regions", "--zoo", tiny_zoo_folder, "--output", tmp_path / "out", exit_code=2).stderr
     assert "level 'data_set' needs at least two networks with one label and two labels, got 1 labels" in error
 
 
@@ -181,12 +181,12 @@ def test_an_adapter_that_comes_twice_is_refused(adapters, tmp_path, hf_sane_comm
     for label, twin in (("a", adapters[1]), ("b", tmp_path / "copy.safetensors")):
         pairs = (f"a={adapters[0]}", f"a={adapters[1]}", f"{label}={twin}", f"b={adapters[2]}")
         chosen = [part for pair in pairs for part in ("--adapter", pair)]
-        error = hf_sane_command("regions", *chosen, "--out", tmp_path / "out", exit_code=2).stderr
+        error = hf_sane_command("regions", *chosen, "--output", tmp_path / "out", exit_code=2).stderr
         assert f"these adapters are the same, weight by weight: 1: a={adapters[1]} and 2: {label}={twin}." in error
         assert not (tmp_path / "out").exists()
 
 
 def test_a_zoo_that_comes_twice_is_refused(tiny_zoo_folder, tmp_path, hf_sane_command):
     zoos = ("--zoo", tiny_zoo_folder, "--zoo", f"{tiny_zoo_folder}/")
-    error = hf_sane_command("regions", *zoos, "--out", tmp_path / "out", exit_code=2).stderr
+    error = hf_sane_command("regions", *zoos, "--output", tmp_path / "out", exit_code=2).stderr
     assert "name each zoo once, got" in error

@@ -1,10 +1,13 @@
 """LoRA adapters as points: compared by what they add to the weights, at any rank."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
 from torch import Tensor
+
+from hf_sane.analysis.regions import RegionMap
+from hf_sane.tokenization.adapters import open_factors
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # target module to A [r, inputs] and s B [outputs, r]
 
@@ -95,6 +98,38 @@ def equal_adapters(adapters: Mapping[str, Factors]) -> list[tuple[str, str]]:
         if mine.keys() == others.keys()
         and all(all(map(torch.equal, pair, others[module])) for module, pair in mine.items())
     ]
+
+
+def adapter_map(pairs: Sequence[str], *, base: str | None = None) -> tuple[RegionMap, list[str]]:
+    """A map of adapters by what they were trained for.
+
+    Args:
+        pairs: `LABEL=SOURCE`, where the source is a file, folder or Hub repo id.
+        base: Base model, for adapters whose changes depend on it.
+
+    Returns:
+        The map, with the level `label`, and notes of what was left out.
+
+    Raises:
+        ValueError: If a label is missing, or an adapter comes twice.
+    """
+    if bad := [pair for pair in pairs if not all(pair.partition("=")[::2])]:
+        raise ValueError(f"expected adapters as LABEL=SOURCE, got {bad}; say what each was trained for")
+    sources = {f"{index}: {pair}": pair.partition("=")[2] for index, pair in enumerate(pairs)}
+    factors = {name: open_factors(source, base=base) for name, source in sources.items()}
+    if twins := equal_adapters(factors):
+        raise ValueError(
+            f"these adapters are the same, weight by weight: {'; '.join(' and '.join(pair) for pair in twins)}. "
+            "Distances within and between labels would count one adapter twice; name each of them once"
+        )
+    num_shared = len(shared_modules(factors))
+    notes = [
+        f"{name}: {len(changes) - num_shared} of its {len(changes)} layers are left out, since not all adapters "
+        "change them"
+        for name, changes in factors.items()
+        if len(changes) > num_shared
+    ]
+    return RegionMap(adapter_points(factors), {"label": [pair.partition("=")[0] for pair in pairs]}), notes
 
 
 def _shape(factors: tuple[Tensor, Tensor]) -> tuple[int, ...]:

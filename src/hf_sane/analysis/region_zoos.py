@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from hf_sane.analysis.region_networks import unflatten_networks
+from hf_sane.analysis.region_results import RegionScores
+from hf_sane.analysis.regions import RegionMap
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.networks.batchnorm import NUM_BATCHES, condition_batch_norm
+from hf_sane.networks.images import load_zoo_images
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.symmetry.networks import permutation_spec
 from hf_sane.symmetry.permutation import PermutationSpec
@@ -147,6 +150,49 @@ def zoo_networks(
     stacks = [part.stacked_tensors() for _, _, part in parts]
     tensors = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
     return LabelledNetworks(parts[0][2].config(0), tensors, labels, runs, starts)
+
+
+def score_zoo_regions(
+    zoos: Sequence[Zoo],
+    networks: LabelledNetworks,
+    found: RegionMap,
+    levels: Sequence[str],
+    *,
+    num_points: int,
+    seed: int = 0,
+) -> dict[str, RegionScores]:
+    """Run points inside every region on the test images of its data sets.
+
+    Args:
+        zoos: Their images are used.
+        networks: From [`zoo_networks`].
+        found: Map of their weights.
+        levels: Whose regions.
+        num_points: Points on lines, and in hulls, of each region.
+        seed: Random seed of the points.
+
+    Returns:
+        `{"level: label": scores}`.
+    """
+    data = {zoo.facts.name: load_zoo_images(zoo.facts) for zoo in zoos}
+    generator = torch.Generator().manual_seed(seed)
+    scores = {}
+    for level in levels:
+        for name in dict.fromkeys(networks.labels[level]):
+            pairs = zip(networks.labels[level], networks.labels["data_set"], strict=True)
+            own = dict.fromkeys(data_set for label, data_set in pairs if label == name)
+
+            def score(points: Tensor, own: dict[str, None] = own) -> Tensor:
+                each = [
+                    networks.accuracy(points, *data[key].split("test"), calibration=data[key].train_images)
+                    for key in own
+                ]
+                return torch.stack(each).mean(dim=0)
+
+            scores[f"{level}: {name}"] = found.score_region(
+                level, name, score, num_points=num_points, generator=generator
+            )
+    return scores
 
 
 def _data_sets(zoo: Zoo, part: ZooSplit) -> list[str]:

@@ -10,7 +10,6 @@ from typer.core import TyperGroup
 from hf_sane.cli.analyze import analyze
 from hf_sane.cli.demo import demo
 from hf_sane.cli.info import info
-from hf_sane.cli.regions import regions
 from hf_sane.cli.settings import PASS_THROUGH
 from hf_sane.cli.transfer import pull, push
 from hf_sane.cli.verbs import VERBS, ZOO_VERBS, add_verb, plugin_verbs
@@ -81,7 +80,6 @@ app.command("info")(info)
 app.command("push")(push)
 app.command("pull")(pull)
 app.command("analyze")(analyze)
-app.command("regions")(regions)
 app.command("demo", **PASS_THROUGH)(demo)
 for verb in VERBS:
     add_verb(app, verb)

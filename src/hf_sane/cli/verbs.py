@@ -51,6 +51,7 @@ VERBS = (
     ),
     Verb("finetune", "finetune", "FinetuneSettings", "run_finetune", "Fine-tune networks on images."),
     Verb("soup", "soup", "SoupSettings", "run_soup", "Average networks of one architecture, or LoRA adapters."),
+    Verb("regions", "regions", "RegionsSettings", "run_regions", "Map networks by what they were trained for."),
 )
 
 ZOO_VERBS = (

@@ -1,0 +1,282 @@
+"""Map networks by what they were trained for: where they lie in weight space, and what lies between them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from hf_sane.analysis.adapter_regions import adapter_map
+from hf_sane.analysis.projection import MIN_POINTS
+from hf_sane.analysis.region_networks import align_networks, latent_points
+from hf_sane.analysis.region_plots import plot_maps, plot_scores
+from hf_sane.analysis.region_results import RegionScores
+from hf_sane.analysis.region_zoos import LabelledNetworks, score_zoo_regions, zoo_networks
+from hf_sane.analysis.regions import RegionMap
+from hf_sane.records.documents import read_document
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.zoo.dataset import Zoo
+
+SPLITS = ("train", "validation", "test")
+SCORE_HEADER = ("test accuracy of", "networks", "line", "hull", "outside", "line beats outside", "hull beats outside")
+
+
+@dataclass(kw_only=True)
+class RegionsSettings:
+    """Settings of [`map_regions`]."""
+
+    output: Path | None = setting("New folder: run record and pictures.", short="-o", formerly="--out")
+    zoo: list[str | Zoo] = setting(
+        "Zoos of one architecture (folders or Hub ids). Repeat the option.", factory=list, split=False
+    )
+    adapter: list[str] = setting(
+        "LABEL=SOURCE, in place of zoos: a LoRA adapter and what it was trained for. Repeat the option.",
+        factory=list,
+        split=False,
+    )
+    base: str | None = setting(
+        "Base model of the adapters; those with DoRA, biases or whole modules need it.", default=None
+    )
+    config: str | None = setting("Which zoo, where there are several.", default=None)
+    label: list[str] = setting(
+        "Levels: 'data_set', a level of --groups, or a column of the zoos. Repeat the option.",
+        factory=list,
+        split=False,
+    )
+    groups: Path | None = setting('JSON file of coarser levels: {"task": {"mnist": "digits", ...}}.', default=None)
+    splits: list[str] = setting("Splits whose networks are mapped.", factory=lambda: list(SPLITS))
+    epoch: int | None = setting("Epoch of every run; by default its last one.", default=None)
+    limit: int | None = setting("Use at most this many networks per zoo.", default=None)
+    align: bool = setting("Permute channels onto the first network.", default=True)
+    metric: Literal["euclidean", "cosine"] | None = setting(
+        "Metric of distances; by default euclidean for zoos, cosine for adapters.", default=None
+    )
+    sane: str | SANE | None = setting("SANE folder or Hub id: its latents as a second space.", default=None)
+    num_points: int = setting("Number of points inside each region to run on the zoos' images.", default=0)
+    method: Literal["tsne", "umap", "pca"] = setting("Projection of the map; umap needs umap-learn.", default="tsne")
+    plots: bool = setting("Draw pictures (needs matplotlib).", default=True)
+    seed: int = setting("Random seed, of relabellings, points and the map.", default=0)
+
+    def __post_init__(self) -> None:
+        if bool(self.zoo) == bool(self.adapter):
+            raise ValueError("expected zoos (--zoo) or adapters (--adapter), one kind; name at least one")
+        if self.zoo and self.base is not None:
+            raise ValueError("--base is the base model of adapters (--adapter); leave it out")
+        if self.plots and find_spec("matplotlib") is None:
+            raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
+        self.metric = self.metric or ("euclidean" if self.zoo else "cosine")
+        self.label = self.label or (["data_set"] if self.zoo else ["label"])
+
+
+@dataclass(kw_only=True)
+class RegionsResult(Result):
+    """Regions of weight space.
+
+    Attributes:
+        maps: Of `weights`, and of `latents` if there is an autoencoder.
+        levels: What networks are labelled by.
+        scores: Test accuracy inside regions, `{"level: label": scores}`, if that was asked for.
+        pictures: Whether to draw them.
+    """
+
+    JOB: ClassVar[str] = "map of regions"
+
+    maps: dict[str, RegionMap]
+    levels: list[str]
+    scores: dict[str, RegionScores] = field(default_factory=dict)
+    pictures: bool = False
+
+    def tables(self) -> list[Table]:
+        """For each space and level: distances within and between labels, and how often the nearest region is right."""
+        found = [self._level(space, level) for space in self.maps for level in self.levels]
+        rows = [_score_row(name, scores) for name, scores in self.scores.items()]
+        return [*found, Table(SCORE_HEADER, rows)] if rows else found
+
+    def _level(self, space: str, level: str) -> Table:
+        measured, metric = self.record.results[space][level], self.record.arguments["metric"]
+        counts: dict[str, int] = measured["counts"]
+        if "skipped" in measured:
+            rows = zip(counts, self.maps[space].distances(metric).tolist(), strict=True)
+            title = f"{space}, {level}: {measured['skipped']}, so there are no regions; distances ({metric})"
+            return Table((level, *counts), [[name, *row] for name, row in rows], title=title)
+        distances = measured["distances"]
+        table = distances["table"]
+        lines = [
+            f"within {distances['mean_within']:.4g}, between {distances['mean_between']:.4g}, ratio "
+            f"{distances['ratio']:.3f} (p {distances['p_value']:.3g})",
+            "nearest region: skipped, some labels have one network",
+        ]
+        if "nearest_centroid" in measured:
+            centroid, neighbour = measured["nearest_centroid"], measured["nearest_neighbour"]
+            lines[1] = (
+                f"nearest region: by centroid {centroid['accuracy']:.3f}, by neighbour {neighbour['accuracy']:.3f}, "
+                f"chance {centroid['chance']:.3f}"
+            )
+        return Table(
+            (level, "networks", *counts),
+            [[name, count, *table[name].values()] for name, count in counts.items()],
+            title=f"{space}, {level}: mean {metric} distance",
+            caption="\n".join(lines),
+        )
+
+    def write(self, partial: Path) -> None:
+        """The record of the run, map.png (of at least four networks) and scores.png."""
+        method: Any = self.record.arguments["method"]
+        if self.pictures and _can_draw(self.maps):
+            places = {space: found.project(method, seed=self.record.seed or 0) for space, found in self.maps.items()}
+            panels = {
+                f"{space} by {level}": (places[space], found.labels[level])
+                for space, found in self.maps.items()
+                for level in self.levels
+            }
+            plot_maps(panels, partial / "map.png", method=method, columns=len(self.levels))
+        if self.pictures and self.scores:
+            plot_scores(self.scores, partial / "scores.png", quantity="test accuracy")
+        super().write(partial)
+
+
+def map_regions(
+    networks: str | Zoo | Sequence[str | Zoo] | Mapping[str, Sequence[str]], **options: Any
+) -> RegionsResult:
+    """Map networks by what they were trained for: distances, nearest regions, points inside.
+
+    ```python
+    print(hf_sane.map_regions(["org/zoo-mnist", "org/zoo-svhn"]))
+    hf_sane.map_regions({"cats": ["cats_lora_a", "cats_lora_b"], "dogs": ["dogs_lora"]}).save("regions")
+    ```
+
+    Args:
+        networks: Zoos of one architecture, their folders or Hub ids; or LoRA adapters, as `{label: [sources]}`.
+        **options: Further fields of [`RegionsSettings`].
+
+    Raises:
+        ValueError: If zoos or adapters come twice, or a level has a single label.
+    """
+    if isinstance(networks, Mapping):
+        pairs = [f"{label}={source}" for label, sources in networks.items() for source in sources]
+        chosen: dict[str, Any] = {"adapter": pairs}
+    else:
+        chosen = {"zoo": [networks] if isinstance(networks, str | Zoo) else list(networks)}
+    return run_regions(RegionsSettings(**{"output": None, **chosen, **options}))
+
+
+def run_regions(settings: RegionsSettings) -> RegionsResult:
+    """Map networks by what they were trained for: distances, nearest regions, points inside, a picture."""
+    given = as_arguments(settings)
+    record = RunRecord.start(
+        seed=settings.seed,
+        arguments={
+            "zoos": given["zoo"],
+            "adapters": given["adapter"],
+            "base": given["base"],
+            "levels": given["label"],
+            "splits": ",".join(settings.splits),
+            **{name: given[name] for name in ("epoch", "limit", "metric", "sane", "num_points", "method")},
+            "aligned": settings.align and bool(settings.zoo),
+        },
+    )
+    with optional_output(settings.output, RegionsResult.JOB) as partial:
+        if settings.zoo:
+            maps, scores, notes = _map_zoos(settings)
+        else:
+            found, notes = adapter_map(settings.adapter, base=settings.base)
+            maps, scores = {"weights": found}, {}
+        metric: Any = settings.metric
+        results: dict[str, Any] = {
+            space: {level: _describe(found, level, metric, seed=settings.seed) for level in settings.label}
+            for space, found in maps.items()
+        }
+        if scores:
+            results["interior"] = {name: found.to_dict() for name, found in scores.items()}
+        if settings.adapter:
+            results["distances"] = maps["weights"].distances(metric).tolist()
+        if settings.plots and not _can_draw(maps):
+            notes.append(f"no map: a picture needs at least {MIN_POINTS} networks")
+        record.data["networks"] = len(next(iter(maps.values())).points)
+        result = RegionsResult(
+            record=record.finish(results),
+            notes=notes,
+            maps=maps,
+            levels=settings.label,
+            scores=scores,
+            pictures=settings.plots,
+        )
+        if partial is not None:
+            result.write(partial)
+    result.output = settings.output
+    return result
+
+
+def _map_zoos(settings: RegionsSettings) -> tuple[dict[str, RegionMap], dict[str, RegionScores], list[str]]:
+    """Maps of weight space and, with an autoencoder, of its latent space; scores of regions; notes."""
+    coarser: dict[str, dict[str, str]] = {}
+    if settings.groups is not None:
+        coarser = read_document(settings.groups, expected="groups by level").of_type(dict[str, dict[str, str]])
+    columns = [level for level in settings.label if level not in coarser and level != "data_set"]
+    zoos, networks = _read_networks(
+        settings, columns, {level: coarser[level] for level in settings.label if level in coarser}
+    )
+    notes = []
+    if networks.num_shared_starts:
+        notes.append(
+            f"{networks.num_shared_starts} networks started from the same weights as one of another data set, which "
+            "draws these together; build zoos with different seeds"
+        )
+    maps = {"weights": RegionMap.from_networks(networks.tensors, networks.labels, runs=networks.runs)}
+    if settings.sane is not None:
+        sane = open_sane(settings.sane)
+        points = latent_points(sane.model, sane.extractor, networks.tensors)
+        maps["latents"] = RegionMap(points, networks.labels, networks.runs)
+    if not settings.num_points:
+        return maps, {}, notes
+    levels = [level for level in settings.label if level not in columns]
+    scores = score_zoo_regions(
+        zoos, networks, maps["weights"], levels, num_points=settings.num_points, seed=settings.seed
+    )
+    return maps, scores, notes
+
+
+def _read_networks(
+    settings: RegionsSettings, columns: list[str], groups: dict[str, dict[str, str]]
+) -> tuple[list[Zoo], LabelledNetworks]:
+    """Zoos and their networks, aligned to the first one if that is wanted."""
+    named = [str(Path(source)) if isinstance(source, str) else source.source or id(source) for source in settings.zoo]
+    if len(set(named)) < len(named):
+        raise ValueError(f"name each zoo once, got {', '.join(map(str, named))}; its networks would count twice")
+    zoos = [Zoo.load(source, settings.config) if isinstance(source, str) else source for source in settings.zoo]
+    found = zoo_networks(
+        zoos, columns=columns, groups=groups, splits=settings.splits, epoch=settings.epoch, limit=settings.limit
+    )
+    return zoos, found.with_tensors(align_networks(found.tensors, found.spec)) if settings.align else found
+
+
+def _describe(found: RegionMap, level: str, metric: Any, *, seed: int) -> dict[str, Any]:
+    """Distances within and between the groups of a level, and how often the nearest region is the right one."""
+    labels = list(found.labels[level])
+    counts = {name: labels.count(name) for name in dict.fromkeys(labels)}
+    if found.runs == () and max(counts.values()) < 2:
+        return {"counts": counts, "skipped": "every label has one network"}
+    distances = found.group_distances(level, metric=metric, generator=torch.Generator().manual_seed(seed))
+    results: dict[str, Any] = {"counts": counts, "distances": distances.to_dict()}
+    if min(counts.values()) < 2:
+        return results
+    centroid, neighbour = (found.classify(level, rule=rule) for rule in ("centroid", "neighbour"))
+    return results | {"nearest_centroid": centroid.to_dict(), "nearest_neighbour": neighbour.to_dict()}
+
+
+def _can_draw(maps: Mapping[str, RegionMap]) -> bool:
+    return len(next(iter(maps.values())).points) >= MIN_POINTS
+
+
+def _score_row(name: str, found: RegionScores) -> list[Any]:
+    parts = (found.corners, found.line, found.hull, found.outside)
+    means = [part.mean().item() if len(part) else None for part in parts]
+    return [name, *means, found.better_than_outside("line"), found.better_than_outside("hull")]
+
+
+__all__ = ["RegionsResult", "RegionsSettings", "map_regions", "run_regions"]
