@@ -24,6 +24,7 @@ from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 from hf_sane.probing.regressors import BOOSTING_GRID, FITTERS
 from hf_sane.probing.transfer import transfer_table
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.dataset import Zoo
@@ -103,4 +104,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="accuracy_transfer.py")

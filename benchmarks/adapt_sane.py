@@ -35,6 +35,7 @@ from typing import Any
 from hf_sane.core.adapters import adapter_size, load_adapter, match_modules
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
@@ -226,4 +227,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="adapt_sane.py")

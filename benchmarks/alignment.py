@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hf_sane.architectures.presets import build_model, cnn_s, resnet
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.symmetry.matching import match_many, match_weights, weight_similarity
 from hf_sane.symmetry.networks import permutation_spec
@@ -188,4 +189,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="alignment.py")

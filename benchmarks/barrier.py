@@ -24,6 +24,7 @@ from hf_sane.networks.images import ImageData, load_images
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.symmetry.matching import match_weights
 from hf_sane.symmetry.permutation import PermutationSpec
@@ -148,4 +149,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="barrier.py")

@@ -38,6 +38,7 @@ from hf_sane.probing.classification import LeftOutLabels, LeftOutNumbers, Views,
 from hf_sane.probing.embeddings import embed_networks
 from hf_sane.probing.poolings import pool_latents
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.symmetry.permutation import Dimension, PermutationSpec
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
@@ -453,4 +454,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="beyond_vision.py")

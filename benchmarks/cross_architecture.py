@@ -21,6 +21,7 @@ from typing import Any
 from hf_sane.hub.publish import load_sane
 from hf_sane.networks.images import ImageData, load_images, load_zoo_images
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
 from hf_sane.sampling.generation import NetworkCodec
@@ -113,4 +114,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="cross_architecture.py")

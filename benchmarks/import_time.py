@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 
 BASE = "import torch, transformers"
@@ -70,4 +71,4 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="import_time.py")

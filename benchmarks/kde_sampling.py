@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hf_sane.core.kde import SamplingMode, sample_latents
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 
 MODES: tuple[SamplingMode, ...] = ("joint", "token", "scalar")
@@ -120,4 +121,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="kde_sampling.py")

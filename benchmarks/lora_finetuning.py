@@ -27,6 +27,7 @@ from hf_sane.architectures.presets import build_model
 from hf_sane.core.adapters import adapter_size
 from hf_sane.networks.images import ImageData, load_images
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.baselines import SCRATCH_SEED
 from hf_sane.sampling.finetuning import StepSettings, add_network_lora, finetune_network
@@ -149,4 +150,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="lora_finetuning.py")

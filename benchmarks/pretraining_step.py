@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.training.data import TrainingData
 from hf_sane.training.preparation import one_cycle
@@ -357,4 +358,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="pretraining_step.py")

@@ -34,6 +34,7 @@ from hf_sane.networks.images import SPLITS, ImageData, load_zoo_images
 from hf_sane.networks.stacked import StackedNetworks, with_settings
 from hf_sane.networks.training import train_stacked
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.adapters import open_factors
 from hf_sane.zoo.dataset import Zoo
@@ -277,4 +278,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="regions.py")

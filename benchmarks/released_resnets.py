@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hf_sane.architectures.presets import build_model
 from hf_sane.networks.key_maps import RELEASED_PIXEL_MEAN, RELEASED_PIXEL_STD, load_released_cifar_resnet
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
@@ -101,4 +102,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="released_resnets.py")

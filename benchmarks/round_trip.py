@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hf_sane.core.layer_kinds import possible_kinds
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.checkpoints import load_state_dict
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
@@ -105,4 +106,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="round_trip.py")

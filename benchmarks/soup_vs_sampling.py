@@ -28,6 +28,7 @@ from hf_sane.networks.images import ImageData, load_images, load_zoo_images
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.networks.training import train_stacked
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.anchors import choose_anchors
 from hf_sane.sampling.comparison import noise_baseline
@@ -176,4 +177,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="soup_vs_sampling.py")

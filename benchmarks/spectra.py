@@ -33,6 +33,7 @@ from hf_sane.architectures.presets import build_model, cifar_resnet
 from hf_sane.core.power_law import fit_power_law
 from hf_sane.networks.key_maps import load_released_cifar_resnet
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 
 PACKAGES = ("powerlaw", "weightwatcher")
@@ -215,4 +216,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="spectra.py")

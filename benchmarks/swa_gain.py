@@ -24,6 +24,7 @@ from hf_sane.networks.images import ImageData, load_images
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.networks.training import train_stacked
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 
 # Optimiser, and the learning rates to choose from.
@@ -114,4 +115,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="swa_gain.py")

@@ -16,6 +16,7 @@ import torch
 
 from hf_sane.architectures.presets import build_model, resnet
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
@@ -71,4 +72,4 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    main()
+    run_script(main, name="tokenization.py")

@@ -19,6 +19,7 @@ import numpy as np
 from datasets import Array2D, Dataset, Features, List, Value, disable_progress_bars, load_dataset
 
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 
 TOKENS, TOKEN_DIM, WINDOW = 50, 289, 50
@@ -102,4 +103,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="zoo_columns.py")

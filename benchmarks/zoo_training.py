@@ -22,6 +22,7 @@ from hf_sane.networks.images import ImageData
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.networks.training import HyperParameters, train_stacked
 from hf_sane.records.allocator import tune_allocator
+from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 
 LEARNING_RATE = 1e-3
@@ -111,4 +112,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, name="zoo_training.py")

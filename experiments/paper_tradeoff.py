@@ -24,7 +24,8 @@ from hf_sane.analysis.pictures import save_picture
 from hf_sane.networks.images import load_zoo_images
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.failures import run_script
-from hf_sane.records.outputs import PICTURE, check_may_replace
+from hf_sane.records.file_kinds import PICTURE
+from hf_sane.records.outputs import check_may_replace
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measure_distances
 from hf_sane.zoo.facts import read_facts

@@ -5,13 +5,16 @@ A call that writes is fine if its target comes from one of them: a name bound by
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(path for folder in ("src", "scripts", "experiments") for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(
+    path for folder in ("src", "scripts", "experiments", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
 WRITERS = {
     *("output_folder", "resumable_folder", "output_file", "add_file", "write_atomically"),
     *("new_output", "optional_output"),  # around output_folder
@@ -45,6 +48,8 @@ ALLOWED = {
     "src/hf_sane/hub/pull.py:": (
         "removes damaged files, and those of an older commit, inside a folder from resumable_folder"
     ),
+    "benchmarks/lazy_embedding.py:": "checkpoints in a temporary folder, deleted one after the other",
+    "benchmarks/zoo_columns.py:measure_column": "a temporary folder",
     "src/hf_sane/training/checkpoints.py:": "checkpoints come and go inside the folder of an unfinished run",
     "src/hf_sane/training/run_folder.py:": "logs, checkpoints and the note of an unfinished run, inside its folder",
 }
@@ -143,3 +148,20 @@ def test_places_of_the_writer_pass(code):
 @pytest.mark.parametrize("call", ["open(path)", "path.open('rb')", "text.replace('a', 'b')", "replace(record, a=1)"])
 def test_what_reads_is_no_write(call):
     assert list(raw_writes(f"def f(path):\n    {call}", "a.py")) == []
+
+
+RUN = sorted(
+    path
+    for folder in ("scripts", "benchmarks", "experiments")
+    for path in (ROOT / folder).glob("*.py")
+    if path.name != "ablation_variants.py"  # imported by others
+)
+
+
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_script_ends_as_the_verbs_do(path):
+    """One line for what the user can mend, 130 after an interruption: through `run_script`, under its own name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    mains = [node for node in tree.body if isinstance(node, ast.If) and "__name__" in names_in(node.test)]
+    ends = [ast.unparse(line) for main in mains for line in main.body]
+    assert [bool(re.fullmatch(rf"run_script\(.*, name='{path.name}'\)", end)) for end in ends[-1:]] == [True], ends

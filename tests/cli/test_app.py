@@ -1,6 +1,8 @@
 """The program: its verbs, their help, and how it fails."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -94,6 +96,16 @@ def test_errors_are_described_plainly(error, message):
 def test_the_entry_point_tunes_the_allocator_first(monkeypatch):
     calls = []
     monkeypatch.setattr(program, "tune_allocator", lambda: calls.append("tune"))
-    monkeypatch.setattr(program, "app", lambda: calls.append("app"))
+    monkeypatch.setattr(program, "app", lambda prog_name: calls.append(prog_name))
     program.main()
-    assert calls == ["tune", "app"]
+    assert calls == ["tune", "hf-sane"]
+
+
+def test_the_package_runs_as_the_program(tmp_path):
+    """`python -m hf_sane` is `hf-sane`, in its messages, too."""
+    command = [sys.executable, "-m", "hf_sane", "info", str(tmp_path / "nothing")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("hf-sane: no such file or folder")
+    ran = subprocess.run([*command[:3], "--help"], capture_output=True, text=True, check=True)
+    assert "Usage: hf-sane [OPTIONS]" in ran.stdout

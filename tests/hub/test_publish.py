@@ -1,6 +1,7 @@
 """Saved folders are complete, loadable, optionally with code, without traces; one commit pushes them."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ import hf_sane  # noqa: F401 (registers the Auto classes)
 from hf_sane.architectures.configuration_zoo import CNNConfig
 from hf_sane.architectures.modeling_zoo import CNNForImageClassification
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.hub.publish import code_files, save_network, save_sane
+from hf_sane.hub.publish import code_files, load_sane, save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records.outputs import MANIFEST
 from hf_sane.records.run_record import RunRecord
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 
@@ -127,6 +129,27 @@ def test_code_files_open_a_network_that_was_saved_without_its_code(tmp_path, rec
     assert json.loads(files["config.json"])["auto_map"].keys() == {"AutoConfig", "AutoModelForImageClassification"}
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert CNNConfig._auto_class is None
+    (folder / MANIFEST).unlink()  # what follows is changed on purpose
     for name, text in files.items():
         (folder / name).write_text(text)
     assert code_files(folder) == {}
+
+
+def test_a_folder_that_is_no_sane_says_what_it_holds_and_which_one_is_meant(tmp_path):
+    """Not Transformers' sentence about an address on the Hub."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/arguments.json").write_text("{}")
+    for read, what in (
+        (load_sane, "a SANE autoencoder"),
+        (SANEFeatureExtractor.from_pretrained, "a weight tokenizer"),
+    ):
+        with pytest.raises(FileNotFoundError) as refused:
+            read(tmp_path / "run")
+        holds = f"{tmp_path / 'run'}: expected {what}, got a folder with arguments.json"
+        assert str(refused.value) == f"{holds}; give a folder that holds one"
+        (tmp_path / "run/model").mkdir()
+        (tmp_path / "run/model/config.json").write_text("{}")
+        with pytest.raises(FileNotFoundError) as refused:
+            read(tmp_path / "run")
+        assert str(refused.value) == f"{holds}, model; give {tmp_path / 'run/model'}"
+        shutil.rmtree(tmp_path / "run/model")

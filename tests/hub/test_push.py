@@ -5,6 +5,7 @@ import posixpath
 import re
 import shutil
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -387,3 +388,51 @@ def test_a_server_that_names_files_outside_is_not_believed(hub, api, tmp_path):
     with pytest.raises(ValueError, match=re.escape("org/evil names the file '../evil.json'")):
         pull("org/evil", tmp_path / "a" / "b", api=api)
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_what_is_pushed_names_no_folder_of_this_machine(hub, api, tmp_path):
+    """Neither the card, nor run record and provenance; the files at home keep them."""
+    command = "hf-sane finetune /home/ann/networks -o /home/ann/out"
+    record = RunRecord(command=command, arguments={"networks": ["/home/ann/networks"], "zoo": "/home/ann/zoo"})
+    provenance = Provenance("subsampled", sane_model="/home/ann/sane", zoo="/home/ann/zoo", index=0)
+    for name, known in (("with", provenance), ("without", None)):
+        folder = save_network(tmp_path / name, build_model(cnn_digits()), record, provenance=known)
+        push_generated(f"org/{name}", folder, api=api)
+        files = hub.repositories["models", f"org/{name}"].files
+        assert [path for path, content in files.items() if b"/home/ann" in content] == []
+        assert "hf-sane finetune networks -o out" in files["README.md"].decode()
+        assert json.loads(files["run.json"])["arguments"] == {"networks": ["networks"], "zoo": "zoo"}
+        assert RunRecord.load(folder / "run.json").command == command
+    assert json.loads(hub.repositories["models", "org/with"].files["provenance.json"])["sane_model"] == "sane"
+
+
+def test_a_zoo_on_the_hub_names_no_folder_of_this_machine(local_hub, tiny_zoo, tmp_path):
+    arguments = {**tiny_zoo.facts.arguments, "folder": "/home/ann/networks"}
+    record = RunRecord(command="hf-sane zoo build --output /home/ann/zoo")
+    zoo = replace(tiny_zoo, facts=replace(tiny_zoo.facts, arguments=arguments), run_record=record)
+    zoo.save(tmp_path / "zoo")
+    plan_push("zoo", tmp_path / "zoo", "org/pushed").push()
+    zoo.push_to_hub("org/saved", token=TOKEN)
+    for name in ("org/pushed", "org/saved"):
+        files = local_hub.repositories["datasets", name].files
+        assert [path for path, content in files.items() if b"/home/ann" in content] == []
+        facts = json.loads(files["zoo.json"])["configs"]["default"]
+        assert facts["arguments"]["folder"] == "networks"
+    assert Zoo.load(tmp_path / "zoo").facts.arguments["folder"] == "/home/ann/networks"
+
+
+def test_a_network_that_its_run_saved_may_not_be_missing(samples):
+    """The record of the run says so, whether or not the manifest is still there."""
+    saved = ["network_0", "network_1", "network_2"]
+    RunRecord(command="hf-sane sample", results={"saved": saved}).save(samples / "run.json")
+    assert plan_push("samples", samples, "org/sampled").title == "Sampled networks: 3"
+    shutil.rmtree(samples / "network_2")
+    with pytest.raises(ValueError, match="lacks network_2 of the 3 networks that its run.json says were saved"):
+        plan_push("samples", samples, "org/sampled")
+
+
+@pytest.mark.parametrize("kind", ["model", "zoo"])
+def test_without_a_connection_a_push_says_so(kind, sane, tiny_zoo_folder):
+    api = HfApi(endpoint="http://127.0.0.1:9", token=TOKEN)
+    with pytest.raises(ConnectionError, match="the Hub cannot be reached"):
+        plan_push(kind, sane if kind == "model" else tiny_zoo_folder, "org/target", api=api).push(api)

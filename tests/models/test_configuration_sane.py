@@ -4,6 +4,7 @@ import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from transformers import ViTConfig
 
 from hf_sane.models.configuration_sane import SANEConfig
 
@@ -93,3 +94,9 @@ def test_later_assignment_is_checked_too():
 def test_values_out_of_range_raise(wrong, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         SANEConfig(**wrong)
+
+
+def test_the_configuration_of_another_model_is_refused(tmp_path):
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="expected model_type 'sane', got 'vit'"):
+        SANEConfig.from_pretrained(tmp_path)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from hf_sane.records.failures import run_script
+from hf_sane.records.file_kinds import FileKind
 from hf_sane.records.interruptions import explaining
 from hf_sane.records.outputs import (
-    FileKind,
     add_file,
     begin_folder,
     finish_folder,

@@ -15,13 +15,12 @@ import pytest
 from safetensors import SafetensorError
 
 from hf_sane.records.errors import InvalidFileError
+from hf_sane.records.file_kinds import PICTURE, FileKind
 from hf_sane.records.files import move_folder, recover_folder, write_atomically
 from hf_sane.records.locks import FolderInUseError, folder_lock
 from hf_sane.records.outputs import (
     MANIFEST,
-    PICTURE,
     UNFINISHED,
-    FileKind,
     Manifest,
     add_file,
     begin_folder,
@@ -445,3 +444,31 @@ def test_a_folder_in_which_a_job_was_killed_before_it_could_say_that_it_began_is
     (tmp_path / "other/mine.123.hf_sane-partial").write_text("theirs")  # not a name that we give
     with pytest.raises(FileExistsError, match="not ours"), writer(tmp_path / "other", "pull"):
         raise AssertionError
+
+
+@pytest.mark.parametrize("name", ["out/sub/model.bin", "out/sub", "out"])
+def test_a_single_file_of_an_output_is_compared_with_its_manifest(tmp_path, name):
+    write(tmp_path / "out")
+    check_finished(tmp_path / name)
+    (tmp_path / "out/sub/model.bin").write_text("WEIGHTS")
+    with pytest.raises(InvalidFileError, match=f"model.bin: expected the content that {MANIFEST} lists"):
+        check_finished(tmp_path / name)
+    check_finished(tmp_path / "out/README.md")  # another file is as it was
+
+
+def test_an_index_is_compared_with_all_that_is_beside_it(tmp_path):
+    with output_folder(tmp_path / "out", "soup") as partial:
+        (partial / "model.safetensors.index.json").write_text("{}")
+        (partial / "model-1.safetensors").write_text("a")
+    check_finished(tmp_path / "out/model.safetensors.index.json")
+    (tmp_path / "out/model-1.safetensors").write_text("b")
+    with pytest.raises(InvalidFileError, match=r"model-1\.safetensors"):
+        check_finished(tmp_path / "out/model.safetensors.index.json")
+
+
+def test_a_file_of_an_unfinished_output_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    begin_folder(tmp_path / "out", "soup")
+    (tmp_path / "out/model.bin").write_text("half")
+    with pytest.raises(InvalidFileError, match="expected a finished folder, got an interrupted soup"):
+        check_finished(tmp_path / "out/model.bin")

@@ -61,6 +61,8 @@ def test_the_verb_takes_the_same_road(tuned, networks, tmp_path):
         ]
         assert torch.equal(read[0].classifier.weight, read[1].classifier.weight)
     ours, theirs = (RunRecord.load(tmp_path / name / "run.json") for name in ("ours", "out"))
+    assert ours.results.pop("saved") == ["network_0", "network_1"]
+    assert theirs.results.pop("saved") == ["net_0", "net_1"]
     assert ours.results == theirs.results
     assert {**ours.arguments, "networks": None} == {**theirs.arguments, "networks": None}
 

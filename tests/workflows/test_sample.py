@@ -74,7 +74,9 @@ def test_the_result_describes_and_saves_itself(networks, tmp_path):
         loaded = AutoModelForImageClassification.from_pretrained(folder)
         assert torch.equal(loaded.classifier.weight, networks[index].classifier.weight)
         assert RunRecord.load(folder / "run.json").results["test_accuracy"] == origin.test_accuracy
-    assert RunRecord.load(tmp_path / "saved" / "run.json").results == {"networks": networks.comparison}
+    saved = [f"network_{index}" for index in range(len(networks))]
+    written = RunRecord.load(tmp_path / "saved" / "run.json").results
+    assert written == {"networks": networks.comparison, "saved": saved}
 
 
 def test_the_verb_takes_the_same_road(networks, sane, tiny_zoo_folder, digits, tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_sane.records.outputs import PICTURE, output_file
+from hf_sane.records.file_kinds import PICTURE
+from hf_sane.records.outputs import output_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

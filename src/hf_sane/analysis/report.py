@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_sane.records.outputs import FileKind, output_file
+from hf_sane.records.file_kinds import FileKind
+from hf_sane.records.outputs import output_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -99,4 +99,4 @@ def main() -> None:
     tune_allocator()  # before PyTorch allocates anything
     for verb in plugin_verbs():
         add_verb(app, verb)
-    app()
+    app(prog_name="hf-sane")

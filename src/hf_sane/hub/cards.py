@@ -16,6 +16,7 @@ from hf_sane.hub.tables import fact_table, is_known, result_tables
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records.errors import shorten
 from hf_sane.records.escaping import markdown_code, markdown_text, python_literal, single_lines
+from hf_sane.records.redaction import hide_folders, hide_folders_in
 from hf_sane.records.run_record import RunRecord
 from hf_sane.records.sources import hub_id
 from hf_sane.sampling.export import Provenance
@@ -179,7 +180,7 @@ def network_card(
         architecture=config.model_type.removeprefix("sane_").upper().replace("RESNET", "ResNet"),
         preprocessing=preprocessing_note(images),
         fine_tuning_epochs=record.results.get("fine_tuning_epochs"),
-        sampling_table=fact_table(record.arguments if provenance is None else _origin(provenance)),
+        sampling_table=fact_table(hide_folders_in(record.arguments if provenance is None else _origin(provenance))),
     )
 
 
@@ -236,7 +237,7 @@ def adapter_card(
         kind=kind,
         settings={key: adapter.get(name) for name, key in ADAPTER_SETTINGS.items()},
         preprocessing=preprocessing_note(images),
-        training_table=fact_table({name: record.arguments.get(name) for name in TRAINING_SETTINGS}),
+        training_table=fact_table(hide_folders_in({name: record.arguments.get(name) for name in TRAINING_SETTINGS})),
     )
 
 
@@ -293,9 +294,9 @@ def fill_template(
         settings: Become the table of settings.
         **parts: Whatever else the template names.
     """
-    facts = record.to_dict()
+    facts = hide_folders_in(record.to_dict())
     provenance = {
-        "command": markdown_code(record.command),
+        "command": markdown_code(facts["command"]),
         **{name: facts[name] for name in ("seed", "commit", "has_uncommitted_changes", "started_at") if name in facts},
         **{name: facts[name] for name in ("seconds", "peak_rss_bytes") if name in facts},
         **{name: facts["hardware"][name] for name in ("cpu", "cores", "gpus") if name in facts.get("hardware", {})},
@@ -330,7 +331,7 @@ def card_metadata(
     zoo = record.data.get("zoo")
     named = of_images if measured and measured[0][0] == "image-classification" else zoo
     named = ", ".join(map(str, named)) if isinstance(named, list | tuple) else str(named or "a model zoo")
-    named, title = shorten(named), shorten(title)
+    named, title = shorten(hide_folders(named)), shorten(title)
     results = [
         EvalResult(
             task_type=task,

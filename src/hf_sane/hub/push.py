@@ -1,6 +1,7 @@
 """The kinds of artefacts that can be pushed: required files, how the card is completed, extra checks."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -13,9 +14,12 @@ from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_
 from hf_sane.hub.publish import code_files
 from hf_sane.hub.tables import fact_text, markdown_table
 from hf_sane.hub.transfer import CARD, RepoFile, Upload, address_card, folder_files, require_files, with_texts
+from hf_sane.records.documents import read_document
 from hf_sane.records.escaping import markdown_text
-from hf_sane.records.outputs import check_finished
+from hf_sane.records.outputs import AGAIN, check_finished
 from hf_sane.records.patience import patiently
+from hf_sane.records.redaction import hide_folders_in
+from hf_sane.records.run_record import RECORD, RunRecord
 from hf_sane.records.sources import hub_id
 from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
 from hf_sane.zoo.cards import PLACEHOLDER, render_card
@@ -52,6 +56,7 @@ def plan_push(
         raise ValueError(f"expected a kind of artefact out of {', '.join(PLANS)}, got {kind!r}")
     check_finished(folder, all_digests=True)
     upload = PLANS[kind](Path(folder), repo_id, api or HfApi())
+    upload = replace(upload, files=with_texts(upload.files, _without_folders(upload.files)))
     if not include_code or kind not in ("model", "samples"):
         return upload
     homes = [PurePosixPath(file.path).parent for file in upload.files if file.path.split("/")[-1] == "config.json"]
@@ -98,6 +103,17 @@ def push_generated(
     return upload.push(api, private=private, revision=revision)
 
 
+def _without_folders(files: Sequence[RepoFile]) -> dict[str, str]:
+    """The records among the files that name folders of this machine, without them."""
+    found = {}
+    for file in files:
+        if PurePosixPath(file.path).name in (RECORD, PROVENANCE_FILE) and isinstance(file.content, Path):
+            document = read_document(file.content, expected="a record (a JSON object)", remedy=AGAIN).mapping()
+            if (shared := hide_folders_in(document)) != document:
+                found[file.path] = json.dumps(shared, indent=2) + "\n"
+    return found
+
+
 def _plan_model(folder: Path, repo_id: str, api: HfApi) -> Upload:
     require_files(folder, (*NETWORK_FILES, "preprocessor_config.json"), what="SANE folder")
     files = with_texts(folder_files(folder), {CARD: address_card(_text(folder / CARD), repo_id)})
@@ -109,6 +125,8 @@ def _plan_samples(folder: Path, repo_id: str, api: HfApi) -> Upload:
     networks = [folder] if single else sorted(path.parent for path in folder.glob("[!.]*/config.json"))
     if not networks:
         raise FileNotFoundError(f"no network in {folder}; expected config.json there, or in folders inside it")
+    if not single:
+        _check_complete(folder, networks)
     networks.sort(key=_merit, reverse=True)
     files: tuple[RepoFile, ...] = ()
     for place, network in enumerate(networks):
@@ -121,6 +139,19 @@ def _plan_samples(folder: Path, repo_id: str, api: HfApi) -> Upload:
         prefix = f"{network.name}/" if place else ""
         files += with_texts(folder_files(network, prefix=prefix), {f"{prefix}{CARD}": card})
     return Upload(repo_id, "model", files, title=f"Sampled networks: {len(networks)}")
+
+
+def _check_complete(folder: Path, networks: list[Path]) -> None:
+    """Refuse a folder that lacks networks that its run saved, whether or not it still has its manifest."""
+    if not (folder / RECORD).is_file():
+        return
+    saved = RunRecord.load(folder / RECORD).results.get("saved", [])
+    present = {network.name for network in networks}
+    if missing := [str(name) for name in saved if name not in present]:
+        raise ValueError(
+            f"{folder} lacks {', '.join(missing)} of the {len(saved)} networks that its {RECORD} says were saved; "
+            "sample them again, or push the folders of single networks"
+        )
 
 
 def _merit(network: Path) -> tuple[float, int]:
@@ -166,6 +197,7 @@ def _plan_zoo(folder: Path, repo_id: str, api: HfApi) -> Upload:
     mine = read_facts(folder)
     for config in mine:
         check_zoo(folder, config, all_digests=True)
+    mine = {config: facts.without_folders() for config, facts in mine.items()}
     there = _remote_facts(repo_id, api)
     prefixes = [data_folder(Path(), config).as_posix() for config in mine]
     files = tuple(file for file in folder_files(folder) if file.path.split("/")[0] in prefixes)

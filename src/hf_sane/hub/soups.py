@@ -27,6 +27,7 @@ from hf_sane.merging.ingredients import CARRIED_FILES, CONFIG_FILE, Ingredient
 from hf_sane.merging.reconciliation import complete_config
 from hf_sane.records.escaping import markdown_text
 from hf_sane.records.outputs import output_folder
+from hf_sane.records.redaction import hide_folders
 from hf_sane.records.run_record import RECORD, RunRecord
 from hf_sane.records.sources import hub_id, parse_repo
 
@@ -271,7 +272,11 @@ def _ingredients_table(rows: Mapping[str, Mapping[str, Any]], metric: str) -> st
     metric = markdown_text(metric)
     header = ["ingredient", "weight", *([f"held-out {metric}"] if has_scores else [])]
     lines = [
-        [markdown_text(name), fact_text(row["weight"]), *([fact_text(row["held_out_score"])] if has_scores else [])]
+        [
+            markdown_text(hide_folders(name)),
+            fact_text(row["weight"]),
+            *([fact_text(row["held_out_score"])] if has_scores else []),
+        ]
         for name, row in rows.items()
     ]
     return markdown_table(header, lines, numbers=True)

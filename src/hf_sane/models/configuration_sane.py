@@ -100,6 +100,18 @@ class SANEConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
     layer_norm_eps: float | int = 1e-5
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read what `to_dict` gave.
+
+        Raises:
+            ValueError: If it is the configuration of another model.
+        """
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(f"expected model_type {cls.model_type!r}, got {str(kind)[:80]!r}")
+        return super().from_dict(config_dict, **kwargs)
+
     def __post_init__(self, **kwargs: Any) -> None:
         names = {field.name for field in fields(self)}
         for key in kwargs:

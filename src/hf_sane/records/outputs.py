@@ -21,6 +21,7 @@ from typing import Any
 
 from hf_sane.records.disks import writing
 from hf_sane.records.errors import InvalidFileError, reading
+from hf_sane.records.file_kinds import FileKind
 from hf_sane.records.files import (
     PARTIAL,
     is_partial_file,
@@ -39,6 +40,7 @@ UNFINISHED = ".hf_sane_unfinished.json"
 FORMAT_VERSION = 1
 CARD = "README.md"  # people edit cards: a change of it makes nothing unfinished, but it is not overwritten either
 MAX_BYTES_READ = 2**28  # loaders compare the digests of files up to this size, pushes those of all
+INDEX_SUFFIX = ".index.json"  # of files that name the shards beside them
 SHOWN = 3  # names that a message lists
 AGAIN = "run the command that wrote it again, into a new folder"
 CHANGED = f"{AGAIN}, or delete {MANIFEST} if you changed it on purpose"
@@ -148,48 +150,16 @@ class Manifest:
         return sorted({*(names - self.files.keys()), *changed})
 
 
-@dataclass(frozen=True)
-class FileKind:
-    """What a single file is, told by its content.
-
-    Attributes:
-        name: With its article, such as `"a picture"`.
-        matches: Whether some content, all of it, is of this kind.
-    """
-
-    name: str
-    matches: Callable[[bytes], bool]
-
-    @classmethod
-    def json_with(cls, name: str, *keys: str) -> "FileKind":
-        """A JSON object that has some keys."""
-
-        def matches(content: bytes) -> bool:
-            with suppress(ValueError, RecursionError):
-                found = json.loads(content)
-                return isinstance(found, dict) and all(key in found for key in keys)
-            return False
-
-        return cls(name, matches)
-
-
-# PNG, PDF, SVG, PostScript, JPEG: what matplotlib draws.
-PICTURE = FileKind(
-    "a picture",
-    lambda content: content.startswith((b"\x89PNG\r\n", b"%PDF", b"<?xml", b"<svg", b"%!PS", b"\xff\xd8\xff")),
-)
-
-
 def check_finished(folder: str | Path, *, all_digests: bool = False) -> Manifest | None:
     """Refuse a folder that its writer did not finish, or that lost or changed files since.
 
     A folder inside of an output, such as one sampled network out of several, is checked with the manifest of the
-    output, unless it has its own. A folder without manifest is taken as it is: Transformers and people write folders,
-    too.
+    output, unless it has its own, and so is a file: an index of shards with all that is beside it. A folder without
+    manifest is taken as it is: Transformers and people write folders, too.
 
     Args:
-        folder: That is to be loaded or pushed; one that does not exist, such as the id of a repository, is left to
-            others, and so is one that this process fills at the moment.
+        folder: That is to be loaded or pushed, or a file in one; what does not exist, such as the id of a repository,
+            is left to others, and so is a folder that this process fills at the moment.
         all_digests: Compare the digests of files above 256 MiB, too.
 
     Returns:
@@ -198,18 +168,31 @@ def check_finished(folder: str | Path, *, all_digests: bool = False) -> Manifest
     Raises:
         InvalidFileError: Naming the file that is missing, cut or changed, or the command that has to be run again.
     """
-    folder = Path(os.path.abspath(folder))
-    if not folder.is_dir() or not _open.isdisjoint((folder, *folder.parents)):
+    place = Path(os.path.abspath(folder))
+    if not place.exists() or not _open.isdisjoint((place, *place.parents)):
         return None
-    _check_no_note(folder, folder)
-    if (manifest := Manifest.load(folder)) is not None:
-        manifest.check(folder, all_digests=all_digests)
+    if place.is_file():
+        if place.name.endswith(INDEX_SUFFIX):
+            place = place.parent
+        else:
+            _check_inside((place.parent, place.parent.parent), place, all_digests=all_digests)
+            return None
+    _check_no_note(place, place)
+    if (manifest := Manifest.load(place)) is not None:
+        manifest.check(place, all_digests=all_digests)
         return manifest
-    _check_no_note(folder.parent, folder)
-    outer = Manifest.load(folder.parent)
-    if outer is not None and any(PurePosixPath(name).parts[0] == folder.name for name in outer.files):
-        outer.check(folder.parent, all_digests=all_digests, within=folder.name)
+    _check_inside((place.parent,), place, all_digests=all_digests)
     return None
+
+
+def _check_inside(homes: Iterable[Path], place: Path, *, all_digests: bool) -> None:
+    """Compare a file or folder with the first of the outputs around it that lists it."""
+    for home in homes:
+        _check_no_note(home, place)
+        outer, within = Manifest.load(home), place.relative_to(home).as_posix()
+        if outer is not None and any(PurePosixPath(name).is_relative_to(within) for name in outer.files):
+            outer.check(home, all_digests=all_digests, within=within)
+            return
 
 
 def check_may_write(

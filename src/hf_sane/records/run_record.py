@@ -21,8 +21,9 @@ import torch
 
 from hf_sane.records.allocator import allocator_state, peak_rss_bytes
 from hf_sane.records.documents import read_document
-from hf_sane.records.outputs import FileKind, output_file
-from hf_sane.records.redaction import redact_tokens
+from hf_sane.records.file_kinds import FileKind
+from hf_sane.records.outputs import output_file
+from hf_sane.records.redaction import hide_folders_in, redact_tokens
 
 PACKAGE = Path(__file__).parents[1]
 RECORD = "run.json"  # its name in an output folder
@@ -141,6 +142,10 @@ class RunRecord:
         """
         known = {name: value for name, value in asdict(self).items() if value is not None and value != {}}
         return {name: _plain(value, name) for name, value in known.items()}
+
+    def without_folders(self) -> "RunRecord":
+        """As it is published: without where files lie on this machine."""
+        return RunRecord(**hide_folders_in(self.to_dict()))
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON; an interrupted write leaves the file as it was.

@@ -9,12 +9,13 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from hf_sane.records.errors import InvalidFileError, reading
+from hf_sane.records.errors import InvalidFileError, reading, shorten
 from hf_sane.records.outputs import check_finished
 from hf_sane.records.patience import patiently
 from hf_sane.records.sources import pretrained_arguments
 
 NO_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
+LISTED = 5  # files that a message names
 REMEDY = "save it again with save_pretrained(), or load it from elsewhere"
 
 
@@ -36,7 +37,21 @@ def reading_pretrained(source: str | Path, what: str) -> Iterator[None]:
         except OSError as error:  # Transformers raises it for damaged JSON, too
             if isinstance(error.__context__, NO_JSON):
                 raise InvalidFileError(source, expected=what, got=error, remedy=REMEDY) from error
+            # Transformers has one sentence for every file that it does not find: about its own address on the Hub.
+            folder = next((path for path in (Path(source), Path(source).parent) if path.is_dir()), None)
+            if error.errno is None and folder is not None:
+                raise FileNotFoundError(_describe_lack(folder, what)) from error
             raise
+
+
+def _describe_lack(folder: Path, what: str) -> str:
+    """What a folder that lacks the files of something holds in their place."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    inside = sorted(path.parent for path in folder.glob("*/config.json"))
+    remedy = f"give {inside[0]}" if len(inside) == 1 else "give a folder that holds one"
+    listed = shorten(", ".join(names[:LISTED])) or "nothing"
+    return f"{folder}: expected {what}, got a folder with {listed}{more}; {remedy}"
 
 
 def load_pretrained(cls: Any, source: str | Path, what: str, *, revision: str | None = None, **options: Any) -> Any:

@@ -14,6 +14,7 @@ from hf_sane.hub.cards import describe_config
 from hf_sane.hub.push import push_generated
 from hf_sane.networks.images import ImageData, load_images
 from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.records.run_record import RECORD
 from hf_sane.records.sources import HubRepo, find_source
 from hf_sane.tokenization.loading import load_model
 from hf_sane.workflows.results import Result
@@ -56,6 +57,11 @@ class NetworksResult(Result):
             split: `"train"`, `"validation"` or `"test"`.
         """
         return self.stack.evaluate(*open_images(images).split(split))[1]
+
+    def write(self, partial: Path) -> None:
+        """The record of the run, which lists the networks that are saved there already."""
+        saved = sorted(path.parent.name for path in partial.glob("*/config.json"))
+        replace(self.record, results={**self.record.results, "saved": saved}).save(partial / RECORD)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Save every network to a folder of its own, where `from_pretrained` reads it, with card and run record.

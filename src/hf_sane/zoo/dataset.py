@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -390,7 +390,8 @@ class Zoo:
                 shutil.copy(
                     patiently(api.hf_hub_download, repo_id, FACTS_NAME, repo_type="dataset"), folder / FACTS_NAME
                 )
-            self.save(folder, config_name)
+            record = None if self.run_record is None else self.run_record.without_folders()
+            replace(self, facts=self.facts.without_folders(), run_record=record).save(folder, config_name)
             commit = patiently(
                 api.upload_folder,
                 repo_id=repo_id,

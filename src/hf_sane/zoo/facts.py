@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +20,7 @@ from hf_sane.records.documents import Entry, read_document
 from hf_sane.records.errors import reading
 from hf_sane.records.files import write_atomically
 from hf_sane.records.patience import patiently
+from hf_sane.records.redaction import hide_folders_in
 from hf_sane.records.sources import HubRepo
 
 FILE_NAME = "zoo.json"
@@ -103,6 +104,10 @@ class ZooFacts:
             "learning_rate": factor * self.arguments["learning_rate"][0],
             "weight_decay": self.arguments["weight_decay"][0],
         }
+
+    def without_folders(self) -> "ZooFacts":
+        """As they are published: sources are named without where they lie on this machine."""
+        return replace(self, arguments=hide_folders_in(self.arguments), data=hide_folders_in(self.data))
 
     def count(self, split: str) -> int | None:
         """Networks of a split, if that is known."""

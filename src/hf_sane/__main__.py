@@ -1,0 +1,9 @@
+"""`python -m hf_sane`: the program `hf-sane`, where its script is not on the path."""
+
+import sys
+
+from hf_sane.cli.app import main
+
+if __name__ == "__main__":
+    sys.argv[0] = "hf-sane"  # what records, and messages that name a command, call it
+    main()

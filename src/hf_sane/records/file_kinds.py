@@ -1,0 +1,41 @@
+"""What a single file is, told by its content: a file of the same kind may be replaced, one of another kind never."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a single file is, told by its content.
+
+    Attributes:
+        name: With its article, such as `"a picture"`.
+        matches: Whether some content, all of it, is of this kind.
+    """
+
+    name: str
+    matches: Callable[[bytes], bool]
+
+    @classmethod
+    def json_with(cls, name: str, *keys: str) -> "FileKind":
+        """A JSON object that has some keys."""
+
+        def matches(content: bytes) -> bool:
+            with suppress(ValueError, RecursionError):
+                found = json.loads(content)
+                return isinstance(found, dict) and all(key in found for key in keys)
+            return False
+
+        return cls(name, matches)
+
+
+# PNG, PDF, SVG, PostScript, JPEG: what matplotlib draws.
+PICTURE = FileKind(
+    "a picture",
+    lambda content: content.startswith((b"\x89PNG\r\n", b"%PDF", b"<?xml", b"<svg", b"%!PS", b"\xff\xd8\xff")),
+)
+
+
+__all__ = ["PICTURE", "FileKind"]
