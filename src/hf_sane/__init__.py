@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from hf_sane.workflows.align_zoo import align_zoo
     from hf_sane.workflows.build_zoo import build_zoo
     from hf_sane.workflows.embed import embed
+    from hf_sane.workflows.finetune import finetune
     from hf_sane.workflows.import_zoo import import_zoo
     from hf_sane.workflows.mix_zoos import mix_zoos
     from hf_sane.workflows.pretrain import pretrain
     from hf_sane.workflows.probe import probe
+    from hf_sane.workflows.regions import map_regions
+    from hf_sane.workflows.sample import sample
     from hf_sane.workflows.sane import SANE
     from hf_sane.workflows.show_zoo import load_zoo
+    from hf_sane.workflows.soup import soup
     from hf_sane.zoo.dataset import Zoo
 
 __version__ = "0.1.0"
@@ -44,12 +48,16 @@ _HOMES = {
     "align_zoo": "workflows.align_zoo",
     "build_zoo": "workflows.build_zoo",
     "embed": "workflows.embed",
+    "finetune": "workflows.finetune",
     "import_zoo": "workflows.import_zoo",
     "load_images": "networks.images",
     "load_zoo": "workflows.show_zoo",
+    "map_regions": "workflows.regions",
     "mix_zoos": "workflows.mix_zoos",
     "pretrain": "workflows.pretrain",
     "probe": "workflows.probe",
+    "sample": "workflows.sample",
+    "soup": "workflows.soup",
     "trace_permutations": "symmetry.tracing.trace",
 }
 
@@ -66,12 +74,16 @@ __all__ = [
     "align_zoo",
     "build_zoo",
     "embed",
+    "finetune",
     "import_zoo",
     "load_images",
     "load_zoo",
+    "map_regions",
     "mix_zoos",
     "pretrain",
     "probe",
+    "sample",
+    "soup",
     "trace_permutations",
 ]
 
