@@ -21,10 +21,9 @@ from hf_sane.core.types import StateDict, TokenSequence
 from hf_sane.records.outputs import check_finished
 from hf_sane.records.patience import patiently
 from hf_sane.records.sources import pretrained_arguments
-from hf_sane.tokenization.checkpoints import Checkpoint, Source, load_state_dict
+from hf_sane.tokenization.checkpoints import Checkpoint, Source
 from hf_sane.tokenization.pretrained import reading_pretrained
-from hf_sane.tokenization.saved_form import as_saved
-from hf_sane.tokenization.state_dicts import strip_prefixes
+from hf_sane.tokenization.reading import Weights, read_network
 
 Normalization = Literal["standardize", "robust", "none"]
 DIGEST_DIGITS = 16
@@ -151,8 +150,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
     def layout(self, source: Source, *, revision: str | None = None) -> Layout:
         """Lay out a network without reading its values; meta tensors will do."""
-        source = as_saved(source)
-        return self.lay_out(load_state_dict(source, revision=revision), ties=source_ties(source))
+        return self.lay_out(read_network(source, revision=revision))
 
     def encode(self, source: Source, *, revision: str | None = None) -> TokenSequence:
         """Turn a network into tokens.
@@ -170,30 +168,26 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
                 tensors, or an extractor that was not fitted.
             KeyError: If the extractor was fitted on another architecture.
         """
-        source = as_saved(source)
-        state_dict = load_state_dict(source, revision=revision)
+        weights = read_network(source, revision=revision)
+        state_dict = weights.tensors
         if meta := [name for name, tensor in state_dict.items() if tensor.is_meta]:
             raise ValueError(f"tensors without values (meta device): {meta[:5]}; load the weights, or use layout()")
-        layout = self.lay_out(state_dict, ties=source_ties(source))
+        layout = self.lay_out(weights)
         affine = None if self.normalization == "none" else self.scales(layout)
         tokens = layout.tokens(state_dict, affine=affine)
         _check_finite(tokens, layout, state_dict)
         return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
 
-    def lay_out(self, state_dict: Mapping[str, Tensor], *, ties: Mapping[str, str] | None = None) -> Layout:
-        """The layout of tensors in memory (or on the meta device), in the order of [`arranged`].
-
-        Args:
-            state_dict: Tensors by name.
-            ties: Of shared tensors, the names that files leave out, where that is known; see `source_ties`.
-        """
+    def lay_out(self, weights: Weights | Mapping[str, Tensor]) -> Layout:
+        """The layout, as [`arranged`] has it, of a network from [`read_network`] or of tensors, meta tensors too."""
+        known = weights if isinstance(weights, Weights) else Weights(weights)
         layout = Layout.from_state_dict(
-            state_dict,
+            known.outlines,
             token_dim=self.token_dim,
             token_layout=self.token_layout,
             batch_norm=self.batch_norm,
             order="given" if self.format_version == 1 else "names",
-            ties=ties,
+            ties=known.aliases,
         )
         return self.arranged(layout)
 
@@ -318,10 +312,9 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         if isinstance(source, tuple):
             layout, tokens = source
         else:
-            source = as_saved(source)
-            state_dict = load_state_dict(source)
-            layout = self.lay_out(state_dict, ties=source_ties(source))
-            tokens = layout.tokens(state_dict)[None]
+            weights = read_network(source)
+            layout = self.lay_out(weights)
+            tokens = layout.tokens(weights.tensors)[None]
         if max_abs_weight is not None:
             tokens = tokens[tokens.abs().amax(dim=(1, 2)) <= max_abs_weight]
         return layout, tokens
@@ -380,23 +373,6 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 def _digest(statistics: Mapping[str, Mapping[str, float]] | None, layer_orders: Sequence[Sequence[str]] | None) -> str:
     content = json.dumps([statistics or None, layer_orders or []], sort_keys=True)
     return sha256(content.encode()).hexdigest()[:DIGEST_DIGITS]
-
-
-def source_ties(source: Source) -> dict[str, str]:
-    """Of the shared tensors of a Transformers model, names that its files leave out to those that they keep.
-
-    Names are those that `load_state_dict` gives; nothing for other sources.
-    """
-    if not isinstance(source, nn.Module):
-        return {}
-    shown = {stored: name for name, stored in strip_prefixes({name: name for name in source.state_dict()}).items()}
-    ties = {}
-    for path, module in source.named_modules():
-        dot = f"{path}." if path else ""
-        for left_out, kept in (getattr(module, "all_tied_weights_keys", None) or {}).items():
-            if dot + left_out in shown and dot + kept in shown:
-                ties[shown[dot + left_out]] = shown[dot + kept]
-    return ties
 
 
 def _by_name(layer: LayerSpec) -> tuple[Any, ...]:

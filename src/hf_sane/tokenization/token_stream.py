@@ -15,13 +15,12 @@ from hf_sane.tokenization.checkpoints import (
     Source,
     as_checkpoint,
     is_lazy,
-    load_state_dict,
     weights_path,
 )
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor, source_ties
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.headers import read_outlines
-from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
-from hf_sane.tokenization.saved_form import as_saved
+from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint
+from hf_sane.tokenization.reading import Weights, read_network
 
 MAX_SCALARS = 2**22  # read at a time: 16 MiB of float32
 MAX_MEMORY_BYTES = 2**28  # of weights that are still tokenised all at once
@@ -68,7 +67,7 @@ class TokenStream:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Weights,
         extractor: SANEFeatureExtractor,
         *,
         revision: str | None = None,
@@ -76,10 +75,9 @@ class TokenStream:
     ) -> None:
         if max_scalars < 1:
             raise ValueError(f"expected max_scalars >= 1, got {max_scalars}")
-        source = as_saved(source)
-        self._tensors = open_checkpoint(source, revision=revision)
-        outlines = self._tensors.outlines if isinstance(self._tensors, LazyCheckpoint) else self._tensors
-        self.layout: Layout = extractor.lay_out(outlines, ties=source_ties(source))
+        weights = read_network(source, revision=revision, lazy=True)
+        self._tensors = weights.tensors
+        self.layout: Layout = extractor.lay_out(weights)
         self.max_scalars = max_scalars
         self._rule = find_token_layout(self.layout.token_layout)
         self._affine = extractor.scales(self.layout)
@@ -184,15 +182,15 @@ def stream_if_large(
         if not is_lazy(path):
             return None
         tensors = read_outlines(path, key=checkpoint.key)
-        source = Checkpoint(path, key=checkpoint.key)
+        found: Source | Weights = Checkpoint(path, key=checkpoint.key)
     else:
-        source = as_saved(source)
-        tensors = load_state_dict(source)
-    if any(tensor.is_meta for tensor in tensors.values()) and not isinstance(source, Checkpoint):
-        return None  # without values: `encode` says so
+        found = read_network(source)
+        tensors = dict(found.tensors)
+        if any(tensor.is_meta for tensor in tensors.values()):
+            return None  # without values: `encode` says so
     if sum(tensor.nbytes for tensor in tensors.values()) <= max_memory_bytes:
         return None
-    return TokenStream(source, extractor)
+    return TokenStream(found, extractor)
 
 
 def _changed(weights: Tensor, scale: float, shift: float) -> Tensor:
