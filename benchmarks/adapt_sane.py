@@ -77,7 +77,7 @@ class Experiment:
         if not (folder / "model" / "run.json").is_file():
             arguments = PretrainSettings(
                 zoo=[self.zoo.facts.name],
-                output_dir=str(folder),
+                output=str(folder),
                 pretrained=self.sane,
                 views=["permuted"],
                 noise=self.noise,

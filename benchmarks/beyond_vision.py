@@ -287,7 +287,7 @@ def train_sanes(
         extractor = tokenizer(train)
         settings = PretrainSettings(
             zoo=[population.name],
-            output_dir=str(work / f"{population.name}-{seed}-{fold}"),
+            output=str(work / f"{population.name}-{seed}-{fold}"),
             model={
                 "hidden_size": arguments.hidden_size,
                 "latent_dim": arguments.latent_dim,

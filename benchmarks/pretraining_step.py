@@ -211,7 +211,7 @@ def bf16_speedup(sizes: Sizes, repeats: int) -> float:
 def library_run(config: SANEConfig, batches: RandomBatches, precision: str) -> tuple[Run, SANEModel]:
     """The library's training step, without a zoo."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    arguments = PretrainSettings(zoo=["none"], output_dir="none", mixed_precision=precision, learning_rate=1e-4)
+    arguments = PretrainSettings(zoo=["none"], output="none", mixed_precision=precision, learning_rate=1e-4)
     accelerator = Accelerator(mixed_precision=precision, cpu=True)
     torch.manual_seed(0)
     model = SANEModel(config)
@@ -242,7 +242,7 @@ def plain_stepper(config: SANEConfig, batches: RandomBatches) -> Callable[[], Te
     source = SANEModel(config)  # drawn first: the same weights as the library's run
     model = PlainSANE(config).copy_from(source).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=3e-9)
-    arguments = PretrainSettings(zoo=["none"], output_dir="none", learning_rate=1e-4)
+    arguments = PretrainSettings(zoo=["none"], output="none", learning_rate=1e-4)
     scheduler = one_cycle(optimizer, arguments, 1000)
     steps = iter(range(10_000))
 

@@ -200,7 +200,7 @@ def autoencoder(
             **BASE_TRAINING,
             **variant.training,
         }
-        arguments = PretrainSettings(zoo=list(chosen), output_dir=str(folder), model=model, seed=seed, **settings)
+        arguments = PretrainSettings(zoo=list(chosen), output=str(folder), model=model, seed=seed, **settings)
         pretrain(arguments, zoos=list(chosen.values()))
     return load_sane(folder / "model", dtype=torch.float32)
 

@@ -126,7 +126,7 @@ def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: 
         return folder / "model"
     arguments = PretrainSettings(
         zoo=list(zoos),
-        output_dir=str(folder),
+        output=str(folder),
         model=model,
         num_epochs=epochs,
         batch_size=64,

@@ -1,7 +1,7 @@
 """Build the zoos of docs/results/zoos.md one after the other; finished ones are kept, interrupted ones resumed.
 
-    python experiments/paper_zoos.py --images ../shared/data/images --output_dir ../zoos --records runs/paper/zoos
-    python experiments/paper_zoos.py --images ... --output_dir ... --zoos mnist_seed usps_seed      # some of them
+    python experiments/paper_zoos.py --images ../shared/data/images --output ../zoos --records runs/paper/zoos
+    python experiments/paper_zoos.py --images ... --output ... --zoos mnist_seed usps_seed      # some of them
 
 `--images` holds mnist.npz, fashion_mnist_20k.npz, usps16.npz and cifar10_jpeg.npz. All zoos go into one folder of
 configs, which `load_dataset(folder, "mnist_seed")` and `Zoo.load(folder, config="mnist_seed")` open. Each leaves a run
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = recipes()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the zoos")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the zoos")
     parser.add_argument("--records", type=Path, help="folder of their run records")
     parser.add_argument("--zoos", nargs="+", choices=sorted([*known, MIXED]), default=[*known, MIXED], metavar="NAME")
     parser.add_argument("--num_models", type=int, help="runs per zoo, for a quick look")
@@ -132,10 +132,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         changed |= {"epochs": options.epochs, "keep_epochs": None}
     for name in options.zoos:
         if name == MIXED:
-            report(name, *mix(options.output_dir), options.records)
+            report(name, *mix(options.output), options.records)
         else:
             recipe, settings = known[name]
-            zoo, record = build(name, recipe, settings | changed, options.images, options.output_dir)
+            zoo, record = build(name, recipe, settings | changed, options.images, options.output)
             report(name, zoo, record, options.records)
 
 

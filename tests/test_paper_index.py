@@ -41,5 +41,5 @@ def test_settings_of_the_model_exist():
     objects = re.findall(r"model='(\{[^']*\})'", TEXT)
     assert objects
     for text in objects:
-        assert PretrainSettings(zoo=["zoo"], output_dir="run", model=text).model
-        SANEConfig(**PretrainSettings(zoo=["zoo"], output_dir="run", model=text).model)
+        assert PretrainSettings(zoo=["zoo"], output="run", model=text).model
+        SANEConfig(**PretrainSettings(zoo=["zoo"], output="run", model=text).model)

@@ -97,13 +97,13 @@ def test_lists_of_choices_too(arguments, said):
 
 def test_python_gets_the_choices_too():
     with pytest.raises(Exception, match="views") as raised:
-        PretrainSettings(zoo=["x"], output_dir="y", views=["permutted"])
+        PretrainSettings(zoo=["x"], output="y", views=["permutted"])
     assert describe_error(raised.value) == (
         f"expected views to be one or two of {', '.join(map(repr, VIEWS))}, got ['permutted']; did you mean "
         "'permuted'?"
     )
     with pytest.raises(Exception, match="second_network") as raised:
-        PretrainSettings(zoo=["x"], output_dir="y", second_network="same_rum")
+        PretrainSettings(zoo=["x"], output="y", second_network="same_rum")
     said = describe_error(raised.value)
     assert said.startswith("expected second_network to be one of 'same'")
     assert said.endswith("got 'same_rum'; did you mean 'same_run'?")

@@ -145,7 +145,7 @@ def test_all_variants_have_settings_that_exist(script):
     assert len(variants) == sum(map(len, module.STUDIES.values()))  # names are folders: each only once
     for variant in variants.values():
         SANEConfig(**variant.model)
-        PretrainSettings(zoo=["any"], output_dir="any", **variant.training)
+        PretrainSettings(zoo=["any"], output="any", **variant.training)
         assert variant.trained_as is None or variant.trained_as in variants
         assert variant.condition in (None, "reset", "keep")
 

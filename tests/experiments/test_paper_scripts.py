@@ -46,7 +46,7 @@ def images(tmp_path_factory):
 def folder(script, images, tmp_path_factory):
     """Two small zoos and their records."""
     path = tmp_path_factory.mktemp("paper")
-    options = ["--images", str(images), "--output_dir", str(path / "zoos"), "--records", str(path / "records")]
+    options = ["--images", str(images), "--output", str(path / "zoos"), "--records", str(path / "records")]
     script.main([*options, "--zoos", "usps_seed", "usps_hyper", "--num_models", "16", "--epochs", "1"])
     return path
 
@@ -60,7 +60,7 @@ def test_zoos_and_their_records(folder):
 
 
 def test_the_mixed_zoo_joins_those_of_both_cnns(script, images, folder, tmp_path, monkeypatch, capsys):
-    options = ["--images", str(images), "--output_dir", str(folder / "zoos"), "--records", str(tmp_path)]
+    options = ["--images", str(images), "--output", str(folder / "zoos"), "--records", str(tmp_path)]
     with pytest.raises(FileNotFoundError, match="mixed needs the zoos mnist_seed, .*; .* lacks mnist_seed, "):
         script.main([*options, "--zoos", "mixed"])
     known = script.recipes()

@@ -142,7 +142,7 @@ def test_inside_the_pre_training_loop(tiny_zoo_folder, tmp_path):
     """Averages a SANE autoencoder along its own loop, under Accelerate and a scheduler of the loop."""
     arguments = PretrainSettings(
         zoo=[str(tiny_zoo_folder)],
-        output_dir=str(tmp_path / "run"),
+        output=str(tmp_path / "run"),
         model={"hidden_size": 8, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "window_size": 52},
         max_steps=6,
         log_with="none",

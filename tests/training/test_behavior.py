@@ -51,7 +51,7 @@ def population(config, count=6, token_dim=16, batch_norm="tokens"):
 def arguments(**changes):
     needed = {
         "zoo": ["z"],
-        "output_dir": "o",
+        "output": "o",
         "behavior_weight": 0.4,
         "behavior_data": "digits",
         "behavior_images": 16,

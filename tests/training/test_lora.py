@@ -43,10 +43,10 @@ def sane_folder(tmp_path_factory, tiny_zoo):
     return folder
 
 
-def settings(output_dir, sane_folder, **changes):
+def settings(output, sane_folder, **changes):
     defaults = {
         "zoo": ["unused"],
-        "output_dir": str(output_dir),
+        "output": str(output),
         "pretrained": str(sane_folder),
         "lora": True,
         "lora_rank": 2,
@@ -175,7 +175,7 @@ def test_behavioural_loss_and_recomputed_activations_work_with_an_adapter(tmp_pa
 
 def test_the_base_is_the_id_that_was_given(sane_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    needed = {"zoo": ["zoo"], "output_dir": "run", "lora": True}
+    needed = {"zoo": ["zoo"], "output": "run", "lora": True}
     assert PretrainSettings(**needed, pretrained="org/sane").base_model == "org/sane"
     assert PretrainSettings(**needed, pretrained=str(sane_folder)).base_model is None
     assert PretrainSettings(**needed, pretrained=str(sane_folder), lora_base="org/sane").base_model == "org/sane"
@@ -198,6 +198,6 @@ def test_the_base_is_the_id_that_was_given(sane_folder, tmp_path, monkeypatch):
     ],
 )
 def test_settings_that_make_no_adapter(changes, message):
-    defaults = {"zoo": ["zoo"], "output_dir": "run", "lora": True, "pretrained": "org/sane"}
+    defaults = {"zoo": ["zoo"], "output": "run", "lora": True, "pretrained": "org/sane"}
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         PretrainSettings(**defaults | changes)

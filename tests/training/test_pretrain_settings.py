@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from hf_sane.training.settings import RESUMABLE, PretrainSettings
 from hf_sane.workflows.command_line import parse_settings
 
-NEEDED = {"zoo": ["zoo"], "output_dir": "run"}
+NEEDED = {"zoo": ["zoo"], "output": "run"}
 
 
 def test_every_field_has_a_help_text():
@@ -24,7 +24,7 @@ def test_flags_and_keywords_give_the_same_arguments():
     parsed = parse_settings(PretrainSettings, [*flags.split(), "--model", '{"hidden_size": 32}'], name="pretrain.py")
     assert parsed == PretrainSettings(
         zoo=["a", "b"],
-        output_dir="run",
+        output="run",
         noise=0.5,
         num_epochs=3,
         progress_bar=False,
@@ -98,7 +98,7 @@ def test_values_out_of_range_raise(wrong, message):
 
 def test_a_run_continues_only_with_its_own_settings():
     first = json.loads(json.dumps(PretrainSettings(**NEEDED).to_dict()))
-    PretrainSettings(**NEEDED | {"output_dir": "moved"}, resume=True, checkpoint_every_steps=9).check_continues(first)
+    PretrainSettings(**NEEDED | {"output": "moved"}, resume=True, checkpoint_every_steps=9).check_continues(first)
     with pytest.raises(ValueError, match=r"other settings of noise, seed: expected \[0.1, 0\], got \[0.3, 4\]"):
         PretrainSettings(**NEEDED, noise=0.3, seed=4).check_continues(first)
     assert set(RESUMABLE) <= {entry.name for entry in fields(PretrainSettings)}

@@ -65,10 +65,10 @@ def zoo(zoo_folder):
     return Zoo.load(zoo_folder)
 
 
-def settings(output_dir, **changes):
+def settings(output, **changes):
     defaults = {
         "zoo": ["unused"],
-        "output_dir": str(output_dir),
+        "output": str(output),
         "model": TINY_MODEL,
         "batch_size": 8,
         "max_steps": 8,

@@ -13,9 +13,9 @@ CPU = torch.device("cpu")
 MODEL = {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 52}
 
 
-def settings(output_dir, **changes):
+def settings(output, **changes):
     defaults = {"zoo": ["unused"], "model": MODEL, "batch_size": 8, "log_with": "none", "progress_bar": False}
-    return PretrainSettings(output_dir=str(output_dir), num_permutations=5, **defaults | changes)
+    return PretrainSettings(output=str(output), num_permutations=5, **defaults | changes)
 
 
 def by_refitting(features, targets, penalty=PENALTY):

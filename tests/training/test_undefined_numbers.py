@@ -44,7 +44,7 @@ def test_the_specimen(tmp_path):
     assert "| validation | 0 | 0 | - |" in (tmp_path / "zoo" / "README.md").read_text()
     settings = {
         "zoo": [str(tmp_path / "zoo")],
-        "output_dir": str(tmp_path / "run"),
+        "output": str(tmp_path / "run"),
         "max_steps": 2,
         "batch_size": 2,
         "progress_bar": False,

@@ -104,6 +104,7 @@ def test_options_become_fields(argv, expected, capsys):
         (("--output_dir", "x"), {"output": Path("x")}, "--output_dir is now --output"),
         (("--output-dir", "x"), {"output": Path("x")}, "--output-dir is now --output"),
         (("--switch", "False"), {"switch": False}, "--switch False is now --no-switch"),
+        (("--no_maybe",), {"maybe": False}, "--no_maybe is now --no-maybe"),
         (("--numbers", 3, 4, "--rate", 1), {"numbers": [3, 4], "rate": 1.0}, "--numbers 3 4 is now --numbers 3,4"),
         (("--paths", "a", "b,c"), {"paths": ["a", "b,c"]}, "repeat --paths"),
     ],

@@ -155,7 +155,7 @@ def test_zoos_take_turns_in_proportion_to_their_size(many_groups, extractor):
 
 def test_training_data_of_a_stream_is_a_sample_and_the_stream(tiny_zoo_folder, tiny_zoo):
     arguments = PretrainSettings(
-        zoo=[str(tiny_zoo_folder)], output_dir="x", streaming=True, stream_sample=7, eval_models=3, batch_size=2
+        zoo=[str(tiny_zoo_folder)], output="x", streaming=True, stream_sample=7, eval_models=3, batch_size=2
     )
     data = TrainingData.load(arguments)
     assert [len(split) for split in (*data.train, *data.validation)] == [7, 3]
@@ -187,4 +187,4 @@ def test_errors(many_groups, extractor, tmp_path, tiny_zoo_folder):
         StreamedBatches([empty], extractor, window_size=5, batch_size=2).batch(0)
     nothing = replace(many_groups, facts=replace(many_groups.facts, splits={"train": {"networks": 0}}))
     with pytest.raises(ValueError, match=r"expected training models in every zoo, got \[0\]; build larger zoos"):
-        TrainingData._open_streams([nothing], PretrainSettings(zoo=["x"], output_dir="x"))
+        TrainingData._open_streams([nothing], PretrainSettings(zoo=["x"], output="x"))

@@ -171,7 +171,7 @@ def pretrain_sane(
     layout = zoos["seed"].splits["train"].layout(0)
     arguments = PretrainSettings(
         zoo=[f"{output / 'zoos'}:{name}" for name in zoos],
-        output_dir=str(output / "pretraining"),
+        output=str(output / "pretraining"),
         model={
             "hidden_size": settings.hidden_size,
             "num_hidden_layers": settings.num_layers,

@@ -247,13 +247,13 @@ def pretrain(
             training network, to add a card; see `hf_sane.hub.adapters.write_pretraining_card`.
 
     Returns:
-        [`PretrainResult`]; on disk, `output_dir` holds model/, checkpoints/, logs/ and arguments.json.
+        [`PretrainResult`]; on disk, `output` holds model/, checkpoints/, logs/ and arguments.json.
 
     Raises:
         ValueError: If the zoos hold no training model, do not fit each other or the model, or a checkpoint was written
             with other settings.
-        FileExistsError: If `output_dir` holds something else, or a run and `resume` was not asked for.
-        FolderInUseError: If another run writes `output_dir`.
+        FileExistsError: If `output` holds something else, or a run and `resume` was not asked for.
+        FolderInUseError: If another run writes `output`.
         InvalidFileError: If the newest checkpoint lost or changed files.
         FloatingPointError: If loss or weights are no longer finite. They never take the place of a good checkpoint.
     """
@@ -281,7 +281,7 @@ def pretrain(
     is_main_process = accelerator.is_main_process
     accelerator.end_training()
     return PretrainResult(
-        folder=Path(arguments.output_dir) / MODEL,
+        folder=Path(arguments.output) / MODEL,
         reconstruction_r2=results["reconstruction_r2"],
         loss=results["loss"],
         steps=results["steps"],
@@ -403,7 +403,5 @@ def make_accelerator(arguments: PretrainSettings) -> Accelerator:
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         log_with=None if arguments.log_with == "none" else arguments.log_with,
-        project_config=ProjectConfiguration(
-            project_dir=arguments.output_dir, logging_dir=f"{arguments.output_dir}/logs"
-        ),
+        project_config=ProjectConfiguration(project_dir=arguments.output, logging_dir=f"{arguments.output}/logs"),
     )

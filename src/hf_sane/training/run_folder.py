@@ -27,6 +27,7 @@ from hf_sane.training.settings import PretrainSettings
 
 JOB = "pre-training run"
 SETTINGS = "arguments.json"
+OLD_NAMES = {"output_dir": "output"}  # of settings, in runs of earlier versions
 RESUME = "--resume (in Python: resume=True)"
 
 
@@ -95,7 +96,8 @@ class RunFolder:
     def _read_settings(self) -> dict[str, Any] | None:
         if not self.settings.is_file():
             return None
-        return read_document(self.settings, expected="the settings of a pre-training run", remedy=AGAIN).mapping()
+        found = read_document(self.settings, expected="the settings of a pre-training run", remedy=AGAIN).mapping()
+        return {OLD_NAMES.get(name, name): value for name, value in found.items()}
 
 
 @contextmanager
@@ -109,7 +111,7 @@ def open_run_folder(arguments: PretrainSettings, accelerator: Accelerator) -> It
         OSError: If the folder cannot be written or the disk is full.
         ValueError: If the run in it was begun with other settings.
     """
-    folder = RunFolder(Path(os.path.abspath(arguments.output_dir)))
+    folder = RunFolder(Path(os.path.abspath(arguments.output)))
     with ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(resumable_folder(folder.path, JOB, is_ours=_is_run, describe=folder.describe_rest))
@@ -121,4 +123,4 @@ def open_run_folder(arguments: PretrainSettings, accelerator: Accelerator) -> It
 def _is_run(folder: Path) -> bool:
     """Whether a folder holds a run, finished or not, of this version or of one from before there were notes."""
     settings = RunFolder(folder)._read_settings()
-    return settings is not None and settings.keys() >= {"output_dir", "resume"}
+    return settings is not None and settings.keys() >= {"output", "resume"}

@@ -1,6 +1,7 @@
 """Settings of a pre-training run, checked when they are set; `scripts/pretrain.py` takes the same names as flags."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -8,13 +9,13 @@ from huggingface_hub.dataclasses import strict
 from hf_sane.core.adapters import require_hub_id
 from hf_sane.records.documents import read_settings
 from hf_sane.records.errors import did_you_mean
-from hf_sane.records.settings import setting
+from hf_sane.records.settings import as_arguments, setting
 from hf_sane.records.sources import hub_id
 from hf_sane.training.lora import LORA_TARGETS
 
 # What may differ between a run and its continuation.
 RESUMABLE = (
-    "output_dir",
+    "output",
     "resume",
     "checkpoint_every_steps",
     "checkpoint_every_minutes",
@@ -45,11 +46,8 @@ class PretrainSettings:
     """
 
     zoo: list[str] = setting("Zoos to train on: folders or Hub dataset ids. Several must share one token_dim.")
-    output_dir: str = setting(
-        "Run folder: receives model/, checkpoints/, logs/ and arguments.json.",
-        short="-o",
-        option="--output",
-        formerly="--output_dir",
+    output: str | Path = setting(
+        "Run folder: receives model/, checkpoints/, logs/ and arguments.json.", short="-o", formerly="--output_dir"
     )
     zoo_config: str | None = setting("Which zoo of a folder or dataset that holds several.", default=None)
     zoo_revision: str | None = setting("Branch, tag or commit of zoos on the Hub.", default=None)
@@ -57,15 +55,17 @@ class PretrainSettings:
         "Read the zoos as streams, in place or from the Hub, without a copy of the whole on this machine.",
         default=False,
     )
-    stream_buffer: int = setting("Rows of a stream in memory from which the next is drawn.", default=1000)
+    stream_buffer: int = setting(
+        "Number of rows of a stream held in memory, from which the next is drawn.", default=1000
+    )
     stream_sample: int = setting(
-        "Training rows of a stream in memory, which the extractor and the first weights are fitted on.", default=1000
+        "Number of training rows of a stream on which the extractor and the first weights are fitted.", default=1000
     )
     model: dict[str, Any] | str | None = setting(
         "SANEConfig fields as a JSON object, or the path of a JSON file; token_dim is the zoo's.", default=None
     )
     pretrained: str | None = setting(
-        "SANE folder or Hub id whose model and extractor to continue from.",
+        "SANE folder or Hub id to continue training from, with its extractor.",
         default=None,
         option="--from",
         formerly="--pretrained",
@@ -73,8 +73,8 @@ class PretrainSettings:
     lora: bool = setting(
         "Freeze the pretrained model and train a LoRA adapter of it (docs/how-to/lora.md).", default=False
     )
-    lora_rank: int = setting("Rank of the adapter's maps.", default=4)
-    lora_alpha: float = setting("Scale of the adapter: alpha / rank.", default=8.0)
+    lora_rank: int = setting("Rank of the adapter.", default=4)
+    lora_alpha: float = setting("Numerator of the adapter's scale, alpha / rank.", default=8.0)
     lora_targets: list[str] = setting("Modules that get low-rank maps, by name.", factory=lambda: list(LORA_TARGETS))
     lora_trained: list[str] = setting("Modules that the adapter trains and saves whole, by name.", factory=list)
     lora_base: str | None = setting(
@@ -96,15 +96,19 @@ class PretrainSettings:
     second_network: Literal["same", "same_run"] = setting(
         "What the second view shows: the same network, or another checkpoint of its training run.", default="same"
     )
-    noise: float = setting("Standard deviation of the multiplicative noise N(1, noise) on both views.", default=0.1)
-    num_permutations: int = setting("Random permutations drawn per layout for the permuted view.", default=200)
-    erase: float = setting("Share of each view's tokens that are blanked, in [0, 1).", default=0.0)
+    noise: float = setting("Standard deviation of the factor N(1, noise) on every weight of both views.", default=0.1)
+    num_permutations: int = setting(
+        "Number of random permutations per architecture that the permuted view draws from.", default=200
+    )
+    erase: float = setting("Share of the tokens of each view that are set to zero, in [0, 1).", default=0.0)
 
-    num_epochs: int = setting("Epochs; in one epoch every training model gives one random window.", default=50)
-    max_steps: int | None = setting("Optimizer steps, in place of num_epochs.", default=None)
-    batch_size: int = setting("Windows per process and forward pass.", default=32)
-    gradient_accumulation_steps: int = setting("Forward passes per optimizer step.", default=1)
-    learning_rate: float = setting("Peak of the one-cycle schedule.", default=1e-3)
+    num_epochs: int = setting(
+        "Number of epochs; in each, every training network contributes one random window.", default=50
+    )
+    max_steps: int | None = setting("Number of optimizer steps, instead of --num-epochs.", default=None)
+    batch_size: int = setting("Number of windows per process and forward pass.", default=32)
+    gradient_accumulation_steps: int = setting("Number of forward passes per optimizer step.", default=1)
+    learning_rate: float = setting("Peak learning rate of the one-cycle schedule.", default=1e-3)
     weight_decay: float = setting("Decoupled weight decay of AdamW.", default=3e-9)
     warmup_share: float = setting("Share of the steps in which the learning rate rises, in (0, 1).", default=0.3)
     max_grad_norm: float = setting("Gradients are scaled down to this norm; 0 leaves them alone.", default=1.0)
@@ -118,7 +122,7 @@ class PretrainSettings:
         "Training tokens whose principal subspace the linear path starts from when latent_dim < token_dim; 0: skip.",
         default=20_000,
     )
-    seed: int = setting("Seed of initialisation, windows, views and noise.", default=0)
+    seed: int = setting("Random seed of initialisation, windows, views and noise.", default=0)
 
     behavior_weight: float = setting(
         "Share of the behavioural loss, in [0, 1]: outputs of original and reconstructed networks on images. "
@@ -128,35 +132,37 @@ class PretrainSettings:
     behavior_data: str | None = setting(
         "Images of the behavioural loss: 'digits' or the path of an .npz.", default=None
     )
-    behavior_images: int = setting("Images per step of the behavioural loss.", default=64)
-    behavior_models: int = setting("Networks per step and view of the behavioural loss, at most.", default=32)
+    behavior_images: int = setting("Number of images per step of the behavioural loss.", default=64)
+    behavior_models: int = setting("Largest number of networks per step and view of the behavioural loss.", default=32)
     behavior_loss: Literal["mse", "kl"] = setting(
-        "Between softmax outputs: mean squared error, or Kullback-Leibler divergence.", default="mse"
+        "Distance between softmax outputs: mean squared error or Kullback-Leibler divergence.", default="mse"
     )
 
     supervised_weight: float = setting(
-        "Factor of a loss on what the mean latent of a window tells about its network; 0: none.", default=0.0
+        "Weight of a loss that predicts properties of a network from the mean latent of a window; 0 for none.",
+        default=0.0,
     )
     supervised_properties: list[str] = setting(
         "Columns of the zoo that this loss predicts.", factory=lambda: ["test_accuracy", "epoch", "generalization_gap"]
     )
 
     eval_every_epochs: int = setting(
-        "Epochs between evaluations on the validation split; 0: only at the end.", default=5
+        "Number of epochs between evaluations on the validation split; 0 for one at the end only.", default=5
     )
-    eval_models: int = setting("Validation models per evaluation, evenly spaced.", default=200)
+    eval_models: int = setting("Number of validation networks per evaluation, evenly spaced.", default=200)
     halo_size: int = setting("Context tokens on each side of a window in evaluation.", default=0)
     checkpoint_every_minutes: float = setting(
-        "Minutes between checkpoints, more where saving them would take over 5 % of the time; they go when the run is "
-        "finished. 0: none.",
+        "Minutes between checkpoints, more if saving would take over 5 % of the time. They are removed when the run is "
+        "finished. 0 for none.",
         default=1.0,
     )
     checkpoint_every_steps: int = setting(
-        "Optimizer steps between checkpoints, in place of minutes; the last ones stay. 0: minutes count.", default=0
+        "Number of optimizer steps between checkpoints, instead of minutes; the newest are kept. 0 to count minutes.",
+        default=0,
     )
-    keep_checkpoints: int = setting("Newest checkpoints that are kept.", default=2)
-    resume: bool = setting("Continue from the newest checkpoint of output_dir, if there is one.", default=False)
-    log_every_steps: int = setting("Optimizer steps between logged losses.", default=10)
+    keep_checkpoints: int = setting("Number of checkpoints to keep; older ones are removed.", default=2)
+    resume: bool = setting("Continue from the newest checkpoint in the run folder, if there is one.", default=False)
+    log_every_steps: int = setting("Number of optimizer steps between logged losses.", default=10)
     log_with: Literal["tensorboard", "none"] = setting("Where losses are logged.", default="tensorboard")
     progress_bar: bool = setting("Show a progress bar.", default=True)
 
@@ -251,7 +257,7 @@ class PretrainSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON can hold them."""
-        return asdict(self)
+        return as_arguments(self)
 
     def check_continues(self, other: dict[str, Any]) -> None:
         """Refuse to resume a run that was started with other settings.
@@ -268,5 +274,5 @@ class PretrainSettings:
             raise ValueError(
                 f"the checkpoint was written with other settings of {', '.join(changed)}: "
                 f"expected {[other.get(k) for k in changed]}, got {[mine.get(k) for k in changed]}; "
-                "use those, or another output_dir"
+                "use those, or another output folder"
             )

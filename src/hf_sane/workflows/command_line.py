@@ -116,7 +116,7 @@ def modern_arguments(options: Sequence[Field], argv: Sequence[str], *, program: 
             return [*found, word, *rest]
         current = _current_name(word, known, former) if word.startswith("--") else word
         is_old = word in former or current != word
-        if is_old and known[current].metadata.get("positional"):
+        if is_old and current in known and known[current].metadata.get("positional"):
             notes.append(f"{word} NAME is now NAME, without the option")
             found += [value] if equals else []
             continue

@@ -1,12 +1,15 @@
 """Pre-train a SANE autoencoder on zoos."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hf_sane.core.adapters import load_adapter
 from hf_sane.hub.adapters import write_pretraining_card
 from hf_sane.records.run_record import RECORD, RunRecord
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training import pretraining
 from hf_sane.training.run_folder import JOB
 from hf_sane.training.settings import PretrainSettings
@@ -22,11 +25,23 @@ class PretrainingResult(Result):
 
     Attributes:
         run: What the run measured, and its folder.
+        base: SANE that a LoRA run adapted.
     """
 
     JOB: ClassVar[str] = JOB
 
     run: pretraining.PretrainResult
+    base: str | None = None
+
+    @property
+    def sane(self) -> SANE:
+        """The autoencoder; of a LoRA run, its base with the adapter merged into it."""
+        folder = self.run.folder
+        if self.base is None:
+            return replace(SANE.from_pretrained(folder), record=self.record)
+        adapted = load_adapter(SANE.from_pretrained(self.base).model, folder).merge_and_unload()
+        extractor = SANEFeatureExtractor.from_pretrained(folder)
+        return SANE(adapted.eval(), extractor, source=str(folder), record=self.record)
 
     def tables(self) -> list[Table]:
         """Reconstruction on validation networks, loss, steps."""
@@ -50,11 +65,11 @@ def pretrain(zoo: str | Zoo | Sequence[str | Zoo], *, output: str | Path | None 
     Args:
         zoo: A zoo, its folder or its Hub dataset id; or several, which must share one token size.
         output: Run folder; a temporary one if it is left out, which is logged.
-        **options: Further fields of [`PretrainSettings`]. Of a LoRA run (`lora=True`) the folder holds an adapter: use
-            [`run_pretrain`].
+        **options: Further fields of [`PretrainSettings`].
 
     Returns:
-        The autoencoder with its weight tokenizer.
+        The autoencoder with its weight tokenizer. Of a LoRA run (`lora=True`), whose folder holds the adapter alone, its base
+        with the adapter merged into it.
 
     Raises:
         ValueError: For settings out of range, or that do not fit the zoo.
@@ -62,12 +77,13 @@ def pretrain(zoo: str | Zoo | Sequence[str | Zoo], *, output: str | Path | None 
     """
     zoos: list[str | Zoo] = [zoo] if isinstance(zoo, str | Zoo) else list(zoo)
     names = [str(x.source or x.facts.name) if isinstance(x, Zoo) else str(x) for x in zoos]
-    settings = PretrainSettings(zoo=names, output_dir=str(output or temporary_folder("run")), **options)
+    if output is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("several processes that train together need one output folder, got none; give output=...")
+    settings = PretrainSettings(zoo=names, output=output or temporary_folder("run"), **options)
     opened = [
         x if isinstance(x, Zoo) else Zoo.load(x, settings.zoo_config, revision=settings.zoo_revision) for x in zoos
     ]
-    result = run_pretrain(settings, zoos=None if settings.streaming else opened)
-    return SANE.from_pretrained(result.run.folder)
+    return run_pretrain(settings, zoos=None if settings.streaming else opened).sane
 
 
 def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = None) -> PretrainingResult:
@@ -80,5 +96,6 @@ def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = Non
         zoos: The zoos, if they are open already.
     """
     found = pretraining.pretrain(settings, zoos=zoos, describe=write_pretraining_card)
-    record = RunRecord.load(found.folder / RECORD) if found.is_main_process else RunRecord.start()
-    return PretrainingResult(record=record, output=found.folder, is_silent=not found.is_main_process, run=found)
+    record = RunRecord.load(found.folder / RECORD)
+    is_silent, base = not found.is_main_process, settings.pretrained if settings.lora else None
+    return PretrainingResult(record=record, output=found.folder, is_silent=is_silent, run=found, base=base)

@@ -1,16 +1,19 @@
 """One object for everything that a SANE autoencoder does: the model and its weight tokenizer."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor
 
 from hf_sane.core.layout import Layout
 from hf_sane.core.types import StateDict
 from hf_sane.hub.publish import load_sane, loaded_commit, save_sane
+from hf_sane.hub.push import plan_push
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing.streaming import embed_checkpoint
 from hf_sane.probing.zoo_features import embed_split, stacked_features
@@ -57,6 +60,34 @@ class SANE:
         """Save model, weight tokenizer, run record and card; options and errors as of `hf_sane.hub.publish.save_sane`."""
         record = self.record or RunRecord.start(arguments={"source": self.source}).finish({})
         return save_sane(folder, self.model, self.extractor, record, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        api: HfApi | None = None,
+        **options: Any,
+    ) -> str:
+        """Publish model, weight tokenizer, run record and card as a model repository.
+
+        Args:
+            repo_id: `user/name`; made if missing.
+            private: Whether a new repository is private; the account's default if `None`.
+            revision: Branch; the default branch if `None`.
+            api: Client to use, for another endpoint or token.
+            **options: As of `hf_sane.hub.publish.save_sane`.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            HFValidationError: If `repo_id` is none.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            folder = self.save_pretrained(Path(place) / "sane", repo_id=repo_id, **options)
+            return plan_push("model", folder, repo_id, api=api).push(api, private=private, revision=revision)
 
     def encode(self, network: Source, *, halo_size: int = 0) -> tuple[Tensor, Layout]:
         """Latents of one network.

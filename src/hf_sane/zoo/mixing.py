@@ -22,7 +22,7 @@ SOURCE_COLUMN = "zoo"  # which of the mixed zoos a network is from
 
 def mix_zoos(
     zoos: Mapping[str, Zoo],
-    output_dir: str | Path,
+    output: str | Path,
     *,
     config: str = DEFAULT_CONFIG,
     name: str | None = None,
@@ -39,14 +39,14 @@ def mix_zoos(
 
     Args:
         zoos: At least one, by the name that the mixture knows it by.
-        output_dir: Folder of the mixture; it may hold others under other names.
+        output: Folder of the mixture; it may hold others under other names.
         config: Name of the mixture in that folder.
         name: What cards call it; the names of the zoos when `None`.
         token_dim: Scalars per token; the largest among the zoos when `None`.
         token_layout: `"rowwise"` or `"dense"`; that of the zoos when `None`.
 
     Returns:
-        The mixture, as `Zoo.load(output_dir, config)` gives it.
+        The mixture, as `Zoo.load(output, config)` gives it.
 
     Raises:
         ValueError: For no zoo, names that cannot be part of a run's name, zoos of several token layouts without a
@@ -54,13 +54,13 @@ def mix_zoos(
         FileExistsError: If the folder holds something else, or a zoo of that name.
     """
     _check(zoos)
-    with writing_zoo(output_dir, config) as writer:
+    with writing_zoo(output, config) as writer:
         record = RunRecord.start(seed=0)
         stage = writer.begin()
         facts = _write_rows(zoos, stage, name, token_dim, token_layout)
         record.finish({"splits": facts.splits}).save(stage / RECORD_NAME)
         writer.publish(facts)
-    return Zoo.load(output_dir, config)
+    return Zoo.load(output, config)
 
 
 def _write_rows(

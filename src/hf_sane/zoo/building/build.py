@@ -58,7 +58,7 @@ class BuildProgress:
 def build_zoo(
     arguments: ZooSettings,
     data: ImageData | None,
-    output_dir: str | Path,
+    output: str | Path,
     *,
     config: str = DEFAULT_CONFIG,
     on_progress: Callable[[BuildProgress], None] | None = None,
@@ -76,12 +76,12 @@ def build_zoo(
     Args:
         arguments: All settings; see [`seed_zoo`] and [`hyperparameter_zoo`].
         data: Images; loaded as the arguments say if `None`.
-        output_dir: Folder of the zoo; it may hold others under other names.
+        output: Folder of the zoo; it may hold others under other names.
         config: Name of this zoo in the folder.
         on_progress: Called after every epoch of a group.
 
     Returns:
-        The zoo, aligned, as `Zoo.load(output_dir, config)` gives it.
+        The zoo, aligned, as `Zoo.load(output, config)` gives it.
 
     Raises:
         ValueError: If the folder holds a build with other arguments or images, the images do not fit the architecture,
@@ -89,15 +89,15 @@ def build_zoo(
         FileExistsError: If the folder holds something else.
         FolderInUseError: If another process writes it.
     """
-    output_dir = Path(output_dir)
-    if is_finished(output_dir, config):
-        tidy(output_dir, config)
-        _Build(arguments, data or _load(arguments), work_folder(output_dir, config)).check_finished(output_dir, config)
-        return Zoo.load(output_dir, config)
-    with writing_zoo(output_dir, config) as writer:
+    output = Path(output)
+    if is_finished(output, config):
+        tidy(output, config)
+        _Build(arguments, data or _load(arguments), work_folder(output, config)).check_finished(output, config)
+        return Zoo.load(output, config)
+    with writing_zoo(output, config) as writer:
         build = _Build(arguments, data or _load(arguments), writer.work)
         record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict(), data=build.images)
-        build.check_continues(output_dir, config)
+        build.check_continues(output, config)
         stage = writer.begin()
         build.claim()
         build.train(on_progress)
@@ -107,7 +107,7 @@ def build_zoo(
         alignment.save(stage)
         record.finish({"splits": facts.splits, "excluded": len(facts.excluded)}).save(stage / RECORD_NAME)
         writer.publish(facts)
-    return Zoo.load(output_dir, config)
+    return Zoo.load(output, config)
 
 
 def _load(arguments: ZooSettings) -> ImageData:

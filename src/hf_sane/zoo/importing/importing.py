@@ -93,7 +93,7 @@ class ImportResult:
 
 def import_zoo(
     arguments: ImportSettings,
-    output_dir: str | Path,
+    output: str | Path,
     *,
     config: str = DEFAULT_CONFIG,
     api: HfApi | None = None,
@@ -112,13 +112,13 @@ def import_zoo(
 
     Args:
         arguments: What to import.
-        output_dir: Folder of the zoo; it may hold others under other names.
+        output: Folder of the zoo; it may hold others under other names.
         config: Name of this zoo in the folder.
         api: Hub client, for another endpoint or token.
         on_entry: Called with every network that was taken or not.
 
     Returns:
-        The zoo, as `Zoo.load(output_dir, config)` gives it, and what became of each network.
+        The zoo, as `Zoo.load(output, config)` gives it, and what became of each network.
 
     Raises:
         ValueError: If no network could be taken, there are fewer groups than splits, or the folder holds another zoo
@@ -127,7 +127,7 @@ def import_zoo(
         FolderInUseError: If another process writes it.
         OSError: If the disk is full.
     """
-    folder = Path(output_dir)
+    folder = Path(output)
     report = data_folder(folder, config) / REPORT_NAME
     if is_known := config in read_facts_or_none(folder):
         _compare(folder, read_facts(folder)[config].arguments, json.loads(json.dumps(arguments.to_dict())))
