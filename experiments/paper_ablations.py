@@ -37,7 +37,7 @@ from hf_sane.training.pretraining import pretrain
 from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import RECIPES
+from hf_sane.zoo.building.settings import RECIPES, ZooSettings
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.facts import read_facts
 from hf_sane.zoo.mixing import mix_zoos
@@ -122,7 +122,7 @@ def build_zoos(folder: Path, data: ImageData, sizes: Sizes, studies: Sequence[st
     for name, (recipe, settings) in recipes(sizes).items():
         is_needed = "batchnorm" in studies if name == "resnet" else set(studies) != {"batchnorm"}
         if is_needed:
-            arguments = RECIPES[recipe](**settings, name=f"digits, {name}")
+            arguments = ZooSettings(**{**RECIPES[recipe], **settings, "name": f"digits, {name}"})
             zoos[name] = build_zoo(arguments, data, folder, config=name)
     return zoos
 

@@ -20,7 +20,7 @@ from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.failures import run_script
 from hf_sane.records.run_record import RunRecord
 from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import RECIPES
+from hf_sane.zoo.building.settings import RECIPES, ZooSettings
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import FILE_NAME, MIX_KEY, read_facts
 from hf_sane.zoo.mixing import mix_zoos
@@ -70,7 +70,9 @@ def recipes() -> dict[str, tuple[str, dict[str, Any]]]:
 def build(name: str, recipe: str, settings: dict[str, Any], images: Path, output_dir: Path) -> tuple[Zoo, RunRecord]:
     """One zoo and the record of its build; the record of a finished build says so in its seconds."""
     record = RunRecord.start(seed=0)
-    arguments = RECIPES[recipe](**{**settings, "images": str(images / settings["images"]), "name": name})
+    arguments = ZooSettings(
+        **{**RECIPES[recipe], **settings, "images": str(images / settings["images"]), "name": name}
+    )
     zoo = build_zoo(arguments, None, output_dir, config=name)
     facts = zoo.facts
     results = {"splits": facts.splits, "excluded": len(facts.excluded), "arguments": arguments.to_dict()}
