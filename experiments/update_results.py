@@ -1,4 +1,4 @@
-"""Write the results of run records into README.md and docs/: no figure there is typed by hand.
+"""Write the results of run records into README.md and docs/results, so that no figure is typed by hand.
 
 python experiments/update_results.py            # after `make demo` and the benchmarks; seconds
 python experiments/update_results.py --check    # exit 1 if a page differs from its record
@@ -8,6 +8,7 @@ Each page has a module in experiments/results, or several.
 
 import argparse
 import re
+import textwrap
 from pathlib import Path
 
 from results import (
@@ -30,6 +31,7 @@ from hf_sane.records.failures import run_script
 from hf_sane.records.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
+LINE_LENGTH = 119
 PAGES = (
     readme,
     performance,
@@ -47,8 +49,17 @@ PAGES = (
 )
 
 
+def wrapped(block: str) -> str:
+    """`block` with its paragraphs wrapped; tables, headings and pictures stay on their lines."""
+    lines = []
+    for line in block.split("\n"):
+        long = len(line) > LINE_LENGTH and not line.startswith(("|", "#", "!"))
+        lines += textwrap.wrap(line, LINE_LENGTH, break_long_words=False, break_on_hyphens=False) if long else [line]
+    return "\n".join(lines)
+
+
 def replaced(text: str, page: str, name: str, block: str) -> str:
-    """`text` of `page` with what stands between its `name` markers replaced by `block`."""
+    """Replace the text between the markers `name` of a page by `block`."""
     pattern = re.compile(rf"(<!-- {name}:start -->).*?(<!-- {name}:end -->)", flags=re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"{page} lacks the markers <!-- {name}:start --> and <!-- {name}:end -->")
@@ -56,12 +67,12 @@ def replaced(text: str, page: str, name: str, block: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Every page with results, as its records want it."""
+    """Every page with results, rendered from the records."""
     texts: dict[Path, str] = {}
     for module in PAGES:
         text = texts.get(ROOT / module.PAGE) or (ROOT / module.PAGE).read_text(encoding="utf-8")
         for name, block in module.blocks(ROOT).items():
-            text = replaced(text, module.PAGE, name, block)
+            text = replaced(text, module.PAGE, name, wrapped(block))
         texts[ROOT / module.PAGE] = text
     return texts
 

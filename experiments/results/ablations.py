@@ -1,4 +1,4 @@
-"""docs/results/ablations.md: what each choice of SANE is worth, and how it grows with the zoo."""
+"""docs/results/ablations.md: the effect of single design choices, and of the size of the zoo."""
 
 import json
 import statistics
@@ -88,7 +88,7 @@ def footnote(study: str, rows: Sequence[Row]) -> str:
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     plural = "s" if counts[-1] > 1 else ""
     return (
-        f"{seeds} seed{plural}; at most {seconds:.0f} s of wall time each, beside other work. Record: "
+        f"{seeds} seed{plural}; at most {seconds:.0f} s of wall time per variant, next to other jobs. Record: "
         f"[{study}.json](../../{FOLDER.as_posix()}/{study}.json)."
     )
 
@@ -102,11 +102,16 @@ def setting_block(folder: Path) -> str:
     epochs = f"{sizes['zoo_epochs']} epochs on {sizes['train_limit']} images of {record['data']['images']}"
     rows = [[title, spread(base, path)] for title, path in SAMPLED.items()]
     rows.insert(0, ["anchors", spread(base, ("sampling", "accuracy", "anchors"))])
-    return f"""Zoos: {epochs} per run; autoencoders of width {sizes["hidden_size"]} with {sizes["num_layers"]} + {sizes["num_layers"]} blocks, {sizes["steps"]} steps of {sizes["batch_size"]} networks,
-trained on {sizes["base_runs"]} runs that differ in hyper-parameters and {counts["seed"]["train"]} networks that differ in their seed. Probes are fitted on {sizes["probe_runs"]} of
-those runs and tested on {checkpoints} networks; {sizes["num_candidates"]} candidates are drawn and {sizes["num_kept"]} kept. Hardware: {hardware["usable_cores"]}-core CPU, {hardware["torch_threads"]} thread(s).
-
-{markdown_table(["base, sampling from the zoo of seeds", "test accuracy, no fine-tuning (last row: distance of subsampled)"], rows, numbers=True)}"""
+    text = (
+        f"Zoos: {epochs} per run. Autoencoders: width {sizes['hidden_size']}, {sizes['num_layers']} + "
+        f"{sizes['num_layers']} blocks, {sizes['steps']} steps of {sizes['batch_size']} networks, trained on "
+        f"{sizes['base_runs']} runs that differ in hyper-parameters and {counts['seed']['train']} networks that "
+        f"differ in their seed. Probes are fitted on {sizes['probe_runs']} of those runs and tested on "
+        f"{checkpoints} networks. {sizes['num_candidates']} candidates are drawn and {sizes['num_kept']} kept. "
+        f"Hardware: {hardware['usable_cores']}-core CPU, {hardware['torch_threads']} thread(s)."
+    )
+    header = ["base, sampling from the seed zoo", "test accuracy, no fine-tuning (last row: distance of subsampled)"]
+    return f"{text}\n\n{markdown_table(header, rows, numbers=True)}"
 
 
 def pooling_block(folder: Path) -> str:

@@ -1,11 +1,11 @@
-"""docs/how-to/spectra.md: spectra over a zoo, and as features beside the others."""
+"""docs/results/spectra.md: spectra over a zoo, and spectra as features."""
 
 import json
 from pathlib import Path
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/how-to/spectra.md"
+PAGE = "docs/results/spectra.md"
 PROPERTY_TITLES = {"test_accuracy": "test accuracy", "epoch": "epoch", "generalization_gap": "generalisation gap"}
 SUMMARY_TITLES = {
     "mean_alpha": "mean alpha",
@@ -18,7 +18,7 @@ SUMMARY_TITLES = {
 
 
 def zoo_spectra_block(folder: Path) -> str:
-    """The part of docs/how-to/spectra.md about one zoo: correlations, and alpha at both ends of one run."""
+    """Correlations over one zoo, and alpha at the beginning and the end of one run."""
     record = json.loads((folder / "zoo_spectra.json").read_text(encoding="utf-8"))
     found, curves = record["results"]["against_test_accuracy"], record["results"]["through_training"]
     rows = [
@@ -27,11 +27,14 @@ def zoo_spectra_block(folder: Path) -> str:
     ]
     table = markdown_table([f"{found['networks']} networks, against test accuracy", "Pearson", "Kendall tau"], rows)
     changes = "; ".join(f"`{name}` {alpha[0]:.1f} to {alpha[-1]:.1f}" for name, alpha in curves["alpha"].items())
-    return f"""{table}
-
-{record["data"]["zoo"]}; test accuracy {min(found["test_accuracy"]):.2f} to {max(found["test_accuracy"]):.2f}. Correlations over
-one small zoo, nothing more. Alpha of the run with the best validation accuracy from epoch {curves["epoch"][0]} to {curves["epoch"][-1]}: {changes}
-(record: [zoo_spectra.json](../../runs/analysis/zoo_spectra.json))."""
+    return (
+        f"{table}\n"
+        "\n"
+        f"{record['data']['zoo']}; test accuracy {min(found['test_accuracy']):.2f} to "
+        f"{max(found['test_accuracy']):.2f}. These are correlations over one small zoo; do not generalise from "
+        f"them. Alpha of the run with the best validation accuracy, from epoch {curves['epoch'][0]} to "
+        f"{curves['epoch'][-1]}: {changes}. Record: [zoo_spectra.json](../../runs/analysis/zoo_spectra.json)."
+    )
 
 
 def spectral_probe_block(folder: Path) -> str:

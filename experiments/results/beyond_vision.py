@@ -84,10 +84,10 @@ def accuracy_table(tasks: dict[str, Any], columns: dict[str, str]) -> str:
     ]
     counts = [[f"{tasks[name]['networks']} / {tasks[name]['groups']}" for name in columns]]
     counted = [["*networks / left out one at a time*", *cells] for cells in counts]
-    gains = [
-        f"{fmean(found['accuracy'] for found in _seeds(tasks[name]['features']['sane_best'])) - tasks[name]['features']['statistics']['accuracy']:+.2f}"
-        for name in columns
-    ]
+    gains = []
+    for features in (tasks[name]["features"] for name in columns):
+        reached = fmean(found["accuracy"] for found in _seeds(features["sane_best"]))
+        gains.append(f"{reached - features['statistics']['accuracy']:+.2f}")
     gained = [["*SANE, pooling chosen, over s(W) per layer*", *gains]]
     return markdown_table(
         ["accuracy", *columns.values()], [*rows, *gained, *_chance(tasks, list(columns)), *counted], numbers=True
@@ -138,11 +138,11 @@ def _facts(records: Sequence[dict[str, Any]], errors: Sequence[float], files: Se
     settings = first["arguments"]
     links = ", ".join(f"[{file}](../../runs/beyond_vision/{file})" for file in files)
     return (
-        f"Accuracy, 95% interval (Wilson); {len(records) - 1} seeds of folds and autoencoders for SANE: their mean, "
-        f"interval of the middle one. \\* permuted labels reach as much in at most 5% of {settings['permutations']} "
+        f"Accuracy, 95% interval (Wilson); {len(records) - 1} seeds of folds and autoencoders for SANE: mean, and "
+        f"interval of the median one. \\* permuted labels score as high in at most 5% of {settings['permutations']} "
         f"permutations (of SANE's first seed). Autoencoders: {settings['folds']} per seed, {settings['steps']} "
         f"steps, hidden size {settings['hidden_size']}, {settings['latent_dim']} latent dimensions; R2 on the "
-        f"networks of their fold, which they had not seen, {_spread(errors)}. "
+        f"unseen networks of their fold: {_spread(errors)}. "
         f"{sum(record['seconds'] for record in records):.0f} s on {baselines['hardware']['torch_threads']} thread "
         f"of a busy {baselines['hardware']['cores']}-core CPU. Records: {links}."
     )

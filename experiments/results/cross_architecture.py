@@ -14,7 +14,7 @@ TITLES = {
     "resnet32": "ResNet-20 to ResNet-32, digits",
 }
 METHODS = {
-    "anchors": "prompts, trained on",
+    "anchors": "prompts, continued",
     "reconstructed_anchors": "prompts, reconstructed",
     "sane_kde": "SANE, KDE",
     "sane_subsampled": "SANE, SUB",
@@ -39,12 +39,13 @@ def study_block(path: Path) -> str:
     ]
     header = ["method", *(epoch.replace("_", " ") for epoch in epochs), "to nearest prompt"]
     draws = results["draws"][0]
-    return f"""### {TITLES[path.stem]}
-
-{markdown_table(header, rows, numbers=True)}
-
-Mean of {draws["num_kept"]} networks, ± standard deviation over {len(results["draws"])} seeds. {draws["num_anchors"]} prompts; {results["tokens"]} tokens, {results["layers"]} layers, statistics of
-{results["layers_without_statistics"]} of them taken from the prompts; {draws["num_candidates"]} candidates. Record: [{path.name}](../../{RECORDS}/{path.name})."""
+    note = (
+        f"Mean of {draws['num_kept']} networks ± standard deviation over {len(results['draws'])} seeds. "
+        f"{draws['num_anchors']} prompts; {results['tokens']} tokens; {results['layers']} layers, of which "
+        f"{results['layers_without_statistics']} take their statistics from the prompts; {draws['num_candidates']} "
+        f"candidates. Record: [{path.name}](../../{RECORDS}/{path.name})."
+    )
+    return f"### {TITLES[path.stem]}\n\n{markdown_table(header, rows, numbers=True)}\n\n{note}"
 
 
 def _cell(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""docs/how-to/lora.md: an adapter of SANE beside full fine-tuning, and sampled networks with adapters beside other ways to train."""
+"""docs/results/lora.md: adapters of SANE and of sampled networks, compared with full fine-tuning."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/how-to/lora.md"
+PAGE = "docs/results/lora.md"
 WANTED_GAIN, LARGEST_SHARE = 0.8, 0.05
 
 
 def adaptation_block(path: Path) -> str:
-    """What LoRA on SANE recovers of the gain of full fine-tuning."""
+    """Share of the gain of full fine-tuning that LoRA on SANE recovers."""
     record = json.loads(path.read_text(encoding="utf-8"))
     results, settings, data = record["results"], record["arguments"], record["data"]
     rows = [
@@ -25,14 +25,21 @@ def adaptation_block(path: Path) -> str:
     reached = recovered >= WANTED_GAIN and share < LARGEST_SHARE
     by_seed = ", ".join(f"{value:.0%}" for value in results["gain_recovered_by_seed"])
     rates = ", ".join(f"{kind} {rate:g}" for kind, rate in results["learning_rates"].items())
-    return f"""{table}
-
-Means over {len(settings["seeds"])} seeds, {settings["steps"]} steps of {settings["batch_size"]} windows each. The old zoo: {data["names"]["source"]}; the new one: {data["names"]["zoo"]}{_recipe(data["new_zoo"])}.
-{networks["train"]} training, {networks["validation"]} validation and {networks["test"]} test checkpoints, split by training run. Peak
-learning rates ({rates}) and the kind of adapter were chosen on validation networks at the first seed.
-The adapter ({adapter["kind"]}, rank {adapter["rank"]}) has {adapter["adapter_parameters"]:,} parameters, {adapter["share"]:.1%} of the model and {share:.1%} of what encodes and decodes; it
-recovers **{recovered:.0%}** of what full fine-tuning gains on test networks (by seed: {by_seed}). Wanted: at least {WANTED_GAIN:.0%} with
-less than {LARGEST_SHARE:.0%} of the parameters: {"reached" if reached else "**not reached**"}. Record: [{path.name}](../../runs/lora/{path.name})."""
+    return (
+        f"{table}\n"
+        "\n"
+        f"Means over {len(settings['seeds'])} seeds, {settings['steps']} steps of {settings['batch_size']} windows "
+        f"each. Old zoo: {data['names']['source']}; new zoo: {data['names']['zoo']}{_recipe(data['new_zoo'])}, with "
+        f"{networks['train']} training, {networks['validation']} validation and {networks['test']} test "
+        f"checkpoints, split by training run. Peak learning rates ({rates}) and the kind of adapter were chosen on "
+        "validation networks at the first seed.\n"
+        "\n"
+        f"The adapter ({adapter['kind']}, rank {adapter['rank']}) has {adapter['adapter_parameters']:,} parameters: "
+        f"{adapter['share']:.1%} of the model, {share:.1%} of encoder and decoder. It recovers **{recovered:.0%}** "
+        f"of the gain of full fine-tuning on test networks (by seed: {by_seed}). The target of at least "
+        f"{WANTED_GAIN:.0%} with less than {LARGEST_SHARE:.0%} of the parameters is "
+        f"{'reached' if reached else '**not reached**'}. Record: [{path.name}](../../runs/lora/{path.name})."
+    )
 
 
 def _recipe(built: dict[str, Any]) -> str:
@@ -44,11 +51,11 @@ def _recipe(built: dict[str, Any]) -> str:
 
 
 def finetuning_block(folder: Path) -> str:
-    """Sampled networks with LoRA, fine-tuned whole, and networks from scratch."""
+    """Sampled networks with LoRA and with full fine-tuning, and networks trained from scratch."""
     parts = []
     for path in sorted(folder.glob("finetuning_*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        results, data = record["results"], record["data"]
+        results, data, settings = record["results"], record["data"], record["arguments"]
         accuracy, spread, adapter = results["test_accuracy"], results["standard_deviation"], results["adapter"]
         steps = list(next(iter(accuracy.values())))
         rows = [
@@ -57,11 +64,13 @@ def finetuning_block(folder: Path) -> str:
         ]
         table = markdown_table([f"test accuracy on {data['images']}", *steps, "chosen on validation images"], rows)
         parts.append(
-            f"""{table}
-
-Mean and standard deviation over {results["runs_of_each_method"]} runs: {results["networks"]} networks, {len(record["arguments"]["seeds"])} seeds (orders of images; from scratch also initialisations). Learning
-rates tried: {", ".join(f"{rate:g}" for rate in record["arguments"]["rates"])}. The adapters of these small networks ({adapter["base_parameters"]:,} parameters) hold {adapter["share"]:.0%} as many parameters as the network; what LoRA saves
-grows with the width of the layers. Record: [{path.name}](../../runs/lora/{path.name})."""
+            f"{table}\n"
+            "\n"
+            f"Mean ± standard deviation over {results['runs_of_each_method']} runs: {results['networks']} networks, "
+            f"{len(settings['seeds'])} seeds (order of the images; from scratch also the initialisation). Learning "
+            f"rates tried: {', '.join(f'{rate:g}' for rate in settings['rates'])}. The adapters of these small "
+            f"networks ({adapter['base_parameters']:,} parameters) have {adapter['share']:.0%} as many parameters "
+            f"as the network; wider layers save more. Record: [{path.name}](../../runs/lora/{path.name})."
         )
     return "\n\n".join(parts)
 

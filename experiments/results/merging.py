@@ -1,4 +1,4 @@
-"""docs/how-to/average.md: what SWA gains, and soups beside sampling and ensembles."""
+"""docs/results/averaging.md: the gain of SWA; soups, sampling and ensembles compared."""
 
 import json
 from pathlib import Path
@@ -6,29 +6,29 @@ from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/how-to/average.md"
+PAGE = "docs/results/averaging.md"
 WAYS = {
     "one_cycle": "one-cycle training of the same length",
     "swa_constant": "SWA, constant rate",
-    "swa_constant_last": "its last weights",
+    "swa_constant_last": "last weights of the same run, constant rate",
     "swa_cyclical": "SWA, cyclical rate",
-    "swa_cyclical_last": "its last weights",
+    "swa_cyclical_last": "last weights of the same run, cyclical rate",
 }
 GAINS = {
-    "swa_constant_over_last_weights": "constant, over its last weights",
-    "swa_constant_over_one_cycle": "constant, over one-cycle training",
-    "swa_cyclical_over_last_weights": "cyclical, over its last weights",
-    "swa_cyclical_over_one_cycle": "cyclical, over one-cycle training",
+    "swa_constant_over_last_weights": "constant rate, over the last weights",
+    "swa_constant_over_one_cycle": "constant rate, over one-cycle training",
+    "swa_cyclical_over_last_weights": "cyclical rate, over the last weights",
+    "swa_cyclical_over_one_cycle": "cyclical rate, over one-cycle training",
 }
 METHODS = {
-    "mean_ingredient": "an ingredient, on average",
-    "best_ingredient": "the best ingredient",
+    "mean_ingredient": "ingredients, mean",
+    "best_ingredient": "best ingredient",
     "uniform_soup_unaligned": "uniform soup, not aligned",
     "uniform_soup": "uniform soup, aligned",
     "greedy_soup": "greedy soup, aligned",
-    "sane_sampled": "SANE, sampled, best of many",
+    "sane_sampled": "SANE, best sample",
     "sane_mean_latent": "SANE, mean latent",
-    "ingredient_plus_noise": "ingredient + noise, same distance, best of many",
+    "ingredient_plus_noise": "ingredient + noise at the same distance, best sample",
     "ensemble": "ensemble (runs all ingredients)",
 }
 
@@ -53,7 +53,7 @@ def swa_gain_block(folder: Path) -> str:
             f"{settings['epochs']} epochs, then {settings['cycles']} times {settings['cycle_epochs']}; mean ± "
             "standard deviation over seeds.",
             markdown_table(["", "test accuracy", "test loss", "learning rate"], ways, numbers=True),
-            markdown_table(["gain in test accuracy", "seed by seed"], gains, numbers=True),
+            markdown_table(["gain in test accuracy", "mean of paired differences"], gains, numbers=True),
         ]
     return "\n\n".join([*parts, "Record: [swa_gain.json](../../runs/merging/swa_gain.json)."])
 
@@ -75,10 +75,10 @@ def soup_block(folder: Path) -> str:
             cells.append(f"{mean:.3f} ± {spread:.3f}")
         rows.append([title, *cells])
     table = markdown_table(["test accuracy", *(title for *_, title in columns)], rows, numbers=True)
-    return f"""{table}
-
-Mean ± standard deviation over {settings["draws"]} draws of ingredients; {settings["candidates"]} candidates where the best of many is
-kept. Record: [soup_vs_sampling.json](../../runs/merging/soup_vs_sampling.json)."""
+    return (
+        f"{table}\n\nMean ± standard deviation over {settings['draws']} draws of ingredients; *best sample*: of "
+        f"{settings['candidates']}. Record: [soup_vs_sampling.json](../../runs/merging/soup_vs_sampling.json)."
+    )
 
 
 def blocks(root: Path) -> dict[str, str]:

@@ -76,13 +76,17 @@ def zoos_block(folder: Path) -> str:
         arguments, splits = results["arguments"], results["splits"]
         runs = "/".join(str(splits[name]["runs"]) for name in ("train", "validation", "test"))
         rows.append([
-            f"[{path.stem}](../../{RECORDS}/zoos/{path.name})", arguments["architecture"], runs, str(results["excluded"]), str(arguments["epochs"]),
-            f"{splits['test']['test_accuracy']:.3f}", minutes(record["seconds"]),
+            f"[{path.stem}](../../{RECORDS}/zoos/{path.name})", arguments["architecture"], runs,
+            str(results["excluded"]), str(arguments["epochs"]), f"{splits['test']['test_accuracy']:.3f}",
+            minutes(record["seconds"]),
         ])  # fmt: skip
     header = ["zoo", "architecture", "train / validation / test runs", "left out", "epochs", "accuracy", "minutes"]
-    return f"""{markdown_table(header, rows, numbers=True)}
-
-*accuracy*: mean of the final test networks; *left out*: runs whose weights exploded, listed in the zoo; *minutes*: wall time on {hardware(folder)}, shared with other jobs."""
+    return (
+        f"{markdown_table(header, rows, numbers=True)}\n"
+        "\n"
+        "*accuracy*: mean of the final test networks; *left out*: runs whose weights exploded, listed in the zoo; "
+        f"*minutes*: wall time on {hardware(folder)}, shared with other jobs."
+    )
 
 
 def minutes(seconds: float) -> str:
@@ -103,16 +107,23 @@ def probing_block(folder: Path) -> str:
     """R2 and Kendall's tau of every kind of features, per zoo and property."""
     values, ranks = probed(folder, "probe"), probed(folder, "ranks")
     wins, cells = cells_won(values, "r2"), len(values)
-    return f"""{probe_rows("R2", values, "r2")}
-
-{probe_rows("Kendall's tau, probes of values", values, "kendall_tau")}
-
-{probe_rows("Kendall's tau, probes of ranks", ranks, "kendall_tau")}
-
-SANE's best pooling is above s(W) (bold) in {wins} of {cells} cells of R2, by which it is chosen, in {cells_won(values, "kendall_tau")} of Kendall's tau of the same probes and in {cells_won(ranks, "kendall_tau")} of
-that of probes of ranks, and above W, s(W) and the spectra at once in {cells_won(values, "r2", WITHOUT_MODEL)} of R2 and {cells_won(ranks, "kendall_tau", WITHOUT_MODEL)} of probes of ranks. Mean over SANE's seeds ± their standard deviation; what is read off weights has
-no seed. *spectra of W*: norms, exponent of the tail, stable rank and correlation of every weight matrix. *profile of W*: what SANE's poolings `decoded_profile` and `decoded_distribution` read off decoded
-weights, read off the weights themselves, the better of the two chosen as for SANE."""
+    tables = [
+        probe_rows("R2", values, "r2"),
+        probe_rows("Kendall's tau, probes of values", values, "kendall_tau"),
+        probe_rows("Kendall's tau, probes of ranks", ranks, "kendall_tau"),
+    ]
+    note = (
+        f"SANE's best pooling exceeds s(W) (bold) in {wins} of {cells} cells for R2, the metric by which it is "
+        f"chosen, in {cells_won(values, 'kendall_tau')} for Kendall's tau of the same probes, and in "
+        f"{cells_won(ranks, 'kendall_tau')} for Kendall's tau of rank probes. It exceeds all of W, s(W) and spectra "
+        f"in {cells_won(values, 'r2', WITHOUT_MODEL)} cells for R2 and in "
+        f"{cells_won(ranks, 'kendall_tau', WITHOUT_MODEL)} for rank probes. SANE: mean ± standard deviation over "
+        "seeds; features of the weights have no seed. *spectra of W*: norms, exponent of the tail, stable rank and "
+        "correlation of every weight matrix. *profile of W*: the statistics that the poolings `decoded_profile` "
+        "and `decoded_distribution` compute from decoded weights, computed from the original weights; the better "
+        "of the two is chosen as for SANE."
+    )
+    return "\n\n".join([*tables, note])
 
 
 def probed(folder: Path, part: str) -> dict[str, list[Row]]:
@@ -174,8 +185,9 @@ def reconstruction_block(folder: Path) -> str:
         for zoo in runs[0]["results"].get("reconstruction", {}):
             found = [run["results"]["reconstruction"][zoo] for run in runs]
             rows.append([
-                f"{FAMILIES[family]}: {zoo}", spread(row["r2"] for row in found), f"{found[0]['accuracy_original']:.3f}",
-                spread(row["accuracy_reconstructed"] for row in found), str(len(found)),
+                f"{FAMILIES[family]}: {zoo}", spread(row["r2"] for row in found),
+                f"{found[0]['accuracy_original']:.3f}", spread(row["accuracy_reconstructed"] for row in found),
+                str(len(found)),
             ])  # fmt: skip
     header = ["zoo", "R2 of weights", "accuracy", "accuracy of reconstructions", "seeds"]
     return markdown_table(header, rows, numbers=True)
@@ -214,7 +226,7 @@ def goals(runs: Sequence[dict[str, Any]]) -> str:
         rival = max(RIVALS, key=lambda name: mean(name, epoch))
         won = "above" if mean(best, epoch) > mean(rival, epoch) else "not above"
         parts.append(
-            f"epoch {epoch}: {METHODS[best]} {mean(best, epoch):.3f}, {won} the best other ({METHODS[rival]}, "
+            f"epoch {epoch}: {METHODS[best]} {mean(best, epoch):.3f}, {won} the best alternative ({METHODS[rival]}, "
             f"{mean(rival, epoch):.3f})"
         )
     gap = mean("sane_bootstrapped", "0") - mean("anchors", "0")
@@ -229,12 +241,13 @@ def sampling_block(folder: Path) -> str:
         if not (runs := [run for run in runs if "sampling" in run["results"]]):
             continue
         facts = runs[0]["results"]["sampling"]
-        parts.append(f"""### {FAMILIES[family]}
-
-{sampling_table(runs)}
-
-{goals(runs)[0].upper() + goals(runs)[1:]}. {facts["num_anchors"]} anchors, {facts["num_kept"]} networks per method, {facts["num_candidates"]} candidates, bandwidth
-{bandwidths_of(runs)}, {seeds_of(runs)}; validation accuracy after each round of BOOT, first seed: {rounds_of(facts)}; records: {links(family, runs)}.""")
+        note = (
+            f"{goals(runs)[0].upper() + goals(runs)[1:]}. {facts['num_anchors']} anchors, {facts['num_kept']} "
+            f"networks per method, {facts['num_candidates']} candidates, bandwidth {bandwidths_of(runs)}, "
+            f"{seeds_of(runs)}. Validation accuracy after each round of BOOT, first seed: {rounds_of(facts)}. "
+            f"Records: {links(family, runs)}."
+        )
+        parts.append(f"### {FAMILIES[family]}\n\n{sampling_table(runs)}\n\n{note}")
     return "\n\n".join(parts)
 
 
@@ -291,9 +304,12 @@ def tradeoff_block(folder: Path) -> str:
         "to nearest, BOOT",
         "anchors",
     ]
-    return f"""{markdown_table(header, rows, numbers=True)}
-
-In the mean over seeds SUB is above noise in {wins} of {len(rows)} rows, and BOOT at or above the anchors: {"; ".join(words)}."""
+    return (
+        f"{markdown_table(header, rows, numbers=True)}\n"
+        "\n"
+        f"Averaged over seeds, SUB exceeds noise in {wins} of {len(rows)} rows. BOOT reaches the anchors as "
+        f"follows: {'; '.join(words)}."
+    )
 
 
 def transfer_block(folder: Path) -> str:

@@ -188,11 +188,12 @@ def performance_block(folder: Path) -> str:
         for name, step in zip(names, steps, strict=True)
     )
     shares = steps[0]["results"]["time_shares_of_ours_fp32"]
-    return f"""{table}
-
-Processors, by their vector instructions: {processors}. bf16 can gain only where the
-processor has matrix units for it; elsewhere the benchmark leaves it out. On {names[0]}, matrix products take {shares["products"]:.0%} of the fp32 step, attention
-over the short windows {shares["attention"]:.0%}, GELU {shares["gelu"]:.0%}; the rate it is compared with is that of the fastest of its products, run alone."""
+    return (
+        f"{table}\n\nProcessors, by their vector instructions: {processors}. bf16 is faster only if the processor has "
+        f"matrix units for it; otherwise the benchmark omits it. On {names[0]}, matrix products take "
+        f"{shares['products']:.0%} of the fp32 step, attention over the short windows {shares['attention']:.0%}, GELU "
+        f"{shares['gelu']:.0%}. The reference rate is that of the fastest of its matrix products, run alone."
+    )
 
 
 def blocks(root: Path) -> dict[str, str]:

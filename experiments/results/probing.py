@@ -1,4 +1,4 @@
-"""docs/how-to/probe.md: accuracy from weights, across data sets."""
+"""docs/results/probing.md: accuracy predicted from weights, across datasets."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/how-to/probe.md"
+PAGE = "docs/results/probing.md"
 REGRESSORS = {"ridge": "ridge", "logit_linear": "logit-linear", "gradient_boosting": "boosted trees"}
 KINDS = {"layer_statistics": "s(W)", "weights": "W"}
 
@@ -24,7 +24,7 @@ def _rows(results: dict[str, Any], metric: str) -> list[list[str]]:
                 rows.append([f"{source}: {title}, {name}", *marked])
         if metric != "kendall_tau":
             guess = results["mean_of_source"][source]
-            rows.append([f"{source}: its mean", *(f"{guess[target][metric]:.2f}" for target in zoos)])
+            rows.append([f"{source}: mean", *(f"{guess[target][metric]:.2f}" for target in zoos)])
     return rows
 
 
@@ -39,15 +39,14 @@ def transfer_block(folder: Path) -> str:
     ]
     first = counts[zoos[0]]
     networks = (
-        f"{first['train']} training, {first['validation']} validation and {first['test']} test networks per data set"
+        f"{first['train']} training, {first['validation']} validation and {first['test']} test networks per dataset"
     )
-    return f"""{tables[0]}
-
-{tables[1]}
-
-Test accuracy of test networks, fitted on the zoo of the row and tested on that of the column (the zoo itself in italics); {networks}, split
-by training run, all aligned to one network. *its mean*: guessing the mean accuracy of the row's zoo. Record:
-[transfer.json](../../runs/probing/transfer.json)."""
+    note = (
+        "Prediction of test accuracy: fitted on the zoo of the row, tested on the zoo of the column (in italics: "
+        f"the same zoo). {networks}, split by training run, all aligned to one network. *mean*: predicting the mean "
+        "accuracy of the row's zoo. Record: [transfer.json](../../runs/probing/transfer.json)."
+    )
+    return "\n\n".join([*tables, note])
 
 
 def blocks(root: Path) -> dict[str, str]:

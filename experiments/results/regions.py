@@ -1,4 +1,4 @@
-"""docs/how-to/regions.md: regions of four data sets, what lies inside them, and LoRA adapters."""
+"""docs/results/regions.md: regions of four datasets, points inside them, and LoRA adapters."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/how-to/regions.md"
+PAGE = "docs/results/regions.md"
 FILE = "regions.json"
 LINK = f"[{FILE}](../../runs/analysis/{FILE})"
 SPACES = {
@@ -16,7 +16,7 @@ SPACES = {
     "fine_tuned": "fine-tuned, weights",
     "fine_tuned_latents": "fine-tuned, SANE latents",
 }
-LEVELS = {"data_set": "data set", "task": "task", "general": "true or shuffled labels"}
+LEVELS = {"data_set": "dataset", "task": "task", "general": "true or shuffled labels"}
 
 
 def spaces_block(results: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -26,7 +26,8 @@ def spaces_block(results: dict[str, Any], settings: dict[str, Any]) -> str:
         for level, found in results["spaces"].get(space, {}).items():
             distances, centroid = found["distances"], found["nearest_centroid"]
             rows.append([
-                title, LEVELS[level], f"{distances['ratio']:.3f}", f"{distances['p_value']:.3f}", f"{centroid['accuracy']:.3f}",
+                title, LEVELS[level], f"{distances['ratio']:.3f}", f"{distances['p_value']:.3f}",
+                f"{centroid['accuracy']:.3f}",
                 f"{found['nearest_neighbour']['accuracy']:.3f}", f"{centroid['chance']:.3f}",
             ])  # fmt: skip
     header = ["networks", "level", "within / between", "p", "nearest centroid", "nearest neighbour", "largest label"]
@@ -34,11 +35,13 @@ def spaces_block(results: dict[str, Any], settings: dict[str, Any]) -> str:
         space: sum(sum(row.values()) for row in found["data_set"]["nearest_centroid"]["confusion"].values())
         for space, found in results["spaces"].items()
     }
-    return f"""{markdown_table(header, rows, numbers=True)}
-
-{counts["independent"]} independent networks and {counts["fine_tuned"]} fine-tuned ones ({settings["networks"]} per data set and {settings["shuffled_networks"]} on its shuffled
-labels, {settings["epochs"]} epochs). *within / between*: ratio of mean distances; *p*: share of relabellings with a ratio as small; *largest label*: what
-guessing it gives. Record: {LINK}."""
+    note = (
+        f"{counts['independent']} independent networks and {counts['fine_tuned']} fine-tuned ones "
+        f"({settings['networks']} per dataset and {settings['shuffled_networks']} on its shuffled labels, "
+        f"{settings['epochs']} epochs). *within / between*: ratio of mean distances; *p*: share of random "
+        f"relabellings with a ratio as small; *largest label*: accuracy of always guessing it. Record: {LINK}."
+    )
+    return f"{markdown_table(header, rows, numbers=True)}\n\n{note}"
 
 
 def interiors_block(results: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -65,10 +68,13 @@ def interiors_block(results: dict[str, Any], settings: dict[str, Any]) -> str:
         "line beats outside",
         "hull beats outside",
     ]
-    return f"""{markdown_table(header, rows, numbers=True)}
-
-Mean test accuracy, {settings["points"]} points on lines and in the hull each; *beats outside*: chance that such a point is better than a network outside the region.
-Data sets as they are; tasks and true labels with the last layer fitted anew to each data set (ridge regression), averaged over data sets. Record: {LINK}."""
+    note = (
+        f"Mean test accuracy; {settings['points']} points on lines and {settings['points']} in the hull. *beats "
+        "outside*: probability that such a point is better than a network outside the region. Datasets are "
+        "evaluated directly; for tasks and true labels, the last layer is refitted to each dataset (ridge "
+        f"regression), and accuracies are averaged over datasets. Record: {LINK}."
+    )
+    return f"{markdown_table(header, rows, numbers=True)}\n\n{note}"
 
 
 def adapters_block(results: dict[str, Any]) -> str:
@@ -98,12 +104,14 @@ def adapters_block(results: dict[str, Any]) -> str:
         "same place",
         "same kind (q, k, v, out)",
     ]
-    return f"""{markdown_table([f"cosine distance over {found['shared_layers']} shared layers", *names], distances, numbers=True)}
-
-{markdown_table(header, rows, numbers=True)}
-
-Changes of single layers scaled to length one; the last three columns say how often the nearest change belongs to the same adapter, place or kind of layer, in
-brackets the share of the largest label. Record: {LINK}."""
+    title = f"cosine distance over {found['shared_layers']} shared layers"
+    note = (
+        "Weight changes of single layers, scaled to unit length. The last three columns show how often the nearest "
+        "change belongs to the same adapter, place or kind of layer; the share of the largest label is in "
+        f"brackets. Record: {LINK}."
+    )
+    tables = [markdown_table([title, *names], distances, numbers=True), markdown_table(header, rows, numbers=True)]
+    return "\n\n".join([*tables, note])
 
 
 def blocks(root: Path) -> dict[str, str]:

@@ -1,15 +1,15 @@
-"""docs/explanation/symmetries.md: loss barriers before and after matching."""
+"""docs/results/alignment.md: loss barriers before and after matching."""
 
 import json
 from pathlib import Path
 
 from hf_sane.hub.tables import markdown_table
 
-PAGE = "docs/explanation/symmetries.md"
+PAGE = "docs/results/alignment.md"
 
 
 def barrier_block(folder: Path) -> str:
-    """The table of docs/explanation/symmetries.md: one row per data, kind of network and width."""
+    """One row per dataset, kind of network and width."""
     rows = []
     for path in sorted(folder.glob("barrier*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -34,7 +34,7 @@ def barrier_block(folder: Path) -> str:
                             f"[{path.name}](../../runs/benchmarks/{path.name})",
                         ]
                     )
-    header = ["data", "network", "width", "barrier", "matched", "left", "accuracy half way", "matched", "record"]
+    header = ["data", "network", "width", "barrier", "aligned", "remaining", "midpoint accuracy", "aligned", "record"]
     return markdown_table(header, rows)
 
 

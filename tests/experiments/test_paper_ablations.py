@@ -163,7 +163,7 @@ def test_page_shows_every_study(page, done):
     assert set(blocks) == {"setting", *page.STUDIES, "pooling", "scale", "batchnorm"}
     for study in page.STUDIES:
         assert blocks[study].splitlines()[2].startswith("| **base** | ")
-        assert f"[{study}.json](../runs/paper/ablations/{study}.json)" in blocks[study]
+        assert f"[{study}.json](../../runs/paper/ablations/{study}.json)" in blocks[study]
     assert "latents per weight" in blocks["tokens"]
     assert "| s(W), no autoencoder |" in blocks["pooling"]
     assert "12 " not in blocks["scale"].splitlines()[0]

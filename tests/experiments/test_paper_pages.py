@@ -114,7 +114,7 @@ def test_probing_counts_the_cells_that_are_won(paper, folder):
     assert "| usps_seed: accuracy | 0.100 | 0.700 | 0.400 | 0.800 | 0.300 ± 0.000 | **0.910 ± 0.014** |" in block
     assert "| usps_seed: epoch | 0.100 | 0.700 | 0.400 | 0.800 | 0.300 ± 0.000 | 0.610 ± 0.014 |" in block
     assert (
-        "is above s(W) (bold) in 2 of 3 cells of R2, by which it is chosen, in 2 of Kendall's tau of the same" in block
+        "exceeds s(W) (bold) in 2 of 3 cells for R2, the metric by which it is chosen, in 2 for Kendall's tau of the same" in block
     )
     assert (
         "in 1 of\nthat of probes of ranks, and above W, s(W) and the spectra at once in 2 of R2 and 1 of probes"
@@ -142,19 +142,19 @@ def test_probing_counts_the_cells_that_spectra_win(paper, folder):
 def test_sampling_says_whether_the_goals_are_reached(paper, folder):
     block = paper.blocks(folder)["sampling"]
     assert "| SANE, BOOT | 0.830 ± 0.014 | 0.930 ± 0.014 | 1.00 ± 0.00 | 2.00 ± 0.00 | - |" in block
-    assert "Epoch 0: SANE, BOOT 0.830, above the best other (anchor + noise, selected, 0.650)" in block
+    assert "Epoch 0: SANE, BOOT 0.830, above the best alternative (anchor + noise, selected, 0.650)" in block
     assert "BOOT reaches the anchors (+0.030)" in block
-    assert "[usps_1.json](../runs/paper/usps_1.json)" in block
+    assert "[usps_1.json](../../runs/paper/usps_1.json)" in block
 
 
 def test_the_rounds_of_bootstrapping_are_shown(paper, folder):
     assert (
-        "validation accuracy after each round of BOOT, first seed: 0.500, 0.612; " in paper.blocks(folder)["sampling"]
+        "Validation accuracy after each round of BOOT, first seed: 0.500, 0.612. " in paper.blocks(folder)["sampling"]
     )
 
 
 def test_bandwidths_that_differ_between_seeds_are_all_named(paper, folder):
-    assert "bandwidth\n0.2, 2 seeds" in paper.blocks(folder)["sampling"]
+    assert "bandwidth 0.2, 2 seeds" in paper.blocks(folder)["sampling"]
     path = folder / "runs" / "paper" / "usps_1.json"
     known = json.loads(path.read_text())
     known["results"]["sampling"]["bandwidth"] = 0.3
@@ -163,7 +163,7 @@ def test_bandwidths_that_differ_between_seeds_are_all_named(paper, folder):
 
 
 def test_epochs_that_fewer_seeds_reached_are_named(paper, folder):
-    assert ", 2 seeds; validation" in paper.blocks(folder)["sampling"]
+    assert ", 2 seeds. Validation" in paper.blocks(folder)["sampling"]
     path = folder / "runs" / "paper" / "usps_1.json"
     known = json.loads(path.read_text())
     for row in known["results"]["sampling"]["methods"].values():
@@ -180,14 +180,14 @@ def test_goals_that_are_missed_are_called_so(paper, folder):
     assert "BOOT does not reach the anchors (-0.200)" in paper.goals(far)
     for methods in paper.sampled(far):
         methods["scratch"]["accuracy"]["1"] = [0.95, 0.97]
-    assert "epoch 1: SANE, SUB 0.800, not above the best other (scratch, 0.960)" in paper.goals(far)
+    assert "epoch 1: SANE, SUB 0.800, not above the best alternative (scratch, 0.960)" in paper.goals(far)
 
 
 def test_the_tradeoff_says_where_anchors_are_reached(paper, folder):
     block = paper.blocks(folder)["tradeoff"]
     cells = "0.20 ± 0.00 | 0.700 ± 0.000 | 0.810 ± 0.028 | 0.600 ± 0.000 | 0.20 ± 0.00 | 0.800 ± 0.000"
     assert f"| USPS, CNN-s: 0.1 | {cells} |" in block
-    assert "SUB is above noise in 2 of 2 rows" in block
+    assert "SUB exceeds noise in 2 of 2 rows" in block
     assert "at or above the anchors: USPS, CNN-s at bandwidth 0.1 (distance 0.20)." in block
     for seed in SEEDS:
         path = folder / "runs" / "paper" / "tradeoff" / f"usps_{seed}.json"

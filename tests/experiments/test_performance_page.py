@@ -31,13 +31,13 @@ def test_a_second_kind_of_processor_has_a_column_of_its_own(performance, tmp_pat
     rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
     assert rows["| benchmark"][2:] == ["AVX512", "AVX2 |"]
     share = rows["| pre-training step, d_model 512, 6+6 layers, fp32, share of the measured product rate"]
-    link = "(../runs/benchmarks/pretraining_step.json)"
+    link = "(../../runs/benchmarks/pretraining_step.json)"
     assert share[2:] == [f"[78%]{link} **(not reached)**", f"[90%]{link.replace('pre', 'avx2/pre')} |"]
     bf16 = rows["| the same in bf16, tokens/s against a plain fp32 transcription of the paper's loop"]
     assert bf16[3] == f"[left out]{link.replace('pre', 'avx2/pre')} |"
     assert rows["| aligning a ResNet-18"][1:] == [
         "none",
-        "[2.74 s](../runs/benchmarks/alignment.json)",
+        "[2.74 s](../../runs/benchmarks/alignment.json)",
         "not measured |",
     ]
     assert "AVX2: Other Processor, 2 cores, bf16 products at 0.01 x" in text

@@ -21,7 +21,7 @@ from hf_sane.training.preparation import fit_extractor
 from hf_sane.training.settings import PretrainSettings
 from hf_sane.workflows.command_line import parse_settings
 
-DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "lora.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "adapters.md"
 
 
 def tiny_model(**changes):
