@@ -120,12 +120,23 @@ def _plan_model(folder: Path, repo_id: str, api: HfApi) -> Upload:
     return Upload(repo_id, "model", files, title="SANE autoencoder with its weight tokenizer, record and card")
 
 
-def _plan_samples(folder: Path, repo_id: str, api: HfApi) -> Upload:
-    single = (folder / "config.json").is_file()
-    networks = [folder] if single else sorted(path.parent for path in folder.glob("[!.]*/config.json"))
-    if not networks:
+def network_folders(folder: Path) -> list[Path]:
+    """A folder that is a network, or the networks inside it, `network_2` before `network_10`.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+    """
+    if (folder / "config.json").is_file():
+        return [folder]
+    inside = [path.parent for path in folder.glob("[!.]*/config.json")]
+    if not inside:
         raise FileNotFoundError(f"no network in {folder}; expected config.json there, or in folders inside it")
-    if not single:
+    return sorted(inside, key=lambda path: (len(path.name), path.name))
+
+
+def _plan_samples(folder: Path, repo_id: str, api: HfApi) -> Upload:
+    networks = network_folders(folder)
+    if networks != [folder]:
         _check_complete(folder, networks)
     networks.sort(key=_merit, reverse=True)
     files: tuple[RepoFile, ...] = ()

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.hub.cards import describe_config
-from hf_sane.hub.push import push_generated
+from hf_sane.hub.push import network_folders, push_generated
 from hf_sane.networks.images import ImageData, load_images
 from hf_sane.networks.stacked import StackedNetworks
 from hf_sane.records.run_record import RECORD
@@ -120,20 +120,6 @@ def _open(source: Network, index: int) -> list[tuple[str, Any]]:
 
 def _facts(model: Any, ignored: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in describe_config(model.config).items() if name not in ignored}
-
-
-def network_folders(place: Path) -> list[Path]:
-    """A folder that is a network, or the networks inside it.
-
-    Raises:
-        FileNotFoundError: If it is neither.
-    """
-    if (place / "config.json").is_file():
-        return [place]
-    inside = [path.parent for path in place.glob("[!.]*/config.json")]
-    if not inside:
-        raise FileNotFoundError(f"no network in {place}; expected config.json there, or in folders inside it")
-    return sorted(inside, key=lambda folder: (len(folder.name), folder.name))  # network_2 before network_10
 
 
 __all__ = ["Network", "NetworksResult", "open_images", "open_stack"]
