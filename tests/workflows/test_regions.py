@@ -64,4 +64,4 @@ def test_adapters_are_given_by_label(tmp_path):
 
 def test_a_zoo_comes_once(tiny_zoo, tiny_zoo_folder):
     with pytest.raises(ValueError, match="name each zoo once, got"):
-        map_regions([tiny_zoo, str(tiny_zoo_folder)], plots=False)
+        map_regions([tiny_zoo, tiny_zoo_folder], plots=False)

@@ -1,6 +1,7 @@
 """Sampling from Python: objects in, networks with provenance out; the verb does the same."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,6 +151,6 @@ def test_networks_are_published_with_their_cards(networks, local_hub, tmp_path):
 
 
 def test_functions_take_names_and_objects(sane, tiny_zoo_folder, networks, digits):
-    found = sample(str(tiny_zoo_folder), sane.source, images=digits, **SMALL)
+    found = sample(tiny_zoo_folder, Path(sane.source), images=digits, **SMALL)
     assert found.comparison == networks.comparison
     assert found.output is None

@@ -41,7 +41,7 @@ def test_modules_are_averaged(networks, tmp_path):
 
 @pytest.mark.parametrize("spelling", [("--method", "greedy", "--output"), ("--greedy", "--out")])
 def test_the_verb_takes_the_same_road(spelling, folder, digits, tmp_path):
-    found = soup([folder], method="greedy", data="digits")
+    found = soup(folder, method="greedy", data="digits")
     results = found.record.results
     assert found.to_dict()["steps"][0]["name"] == results["best_ingredient"]
     arguments = ["soup", str(folder), "--data", "digits", *spelling, str(tmp_path / "soup"), "--json"]

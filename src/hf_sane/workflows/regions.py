@@ -141,7 +141,7 @@ class RegionsResult(Result):
 
 
 def map_regions(
-    networks: str | Zoo | Sequence[str | Zoo] | Mapping[str, Sequence[str]], **options: Any
+    networks: str | Path | Zoo | Sequence[str | Zoo] | Mapping[str, Sequence[str]], **options: Any
 ) -> RegionsResult:
     """Map networks by what they were trained for: distances, nearest regions, points inside.
 
@@ -161,7 +161,8 @@ def map_regions(
         pairs = [f"{label}={source}" for label, sources in networks.items() for source in sources]
         chosen: dict[str, Any] = {"adapter": pairs}
     else:
-        chosen = {"zoo": [networks] if isinstance(networks, str | Zoo) else list(networks)}
+        zoos = [networks] if isinstance(networks, str | Path | Zoo) else networks
+        chosen = {"zoo": [str(zoo) if isinstance(zoo, Path) else zoo for zoo in zoos]}
     return run_regions(RegionsSettings(**{"output": None, **chosen, **options}))
 
 

@@ -164,7 +164,9 @@ class SampleResult(NetworksResult):
 MEASURED = ("test_accuracy", "validation_accuracy", "nearest_training_distance")
 
 
-def sample(anchors: str | Zoo | Sequence[Network], sane: str | Autoencoder, **options: Any) -> SampleResult:
+def sample(
+    anchors: str | Path | Zoo | Sequence[Network], sane: str | Path | Autoencoder, **options: Any
+) -> SampleResult:
     """Sample new networks around trained ones, and compare them with anchors and baselines on test images.
 
     ```python
@@ -181,8 +183,12 @@ def sample(anchors: str | Zoo | Sequence[Network], sane: str | Autoencoder, **op
     Raises:
         ValueError: If settings do not fit each other, or there are fewer networks than anchors are asked for.
     """
-    chosen: dict[str, Any] = {"zoo": anchors} if isinstance(anchors, str | Zoo) else {"anchors": list(anchors)}
-    return run_sample(SampleSettings(sane=sane, **{"output": None, **chosen, **options}))
+    if isinstance(anchors, str | Path | Zoo):
+        chosen: dict[str, Any] = {"zoo": str(anchors) if isinstance(anchors, Path) else anchors}
+    else:
+        chosen = {"anchors": list(anchors)}
+    named = str(sane) if isinstance(sane, Path) else sane
+    return run_sample(SampleSettings(sane=named, **{"output": None, **chosen, **options}))
 
 
 def run_sample(settings: SampleSettings) -> SampleResult:

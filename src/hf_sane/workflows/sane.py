@@ -151,7 +151,7 @@ class SANE:
             raise ValueError("expected at least one network, got an empty list")
         return stacked_features([self.embed(x, pooling=pooling, **_windows(options))[None] for x in networks])
 
-    def sample(self, anchors: str | Zoo | Sequence[Network], **options: Any) -> SampleResult:
+    def sample(self, anchors: str | Path | Zoo | Sequence[Network], **options: Any) -> SampleResult:
         """Sample new networks around the best networks of a zoo, or around a list of networks.
 
         Args:

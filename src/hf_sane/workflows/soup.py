@@ -123,7 +123,7 @@ class SoupResult(Result):
         self.fill(partial)
 
 
-def soup(ingredients: Sequence[Source], **options: Any) -> SoupResult:
+def soup(ingredients: str | Path | Sequence[Source], **options: Any) -> SoupResult:
     """Average the weights of networks of one architecture, or of LoRA adapters of one base model.
 
     ```python
@@ -133,13 +133,14 @@ def soup(ingredients: Sequence[Source], **options: Any) -> SoupResult:
     ```
 
     Args:
-        ingredients: Modules, folders, files, Hub repo ids, or LoRA adapters; a folder may hold several.
+        ingredients: Modules, folders, files, Hub repo ids, or LoRA adapters; or one folder that holds several.
         **options: Further fields of [`SoupSettings`].
 
     Raises:
         ValueError: If the ingredients do not belong together, or a method lacks held-out data.
     """
-    return run_soup(SoupSettings(ingredients=list(ingredients), **{"output": None, **options}))
+    given = [ingredients] if isinstance(ingredients, str | Path) else list(ingredients)
+    return run_soup(SoupSettings(ingredients=given, **{"output": None, **options}))
 
 
 def run_soup(settings: SoupSettings) -> SoupResult:
