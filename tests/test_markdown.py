@@ -1,0 +1,43 @@
+"""Markdown keeps to the line length of the code, and pages of the documentation are of one kind each."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LINE_LENGTH = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["line-length"]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ONE_LINE = re.compile(r"\s*(\||#|!\[|\S+$)")  # table rows, headings, pictures, and words without a space, such as URLs
+
+
+def long_lines(text):
+    """Numbers of the lines that are too long and could be wrapped."""
+    return [
+        number
+        for number, line in enumerate(text.splitlines(), start=1)
+        if len(line) > LINE_LENGTH and not ONE_LINE.match(line)
+    ]
+
+
+def test_long_lines_are_found():
+    long = "a word " * 20
+    assert long_lines(f"short\n{long}\n- {long}\n") == [2, 3]
+    assert not long_lines(f"| {long} |\n# {long}\nhttps://example.com/{'x' * 120}\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_lines_of_a_page_are_short(page):
+    assert not long_lines(page.read_text(encoding="utf-8"))
+
+
+def test_there_is_one_folder_for_each_kind_of_page():
+    folders = {page.parent.name for page in PAGES if page.parent.parent == ROOT / "docs"}
+    assert folders == {"tutorials", "how-to", "explanation", "reference", "results"}
+    assert [page.name for page in PAGES if page.parent == ROOT / "docs"] == ["index.md"]
+
+
+def test_generated_blocks_are_on_pages_of_results():
+    generated = {page.parent.name for page in PAGES if re.search(r"<!-- \w+:start -->", page.read_text("utf-8"))}
+    assert generated == {"results", ROOT.name}  # and the README
