@@ -7,9 +7,9 @@ import pytest
 from hub_server import TOKEN
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.cli.transfer import parse_size
 from hf_sane.hub.adapters import save_network_adapter
 from hf_sane.hub.publish import save_network
+from hf_sane.hub.pull import parse_size
 from hf_sane.records.outputs import MANIFEST
 from hf_sane.records.run_record import RunRecord
 from hf_sane.sampling.finetuning import add_network_lora
@@ -31,7 +31,7 @@ def test_a_zoo_goes_there_and_comes_back(local_hub, tiny_zoo_folder, tmp_path, h
     listed = hf_sane_command("pull", "org/zoo", "--output", tmp_path / "zoo", "--dry-run").output
     assert "nothing was fetched" in listed
     assert not (tmp_path / "zoo").exists()
-    pulled = hf_sane_command("pull", "org/zoo", "--output", tmp_path / "zoo", "--type", "dataset").output
+    pulled = hf_sane_command("pull", "org/zoo", "--output", tmp_path / "zoo", "--repo-type", "dataset").output
     assert TOKEN not in listed + pushed + refused + pulled
     for path in (tiny_zoo_folder / "data").iterdir():
         if path.name == MANIFEST:  # says what lies in this folder, not what lies on the Hub

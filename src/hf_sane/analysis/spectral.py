@@ -28,6 +28,7 @@ from hf_sane.core.spectra import (
     top_singular_values,
     weight_correlation,
 )
+from hf_sane.records.settings import setting
 from hf_sane.tokenization.checkpoints import Checkpoint, Source, as_checkpoint, local_path
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 from hf_sane.tokenization.saved_form import as_saved
@@ -41,43 +42,35 @@ POOR_TAIL_DISTANCE = 0.1
 @strict
 @dataclass(kw_only=True)
 class SpectrumSettings:
-    """How spectra are taken and fitted.
+    """How spectra are taken and fitted."""
 
-    Args:
-        conv (`str`, *optional*, defaults to `"flatten"`):
-            What to make of convolutions: `"flatten"`, `"slices"` or `"pooled"`, see `layer_matrices`.
-        method (`str`, *optional*, defaults to `"exact"`):
-            `"exact"`, or `"lanczos"` or `"randomized"` for the largest eigenvalues of large matrices only, see
-            `hf_sane.core.spectra.top_singular_values`.
-        num_values (`int`, *optional*, defaults to `128`):
-            Largest eigenvalues to compute then.
-        exact_up_to (`int`, *optional*, defaults to `1024`):
-            Matrices whose shorter side is at most this are decomposed exactly whatever the method.
-        min_values (`int`, *optional*, defaults to `50`):
-            With fewer eigenvalues a layer gets norms and ranks only: no power law, bulk, or phase.
-        min_tail (`int`, *optional*, defaults to `10`):
-            With fewer different eigenvalues in the tail, alpha is reported but left out of means, and decides no
-            phase.
-        num_bootstrap (`int`, *optional*, defaults to `100`):
-            Resamples for the uncertainty of alpha; 0 for none.
-        spike_level (`float`, *optional*, defaults to `0.99`):
-            Share of random matrices whose largest eigenvalue stays below the spike threshold.
-        correlation_channels (`int`, *optional*, defaults to `4096`):
-            Channels at most that the weight correlation of a layer compares.
-        seed (`int`, *optional*, defaults to `0`):
-            Of bootstrap, starting vectors and drawn channels.
-    """
-
-    conv: ConvReshaping = "flatten"
-    method: Literal["exact", "lanczos", "randomized"] = "exact"
-    num_values: int = 128
-    exact_up_to: int = 1024
-    min_values: int = 50
-    min_tail: int = 10
-    num_bootstrap: int = 100
-    spike_level: float = 0.99
-    correlation_channels: int = 4096
-    seed: int = 0
+    conv: ConvReshaping = setting(
+        "Convolutions as one matrix (flatten), one per kernel position (slices), or those pooled into one spectrum.",
+        default="flatten",
+    )
+    method: Literal["exact", "lanczos", "randomized"] = setting(
+        "Of large matrices, compute all eigenvalues (exact), or only the largest by an approximate method.",
+        default="exact",
+    )
+    num_values: int = setting("Number of eigenvalues that approximate methods compute.", default=128)
+    exact_up_to: int = setting("Shorter side up to which matrices are always decomposed exactly.", default=1024)
+    min_values: int = setting(
+        "Number of eigenvalues that a layer must have for alpha, bulk, spikes and phase; others get norms and ranks.",
+        default=50,
+    )
+    min_tail: int = setting(
+        "Number of different eigenvalues that a tail must have for its alpha to count in means and phases.", default=10
+    )
+    num_bootstrap: int = setting("Resamples for the uncertainty of alpha; 0 for none.", default=100)
+    spike_level: float = setting(
+        "Share of random matrices whose largest eigenvalue stays below the spike threshold.",
+        default=0.99,
+        only_python=True,
+    )
+    correlation_channels: int = setting(
+        "Maximum number of channels that the weight correlation of a layer compares.", default=4096, only_python=True
+    )
+    seed: int = setting("Random seed of resamples, starting vectors and drawn channels.", default=0)
 
     def __post_init__(self) -> None:
         if min(self.num_values, self.exact_up_to) < 1 or self.correlation_channels < 2:

@@ -52,6 +52,10 @@ VERBS = (
     Verb("finetune", "finetune", "FinetuneSettings", "run_finetune", "Fine-tune networks on images."),
     Verb("soup", "soup", "SoupSettings", "run_soup", "Average networks of one architecture, or LoRA adapters."),
     Verb("regions", "regions", "RegionsSettings", "run_regions", "Map networks by what they were trained for."),
+    Verb("info", "info", "InfoSettings", "run_info", "Inspect a checkpoint's layers and tokens from its header."),
+    Verb("analyze", "analyze", "AnalyzeSettings", "run_analyze", "Analyse the spectra of a checkpoint's weights."),
+    Verb("push", "transfer", "PushSettings", "run_push", "Publish a zoo, model, samples or adapter on the Hub."),
+    Verb("pull", "transfer", "PullSettings", "run_pull", "Fetch a repository from the Hub."),
 )
 
 ZOO_VERBS = (

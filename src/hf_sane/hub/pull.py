@@ -30,6 +30,7 @@ from hf_sane.records.sources import RepoType, parse_repo
 MAX_BYTES = 20 * 2**30
 SHA256_DIGITS = 64
 COMMIT = re.compile(r"[0-9a-f]{40}")
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 CACHE = Path(".cache", "huggingface")  # where the Hub's client keeps what it has fetched in part
 
 
@@ -122,6 +123,18 @@ def check_size(files: Sequence[RepoFile], max_bytes: int, where: str) -> None:
             f"{where} holds {total:,} bytes in {len(files)} files, more than the limit of {max_bytes:,}; raise the "
             "limit if that is what you want"
         )
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `500M`, `20G`, `1.5GB` or a plain number.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
+    if found is None:
+        raise ValueError(f"expected a size such as 500M or 20G, got {text!r}")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 def pull(

@@ -16,6 +16,7 @@ def setting(
     formerly: str | tuple[str, ...] = (),
     positional: bool = False,
     split: bool = True,
+    opposite: str | None = None,
     only_python: bool = False,
 ) -> Any:
     """Declare a field of a settings dataclass. On the command line, `num_models` becomes `--num-models`.
@@ -30,6 +31,7 @@ def setting(
             instead.
         positional: Whether the field is an argument without a name on the command line.
         split: Whether the values of a list may be given as one, separated by commas. Not for paths.
+        opposite: Spelling that switches a flag off, such as `"--public"`; by default `--no-` and the name.
         only_python: Whether the field has no option.
     """
     older = (formerly,) if isinstance(formerly, str) else formerly
@@ -40,6 +42,7 @@ def setting(
         "formerly": older,
         "positional": positional,
         "split": split,
+        "opposite": opposite,
         "only_python": only_python,
     }
     if factory is not MISSING:

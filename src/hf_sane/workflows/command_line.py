@@ -46,6 +46,8 @@ def run_workflow(settings: type, run: Callable[[Any], Result], argv: Sequence[st
             typer.echo(result.to_json())
         else:
             result.print(notes=False)
+        if result.exit_code:
+            raise typer.Exit(result.exit_code)
 
     _parse(settings, argv, name, (inspect.getdoc(run) or "").partition("\n\nArgs:")[0], work)
     return outcome[0]
@@ -195,7 +197,7 @@ def _parameter(entry: Field) -> inspect.Parameter:
     else:
         names = [option_name(entry)]
         if kind is bool:
-            names = [f"{names[0]}/--no-{names[0][2:]}"]
+            names = [f"{names[0]}/{entry.metadata.get('opposite') or f'--no-{names[0][2:]}'}"]
         short = entry.metadata.get("short")
         info = typer.Option(*names, *([short] if short else []), **described)
     return inspect.Parameter(

@@ -25,14 +25,14 @@ class Table:
     """Rows under a header. The first column holds names, the others are aligned to the right.
 
     Attributes:
-        header: Titles of the columns.
+        header: Titles of the columns; without any, only title and caption are printed.
         rows: One cell per column; `None` is shown as a dash, NaN as "undefined".
         title: Printed above the table.
         caption: Printed below it.
     """
 
-    header: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
     title: str = ""
     caption: str = ""
 
@@ -58,6 +58,11 @@ class Result:
     def summary(self) -> list[str]:
         """Lines that are printed first."""
         return []
+
+    @property
+    def exit_code(self) -> int:
+        """What the verb ends with: 1 for a workflow that found something wrong with what it was given."""
+        return 0
 
     def tables(self) -> list[Table]:
         """Tables that are printed."""
@@ -102,7 +107,8 @@ class Result:
                 console.print()
             if table.title:
                 console.print(_text(table.title, style="bold"))
-            _print_table(table, wide)
+            if table.header:
+                _print_table(table, wide)
             if table.caption:
                 for line in table.caption.split("\n"):
                     console.print(_text(line))

@@ -1,0 +1,168 @@
+"""Analyse the spectra of a network's weight matrices, layer by layer."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hf_sane.analysis.embedding import layer_embedding_spread
+from hf_sane.analysis.report import NOT_FINITE, LayerSpectrum, SpectrumReport
+from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.records.errors import shorten
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.tokenization.checkpoints import Checkpoint, Source
+from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.shared import WeightsSettings
+
+FINDING = 1  # exit code: the analysis is done, and something is wrong with the checkpoint
+NAMES_SHOWN = 3
+COLUMNS = ("layer", "N x M", "alpha", "95 %", "alpha-w", "spikes", "st. rank", "log F", "log max", "w. corr", "phase")
+
+
+@dataclass(kw_only=True)
+class AnalyzeSettings(SpectrumSettings, WeightsSettings):
+    """Settings of [`analyze`]: how spectra are taken and fitted, and what is written."""
+
+    checkpoint: Source = setting("Safetensors file, folder, weights-only pickle, or Hub repo id.", positional=True)
+    output: Path | None = setting("New folder for report, pictures and run record.", default=None, short="-o")
+    sane: str | SANE | None = setting("SANE folder or Hub repo id to embed the same layers with.", default=None)
+    eigenvalues: bool = setting("Write every eigenvalue into the report.", default=False)
+    plots: bool = setting("Draw pictures (needs matplotlib).", default=True)
+    revision: str | None = setting("Branch, tag or commit of a Hub repo.", default=None)
+
+
+@dataclass(kw_only=True)
+class AnalyzeResult(Result):
+    """Spectra of the layers of a network.
+
+    Attributes:
+        report: One record per layer, and why others were skipped.
+        spread: How far apart the latents of a layer lie, by weight tensor; `None` unless a SANE was given.
+        eigenvalues: Whether all eigenvalues are written.
+        plots: Whether pictures are drawn.
+    """
+
+    JOB: ClassVar[str] = "analysis"
+
+    report: SpectrumReport
+    spread: dict[str, float] | None = None
+    eigenvalues: bool = False
+    plots: bool = True
+
+    @property
+    def exit_code(self) -> int:
+        """1 if the network has NaN or infinite weights."""
+        return FINDING if self.report.not_finite else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report."""
+        return self.report.to_dict(eigenvalues=self.eigenvalues)
+
+    def tables(self) -> list[Table]:
+        """The layers, their summary, what to keep in mind and what was skipped."""
+        report = self.report
+        summary = [[name.replace("_", " "), value] for name, value in report.summary().items() if name != "phases"]
+        warnings = _grouped((layer.name, text) for layer in report.layers for text in layer.warnings)
+        skipped = _grouped(report.skipped.items())
+        tables = [Table(COLUMNS, [_cells(layer) for layer in report.layers]), Table(("all layers", ""), summary)]
+        lists = {"warnings": warnings, "skipped": skipped}
+        return tables + [Table(title=title, caption="\n".join(lines)) for title, lines in lists.items() if lines]
+
+    def write(self, partial: Path) -> None:
+        """The report, pictures and the record of the run."""
+        self.report.save_json(partial / "spectrum.json", eigenvalues=self.eigenvalues)
+        if self.plots:
+            from hf_sane.analysis.plots import plot_densities, plot_depth
+
+            plot_densities(self.report, partial / "densities.png")
+            plot_depth(self.report, partial / "depth.png", spread=self.spread)
+        super().write(partial)
+
+
+def analyze(checkpoint: Source, **options: Any) -> AnalyzeResult:
+    """Analyse spectra: bulk, spikes, heavy tails, norms and the phase of training they suggest, layer by layer.
+
+    ```python
+    result = hf_sane.analyze("org/some-network")
+    result.report["lm_head.weight"].alpha
+    ```
+
+    Args:
+        checkpoint: A module, state dict, path or Hub repo id.
+        **options: Further fields of [`AnalyzeSettings`].
+    """
+    return run_analyze(AnalyzeSettings(checkpoint=checkpoint, **options))
+
+
+def run_analyze(settings: AnalyzeSettings) -> AnalyzeResult:
+    """Analyse spectra: bulk, spikes, heavy tails, norms and the phase of training they suggest, layer by layer.
+
+    The exit code is 1 if the checkpoint has NaN or infinite weights; they are named on standard error.
+    """
+    if settings.output is not None and settings.plots and find_spec("matplotlib") is None:
+        raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
+    spectrum = SpectrumSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SpectrumSettings)})
+    source = settings.checkpoint
+    record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
+    if isinstance(source, str | Path):
+        source = Checkpoint(source, settings.revision, settings.subfolder, settings.variant, settings.key)
+    with optional_output(settings.output, AnalyzeResult.JOB) as partial:
+        report = analyze_spectrum(source, spectrum)
+        spread = None
+        if settings.sane is not None:
+            sane = open_sane(settings.sane)
+            spread = layer_embedding_spread(sane.model, sane.extractor, source)
+        if not isinstance(settings.checkpoint, str | Path):
+            record.arguments["checkpoint"] = report.source
+        record.finish({"summary": report.summary(), **({"embedding_spread": spread} if spread else {})})
+        broken = report.not_finite
+        result = AnalyzeResult(
+            record=record,
+            notes=[f"{NOT_FINITE} in {_first(broken)}: left out of the analysis"] if broken else [],
+            report=report,
+            spread=spread,
+            eigenvalues=settings.eigenvalues,
+            plots=settings.plots,
+        )
+        if partial is not None:
+            result.write(partial)
+    result.output = settings.output
+    return result
+
+
+def _cells(layer: LayerSpectrum) -> list[Any]:
+    known = layer.alpha_low is not None and layer.alpha_high is not None
+    pooled = f"{layer.num_matrices} x " if layer.num_matrices > 1 else ""
+    return [
+        layer.name,
+        f"{pooled}{layer.rows} x {layer.columns}",
+        _rounded(layer.alpha),
+        f"{layer.alpha_low:.1f}-{layer.alpha_high:.1f}" if known else None,
+        _rounded(layer.alpha_weighted),
+        layer.num_spikes,
+        _rounded(layer.stable_rank),
+        _rounded(layer.log_frobenius_norm),
+        _rounded(layer.log_spectral_norm),
+        _rounded(layer.weight_correlation),
+        layer.shown_phase,
+    ]
+
+
+def _rounded(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}"
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines of the first names to which each text applies."""
+    groups: dict[str, list[str]] = {}
+    for name, text in pairs:
+        groups.setdefault(text, []).append(name)
+    return [f"  {text}: {_first(names)}" for text, names in groups.items()]
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(map(shorten, names[:NAMES_SHOWN])) + more

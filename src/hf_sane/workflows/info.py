@@ -1,0 +1,117 @@
+"""Inspect a checkpoint: what it looks like as tokens, from its header alone."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_sane.core.layout import Layout
+from hf_sane.core.layout_facts import describe_layout
+from hf_sane.records.errors import shorten
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.tokenization.checkpoints import Checkpoint, Source
+from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization.headers import read_meta_state_dict
+from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.shared import WeightsSettings
+
+MAX_UNSURE = 20  # layers listed one by one
+COLUMNS = ("name", "kind", "shape", "dtype", "tokens", "padding")
+NOT_READ = "from headers only: values were not read, so NaN would not show; `hf-sane analyze` reads them"
+
+
+@dataclass(kw_only=True)
+class InfoSettings(WeightsSettings):
+    """Settings of [`info`]."""
+
+    checkpoint: Source = setting("Safetensors file, folder, weights-only pickle, or Hub repo id.", positional=True)
+    extractor: str | SANEFeatureExtractor | None = setting(
+        "SANE folder or Hub repo id whose weight tokenizer to use, in place of the next three options.", default=None
+    )
+    token_dim: int = setting("Scalars per token.", default=289)
+    token_layout: Literal["rowwise", "dense"] = setting("How weights become tokens.", default="rowwise")
+    batch_norm: Literal["tokens", "template"] = setting(
+        "Whether BatchNorm becomes tokens or is carried along.", default="tokens"
+    )
+    revision: str | None = setting("Branch, tag or commit of a Hub repo.", default=None)
+
+
+@dataclass(kw_only=True)
+class InfoResult(Result):
+    """What a checkpoint looks like as tokens.
+
+    Attributes:
+        layout: Its layers and tensors, and the tokens that they become.
+        facts: See [`describe_layout`].
+    """
+
+    layout: Layout
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Layers, kinds, what is carried along, and totals."""
+        return dict(self.facts)
+
+    def tables(self) -> list[Table]:
+        """Layers, kinds, totals, what is carried along, and layers whose kind is not certain."""
+        facts = self.facts
+        layers = [[_shown(layer[column]) for column in COLUMNS] for layer in facts["layers"]]
+        kinds = [[name, *map(_shown, found.values())] for name, found in facts["kinds"].items()]
+        total = [[name.replace("_", " "), _shown(value)] for name, value in facts["total"].items()]
+        carried = [
+            f"carried along, not tokens: {found['tensors']} tensors of {dtype}, {found['bytes']:,} bytes"
+            for dtype, found in facts["template"].items()
+        ]
+        tables = [
+            Table(COLUMNS, layers),
+            Table(("kind", "layers", "weights", "tokens", "padding"), kinds),
+            Table(("total", ""), total, caption="\n".join([NOT_READ, *carried])),
+        ]
+        if unsure := [layer for layer in facts["layers"] if len(layer["possible_kinds"]) > 1]:
+            title = f"kind not certain from name and shape alone, {len(unsure)} layers (tokens do not depend on it):"
+            lines = [f"  {shorten(layer['name'])}: {' or '.join(layer['possible_kinds'])}" for layer in unsure]
+            more = [f"  and {len(unsure) - MAX_UNSURE} more: see --json"] if len(unsure) > MAX_UNSURE else []
+            tables.append(Table(title=title, caption="\n".join([*lines[:MAX_UNSURE], *more])))
+        return tables
+
+
+def info(checkpoint: Source, **options: Any) -> InfoResult:
+    """Describe the layers, tokens and memory of a network.
+
+    ```python
+    print(hf_sane.info("org/some-network", token_dim=289))
+    ```
+
+    Args:
+        checkpoint: A module, state dict, path or Hub repo id; of files only headers are read.
+        **options: Further fields of [`InfoSettings`].
+    """
+    return run_info(InfoSettings(checkpoint=checkpoint, **options))
+
+
+def run_info(settings: InfoSettings) -> InfoResult:
+    """Show the layers, tokens and memory of a checkpoint from its headers; weights are not read, NaN is not looked for."""
+    source: Any = settings.checkpoint
+    record = RunRecord.start(arguments=as_arguments(settings))
+    extractor = settings.extractor
+    if extractor is None:
+        extractor = SANEFeatureExtractor(
+            settings.token_dim, settings.token_layout, settings.batch_norm, normalization="none"
+        )
+    elif isinstance(extractor, str):
+        extractor = SANEFeatureExtractor.load(extractor)
+    if isinstance(source, str | Path):
+        source = read_meta_state_dict(
+            Checkpoint(source, settings.revision, settings.subfolder, settings.variant, settings.key)
+        )
+    layout = extractor.layout(source)
+    return InfoResult(record=record.finish({}), layout=layout, facts=describe_layout(layout))
+
+
+def _shown(value: Any) -> Any:
+    """A cell for people: shapes as `16x3x3x3 + 16`, shares in per cent."""
+    if isinstance(value, float):
+        return f"{value:.1%}"
+    if isinstance(value, list):
+        return " + ".join("x".join(map(str, shape)) or "scalar" for shape in value)
+    return value

@@ -1,0 +1,168 @@
+"""Publish artefacts on the Hub and fetch repositories: every file is listed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_sane.hub.pull import check_size, find_repository, parse_size, plan_pull
+from hf_sane.hub.pull import pull as fetch
+from hf_sane.hub.push import plan_push
+from hf_sane.hub.transfer import RepoFile, Upload
+from hf_sane.records.run_record import RunRecord
+from hf_sane.records.settings import as_arguments, setting
+from hf_sane.records.sources import check_path, parse_repo
+from hf_sane.workflows.results import Result, Table
+
+
+@dataclass(kw_only=True)
+class PushSettings:
+    """Settings of [`push`]."""
+
+    kind: Literal["zoo", "model", "samples", "adapter"] = setting("What the folder holds.", positional=True)
+    folder: Path = setting("Folder of the artefact; it is not changed.", positional=True)
+    repo_id: str = setting("user/name or user/name@branch on the Hub; made if missing.", positional=True)
+    private: bool | None = setting(
+        "Whether a new repository is private; the account's default if left out.", default=None, opposite="--public"
+    )
+    revision: str | None = setting("Branch; the default branch if left out.", default=None)
+    include_code: bool = setting(
+        "Add the modelling code of autoencoders and networks (trust_remote_code).", default=True
+    )
+    dry_run: bool = setting("List the files and stop.", default=False)
+
+
+@dataclass(kw_only=True)
+class PushResult(Result):
+    """What was sent.
+
+    Attributes:
+        upload: Files that were added, replaced and removed.
+        commit: Address of the commit; `None` after a dry run.
+    """
+
+    upload: Upload
+    commit: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Repository, files, and the commit."""
+        upload = self.upload
+        place = {"repo_id": upload.repo_id, "repo_type": upload.repo_type, "commit": self.commit}
+        return place | {"files": _sizes(upload.files), "removed": list(upload.deleted)}
+
+    def tables(self) -> list[Table]:
+        """Every file with its size, and where they went."""
+        place = parse_repo(self.upload.repo_id, revision=self.record.arguments["revision"])
+        not_sent = f"nothing was sent; without --dry-run, this goes to {place} ({self.upload.repo_type})"
+        removed = [f"removed: {path}" for path in self.upload.deleted]
+        return [_file_table(self.upload.files, [*removed, self.commit or not_sent])]
+
+
+def push(kind: str, folder: str | Path, repo_id: str, **options: Any) -> PushResult:
+    """Publish an artefact in one commit.
+
+    Args:
+        kind: `"zoo"`, `"model"` (a SANE), `"samples"` (networks) or `"adapter"`.
+        folder: Where it lies.
+        repo_id: `user/name` or `user/name@branch`; made if missing.
+        **options: Further fields of [`PushSettings`].
+    """
+    return run_push(PushSettings(kind=kind, folder=Path(folder), repo_id=repo_id, **options))  # type: ignore[arg-type]
+
+
+def run_push(settings: PushSettings) -> PushResult:
+    """Publish an artefact in one commit; after a broken connection, the same command goes on."""
+    record = RunRecord.start(arguments=as_arguments(settings))
+    place = parse_repo(settings.repo_id, revision=settings.revision)
+    record.arguments["revision"] = place.revision
+    check_path(settings.folder)
+    upload = plan_push(settings.kind, settings.folder, place.repo_id, include_code=settings.include_code)
+    commit = None if settings.dry_run else upload.push(private=settings.private, revision=place.revision)
+    return PushResult(record=record.finish({}), upload=upload, commit=commit)
+
+
+@dataclass(kw_only=True)
+class PullSettings:
+    """Settings of [`pull`]."""
+
+    repo_id: str = setting("user/name or user/name@revision on the Hub.", positional=True)
+    output: Path = setting("Folder that receives the files.", short="-o")
+    repo_type: Literal["auto", "model", "dataset"] = setting(
+        "Kind of repository; zoos are datasets.", default="auto", formerly="--type"
+    )
+    revision: str | None = setting("Branch, tag or commit.", default=None)
+    max_size: str = setting("Refuse more than this, such as 500M or 20G.", default="20G")
+    allow_pickle: bool = setting("Fetch pickles, too.", default=False)
+    dry_run: bool = setting("List the files and stop.", default=False)
+
+
+@dataclass(kw_only=True)
+class PullResult(Result):
+    """What was fetched.
+
+    Attributes:
+        repo_id: Where it came from.
+        repo_type: `"model"` or `"dataset"`.
+        revision: Commit, or the branch or tag that was asked for.
+        files: All files of the repository that the folder holds.
+    """
+
+    repo_id: str
+    repo_type: str
+    revision: str | None
+    files: Sequence[RepoFile]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Repository and files."""
+        place = {"repo_id": self.repo_id, "repo_type": self.repo_type, "revision": self.revision}
+        return place | {"files": _sizes(self.files)}
+
+    def tables(self) -> list[Table]:
+        """Every file with its size."""
+        return [_file_table(self.files, [] if self.output else ["nothing was fetched (--dry-run)"])]
+
+
+def pull(repo_id: str, output: str | Path, **options: Any) -> PullResult:
+    """Fetch a repository into a folder.
+
+    Args:
+        repo_id: `user/name` or `user/name@revision`.
+        output: Folder that receives the files.
+        **options: Further fields of [`PullSettings`].
+    """
+    return run_pull(PullSettings(repo_id=repo_id, output=Path(output), **options))
+
+
+def run_pull(settings: PullSettings) -> PullResult:
+    """Fetch a repository; after a broken connection, the same command goes on."""
+    record = RunRecord.start(arguments=as_arguments(settings))
+    limit, place = parse_size(settings.max_size), parse_repo(settings.repo_id, revision=settings.revision)
+    repo_id, revision = place.repo_id, place.revision
+    if settings.repo_type == "auto":
+        repo_type, revision = find_repository(repo_id, revision=revision)
+    else:
+        repo_type = settings.repo_type
+    chosen: dict[str, Any] = {"repo_type": repo_type, "revision": revision, "allow_pickle": settings.allow_pickle}
+    files, refused = plan_pull(repo_id, **chosen)
+    check_size(files, limit, repo_id)
+    if not settings.dry_run:
+        fetch(repo_id, settings.output, max_bytes=limit, **chosen)
+    return PullResult(
+        record=record.finish({}),
+        output=None if settings.dry_run else settings.output,
+        notes=[f"left out: {path} is a pickle (--allow-pickle takes it)" for path in refused],
+        repo_id=repo_id,
+        repo_type=repo_type,
+        revision=revision,
+        files=files,
+    )
+
+
+def _sizes(files: Sequence[RepoFile]) -> dict[str, int]:
+    return {file.path: file.num_bytes for file in files}
+
+
+def _file_table(files: Sequence[RepoFile], remarks: list[str]) -> Table:
+    """Every file with its size, and the sum."""
+    total = [f"{len(files)} files", sum(file.num_bytes for file in files)]
+    return Table(("file", "bytes"), [*map(list, _sizes(files).items()), total], caption="\n".join(remarks))
