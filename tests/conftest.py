@@ -1,6 +1,6 @@
 """Shared by all tests: one thread (see `--threads`), no progress bars, and a tiny zoo that is built once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -9,6 +9,8 @@ import torch
 from accelerate.state import AcceleratorState
 from hub_server import TOKEN, Hub, run_hub
 from huggingface_hub import constants
+from program import run_command
+from typer.testing import Result
 
 from hf_sane.networks.images import ImageData, load_images
 from hf_sane.zoo.building.build import build_zoo
@@ -66,6 +68,12 @@ def fresh_accelerate() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def hf_sane_command() -> Callable[..., Result]:
+    """Call `hf-sane` with arguments; `exit_code` is what it must end with."""
+    return run_command
 
 
 @pytest.fixture

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from hf_sane.symmetry.tracing.trace import trace_permutations
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
     from hf_sane.workflows.align_zoo import align_zoo
+    from hf_sane.workflows.analyze import analyze
     from hf_sane.workflows.build_zoo import build_zoo
     from hf_sane.workflows.embed import embed
     from hf_sane.workflows.finetune import finetune
     from hf_sane.workflows.import_zoo import import_zoo
+    from hf_sane.workflows.info import info
     from hf_sane.workflows.mix_zoos import mix_zoos
     from hf_sane.workflows.pretrain import pretrain
     from hf_sane.workflows.probe import probe
@@ -46,10 +48,12 @@ _HOMES = {
     "SANEModel": "models.modeling_sane",
     "Zoo": "zoo.dataset",
     "align_zoo": "workflows.align_zoo",
+    "analyze": "workflows.analyze",
     "build_zoo": "workflows.build_zoo",
     "embed": "workflows.embed",
     "finetune": "workflows.finetune",
     "import_zoo": "workflows.import_zoo",
+    "info": "workflows.info",
     "load_images": "networks.images",
     "load_zoo": "workflows.show_zoo",
     "map_regions": "workflows.regions",
@@ -72,10 +76,12 @@ __all__ = [
     "SANEModel",
     "Zoo",
     "align_zoo",
+    "analyze",
     "build_zoo",
     "embed",
     "finetune",
     "import_zoo",
+    "info",
     "load_images",
     "load_zoo",
     "map_regions",

@@ -1,25 +1,9 @@
-"""A SANE folder that the command line itself made, and a way to call it."""
+"""A SANE folder that the command line itself made."""
 
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
-
-from hf_sane.cli.app import app
-
-
-def run_command(*arguments: object, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == exit_code, result.output
-    return result
-
-
-@pytest.fixture(scope="session")
-def hf_sane_command():
-    """Call `hf-sane` with arguments; `exit_code` is what it must end with."""
-    return run_command
+from program import run_command
 
 
 @pytest.fixture(scope="session")

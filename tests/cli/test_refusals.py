@@ -42,7 +42,7 @@ CHOICES = [
 ]
 OF_DOORS = {(verb.name,): verb for verb in DOORS} | {("zoo", verb.name): verb for verb in ZOO_VERBS}
 SETTINGS = [
-    (path, option_name(entry), choices_of(entry.type))
+    (path, "" if entry.metadata["positional"] else option_name(entry), choices_of(entry.type))
     for path, verb in OF_DOORS.items()
     for entry in fields(verb.load()[0])
     if choices_of(entry.type)
@@ -69,7 +69,7 @@ def test_the_search_finds_options():
 @pytest.mark.parametrize(("path", "option", "choices"), [*CHOICES, *SETTINGS], ids=lambda value: "-".join(value))
 def test_a_wrong_choice_says_what_is_right(path, option, choices):
     wrong = misspelt(choices[0])
-    refused = invoke(*path, option, wrong)
+    refused = invoke(*path, *filter(None, [option]), wrong)
     assert refused.exit_code == 2
     assert wrong in refused.stderr
     assert all(f"'{choice}'" in refused.stderr for choice in choices), refused.stderr
