@@ -1,7 +1,8 @@
 """Build a zoo of trained networks.
 
     python scripts/build_zoo.py --recipe hyperparameter --num-models 640 --output runs/zoo
-    python scripts/build_zoo.py --images mnist.npz --architecture cnn_s --num-models 128 --epochs 25 --output runs/mnist
+    python scripts/build_zoo.py --images mnist.npz --architecture cnn_s --num-models 128 --epochs 25 \
+        --output runs/mnist
 
 The options are those of `hf-sane zoo build` (`--help` lists them); a hyper-parameter with two values is drawn between
 them. An interrupted build continues when the same command is given again.

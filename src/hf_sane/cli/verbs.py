@@ -68,7 +68,7 @@ ZOO_VERBS = (
 
 
 def plugin_verbs() -> list[Verb]:
-    """The verbs of other packages: entry points that name a module with a dataclass `Settings` and a function `run`."""
+    """Verbs of other packages: entry points that name a module with a dataclass `Settings` and a function `run`."""
     points = entry_points(group=VERBS_OF_OTHERS)
     return [Verb(point.name, point.value, "Settings", "run", f"From {point.value}.", package="") for point in points]
 

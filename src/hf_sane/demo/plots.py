@@ -24,7 +24,7 @@ COLOURS = {
 
 
 def plane(embeddings: np.ndarray, *, seed: int) -> np.ndarray:
-    """Map embeddings `[M, F]` to the plane `[M, 2]` for looking at: PCA to 30 dimensions, then t-SNE (scikit-learn)."""
+    """Map embeddings `[M, F]` to the plane `[M, 2]` for plots: PCA to 30 dimensions, then t-SNE (scikit-learn)."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 

@@ -46,8 +46,8 @@ class Goal:
 def goals(results: Mapping[str, Any]) -> list[Goal]:
     """Compare the demo's results with what it set out to reach.
 
-    Each goal compares two results of the same run, or a share with a bound that has room to spare, so that it holds on any
-    processor: other processors round otherwise, which moves results by some hundredths.
+    Each goal compares two results of the same run, or a share with a bound that has room to spare, so that it holds on
+    any processor: other processors round otherwise, which moves results by some hundredths.
 
     Args:
         results: The `results` part of the demo's run record.
@@ -205,9 +205,9 @@ def readme_block(record: Mapping[str, Any]) -> str:
     cores = record["hardware"]["usable_cores"]
     return "\n\n".join(
         [
-            f"What `make demo` measured (seed {record['seed']}, {record['seconds']:.0f} s on {cores} CPU cores, scikit-learn's digits; "
-            "record: [runs/demo/report.json](runs/demo/report.json)). Reconstruction of test networks: "
-            f"R2 {record['reconstruction_r2']:.3f}, {kept:.1%} of their accuracy.",
+            f"What `make demo` measured (seed {record['seed']}, {record['seconds']:.0f} s on {cores} CPU cores, "
+            "scikit-learn's digits; record: [runs/demo/report.json](runs/demo/report.json)). Reconstruction of "
+            f"test networks: R2 {record['reconstruction_r2']:.3f}, {kept:.1%} of their accuracy.",
             markdown_table(["test accuracy after fine-tuning epochs", "0", "1", "5"], rows, numbers=True),
             markdown_table(titles, probes, numbers=True),
         ]

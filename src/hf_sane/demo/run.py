@@ -95,7 +95,8 @@ def claim_folder(folder: Path, settings: DemoSettings) -> None:
     path, text = folder / SETTINGS_FILE, json.dumps(asdict(settings), indent=2) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise FileExistsError(
-            f"{folder} holds an interrupted demo with other settings ({SETTINGS_FILE}); give the same, or choose another folder"
+            f"{folder} holds an interrupted demo with other settings ({SETTINGS_FILE}); give the same, or choose "
+            "another folder"
         )
     begin_folder(folder, DEMO)
     with write_atomically(path) as partial:
@@ -137,7 +138,7 @@ def fill_folder(output: Path, settings: DemoSettings) -> dict[str, Any]:
 
 
 def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[str, Zoo]:
-    """Train the seed zoo (for sampling) and the hyper-parameter zoo (for probing), two configurations of one dataset."""
+    """Train the seed zoo (for sampling) and the hyper-parameter zoo (for probing), as two configurations."""
     seeds = seed_zoo(
         name="digits CNN, seeds",
         num_models=settings.seed_zoo_networks,
@@ -164,7 +165,7 @@ def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[st
 def pretrain_sane(
     output: Path, zoos: dict[str, Zoo], settings: DemoSettings
 ) -> tuple[SANEModel, SANEFeatureExtractor]:
-    """Pre-train one autoencoder on the training networks of both zoos, unless it is there; windows hold whole networks."""
+    """Pre-train one autoencoder on the training networks of both zoos; windows hold whole networks."""
     folder = output / "pretraining" / "model"  # comes into being as a whole, at the end of the run
     if folder.is_dir():
         return load_sane(folder, dtype=torch.float32)

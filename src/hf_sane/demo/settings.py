@@ -26,7 +26,8 @@ class DemoSettings:
         batch_size: Windows per optimizer step.
         learning_rate: Peak of the one-cycle schedule.
         anchor_fraction: Best share of the seed zoo's training networks that serve as anchors (the paper: 30 %).
-        bandwidths: Candidates, in standard deviations of the anchors' latents; 0 would only copy anchors and is not one.
+        bandwidths: Candidates, in standard deviations of the anchors' latents; 0 would only copy anchors and is not
+            one.
         accuracy_share: The largest bandwidth wins whose kept networks keep this share of the best validation accuracy.
         num_candidates: Networks drawn for subsampling.
         num_kept: Networks kept, of every method.

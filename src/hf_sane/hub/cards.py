@@ -106,8 +106,8 @@ def sane_card(
     Args:
         config: Of the model.
         extractor: Its weight tokenizer.
-        record: Of the pre-training run: `data` and `results` become tables, `results["reconstruction_r2"]` an entry of the
-            model index.
+        record: Of the pre-training run: `data` and `results` become tables, `results["reconstruction_r2"]` an entry of
+            the model index.
         source: Repo id or path that the code of the card loads from; `"."` for code run inside the folder.
         title: Headline, and the model's name in the model index.
         network_config: A network of the zoo, for the code of the card.
@@ -200,8 +200,8 @@ def adapter_card(
 
     Args:
         base_config: Of the base model.
-        adapter: PEFT's settings, from `read_adapter_config`; the code of the card needs the base that they name, and is
-            left out when they name none.
+        adapter: PEFT's settings, from `read_adapter_config`; the code of the card needs the base that they name, and
+            is left out when they name none.
         record: Of the training run: `data`, training settings among the `arguments` and `results` become tables.
         source: Repo id or path that the code of the card loads from; `"."` for code run inside the folder.
         title: Headline, and the adapter's name in the model index.
@@ -256,7 +256,8 @@ def _accuracies(record: RunRecord) -> list[Measured]:
     for split, accuracy in found.items():
         if not 0 <= accuracy <= 1:
             raise ValueError(
-                f"results.{split}_accuracy of the run record is {accuracy}, expected a share in [0, 1]; measure it again"
+                f"results.{split}_accuracy of the run record is {accuracy}, expected a share in [0, 1]; measure it "
+                "again"
             )
     return [("image-classification", "accuracy", f"{split} accuracy", accuracy) for split, accuracy in found.items()]
 

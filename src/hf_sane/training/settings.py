@@ -34,10 +34,10 @@ VIEWS = ("original", "aligned", "permuted")
 class PretrainSettings:
     """Settings of one pre-training run of a SANE autoencoder.
 
-    The text beside each field is its documentation and its `--help`. Defaults follow the released settings for CNN zoos
-    where there is one (AdamW, OneCycleLR, batch 32, 50 epochs, multiplicative noise 0.1); the learning rate is higher,
-    and gradients are clipped, which the released code does not do. What defines the *model* lives in `SANEConfig` only:
-    `model` passes its fields on.
+    The text beside each field is its documentation and its `--help`. Defaults follow the released settings for CNN
+    zoos where there is one (AdamW, OneCycleLR, batch 32, 50 epochs, multiplicative noise 0.1); the learning rate is
+    higher, and gradients are clipped, which the released code does not do. What defines the *model* lives in
+    `SANEConfig` only: `model` passes its fields on.
 
     Raises:
         TypeError: For an unknown field (and, in `model`, for an unknown field of `SANEConfig`).
@@ -85,7 +85,8 @@ class PretrainSettings:
         "How the extractor that is fitted on the training split normalises each layer.", default="standardize"
     )
     statistics_by_kind: bool = setting(
-        "Fit the extractor by kind of layer too, for layers that no training network has: zoos of mixed architectures.",
+        "Fit the extractor by kind of layer too, for layers that no training network has: zoos of mixed "
+        "architectures.",
         default=False,
     )
 
@@ -152,8 +153,8 @@ class PretrainSettings:
     eval_models: int = setting("Number of validation networks per evaluation, evenly spaced.", default=200)
     halo_size: int = setting("Context tokens on each side of a window in evaluation.", default=0)
     checkpoint_every_minutes: float = setting(
-        "Minutes between checkpoints, more if saving would take over 5 % of the time. They are removed when the run is "
-        "finished. 0 for none.",
+        "Minutes between checkpoints, more if saving would take over 5 % of the time. They are removed when the "
+        "run is finished. 0 for none.",
         default=1.0,
     )
     checkpoint_every_steps: int = setting(
@@ -223,8 +224,8 @@ class PretrainSettings:
             raise ValueError(f"second_network={self.second_network!r} needs two views, got views={self.views}")
         if self.second_network != "same" and self.streaming:
             raise ValueError(
-                f"second_network={self.second_network!r} needs all checkpoints of a run at hand, which a stream does not "
-                "have; leave streaming out"
+                f"second_network={self.second_network!r} needs all checkpoints of a run at hand, which a stream "
+                "does not have; leave streaming out"
             )
         if self.lora and self.pretrained is None:
             raise ValueError("lora adapts a model that exists: name it with pretrained (--from), a folder or Hub id")

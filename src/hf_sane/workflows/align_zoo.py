@@ -77,9 +77,9 @@ def align_zoo(zoo: Zoo, **options: Any) -> Zoo:
 def run_align_zoo(settings: AlignZooSettings) -> AlignZooResult:
     """Permute the channels, neurons and heads of all networks onto a reference, which changes no function.
 
-    Only the permutations are written, beside the zoo; the views 'aligned' and 'permuted' of `hf-sane pretrain` need them.
-    What can be reordered is traced from the configuration of imported networks (Transformers) and proven by running them;
-    what cannot be proven is not permuted, and is listed with the reason.
+    Only the permutations are written, beside the zoo; the views 'aligned' and 'permuted' of `hf-sane pretrain` need
+    them. What can be reordered is traced from the configuration of imported networks (Transformers) and proven by
+    running them; what cannot be proven is not permuted, and is listed with the reason.
     """
     record = RunRecord.start(arguments=as_arguments(settings))
     check_path(settings.zoo)

@@ -1,6 +1,7 @@
 """From a command line to a workflow: options are made of the fields of its settings dataclass, the result is printed.
 
-The program `hf-sane` and the scripts both come through here, so an option is spelled, explained and checked in one place.
+The program `hf-sane` and the scripts both come through here, so an option is spelled, explained and checked in one
+place.
 """
 
 import inspect
@@ -26,8 +27,8 @@ def run_workflow(settings: type, run: Callable[[Any], Result], argv: Sequence[st
     """Read settings from a command line, run the workflow, and print its result; `--json` prints it as JSON.
 
     Args:
-        settings: A dataclass whose fields are declared with `setting`. It checks their values itself. It is made by its class
-            method `from_options`, if there is one, from the fields that were given.
+        settings: A dataclass whose fields are declared with `setting`. It checks their values itself. It is made by
+            its class method `from_options`, if there is one, from the fields that were given.
         run: Takes it, and returns a [`Result`].
         argv: Arguments without the name of the program.
         name: Of the program, and the verb, for usage messages.
@@ -263,7 +264,7 @@ def _shown(default: Any) -> str:
 
 
 def script(settings: type, run: Callable[[Any], Result], *, name: str) -> Callable[..., Result]:
-    """The `main` of a script that is a door to a workflow: takes arguments (those of the process by default), for `run_script`."""
+    """The `main` of a script that runs a workflow, for `run_script`; it takes the arguments of the process by default."""
     usage: Any = typer.BadParameter.__base__  # of typer's own copy of click
     leave: Any = typer.Exit
 

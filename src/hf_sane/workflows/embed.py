@@ -52,7 +52,8 @@ class EmbedResult(Result):
     """Embeddings of networks.
 
     Attributes:
-        splits: `{split: {column: [M]}}`: properties and embeddings of every network; of checkpoints, the split `train`.
+        splits: `{split: {column: [M]}}`: properties and embeddings of every network; of checkpoints, the split
+            `train`.
         skipped: Checkpoints that could not be embedded, and why.
     """
 

@@ -107,8 +107,8 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
     """Fine-tune a network on images with a LoRA adapter, and publish the adapter if that is wanted.
 
     All linear and convolutional layers get low-rank maps, unless `--targets` names others; batch norms are trained and
-    saved whole, with their statistics; grouped convolutions are refused. The adapter names its base by Hub repo id. If the
-    network is a folder, `--base-model` says where it is published; without that, the adapter cannot be published.
+    saved whole, with their statistics; grouped convolutions are refused. The adapter names its base by Hub repo id. If
+    the network is a folder, `--base-model` says where it is published; without that, the adapter cannot be published.
     """
     steps = {entry.name: getattr(settings, entry.name) for entry in fields(StepSettings)}
     lora: dict[str, Any] = {"rank": settings.rank, "alpha": settings.alpha}

@@ -75,8 +75,8 @@ def _open(zoos: list[str] | Mapping[str, str | Path | Zoo]) -> dict[str, Zoo]:
 def parse_source(text: str) -> tuple[str, str, str | None]:
     """Name, folder or dataset id, and config name of `NAME=SOURCE[@CONFIG]`.
 
-    A folder that exists is one, `@` in its name or not; `owner/name@revision@config` names a revision too, where the config
-    may be empty.
+    A folder that exists is one, `@` in its name or not; `owner/name@revision@config` names a revision too, where the
+    config may be empty.
 
     Raises:
         ValueError: If there is no name or no source.

@@ -103,8 +103,8 @@ def open_stack(sources: Sequence[Network], *, ignored: Sequence[str] = ()) -> tu
     for name, model in rest:
         if type(model) is not type(first) or _facts(model, ignored) != _facts(first, ignored):
             raise ValueError(
-                f"{name} is of another architecture than {first_name}; expected networks of one architecture: take them "
-                "one after the other"
+                f"{name} is of another architecture than {first_name}; expected networks of one architecture: take "
+                "them one after the other"
             )
     stack = StackedNetworks.from_state_dicts(first.config, [model.state_dict() for _, model in named])
     return stack, [name for name, _ in named]

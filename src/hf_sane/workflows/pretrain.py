@@ -68,8 +68,8 @@ def pretrain(zoo: str | Zoo | Sequence[str | Zoo], *, output: str | Path | None 
         **options: Further fields of [`PretrainSettings`].
 
     Returns:
-        The autoencoder with its weight tokenizer. Of a LoRA run (`lora=True`), whose folder holds the adapter alone, its base
-        with the adapter merged into it.
+        The autoencoder with its weight tokenizer. Of a LoRA run (`lora=True`), whose folder holds the adapter alone,
+        its base with the adapter merged into it.
 
     Raises:
         ValueError: For settings out of range, or that do not fit the zoo.

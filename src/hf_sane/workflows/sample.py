@@ -1,4 +1,4 @@
-"""Sample networks from the latent space of a SANE, around trained ones, and compare them with what needs no autoencoder."""
+"""Sample networks from the latent space of a SANE and compare them with baselines without an autoencoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -62,13 +62,14 @@ class SampleSettings:
         default=None,
     )
     anchors: list[Network] = setting(
-        "Trained networks of one architecture to sample around, in place of a zoo: folders or Hub ids. Repeat the option.",
+        "Trained networks of one architecture to sample around, in place of a zoo: folders or Hub ids. Repeat the "
+        "option.",
         factory=list,
         split=False,
     )
     images: str | ImageData | None = setting(
-        "'digits' or an .npz file: validation images choose networks, test images measure them; by default the images that the "
-        "zoo was trained on.",
+        "'digits' or an .npz file: validation images choose networks, test images measure them; by default the "
+        "images that the zoo was trained on.",
         default=None,
     )
     method: str = setting(
@@ -175,8 +176,8 @@ def sample(
     ```
 
     Args:
-        anchors: A zoo, its folder or its Hub dataset id, the best of whose training networks are the anchors; or a list of
-            networks (modules, folders, Hub repo ids) of one architecture. Those need `images`.
+        anchors: A zoo, its folder or its Hub dataset id, the best of whose training networks are the anchors; or a
+            list of networks (modules, folders, Hub repo ids) of one architecture. Those need `images`.
         sane: A SANE, its folder or its Hub repo id.
         **options: Further fields of [`SampleSettings`].
 

@@ -57,7 +57,7 @@ class SANE:
         return cls(model, extractor, str(source), loaded_commit(str(source), revision))
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
-        """Save model, weight tokenizer, run record and card; options and errors as of `hf_sane.hub.publish.save_sane`."""
+        """Save model, weight tokenizer, run record and card; see `hf_sane.hub.publish.save_sane`."""
         record = self.record or RunRecord.start(arguments={"source": self.source}).finish({})
         return save_sane(folder, self.model, self.extractor, record, **options)
 

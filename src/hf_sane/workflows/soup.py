@@ -47,7 +47,8 @@ class SoupSettings(WeightsSettings):
     )
     output: Path | None = setting("New folder: a model repo with its card.", short="-o", formerly="--out")
     method: str = setting(
-        "Merge method: uniform averages everything, greedy keeps what helps on held-out data. Plug-ins can add others.",
+        "Merge method: uniform averages everything, greedy keeps what helps on held-out data. Plug-ins can add "
+        "others.",
         default="uniform",
         formerly=("--greedy=greedy", "--uniform=uniform"),
     )
@@ -77,7 +78,8 @@ class SoupSettings(WeightsSettings):
     def __post_init__(self) -> None:
         if MERGE_METHODS.find(self.method).needs_score and self.data is None:
             raise ValueError(
-                f"a {self.method} soup is selected on held-out data, got none; name it (--data) or use --method uniform"
+                f"a {self.method} soup is selected on held-out data, got none; name it (--data) or use --method "
+                "uniform"
             )
         if self.recalibrate and self.data is None:
             raise ValueError(
@@ -270,8 +272,8 @@ def _empty_classifier(ingredients: list[Ingredient], needs: list[str]) -> PreTra
     if type(config) not in AutoModelForImageClassification._model_mapping:
         kind = (config.architectures or [config.model_type])[0]
         raise ValueError(
-            f"{' and '.join(needs) or 'soups of modules'} take image classifiers, {first.name} is a {kind}; leave them out for a uniform soup, "
-            f"or {IN_PYTHON}"
+            f"{' and '.join(needs) or 'soups of modules'} take image classifiers, {first.name} is a {kind}; leave "
+            f"them out for a uniform soup, or {IN_PYTHON}"
         )
     return initial_model(AutoModelForImageClassification, config, dtype=soup_dtype(ingredients)).eval()
 
@@ -295,8 +297,8 @@ def _soup_of_adapters(
         if config is None or type(config) not in AutoModelForImageClassification._model_mapping:
             kind = "not found" if config is None else f"a {config.model_type}"
             raise ValueError(
-                f"--data takes adapters of image classifiers, their base {named} is {kind}; leave it out for a uniform "
-                f"soup, or {IN_PYTHON}"
+                f"--data takes adapters of image classifiers, their base {named} is {kind}; leave it out for a "
+                f"uniform soup, or {IN_PYTHON}"
             )
         mixer = AdapterMixer(load_model(AutoModelForImageClassification, named).eval(), adapters)
     made = _measure(settings, mixer, record, scores)

@@ -41,12 +41,12 @@ RECIPE = {
     "activations": "activation",
 }
 OWN_NETWORKS = (
-    "Trained neural networks as data: each row is one network at one epoch, with its weights, its accuracy and how it was "
-    "trained."
+    "Trained neural networks as data: each row is one network at one epoch, with its weights, its accuracy and how "
+    "it was trained."
 )
 IMPORTED_NETWORKS = (
-    "Neural networks that others have trained, as data: each row is one network, with its weights and what its repository "
-    "says about it."
+    "Neural networks that others have trained, as data: each row is one network, with its weights and what its "
+    "repository says about it."
 )
 IMPORT_COLUMNS = """\
 | `repo_id`, `file`, `revision` | where an imported network comes from |
@@ -74,8 +74,8 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
         configs=[
             {
                 "config_name": config,
-                # Datasets finds what it decoded before by folder name and this YAML: without the digest, another zoo in a
-                # folder of that name would come back.
+                # Datasets finds what it decoded before by folder name and this YAML: without the digest, another zoo
+                # in a folder of that name would come back.
                 "description": f"{shorten(facts.name)} {facts.digest}",
                 "data_files": [
                     {"split": split, "path": f"{data_folder(Path(), config)}/{split}-*.parquet"}
@@ -199,8 +199,8 @@ def _imported_lines(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> li
     if len(counts) > MAX_LISTED:
         licenses += f" and {len(counts) - MAX_LISTED} more (`zoo.json` has them)"
     lines = [
-        f"imported: {data['networks']} networks of {data['repositories']} repositories; each row names its repository, "
-        "revision and file",
+        f"imported: {data['networks']} networks of {data['repositories']} repositories; each row names its "
+        "repository, revision and file",
         f"licences: {licenses}; **each network keeps the licence of its repository**",
         f"splits by {grouping}: networks that share their {grouping} are in one split",
     ]

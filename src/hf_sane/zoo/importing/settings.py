@@ -69,10 +69,10 @@ class ImportSettings:
         "Whether BatchNorm tensors become tokens or are carried along unchanged.", default="tokens"
     )
     group_by: Grouping = setting(
-        "What must not be in two splits at once: a repository (in a folder: the files of one folder, and model folders "
-        "beside each other with names such as checkpoint-500 and best, which may be of one run), a base_model (the "
-        "repositories that it connects), an author (in a folder: its first sub-folder), or only a network, for files of "
-        "independent runs.",
+        "What must not be in two splits at once: a repository (in a folder: the files of one folder, and model "
+        "folders beside each other with names such as checkpoint-500 and best, which may be of one run), a "
+        "base_model (the repositories that it connects), an author (in a folder: its first sub-folder), or only a "
+        "network, for files of independent runs.",
         default="repository",
     )
     split_shares: list[float | int] = setting(
@@ -89,7 +89,8 @@ class ImportSettings:
         """There is something to import from."""
         if not (self.repos or self.lists_models or self.folder):
             raise ValueError(
-                "nothing to import from: name repositories (repos), an author, filter or search on the Hub, or a folder"
+                "nothing to import from: name repositories (repos), an author, filter or search on the Hub, or a "
+                "folder"
             )
         if self.folder is not None and not Path(self.folder).is_dir():
             raise ValueError(f"folder must be an existing folder, got {self.folder!r}")
