@@ -264,7 +264,7 @@ def _shown(default: Any) -> str:
 
 
 def script(settings: type, run: Callable[[Any], Result], *, name: str) -> Callable[..., Result]:
-    """The `main` of a script that runs a workflow, for `run_script`; it takes the arguments of the process by default."""
+    """The `main` of a script that runs a workflow; it takes the arguments of the process by default."""
     usage: Any = typer.BadParameter.__base__  # of typer's own copy of click
     leave: Any = typer.Exit
 

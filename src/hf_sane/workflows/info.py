@@ -90,7 +90,7 @@ def info(checkpoint: Source, **options: Any) -> InfoResult:
 
 
 def run_info(settings: InfoSettings) -> InfoResult:
-    """Show the layers, tokens and memory of a checkpoint from its headers; weights are not read, NaN is not looked for."""
+    """Show the layers, tokens and memory of a checkpoint from its headers; weights are neither read nor checked."""
     source: Any = settings.checkpoint
     record = RunRecord.start(arguments=as_arguments(settings))
     extractor = settings.extractor
