@@ -26,6 +26,7 @@ from hf_sane.training.preparation import fit_extractor
 from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.building.settings import seed_zoo
 from hf_sane.zoo.windows.loader import WindowSampler
+from hf_sane.zoo.windows.sampler import WindowSettings
 
 BATCH_SIZE = 64
 
@@ -52,7 +53,10 @@ def measure(num_models: int, rounds: int, folder: Path) -> dict[str, Any]:
         max_positions=layout.max_positions,
     )
     sampler = WindowSampler(
-        [split], fit_extractor([split], "standardize"), window_size=layout.num_tokens, batch_size=BATCH_SIZE
+        [split],
+        fit_extractor([split], "standardize"),
+        layout.num_tokens,
+        WindowSettings(batch_size=BATCH_SIZE),
     )
     model = SANEModel(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -13,7 +13,8 @@ from hf_sane.cli.verbs import VERBS as DOORS
 from hf_sane.cli.verbs import ZOO_VERBS
 from hf_sane.records.failures import describe_error
 from hf_sane.records.settings import option_name
-from hf_sane.training.settings import VIEWS, PretrainSettings
+from hf_sane.training.settings import PretrainSettings
+from hf_sane.zoo.windows.sampler import VIEWS
 
 
 def verbs(command, path=()):

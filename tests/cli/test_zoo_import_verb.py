@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import save, save_file
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, pipeline
+from window_samplers import new_sampler
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.models.modeling_sane import SANEModel
@@ -96,10 +97,12 @@ def test_sane_trains_on_it_and_reconstructs_networks_it_has_not_seen(imported, s
 def test_windows_of_a_stream_are_those_of_the_files(imported, sane):
     zoo, extractor = Zoo.load(imported[0]), SANEFeatureExtractor.from_pretrained(sane)
     settings = {"window_size": 16, "batch_size": 4, "views": ("original", "original"), "noise": 0.0}
-    stream = StreamingWindowSampler(ZooStream.open(imported[0]).rows("train"), zoo.facts, extractor, **settings)
+    stream = new_sampler(
+        StreamingWindowSampler, ZooStream.open(imported[0]).rows("train"), zoo.facts, extractor, **settings
+    )
     streamed = list(stream)
     assert len(streamed) == len(zoo.splits["train"]) // 4
-    for batch in (*streamed, WindowSampler([zoo.splits["train"]], extractor, **settings).batch(0)):
+    for batch in (*streamed, new_sampler(WindowSampler, [zoo.splits["train"]], extractor, **settings).batch(0)):
         assert batch["tokens"].shape == (4, 16, 20)
         assert torch.equal(batch["target_tokens"], batch["second_target_tokens"])
         assert (batch["target_tokens"][~batch["weight_mask"]] == 0).all()

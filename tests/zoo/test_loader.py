@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from window_samplers import new_sampler
 
 from hf_sane.core.augmentation import multiplicative_noise
 from hf_sane.models.configuration_sane import SANEConfig
@@ -47,7 +48,9 @@ def mlp_zoo(tmp_path_factory, digits):
 
 
 def sampler(zoo, extractor, **settings):
-    return WindowSampler([zoo.splits["train"]], extractor, **{"window_size": 52, "batch_size": 8, **settings})
+    return new_sampler(
+        WindowSampler, [zoo.splits["train"]], extractor, **{"window_size": 52, "batch_size": 8, **settings}
+    )
 
 
 @pytest.mark.parametrize("window_size", [1, 7, 51, 52, 90])
@@ -179,13 +182,19 @@ def test_another_checkpoint_of_the_run_needs_one(tiny_zoo, extractor):
     with pytest.raises(
         ValueError, match="needs runs with checkpoints of several epochs, got one network of every run"
     ):
-        WindowSampler([last], extractor, **options, second_network="same_run")
-    with pytest.raises(ValueError, match=r"is about the second of two views, got views=\['original'\]"):
-        WindowSampler([split], extractor, **options, **PLAIN, second_network="same_run")
+        new_sampler(WindowSampler, [last], extractor, **options, second_network="same_run")
+    with pytest.raises(ValueError, match=r"needs two views, got views=\['original'\]"):
+        new_sampler(WindowSampler, [split], extractor, **options, **PLAIN, second_network="same_run")
     with pytest.raises(ValueError, match="expected second_network 'same' or 'same_run', got 'other'"):
-        WindowSampler([split], extractor, **options, second_network="other")
-    mixed = WindowSampler(
-        [last, split], extractor, **options, noise=0.0, views=("aligned",) * 2, second_network="same_run"
+        new_sampler(WindowSampler, [split], extractor, **options, second_network="other")
+    mixed = new_sampler(
+        WindowSampler,
+        [last, split],
+        extractor,
+        **options,
+        noise=0.0,
+        views=("aligned",) * 2,
+        second_network="same_run",
     )
     for batch in (mixed.batch(step, with_indices=True) for step in range(9)):
         for i, index in enumerate(batch["indices"].tolist()):
@@ -240,7 +249,9 @@ def test_iterating_counts_the_steps(tiny_zoo, extractor):
 def test_architectures_of_different_length_share_batches(tiny_zoo, mlp_zoo):
     splits = [tiny_zoo.splits["train"], mlp_zoo.splits["train"]]
     extractor = fit(*splits)
-    windows = WindowSampler(splits, extractor, window_size=60, batch_size=10, noise=0.0, views=("original", "aligned"))
+    windows = new_sampler(
+        WindowSampler, splits, extractor, window_size=60, batch_size=10, noise=0.0, views=("original", "aligned")
+    )
     whole = [extractor.normalize(split.stacked_tokens(), split.layout(0)) for split in splits]
     count = windows.num_models
     assert count == sum(map(len, splits))
@@ -269,15 +280,15 @@ def test_a_split_of_two_architectures_is_taken_apart(tiny_zoo, mlp_zoo, extracto
     rows = datasets.concatenate_datasets([part.table.dataset for part in parts])
     mixed = ZooSplit(rows, facts)
     settings = {"window_size": 52, "batch_size": 8, "views": ("original", "permuted")}
-    windows = WindowSampler([mixed], fit(*parts), **settings)
+    windows = new_sampler(WindowSampler, [mixed], fit(*parts), **settings)
     assert windows.num_models == len(mixed) == sum(map(len, parts))
     assert {source.layout.num_tokens for source in windows.sources} == {12, 52}
-    apart = WindowSampler(parts, fit(*parts), **settings)
+    apart = new_sampler(WindowSampler, parts, fit(*parts), **settings)
     for name, tensor in windows.batch(2).items():
         assert torch.equal(tensor, apart.batch(2)[name])
     extractor = fit(*parts)
     shuffled = mixed.select(np.random.default_rng(0).permutation(len(mixed)))
-    windows = WindowSampler([mixed, shuffled], extractor, **{**settings, "noise": 0.0})
+    windows = new_sampler(WindowSampler, [mixed, shuffled], extractor, **{**settings, "noise": 0.0})
     for step in range(windows.num_models // 8):
         batch = windows.batch(step, with_indices=True)
         for i, index in enumerate(batch["indices"].tolist()):
@@ -288,7 +299,7 @@ def test_a_split_of_two_architectures_is_taken_apart(tiny_zoo, mlp_zoo, extracto
 
 def test_the_model_takes_a_batch_as_it_is(tiny_zoo, mlp_zoo):
     splits = [tiny_zoo.splits["train"], mlp_zoo.splits["train"]]
-    windows = WindowSampler(splits, fit(*splits), window_size=52, batch_size=6)
+    windows = new_sampler(WindowSampler, splits, fit(*splits), window_size=52, batch_size=6)
     config = SANEConfig(
         token_dim=73, hidden_size=16, latent_dim=8, num_hidden_layers=1, num_attention_heads=2, window_size=52
     )
@@ -312,8 +323,15 @@ def test_a_stream_gives_the_same_windows(tiny_zoo, tiny_zoo_folder, extractor, t
         str(tiny_zoo_folder), split="train", streaming=True, cache_dir=str(tmp_path)
     ).with_format("numpy")
     facts, alignment = read_facts(tiny_zoo_folder)["default"], Alignment.load(tiny_zoo_folder / "data")
-    windows = StreamingWindowSampler(
-        stream, facts, extractor, alignment=alignment, window_size=60, batch_size=5, views=("aligned", "permuted")
+    windows = new_sampler(
+        StreamingWindowSampler,
+        stream,
+        facts,
+        extractor,
+        alignment=alignment,
+        window_size=60,
+        batch_size=5,
+        views=("aligned", "permuted"),
     )
     split = tiny_zoo.splits["train"]
     expected = extractor.normalize(aligned_tokens(split), split.layout(0))
@@ -328,7 +346,7 @@ def test_a_stream_gives_the_same_windows(tiny_zoo, tiny_zoo_folder, extractor, t
 def test_a_stream_of_plain_rows(tiny_zoo, extractor):
     rows = list(tiny_zoo.splits["test"].table.dataset)  # tokens as lists
     settings = {"window_size": 20, "batch_size": 4, "noise": 0.0, "views": ("original",)}
-    batches = list(StreamingWindowSampler(rows, tiny_zoo.facts, extractor, **settings))
+    batches = list(new_sampler(StreamingWindowSampler, rows, tiny_zoo.facts, extractor, **settings))
     assert len(batches) == 2
     whole = extractor.normalize(tiny_zoo.splits["test"].stacked_tokens(), tiny_zoo.splits["test"].layout(0))
     for number, batch in enumerate(batches):
@@ -341,31 +359,38 @@ def test_streams_of_something_else_are_refused(tiny_zoo, extractor):
     settings = {"window_size": 20, "batch_size": 1, "views": ("original",)}
     row = tiny_zoo.splits["test"].table.dataset[0]
     with pytest.raises(KeyError, match="the stream is no zoo: columns .*tokens.* are missing, it has .*'x'"):
-        next(iter(StreamingWindowSampler([{"x": 1}], tiny_zoo.facts, extractor, **settings)))
+        next(iter(new_sampler(StreamingWindowSampler, [{"x": 1}], tiny_zoo.facts, extractor, **settings)))
     with pytest.raises(KeyError, match="a row has layout 'other' and architecture .*; read both from one zoo"):
-        next(iter(StreamingWindowSampler([{**row, "layout": "other"}], tiny_zoo.facts, extractor, **settings)))
+        next(
+            iter(
+                new_sampler(
+                    StreamingWindowSampler, [{**row, "layout": "other"}], tiny_zoo.facts, extractor, **settings
+                )
+            )
+        )
+    with pytest.raises(ValueError, match="'same_run' needs all checkpoints of a run at hand, which a stream does not"):
+        two = {**settings, "views": ("original", "original"), "second_network": "same_run"}
+        new_sampler(StreamingWindowSampler, [], tiny_zoo.facts, extractor, **two)
     with pytest.raises(ValueError, match="the view 'aligned' needs the alignment of the zoo; pass it"):
-        StreamingWindowSampler([], tiny_zoo.facts, extractor, window_size=20, batch_size=1)
+        new_sampler(StreamingWindowSampler, [], tiny_zoo.facts, extractor, window_size=20, batch_size=1)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"window_size": 0},
-            "expected window_size, batch_size and num_permutations >= 1 and seed >= 0, got 0, 8, 200 and 0",
-        ),
-        ({"batch_size": 0}, "got 52, 0, 200 and 0"),
-        ({"num_permutations": 0}, "got 52, 8, 0 and 0"),
-        ({"seed": -1}, "got 52, 8, 200 and -1"),
+        ({"window_size": 0}, "window_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"num_permutations": 0}, "num_permutations must be at least 1, got 0"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
         (
             {"views": ("canonical",)},
-            "expected one or two views out of original, aligned, permuted, got .'canonical',.",
+            r"expected views to be one or two of 'original', 'aligned', 'permuted', got \['canonical'\]",
         ),
-        ({"views": ()}, r"expected one or two views out of original, aligned, permuted, got \(\)"),
-        ({"noise": -0.1}, r"expected noise >= 0 and erase in \[0, 1\), got -0.1 and 0.0"),
-        ({"noise": float("inf")}, "got inf and 0.0"),
-        ({"erase": 1.0}, "got 0.1 and 1.0"),
+        ({"views": ()}, r"expected views to be one or two of .*, got \[\]"),
+        ({"noise": -0.1}, "noise must not be negative, got -0.1"),
+        ({"noise": float("nan")}, "noise must not be negative, got nan"),
+        ({"noise": float("inf")}, "noise must be finite, got inf"),
+        ({"erase": 1.0}, r"erase must lie in \[0, 1\), got 1.0"),
     ],
 )
 def test_bad_settings_are_refused(tiny_zoo, extractor, settings, message):
@@ -377,16 +402,16 @@ def test_what_does_not_fit_together_is_refused(tiny_zoo, mlp_zoo, extractor):
     split = tiny_zoo.splits["train"]
     settings = {"window_size": 52, "batch_size": 2}
     with pytest.raises(ValueError, match="expected at least one network to draw windows from, got none"):
-        WindowSampler([split.select([])], extractor, **settings)
+        new_sampler(WindowSampler, [split.select([])], extractor, **settings)
     with pytest.raises(ValueError, match="needs an aligned zoo: call align_zoo.zoo., or use the view 'original'"):
-        WindowSampler([ZooSplit(split.table, split.facts)], extractor, **settings)
+        new_sampler(WindowSampler, [ZooSplit(split.table, split.facts)], extractor, **settings)
     with pytest.raises(
         ValueError, match=r"the extractor makes .* = \(289, 'rowwise', 'tokens'\), the zoo was built with"
     ):
-        WindowSampler([split], SANEFeatureExtractor(normalization="none"), **settings)
+        new_sampler(WindowSampler, [split], SANEFeatureExtractor(normalization="none"), **settings)
     with pytest.raises(ValueError, match="needs statistics: call fit"):
-        WindowSampler([split], SANEFeatureExtractor(token_dim=73), **settings)
+        new_sampler(WindowSampler, [split], SANEFeatureExtractor(token_dim=73), **settings)
     with pytest.raises(KeyError, match="the extractor was fitted on another layout"):
-        WindowSampler([mlp_zoo.splits["train"]], extractor, **settings)
+        new_sampler(WindowSampler, [mlp_zoo.splits["train"]], extractor, **settings)
     with pytest.raises(ValueError, match="steps count from 0, got -1"):
         sampler(tiny_zoo, extractor).batch(-1)

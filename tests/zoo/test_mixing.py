@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from window_samplers import new_sampler
 
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.preparation import fit_extractor
@@ -65,8 +66,8 @@ def test_one_extractor_and_one_sampler_serve_all_of_it(mixture):
     aligned = align_zoo(mixture)
     assert len(aligned.alignment.references) == 2
     extractor = fit_extractor([aligned.splits["train"]], "standardize")
-    batch = WindowSampler(
-        [aligned.splits["train"]], extractor, window_size=16, batch_size=len(aligned.splits["train"])
+    batch = new_sampler(
+        WindowSampler, [aligned.splits["train"]], extractor, window_size=16, batch_size=len(aligned.splits["train"])
     )
     found = batch.batch(0)
     assert found["tokens"].shape[1:] == (16, 64)

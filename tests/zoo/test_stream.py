@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from window_samplers import new_sampler
 
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.data import TrainingData
@@ -118,21 +119,21 @@ def test_templates_keep_their_last_bytes(tmp_path, digits):
 
 def test_a_batch_depends_on_its_number_alone(many_groups, extractor):
     settings = {"window_size": 10, "batch_size": 4, "buffer_size": 6, "seed": 5}
-    batches = StreamedBatches([many_groups], extractor, **settings)
+    batches = new_sampler(StreamedBatches, [many_groups], extractor, **settings)
     in_order = [batches.batch(number) for number in range(20)]  # several epochs
-    ahead = StreamedBatches([many_groups], extractor, **settings)
+    ahead = new_sampler(StreamedBatches, [many_groups], extractor, **settings)
     for number in (3, 11, 19, 2):
         again = ahead.batch(number)
         assert all(torch.equal(again[name], in_order[number][name]) for name in again)
     assert not torch.equal(in_order[0]["tokens"], in_order[7]["tokens"])
-    other = StreamedBatches([many_groups], extractor, **{**settings, "seed": 6}).batch(0)
+    other = new_sampler(StreamedBatches, [many_groups], extractor, **{**settings, "seed": 6}).batch(0)
     assert not torch.equal(in_order[0]["tokens"], other["tokens"])
 
 
 def test_every_row_is_read_once_in_an_epoch(many_groups, extractor):
     size = many_groups.count("train")
     settings = {"window_size": 10_000, "views": ["original"], "noise": 0.0, "num_permutations": 1}
-    batch = StreamedBatches([many_groups], extractor, batch_size=size, **settings).batch(1)
+    batch = new_sampler(StreamedBatches, [many_groups], extractor, batch_size=size, **settings).batch(1)
     rows = torch.stack(
         [torch.from_numpy(np.array(row["tokens"])).view_as(batch["tokens"][0]) for row in many_groups.rows("train")]
     )
@@ -147,7 +148,7 @@ def test_zoos_take_turns_in_proportion_to_their_size(many_groups, extractor):
     double = replace(
         many_groups, facts=replace(many_groups.facts, splits={"train": {"networks": 3 * many_groups.count("train")}})
     )
-    batches = StreamedBatches([many_groups, double], extractor, window_size=5, batch_size=2)
+    batches = new_sampler(StreamedBatches, [many_groups, double], extractor, window_size=5, batch_size=2)
     turns = [batches._take_turn() for _ in range(40)]
     assert Counter(turns) == {0: 10, 1: 30}
     assert all(Counter(turns[start : start + 4]) == {0: 1, 1: 3} for start in range(0, 40, 4))
@@ -172,7 +173,7 @@ def test_errors(many_groups, extractor, tmp_path, tiny_zoo_folder):
     with pytest.raises(KeyError, match="has no split 'dev'; it has train, validation, test"):
         many_groups.count("dev")
     with pytest.raises(ValueError, match="batches count from 0, got -1"):
-        StreamedBatches([many_groups], extractor, window_size=5, batch_size=2).batch(-1)
+        new_sampler(StreamedBatches, [many_groups], extractor, window_size=5, batch_size=2).batch(-1)
     with pytest.raises(FileNotFoundError, match="is no zoo"):
         ZooStream.open(tmp_path)
     with pytest.raises(ValueError, match="holds the zoos .*, got config='other'; name one of them"):
@@ -184,7 +185,7 @@ def test_errors(many_groups, extractor, tmp_path, tiny_zoo_folder):
 
     empty = Empty(many_groups.source, many_groups.config, many_groups.facts, many_groups.alignment)
     with pytest.raises(ValueError, match="has no training row to read; expected"):
-        StreamedBatches([empty], extractor, window_size=5, batch_size=2).batch(0)
+        new_sampler(StreamedBatches, [empty], extractor, window_size=5, batch_size=2).batch(0)
     nothing = replace(many_groups, facts=replace(many_groups.facts, splits={"train": {"networks": 0}}))
     with pytest.raises(ValueError, match=r"expected training models in every zoo, got \[0\]; build larger zoos"):
         TrainingData._open_streams([nothing], PretrainSettings(zoo=["x"], output="x"))

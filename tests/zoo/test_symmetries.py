@@ -16,6 +16,7 @@ from transformers import (
     ViTForImageClassification,
     Wav2Vec2Config,
 )
+from window_samplers import new_sampler
 
 from hf_sane.architectures.presets import cnn_digits
 from hf_sane.core.layout import Layout
@@ -136,7 +137,7 @@ def test_pretraining_views_are_the_same_functions(aligned, folder, expected, vie
         [(part.layout(0), part.stacked_tokens()) for part in layouts.values()]
     )
     settings = {"window_size": 10_000, "batch_size": len(split), "views": views, "noise": 0.0}
-    batch = WindowSampler([split], extractor, **settings).batch(0, with_indices=True)
+    batch = new_sampler(WindowSampler, [split], extractor, **settings).batch(0, with_indices=True)
     for name in ("tokens", "second_tokens")[: len(views)]:
         states = {}
         for place, index in enumerate(batch["indices"].tolist()):
@@ -159,7 +160,8 @@ def test_an_alignment_is_saved_with_its_symmetries_and_serves_streams(aligned, i
     kinds = split.column("layout")
     parts = [split.select(kinds == key) for key in sorted(set(kinds))]
     extractor = SANEFeatureExtractor(token_dim=24).fit([(part.layout(0), part.stacked_tokens()) for part in parts])
-    sampler = StreamingWindowSampler(
+    sampler = new_sampler(
+        StreamingWindowSampler,
         stream.rows("train"),
         stream.facts,
         extractor,

@@ -1,4 +1,8 @@
-"""Checkpoints of a run: folders that are either complete, with a manifest, or absent."""
+"""Checkpoints of a run: folders that are either complete, with a manifest, or absent.
+
+Accelerate's own rotation (`automatic_checkpoint_naming`, `total_limit`) removes the oldest checkpoint before it writes
+the next one in place, so a process that is killed in between leaves part of a checkpoint that looks like a whole one.
+"""
 
 import re
 import shutil

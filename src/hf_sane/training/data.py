@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,7 +14,6 @@ from hf_sane.training.settings import PretrainSettings
 from hf_sane.zoo.dataset import Zoo, ZooSplit
 from hf_sane.zoo.stream import ZooStream
 from hf_sane.zoo.windows.loader import WindowSampler
-from hf_sane.zoo.windows.sampler import View
 from hf_sane.zoo.windows.streaming import StreamedBatches
 
 
@@ -106,18 +105,11 @@ class TrainingData:
 
     def batches(self, arguments: PretrainSettings, extractor: SANEFeatureExtractor, window_size: int) -> Batches:
         """Random windows of the training networks, in the views that the arguments ask for."""
-        settings: dict[str, Any] = {
-            "window_size": window_size,
-            "batch_size": arguments.batch_size,
-            "views": cast(tuple[View, ...], tuple(arguments.views)),
-            "noise": arguments.noise,
-            "num_permutations": arguments.num_permutations,
-            "erase": arguments.erase,
-            "seed": arguments.seed,
-        }
         if self.streams:
-            return StreamedBatches(self.streams, extractor, buffer_size=arguments.stream_buffer, **settings)
-        sampler = WindowSampler(self.train, extractor, second_network=arguments.second_network, **settings)
+            return StreamedBatches(
+                self.streams, extractor, window_size, arguments, buffer_size=arguments.stream_buffer
+            )
+        sampler = WindowSampler(self.train, extractor, window_size, arguments)
         return IndexedBatches(sampler) if arguments.supervised_weight > 0 else sampler
 
     def describe(self, arguments: PretrainSettings) -> dict[str, Any]:

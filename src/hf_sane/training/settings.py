@@ -8,10 +8,10 @@ from huggingface_hub.dataclasses import strict
 
 from hf_sane.core.adapters import require_hub_id
 from hf_sane.records.documents import read_settings
-from hf_sane.records.errors import did_you_mean
 from hf_sane.records.settings import as_arguments, setting
 from hf_sane.records.sources import hub_id
 from hf_sane.training.lora import LORA_TARGETS
+from hf_sane.zoo.windows.sampler import WindowSettings
 
 # What may differ between a run and its continuation.
 RESUMABLE = (
@@ -26,12 +26,9 @@ RESUMABLE = (
 )
 
 
-VIEWS = ("original", "aligned", "permuted")
-
-
 @strict
 @dataclass(kw_only=True)
-class PretrainSettings:
+class PretrainSettings(WindowSettings):
     """Settings of one pre-training run of a SANE autoencoder.
 
     The text beside each field is its documentation and its `--help`. Defaults follow the released settings for CNN
@@ -90,24 +87,10 @@ class PretrainSettings:
         default=False,
     )
 
-    views: list[str] = setting(
-        "Views of each window: one or two of original, aligned, permuted. With one, only reconstruction is trained.",
-        factory=lambda: ["aligned", "permuted"],
-    )
-    second_network: Literal["same", "same_run"] = setting(
-        "What the second view shows: the same network, or another checkpoint of its training run.", default="same"
-    )
-    noise: float = setting("Standard deviation of the factor N(1, noise) on every weight of both views.", default=0.1)
-    num_permutations: int = setting(
-        "Number of random permutations per architecture that the permuted view draws from.", default=200
-    )
-    erase: float = setting("Share of the tokens of each view that are set to zero, in [0, 1).", default=0.0)
-
     num_epochs: int = setting(
         "Number of epochs; in each, every training network contributes one random window.", default=50
     )
     max_steps: int | None = setting("Number of optimizer steps, instead of --num-epochs.", default=None)
-    batch_size: int = setting("Number of windows per process and forward pass.", default=32)
     gradient_accumulation_steps: int = setting("Number of forward passes per optimizer step.", default=1)
     learning_rate: float = setting("Peak learning rate of the one-cycle schedule.", default=1e-3)
     weight_decay: float = setting("Decoupled weight decay of AdamW.", default=3e-9)
@@ -123,7 +106,6 @@ class PretrainSettings:
         "Training tokens whose principal subspace the linear path starts from when latent_dim < token_dim; 0: skip.",
         default=20_000,
     )
-    seed: int = setting("Random seed of initialisation, windows, views and noise.", default=0)
 
     behavior_weight: float = setting(
         "Share of the behavioural loss, in [0, 1]: outputs of original and reconstructed networks on images. "
@@ -174,7 +156,7 @@ class PretrainSettings:
 
     def validate_counts(self) -> None:
         """Counts are counts."""
-        for name in ("num_epochs", "batch_size", "gradient_accumulation_steps", "num_permutations", "eval_models"):
+        for name in ("num_epochs", "gradient_accumulation_steps", "eval_models"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
@@ -197,7 +179,7 @@ class PretrainSettings:
 
     def validate_ranges(self) -> None:
         """Rates and shares lie where they have a meaning."""
-        for name in ("noise", "weight_decay", "max_grad_norm", "supervised_weight", "checkpoint_every_minutes"):
+        for name in ("weight_decay", "max_grad_norm", "supervised_weight", "checkpoint_every_minutes"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("learning_rate", "lora_alpha"):
@@ -205,8 +187,6 @@ class PretrainSettings:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.warmup_share < 1:
             raise ValueError(f"warmup_share must lie strictly between 0 and 1, got {self.warmup_share}")
-        if not 0 <= self.erase < 1:
-            raise ValueError(f"erase must lie in [0, 1), got {self.erase}")
         if not 0 <= self.behavior_weight <= 1:
             raise ValueError(f"behavior_weight must lie in [0, 1], got {self.behavior_weight}")
 
@@ -214,14 +194,6 @@ class PretrainSettings:
         """Choices that depend on each other fit."""
         if not self.zoo:
             raise ValueError("zoo is empty: name at least one zoo folder or Hub dataset id")
-        unknown = [view for view in self.views if view not in VIEWS]
-        if unknown or len(self.views) not in (1, 2):
-            meant = did_you_mean(unknown[0], VIEWS) if unknown else ""
-            raise ValueError(
-                f"expected views to be one or two of {', '.join(map(repr, VIEWS))}, got {self.views}{meant}"
-            )
-        if self.second_network != "same" and len(self.views) != 2:
-            raise ValueError(f"second_network={self.second_network!r} needs two views, got views={self.views}")
         if self.second_network != "same" and self.streaming:
             raise ValueError(
                 f"second_network={self.second_network!r} needs all checkpoints of a run at hand, which a stream "

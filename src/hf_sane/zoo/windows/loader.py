@@ -8,13 +8,10 @@ from torch import Tensor
 
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.dataset import ZooSplit
-from hf_sane.zoo.symmetries import network_spec
 from hf_sane.zoo.windows.sampler import (
     SIBLING_STREAM,
     Gather,
     Members,
-    SecondNetwork,
-    View,
     WindowSettings,
     WindowSource,
     assemble,
@@ -28,22 +25,15 @@ class WindowSampler:
     """Random windows of the networks of one or several zoos, in one or two views.
 
     One epoch takes one window of every network, in random order. A window is `window_size` consecutive tokens, or the
-    whole network where that is shorter; both views take the same tokens of it. As in SANE (arXiv:2406.09997): one view
-    aligned, one permuted at random, multiplicative noise on both. Unlike the released code, which stores windows and
-    200 permuted copies of each network beforehand, everything is drawn while reading.
+    whole network where that is shorter; both views take the same tokens of it. Unlike the released code, which stores
+    windows and 200 permuted copies of each network beforehand, everything is drawn while reading.
 
     Args:
         splits: Networks to draw from; different architectures are padded to one width.
         extractor: Fitted weight tokenizer; the windows are normalised.
         window_size: Tokens per window.
-        batch_size: Windows per batch, `B`.
-        views: One or two of `"original"`, `"aligned"` (needs an aligned zoo) and `"permuted"`.
-        noise: Standard deviation of the factor `N(1, noise)` on every real weight.
-        num_permutations: Random permutations per architecture that the permuted view draws from.
-        erase: Share of the tokens of each view that are set to zero after the noise.
-        seed: Of everything.
-        second_network: What the second view shows: the same network (as published), or another checkpoint of its
-            training run, so that contrast pulls the epochs of a run together. A run of one checkpoint shows that one.
+        settings: Views and augmentations; the aligned view needs aligned zoos. With `second_network="same_run"`,
+            contrast pulls the epochs of a run together; a run of one checkpoint shows that one.
 
     Raises:
         ValueError: For settings out of range, no networks, no run of several checkpoints to take another one from,
@@ -56,19 +46,10 @@ class WindowSampler:
         self,
         splits: Sequence[ZooSplit],
         extractor: SANEFeatureExtractor,
-        *,
         window_size: int,
-        batch_size: int,
-        views: Sequence[View] = ("aligned", "permuted"),
-        noise: float = 0.1,
-        num_permutations: int = 200,
-        erase: float = 0.0,
-        seed: int = 0,
-        second_network: SecondNetwork = "same",
+        settings: WindowSettings | None = None,
     ) -> None:
-        self.settings = WindowSettings(
-            window_size, batch_size, tuple(views), float(noise), num_permutations, float(erase), seed, second_network
-        )
+        self.settings = settings or WindowSettings()
         self.sources: list[WindowSource] = []
         self._splits: list[ZooSplit] = []  # of each source
         self._runs: list[Tensor] = []
@@ -76,14 +57,14 @@ class WindowSampler:
         groups, members, joined, before = [], [], [], 0
         for split in splits:
             for positions in _by_architecture(split):
-                self._add(split.select(positions), extractor)
+                self._add(split.select(positions), extractor, window_size)
                 groups.append(np.full(len(positions), len(self.sources) - 1))
                 members.append(np.arange(len(positions)))
                 joined.append(before + positions)
             before += len(split)
         if not groups:
             raise ValueError("expected at least one network to draw windows from, got none")
-        if second_network == "same_run" and not any(siblings.exist for siblings in self._siblings):
+        if self.settings.second_network == "same_run" and not any(siblings.exist for siblings in self._siblings):
             raise ValueError(
                 "second_network='same_run' needs runs with checkpoints of several epochs, got one network of every "
                 "run; keep more epochs (keep_epochs), or use second_network='same'"
@@ -92,16 +73,14 @@ class WindowSampler:
         self._joined = torch.from_numpy(np.concatenate(joined))
         self.width = max(source.length for source in self.sources)
 
-    def _add(self, part: ZooSplit, extractor: SANEFeatureExtractor) -> None:
-        kind = tuple(str(part.column(name)[0]) for name in ("architecture", "layout"))
-        spec, permutation, runs = None, None, torch.zeros(len(part), dtype=torch.int64)
+    def _add(self, part: ZooSplit, extractor: SANEFeatureExtractor, window_size: int) -> None:
+        architecture, layout = (str(part.column(name)[0]) for name in ("architecture", "layout"))
+        runs = torch.zeros(len(part), dtype=torch.int64)
         if part.alignment is not None and "aligned" in self.settings.views:
-            key = part.alignment.key(*kind)
-            permutation = part.alignment.permutations.get(key)
-            runs = part.alignment.index(key, part.run_ids)
-        if self.settings.permutes:
-            spec = network_spec(part.facts, *kind, alignment=part.alignment)
-        source = WindowSource(spec, part.layout(0), extractor, self.settings, permutation)
+            runs = part.alignment.index(part.alignment.key(architecture, layout), part.run_ids)
+        source = WindowSource.of(
+            part.facts, architecture, layout, extractor, window_size, self.settings, part.alignment
+        )
         self.sources.append(source)
         self._splits.append(part)
         self._runs.append(runs)

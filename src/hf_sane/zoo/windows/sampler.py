@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -12,11 +12,17 @@ from torch import Tensor
 
 from hf_sane.core.augmentation import erase_tokens, multiplicative_noise, random_token_mask
 from hf_sane.core.layout import Layout
+from hf_sane.records.errors import did_you_mean
+from hf_sane.records.settings import setting
 from hf_sane.symmetry.permutation import Permutation, PermutationSpec
 from hf_sane.symmetry.token_permutations import TokenPermutations
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo.alignment_record import Alignment
+from hf_sane.zoo.facts import ZooFacts
+from hf_sane.zoo.symmetries import network_spec
 
 View = Literal["original", "aligned", "permuted"]
+VIEWS = get_args(View)
 SecondNetwork = Literal["same", "same_run"]
 Gather = Callable[[Tensor], Tensor]
 POOL_STREAM, ORDER_STREAM, SIBLING_STREAM = (
@@ -26,46 +32,60 @@ POOL_STREAM, ORDER_STREAM, SIBLING_STREAM = (
 )  # beyond every step: seeds of what is drawn once
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(kw_only=True)
 class WindowSettings:
-    """How windows are cut and augmented; see [`hf_sane.zoo.windows.loader.WindowSampler`] for the fields.
+    """How training windows are drawn from networks, and augmented.
+
+    As in SANE (arXiv:2406.09997): one view aligned, one permuted at random, multiplicative noise on both.
 
     Raises:
         ValueError: For a value out of range.
     """
 
-    window_size: int
-    batch_size: int
-    views: tuple[View, ...]
-    noise: float
-    num_permutations: int
-    erase: float
-    seed: int
-    second_network: SecondNetwork = "same"
+    batch_size: int = setting("Number of windows per process and forward pass.", default=32)
+    views: list[str] = setting(
+        "Views of each window: one or two of original, aligned, permuted. With one, only reconstruction is trained.",
+        factory=lambda: ["aligned", "permuted"],
+    )
+    second_network: SecondNetwork = setting(
+        "What the second view shows: the same network, or another checkpoint of its training run.", default="same"
+    )
+    noise: float = setting("Standard deviation of the factor N(1, noise) on every weight of both views.", default=0.1)
+    num_permutations: int = setting(
+        "Number of random permutations per architecture that the permuted view draws from.", default=200
+    )
+    erase: float = setting("Share of the tokens of each view that are set to zero, in [0, 1).", default=0.0)
+    seed: int = setting("Random seed of everything that is drawn.", default=0)
+
+    def __post_init__(self) -> None:
+        self.validate_windows()
 
     @property
     def permutes(self) -> bool:
         """Whether a view needs to know the symmetries."""
         return bool(set(self.views) & {"aligned", "permuted"})
 
-    def __post_init__(self) -> None:
-        counts = (self.window_size, self.batch_size, self.num_permutations)
-        if min(counts) < 1 or self.seed < 0:
-            raise ValueError(
-                "expected window_size, batch_size and num_permutations >= 1 and seed >= 0, got "
-                f"{', '.join(map(str, counts))} and {self.seed}"
-            )
-        if len(self.views) not in (1, 2) or set(self.views) - set(get_args(View)):
-            raise ValueError(f"expected one or two views out of {', '.join(get_args(View))}, got {self.views}")
-        if not 0 <= self.noise < math.inf or not 0 <= self.erase < 1:
-            raise ValueError(f"expected noise >= 0 and erase in [0, 1), got {self.noise} and {self.erase}")
+    def validate_windows(self) -> None:
+        """Counts, shares and views have a meaning."""
+        for name in ("batch_size", "num_permutations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("noise", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.noise == math.inf:
+            raise ValueError("noise must be finite, got inf")
+        if not 0 <= self.erase < 1:
+            raise ValueError(f"erase must lie in [0, 1), got {self.erase}")
+        unknown = [view for view in self.views if view not in VIEWS]
+        if unknown or len(self.views) not in (1, 2):
+            meant = did_you_mean(unknown[0], VIEWS) if unknown else ""
+            names = ", ".join(map(repr, VIEWS))
+            raise ValueError(f"expected views to be one or two of {names}, got {list(self.views)}{meant}")
         if self.second_network not in get_args(SecondNetwork):
             raise ValueError(f"expected second_network 'same' or 'same_run', got {self.second_network!r}")
         if self.second_network != "same" and len(self.views) != 2:
-            raise ValueError(
-                f"second_network={self.second_network!r} is about the second of two views, got "
-                f"views={list(self.views)}"
-            )
+            raise ValueError(f"second_network={self.second_network!r} needs two views, got views={list(self.views)}")
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -80,11 +100,13 @@ class WindowSource:
         spec: Symmetries of the networks; needed for the permuted and the aligned view.
         layout: Of their tokens.
         extractor: Fitted weight tokenizer.
+        window_size: Tokens per window.
         settings: Of the windows.
         alignment: `[R, n]` permutation per axis and run; needed for the aligned view.
 
     Raises:
-        ValueError: If the aligned view is asked for without alignment, or the extractor makes other tokens.
+        ValueError: If the window is empty, the aligned view is asked for without alignment, or the extractor makes
+            other tokens.
     """
 
     def __init__(
@@ -92,9 +114,12 @@ class WindowSource:
         spec: PermutationSpec | None,
         layout: Layout,
         extractor: SANEFeatureExtractor,
+        window_size: int,
         settings: WindowSettings,
         alignment: Permutation | None,
     ) -> None:
+        if window_size < 1:
+            raise ValueError(f"window_size must be at least 1, got {window_size}")
         mine = (extractor.token_dim, extractor.token_layout, extractor.batch_norm)
         if mine != (layout.token_dim, layout.token_layout, layout.batch_norm):
             raise ValueError(
@@ -106,7 +131,7 @@ class WindowSource:
                 "the view 'aligned' needs an aligned zoo: call align_zoo(zoo), or use the view 'original'"
             )
         self.layout = layout
-        self.length = min(settings.window_size, layout.num_tokens)
+        self.length = min(window_size, layout.num_tokens)
         self._permutations: dict[View, TokenPermutations] = {}
         if spec is not None and "permuted" in settings.views:
             pool = spec.random(settings.num_permutations, generator=seeded(settings.seed, POOL_STREAM))
@@ -116,6 +141,25 @@ class WindowSource:
         self._scales = torch.tensor(extractor.scales(layout), dtype=torch.float64)[
             layout.layer_index
         ].float()  # [N, 2]
+
+    @classmethod
+    def of(
+        cls,
+        facts: ZooFacts,
+        architecture: str,
+        layout_key: str,
+        extractor: SANEFeatureExtractor,
+        window_size: int,
+        settings: WindowSettings,
+        alignment: Alignment | None,
+    ) -> Self:
+        """What windows of one architecture of a zoo have in common; errors as of the class."""
+        permutation, spec = None, None
+        if alignment is not None and "aligned" in settings.views:
+            permutation = alignment.permutations.get(alignment.key(architecture, layout_key))
+        if settings.permutes:
+            spec = network_spec(facts, architecture, layout_key, alignment=alignment)
+        return cls(spec, facts.parsed_layouts[layout_key], extractor, window_size, settings, permutation)
 
     def window(self, starts: Tensor) -> Tensor:
         """Tokens of each window: `[k]` starts to `[k, L]` int64."""
@@ -198,7 +242,7 @@ def assemble(
         for number, view in enumerate(settings.views):
             chosen = part.runs if view == "aligned" else drawn[number][at]
             gather = part.gather if number == 0 or part.second_gather is None else part.second_gather
-            raw = gather(source.index(view, starts, chosen)).view(len(at), length, token_dim)
+            raw = gather(source.index(cast(View, view), starts, chosen)).view(len(at), length, token_dim)
             clean[number, at, :length] = source.normalize(raw, window)
     for prefix, view_tokens in zip(("", "second_"), clean, strict=False):
         noisy = view_tokens

@@ -14,8 +14,7 @@ from hf_sane.zoo.alignment_record import Alignment
 from hf_sane.zoo.facts import ZooFacts
 from hf_sane.zoo.records import FEATURES
 from hf_sane.zoo.stream import ZooStream
-from hf_sane.zoo.symmetries import network_spec
-from hf_sane.zoo.windows.sampler import Members, View, WindowSettings, WindowSource, assemble, seeded
+from hf_sane.zoo.windows.sampler import Members, WindowSettings, WindowSource, assemble, seeded
 
 Row = Mapping[str, Any]
 
@@ -32,14 +31,9 @@ class StreamingWindowSampler:
             `datasets` stream.
         facts: Of the zoo (`read_facts(folder)[config]`).
         extractor: Fitted weight tokenizer.
+        window_size: As in `WindowSampler`.
+        settings: Views and augmentations; `batch_size` rows are taken at a time, and the order is not drawn.
         alignment: Of the zoo, for the aligned view (`Alignment.load(folder / "data")`).
-        window_size: As in `WindowSampler`, like all that follows.
-        batch_size: Rows taken at a time.
-        views: One or two views.
-        noise: Of the multiplicative noise.
-        num_permutations: Of the permuted view.
-        erase: Share of tokens set to zero.
-        seed: Of everything but the order.
 
     Raises:
         ValueError: As in `WindowSampler`.
@@ -50,21 +44,19 @@ class StreamingWindowSampler:
         stream: Iterable[Row],
         facts: ZooFacts,
         extractor: SANEFeatureExtractor,
-        *,
         window_size: int,
-        batch_size: int,
+        settings: WindowSettings | None = None,
+        *,
         alignment: Alignment | None = None,
-        views: Sequence[View] = ("aligned", "permuted"),
-        noise: float = 0.1,
-        num_permutations: int = 200,
-        erase: float = 0.0,
-        seed: int = 0,
     ) -> None:
-        self.settings = WindowSettings(
-            window_size, batch_size, tuple(views), float(noise), num_permutations, float(erase), seed
-        )
-        if "aligned" in views and alignment is None:
+        self.settings, self.window_size = settings or WindowSettings(), window_size
+        if "aligned" in self.settings.views and alignment is None:
             raise ValueError("the view 'aligned' needs the alignment of the zoo; pass it, or use the view 'original'")
+        if self.settings.second_network != "same":
+            raise ValueError(
+                f"second_network={self.settings.second_network!r} needs all checkpoints of a run at hand, which a "
+                "stream does not have; use second_network='same'"
+            )
         self.stream, self.facts, self.alignment, self.extractor = stream, facts, alignment, extractor
         self.width = min(window_size, max(layout.num_tokens for layout in facts.parsed_layouts.values()))
         self._sources: dict[tuple[str, str], WindowSource] = {}
@@ -115,16 +107,11 @@ class StreamingWindowSampler:
                     f"a row has layout {layout_key!r} and architecture {architecture!r}, the zoo's facts know "
                     f"{sorted(layouts)} and {sorted(configs)}; read both from one zoo"
                 )
-            self._sources[layout_key, architecture] = self._new_source(layout_key, architecture)
+            self._sources[layout_key, architecture] = WindowSource.of(
+                *(self.facts, architecture, layout_key, self.extractor, self.window_size, self.settings),
+                self.alignment,
+            )
         return self._sources[layout_key, architecture]
-
-    def _new_source(self, layout_key: str, architecture: str) -> WindowSource:
-        alignment, layout, spec, permutation = self.alignment, self.facts.parsed_layouts[layout_key], None, None
-        if alignment is not None:
-            permutation = alignment.permutations.get(alignment.key(architecture, layout_key))
-        if self.settings.permutes:
-            spec = network_spec(self.facts, architecture, layout_key, alignment=alignment)
-        return WindowSource(spec, layout, self.extractor, self.settings, permutation)
 
 
 class StreamedBatches:
@@ -137,14 +124,9 @@ class StreamedBatches:
     Args:
         streams: Opened zoos.
         extractor: Fitted weight tokenizer.
-        window_size: As in `StreamingWindowSampler`, like all others that are not named here.
-        batch_size: Rows per batch, all of one zoo.
+        window_size: As in `WindowSampler`.
+        settings: Views and augmentations; a batch is of one zoo.
         buffer_size: Rows in memory from which the next is drawn.
-        views: One or two views.
-        noise: Of the multiplicative noise.
-        num_permutations: Of the permuted view.
-        erase: Share of tokens set to zero.
-        seed: Of everything.
 
     Raises:
         ValueError: As in `StreamingWindowSampler`.
@@ -154,31 +136,15 @@ class StreamedBatches:
         self,
         streams: Sequence[ZooStream],
         extractor: SANEFeatureExtractor,
-        *,
         window_size: int,
-        batch_size: int,
+        settings: WindowSettings | None = None,
+        *,
         buffer_size: int = 1000,
-        views: Sequence[View] = ("aligned", "permuted"),
-        noise: float = 0.1,
-        num_permutations: int = 200,
-        erase: float = 0.0,
-        seed: int = 0,
     ) -> None:
-        self.streams, self.batch_size, self.buffer_size, self.seed = tuple(streams), batch_size, buffer_size, seed
+        self.settings = settings or WindowSettings()
+        self.streams, self.buffer_size = tuple(streams), buffer_size
         self.samplers = [
-            StreamingWindowSampler(
-                (),
-                stream.facts,
-                extractor,
-                window_size=window_size,
-                batch_size=batch_size,
-                alignment=stream.alignment,
-                views=views,
-                noise=noise,
-                num_permutations=num_permutations,
-                erase=erase,
-                seed=seed,
-            )
+            StreamingWindowSampler((), stream.facts, extractor, window_size, self.settings, alignment=stream.alignment)
             for stream in streams
         ]
         self._restart()
@@ -201,7 +167,7 @@ class StreamedBatches:
             self._restart()
         while True:
             turn = self._take_turn()
-            taken = islice(self._rows[turn], self.batch_size)
+            taken = islice(self._rows[turn], self.settings.batch_size)
             self._next += 1
             if self._next > number:
                 return self.samplers[turn].assemble(list(taken), number)
@@ -223,7 +189,7 @@ class StreamedBatches:
     def _endless(self, stream: ZooStream) -> Iterator[Row]:
         for epoch in count():
             is_empty = True
-            for row in stream.rows("train", seed=self.seed, epoch=epoch, buffer_size=self.buffer_size):
+            for row in stream.rows("train", seed=self.settings.seed, epoch=epoch, buffer_size=self.buffer_size):
                 is_empty = False
                 yield row
             if is_empty:
