@@ -21,8 +21,6 @@ import numpy as np
 import torch
 from ablation_variants import BASE_MODEL, BASE_TRAINING, STUDIES, Variant
 
-from hf_sane.demo.probing import probe_zoo
-from hf_sane.demo.run import reconstruct
 from hf_sane.hub.publish import load_sane
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks.images import ImageData, load_images
@@ -35,6 +33,8 @@ from hf_sane.sampling.selection import Judge
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.pretraining import pretrain
 from hf_sane.training.settings import PretrainSettings
+from hf_sane.workflows.demo.probing import probe_zoo
+from hf_sane.workflows.demo.run import reconstruct
 from hf_sane.zoo.alignment import align_zoo
 from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.building.settings import RECIPES, ZooSettings

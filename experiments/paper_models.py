@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from hf_sane.demo.probing import short_table
 from hf_sane.hub.cards import network_card, sane_card
 from hf_sane.hub.publish import SANE, load_sane, save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
@@ -32,6 +31,7 @@ from hf_sane.sampling.generation import Density
 from hf_sane.sampling.selection import subsample
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization.loading import load_config
+from hf_sane.workflows.demo.probing import short_table
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import read_facts

@@ -20,8 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sane.demo.probing import SPLITS, probe_features, zoo_features
-from hf_sane.demo.run import reconstruct
 from hf_sane.hub.publish import load_sane
 from hf_sane.merging.greedy import greedy_soup
 from hf_sane.merging.ingredients import align_ingredients, open_ingredients
@@ -40,6 +38,8 @@ from hf_sane.sampling.selection import Judge
 from hf_sane.symmetry.networks import permutation_spec
 from hf_sane.training.pretraining import pretrain
 from hf_sane.training.settings import PretrainSettings
+from hf_sane.workflows.demo.probing import SPLITS, probe_features, zoo_features
+from hf_sane.workflows.demo.run import reconstruct
 from hf_sane.zoo.alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.dataset import Zoo
 from hf_sane.zoo.facts import FILE_NAME, read_facts

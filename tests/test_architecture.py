@@ -21,7 +21,6 @@ FLOORS = {
     "analysis": 7,
     "merging": 7,
     "hub": 8,
-    "demo": 9,
     "workflows": 10,
     "cli": 11,
 }

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hf_sane.demo.report import readme_block
+from hf_sane.workflows.demo.report import readme_block
 
 PAGE = "README.md"
 

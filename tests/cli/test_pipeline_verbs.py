@@ -301,12 +301,17 @@ def test_networks_of_two_architectures_are_refused(sampled, tmp_path, hf_sane_co
 
 def test_the_demo_passes_its_settings_on(tmp_path, monkeypatch, hf_sane_command):
     calls = []
-    monkeypatch.setattr("hf_sane.demo.run.run_demo", lambda output, **options: calls.append((output, options)))
-    hf_sane_command("demo", "--output", tmp_path / "out", "--seed", 3, "--bandwidths", "0.1,0.2")
-    ((output, options),) = calls
-    assert output == tmp_path / "out"
-    assert options["settings"].seed == 3
-    assert options["settings"].bandwidths == [0.1, 0.2]
+
+    def note(folder, settings):
+        calls.append(settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("hf_sane.workflows.demo.run.fill_folder", note)
+    hf_sane_command("demo", "--output", tmp_path / "out", "--seed", 3, "--bandwidths", "0.1,0.2", exit_code=2)
+    (settings,) = calls
+    assert settings.output == tmp_path / "out"
+    assert settings.seed == 3
+    assert settings.bandwidths == [0.1, 0.2]
 
 
 def test_features_of_several_lengths_do_not_stack():

@@ -215,9 +215,13 @@ def test_what_goes_to_a_terminal_has_no_control_characters(text):
 
 
 def test_tables_of_the_program_print_no_escape_codes(capsys):
-    from hf_sane.cli.output import print_table
+    from hf_sane.workflows.results import Result, Table
 
-    print_table(("layer", "kind"), [["\x1b[31mred\u202e\nnext", "linear"]])
+    class Shown(Result):
+        def tables(self):
+            return [Table(("layer", "kind"), [["\x1b[31mred\u202e\nnext", "linear"]])]
+
+    Shown(record=RunRecord(command="x")).print()
     assert capsys.readouterr().out == "layer           kind\n[31mred next  linear\n"
 
 

@@ -7,8 +7,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hf_sane.cli.demo import demo
-from hf_sane.cli.settings import PASS_THROUGH
 from hf_sane.cli.verbs import VERBS, ZOO_VERBS, add_verb, plugin_verbs
 from hf_sane.records.allocator import tune_allocator
 from hf_sane.records.errors import did_you_mean
@@ -73,7 +71,6 @@ app = typer.Typer(
 )
 zoo_app = typer.Typer(no_args_is_help=True, help="Build, import, align, mix and show zoos of networks.")
 app.add_typer(zoo_app, name="zoo")
-app.command("demo", **PASS_THROUGH)(demo)
 for verb in VERBS:
     add_verb(app, verb)
 for verb in ZOO_VERBS:

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from hf_sane.demo.report import (
+from hf_sane.workflows.demo.report import (
     METHOD_TITLES,
     Goal,
     goals,

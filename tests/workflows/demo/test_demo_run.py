@@ -5,13 +5,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForImageClassification
 
-from hf_sane.demo.probing import probe_zoo
-from hf_sane.demo.report import METHOD_TITLES
-from hf_sane.demo.run import reconstruct, run_demo
-from hf_sane.demo.settings import DemoSettings
 from hf_sane.networks.images import load_images
 from hf_sane.records.errors import InvalidFileError
 from hf_sane.records.outputs import MANIFEST, check_finished
+from hf_sane.workflows.demo.probing import probe_zoo
+from hf_sane.workflows.demo.report import METHOD_TITLES
+from hf_sane.workflows.demo.run import reconstruct, run_demo
+from hf_sane.workflows.demo.settings import DemoSettings
 from hf_sane.zoo.dataset import Zoo
 
 TINY = {
@@ -32,7 +32,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    record = run_demo(folder / "out", settings=DemoSettings(**TINY))
+    record = run_demo(DemoSettings(output=folder / "out", **TINY)).report
     assert [path.name for path in folder.iterdir()] == ["out"], "the demo writes into its own folder only"
     return folder / "out", record
 
@@ -97,7 +97,7 @@ def test_windows_after_training(demo):
 def test_refuses_to_overwrite(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"precious\.txt, not ours to replace; choose a new or an empty folder"):
-        run_demo(tmp_path)
+        run_demo(DemoSettings(output=tmp_path))
     assert (tmp_path / "precious.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
@@ -112,7 +112,7 @@ def test_a_finished_demo_is_complete_and_not_repeated(demo):
     for name in names:
         assert b"hf_sane-partial" not in (output / name).read_bytes(), name
     with pytest.raises(FileExistsError, match="already holds a finished demo"):
-        run_demo(output, settings=DemoSettings(**TINY))
+        run_demo(DemoSettings(output=output, **TINY))
 
 
 def test_an_interrupted_demo_goes_on_to_the_same_result(demo, tmp_path, monkeypatch):
@@ -121,17 +121,17 @@ def test_an_interrupted_demo_goes_on_to_the_same_result(demo, tmp_path, monkeypa
 
     for place in ("reconstruct", "write_report"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"hf_sane.demo.run.{place}", stop)
+            patched.setattr(f"hf_sane.workflows.demo.run.{place}", stop)
             if place == "write_report":  # zoos and autoencoder are there
-                patched.setattr("hf_sane.demo.run.pretrain", stop)
+                patched.setattr("hf_sane.workflows.demo.run.pretrain", stop)
             with pytest.raises(KeyboardInterrupt):
-                run_demo(tmp_path / "out", settings=DemoSettings(**TINY))
+                run_demo(DemoSettings(output=tmp_path / "out", **TINY))
         with pytest.raises(InvalidFileError, match="an interrupted demo"):
             check_finished(tmp_path / "out")
         assert (tmp_path / "out/sampled").exists() == (place == "write_report")
     with pytest.raises(FileExistsError, match=r"interrupted demo with other settings \(settings\.json\)"):
-        run_demo(tmp_path / "out", settings=DemoSettings(**TINY, seed=1))
-    found, (_, expected) = run_demo(tmp_path / "out", settings=DemoSettings(**TINY)), demo
+        run_demo(DemoSettings(output=tmp_path / "out", **TINY, seed=1))
+    found, (_, expected) = run_demo(DemoSettings(output=tmp_path / "out", **TINY)).report, demo
     for part in ("zoos", "reconstruction", "probe", "sampling"):
         assert found[part] == expected[part]
     assert check_finished(tmp_path / "out") is not None

@@ -5,20 +5,15 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hf_sane.demo.cards import SANE_TITLE, network_record, network_title
-from hf_sane.demo.plots import plane, plot_embedding_map, plot_finetuning
-from hf_sane.demo.probing import PROPERTIES, probe_zoo, short_table
-from hf_sane.demo.report import probe_markdown, render_report, sampling_markdown
-from hf_sane.demo.settings import DemoSettings
 from hf_sane.hub.publish import load_sane, save_network, save_sane
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks.images import ImageData, load_images
@@ -38,6 +33,12 @@ from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training.evaluation import r2_from_sums, reconstruction_sums
 from hf_sane.training.pretraining import pretrain
 from hf_sane.training.settings import PretrainSettings
+from hf_sane.workflows.demo.cards import SANE_TITLE, network_record, network_title
+from hf_sane.workflows.demo.plots import plane, plot_embedding_map, plot_finetuning
+from hf_sane.workflows.demo.probing import PROPERTIES, probe_zoo, short_table
+from hf_sane.workflows.demo.report import probe_markdown, render_report, sampling_markdown
+from hf_sane.workflows.demo.settings import DemoSettings
+from hf_sane.workflows.results import Result
 from hf_sane.zoo.alignment import aligned_tokens
 from hf_sane.zoo.building.build import build_zoo
 from hf_sane.zoo.building.settings import hyperparameter_zoo, seed_zoo
@@ -46,7 +47,6 @@ from hf_sane.zoo.dataset import Zoo
 NETWORK = {"activation": "gelu"}
 REPORTED_EPOCHS = (0, 1, 5)
 NUM_SAVED = 3  # sampled networks that are saved with a card
-DEMO = "demo"  # the job of manifests
 SETTINGS_FILE = "settings.json"
 
 
@@ -65,25 +65,44 @@ class Stages:
         self.seconds[name] = time.perf_counter() - start
 
 
-def run_demo(output: str | Path, *, settings: DemoSettings | None = None) -> dict[str, Any]:
-    """Run the whole demo, offline and on the CPU.
+@dataclass(kw_only=True)
+class DemoResult(Result):
+    """What the demo measured.
+
+    Attributes:
+        report: As in `report.json`.
+    """
+
+    JOB: ClassVar[str] = "demo"
+
+    report: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report."""
+        return dict(self.report)
+
+
+def demo(output: str | Path = "demo_output", **options: Any) -> DemoResult:
+    """Run the full pipeline on a small example, offline and on the CPU.
 
     Args:
-        output: New or empty folder, or one that an interrupted demo with the same settings left. It receives `zoos/`,
-            `sane/`, `sampled/`, `probe_table.md`, `sampling_table.md`, two plots, `report.md` and `report.json`.
-        settings: Sizes and seed.
-
-    Returns:
-        The record, as in `report.json`.
-
-    Raises:
-        FileExistsError: If `output` holds something else already.
+        output: New or empty folder, or one that an interrupted demo with the same settings left.
+        **options: Further fields of [`DemoSettings`].
     """
-    with resumable_folder(output, DEMO) as folder:
-        claim_folder(folder, settings or DemoSettings())
-        content = fill_folder(folder, settings or DemoSettings())
-        finish_folder(folder, DEMO)
-    return content
+    return run_demo(DemoSettings(output=Path(output), **options))
+
+
+def run_demo(settings: DemoSettings) -> DemoResult:
+    """Train two small zoos, pre-train SANE, probe it, sample from it, and write a report; offline, on the CPU.
+
+    The folder receives `zoos/`, `sane/`, `sampled/`, `probe_table.md`, `sampling_table.md`, two plots, `report.md` and
+    `report.json`. A demo that was interrupted there with the same settings is continued.
+    """
+    with resumable_folder(settings.output, DemoResult.JOB) as folder:
+        claim_folder(folder, settings)
+        record, report = fill_folder(folder, settings)
+        finish_folder(folder, DemoResult.JOB)
+    return DemoResult(record=record, output=settings.output / "report.md", report=report)
 
 
 def claim_folder(folder: Path, settings: DemoSettings) -> None:
@@ -92,20 +111,20 @@ def claim_folder(folder: Path, settings: DemoSettings) -> None:
     Raises:
         FileExistsError: If they differ.
     """
-    path, text = folder / SETTINGS_FILE, json.dumps(asdict(settings), indent=2) + "\n"
+    path, text = folder / SETTINGS_FILE, json.dumps(settings.sizes(), indent=2) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise FileExistsError(
             f"{folder} holds an interrupted demo with other settings ({SETTINGS_FILE}); give the same, or choose "
             "another folder"
         )
-    begin_folder(folder, DEMO)
+    begin_folder(folder, DemoResult.JOB)
     with write_atomically(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def fill_folder(output: Path, settings: DemoSettings) -> dict[str, Any]:
+def fill_folder(output: Path, settings: DemoSettings) -> tuple[RunRecord, dict[str, Any]]:
     """All stages; zoos and the autoencoder that an interrupted demo had finished are taken as they are."""
-    record = RunRecord.start(seed=settings.seed, arguments=asdict(settings))
+    record = RunRecord.start(seed=settings.seed, arguments=settings.sizes())
     stages = Stages()
     data = load_images(settings.images)
     with stages("train two zoos"):
@@ -134,7 +153,7 @@ def fill_folder(output: Path, settings: DemoSettings) -> dict[str, Any]:
     record.finish(results, data={"images": data.name, "split": "70/15/15 by training run"})
     save_sane(output / "sane", model, extractor, record, title=SANE_TITLE, network_config=split.config(0))
     save_samples(output / "sampled", samples, record, settings)
-    return write_report(output, record)
+    return record, write_report(output, record)
 
 
 def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[str, Zoo]:
