@@ -47,7 +47,7 @@ MISSING = {
     "soup": ("soup", "no/such/a", "no/such/b"),
     "demo": ("demo",),
 }
-VERBS = [verb for verb in MISSING if verb != "demo"]  # it is interrupted in tests/demo
+VERBS = [verb for verb in MISSING if verb != "demo"]  # it is interrupted in tests/workflows/demo
 
 
 def contents(folder):
