@@ -1,11 +1,15 @@
-"""The house rule, enforced: a floor imports only from floors below it, and nothing is too tall."""
+"""The house rules: floors, doors without logic, a small face."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "hf_sane"
+import hf_sane
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "hf_sane"
 FLOORS = {
     "records": 0,
     "core": 1,
@@ -79,3 +83,51 @@ def test_no_module_disables_strict_validation():
     assert FILES
     for path in FILES:
         assert "from __future__ import annotations" not in path.read_text(), path
+
+
+FOLDERS = ("src", "scripts", "experiments", "benchmarks")
+PYTHON = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+MAX_EXPORTS = 24
+MAX_DOOR_LINES = 20  # of a function of the command line
+
+
+def imported_modules(tree: ast.AST) -> Iterator[str]:
+    """Full names of the modules that code imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nobody_imports_the_command_line(path):
+    if path.is_relative_to(PACKAGE / "cli") or path == PACKAGE / "__main__.py":
+        return
+    found = [name for name in imported_modules(ast.parse(path.read_text())) if name.startswith("hf_sane.cli")]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=lambda path: path.name)
+def test_doors_hold_no_logic(path):
+    """The command line is a table of verbs: it knows workflows and how errors are told; its functions are short."""
+    tree = ast.parse(path.read_text())
+    rooms = {name.split(".")[1] for name in imported_modules(tree) if name.startswith("hf_sane.")}
+    assert rooms <= {"cli", "workflows", "records"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            start = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
+            assert (node.end_lineno or 0) - (start or 0) <= MAX_DOOR_LINES, node.name
+
+
+def test_the_face_is_small():
+    assert len(hf_sane.__all__) <= MAX_EXPORTS
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.relative_to(PACKAGE).parts[0] not in ("cli", "__init__.py")])
+def test_no_import_is_deferred(path):
+    """An import inside a function would hide a circle between modules."""
+    tree = ast.parse(path.read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    deferred = {name for node in functions for name in imported_modules(node) if name.startswith("hf_sane")}
+    assert deferred == set()
