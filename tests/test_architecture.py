@@ -87,7 +87,8 @@ def test_no_module_disables_strict_validation():
 
 FOLDERS = ("src", "scripts", "experiments", "benchmarks")
 PYTHON = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-MAX_EXPORTS = 24
+MAX_EXPORTS = 22
+OPTIONAL = {"hf_sane.analysis.plots"}  # matplotlib need not be installed
 MAX_DOOR_LINES = 20  # of a function of the command line
 
 
@@ -130,4 +131,4 @@ def test_no_import_is_deferred(path):
     tree = ast.parse(path.read_text())
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     deferred = {name for node in functions for name in imported_modules(node) if name.startswith("hf_sane")}
-    assert deferred == set()
+    assert deferred <= OPTIONAL

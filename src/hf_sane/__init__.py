@@ -38,10 +38,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "MLPConfig": "architectures.configuration_zoo",
-    "CNNConfig": "architectures.configuration_zoo",
-    "CIFARResNetConfig": "architectures.configuration_zoo",
-    "RidgeProbe": "probing.probes",
     "SANE": "workflows.sane",
     "SANEConfig": "models.configuration_sane",
     "SANEFeatureExtractor": "tokenization.feature_extraction_sane",
@@ -62,15 +58,19 @@ _HOMES = {
     "probe": "workflows.probe",
     "sample": "workflows.sample",
     "soup": "workflows.soup",
+}
+
+# For networks of zoos, and for what is done less often.
+_ALSO = {
+    "CIFARResNetConfig": "architectures.configuration_zoo",
+    "CNNConfig": "architectures.configuration_zoo",
+    "MLPConfig": "architectures.configuration_zoo",
+    "RidgeProbe": "probing.probes",
     "trace_permutations": "symmetry.tracing.trace",
 }
 
 __all__ = [
     "SANE",
-    "CIFARResNetConfig",
-    "CNNConfig",
-    "MLPConfig",
-    "RidgeProbe",
     "SANEConfig",
     "SANEFeatureExtractor",
     "SANEModel",
@@ -90,14 +90,14 @@ __all__ = [
     "probe",
     "sample",
     "soup",
-    "trace_permutations",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    home = _HOMES.get(name) or _ALSO.get(name)
+    if home is None:
         raise AttributeError(f"module 'hf_sane' has no attribute {name!r}; its names are {', '.join(__all__)}")
-    value = getattr(import_module(f"hf_sane.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"hf_sane.{home}"), name)
     globals()[name] = value
     return value
 
