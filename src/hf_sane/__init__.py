@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from hf_sane.auto_classes import register_auto_classes
 
 if TYPE_CHECKING:
-    from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig
+    from hf_sane.architectures.configuration_zoo import CIFARResNetConfig as CIFARResNetConfig
+    from hf_sane.architectures.configuration_zoo import CNNConfig as CNNConfig
+    from hf_sane.architectures.configuration_zoo import MLPConfig as MLPConfig
     from hf_sane.models.configuration_sane import SANEConfig
     from hf_sane.models.modeling_sane import SANEModel
     from hf_sane.networks.images import load_images
-    from hf_sane.probing.probes import RidgeProbe
-    from hf_sane.symmetry.tracing.trace import trace_permutations
+    from hf_sane.probing.probes import RidgeProbe as RidgeProbe
+    from hf_sane.symmetry.tracing.trace import trace_permutations as trace_permutations
     from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
     from hf_sane.workflows.align_zoo import align_zoo
     from hf_sane.workflows.analyze import analyze
