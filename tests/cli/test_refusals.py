@@ -110,9 +110,13 @@ def test_python_gets_the_choices_too():
     assert said.endswith("got 'same_rum'; did you mean 'same_run'?")
 
 
-@pytest.mark.parametrize("path", JSON_VERBS, ids="-".join)
 @pytest.mark.parametrize(
-    "arguments", [("no/such/thing",), ("--no-such-option",), ()], ids=["missing", "option", "none"]
+    ("path", "arguments"),
+    [
+        *((path, arguments) for path in JSON_VERBS for arguments in (("no/such/thing",), ("--no-such-option",))),
+        *((path, ()) for path in JSON_VERBS if path != ("demo",)),  # which needs no arguments
+    ],
+    ids=lambda value: "-".join(value) or "none",
 )
 def test_errors_of_json_verbs_are_json(path, arguments):
     refused = invoke(*path, *arguments, "--json")
