@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import save
 
 from hf_sane.zoo.importing.importing import import_zoo
@@ -81,6 +82,47 @@ def test_patterns_choose_files():
     ]
     with pytest.raises(ValueError, match=r"no weights among its files match \*.md; it holds .md, .pt, .safetensors"):
         find_networks(files, ["*.md"], allow_pickle=True)
+
+
+def test_a_subfolder_takes_the_place_of_the_root():
+    files = dict.fromkeys(
+        ["model.safetensors", "unet/model.safetensors", "unet/x.safetensors", "vae/a.bin", "u/b.md"], 1
+    )
+    for subfolder, found in ((None, "model.safetensors"), ("unet", "unet/model.safetensors"), ("/vae/", "vae/a.bin")):
+        assert find_networks(files, [], allow_pickle=True, subfolder=subfolder) == [found]
+    with pytest.raises(ValueError, match="no safetensors and no pickled weights in its folder u, but .md"):
+        find_networks(files, [], allow_pickle=True, subfolder="u")
+    with pytest.raises(ValueError, match="it holds pickles only"):
+        find_networks(files, [], allow_pickle=False, subfolder="vae")
+
+
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "model.safetensors.index.fp16.json"])
+def test_a_variant_is_chosen_by_its_name(name):
+    files = dict.fromkeys([f"{folder}{file}" for folder in ("", "unet/") for file in ("model.safetensors", name)], 1)
+    assert find_networks(files, [], allow_pickle=False) == ["model.safetensors"]
+    assert find_networks(files, [], allow_pickle=False, variant="fp16") == [name]
+    assert find_networks(files, [], allow_pickle=False, variant="fp16", subfolder="unet") == [f"unet/{name}"]
+    with pytest.raises(FileNotFoundError, match="it holds no safetensors of the variant bf16; .*--variant fp16|leave"):
+        find_networks(files, [], allow_pickle=False, variant="bf16")
+
+
+@pytest.mark.parametrize("subfolder", ["unet", "a/unet"])
+def test_subfolders_of_a_folder_are_found_by_the_end_of_their_path(tmp_path, subfolder):
+    for index, place in enumerate(("a/unet", "b/unet", "a/vae", "c")):
+        (tmp_path / "all" / place).mkdir(parents=True)
+        for file in ("model.safetensors", "model.fp16.safetensors"):
+            value = index + 10 * ("fp16" in file)
+            (tmp_path / "all" / place / file).write_bytes(save({"w": torch.full((2, 4), float(value))}))
+    settings = ImportSettings(
+        folder=tmp_path / "all", subfolder=subfolder, variant="fp16", token_dim=4, split_shares=[1, 0, 0]
+    )
+    rows = import_zoo(settings, tmp_path / "zoo").zoo.splits["train"]
+    found = {run_id: rows.state_dict(index)["w"][0, 0].item() for index, run_id in enumerate(rows.run_ids)}
+    assert found == {
+        place: value for place, value in {"a/unet": 10, "b/unet": 11}.items() if place.endswith(subfolder)
+    }
+    with pytest.raises(StrictDataclassClassValidationError, match=r"'unet/model.fp16.safetensors' \(--files\)"):
+        ImportSettings(folder=tmp_path, subfolder="unet", variant="fp16", files=["*"])
 
 
 def test_repositories_without_weights_say_what_they_hold():

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_sane.analysis.regions import RegionMap
 from hf_sane.tokenization.adapters import open_factors
+from hf_sane.tokenization.checkpoints import Checkpoint
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # target module to A [r, inputs] and s B [outputs, r]
 
@@ -100,12 +101,16 @@ def equal_adapters(adapters: Mapping[str, Factors]) -> list[tuple[str, str]]:
     ]
 
 
-def adapter_map(pairs: Sequence[str], *, base: str | None = None) -> tuple[RegionMap, list[str]]:
+def adapter_map(
+    pairs: Sequence[str], *, base: str | None = None, subfolder: str | None = None, variant: str | None = None
+) -> tuple[RegionMap, list[str]]:
     """A map of adapters by what they were trained for.
 
     Args:
         pairs: `LABEL=SOURCE`, where the source is a file, folder or Hub repo id.
         base: Base model, for adapters whose changes depend on it.
+        subfolder: Folder with the adapter, in every source.
+        variant: Which precision of each adapter, such as `"fp16"`.
 
     Returns:
         The map, with the level `label`, and notes of what was left out.
@@ -116,7 +121,10 @@ def adapter_map(pairs: Sequence[str], *, base: str | None = None) -> tuple[Regio
     if bad := [pair for pair in pairs if not all(pair.partition("=")[::2])]:
         raise ValueError(f"expected adapters as LABEL=SOURCE, got {bad}; say what each was trained for")
     sources = {f"{index}: {pair}": pair.partition("=")[2] for index, pair in enumerate(pairs)}
-    factors = {name: open_factors(source, base=base) for name, source in sources.items()}
+    factors = {
+        name: open_factors(Checkpoint(source, subfolder=subfolder, variant=variant), base=base)
+        for name, source in sources.items()
+    }
     if twins := equal_adapters(factors):
         raise ValueError(
             f"these adapters are the same, weight by weight: {'; '.join(' and '.join(pair) for pair in twins)}. "

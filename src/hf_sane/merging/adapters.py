@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from hf_sane.records.outputs import output_folder
 from hf_sane.records.patience import patiently
 from hf_sane.records.sources import HubRepo, hub_id, parse_source, pretrained_arguments, source_name
 from hf_sane.tokenization.adapters import Adapter, adapter_folder, is_targeted, target_name
+from hf_sane.tokenization.checkpoints import Checkpoint, as_checkpoint
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 
 SOUP = "soup"  # the job of manifests
@@ -62,14 +63,17 @@ class AdapterSoup:
 
 
 def open_adapters(
-    sources: Sequence[str | Path], *, names: Sequence[str] | None = None, base_model: str | None = None
+    sources: Sequence[str | Path | Checkpoint],
+    *,
+    names: Sequence[str] | None = None,
+    base_model: str | None = None,
 ) -> list[Adapter]:
     """Open LoRA adapters of one base model for averaging.
 
     They may have different ranks, scales and target modules: a module that an adapter does not touch counts as zero.
 
     Args:
-        sources: Folders in PEFT's format or Hub repo ids, at least two.
+        sources: Folders in PEFT's format or Hub repo ids, at least two; a `Checkpoint` says in which subfolder.
         names: What to call them; the last part of a path or the repo id when `None`. Names that occur twice get a
             number.
         base_model: Says what base all adapters are for, whatever their configurations call it.
@@ -84,7 +88,7 @@ def open_adapters(
         raise ValueError(f"a soup needs a list of at least two adapters, got {got}")
     if names is not None and len(names) != len(sources):
         raise ValueError(f"expected one name per adapter, {len(sources)}, got {len(names)}")
-    given = list(names or [source_name(source) for source in sources])
+    given = list(names or [source_name(as_checkpoint(source).source) for source in sources])
     unique = [f"{name}_{i}" if given.count(name) > 1 else name for i, name in enumerate(given)]
     adapters = []
     for source, name in zip(sources, unique, strict=True):
@@ -105,20 +109,21 @@ def _base_fields(base_model: str) -> dict[str, str | None]:
     return {"base_model_name_or_path": base_model, "revision": None}
 
 
-def are_adapters(sources: Sequence[str]) -> bool:
+def are_adapters(sources: Sequence[str | Checkpoint]) -> bool:
     """Whether sources are LoRA adapters.
 
     Raises:
         ValueError: If some are and some are not.
     """
 
-    def is_adapter(source: str) -> bool:
-        place = parse_source(source)
+    def is_adapter(checkpoint: Checkpoint) -> bool:
+        place = parse_source(checkpoint.source, revision=checkpoint.revision)
+        config = (PurePosixPath((checkpoint.subfolder or "").strip("/")) / ADAPTER_CONFIG).as_posix()
         if isinstance(place, Path):
-            return (place / ADAPTER_CONFIG).exists()
-        return patiently(HfApi().file_exists, place.repo_id, ADAPTER_CONFIG, revision=place.revision)
+            return (place / config).exists()
+        return patiently(HfApi().file_exists, place.repo_id, config, revision=place.revision)
 
-    kinds = {source: is_adapter(source) for source in sources}
+    kinds = {str(source): is_adapter(as_checkpoint(source)) for source in sources}
     if len(set(kinds.values())) > 1:
         adapters = [source for source, kind in kinds.items() if kind]
         raise ValueError(f"expected checkpoints or LoRA adapters, not both; adapters are {', '.join(adapters)}")

@@ -17,7 +17,7 @@ from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_
 from hf_sane.records.errors import reading
 from hf_sane.records.patience import patiently
 from hf_sane.records.sources import find_source
-from hf_sane.tokenization.checkpoints import Source
+from hf_sane.tokenization.checkpoints import Checkpoint, Source, as_checkpoint
 from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
 from hf_sane.tokenization.weight_files import INDEX_SUFFIX
 
@@ -333,35 +333,40 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
         raise ValueError(f"{name} is more than LoRA factors, or relative to another base: {used}; {REMEDY}")
 
 
-def adapter_folder(source: str | Path) -> Path:
+def adapter_folder(source: str | Path | Checkpoint) -> Path:
     """Where the configuration of an adapter lies; that of a repository is downloaded. A loose file is its own folder.
 
     Args:
-        source: Folder or Hub repo in PEFT's format, its `adapter_model.safetensors`, or a loose file.
+        source: Folder or Hub repo in PEFT's format, its `adapter_model.safetensors`, or a loose file; a `Checkpoint`
+            says in which subfolder.
 
     Raises:
         FileNotFoundError: If there is neither such a path nor such a repository, or the repository holds no adapter.
     """
-    found = find_source(source)
+    checkpoint = as_checkpoint(source)
+    found = find_source(checkpoint.source, revision=checkpoint.revision)
+    subfolder = (checkpoint.subfolder or "").strip("/")
     if isinstance(found, Path):
+        if found.is_dir():
+            return found / subfolder
         return found.parent if found.name.removesuffix(INDEX_SUFFIX) == ADAPTER_WEIGHTS else found
+    config = f"{subfolder}/{ADAPTER_CONFIG}" if subfolder else ADAPTER_CONFIG
     try:
-        return Path(patiently(hf_hub_download, found.repo_id, ADAPTER_CONFIG, revision=found.revision)).parent
+        return Path(patiently(hf_hub_download, found.repo_id, config, revision=found.revision)).parent
     except RemoteEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{found} holds no {ADAPTER_CONFIG}; expected an adapter in PEFT's format, or the path of a safetensors "
-            "file"
+            f"{found} holds no {config}; expected an adapter in PEFT's format, or the path of a safetensors file"
         ) from error
 
 
-def open_factors(source: str | Path, *, base: Source | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+def open_factors(source: str | Path | Checkpoint, *, base: Source | None = None) -> dict[str, tuple[Tensor, Tensor]]:
     """Read what a LoRA adapter adds to its base: `s B A` per target module.
 
     Loose files do not always tell their scale `s = alpha / r`: it is 1 without a tensor `<module>.alpha`.
 
     Args:
         source: Folder or Hub repo in PEFT's format, or a safetensors file with the keys of PEFT, diffusers,
-            cloneofsimo's lora or kohya's scripts.
+            cloneofsimo's lora or kohya's scripts; a `Checkpoint` says in which subfolder, and of which variant.
         base: The base model, for adapters in PEFT's format whose changes depend on it: those with magnitudes (DoRA),
             and those that replace tensors.
 
@@ -389,8 +394,8 @@ def open_factors(source: str | Path, *, base: Source | None = None) -> dict[str,
         return _loose_factors(source)
 
 
-def _reading_adapter(source: str | Path) -> AbstractContextManager[None]:
-    return reading(source, expected="a LoRA adapter", remedy="save the adapter again", also=(RuntimeError,))
+def _reading_adapter(source: str | Path | Checkpoint) -> AbstractContextManager[None]:
+    return reading(str(source), expected="a LoRA adapter", remedy="save the adapter again", also=(RuntimeError,))
 
 
 def _relative(adapter: Adapter) -> list[str]:
@@ -437,7 +442,7 @@ def _as_product(change: Tensor) -> tuple[Tensor, Tensor]:
     return change, torch.eye(len(change), dtype=change.dtype)
 
 
-def _loose_factors(source: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
+def _loose_factors(source: str | Path | Checkpoint) -> dict[str, tuple[Tensor, Tensor]]:
     """Factors of a file without a configuration."""
     tensors = open_checkpoint(source)
     sides: dict[str, dict[str, str]] = {}
@@ -474,7 +479,7 @@ def _loose_factors(source: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     return factors
 
 
-def _note_factor(pair: dict[str, str], side: str, name: str, source: str | Path) -> None:
+def _note_factor(pair: dict[str, str], side: str, name: str, source: str | Path | Checkpoint) -> None:
     """Keep which tensor is one of the two factors of a module.
 
     Raises:
@@ -484,7 +489,7 @@ def _note_factor(pair: dict[str, str], side: str, name: str, source: str | Path)
         raise ValueError(f"{source} holds one factor twice, as {pair[side]!r} and {name!r}; save the adapter again")
 
 
-def _loose_scale(source: str | Path, tensors: Mapping[str, Tensor], name: str, rank: int) -> float:
+def _loose_scale(source: str | Path | Checkpoint, tensors: Mapping[str, Tensor], name: str, rank: int) -> float:
     if name not in tensors:
         return 1.0
     alpha = tensors[name]

@@ -15,12 +15,13 @@ from hf_sane.records.settings import as_arguments, setting
 from hf_sane.sampling.baselines import SCRATCH_SEED
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output
+from hf_sane.workflows.shared import SourceSettings
 
 RECORDED = ("epochs", "learning_rate", "weight_decay", "optimizer", "schedule", "batch_size", "networks")
 
 
 @dataclass(kw_only=True)
-class FinetuneSettings:
+class FinetuneSettings(SourceSettings):
     """Settings of [`finetune`]."""
 
     networks: list[Network] = setting(
@@ -99,9 +100,9 @@ def finetune(
 def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
     """Fine-tune networks on images; report test accuracy epoch by epoch."""
     given = as_arguments(settings)
-    record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED})
+    record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
     with optional_output(settings.output, FinetuneResult.JOB) as partial:
-        stack, names = open_stack(settings.networks)
+        stack, names = open_stack(settings.networks, **settings.weights)
         data = open_images(settings.images, train_limit=settings.train_limit)
         record.data |= {"images": {"name": data.name, "mean": list(data.mean), "std": list(data.std)}}
         curves: dict[str, list[list[float]]] = {}

@@ -85,18 +85,21 @@ def open_images(images: str | ImageData, **options: Any) -> ImageData:
     return images if isinstance(images, ImageData) else load_images(images, **options)
 
 
-def open_stack(sources: Sequence[Network], *, ignored: Sequence[str] = ()) -> tuple[StackedNetworks, list[str]]:
+def open_stack(
+    sources: Sequence[Network], *, ignored: Sequence[str] = (), **weights: str
+) -> tuple[StackedNetworks, list[str]]:
     """Open networks of one architecture, and say what they are called.
 
     Args:
         sources: Modules, folders of networks, folders that hold such folders, Hub repo ids.
         ignored: Settings of the configuration that may differ; the stack has those of the first network.
+        **weights: Which weights of every folder and repository: `subfolder`, `variant`.
 
     Raises:
         FileNotFoundError: If a folder neither is a network nor holds any.
         ValueError: If there are none, or they differ in their configuration.
     """
-    named = [pair for index, source in enumerate(sources) for pair in _open(source, index)]
+    named = [pair for index, source in enumerate(sources) for pair in _open(source, index, weights)]
     if not named:
         raise ValueError("expected at least one network, got none")
     (first_name, first), *rest = named
@@ -110,12 +113,12 @@ def open_stack(sources: Sequence[Network], *, ignored: Sequence[str] = ()) -> tu
     return stack, [name for name, _ in named]
 
 
-def _open(source: Network, index: int) -> list[tuple[str, Any]]:
+def _open(source: Network, index: int, weights: dict[str, str]) -> list[tuple[str, Any]]:
     if not isinstance(source, str | Path):
         return [(f"network_{index}", source)]
     place = find_source(source)
-    folders = [source] if isinstance(place, HubRepo) else network_folders(place)
-    return [(str(folder), load_model(AutoModelForImageClassification, folder)) for folder in folders]
+    folders = [source] if isinstance(place, HubRepo) or "subfolder" in weights else network_folders(place)
+    return [(str(folder), load_model(AutoModelForImageClassification, folder, **weights)) for folder in folders]
 
 
 def _facts(model: Any, ignored: Sequence[str]) -> dict[str, Any]:

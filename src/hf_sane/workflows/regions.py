@@ -20,6 +20,7 @@ from hf_sane.records.run_record import RunRecord
 from hf_sane.records.settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.shared import SourceSettings
 from hf_sane.zoo.dataset import Zoo
 
 SPLITS = ("train", "validation", "test")
@@ -27,7 +28,7 @@ SCORE_HEADER = ("test accuracy of", "networks", "line", "hull", "outside", "line
 
 
 @dataclass(kw_only=True)
-class RegionsSettings:
+class RegionsSettings(SourceSettings):
     """Settings of [`map_regions`]."""
 
     output: Path | None = setting("New folder: run record and pictures.", short="-o", formerly="--out")
@@ -67,6 +68,8 @@ class RegionsSettings:
             raise ValueError("expected zoos (--zoo) or adapters (--adapter), one kind; name at least one")
         if self.zoo and self.base is not None:
             raise ValueError("--base is the base model of adapters (--adapter); leave it out")
+        if self.zoo and self.weights:
+            raise ValueError("--subfolder and --variant are for adapters (--adapter), got zoos; leave them out")
         if self.plots and find_spec("matplotlib") is None:
             raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
         self.metric = self.metric or ("euclidean" if self.zoo else "cosine")
@@ -179,13 +182,14 @@ def run_regions(settings: RegionsSettings) -> RegionsResult:
             "splits": ",".join(settings.splits),
             **{name: given[name] for name in ("epoch", "limit", "metric", "sane", "num_points", "method")},
             "aligned": settings.align and bool(settings.zoo),
+            **settings.weights,
         },
     )
     with optional_output(settings.output, RegionsResult.JOB) as partial:
         if settings.zoo:
             maps, scores, notes = _map_zoos(settings)
         else:
-            found, notes = adapter_map(settings.adapter, base=settings.base)
+            found, notes = adapter_map(settings.adapter, base=settings.base, **settings.weights)
             maps, scores = {"weights": found}, {}
         metric: Any = settings.metric
         results: dict[str, Any] = {

@@ -23,6 +23,7 @@ from hf_sane.sampling.selection import Judge, SelectedNetworks
 from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output, rows_of
+from hf_sane.workflows.shared import SourceSettings
 from hf_sane.zoo.dataset import Zoo
 
 # Settings that the run record and the cards of the networks show.
@@ -52,7 +53,7 @@ class Autoencoder(Protocol):
 
 
 @dataclass(kw_only=True)
-class SampleSettings:
+class SampleSettings(SourceSettings):
     """Settings of [`sample`]."""
 
     sane: str | Autoencoder = setting("SANE folder or Hub repo id.")
@@ -112,6 +113,8 @@ class SampleSettings:
         if bool(self.anchors) == (self.zoo is not None):
             given = "both" if self.anchors else "neither"
             raise ValueError(f"expected a zoo (--zoo) or networks (--anchors) to sample around, got {given}; name one")
+        if self.zoo is not None and self.weights:
+            raise ValueError("--subfolder and --variant are for networks (--anchors), got a zoo; leave them out")
         if self.anchors and self.images is None:
             raise ValueError(
                 "expected images to judge networks by, since anchors do not name theirs; name them (--images)"
@@ -195,7 +198,7 @@ def sample(
 def run_sample(settings: SampleSettings) -> SampleResult:
     """Sample networks, compare them with anchors and baselines on test images, and save them."""
     given = as_arguments(settings)
-    record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED})
+    record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
     record.arguments["prompt_statistics"] = settings.prompt_statistics
     with optional_output(settings.output, SampleResult.JOB) as partial:
         result = _sample(settings, record)
@@ -251,7 +254,7 @@ def _open(settings: SampleSettings, record: RunRecord) -> tuple[AnchorSet, Image
     record.arguments["sane_revision"] = revision
     options: dict[str, Any] = {"halo_size": settings.halo_size}
     if zoo is None:
-        stack, names = open_stack(settings.anchors, ignored=TRAINING_ONLY)
+        stack, names = open_stack(settings.anchors, ignored=TRAINING_ONLY, **settings.weights)
         assert isinstance(stack.config, ZooConfig)
         layout = extractor.lay_out(stack.state_dict(0))
         tokens = layout.tokens(stack.tensors, batch_dims=1)

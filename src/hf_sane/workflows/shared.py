@@ -11,11 +11,23 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class WeightsSettings:
-    """Which weights of a file, folder or repository are meant."""
+class SourceSettings:
+    """Which network of a folder or repository is meant."""
 
     subfolder: str | None = setting("Folder with the weights, in a folder or repository.", default=None)
     variant: str | None = setting("Which precision: fp16 reads model.fp16.safetensors.", default=None)
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Which weights of the sources are meant, where that is said."""
+        chosen = {name: getattr(self, name, None) for name in ("subfolder", "variant", "key")}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+@dataclass(kw_only=True)
+class WeightsSettings(SourceSettings):
+    """Which weights of a file, folder or repository are meant."""
+
     key: str | None = setting("Which state dict of a training checkpoint, such as model_ema.", default=None)
 
 

@@ -86,12 +86,6 @@ class SoupSettings(WeightsSettings):
                 "BatchNorm statistics are re-estimated from training images, got none; name them (--data)"
             )
 
-    @property
-    def weights(self) -> dict[str, str]:
-        """Which weights of the sources are meant, where that is said."""
-        chosen = {"subfolder": self.subfolder, "variant": self.variant, "key": self.key}
-        return {name: value for name, value in chosen.items() if value is not None}
-
 
 @dataclass(kw_only=True)
 class SoupResult(Result):
@@ -171,11 +165,11 @@ def run_soup(settings: SoupSettings) -> SoupResult:
 def _cook(
     settings: SoupSettings, record: RunRecord, scores: dict[str, ImageScore], images: ImageData | None
 ) -> SoupResult:
-    given, named = settings.ingredients, [x for x in settings.ingredients if isinstance(x, str | Path)]
-    if len(named) < len(given) or settings.weights:
-        sources = given
-    else:
-        sources = expand_folders(list(map(str, given)))
+    sources: list[Any] = settings.ingredients
+    if all(isinstance(x, str | Path) for x in sources):
+        if not settings.weights:
+            sources = expand_folders(list(map(str, sources)))
+        sources = [Checkpoint(x, **settings.weights) for x in sources]
         if are_adapters(sources):
             return _soup_of_adapters(settings, sources, record, scores)
     if settings.rank is not None or settings.base is not None:
@@ -279,7 +273,7 @@ def _empty_classifier(ingredients: list[Ingredient], needs: list[str]) -> PreTra
 
 
 def _soup_of_adapters(
-    settings: SoupSettings, sources: list[str], record: RunRecord, scores: dict[str, ImageScore]
+    settings: SoupSettings, sources: list[Checkpoint], record: RunRecord, scores: dict[str, ImageScore]
 ) -> SoupResult:
     """Average adapters as one; mix them in their base model, if anything is measured."""
     if settings.align or settings.recalibrate:

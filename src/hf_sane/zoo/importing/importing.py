@@ -197,6 +197,8 @@ class _Importer:
                     self.arguments.files,
                     allow_pickle=self.arguments.allow_pickle,
                     readers=repository.readers,
+                    subfolder=self.arguments.subfolder if repository.revision else None,
+                    variant=self.arguments.variant,
                 )
                 self.repositories[repository.label] = repository
                 for file in files:

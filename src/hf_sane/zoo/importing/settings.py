@@ -56,6 +56,10 @@ class ImportSettings:
     allow_pickle: bool = setting(
         "Open files of torch.save (with weights_only) where there is no safetensors.", default=False
     )
+    subfolder: str | None = setting(
+        "Folder with the weights, in every repository; below --folder, every folder of that name.", default=None
+    )
+    variant: str | None = setting("Which precision: fp16 takes model.fp16.safetensors.", default=None)
     key: str | None = setting("Which state dict of a training checkpoint, such as model_ema.", default=None)
     max_size: int | str = setting(
         "Largest network on disk, in bytes or as text such as 500MB; larger ones are not downloaded.", default="500MB"
@@ -91,6 +95,11 @@ class ImportSettings:
             raise ValueError(
                 "nothing to import from: name repositories (repos), an author, filter or search on the Hub, or a "
                 "folder"
+            )
+        if self.files and (self.subfolder or self.variant):
+            raise ValueError(
+                f"expected files or subfolder and variant, got both: patterns of files say it all, such as "
+                f"'{self.subfolder or '*'}/model{f'.{self.variant}' if self.variant else ''}.safetensors' (--files)"
             )
         if self.folder is not None and not Path(self.folder).is_dir():
             raise ValueError(f"folder must be an existing folder, got {self.folder!r}")

@@ -21,12 +21,15 @@ from hf_sane.tokenization.weight_files import (
     PICKLE_SUFFIXES,
     SAFETENSORS_NAMES,
     SHARD,
+    choose_weights,
+    is_index,
     is_pickle_name,
 )
 from hf_sane.zoo.importing.cards import CardFacts
 from hf_sane.zoo.importing.settings import ImportSettings
 
-VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)(?=\.safetensors$)")  # the same weights in another precision
+# The same weights in another precision: `model.fp16.safetensors`, `model.safetensors.index.fp16.json`.
+VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)(?=\.safetensors$|\.json$)")
 PICKLE_NAMES = tuple(
     f"{stem}.bin{suffix}"
     for stem in ("pytorch_model", "adapter_model", "diffusion_pytorch_model")
@@ -111,6 +114,8 @@ def find_sources(arguments: ImportSettings, api: HfApi) -> Iterator[Source]:
     if arguments.folder is not None:
         root = Path(arguments.folder)
         for label, group, folder, files in _local_repositories(root):
+            if not _is_below(folder.relative_to(root), arguments.subfolder):
+                continue
             yield Source(label, partial(_open_local, label, group, folder, files))
 
 
@@ -192,7 +197,7 @@ def _readers_by_name(files: Iterable[str]) -> dict[str, Reader]:
     for file in files:
         if file.endswith(".safetensors"):
             found[file] = "safetensors"
-        elif file.endswith(INDICES):
+        elif file.endswith(INDICES) or is_index(file):
             found[file] = "index"
         elif is_pickle_name(file):
             found[file] = "pickle"
@@ -201,6 +206,12 @@ def _readers_by_name(files: Iterable[str]) -> dict[str, Reader]:
 
 def _label(folder: Path, root: Path) -> str:
     return root.resolve().name if folder == root else folder.relative_to(root).as_posix()
+
+
+def _is_below(folder: Path, subfolder: str | None) -> bool:
+    """Whether the end of a path is the wanted subfolder."""
+    wanted = PurePosixPath((subfolder or "").strip("/")).parts
+    return not wanted or folder.parts[-len(wanted) :] == wanted
 
 
 def _is_hidden(path: Path, root: Path) -> bool:
@@ -244,6 +255,8 @@ def find_networks(
     *,
     allow_pickle: bool,
     readers: Mapping[str, Reader] | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> list[str]:
     """The files of a repository that stand for one network each: weights, or the index of their shards.
 
@@ -252,15 +265,24 @@ def find_networks(
         patterns: Which ones to take; as described in `ImportSettings.files` if there are none.
         allow_pickle: Whether pickles may be among them.
         readers: What reads each file with weights; told from the names if `None`.
+        subfolder: The folder to look in, in place of the root.
+        variant: Which one of several precisions, such as `"fp16"`: safetensors only.
 
     Raises:
+        FileNotFoundError: If there is nothing of that variant in that subfolder.
         ValueError: If there are none, with the reason, or a path leads out of the repository.
     """
     for file in files:
         path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts or "\\" in file:
             raise ValueError(f"it names the file {file!r}, which lies outside of it; refused, do not trust it")
+    if variant is not None:
+        return [choose_weights("it", files, subfolder=subfolder, variant=variant, local=False)]
     readers = _readers_by_name(files) if readers is None else readers
+    prefix = f"{subfolder.strip('/')}/" if subfolder and subfolder.strip("/") else ""
+    if prefix:
+        readers = {file: reader for file, reader in readers.items() if file.startswith(prefix)}
+        files = {file: size for file, size in files.items() if file.startswith(prefix)}
     networks = [file for file in readers if not SHARD.search(file) and not NO_NETWORK.search(file)]
     pickles = [file for file in networks if is_pickled(file, readers)]
     weights = [file for file in networks if file not in pickles]
@@ -270,8 +292,8 @@ def find_networks(
             raise ValueError(f"no weights among its files match {', '.join(patterns)}; it holds {_kinds(files)}")
         return sorted(chosen)
     for name in (*SAFETENSORS_NAMES, *(f"{name}.index.json" for name in SAFETENSORS_NAMES)):
-        if name in weights:
-            return [name]
+        if prefix + name in weights:
+            return [prefix + name]
     if weights:
         return sorted(file for file in weights if VARIANT.sub("", file) not in weights or not VARIANT.search(file))
     if pickles and not allow_pickle:
@@ -280,10 +302,11 @@ def find_networks(
             "pickles (--allow-pickle; opened with weights_only)"
         )
     for name in PICKLE_NAMES:
-        if name in pickles:
-            return [name]
+        if prefix + name in pickles:
+            return [prefix + name]
     if not pickles:
-        raise ValueError(f"it holds no safetensors and no pickled weights, but {_kinds(files)}")
+        place = f" in its folder {subfolder}" if prefix else ""
+        raise ValueError(f"it holds no safetensors and no pickled weights{place}, but {_kinds(files)}")
     return sorted(pickles)
 
 
