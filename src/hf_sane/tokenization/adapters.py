@@ -69,6 +69,7 @@ HARMLESS_FIELDS = {
     "task_type",
     "velora_config",  # of the backward pass
 }
+CHOOSING_FIELDS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
 # Other named initialisations take something out of the base, which the adapter is then relative to.
 STARTS_OF_AN_UNCHANGED_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 # Of models whose vocabulary was resized, PEFT stores the embeddings without noting them in `modules_to_save`.
@@ -112,10 +113,10 @@ class Adapter:
                 )
         tied = self.config.get("ensure_weight_tying")  # brings in a head that the configuration does not name
         if unused := [module for module in self.modules if not tied and not is_targeted(self.config, module)]:
+            fields = ", ".join(field for field in CHOOSING_FIELDS if self.config.get(field))
             raise ValueError(
-                f"{self.name} holds factors of {unused[:3]}, which its configuration leaves out (target_modules, "
-                "exclude_modules, modules_to_save, layers_to_transform, layers_pattern), so that PEFT does not "
-                "load them; correct the configuration"
+                f"{self.name} holds factors of {unused[:3]}, which its configuration leaves out ({fields}), so that "
+                "PEFT does not load them; correct the configuration"
             )
 
     @cached_property
