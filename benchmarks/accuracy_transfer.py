@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hf_sane.probing.baselines import flattened_weights, layer_statistics
+from hf_sane.probing._baselines import flattened_weights, layer_statistics
+from hf_sane.probing._regressors import BOOSTING_GRID, FITTERS
+from hf_sane.probing._transfer import transfer_table
 from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
 from hf_sane.probing.metrics.r2_score.r2_score import r2_score
-from hf_sane.probing.regressors import BOOSTING_GRID, FITTERS
-from hf_sane.probing.transfer import transfer_table
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.zoo.alignment import align_zoo, aligned_tokens
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.zoo._alignment import align_zoo, aligned_tokens
+from hf_sane.zoo._dataset import Zoo
 
 PROPERTY = "test_accuracy"
 

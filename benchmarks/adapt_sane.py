@@ -32,17 +32,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_sane.core.adapters import adapter_size, load_adapter, match_modules
+from hf_sane.core._adapters import adapter_size, load_adapter, match_modules
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
-from hf_sane.training.lora import CONTRASTIVE_HEAD, add_lora
-from hf_sane.training.pretraining import pretrain
-from hf_sane.training.settings import PretrainSettings
-from hf_sane.zoo.dataset import Zoo, ZooSplit
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._evaluation import evaluate_reconstruction, r2_from_sums
+from hf_sane.training._lora import CONTRASTIVE_HEAD, add_lora
+from hf_sane.training._pretraining import pretrain
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo._dataset import Zoo, ZooSplit
 
 PATH_MAPS = ["token_in", "latent_out", "latent_in", "token_out"]
 ATTENTION_MAPS = ["q_proj", "k_proj", "v_proj", "o_proj"]

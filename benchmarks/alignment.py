@@ -24,13 +24,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from hf_sane.architectures.presets import build_model, cnn_s, resnet
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.symmetry.matching import match_many, match_weights, weight_similarity
-from hf_sane.symmetry.networks import permutation_spec
-from hf_sane.symmetry.permutation import PermutationSpec
-from hf_sane.symmetry.tracing.trace import trace_permutations
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.symmetry._matching import match_many, match_weights, weight_similarity
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.symmetry.tracing._trace import trace_permutations
 
 
 class PlainMatching:

@@ -20,15 +20,15 @@ from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import cnn_digits, mlp
-from hf_sane.networks.images import ImageData, load_images
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.networks.training import HyperParameters, train_stacked
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.symmetry.matching import match_weights
-from hf_sane.symmetry.permutation import PermutationSpec
-from hf_sane.symmetry.tracing.trace import trace_permutations
+from hf_sane.networks._images import ImageData, load_images
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.symmetry._matching import match_weights
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.symmetry.tracing._trace import trace_permutations
 
 STEPS = 21  # points on the line, both ends included
 

@@ -30,26 +30,26 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from torch import Tensor
 
-from hf_sane.core.layout import Layout
-from hf_sane.core.normalization import layer_key
+from hf_sane.core._layout import Layout
+from hf_sane.core._normalization import layer_key
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.baselines import flattened_weights, layer_statistics
-from hf_sane.probing.classification import LeftOutLabels, LeftOutNumbers, Views, classify_left_out, regress_left_out
-from hf_sane.probing.embeddings import embed_networks
-from hf_sane.probing.poolings import pool_latents
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.symmetry.permutation import Dimension, PermutationSpec
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.evaluation import group_by_layout
-from hf_sane.training.preparation import fit_extractor
-from hf_sane.training.pretraining import pretrain
-from hf_sane.training.settings import PretrainSettings
-from hf_sane.zoo.alignment import align_zoo, aligned_tokens
-from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.importing.importing import import_zoo
-from hf_sane.zoo.importing.settings import ImportSettings
+from hf_sane.probing._baselines import flattened_weights, layer_statistics
+from hf_sane.probing._classification import LeftOutLabels, LeftOutNumbers, Views, classify_left_out, regress_left_out
+from hf_sane.probing._embeddings import embed_networks
+from hf_sane.probing._poolings import pool_latents
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.symmetry._permutation import Dimension, PermutationSpec
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._evaluation import group_by_layout
+from hf_sane.training._preparation import fit_extractor
+from hf_sane.training._pretraining import pretrain
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo._alignment import align_zoo, aligned_tokens
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+from hf_sane.zoo.importing._importing import import_zoo
+from hf_sane.zoo.importing._settings import ImportSettings
 
 POOLINGS: tuple[str, ...] = ("mean", "layer_mean", "layer_mean_std", "layer_moments", "layer_covariance")
 CLASSIC, BOX2D = ("Acrobot", "CartPole", "MountainCar", "Pendulum"), ("BipedalWalker", "LunarLander")

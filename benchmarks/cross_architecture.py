@@ -18,16 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_sane.hub.publish import load_sane
-from hf_sane.networks.images import ImageData, load_images, load_zoo_images
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
-from hf_sane.sampling.generation import NetworkCodec
-from hf_sane.sampling.selection import Judge
-from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.hub._publish import load_sane
+from hf_sane.networks._images import ImageData, load_images, load_zoo_images
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
+from hf_sane.sampling._generation import NetworkCodec
+from hf_sane.sampling._selection import Judge
+from hf_sane.zoo._alignment import align_zoo
+from hf_sane.zoo._dataset import Zoo
 
 REPORTED_EPOCHS = (0, 1, 5)
 

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
 
 BASE = "import torch, transformers"
 STATEMENTS = {"torch_transformers": BASE, "and_hf_sane": f"{BASE}, hf_sane"}

@@ -22,10 +22,10 @@ import torch
 from sklearn.neighbors import KernelDensity
 from torch import Tensor
 
-from hf_sane.core.kde import SamplingMode, sample_latents
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
+from hf_sane.core._kde import SamplingMode, sample_latents
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
 
 MODES: tuple[SamplingMode, ...] = ("joint", "token", "scalar")
 BANDWIDTH = 0.2

@@ -35,12 +35,12 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConf
 from hf_sane.architectures.presets import build_model, cifar_resnet, resnet
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.streaming import embed_stream
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.probing._streaming import embed_stream
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._token_stream import TokenStream
 
 SHARD_BYTES = 2**27
 SAMPLE_SECONDS = 0.02

@@ -24,14 +24,14 @@ from transformers import AutoModelForImageClassification
 
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.architectures.presets import build_model
-from hf_sane.core.adapters import adapter_size
-from hf_sane.networks.images import ImageData, load_images
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.baselines import SCRATCH_SEED
-from hf_sane.sampling.finetuning import StepSettings, add_network_lora, finetune_network
-from hf_sane.tokenization.loading import load_model
+from hf_sane.core._adapters import adapter_size
+from hf_sane.networks._images import ImageData, load_images
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._baselines import SCRATCH_SEED
+from hf_sane.sampling._finetuning import StepSettings, add_network_lora, finetune_network
+from hf_sane.tokenization._loading import load_model
 
 Prepare = Callable[[ZooPreTrainedModel, int], nn.Module]  # network and seed to what is trained
 Curve = dict[int, dict[str, float]]

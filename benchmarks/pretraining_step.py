@@ -29,13 +29,13 @@ from torch import Tensor, nn
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.training.data import TrainingData
-from hf_sane.training.preparation import one_cycle
-from hf_sane.training.pretraining import Progress, Run
-from hf_sane.training.settings import PretrainSettings
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.training._data import TrainingData
+from hf_sane.training._preparation import one_cycle
+from hf_sane.training._pretraining import Progress, Run
+from hf_sane.training._settings import PretrainSettings
 
 WINDOW, TOKEN_DIM, LATENT = 52, 289, 128
 PROBE_SIDE = 512  # of the products that decide whether bf16 is measured: seconds at most, however slow it is

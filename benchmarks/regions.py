@@ -22,22 +22,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_sane.analysis.adapter_regions import adapter_points, points_from_gram, product_gram, shared_modules
-from hf_sane.analysis.region_networks import align_networks, latent_points
-from hf_sane.analysis.region_plots import plot_maps
-from hf_sane.analysis.region_zoos import DATA_SET, LabelledNetworks, zoo_networks
-from hf_sane.analysis.regions import RegionMap
+from hf_sane.analysis._adapter_regions import adapter_points, points_from_gram, product_gram, shared_modules
+from hf_sane.analysis._region_networks import align_networks, latent_points
+from hf_sane.analysis._region_plots import plot_maps
+from hf_sane.analysis._region_zoos import DATA_SET, LabelledNetworks, zoo_networks
+from hf_sane.analysis._regions import RegionMap
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.hub.publish import load_sane
-from hf_sane.networks.hyperparameters import HyperParameters
-from hf_sane.networks.images import SPLITS, ImageData, load_zoo_images
-from hf_sane.networks.stacked import StackedNetworks, with_settings
-from hf_sane.networks.training import train_stacked
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.adapters import open_factors
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.hub._publish import load_sane
+from hf_sane.networks._hyperparameters import HyperParameters
+from hf_sane.networks._images import SPLITS, ImageData, load_zoo_images
+from hf_sane.networks._stacked import StackedNetworks, with_settings
+from hf_sane.networks._training import train_stacked
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._adapters import open_factors
+from hf_sane.zoo._dataset import Zoo
 
 TASK, GENERAL, SHUFFLED = "task", "general", "shuffled labels"
 RIDGE = 1e-2  # share of the mean feature variance

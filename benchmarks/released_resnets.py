@@ -21,11 +21,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_sane.architectures.presets import build_model
-from hf_sane.networks.key_maps import RELEASED_PIXEL_MEAN, RELEASED_PIXEL_STD, load_released_cifar_resnet
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.networks._key_maps import RELEASED_PIXEL_MEAN, RELEASED_PIXEL_STD, load_released_cifar_resnet
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 VARIANTS = [(layout, normalization) for layout in ("rowwise", "dense") for normalization in ("none", "standardize")]
 

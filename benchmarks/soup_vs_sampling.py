@@ -17,26 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sane.hub.publish import load_sane
-from hf_sane.merging.averaging import uniform_weights
-from hf_sane.merging.greedy import greedy_soup
-from hf_sane.merging.ingredients import align_ingredients, open_ingredients
-from hf_sane.merging.scoring import ImageScore
-from hf_sane.merging.soups import CheckpointMixer
-from hf_sane.networks.hyperparameters import HyperParameters
-from hf_sane.networks.images import ImageData, load_images, load_zoo_images
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.networks.training import train_stacked
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.anchors import choose_anchors
-from hf_sane.sampling.comparison import noise_baseline
-from hf_sane.sampling.generation import Density, NetworkCodec
-from hf_sane.sampling.selection import Judge, choose_bandwidth, keep_best, subsample
-from hf_sane.symmetry.networks import permutation_spec
-from hf_sane.zoo.alignment import aligned_tokens
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.hub._publish import load_sane
+from hf_sane.merging._averaging import uniform_weights
+from hf_sane.merging._greedy import greedy_soup
+from hf_sane.merging._ingredients import align_ingredients, open_ingredients
+from hf_sane.merging._scoring import ImageScore
+from hf_sane.merging._soups import CheckpointMixer
+from hf_sane.networks._hyperparameters import HyperParameters
+from hf_sane.networks._images import ImageData, load_images, load_zoo_images
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._training import train_stacked
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._anchors import choose_anchors
+from hf_sane.sampling._comparison import noise_baseline
+from hf_sane.sampling._generation import Density, NetworkCodec
+from hf_sane.sampling._selection import Judge, choose_bandwidth, keep_best, subsample
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._dataset import Zoo
 
 BANDWIDTHS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
 ANCHOR_FRACTION = 0.3

@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.architectures.presets import build_model, cifar_resnet
-from hf_sane.core.power_law import fit_power_law
-from hf_sane.networks.key_maps import load_released_cifar_resnet
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
+from hf_sane.core._power_law import fit_power_law
+from hf_sane.networks._key_maps import load_released_cifar_resnet
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
 
 PACKAGES = ("powerlaw", "weightwatcher")
 PLAIN = SpectrumSettings(conv="pooled", min_values=20, num_bootstrap=0)

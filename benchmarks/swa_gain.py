@@ -18,14 +18,14 @@ from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import cifar_resnet, cnn_digits
-from hf_sane.merging.swa import train_stacked_swa
-from hf_sane.networks.hyperparameters import HyperParameters
-from hf_sane.networks.images import ImageData, load_images
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.networks.training import train_stacked
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
+from hf_sane.merging._swa import train_stacked_swa
+from hf_sane.networks._hyperparameters import HyperParameters
+from hf_sane.networks._images import ImageData, load_images
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._training import train_stacked
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
 
 # Optimiser, and the learning rates to choose from.
 ARCHITECTURES: dict[str, tuple[ZooConfig, str, tuple[float, ...]]] = {

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from hf_sane.architectures.presets import build_model, resnet
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:

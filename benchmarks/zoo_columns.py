@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from datasets import Array2D, Dataset, Features, List, Value, disable_progress_bars, load_dataset
 
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
 
 TOKENS, TOKEN_DIM, WINDOW = 50, 289, 50
 

@@ -19,14 +19,14 @@ import torch
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.training.preparation import fit_extractor
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import seed_zoo
-from hf_sane.zoo.windows.loader import WindowSampler
-from hf_sane.zoo.windows.sampler import WindowSettings
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.training._preparation import fit_extractor
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import seed_zoo
+from hf_sane.zoo.windows._loader import WindowSampler
+from hf_sane.zoo.windows._sampler import WindowSettings
 
 BATCH_SIZE = 64
 

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 
 from hf_sane.architectures.presets import cnn_s
-from hf_sane.networks.images import ImageData
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.networks.training import HyperParameters, train_stacked
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
+from hf_sane.networks._images import ImageData
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
 
 LEARNING_RATE = 1e-3
 

@@ -21,26 +21,26 @@ import numpy as np
 import torch
 from ablation_variants import BASE_MODEL, BASE_TRAINING, STUDIES, Variant
 
-from hf_sane.hub.publish import load_sane
+from hf_sane.hub._publish import load_sane
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.networks.images import ImageData, load_images
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measure_distances
-from hf_sane.sampling.generation import NetworkCodec
-from hf_sane.sampling.selection import Judge
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.pretraining import pretrain
-from hf_sane.training.settings import PretrainSettings
+from hf_sane.networks._images import ImageData, load_images
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._comparison import ComparisonSettings, draw_samples, measure_distances
+from hf_sane.sampling._generation import NetworkCodec
+from hf_sane.sampling._selection import Judge
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._pretraining import pretrain
+from hf_sane.training._settings import PretrainSettings
 from hf_sane.workflows.demo.probing import probe_zoo
 from hf_sane.workflows.demo.run import reconstruct
-from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import RECIPES, ZooSettings
-from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.facts import read_facts
-from hf_sane.zoo.mixing import mix_zoos
+from hf_sane.zoo._alignment import align_zoo
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+from hf_sane.zoo._facts import read_facts
+from hf_sane.zoo._mixing import mix_zoos
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import RECIPES, ZooSettings
 
 REPORTED = ("anchors", "reconstructed_anchors", "sane_subsampled", "sane_bootstrapped", "anchor_noise_selected")
 BANDWIDTHS = [0.1, 0.2, 0.3, 0.45]

@@ -17,24 +17,24 @@ from typing import Any
 
 import torch
 
-from hf_sane.hub.cards import network_card, sane_card
-from hf_sane.hub.publish import SANE, load_sane, save_network, save_sane
+from hf_sane.hub._cards import network_card, sane_card
+from hf_sane.hub._publish import SANE, load_sane, save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
-from hf_sane.networks.images import load_zoo_images
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.outputs import check_may_write
-from hf_sane.records.run_record import RECORD, RunRecord
-from hf_sane.sampling.anchors import choose_anchors
-from hf_sane.sampling.export import NETWORK, Provenance
-from hf_sane.sampling.generation import Density
-from hf_sane.sampling.selection import subsample
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.loading import load_config
+from hf_sane.networks._images import load_zoo_images
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._outputs import check_may_write
+from hf_sane.records._run_record import RECORD, RunRecord
+from hf_sane.sampling._anchors import choose_anchors
+from hf_sane.sampling._export import NETWORK, Provenance
+from hf_sane.sampling._generation import Density
+from hf_sane.sampling._selection import subsample
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._loading import load_config
 from hf_sane.workflows.demo.probing import short_table
-from hf_sane.zoo.alignment import aligned_tokens
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.facts import read_facts
+from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._facts import read_facts
 
 tables = importlib.import_module("paper_tables")  # the script beside this one
 

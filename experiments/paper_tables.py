@@ -20,30 +20,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sane.hub.publish import load_sane
-from hf_sane.merging.greedy import greedy_soup
-from hf_sane.merging.ingredients import align_ingredients, open_ingredients
-from hf_sane.merging.scoring import ImageScore
-from hf_sane.merging.soups import CheckpointMixer
-from hf_sane.networks.images import ImageData, load_zoo_images
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.probing.spectra import spectral_features
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
-from hf_sane.sampling.diversity import agreement
-from hf_sane.sampling.generation import NetworkCodec
-from hf_sane.sampling.selection import Judge
-from hf_sane.symmetry.networks import permutation_spec
-from hf_sane.training.pretraining import pretrain
-from hf_sane.training.settings import PretrainSettings
+from hf_sane.hub._publish import load_sane
+from hf_sane.merging._greedy import greedy_soup
+from hf_sane.merging._ingredients import align_ingredients, open_ingredients
+from hf_sane.merging._scoring import ImageScore
+from hf_sane.merging._soups import CheckpointMixer
+from hf_sane.networks._images import ImageData, load_zoo_images
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.probing._spectra import spectral_features
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
+from hf_sane.sampling._diversity import agreement
+from hf_sane.sampling._generation import NetworkCodec
+from hf_sane.sampling._selection import Judge
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.training._pretraining import pretrain
+from hf_sane.training._settings import PretrainSettings
 from hf_sane.workflows.demo.probing import SPLITS, probe_features, zoo_features
 from hf_sane.workflows.demo.run import reconstruct
-from hf_sane.zoo.alignment import align_zoo, aligned_tokens
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.facts import FILE_NAME, read_facts
-from hf_sane.zoo.mixing import mix_zoos
+from hf_sane.zoo._alignment import align_zoo, aligned_tokens
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._facts import FILE_NAME, read_facts
+from hf_sane.zoo._mixing import mix_zoos
 
 REPORTED_EPOCHS = (0, 1, 5, 25)
 PROBED = ("probe", "spectra", "ranks")  # parts of a record

@@ -20,15 +20,15 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hf_sane.analysis.pictures import save_picture
-from hf_sane.networks.images import load_zoo_images
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.file_kinds import PICTURE
-from hf_sane.records.outputs import check_may_replace
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.comparison import ComparisonSettings, draw_samples, measure_distances
-from hf_sane.zoo.facts import read_facts
+from hf_sane.analysis._pictures import save_picture
+from hf_sane.networks._images import load_zoo_images
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._file_kinds import PICTURE
+from hf_sane.records._outputs import check_may_replace
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._comparison import ComparisonSettings, draw_samples, measure_distances
+from hf_sane.zoo._facts import read_facts
 
 tables = importlib.import_module("paper_tables")  # the script beside this one
 page = importlib.import_module("results.paper")

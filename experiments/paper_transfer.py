@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_sane.networks.images import load_zoo_images
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.comparison import ComparisonSettings
-from hf_sane.zoo.facts import read_facts
+from hf_sane.networks._images import load_zoo_images
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._comparison import ComparisonSettings
+from hf_sane.zoo._facts import read_facts
 
 tables = importlib.import_module("paper_tables")  # the script beside this one
 

@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.run_record import RunRecord
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import RECIPES, ZooSettings
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.facts import FILE_NAME, MIX_KEY, read_facts
-from hf_sane.zoo.mixing import mix_zoos
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._facts import FILE_NAME, MIX_KEY, read_facts
+from hf_sane.zoo._mixing import mix_zoos
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import RECIPES, ZooSettings
 
 # Eight epochs over 2,000 images: sized so that two CPU cores build all nine zoos in an hour and a half. Many short
 # runs say more about weights than few long ones.

@@ -16,14 +16,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_sane.hub.publish import SANE
-from hf_sane.records.failures import run_script
-from hf_sane.records.files import write_atomically
-from hf_sane.records.outputs import MANIFEST, Manifest
-from hf_sane.sampling.export import NETWORK
+from hf_sane.hub._publish import SANE
+from hf_sane.records._failures import run_script
+from hf_sane.records._files import write_atomically
+from hf_sane.records._outputs import MANIFEST, Manifest
+from hf_sane.sampling._export import NETWORK
 from hf_sane.workflows.demo.cards import CARD_FACTS, render_demo_cards
-from hf_sane.zoo.cards import render_card
-from hf_sane.zoo.facts import FILE_NAME, read_facts
+from hf_sane.zoo._cards import render_card
+from hf_sane.zoo._facts import FILE_NAME, read_facts
 
 models = importlib.import_module("paper_models")  # the script beside this one
 

@@ -27,8 +27,8 @@ from results import (
     symmetries,
 )
 
-from hf_sane.records.failures import run_script
-from hf_sane.records.files import write_atomically
+from hf_sane.records._failures import run_script
+from hf_sane.records._files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 LINE_LENGTH = 119

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_sane.analysis.plots import plot_correlations, plot_training
-from hf_sane.analysis.populations import spectra_against_property, spectra_through_training
-from hf_sane.analysis.spectral import SpectrumSettings
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
-from hf_sane.records.outputs import check_may_replace, output_folder
-from hf_sane.records.run_record import RECORD, RUN_RECORD, RunRecord
-from hf_sane.zoo.dataset import Zoo, ZooSplit
+from hf_sane.analysis._plots import plot_correlations, plot_training
+from hf_sane.analysis._populations import spectra_against_property, spectra_through_training
+from hf_sane.analysis._spectral import SpectrumSettings
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._outputs import check_may_replace, output_folder
+from hf_sane.records._run_record import RECORD, RUN_RECORD, RunRecord
+from hf_sane.zoo._dataset import Zoo, ZooSplit
 
 
 def best_run(splits: dict[str, ZooSplit]) -> str:

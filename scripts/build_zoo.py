@@ -10,8 +10,8 @@ them. An interrupted build continues when the same command is given again.
 Time and memory: 640 networks on scikit-learn's digits, 50 epochs, take about 4 minutes and 1 GB on 2 CPU cores.
 """
 
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.failures import run_script
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
 from hf_sane.workflows.build_zoo import BuildZooSettings, run_build_zoo
 from hf_sane.workflows.command_line import script
 

@@ -7,19 +7,19 @@ from pathlib import Path
 import torch
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.core.adapters import save_adapter
-from hf_sane.hub.adapters import save_network_adapter
-from hf_sane.hub.publish import save_network, save_sane
-from hf_sane.hub.soups import save_adapter_soup, save_soup
-from hf_sane.merging.adapters import AdapterSoup
+from hf_sane.core._adapters import save_adapter
+from hf_sane.hub._adapters import save_network_adapter
+from hf_sane.hub._publish import save_network, save_sane
+from hf_sane.hub._soups import save_adapter_soup, save_soup
+from hf_sane.merging._adapters import AdapterSoup
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.probing.probes import RidgeProbe
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.export import Provenance, export_network
-from hf_sane.sampling.finetuning import add_network_lora
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.probing._probes import RidgeProbe
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._export import Provenance, export_network
+from hf_sane.sampling._finetuning import add_network_lora
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 RECORD = RunRecord(command="x", results={"ingredients": {"a": {"weight": 1.0, "held_out_score": 0.5}}})
 PROVENANCE = Provenance("subsampled", sane_model="org/sane", anchors=("7",), seed=3)

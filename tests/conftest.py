@@ -12,10 +12,10 @@ from huggingface_hub import constants
 from program import run_command
 from typer.testing import Result
 
-from hf_sane.networks.images import ImageData, load_images
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import ZooSettings, hyperparameter_zoo
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.networks._images import ImageData, load_images
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import ZooSettings, hyperparameter_zoo
 
 datasets.disable_progress_bars()
 

@@ -1,8 +1,8 @@
 """Runs of pre-training that stop on the way, as if the machine had."""
 
-from hf_sane.training.pretraining import PretrainResult, pretrain
-from hf_sane.training.settings import PretrainSettings
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.training._pretraining import PretrainResult, pretrain
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo._dataset import Zoo
 
 
 class Interruption(Exception):

@@ -1,7 +1,9 @@
 """The house rules: floors, doors without logic, a small face."""
 
 import ast
+import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,7 @@ def test_every_floor_is_on_the_plan():
 def test_imports_point_down(path):
     here = path.relative_to(PACKAGE).parts[0]
     if here in FLOORS:  # hf_sane/__init__.py sits on the roof and may import every floor
-        for there in internal_imports(path) - {here}:
+        for there in internal_imports(path) - {here, "_lazy"}:
             assert FLOORS[there] < FLOORS[here], f"{here} (floor {FLOORS[here]}) must not import {there}"
             assert here not in REMOTE_CODE, f"{path}: remote code must be self-contained, imports hf_sane.{there}"
 
@@ -87,8 +89,10 @@ def test_no_module_disables_strict_validation():
 
 FOLDERS = ("src", "scripts", "experiments", "benchmarks")
 PYTHON = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_EXPORTS = 22
-OPTIONAL = {"hf_sane.analysis.plots"}  # matplotlib need not be installed
+MAX_PUBLIC = 200
+OPTIONAL = {"hf_sane.analysis._plots"}  # matplotlib need not be installed
 MAX_DOOR_LINES = 20  # of a function of the command line
 
 
@@ -123,6 +127,52 @@ def test_doors_hold_no_logic(path):
 
 def test_the_face_is_small():
     assert len(hf_sane.__all__) <= MAX_EXPORTS
+
+
+def is_private(module: str) -> bool:
+    """Whether a module, or a package that it is in, is private."""
+    return any(part.startswith("_") and part != "__init__" for part in module.split("."))
+
+
+def exports() -> dict[str, set[str]]:
+    """Names that packages export, by package."""
+    found = {}
+    for path in FILES:
+        if path.name == "__init__.py":
+            package = ".".join(path.relative_to(PACKAGE.parent).parts[:-1])
+            found[package] = set(getattr(import_module(package), "__all__", ()))
+    return found
+
+
+def test_few_names_are_public():
+    """Public is what a package exports, and what a public module defines (or, of that, lists in `__all__`)."""
+    public = {(name, package) for package, names in exports().items() if package != "hf_sane" for name in names}
+    for path in FILES:
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        if path.name.startswith("__") or is_private(".".join(parts)) or "metrics" in parts:
+            continue
+        body = ast.parse(path.read_text()).body
+        defined = {
+            x.name for x in body if isinstance(x, ast.ClassDef | ast.FunctionDef) and not x.name.startswith("_")
+        }
+        listed = getattr(import_module(".".join(parts)), "__all__", defined)
+        public |= {(name, ".".join(parts)) for name in defined & set(listed)}
+    assert len(public) < MAX_PUBLIC
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_documentation_uses_public_names(path):
+    exported = exports()
+    for block in re.findall(
+        r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    ):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hf_sane":
+                assert node.module is not None
+                assert not is_private(node.module), node.module
+                if exported.get(node.module):
+                    names = {alias.name for alias in node.names}
+                    assert names <= exported[node.module] | set(hf_sane._ALSO), (node.module, names)
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.relative_to(PACKAGE).parts[0] not in ("cli", "__init__.py")])

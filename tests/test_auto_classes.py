@@ -12,9 +12,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 import hf_sane
 from hf_sane import auto_classes
 from hf_sane.architectures.presets import MODEL_CLASSES, build_model, cnn_digits
-from hf_sane.hub.pipeline import WeightFeatureExtractionPipeline
-from hf_sane.hub.publish import save_network, save_sane
-from hf_sane.records.run_record import RunRecord
+from hf_sane.hub._pipeline import WeightFeatureExtractionPipeline
+from hf_sane.hub._publish import save_network, save_sane
+from hf_sane.records._run_record import RunRecord
 
 NOT_LOADED = {"accelerate", "datasets", "evaluate", "matplotlib", "numpy", "peft", "scipy", "sklearn", "typer"}
 CHECK = """
@@ -22,13 +22,13 @@ config = AutoConfig.from_pretrained(SANE)
 assert type(config).__module__ == "hf_sane.models.configuration_sane", type(config)
 assert type(AutoModel.from_pretrained(SANE)).__module__ == "hf_sane.models.modeling_sane"
 assert type(AutoModel.from_config(config)).__name__ == "SANEModel"
-assert type(AutoFeatureExtractor.from_pretrained(SANE)).__module__ == "hf_sane.tokenization.feature_extraction_sane"
+assert type(AutoFeatureExtractor.from_pretrained(SANE)).__module__ == "hf_sane.tokenization._feature_extraction_sane"
 network = AutoModelForImageClassification.from_pretrained(NETWORK)
 assert type(network).__module__ == "hf_sane.architectures.modeling_zoo", type(network)
 """
 NAMES = "AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageClassification"
 ORDERS = {
-    "hf_sane_first": f"import hf_sane.records.files\nfrom transformers import {NAMES}\n{CHECK}",
+    "hf_sane_first": f"import hf_sane.records._files\nfrom transformers import {NAMES}\n{CHECK}",
     "auto_classes_first": f"from transformers import {NAMES}\nimport hf_sane\n{CHECK}",
     "pipelines_first": (
         "from transformers import pipeline\nimport hf_sane\n"
@@ -52,7 +52,7 @@ def second():
     {"    ".join(CHECK.strip().splitlines(keepends=True))}
 def third():
     barrier.wait()
-    import hf_sane.hub.pipeline
+    import hf_sane.hub._pipeline
     from transformers import pipeline
     pipeline('weight-feature-extraction', model=SANE)
 with ThreadPoolExecutor(6) as pool:

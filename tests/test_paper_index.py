@@ -36,7 +36,7 @@ def test_tests_exist(file, name):
 
 def test_settings_of_the_model_exist():
     from hf_sane import SANEConfig
-    from hf_sane.training.settings import PretrainSettings
+    from hf_sane.training._settings import PretrainSettings
 
     objects = re.findall(r"model='(\{[^']*\})'", TEXT)
     assert objects

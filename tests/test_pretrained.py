@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from hf_sane import SANEFeatureExtractor, SANEModel
-from hf_sane.records.outputs import check_finished
-from hf_sane.sampling.export import Provenance
+from hf_sane.records._outputs import check_finished
+from hf_sane.sampling._export import Provenance
 
 LARGEST_BYTES = 4_000_000
 

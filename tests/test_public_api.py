@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelF
 
 import hf_sane
 from hf_sane.architectures.presets import MODEL_CLASSES, build_model, cifar_resnet, cnn_digits, mlp
-from hf_sane.hub.publish import save_network, save_sane
-from hf_sane.records.run_record import RunRecord
+from hf_sane.hub._publish import save_network, save_sane
+from hf_sane.records._run_record import RunRecord
 
 NETWORKS = {"cnn": cnn_digits(), "mlp": mlp(image_size=8, hidden_sizes=(4,)), "resnet": cifar_resnet(20, width=2)}
 STRANGER = """

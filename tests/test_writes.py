@@ -1,4 +1,4 @@
-"""One writer: whatever touches the disk goes through `records/outputs.py` or `records/files.py`.
+"""One writer: whatever touches the disk goes through `records/_outputs.py` or `records/_files.py`.
 
 A call that writes is fine if its target comes from one of them: a name bound by `with output_folder(...) as partial`,
 `write_atomically`, and so on, or a parameter called `partial`, which only such a name may be passed for.
@@ -41,17 +41,17 @@ MODES = set("wax+")
 # What else may write, by the start of `file:function`, and why.
 ALLOWED = {
     "src/hf_sane/records/": "the one writer itself",
-    "src/hf_sane/zoo/writing.py:": "the writer of zoos, several in one folder, made of the parts in records/",
-    "src/hf_sane/zoo/records.py:write_parquet": "fills the stage of a zoo, from the writer of zoos",
-    "src/hf_sane/zoo/importing/importing.py:import_zoo": "its stage is from the writer of zoos",
-    "src/hf_sane/zoo/dataset.py:push_to_hub": "a temporary folder",
-    "src/hf_sane/hub/pull.py:": (
+    "src/hf_sane/zoo/_writing.py:": "the writer of zoos, several in one folder, made of the parts in records/",
+    "src/hf_sane/zoo/_records.py:write_parquet": "fills the stage of a zoo, from the writer of zoos",
+    "src/hf_sane/zoo/importing/_importing.py:import_zoo": "its stage is from the writer of zoos",
+    "src/hf_sane/zoo/_dataset.py:push_to_hub": "a temporary folder",
+    "src/hf_sane/hub/_pull.py:": (
         "removes damaged files, and those of an older commit, inside a folder from resumable_folder"
     ),
     "benchmarks/lazy_embedding.py:": "checkpoints in a temporary folder, deleted one after the other",
     "benchmarks/zoo_columns.py:measure_column": "a temporary folder",
-    "src/hf_sane/training/checkpoints.py:": "checkpoints come and go inside the folder of an unfinished run",
-    "src/hf_sane/training/run_folder.py:": "logs, checkpoints and the note of an unfinished run, inside its folder",
+    "src/hf_sane/training/_checkpoints.py:": "checkpoints come and go inside the folder of an unfinished run",
+    "src/hf_sane/training/_run_folder.py:": "logs, checkpoints and the note of an unfinished run, inside its folder",
 }
 
 

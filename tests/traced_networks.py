@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_l, cnn_s, mlp, resnet
-from hf_sane.symmetry.tracing.trace import trace_permutations
+from hf_sane.symmetry.tracing._trace import trace_permutations
 
 ZOO = {
     "mlp": mlp(image_size=6, hidden_sizes=(12, 9, 5)),

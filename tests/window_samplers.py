@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from hf_sane.zoo.windows.sampler import WindowSettings
+from hf_sane.zoo.windows._sampler import WindowSettings
 
 NAMES = {entry.name for entry in fields(WindowSettings)}
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from hf_sane.architectures.configuration_zoo import MLPConfig as MLPConfig
     from hf_sane.models.configuration_sane import SANEConfig
     from hf_sane.models.modeling_sane import SANEModel
-    from hf_sane.networks.images import load_images
-    from hf_sane.probing.probes import RidgeProbe as RidgeProbe
-    from hf_sane.symmetry.tracing.trace import trace_permutations as trace_permutations
-    from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+    from hf_sane.networks._images import load_images
+    from hf_sane.probing._probes import RidgeProbe as RidgeProbe
+    from hf_sane.symmetry.tracing._trace import trace_permutations as trace_permutations
+    from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
     from hf_sane.workflows.align_zoo import align_zoo
     from hf_sane.workflows.analyze import analyze
     from hf_sane.workflows.build_zoo import build_zoo
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from hf_sane.workflows.sane import SANE
     from hf_sane.workflows.show_zoo import load_zoo
     from hf_sane.workflows.soup import soup
-    from hf_sane.zoo.dataset import Zoo
+    from hf_sane.zoo._dataset import Zoo
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "SANE": "workflows.sane",
     "SANEConfig": "models.configuration_sane",
-    "SANEFeatureExtractor": "tokenization.feature_extraction_sane",
+    "SANEFeatureExtractor": "tokenization._feature_extraction_sane",
     "SANEModel": "models.modeling_sane",
-    "Zoo": "zoo.dataset",
+    "Zoo": "zoo._dataset",
     "align_zoo": "workflows.align_zoo",
     "analyze": "workflows.analyze",
     "build_zoo": "workflows.build_zoo",
@@ -52,7 +52,7 @@ _HOMES = {
     "finetune": "workflows.finetune",
     "import_zoo": "workflows.import_zoo",
     "info": "workflows.info",
-    "load_images": "networks.images",
+    "load_images": "networks._images",
     "load_zoo": "workflows.show_zoo",
     "map_regions": "workflows.regions",
     "mix_zoos": "workflows.mix_zoos",
@@ -67,8 +67,8 @@ _ALSO = {
     "CIFARResNetConfig": "architectures.configuration_zoo",
     "CNNConfig": "architectures.configuration_zoo",
     "MLPConfig": "architectures.configuration_zoo",
-    "RidgeProbe": "probing.probes",
-    "trace_permutations": "symmetry.tracing.trace",
+    "RidgeProbe": "probing._probes",
+    "trace_permutations": "symmetry.tracing._trace",
 }
 
 __all__ = [

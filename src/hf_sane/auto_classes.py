@@ -42,8 +42,8 @@ CLASSIFIERS = {
     "sane_mlp": _Place("architectures.modeling_zoo", "MLPForImageClassification"),
     "sane_resnet": _Place("architectures.modeling_resnet", "CIFARResNetForImageClassification"),
 }
-FEATURE_EXTRACTORS = {"sane": _Place("tokenization.feature_extraction_sane", "SANEFeatureExtractor")}
-PIPELINE = "hf_sane.hub.pipeline.WeightFeatureExtractionPipeline"
+FEATURE_EXTRACTORS = {"sane": _Place("tokenization._feature_extraction_sane", "SANEFeatureExtractor")}
+PIPELINE = "hf_sane.hub._pipeline.WeightFeatureExtractionPipeline"
 
 
 class _Lookup(dict[Any, Any]):

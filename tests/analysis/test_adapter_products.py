@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
-from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 
 QUICK = SpectrumSettings(num_bootstrap=0)
 DOWN, UP = "lora_unet_q.lora_down.weight", "lora_unet_q.lora_up.weight"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_sane.analysis.adapter_regions import adapter_points, points_from_gram, product_gram
+from hf_sane.analysis._adapter_regions import adapter_points, points_from_gram, product_gram
 
 
 @pytest.fixture

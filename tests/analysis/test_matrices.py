@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hf_sane.analysis.matrices import layer_matrices
-from hf_sane.core.layer_kinds import module_kinds
+from hf_sane.analysis._matrices import layer_matrices
+from hf_sane.core._layer_kinds import module_kinds
 
 
 def test_convolutions_become_what_is_asked_for():

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from hf_sane.analysis.phases import suggest_phase
-from hf_sane.core.marchenko_pastur import MarchenkoPasturFit
+from hf_sane.analysis._phases import suggest_phase
+from hf_sane.core._marchenko_pastur import MarchenkoPasturFit
 
 
 def bulk(distance=0.02, spikes=0):

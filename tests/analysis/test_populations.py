@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from hf_sane.analysis.embedding import layer_embedding_spread
-from hf_sane.analysis.plots import plot_correlations, plot_training
-from hf_sane.analysis.populations import analyze_networks, spectra_against_property, spectra_through_training
-from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.analysis._embedding import layer_embedding_spread
+from hf_sane.analysis._plots import plot_correlations, plot_training
+from hf_sane.analysis._populations import analyze_networks, spectra_against_property, spectra_through_training
+from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 SMALL = SpectrumSettings(min_values=5, min_tail=2, num_bootstrap=0)
 

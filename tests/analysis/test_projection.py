@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
-from hf_sane.analysis import projection
-from hf_sane.analysis.projection import project
-from hf_sane.analysis.regions import RegionMap
+from hf_sane.analysis import _projection as projection
+from hf_sane.analysis._projection import project
+from hf_sane.analysis._regions import RegionMap
 
 
 @pytest.fixture(scope="module")

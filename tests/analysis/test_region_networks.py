@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_sane.analysis.region_networks import (
+from hf_sane.analysis._region_networks import (
     align_networks,
     flatten_networks,
     latent_points,
@@ -13,9 +13,9 @@ from hf_sane.analysis.region_networks import (
 from hf_sane.architectures.presets import cifar_resnet, cnn_digits
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.symmetry.networks import permutation_spec
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 CONFIGS = {"cnn": cnn_digits(), "resnet": cifar_resnet(20, width=2)}
 

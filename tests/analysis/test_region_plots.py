@@ -4,8 +4,8 @@ import matplotlib.image
 import pytest
 import torch
 
-from hf_sane.analysis.region_plots import plot_maps, plot_scores
-from hf_sane.analysis.region_results import RegionScores
+from hf_sane.analysis._region_plots import plot_maps, plot_scores
+from hf_sane.analysis._region_results import RegionScores
 
 
 def test_maps_side_by_side(tmp_path):

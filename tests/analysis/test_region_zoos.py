@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_sane.analysis.region_networks import align_networks, flatten_networks
-from hf_sane.analysis.region_zoos import LabelledNetworks, zoo_networks
-from hf_sane.analysis.regions import RegionMap
+from hf_sane.analysis._region_networks import align_networks, flatten_networks
+from hf_sane.analysis._region_zoos import LabelledNetworks, zoo_networks
+from hf_sane.analysis._regions import RegionMap
 from hf_sane.architectures.presets import cifar_resnet
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import ZooSettings
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.mixing import mix_zoos
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._mixing import mix_zoos
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import ZooSettings
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import torch
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 
-from hf_sane.analysis.regions import RegionMap, RegionScores
+from hf_sane.analysis._regions import RegionMap, RegionScores
 from hf_sane.architectures.presets import cnn_digits
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.symmetry.networks import permutation_spec
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.symmetry._networks import permutation_spec
 
 
 def clusters(spread=0.3, count=5, dims=6):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from hf_sane.analysis import plots
-from hf_sane.analysis.populations import SUMMARIES
-from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.analysis import _plots as plots
+from hf_sane.analysis._populations import SUMMARIES
+from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 
 
 def shape_of(path):

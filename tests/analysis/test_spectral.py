@@ -14,10 +14,10 @@ from scipy import stats
 from tiny_models import tiny_model
 from torch import nn
 
-from hf_sane.analysis import spectral
-from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.analysis import _spectral as spectral
+from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.architectures.presets import build_model, cifar_resnet
-from hf_sane.core.marchenko_pastur import edges
+from hf_sane.core._marchenko_pastur import edges
 
 QUICK = SpectrumSettings(num_bootstrap=0)
 

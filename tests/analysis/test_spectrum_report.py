@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sane.analysis.report import known
-from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.analysis._report import known
+from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score
 
-from hf_sane.records.run_record import RunRecord
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import hyperparameter_zoo
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.records._run_record import RunRecord
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import hyperparameter_zoo
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "accuracy_transfer.py"
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_sane.core.layout import Layout
-from hf_sane.records.run_record import RunRecord
+from hf_sane.core._layout import Layout
+from hf_sane.records._run_record import RunRecord
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "beyond_vision.py"
 ENVIRONMENTS = {

@@ -10,8 +10,8 @@ import torch
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.run_record import RunRecord
-from hf_sane.training.preparation import fit_extractor
+from hf_sane.records._run_record import RunRecord
+from hf_sane.training._preparation import fit_extractor
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

@@ -12,11 +12,11 @@ from sklearn.linear_model import Ridge
 from hf_sane.architectures.presets import cnn_digits
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import ZooSettings
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import ZooSettings
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "regions.py"
 

@@ -7,8 +7,8 @@ import pytest
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soup_vs_sampling.py"
 ONE_NETWORK = {"greedy_soup", "ingredient_plus_noise", "sane_mean_latent", "sane_sampled", "uniform_soup"}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
-from hf_sane.records.run_record import RunRecord
+from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.records._run_record import RunRecord
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_l, cnn_s
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import re
 
-from hf_sane.core.adapters import read_adapter_config
-from hf_sane.records.run_record import RunRecord
+from hf_sane.core._adapters import read_adapter_config
+from hf_sane.records._run_record import RunRecord
 
 
 def test_pretrain_leaves_an_adapter_with_its_card(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):

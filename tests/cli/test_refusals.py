@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from hf_sane.cli.app import app
 from hf_sane.cli.verbs import VERBS as DOORS
 from hf_sane.cli.verbs import ZOO_VERBS
-from hf_sane.records.failures import describe_error
-from hf_sane.records.settings import option_name
-from hf_sane.training.settings import PretrainSettings
-from hf_sane.zoo.windows.sampler import VIEWS
+from hf_sane.records._failures import describe_error
+from hf_sane.records._settings import option_name
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo.windows._sampler import VIEWS
 
 
 def verbs(command, path=()):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_sane.records.run_record import RunRecord
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import ZooSettings
+from hf_sane.records._run_record import RunRecord
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import ZooSettings
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records._run_record import RunRecord
 
 SIZES = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 11}
 WORDS = torch.arange(11)[None]

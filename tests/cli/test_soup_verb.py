@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
-from hf_sane.merging.averaging import average_checkpoints
-from hf_sane.merging.ingredients import expand_folders, open_ingredients
-from hf_sane.merging.scoring import ImageScore
-from hf_sane.networks.images import load_images
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.networks.training import HyperParameters, train_stacked
-from hf_sane.records.run_record import RunRecord
-from hf_sane.symmetry.transformers_models import transformers_spec
+from hf_sane.merging._averaging import average_checkpoints
+from hf_sane.merging._ingredients import expand_folders, open_ingredients
+from hf_sane.merging._scoring import ImageScore
+from hf_sane.networks._images import load_images
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.records._run_record import RunRecord
+from hf_sane.symmetry._transformers_models import transformers_spec
 
 quiet_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 METRIC = """
@@ -138,7 +138,7 @@ def test_shuffled_networks_are_aligned_unless_told_otherwise(networks, tmp_path,
 
 @pytest.fixture
 def seeded_spec(networks):
-    from hf_sane.symmetry.networks import permutation_spec
+    from hf_sane.symmetry._networks import permutation_spec
 
     spec = permutation_spec(networks.config)
     return spec, spec.random(generator=torch.Generator().manual_seed(0))

@@ -21,18 +21,18 @@ from transformers import (
 from typer.testing import CliRunner
 
 import hf_sane
-from hf_sane.analysis.spectral import analyze_spectrum
+from hf_sane.analysis._spectral import analyze_spectrum
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cli.app import app
-from hf_sane.core.adapters import load_adapter
-from hf_sane.hub.push import plan_push
-from hf_sane.merging.ingredients import open_ingredients
-from hf_sane.merging.scoring import load_score
-from hf_sane.records.errors import MALFORMED
-from hf_sane.tokenization.adapters import open_factors
-from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.loading import initial_model, load_config, load_model
+from hf_sane.core._adapters import load_adapter
+from hf_sane.hub._push import plan_push
+from hf_sane.merging._ingredients import open_ingredients
+from hf_sane.merging._scoring import load_score
+from hf_sane.records._errors import MALFORMED
+from hf_sane.tokenization._adapters import open_factors
+from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.tokenization._loading import initial_model, load_config, load_model
 
 YES = "y\n" * 20
 CODE = """
@@ -273,7 +273,7 @@ def test_a_metric_is_never_a_folder_that_happens_to_lie_here(planted, marker):
 
 
 # Files that make calls which could run code, and how many.
-WRAPPERS = {"tokenization/loading.py": 1, "tokenization/pretrained.py": 1}
+WRAPPERS = {"tokenization/_loading.py": 1, "tokenization/_pretrained.py": 1}
 ROOTS = ("src", "scripts", "benchmarks", "experiments")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records._run_record import RunRecord
 from hf_sane.workflows.probe import split_config
 
 
@@ -45,7 +45,7 @@ def test_what_cannot_be_compared_is_refused_before_the_work(
     def no_work(*_, **__):
         raise AssertionError("a SANE was loaded")
 
-    monkeypatch.setattr("hf_sane.hub.publish.load_sane", no_work)
+    monkeypatch.setattr("hf_sane.hub._publish.load_sane", no_work)
     arguments = probe(folder, tiny_sane_folder, *(part.format(folder=folder) for part in more))
     refused = hf_sane_command(*arguments, "-o", tmp_path / "out", exit_code=2)
     assert said.format(folder=folder) in refused.stderr

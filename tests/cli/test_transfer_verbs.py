@@ -7,12 +7,12 @@ import pytest
 from hub_server import TOKEN
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.hub.adapters import save_network_adapter
-from hf_sane.hub.publish import save_network
-from hf_sane.hub.pull import parse_size
-from hf_sane.records.outputs import MANIFEST
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.finetuning import add_network_lora
+from hf_sane.hub._adapters import save_network_adapter
+from hf_sane.hub._publish import save_network
+from hf_sane.hub._pull import parse_size
+from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._finetuning import add_network_lora
 
 
 # huggingface_hub 2.4 uploads large files with an argument that httpx is about to rename.

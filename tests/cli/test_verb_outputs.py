@@ -5,7 +5,7 @@ import stat
 import pytest
 from safetensors.torch import save_file
 
-from hf_sane.records.outputs import MANIFEST, Manifest, check_finished
+from hf_sane.records._outputs import MANIFEST, Manifest, check_finished
 
 NOT_THERE = ("--sane", "no/such/sane", "--zoo", "no/such/zoo")
 

@@ -16,13 +16,13 @@ from window_samplers import new_sampler
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.zoo_features import known_networks
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.evaluation import evaluate_reconstruction
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.stream import ZooStream
-from hf_sane.zoo.windows.loader import WindowSampler
-from hf_sane.zoo.windows.streaming import StreamingWindowSampler
+from hf_sane.probing._zoo_features import known_networks
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._evaluation import evaluate_reconstruction
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._stream import ZooStream
+from hf_sane.zoo.windows._loader import WindowSampler
+from hf_sane.zoo.windows._streaming import StreamingWindowSampler
 
 SMALL = {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 16}
 QUIET = ("--log-with", "none", "--no-progress-bar", "--eval-every-epochs", 0)

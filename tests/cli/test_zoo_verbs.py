@@ -2,7 +2,7 @@
 
 import json
 
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo._dataset import Zoo
 
 BUILD = (
     *("--num-models", 5, "--epochs", 1, "--train-limit", 64, "--validation-limit", 20, "--test-limit", 20),

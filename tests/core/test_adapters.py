@@ -9,7 +9,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hf_sane.core.adapters import (
+from hf_sane.core._adapters import (
     adapter_size,
     adapter_tensors,
     attach_lora,
@@ -19,8 +19,8 @@ from hf_sane.core.adapters import (
     require_hub_id,
     save_adapter,
 )
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.sources import hub_id
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._sources import hub_id
 
 
 class Network(nn.Module):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_sane.core.augmentation import erase_tokens, multiplicative_noise, random_span_mask, random_token_mask
+from hf_sane.core._augmentation import erase_tokens, multiplicative_noise, random_span_mask, random_token_mask
 
 
 def generator(seed=0):

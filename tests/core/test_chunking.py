@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_sane.core.layout import Layout
+from hf_sane.core._layout import Layout
 
 LAYOUTS = ["rowwise", "dense"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sane.core import spectra
-from hf_sane.core.spectra import (
+from hf_sane.core import _spectra as spectra
+from hf_sane.core._spectra import (
     channel_rows,
     gram_eigenvalues,
     rank_tolerance,

@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from hf_sane.analysis.embedding import layer_embedding_spread
+from hf_sane.analysis._embedding import layer_embedding_spread
 from hf_sane.architectures.presets import build_model, cnn_s
-from hf_sane.core.finite import MAX_TOKEN, check_results, check_sizes
-from hf_sane.core.layout import Layout
-from hf_sane.hub.pipeline import WeightFeatureExtractionPipeline
+from hf_sane.core._finite import MAX_TOKEN, check_results, check_sizes
+from hf_sane.core._layout import Layout
+from hf_sane.hub._pipeline import WeightFeatureExtractionPipeline
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.embeddings import embed_networks
-from hf_sane.probing.poolings import POOLINGS
-from hf_sane.probing.streaming import embed_checkpoint
-from hf_sane.sampling.generation import NetworkCodec
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.probing._embeddings import embed_networks
+from hf_sane.probing._poolings import POOLINGS
+from hf_sane.probing._streaming import embed_checkpoint
+from hf_sane.sampling._generation import NetworkCodec
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._token_stream import TokenStream
 
 MODEL = SANEModel(
     SANEConfig(

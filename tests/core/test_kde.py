@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 from sklearn.neighbors import KernelDensity
 
-from hf_sane.core import kde
-from hf_sane.core.kde import bandwidth_by_rule, sample_latents
+from hf_sane.core import _kde as kde
+from hf_sane.core._kde import bandwidth_by_rule, sample_latents
 
 MODES = ["joint", "token", "scalar"]
 

@@ -5,10 +5,10 @@ import torch
 from tiny_models import tiny_model
 from torch import nn
 
-from hf_sane.core.layer_kinds import LAYER_KINDS, is_batch_norm, module_kinds, possible_kinds, statistics_kind
-from hf_sane.core.layout import Layout
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.core._layer_kinds import LAYER_KINDS, is_batch_norm, module_kinds, possible_kinds, statistics_kind
+from hf_sane.core._layout import Layout
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._token_stream import TokenStream
 
 
 def shapes_of(model):

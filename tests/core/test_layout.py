@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from hf_sane.architectures.presets import build_model, cnn_l, cnn_s, resnet
-from hf_sane.core.layout import Layout
-from hf_sane.core.token_layouts import TensorSpec
+from hf_sane.core._layout import Layout
+from hf_sane.core._token_layouts import TensorSpec
 
 
 def shapes_of(config):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from hf_sane.core import marchenko_pastur as mp
-from hf_sane.core.spectra import gram_eigenvalues
+from hf_sane.core import _marchenko_pastur as mp
+from hf_sane.core._spectra import gram_eigenvalues
 
 SIDES = [(400, 100), (300, 299), (200, 200), (1000, 10)]
 

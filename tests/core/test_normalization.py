@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from hf_sane.core.layout import Layout
-from hf_sane.core.normalization import LayerStatistics, layer_key
+from hf_sane.core._layout import Layout
+from hf_sane.core._normalization import LayerStatistics, layer_key
 
 
 def zoo(num_models=6, seed=0):

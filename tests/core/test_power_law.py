@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sane.core.power_law import SCREEN_FROM, bootstrap_alpha, fit_power_law
+from hf_sane.core._power_law import SCREEN_FROM, bootstrap_alpha, fit_power_law
 
 
 def naive_fit(values, min_tail=2):

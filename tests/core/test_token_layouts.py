@@ -4,13 +4,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_sane.core import token_layouts
-from hf_sane.core.layout import Layout
-from hf_sane.core.token_layouts import register_token_layout
-from hf_sane.symmetry.permutation import PermutationSpec
-from hf_sane.symmetry.token_permutations import token_permutation_indices
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.core import _token_layouts as token_layouts
+from hf_sane.core._layout import Layout
+from hf_sane.core._token_layouts import register_token_layout
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.symmetry._token_permutations import token_permutation_indices
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._token_stream import TokenStream
 
 SHAPES = {"a.weight": (6, 2, 3), "a.bias": (6,), "b.weight": (4, 6), "scale": ()}
 

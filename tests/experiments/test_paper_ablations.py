@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hf_sane.models.configuration_sane import SANEConfig
-from hf_sane.training.settings import PretrainSettings
-from hf_sane.zoo.alignment import aligned_tokens
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._dataset import Zoo
 
 ROOT = Path(__file__).parents[2]
 SIZES = {

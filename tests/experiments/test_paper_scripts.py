@@ -9,9 +9,9 @@ from sklearn.datasets import load_digits
 from transformers import AutoModelForImageClassification
 
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.outputs import check_finished
-from hf_sane.sampling.export import Provenance
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.records._outputs import check_finished
+from hf_sane.sampling._export import Provenance
+from hf_sane.zoo._dataset import Zoo
 
 ROOT = Path(__file__).parents[2]
 

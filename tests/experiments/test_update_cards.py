@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.outputs import check_finished
-from hf_sane.zoo.facts import read_facts
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._outputs import check_finished
+from hf_sane.zoo._facts import read_facts
 
 ROOT = Path(__file__).parents[2]
 CARDS = sorted((ROOT / "model_cards").rglob("README.md"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records._run_record import RunRecord
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "zoo_spectra.py"
 

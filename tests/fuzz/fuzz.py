@@ -15,7 +15,7 @@ from fuzz_readers import READERS, Trial
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records._run_record import RunRecord
 
 # Hypothesis keeps what it tried, to shrink it: batches of this size bound its memory.
 BATCH = 500

@@ -13,32 +13,32 @@ from safetensors.torch import save
 from torch import nn
 
 from hf_sane.architectures.presets import cnn_s
-from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
-from hf_sane.core.layout import Layout
+from hf_sane.core._adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from hf_sane.core._layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
-from hf_sane.networks.images import load_images
-from hf_sane.probing.probes import RidgeProbe
-from hf_sane.records.documents import read_settings
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.outputs import MANIFEST, Manifest
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.export import PROVENANCE_FILE, Provenance
-from hf_sane.symmetry.permutation import PermutationSpec
-from hf_sane.tokenization.adapters import open_factors
-from hf_sane.tokenization.checkpoints import load_state_dict, parse_index
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
-from hf_sane.tokenization.loading import load_config
-from hf_sane.tokenization.pretrained import load_pretrained
-from hf_sane.tokenization.safetensors_header import read_header
-from hf_sane.zoo.alignment_record import FILE_NAME as ALIGNMENT
-from hf_sane.zoo.alignment_record import Alignment
-from hf_sane.zoo.building.build import check_group, read_group_state
-from hf_sane.zoo.facts import FILE_NAME as FACTS
-from hf_sane.zoo.facts import ZooFacts, facts_json, layout_key, read_facts
-from hf_sane.zoo.importing.cards import CardFacts
-from hf_sane.zoo.records import MEASURES
+from hf_sane.networks._images import load_images
+from hf_sane.probing._probes import RidgeProbe
+from hf_sane.records._documents import read_settings
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._outputs import MANIFEST, Manifest
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._export import PROVENANCE_FILE, Provenance
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.tokenization._adapters import open_factors
+from hf_sane.tokenization._checkpoints import load_state_dict, parse_index
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
+from hf_sane.tokenization._loading import load_config
+from hf_sane.tokenization._pretrained import load_pretrained
+from hf_sane.tokenization._safetensors_header import read_header
+from hf_sane.zoo._alignment_record import FILE_NAME as ALIGNMENT
+from hf_sane.zoo._alignment_record import Alignment
+from hf_sane.zoo._facts import FILE_NAME as FACTS
+from hf_sane.zoo._facts import ZooFacts, facts_json, layout_key, read_facts
+from hf_sane.zoo._records import MEASURES
+from hf_sane.zoo.building._build import check_group, read_group_state
+from hf_sane.zoo.importing._cards import CardFacts
 
 MAX_MESSAGE = 2000
 MAX_BYTES = 2**26  # no seed holds a megabyte: whoever asks for more has believed a header
@@ -136,7 +136,7 @@ def _network() -> nn.Module:
 
 
 def _facts() -> tuple[ZooFacts, Layout]:
-    from hf_sane.zoo.facts import architecture_facts
+    from hf_sane.zoo._facts import architecture_facts
 
     layout = Layout.from_state_dict(_network().state_dict(), token_dim=5)
     key, settings = architecture_facts(cnn_s())

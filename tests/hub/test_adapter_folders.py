@@ -12,15 +12,15 @@ import torch
 from huggingface_hub import ModelCard
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.core.adapters import quiet_peft
-from hf_sane.hub.adapters import save_network_adapter, write_adapter_card
-from hf_sane.hub.cards import adapter_card
-from hf_sane.hub.publish import save_network
-from hf_sane.hub.push import plan_push
+from hf_sane.core._adapters import quiet_peft
+from hf_sane.hub._adapters import save_network_adapter, write_adapter_card
+from hf_sane.hub._cards import adapter_card
+from hf_sane.hub._publish import save_network
+from hf_sane.hub._push import plan_push
 from hf_sane.models.configuration_sane import SANEConfig
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.finetuning import add_network_lora
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._finetuning import add_network_lora
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "finetune_lora.py"
 ADAPTER = {"base_model_name_or_path": "org/base", "r": 2, "lora_alpha": 4, "target_modules": ["fc"]}

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 CLIENT = """
 import sys
 from huggingface_hub import HfApi
-from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
-from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
+from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.tokenization._lazy_checkpoints import LazyCheckpoint, open_checkpoint
 
 HfApi().create_repo("someone/network")
 HfApi().upload_folder(repo_id="someone/network", folder_path=sys.argv[1])

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.hub.adapters import save_network_adapter
-from hf_sane.hub.publish import save_network, save_sane
-from hf_sane.hub.soups import save_soup
+from hf_sane.hub._adapters import save_network_adapter
+from hf_sane.hub._publish import save_network, save_sane
+from hf_sane.hub._soups import save_soup
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.finetuning import add_network_lora
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._finetuning import add_network_lora
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 
 def broken_links(folder):

@@ -8,12 +8,12 @@ import torch
 from huggingface_hub import ModelCard
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits, mlp
-from hf_sane.hub.cards import network_card, sane_card
-from hf_sane.hub.publish import save_network, save_sane
+from hf_sane.hub._cards import network_card, sane_card
+from hf_sane.hub._publish import save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 NETWORKS = {
     "cnn": cnn_digits(),

@@ -12,15 +12,15 @@ import torch
 from hub_server import TOKEN, run_hub
 from huggingface_hub import HfApi, constants
 
-import hf_sane.zoo.dataset
+import hf_sane.zoo._dataset
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.hub.publish import save_network, save_sane
-from hf_sane.hub.push import plan_push, push_generated
+from hf_sane.hub._publish import save_network, save_sane
+from hf_sane.hub._push import plan_push, push_generated
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.outputs import MANIFEST
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 ROOT = Path(__file__).parents[2]
 # huggingface_hub 2.4 uploads large files with an argument that httpx is about to rename.
@@ -68,9 +68,9 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from hf_sane import SANEFeatureExtractor, SANEModel, Zoo
-from hf_sane.hub.publish import loaded_commit
-from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.tokenization.headers import read_meta_state_dict
+from hf_sane.hub._publish import loaded_commit
+from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.tokenization._headers import read_meta_state_dict
 
 model = SANEModel.from_pretrained("org/sane")
 commit = loaded_commit("org/sane", None)
@@ -203,14 +203,14 @@ def test_a_private_repository_says_what_the_hub_says(hub, tmp_path):
 
 def test_training_from_a_stream_takes_a_part_of_the_zoo(hub, tmp_path, tiny_zoo, monkeypatch):
     """`accelerate launch scripts/pretrain.py --streaming` on a zoo of many row groups: most of it stays on the Hub."""
-    monkeypatch.setattr(hf_sane.zoo.dataset, "MAX_ROWS_PER_GROUP", 100)
+    monkeypatch.setattr(hf_sane.zoo._dataset, "MAX_ROWS_PER_GROUP", 100)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     splits = {
         name: split.select([index % len(split) for index in range(8_000 if name == "train" else 40)])
         for name, split in tiny_zoo.splits.items()
     }
     facts = {name: {"runs": 1, "networks": len(split), "test_accuracy": 0.5} for name, split in splits.items()}
-    large = hf_sane.zoo.dataset.Zoo(splits, replace(tiny_zoo.facts, splits=facts)).with_alignment(tiny_zoo.alignment)
+    large = hf_sane.zoo._dataset.Zoo(splits, replace(tiny_zoo.facts, splits=facts)).with_alignment(tiny_zoo.alignment)
     large.save(tmp_path / "large")
     api = HfApi(endpoint=hub.address, token=TOKEN)
     plan_push("zoo", tmp_path / "large", "org/large", api=api).push(api)

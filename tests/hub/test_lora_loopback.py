@@ -9,12 +9,12 @@ from hub_server import run_hub
 from safetensors.torch import load_file
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.core.adapters import read_adapter_config
-from hf_sane.hub.publish import save_network, save_sane
+from hf_sane.core._adapters import read_adapter_config
+from hf_sane.hub._publish import save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.run_record import RunRecord
-from hf_sane.training.preparation import fit_extractor
+from hf_sane.records._run_record import RunRecord
+from hf_sane.training._preparation import fit_extractor
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,8 +28,8 @@ from peft import AutoPeftModel, PeftConfig, PeftModel
 from transformers import AutoModelForImageClassification
 
 import hf_sane
-from hf_sane.hub.push import plan_push
-from hf_sane.networks.images import load_images
+from hf_sane.hub._push import plan_push
+from hf_sane.networks._images import load_images
 
 folder, script = Path(sys.argv[1]), sys.argv[2]
 plan_push("samples", folder / "network", "someone/network").push()

@@ -12,22 +12,22 @@ from safetensors.torch import save
 from torch import nn
 
 import hf_sane
-from hf_sane.core.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, attach_lora, load_adapter, save_adapter
-from hf_sane.hub.pull import pull
-from hf_sane.hub.push import plan_push
-from hf_sane.merging.ingredients import open_ingredients
+from hf_sane.core._adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, attach_lora, load_adapter, save_adapter
+from hf_sane.hub._pull import pull
+from hf_sane.hub._push import plan_push
+from hf_sane.merging._ingredients import open_ingredients
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.tokenization.adapters import open_factors
-from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.loading import load_config, load_model
+from hf_sane.tokenization._adapters import open_factors
+from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.tokenization._loading import load_config, load_model
 from hf_sane.workflows.sane import SANE
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.importing.importing import import_zoo
-from hf_sane.zoo.importing.settings import ImportSettings
-from hf_sane.zoo.stream import ZooStream
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._stream import ZooStream
+from hf_sane.zoo.importing._importing import import_zoo
+from hf_sane.zoo.importing._settings import ImportSettings
 
 PACKAGE = Path(hf_sane.__file__).parent
 # What asks the Hub. `repo_info` is asked once, on purpose: whoever reads the files afterwards is patient.
@@ -37,7 +37,7 @@ QUESTIONS = {
     *("create_repo", "create_branch", "create_commit", "upload_folder", "upload_file", "delete_file", "whoami"),
     *("fetch_header", "load_dataset", "get_config_dict"),
 }
-ON_THIS_MACHINE = {"zoo/dataset.py": "load_dataset"}  # reads files that are here
+ON_THIS_MACHINE = {"zoo/_dataset.py": "load_dataset"}  # reads files that are here
 
 
 def direct_questions(path):

@@ -13,15 +13,15 @@ from transformers.pipelines import PIPELINE_REGISTRY
 import hf_sane
 from hf_sane.architectures.presets import build_model, cnn_digits, cnn_s
 from hf_sane.auto_classes import register_auto_classes
-from hf_sane.hub.pipeline import TASK, WeightFeatureExtractionPipeline
-from hf_sane.hub.publish import save_network, save_sane
+from hf_sane.hub._pipeline import TASK, WeightFeatureExtractionPipeline
+from hf_sane.hub._publish import save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.accumulation import STREAM_POOLINGS
-from hf_sane.probing.embeddings import embed_networks
-from hf_sane.probing.poolings import POOLINGS
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.probing._accumulation import STREAM_POOLINGS
+from hf_sane.probing._embeddings import embed_networks
+from hf_sane.probing._poolings import POOLINGS
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 CLIENT = """
 import sys

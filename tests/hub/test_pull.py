@@ -8,14 +8,14 @@ from hub_server import Fault
 from hub_storage import git_hash, is_large, sha256
 from huggingface_hub import HfApi, constants
 
-from hf_sane.hub.pull import pull
-from hf_sane.records import patience
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.outputs import MANIFEST, UNFINISHED, check_finished
-from hf_sane.records.patience import HubBusyError, patiently
-from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.zoo.importing.importing import import_zoo
-from hf_sane.zoo.importing.settings import ImportSettings
+from hf_sane.hub._pull import pull
+from hf_sane.records import _patience as patience
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._outputs import MANIFEST, UNFINISHED, check_finished
+from hf_sane.records._patience import HubBusyError, patiently
+from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.zoo.importing._importing import import_zoo
+from hf_sane.zoo.importing._settings import ImportSettings
 
 FILES = {
     "model.safetensors": os.urandom(300),

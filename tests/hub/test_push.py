@@ -16,18 +16,18 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from transformers import AutoModelForImageClassification
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.hub.publish import save_network, save_sane
-from hf_sane.hub.pull import check_path, check_size, find_repository, plan_pull, pull
-from hf_sane.hub.push import plan_push, push_generated
-from hf_sane.hub.transfer import RepoFile, address_card, folder_files
+from hf_sane.hub._publish import save_network, save_sane
+from hf_sane.hub._pull import check_path, check_size, find_repository, plan_pull, pull
+from hf_sane.hub._push import plan_push, push_generated
+from hf_sane.hub._transfer import RepoFile, address_card, folder_files
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.outputs import MANIFEST, Manifest, output_folder
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.export import Provenance
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._outputs import MANIFEST, Manifest, output_folder
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._export import Provenance
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo._dataset import Zoo
 
 # huggingface_hub 2.4 uploads large files with an argument that httpx is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
@@ -244,7 +244,7 @@ def test_networks_beside_each_other_are_checked_one_by_one(samples):
 
 
 def test_large_files_are_compared_byte_by_byte_and_manifests_stay_at_home(sane, monkeypatch):
-    monkeypatch.setattr("hf_sane.records.outputs.MAX_BYTES_READ", 0)
+    monkeypatch.setattr("hf_sane.records._outputs.MAX_BYTES_READ", 0)
     files = {file.path for file in plan_push("model", sane, "org/x").files}
     assert files & {MANIFEST} == set()
     assert Manifest.load(sane).files.keys() - {"README.md"} <= files

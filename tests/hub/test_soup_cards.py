@@ -2,8 +2,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.hub.soups import save_soup, soup_card
-from hf_sane.records.run_record import RunRecord
+from hf_sane.hub._soups import save_soup, soup_card
+from hf_sane.records._run_record import RunRecord
 
 IMAGES = {"name": "digits", "mean": [0.3], "std": [0.4]}
 

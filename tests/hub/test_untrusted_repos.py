@@ -15,14 +15,14 @@ from hub_server import run_hub
 from safetensors.torch import save
 
 import hf_sane
-from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.tokenization.pickles import unpickle
+from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.tokenization._pickles import unpickle
 
 CLIENT = """
 import sys
 
-from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.tokenization.headers import read_meta_state_dict
+from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.tokenization._headers import read_meta_state_dict
 
 for name, options in {"org/climbs": {}, "org/pickled": {}, "org/large": {"max_bytes": 100}}.items():
     try:

@@ -17,13 +17,13 @@ from artefact_writers import (
 )
 
 from hf_sane.architectures.presets import cnn_digits
-from hf_sane.core.adapters import load_adapter, read_adapter_config
-from hf_sane.hub.adapters import write_adapter_card
-from hf_sane.hub.publish import load_sane, save_network, write_sane_card
-from hf_sane.probing.probes import RidgeProbe
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.outputs import MANIFEST, Manifest, check_finished
-from hf_sane.sampling.export import Provenance
+from hf_sane.core._adapters import load_adapter, read_adapter_config
+from hf_sane.hub._adapters import write_adapter_card
+from hf_sane.hub._publish import load_sane, save_network, write_sane_card
+from hf_sane.probing._probes import RidgeProbe
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._outputs import MANIFEST, Manifest, check_finished
+from hf_sane.sampling._export import Provenance
 
 
 @pytest.fixture(params=WRITERS)

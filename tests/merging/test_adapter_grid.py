@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hf_sane.core.adapters import read_adapter_config
-from hf_sane.merging.adapters import AdapterMixer, average_adapters, open_adapters
-from hf_sane.tokenization.adapters import Adapter, open_factors
-from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
+from hf_sane.core._adapters import read_adapter_config
+from hf_sane.merging._adapters import AdapterMixer, average_adapters, open_adapters
+from hf_sane.tokenization._adapters import Adapter, open_factors
+from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of tied weights, biases and embeddings
 

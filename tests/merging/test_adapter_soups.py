@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_sane.merging.adapters import AdapterMixer, average_adapters, open_adapters
-from hf_sane.merging.greedy import greedy_soup
-from hf_sane.merging.uniform import uniform_soup
+from hf_sane.merging._adapters import AdapterMixer, average_adapters, open_adapters
+from hf_sane.merging._greedy import greedy_soup
+from hf_sane.merging._uniform import uniform_soup
 
 TARGETS = ["linear", "convolution", "embedding"]
 

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits, mlp
-from hf_sane.merging.averaging import average_checkpoints, average_tensors, pour, uniform_weights
-from hf_sane.merging.ingredients import open_ingredients
+from hf_sane.merging._averaging import average_checkpoints, average_tensors, pour, uniform_weights
+from hf_sane.merging._ingredients import open_ingredients
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
 
@@ -204,10 +204,10 @@ from pathlib import Path
 
 import torch
 torch.set_num_threads(1)
-from hf_sane.merging.averaging import average_checkpoints
-from hf_sane.merging.ingredients import open_ingredients
-from hf_sane.merging.greedy import greedy_soup
-from hf_sane.merging.soups import CheckpointMixer
+from hf_sane.merging._averaging import average_checkpoints
+from hf_sane.merging._ingredients import open_ingredients
+from hf_sane.merging._greedy import greedy_soup
+from hf_sane.merging._soups import CheckpointMixer
 
 def anonymous():
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

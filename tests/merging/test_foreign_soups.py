@@ -9,11 +9,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hf_sane.hub.soups import save_soup_of_files
-from hf_sane.merging.averaging import average_checkpoints, pour
-from hf_sane.merging.ingredients import open_ingredients
-from hf_sane.merging.reconciliation import carries_nothing
-from hf_sane.records.run_record import RunRecord
+from hf_sane.hub._soups import save_soup_of_files
+from hf_sane.merging._averaging import average_checkpoints, pour
+from hf_sane.merging._ingredients import open_ingredients
+from hf_sane.merging._reconciliation import carries_nothing
+from hf_sane.records._run_record import RunRecord
 
 WORDS = torch.arange(11)[None]
 SIZES = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_hidden_layers": 1}

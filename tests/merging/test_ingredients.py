@@ -9,11 +9,11 @@ from hub_server import run_hub
 from safetensors.torch import load_file, save_file
 
 from hf_sane.architectures.presets import build_model, cnn_digits, mlp
-from hf_sane.merging.averaging import average_checkpoints
-from hf_sane.merging.ingredients import align_ingredients, is_averaged, open_ingredients
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.symmetry.matching import weight_similarity
-from hf_sane.symmetry.networks import permutation_spec
+from hf_sane.merging._averaging import average_checkpoints
+from hf_sane.merging._ingredients import align_ingredients, is_averaged, open_ingredients
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.symmetry._matching import weight_similarity
+from hf_sane.symmetry._networks import permutation_spec
 
 
 def copy_with(folder, target, **changes):
@@ -178,8 +178,8 @@ import torch
 from huggingface_hub import HfApi
 
 import hf_sane
-from hf_sane.merging.averaging import average_checkpoints
-from hf_sane.merging.ingredients import open_ingredients
+from hf_sane.merging._averaging import average_checkpoints
+from hf_sane.merging._ingredients import open_ingredients
 
 first, second = map(Path, sys.argv[1:])
 api = HfApi()

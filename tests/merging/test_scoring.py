@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_sane.merging.scoring import ImageScore, load_score
+from hf_sane.merging._scoring import ImageScore, load_score
 
 # A metric whose value depends on more than the number of hits, and one that gives several values.
 SCRIPT = """

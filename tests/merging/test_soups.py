@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from hf_sane.architectures.presets import build_model, cifar_resnet
-from hf_sane.merging.averaging import average_checkpoints, uniform_weights
-from hf_sane.merging.greedy import greedy_soup, select_greedily
-from hf_sane.merging.ingredients import align_ingredients, open_ingredients
-from hf_sane.merging.scoring import ImageScore
-from hf_sane.merging.soups import CheckpointMixer, Soup
-from hf_sane.merging.uniform import uniform_soup
-from hf_sane.networks.batchnorm import condition_module
-from hf_sane.symmetry.networks import permutation_spec
+from hf_sane.merging._averaging import average_checkpoints, uniform_weights
+from hf_sane.merging._greedy import greedy_soup, select_greedily
+from hf_sane.merging._ingredients import align_ingredients, open_ingredients
+from hf_sane.merging._scoring import ImageScore
+from hf_sane.merging._soups import CheckpointMixer, Soup
+from hf_sane.merging._uniform import uniform_soup
+from hf_sane.networks._batchnorm import condition_module
+from hf_sane.symmetry._networks import permutation_spec
 
 METRICS = ["accuracy", "cross_entropy"]
 

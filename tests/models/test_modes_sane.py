@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
-from hf_sane.merging.scoring import ImageScore
+from hf_sane.merging._scoring import ImageScore
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.models.modes_sane import modes_kept
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.probing.streaming import embed_stream
-from hf_sane.sampling.finetuning import accuracy
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.probing._streaming import embed_stream
+from hf_sane.sampling._finetuning import accuracy
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._token_stream import TokenStream
 
 
 def frozen(module):

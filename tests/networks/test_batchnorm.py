@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from hf_sane.architectures.presets import cifar_resnet, mlp
-from hf_sane.networks.batchnorm import condition_batch_norm, condition_module
-from hf_sane.networks.stacked import StackedNetworks
+from hf_sane.networks._batchnorm import condition_batch_norm, condition_module
+from hf_sane.networks._stacked import StackedNetworks
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

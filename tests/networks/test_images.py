@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_sane.networks.images import ImageData, load_images, load_zoo_images
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.zoo.facts import ZooFacts
+from hf_sane.networks._images import ImageData, load_images, load_zoo_images
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.zoo._facts import ZooFacts
 
 
 def write_npz(folder, *, train=40, test=10, shape=(6, 6), **changed):

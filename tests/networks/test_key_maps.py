@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s
-from hf_sane.networks.key_maps import load_released_cifar_resnet, rename_released_keys
-from hf_sane.records.errors import InvalidFileError
+from hf_sane.networks._key_maps import load_released_cifar_resnet, rename_released_keys
+from hf_sane.records._errors import InvalidFileError
 
 
 def released_file(path, model, **extra):

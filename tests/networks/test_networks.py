@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits, cnn_l, cnn_s, mlp
-from hf_sane.networks.stacked import StackedNetworks, cross_entropy, stack_size, stacked_forward, with_settings
+from hf_sane.networks._stacked import StackedNetworks, cross_entropy, stack_size, stacked_forward, with_settings
 
 CONFIGS = {
     "cnn_digits": cnn_digits(),

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_sane.networks.stacked_layers import pooled_convolution, stacked_dropout, stacked_linear
+from hf_sane.networks._stacked_layers import pooled_convolution, stacked_dropout, stacked_linear
 
 
 def naive(images, weight, bias, pool):

@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from hf_sane.networks.threads import map_on_threads
+from hf_sane.networks._threads import map_on_threads
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits, mlp
-from hf_sane.networks.hyperparameters import HyperParameters, data_subset, image_order, one_cycle_factor
-from hf_sane.networks.images import ImageData
-from hf_sane.networks.stacked import StackedNetworks, with_settings
-from hf_sane.networks.training import train_stacked
+from hf_sane.networks._hyperparameters import HyperParameters, data_subset, image_order, one_cycle_factor
+from hf_sane.networks._images import ImageData
+from hf_sane.networks._stacked import StackedNetworks, with_settings
+from hf_sane.networks._training import train_stacked
 
 SMALL_CNN = cnn_digits(conv_channels=(3, 4), kernel_sizes=(3, 2), pool_sizes=(2, 1), hidden_sizes=(6,), num_labels=3)
 

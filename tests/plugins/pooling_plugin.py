@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from hf_sane.core.layout import Layout
-from hf_sane.probing.poolings import register_pooling
+from hf_sane.core import Layout
+from hf_sane.probing import register_pooling
 
 
 @register_pooling("largest")

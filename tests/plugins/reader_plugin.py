@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sane.tokenization.formats import register_format
+from hf_sane.tokenization import register_format
 
 
 def is_npz(head: bytes, path: Path) -> bool:

@@ -2,8 +2,7 @@
 
 import torch
 
-from hf_sane.sampling.samplers import SamplingTask, register_sampler
-from hf_sane.sampling.selection import SelectedNetworks, keep_best
+from hf_sane.sampling import SamplingTask, SelectedNetworks, keep_best, register_sampler
 
 
 @register_sampler("midpoints")

@@ -45,7 +45,7 @@ print(len(networks), networks[0].num_parameters())
 READER = """
 import numpy as np
 import reader_plugin, hf_sane
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 np.savez("network.npz", **{"a.weight": np.ones((2, 3), np.float32)})
 extractor = SANEFeatureExtractor(token_dim=3, normalization="none")

@@ -1,6 +1,6 @@
 """A new token layout: rows of two channels, where a layer has an even number of them."""
 
-from hf_sane.core.token_layouts import LayerSpec, register_token_layout
+from hf_sane.core import LayerSpec, register_token_layout
 
 
 def pairs(layer: LayerSpec) -> int:

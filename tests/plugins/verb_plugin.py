@@ -8,9 +8,8 @@ The package that brings it names the module in its pyproject.toml:
 
 from dataclasses import dataclass
 
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
-from hf_sane.tokenization.headers import read_meta_state_dict
+from hf_sane.records import RunRecord, as_arguments, setting
+from hf_sane.tokenization import read_meta_state_dict
 from hf_sane.workflows.results import Result, Table
 
 

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from hf_sane.core.layout import Layout
+from hf_sane.core._layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.accumulation import STREAM_POOLINGS, LatentAccumulator
-from hf_sane.probing.embeddings import embed_tokens
-from hf_sane.probing.poolings import POOLINGS, pool_latents
-from hf_sane.probing.streaming import embed_stream
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.probing._accumulation import STREAM_POOLINGS, LatentAccumulator
+from hf_sane.probing._embeddings import embed_tokens
+from hf_sane.probing._poolings import POOLINGS, pool_latents
+from hf_sane.probing._streaming import embed_stream
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._token_stream import TokenStream
 
 LATENT_POOLINGS = [name for name in POOLINGS if not POOLINGS.find(name).decodes]
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy import stats
 
-from hf_sane.probing.classification import (
+from hf_sane.probing._classification import (
     PENALTIES,
     classify_left_out,
     predict_left_out,
     regress_left_out,
 )
-from hf_sane.probing.probes import RidgeProbe
+from hf_sane.probing._probes import RidgeProbe
 
 GROUPS = [0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 5, 6, 7, 7]
 

@@ -12,12 +12,12 @@ from transformers import BertConfig, BertModel
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.accumulation import STREAM_POOLINGS
-from hf_sane.probing.embeddings import embed_tokens
-from hf_sane.probing.poolings import pool_latents
-from hf_sane.probing.streaming import embed_checkpoint, embed_stream
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.token_stream import TokenStream, stream_if_large
+from hf_sane.probing._accumulation import STREAM_POOLINGS
+from hf_sane.probing._embeddings import embed_tokens
+from hf_sane.probing._poolings import pool_latents
+from hf_sane.probing._streaming import embed_checkpoint, embed_stream
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._token_stream import TokenStream, stream_if_large
 
 MODEL = SANEModel(
     SANEConfig(
@@ -184,9 +184,9 @@ import torch
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.streaming import embed_stream
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.probing._streaming import embed_stream
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._token_stream import TokenStream
 
 
 def anonymous():

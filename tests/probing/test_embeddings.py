@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sane.core.layout import Layout
+from hf_sane.core._layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.embeddings import embed_networks
-from hf_sane.probing.poolings import MOMENT_LEVELS, POOLINGS, pool_latents
-from hf_sane.probing.spectra import layer_distribution, weight_profile
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.probing._embeddings import embed_networks
+from hf_sane.probing._poolings import MOMENT_LEVELS, POOLINGS, pool_latents
+from hf_sane.probing._spectra import layer_distribution, weight_profile
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 LATENT_POOLINGS = [name for name in POOLINGS if not POOLINGS.find(name).decodes]
 

@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 from sklearn.metrics import r2_score
 
-from hf_sane.probing.evaluation import probe_table
-from hf_sane.probing.probes import RidgeProbe
+from hf_sane.probing._evaluation import probe_table
+from hf_sane.probing._probes import RidgeProbe
 
 COUNTS = {"train": 60, "validation": 30, "test": 40}
 

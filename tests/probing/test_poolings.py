@@ -6,8 +6,8 @@ import torch
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.poolings import POOLINGS, pool_latents, register_pooling
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.probing._poolings import POOLINGS, pool_latents, register_pooling
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.probe import parse_poolings
 from hf_sane.workflows.sane import SANE
 

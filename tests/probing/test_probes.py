@@ -4,7 +4,7 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from hf_sane.probing.probes import PENALTIES, RidgeProbe
+from hf_sane.probing._probes import PENALTIES, RidgeProbe
 
 X, Y = torch.arange(12.0).view(6, 2).square(), torch.arange(6.0)
 

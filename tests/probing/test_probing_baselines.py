@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sane.core.layout import Layout
-from hf_sane.probing.baselines import STATISTICS_LEVELS, flattened_weights, layer_statistics
+from hf_sane.core._layout import Layout
+from hf_sane.probing._baselines import STATISTICS_LEVELS, flattened_weights, layer_statistics
 
 SHAPES = {"a.weight": (4, 2, 3, 3), "a.bias": (4,), "b.weight": (3, 5), "b.bias": (3,), "scale": ()}
 

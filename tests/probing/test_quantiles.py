@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sane.probing.quantiles import quantiles
+from hf_sane.probing._quantiles import quantiles
 
 LEVELS = (0.0, 0.01, 0.25, 0.5, 0.9, 1.0)
 

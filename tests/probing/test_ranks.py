@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy import stats
 
-from hf_sane.probing.evaluation import probe_table
-from hf_sane.probing.ranks import normal_scores, rank_targets
+from hf_sane.probing._evaluation import probe_table
+from hf_sane.probing._ranks import normal_scores, rank_targets
 
 
 @pytest.fixture

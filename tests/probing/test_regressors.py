@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.special import expit, logit
 
-from hf_sane.probing.evaluation import probe_table
-from hf_sane.probing.probes import RidgeProbe
-from hf_sane.probing.regressors import MARGIN, BoostedTrees, LogitLinearProbe
-from hf_sane.probing.transfer import transfer_table
+from hf_sane.probing._evaluation import probe_table
+from hf_sane.probing._probes import RidgeProbe
+from hf_sane.probing._regressors import MARGIN, BoostedTrees, LogitLinearProbe
+from hf_sane.probing._transfer import transfer_table
 
 
 def split_up(features, targets):

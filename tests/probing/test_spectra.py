@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sane.core.layout import Layout
-from hf_sane.probing.spectra import MAX_KURTOSIS, layer_distribution, layer_spectrum, weight_profile
+from hf_sane.core._layout import Layout
+from hf_sane.probing._spectra import MAX_KURTOSIS, layer_distribution, layer_spectrum, weight_profile
 
 
 def zoo(num_models=3):

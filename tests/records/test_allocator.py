@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_sane.records import allocator
-from hf_sane.records.allocator import SETTINGS, allocator_state, peak_rss_bytes, tune_allocator
+from hf_sane.records import _allocator as allocator
+from hf_sane.records._allocator import SETTINGS, allocator_state, peak_rss_bytes, tune_allocator
 
 GLIBC = allocator_state()["name"].startswith("glibc")
 SOURCE = Path(allocator.__file__)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hf_sane.records.documents import Entry, parse_document, read_document, read_settings
-from hf_sane.records.errors import InvalidFileError
+from hf_sane.records._documents import Entry, parse_document, read_document, read_settings
+from hf_sane.records._errors import InvalidFileError
 
 
 @pytest.mark.parametrize(

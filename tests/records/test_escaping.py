@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hf_sane.architectures.presets import cnn_digits
-from hf_sane.hub.cards import adapter_card, network_card
-from hf_sane.hub.soups import soup_card
-from hf_sane.hub.tables import fact_table, markdown_table, result_tables
-from hf_sane.records.errors import shorten
-from hf_sane.records.escaping import (
+from hf_sane.hub._cards import adapter_card, network_card
+from hf_sane.hub._soups import soup_card
+from hf_sane.hub._tables import fact_table, markdown_table, result_tables
+from hf_sane.records._errors import shorten
+from hf_sane.records._escaping import (
     MAX_TEXT,
     Markup,
     markdown_code,
@@ -22,11 +22,11 @@ from hf_sane.records.escaping import (
     python_literal,
     single_lines,
 )
-from hf_sane.records.failures import describe_error
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.export import Provenance
-from hf_sane.zoo.cards import render_card
-from hf_sane.zoo.facts import IMPORT_KEY, IMPORTED, ZooFacts
+from hf_sane.records._failures import describe_error
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._export import Provenance
+from hf_sane.zoo._cards import render_card
+from hf_sane.zoo._facts import IMPORT_KEY, IMPORTED, ZooFacts
 
 ATTACKS = [
     "<script>alert(1)</script>",

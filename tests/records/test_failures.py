@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from hf_sane.records.failures import run_script
+from hf_sane.records._failures import run_script
 
 
 @pytest.mark.parametrize("error", [OSError("disk\nfull"), KeyError("disk full"), ValueError("disk full")])

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from hf_sane.records.failures import run_script
-from hf_sane.records.file_kinds import FileKind
-from hf_sane.records.interruptions import explaining
-from hf_sane.records.outputs import (
+from hf_sane.records._failures import run_script
+from hf_sane.records._file_kinds import FileKind
+from hf_sane.records._interruptions import explaining
+from hf_sane.records._outputs import (
     add_file,
     begin_folder,
     finish_folder,

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.file_kinds import PICTURE, FileKind
-from hf_sane.records.files import move_folder, recover_folder, write_atomically
-from hf_sane.records.locks import FolderInUseError, folder_lock
-from hf_sane.records.outputs import (
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._file_kinds import PICTURE, FileKind
+from hf_sane.records._files import move_folder, recover_folder, write_atomically
+from hf_sane.records._locks import FolderInUseError, folder_lock
+from hf_sane.records._outputs import (
     MANIFEST,
     UNFINISHED,
     Manifest,
@@ -158,7 +158,7 @@ def test_a_resumable_folder_is_unfinished_until_its_manifest_is_there(tmp_path):
 
 def test_two_processes_do_not_write_one_folder(tmp_path):
     code = (
-        "import sys; from hf_sane.records.outputs import output_folder\nwith output_folder(sys.argv[1], 'soup'): pass"
+        "import sys; from hf_sane.records._outputs import output_folder\nwith output_folder(sys.argv[1], 'soup'): pass"
     )
     with output_folder(tmp_path / "out", "soup"):
         ran = subprocess.run(
@@ -171,7 +171,7 @@ def test_two_processes_do_not_write_one_folder(tmp_path):
 
 def test_a_lock_ends_with_its_process_and_a_killed_writers_leftovers_go(tmp_path):
     code = (
-        "import os, sys, signal; from hf_sane.records.outputs import output_folder\n"
+        "import os, sys, signal; from hf_sane.records._outputs import output_folder\n"
         "with output_folder(sys.argv[1], 'soup') as partial:\n"
         "    (partial / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -248,7 +248,7 @@ def test_a_move_into_the_working_folder_that_was_interrupted_is_unfinished_and_c
 
 
 def test_a_retired_folder_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_sane.records.files._exchange", lambda one, other: False)
+    monkeypatch.setattr("hf_sane.records._files._exchange", lambda one, other: False)
     write(tmp_path / "out")
     write(tmp_path / "out", text="newer", replace=True)
     assert (tmp_path / "out/sub/model.bin").read_text() == "newer"
@@ -375,7 +375,7 @@ def test_what_a_killed_writer_of_a_single_file_left_goes_with_the_next_write(tmp
     path = tmp_path / "run.json"
     (tmp_path / ".other.json.1.hf_sane-partial").write_text("of another file")
     (tmp_path / ".run.json.mine.hf_sane-partial").write_text("theirs")
-    start = "import sys; from hf_sane.records.outputs import *; kind = FileKind.json_with('a run record', 'command')\n"
+    start = "import sys; from hf_sane.records._outputs import *; kind = FileKind.json_with('a record', 'command')\n"
     write = f"{start}with output_file(sys.argv[1], kind) as partial:\n    partial.write_text('half'); "
     with subprocess.Popen(
         [sys.executable, "-c", f"{write}print(flush=True); input()", path],

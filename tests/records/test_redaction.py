@@ -2,8 +2,8 @@
 
 import pytest
 
-from hf_sane.records.redaction import hide_folders, hide_folders_in, holds_token, redact_tokens
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records._redaction import hide_folders, hide_folders_in, holds_token, redact_tokens
+from hf_sane.records._run_record import RunRecord
 
 TOKEN = "hf_" + "aB3" * 12
 

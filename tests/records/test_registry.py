@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from hf_sane.records.registry import Registry, load_plugins
+from hf_sane.records._registry import Registry, load_plugins
 
 
 def test_entries_keep_their_order_and_unknown_names_are_refused():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sane.records.files import write_atomically
-from hf_sane.records.run_record import RunRecord, read_commit, read_hardware, read_versions
+from hf_sane.records._files import write_atomically
+from hf_sane.records._run_record import RunRecord, read_commit, read_hardware, read_versions
 
 
 def git(folder, *arguments):
@@ -169,5 +169,5 @@ def test_hardware_and_versions_are_plain_facts():
 
 
 def test_a_package_that_is_not_installed_is_left_out(monkeypatch):
-    monkeypatch.setattr("hf_sane.records.run_record.PACKAGES", ("numpy", "no-such-package-at-all"))
+    monkeypatch.setattr("hf_sane.records._run_record.PACKAGES", ("numpy", "no-such-package-at-all"))
     assert read_versions().keys() == {"python", "system", "numpy"}

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 
-from hf_sane.records.sources import (
+from hf_sane.records._sources import (
     HubRepo,
     find_source,
     hub_id,
@@ -134,7 +134,7 @@ def test_what_is_in_the_cache_needs_no_hub(here, local_hub):
 
 
 def test_offline_mode_reads_paths_and_the_cache(tmp_path, local_hub):
-    program = "from hf_sane.records.sources import find_source\nfind_source('org/there')"
+    program = "from hf_sane.records._sources import find_source\nfind_source('org/there')"
     environment = local_hub.environment(tmp_path / "home", offline=True)
     ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert "FileNotFoundError: no such file or folder, and in offline mode (HF_HUB_OFFLINE) only" in ran.stderr

@@ -29,14 +29,14 @@ from small_runs import (
 )
 from typer.testing import CliRunner
 
-from hf_sane.analysis.pictures import save_picture
-from hf_sane.analysis.report import SpectrumReport
+from hf_sane.analysis._pictures import save_picture
+from hf_sane.analysis._report import SpectrumReport
 from hf_sane.cli.app import app
-from hf_sane.networks.images import ImageData
-from hf_sane.records.failures import run_script
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import ZooSettings
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.networks._images import ImageData
+from hf_sane.records._failures import run_script
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import ZooSettings
 
 ROOT = Path(__file__).parents[2]
 DEMO = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records._run_record import RunRecord
 
 PROPERTY = "kill_points"  # of a test: name of the verb, to how often it was stopped
 COUNTED = ("events", "kills", "interrupts", "states", "failures")

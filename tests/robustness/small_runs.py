@@ -16,8 +16,8 @@ from hub_server import TOKEN, Hub
 from huggingface_hub import constants
 
 from hf_sane.cli.app import app
-from hf_sane.records.outputs import CARD, MANIFEST, check_finished
-from hf_sane.zoo.writing import check_zoo
+from hf_sane.records._outputs import CARD, MANIFEST, check_finished
+from hf_sane.zoo._writing import check_zoo
 
 STRANGERS = {"notes.txt": "theirs", ".hidden": "theirs, too", "out.txt": "theirs as well", "other/file": "deep"}
 TIMED_LINE = re.compile(r"\| (command|started at|seconds|peak rss bytes|resume) \|")  # of cards

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hf_sane.sampling.anchors import choose_anchors
+from hf_sane.sampling._anchors import choose_anchors
 
 
 class Columns:

@@ -6,8 +6,8 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.sampling.comparison import (
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.sampling._comparison import (
     AVERAGE_GROUP,
     METHODS,
     REALIGNED,
@@ -19,14 +19,14 @@ from hf_sane.sampling.comparison import (
     simple_baselines,
     training_distances,
 )
-from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance
-from hf_sane.sampling.generation import NetworkCodec
-from hf_sane.sampling.selection import Judge
-from hf_sane.symmetry.networks import permutation_spec
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import seed_zoo
+from hf_sane.sampling._diversity import WeightSpace, nearest_training_distance
+from hf_sane.sampling._generation import NetworkCodec
+from hf_sane.sampling._selection import Judge
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo._alignment import align_zoo
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import seed_zoo
 
 SETTINGS = {"bandwidths": [0.1, 0.5], "num_candidates": 8, "num_kept": 2, "anchor_fraction": 0.5}
 

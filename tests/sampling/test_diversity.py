@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import build_model, cifar_resnet
-from hf_sane.core.layout import Layout
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.sampling import diversity
-from hf_sane.sampling.diversity import (
+from hf_sane.core._layout import Layout
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.sampling import _diversity as diversity
+from hf_sane.sampling._diversity import (
     WeightSpace,
     agreement,
     align_tokens,
@@ -15,7 +15,7 @@ from hf_sane.sampling.diversity import (
     pairwise_distance,
     rms_distances,
 )
-from hf_sane.symmetry.networks import permutation_spec
+from hf_sane.symmetry._networks import permutation_spec
 
 
 @pytest.fixture(scope="module")

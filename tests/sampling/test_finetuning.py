@@ -9,10 +9,10 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import nn
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
-from hf_sane.core.adapters import load_adapter, save_adapter
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.networks.training import HyperParameters, train_stacked
-from hf_sane.sampling.finetuning import (
+from hf_sane.core._adapters import load_adapter, save_adapter
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.sampling._finetuning import (
     StepSettings,
     accuracy,
     add_network_lora,

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
-from hf_sane.core.kde import bandwidth_by_rule
-from hf_sane.core.layout import Layout
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.sampling.generation import (
+from hf_sane.core._kde import bandwidth_by_rule
+from hf_sane.core._layout import Layout
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.sampling._generation import (
     Density,
     NetworkCodec,
     networks_from_tokens,

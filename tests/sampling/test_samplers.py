@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hf_sane.sampling.generation import Density
-from hf_sane.sampling.samplers import SAMPLERS, SamplingTask, parse_bandwidths, register_sampler, run_sampler
-from hf_sane.sampling.selection import Judge, bootstrap, choose_bandwidth, keep_best, subsample
+from hf_sane.sampling._generation import Density
+from hf_sane.sampling._samplers import SAMPLERS, SamplingTask, parse_bandwidths, register_sampler, run_sampler
+from hf_sane.sampling._selection import Judge, bootstrap, choose_bandwidth, keep_best, subsample
 
 
 @pytest.fixture(scope="module")

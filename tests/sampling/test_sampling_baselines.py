@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.sampling.baselines import (
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.sampling._baselines import (
     average_networks,
     matched_noise_scale,
     noisy_anchors,
     random_networks,
     reconstructed_anchors,
 )
-from hf_sane.sampling.diversity import WeightSpace, nearest_training_distance
+from hf_sane.sampling._diversity import WeightSpace, nearest_training_distance
 
 
 @pytest.fixture(scope="module")

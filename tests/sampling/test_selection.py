@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import cifar_resnet
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.sampling.generation import Density, sample_from_prior
-from hf_sane.sampling.selection import Judge, bootstrap, choose_bandwidth, keep_best, subsample
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.sampling._generation import Density, sample_from_prior
+from hf_sane.sampling._selection import Judge, bootstrap, choose_bandwidth, keep_best, subsample
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from hf_sane.symmetry.tracing.axes import (
+from hf_sane.symmetry.tracing._axes import (
     Atom,
     atoms,
     axis_size,

@@ -3,10 +3,10 @@ import itertools
 import pytest
 import torch
 
-from hf_sane.symmetry.blocks import Blocks
-from hf_sane.symmetry.matching import match_many, weight_similarity
-from hf_sane.symmetry.parts import Part
-from hf_sane.symmetry.permutation import AxisSlice, PermutationSpec
+from hf_sane.symmetry._blocks import Blocks
+from hf_sane.symmetry._matching import match_many, weight_similarity
+from hf_sane.symmetry._parts import Part
+from hf_sane.symmetry._permutation import AxisSlice, PermutationSpec
 
 HEADS, INNER, OTHER = Part("heads", 3), Part("inner", 2, ("heads",)), Part("other", 2, ("heads",))
 # Queries and keys share the order inside a head, values have another one, and every head has one scale of its own.

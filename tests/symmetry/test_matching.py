@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from hf_sane.symmetry import matching
-from hf_sane.symmetry.matching import match_many, match_weights, weight_similarity
-from hf_sane.symmetry.parts import Part
-from hf_sane.symmetry.permutation import AxisSlice, PermutationSpec
+from hf_sane.symmetry import _matching as matching
+from hf_sane.symmetry._matching import match_many, match_weights, weight_similarity
+from hf_sane.symmetry._parts import Part
+from hf_sane.symmetry._permutation import AxisSlice, PermutationSpec
 
 SIZES = {"a": 6, "b": 5, "c": 4}
 SPEC = PermutationSpec(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_sane.symmetry.tracing.trace import trace_permutations
+from hf_sane.symmetry.tracing._trace import trace_permutations
 
 
 class Network(nn.Module):

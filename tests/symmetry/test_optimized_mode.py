@@ -5,9 +5,9 @@ import sys
 
 CHECKS = """
 import torch
-from hf_sane.core.layout import Layout
-from hf_sane.symmetry.parts import Part
-from hf_sane.symmetry.permutation import PermutationSpec
+from hf_sane.core._layout import Layout
+from hf_sane.symmetry._parts import Part
+from hf_sane.symmetry._permutation import PermutationSpec
 
 assert False, "this line must not count"
 

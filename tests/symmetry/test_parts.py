@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from hf_sane.symmetry.parts import Part, generators, keeps_parts_together
-from hf_sane.symmetry.permutation import AxisSlice, PermutationSpec
+from hf_sane.symmetry._parts import Part, generators, keeps_parts_together
+from hf_sane.symmetry._permutation import AxisSlice, PermutationSpec
 
 HEADS = Part("heads", 3)
 SHARED = Part("shared", 2, ("heads",))  # query heads that share a key

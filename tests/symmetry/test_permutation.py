@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_sane.symmetry.permutation import AxisSlice, PermutationSpec, gather_stacked
+from hf_sane.symmetry._permutation import AxisSlice, PermutationSpec, gather_stacked
 
 
 def composite_spec():

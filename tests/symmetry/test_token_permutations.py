@@ -6,11 +6,11 @@ from traced_networks import network as network_to_trace
 from traced_networks import traced
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits, mlp, resnet
-from hf_sane.core.layout import Layout
-from hf_sane.symmetry import token_permutations
-from hf_sane.symmetry.networks import permutation_spec
-from hf_sane.symmetry.permutation import PermutationSpec
-from hf_sane.symmetry.token_permutations import TokenPermutations, token_permutation_indices
+from hf_sane.core._layout import Layout
+from hf_sane.symmetry import _token_permutations as token_permutations
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.symmetry._token_permutations import TokenPermutations, token_permutation_indices
 
 CONFIGS = {
     "cnn": cnn_digits(),

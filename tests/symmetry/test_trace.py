@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from traced_networks import NAMES, PRETRAINED, ZOO, network, traced
 
-from hf_sane.symmetry.matching import match_weights
-from hf_sane.symmetry.networks import permutation_spec
-from hf_sane.symmetry.tracing import graph
-from hf_sane.symmetry.tracing.functions import Inputs, exportable, run_in_double
-from hf_sane.symmetry.tracing.trace import trace_permutations
+from hf_sane.symmetry._matching import match_weights
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.symmetry.tracing import _graph as graph
+from hf_sane.symmetry.tracing._functions import Inputs, exportable, run_in_double
+from hf_sane.symmetry.tracing._trace import trace_permutations
 
 # Permutations each architecture has, counted by hand: residual streams, hidden layers, heads, and the inside of each
 # head.

@@ -6,11 +6,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
-from hf_sane.core.layout import Layout
-from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.core._layout import Layout
+from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.tokenization._token_stream import TokenStream
 
 LAYOUTS = ["rowwise", "dense"]
 

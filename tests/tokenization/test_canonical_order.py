@@ -14,16 +14,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s
-from hf_sane.core.layout import Layout
-from hf_sane.core.names import canonical_key, natural_key
-from hf_sane.hub.pipeline import WeightFeatureExtractionPipeline
+from hf_sane.core._layout import Layout
+from hf_sane.core._names import canonical_key, natural_key
+from hf_sane.hub._pipeline import WeightFeatureExtractionPipeline
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.embeddings import embed_networks
-from hf_sane.probing.streaming import embed_checkpoint, embed_stream
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.token_stream import TokenStream
+from hf_sane.probing._embeddings import embed_networks
+from hf_sane.probing._streaming import embed_checkpoint, embed_stream
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.tokenization._token_stream import TokenStream
 
 TOKEN_DIM = 24
 

@@ -6,12 +6,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
-from hf_sane.tokenization.pickles import unpickle
-from hf_sane.tokenization.state_dicts import strip_prefixes
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
+from hf_sane.tokenization._pickles import unpickle
+from hf_sane.tokenization._state_dicts import strip_prefixes
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import transformers
 from tiny_models import LEFT_OUT, MODEL_TYPES, tiny_model
 from torch import Tensor
 
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.saved_form import as_saved
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.tokenization._saved_form import as_saved
 
 EXTRACTORS = [
     SANEFeatureExtractor(token_dim=288, token_layout=token_layout, normalization="none")

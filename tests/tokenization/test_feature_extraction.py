@@ -9,8 +9,8 @@ from transformers import AutoFeatureExtractor, GPT2Config, GPT2LMHeadModel
 import hf_sane  # noqa: F401 (registers the Auto classes)
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s
 from hf_sane.models.configuration_sane import SANEConfig
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 
 def encoded(source, **settings):

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.tokenization.formats import file_format, weights_reader
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.tokenization._formats import file_format, weights_reader
+from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 
 TENSORS = {"a.weight": torch.arange(12.0).reshape(3, 4), "a.bias": torch.ones(3)}
 READ = ("checkpoint.pth.tar", "net.pkl", "net", "net.safetensors", "net.bin", "net.gguf", "net.json")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_sane.core.layout import Layout
-from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.tokenization.headers import read_meta_state_dict
+from hf_sane.core._layout import Layout
+from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.tokenization._headers import read_meta_state_dict
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]

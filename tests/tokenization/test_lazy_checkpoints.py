@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hf_sane.tokenization import lazy_checkpoints
-from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.tokenization.lazy_checkpoints import LazyCheckpoint, open_checkpoint
+from hf_sane.tokenization import _lazy_checkpoints as lazy_checkpoints
+from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.tokenization._lazy_checkpoints import LazyCheckpoint, open_checkpoint
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.tokenization import formats
-from hf_sane.tokenization.checkpoints import load_state_dict
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.formats import file_format, register_format
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
-from hf_sane.tokenization.token_stream import stream_if_large
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.tokenization import _formats as formats
+from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._formats import file_format, register_format
+from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
+from hf_sane.tokenization._token_stream import stream_if_large
 
 
 def read_npz(path):

@@ -7,9 +7,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.safetensors_header import fetch_header, read_header
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.tokenization._safetensors_header import fetch_header, read_header
 
 ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 TWO = {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}

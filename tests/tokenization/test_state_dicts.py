@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.tokenization.checkpoints import Checkpoint, load_state_dict
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
-from hf_sane.tokenization.state_dicts import strip_prefixes
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.tokenization._checkpoints import Checkpoint, load_state_dict
+from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
+from hf_sane.tokenization._state_dicts import strip_prefixes
 
 
 def network(seed=0):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from hf_sane.tokenization.checkpoints import Checkpoint, load_state_dict
-from hf_sane.tokenization.headers import read_meta_state_dict
-from hf_sane.tokenization.lazy_checkpoints import open_checkpoint
-from hf_sane.tokenization.weight_files import choose_weights
+from hf_sane.tokenization._checkpoints import Checkpoint, load_state_dict
+from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
+from hf_sane.tokenization._weight_files import choose_weights
 
 TENSORS = {"w": torch.arange(6.0).reshape(2, 3)}
 HALF = {"w": TENSORS["w"].half()}

@@ -9,12 +9,12 @@ from torch import nn
 
 from hf_sane.architectures.configuration_zoo import CIFARResNetConfig
 from hf_sane.architectures.presets import build_model, cnn_digits, cnn_s, mlp
-from hf_sane.core.layout import Layout
+from hf_sane.core._layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.behavior import BehaviorLoss, behavior_distance
-from hf_sane.training.settings import PretrainSettings
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._behavior import BehaviorLoss, behavior_distance
+from hf_sane.training._settings import PretrainSettings
 
 
 class Split:

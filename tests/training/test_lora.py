@@ -9,16 +9,16 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from pretraining_runs import train
 from safetensors.torch import load_file
 
-from hf_sane.core.adapters import adapter_size, load_adapter, read_adapter_config, save_adapter
+from hf_sane.core._adapters import adapter_size, load_adapter, read_adapter_config, save_adapter
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.outputs import MANIFEST
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.evaluation import evaluate_reconstruction, r2_from_sums
-from hf_sane.training.lora import LORA_TARGETS, add_lora
-from hf_sane.training.preparation import fit_extractor
-from hf_sane.training.settings import PretrainSettings
+from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._evaluation import evaluate_reconstruction, r2_from_sums
+from hf_sane.training._lora import LORA_TARGETS, add_lora
+from hf_sane.training._preparation import fit_extractor
+from hf_sane.training._settings import PretrainSettings
 from hf_sane.workflows.command_line import parse_settings
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "adapters.md"

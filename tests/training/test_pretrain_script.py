@@ -10,10 +10,10 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.networks.images import load_images
-from hf_sane.records.outputs import MANIFEST
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import ZooSettings
+from hf_sane.networks._images import load_images
+from hf_sane.records._outputs import MANIFEST
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import ZooSettings
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 

@@ -7,7 +7,7 @@ import pytest
 import typer
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 
-from hf_sane.training.settings import RESUMABLE, PretrainSettings
+from hf_sane.training._settings import RESUMABLE, PretrainSettings
 from hf_sane.workflows.command_line import parse_settings
 
 NEEDED = {"zoo": ["zoo"], "output": "run"}

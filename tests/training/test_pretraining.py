@@ -12,25 +12,25 @@ from safetensors.torch import load_file
 
 from hf_sane.models.losses_sane import masked_reconstruction_loss
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.networks.images import load_images
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.locks import folder_lock
-from hf_sane.records.outputs import MANIFEST, UNFINISHED, check_finished
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.evaluation import (
+from hf_sane.networks._images import load_images
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._locks import folder_lock
+from hf_sane.records._outputs import MANIFEST, UNFINISHED, check_finished
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._evaluation import (
     evaluate_reconstruction,
     r2_from_sums,
     read_models,
     reconstruct_tokens,
     reconstruction_sums,
 )
-from hf_sane.training.preparation import build_model, fit_extractor, one_cycle, sample_tokens
-from hf_sane.training.pretraining import Run, pretrain
-from hf_sane.training.settings import PretrainSettings
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import ZooSettings
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.training._preparation import build_model, fit_extractor, one_cycle, sample_tokens
+from hf_sane.training._pretraining import Run, pretrain
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import ZooSettings
 
 TINY_MODEL = {
     "hidden_size": 16,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pretraining_runs import train
 
-from hf_sane.training.settings import PretrainSettings
-from hf_sane.training.supervision import PENALTY, SupervisedLoss, left_out_error
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.training._supervision import PENALTY, SupervisedLoss, left_out_error
 
 CPU = torch.device("cpu")
 MODEL = {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 52}

@@ -4,10 +4,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.files import PARTIAL
-from hf_sane.records.outputs import check_finished
-from hf_sane.training.checkpoints import clear_unfinished, is_finite, list_checkpoints, save_checkpoint
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._files import PARTIAL
+from hf_sane.records._outputs import check_finished
+from hf_sane.training._checkpoints import clear_unfinished, is_finite, list_checkpoints, save_checkpoint
 
 
 def folder_with(path, content):

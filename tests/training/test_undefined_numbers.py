@@ -8,22 +8,22 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.hub.cards import network_card, sane_card
-from hf_sane.hub.tables import fact_table, result_tables
+from hf_sane.hub._cards import network_card, sane_card
+from hf_sane.hub._tables import fact_table, result_tables
 from hf_sane.models.configuration_sane import SANEConfig
-from hf_sane.probing.evaluation import probe_table
-from hf_sane.probing.ranks import order_kept
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.diversity import error_overlap
-from hf_sane.sampling.finetuning import accuracy
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.evaluation import r2_from_sums, reconstruction_sums
+from hf_sane.probing._evaluation import probe_table
+from hf_sane.probing._ranks import order_kept
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._diversity import error_overlap
+from hf_sane.sampling._finetuning import accuracy
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._evaluation import r2_from_sums, reconstruction_sums
 from hf_sane.workflows.demo.report import Goal, goals_markdown
 from hf_sane.workflows.pretrain import PretrainSettings, run_pretrain
 from hf_sane.workflows.results import cell_text
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import seed_zoo
-from hf_sane.zoo.facts import read_facts
+from hf_sane.zoo._facts import read_facts
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import seed_zoo
 
 
 def record(**results):
@@ -128,7 +128,7 @@ def test_cards_take_only_what_can_be():
 
 
 def test_mixtures_of_splits_without_networks():
-    from hf_sane.zoo.mixing import _counts
+    from hf_sane.zoo._mixing import _counts
 
     none = {"runs": 0, "networks": 0, "test_accuracy": None}
     some = {"runs": 2, "networks": 4, "test_accuracy": 0.5}

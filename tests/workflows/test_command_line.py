@@ -7,8 +7,8 @@ from typing import Any, Literal
 import pytest
 import typer
 
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import setting
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import setting
 from hf_sane.workflows.command_line import run_workflow
 from hf_sane.workflows.results import Result, Table
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cli.app import app
-from hf_sane.records.run_record import RunRecord
+from hf_sane.records._run_record import RunRecord
 from hf_sane.workflows.finetune import finetune
 from hf_sane.workflows.finetune_lora import FinetuneLoraSettings, finetune_lora
 

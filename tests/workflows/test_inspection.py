@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_sane.architectures.presets import build_model, cnn_s
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.analyze import analyze
 from hf_sane.workflows.info import info
 

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, constants
 from typer.testing import CliRunner
 
 from hf_sane.cli.app import app
-from hf_sane.training.settings import PretrainSettings
+from hf_sane.training._settings import PretrainSettings
 from hf_sane.workflows.pretrain import pretrain, run_pretrain
 from hf_sane.workflows.sane import SANE
 

@@ -12,11 +12,11 @@ from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.cli.app import app
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.export import Provenance
-from hf_sane.sampling.samplers import SAMPLERS, register_sampler
-from hf_sane.sampling.selection import keep_best
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._export import Provenance
+from hf_sane.sampling._samplers import SAMPLERS, register_sampler
+from hf_sane.sampling._selection import keep_best
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.sample import SampleSettings, sample
 from hf_sane.workflows.sane import SANE
 

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cli.app import app
-from hf_sane.merging.methods import MERGE_METHODS, register_merge_method
-from hf_sane.merging.soups import NamesMixer, Soup, equal_weights, score_ingredients
-from hf_sane.records.run_record import RunRecord
+from hf_sane.merging._methods import MERGE_METHODS, register_merge_method
+from hf_sane.merging._soups import NamesMixer, Soup, equal_weights, score_ingredients
+from hf_sane.records._run_record import RunRecord
 from hf_sane.workflows.finetune import finetune
 from hf_sane.workflows.soup import SoupSettings, soup
 

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cli.app import app
 from hf_sane.cli.verbs import VERBS, ZOO_VERBS
-from hf_sane.merging.adapters import average_adapters, open_adapters
+from hf_sane.merging._adapters import average_adapters, open_adapters
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.embed import embed
 from hf_sane.workflows.finetune import finetune
 from hf_sane.workflows.import_zoo import import_zoo
@@ -25,7 +25,7 @@ from hf_sane.workflows.regions import RegionsSettings, map_regions
 from hf_sane.workflows.sample import SampleSettings, sample
 from hf_sane.workflows.sane import SANE
 from hf_sane.workflows.soup import soup
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo._dataset import Zoo
 
 WHICH = {"subfolder": "sub/part", "variant": "fp16"}
 OPTIONS = ["--subfolder", "sub/part", "--variant", "fp16"]

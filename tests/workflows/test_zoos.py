@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from hf_sane.cli.app import app
-from hf_sane.records.outputs import UNFINISHED
+from hf_sane.records._outputs import UNFINISHED
 from hf_sane.workflows.align_zoo import AlignZooSettings, align_zoo, run_align_zoo
 from hf_sane.workflows.build_zoo import BuildZooSettings, build_zoo, run_build_zoo
 from hf_sane.workflows.import_zoo import ImportZooSettings, import_zoo, run_import_zoo
 from hf_sane.workflows.mix_zoos import mix_zoos
 from hf_sane.workflows.show_zoo import load_zoo, show_zoo
-from hf_sane.zoo.building.settings import ZooSettings, hyperparameter_zoo
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.importing.settings import ImportSettings
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.building._settings import ZooSettings, hyperparameter_zoo
+from hf_sane.zoo.importing._settings import ImportSettings
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_zoo.py"
 LIMITS = {"train_limit": 64, "validation_limit": 20, "test_limit": 20}

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.symmetry.matching import match_weights
-from hf_sane.symmetry.networks import permutation_spec
-from hf_sane.symmetry.tracing.trace import trace_permutations
-from hf_sane.zoo.alignment import Alignment, align_zoo, aligned_tokens, token_permutations
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import ZooSettings
-from hf_sane.zoo.dataset import Zoo, ZooSplit
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.symmetry._matching import match_weights
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.symmetry.tracing._trace import trace_permutations
+from hf_sane.zoo._alignment import Alignment, align_zoo, aligned_tokens, token_permutations
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import ZooSettings
 
 
 def unaligned(zoo):
@@ -74,7 +74,7 @@ def test_symmetries_of_ones_own_are_kept(tiny_zoo, digits):
 
 
 def test_networks_are_matched_in_pieces(tiny_zoo, monkeypatch):
-    monkeypatch.setattr("hf_sane.zoo.alignment.MATCH_BYTES", 3 * 4 * 52 * 73)
+    monkeypatch.setattr("hf_sane.zoo._alignment.MATCH_BYTES", 3 * 4 * 52 * 73)
     again = align_zoo(unaligned(tiny_zoo))
     for name, split in again.splits.items():
         assert torch.equal(aligned_tokens(split), aligned_tokens(tiny_zoo.splits[name]))

@@ -10,13 +10,13 @@ import pytest
 import torch
 from huggingface_hub import DatasetCard
 
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.networks.training import HyperParameters, train_stacked
-from hf_sane.records.outputs import MANIFEST
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import ZooSettings, plan_runs
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.records._outputs import MANIFEST
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import ZooSettings, plan_runs
 
 TINY = {"conv_channels": [2, 3], "kernel_sizes": [3, 3], "pool_sizes": [2, 1], "hidden_sizes": [4]}
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_zoo.py"
@@ -150,8 +150,8 @@ def test_a_damaged_group_is_trained_again(tmp_path, digits, built):
 def test_a_group_in_training_is_kept_and_continues_to_the_same_bytes(tmp_path, digits, monkeypatch, epoch, dropout):
     arguments = tiny_arguments(group_size=6, dropout=[dropout], activations=["relu"])
     build_zoo(arguments, digits, tmp_path / "whole")
-    monkeypatch.setattr("hf_sane.zoo.building.build.SAVE_SECONDS", 1e-9)
-    monkeypatch.setattr("hf_sane.records.cadence.MAX_SHARE", math.inf)
+    monkeypatch.setattr("hf_sane.zoo.building._build.SAVE_SECONDS", 1e-9)
+    monkeypatch.setattr("hf_sane.records._cadence.MAX_SHARE", math.inf)
     with pytest.raises(Interruption):
         build_zoo(arguments, digits, tmp_path / "cut", on_progress=stop_after(0, epoch))
     assert [path.name for path in (tmp_path / "cut" / ".build" / "default").glob("*.safetensors")] == [
@@ -173,7 +173,7 @@ def test_a_build_interrupted_while_it_writes_continues(tmp_path, digits, built, 
         raise Interruption
 
     with monkeypatch.context() as patched:
-        patched.setattr("hf_sane.zoo.writing.finish_folder", fail)
+        patched.setattr("hf_sane.zoo._writing.finish_folder", fail)
         with pytest.raises(Interruption):
             build_zoo(tiny_arguments(), digits, tmp_path)
     build_zoo(tiny_arguments(), digits, tmp_path, on_progress=stop_after(0))

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.outputs import MANIFEST
-from hf_sane.symmetry.permutation import PermutationSpec
-from hf_sane.zoo.alignment_record import FILE_NAME, Alignment
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.facts import read_facts
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._outputs import MANIFEST
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.zoo._alignment_record import FILE_NAME, Alignment
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._facts import read_facts
 
 
 @pytest.fixture

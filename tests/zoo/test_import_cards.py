@@ -3,8 +3,8 @@
 import pytest
 from huggingface_hub import EvalResult, ModelInfo
 
-from hf_sane.zoo.importing.cards import CardFacts, read_metrics
-from hf_sane.zoo.records import IMPORT_FEATURES
+from hf_sane.zoo._records import IMPORT_FEATURES
+from hf_sane.zoo.importing._cards import CardFacts, read_metrics
 
 README = """---
 license: other

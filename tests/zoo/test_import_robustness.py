@@ -10,10 +10,10 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save, save_file
 
-from hf_sane.records.outputs import begin_folder, output_folder
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.importing.importing import import_zoo
-from hf_sane.zoo.importing.settings import ImportSettings
+from hf_sane.records._outputs import begin_folder, output_folder
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.importing._importing import import_zoo
+from hf_sane.zoo.importing._settings import ImportSettings
 
 
 def weights(seed):

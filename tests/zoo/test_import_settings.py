@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 
-from hf_sane.zoo.importing.settings import ImportSettings, parse_size
+from hf_sane.zoo.importing._settings import ImportSettings, parse_size
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import save
 
-from hf_sane.zoo.importing.importing import import_zoo
-from hf_sane.zoo.importing.settings import ImportSettings
-from hf_sane.zoo.importing.sources import find_networks, find_sources
+from hf_sane.zoo.importing._importing import import_zoo
+from hf_sane.zoo.importing._settings import ImportSettings
+from hf_sane.zoo.importing._sources import find_networks, find_sources
 
 INDEX = "model.safetensors.index.json"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]

@@ -16,16 +16,16 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.facts import read_facts
-from hf_sane.zoo.importing.importing import group_networks, import_zoo
-from hf_sane.zoo.importing.reading import ImportedNetwork
-from hf_sane.zoo.importing.settings import ImportSettings
-from hf_sane.zoo.records import FEATURES, IMPORT_FEATURES
-from hf_sane.zoo.stream import ZooStream
-from hf_sane.zoo.writing import NETWORKS_NAME, REPORT_NAME
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.zoo._alignment import align_zoo
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._facts import read_facts
+from hf_sane.zoo._records import FEATURES, IMPORT_FEATURES
+from hf_sane.zoo._stream import ZooStream
+from hf_sane.zoo._writing import NETWORKS_NAME, REPORT_NAME
+from hf_sane.zoo.importing._importing import group_networks, import_zoo
+from hf_sane.zoo.importing._reading import ImportedNetwork
+from hf_sane.zoo.importing._settings import ImportSettings
 
 CARD = """---
 license: mit

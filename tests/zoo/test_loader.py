@@ -8,18 +8,18 @@ import pytest
 import torch
 from window_samplers import new_sampler
 
-from hf_sane.core.augmentation import multiplicative_noise
+from hf_sane.core._augmentation import multiplicative_noise
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.alignment import Alignment, aligned_tokens
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import ZooSettings
-from hf_sane.zoo.dataset import ZooSplit
-from hf_sane.zoo.facts import read_facts
-from hf_sane.zoo.windows.loader import WindowSampler
-from hf_sane.zoo.windows.siblings import Siblings
-from hf_sane.zoo.windows.streaming import StreamingWindowSampler
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo._alignment import Alignment, aligned_tokens
+from hf_sane.zoo._dataset import ZooSplit
+from hf_sane.zoo._facts import read_facts
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import ZooSettings
+from hf_sane.zoo.windows._loader import WindowSampler
+from hf_sane.zoo.windows._siblings import Siblings
+from hf_sane.zoo.windows._streaming import StreamingWindowSampler
 
 PLAIN = {"noise": 0.0, "views": ("original",)}
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from window_samplers import new_sampler
 
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.preparation import fit_extractor
-from hf_sane.zoo.alignment import align_zoo
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import ZooSettings
-from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.mixing import mix_zoos
-from hf_sane.zoo.windows.loader import WindowSampler
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._preparation import fit_extractor
+from hf_sane.zoo._alignment import align_zoo
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+from hf_sane.zoo._mixing import mix_zoos
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import ZooSettings
+from hf_sane.zoo.windows._loader import WindowSampler
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,16 @@ import pytest
 import torch
 from window_samplers import new_sampler
 
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.data import TrainingData
-from hf_sane.training.preparation import fit_extractor
-from hf_sane.training.settings import PretrainSettings
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import seed_zoo
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.records import FEATURES
-from hf_sane.zoo.stream import ZooStream
-from hf_sane.zoo.windows.streaming import StreamedBatches
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._data import TrainingData
+from hf_sane.training._preparation import fit_extractor
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._records import FEATURES
+from hf_sane.zoo._stream import ZooStream
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import seed_zoo
+from hf_sane.zoo.windows._streaming import StreamedBatches
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def many_groups(tiny_zoo, tmp_path_factory):
     """The tiny zoo with a row group for every few rows."""
     folder = tmp_path_factory.mktemp("groups")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_sane.zoo.dataset.MAX_ROWS_PER_GROUP", 4)
+        patch.setattr("hf_sane.zoo._dataset.MAX_ROWS_PER_GROUP", 4)
         tiny_zoo.save(folder)
     return ZooStream.open(folder)
 

@@ -19,23 +19,23 @@ from transformers import (
 from window_samplers import new_sampler
 
 from hf_sane.architectures.presets import cnn_digits
-from hf_sane.core.layout import Layout
-from hf_sane.symmetry.matching import weight_similarity
-from hf_sane.symmetry.networks import permutation_spec
-from hf_sane.symmetry.permutation import PermutationSpec
-from hf_sane.symmetry.tracing.trace import trace_permutations
-from hf_sane.symmetry.transformers_models import transformers_spec
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.alignment import align_zoo, aligned_tokens
-from hf_sane.zoo.alignment_record import Alignment
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.importing.importing import import_zoo
-from hf_sane.zoo.importing.settings import ImportSettings
-from hf_sane.zoo.stream import ZooStream
-from hf_sane.zoo.symmetries import fit_spec, imported_spec, network_spec
-from hf_sane.zoo.windows.loader import WindowSampler
-from hf_sane.zoo.windows.streaming import StreamingWindowSampler
-from hf_sane.zoo.writing import writing_zoo
+from hf_sane.core._layout import Layout
+from hf_sane.symmetry._matching import weight_similarity
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.symmetry._transformers_models import transformers_spec
+from hf_sane.symmetry.tracing._trace import trace_permutations
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo._alignment import align_zoo, aligned_tokens
+from hf_sane.zoo._alignment_record import Alignment
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._stream import ZooStream
+from hf_sane.zoo._symmetries import fit_spec, imported_spec, network_spec
+from hf_sane.zoo._writing import writing_zoo
+from hf_sane.zoo.importing._importing import import_zoo
+from hf_sane.zoo.importing._settings import ImportSettings
+from hf_sane.zoo.windows._loader import WindowSampler
+from hf_sane.zoo.windows._streaming import StreamingWindowSampler
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
 IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.locks import FolderInUseError, folder_lock
-from hf_sane.records.outputs import MANIFEST, Manifest
-from hf_sane.zoo.alignment import align_folder
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.facts import read_sections
-from hf_sane.zoo.mixing import mix_zoos
-from hf_sane.zoo.stream import ZooStream
-from hf_sane.zoo.writing import WORK_NAME, writing_zoo
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._locks import FolderInUseError, folder_lock
+from hf_sane.records._outputs import MANIFEST, Manifest
+from hf_sane.zoo._alignment import align_folder
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._facts import read_sections
+from hf_sane.zoo._mixing import mix_zoos
+from hf_sane.zoo._stream import ZooStream
+from hf_sane.zoo._writing import WORK_NAME, writing_zoo
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_an_edited_card_stays_and_is_said_to(tiny_zoo, folder, caplog):
 
 def test_a_card_that_an_older_version_wrote_is_ours(tiny_zoo, folder, monkeypatch, caplog):
     """It is no longer what this version would write: the manifest knows its digest."""
-    monkeypatch.setattr("hf_sane.zoo.writing.render_card", lambda zoos: f"# {', '.join(zoos)}\n")
+    monkeypatch.setattr("hf_sane.zoo._writing.render_card", lambda zoos: f"# {', '.join(zoos)}\n")
     tiny_zoo.save(folder, "second")
     assert (folder / "README.md").read_text() == "# default, second\n"
     assert not caplog.records
@@ -173,7 +173,7 @@ def test_a_replacement_that_fails_changes_nothing(tiny_zoo, folder, monkeypatch)
 
     for place, config in ((folder, "default"), (folder, "second"), (folder.parent / "new", "default")):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as interruption:
-            patched.setattr("hf_sane.zoo.writing.move_folder", fail)
+            patched.setattr("hf_sane.zoo._writing.move_folder", fail)
             half.save(place, config, replace=True)
         assert interruption.value.__notes__ == [f"nothing was written to {place}; the same command starts again"]
         assert content(folder) == before

@@ -14,16 +14,16 @@ from huggingface_hub import DatasetCard
 
 from hf_sane.architectures.configuration_zoo import MLPConfig
 from hf_sane.architectures.presets import cifar_resnet, cnn_digits, mlp
-from hf_sane.networks.hyperparameters import HyperParameters
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.outputs import MANIFEST
-from hf_sane.zoo import records
-from hf_sane.zoo.cards import render_card
-from hf_sane.zoo.dataset import Zoo, ZooSplit
-from hf_sane.zoo.facts import architecture_facts, config_from_dict
-from hf_sane.zoo.importing.settings import ImportSettings
-from hf_sane.zoo.records import FEATURES
-from hf_sane.zoo.table import ZooTable
+from hf_sane.networks._hyperparameters import HyperParameters
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._outputs import MANIFEST
+from hf_sane.zoo import _records as records
+from hf_sane.zoo._cards import render_card
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+from hf_sane.zoo._facts import architecture_facts, config_from_dict
+from hf_sane.zoo._records import FEATURES
+from hf_sane.zoo._table import ZooTable
+from hf_sane.zoo.importing._settings import ImportSettings
 
 
 def same_rows(first, second):
@@ -100,7 +100,7 @@ def without_digests(facts):
 
 @pytest.mark.parametrize("rows_per_group", [1, 3, 1000])
 def test_save_and_load_keep_every_row(tiny_zoo, tmp_path, monkeypatch, rows_per_group):
-    monkeypatch.setattr("hf_sane.zoo.dataset.MAX_ROWS_PER_GROUP", rows_per_group)
+    monkeypatch.setattr("hf_sane.zoo._dataset.MAX_ROWS_PER_GROUP", rows_per_group)
     tiny_zoo.save(tmp_path)
     parquet = pq.ParquetFile(tmp_path / "data" / "train-00000-of-00001.parquet")
     assert parquet.num_row_groups == -(-32 // rows_per_group)
@@ -118,7 +118,7 @@ def test_save_and_load_keep_every_row(tiny_zoo, tmp_path, monkeypatch, rows_per_
 
 
 def test_large_splits_become_several_files(tiny_zoo, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_sane.zoo.dataset.MAX_ROWS_PER_GROUP", 10)
+    monkeypatch.setattr("hf_sane.zoo._dataset.MAX_ROWS_PER_GROUP", 10)
     monkeypatch.setattr(records, "SHARD_BYTES", 20 * 52 * 73 * 4 + 20_000)
     tiny_zoo.save(tmp_path)
     names = [path.name for path in sorted((tmp_path / "data").glob("train-*"))]

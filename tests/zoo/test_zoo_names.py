@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.facts import check_config_name
-from hf_sane.zoo.importing.importing import import_zoo
-from hf_sane.zoo.importing.settings import ImportSettings
-from hf_sane.zoo.stream import ZooStream
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._facts import check_config_name
+from hf_sane.zoo._stream import ZooStream
+from hf_sane.zoo.importing._importing import import_zoo
+from hf_sane.zoo.importing._settings import ImportSettings
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hf_sane.architectures.presets import cnn_digits
 from hf_sane.workflows.build_zoo import BuildZooSettings
 from hf_sane.workflows.command_line import parse_settings
-from hf_sane.zoo.building.settings import (
+from hf_sane.zoo.building._settings import (
     ZooSettings,
     hyperparameter_zoo,
     plan_runs,

@@ -1,1 +1,21 @@
 """What the spectra of weight matrices say about a network, without data."""
+
+from typing import TYPE_CHECKING
+
+from hf_sane._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hf_sane.analysis._regions import RegionMap
+    from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
+
+__all__ = [
+    "RegionMap",
+    "SpectrumSettings",
+    "analyze_spectrum",
+]
+_HOMES = {
+    "RegionMap": "_regions",
+    "SpectrumSettings": "_spectral",
+    "analyze_spectrum": "_spectral",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

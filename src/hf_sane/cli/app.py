@@ -8,10 +8,10 @@ import typer
 from typer.core import TyperGroup
 
 from hf_sane.cli.verbs import VERBS, ZOO_VERBS, add_verb, plugin_verbs
-from hf_sane.records.allocator import tune_allocator
-from hf_sane.records.errors import did_you_mean
-from hf_sane.records.failures import EXIT_CODE, INTERRUPTED, describe_error, expected_errors
-from hf_sane.records.interruptions import describe_interruption, noting_outputs
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._errors import did_you_mean
+from hf_sane.records._failures import EXIT_CODE, INTERRUPTED, describe_error, expected_errors
+from hf_sane.records._interruptions import describe_interruption, noting_outputs
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # of typer's own copy of click
 NOT_ONE_OF = re.compile(r"'(?P<got>[^']*)' is not one of (?P<choices>.*)")
@@ -90,3 +90,9 @@ def main() -> None:
     for verb in plugin_verbs():
         add_verb(app, verb)
     app(prog_name="hf-sane")
+
+
+__all__ = [
+    "app",
+    "main",
+]

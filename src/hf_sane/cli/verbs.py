@@ -86,3 +86,10 @@ def _door(verb: Verb) -> Callable[[typer.Context], None]:
         run_workflow(*verb.load(), list(ctx.args), name=ctx.command_path)
 
     return run
+
+
+__all__ = [
+    "VERBS",
+    "ZOO_VERBS",
+    "Verb",
+]

@@ -1,1 +1,35 @@
 """One network out of several: averages along a training run (SWA), soups of checkpoints, soups of LoRA adapters."""
+
+from typing import TYPE_CHECKING
+
+from hf_sane._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hf_sane.merging._greedy import greedy_soup
+    from hf_sane.merging._ingredients import align_ingredients, open_ingredients
+    from hf_sane.merging._methods import register_merge_method
+    from hf_sane.merging._scoring import ImageScore
+    from hf_sane.merging._soups import CheckpointMixer
+    from hf_sane.merging._swa import SWASchedule, WeightAverager
+
+__all__ = [
+    "CheckpointMixer",
+    "ImageScore",
+    "SWASchedule",
+    "WeightAverager",
+    "align_ingredients",
+    "greedy_soup",
+    "open_ingredients",
+    "register_merge_method",
+]
+_HOMES = {
+    "greedy_soup": "_greedy",
+    "align_ingredients": "_ingredients",
+    "open_ingredients": "_ingredients",
+    "register_merge_method": "_methods",
+    "ImageScore": "_scoring",
+    "CheckpointMixer": "_soups",
+    "SWASchedule": "_swa",
+    "WeightAverager": "_swa",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

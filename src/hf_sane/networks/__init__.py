@@ -1,1 +1,19 @@
 """Many networks of one architecture at once: stacked, trained, conditioned, tested on images."""
+
+from typing import TYPE_CHECKING
+
+from hf_sane._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hf_sane.networks._images import load_images
+    from hf_sane.networks._stacked import StackedNetworks
+
+__all__ = [
+    "StackedNetworks",
+    "load_images",
+]
+_HOMES = {
+    "load_images": "_images",
+    "StackedNetworks": "_stacked",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,1 +1,37 @@
 """What weights tell about a network: embeddings, linear probes, the baselines W and s(W), and metrics."""
+
+from typing import TYPE_CHECKING
+
+from hf_sane._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hf_sane.probing._classification import classify_left_out, regress_left_out
+    from hf_sane.probing._embeddings import embed_networks
+    from hf_sane.probing._poolings import POOLINGS, register_pooling
+    from hf_sane.probing._probes import RidgeProbe
+    from hf_sane.probing._streaming import embed_checkpoint, embed_stream
+    from hf_sane.probing._transfer import transfer_table
+
+__all__ = [
+    "POOLINGS",
+    "RidgeProbe",
+    "classify_left_out",
+    "embed_checkpoint",
+    "embed_networks",
+    "embed_stream",
+    "register_pooling",
+    "regress_left_out",
+    "transfer_table",
+]
+_HOMES = {
+    "classify_left_out": "_classification",
+    "regress_left_out": "_classification",
+    "embed_networks": "_embeddings",
+    "POOLINGS": "_poolings",
+    "register_pooling": "_poolings",
+    "RidgeProbe": "_probes",
+    "embed_checkpoint": "_streaming",
+    "embed_stream": "_streaming",
+    "transfer_table": "_transfer",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,1 +1,21 @@
 """What runs leave on disk: complete files, outputs that are finished or absent, records of runs, and their errors."""
+
+from typing import TYPE_CHECKING
+
+from hf_sane._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hf_sane.records._run_record import RunRecord
+    from hf_sane.records._settings import as_arguments, setting
+
+__all__ = [
+    "RunRecord",
+    "as_arguments",
+    "setting",
+]
+_HOMES = {
+    "RunRecord": "_run_record",
+    "as_arguments": "_settings",
+    "setting": "_settings",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

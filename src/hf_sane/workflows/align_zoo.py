@@ -4,15 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
-from hf_sane.records.sources import check_path
-from hf_sane.symmetry.networks import permutation_spec
-from hf_sane.symmetry.permutation import PermutationSpec
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._sources import check_path
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.workflows.results import Result, Table
-from hf_sane.zoo import alignment
-from hf_sane.zoo.dataset import Zoo, choose_config
-from hf_sane.zoo.facts import read_facts
+from hf_sane.zoo import _alignment as alignment
+from hf_sane.zoo._dataset import Zoo, choose_config
+from hf_sane.zoo._facts import read_facts
 
 SHOWN_PLACES = 3  # of each reason why something stays
 
@@ -62,7 +62,7 @@ class AlignZooResult(Result):
 
 
 def align_zoo(zoo: Zoo, **options: Any) -> Zoo:
-    """Align a zoo in memory; options and errors as of `hf_sane.zoo.alignment.align_zoo`.
+    """Align a zoo in memory; options and errors as of `hf_sane.zoo._alignment.align_zoo`.
 
     Args:
         zoo: Built or imported.
@@ -110,3 +110,11 @@ def _fixed(spec: PermutationSpec) -> list[str]:
         f"{f' and {len(places) - SHOWN_PLACES} more' if len(places) > SHOWN_PLACES else ''}"
         for reason, places in spec.reasons.items()
     ]
+
+
+__all__ = [
+    "AlignZooResult",
+    "AlignZooSettings",
+    "align_zoo",
+    "run_align_zoo",
+]

@@ -6,13 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hf_sane.analysis.embedding import layer_embedding_spread
-from hf_sane.analysis.report import NOT_FINITE, LayerSpectrum, SpectrumReport
-from hf_sane.analysis.spectral import SpectrumSettings, analyze_spectrum
-from hf_sane.records.errors import shorten
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
-from hf_sane.tokenization.checkpoints import Checkpoint, Source
+from hf_sane.analysis._embedding import layer_embedding_spread
+from hf_sane.analysis._report import NOT_FINITE, LayerSpectrum, SpectrumReport
+from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.records._errors import shorten
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.tokenization._checkpoints import Checkpoint, Source
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import WeightsSettings
@@ -75,7 +75,7 @@ class AnalyzeResult(Result):
         """The report, pictures and the record of the run."""
         self.report.save_json(partial / "spectrum.json", eigenvalues=self.eigenvalues)
         if self.plots:
-            from hf_sane.analysis.plots import plot_densities, plot_depth
+            from hf_sane.analysis._plots import plot_densities, plot_depth
 
             plot_densities(self.report, partial / "densities.png")
             plot_depth(self.report, partial / "depth.png", spread=self.spread)
@@ -166,3 +166,11 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
 def _first(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(map(shorten, names[:NAMES_SHOWN])) + more
+
+
+__all__ = [
+    "AnalyzeResult",
+    "AnalyzeSettings",
+    "analyze",
+    "run_analyze",
+]

@@ -6,14 +6,14 @@ from typing import Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 
-from hf_sane.networks.images import ImageData
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import setting
+from hf_sane.networks._images import ImageData
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import setting
 from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult
-from hf_sane.zoo.building import build
-from hf_sane.zoo.building.settings import RECIPES, ZooSettings
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.building import _build as build
+from hf_sane.zoo.building._settings import RECIPES, ZooSettings
 
 
 @strict
@@ -71,3 +71,10 @@ def run_build_zoo(settings: BuildZooSettings, *, data: ImageData | None = None) 
     zoo = build.build_zoo(settings, data, settings.output, config=settings.config)
     record = zoo.run_record or RunRecord.start(seed=settings.seed, arguments=settings.to_dict())
     return ZooResult(record=record, output=Path(settings.output), zoo=zoo)
+
+
+__all__ = [
+    "BuildZooSettings",
+    "build_zoo",
+    "run_build_zoo",
+]

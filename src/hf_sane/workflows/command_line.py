@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from hf_sane.records.errors import shorten
-from hf_sane.records.registry import load_plugins
-from hf_sane.records.settings import default_of, option_name
+from hf_sane.records._errors import shorten
+from hf_sane.records._registry import load_plugins
+from hf_sane.records._settings import default_of, option_name
 from hf_sane.workflows.results import MAX_LINE, Result
 
 OLD_SPELLINGS_END = "0.2"  # the version that refuses them
@@ -278,3 +278,9 @@ def script(settings: type, run: Callable[[Any], Result], *, name: str) -> Callab
             raise SystemExit(error.exit_code) from error
 
     return main
+
+
+__all__ = [
+    "run_workflow",
+    "script",
+]

@@ -7,18 +7,18 @@ from typing import Any, ClassVar
 
 import datasets
 
-from hf_sane.probing.embeddings import embed_networks
-from hf_sane.probing.streaming import embed_checkpoint
-from hf_sane.probing.zoo_features import token_blocks
-from hf_sane.records.failures import describe_error, expected_errors
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
-from hf_sane.tokenization.checkpoints import Checkpoint
+from hf_sane.probing._embeddings import embed_networks
+from hf_sane.probing._streaming import embed_checkpoint
+from hf_sane.probing._zoo_features import token_blocks
+from hf_sane.records._failures import describe_error, expected_errors
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.tokenization._checkpoints import Checkpoint
 from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import WeightsSettings, WindowSettings
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo._dataset import Zoo
 
 
 @dataclass(kw_only=True)
@@ -167,3 +167,11 @@ def _lengths(vectors: Sequence[Sequence[float] | None]) -> Any:
     """How long embeddings are: one number, or from-to."""
     found = sorted({len(vector or ()) for vector in vectors})
     return found[0] if len(found) == 1 else f"{found[0]}-{found[-1]}" if found else "-"
+
+
+__all__ = [
+    "EmbedResult",
+    "EmbedSettings",
+    "embed",
+    "run_embed",
+]

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.hub.publish import save_network
-from hf_sane.networks.images import ImageData
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.networks.training import HyperParameters, train_stacked
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
-from hf_sane.sampling.baselines import SCRATCH_SEED
+from hf_sane.hub._publish import save_network
+from hf_sane.networks._images import ImageData
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.sampling._baselines import SCRATCH_SEED
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output
 from hf_sane.workflows.shared import SourceSettings

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from transformers import AutoModelForImageClassification
 
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
-from hf_sane.core.adapters import ADAPTER, adapter_size, require_hub_id
-from hf_sane.hub.adapters import save_network_adapter
-from hf_sane.hub.push import plan_push
-from hf_sane.networks.images import ImageData
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import setting
-from hf_sane.records.sources import hub_id
-from hf_sane.sampling.finetuning import StepSettings, add_network_lora, finetune_network
-from hf_sane.tokenization.loading import load_model
+from hf_sane.core._adapters import ADAPTER, adapter_size, require_hub_id
+from hf_sane.hub._adapters import save_network_adapter
+from hf_sane.hub._push import plan_push
+from hf_sane.networks._images import ImageData
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import setting
+from hf_sane.records._sources import hub_id
+from hf_sane.sampling._finetuning import StepSettings, add_network_lora, finetune_network
+from hf_sane.tokenization._loading import load_model
 from hf_sane.workflows.networks import Network, open_images
 from hf_sane.workflows.results import Result, optional_output
 

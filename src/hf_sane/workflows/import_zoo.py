@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from tqdm import tqdm
 
-from hf_sane.records.errors import shorten
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import setting
+from hf_sane.records._errors import shorten
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import setting
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.shared import temporary_folder
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.facts import data_folder
-from hf_sane.zoo.importing import importing
-from hf_sane.zoo.importing.settings import ImportSettings
-from hf_sane.zoo.writing import REPORT_NAME
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._facts import data_folder
+from hf_sane.zoo._writing import REPORT_NAME
+from hf_sane.zoo.importing import _importing as importing
+from hf_sane.zoo.importing._settings import ImportSettings
 
 MUCH_PADDING = 0.9  # of the scalars in the tokens of a network
 MAX_REASON = 300  # characters; the JSON has them all
@@ -126,3 +126,11 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
         zoo=found.zoo,
         entries=found.entries,
     )
+
+
+__all__ = [
+    "ImportZooResult",
+    "ImportZooSettings",
+    "import_zoo",
+    "run_import_zoo",
+]

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_sane.core.layout import Layout
-from hf_sane.core.layout_facts import describe_layout
-from hf_sane.records.errors import shorten
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
-from hf_sane.tokenization.checkpoints import Checkpoint, Source
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.headers import read_meta_state_dict
+from hf_sane.core._layout import Layout
+from hf_sane.core._layout_facts import describe_layout
+from hf_sane.records._errors import shorten
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.tokenization._checkpoints import Checkpoint, Source
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.shared import WeightsSettings
 
@@ -115,3 +115,11 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list):
         return " + ".join("x".join(map(str, shape)) or "scalar" for shape in value)
     return value
+
+
+__all__ = [
+    "InfoResult",
+    "InfoSettings",
+    "info",
+    "run_info",
+]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult, load_zoo
-from hf_sane.zoo import mixing
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo import _mixing as mixing
+from hf_sane.zoo._dataset import Zoo
 
 
 @dataclass(kw_only=True)
@@ -86,3 +86,10 @@ def parse_source(text: str) -> tuple[str, str, str | None]:
     if not label or not equals or not source:
         raise ValueError(f"expected NAME=SOURCE or NAME=SOURCE@CONFIG, got {text!r}")
     return label, source, config or None
+
+
+__all__ = [
+    "MixZoosSettings",
+    "mix_zoos",
+    "run_mix_zoos",
+]

@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import AutoModelForImageClassification
 
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
-from hf_sane.hub.cards import describe_config
-from hf_sane.hub.push import network_folders, push_generated
-from hf_sane.networks.images import ImageData, load_images
-from hf_sane.networks.stacked import StackedNetworks
-from hf_sane.records.run_record import RECORD
-from hf_sane.records.sources import HubRepo, find_source
-from hf_sane.tokenization.loading import load_model
+from hf_sane.hub._cards import describe_config
+from hf_sane.hub._push import network_folders, push_generated
+from hf_sane.networks._images import ImageData, load_images
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.records._run_record import RECORD
+from hf_sane.records._sources import HubRepo, find_source
+from hf_sane.tokenization._loading import load_model
 from hf_sane.workflows.results import Result
 
 Network = str | Path | ZooPreTrainedModel

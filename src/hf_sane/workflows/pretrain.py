@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hf_sane.core.adapters import load_adapter
-from hf_sane.hub.adapters import write_pretraining_card
-from hf_sane.records.run_record import RECORD, RunRecord
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training import pretraining
-from hf_sane.training.run_folder import JOB
-from hf_sane.training.settings import PretrainSettings
+from hf_sane.core._adapters import load_adapter
+from hf_sane.hub._adapters import write_pretraining_card
+from hf_sane.records._run_record import RECORD, RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training import _pretraining as pretraining
+from hf_sane.training._run_folder import JOB
+from hf_sane.training._settings import PretrainSettings
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.sane import SANE
 from hf_sane.workflows.shared import temporary_folder
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo._dataset import Zoo
 
 
 @dataclass(kw_only=True)
@@ -99,3 +99,10 @@ def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = Non
     record = RunRecord.load(found.folder / RECORD)
     is_silent, base = not found.is_main_process, settings.pretrained if settings.lora else None
     return PretrainingResult(record=record, output=found.folder, is_silent=is_silent, run=found, base=base)
+
+
+__all__ = [
+    "PretrainingResult",
+    "pretrain",
+    "run_pretrain",
+]

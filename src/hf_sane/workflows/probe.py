@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from hf_sane.probing.evaluation import ProbeTable, probe_table
-from hf_sane.probing.poolings import POOLINGS
-from hf_sane.probing.transfer import TransferTable, transfer_table
-from hf_sane.probing.zoo_features import ZooFeatures, read_zoo_features
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
+from hf_sane.probing._evaluation import ProbeTable, probe_table
+from hf_sane.probing._poolings import POOLINGS
+from hf_sane.probing._transfer import TransferTable, transfer_table
+from hf_sane.probing._zoo_features import ZooFeatures, read_zoo_features
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import WindowSettings
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo._dataset import Zoo
 
 METRICS = {"r2": "R2", "kendall_tau": "Kendall tau", "mae": "mean absolute error"}
 TRANSFER_METRICS = ("r2", "kendall_tau")
@@ -196,3 +196,11 @@ def split_config(source: str) -> tuple[str, str | None]:
     place, colon, config = source.rpartition(":")
     is_path = Path(source).exists() or "/" in config or "\\" in config
     return (source, None) if is_path or not place or not colon or not config else (place, config)
+
+
+__all__ = [
+    "ProbeResult",
+    "ProbeSettings",
+    "probe",
+    "run_probe",
+]

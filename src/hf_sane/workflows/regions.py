@@ -8,20 +8,20 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from hf_sane.analysis.adapter_regions import adapter_map
-from hf_sane.analysis.projection import MIN_POINTS
-from hf_sane.analysis.region_networks import align_networks, latent_points
-from hf_sane.analysis.region_plots import plot_maps, plot_scores
-from hf_sane.analysis.region_results import RegionScores
-from hf_sane.analysis.region_zoos import LabelledNetworks, score_zoo_regions, zoo_networks
-from hf_sane.analysis.regions import RegionMap
-from hf_sane.records.documents import read_document
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
+from hf_sane.analysis._adapter_regions import adapter_map
+from hf_sane.analysis._projection import MIN_POINTS
+from hf_sane.analysis._region_networks import align_networks, latent_points
+from hf_sane.analysis._region_plots import plot_maps, plot_scores
+from hf_sane.analysis._region_results import RegionScores
+from hf_sane.analysis._region_zoos import LabelledNetworks, score_zoo_regions, zoo_networks
+from hf_sane.analysis._regions import RegionMap
+from hf_sane.records._documents import read_document
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import SourceSettings
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo._dataset import Zoo
 
 SPLITS = ("train", "validation", "test")
 SCORE_HEADER = ("test accuracy of", "networks", "line", "hull", "outside", "line beats outside", "hull beats outside")

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from hf_sane.records.errors import shorten
-from hf_sane.records.outputs import output_folder
-from hf_sane.records.run_record import RECORD, RunRecord
+from hf_sane.records._errors import shorten
+from hf_sane.records._outputs import output_folder
+from hf_sane.records._run_record import RECORD, RunRecord
 
 MAX_LINE = 4000  # characters
 UNLIMITED = 10_000  # columns: a table that goes into a file or a pipe is not folded
@@ -164,3 +164,9 @@ def _print_table(table: Table, console: Console) -> None:
     aside.print(made)
     for line in text.getvalue().splitlines():
         console.file.write(line.rstrip() + "\n")
+
+
+__all__ = [
+    "Result",
+    "Table",
+]

@@ -8,23 +8,23 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.hub.publish import load_sane, loaded_commit, save_network
+from hf_sane.hub._publish import load_sane, loaded_commit, save_network
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.networks.images import ImageData, load_zoo_images
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
-from hf_sane.records.sources import hub_id
-from hf_sane.sampling.anchors import TOP_FRACTION
-from hf_sane.sampling.comparison import AnchorSet
-from hf_sane.sampling.export import Provenance
-from hf_sane.sampling.generation import Density, NetworkCodec
-from hf_sane.sampling.samplers import SAMPLERS, SamplingTask, parse_bandwidths, run_sampler
-from hf_sane.sampling.selection import Judge, SelectedNetworks
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.networks._images import ImageData, load_zoo_images
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._sources import hub_id
+from hf_sane.sampling._anchors import TOP_FRACTION
+from hf_sane.sampling._comparison import AnchorSet
+from hf_sane.sampling._export import Provenance
+from hf_sane.sampling._generation import Density, NetworkCodec
+from hf_sane.sampling._samplers import SAMPLERS, SamplingTask, parse_bandwidths, run_sampler
+from hf_sane.sampling._selection import Judge, SelectedNetworks
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output, rows_of
 from hf_sane.workflows.shared import SourceSettings
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo._dataset import Zoo
 
 # Settings that the run record and the cards of the networks show.
 RECORDED = ("sane", "zoo", "config", "method", "mode", "unit", "num_candidates", "top_fraction", "halo_size")

@@ -10,19 +10,19 @@ import torch
 from huggingface_hub import HfApi
 from torch import Tensor
 
-from hf_sane.core.layout import Layout
-from hf_sane.core.types import StateDict
-from hf_sane.hub.publish import load_sane, loaded_commit, save_sane
-from hf_sane.hub.push import plan_push
+from hf_sane.core._layout import Layout
+from hf_sane.core._types import StateDict
+from hf_sane.hub._publish import load_sane, loaded_commit, save_sane
+from hf_sane.hub._push import plan_push
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.streaming import embed_checkpoint
-from hf_sane.probing.zoo_features import embed_split, stacked_features
-from hf_sane.records.run_record import RunRecord
-from hf_sane.tokenization.checkpoints import Source
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.probing._streaming import embed_checkpoint
+from hf_sane.probing._zoo_features import embed_split, stacked_features
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._checkpoints import Source
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.networks import Network
 from hf_sane.workflows.sample import SampleResult, sample
-from hf_sane.zoo.dataset import Zoo, ZooSplit
+from hf_sane.zoo._dataset import Zoo, ZooSplit
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SANE:
         return cls(model, extractor, str(source), loaded_commit(str(source), revision))
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
-        """Save model, weight tokenizer, run record and card; see `hf_sane.hub.publish.save_sane`."""
+        """Save model, weight tokenizer, run record and card; see `hf_sane.hub._publish.save_sane`."""
         record = self.record or RunRecord.start(arguments={"source": self.source}).finish({})
         return save_sane(folder, self.model, self.extractor, record, **options)
 
@@ -77,7 +77,7 @@ class SANE:
             private: Whether a new repository is private; the account's default if `None`.
             revision: Branch; the default branch if `None`.
             api: Client to use, for another endpoint or token.
-            **options: As of `hf_sane.hub.publish.save_sane`.
+            **options: As of `hf_sane.hub._publish.save_sane`.
 
         Returns:
             Address of the commit.
@@ -168,3 +168,9 @@ def open_sane(source: "str | Path | SANE", *, revision: str | None = None) -> SA
 
 def _windows(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in ("halo_size", "batch_size")}
+
+
+__all__ = [
+    "SANE",
+    "open_sane",
+]

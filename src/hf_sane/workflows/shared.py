@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hf_sane.records.settings import setting
+from hf_sane.records._settings import setting
 
 logger = logging.getLogger(__name__)
 
@@ -45,3 +45,10 @@ def temporary_folder(job: str) -> Path:
         folder = Path(name)  # given back at once: the one writer makes it
     logger.warning("no output folder was given: the %s goes to %s", job, folder)
     return folder
+
+
+__all__ = [
+    "SourceSettings",
+    "WeightsSettings",
+    "WindowSettings",
+]

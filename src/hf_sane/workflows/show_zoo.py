@@ -7,12 +7,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table
-from hf_sane.zoo.dataset import Zoo
-from hf_sane.zoo.facts import IMPORTED
-from hf_sane.zoo.writing import JOB
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._facts import IMPORTED
+from hf_sane.zoo._writing import JOB
 
 MAX_SHOWN = 10  # architectures and layouts
 SHOWN_PROPERTIES = ("test_accuracy", "validation_accuracy", "generalization_gap")
@@ -140,3 +140,12 @@ def _spread(values: np.ndarray) -> list[float] | None:
     """Smallest, median and largest of what is known."""
     known = values[np.isfinite(values)]
     return np.quantile(known, (0, 0.5, 1)).tolist() if len(known) else None
+
+
+__all__ = [
+    "ShowZooSettings",
+    "ZooResult",
+    "load_zoo",
+    "run_show_zoo",
+    "show_zoo",
+]

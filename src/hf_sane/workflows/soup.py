@@ -9,8 +9,8 @@ from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.hub.soups import save_adapter_soup, save_soup, save_soup_of_files
-from hf_sane.merging.adapters import (
+from hf_sane.hub._soups import save_adapter_soup, save_soup, save_soup_of_files
+from hf_sane.merging._adapters import (
     SOUP,
     AdapterMixer,
     are_adapters,
@@ -18,24 +18,24 @@ from hf_sane.merging.adapters import (
     base_config,
     open_adapters,
 )
-from hf_sane.merging.averaging import soup_dtype, uniform_weights
-from hf_sane.merging.ingredients import Ingredient, align_known, expand_folders, open_ingredients
-from hf_sane.merging.methods import MERGE_METHODS, measured_soup
-from hf_sane.merging.reconciliation import complete_config
-from hf_sane.merging.scoring import ImageScore, load_score
-from hf_sane.merging.soups import CheckpointMixer, Mixer, NamesMixer, Soup
-from hf_sane.networks.batchnorm import NUM_BATCHES
-from hf_sane.networks.images import ImageData
-from hf_sane.records.documents import parse_document
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
-from hf_sane.tokenization.checkpoints import Checkpoint, Source
-from hf_sane.tokenization.loading import initial_model, load_config, load_model
+from hf_sane.merging._averaging import soup_dtype, uniform_weights
+from hf_sane.merging._ingredients import Ingredient, align_known, expand_folders, open_ingredients
+from hf_sane.merging._methods import MERGE_METHODS, measured_soup
+from hf_sane.merging._reconciliation import complete_config
+from hf_sane.merging._scoring import ImageScore, load_score
+from hf_sane.merging._soups import CheckpointMixer, Mixer, NamesMixer, Soup
+from hf_sane.networks._batchnorm import NUM_BATCHES
+from hf_sane.networks._images import ImageData
+from hf_sane.records._documents import parse_document
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.tokenization._checkpoints import Checkpoint, Source
+from hf_sane.tokenization._loading import initial_model, load_config, load_model
 from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.shared import WeightsSettings
 
-IN_PYTHON = "select in Python by a score of your own (hf_sane.merging.greedy.greedy_soup)"
+IN_PYTHON = "select in Python by a score of your own (hf_sane.merging._greedy.greedy_soup)"
 
 
 @dataclass(kw_only=True)

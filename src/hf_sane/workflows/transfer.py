@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_sane.hub.pull import check_size, find_repository, parse_size, plan_pull
-from hf_sane.hub.pull import pull as fetch
-from hf_sane.hub.push import plan_push
-from hf_sane.hub.transfer import RepoFile, Upload
-from hf_sane.records.run_record import RunRecord
-from hf_sane.records.settings import as_arguments, setting
-from hf_sane.records.sources import check_path, parse_repo
+from hf_sane.hub._pull import check_size, find_repository, parse_size, plan_pull
+from hf_sane.hub._pull import pull as fetch
+from hf_sane.hub._push import plan_push
+from hf_sane.hub._transfer import RepoFile, Upload
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._sources import check_path, parse_repo
 from hf_sane.workflows.results import Result, Table
 
 
@@ -166,3 +166,15 @@ def _file_table(files: Sequence[RepoFile], remarks: list[str]) -> Table:
     """Every file with its size, and the sum."""
     total = [f"{len(files)} files", sum(file.num_bytes for file in files)]
     return Table(("file", "bytes"), [*map(list, _sizes(files).items()), total], caption="\n".join(remarks))
+
+
+__all__ = [
+    "PullResult",
+    "PullSettings",
+    "PushResult",
+    "PushSettings",
+    "pull",
+    "push",
+    "run_pull",
+    "run_push",
+]

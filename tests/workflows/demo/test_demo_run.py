@@ -5,14 +5,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForImageClassification
 
-from hf_sane.networks.images import load_images
-from hf_sane.records.errors import InvalidFileError
-from hf_sane.records.outputs import MANIFEST, check_finished
+from hf_sane.networks._images import load_images
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._outputs import MANIFEST, check_finished
 from hf_sane.workflows.demo.probing import probe_zoo
 from hf_sane.workflows.demo.report import METHOD_TITLES
 from hf_sane.workflows.demo.run import reconstruct, run_demo
 from hf_sane.workflows.demo.settings import DemoSettings
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo._dataset import Zoo
 
 TINY = {
     "seed_zoo_networks": 14,

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.hub.cards import network_card, sane_card
+from hf_sane.hub._cards import network_card, sane_card
 from hf_sane.models.configuration_sane import SANEConfig
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.export import Provenance
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization.loading import load_config
-from hf_sane.zoo.cards import render_card
-from hf_sane.zoo.facts import read_facts
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._export import Provenance
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._loading import load_config
+from hf_sane.zoo._cards import render_card
+from hf_sane.zoo._facts import read_facts
 
 SANE_TITLE = "SANE of the demo"
 # What a card is made of: the files of each artefact that are kept beside its card.
@@ -72,3 +72,6 @@ def render_demo_cards(folder: Path, report: Mapping[str, Any]) -> dict[str, str]
         provenance=Provenance.load(folder / "sampled/network_0"),
     )
     return {"sane": str(sane), "sampled/network_0": str(network), "zoos": render_card(read_facts(folder / "zoos"))}
+
+
+__all__ = []

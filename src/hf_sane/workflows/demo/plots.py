@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_sane.analysis.pictures import save_picture
+from hf_sane.analysis._pictures import save_picture
 
 # One colour per family: SANE in blues, the zoo's own networks in greens, what costs nothing in greys and reds.
 COLOURS = {
@@ -78,3 +78,6 @@ def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, ncols=2, loc="lower right")
     save_picture(figure, path, dpi=130)
+
+
+__all__ = []

@@ -7,14 +7,14 @@ import numpy as np
 from torch import Tensor
 
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing.baselines import flattened_weights, layer_statistics
-from hf_sane.probing.embeddings import embed_networks
-from hf_sane.probing.evaluation import probe_table
-from hf_sane.probing.poolings import POOLINGS
-from hf_sane.probing.spectra import weight_profile
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo.alignment import aligned_tokens
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.probing._baselines import flattened_weights, layer_statistics
+from hf_sane.probing._embeddings import embed_networks
+from hf_sane.probing._evaluation import probe_table
+from hf_sane.probing._poolings import POOLINGS
+from hf_sane.probing._spectra import weight_profile
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._dataset import Zoo
 
 PROPERTIES = ("test_accuracy", "epoch", "generalization_gap")
 SPLITS = ("train", "validation", "test")
@@ -95,3 +95,6 @@ def short_table(details: dict[str, Any]) -> dict[str, dict[str, float]]:
     """R2 on test networks of the rows that the record promises."""
     rows = ("weights", "layer_statistics", "sane_mean", "sane_best")
     return {p: {name: row[name]["r2"] for name in rows} for p, row in details.items()}
+
+
+__all__ = []

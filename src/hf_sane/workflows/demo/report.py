@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_sane.hub.tables import markdown_table
+from hf_sane.hub._tables import markdown_table
 
 PROPERTY_TITLES = {
     "test_accuracy": "test accuracy",
@@ -212,3 +212,6 @@ def readme_block(record: Mapping[str, Any]) -> str:
             markdown_table(titles, probes, numbers=True),
         ]
     )
+
+
+__all__ = []

@@ -14,35 +14,35 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hf_sane.hub.publish import load_sane, save_network, save_sane
+from hf_sane.hub._publish import load_sane, save_network, save_sane
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.networks.images import ImageData, load_images
-from hf_sane.records.files import write_atomically
-from hf_sane.records.outputs import (
+from hf_sane.networks._images import ImageData, load_images
+from hf_sane.records._files import write_atomically
+from hf_sane.records._outputs import (
     begin_folder,
     finish_folder,
     output_folder,
     resumable_folder,
 )
-from hf_sane.records.run_record import RunRecord
-from hf_sane.sampling.comparison import Samples, draw_samples, finetune_all, measure_distances
-from hf_sane.sampling.export import Provenance
-from hf_sane.sampling.generation import NetworkCodec
-from hf_sane.sampling.selection import Judge
-from hf_sane.tokenization.feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training.evaluation import r2_from_sums, reconstruction_sums
-from hf_sane.training.pretraining import pretrain
-from hf_sane.training.settings import PretrainSettings
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._comparison import Samples, draw_samples, finetune_all, measure_distances
+from hf_sane.sampling._export import Provenance
+from hf_sane.sampling._generation import NetworkCodec
+from hf_sane.sampling._selection import Judge
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._evaluation import r2_from_sums, reconstruction_sums
+from hf_sane.training._pretraining import pretrain
+from hf_sane.training._settings import PretrainSettings
 from hf_sane.workflows.demo.cards import SANE_TITLE, network_record, network_title
 from hf_sane.workflows.demo.plots import plane, plot_embedding_map, plot_finetuning
 from hf_sane.workflows.demo.probing import PROPERTIES, probe_zoo, short_table
 from hf_sane.workflows.demo.report import probe_markdown, render_report, sampling_markdown
 from hf_sane.workflows.demo.settings import DemoSettings
 from hf_sane.workflows.results import Result
-from hf_sane.zoo.alignment import aligned_tokens
-from hf_sane.zoo.building.build import build_zoo
-from hf_sane.zoo.building.settings import hyperparameter_zoo, seed_zoo
-from hf_sane.zoo.dataset import Zoo
+from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import hyperparameter_zoo, seed_zoo
 
 NETWORK = {"activation": "gelu"}
 REPORTED_EPOCHS = (0, 1, 5)
@@ -337,3 +337,10 @@ def write_report(output: Path, record: RunRecord) -> dict[str, Any]:
         with write_atomically(output / name) as partial:
             partial.write_text(page, encoding="utf-8")
     return content
+
+
+__all__ = [
+    "DemoResult",
+    "demo",
+    "run_demo",
+]

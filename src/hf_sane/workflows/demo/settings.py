@@ -6,8 +6,8 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from hf_sane.records.settings import setting
-from hf_sane.sampling.comparison import ComparisonSettings
+from hf_sane.records._settings import setting
+from hf_sane.sampling._comparison import ComparisonSettings
 
 
 @strict
@@ -71,3 +71,8 @@ class DemoSettings:
                 if hasattr(self, entry.name)
             }
         )
+
+
+__all__ = [
+    "DemoSettings",
+]

@@ -1,0 +1,166 @@
+"""Pictures of spectra: densities with their fits, alpha over depth, through training, and against accuracy."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_sane.analysis._pictures import save_picture
+from hf_sane.analysis._report import LayerSpectrum, SpectrumReport
+from hf_sane.core._marchenko_pastur import density
+from hf_sane.records._escaping import plot_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_PANELS = 48
+COLUMNS = 4
+DATA, BULK, TAIL, OTHER = "#9ecae1", "#1b7837", "#e6550d", "#08306b"
+
+
+def plot_densities(report: SpectrumReport, path: Path, *, bins: int = 60) -> None:
+    """Draw the empirical spectral density of every layer with its Marchenko-Pastur bulk, edge and power-law tail.
+
+    Networks of many layers are thinned out evenly to 48 panels.
+
+    Args:
+        report: Of one network.
+        path: PNG to write.
+        bins: Of each histogram.
+    """
+    from matplotlib.figure import Figure
+
+    chosen = np.unique(np.linspace(0, len(report) - 1, min(len(report), MAX_PANELS)).round().astype(int))
+    height = math.ceil(len(chosen) / COLUMNS)
+    figure = Figure(figsize=(3.4 * COLUMNS, 2.5 * height), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(height, COLUMNS, squeeze=False)).flatten()
+    for axes in panels[len(chosen) :]:
+        axes.set_axis_off()
+    for axes, index in zip(panels, chosen, strict=False):
+        _draw_density(axes, report.layers[index], bins)
+    thinned = "" if len(chosen) == len(report) else f", {len(chosen)} of {len(report)} layers"
+    figure.suptitle(f"eigenvalues of W W^T: {plot_text(report.source)}{thinned}", fontsize=10)
+    save_picture(figure, path)
+
+
+def _draw_density(axes: "Axes", layer: LayerSpectrum, bins: int) -> None:
+    """Density per decade, so that what the eye integrates is what is there."""
+    edges, values = layer.histogram(bins)
+    centres = np.sqrt(edges[1:] * edges[:-1])
+    axes.stairs(values * centres * math.log(10), edges, fill=True, color=DATA)
+    total = layer.columns * layer.num_matrices
+    if layer.sigma and layer.num_spikes is not None and layer.upper_edge and layer.lower_edge is not None:
+        span = np.geomspace(max(layer.lower_edge, edges[0]), layer.upper_edge, 300)
+        share = 1 - layer.num_spikes / total
+        # The deflated sides that the edges stand for.
+        root_sum, root_gap = math.sqrt(layer.upper_edge) / layer.sigma, math.sqrt(layer.lower_edge) / layer.sigma
+        rows, columns = ((root_sum + root_gap) / 2) ** 2, ((root_sum - root_gap) / 2) ** 2
+        bulk = share * density(span, rows, columns, layer.sigma)
+        axes.plot(span, bulk * span * math.log(10), color=BULK, linewidth=1.2)
+        axes.axvline(layer.spike_threshold or layer.upper_edge, color=BULK, linewidth=0.8, linestyle=":")
+    if layer.alpha is not None and layer.xmin is not None and layer.tail_size is not None:
+        span = np.geomspace(layer.xmin, layer.eigenvalues[0], 100)
+        tail = layer.tail_size / total * (layer.alpha - 1) / layer.xmin * (span / layer.xmin) ** -layer.alpha
+        axes.plot(span, tail * span * math.log(10), color=TAIL, linewidth=1.2)
+    axes.set_xscale("log")
+    axes.set_yticks([])
+    alpha = "" if layer.alpha is None else f", alpha {layer.alpha:.2f}"
+    axes.set_title(f"{plot_text(layer.name, 80)}\n{layer.phase or 'too small'}{alpha}", fontsize=7)
+    axes.tick_params(labelsize=6)
+
+
+def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float] | None = None) -> None:
+    """Draw alpha, with its bootstrapped interval, and stable rank over depth; below, the spread of SANE's latents.
+
+    Args:
+        report: Of one network.
+        path: PNG to write.
+        spread: Of [`layer_embedding_spread`], by name of the tensor.
+    """
+    from matplotlib.figure import Figure
+
+    count = 2 if spread is None else 3
+    figure = Figure(figsize=(8, 2.4 * count), layout="constrained")
+    panels = figure.subplots(count, 1, sharex=True)
+    depth = np.arange(len(report))
+    alpha = _column(report, "alpha")
+    low, high = (np.abs(_column(report, name) - alpha) for name in ("alpha_low", "alpha_high"))
+    bars = np.nan_to_num(np.stack([low, high]))
+    panels[0].errorbar(depth, alpha, bars, marker="o", markersize=4, color=TAIL, ecolor="#fdae6b", linewidth=1.2)
+    panels[0].set(ylabel="alpha", title=plot_text(report.source))
+    panels[1].plot(depth, _column(report, "stable_rank"), marker="o", markersize=4, color=BULK)
+    panels[1].set(ylabel="stable rank", yscale="log")
+    if spread is not None:
+        values = [spread.get(layer.name.partition("[")[0], math.nan) for layer in report.layers]
+        panels[2].plot(depth, values, marker="o", markersize=4, color=OTHER)
+        panels[2].set(ylabel="spread of SANE latents")
+    panels[-1].set_xticks(depth, [layer.name for layer in report.layers], rotation=90, fontsize=6)
+    for axes in panels:
+        axes.grid(alpha=0.25)
+    save_picture(figure, path)
+
+
+def _column(report: SpectrumReport, name: str) -> np.ndarray:
+    values = [getattr(layer, name) for layer in report.layers]
+    return np.array([math.nan if value is None else value for value in values])
+
+
+def plot_training(curves: Mapping[str, Any], path: Path) -> None:
+    """Draw alpha of every layer, and test accuracy, through the training of one run.
+
+    Args:
+        curves: Of [`spectra_through_training`].
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for name, alpha in curves["alpha"].items():
+        upper.plot(curves["epoch"], alpha, marker="o", markersize=3, label=plot_text(name, 80))
+    mean = np.mean(list(curves["alpha"].values()), axis=0)
+    upper.plot(curves["epoch"], mean, color="black", linewidth=2.2, label="mean")
+    upper.set(ylabel="alpha", title=f"run {curves['run_id']}")
+    upper.legend(fontsize=7)
+    lower.plot(curves["epoch"], curves["test_accuracy"], marker="o", markersize=3, color=BULK)
+    lower.set(xlabel="epoch", ylabel="test accuracy")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.25)
+    save_picture(figure, path)
+
+
+def plot_correlations(
+    found: Mapping[str, Any],
+    path: Path,
+    *,
+    names: Sequence[str] = ("mean_alpha", "mean_alpha_weighted", "mean_weight_correlation"),
+    column: str = "test_accuracy",
+) -> None:
+    """Draw summaries of spectra against a property, one dot per network.
+
+    Args:
+        found: Of [`spectra_against_property`].
+        path: PNG to write.
+        names: Which summaries; those that are missing stay out.
+        column: The property.
+
+    Raises:
+        ValueError: If none of the summaries is there.
+    """
+    from matplotlib.figure import Figure
+
+    shown = [name for name in names if name in found["summaries"]]
+    if not shown:
+        raise ValueError(f"none of {', '.join(names)} is known for every network; lower min_values, or min_tail")
+    figure = Figure(figsize=(4.2 * len(shown), 3.8), layout="constrained")
+    panels = np.atleast_1d(np.asarray(figure.subplots(1, len(shown), sharey=True)))
+    for axes, name in zip(panels, shown, strict=True):
+        axes.scatter(found["summaries"][name], found[column], s=14, color=OTHER, linewidths=0, alpha=0.7)
+        tau = found["correlation"][name]["kendall_tau"]
+        title = "constant" if tau is None else f"Kendall tau {tau:.2f}"
+        axes.set(xlabel=name.replace("_", " "), title=f"{title}, {found['networks']} networks")
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel(column.replace("_", " "))
+    save_picture(figure, path)

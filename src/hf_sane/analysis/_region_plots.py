@@ -1,0 +1,105 @@
+"""Pictures of regions: a map, and what points inside score."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from hf_sane.analysis._pictures import save_picture
+from hf_sane.analysis._region_results import RegionScores
+from hf_sane.records._escaping import plot_text
+
+MAX_LABELS = 20  # colours that can be told apart
+PLACES = {"outside": "#636363", "corners": "#1b7837", "line": "#3182bd", "hull": "#e6550d"}
+
+
+def plot_maps(
+    maps: Mapping[str, tuple[Tensor, Sequence[str]]], path: Path, *, method: str = "tsne", columns: int = 3
+) -> None:
+    """Draw maps side by side: every dot is a network, its colour the label.
+
+    Args:
+        maps: Title to coordinates `[M, 2]` (see [`project`]) and `M` labels.
+        path: PNG to write.
+        method: Named above the legend.
+        columns: Panels in a row.
+
+    Raises:
+        ValueError: Without maps, for coordinates that are not `[M, 2]`, or more labels than colours.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    if not maps:
+        raise ValueError("expected at least one map to draw, got none")
+    for title, (points, labels) in maps.items():
+        if points.shape != (len(labels), 2):
+            raise ValueError(f"{title}: expected coordinates [{len(labels)}, 2], got {list(points.shape)}")
+    names = list(dict.fromkeys(label for _, labels in maps.values() for label in labels))
+    if len(names) > MAX_LABELS:
+        raise ValueError(f"expected at most {MAX_LABELS} labels to draw, got {len(names)}; choose a coarser level")
+    colours = dict(zip(names, colormaps["tab10" if len(names) <= 10 else "tab20"].colors, strict=False))  # type: ignore[attr-defined]
+    rows = -(-len(maps) // columns)
+    figure = Figure(figsize=(3.4 * min(columns, len(maps)), 3.2 * rows + 0.3), layout="constrained")
+    panels = np.atleast_1d(np.asarray(figure.subplots(rows, min(columns, len(maps)), squeeze=False))).flatten()
+    for axes in panels[len(maps) :]:
+        axes.set_axis_off()
+    for axes, (title, (points, labels)) in zip(panels, maps.items(), strict=False):
+        for name in dict.fromkeys(labels):
+            member = [label == name for label in labels]
+            axes.scatter(
+                points[member, 0],
+                points[member, 1],
+                s=11,
+                color=colours[name],
+                linewidths=0,
+                label=plot_text(name, 80),
+            )
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(title, fontsize=9)
+        axes.spines[:].set_visible(False)
+    handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=6,
+        fontsize=8,
+        frameon=False,
+        title=method,
+        title_fontsize=7,
+    )
+    save_picture(figure, path, dpi=100)
+
+
+def plot_scores(scores: Mapping[str, RegionScores], path: Path, *, quantity: str = "accuracy") -> None:
+    """Draw what points on lines and in the hull of regions score, beside corners and networks outside.
+
+    Args:
+        scores: Region to its scores.
+        path: PNG to write.
+        quantity: What the scores are.
+
+    Raises:
+        ValueError: Without scores.
+    """
+    from matplotlib.figure import Figure
+
+    if not scores:
+        raise ValueError("expected the scores of at least one region, got none")
+    figure = Figure(figsize=(max(4.0, 1.6 * len(scores) + 1), 3.4), layout="constrained")
+    axes = figure.subplots()
+    for position, found in enumerate(scores.values()):
+        for step, (place, colour) in enumerate(PLACES.items()):
+            values = getattr(found, place).numpy()
+            where = np.full(len(values), position + 0.2 * (step - 1.5))
+            axes.scatter(where, values, s=8, color=colour, alpha=0.5, linewidths=0, label=None if position else place)
+    axes.set_xticks(range(len(scores)), list(scores), fontsize=8)
+    axes.set_ylabel(quantity)
+    axes.grid(axis="y", alpha=0.25)
+    axes.legend(fontsize=7)
+    save_picture(figure, path)
+
+
+__all__ = ["plot_maps", "plot_scores"]

@@ -1,0 +1,219 @@
+"""Labelled networks of one architecture out of zoos, to be mapped and run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hf_sane.analysis._region_networks import unflatten_networks
+from hf_sane.analysis._region_results import RegionScores
+from hf_sane.analysis._regions import RegionMap
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.networks._batchnorm import NUM_BATCHES, condition_batch_norm
+from hf_sane.networks._images import load_zoo_images
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+from hf_sane.zoo._facts import MIX_KEY
+from hf_sane.zoo._mixing import SOURCE_COLUMN
+
+DATA_SET = "data_set"
+
+
+@dataclass(frozen=True)
+class LabelledNetworks:
+    """Networks of one architecture with what they were trained for.
+
+    Attributes:
+        config: Their architecture.
+        tensors: `{name: [M, *shape]}`.
+        labels: Level to the label of every network.
+        runs: Training run of every network.
+        starts: What every network was initialised with, scheme and seed; an empty string, or nothing at all, if
+            unknown.
+    """
+
+    config: ZooConfig
+    tensors: dict[str, Tensor]
+    labels: dict[str, list[str]]
+    runs: list[str]
+    starts: Sequence[str] = ()
+
+    @property
+    def num_shared_starts(self) -> int:
+        """Networks that started from the same weights as one of another data set.
+
+        Zoos built with one seed are such: what lies near a network is then its twin, whatever that was trained for.
+        """
+        places: dict[str, set[str]] = {}
+        for start, data_set in zip(self.starts, self.labels[DATA_SET], strict=False):
+            places.setdefault(start, set()).add(data_set)
+        return sum(len(places[start]) > 1 for start in self.starts if start)
+
+    @property
+    def spec(self) -> PermutationSpec:
+        """Permutation symmetries of the architecture."""
+        return permutation_spec(self.config)
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "LabelledNetworks":
+        """The same networks after their channels were moved."""
+        return replace(self, tensors=dict(tensors))
+
+    def at(self, points: Tensor) -> StackedNetworks:
+        """The networks at points `[K, P]` of weight space."""
+        template = {name: tensor[0] for name, tensor in self.tensors.items()}
+        return StackedNetworks(self.config, unflatten_networks(points, template))
+
+    def accuracy(
+        self,
+        points: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        calibration: Tensor | None = None,
+        num_batches: int = NUM_BATCHES,
+    ) -> Tensor:
+        """Accuracy of the networks at points of weight space.
+
+        Args:
+            points: `[K, P]`.
+            images: `[n, C, H, W]`.
+            labels: `[n]` int64.
+            calibration: Training images to re-estimate BatchNorm statistics from, which averages of networks need;
+                statistics are averaged like weights when `None`.
+            num_batches: Of 32 images each, for that.
+
+        Returns:
+            `[K]` float.
+        """
+        networks = self.at(points)
+        if calibration is not None:
+            same_batches = torch.Generator().manual_seed(0)
+            networks = condition_batch_norm(networks, calibration, num_batches=num_batches, generator=same_batches)
+        return networks.evaluate(images, labels)[1]
+
+
+def zoo_networks(
+    zoos: Sequence[Zoo],
+    *,
+    columns: Sequence[str] = (),
+    groups: Mapping[str, Mapping[str, str]] | None = None,
+    splits: Sequence[str] = ("train", "validation", "test"),
+    epoch: int | None = None,
+    limit: int | None = None,
+) -> LabelledNetworks:
+    """Take labelled networks out of zoos of one architecture.
+
+    The level `"data_set"` is the name of the zoo, by default that of its images; in a mixture (`mix_zoos`) that of
+    each zoo.
+
+    Args:
+        zoos: One or more.
+        columns: Of the zoos, each to become a level.
+        groups: Further levels, coarser than data sets: `{level: {data set: label}}`.
+        splits: Which networks; those that something was fitted on are better left out where it is judged.
+        epoch: Of every run; its last one when `None`.
+        limit: At most so many networks of each zoo, the first ones.
+
+    Raises:
+        KeyError: If a zoo has no such column or split.
+        ValueError: Without networks, for zoos of several architectures or activations, epochs that were not kept, or
+            data sets without a label.
+    """
+    parts = [(number, zoo, part) for number, zoo in enumerate(zoos) for part in _chosen(zoo, splits, epoch, limit)]
+    if not parts:
+        raise ValueError(f"expected at least one network, got none in {', '.join(splits)} of {len(zoos)} zoos")
+    for column in ("architecture", "activation"):
+        found = {str(value): zoo.facts.name for _, zoo, part in parts for value in part.column(column)}
+        if len(found) > 1:
+            shown = ", ".join(f"{value} ({name})" for value, name in found.items())
+            raise ValueError(f"expected networks of one {column}, got {shown}; leave the others out")
+    labels: dict[str, list[str]] = {DATA_SET: []}
+    labels |= {level: [] for level in (*columns, *(groups or {}))}
+    runs, starts = [], []
+    for number, zoo, part in parts:
+        names = _data_sets(zoo, part)
+        labels[DATA_SET] += names
+        for column in columns:
+            labels[column] += [str(value) for value in part.column(column).tolist()]
+        for level, group in (groups or {}).items():
+            if missing := sorted(set(names) - group.keys()):
+                raise ValueError(f"level {level!r} has no label for the data sets {missing}; it knows {sorted(group)}")
+            labels[level] += [group[name] for name in names]
+        runs += [f"{number}/{run_id}" for run_id in part.run_ids]
+        starts += [
+            f"{scheme}/{seed}" if isinstance(seed, int) else ""
+            for scheme, seed in zip(part.column("initialization").tolist(), part.column("seed").tolist(), strict=True)
+        ]
+    stacks = [part.stacked_tensors() for _, _, part in parts]
+    tensors = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
+    return LabelledNetworks(parts[0][2].config(0), tensors, labels, runs, starts)
+
+
+def score_zoo_regions(
+    zoos: Sequence[Zoo],
+    networks: LabelledNetworks,
+    found: RegionMap,
+    levels: Sequence[str],
+    *,
+    num_points: int,
+    seed: int = 0,
+) -> dict[str, RegionScores]:
+    """Run points inside every region on the test images of its data sets.
+
+    Args:
+        zoos: Their images are used.
+        networks: From [`zoo_networks`].
+        found: Map of their weights.
+        levels: Whose regions.
+        num_points: Points on lines, and in hulls, of each region.
+        seed: Random seed of the points.
+
+    Returns:
+        `{"level: label": scores}`.
+    """
+    data = {zoo.facts.name: load_zoo_images(zoo.facts) for zoo in zoos}
+    generator = torch.Generator().manual_seed(seed)
+    scores = {}
+    for level in levels:
+        for name in dict.fromkeys(networks.labels[level]):
+            pairs = zip(networks.labels[level], networks.labels["data_set"], strict=True)
+            own = dict.fromkeys(data_set for label, data_set in pairs if label == name)
+
+            def score(points: Tensor, own: dict[str, None] = own) -> Tensor:
+                each = [
+                    networks.accuracy(points, *data[key].split("test"), calibration=data[key].train_images)
+                    for key in own
+                ]
+                return torch.stack(each).mean(dim=0)
+
+            scores[f"{level}: {name}"] = found.score_region(
+                level, name, score, num_points=num_points, generator=generator
+            )
+    return scores
+
+
+def _data_sets(zoo: Zoo, part: ZooSplit) -> list[str]:
+    """What each network was trained on: the zoo's name, or that of its zoo in a mixture."""
+    if MIX_KEY in zoo.facts.data:
+        return [str(name) for name in part.column(SOURCE_COLUMN).tolist()]
+    return [zoo.facts.name] * len(part)
+
+
+def _chosen(zoo: Zoo, splits: Sequence[str], epoch: int | None, limit: int | None) -> list[ZooSplit]:
+    """Every run at one epoch, split by split, without empty selections."""
+    found, left = [], len(zoo) if limit is None else limit
+    for name in splits:
+        split = zoo.splits[name]
+        if len(split):
+            split = split.final_epochs() if epoch is None else split.at_epoch(epoch)
+        part = split.select(slice(0, left))
+        left -= len(part)
+        if len(part):
+            found.append(part)
+    return found
+
+
+__all__ = ["DATA_SET", "LabelledNetworks", "zoo_networks"]

@@ -1,0 +1,346 @@
+"""Knowledge as regions in weight space: where networks of one data set or task lie, and what lies between them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hf_sane.analysis._projection import Projection, project
+from hf_sane.analysis._region_networks import align_networks, flatten_networks
+from hf_sane.analysis._region_results import GroupDistances, RegionAccuracy, RegionScores
+from hf_sane.core._types import StateDict
+from hf_sane.symmetry._permutation import PermutationSpec
+
+Metric = Literal["euclidean", "cosine"]
+Rule = Literal["centroid", "neighbour"]
+NAMED = 5  # labels or networks that an error lists
+
+
+@dataclass(frozen=True)
+class RegionMap:
+    """Networks as labelled points, in weight space or in the latent space of an autoencoder.
+
+    After Gueta et al. 2023 (arXiv:2302.04863): networks fine-tuned on one data set lie in one region, networks of one
+    task in a wider one, and points within a region do as well as its corners. There all networks descend from one;
+    here they may be aligned first, see [`from_networks`]. Points from elsewhere: [`latent_points`],
+    [`adapter_points`].
+
+    Attributes:
+        points: `[M, P]` float, one network each.
+        labels: Level (`"data set"`, `"task"`, ...) to the label of every network, `M` each.
+        runs: Training run of every network; those of one run are never compared with each other. All different if
+            empty.
+
+    Raises:
+        ValueError: For fewer than two networks, points that are not `[M, P]` or not finite, or another number of
+            labels.
+    """
+
+    points: Tensor
+    labels: Mapping[str, Sequence[str]]
+    runs: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.points.ndim != 2 or len(self.points) < 2 or not self.points.shape[1]:
+            raise ValueError(f"a map needs at least two networks as points [M, P], got {list(self.points.shape)}")
+        if bad := (~self.points.isfinite().all(dim=1)).nonzero().flatten().tolist():
+            raise ValueError(f"networks {bad} are not finite (NaN or infinite weights); leave them out")
+        counts = {level: len(found) for level, found in self.labels.items()} | (
+            {"runs": len(self.runs)} if self.runs else {}
+        )
+        if not self.labels or any(count != len(self.points) for count in counts.values()):
+            raise ValueError(f"expected labels of {len(self.points)} networks on at least one level, got {counts}")
+
+    @classmethod
+    def from_networks(
+        cls,
+        tensors: Mapping[str, Tensor],
+        labels: Mapping[str, Sequence[str]],
+        *,
+        spec: PermutationSpec | None = None,
+        reference: StateDict | None = None,
+        runs: Sequence[str] = (),
+    ) -> "RegionMap":
+        """Place networks by their weights, aligned to one of them.
+
+        Args:
+            tensors: `{name: [M, *shape]}` of one architecture (see [`stack_networks`]); integer tensors are left out.
+            labels: As in the class.
+            spec: Permutation symmetries, to align by; weights are taken as they are when `None`.
+            reference: Network to align to; the first one when `None`.
+            runs: As in the class.
+
+        Raises:
+            ValueError: As in the class, if networks differ in number between tensors, or do not fit the spec.
+        """
+        if spec is not None:
+            tensors = align_networks(tensors, spec, reference)
+        return cls(flatten_networks(tensors), labels, runs)
+
+    def distances(self, metric: Metric = "euclidean") -> Tensor:
+        """Distances between all networks, `[M, M]` float64; `cosine` is one minus the cosine of the angle.
+
+        Raises:
+            ValueError: For another metric, or cosines with a network of zeros.
+        """
+        points = self.points.double()
+        if metric == "euclidean":
+            centred = points - points.mean(dim=0)  # what rounding leaves is a share of 1e-8 of the spread
+            return torch.cdist(centred, centred, compute_mode="use_mm_for_euclid_dist").fill_diagonal_(0)
+        if metric != "cosine":
+            raise ValueError(f"expected the metric 'euclidean' or 'cosine', got {metric!r}")
+        norms = points.norm(dim=1)
+        if not norms.all():
+            raise ValueError("a network of zeros has no direction; use metric='euclidean'")
+        return 1 - (points @ points.mT) / (norms[:, None] * norms)
+
+    def group_distances(
+        self,
+        level: str,
+        *,
+        metric: Metric = "euclidean",
+        num_shuffles: int = 999,
+        generator: torch.Generator | None = None,
+    ) -> GroupDistances:
+        """Compare distances within and between the groups of a level.
+
+        Whether the ratio means anything is judged by shuffling labels; networks of one run keep the same label then.
+
+        Args:
+            level: Of `labels`.
+            metric: Of distances.
+            num_shuffles: Random relabellings, >= 1.
+            generator: CPU source of randomness; the global one when `None`.
+
+        Raises:
+            KeyError: If there is no such level.
+            ValueError: If there are no pairs within, or none between groups, a run has several labels, or
+                `num_shuffles < 1`.
+        """
+        if num_shuffles < 1:
+            raise ValueError(f"num_shuffles must be at least 1, got {num_shuffles}")
+        names, codes = self._codes(level)
+        distances, comparable = self.distances(metric), self._comparable()
+        same = codes[:, None] == codes
+        if not (comparable & same).any() or not (comparable & ~same).any():
+            raise ValueError(
+                f"level {level!r} needs at least two networks with one label and two labels, got {len(names)} "
+                f"labels for {len(codes)} networks"
+            )
+        runs = self._run_codes()
+        first = torch.stack([codes[runs == run][0] for run in range(int(runs.max()) + 1)])
+        if (first[runs] != codes).any():
+            raise ValueError(
+                f"training runs have several labels on level {level!r}; labels must belong to runs to be shuffled"
+            )
+        # Sums over label pairs: [L, M] @ [M, M] @ [M, L], far quicker than masks for many relabellings.
+        weighed, counted = distances * comparable, comparable.double()
+
+        def ratio(codes: Tensor) -> float:
+            sums, counts = _between_labels(weighed, codes), _between_labels(counted, codes)
+            inside, pairs = sums.trace(), counts.trace()
+            return ((inside / pairs) / ((sums.sum() - inside) / (counts.sum() - pairs))).item()
+
+        observed = ratio(codes)
+        hits = sum(
+            ratio(first[torch.randperm(len(first), generator=generator)][runs]) <= observed * (1 + 1e-12)
+            for _ in range(num_shuffles)
+        )
+        means = _between_labels(weighed, codes) / _between_labels(counted, codes)  # 0 / 0 is NaN
+        return GroupDistances(
+            {name: dict(zip(names, row, strict=True)) for name, row in zip(names, means.tolist(), strict=True)},
+            distances[comparable & same].mean().item(),
+            distances[comparable & ~same].mean().item(),
+            observed,
+            (1 + hits) / (1 + num_shuffles),
+        )
+
+    def nearest(self, points: Tensor, level: str, *, rule: Rule = "centroid") -> list[str]:
+        """Name the nearest region of other networks, placed as those of the map.
+
+        Args:
+            points: `[K, P]`.
+            level: Of `labels`.
+            rule: `"centroid"`: the region whose mean is nearest; `"neighbour"`: that of the nearest network.
+
+        Returns:
+            `K` labels.
+
+        Raises:
+            KeyError: If there is no such level.
+            ValueError: For another rule, points of another size or not finite, or a level of one label.
+        """
+        names, codes = self._regions(level, rule)
+        if points.ndim != 2 or points.shape[1] != self.points.shape[1] or not points.isfinite().all():
+            raise ValueError(
+                f"expected finite points [K, {self.points.shape[1]}], got {list(points.shape)}; place networks as "
+                "those of the map"
+            )
+        known = self.points.double()
+        return [names[_nearest(point, known, codes, len(names), rule)] for point in points.double()]
+
+    def classify(self, level: str, *, rule: Rule = "centroid") -> RegionAccuracy:
+        """Assign every network to the nearest region, without itself and its run.
+
+        Args:
+            level: Of `labels`.
+            rule: As of [`nearest`].
+
+        Raises:
+            KeyError: If there is no such level.
+            ValueError: For another rule, a level of one label, or a label of one run only, which could never be found.
+        """
+        names, codes = self._regions(level, rule)
+        runs = self._run_codes()
+        if lonely := [name for code, name in enumerate(names) if len(runs[codes == code].unique()) < 2]:
+            more = f" and {len(lonely) - NAMED} more" if len(lonely) > NAMED else ""
+            raise ValueError(
+                f"labels {lonely[:NAMED]}{more} of level {level!r} have one training run only; each needs two"
+            )
+        if rule == "neighbour":
+            distances = self.distances().masked_fill(~self._comparable(), torch.inf)
+            found = codes[distances.argmin(dim=1)]
+        else:
+            found = self._nearest_centroids(codes, runs, len(names))
+        confusion = {name: dict.fromkeys(names, 0) for name in names}
+        for true, predicted in zip(codes.tolist(), found.tolist(), strict=True):
+            confusion[names[true]][names[predicted]] += 1
+        hits = sum(row[name] for name, row in confusion.items())
+        return RegionAccuracy(hits / len(codes), codes.bincount().max().item() / len(codes), confusion)
+
+    def interior(
+        self,
+        level: str,
+        label: str,
+        num_points: int,
+        *,
+        kind: Literal["line", "hull"],
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Points within a region: `[num_points, P]`.
+
+        Args:
+            level: Of `labels`.
+            label: Region.
+            num_points: How many, >= 1.
+            kind: `"line"`: on the line between two networks of different runs, drawn at random, anywhere on it;
+                `"hull"`: averages of all networks with weights drawn evenly from the simplex. Of many corners these
+                crowd around their mean.
+            generator: CPU source of randomness; the global one when `None`.
+
+        Raises:
+            KeyError: If there is no such level.
+            ValueError: If fewer than two runs have the label, for another kind, or `num_points < 1`.
+        """
+        if kind not in ("line", "hull"):
+            raise ValueError(f"expected 'line' or 'hull', got {kind!r}")
+        if num_points < 1:
+            raise ValueError(f"num_points must be at least 1, got {num_points}")
+        names, codes = self._codes(level)
+        inside = codes == names.index(label) if label in names else torch.zeros(len(codes), dtype=torch.bool)
+        corners, pairs = self.points[inside], self._comparable()[inside][:, inside].nonzero()
+        if not len(pairs):
+            raise ValueError(
+                f"expected at least two networks with {level} {label!r}, of different runs, got {len(corners)} "
+                f"(labels: {names[:NAMED]})"
+            )
+        if kind == "hull":
+            drawn = -(1 - torch.rand(num_points, len(corners), generator=generator, dtype=torch.float64)).log()
+            return ((drawn / drawn.sum(dim=1, keepdim=True)) @ corners.double()).to(corners)
+        chosen = pairs[torch.randint(len(pairs), (num_points,), generator=generator)]
+        share = torch.rand(num_points, 1, generator=generator, dtype=corners.dtype)
+        return share * corners[chosen[:, 0]] + (1 - share) * corners[chosen[:, 1]]
+
+    def score_region(
+        self,
+        level: str,
+        label: str,
+        score: Callable[[Tensor], Tensor],
+        *,
+        num_points: int = 20,
+        generator: torch.Generator | None = None,
+    ) -> RegionScores:
+        """Measure points inside a region beside its corners and beside networks outside.
+
+        Args:
+            level: Of `labels`.
+            label: Region.
+            score: Points `[k, P]` to scores `[k]`, higher is better, on the region's own task: see
+                [`LabelledNetworks.accuracy`].
+            num_points: On lines, and in the hull.
+            generator: CPU source of randomness; the global one when `None`.
+
+        Raises:
+            KeyError, ValueError: As in [`interior`].
+        """
+        line = self.interior(level, label, num_points, kind="line", generator=generator)
+        hull = self.interior(level, label, num_points, kind="hull", generator=generator)
+        inside = torch.tensor([found == label for found in self.labels[level]])
+        outside = self.points[~inside]
+        return RegionScores(
+            corners=score(self.points[inside]),
+            line=score(line),
+            hull=score(hull),
+            outside=score(outside) if len(outside) else torch.empty(0),
+        )
+
+    def project(self, method: Projection = "tsne", *, seed: int = 0) -> Tensor:
+        """Coordinates of a picture, `[M, 2]` float32; see [`project`]."""
+        return project(self.points, method, seed=seed)
+
+    def _codes(self, level: str) -> tuple[list[str], Tensor]:
+        """Labels of a level, in order of first appearance, and their index for every network."""
+        if level not in self.labels:
+            raise KeyError(f"no level {level!r}; this map has {', '.join(map(repr, self.labels))}")
+        names = list(dict.fromkeys(self.labels[level]))
+        return names, torch.tensor([names.index(label) for label in self.labels[level]])
+
+    def _regions(self, level: str, rule: Rule) -> tuple[list[str], Tensor]:
+        """As `_codes`, of a level that leaves something to tell apart."""
+        if rule not in ("centroid", "neighbour"):
+            raise ValueError(f"expected the rule 'centroid' or 'neighbour', got {rule!r}")
+        names, codes = self._codes(level)
+        if len(names) < 2:
+            raise ValueError(f"level {level!r} has the one label {names[0]!r}; nearest regions need two labels")
+        return names, codes
+
+    def _nearest_centroids(self, codes: Tensor, runs: Tensor, num_labels: int) -> Tensor:
+        """Index of the label `[M]` whose mean is nearest, without the networks of the same run."""
+        points, members = self.points.double(), torch.nn.functional.one_hot(codes, num_labels).double()
+        sums, counts = members.mT @ points, members.sum(dim=0)
+        found = torch.empty_like(codes)
+        for run in runs.unique():
+            own = runs == run
+            centres = (sums - members[own].mT @ points[own]) / (counts - members[own].sum(dim=0))[:, None]
+            found[own] = torch.cdist(points[own], centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+        return found
+
+    def _run_codes(self) -> Tensor:
+        if not self.runs:
+            return torch.arange(len(self.points))
+        names = {run: code for code, run in enumerate(dict.fromkeys(self.runs))}
+        return torch.tensor([names[run] for run in self.runs])
+
+    def _comparable(self) -> Tensor:
+        """Pairs of networks of different runs, bool `[M, M]`."""
+        runs = self._run_codes()
+        return runs[:, None] != runs
+
+
+def _nearest(point: Tensor, others: Tensor, codes: Tensor, num_labels: int, rule: Rule) -> int:
+    """Index of the label whose region is nearest to a point `[P]`."""
+    if rule == "neighbour":
+        return int(codes[(others - point).norm(dim=1).argmin()])
+    centres = torch.stack([others[codes == code].mean(dim=0) for code in range(num_labels)])
+    return int((centres - point).norm(dim=1).argmin())
+
+
+def _between_labels(values: Tensor, codes: Tensor) -> Tensor:
+    """Sums of `[M, M]` values over pairs of labels: `[L, L]`."""
+    members = torch.nn.functional.one_hot(codes).to(values)
+    return members.mT @ values @ members
+
+
+__all__ = ["GroupDistances", "Metric", "RegionAccuracy", "RegionMap", "RegionScores", "Rule"]

@@ -1,0 +1,228 @@
+"""What an analysis of spectra found: one record per layer, one report per network."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_sane.records._file_kinds import FileKind
+from hf_sane.records._outputs import output_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPECTRUM = FileKind.json_with("a report of spectra", "summary", "layers")
+Phase = Literal["random-like", "bulk+spikes", "heavy-tailed", "rank-collapse", "undecided"]
+
+NOT_FINITE = "NaN or infinite weights"
+FROM_ALPHA = ("alpha", "alpha_weighted", "log_alpha_norm")
+OTHER_MEANS = ("log_frobenius_norm", "log_spectral_norm", "stable_rank", "weight_correlation")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerSpectrum:
+    """Spectrum of one matrix, or of several pooled ones.
+
+    Eigenvalues `lambda` are those of `W W^T`, squared singular values, without the division by `N` that the papers of
+    Martin and Mahoney have; logarithms are decimal, of squared norms, as in `weightwatcher`. `None` says that a value
+    was not computed; `warnings` or `evidence` say why.
+
+    Attributes:
+        name: Name of the tensor.
+        shape: Its shape.
+        reshaping: `"matrix"`, `"flatten"`, `"slice"`, `"pooled"`, `"expert"` or `"product"`, see `layer_matrices`.
+        rows: `N`, the longer side of its matrices.
+        columns: `M`, the shorter side.
+        num_matrices: Matrices whose eigenvalues are pooled.
+        eigenvalues: Known ones, descending, float64; zeros of a rank-deficient matrix included.
+        is_partial: Whether only the largest are known.
+        rank: Singular values that are not zero numerically; `None` for a partial spectrum.
+        log_frobenius_norm: `log10 ||W||_F^2`.
+        log_spectral_norm: `log10 lambda_max`.
+        log_alpha_norm: `log10 sum lambda^alpha` over the known eigenvalues.
+        stable_rank: `||W||_F^2 / lambda_max`.
+        alpha: Exponent of the density of the tail, `p(lambda) ~ lambda^-alpha`.
+        alpha_weighted: `alpha log10 lambda_max`.
+        alpha_low: 2.5 % quantile of the bootstrapped alpha.
+        alpha_high: 97.5 % quantile.
+        xmin: Eigenvalue where the tail starts.
+        tail_size: Eigenvalues in the tail.
+        tail_distance: Kolmogorov-Smirnov distance between tail and power law.
+        alpha_left_out: Why there is no alpha, or why it and what follows from it are left out of means; `None` if it
+            counts.
+        sigma: Standard deviation of the entries by the Marchenko-Pastur law of the bulk.
+        lower_edge: Smallest eigenvalue of that law.
+        upper_edge: Largest eigenvalue of that law.
+        spike_threshold: Upper edge with the margin of the Tracy-Widom law.
+        num_spikes: Eigenvalues beyond it.
+        bulk_distance: Kolmogorov-Smirnov distance between bulk and law; `None` for a partial spectrum.
+        weight_correlation: Of Jin et al., see `hf_sane.core._spectra.weight_correlation`.
+        phase: Phase of training that the spectrum resembles; `None` if the layer is too small to say.
+        evidence: What the phase rests on.
+        warnings: What to keep in mind.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    reshaping: str
+    rows: int
+    columns: int
+    num_matrices: int
+    eigenvalues: NDArray[np.float64] = field(repr=False)
+    is_partial: bool
+    rank: int | None
+    log_frobenius_norm: float
+    log_spectral_norm: float
+    log_alpha_norm: float | None = None
+    stable_rank: float
+    alpha: float | None = None
+    alpha_weighted: float | None = None
+    alpha_low: float | None = None
+    alpha_high: float | None = None
+    xmin: float | None = None
+    tail_size: int | None = None
+    tail_distance: float | None = None
+    alpha_left_out: str | None = None
+    sigma: float | None = None
+    lower_edge: float | None = None
+    upper_edge: float | None = None
+    spike_threshold: float | None = None
+    num_spikes: int | None = None
+    bulk_distance: float | None = None
+    weight_correlation: float | None = None
+    phase: Phase | None = None
+    evidence: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def shown_phase(self) -> str:
+        """The phase, or why there is none."""
+        return self.phase or ("low-rank product" if self.reshaping == "product" else "too small")
+
+    def row(self) -> dict[str, Any]:
+        """Everything but the eigenvalues, by name."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "eigenvalues"}
+
+    def histogram(
+        self, bins: int = 100, *, logarithmic: bool = True
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Empirical spectral density: bin edges `[bins + 1]` and density `[bins]` over the positive eigenvalues.
+
+        The density integrates to the share of eigenvalues that is positive and known.
+
+        Args:
+            bins: How many.
+            logarithmic: Whether bins are equally wide in the logarithm of the eigenvalue.
+        """
+        positive = self.eigenvalues[: self.rank]
+        low, high = positive.min(), positive.max()
+        high = high if high > low else low * 1.1
+        edges = np.geomspace(low, high, bins + 1) if logarithmic else np.linspace(low, high, bins + 1)
+        edges[0], edges[-1] = low, high
+        counts, _ = np.histogram(positive, edges)
+        return edges, counts / (np.diff(edges) * self.columns * self.num_matrices)
+
+
+@dataclass(frozen=True, eq=False)
+class SpectrumReport:
+    """Spectra of the layers of one network.
+
+    Attributes:
+        source: What was analysed: path, repo id or class.
+        settings: By name.
+        layers: In the order of the network.
+        skipped: Tensors without a spectrum, and why.
+    """
+
+    source: str
+    settings: Mapping[str, Any]
+    layers: tuple[LayerSpectrum, ...]
+    skipped: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, name: str) -> LayerSpectrum:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        if name in self.skipped:
+            raise KeyError(f"{name} was skipped: {self.skipped[name]}")
+        raise KeyError(
+            f"no layer {name!r} in this report; its layers are {', '.join(layer.name for layer in self.layers)}"
+        )
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Tensors with NaN or infinite weights: a network that holds one gives no sensible output."""
+        return [name for name, reason in self.skipped.items() if reason == NOT_FINITE]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict per layer, without eigenvalues."""
+        return [layer.row() for layer in self.layers]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The same as a pandas table."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+    def summary(self) -> dict[str, Any]:
+        """Means over layers, each over those where the number exists (`None` where there is none), and counts.
+
+        Alpha and what follows from it are averaged over the `layers_with_alpha`, those without an `alpha_left_out`.
+        `alpha_weighted` is the mean that Martin and Mahoney call alpha-hat; `log_frobenius_norm` and
+        `log_spectral_norm` are means of logarithms, so up to a factor the logarithm of a product of norms.
+        """
+        found: dict[str, Any] = {"layers": len(self.layers), "skipped": len(self.skipped)}
+        with_alpha = [layer for layer in self.layers if layer.alpha is not None and layer.alpha_left_out is None]
+        found["layers_with_alpha"] = len(with_alpha)
+        for names, layers in ((FROM_ALPHA, with_alpha), (OTHER_MEANS, self.layers)):
+            for name in names:
+                values = [getattr(layer, name) for layer in layers if getattr(layer, name) is not None]
+                found[f"mean_{name}"] = float(np.mean(values)) if values else None
+        phases = [layer.shown_phase for layer in self.layers]
+        found["phases"] = {phase: phases.count(phase) for phase in dict.fromkeys(phases)}
+        return found
+
+    def to_dict(self, *, eigenvalues: bool = False) -> dict[str, Any]:
+        """For JSON.
+
+        Args:
+            eigenvalues: Whether to include every eigenvalue.
+        """
+        layers = self.rows()
+        if eigenvalues:
+            for row, layer in zip(layers, self.layers, strict=True):
+                row["eigenvalues"] = layer.eigenvalues.tolist()
+        return {
+            "source": self.source,
+            "settings": dict(self.settings),
+            "summary": self.summary(),
+            "layers": layers,
+            "skipped": dict(self.skipped),
+        }
+
+    def save_json(self, path: str | Path, *, eigenvalues: bool = False) -> Path:
+        """Write the report; an interrupted write leaves the file as it was.
+
+        Returns:
+            `path`.
+
+        Raises:
+            FileExistsError: If there is a file that is no such report.
+        """
+        text = json.dumps(self.to_dict(eigenvalues=eigenvalues), indent=2, allow_nan=False) + "\n"
+        with output_file(path, SPECTRUM) as partial:
+            partial.write_text(text, encoding="utf-8")
+        return Path(path)
+
+
+def known(value: float) -> float | None:
+    """`None` for NaN: JSON has no other word for it."""
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,406 @@
+"""Which scalar of which tensor sits where in a token sequence: the structure of a network, without its weights."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from hf_sane.core._chunking import Affine, tensors_from_tokens, tokens_from_tensors
+from hf_sane.core._layer_kinds import LAYER_KINDS, is_batch_norm, possible_kinds, statistics_kind
+from hf_sane.core._names import canonical_key, root_key
+from hf_sane.core._token_layouts import (
+    TOKEN_LAYOUTS,
+    Geometry,
+    LayerSpec,
+    Place,
+    TensorSpec,
+    find_token_layout,
+    geometry_of,
+    token_slices,
+)
+from hf_sane.records._documents import Entry
+
+BatchNormStorage = Literal["tokens", "template"]
+LayerOrder = Literal["names", "given"]
+MAX_NUMEL = 2**63 - 1  # what torch can count
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each scalar of a network sits in its token sequence.
+
+    `rowwise` is the paper's (arXiv:2406.09997, section 3): every output channel is a row `[fan_in | bias]`, padded
+    with zeros to a multiple of `token_dim` and cut. `dense` flattens `[weight | bias]` of a layer first and pads once
+    (GeoSANE, arXiv:2603.23408). Unlike the released code, which takes only names that contain "weight", every floating
+    tensor is covered; what cannot be a weight (integer and bool buffers, tensors without elements) and, on request,
+    BatchNorm tensors travel in `template`.
+
+    Attributes:
+        token_layout: Name of a [`TokenLayout`], `"rowwise"` or `"dense"` among others that were registered.
+        token_dim: Scalars per token, `D`.
+        batch_norm: Whether BatchNorm tensors become tokens or stay in the template.
+        layers: In the order of their tokens.
+        tensor_names: All names, in the order of the state dict.
+        aliases: Other names of a shared tensor to the one that it goes by (`root_key`).
+        template: Tensors that are carried as they are. Its values take no part in comparison or `signature`.
+    """
+
+    token_layout: str
+    token_dim: int
+    batch_norm: BatchNormStorage
+    layers: tuple[LayerSpec, ...]
+    tensor_names: tuple[str, ...]
+    aliases: Mapping[str, str]
+    template: Mapping[str, Tensor] = field(compare=False, default_factory=dict)
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        *,
+        token_dim: int,
+        token_layout: str = "rowwise",
+        batch_norm: BatchNormStorage = "tokens",
+        order: LayerOrder = "names",
+        ties: Mapping[str, str] | None = None,
+    ) -> "Layout":
+        """Lay out a network.
+
+        Args:
+            state_dict: Tensors by name; only names, shapes, dtypes and sharing of memory matter, so meta tensors will
+                do.
+            token_dim: Scalars per token, >= 1.
+            token_layout: Name of a [`TokenLayout`].
+            batch_norm: `"tokens"`, or `"template"` to leave BatchNorm (affine and running statistics) out of the
+                tokens.
+            order: `"names"`, the canonical order (`canonical_key`), which is the same for a file, a state dict in any
+                order and a module; or `"given"`, that of the state dict, where it is known to be that of the network.
+            ties: Of shared tensors, the names that files leave out, where their module says so.
+
+        Raises:
+            ValueError: For an unknown choice, `token_dim < 1`, or no floating-point weights.
+            TypeError: For complex tensors or values that are no tensors.
+        """
+        find_token_layout(token_layout)
+        if token_dim < 1 or batch_norm not in ("tokens", "template"):
+            raise ValueError(
+                f"expected token_dim >= 1 and batch_norm 'tokens' or 'template', got {token_dim} and {batch_norm!r}"
+            )
+        if order not in ("names", "given"):
+            raise ValueError(f"expected order 'names' or 'given', got {order!r}")
+        for name, tensor in state_dict.items():
+            if not isinstance(tensor, Tensor) or _unfit(tensor):
+                raise TypeError(
+                    f"expected a dense real tensor for {name!r}, got {_describe(tensor)}; convert it (dequantize, "
+                    "to_dense) or drop it"
+                )
+        aliases = _shared(state_dict, ties or {})
+        in_template = {n for n, t in state_dict.items() if not t.is_floating_point() or t.numel() == 0}
+        if batch_norm == "template":
+            in_template |= {n for n in state_dict if is_batch_norm(n, state_dict)}
+        names = sorted(state_dict, key=canonical_key) if order == "names" else list(state_dict)
+        specs = {n: TensorSpec.of(n, state_dict[n]) for n in names if n not in in_template and n not in aliases}
+        if not specs:
+            raise ValueError(
+                f"no floating-point weights among {len(state_dict)} tensors; is this a network's state dict?"
+            )
+        return cls(
+            token_layout=token_layout,
+            token_dim=token_dim,
+            batch_norm=batch_norm,
+            layers=_group(specs),
+            tensor_names=tuple(state_dict),
+            aliases=aliases,
+            template={n: state_dict[n].detach().clone() for n in state_dict if n in in_template and n not in aliases},
+        )
+
+    @cached_property
+    def _geometry(self) -> Geometry:
+        with torch.device("cpu"):  # also where a network is made on the meta device, for its structure alone
+            return geometry_of(self.token_layout, self.token_dim, self.layers)
+
+    @cached_property
+    def token_slices(self) -> tuple[slice, ...]:
+        """The tokens of each layer."""
+        return token_slices(self.token_layout, self.token_dim, self.layers)
+
+    @property
+    def layer_rows(self) -> tuple[int, ...]:
+        """Rows into which each layer is cut, see [`TokenLayout`]."""
+        rule = find_token_layout(self.token_layout)
+        return tuple(rule.rows(layer) for layer in self.layers)
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Tokens of the whole network, `N`."""
+        return self.token_slices[-1].stop
+
+    @property
+    def max_positions(self) -> list[int]:
+        """Positions that learned tables need for the whole network: tokens, layers, most channels of a layer."""
+        return [largest + 1 for largest in self.positions.amax(dim=0).tolist()]
+
+    @cached_property
+    def num_weights(self) -> int:
+        """Real scalars in the tokens."""
+        return sum(layer.num_weights for layer in self.layers)
+
+    @property
+    def padding_share(self) -> float:
+        """Share of token entries that hold no weight."""
+        return 1 - self.num_weights / (self.num_tokens * self.token_dim)
+
+    @property
+    def weight_mask(self) -> Tensor:
+        """`[N, D]` bool, `True` where a real weight sits. Shared between networks of one structure: read-only."""
+        return self._geometry.weight_mask
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where each tensor sits in the tokens, in the order of the layers."""
+        return self._geometry.places
+
+    @property
+    def paddings(self) -> tuple[Place, ...]:
+        """The parts of the tokens that hold no weight."""
+        return self._geometry.paddings
+
+    @property
+    def layer_index(self) -> Tensor:
+        """`[N]` int64: layer of each token. Shared: read-only."""
+        return self._geometry.positions[:, 1]
+
+    @property
+    def positions(self) -> Tensor:
+        """`[N, 3]` int64: token index, layer index, channel index (in `dense`: index of the token within its layer).
+
+        Shared: read-only.
+        """
+        return self._geometry.positions
+
+    def tokens(self, tensors: Mapping[str, Tensor], *, batch_dims: int = 0, affine: Affine | None = None) -> Tensor:
+        """Write tensors into tokens, one strided pass per layer; differentiable.
+
+        Args:
+            tensors: Name to `[*batch, *shape]`; must hold every tensor of the layers.
+            batch_dims: Leading axes of every tensor that count models.
+            affine: Scale and shift of each layer's weights on the way; none when `None`.
+
+        Returns:
+            `[*batch, N, D]`, zero at padding; float64 if any tensor is, else float32: wide enough to hold every dtype
+            exactly.
+
+        Raises:
+            KeyError: If a tensor is missing.
+            ValueError: If a shape differs from the layout's.
+        """
+        return tokens_from_tensors(tensors, self._geometry, batch_dims=batch_dims, affine=affine)
+
+    def tensors(self, tokens: Tensor, *, cast: bool = True, affine: Affine | None = None) -> dict[str, Tensor]:
+        """Read the tensors of the layers out of tokens; differentiable. For a whole network, see [`state_dict`].
+
+        Args:
+            tokens: `[*batch, N, D]`.
+            cast: Whether to return each tensor in the dtype that the layout notes; else in that of `tokens`.
+            affine: Scale and shift of each layer's weights on the way; none when `None`.
+
+        Returns:
+            Name to `[*batch, *shape]` for every tensor of the layers. Fresh memory, or recorded by autograd.
+
+        Raises:
+            ValueError: If `tokens` has another shape than the layout's.
+        """
+        return tensors_from_tokens(tokens, self._geometry, cast=cast, affine=affine)
+
+    def state_dict(self, tokens: Tensor, *, affine: Affine | None = None) -> dict[str, Tensor]:
+        """Read whole networks out of tokens: with what the template carries, in the order of the state dict.
+
+        Args:
+            tokens: `[*batch, N, D]`.
+            affine: Scale and shift of each layer's weights on the way; none when `None`.
+
+        Returns:
+            Name to `[*batch, *shape]`, in the noted dtypes and fresh memory (or recorded by autograd); shared tensors
+            are shared.
+
+        Raises:
+            ValueError: If `tokens` has another shape than the layout's.
+        """
+        return self.complete(self.tensors(tokens, affine=affine), tokens.shape[:-2], device=tokens.device)
+
+    def complete(
+        self, tensors: Mapping[str, Tensor], batch: Sequence[int] = (), *, device: torch.device | None = None
+    ) -> dict[str, Tensor]:
+        """Add what no token holds: the template (unless it is there) and other names of tensors.
+
+        Args:
+            tensors: Name to `[*batch, *shape]`.
+            batch: Leading axes that count models.
+            device: Where the template goes.
+        """
+        template = {
+            name: value.to(device).expand([*batch, *value.shape]).clone()
+            for name, value in self.template.items()
+            if name not in tensors
+        }
+        known = {**tensors, **template}
+        return {name: known[self.aliases.get(name, name)] for name in self.tensor_names}
+
+    @cached_property
+    def signature(self) -> str:
+        """SHA-256 (hex) of the structure: equal for networks whose tokens mean the same.
+
+        Template values do not count, nor does the place of template tensors among the others: a file may sort its
+        names.
+        """
+        structure = self._structure() | {"tensor_names": sorted(self.tensor_names)}
+        for entry, layer in zip(structure["layers"], self.layers, strict=True):
+            entry["kind"] = statistics_kind(layer.weight.name, layer.weight.shape)
+        structure["template"] = sorted(structure["template"], key=lambda entry: entry["name"])
+        return hashlib.sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()
+
+    def _structure(self) -> dict[str, Any]:
+        return {
+            "token_layout": self.token_layout,
+            "token_dim": self.token_dim,
+            "batch_norm": self.batch_norm,
+            "layers": [asdict(layer) for layer in self.layers],
+            "tensor_names": list(self.tensor_names),
+            "aliases": dict(self.aliases),
+            "template": [asdict(TensorSpec.of(name, tensor)) for name, tensor in self.template.items()],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The structure as JSON can hold it; template tensors give name, shape and dtype only (see `from_dict`)."""
+        return json.loads(json.dumps(self._structure()))
+
+    @classmethod
+    def from_dict(cls, structure: Mapping[str, Any], template: Mapping[str, Tensor] | None = None) -> "Layout":
+        """Rebuild a layout.
+
+        Args:
+            structure: What `to_dict` gave.
+            template: Template tensors; zeros of their shapes when `None`.
+
+        Raises:
+            InvalidFileError: If the structure is not one of a layout.
+            ValueError: If `template` does not fit the structure.
+        """
+        return cls.from_entry(Entry(structure, "layout", remedy="pass what to_dict() gave"), template)
+
+    @classmethod
+    def from_entry(cls, structure: Entry, template: Mapping[str, Tensor] | None = None) -> "Layout":
+        """Like [`from_dict`], from a file: what is wrong is named with file and field.
+
+        Raises:
+            InvalidFileError, ValueError: As there.
+        """
+        specs = [_read_spec(entry) for entry in structure["template"].entries()]
+        if template is None:  # one zero, seen from everywhere: a file may claim any size
+            template = {s.name: torch.zeros((), dtype=getattr(torch, s.dtype)).expand(s.shape) for s in specs}
+        if [TensorSpec.of(n, t) for n, t in template.items()] != specs:
+            raise ValueError(
+                f"template does not fit: expected {[(s.name, s.shape, s.dtype) for s in specs]}, got "
+                f"{[(n, tuple(t.shape), str(t.dtype)) for n, t in template.items()]}"
+            )
+        layers = tuple(_read_layer(entry) for entry in structure["layers"].entries())
+        if not layers:
+            structure["layers"].fail("one layer at least")
+        aliases = {name: entry.text() for name, entry in structure["aliases"].items()}
+        stored = [spec.name for layer in layers for spec in layer.tensors] + [spec.name for spec in specs]
+        for alias, target in structure["aliases"].items():
+            if target.value not in stored or alias in stored:
+                target.fail("another name of a tensor of this layout")
+        names = [entry.text() for entry in structure["tensor_names"].entries()]
+        if sorted(names) != sorted([*stored, *aliases]) or len(set(names)) != len(names):
+            structure["tensor_names"].fail("every tensor of layers, template and aliases once", got=sorted(names)[:5])
+        layout = cls(
+            token_layout=structure["token_layout"].one_of(list(TOKEN_LAYOUTS)),
+            token_dim=structure["token_dim"].whole(at_least=1),
+            batch_norm=structure["batch_norm"].one_of(get_args(BatchNormStorage)),
+            layers=layers,
+            tensor_names=tuple(names),
+            aliases=aliases,
+            template=dict(template),
+        )
+        if (scalars := layout.num_tokens * layout.token_dim) > MAX_NUMEL:
+            structure.fail(f"at most {MAX_NUMEL} scalars as tokens", got=scalars)
+        return layout
+
+
+def _read_spec(entry: Entry) -> TensorSpec:
+    shape = tuple(length.whole() for length in entry["shape"].entries())
+    spec = TensorSpec(entry["name"].text(), shape, entry["dtype"].text())
+    if not isinstance(getattr(torch, spec.dtype, None), torch.dtype):
+        entry["dtype"].fail("a dtype of torch")
+    if (
+        math.prod(max(1, length) for length in shape) > MAX_NUMEL
+    ):  # torch keeps strides, also where there are no elements
+        entry["shape"].fail(f"at most {MAX_NUMEL} elements")
+    return spec
+
+
+def _read_layer(entry: Entry) -> LayerSpec:
+    weight, bias = _read_spec(entry["weight"]), entry.get("bias")
+    if not weight.numel or not getattr(torch, weight.dtype).is_floating_point:
+        entry["weight"].fail("a floating-point tensor with elements", got=weight)
+    name, kind = entry["name"].text(), entry["kind"].one_of(LAYER_KINDS)
+    if bias is None:
+        return LayerSpec(name, kind, weight)
+    layer = LayerSpec(name, kind, weight, column := _read_spec(bias))
+    if (column.shape, column.dtype) != (weight.shape[:1], weight.dtype) or not weight.shape:
+        bias.fail(f"one {weight.dtype} for each of {layer.channels} channels", got=column)
+    return layer
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} ({value.layout})" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _unfit(tensor: Tensor) -> bool:
+    return tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided
+
+
+def _shared(state_dict: Mapping[str, Tensor], ties: Mapping[str, str]) -> dict[str, str]:
+    """Names of the same memory, viewed alike, to the one that it goes by."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, tensor in state_dict.items():
+        if tensor.numel():
+            groups.setdefault(
+                (*_memory(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device), []
+            ).append(name)
+    roots = {tuple(names): min(names, key=lambda name: root_key(name, ties)) for names in groups.values()}
+    return {name: root for names, root in roots.items() for name in names if name != root}
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """What tells memory from other memory: its address; of tensors without values, which object holds it."""
+    if tensor.is_meta or isinstance(tensor, FakeTensor):
+        return tensor.untyped_storage()._cdata, int(tensor.storage_offset())
+    return tensor.data_ptr(), 0
+
+
+def _group(specs: Mapping[str, TensorSpec]) -> tuple[LayerSpec, ...]:
+    """Join each bias with its weight; everything else stands alone."""
+    biases = {}
+    for name, spec in specs.items():
+        if name.endswith("weight"):
+            bias = specs.get(name.removesuffix("weight") + "bias")
+            if bias is not None and spec.shape and bias.shape == spec.shape[:1] and bias.dtype == spec.dtype:
+                biases[name] = bias
+    taken = {bias.name for bias in biases.values()}
+    shapes = {name: spec.shape for name, spec in specs.items()}
+    layers = []
+    for name, spec in specs.items():
+        if name in taken:
+            continue
+        title = name.removesuffix("weight").rstrip("._") if name.endswith("weight") else name
+        layers.append(LayerSpec(title or name, possible_kinds(name, shapes)[0], spec, biases.get(name)))
+    return tuple(layers)

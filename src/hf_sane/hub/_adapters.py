@@ -1,0 +1,119 @@
+"""Adapters that are ready for the Hub: weights, run record and card in one folder; `push.plan_push` takes it there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
+from hf_sane.core._adapters import ADAPTER, read_adapter_config, save_adapter
+from hf_sane.hub._cards import adapter_card
+from hf_sane.hub._publish import write_card, write_sane_card
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.records._outputs import output_folder
+from hf_sane.records._run_record import RECORD, RunRecord
+from hf_sane.records._sources import hub_id
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._pretrained import load_pretrained
+from hf_sane.training._settings import PretrainSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def save_network_adapter(
+    folder: str | Path,
+    model: "PeftModel",
+    base: ZooPreTrainedModel,
+    record: RunRecord,
+    *,
+    base_model: str | None,
+    repo_id: str | None = None,
+    title: str = "LoRA adapter of a sampled network",
+    datasets: Sequence[str] = (),
+    license_id: str | None = None,
+) -> Path:
+    """Save the adapter of a network with its run record and card, and prove that it gives the network back.
+
+    Args:
+        folder: Receives adapter_config.json, adapter_model.safetensors, run.json and README.md.
+        model: The network with its adapter.
+        base: The network as it was before.
+        record: Of the fine-tuning.
+        base_model: Hub id of the base; an adapter without one can be used here, but not published.
+        repo_id: Where the adapter will be published: the code of the card loads from there.
+        title: Headline of the card.
+        datasets: Hub ids of the image data.
+        license_id: Hub licence identifier.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        FileExistsError: If `folder` holds something else, or files that were changed.
+        RuntimeError: If base and saved adapter do not give `model` back.
+    """
+    with output_folder(folder, ADAPTER, replace=True) as partial:
+        save_adapter(model, partial, base_model=base_model, base=base)
+        record.save(partial / RECORD)
+        write_adapter_card(
+            partial, base.config, repo_id=repo_id, title=title, datasets=datasets, license_id=license_id
+        )
+    return Path(folder)
+
+
+def write_adapter_card(
+    folder: str | Path,
+    base_config: ZooConfig | SANEConfig,
+    *,
+    repo_id: str | None = None,
+    title: str = "LoRA adapter",
+    network_config: ZooConfig | None = None,
+    datasets: Sequence[str] = (),
+    license_id: str | None = None,
+) -> Path:
+    """Write README.md for the folder of an adapter, from its settings and run record.
+
+    Args:
+        folder: Holds adapter_config.json, run.json and, of a SANE autoencoder, preprocessor_config.json.
+        base_config: Of the base model.
+        repo_id: Where it will be published: the code of the card loads from there.
+        title: Headline of the card.
+        network_config: A network of the zoo, for the code of a SANE autoencoder's adapter.
+        datasets: Hub ids of zoos or image data.
+        license_id: Hub licence identifier.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        FileNotFoundError: If `folder` holds no adapter.
+        FileExistsError: If there is a README.md that somebody else wrote or edited.
+    """
+    folder = Path(folder)
+    card = adapter_card(
+        base_config,
+        read_adapter_config(folder),
+        RunRecord.load(folder / RECORD),
+        source=repo_id or ".",
+        title=title,
+        extractor=SANEFeatureExtractor.from_pretrained(folder) if isinstance(base_config, SANEConfig) else None,
+        network_config=network_config,
+        datasets=datasets,
+        license_id=license_id,
+    )
+    return write_card(folder, card)
+
+
+def write_pretraining_card(folder: Path, arguments: PretrainSettings, network_config: ZooConfig | None) -> Path:
+    """Write README.md for what a pre-training run left in `folder`: a SANE autoencoder, or an adapter of one."""
+    datasets = [found for name in arguments.zoo if (found := hub_id(name)) is not None]
+    if arguments.lora and arguments.pretrained is not None:
+        base_config = load_pretrained(SANEConfig, arguments.pretrained, "the configuration of a SANE autoencoder")
+        return write_adapter_card(
+            folder, base_config, title="LoRA adapter of SANE", network_config=network_config, datasets=datasets
+        )
+    return write_sane_card(folder, network_config=network_config, datasets=datasets)
+
+
+__all__ = ["save_network_adapter", "write_adapter_card", "write_pretraining_card"]

@@ -1,0 +1,281 @@
+"""Folders that are ready for the Hub: weights, configuration, run record and card.
+
+All functions that save take the place of an artefact of the same kind that nobody has changed since, and of nothing
+else.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import ModelCard, try_to_load_from_cache
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
+from hf_sane.hub._cards import network_card, sane_card
+from hf_sane.hub._transfer import CARD
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records._outputs import add_file, output_folder
+from hf_sane.records._run_record import RECORD, RunRecord
+from hf_sane.records._sources import parse_source
+from hf_sane.sampling._export import NETWORK, PROVENANCE_FILE, Provenance, check_saved
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._loading import load_config
+from hf_sane.tokenization._pretrained import load_pretrained
+
+SANE = "SANE folder"  # the job of manifests
+
+
+def save_sane(
+    folder: str | Path,
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    record: RunRecord,
+    *,
+    repo_id: str | None = None,
+    title: str = "SANE",
+    network_config: ZooConfig | None = None,
+    datasets: Sequence[str] = (),
+    license_id: str | None = None,
+    include_code: bool = False,
+) -> Path:
+    """Save an autoencoder with its weight tokenizer, run record and card.
+
+    Args:
+        folder: Receives config.json, model.safetensors, preprocessor_config.json, run.json and README.md.
+        model: The autoencoder.
+        extractor: Its weight tokenizer.
+        record: Of the pre-training run.
+        repo_id: Where it will be published: the code of the card loads from there.
+        title: Headline of the card.
+        network_config: A network of the zoo, for the code of the card.
+        datasets: Hub ids of the zoos.
+        license_id: Hub licence identifier.
+        include_code: Also copy the modelling code, so that `AutoModel.from_pretrained(..., trust_remote_code=True)`
+            works without this library (the weight tokenizer needs it all the same).
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ValueError: If model and weight tokenizer do not belong together.
+        FileExistsError: If `folder` holds something else, or files that were changed.
+    """
+    if model.config.token_dim != extractor.token_dim:
+        raise ValueError(
+            f"model and weight tokenizer must share token_dim, got {model.config.token_dim} and "
+            f"{extractor.token_dim}; save the tokenizer that the model was trained with"
+        )
+    with output_folder(folder, SANE, replace=True) as partial:
+        save_model(partial, model, auto_class="AutoModel", include_code=include_code)
+        extractor.save_pretrained(partial)
+        record.save(partial / RECORD)
+        write_sane_card(
+            partial,
+            repo_id=repo_id,
+            title=title,
+            network_config=network_config,
+            datasets=datasets,
+            license_id=license_id,
+        )
+    return Path(folder)
+
+
+def load_sane(
+    source: str | Path, *, revision: str | None = None, dtype: torch.dtype | None = None
+) -> tuple[SANEModel, SANEFeatureExtractor]:
+    """Read an autoencoder, in evaluation mode, and its weight tokenizer.
+
+    Args:
+        source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
+        revision: Branch, tag or commit of a repo.
+        dtype: Of the model; as it was saved if `None`.
+
+    Raises:
+        FileNotFoundError: If there is neither such a folder nor such a repository.
+        InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was
+            written.
+    """
+    options = {} if dtype is None else {"dtype": dtype}
+    model = load_pretrained(SANEModel, source, "a SANE autoencoder", revision=revision, **options)
+    return model.eval(), SANEFeatureExtractor.load(source, revision=revision)
+
+
+def loaded_commit(source: str, revision: str | None) -> str | None:
+    """The commit that a repository was loaded from, read from its cache folder; `None` for other folders."""
+    place = parse_source(source, revision=revision)
+    if isinstance(place, Path):
+        return None
+    found = try_to_load_from_cache(place.repo_id, "config.json", revision=place.revision)
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def write_sane_card(
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    title: str = "SANE",
+    network_config: ZooConfig | None = None,
+    datasets: Sequence[str] = (),
+    license_id: str | None = None,
+) -> Path:
+    """Write README.md for a SANE folder, such as pre-training leaves it, from its configuration and run record.
+
+    Args:
+        folder: Holds config.json, preprocessor_config.json and run.json.
+        repo_id: Where it will be published: the code of the card loads from there.
+        title: Headline of the card.
+        network_config: A network of the zoo, for the code of the card.
+        datasets: Hub ids of the zoos.
+        license_id: Hub licence identifier.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        FileExistsError: If there is a README.md that somebody else wrote or edited.
+    """
+    card = sane_card(
+        load_pretrained(SANEConfig, folder, "the configuration of a SANE autoencoder"),
+        SANEFeatureExtractor.from_pretrained(folder),
+        RunRecord.load(Path(folder) / RECORD),
+        source=repo_id or ".",
+        title=title,
+        network_config=network_config,
+        datasets=datasets,
+        license_id=license_id,
+    )
+    return write_card(Path(folder), card)
+
+
+def save_network(
+    folder: str | Path,
+    network: ZooPreTrainedModel,
+    record: RunRecord,
+    *,
+    repo_id: str | None = None,
+    title: str = "Sampled network",
+    base_model: str | None = None,
+    datasets: Sequence[str] = (),
+    license_id: str | None = None,
+    include_code: bool = False,
+    provenance: Provenance | None = None,
+) -> Path:
+    """Save a sampled network with its run record and card, and prove that it loads again bit by bit.
+
+    Args:
+        folder: Receives config.json, model.safetensors, run.json, README.md and, if that is known, provenance.json.
+        network: The network.
+        record: Of the sampling run.
+        repo_id: Where it will be published: the code of the card loads from there.
+        title: Headline of the card.
+        base_model: Hub id of the autoencoder it was sampled with.
+        datasets: Hub ids of the zoos or image data.
+        license_id: Hub licence identifier.
+        include_code: Also copy the modelling code, so that nobody needs this library to load it.
+        provenance: Where the network came from; what `export_network` noted in `folder` if `None`.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        FileExistsError: If `folder` holds something else, or files that were changed.
+        RuntimeError: If what is read back differs from what was written.
+    """
+    folder = Path(folder)
+    if provenance is None and (folder / PROVENANCE_FILE).exists():
+        provenance = Provenance.load(folder)
+    card = network_card(
+        network.config,
+        record,
+        source=repo_id or ".",
+        title=title,
+        base_model=base_model,
+        datasets=datasets,
+        license_id=license_id,
+        with_code=include_code,
+        provenance=provenance,
+    )
+    with output_folder(folder, NETWORK, replace=True) as partial:
+        save_model(partial, network, auto_class="AutoModelForImageClassification", include_code=include_code)
+        check_saved(network, partial)
+        if provenance is not None:
+            provenance.save(partial)
+        record.save(partial / RECORD)
+        write_card(partial, card)
+    return folder
+
+
+def save_model(partial: Path, model: PreTrainedModel, *, auto_class: str, include_code: bool) -> None:
+    """`save_pretrained`, with or without the modelling code; classes are left as they were.
+
+    Code that came with what was loaded is neither copied nor named: Transformers would run it for whoever trusts us.
+
+    Args:
+        partial: From [`output_folder`].
+        model: To save.
+        auto_class: That loads it.
+        include_code: Whether its code is copied.
+    """
+    vars(model.config).pop("auto_map", None)
+    if not include_code:
+        model.save_pretrained(partial)
+        return
+    with _code_included(type(model.config), type(model), auto_class):
+        try:
+            model.save_pretrained(partial)
+        finally:
+            # Transformers notes the copied files on the configuration in memory, and every later save would repeat it.
+            vars(model.config).pop("auto_map", None)
+
+
+def code_files(folder: Path) -> dict[str, str]:
+    """Files that a saved model needs to load without this library: its modelling code and a configuration.
+
+    Args:
+        folder: From [`save_sane`], [`save_network`] or `save_pretrained`; it is not changed.
+
+    Returns:
+        Text by file name, config.json among them; nothing if the folder has its code already.
+    """
+    config: Any = load_config(folder)
+    if getattr(config, "auto_map", None):
+        return {}
+    auto_class = AutoModel if isinstance(config, SANEConfig) else AutoModelForImageClassification
+    model_class = cast(type[PreTrainedModel], auto_class._model_mapping[type(config)])
+    with tempfile.TemporaryDirectory() as partial, _code_included(type(config), model_class, auto_class.__name__):
+        with torch.device("meta"):
+            custom_object_save(model_class(config), partial, config=config)
+        config.save_pretrained(partial)
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(partial).iterdir())}
+
+
+@contextmanager
+def _code_included(
+    config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], auto_class: str
+) -> Iterator[None]:
+    """While this lasts, `save_pretrained` copies the code of both classes; Transformers keeps that switch on them."""
+    before = [(cls, "_auto_class" in vars(cls), cls._auto_class) for cls in (config_class, model_class)]
+    config_class.register_for_auto_class()
+    model_class.register_for_auto_class(auto_class)
+    try:
+        yield
+    finally:
+        for cls, had_own, value in before:
+            if had_own:
+                cls._auto_class = value
+            else:
+                del cls._auto_class
+
+
+def write_card(folder: Path, card: ModelCard) -> Path:
+    """Write `card` as README.md of `folder`, unless somebody else wrote or edited one; returns `folder`."""
+    with add_file(folder, CARD) as partial:
+        partial.write_text(str(card), encoding="utf-8")
+    return folder

@@ -1,0 +1,284 @@
+"""What comes from the Hub: listed, checked for size, names and pickles before the first file is fetched."""
+
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import file_digest, sha1
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile as HubFile
+from huggingface_hub.utils import validate_repo_id
+
+from hf_sane.hub._transfer import PICKLES, RepoFile
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._outputs import (
+    MANIFEST,
+    UNFINISHED,
+    Manifest,
+    begin_folder,
+    check_may_write,
+    finish_folder,
+    resumable_folder,
+)
+from hf_sane.records._patience import patiently
+from hf_sane.records._sources import RepoType, parse_repo
+
+MAX_BYTES = 20 * 2**30
+SHA256_DIGITS = 64
+COMMIT = re.compile(r"[0-9a-f]{40}")
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+CACHE = Path(".cache", "huggingface")  # where the Hub's client keeps what it has fetched in part
+
+
+def find_repository(repo_id: str, *, revision: str | None = None, api: HfApi | None = None) -> tuple[RepoType, str]:
+    """Whether a repository is a model or a dataset, and the commit that a revision stands for.
+
+    Args:
+        repo_id: `user/name`.
+        revision: Branch, tag or commit.
+        api: Client to use.
+
+    Raises:
+        HFValidationError: If `repo_id` is none.
+        RepositoryNotFoundError: If there is neither, or it is private and the token does not open it: the Hub's own
+            error.
+    """
+    validate_repo_id(repo_id)
+    api = api or HfApi()
+    try:
+        return "model", str(patiently(api.model_info, repo_id, revision=revision).sha)
+    except RepositoryNotFoundError as error:
+        try:
+            return "dataset", str(patiently(api.dataset_info, repo_id, revision=revision).sha)
+        except RepositoryNotFoundError:
+            raise error from None
+
+
+def plan_pull(
+    repo_id: str,
+    *,
+    repo_type: RepoType,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    api: HfApi | None = None,
+) -> tuple[list[RepoFile], list[str]]:
+    """List what a pull would fetch.
+
+    Args:
+        repo_id: `user/name`.
+        repo_type: Of the repository.
+        revision: Branch, tag or commit.
+        allow_pickle: Take pickles too, which can run code where they are opened carelessly.
+        api: Client to use.
+
+    Returns:
+        Files to fetch, and the paths of pickles that are left out.
+
+    Raises:
+        ValueError: If a file name would lead out of the folder it is put into.
+    """
+    api = api or HfApi()
+
+    def list_files() -> list[HubFile]:
+        tree = api.list_repo_tree(repo_id, recursive=True, repo_type=repo_type, revision=revision)
+        return [entry for entry in tree if isinstance(entry, HubFile) and entry.path not in (MANIFEST, UNFINISHED)]
+
+    files, refused = [], []
+    for entry in patiently(list_files):
+        check_path(entry.path, repo_id)
+        if entry.path.lower().endswith(PICKLES) and not allow_pickle:
+            refused.append(entry.path)
+        else:
+            digest = entry.blob_id if entry.lfs is None else entry.lfs.sha256
+            files.append(RepoFile(entry.path, entry.size, digest=digest))
+    return files, refused
+
+
+def check_path(path: str, where: str) -> None:
+    """Refuse a file name that is absolute, climbs out with `..`, or means something else on another system.
+
+    Raises:
+        ValueError: If it does.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in parts[0] or "\0" in path:
+        raise ValueError(
+            f"{where} names the file {path!r}, which would lead out of its folder; refused, do not trust it"
+        )
+
+
+def check_size(files: Sequence[RepoFile], max_bytes: int, where: str) -> None:
+    """Refuse a download that is larger than allowed.
+
+    Raises:
+        ValueError: If it is.
+    """
+    total = sum(file.num_bytes for file in files)
+    if total > max_bytes:
+        raise ValueError(
+            f"{where} holds {total:,} bytes in {len(files)} files, more than the limit of {max_bytes:,}; raise the "
+            "limit if that is what you want"
+        )
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `500M`, `20G`, `1.5GB` or a plain number.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
+    if found is None:
+        raise ValueError(f"expected a size such as 500M or 20G, got {text!r}")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def pull(
+    repo_id: str,
+    folder: str | Path,
+    *,
+    repo_type: RepoType | None = None,
+    revision: str | None = None,
+    max_bytes: int = MAX_BYTES,
+    allow_pickle: bool = False,
+    api: HfApi | None = None,
+) -> Path:
+    """Fetch a repository into a folder. A broken download continues where it stopped.
+
+    Every file is compared with the digest that the Hub gives, wherever it came from; one that differs is fetched
+    again, once. A manifest says when the folder is finished, and what of it is ours: the same pull into a finished
+    folder that nobody has changed brings it up to date.
+
+    Args:
+        repo_id: `user/name` or `user/name@revision`.
+        folder: Receives the files; those it has already are not fetched again.
+        repo_type: `"model"` or `"dataset"`; whichever there is if `None`.
+        revision: Branch, tag or commit; all files are of one commit.
+        max_bytes: Refuse more than this.
+        allow_pickle: Take pickles too.
+        api: Client to use.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        HFValidationError: If `repo_id` is none.
+        RepositoryNotFoundError: If there is no such repository.
+        ValueError: If it is too large, or names files outside its folder.
+        FileExistsError: If the folder holds something else, or files that were added or changed.
+        FolderInUseError: If another process writes it.
+        InvalidFileError: If the Hub sends a file that does not have the digest it gives.
+        HubBusyError: If the Hub takes no requests, or is out of order.
+    """
+    api, place = api or HfApi(), parse_repo(repo_id, revision=revision)
+    repo_id, revision = place.repo_id, place.revision
+    if repo_type is None:
+        repo_type, revision = find_repository(repo_id, revision=revision, api=api)
+    elif revision is None or not COMMIT.fullmatch(revision):
+        revision = str(patiently(api.repo_info, repo_id, repo_type=repo_type, revision=revision).sha)
+    job = f"pull of the {repo_type} {repo_id}"
+    check_may_write(folder, job, is_ours=lambda home: _is_unchanged(home, job))
+    files, _ = plan_pull(repo_id, repo_type=repo_type, revision=revision, allow_pickle=allow_pickle, api=api)
+    check_size(files, max_bytes, repo_id)
+    source = _Source(api, repo_id, repo_type, revision)
+    with resumable_folder(folder, job, is_ours=lambda home: _is_unchanged(home, job)) as home:
+        known = Manifest.load(home)
+        begin_folder(home, job)
+        _remove_old(home, known, files)
+        source.fetch(home, files)
+        shutil.rmtree(home / CACHE, ignore_errors=True)
+        with suppress(OSError):
+            (home / CACHE).parent.rmdir()
+        hidden = [file.path for file in files if any(part.startswith(".") for part in PurePosixPath(file.path).parts)]
+        finish_folder(home, job, facts={"revision": revision, "hidden": hidden})
+    return Path(folder)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One commit of a repository."""
+
+    api: HfApi
+    repo_id: str
+    repo_type: RepoType
+    revision: str
+
+    def fetch(self, home: Path, files: Sequence[RepoFile]) -> None:
+        """Bring files that are not there as the Hub has them; once more what came out different."""
+        if missing := [file for file in files if _digest(home, file) != file.digest]:
+            patiently(
+                snapshot_download,
+                self.repo_id,
+                repo_type=self.repo_type,
+                revision=self.revision,
+                local_dir=home,
+                allow_patterns=[_literal(file.path) for file in missing],
+                endpoint=self.api.endpoint,
+                token=self.api.token,
+            )
+        for file in missing:
+            if _digest(home, file) != file.digest:
+                self._fetch_again(home, file)
+            if (got := _digest(home, file)) != file.digest:
+                (home / file.path).unlink(missing_ok=True)
+                raise InvalidFileError(
+                    f"{self.repo_id}/{file.path}",
+                    expected=f"the content that the Hub knows it by ({file.digest})",
+                    got=got or "no file",
+                    remedy="it came so twice and was removed; try again later, over another network if there is one",
+                )
+
+    def _fetch_again(self, home: Path, file: RepoFile) -> None:
+        patiently(
+            self.api.hf_hub_download,
+            self.repo_id,
+            file.path,
+            repo_type=self.repo_type,
+            revision=self.revision,
+            local_dir=home,
+            force_download=True,
+        )
+
+
+def _digest(home: Path, file: RepoFile) -> str | None:
+    """Digest of a file that is there, of the kind that the Hub gives for it."""
+    path = home / file.path
+    if not path.is_file() or path.is_symlink() or path.stat().st_size != file.num_bytes:
+        return None
+    with path.open("rb") as content:
+        if file.digest is not None and len(file.digest) == SHA256_DIGITS:
+            return file_digest(content, "sha256").hexdigest()
+        prefixed = sha1(f"blob {file.num_bytes}\0".encode(), usedforsecurity=False)
+        return file_digest(content, lambda: prefixed).hexdigest()
+
+
+def _is_unchanged(home: Path, job: str) -> bool:
+    """Whether a folder is the finished result of the same pull, and nobody has changed it since."""
+    manifest = Manifest.load(home)
+    if manifest is None or manifest.job != job:
+        return False
+    strangers = sorted(set(manifest.strangers(home)) - set(manifest.facts.get("hidden", ())))
+    if strangers:
+        raise FileExistsError(
+            f"{home} holds a finished {job} with files that were added or changed since ({', '.join(strangers[:3])}); "
+            "move them away or choose another folder"
+        )
+    return True
+
+
+def _remove_old(home: Path, known: Manifest | None, files: Sequence[RepoFile]) -> None:
+    """Files of an earlier commit that this one does not have."""
+    if known is None:
+        return
+    for name in known.files.keys() - {file.path for file in files}:
+        (home / name).unlink(missing_ok=True)
+    (home / MANIFEST).unlink()
+
+
+def _literal(path: str) -> str:
+    """A pattern that means one file."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in path)

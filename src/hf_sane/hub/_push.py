@@ -1,0 +1,245 @@
+"""The kinds of artefacts that can be pushed: required files, how the card is completed, extra checks."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
+from urllib.parse import quote
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
+
+from hf_sane.core._adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from hf_sane.hub._publish import code_files
+from hf_sane.hub._tables import fact_text, markdown_table
+from hf_sane.hub._transfer import CARD, RepoFile, Upload, address_card, folder_files, require_files, with_texts
+from hf_sane.records._documents import read_document
+from hf_sane.records._escaping import markdown_text
+from hf_sane.records._outputs import AGAIN, check_finished
+from hf_sane.records._patience import patiently
+from hf_sane.records._redaction import hide_folders_in
+from hf_sane.records._run_record import RECORD, RunRecord
+from hf_sane.records._sources import hub_id
+from hf_sane.sampling._export import PROVENANCE_FILE, Provenance
+from hf_sane.zoo._cards import PLACEHOLDER, render_card
+from hf_sane.zoo._facts import FILE_NAME as FACTS_NAME
+from hf_sane.zoo._facts import ZooFacts, data_folder, facts_json, read_facts
+from hf_sane.zoo._writing import check_zoo
+
+Kind = Literal["model", "zoo", "samples", "adapter"]
+NETWORK_FILES = (CARD, "config.json", "model.safetensors")
+
+
+def plan_push(
+    kind: Kind, folder: str | Path, repo_id: str, *, include_code: bool = True, api: HfApi | None = None
+) -> Upload:
+    """List what a push would do. Only for a zoo the Hub is asked: which other zoos the repository holds already.
+
+    Args:
+        kind: `"model"` (a SANE folder), `"zoo"`, `"samples"` (a sampled network, or a folder of several: the best one
+            on validation images comes to the root, the others into subfolders) or `"adapter"` (PEFT).
+        folder: What is pushed; it is not changed.
+        repo_id: `user/name`; the code of the card loads from there.
+        include_code: Add the modelling code to autoencoders and networks, so that `trust_remote_code=True` opens them
+            where this library is not installed.
+        api: Client to use, for another endpoint or token.
+
+    Raises:
+        HFValidationError: If `repo_id` is none.
+        InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
+        ValueError: If the folder lacks files, holds pickles or tokens, or an adapter names no base model on the Hub.
+        FileNotFoundError: If the folder holds no zoo, or no network.
+    """
+    validate_repo_id(repo_id)
+    if kind not in PLANS:
+        raise ValueError(f"expected a kind of artefact out of {', '.join(PLANS)}, got {kind!r}")
+    check_finished(folder, all_digests=True)
+    upload = PLANS[kind](Path(folder), repo_id, api or HfApi())
+    upload = replace(upload, files=with_texts(upload.files, _without_folders(upload.files)))
+    if not include_code or kind not in ("model", "samples"):
+        return upload
+    homes = [PurePosixPath(file.path).parent for file in upload.files if file.path.split("/")[-1] == "config.json"]
+    texts: dict[str, str] = {}
+    for home in homes:
+        source = next(file.content for file in upload.files if file.path == (home / "config.json").as_posix())
+        assert isinstance(source, Path)
+        texts |= {(home / name).as_posix(): text for name, text in code_files(source.parent).items()}
+    return replace(upload, files=with_texts(upload.files, texts))
+
+
+def push_generated(
+    repo_id: str,
+    folder: str | Path,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    include_code: bool = True,
+    api: HfApi | None = None,
+) -> str:
+    """Publish sampled networks, such as `hf-sane sample` or `save_network` leave them, as one model repository.
+
+    `AutoModelForImageClassification.from_pretrained(repo_id)` loads the best of them on validation images,
+    `from_pretrained(repo_id, subfolder="network_3")` another one. The cards tell where each came from (autoencoder,
+    zoo, anchors, method, seed), what was measured, and how to use it.
+
+    Args:
+        repo_id: `user/name`; made if missing.
+        folder: One network, or a folder of several.
+        private: Whether a new repository is private; the account's default if `None`.
+        revision: Branch; the default branch if `None`.
+        include_code: Add the modelling code, so that nobody needs this library.
+        api: Client to use, for another endpoint or token.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        HFValidationError: If `repo_id` is none.
+        FileNotFoundError: If the folder holds no network.
+        ValueError: If a network lacks files, or holds pickles or tokens.
+    """
+    upload = plan_push("samples", folder, repo_id, include_code=include_code, api=api)
+    return upload.push(api, private=private, revision=revision)
+
+
+def _without_folders(files: Sequence[RepoFile]) -> dict[str, str]:
+    """The records among the files that name folders of this machine, without them."""
+    found = {}
+    for file in files:
+        if PurePosixPath(file.path).name in (RECORD, PROVENANCE_FILE) and isinstance(file.content, Path):
+            document = read_document(file.content, expected="a record (a JSON object)", remedy=AGAIN).mapping()
+            if (shared := hide_folders_in(document)) != document:
+                found[file.path] = json.dumps(shared, indent=2) + "\n"
+    return found
+
+
+def _plan_model(folder: Path, repo_id: str, api: HfApi) -> Upload:
+    require_files(folder, (*NETWORK_FILES, "preprocessor_config.json"), what="SANE folder")
+    files = with_texts(folder_files(folder), {CARD: address_card(_text(folder / CARD), repo_id)})
+    return Upload(repo_id, "model", files, title="SANE autoencoder with its weight tokenizer, record and card")
+
+
+def network_folders(folder: Path) -> list[Path]:
+    """A folder that is a network, or the networks inside it, `network_2` before `network_10`.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+    """
+    if (folder / "config.json").is_file():
+        return [folder]
+    inside = [path.parent for path in folder.glob("[!.]*/config.json")]
+    if not inside:
+        raise FileNotFoundError(f"no network in {folder}; expected config.json there, or in folders inside it")
+    return sorted(inside, key=lambda path: (len(path.name), path.name))
+
+
+def _plan_samples(folder: Path, repo_id: str, api: HfApi) -> Upload:
+    networks = network_folders(folder)
+    if networks != [folder]:
+        _check_complete(folder, networks)
+    networks.sort(key=_merit, reverse=True)
+    files: tuple[RepoFile, ...] = ()
+    for place, network in enumerate(networks):
+        if network != folder:
+            check_finished(network, all_digests=True)
+        require_files(network, NETWORK_FILES, what="network")
+        card = address_card(_text(network / CARD), repo_id, subfolder=network.name if place else None)
+        if place == 0:
+            card += _others(networks[1:], repo_id)
+        prefix = f"{network.name}/" if place else ""
+        files += with_texts(folder_files(network, prefix=prefix), {f"{prefix}{CARD}": card})
+    return Upload(repo_id, "model", files, title=f"Sampled networks: {len(networks)}")
+
+
+def _check_complete(folder: Path, networks: list[Path]) -> None:
+    """Refuse a folder that lacks networks that its run saved, whether or not it still has its manifest."""
+    if not (folder / RECORD).is_file():
+        return
+    saved = RunRecord.load(folder / RECORD).results.get("saved", [])
+    present = {network.name for network in networks}
+    if missing := [str(name) for name in saved if name not in present]:
+        raise ValueError(
+            f"{folder} lacks {', '.join(missing)} of the {len(saved)} networks that its {RECORD} says were saved; "
+            "sample them again, or push the folders of single networks"
+        )
+
+
+def _merit(network: Path) -> tuple[float, int]:
+    """Order of sampled networks: validation accuracy, else the order they were kept in; never test accuracy."""
+    facts = Provenance.load(network) if (network / PROVENANCE_FILE).exists() else Provenance("")
+    return (-1.0 if facts.validation_accuracy is None else facts.validation_accuracy, -(facts.index or 0))
+
+
+def _link(folder: str) -> str:
+    return f"[{markdown_text(folder)}]({quote(folder)}/{CARD})"
+
+
+def _others(networks: list[Path], repo_id: str) -> str:
+    rows = []
+    for network in networks:
+        facts = Provenance.load(network) if (network / PROVENANCE_FILE).exists() else Provenance("")
+        measured = (facts.validation_accuracy, facts.test_accuracy)
+        rows.append([_link(network.name), *("" if m is None else fact_text(m) for m in measured)])
+    if not rows:
+        return ""
+    table = markdown_table(["subfolder", "validation accuracy", "test accuracy"], rows, numbers=True)
+    return (
+        "\n## Other networks of the same draw\n\nThe network at the top of this repository was the best of them on "
+        f'validation images; `from_pretrained("{repo_id}", subfolder="{networks[0].name}")` loads another one.'
+        f"\n\n{table}\n"
+    )
+
+
+def _plan_adapter(folder: Path, repo_id: str, api: HfApi) -> Upload:
+    require_files(folder, (CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS), what="adapter")
+    base = read_adapter_config(folder).get("base_model_name_or_path")
+    if hub_id(base) is None:
+        raise ValueError(
+            f"the adapter in {folder} belongs to {base!r}, which is no repository on the Hub; push that model "
+            "first, and save the adapter with base_model_name_or_path set to its repo id"
+        )
+    files = with_texts(folder_files(folder), {CARD: address_card(_text(folder / CARD), repo_id)})
+    return Upload(repo_id, "model", files, title=f"Adapter for {base}")
+
+
+def _plan_zoo(folder: Path, repo_id: str, api: HfApi) -> Upload:
+    """All zoos of a folder, beside those that the repository holds; parquet files of their earlier versions go."""
+    mine = read_facts(folder)
+    for config in mine:
+        check_zoo(folder, config, all_digests=True)
+    mine = {config: facts.without_folders() for config, facts in mine.items()}
+    there = _remote_facts(repo_id, api)
+    prefixes = [data_folder(Path(), config).as_posix() for config in mine]
+    files = tuple(file for file in folder_files(folder) if file.path.split("/")[0] in prefixes)
+    if not files:
+        raise FileNotFoundError(f"{folder} has {FACTS_NAME} but no data in {prefixes}; build the zoo again")
+    known = {**there, **mine}
+    card = render_card(known).replace(PLACEHOLDER, repo_id)
+    files = with_texts(files, {FACTS_NAME: facts_json(known), CARD: card})
+    stale: tuple[str, ...] = ()
+    if there:
+        present = patiently(api.list_repo_files, repo_id, repo_type="dataset")
+        kept = {file.path for file in files}
+        stale = tuple(path for path in present if path.split("/")[0] in prefixes and path not in kept)
+    return Upload(repo_id, "dataset", files, stale, title=f"Model zoo: {', '.join(sorted(mine))}")
+
+
+def _remote_facts(repo_id: str, api: HfApi) -> dict[str, ZooFacts]:
+    if not patiently(api.repo_exists, repo_id, repo_type="dataset"):
+        return {}
+    if not patiently(api.file_exists, repo_id, FACTS_NAME, repo_type="dataset"):
+        return {}
+    return read_facts(Path(patiently(api.hf_hub_download, repo_id, FACTS_NAME, repo_type="dataset")).parent)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+PLANS: dict[str, Callable[[Path, str, HfApi], Upload]] = {
+    "model": _plan_model,
+    "zoo": _plan_zoo,
+    "samples": _plan_samples,
+    "adapter": _plan_adapter,
+}

@@ -1,0 +1,111 @@
+"""Facts as Markdown tables, for cards: nested results become a few tables one can read, not a list of dotted names.
+
+Names and values are escaped: they may be words of strangers.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from hf_sane.records._escaping import markdown_text
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+    """A pipe table; `|` inside a cell is escaped, and columns of numbers (all but the first) are set to the right."""
+    rule = ["---", *(["---:" if numbers else "---"] * (len(header) - 1))]
+    lines = [header, rule, *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def fact_table(facts: Mapping[str, Any]) -> str:
+    """Nested facts as one table of dotted names and values; empty without facts."""
+    rows = [[_words(name), fact_text(value)] for name, value in _flat(facts) if is_known(value)]
+    return markdown_table(["", ""], rows) if rows else ""
+
+
+def result_tables(results: Mapping[str, Any]) -> str:
+    """Results of a run record, for readers.
+
+    Plain values share one table. A mapping of plain values becomes rows of it under its name. A mapping of such
+    mappings becomes a table of its own, the longer side downwards. What is nested deeper, or is a list of lists, is
+    detail: it stays in the record.
+
+    Args:
+        results: `{name: value}`; names in snake case.
+
+    Returns:
+        Markdown; empty without results.
+    """
+    plain: dict[str, Any] = {}
+    tables = []
+    for name, value in results.items():
+        if not isinstance(value, Mapping):
+            plain |= {name: value} if _is_cell(value) else {}
+        elif any(isinstance(inner, Mapping) for inner in value.values()):
+            if table := _matrix(value):
+                tables.append(f"**{_words(name)}**\n\n{table}")
+        else:
+            plain |= {f"{name}: {key}": inner for key, inner in value.items() if _is_cell(inner)}
+    return "\n\n".join([table for table in [fact_table(plain)] if table] + tables)
+
+
+def fact_text(value: Any) -> str:
+    """A value as a reader would write it: four significant digits, thousands separated."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(fact_text, value))
+    return markdown_text(value)
+
+
+def is_known(value: Any) -> bool:
+    """Whether there is anything to say; zero and False are something, what is not finite is nothing."""
+    return value is not None and value != "" and value != [] and not (isinstance(value, float) and not isfinite(value))
+
+
+def _matrix(mapping: Mapping[str, Any]) -> str:
+    """A table of two levels of names; inner values that are no cells are left out, and so is a level without any."""
+    columns = {
+        name: {key: cell for key, cell in inner.items() if _is_cell(cell)}
+        for name, inner in mapping.items()
+        if isinstance(inner, Mapping)
+    }
+    columns = {name: cells for name, cells in columns.items() if cells}
+    names = list(dict.fromkeys(key for cells in columns.values() for key in cells))
+    if not names:
+        return ""
+    table = {key: {name: cells.get(key) for name, cells in columns.items()} for key in names}
+    if len(columns) > len(names):
+        table = {name: {key: cells.get(key) for key in names} for name, cells in columns.items()}
+    header = list(next(iter(table.values())))
+    return markdown_table(
+        ["", *map(_words, header)],
+        [
+            [_words(row), *("" if cell is None else fact_text(cell) for cell in cells.values())]
+            for row, cells in table.items()
+        ],
+        numbers=True,
+    )
+
+
+def _is_cell(value: Any) -> bool:
+    """Whether a value fits into a table: a scalar, or a short list of them."""
+    if isinstance(value, list | tuple):
+        return len(value) <= 8 and all(isinstance(item, bool | int | float | str) for item in value)
+    return isinstance(value, bool | int | float | str) and is_known(value)
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for key, value in facts.items():
+        name = f"{prefix}{key}"
+        found += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(name, value)]
+    return found
+
+
+def _words(name: str) -> str:
+    return markdown_text(str(name).replace("_", " "))

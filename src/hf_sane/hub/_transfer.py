@@ -1,0 +1,172 @@
+"""Uploads to the Hub: files are listed and checked before anything is sent; one commit holds them all."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.utils import validate_repo_id
+
+from hf_sane.records._interruptions import explaining
+from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._patience import patiently
+from hf_sane.records._redaction import holds_token
+from hf_sane.tokenization._weight_files import PICKLE_SUFFIXES
+
+CARD = "README.md"
+TEXT_SUFFIXES = (".md", ".json", ".py", ".txt", ".yaml", ".csv")
+PICKLES = (*PICKLE_SUFFIXES, ".joblib")
+# What the code of a card loads from while its folder is at home; an adapter is loaded onto a model.
+LOADS_FROM_HERE = re.compile(r'(from_pretrained\((?:\w+, )?)"\."')
+LOCAL_NOTE = "Inside this folder:\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class RepoFile:
+    """A file of a repository.
+
+    Attributes:
+        path: Inside the repository, with forward slashes.
+        num_bytes: Its size.
+        content: Where its content is, or the content itself; `None` for a file that is still on the Hub.
+        digest: What the Hub knows it by: SHA-256 of a large file, git's hash (SHA-1) of another one; `None` for a file
+            that is not on the Hub.
+    """
+
+    path: str
+    num_bytes: int
+    content: Path | bytes | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One commit that has not happened yet.
+
+    Attributes:
+        repo_id: Repository on the Hub.
+        repo_type: `"model"` or `"dataset"`.
+        files: What it adds or replaces.
+        deleted: Paths it removes.
+        title: Of the commit.
+    """
+
+    repo_id: str
+    repo_type: str
+    files: tuple[RepoFile, ...]
+    deleted: tuple[str, ...] = ()
+    title: str = "Upload with hf_sane"
+
+    @property
+    def num_bytes(self) -> int:
+        """All files together."""
+        return sum(file.num_bytes for file in self.files)
+
+    def push(self, api: HfApi | None = None, *, private: bool | None = None, revision: str | None = None) -> str:
+        """Make the repository if it is missing, and commit.
+
+        Large files go first, one by one; they become visible with the commit alone. A broken connection therefore
+        leaves the repository as it was, and pushing again sends only what the Hub does not have yet.
+
+        Args:
+            api: Client to use, for another endpoint or token.
+            private: Whether a new repository is private; the account's default if `None`.
+            revision: Branch, made if missing; the default branch if `None`.
+
+        Returns:
+            Address of the commit.
+        """
+        with explaining(lambda: f"{self.repo_id} holds all of the upload or nothing of it; the same command goes on"):
+            return self._commit(api or HfApi(), private, revision)
+
+    def _commit(self, api: HfApi, private: bool | None, revision: str | None) -> str:
+        patiently(api.create_repo, self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True)
+        if revision is not None:
+            patiently(api.create_branch, self.repo_id, branch=revision, repo_type=self.repo_type, exist_ok=True)
+        operations: list[CommitOperationAdd | CommitOperationDelete] = []
+        for file in self.files:
+            assert file.content is not None
+            content = file.content if isinstance(file.content, bytes) else str(file.content)
+            operations.append(CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=content))
+        operations += [CommitOperationDelete(path_in_repo=path) for path in self.deleted]
+        commit = patiently(
+            api.create_commit,
+            repo_id=self.repo_id,
+            repo_type=self.repo_type,
+            operations=operations,
+            commit_message=self.title,
+            revision=revision,
+        )
+        return str(commit.commit_url)
+
+
+def folder_files(folder: Path, *, prefix: str = "") -> tuple[RepoFile, ...]:
+    """All files of a folder and its subfolders, but for hidden ones (such as `.cache`) and manifests, sorted by path.
+
+    Args:
+        folder: To read.
+        prefix: Folder in the repository that they go to.
+
+    Raises:
+        NotADirectoryError: If there is no such folder.
+        ValueError: If a file is a pickle, is a link that leads out of the folder, or holds an access token.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"expected a folder to push, got {folder}; save the artefact there first")
+    home = folder.resolve()
+    files = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_dir() or path.name == MANIFEST or any(part.startswith(".") for part in name.parts):
+            continue
+        if not path.resolve().is_relative_to(home):
+            raise ValueError(
+                f"{path} leads to {path.resolve()}, out of the folder that is pushed; put a copy in its place"
+            )
+        if path.name.lower().endswith(PICKLES):
+            raise ValueError(
+                f"{path} is a pickle, which can run code where it is loaded; only safetensors and JSON are pushed: "
+                "convert or remove it"
+            )
+        if path.suffix in TEXT_SUFFIXES and holds_token(path.read_text(encoding="utf-8", errors="replace")):
+            raise ValueError(f"{path} holds an access token of the Hub; remove it, and revoke that token")
+        where = PurePosixPath(prefix, name.as_posix()).as_posix()
+        files.append(RepoFile(where, path.stat().st_size, path))
+    return tuple(files)
+
+
+def with_texts(files: Sequence[RepoFile], texts: Mapping[str, str]) -> tuple[RepoFile, ...]:
+    """The files, some of them with another text (new ones are added), sorted by path; nothing on disk changes."""
+    made = {path: text.encode("utf-8") for path, text in texts.items()}
+    kept = [file for file in files if file.path not in made]
+    return tuple(
+        sorted([*kept, *(RepoFile(path, len(data), data) for path, data in made.items())], key=lambda file: file.path)
+    )
+
+
+def require_files(folder: Path, names: Sequence[str], *, what: str) -> None:
+    """Refuse a folder that lacks files; sharded weights count as `model.safetensors`.
+
+    Raises:
+        ValueError: Naming what is missing.
+    """
+    present = {path.name.removesuffix(".index.json") for path in folder.iterdir()} if folder.is_dir() else set()
+    if missing := [name for name in names if name not in present]:
+        raise ValueError(
+            f"{folder} is no {what} that is ready to publish: expected {', '.join(names)}, missing {missing}; save "
+            "it first"
+        )
+
+
+def address_card(text: str, repo_id: str, *, subfolder: str | None = None) -> str:
+    """Let the code of a card load from the Hub in place of the folder it stands in.
+
+    Args:
+        text: Of the card.
+        repo_id: Where it goes.
+        subfolder: Folder of the artefact inside the repository.
+    """
+    validate_repo_id(repo_id)
+    source = f'"{repo_id}"' if subfolder is None else f'"{repo_id}", subfolder="{subfolder}"'
+    return LOADS_FROM_HERE.sub(lambda found: found[1] + source, text).replace(LOCAL_NOTE, "")

@@ -1,0 +1,125 @@
+"""Differences between checkpoints that do not matter: wrapper prefixes, idle buffers, duplicated weights."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from hf_sane.core._types import StateDict
+from hf_sane.records._errors import reading
+
+# What profilers (thop) and PyTorch's AveragedModel leave in a state dict.
+PROFILES = ("total_ops", "total_params")
+AVERAGED, WRAPPER = "n_averaged", "module."
+
+
+class Renamed(Mapping[str, Tensor]):
+    """Tensors of a checkpoint under other names; those without one are left out.
+
+    Args:
+        tensors: Lazy or in memory.
+        names: Each name here to the one in `tensors`.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def reconcile(
+    tensors: Sequence[Mapping[str, Tensor]],
+    outlines: Sequence[StateDict],
+    find_ties: Callable[[], Mapping[str, str]],
+) -> list[dict[str, str]]:
+    """Names under which checkpoints of one architecture hold the same tensors, as far as they do.
+
+    Counts of profilers and the wrapper of `AveragedModel` are taken off. A buffer that only some checkpoints have is
+    left out if it carries nothing, see [`carries_nothing`]. Where some checkpoints store both ends of a tie and others
+    one, the others' end stands for both.
+
+    Args:
+        tensors: Of each checkpoint.
+        outlines: Of each checkpoint; names decide.
+        find_ties: Gives pairs of names that share a weight; asked only if something is missing.
+
+    Returns:
+        For each checkpoint, name to stored name.
+    """
+    found = [_unwrapped(outline) for outline in outlines]
+    everywhere = set.intersection(*(set(names) for names in found))
+    for names, stored in zip(found, tensors, strict=True):
+        for name in [name for name in names if name not in everywhere and carries_nothing(name, stored[names[name]])]:
+            del names[name]
+    if any(names.keys() != found[0].keys() for names in found):
+        pairs = list(find_ties().items())
+        for lacking, present in pairs + [(source, target) for target, source in pairs]:
+            if any(lacking in names for names in found):
+                for names in found:
+                    if present in names:
+                        names.setdefault(lacking, names[present])
+    return found
+
+
+def carries_nothing(name: str, tensor: Tensor) -> bool:
+    """Whether a buffer depends on the architecture only: positions, causal masks, rotary frequencies, counters."""
+    leaf = name.rpartition(".")[2]
+    if leaf in ("num_batches_tracked", "inv_freq", "masked_bias"):
+        return tensor.ndim <= 1
+    if leaf == "position_ids":
+        return not tensor.is_floating_point() and torch.equal(
+            tensor.flatten(), torch.arange(tensor.numel()).to(tensor)
+        )
+    if leaf == "token_type_ids":
+        return not tensor.is_floating_point() and not tensor.any()
+    if leaf == "bias" and tensor.ndim == 4:  # of attention in GPT-2 and its kin
+        return torch.equal(tensor != 0, torch.ones_like(tensor, dtype=torch.bool).tril())
+    return False
+
+
+def tied_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """Which tensors of an architecture share a weight, such as the head of a language model and its embeddings.
+
+    Args:
+        config: Content of config.json.
+
+    Returns:
+        Name to the name of the tensor that it is tied to; nothing for architectures that Transformers does not have.
+    """
+    kind, (architecture, *_) = config.get("model_type"), config.get("architectures") or [None]
+    model_class = getattr(transformers, str(architecture), None)
+    if kind not in CONFIG_MAPPING or not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
+        return {}
+    with reading("config.json", expected=f"the configuration of a {architecture}", remedy="correct it"):
+        with torch.device("meta"):
+            model: Any = model_class(complete_config(config))
+        return dict(model.all_tied_weights_keys)
+
+
+def complete_config(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """A configuration with the defaults of its architecture, as far as Transformers knows it. Nobody's code is run."""
+    kind = str(config.get("model_type"))
+    is_known = kind in CONFIG_MAPPING
+    config_class = CONFIG_MAPPING[kind] if is_known else PreTrainedConfig
+    with reading("config.json", expected=f"a configuration of {kind!r}", remedy="correct it"):
+        return config_class.from_dict({key: value for key, value in config.items() if key != "auto_map"})
+
+
+def _unwrapped(outlines: StateDict) -> dict[str, str]:
+    names = {name: name for name in outlines if name.rpartition(".")[2] not in PROFILES and name != AVERAGED}
+    if AVERAGED in outlines and all(name.startswith(WRAPPER) for name in names):
+        names = {name.removeprefix(WRAPPER): name for name in names}
+    return names
+
+
+__all__ = ["Renamed", "carries_nothing", "complete_config", "reconcile", "tied_names"]

@@ -1,0 +1,165 @@
+"""What model soups are made with: mixers that average ingredients, and a note of how a soup was made."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hf_sane.merging._averaging import pour
+from hf_sane.merging._ingredients import Ingredient
+from hf_sane.networks._batchnorm import BATCH_SIZE, NUM_BATCHES, condition_module
+
+Score = Callable[[nn.Module], float]
+
+
+class Mixer(Protocol):
+    """Something that can put any weighted average of its ingredients into one model."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Holds the last mixture."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the ingredients."""
+
+    def mix(self, weights: Sequence[float]) -> None:
+        """Overwrite the model with the average; a weight of 1 gives that ingredient, untouched."""
+
+
+@dataclass(frozen=True)
+class CheckpointMixer:
+    """Mixes checkpoints in weight space.
+
+    Attributes:
+        model: Of their architecture; overwritten by every mixture.
+        ingredients: From `open_ingredients`, aligned or not.
+        images: `[n, C, H, W]` to re-estimate batch-norm statistics of mixtures from; statistics are averaged like
+            weights when `None`. Single ingredients keep theirs.
+        num_batches: Of the re-estimation.
+        batch_size: Of the re-estimation.
+        seed: Of the re-estimation: every mixture sees the same batches.
+    """
+
+    model: nn.Module
+    ingredients: Sequence[Ingredient]
+    images: Tensor | None = None
+    num_batches: int = NUM_BATCHES
+    batch_size: int = BATCH_SIZE
+    seed: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the ingredients."""
+        return tuple(ingredient.name for ingredient in self.ingredients)
+
+    def mix(self, weights: Sequence[float]) -> None:
+        """See [`pour`]; then batch-norm statistics, if they are to be re-estimated."""
+        pour(self.model, self.ingredients, weights)
+        if self.images is not None and sum(weight > 0 for weight in weights) > 1:
+            condition_module(
+                self.model,
+                self.images,
+                num_batches=self.num_batches,
+                batch_size=self.batch_size,
+                generator=torch.Generator().manual_seed(self.seed),
+            )
+
+
+@dataclass(frozen=True)
+class NamesMixer:
+    """Mixes nothing: lets a method that measures nothing choose weights before any tensor is read.
+
+    Attributes:
+        names: Of the ingredients.
+    """
+
+    names: tuple[str, ...]
+
+    @property
+    def model(self) -> nn.Module:
+        """There is none.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("expected a merge method that needs no model; register it with needs_score=True")
+
+    def mix(self, weights: Sequence[float]) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class GreedyStep:
+    """One try of the greedy recipe.
+
+    Attributes:
+        name: Ingredient that was tried.
+        score: Of the soup with it, on held-out data.
+        kept: Whether it stayed.
+    """
+
+    name: str
+    score: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Soup:
+    """How a soup was made; the mixer's model holds its weights.
+
+    Attributes:
+        weights: Of every ingredient, by name; 0 for those left out. Their sum is 1.
+        score: On held-out data; `None` when nothing was measured.
+        ingredient_scores: Of the single ingredients, on the same data.
+        steps: Tries of the greedy recipe, in order; the first is the best ingredient.
+    """
+
+    weights: dict[str, float]
+    score: float | None = None
+    ingredient_scores: dict[str, float] | None = None
+    steps: tuple[GreedyStep, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For run records: a row per ingredient."""
+        rows: dict[str, Any] = {}
+        for name, weight in self.weights.items():
+            score = {} if self.ingredient_scores is None else {"held_out_score": self.ingredient_scores[name]}
+            rows[name] = {"weight": weight, **score}
+        return {"held_out_score": self.score, "ingredients": rows}
+
+
+def equal_weights(chosen: Sequence[int], count: int) -> list[float]:
+    """Weights of the average of some of `count` ingredients."""
+    return [1 / len(chosen) if index in chosen else 0.0 for index in range(count)]
+
+
+def score_ingredients(mixer: Mixer, score: Score) -> list[float]:
+    """Scores of the single ingredients.
+
+    Raises:
+        ValueError: If one is not a number.
+    """
+    scores = []
+    for index, name in enumerate(mixer.names):
+        mixer.mix(equal_weights([index], len(mixer.names)))
+        value = score(mixer.model)
+        if math.isnan(value):
+            raise ValueError(f"the held-out score of {name} is NaN; leave the checkpoint out or choose another metric")
+        scores.append(value)
+    return scores
+
+
+__all__ = [
+    "CheckpointMixer",
+    "GreedyStep",
+    "Mixer",
+    "NamesMixer",
+    "Score",
+    "Soup",
+    "equal_weights",
+    "score_ingredients",
+]

@@ -1,0 +1,285 @@
+"""Many networks of one architecture as stacked tensors: initialise, run and judge them together."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hf_sane.architectures.configuration_zoo import CNNConfig, MLPConfig, ZooConfig
+from hf_sane.architectures.modeling_zoo import ACTIVATIONS, ZooPreTrainedModel
+from hf_sane.architectures.presets import build_model
+from hf_sane.core._types import StateDict
+from hf_sane.models.modes_sane import modes_kept
+from hf_sane.networks._stacked_layers import pooled_convolution, stacked_dropout, stacked_linear
+from hf_sane.networks._threads import map_on_threads
+
+DROPOUT_BUFFER = "dropout_rate"
+CACHE_BYTES = 4 * 2**20  # activations of the networks that run together on a CPU
+EVALUATION_BATCH = 64
+
+# (tensors {name: [m, *shape]}, images [m or 1, B, C, H, W], dropout [m] or None, generator) -> logits [m, B, K]
+Forward = Callable[[Mapping[str, Tensor], Tensor, Tensor | None, torch.Generator | None], Tensor]
+
+
+def stacked_forward(network: ZooConfig | nn.Module, *, generic: bool = False) -> Forward:
+    """The function that runs a stack of networks.
+
+    CNNs and MLPs have one of their own (see `stacked_layers`); any other module runs under `torch.vmap`. Both give the
+    numbers of the single networks, up to rounding.
+
+    Args:
+        network: Configuration of the networks, or a module of which only the structure is used. A module returns
+            logits, or an output with `logits`.
+        generic: Use `torch.vmap` in any case.
+
+    Returns:
+        `forward(tensors, images, dropout, generator)`: logits `[m, B, K]` of tensors `{name: [m, *shape]}` and images
+        `[m, B, C, H, W]` (`[1, ...]`: the same for all). With `dropout` (`[m]` rates) the networks are in training
+        mode: they drop, and running statistics among the tensors are updated in place; with `None` in evaluation mode.
+        `generator` serves the dropout of CNNs and MLPs; `torch.vmap` draws from the global one.
+    """
+    if isinstance(network, CNNConfig | MLPConfig) and not generic:
+        return _batch_last_forward(network)
+    return _vmap_forward(network)
+
+
+def _batch_last_forward(config: CNNConfig | MLPConfig) -> Forward:
+    activation = ACTIVATIONS[config.activation]
+    pool_sizes = config.pool_sizes if isinstance(config, CNNConfig) else ()
+
+    def forward(
+        tensors: Mapping[str, Tensor], images: Tensor, dropout: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        drops = dropout is not None and config.dropout is not None and bool((dropout > 0).any())
+
+        def activate(values: Tensor) -> Tensor:
+            values = activation(values)
+            return stacked_dropout(values, dropout, generator) if drops and dropout is not None else values
+
+        values = images.permute(0, 2, 3, 4, 1).contiguous()
+        for i, pool_size in enumerate(pool_sizes):
+            weight, bias = tensors[f"convolutions.{i}.weight"], tensors[f"convolutions.{i}.bias"]
+            values = activate(pooled_convolution(values, weight, bias, pool_size))
+        values = values.flatten(1, 3)
+        for i in range(len(config.hidden_sizes)):
+            values = activate(stacked_linear(values, tensors[f"hidden.{i}.weight"], tensors[f"hidden.{i}.bias"]))
+        return stacked_linear(values, tensors["classifier.weight"], tensors["classifier.bias"]).mT
+
+    return forward
+
+
+def _vmap_forward(network: ZooConfig | nn.Module) -> Forward:
+    skeleton = empty_model(network) if isinstance(network, ZooConfig) else network
+    has_dropout = DROPOUT_BUFFER in dict(skeleton.named_buffers())
+
+    def run(tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        output = functional_call(skeleton, dict(tensors), (images,))
+        return output if isinstance(output, Tensor) else output.logits
+
+    def forward(
+        tensors: Mapping[str, Tensor], images: Tensor, dropout: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        models = len(next(iter(tensors.values())))
+        if has_dropout:
+            tensors = {**tensors, DROPOUT_BUFFER: images.new_zeros(models) if dropout is None else dropout}
+        images, image_axis = (images, 0) if len(images) == models else (images[0], None)
+        with modes_kept(skeleton):  # it may be the caller's own
+            skeleton.train(dropout is not None)
+            return torch.vmap(run, in_dims=(0, image_axis), randomness="different")(dict(tensors), images)
+
+    return forward
+
+
+def empty_model(config: ZooConfig) -> ZooPreTrainedModel:
+    """The network of a configuration on the meta device: structure without weights, nothing drawn."""
+    with torch.device("meta"):
+        return build_model(config)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy per network: logits `[M, B, K]` and labels `[M, B]` or `[1, B]` (int64) to `[M]`."""
+    return _image_losses(logits, labels).mean(dim=1)
+
+
+def _image_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    chosen = logits.gather(2, labels.expand(logits.shape[:2]).unsqueeze(2)).squeeze(2)
+    return logits.logsumexp(dim=2) - chosen
+
+
+def stack_size(network: ZooConfig | nn.Module, batch_size: int, device: torch.device | None = None) -> int:
+    """How many networks to run together so that their activations stay in the cache; all of them (0) off the CPU.
+
+    Args:
+        network: What to run.
+        batch_size: Images per network and step, `B`.
+        device: Where; the CPU if `None`.
+    """
+    if device is not None and device.type != "cpu":
+        return 0
+    if isinstance(network, CNNConfig):
+        size, values = network.image_size, [network.num_channels * network.image_size**2]
+        layers = zip(network.conv_channels, network.kernel_sizes, network.pool_sizes, strict=True)
+        for channels, kernel_size, pool_size in layers:
+            values.append(channels * (size - kernel_size + 1) ** 2)
+            size = (size - kernel_size + 1) // pool_size
+        widest = max(a + b for a, b in pairwise(values))
+    elif isinstance(network, MLPConfig):
+        widest = network.flattened_size + sum(network.hidden_sizes)
+    else:
+        return 16
+    return max(2, min(32, CACHE_BYTES // (4 * widest * batch_size)))
+
+
+@dataclass(frozen=True)
+class StackedNetworks:
+    """`M` networks of one architecture, each tensor stacked over the networks.
+
+    Attributes:
+        config: Their architecture (or a module of it, see `stacked_forward`).
+        tensors: `{name: [M, *shape]}`, all tensors of the state dict.
+
+    Raises:
+        ValueError: If tensors are missing or foreign, or shapes do not fit the architecture or each other.
+    """
+
+    config: ZooConfig | nn.Module
+    tensors: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        module = empty_model(self.config) if isinstance(self.config, ZooConfig) else self.config
+        expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        if expected.keys() != self.tensors.keys():
+            raise ValueError(
+                f"the tensors are not those of the architecture: missing or foreign "
+                f"{sorted(expected.keys() ^ self.tensors.keys())}"
+            )
+        count = self.num_models
+        for name, shape in expected.items():
+            if tuple(self.tensors[name].shape) != (count, *shape):
+                raise ValueError(f"expected {name} {[count, *shape]}, got {list(self.tensors[name].shape)}")
+
+    @classmethod
+    def initialize(
+        cls, config: ZooConfig, seeds: Sequence[int], initializations: Sequence[str] | None = None
+    ) -> "StackedNetworks":
+        """Draw networks: network `i` is the one `build_model` gives right after `torch.manual_seed(seeds[i])`.
+
+        Args:
+            config: Architecture.
+            seeds: One per network.
+            initializations: Scheme of each network; the configuration's if `None`.
+
+        Raises:
+            ValueError: Without seeds, or with another number of schemes.
+        """
+        if not seeds or (initializations is not None and len(initializations) != len(seeds)):
+            schemes = "none" if initializations is None else len(initializations)
+            raise ValueError(f"need at least one seed and one scheme per seed, got {len(seeds)} and {schemes}")
+        states = []
+        with torch.random.fork_rng(devices=[]):
+            for i, seed in enumerate(seeds):
+                changed = {} if initializations is None else {"initialization": initializations[i]}
+                torch.manual_seed(seed)
+                states.append(build_model(with_settings(config, **changed)).state_dict())
+        return cls.from_state_dicts(config, states)
+
+    @classmethod
+    def from_state_dicts(cls, config: ZooConfig | nn.Module, states: Sequence[StateDict]) -> "StackedNetworks":
+        """Stack single networks.
+
+        Raises:
+            ValueError: Without any, or if they do not fit the architecture.
+        """
+        if not states:
+            raise ValueError("expected at least one state dict to stack, got none")
+        return cls(config, {name: torch.stack([state[name] for state in states]) for name in states[0]})
+
+    @property
+    def num_models(self) -> int:
+        """Networks in the stack, `M`."""
+        return len(next(iter(self.tensors.values())))
+
+    def select(self, index: Any) -> "StackedNetworks":
+        """The networks that `index` (indices, mask or slice) chooses."""
+        return StackedNetworks(self.config, {name: tensor[index] for name, tensor in self.tensors.items()})
+
+    def state_dict(self, index: int) -> StateDict:
+        """Tensors of one network; fresh memory."""
+        return {name: tensor[index].clone() for name, tensor in self.tensors.items()}
+
+    def model(self, index: int) -> ZooPreTrainedModel:
+        """One network as a module in evaluation mode.
+
+        Raises:
+            TypeError: If the architecture is not given by a configuration.
+        """
+        if not isinstance(self.config, ZooConfig):
+            raise TypeError(f"expected a zoo configuration to build from, got {type(self.config).__name__}")
+        model = build_model(self.config)
+        model.load_state_dict(self.state_dict(index))
+        return model.eval()
+
+    def logits(self, images: Tensor, *, generic: bool = False) -> Tensor:
+        """Run all networks in evaluation mode; differentiable.
+
+        Args:
+            images: `[B, C, H, W]` for all networks, or `[M, B, C, H, W]`.
+            generic: Use `torch.vmap` in any case.
+
+        Returns:
+            `[M, B, K]`.
+
+        Raises:
+            ValueError: If `images` has neither shape.
+        """
+        if images.ndim not in (4, 5) or (images.ndim == 5 and len(images) != self.num_models):
+            raise ValueError(
+                f"expected images [B, C, H, W] or [{self.num_models}, B, C, H, W], got {list(images.shape)}"
+            )
+        forward = stacked_forward(self.config, generic=generic)
+        shared = images.ndim == 4
+        images = images.unsqueeze(0) if shared else images
+        step = stack_size(self.config, images.shape[1], images.device) or self.num_models
+        parts = []
+        for start in range(0, self.num_models, step):
+            part = {name: tensor[start : start + step] for name, tensor in self.tensors.items()}
+            parts.append(forward(part, images if shared else images[start : start + step], None, None))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def per_image(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and correctness of every network on every image.
+
+        Args:
+            images: `[n, C, H, W]`.
+            labels: `[n]` int64.
+
+        Returns:
+            Cross-entropy `[M, n]` float and correctness `[M, n]` bool; not finite logits count as wrong.
+        """
+
+        def judge(part: slice) -> tuple[Tensor, Tensor]:
+            logits = self.logits(images[part])
+            correct = (logits.argmax(dim=2) == labels[part]) & logits.isfinite().all(dim=2)
+            return _image_losses(logits, labels[None, part]), correct
+
+        starts = range(0, len(images), EVALUATION_BATCH)
+        parts = [slice(start, start + EVALUATION_BATCH) for start in starts]
+        # functional_call puts its tensors into the one module, so the generic way cannot run twice at a time.
+        may_thread = isinstance(self.config, CNNConfig | MLPConfig) and images.device.type == "cpu"
+        found = map_on_threads(judge, parts) if may_thread else [judge(part) for part in parts]
+        return torch.cat([losses for losses, _ in found], dim=1), torch.cat([right for _, right in found], dim=1)
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy and accuracy of every network, both `[M]` float; arguments as in `per_image`."""
+        losses, correct = self.per_image(images, labels)
+        return losses.mean(dim=1), correct.float().mean(dim=1)
+
+
+def with_settings(config: ZooConfig, **settings: Any) -> ZooConfig:
+    """A copy of a configuration with other settings, checked anew."""
+    return type(config).from_dict({**config.to_dict(), **settings}) if settings else config

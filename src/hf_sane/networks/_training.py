@@ -1,0 +1,350 @@
+"""Train many networks at once, each with its own hyper-parameters; for zoos and for fine-tuning sampled networks."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_sane.architectures.configuration_zoo import CNNConfig, MLPConfig, ZooConfig
+from hf_sane.networks._hyperparameters import HyperParameters, Optimizer, data_subset, image_order, one_cycle_factor
+from hf_sane.networks._images import ImageData
+from hf_sane.networks._stacked import (
+    Forward,
+    StackedNetworks,
+    cross_entropy,
+    empty_model,
+    stack_size,
+    stacked_forward,
+)
+from hf_sane.networks._threads import map_on_threads
+
+Schedule = Literal["constant", "one_cycle"]
+StateCallback = Callable[[int, Callable[[], dict[str, Tensor]]], None]
+ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
+DROPOUT_STREAM = 2**32 + 1  # beyond every epoch: the seed of what is drawn for a whole run
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All networks after one epoch, on the CPU.
+
+    Attributes:
+        epoch: Epochs trained; 0 is the initialisation.
+        tensors: `{name: [M, *shape]}`.
+        train_loss: `[M]` mean cross-entropy over the training images a network may see (its data subset).
+        train_accuracy: `[M]`, over the same images.
+        validation_loss: `[M]`.
+        validation_accuracy: `[M]`.
+        test_loss: `[M]`.
+        test_accuracy: `[M]`.
+    """
+
+    epoch: int
+    tensors: dict[str, Tensor]
+    train_loss: Tensor
+    train_accuracy: Tensor
+    validation_loss: Tensor
+    validation_accuracy: Tensor
+    test_loss: Tensor
+    test_accuracy: Tensor
+
+
+def train_stacked(
+    config: ZooConfig | nn.Module,
+    tensors: Mapping[str, Tensor],
+    data: ImageData,
+    hyper_parameters: HyperParameters,
+    *,
+    epochs: int,
+    keep_epochs: Iterable[int] | None = None,
+    batch_size: int = 32,
+    momentum: float = 0.9,
+    schedule: Schedule = "constant",
+    train_evaluation_limit: int | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+    on_state: StateCallback | None = None,
+    start: Mapping[str, Tensor] | None = None,
+    generic: bool = False,
+) -> Iterator[Snapshot]:
+    """Train `M` networks and yield them at chosen epochs.
+
+    Every network trains exactly as it would alone with `torch.optim.Adam` or `torch.optim.SGD`: its own learning rate,
+    weight decay, dropout, and order of images, which depends on nothing but its seed. (Dropout masks are drawn for
+    networks that run together, so with dropout a network also depends on its company.)
+
+    One epoch has `n // batch_size` updates for every network, `n` being all training images. A network with a data
+    fraction `f` sees only its own random `round(f n)` of them, in one random order after the other, so it revisits
+    them `1 / f` times per epoch: less data, not less training.
+
+    Args:
+        config: Architecture, or a module of it (see `stacked_forward`).
+        tensors: `{name: [M, *shape]}` to start from: fresh networks, or sampled ones for fine-tuning. Not changed.
+        data: Images; training runs on their device.
+        hyper_parameters: One entry per network.
+        epochs: Passes over the training images, >= 0.
+        keep_epochs: Epochs to yield, in `[0, epochs]`; the last one if `None`. 0 is the start.
+        batch_size: Images per network and update.
+        momentum: Of SGD.
+        schedule: `"constant"`, or `"one_cycle"` as `torch.optim.lr_scheduler.OneCycleLR` (cosine, learning rate only).
+        train_evaluation_limit: Measure training loss and accuracy on the first so many training images only.
+        on_epoch: Called with the number of each finished epoch.
+        on_state: Called after each epoch, when its snapshot was taken, with a function that gives what training can go
+            on from, bit by bit.
+        start: What that function gave. Epochs up to it are neither trained nor yielded again.
+        generic: Run under `torch.vmap` even where there is a faster way.
+
+    Yields:
+        A [`Snapshot`] per kept epoch, in ascending order.
+
+    Raises:
+        ValueError: For settings out of range, another number of hyper-parameters than networks, or tensors or images
+            that do not fit the architecture.
+    """
+    networks = StackedNetworks(config, dict(tensors))
+    keep = sorted({epochs} if keep_epochs is None else set(keep_epochs))
+    limit = 1 if train_evaluation_limit is None else train_evaluation_limit
+    if epochs < 0 or batch_size < 1 or not 0 <= momentum < 1 or limit < 1:
+        raise ValueError(
+            "expected epochs >= 0, batch_size >= 1, momentum in [0, 1) and train_evaluation_limit >= 1, got "
+            f"{epochs}, {batch_size}, {momentum} and {train_evaluation_limit}"
+        )
+    if schedule not in ("constant", "one_cycle"):
+        raise ValueError(f"expected schedule 'constant' or 'one_cycle', got {schedule!r}")
+    if not keep or keep[0] < 0 or keep[-1] > epochs:
+        raise ValueError(f"keep_epochs must lie in [0, {epochs}], and be one at least, got {keep}")
+    if len(hyper_parameters) != networks.num_models:
+        raise ValueError(f"got {len(hyper_parameters)} hyper-parameters for {networks.num_models} networks")
+    _check_images(config, data)
+    run = _Run(networks, data, hyper_parameters, batch_size, momentum, schedule, epochs, generic)
+    done = run.restore(start) if start is not None else -1
+    return _snapshots(run, range(done + 1, epochs + 1), keep, train_evaluation_limit, on_epoch, on_state)
+
+
+def _check_images(config: ZooConfig | nn.Module, data: ImageData) -> None:
+    if not isinstance(config, ZooConfig):
+        return
+    expected = (config.num_channels, getattr(config, "image_size", data.image_size), config.num_classes)
+    if expected[:2] != (data.num_channels, data.image_size) or config.num_classes < data.num_classes:
+        raise ValueError(
+            f"the networks take {expected[0]} channels of {expected[1]} pixels and {expected[2]} classes, the "
+            f"images of {data.name} have {data.num_channels}, {data.image_size} and {data.num_classes}; change the "
+            "configuration"
+        )
+
+
+def _snapshots(
+    run: "_Run",
+    epochs: range,
+    keep: list[int],
+    train_limit: int | None,
+    on_epoch: Callable[[int], None] | None,
+    on_state: StateCallback | None,
+) -> Iterator[Snapshot]:
+    for epoch in epochs:
+        if epoch:
+            run.train_epoch(epoch)
+            if on_epoch is not None:
+                on_epoch(epoch)
+        if epoch in keep:
+            yield run.snapshot(epoch, train_limit)
+        if on_state is not None:
+            on_state(epoch, partial(run.state, epoch))
+
+
+class _Run:
+    """Networks in training, cut into stacks of one optimiser that fit the cache."""
+
+    def __init__(
+        self,
+        networks: StackedNetworks,
+        data: ImageData,
+        hyper_parameters: HyperParameters,
+        batch_size: int,
+        momentum: float,
+        schedule: Schedule,
+        epochs: int,
+        generic: bool,
+    ) -> None:
+        self.networks, self.data, self.epochs = networks, data, epochs
+        self.hyper_parameters = hyper_parameters
+        self.batch_size = min(batch_size, len(data.train_images))
+        self.steps = len(data.train_images) // self.batch_size
+        self.schedule = schedule
+        forward = stacked_forward(networks.config, generic=generic)
+        # functional_call puts its tensors into the one module, so the generic way cannot run twice at a time.
+        has_own_way = isinstance(networks.config, CNNConfig | MLPConfig) and not generic
+        self.may_thread = has_own_way and data.train_images.device.type == "cpu"
+        size = stack_size(networks.config, self.batch_size, data.train_images.device) or networks.num_models
+        self.stacks = []
+        for optimizer in ("adam", "sgd"):
+            rows = [i for i, name in enumerate(hyper_parameters.optimizers) if name == optimizer]
+            for start in range(0, len(rows), size):
+                chosen = rows[start : start + size]
+                self.stacks.append(_Stack(networks, data, hyper_parameters, chosen, forward, optimizer, momentum))
+
+    def train_epoch(self, epoch: int) -> None:
+        """Give every network one epoch of updates; each stack at a stretch, so that it stays in the cache.
+
+        On a CPU, stacks are dealt out to Python threads, see [`map_on_threads`].
+        """
+        if not self.may_thread:
+            for stack in self.stacks:
+                self._train_stack(stack, epoch)
+            return
+        map_on_threads(partial(self._train_stack, epoch=epoch), self.stacks)
+
+    def _train_stack(self, stack: "_Stack", epoch: int) -> None:
+        order = stack.order(epoch, self.steps, self.batch_size)
+        for step in range(self.steps):
+            done = (epoch - 1) * self.steps + step
+            factor = one_cycle_factor(done, self.epochs * self.steps) if self.schedule == "one_cycle" else 1.0
+            stack.update(order[step], factor)
+
+    def state(self, epoch: int) -> dict[str, Tensor]:
+        """All that training after an epoch depends on: CPU tensors by name."""
+        tensors = {"epoch": torch.tensor(epoch)}
+        for number, stack in enumerate(self.stacks):
+            tensors |= {f"{number}.{name}": tensor.detach().cpu().clone() for name, tensor in stack.state().items()}
+        return tensors
+
+    def restore(self, state: Mapping[str, Tensor]) -> int:
+        """Take up what [`state`] gave; says after which epoch."""
+        for number, stack in enumerate(self.stacks):
+            prefix = f"{number}."
+            stack.restore({name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)})
+        return int(state["epoch"])
+
+    def snapshot(self, epoch: int, train_limit: int | None) -> Snapshot:
+        """Judge all networks as they are."""
+        tensors = {name: torch.empty_like(tensor) for name, tensor in self.networks.tensors.items()}
+        for stack in self.stacks:
+            for name, value in stack.tensors().items():
+                tensors[name][stack.rows] = value.detach().to(tensors[name].device)
+        device = self.data.train_images.device
+        current = StackedNetworks(self.networks.config, {name: tensor.to(device) for name, tensor in tensors.items()})
+        measures = {}
+        limit = min(train_limit or len(self.data.train_images), len(self.data.train_images))
+        losses, correct = current.per_image(self.data.train_images[:limit], self.data.train_labels[:limit])
+        seen = self._seen(limit).to(device)
+        measures["train_loss"] = _masked_mean(losses, seen)
+        measures["train_accuracy"] = _masked_mean(correct.float(), seen)
+        for split in ("validation", "test"):
+            measures[f"{split}_loss"], measures[f"{split}_accuracy"] = current.evaluate(*self.data.split(split))
+        return Snapshot(
+            epoch,
+            {name: tensor.cpu() for name, tensor in tensors.items()},
+            **{name: value.cpu() for name, value in measures.items()},
+        )
+
+    def _seen(self, limit: int) -> Tensor:
+        """Which of the first `limit` training images each network may see, bool `[M, limit]`; all if none of them."""
+        seen = torch.zeros(len(self.hyper_parameters), len(self.data.train_images), dtype=torch.bool)
+        for i, (seed, fraction) in enumerate(
+            zip(self.hyper_parameters.seeds, self.hyper_parameters.data_fractions, strict=True)
+        ):
+            seen[i, data_subset(seed, seen.shape[1], fraction)] = True
+        seen = seen[:, :limit]
+        return seen | ~seen.any(dim=1, keepdim=True)
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    # torch.where, because a network that is not finite must not turn 0 * inf into a mean of the others' images.
+    return torch.where(mask, values, 0).sum(dim=1) / mask.sum(dim=1)
+
+
+class _Stack:
+    """Some networks with one optimiser: parameters as one matrix `[m, P]`, updated by a handful of operations."""
+
+    def __init__(
+        self,
+        networks: StackedNetworks,
+        data: ImageData,
+        hyper_parameters: HyperParameters,
+        rows: list[int],
+        forward: Forward,
+        optimizer: Optimizer,
+        momentum: float,
+    ) -> None:
+        self.rows, self.forward, self.optimizer, self.momentum = rows, forward, optimizer, momentum
+        self.data, self.hyper_parameters = data, hyper_parameters.select(rows)
+        device = data.train_images.device
+        module = empty_model(networks.config) if isinstance(networks.config, ZooConfig) else networks.config
+        start = {name: tensor[rows].detach().to(device, copy=True) for name, tensor in networks.tensors.items()}
+        names = [name for name, _ in module.named_parameters()]
+        self.shapes = {name: start[name].shape for name in names}
+        self.widths = [start[name][0].numel() for name in names]
+        self.buffers = {name: tensor for name, tensor in start.items() if name not in self.shapes}
+        self.parameters = torch.cat([start[name].flatten(1) for name in names], dim=1).requires_grad_()
+
+        def column(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=self.parameters.dtype, device=device).unsqueeze(1)
+
+        self.learning_rate = column(self.hyper_parameters.learning_rates)
+        self.weight_decay = column(self.hyper_parameters.weight_decays)
+        self.dropout = column(self.hyper_parameters.dropouts).squeeze(1)
+        self.decays = bool((self.weight_decay > 0).any())
+        self.moments = [torch.zeros_like(self.parameters) for _ in range(2 if optimizer == "adam" else 1)]
+        self.generator = torch.Generator(device)
+        self.generator.manual_seed(
+            int(np.random.default_rng([*self.hyper_parameters.seeds, DROPOUT_STREAM]).integers(2**62))
+        )
+        self.done = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters, moments, buffers, random state and number of updates."""
+        moments = {f"moment.{i}": moment for i, moment in enumerate(self.moments)}
+        buffers = {f"buffer.{name}": tensor for name, tensor in self.buffers.items()}
+        rest = {"generator": self.generator.get_state(), "done": torch.tensor(self.done)}
+        return {"parameters": self.parameters, **moments, **buffers, **rest}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what [`state`] gave."""
+        with torch.no_grad():
+            for name, tensor in self.state().items():
+                if name not in ("generator", "done"):
+                    tensor.copy_(state[name])
+        self.generator.set_state(state["generator"])
+        self.done = int(state["done"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Views of the parameters, and the buffers."""
+        parts = self.parameters.split(self.widths, dim=1)
+        views = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return {**views, **self.buffers}
+
+    def order(self, epoch: int, steps: int, batch_size: int) -> Tensor:
+        """Image indices of one epoch: int64 `[steps, m, B]`."""
+        orders = [
+            image_order(seed, epoch, len(self.data.train_images), fraction, steps * batch_size)
+            for seed, fraction in zip(self.hyper_parameters.seeds, self.hyper_parameters.data_fractions, strict=True)
+        ]
+        stacked = torch.from_numpy(np.stack(orders)).view(len(orders), steps, batch_size)
+        return stacked.transpose(0, 1).to(self.data.train_images.device)
+
+    def update(self, index: Tensor, factor: float) -> None:
+        """One step of every network on its own batch; `index` is `[m, B]`."""
+        images, labels = self.data.train_images[index], self.data.train_labels[index]
+        loss = cross_entropy(self.forward(self.tensors(), images, self.dropout, self.generator), labels)
+        (gradient,) = torch.autograd.grad(loss.sum(), self.parameters)
+        with torch.no_grad():
+            if self.decays:
+                gradient = torch.addcmul(gradient, self.weight_decay, self.parameters)
+            self.done += 1
+            rate = self.learning_rate * factor
+            if self.optimizer == "sgd":
+                self.moments[0].mul_(self.momentum).add_(gradient)
+                self.parameters.addcmul_(rate, self.moments[0], value=-1)
+                return
+            first, second = self.moments
+            first.lerp_(gradient, 1 - ADAM_BETAS[0])
+            second.mul_(ADAM_BETAS[1]).addcmul_(gradient, gradient, value=1 - ADAM_BETAS[1])
+            scale = second.sqrt().div_(math.sqrt(1 - ADAM_BETAS[1] ** self.done)).add_(ADAM_EPSILON)
+            self.parameters.addcmul_(rate, first / scale, value=-1 / (1 - ADAM_BETAS[0] ** self.done))
+
+
+__all__ = ["HyperParameters", "Optimizer", "Schedule", "Snapshot", "train_stacked"]

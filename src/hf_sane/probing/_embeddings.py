@@ -1,0 +1,125 @@
+"""One vector per network: latents of its tokens, pooled."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_sane.core._finite import check_results, check_sizes
+from hf_sane.core._layout import Layout
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.probing._poolings import POOLINGS
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+
+
+@torch.no_grad()
+def embed_networks(
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    layout: Layout,
+    raw_tokens: Tensor,
+    *,
+    poolings: Sequence[str] = ("mean",),
+    window_size: int | None = None,
+    halo_size: int = 0,
+    batch_size: int = 64,
+) -> dict[str, Tensor]:
+    """Embed networks of one architecture.
+
+    All poolings but three look at the latents alone. `spectrum_distribution` also decodes them: it joins
+    `layer_spectrum` with the distribution of each layer's decoded weights ([`layer_distribution`]), because quantiles
+    of weights cannot be read linearly off moments of latents. `decoded_profile` reads the decoded weights alone
+    ([`weight_profile`]), `decoded_distribution` does so without their spectra. Compare them with the same statistics
+    of the weights themselves, not with s(W) only.
+
+    Args:
+        model: SANE autoencoder; runs on its own device, in evaluation mode.
+        extractor: Its weight tokenizer, which normalises the tokens.
+        layout: Layout of the networks. Tokens are put in the extractor's own order of layers first (`arrange`), so
+            that a network has one embedding, whether a zoo, a file or a module holds it.
+        raw_tokens: `[M, N, D]` float, not normalised, such as `ZooSplit.stacked_tokens()`.
+        poolings: Names, see [`pool_latents`]. Tokens are encoded once for all of them.
+        window_size: Tokens per window; the training window when `None`.
+        halo_size: Context tokens on each side of a window.
+        batch_size: Networks, and windows, at a time.
+
+    Returns:
+        `{pooling: [M, F]}` float32 on the CPU.
+
+    Raises:
+        ValueError: For tokens of another shape than the layout's, weights that are not finite, no networks, or no or
+            unknown poolings.
+        KeyError: If the extractor was fitted on another architecture.
+    """
+    expected = [layout.num_tokens, layout.token_dim]
+    if raw_tokens.ndim != 3 or list(raw_tokens.shape[1:]) != expected or not len(raw_tokens):
+        raise ValueError(
+            f"expected raw tokens [M, {expected[0]}, {expected[1]}] of at least one network, got "
+            f"{list(raw_tokens.shape)}"
+        )
+    if not poolings or (unknown := [name for name in poolings if name not in POOLINGS]):
+        raise ValueError(f"expected poolings among {', '.join(POOLINGS)}, got {unknown if poolings else 'none'}")
+    parts: dict[str, list[Tensor]] = {name: [] for name in poolings}
+    for start in range(0, len(raw_tokens), batch_size):
+        batch = raw_tokens[start : start + batch_size]
+        if bad := (start + (~batch.flatten(1).isfinite().all(dim=1)).nonzero().flatten()).tolist():
+            raise ValueError(f"NaN or infinite weights in networks {bad}; leave them out")
+        arranged, batch = extractor.arrange(layout, batch)
+        tokens = extractor.normalize(batch, arranged)
+        check_sizes(tokens, arranged, first=start)
+        found = embed_tokens(
+            model,
+            arranged,
+            tokens,
+            poolings=poolings,
+            window_size=window_size,
+            halo_size=halo_size,
+            batch_size=batch_size,
+        )
+        for name, values in found.items():
+            parts[name].append(values)
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+@torch.no_grad()
+def embed_tokens(
+    model: SANEModel,
+    layout: Layout,
+    tokens: Tensor,
+    *,
+    poolings: Sequence[str] = ("mean",),
+    window_size: int | None = None,
+    halo_size: int = 0,
+    batch_size: int = 64,
+) -> dict[str, Tensor]:
+    """Embed networks of one architecture from their *normalised* tokens, all in one go.
+
+    Args:
+        model: SANE autoencoder; runs on its own device, in evaluation mode.
+        layout: Layout of the networks.
+        tokens: `[M, N, D]` float, as `SANEFeatureExtractor.encode` gives them.
+        poolings: As in [`embed_networks`], like all that follows.
+        window_size: Tokens per window; the training window when `None`.
+        halo_size: Context tokens on each side of a window.
+        batch_size: Windows at a time.
+
+    Returns:
+        `{pooling: [M, F]}` float32 on the CPU.
+
+    Raises:
+        ValueError: If shapes do not fit, or tokens or embeddings are not finite or too large for single precision.
+    """
+    windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
+    check_sizes(tokens, layout)
+    latents = model.encode_sequences(tokens, layout.positions, **windows)
+    found: dict[str, Tensor] = {}
+    decoded = None
+    if any(POOLINGS.find(name).decodes for name in poolings):
+        decoded = model.decode_sequences(latents, layout.positions, **windows)
+    for name in poolings:
+        pooling = POOLINGS.find(name)
+        pooled = pooling.pool(latents.float(), layout, *([decoded] if pooling.decodes else []))
+        check_results(pooled, f"embeddings ({name})")
+        found[name] = pooled.cpu()
+    return found

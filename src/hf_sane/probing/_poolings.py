@@ -1,0 +1,162 @@
+"""Poolings by name: how the latents of a network's tokens become one vector.
+
+A pooling is a function with a decorator, in any module that is imported before the pooling is named:
+
+```python
+@register_pooling("largest")
+def largest(latents, layout):
+    return latents.amax(dim=1)  # [M, N, Z] -> [M, F]
+```
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_sane.core._layout import Layout
+from hf_sane.probing._quantiles import quantiles
+from hf_sane.probing._spectra import layer_distribution, layer_spectrum, weight_profile
+from hf_sane.records._registry import Registry
+
+# Quantiles of `layer_moments`: few layers have enough tokens for finer ones.
+MOMENT_LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """A pooling, and whether it also takes the decoded tokens `[M, N, D]`, as its third argument."""
+
+    pool: Callable[..., Tensor]
+    decodes: bool
+
+
+POOLINGS: Registry[Pooling] = Registry("pooling")
+
+
+def register_pooling(name: str, *, decodes: bool = False) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Add a pooling under a name, which everything that embeds networks then takes.
+
+    It is given the float32 latents `[M, N, Z]` of networks and their [`Layout`], and returns `[M, F]`. Checkpoints are
+    read whole for it, however large they are.
+
+    Args:
+        name: Must be new.
+        decodes: Whether it is also given the decoded tokens `[M, N, D]`.
+
+    Raises:
+        ValueError: If there is a pooling of that name.
+    """
+
+    def register(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        POOLINGS.add(name, Pooling(pool, decodes))
+        return pool
+
+    return register
+
+
+def pool_latents(latents: Tensor, layout: Layout, pooling: str) -> Tensor:
+    """Turn the token latents of networks into one vector each.
+
+    With `z_n` the latents of the tokens of one layer, `Z` latent dimensions, `L` layers and `N` tokens:
+
+    | pooling | per layer | scalars | |
+    |---|---|---|---|
+    | `mean` | | `Z` | mean over all tokens: the embedding of SANE (arXiv:2406.09997, section 4.1) |
+    | `layer_mean` | mean | `L Z` | keeps which layer it was |
+    | `layer_mean_std` | mean, standard deviation | `2 L Z` | what s(W) has for weights |
+    | `layer_moments` | mean, standard deviation, five quantiles | `7 L Z` | minimum, quartiles and maximum |
+    | `layer_covariance` | mean, second moments `mean(z z^T)` | `L Z (Z + 3) / 2` | products of dimensions too |
+    | `layer_spectrum` | singular values of the tokens | `sum min(n, Z)` | see [`layer_spectrum`] |
+    | `concat` | | `N Z` | all tokens, in order |
+
+    All but `concat` do not depend on the order of the tokens within a layer. The mean over all tokens is the weak part
+    of the published embedding: large layers drown small ones, and the spread of a layer, which says most about
+    training, is lost. Standard deviations divide by the number of tokens; a layer of one token has zero.
+
+    Args:
+        latents: `[M, N, Z]` float.
+        layout: Which token belongs to which layer.
+        pooling: One of the names above, or of a registered pooling that does not decode.
+
+    Returns:
+        `[M, F]` float32 on the device of `latents`.
+
+    Raises:
+        ValueError: If `latents` does not have the tokens of `layout`, or for an unknown pooling.
+    """
+    if latents.ndim != 3 or latents.shape[1] != layout.num_tokens:
+        raise ValueError(f"expected latents [M, {layout.num_tokens}, Z] of this layout, got {list(latents.shape)}")
+    found = POOLINGS.find(pooling)
+    if found.decodes:
+        raise ValueError(f"{pooling} pools decoded tokens too, not latents alone; use embed_networks()")
+    return found.pool(latents.float(), layout)
+
+
+@register_pooling("mean")
+def _mean(latents: Tensor, layout: Layout) -> Tensor:
+    return latents.mean(dim=1)
+
+
+@register_pooling("layer_mean")
+def _layer_mean(latents: Tensor, layout: Layout) -> Tensor:
+    return _by_layer(latents, layout, lambda layer: layer.mean(dim=1))
+
+
+@register_pooling("layer_mean_std")
+def _layer_mean_std(latents: Tensor, layout: Layout) -> Tensor:
+    return _by_layer(latents, layout, _mean_and_std)
+
+
+@register_pooling("layer_moments")
+def _layer_moments(latents: Tensor, layout: Layout) -> Tensor:
+    def moments(layer: Tensor) -> Tensor:
+        return torch.cat([_mean_and_std(layer), quantiles(layer, MOMENT_LEVELS, dim=1).flatten(1)], dim=1)
+
+    return _by_layer(latents, layout, moments)
+
+
+@register_pooling("layer_covariance")
+def _layer_covariance(latents: Tensor, layout: Layout) -> Tensor:
+    row, column = torch.triu_indices(latents.shape[2], latents.shape[2], device=latents.device)
+
+    def products(layer: Tensor) -> Tensor:
+        return torch.cat([layer.mean(dim=1), (layer.mT @ layer)[:, row, column] / layer.shape[1]], dim=1)
+
+    return _by_layer(latents, layout, products)
+
+
+register_pooling("layer_spectrum")(layer_spectrum)
+
+
+@register_pooling("concat")
+def _concat(latents: Tensor, layout: Layout) -> Tensor:
+    return latents.flatten(1)
+
+
+@register_pooling("spectrum_distribution", decodes=True)
+def _spectrum_distribution(latents: Tensor, layout: Layout, decoded: Tensor) -> Tensor:
+    return torch.cat([layer_spectrum(latents, layout), layer_distribution(decoded, layout)], dim=1)
+
+
+@register_pooling("decoded_distribution", decodes=True)
+def _decoded_distribution(latents: Tensor, layout: Layout, decoded: Tensor) -> Tensor:
+    return weight_profile(decoded, layout, with_spectrum=False)
+
+
+@register_pooling("decoded_profile", decodes=True)
+def _decoded_profile(latents: Tensor, layout: Layout, decoded: Tensor) -> Tensor:
+    return weight_profile(decoded, layout, with_spectrum=True)
+
+
+def _by_layer(latents: Tensor, layout: Layout, pool: Callable[[Tensor], Tensor]) -> Tensor:
+    """Vectors `[M, F]` of the latents `[M, n, Z]` of each layer, one behind the other."""
+    return torch.cat([pool(latents[:, part]) for part in layout.token_slices], dim=1)
+
+
+def _mean_and_std(layer: Tensor) -> Tensor:
+    return torch.cat([layer.mean(dim=1), layer.std(dim=1, unbiased=False)], dim=1)
+
+
+__all__ = ["MOMENT_LEVELS", "POOLINGS", "Pooling", "pool_latents", "register_pooling"]

@@ -1,0 +1,319 @@
+"""Linear probes: closed-form ridge regression whose penalty is chosen on networks that it was not fitted on."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_sane.records._documents import read_document
+from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.records._outputs import check_finished, output_folder
+from hf_sane.tokenization._checkpoints import read_safetensors
+
+Values = Tensor | np.ndarray
+
+PENALTIES = tuple(float(f"1e{exponent}") * factor for exponent in range(-6, 4) for factor in (1, 3))
+AGAIN = "save the probe again"
+SETTINGS = {"penalties": tuple[float, ...], "validation_r2": tuple[float, ...], "names": tuple[str, ...]}
+TENSORS_FILE, SETTINGS_FILE = "probe.safetensors", "probe.json"
+
+
+@dataclass(frozen=True)
+class RidgeProbe:
+    """A fitted linear map from features of a network to one or several properties.
+
+    `y_hat = ((x - mean) / scale) W + intercept`. Fitted by [`fit`]; all tensors are float64 on the CPU.
+
+    Attributes:
+        mean: `[F]` of the training features.
+        scale: `[F]` standard deviation of the training features; 1 where it is zero.
+        weight: `[F, T]`, one column per property.
+        intercept: `[T]`.
+        penalties: Penalty chosen for each property, `T` of them.
+        validation_r2: R2 with that penalty on the networks it was chosen on, for each property.
+        names: Of the properties, for files; may be empty.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    intercept: Tensor
+    penalties: tuple[float, ...]
+    validation_r2: tuple[float, ...]
+    names: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def fit(
+        cls,
+        features: Values,
+        targets: Values,
+        *,
+        validation_features: Values,
+        validation_targets: Values,
+        penalties: Sequence[float] = PENALTIES,
+        names: Sequence[str] = (),
+    ) -> "RidgeProbe":
+        """Fit on training networks, choose the penalty on validation networks.
+
+        `W = argmin 1/M |Y - X W|^2 + lambda |W|^2` with `X`, `Y` centred and `X` scaled to unit variance over the `M`
+        training networks: `W = (X^T X / M + lambda I)^-1 X^T Y / M`, or with more features than networks the same in
+        its dual form `W = X^T (X X^T / M + lambda I)^-1 Y / M`. One eigendecomposition serves all penalties and
+        properties. `lambda` is the `alpha / M` of scikit-learn's `Ridge`. Of equal R2, the larger penalty wins.
+
+        The published probe does the same with fewer penalties, on raw features and on an unknown scale of the penalty;
+        here it does not depend on the units of features or on the number of networks.
+
+        Args:
+            features: `[M, F]`.
+            targets: `[M]` for one property or `[M, T]`.
+            validation_features: `[V, F]`.
+            validation_targets: `[V]` or `[V, T]`.
+            penalties: Candidates for `lambda`, > 0.
+            names: Of the properties.
+
+        Raises:
+            ValueError: If shapes do not fit, values are not finite, a penalty is not positive, or the validation
+                targets of a property are all equal.
+        """
+        train_x, train_y = _pair(features, targets, "training")
+        valid_x, valid_y = _pair(validation_features, validation_targets, "validation")
+        if train_x.shape[1] != valid_x.shape[1] or train_y.shape[1] != valid_y.shape[1]:
+            raise ValueError(
+                f"training has {train_x.shape[1]} features and {train_y.shape[1]} properties, validation "
+                f"{valid_x.shape[1]} and {valid_y.shape[1]}; embed both splits the same way"
+            )
+        _check_choices(valid_y, penalties, names)
+        path = _RidgePath(train_x, train_y, penalties)
+        return cls._chosen(path, path.predict(valid_x) - valid_y, valid_y, names)
+
+    @classmethod
+    def fit_runs(
+        cls,
+        features: Values,
+        targets: Values,
+        *,
+        runs: Sequence[object] | np.ndarray,
+        penalties: Sequence[float] = PENALTIES,
+        names: Sequence[str] = (),
+    ) -> "RidgeProbe":
+        """Fit on all given networks; choose the penalty by predicting each training run from all other runs.
+
+        Leave-one-run-out: checkpoints of one run resemble each other, so a run is left out whole. No refit is needed:
+        with the hat matrix `H_lambda = 1 1^T / M + X (X^T X + M lambda I)^-1 X^T` and the residuals `r = Y - H Y`, the
+        errors of a run `g` under a probe fitted without it are `(I - H_gg)^-1 r_g`, exactly, for the same `M lambda`
+        and the same centre and scale of the features. With few validation runs this chooses better than one split
+        does.
+
+        Args:
+            features: `[M, F]`, of training and validation networks together.
+            targets: `[M]` for one property or `[M, T]`.
+            runs: `[M]`, the training run that each network comes from; two runs at least.
+            penalties: Candidates for `lambda`, > 0.
+            names: Of the properties.
+
+        Raises:
+            ValueError: As for [`fit`], and if there are fewer than two runs or not one run name per network.
+        """
+        x, y = _pair(features, targets, "probed")
+        members = np.unique(np.asarray(runs), return_inverse=True)[1]
+        if members.ndim != 1 or len(members) != len(x) or members.max() == 0:
+            raise ValueError(
+                f"expected the run of each of {len(x)} networks, two runs at least, got {len(members)} names of "
+                f"{members.max() + 1} run(s); with a single run use fit() and validation networks"
+            )
+        _check_choices(y, penalties, names)
+        path = _RidgePath(x, y, penalties)
+        return cls._chosen(path, path.left_out_errors(torch.from_numpy(members)), y, names)
+
+    @classmethod
+    def _chosen(cls, path: "_RidgePath", errors: Tensor, wanted: Tensor, names: Sequence[str]) -> "RidgeProbe":
+        """The probe whose penalty has the smallest errors `[P, V, T]` on targets `[V, T]`, for each property."""
+        spread = (wanted - wanted.mean(dim=0)).square().sum(dim=0)
+        r2 = 1 - errors.square().sum(dim=1) / spread  # [P, T]
+        best = r2.argmax(dim=0)
+        chosen = path.penalties[best]
+        return cls(
+            mean=path.mean,
+            scale=path.scale,
+            weight=path.weights(chosen),
+            intercept=path.intercept,
+            penalties=tuple(chosen.tolist()),
+            validation_r2=tuple(r2.gather(0, best[None])[0].tolist()),
+            names=tuple(names),
+        )
+
+    @property
+    def settings(self) -> tuple[dict[str, float], ...]:
+        """Penalty chosen for each property."""
+        return tuple({"penalty": penalty} for penalty in self.penalties)
+
+    @property
+    def num_features(self) -> int:
+        """Features that the probe expects, `F`."""
+        return len(self.mean)
+
+    def predict(self, features: Values) -> Tensor:
+        """Predict the properties of networks.
+
+        Args:
+            features: `[M, F]`, from the same embedding as in [`fit`].
+
+        Returns:
+            `[M, T]` float64.
+
+        Raises:
+            ValueError: If the number of features differs from the fitted one.
+        """
+        x = torch.as_tensor(features).double().cpu()
+        if x.ndim != 2 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"the probe was fitted on {self.num_features} features, got {list(x.shape)}; use the same pooling"
+            )
+        return ((x - self.mean) / self.scale) @ self.weight + self.intercept
+
+    def score(self, features: Values, targets: Values) -> list[float]:
+        """R2 of each property; arguments as in [`fit`].
+
+        Raises:
+            ValueError: If shapes do not fit, or all targets of a property are equal.
+        """
+        x, y = _pair(features, targets, "scored")
+        spread = (y - y.mean(dim=0)).square().sum(dim=0)
+        if (spread == 0).any():
+            raise ValueError("R2 needs targets that differ, got a property with all targets equal")
+        return (1 - (self.predict(x) - y).square().sum(dim=0) / spread).tolist()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `probe.safetensors` and `probe.json` into `folder`, in place of a probe that nobody has changed.
+
+        Raises:
+            FileExistsError: If `folder` holds something else, or files that were changed.
+        """
+        tensors = {name: getattr(self, name).contiguous() for name in ("mean", "scale", "weight", "intercept")}
+        settings = {"penalties": self.penalties, "validation_r2": self.validation_r2, "names": self.names}
+        with output_folder(folder, "ridge probe", replace=True) as partial:
+            save_file(tensors, partial / TENSORS_FILE)
+            (partial / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "RidgeProbe":
+        """Read what [`save_pretrained`] wrote.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
+            InvalidFileError: If one is damaged, or they do not fit each other.
+        """
+        folder = Path(folder)
+        check_finished(folder)
+        if missing := [name for name in (TENSORS_FILE, SETTINGS_FILE) if not (folder / name).is_file()]:
+            raise FileNotFoundError(f"no probe in {folder}: {missing} missing; pass a folder save_pretrained() wrote")
+        document = read_document(folder / SETTINGS_FILE, expected="the settings of a probe", remedy=AGAIN)
+        settings: dict[str, Any] = {name: document[name].of_type(wanted) for name, wanted in SETTINGS.items()}
+        if foreign := sorted(document.mapping().keys() - SETTINGS.keys()):
+            document.fail(f"fields among {', '.join(SETTINGS)}", got=foreign)
+        path = folder / TENSORS_FILE
+        tensors = read_safetensors(path)
+        found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        with reading(path, expected="the tensors of a probe", remedy=AGAIN):
+            features, targets = found["weight"]
+        shapes = {"mean": [features], "scale": [features], "weight": [features, targets], "intercept": [targets]}
+        if found != shapes or len(settings["penalties"]) != targets:
+            expected = f"tensors {shapes}, and {targets} penalties in {SETTINGS_FILE}"
+            raise InvalidFileError(path, expected=expected, got=found, remedy=AGAIN)
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float64 or not tensor.isfinite().all():
+                raise InvalidFileError(path, field=name, expected="finite float64", got=tensor.dtype, remedy=AGAIN)
+        return cls(**{**tensors, **settings})
+
+
+def _check_choices(wanted: Tensor, penalties: Sequence[float], names: Sequence[str]) -> None:
+    """Penalties are positive, names complete, and the targets `[V, T]` that penalties are chosen on differ."""
+    if not len(penalties) or min(penalties) <= 0:
+        raise ValueError(f"expected positive penalties, and one at least, got {list(penalties)}")
+    if names and len(names) != wanted.shape[1]:
+        raise ValueError(f"got {len(names)} names for {wanted.shape[1]} properties")
+    if constant := (wanted == wanted[:1]).all(dim=0).nonzero().flatten().tolist():
+        raise ValueError(
+            f"the validation targets of properties {[names[i] if names else i for i in constant]} are all equal: no "
+            "penalty can be chosen; use more validation networks, or leave the property out"
+        )
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation `[F]` of features `[M, F]`; 1 where a feature is constant."""
+    mean, scale = x.mean(dim=0), x.std(dim=0, unbiased=False)
+    return mean, torch.where(scale > 1e-12 * mean.abs(), scale, 1.0)
+
+
+def target_columns(targets: Values) -> Tensor:
+    """Targets `[M]` of one property or `[M, T]` of several as `[M, T]` float64 on the CPU."""
+    columns = torch.as_tensor(targets).double().cpu()
+    return columns[:, None] if columns.ndim == 1 else columns
+
+
+def _pair(features: Values, targets: Values, which: str) -> tuple[Tensor, Tensor]:
+    """Features `[M, F]` and targets `[M, T]` in float64, checked."""
+    x, y = torch.as_tensor(features).double().cpu(), target_columns(targets)
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or 0 in (*x.shape, *y.shape):
+        raise ValueError(
+            f"expected {which} features [M, F] and targets [M] or [M, T] of at least one network, got "
+            f"{list(x.shape)} and {list(y.shape)}"
+        )
+    for name, values in (("features", x), ("targets", y)):
+        if bad := (~values.isfinite().all(dim=1)).nonzero().flatten().tolist():
+            raise ValueError(f"{which} {name} are not finite for networks {bad[:10]}; leave these networks out")
+    return x, y
+
+
+class _RidgePath:
+    """Ridge solutions for every penalty, the largest first, from one eigendecomposition of features and targets."""
+
+    def __init__(self, features: Tensor, targets: Tensor, penalties: Sequence[float]) -> None:
+        self.penalties = torch.tensor(sorted(penalties, reverse=True), dtype=torch.float64)  # [P]
+        self.mean, self.scale = _moments(features)
+        self.intercept = targets.mean(dim=0)
+        x, y = (features - self.mean) / self.scale, targets - self.intercept
+        num_networks, num_features = x.shape
+        self.dual = num_features > num_networks
+        gram = (x @ x.T if self.dual else x.T @ x) / num_networks
+        values, vectors = torch.linalg.eigh(gram)
+        self.values = values.clamp_min(0)  # rounding
+        right_side = (y if self.dual else x.T @ y) / num_networks
+        self.coordinates = vectors.T @ right_side  # [r, T]
+        self.basis = x.T @ vectors if self.dual else vectors  # [F, r]
+        self.columns = vectors if self.dual else x @ vectors  # [M, r]
+        self.y = y
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Features `[V, F]` to `[P, V, T]`."""
+        shrunk = self.coordinates / (self.values + self.penalties[:, None])[..., None]  # [P, r, T]
+        return ((features - self.mean) / self.scale @ self.basis) @ shrunk + self.intercept
+
+    def weights(self, penalties: Tensor) -> Tensor:
+        """`[F, T]`, one penalty per property."""
+        return self.basis @ (self.coordinates / (self.values[:, None] + penalties))
+
+    def left_out_errors(self, members: Tensor) -> Tensor:
+        """Prediction minus target of every network when its run `[M]` is left out: `[P, M, T]`."""
+        num_networks = len(self.columns)
+        shrink = 1 / (self.values + self.penalties[:, None])  # [P, r]
+        weights = shrink * self.values if self.dual else shrink / num_networks  # H = columns diag(weights) columns^T
+        residuals = self.y - self.columns @ (weights[..., None] * (self.columns.T @ self.y))  # [P, M, T]
+        errors = torch.empty_like(residuals)
+        sizes = members.bincount()
+        order = members.argsort(stable=True).split(sizes.tolist())
+        for size in sizes.unique().tolist():  # runs of one length go together
+            places = torch.stack([run for run in order if len(run) == size])  # [G, s]
+            of_runs = self.columns[places]  # [G, s, r]
+            for index, weight in enumerate(weights):
+                hat = (of_runs * weight) @ of_runs.mT + 1 / num_networks  # [G, s, s]
+                left = torch.eye(size, dtype=hat.dtype) - hat
+                errors[index, places] = -torch.linalg.solve(left, residuals[index, places])
+        return errors

@@ -1,0 +1,224 @@
+"""Other ways from features to a property than a straight line: logit-linear maps and gradient-boosted trees."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_sane.probing._probes import PENALTIES, RidgeProbe, Values, target_columns
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+RegressorName = Literal["ridge", "logit_linear", "gradient_boosting"]
+MARGIN = 0.005  # targets are kept this far from 0 and 1, where logits are infinite
+# Candidates for trees: leaves, learning rate, rounds.
+BOOSTING_GRID: tuple[tuple[int, float, int], ...] = tuple(product((7, 31), (0.03, 0.1), (100, 300)))
+
+
+class Regressor(Protocol):
+    """What a probe table needs of a fitted regressor."""
+
+    @property
+    def num_features(self) -> int:
+        """Features that it expects."""
+
+    @property
+    def validation_r2(self) -> tuple[float, ...]:
+        """R2 of each property on the networks that its settings were chosen on."""
+
+    @property
+    def settings(self) -> tuple[dict[str, float], ...]:
+        """What was chosen for each property."""
+
+    def predict(self, features: Values) -> Tensor:
+        """Properties `[M, T]` float64 of features `[M, F]`."""
+
+
+@dataclass(frozen=True)
+class LogitLinearProbe:
+    """`y_hat = low + (high - low) sigmoid(x W + b)`: predictions stay within the range of the training targets.
+
+    The L-Linear model of Unterthiner et al. (arXiv:2002.11448, section 4.2), which fits accuracies better than a
+    straight line where many networks are near chance or near perfect. They minimise the squared error of the sigmoid
+    by gradient descent; here the ridge probe is fitted to the logits in closed form (targets kept 0.005 of the range
+    away from its ends), and its penalty is chosen by the error after the sigmoid, on validation networks.
+
+    Attributes:
+        probe: Ridge probe of the logits.
+        low: `[T]` smallest training target.
+        high: `[T]` largest training target.
+        validation_r2: After the sigmoid, per property.
+    """
+
+    probe: RidgeProbe
+    low: Tensor
+    high: Tensor
+    validation_r2: tuple[float, ...]
+
+    @classmethod
+    def fit(
+        cls,
+        features: Values,
+        targets: Values,
+        *,
+        validation_features: Values,
+        validation_targets: Values,
+        penalties: Sequence[float] = PENALTIES,
+        names: Sequence[str] = (),
+    ) -> "LogitLinearProbe":
+        """Fit on training networks, choose the penalty on validation networks; arguments as of [`RidgeProbe.fit`].
+
+        Raises:
+            ValueError: As for [`RidgeProbe.fit`], or if all training targets of a property are equal.
+        """
+        y = target_columns(targets)
+        low, high = y.min(dim=0).values, y.max(dim=0).values
+        if (low == high).any():
+            raise ValueError("a logit-linear probe needs training targets that differ, got a property with all equal")
+        wanted = target_columns(validation_targets)
+        logits = [cls._logits(part, low, high) for part in (y, wanted)]
+        spread = (wanted - wanted.mean(dim=0)).square().sum(dim=0)
+        found: list[tuple[Tensor, LogitLinearProbe]] = []
+        for penalty in sorted(penalties, reverse=True):
+            probe = RidgeProbe.fit(
+                features, logits[0], validation_features=validation_features, validation_targets=logits[1],
+                penalties=[penalty], names=names,
+            )  # fmt: skip
+            candidate = cls(probe, low, high, ())
+            errors = (candidate.predict(validation_features) - wanted).square().sum(dim=0)
+            found.append((1 - errors / spread, candidate))
+        scores = torch.stack([score for score, _ in found])  # [P, T]
+        best = scores.argmax(dim=0).tolist()
+        probes = [found[index][1].probe for index in best]
+        joined = RidgeProbe(
+            mean=probes[0].mean,
+            scale=probes[0].scale,
+            weight=torch.stack([probe.weight[:, column] for column, probe in enumerate(probes)], dim=1),
+            intercept=torch.stack([probe.intercept[column] for column, probe in enumerate(probes)]),
+            penalties=tuple(probe.penalties[column] for column, probe in enumerate(probes)),
+            validation_r2=tuple(probe.validation_r2[column] for column, probe in enumerate(probes)),
+            names=tuple(names),
+        )
+        return cls(joined, low, high, tuple(scores[index, column].item() for column, index in enumerate(best)))
+
+    @staticmethod
+    def _logits(targets: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return torch.logit(((targets - low) / (high - low)).clamp(MARGIN, 1 - MARGIN))
+
+    @property
+    def num_features(self) -> int:
+        """Features that the probe expects, `F`."""
+        return self.probe.num_features
+
+    @property
+    def settings(self) -> tuple[dict[str, float], ...]:
+        """Penalty chosen for each property."""
+        return self.probe.settings
+
+    def predict(self, features: Values) -> Tensor:
+        """Predict properties: `[M, F]` to `[M, T]` float64.
+
+        Raises:
+            ValueError: If the number of features differs from the fitted one.
+        """
+        return self.low + (self.high - self.low) * torch.sigmoid(self.probe.predict(features))
+
+
+@dataclass(frozen=True)
+class BoostedTrees:
+    """Gradient-boosted regression trees (scikit-learn's histogram implementation), one ensemble per property.
+
+    The strongest regressor of Unterthiner et al. (arXiv:2002.11448), there with LightGBM. Leaves, learning rate and
+    rounds are chosen on validation networks.
+
+    Attributes:
+        ensembles: `T` fitted ensembles.
+        num_features: Features that they expect, `F`.
+        validation_r2: Per property.
+        settings: Chosen leaves, learning rate and rounds, per property.
+    """
+
+    ensembles: "tuple[HistGradientBoostingRegressor, ...]"
+    num_features: int
+    validation_r2: tuple[float, ...]
+    settings: tuple[dict[str, float], ...]
+
+    @classmethod
+    def fit(
+        cls,
+        features: Values,
+        targets: Values,
+        *,
+        validation_features: Values,
+        validation_targets: Values,
+        grid: Sequence[tuple[int, float, int]] = BOOSTING_GRID,
+        seed: int = 0,
+        **_ignored: Any,
+    ) -> "BoostedTrees":
+        """Fit on training networks, choose settings on validation networks.
+
+        Args:
+            features: `[M, F]`.
+            targets: `[M]` or `[M, T]`.
+            validation_features: `[V, F]`.
+            validation_targets: `[V]` or `[V, T]`.
+            grid: Candidates: leaves, learning rate, rounds.
+            seed: Of the binning.
+
+        Raises:
+            ImportError: If scikit-learn is not installed.
+            ValueError: If values are not finite or there is no candidate.
+        """
+        try:
+            from sklearn.ensemble import HistGradientBoostingRegressor
+        except ImportError as error:
+            raise ImportError("boosted trees need scikit-learn: pip install 'hf_sane[analysis]'") from error
+        if not grid:
+            raise ValueError("expected at least one candidate (leaves, learning rate, rounds), got none")
+        train_x, valid_x = (
+            np.asarray(torch.as_tensor(part).double().cpu()) for part in (features, validation_features)
+        )
+        train_y, valid_y = (np.asarray(target_columns(part)) for part in (targets, validation_targets))
+        if not all(np.isfinite(part).all() for part in (train_x, valid_x, train_y, valid_y)):
+            raise ValueError(
+                "expected finite features and targets, got NaN or infinite values; leave those networks out"
+            )
+        chosen = []
+        for column in range(train_y.shape[1]):
+            candidates = []
+            for leaves, rate, rounds in grid:
+                trees = HistGradientBoostingRegressor(
+                    max_leaf_nodes=leaves, learning_rate=rate, max_iter=rounds, early_stopping=False, random_state=seed
+                ).fit(train_x, train_y[:, column])
+                settings = {"leaves": float(leaves), "learning_rate": rate, "rounds": float(rounds)}
+                candidates.append((trees.score(valid_x, valid_y[:, column]), trees, settings))
+            chosen.append(max(candidates, key=lambda candidate: candidate[0]))
+        scores, ensembles, settings_found = zip(*chosen, strict=True)
+        return cls(ensembles, train_x.shape[1], tuple(map(float, scores)), settings_found)
+
+    def predict(self, features: Values) -> Tensor:
+        """Predict properties: `[M, F]` to `[M, T]` float64.
+
+        Raises:
+            ValueError: If the number of features differs from the fitted one, or values are not finite.
+        """
+        x = np.asarray(torch.as_tensor(features).double().cpu())
+        if x.ndim != 2 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"the trees were fitted on {self.num_features} features, got {list(x.shape)}; use the same pooling"
+            )
+        if not np.isfinite(x).all():  # trees would take NaN for a missing value and answer all the same
+            raise ValueError("expected finite features, got NaN or infinite values; leave those networks out")
+        return torch.from_numpy(np.stack([trees.predict(x) for trees in self.ensembles], axis=1))
+
+
+FITTERS: dict[RegressorName, Any] = {
+    "ridge": RidgeProbe.fit,
+    "logit_linear": LogitLinearProbe.fit,
+    "gradient_boosting": BoostedTrees.fit,
+}

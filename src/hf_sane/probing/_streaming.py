@@ -1,0 +1,211 @@
+"""Embeddings of networks that do not fit into memory: tokens come as a stream, latents are pooled as they are made."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_sane.core._finite import MAX_TOKEN, check_results, too_large
+from hf_sane.core._layout import Layout
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.modes_sane import modes_kept
+from hf_sane.models.windows_sane import halo_spans
+from hf_sane.probing._accumulation import STREAM_POOLINGS, LatentAccumulator, StreamPooling
+from hf_sane.probing._embeddings import embed_tokens
+from hf_sane.probing._poolings import POOLINGS
+from hf_sane.tokenization._checkpoints import Source
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._token_stream import MAX_MEMORY_BYTES, TokenStream, stream_if_large
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+@torch.no_grad()
+def embed_stream(
+    model: SANEModel,
+    stream: TokenStream,
+    *,
+    poolings: Sequence[StreamPooling] = ("mean",),
+    window_size: int | None = None,
+    halo_size: int = 0,
+    batch_size: int = 64,
+    progress_bar: bool = False,
+) -> dict[str, Tensor]:
+    """Embed one network of any size.
+
+    The same windows, and up to rounding the same embeddings, as `embed_networks` of all its tokens; here sums over the
+    latents of each layer are kept, in float64, in place of the latents. In memory: twice `batch_size` windows (one
+    batch is read while another is encoded), one block of the stream, and what a [`LatentAccumulator`] keeps for the
+    poolings.
+
+    Args:
+        model: SANE autoencoder; runs on its own device, in evaluation mode.
+        stream: Tokens of the network.
+        poolings: Names, as in `pool_latents`: all but `concat`, which is as long as the latents themselves.
+        window_size: Tokens per window, halo included; the training window when `None`.
+        halo_size: Context tokens on each side of a window that are seen but not kept.
+        batch_size: Windows per pass; the result does not depend on it.
+        progress_bar: Show how far it is.
+
+    Returns:
+        `{pooling: [F]}` float32 on the CPU.
+
+    Raises:
+        ValueError: For no or unknown poolings, a window that the halo fills, weights that are not finite, or networks
+            longer than learned positions reach.
+    """
+    if not poolings or (unknown := [name for name in poolings if name not in STREAM_POOLINGS]):
+        raise ValueError(
+            f"expected poolings among {', '.join(STREAM_POOLINGS)}, got {unknown if poolings else 'none'}; the "
+            "others need all latents at once: embed_networks()"
+        )
+    gathered = LatentAccumulator(stream.layer_sizes, model.config.latent_dim, poolings)
+    bar = tqdm(total=len(stream), desc="embedding", unit="token", unit_scale=True, disable=not progress_bar)
+    with modes_kept(model), bar:
+        model.eval()
+        batches = _window_batches(stream, window_size or model.config.window_size, halo_size, batch_size)
+        for tokens, positions, keep in _prepared(batches):
+            if tokens.abs().max() > MAX_TOKEN:
+                token = int(tokens.abs().flatten(0, 1).amax(dim=1).argmax())
+                layer = stream.layout.layers[int(positions.flatten(0, 1)[token, 1])]
+                raise ValueError(too_large(layer.name, tokens.abs().max().item()))
+            latents = model.encode(tokens.to(model.device, torch.float32), positions.to(model.device))
+            gathered.add(latents.cpu()[keep], positions[keep][:, 1])
+            bar.update(int(keep.sum()))
+    found: dict[str, Tensor] = {name: gathered.pool(name) for name in poolings}
+    for name, vector in found.items():
+        check_results(vector[None], f"embeddings ({name})")
+    return found
+
+
+def embed_checkpoint(
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    source: Source,
+    *,
+    poolings: Sequence[str] = ("mean",),
+    window_size: int | None = None,
+    halo_size: int = 0,
+    batch_size: int = 64,
+    revision: str | None = None,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
+) -> tuple[Layout, dict[str, Tensor]]:
+    """Embed one network from any source; a large one is streamed if all requested poolings allow it.
+
+    Four cannot, and load the network whole, whatever its size: `concat`, which is as long as the latents themselves,
+    and `spectrum_distribution`, `decoded_distribution` and `decoded_profile`, which decode all of them.
+
+    Args:
+        model: SANE autoencoder; runs on its own device, in evaluation mode.
+        extractor: Its weight tokenizer.
+        source: As `SANEFeatureExtractor.encode` takes it.
+        poolings: Names, as in `pool_latents`.
+        window_size: Tokens per window, halo included; the training window when `None`.
+        halo_size: Context tokens on each side of a window.
+        batch_size: Windows per pass.
+        revision: Branch, tag or commit of a network on the Hub.
+        max_memory_bytes: Weights that take more are streamed, where the poolings allow it.
+
+    Returns:
+        The layout, of which a stream needs the `layers` only, and `{pooling: [F]}` float32 on the CPU.
+
+    Raises:
+        FileNotFoundError: If a path, or safetensors in a repo, are missing.
+        ValueError: For no or unknown poolings, weights that are not finite, or networks longer than learned positions
+            reach.
+        KeyError: If the extractor was fitted on another architecture.
+    """
+    windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
+    if not poolings or (unknown := [name for name in poolings if name not in POOLINGS]):
+        raise ValueError(f"expected poolings among {', '.join(POOLINGS)}, got {unknown if poolings else 'none'}")
+    summed = [name for name in STREAM_POOLINGS if name in poolings]
+    if len(summed) == len(set(poolings)):
+        stream = stream_if_large(source, extractor, revision=revision, max_memory_bytes=max_memory_bytes)
+        if stream is not None:
+            return stream.layout, embed_stream(model, stream, poolings=summed, **windows)
+    sequence = extractor.encode(source, revision=revision)
+    found = embed_tokens(model, sequence.layout, sequence.tokens[None], poolings=poolings, **windows)
+    return sequence.layout, {name: values[0] for name, values in found.items()}
+
+
+def _window_batches(stream: TokenStream, window_size: int, halo_size: int, batch_size: int) -> Iterator[Batch]:
+    """Windows of a stream: tokens `[B, C, D]`, positions `[B, C, 3]`, and which tokens each window owns `[B, C]` bool.
+
+    What is yielded may be written over as soon as the next but one is asked for.
+    """
+    context_size = min(window_size, len(stream))
+    shape = (min(batch_size * context_size, len(stream)), stream.layout.token_dim)
+    buffers = cycle([_TokenBuffer(shape), _TokenBuffer(shape)])
+    spans, reader, held = halo_spans(len(stream), window_size, halo_size), _BlockReader(stream), None
+    while batch := list(islice(spans, batch_size)):
+        buffer = next(buffers)
+        buffer.fill(batch[0][0].start, batch[-1][0].stop, held, reader)
+        held = buffer
+        starts = torch.tensor([context.start for context, _ in batch]) - buffer.first
+        own = torch.zeros(len(batch), context_size, dtype=torch.bool)
+        for row, (_, keep) in zip(own, batch, strict=True):
+            row[keep] = True
+        yield (
+            buffer.windows(buffer.tokens, starts, context_size),
+            buffer.windows(buffer.positions, starts, context_size),
+            own,
+        )
+
+
+class _BlockReader:
+    """Hands out the tokens of a stream in pieces of any length."""
+
+    def __init__(self, stream: TokenStream) -> None:
+        self._blocks = iter(stream)
+        self._tokens, self._positions = torch.empty(0), torch.empty(0)
+
+    def take(self, tokens: Tensor, positions: Tensor) -> None:
+        """Write the next tokens into `tokens` `[n, D]` and `positions` `[n, 3]`."""
+        done = 0
+        while done < len(tokens):
+            if not len(self._tokens):
+                block = next(self._blocks)
+                self._tokens, self._positions = block.tokens, block.positions
+            part = slice(done, done + len(self._tokens[: len(tokens) - done]))
+            size = part.stop - part.start
+            tokens[part], positions[part] = self._tokens[:size], self._positions[:size]
+            self._tokens, self._positions = self._tokens[size:], self._positions[size:]
+            done = part.stop
+
+
+class _TokenBuffer:
+    """Consecutive tokens of a stream, in memory that is used again: every token is copied once."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.tokens = torch.empty(shape)
+        self.positions = torch.empty(shape[0], 3, dtype=torch.int64)
+        self.first = self.end = 0
+
+    def fill(self, first: int, end: int, held: "_TokenBuffer | None", reader: _BlockReader) -> None:
+        """Hold tokens `first` to `end`; those that the buffer before holds come from there."""
+        known = 0 if held is None else max(0, held.end - first)
+        if held is not None and known:
+            old = slice(first - held.first, held.end - held.first)
+            self.tokens[:known], self.positions[:known] = held.tokens[old], held.positions[old]
+        reader.take(self.tokens[known : end - first], self.positions[known : end - first])
+        self.first, self.end = first, end
+
+    @staticmethod
+    def windows(values: Tensor, starts: Tensor, size: int) -> Tensor:
+        """`[B, size, *]`: views where the windows follow one another without overlap."""
+        if torch.equal(starts, torch.arange(len(starts)) * size):
+            return values[: len(starts) * size].view(len(starts), size, -1)
+        return values[starts[:, None] + torch.arange(size)]
+
+
+def _prepared(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the next one made in another thread meanwhile: reading and encoding overlap."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        following = pool.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = pool.submit(next, batches, None)
+            yield batch

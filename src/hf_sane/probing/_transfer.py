@@ -1,0 +1,115 @@
+"""Probes across zoos: fitted on the networks of one data set, asked about those of another."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_sane.probing._probes import PENALTIES, Values
+from hf_sane.probing._ranks import order_kept, rank_targets
+from hf_sane.probing._regressors import BOOSTING_GRID, FITTERS, RegressorName
+from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
+from hf_sane.probing.metrics.r2_score.r2_score import r2_score
+
+ZooFeatures = Mapping[str, Mapping[str, Mapping[str, Values]]]  # zoo, kind of features, split
+ZooTargets = Mapping[str, Mapping[str, Values]]  # zoo, split
+
+
+@dataclass(frozen=True, slots=True)
+class TransferResult:
+    """How well a probe of one zoo predicts the test networks of another.
+
+    Attributes:
+        r2: Counts the shift between zoos as error; below 0 where their mean would have been the better guess.
+        kendall_tau: Order alone, which is what choosing a network takes.
+        mae: In units of the property.
+    """
+
+    r2: float
+    kendall_tau: float
+    mae: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+# Features, zoo fitted on, zoo tested on.
+TransferTable = dict[str, dict[str, dict[str, TransferResult]]]
+
+
+def transfer_table(
+    features: ZooFeatures,
+    targets: ZooTargets,
+    *,
+    regressor: RegressorName = "ridge",
+    penalties: Sequence[float] = PENALTIES,
+    grid: Sequence[tuple[int, float, int]] = BOOSTING_GRID,
+    ranks: bool = False,
+) -> TransferTable:
+    """Fit on every zoo, test on every zoo (Unterthiner et al., arXiv:2002.11448, section 5).
+
+    The training networks of the source zoo fit the regressor and its validation networks choose the settings: nothing
+    of the target zoo is seen. The diagonal is the ordinary probe.
+
+    Args:
+        features: `{zoo: {kind: {split: [M, F]}}}`; a kind must be in every zoo with the same number of features.
+        targets: `{zoo: {split: [M]}}`, one property.
+        regressor: `"ridge"`, `"logit_linear"` or `"gradient_boosting"`.
+        penalties: Candidates of the first two.
+        grid: Candidates of the last: leaves, learning rate, rounds.
+        ranks: Fit the normal scores of the property among the training and validation networks of each zoo, see
+            [`normal_scores`], instead of its values; R2 and error are then those of scores within a zoo.
+
+    Returns:
+        `{kind: {source zoo: {target zoo: TransferResult}}}`.
+
+    Raises:
+        ValueError: For fewer than two zoos, an unknown regressor, features that the zoos do not share, or values that
+            are not finite.
+    """
+    if len(features) < 2 or features.keys() != targets.keys():
+        raise ValueError(
+            f"expected features and targets of the same zoos, two at least, got {list(features)}, {list(targets)}"
+        )
+    if regressor not in FITTERS:
+        raise ValueError(f"expected a regressor out of {', '.join(FITTERS)}, got {regressor!r}")
+    wanted = {
+        zoo: {split: torch.as_tensor(part).double().cpu() for split, part in found.items()}
+        for zoo, found in targets.items()
+    }
+    fitted_to = {zoo: rank_targets(found, name=repr(zoo)) for zoo, found in wanted.items()} if ranks else wanted
+    kinds = list(next(iter(features.values())))
+    table: dict[str, dict[str, dict[str, TransferResult]]] = {}
+    for kind in kinds:
+        widths = {zoo: {np.shape(part)[1] for part in found.get(kind, {}).values()} for zoo, found in features.items()}
+        if len(set.union(*widths.values())) != 1 or not all(widths.values()):
+            raise ValueError(f"{kind!r} differs between zoos: features {widths}; use those that all zoos share")
+        for zoo, found in features.items():
+            if not torch.as_tensor(found[kind]["test"]).isfinite().all():
+                raise ValueError(
+                    f"{kind!r} of the test networks of {zoo} is not finite (NaN or infinite); leave those networks out"
+                )
+        table[kind] = {}
+        for source, found in features.items():
+            choices: dict[str, Any] = {"grid": grid} if regressor == "gradient_boosting" else {"penalties": penalties}
+            fitted = FITTERS[regressor](
+                found[kind]["train"], fitted_to[source]["train"], validation_features=found[kind]["validation"],
+                validation_targets=fitted_to[source]["validation"], **choices,
+            )  # fmt: skip
+            table[kind][source] = {
+                target: _score(
+                    fitted.predict(features[target][kind]["test"])[:, 0],
+                    fitted_to[target]["test"],
+                    wanted[target]["test"],
+                )
+                for target in features
+            }
+    return table
+
+
+def _score(predicted: torch.Tensor, fitted_to: torch.Tensor, wanted: torch.Tensor) -> TransferResult:
+    guess, truth = predicted.numpy(), fitted_to.numpy()
+    return TransferResult(r2_score(guess, truth), order_kept(guess, wanted.numpy()), mean_absolute_error(guess, truth))

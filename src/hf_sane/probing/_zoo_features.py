@@ -1,0 +1,240 @@
+"""Features of every network of a zoo: embeddings, and the baselines beside them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_sane.core._layout import Layout
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.probing._baselines import flattened_weights, layer_statistics
+from hf_sane.probing._embeddings import embed_networks
+from hf_sane.probing._poolings import POOLINGS
+from hf_sane.probing._spectra import spectral_features, weight_profile
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+
+NETWORKS_PER_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class ZooFeatures:
+    """What probes of one zoo take.
+
+    Attributes:
+        features: `{name: {split: [M, F]}}`, networks in the order of the split.
+        targets: `{property: {split: [M]}}`.
+        runs: `{split: [M]}`, the training run of each network.
+        is_aligned: Whether networks were brought to the zoo's reference.
+        notes: What was left out, and why.
+    """
+
+    features: dict[str, dict[str, Tensor]]
+    targets: dict[str, dict[str, np.ndarray]]
+    runs: dict[str, list[str]]
+    is_aligned: bool
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Networks per split."""
+        return {split: len(found) for split, found in self.runs.items()}
+
+
+def read_zoo_features(
+    zoo: Zoo,
+    properties: Sequence[str],
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    *,
+    aligned: bool | None = None,
+    poolings: Sequence[str] | None = None,
+    window_size: int | None = None,
+    halo_size: int = 0,
+    batch_size: int = 64,
+    spectral: bool = False,
+    profile: bool = False,
+) -> ZooFeatures:
+    """Features and properties of the networks of a zoo whose properties are all known.
+
+    Args:
+        zoo: Whose networks.
+        properties: Columns of the zoo.
+        model: SANE autoencoder.
+        extractor: Its weight tokenizer.
+        aligned: Whether to bring networks to the zoo's reference first; by default if the zoo is aligned.
+        poolings: Of the latents; all when `None`.
+        window_size: Tokens per window; the training window when `None`.
+        halo_size: Context tokens on each side of a window.
+        batch_size: Networks, and windows, at a time.
+        spectral: Whether to add the spectra of weight matrices.
+        profile: Whether to add [`weight_profile`], with and without spectra.
+
+    Raises:
+        KeyError: If the zoo lacks a property.
+        ValueError: If a split has no network of which all properties are known.
+    """
+    is_aligned = zoo.alignment is not None if aligned is None else aligned
+    targets = {
+        name: {key: split.column(name).astype(np.float64) for key, split in zoo.splits.items()} for name in properties
+    }
+    known, notes = known_networks(targets)
+    targets = {name: {key: found[known[key]] for key, found in values.items()} for name, values in targets.items()}
+    zoo = replace(zoo, splits={key: zoo.splits[key].select(rows) for key, rows in known.items()})
+    features, left_out = zoo_features(
+        zoo,
+        model,
+        extractor,
+        aligned=is_aligned,
+        poolings=poolings,
+        window_size=window_size,
+        halo_size=halo_size,
+        batch_size=batch_size,
+        spectral=spectral,
+        profile=profile,
+    )
+    if left_out:
+        notes.append(f"left out, since their length depends on the architecture: {', '.join(left_out)}")
+    return ZooFeatures(features, targets, {key: split.run_ids for key, split in zoo.splits.items()}, is_aligned, notes)
+
+
+def zoo_features(
+    zoo: Zoo,
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    *,
+    aligned: bool,
+    poolings: Sequence[str] | None = None,
+    window_size: int | None = None,
+    halo_size: int = 0,
+    batch_size: int = 64,
+    spectral: bool = False,
+    profile: bool = False,
+) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """W, s(W) and embeddings of every split; arguments as of [`read_zoo_features`].
+
+    Returns:
+        `{name: {split: [M, F]}}`, and the names of features that were left out because they have another length for
+        every architecture (as long as something remains).
+    """
+    collected: dict[str, dict[str, list[Tensor]]] = {}
+    places = {}
+    for split_name, split in zoo.splits.items():
+        parts: dict[str, list[Tensor]] = {}
+        order = [np.zeros(0, dtype=np.int64)]
+        for members, layout, tokens in token_blocks(split, aligned=aligned):
+            order.append(members)
+            found = {
+                "weights": flattened_weights(tokens, layout),
+                "layer_statistics": layer_statistics(tokens, layout),
+            }
+            if spectral:
+                found["spectral_features"] = spectral_features(tokens, layout)
+            if profile:
+                normalized = extractor.normalize(tokens, layout)  # as the profiles of decoded weights are
+                found["weight_profile"] = weight_profile(normalized, layout)
+                found["weight_distribution"] = weight_profile(normalized, layout, with_spectrum=False)
+            embedded = embed_networks(
+                model,
+                extractor,
+                layout,
+                tokens,
+                poolings=list(POOLINGS) if poolings is None else poolings,
+                window_size=window_size,
+                halo_size=halo_size,
+                batch_size=batch_size,
+            )
+            for name, values in (found | {f"sane_{name}": values for name, values in embedded.items()}).items():
+                parts.setdefault(name, []).append(values)
+        places[split_name] = np.argsort(np.concatenate(order))
+        for name, blocks in parts.items():
+            collected.setdefault(name, {})[split_name] = blocks
+    kept = {name: found for name, found in collected.items() if len(_lengths(found)) == 1} or collected
+    features = {
+        name: {split: stacked_features(parts)[places[split]] for split, parts in found.items()}
+        for name, found in kept.items()
+    }
+    return features, [name for name in collected if name not in kept]
+
+
+def embed_split(
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    split: ZooSplit,
+    *,
+    poolings: Sequence[str],
+    aligned: bool | None = None,
+    halo_size: int = 0,
+    batch_size: int = 64,
+) -> dict[str, Tensor]:
+    """Embed the networks of a split; arguments as of [`read_zoo_features`].
+
+    Returns:
+        `{pooling: [M, F]}`, in the order of the split.
+
+    Raises:
+        ValueError: If networks of several layouts have embeddings of several lengths.
+    """
+    is_aligned = split.alignment is not None if aligned is None else aligned
+    parts: dict[str, list[Tensor]] = {name: [] for name in poolings}
+    order = []
+    for members, layout, tokens in token_blocks(split, aligned=is_aligned):
+        order.append(members)
+        found = embed_networks(
+            model, extractor, layout, tokens, poolings=poolings, halo_size=halo_size, batch_size=batch_size
+        )
+        for name, values in found.items():
+            parts[name].append(values)
+    places = np.argsort(np.concatenate(order))
+    return {name: stacked_features(values)[places] for name, values in parts.items()}
+
+
+def token_blocks(split: ZooSplit, *, aligned: bool) -> Iterator[tuple[np.ndarray, Layout, Tensor]]:
+    """Raw tokens of a split in blocks of one layout: positions in the split `[m]`, layout, tokens `[m, N, D]`."""
+    keys = np.char.add(split.column("architecture").astype(str), split.column("layout").astype(str))
+    for key in dict.fromkeys(keys.tolist()):
+        members = np.flatnonzero(keys == key)
+        for start in range(0, len(members), NETWORKS_PER_BLOCK):
+            block = members[start : start + NETWORKS_PER_BLOCK]
+            part = split.select(block)
+            yield block, part.layout(0), aligned_tokens(part) if aligned else part.stacked_tokens()
+
+
+def stacked_features(parts: Sequence[Tensor]) -> Tensor:
+    """Join the features of blocks `[m, F]`.
+
+    Raises:
+        ValueError: If networks of several layouts gave features of several lengths.
+    """
+    if len(lengths := sorted({part.shape[1] for part in parts})) > 1:
+        raise ValueError(
+            f"networks of several architectures gave features of lengths {lengths}; use the pooling 'mean', or a "
+            "zoo of one architecture"
+        )
+    return torch.cat(list(parts))
+
+
+def known_networks(targets: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Networks of each split of which all properties are known: `{split: [m]}`, positions; and a note on the others.
+
+    Raises:
+        ValueError: If there are none in a split.
+    """
+    splits = next(iter(targets.values()))
+    known = {key: np.isfinite([values[key] for values in targets.values()]).all(axis=0) for key in splits}
+    if empty := [key for key, mask in known.items() if not mask.any()]:
+        counts = {name: [int(np.isfinite(values[key]).sum()) for key in splits] for name, values in targets.items()}
+        raise ValueError(
+            f"expected networks with all of {', '.join(targets)} in every split, got none in {', '.join(empty)}; "
+            f"known in {', '.join(splits)}: {counts}; name other properties (--properties)"
+        )
+    missing = sum(int((~mask).sum()) for mask in known.values())
+    notes = [f"{missing} networks left out, of which not all properties are known"] if missing else []
+    return {key: np.flatnonzero(mask) for key, mask in known.items()}, notes
+
+
+def _lengths(found: Mapping[str, Sequence[Tensor]]) -> set[int]:
+    return {part.shape[1] for parts in found.values() for part in parts}

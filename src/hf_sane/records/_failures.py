@@ -1,0 +1,58 @@
+"""Errors that users can fix, reported in one line without a traceback, by the command line and by scripts."""
+
+import re
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from hf_sane.records._errors import did_you_mean, shorten
+from hf_sane.records._interruptions import describe_interruption, noting_outputs
+
+EXIT_CODE = 2
+MAX_MESSAGE = 4000  # characters
+# How strict dataclasses of huggingface_hub refuse a value of a `Literal`.
+CHOICE = re.compile(r"Field '(?P<name>\w+)' expected one of \((?P<choices>.*?),?\), got (?P<got>.*)", re.DOTALL)
+INTERRUPTED = 130  # what shells call a program that SIGINT ended
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Errors about input, files and the network; asked for only when something was raised."""
+    from huggingface_hub.errors import HTTPError, StrictDataclassError
+
+    return (ValueError, TypeError, LookupError, ArithmeticError, OSError, HTTPError, StrictDataclassError)
+
+
+def describe_error(error: Exception) -> str:
+    """The message of an error in one line: no quotes around that of a `KeyError`, no names of validators."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    while isinstance(error, StrictDataclassError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what the settings object itself said
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if found := CHOICE.match(message):
+        message = f"expected {found['name']} to be one of {found['choices']}, got {found['got']!r}"
+        message += did_you_mean(found["got"], re.findall(r"'([^']*)'", found["choices"]))
+    return shorten(message, MAX_MESSAGE) or type(error).__name__
+
+
+def run_script(main: Callable[[], object], *, name: str) -> NoReturn:
+    """Run a script as the command line runs a verb: expected errors end it with a message and exit code 2.
+
+    Args:
+        main: Reads the command line and works; what it returns is the exit code if it is a number.
+        name: Of the script, for the message. With `--debug` anywhere on the command line, the traceback is shown, too.
+    """
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    with noting_outputs() as outputs:
+        try:
+            result = main()
+        except expected_errors() as error:
+            if debug:
+                raise
+            sys.stderr.write(f"{name}: {describe_error(error)}\n")
+            raise SystemExit(EXIT_CODE) from error
+        except KeyboardInterrupt as interruption:
+            sys.stderr.write(f"{name}: {describe_interruption(interruption, outputs)}\n")
+            raise SystemExit(INTERRUPTED) from interruption
+    raise SystemExit(result if isinstance(result, int) else 0)

@@ -1,0 +1,580 @@
+"""The one writer of output folders: whether it may write there, and whether what is there is finished.
+
+Every verb, script and Python function that leaves a folder goes through [`output_folder`] (written beside and swapped
+in as a whole) or [`resumable_folder`] (written in place over a long time, with a note that it is unfinished). Both
+refuse a folder that is not theirs before any work is done, hold a lock against a second process, and end by writing a
+manifest of every file with its size and digest. [`check_finished`] is the other side: loaders and pushes ask it before
+they believe a folder.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import file_digest
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hf_sane.records._disks import writing
+from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.records._file_kinds import FileKind
+from hf_sane.records._files import (
+    PARTIAL,
+    is_partial_file,
+    move_folder,
+    recover_folder,
+    remove_partial_files,
+    sync,
+    write_atomically,
+)
+from hf_sane.records._interruptions import explaining
+from hf_sane.records._locks import folder_lock, is_locked
+from hf_sane.records._redaction import redact_tokens
+
+MANIFEST = "hf_sane_manifest.json"
+UNFINISHED = ".hf_sane_unfinished.json"
+FORMAT_VERSION = 1
+CARD = "README.md"  # people edit cards: a change of it makes nothing unfinished, but it is not overwritten either
+MAX_BYTES_READ = 2**28  # loaders compare the digests of files up to this size, pushes those of all
+INDEX_SUFFIX = ".index.json"  # of files that name the shards beside them
+SHOWN = 3  # names that a message lists
+AGAIN = "run the command that wrote it again, into a new folder"
+CHANGED = f"{AGAIN}, or delete {MANIFEST} if you changed it on purpose"
+_open: set[Path] = set()  # folders that a block of `output_folder` fills at the moment
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of a file, as 64 hexadecimal digits."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileEntry":
+        """Read a file once, without holding it in memory."""
+        with path.open("rb") as file:
+            return cls(path.stat().st_size, file_digest(file, "sha256").hexdigest())
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished folder holds, written last.
+
+    Attributes:
+        job: What made the folder, such as `"sample"`; only the same job replaces or continues it.
+        files: Path inside the folder, with forward slashes, to size and digest; hidden files are no part of it.
+        facts: Further facts that a reader compares, such as the digest of a section in a file that several folders
+            share.
+    """
+
+    job: str
+    files: Mapping[str, FileEntry]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, job: str, *, facts: Mapping[str, Any] | None = None) -> "Manifest":
+        """Take stock of a folder."""
+        entries = {name: FileEntry.of(folder / name) for name in _file_names(folder)}
+        return cls(job, entries, dict(facts or {}))
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest; from here on the folder is finished."""
+        content = {"format_version": FORMAT_VERSION, "job": self.job, "facts": dict(self.facts)}
+        files = {name: asdict(entry) for name, entry in sorted(self.files.items())}
+        with write_atomically(folder / MANIFEST) as partial:
+            partial.write_text(json.dumps({**content, "files": files}, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest | None":
+        """Read the manifest of a folder; `None` where there is none.
+
+        Raises:
+            InvalidFileError: If it is damaged, or of a version of the format that this library does not know.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            return None
+        with reading(path, expected="the manifest of a finished folder", remedy=AGAIN):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content["format_version"]
+            if version != FORMAT_VERSION:
+                raise InvalidFileError(
+                    path, field="format_version", expected=str(FORMAT_VERSION), got=version, remedy="update hf_sane"
+                )
+            files = {str(name): FileEntry(**entry) for name, entry in content["files"].items()}
+            for name, entry in files.items():
+                _check_entry(path, name, entry)
+            job, facts = content["job"], content["facts"]
+            if not isinstance(job, str) or not isinstance(facts, dict):
+                raise TypeError(f"job {job!r} and facts {facts!r}")
+            return cls(job, files, facts)
+
+    def check(self, folder: Path, *, all_digests: bool = False, within: str = "") -> None:
+        """Compare the folder with the manifest.
+
+        Args:
+            folder: Where the manifest was read.
+            all_digests: Compare the digests of files above 256 MiB, too.
+            within: Only the files below this folder.
+
+        Raises:
+            InvalidFileError: Naming the first file that is missing, cut, or changed.
+        """
+        for name, entry in self.files.items():
+            path = folder / name
+            if within and not PurePosixPath(name).is_relative_to(within):
+                continue
+            got = f"{path.stat().st_size:,} bytes" if path.is_file() else "no such file"
+            if got != f"{entry.size:,} bytes" and (PurePosixPath(name).name != CARD or not path.is_file()):
+                raise InvalidFileError(path, expected=f"{entry.size:,} bytes", got=got, remedy=CHANGED)
+            if PurePosixPath(name).name == CARD or (entry.size > MAX_BYTES_READ and not all_digests):
+                continue
+            if (digest := FileEntry.of(path).sha256) != entry.sha256:
+                expected = f"the content that {MANIFEST} lists (SHA-256 {entry.sha256[:12]}...)"
+                raise InvalidFileError(path, expected=expected, got=f"{digest[:12]}...", remedy=CHANGED)
+
+    def strangers(self, folder: Path) -> list[str]:
+        """Files that are not in the manifest, or are not as they were written, an edited card among them."""
+        found = _file_names(folder, hidden=True)
+        names = {
+            name for name in found if not is_partial_file(PurePosixPath(name).name)
+        }  # of a process that was killed
+        changed = [
+            name for name, entry in self.files.items() if name in names and FileEntry.of(folder / name) != entry
+        ]
+        return sorted({*(names - self.files.keys()), *changed})
+
+
+def check_finished(folder: str | Path, *, all_digests: bool = False) -> Manifest | None:
+    """Refuse a folder that its writer did not finish, or that lost or changed files since.
+
+    A folder inside of an output, such as one sampled network out of several, is checked with the manifest of the
+    output, unless it has its own, and so is a file: an index of shards with all that is beside it. A folder without
+    manifest is taken as it is: Transformers and people write folders, too.
+
+    Args:
+        folder: That is to be loaded or pushed, or a file in one; what does not exist, such as the id of a repository,
+            is left to others, and so is a folder that this process fills at the moment.
+        all_digests: Compare the digests of files above 256 MiB, too.
+
+    Returns:
+        The manifest of the folder itself, if there is one.
+
+    Raises:
+        InvalidFileError: Naming the file that is missing, cut or changed, or the command that has to be run again.
+    """
+    place = Path(os.path.abspath(folder))
+    if not place.exists() or not _open.isdisjoint((place, *place.parents)):
+        return None
+    if place.is_file():
+        if place.name.endswith(INDEX_SUFFIX):
+            place = place.parent
+        else:
+            _check_inside((place.parent, place.parent.parent), place, all_digests=all_digests)
+            return None
+    _check_no_note(place, place)
+    if (manifest := Manifest.load(place)) is not None:
+        manifest.check(place, all_digests=all_digests)
+        return manifest
+    _check_inside((place.parent,), place, all_digests=all_digests)
+    return None
+
+
+def _check_inside(homes: Iterable[Path], place: Path, *, all_digests: bool) -> None:
+    """Compare a file or folder with the first of the outputs around it that lists it."""
+    for home in homes:
+        _check_no_note(home, place)
+        outer, within = Manifest.load(home), place.relative_to(home).as_posix()
+        if outer is not None and any(PurePosixPath(name).is_relative_to(within) for name in outer.files):
+            outer.check(home, all_digests=all_digests, within=within)
+            return
+
+
+def check_may_write(
+    folder: str | Path, job: str, *, replace: bool = False, is_ours: Callable[[Path], bool] | None = None
+) -> None:
+    """Refuse to write where somebody's files are.
+
+    Args:
+        folder: Output folder: absent, empty, or left unfinished by the same job.
+        job: What would write there.
+        replace: Also accept a finished folder of the same job, as long as nobody has added or changed a file in it.
+        is_ours: Recognises further folders that the job may continue, such as a zoo that gets another configuration.
+
+    Raises:
+        FileExistsError: Naming what is there, and what to do.
+        NotADirectoryError: If it is a file.
+    """
+    folder = Path(folder)
+    for place in (folder, *folder.parents):
+        if place.is_dir():
+            break
+        if place.exists() or place.is_symlink():
+            raise NotADirectoryError(f"expected a folder to write to, got the file {place}; choose another name")
+    if not folder.exists():
+        return
+    # Nothing but the beginnings of a file: the process was killed while it noted that it began.
+    if all(is_partial_file(name) for name in os.listdir(folder)) or (is_ours is not None and is_ours(folder)):
+        return
+    if (note := _read_note(folder)) is not None and note.get("job") == job:
+        return
+    manifest = Manifest.load(folder)
+    if manifest is None or manifest.job != job:
+        what = f"a finished {manifest.job}" if manifest is not None else _listed(sorted(os.listdir(folder)))
+        raise FileExistsError(f"{folder} holds {what}, not ours to replace; choose a new or an empty folder")
+    if not replace:
+        raise FileExistsError(f"{folder} already holds a finished {job}; choose another output folder or delete it")
+    if strangers := manifest.strangers(folder):
+        raise FileExistsError(
+            f"{folder} holds a finished {job} with files that were added or changed since ({_listed(strangers)}); "
+            "move them away or choose another folder"
+        )
+
+
+@contextmanager
+def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Iterator[Path]:
+    """Write a folder as a whole: whoever looks sees the finished folder or none.
+
+    Enter it before the work begins, so that a folder that cannot be written costs nothing. A function that saves an
+    artefact enters it, too; called inside of another block, with the folder of that block or one below it, it adds to
+    that output.
+
+    Args:
+        folder: Where the result shall be: absent or empty.
+        job: What writes, such as `"sample"`; noted in the manifest.
+        replace: Take the place of a finished folder of the same job that nobody has changed.
+
+    Yields:
+        An empty folder beside the final one; what the block leaves in it is swapped in at the end, with a manifest. If
+        the block raises, it is removed and `folder` is as it was.
+
+    Raises:
+        FileExistsError: If the folder is not ours to write; see [`check_may_write`].
+        FolderInUseError: If another process writes it.
+        OSError: If the place cannot be written or the disk is full.
+    """
+    folder = absolute_folder(folder)
+    if not _open.isdisjoint((folder, *folder.parents)):
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield folder
+        except BaseException:
+            if is_new:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return
+    partial = folder.with_name(f".{folder.name}{PARTIAL}")
+    mine: Manifest | None = None
+
+    def describe() -> str:
+        if _read_note(folder) is not None:  # it was moved in file by file
+            return f"{folder} is unfinished; the same command starts it again"
+        if mine is not None and Manifest.load(folder) == mine:
+            return f"{folder} is finished"
+        return f"nothing was written to {folder}; the same command starts again"
+
+    with explaining(describe, output=folder):
+        with _tidied(folder):
+            check_may_write(folder, job, replace=replace)
+        with writing(folder), _made_parents(folder), folder_lock(folder):
+            recover_folder(folder)
+            check_may_write(folder, job, replace=replace)
+            if partial.exists():
+                shutil.rmtree(partial)
+            partial.mkdir()
+            _open.add(partial)
+            try:
+                _write_note(partial, job)
+                yield partial
+                mine = finish_folder(partial, job)
+                _swap_in(partial, folder, job)
+            finally:
+                _open.discard(partial)
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(
+    folder: str | Path,
+    job: str,
+    *,
+    is_ours: Callable[[Path], bool] | None = None,
+    describe: Callable[[], str] | None = None,
+) -> Iterator[Path]:
+    """Hold a folder that a long job fills in place, file by file with [`write_atomically`], and can continue.
+
+    The block decides when it has checked its input and settings: it then calls [`begin_folder`], and at the end
+    [`finish_folder`]. Until `begin_folder` nothing is in the folder, so a failed start leaves nothing behind.
+
+    Args:
+        folder: Absent, empty, or left unfinished by the same job.
+        job: What writes.
+        is_ours: Recognises further folders that the job may continue.
+        describe: Says what an interruption left, and what to do; told by the note of [`begin_folder`] if left out.
+
+    Yields:
+        `folder`, absolute; made when [`begin_folder`] is called.
+
+    Raises:
+        FileExistsError: If the folder is not ours to write; see [`check_may_write`].
+        FolderInUseError: If another process writes it.
+        OSError: If the place cannot be written or the disk is full.
+    """
+    folder = absolute_folder(folder)
+    before = _stamp(folder / MANIFEST)
+
+    def describe_rest() -> str:
+        if _read_note(folder) is not None:
+            return f"what was finished is kept in {folder}; the same command continues from there"
+        if _stamp(folder / MANIFEST) not in (None, before):
+            return f"{folder} is finished"
+        return f"nothing was written to {folder}; the same command starts again"
+
+    with explaining(describe or describe_rest, output=folder):
+        with _tidied(folder):
+            check_may_write(folder, job, is_ours=is_ours)
+        with writing(folder), _made_parents(folder), folder_lock(folder):
+            recover_folder(folder)
+            check_may_write(folder, job, is_ours=is_ours)
+            remove_partial_files(folder)
+            yield folder
+
+
+@contextmanager
+def add_file(folder: Path, name: str) -> Iterator[Path]:
+    """Write one more file into a folder, or write it anew, and list it in the manifest if the folder is finished.
+
+    Raises:
+        FileExistsError: If there is a file of that name that is not as our manifest lists it.
+    """
+    folder = absolute_folder(folder)
+    path = folder / name
+    with _alone(folder, of=path), writing(path):
+        manifest = Manifest.load(folder)
+        with write_atomically(path) as partial:
+            yield partial
+            entry = FileEntry.of(partial)
+            known = manifest.files.get(name) if manifest is not None else None
+            # Equal content that is not listed is from a process that was killed before it could.
+            if path.exists() and FileEntry.of(path) not in (known, entry):
+                raise FileExistsError(
+                    f"{path} was written or edited by somebody else; move it away, it would be replaced"
+                )
+        if manifest is not None:
+            replace(manifest, files={**manifest.files, name: entry}).save(folder)
+
+
+@contextmanager
+def output_file(path: str | Path, kind: FileKind) -> Iterator[Path]:
+    """Write a single file whose name the user chose; it takes the place of a file of the same kind only.
+
+    Args:
+        path: Final place.
+        kind: What is written.
+
+    Yields:
+        Where to write; see [`write_atomically`].
+
+    Raises:
+        FileExistsError: If something else has that name; see [`check_may_replace`].
+        FolderInUseError: If another process writes it.
+        OSError: If the place cannot be written or the disk is full.
+    """
+    path = absolute_folder(path)
+    before = _stamp(path)
+
+    def describe() -> str:
+        if _stamp(path) not in (None, before):
+            return f"{path} is finished"
+        return f"nothing was written to {path}; the same command starts again"
+
+    check_may_replace(path, kind)
+    errors = writing(path) if _open.isdisjoint(path.parents) else nullcontext()
+    with explaining(describe, output=path), errors, _alone(path, of=path), write_atomically(path) as partial:
+        yield partial
+
+
+def check_may_replace(path: str | Path, kind: FileKind) -> None:
+    """Refuse to write a single file over something of another kind. Asked before the work begins, it costs nothing.
+
+    Raises:
+        FileExistsError: If a folder, or a file of another kind, has that name.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    if not path.is_file() or not kind.matches(path.read_bytes()):
+        raise FileExistsError(f"{path} is not {kind.name}, which would take its place; choose another name")
+
+
+def begin_folder(folder: Path, job: str) -> None:
+    """Note that the folder is unfinished, and the command that continues it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_note(folder, job)
+
+
+def unfinished_command(folder: Path) -> str | None:
+    """The command that began an unfinished folder, if it is known."""
+    note = _read_note(folder) or {}
+    return str(note["command"]) if note.get("command") else None
+
+
+def finish_folder(folder: Path, job: str, *, facts: Mapping[str, Any] | None = None) -> Manifest:
+    """Write the manifest of everything in the folder, then take the note away that it is unfinished."""
+    for name in sorted(_file_names(folder)):
+        sync(folder / name)
+    _open_permissions(folder)
+    manifest = Manifest.of(folder, job, facts=facts)
+    manifest.save(folder)
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    return manifest
+
+
+def _file_names(folder: Path, *, hidden: bool = False) -> set[str]:
+    """Paths of all files below a folder but for its manifest and note; hidden ones only if asked for."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    return {
+        name.as_posix()
+        for name in names
+        if name.as_posix() not in (MANIFEST, UNFINISHED)
+        and (hidden or not any(part.startswith(".") for part in name.parts))
+    }
+
+
+def _check_entry(path: Path, name: str, entry: FileEntry) -> None:
+    """Refuse names that lead out of the folder, and entries that are none."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        raise InvalidFileError(path, field="files", expected="paths inside the folder", got=name, remedy=AGAIN)
+    if type(entry.size) is not int or entry.size < 0 or not isinstance(entry.sha256, str):
+        raise InvalidFileError(path, field=name, expected="a size and a digest", got=entry, remedy=AGAIN)
+
+
+def _write_note(folder: Path, job: str) -> None:
+    command = redact_tokens(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])) if sys.argv else ""
+    with write_atomically(folder / UNFINISHED) as partial:
+        partial.write_text(json.dumps({"job": job, "command": command}) + "\n", encoding="utf-8")
+
+
+def _check_no_note(home: Path, folder: Path) -> None:
+    if (note := _read_note(home)) is not None:
+        remedy = f"run it again: {command}" if (command := unfinished_command(home)) else AGAIN
+        raise InvalidFileError(
+            folder, expected="a finished folder", got=f"an interrupted {note.get('job', 'run')}", remedy=remedy
+        )
+
+
+def _read_note(folder: Path) -> dict[str, Any] | None:
+    """The note that a folder is unfinished; one that cannot be read says so, too."""
+    path = folder / UNFINISHED
+    if not path.is_file():
+        return None
+    with suppress(ValueError, RecursionError):
+        note = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(note, dict):
+            return note
+    return {}
+
+
+@contextmanager
+def _alone(place: Path, *, of: Path) -> Iterator[None]:
+    """Hold a file or folder against other processes, and remove what one that was killed left of a file.
+
+    Not inside of a folder that this process fills: it holds that already, and began with an empty one.
+    """
+    if not _open.isdisjoint((place, *place.parents)):
+        yield
+        return
+    with _made_parents(place), folder_lock(place):
+        remove_partial_files(of.parent, of=of.name)
+        yield
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Tells one version of a file that is replaced as a whole from the next; `None` if there is none."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
+
+
+def _swap_in(partial: Path, folder: Path, job: str) -> None:
+    """Move the finished folder to its place; into it, file by file, where the place itself cannot be renamed."""
+    is_fixed = folder.is_dir() and (os.path.ismount(folder) or folder.samefile(Path.cwd()))
+    if not is_fixed and _read_note(folder) is None:
+        move_folder(partial, folder)
+        return
+    old = Manifest.load(folder)
+    _write_note(folder, job)  # from here on the same job may begin again, wherever it is called from
+    if old is not None:
+        (folder / MANIFEST).unlink()
+        for name in old.files:
+            _remove_file(folder, name)
+    for name in (*sorted(_file_names(partial, hidden=True)), MANIFEST):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(partial / name, folder / name)
+    (folder / UNFINISHED).unlink()
+
+
+def _remove_file(folder: Path, name: str) -> None:
+    """Remove a file, and the folders around it that are empty then."""
+    (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        for parent in PurePosixPath(name).parents[:-1]:
+            (folder / parent).rmdir()
+
+
+def _open_permissions(folder: Path) -> None:
+    """Give all files the permissions of a new file: safetensors writes 0600, which nobody else could read."""
+    probe = folder / f".permissions{PARTIAL}"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o7777
+    probe.unlink()
+    for name in _file_names(folder):
+        path = folder / name
+        if not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
+            path.chmod(mode)
+
+
+@contextmanager
+def _made_parents(folder: Path) -> Iterator[None]:
+    """Make the parents of a folder; those that are empty afterwards, because nothing came of it, go again."""
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def absolute_folder(folder: str | Path) -> Path:
+    """Where a folder is, whatever the working folder will be; a link to a folder stands for that folder."""
+    path = Path(os.path.abspath(folder))
+    return path.resolve() if path.is_symlink() else path
+
+
+@contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """Before a refusal, remove what a process that was killed after it had finished left beside the folder."""
+    try:
+        yield
+    except FileExistsError:
+        partial = folder.with_name(f".{folder.name}{PARTIAL}")
+        if partial.exists() or is_locked(folder):
+            with suppress(OSError), folder_lock(folder):
+                shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

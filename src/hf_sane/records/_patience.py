@@ -1,0 +1,93 @@
+"""A Hub that is busy or out of order is asked again a few times, and then called what it is."""
+
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import ParamSpec, TypeVar
+
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+
+from hf_sane.records._errors import shorten
+
+TRIES = 4
+FIRST_WAIT = 1.0  # seconds, doubled from try to try where the Hub does not say how long
+LONGEST_WAIT = 60.0
+PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may be another one the next time
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class HubBusyError(ConnectionError):
+    """The Hub answers, but not with what was asked for: too many requests, or it is out of order."""
+
+
+def patiently(call: Callable[Arguments, Result], *arguments: Arguments.args, **settings: Arguments.kwargs) -> Result:
+    """Call a function that asks the Hub, again where the answer may be another one the next time.
+
+    `huggingface_hub` itself tries listings and downloads again, single questions (`model_info`) never; what it raises
+    in the end tells people to check their connection. Here the wait is what the Hub asks for (`Retry-After`).
+
+    Args:
+        call: Asks the Hub.
+        arguments: Of `call`.
+        settings: Of `call`, by name.
+
+    Raises:
+        HubBusyError: With the Hub's status, when it has answered so too often.
+        ConnectionError: If it cannot be reached.
+    """
+    wait = FIRST_WAIT
+    for attempt in range(1, TRIES + 1):
+        try:
+            return call(*arguments, **settings)
+        except HfHubHTTPError as error:
+            answer, was_tried = error, False
+        except HTTPError as error:  # no answer at all, in the words of a socket
+            raise ConnectionError(
+                f"the Hub cannot be reached ({shorten(error)}); check the connection, then try again"
+            ) from error
+        except OSError as error:  # of a download, or of Transformers and Datasets, which put it into their own words
+            found = _hub_answer(error)
+            if found is None or isinstance(error, HubBusyError):
+                raise
+            # Of what makes up a download, the client tries the file again, but not the question for the commit.
+            answer, was_tried = found, found.response.request.method == "HEAD"
+            if answer.response.status_code not in PASSING and not isinstance(error, LocalEntryNotFoundError):
+                raise  # in which Transformers says what to do
+        status = answer.response.status_code
+        if status not in PASSING:
+            raise answer
+        asked = _retry_after(answer)
+        if was_tried or attempt == TRIES or (asked or 0) > LONGEST_WAIT:
+            raise HubBusyError(_describe(answer, status, asked)) from answer
+        time.sleep(wait if asked is None else asked)
+        wait *= 2
+    raise AssertionError("every try returns or raises")
+
+
+def _hub_answer(error: BaseException) -> HfHubHTTPError | None:
+    """The Hub's answer that led to an error, if one did."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HfHubHTTPError):
+            return cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
+
+
+def _retry_after(error: HfHubHTTPError) -> float | None:
+    text = error.response.headers.get("Retry-After", "").strip()
+    return float(text) if text.isdigit() else None
+
+
+def _describe(error: HfHubHTTPError, status: int, asked: float | None) -> str:
+    name = f"{status} {HTTPStatus(status).phrase}"
+    when = "later" if asked is None else f"in {asked:.0f} s"
+    remedy = f"try again {when}"
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        remedy = (
+            f"it takes no more requests from here for the moment: {remedy}, or log in (hf auth login), which allows "
+            "more"
+        )
+    return f"the Hub answered {name} to {error.response.request.method} {error.response.url}, repeatedly; {remedy}"

@@ -1,0 +1,65 @@
+"""Methods by name, to which code outside of the package can add: samplers, poolings, formats, token layouts, ..."""
+
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from hf_sane.records._errors import did_you_mean
+
+PLUGINS = "hf_sane.plugins"  # the group of entry points
+Entry = TypeVar("Entry")
+
+
+class Registry(Generic[Entry]):
+    """All entries of one kind by name, in the order of registration.
+
+    Args:
+        kind: What messages call an entry, such as `"sampler"`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def add(self, name: str, entry: Entry) -> None:
+        """Register an entry.
+
+        Raises:
+            ValueError: If there is one of that name.
+        """
+        if name in self._entries:
+            raise ValueError(f"there is a {self._kind} {name!r} already; choose another name")
+        self._entries[name] = entry
+
+    def find(self, name: str) -> Entry:
+        """The entry of a name.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if not isinstance(name, str) or name not in self._entries:
+            meant = did_you_mean(name, self._entries)
+            raise ValueError(f"expected a {self._kind} out of {', '.join(self)}, got {name!r}{meant}")
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+
+def load_plugins() -> None:
+    """Import all installed plug-ins, so that what they register can be named on the command line.
+
+    A plug-in is a module that calls functions such as `register_sampler` when it is imported; an entry point of the
+    group `hf_sane.plugins` names it.
+    """
+    for point in entry_points(group=PLUGINS):
+        point.load()
+
+
+__all__ = ["Registry", "load_plugins"]

@@ -1,0 +1,60 @@
+"""Which trained networks anchor the sampling."""
+
+import numpy as np
+
+from hf_sane.zoo._dataset import ZooSplit
+
+TOP_FRACTION = 0.3
+
+
+def choose_anchors(
+    split: ZooSplit,
+    *,
+    num_anchors: int | None = None,
+    top_fraction: float = TOP_FRACTION,
+    epoch: int | None = None,
+) -> np.ndarray:
+    """Choose anchors among training networks: the top 30 % by accuracy, or the best few of them (KDE30 of SANE).
+
+    One checkpoint per training run: the one at `epoch`, or the run's last. Ranked by accuracy on validation images, so
+    that neither test images nor test networks take part.
+
+    Args:
+        split: The *training* split of a zoo: test networks as anchors would be reported as new ones.
+        num_anchors: How many; the whole top fraction when `None`.
+        top_fraction: Share of the runs to choose from, in (0, 1]; at least one run.
+        epoch: Epoch of the checkpoints; the last of each run when `None`.
+
+    Returns:
+        `[A]` int64 indices into `split`, best first.
+
+    Raises:
+        ValueError: If there are fewer candidates than `num_anchors`, none at all, or a number is out of range.
+    """
+    if not 0 < top_fraction <= 1 or (num_anchors is not None and num_anchors < 1):
+        raise ValueError(f"expected top_fraction in (0, 1] and num_anchors >= 1, got {top_fraction} and {num_anchors}")
+    accuracy = np.asarray(split.column("validation_accuracy"), dtype=np.float64)
+    epochs = np.asarray(split.column("epoch"))
+    candidates = np.flatnonzero(epochs == epoch) if epoch is not None else _last_checkpoints(split, epochs)
+    candidates = candidates[np.isfinite(accuracy[candidates])]
+    if not len(candidates):
+        raise ValueError(
+            f"no networks to choose from at epoch {epoch}; the split has epochs {sorted(set(epochs.tolist()))}"
+        )
+    ranked = candidates[np.argsort(-accuracy[candidates], kind="stable")]
+    top = ranked[: max(1, round(top_fraction * len(ranked)))]
+    if num_anchors is not None and len(top) < num_anchors:
+        raise ValueError(
+            f"asked for {num_anchors} anchors, but the top {top_fraction:.0%} of {len(ranked)} runs are {len(top)}; "
+            "ask for fewer, raise top_fraction, or build a larger zoo"
+        )
+    return top[:num_anchors]
+
+
+def _last_checkpoints(split: ZooSplit, epochs: np.ndarray) -> np.ndarray:
+    """Index of the last checkpoint of each run, in order of first appearance."""
+    last: dict[str, int] = {}
+    for index, run in enumerate(split.column("run_id")):
+        if run not in last or epochs[index] > epochs[last[run]]:
+            last[run] = index
+    return np.fromiter(last.values(), dtype=np.int64, count=len(last))

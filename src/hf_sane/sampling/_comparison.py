@@ -1,0 +1,439 @@
+"""Sampling under trial: networks decoded from latents, beside everything that needs no autoencoder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.networks._images import ImageData
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.sampling._anchors import TOP_FRACTION, choose_anchors
+from hf_sane.sampling._baselines import (
+    SCRATCH_SEED,
+    average_networks,
+    matched_noise_scale,
+    noisy_anchors,
+    random_networks,
+    reconstructed_anchors,
+)
+from hf_sane.sampling._diversity import WeightSpace, nearest_training_distance, pairwise_distance
+from hf_sane.sampling._generation import BandwidthUnit, Density, NetworkCodec, sample_from_prior
+from hf_sane.sampling._samplers import SAMPLERS, SamplingTask
+from hf_sane.sampling._selection import Draw, Judge, choose_bandwidth, keep_best
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+
+METHODS = (  # in the order of tables and legends
+    "anchors",
+    "reconstructed_anchors",
+    "sane_kde",
+    "sane_subsampled",
+    "sane_bootstrapped",
+    "anchor_noise",
+    "anchor_noise_selected",
+    "anchor_average",
+    "sane_prior",
+    "scratch",
+)
+AVERAGE_GROUP = 5  # anchors per average: of all of them there is only one
+REALIGNED = 3  # nearest training networks that are aligned to each network to measure its distance
+
+
+@strict
+@dataclass(kw_only=True)
+class ComparisonSettings:
+    """How much is drawn and what it is chosen from.
+
+    Attributes:
+        seed: Of everything that is drawn.
+        anchor_fraction: Best share of the training runs that serve as anchors (the paper: 30 %).
+        num_anchors: The best so many of them; all when `None`.
+        anchor_epoch: Epoch of the anchors; the last of each run when `None`.
+        bandwidths: Candidates, in `unit`; 0 would only copy anchors and is not one.
+        unit: Of the bandwidths, see [`Density`]; a single anchor needs `"latent_std"`.
+        accuracy_share: The largest bandwidth wins whose kept networks keep this share of the best validation accuracy.
+        num_candidates: Networks drawn for subsampling.
+        num_kept: Networks kept, of every method.
+    """
+
+    seed: int = 0
+    anchor_fraction: float = TOP_FRACTION
+    num_anchors: int | None = None
+    anchor_epoch: int | None = None
+    bandwidths: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4])
+    unit: BandwidthUnit = "anchor_std"
+    accuracy_share: float = 0.95
+    num_candidates: int = 400
+    num_kept: int = 10
+
+    def validate_counts(self) -> None:
+        """Enough candidates to keep some of them, and anchors for every one that is kept."""
+        if not 1 <= self.num_kept <= self.num_candidates // 2:
+            raise ValueError(
+                f"expected 1 <= num_kept <= num_candidates / 2, got {self.num_kept} and {self.num_candidates}"
+            )
+        if not self.bandwidths or min(self.bandwidths) <= 0:
+            raise ValueError(f"expected bandwidths > 0, which 0 is not: it copies anchors; got {self.bandwidths}")
+
+
+@dataclass(frozen=True)
+class AnchorSet:
+    """Trained networks of one architecture that sampling starts from, and those that samples are measured against.
+
+    Attributes:
+        codec: Autoencoder, tokenizer, layout and architecture.
+        tokens: `[A, N, D]` raw tokens of the anchors.
+        training_tokens: `[T, N, D]` raw tokens of all training networks, the anchors among them.
+        names: Runs of the anchors, best first.
+    """
+
+    codec: NetworkCodec
+    tokens: Tensor
+    training_tokens: Tensor
+    names: tuple[str, ...]
+
+    @classmethod
+    def choose(
+        cls,
+        codec: NetworkCodec,
+        zoo: Zoo,
+        *,
+        num_anchors: int | None = None,
+        top_fraction: float = TOP_FRACTION,
+        epoch: int | None = None,
+    ) -> Self:
+        """Choose anchors among the training networks of a zoo, see [`choose_anchors`]; aligned if the zoo is."""
+        train = zoo.splits["train"]
+        chosen = train.select(choose_anchors(train, num_anchors=num_anchors, top_fraction=top_fraction, epoch=epoch))
+        return cls(codec, _tokens(chosen), _tokens(train), tuple(chosen.run_ids))
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """`[A, N, Z]`."""
+        return self.codec.encode(self.tokens)
+
+    @cached_property
+    def _space(self) -> WeightSpace:
+        return WeightSpace.fit(self.codec.layout, self.training_tokens)
+
+    def distances(self, networks: StackedNetworks) -> Tensor:
+        """Distance of each network to the nearest training network, up to permutations of neurons: `[S]`."""
+        return training_distances(self.codec, self._space, networks, self.training_tokens)
+
+    def compare(
+        self, name: str, networks: StackedNetworks, judge: Judge, data: ImageData, generator: torch.Generator
+    ) -> dict[str, dict[str, float]]:
+        """Test accuracy and distance to the nearest training network, of sampled networks and of everything simpler.
+
+        Args:
+            name: What to call the sampled networks.
+            networks: The sampled networks.
+            judge: Conditions batch norm, or does not.
+            data: Images, of which the test split is used.
+            generator: CPU source of randomness, of the baselines.
+        """
+        draw_noise = noise_baseline(self.codec, self.tokens, self.training_tokens, like=networks, generator=generator)
+        simple = simple_baselines(
+            self.codec,
+            self.tokens,
+            judge,
+            num_networks=networks.num_models,
+            draw_noise=draw_noise,
+            generator=generator,
+        )
+        return {key: self._row(found, data) for key, found in {name: networks, **simple}.items()}
+
+    def _row(self, networks: StackedNetworks, data: ImageData) -> dict[str, float]:
+        _, accuracy = networks.evaluate(*data.split("test"))
+        return {
+            "test_accuracy": accuracy.mean().item(),
+            "best_test_accuracy": accuracy.max().item(),
+            "nearest_training_distance": self.distances(networks).mean().item(),
+        }
+
+
+def _tokens(split: ZooSplit) -> Tensor:
+    return split.stacked_tokens() if split.alignment is None else aligned_tokens(split)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What sampling produced.
+
+    Attributes:
+        methods: Each of `METHODS` to `num_kept` networks.
+        anchor_ids: Runs of the anchors, best first.
+        bandwidth: The one chosen on validation images.
+        facts: Further numbers for the record.
+    """
+
+    methods: Mapping[str, StackedNetworks]
+    anchor_ids: tuple[str, ...]
+    bandwidth: float
+    facts: Mapping[str, Any]
+
+
+def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: ComparisonSettings) -> Samples:
+    """Draw networks by every method, `num_kept` each.
+
+    Bandwidth, candidates and bootstrapping rounds are chosen on validation images. Noise on anchors is matched to the
+    subsampled networks: its mean distance to the nearest training network is theirs, once before and once after the
+    same selection (best of the same number of candidates on the same images). With a judge that conditions batch norm,
+    every method but the anchors themselves and networks from scratch is conditioned.
+
+    Args:
+        codec: Autoencoder, tokenizer, layout and architecture of the zoo.
+        zoo: Aligned zoo of one architecture, homogeneous enough to sample from; it need not be the one that the
+            autoencoder was trained on.
+        judge: Scores on validation images.
+        settings: Sizes.
+
+    Raises:
+        ValueError: If the zoo has fewer anchors than are asked for or kept.
+    """
+    anchors = AnchorSet.choose(
+        codec,
+        zoo,
+        num_anchors=settings.num_anchors,
+        top_fraction=settings.anchor_fraction,
+        epoch=settings.anchor_epoch,
+    )
+    generator = torch.Generator().manual_seed(settings.seed)
+    sampled, facts = _sampled(codec, anchors.latents, judge, settings, generator)
+    draw_noise = noise_baseline(
+        codec,
+        anchors.tokens,
+        anchors.training_tokens,
+        like=sampled["sane_subsampled"],
+        generator=torch.Generator().manual_seed(settings.seed + 1),
+    )
+    noisy = keep_best(draw_noise, judge, num_candidates=settings.num_candidates, num_kept=settings.num_kept)
+    simple = simple_baselines(
+        codec,
+        anchors.tokens,
+        judge,
+        num_networks=settings.num_kept,
+        draw_noise=draw_noise,
+        shown=anchors.tokens[[index % len(anchors.names) for index in range(settings.num_kept)]],
+        seed=settings.seed,
+        generator=generator,
+    )
+    drawn = {**sampled, **simple, "anchor_noise_selected": noisy.networks}
+    methods = {name: drawn[name] for name in METHODS}
+    facts = {"num_anchors": len(anchors.names), **facts}
+    return Samples(methods, anchors.names, facts["bandwidth"], facts)
+
+
+def _sampled(
+    codec: NetworkCodec, latents: Tensor, judge: Judge, settings: ComparisonSettings, generator: torch.Generator
+) -> tuple[dict[str, StackedNetworks], dict[str, Any]]:
+    """What is drawn from the latent space, around latents `[A, N, Z]` of the anchors, and facts for the record."""
+    choice = choose_bandwidth(
+        codec,
+        latents,
+        judge,
+        bandwidths=settings.bandwidths,
+        density=Density(0.0, unit=settings.unit),
+        share=settings.accuracy_share,
+        num_candidates=settings.num_candidates // 2,
+        num_kept=settings.num_kept,
+        generator=generator,
+    )
+    task = SamplingTask(
+        codec,
+        latents,
+        judge,
+        Density(choice.bandwidth, unit=settings.unit),
+        num_kept=settings.num_kept,
+        num_candidates=settings.num_candidates,
+        generator=generator,
+    )
+    subsampled, bootstrapped = (SAMPLERS.find(name).run(task) for name in ("subsample", "bootstrap"))
+    prior = sample_from_prior(codec, settings.num_kept, std=latents.std().item(), generator=generator)
+    _, around = task.draw(settings.num_kept)
+    methods = {
+        "sane_kde": judge.condition(around),
+        "sane_subsampled": subsampled.networks,
+        "sane_bootstrapped": bootstrapped.networks,
+        "sane_prior": judge.condition(prior.networks),
+    }
+    facts = {
+        "num_candidates": settings.num_candidates,
+        "num_kept": settings.num_kept,
+        "bandwidth": choice.bandwidth,
+        "bandwidth_unit": settings.unit,
+        "bandwidth_candidates": list(choice.bandwidths),
+        "bandwidth_kept_validation_accuracy": list(choice.kept_accuracy),
+        "bootstrap_validation_accuracy": list(bootstrapped.rounds),
+    }
+    return methods, facts
+
+
+def noise_baseline(
+    codec: NetworkCodec,
+    anchor_tokens: Tensor,
+    training_tokens: Tensor,
+    *,
+    like: StackedNetworks,
+    generator: torch.Generator | None = None,
+) -> Draw:
+    """Anchors with noise on their weights, on average as far from the training networks as other networks are.
+
+    Without that the noise could be made as small, and its networks as accurate, as one likes. Distances are measured
+    as [`matched_noise_scale`] does, without permutations.
+
+    Args:
+        codec: Tokenizer, layout and architecture.
+        anchor_tokens: `[A, N, D]` raw tokens.
+        training_tokens: `[T, N, D]` raw tokens of all training networks, the anchors among them.
+        like: Networks of the method that noise is compared with.
+        generator: CPU source of randomness, of the scale and of what is drawn; the global one when `None`.
+
+    Returns:
+        Draws noisy networks, for [`keep_best`]: their tokens and the networks, not conditioned.
+
+    Raises:
+        ValueError: As in [`matched_noise_scale`].
+    """
+    space = WeightSpace.fit(codec.layout, training_tokens)
+    distance = nearest_training_distance(space, codec.tokens(like), training_tokens).mean().item()
+    scale = matched_noise_scale(space, anchor_tokens, training_tokens, distance=distance, generator=generator)
+
+    def draw(count: int) -> tuple[Tensor, StackedNetworks]:
+        tokens = noisy_anchors(space, anchor_tokens, count, scale=scale, generator=generator)
+        return tokens, codec.networks(tokens)
+
+    return draw
+
+
+def simple_baselines(
+    codec: NetworkCodec,
+    anchor_tokens: Tensor,
+    judge: Judge,
+    *,
+    num_networks: int,
+    draw_noise: Draw,
+    shown: Tensor | None = None,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+) -> dict[str, StackedNetworks]:
+    """Baselines without sampled latents: anchors, their reconstructions, noisy anchors, averages, scratch.
+
+    With a judge that conditions batch norm, all but anchors and networks from scratch are conditioned.
+
+    Args:
+        codec: Autoencoder, tokenizer, layout and architecture.
+        anchor_tokens: `[A, N, D]` raw tokens, aligned if averages should mean anything.
+        judge: Conditions batch norm, or does not.
+        num_networks: Of each of noise, averages and scratch.
+        draw_noise: See [`noise_baseline`].
+        shown: `[S, N, D]` raw tokens of those anchors that stand for themselves; all when `None`.
+        seed: Of the networks from scratch.
+        generator: CPU source of randomness, of the averages; the global one when `None`.
+
+    Returns:
+        `{"anchors", "reconstructed_anchors", "anchor_noise", "anchor_average", "scratch"}` to networks.
+    """
+    shown = anchor_tokens if shown is None else shown
+    _, noisy = draw_noise(num_networks)
+    group_size = min(AVERAGE_GROUP, len(anchor_tokens))
+    averages = average_networks(anchor_tokens, num_networks, group_size=group_size, generator=generator)
+    return {
+        "anchors": codec.networks(shown),
+        "reconstructed_anchors": judge.condition(reconstructed_anchors(codec, shown).networks),
+        "anchor_noise": judge.condition(noisy),
+        "anchor_average": judge.condition(codec.networks(averages)),
+        "scratch": random_networks(_config(codec), [SCRATCH_SEED + seed + index for index in range(num_networks)]),
+    }
+
+
+def _config(codec: NetworkCodec) -> ZooConfig:
+    assert isinstance(codec.config, ZooConfig)
+    return codec.config
+
+
+def training_distances(
+    codec: NetworkCodec, space: WeightSpace, networks: StackedNetworks, training_tokens: Tensor
+) -> Tensor:
+    """Distance of each network to the nearest training network, up to permutations of neurons.
+
+    Args:
+        codec: Layout and architecture.
+        space: Fitted on the training networks.
+        networks: `S` networks.
+        training_tokens: `[T, N, D]` raw tokens of training networks.
+
+    Returns:
+        `[S]` float64, see [`nearest_training_distance`].
+    """
+    return nearest_training_distance(
+        space,
+        codec.tokens(networks),
+        training_tokens,
+        permutations=permutation_spec(_config(codec)),
+        realigned=min(REALIGNED, len(training_tokens)),
+    )
+
+
+def measure_distances(
+    codec: NetworkCodec, zoo: Zoo, methods: Mapping[str, StackedNetworks]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean distance to the nearest training network (up to permutations), and within each method.
+
+    Args:
+        codec: Layout and architecture.
+        zoo: Aligned zoo.
+        methods: Name to networks.
+    """
+    training = aligned_tokens(zoo.splits["train"])
+    space = WeightSpace.fit(codec.layout, training)
+    nearest, pairwise = {}, {}
+    for name, networks in methods.items():
+        nearest[name] = training_distances(codec, space, networks, training).mean().item()
+        pairwise[name] = pairwise_distance(space.points(codec.tokens(networks)))
+    return nearest, pairwise
+
+
+def finetune_all(
+    methods: Mapping[str, StackedNetworks],
+    data: ImageData,
+    hyper_parameters: Mapping[str, Any],
+    *,
+    epochs: int,
+    seed: int = 0,
+) -> dict[str, list[list[float]]]:
+    """Fine-tune the networks of all methods together.
+
+    Args:
+        methods: Name to networks of one architecture.
+        data: Images.
+        hyper_parameters: Learning rate, weight decay and optimiser, such as the zoo's own.
+        epochs: Passes over the training images.
+        seed: Of the order of images.
+
+    Returns:
+        Method to test accuracies `[epochs + 1, networks]`, row 0 before training.
+    """
+    counts = [networks.num_models for networks in methods.values()]
+    first = next(iter(methods.values()))
+    tensors = {n: torch.cat([networks.tensors[n] for networks in methods.values()]) for n in first.tensors}
+    seeds = [SCRATCH_SEED + seed + i for count in counts for i in range(count)]
+    curves: dict[str, list[list[float]]] = {name: [] for name in methods}
+    for snapshot in train_stacked(
+        first.config,
+        tensors,
+        data,
+        HyperParameters.repeat(seeds, **hyper_parameters),
+        epochs=epochs,
+        keep_epochs=range(epochs + 1),
+    ):
+        for name, part in zip(methods, snapshot.test_accuracy.split(counts), strict=True):
+            curves[name].append(part.tolist())
+    return curves

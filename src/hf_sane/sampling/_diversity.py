@@ -1,0 +1,228 @@
+"""How new sampled networks are: distances in weight space, agreement of predictions, overlap of errors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_sane.core._layout import Layout
+from hf_sane.core._normalization import LayerStatistics
+from hf_sane.sampling._generation import check_raw_tokens
+from hf_sane.symmetry._matching import match_many
+from hf_sane.symmetry._permutation import PermutationSpec
+
+FEATURE_CHUNK = 2**18  # weights per step of the distance product: bounds the float64 copies
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSpace:
+    """Weights as points: real weights only, each in standard deviations of its layer.
+
+    Running statistics of batch norm are left out: they follow from the other weights and the data, and conditioning
+    replaces them.
+
+    Attributes:
+        layout: Layout of the networks.
+        statistics: Mean and standard deviation of each layer.
+    """
+
+    layout: Layout
+    statistics: LayerStatistics
+
+    @classmethod
+    def fit(cls, layout: Layout, training_tokens: Tensor) -> "WeightSpace":
+        """The space scaled by training networks, raw tokens `[T, N, D]`.
+
+        Raises:
+            ValueError: If the tokens do not fit `layout` or are not finite.
+        """
+        check_raw_tokens(training_tokens, layout)
+        return cls(layout, LayerStatistics.fit([(layout, training_tokens)]))
+
+    def points(self, raw_tokens: Tensor) -> Tensor:
+        """Raw tokens `[M, N, D]` to points `[M, F]`, in the dtype of the tokens.
+
+        Raises:
+            ValueError: If the tokens do not fit the layout or are not finite.
+        """
+        check_raw_tokens(raw_tokens, self.layout)
+        mask = (self.token_scales() > 0).to(raw_tokens.device)
+        return self.statistics.apply(raw_tokens, self.layout)[:, mask]
+
+    def token_scales(self) -> Tensor:
+        """`[N, D]` float32: standard deviation of each weight's layer; zero at padding and running statistics."""
+        scales = self.layout.weight_mask.float()
+        stds = self.statistics.per_layer(self.layout)
+        for layer, part, (_, std) in zip(self.layout.layers, self.layout.token_slices, stds, strict=True):
+            scales[part] *= 0.0 if layer.kind == "running_statistics" else std
+        return scales
+
+
+def rms_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Root mean square difference per weight between all pairs of points.
+
+    Args:
+        first: `[S, F]`.
+        second: `[T, F]`.
+
+    Returns:
+        `[S, T]` float64; differences below about 1e-7 of the points' size are rounding.
+
+    Raises:
+        ValueError: If the points do not have the same number of weights.
+    """
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise ValueError(f"expected points [S, F] and [T, F], got {list(first.shape)} and {list(second.shape)}")
+    total = torch.zeros(len(first), len(second), dtype=torch.float64, device=first.device)
+    for a, b in zip(first.split(FEATURE_CHUNK, dim=1), second.split(FEATURE_CHUNK, dim=1), strict=True):
+        centre = b.double().mean(dim=0)  # small numbers lose less in the product
+        a, b = a.double() - centre, b.double() - centre
+        total += a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1) - 2 * a @ b.T
+    return (total.clamp_min(0) / first.shape[1]).sqrt()
+
+
+def nearest_distances(candidates: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of each candidate to the training network closest to it.
+
+    Args:
+        candidates: `[S, F]` points.
+        training: `[T, F]` points.
+
+    Returns:
+        Distances `[S]` float64, exact, and indices `[S]` int64 of the nearest training networks.
+    """
+    nearest = rms_distances(candidates, training).argmin(dim=1)
+    distances = [
+        (a.double() - training[i].double()).square().mean().sqrt() for a, i in zip(candidates, nearest, strict=True)
+    ]
+    return torch.stack(distances), nearest
+
+
+def pairwise_distance(points: Tensor) -> float:
+    """Mean distance between different networks, points `[S, F]`: near zero if all samples are alike.
+
+    Raises:
+        ValueError: With fewer than two networks.
+    """
+    count = len(points)
+    if count < 2:
+        raise ValueError(f"a distance between networks needs at least two, got {count}")
+    distances = rms_distances(points, points)
+    return (distances.fill_diagonal_(0).sum() / (count * (count - 1))).item()
+
+
+def nearest_training_distance(
+    space: WeightSpace,
+    candidate_tokens: Tensor,
+    training_tokens: Tensor,
+    *,
+    permutations: PermutationSpec | None = None,
+    reference: Mapping[str, Tensor] | None = None,
+    realigned: int = 0,
+) -> Tensor:
+    """Distance of sampled networks to the nearest training network, up to permutations of neurons.
+
+    Two networks that differ by a permutation compute the same, so a copy of a training network must not pass for new
+    because its neurons are in another order. Training networks of a zoo are aligned to its reference; candidates are
+    aligned to the same reference here. Both alignments are approximate: with `realigned`, the nearest few training
+    networks are also aligned to each candidate directly, and the smaller distance counts (Zeng et al.,
+    arXiv:2506.07998, take the minimum over permutations).
+
+    Args:
+        space: Standardised weight space, fitted on training networks.
+        candidate_tokens: `[S, N, D]` raw tokens.
+        training_tokens: `[T, N, D]` raw tokens of training networks, aligned to `reference`.
+        permutations: Permutation spec of the architecture; nothing is aligned when `None`.
+        reference: `{name: [*shape]}` network that the zoo is aligned to; candidates are not aligned to it when `None`.
+        realigned: Training networks to align to each candidate, the nearest first; needs `permutations`.
+
+    Returns:
+        `[S]` float64: root mean square difference per weight, in standard deviations of its layer.
+
+    Raises:
+        ValueError: If an alignment is asked for without `permutations`, or tokens do not fit.
+    """
+    if permutations is None and (reference is not None or realigned):
+        raise ValueError("alignment needs permutations: pass permutation_spec(config)")
+    if permutations is not None and reference is not None:
+        candidate_tokens = align_tokens(candidate_tokens, space.layout, permutations, reference)
+    candidates, training = space.points(candidate_tokens), space.points(training_tokens)
+    distances, _ = nearest_distances(candidates, training)
+    if not realigned or permutations is None:
+        return distances
+    order = rms_distances(candidates, training).argsort(dim=1)[:, :realigned]
+    for i in range(len(candidates)):
+        own = space.layout.state_dict(candidate_tokens[i])
+        closer = space.points(align_tokens(training_tokens[order[i]], space.layout, permutations, own))
+        distances[i] = torch.minimum(distances[i], nearest_distances(candidates[i : i + 1], closer)[0][0])
+    return distances
+
+
+def align_tokens(
+    raw_tokens: Tensor, layout: Layout, permutations: PermutationSpec, reference: Mapping[str, Tensor]
+) -> Tensor:
+    """Permute the neurons of networks towards a reference, by weight matching.
+
+    Args:
+        raw_tokens: `[M, N, D]`.
+        layout: Their layout.
+        permutations: Permutation spec of the architecture.
+        reference: `{name: [*shape]}`.
+
+    Returns:
+        `[M, N, D]`.
+    """
+    # Batch norm may be in the template; it is permuted along, then left out again.
+    tensors = layout.complete(layout.tensors(raw_tokens, cast=False), [len(raw_tokens)], device=raw_tokens.device)
+    moved = permutations.apply(tensors, match_many(permutations, reference, tensors), batch_dims=1)
+    return layout.tokens(moved, batch_dims=1)
+
+
+def agreement(first: Tensor, second: Tensor) -> Tensor:
+    """Share of images on which two networks predict the same class, for all pairs.
+
+    Args:
+        first: `[S, n]` int64 predicted classes.
+        second: `[T, n]`, on the same images.
+
+    Returns:
+        `[S, T]` float32.
+
+    Raises:
+        ValueError: If the numbers of images differ.
+    """
+    _check_images(first, second)
+    return torch.stack([(row == second).float().mean(dim=1) for row in first])
+
+
+def error_overlap(first: Tensor, second: Tensor) -> Tensor:
+    """Overlap of what two networks get wrong: intersection over union of the images, for all pairs.
+
+    `IoU = |W_a & W_b| / |W_a | W_b|`, high between a network and its copy even where both are accurate and agree on
+    most images anyway (Zeng et al., arXiv:2506.07998, who report the maximum over training networks against accuracy).
+    NaN if neither network makes an error: there is nothing to overlap.
+
+    Args:
+        first: `[S, n]` bool, `True` where the prediction is correct.
+        second: `[T, n]` bool, on the same images.
+
+    Returns:
+        `[S, T]` float32.
+
+    Raises:
+        ValueError: If the numbers of images differ.
+    """
+    _check_images(first, second)
+    wrong_first, wrong_second = (~first).float(), (~second).float()
+    common = wrong_first @ wrong_second.T
+    union = wrong_first.sum(dim=1, keepdim=True) + wrong_second.sum(dim=1) - common
+    return torch.where(union > 0, common / union.clamp_min(1), torch.nan)
+
+
+def _check_images(first: Tensor, second: Tensor) -> None:
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f"expected predictions [S, n] and [T, n] on the same images, got {list(first.shape)} and "
+            f"{list(second.shape)}"
+        )

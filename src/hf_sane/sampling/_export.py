@@ -1,0 +1,131 @@
+"""Sampled networks as ordinary Transformers models on disk, with a note of where they came from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
+from hf_sane.core._kde import BandwidthRule, SamplingMode
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.records._documents import read_document
+from hf_sane.records._outputs import check_finished, output_folder
+from hf_sane.sampling._generation import BandwidthUnit
+
+PROVENANCE_FILE = "provenance.json"
+NETWORK = "network"  # the job of manifests
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a sampled network came from: enough to draw it again and to judge whether it is new.
+
+    Attributes:
+        method: `"kde"`, `"subsampled"`, `"bootstrapped"`, `"prior"`, or the name of a baseline.
+        sane_model: Folder name or repo id of the autoencoder.
+        sane_revision: Commit of the autoencoder on the Hub.
+        zoo: Folder name or repo id of the zoo that the anchors are from.
+        zoo_revision: Commit of the zoo on the Hub.
+        anchors: Runs (or `run@epoch`) of the anchors.
+        seed: Of the random generator.
+        index: Of the network among those kept, best first.
+        bandwidth: Kernel width, or its rule.
+        bandwidth_unit: Unit of the bandwidth.
+        mode: Sampling mode.
+        num_candidates: Networks drawn, of which the best were kept.
+        validation_accuracy: On the images it was chosen by: biased upward.
+        test_accuracy: On test images, before any training.
+        nearest_training_distance: See `diversity.nearest_training_distance`.
+        notes: Anything else, JSON.
+    """
+
+    method: str
+    sane_model: str = ""
+    sane_revision: str | None = None
+    zoo: str = ""
+    zoo_revision: str | None = None
+    anchors: tuple[str, ...] = ()
+    seed: int | None = None
+    index: int | None = None
+    bandwidth: float | BandwidthRule | None = None
+    bandwidth_unit: BandwidthUnit | None = None
+    mode: SamplingMode | None = None
+    num_candidates: int | None = None
+    validation_accuracy: float | None = None
+    test_accuracy: float | None = None
+    nearest_training_distance: float | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, partial: Path) -> None:
+        """Write `provenance.json` into a folder from [`output_folder`]."""
+        (partial / PROVENANCE_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Provenance":
+        """Read `provenance.json`.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
+            InvalidFileError: If it is not what [`save`] wrote.
+        """
+        check_finished(folder)
+        path = Path(folder) / PROVENANCE_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"no {PROVENANCE_FILE} in {folder}; expected a folder that export_network() wrote")
+        remedy = "sample the network again"
+        return cls(**read_document(path, expected="the provenance of a network", remedy=remedy).fields_of(cls))
+
+
+def export_network(
+    networks: StackedNetworks, index: int, folder: str | Path, *, provenance: Provenance
+) -> ZooPreTrainedModel:
+    """Save one network with `save_pretrained` and its provenance, and prove that it loads again bit by bit.
+
+    For another number of classes, give the networks a new classifier first, see `generation.with_num_labels`.
+
+    Args:
+        networks: Networks of a zoo configuration.
+        index: Which of them.
+        folder: Receives `config.json`, `model.safetensors` and `provenance.json`. A network there that nobody has
+            changed is replaced.
+        provenance: Where it came from.
+
+    Returns:
+        The network as loaded from `folder`, in evaluation mode.
+
+    Raises:
+        TypeError: If the architecture is not given by a configuration.
+        IndexError: If there is no such network.
+        FileExistsError: If `folder` holds something else, or files that were changed.
+        RuntimeError: If what is read back differs from what was written.
+    """
+    if not 0 <= index < networks.num_models:
+        raise IndexError(f"expected an index from 0 to {networks.num_models - 1}, got {index}")
+    model = networks.model(index)
+    with output_folder(folder, NETWORK, replace=True) as partial:
+        model.save_pretrained(partial)
+        provenance.save(partial)
+        return check_saved(model, partial)
+
+
+def check_saved(model: ZooPreTrainedModel, folder: Path) -> ZooPreTrainedModel:
+    """Load a network from the folder it was just saved to, in evaluation mode.
+
+    Raises:
+        RuntimeError: If what is read back differs from what was written.
+    """
+    loaded = type(model).from_pretrained(folder).eval()
+    written, read = model.state_dict(), loaded.state_dict()
+    if differing := [
+        name
+        for name in written.keys() | read.keys()
+        if name not in written or name not in read or not torch.equal(written[name], read[name])
+    ]:
+        raise RuntimeError(
+            f"the folder does not give back what was saved: tensors {sorted(differing)} differ; is the disk full?"
+        )
+    return loaded

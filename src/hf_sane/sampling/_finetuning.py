@@ -1,0 +1,181 @@
+"""Fine-tuning single networks on images: all weights, or a LoRA adapter beside them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from hf_sane.core._adapters import attach_lora, match_modules
+from hf_sane.models.modes_sane import modes_kept
+from hf_sane.networks._hyperparameters import image_order
+from hf_sane.networks._images import ImageData
+from hf_sane.records._settings import setting
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+EVALUATION_BATCH = 512
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@strict
+@dataclass(kw_only=True)
+class StepSettings:
+    """How to fine-tune a network, step by step.
+
+    Raises:
+        ValueError: For values out of range.
+    """
+
+    steps: int = setting("Number of updates.", default=150)
+    batch_size: int = setting("Images per update.", default=32)
+    learning_rate: float = setting("Learning rate of Adam.", default=1e-3)
+    weight_decay: float = setting("Weight decay of Adam, added to the gradient.", default=0.0)
+    seed: int = setting("Random seed, of the order of images.", default=0)
+
+    def validate_ranges(self) -> None:
+        """Counts are counts, rates are rates."""
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
+        if not self.learning_rate > 0 or not self.weight_decay >= 0:
+            raise ValueError(
+                "learning_rate must be positive and weight_decay not negative, got "
+                f"{self.learning_rate} and {self.weight_decay}"
+            )
+
+
+def lora_targets(network: nn.Module, names: Sequence[str] | None = None) -> list[str]:
+    """Layers of a network that can get low-rank maps.
+
+    Args:
+        network: The network.
+        names: Layers by name, or by the end of their name; all linear and convolutional layers when `None`.
+
+    Returns:
+        Full names, in the order of the network.
+
+    Raises:
+        ValueError: If a name means no layer, a layer is of another kind, or a convolution is grouped: the product of
+            two low-rank maps mixes channels of all groups, so it could not be merged into the weights.
+    """
+    kinds = (nn.Linear, nn.Conv2d)
+    if names is None:
+        found = [name for name, module in network.named_modules() if isinstance(module, kinds)]
+    else:
+        found = match_modules(network, names)
+    if not found:
+        raise ValueError(f"expected linear or 2-d convolutional layers in {type(network).__name__}, found none")
+    for name in found:
+        layer = network.get_submodule(name)
+        if not isinstance(layer, kinds):
+            raise ValueError(f"LoRA needs linear or 2-d convolutional layers, {name} is a {type(layer).__name__}")
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            raise ValueError(
+                f"{name} is a grouped convolution ({layer.groups} groups), into which LoRA cannot be merged; name the "
+                "layers to adapt, without it"
+            )
+    return found
+
+
+def add_network_lora(
+    network: nn.Module, *, rank: int = 4, alpha: float = 8.0, targets: Sequence[str] | None = None
+) -> "PeftModel":
+    """Freeze a network and give its layers low-rank partners; batch norms are trained and saved whole.
+
+    In training mode the running statistics of batch norms move even when nothing of them is trained; an adapter
+    without them would not give the fine-tuned network back.
+
+    Args:
+        network: Changed in place.
+        rank: Of each pair of maps.
+        alpha: Scale of their product: `alpha / rank`.
+        targets: See [`lora_targets`].
+
+    Returns:
+        The network with its adapter.
+
+    Raises:
+        ValueError: For layers that cannot be adapted, and for a rank below 1.
+    """
+    from peft import LoraConfig
+
+    if rank < 1 or not alpha > 0:
+        raise ValueError(f"expected rank >= 1 and alpha > 0, got {rank} and {alpha}")
+    norms = [name for name, module in network.named_modules() if isinstance(module, BATCH_NORMS)]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=lora_targets(network, targets),
+        modules_to_save=norms or None,
+    )
+    return attach_lora(network, config)
+
+
+def finetune_network(
+    network: nn.Module, data: ImageData, settings: StepSettings, *, report_at: Iterable[int] = ()
+) -> dict[int, dict[str, float]]:
+    """Train what is trainable of a network, in place, with Adam and cross-entropy.
+
+    Batches and updates are those that `train_stacked` gives a network of the same seed, so results of both compare.
+
+    Args:
+        network: Takes images, returns an output with `logits`; a `PeftModel` trains its adapter only. It is left in
+            evaluation mode.
+        data: Images, on the device of the network.
+        settings: Steps, learning rate, seed.
+        report_at: Numbers of steps after which accuracy is measured, in `[0, steps]`; after the last step in any case.
+
+    Returns:
+        Steps done to `{"validation_accuracy": a, "test_accuracy": b}`.
+
+    Raises:
+        ValueError: If `report_at` lies outside the run.
+    """
+    wanted = {*report_at, settings.steps}
+    if min(wanted) < 0 or max(wanted) > settings.steps:
+        raise ValueError(f"report_at must lie in [0, {settings.steps}], got {sorted(wanted)}")
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    # The batched kernels differ from the plain ones in rounding only; the plain ones are easier to trust.
+    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    found = {}
+    for step in range(settings.steps + 1):
+        if step in wanted:
+            found[step] = {f"{name}_accuracy": accuracy(network, *data.split(name)) for name in ("validation", "test")}
+        if step == settings.steps:
+            break
+        images, labels = _batch(data, settings, step)
+        network.train()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images).logits, labels).backward()
+        optimizer.step()
+    network.eval()
+    return found
+
+
+def _batch(data: ImageData, settings: StepSettings, step: int) -> tuple[Tensor, Tensor]:
+    count = len(data.train_images)
+    size = min(settings.batch_size, count)
+    per_epoch = count // size
+    epoch, place = divmod(step, per_epoch)
+    order = image_order(settings.seed, epoch + 1, count, 1.0, per_epoch * size)
+    index = torch.from_numpy(order[place * size : (place + 1) * size])
+    return data.train_images[index], data.train_labels[index]
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of images `[n, C, H, W]` that a network in evaluation mode classifies as `labels` `[n]` say."""
+    with modes_kept(network):
+        network.eval()
+        right = sum(
+            int((network(part).logits.argmax(dim=1) == label).sum())
+            for part, label in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
+        )
+    return right / len(labels) if len(labels) else math.nan
+
+
+__all__ = ["StepSettings", "accuracy", "add_network_lora", "finetune_network", "lora_targets"]

@@ -1,0 +1,292 @@
+"""From anchors to latents, from latents to networks that nobody trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core._finite import check_results, check_sizes
+from hf_sane.core._kde import BandwidthRule, SamplingMode, sample_latents
+from hf_sane.core._layout import Layout
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks._stacked import StackedNetworks, empty_model
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+
+BandwidthUnit = Literal["anchor_std", "latent_std", "latent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Density:
+    """Settings of the kernel density estimate that new latents are drawn from.
+
+    Attributes:
+        bandwidth: Kernel standard deviation, >= 0, in units of `unit`; or the rule `"scott"` or `"silverman"`.
+        unit: `"anchor_std"`: standard deviation over the anchors, of every token and latent dimension by itself, so
+            that the kernel has the shape of the anchors' spread and 1 is as wide as that. `"latent_std"`: standard
+            deviation over all tokens of all anchors, of every latent dimension by itself; one anchor has that too.
+            `"latent"`: latent units, as in the released code (0.2 for every zoo). The rules know `"anchor_std"` only.
+        mode: Which coordinates share an anchor, see [`sample_latents`].
+
+    Raises:
+        ValueError: For a negative bandwidth, an unknown choice, or a rule with another unit than `"anchor_std"`.
+    """
+
+    bandwidth: float | BandwidthRule
+    unit: BandwidthUnit = "anchor_std"
+    mode: SamplingMode = "joint"
+
+    def __post_init__(self) -> None:
+        known = isinstance(self.bandwidth, str) and self.bandwidth in ("scott", "silverman")
+        if not known and (isinstance(self.bandwidth, str) or not 0 <= self.bandwidth < float("inf")):
+            raise ValueError(f"expected a bandwidth >= 0, 'scott' or 'silverman', got {self.bandwidth!r}")
+        if self.unit not in get_args(BandwidthUnit):
+            raise ValueError(f"expected a bandwidth unit of {get_args(BandwidthUnit)}, got {self.unit!r}")
+        if known and self.unit != "anchor_std":
+            raise ValueError(
+                f"the rules 'scott' and 'silverman' are of the anchors' own standard deviations, got bandwidth="
+                f"{self.bandwidth!r} and unit={self.unit!r}; leave the unit out, or give the bandwidth as a number"
+            )
+        if self.mode not in ("joint", "token", "scalar"):
+            raise ValueError(f"expected mode 'joint', 'token' or 'scalar', got {self.mode!r}")
+
+    def kernel(self, anchors: Tensor) -> float | Tensor | BandwidthRule:
+        """The bandwidth in latent units for anchors `[A, N, Z]`: a number, `[N, Z]`, or the rule.
+
+        Raises:
+            ValueError: If one anchor alone should give a standard deviation.
+        """
+        if isinstance(self.bandwidth, str) or self.unit == "latent" or self.bandwidth == 0:
+            return self.bandwidth
+        if self.unit == "latent_std":
+            return self.bandwidth * anchors.flatten(0, 1).std(dim=0).expand(anchors.shape[1:])
+        if len(anchors) < 2:
+            raise ValueError(
+                "one anchor has no standard deviation to measure a bandwidth in; give more anchors, or "
+                "unit='latent_std'"
+            )
+        return self.bandwidth * anchors.std(dim=0)
+
+    def sample(
+        self,
+        anchors: Tensor,
+        num_samples: int,
+        *,
+        anchor_weights: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw latents `[S, N, Z]` around anchors `[A, N, Z]`; see [`sample_latents`]."""
+        return sample_latents(
+            anchors,
+            num_samples,
+            bandwidth=self.kernel(anchors),
+            mode=self.mode,
+            anchor_weights=anchor_weights,
+            generator=generator,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkCodec:
+    """Everything it takes to move between networks of one architecture and their latents.
+
+    Attributes:
+        model: SANE autoencoder.
+        extractor: Its weight tokenizer, fitted on the zoo.
+        layout: Layout of the networks.
+        config: Their architecture (or a module of it, see `StackedNetworks`).
+        window_size: Tokens per window, halo included; the training window when `None`.
+        halo_size: Context tokens on each side of a window. Any length of network works.
+        batch_size: Windows at a time.
+
+    Raises:
+        ValueError: If model, layout and architecture do not belong together.
+    """
+
+    model: SANEModel
+    extractor: SANEFeatureExtractor
+    layout: Layout
+    config: ZooConfig | nn.Module
+    window_size: int | None = None
+    halo_size: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.layout.token_dim != self.model.config.token_dim:
+            raise ValueError(
+                f"the SANE model takes tokens of {self.model.config.token_dim}, the layout has "
+                f"{self.layout.token_dim}; use the extractor that was saved with the model"
+            )
+        network = empty_model(self.config) if isinstance(self.config, ZooConfig) else self.config
+        if differing := sorted(network.state_dict().keys() ^ set(self.layout.tensor_names)):
+            raise ValueError(f"layout and architecture are not of one network: missing or foreign tensors {differing}")
+
+    def encode(self, raw_tokens: Tensor) -> Tensor:
+        """Raw tokens `[M, N, D]` (not normalised) to latents `[M, N, Z]`, float32.
+
+        Raises:
+            ValueError: If there are no networks, tokens do not fit the layout, or tokens or latents are not finite.
+        """
+        check_raw_tokens(raw_tokens, self.layout)
+        tokens = self.extractor.normalize(raw_tokens, self.layout)
+        check_sizes(tokens, self.layout)
+        latents = self.model.encode_sequences(
+            tokens,
+            self.layout.positions,
+            window_size=self.window_size,
+            halo_size=self.halo_size,
+            batch_size=self.batch_size,
+        )
+        check_results(latents, "latents")
+        return latents
+
+    def decode_tokens(self, latents: Tensor) -> Tensor:
+        """Latents `[M, N, Z]` to raw tokens `[M, N, D]`, zero at padding."""
+        tokens = self.model.decode_sequences(
+            latents,
+            self.layout.positions,
+            window_size=self.window_size,
+            halo_size=self.halo_size,
+            batch_size=self.batch_size,
+        )
+        return self.extractor.denormalize(tokens, self.layout)
+
+    def decode(self, latents: Tensor) -> StackedNetworks:
+        """Latents `[M, N, Z]` to networks."""
+        return self.networks(self.decode_tokens(latents))
+
+    def networks(self, raw_tokens: Tensor) -> StackedNetworks:
+        """Raw tokens `[M, N, D]` as networks; see [`networks_from_tokens`]."""
+        return networks_from_tokens(raw_tokens, self.layout, self.config)
+
+    def tokens(self, networks: StackedNetworks) -> Tensor:
+        """Networks of this layout as raw tokens `[M, N, D]`."""
+        return self.layout.tokens(networks.tensors, batch_dims=1)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledNetworks:
+    """Networks and the latents that they were decoded from.
+
+    Attributes:
+        latents: `[S, N, Z]`.
+        networks: `S` networks, in the same order.
+    """
+
+    latents: Tensor
+    networks: StackedNetworks
+
+
+def check_raw_tokens(raw_tokens: Tensor, layout: Layout) -> None:
+    """Refuse tokens that are not networks of `layout`.
+
+    Raises:
+        ValueError: If the shape is not `[M, N, D]` with at least one network, or weights are not finite.
+    """
+    if raw_tokens.ndim != 3 or raw_tokens.shape[1:] != (layout.num_tokens, layout.token_dim) or not len(raw_tokens):
+        raise ValueError(
+            f"expected raw tokens [M, {layout.num_tokens}, {layout.token_dim}] of at least one network, got "
+            f"{list(raw_tokens.shape)}"
+        )
+    if bad := (~raw_tokens.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist():
+        raise ValueError(f"NaN or infinite weights in networks {bad}; leave them out")
+
+
+def networks_from_tokens(raw_tokens: Tensor, layout: Layout, config: ZooConfig | nn.Module) -> StackedNetworks:
+    """Read networks out of raw tokens; what the layout carries in its template comes from there.
+
+    Args:
+        raw_tokens: `[M, N, D]`, not normalised.
+        layout: Their layout.
+        config: Their architecture.
+
+    Returns:
+        The networks, in the stored dtypes.
+
+    Raises:
+        ValueError: If tokens, layout and architecture do not fit.
+    """
+    return StackedNetworks(config, layout.state_dict(raw_tokens))
+
+
+def sample_networks(
+    codec: NetworkCodec,
+    anchor_tokens: Tensor,
+    num_samples: int,
+    *,
+    density: Density,
+    anchor_weights: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> SampledNetworks:
+    """Encode anchors, draw latents around them, decode: the sampling of SANE (arXiv:2406.09997, section 3.2).
+
+    Args:
+        codec: Autoencoder, tokenizer, layout and architecture.
+        anchor_tokens: `[A, N, D]` raw tokens of trained networks (the paper's *prompt examples*).
+        num_samples: Networks to draw, `S`.
+        density: Bandwidth and mode.
+        anchor_weights: `[A]` mixture weights; equal when `None`.
+        generator: Source of randomness on the device of `anchor_tokens`; the global one when `None`.
+
+    Returns:
+        Networks of the codec's architecture, not selected, batch-norm statistics as decoded.
+
+    Raises:
+        ValueError: As in [`NetworkCodec.encode`] and [`sample_latents`].
+    """
+    anchors = codec.encode(anchor_tokens)
+    latents = density.sample(anchors, num_samples, anchor_weights=anchor_weights, generator=generator)
+    return SampledNetworks(latents, codec.decode(latents))
+
+
+def sample_from_prior(
+    codec: NetworkCodec, num_samples: int, *, std: float, generator: torch.Generator | None = None
+) -> SampledNetworks:
+    """Decode latents from `N(0, std^2 I)`, without any anchor: where bootstrapping without prompts starts.
+
+    The released code draws from `N(0, 10^2)` for every zoo. The scale that fits is that of the latents, which depends
+    on the autoencoder.
+
+    Args:
+        codec: Autoencoder, tokenizer, layout and architecture.
+        num_samples: Networks to draw, `S` >= 1.
+        std: Standard deviation in latent units, >= 0.
+        generator: CPU source of randomness; the global one when `None`.
+
+    Raises:
+        ValueError: For `num_samples < 1` or a negative or not finite `std`.
+    """
+    if num_samples < 1 or not 0 <= std < float("inf"):
+        raise ValueError(f"expected num_samples >= 1 and a finite std >= 0, got {num_samples} and {std}")
+    shape = (num_samples, codec.layout.num_tokens, codec.model.config.latent_dim)
+    latents = torch.randn(shape, generator=generator) * std
+    return SampledNetworks(latents, codec.decode(latents))
+
+
+def with_num_labels(networks: StackedNetworks, num_labels: int, *, seeds: Sequence[int]) -> StackedNetworks:
+    """The same networks with a freshly initialised classifier for another number of classes.
+
+    Args:
+        networks: `M` networks of a zoo configuration.
+        num_labels: Classes of the new task; may be the old number.
+        seeds: One per network, of the new classifiers.
+
+    Returns:
+        Networks of the same configuration with `num_labels` classes; all other tensors are shared, not copied.
+
+    Raises:
+        TypeError: If the architecture is not given by a configuration.
+        ValueError: If there is not one seed per network.
+    """
+    if not isinstance(networks.config, ZooConfig):
+        raise TypeError(f"expected networks of a zoo configuration, got {type(networks.config).__name__}")
+    if len(seeds) != networks.num_models:
+        raise ValueError(f"expected one seed per network, {networks.num_models}, got {len(seeds)}")
+    settings = {**networks.config.to_dict(), "num_labels": num_labels, "id2label": None, "label2id": None}
+    fresh = StackedNetworks.initialize(type(networks.config).from_dict(settings), list(seeds))
+    classifier = list(fresh.tensors)[-1].rpartition(".")[0]  # the last layer of every zoo network
+    kept = {name: tensor for name, tensor in networks.tensors.items() if name.rpartition(".")[0] != classifier}
+    moved = {name: tensor.to(next(iter(kept.values())).device) for name, tensor in fresh.tensors.items()}
+    return StackedNetworks(fresh.config, {name: kept.get(name, tensor) for name, tensor in moved.items()})

@@ -1,0 +1,181 @@
+"""Samplers by name: which networks are drawn around the anchors, and which of them are kept.
+
+A sampler is a function with a decorator, in any module that is imported before the sampler is named:
+
+```python
+@register_sampler("first")
+def keep_the_first(task: SamplingTask) -> SelectedNetworks:
+    return keep_best(task.draw, task.judge, num_candidates=task.num_kept, num_kept=task.num_kept)
+```
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hf_sane.core._kde import BandwidthRule
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.records._registry import Registry
+from hf_sane.sampling._generation import Density, NetworkCodec
+from hf_sane.sampling._selection import Judge, SelectedNetworks, bootstrap, choose_bandwidth, keep_best
+
+Bandwidth = float | BandwidthRule
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingTask:
+    """What a sampler works with.
+
+    Attributes:
+        codec: Autoencoder, tokenizer, layout and architecture.
+        anchors: `[A, N, Z]` latents, from [`NetworkCodec.encode`].
+        judge: Scores networks on validation images.
+        density: What latents are drawn from, around the anchors.
+        num_kept: Networks to return.
+        num_candidates: Networks to draw and judge (in each round, if there are rounds).
+        num_rounds: Rounds, of samplers that have them.
+        generator: Source of randomness on the device of `anchors`; the global one when `None`.
+    """
+
+    codec: NetworkCodec
+    anchors: Tensor
+    judge: Judge
+    density: Density
+    num_kept: int = 10
+    num_candidates: int = 200
+    num_rounds: int = 3
+    generator: torch.Generator | None = None
+
+    def draw(self, count: int) -> tuple[Tensor, StackedNetworks]:
+        """Latents `[count, N, Z]` around the anchors and the networks that they decode to: for [`keep_best`]."""
+        latents = self.density.sample(self.anchors, count, generator=self.generator)
+        return latents, self.codec.decode(latents)
+
+
+Sampler = Callable[[SamplingTask], SelectedNetworks]
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredSampler:
+    """A sampler, and what the provenance of its networks calls it."""
+
+    run: Sampler
+    provenance: str
+
+
+SAMPLERS: Registry[RegisteredSampler] = Registry("sampler")
+
+
+def register_sampler(name: str, *, provenance: str | None = None) -> Callable[[Sampler], Sampler]:
+    """Add a sampler under a name, which `hf_sane.sample` and `hf-sane sample --method` then take.
+
+    Args:
+        name: Must be new.
+        provenance: What `provenance.json` calls it; `name` when `None`.
+
+    Raises:
+        ValueError: If there is a sampler of that name.
+    """
+
+    def register(sampler: Sampler) -> Sampler:
+        SAMPLERS.add(name, RegisteredSampler(sampler, provenance or name))
+        return sampler
+
+    return register
+
+
+@register_sampler("subsample", provenance="subsampled")
+def keep_best_of_many(task: SamplingTask) -> SelectedNetworks:
+    """Draw all candidates and keep the best on validation images (SANE_SUB)."""
+    return keep_best(task.draw, task.judge, num_candidates=task.num_candidates, num_kept=task.num_kept)
+
+
+@register_sampler("bootstrap", provenance="bootstrapped")
+def keep_best_of_rounds(task: SamplingTask) -> SelectedNetworks:
+    """Sample again around the best, several times (SANE_BOOT)."""
+    kept, rounds = bootstrap(
+        task.codec,
+        task.anchors,
+        task.judge,
+        density=task.density,
+        num_rounds=task.num_rounds,
+        num_anchors=max(2, 2 * task.num_kept),
+        num_candidates=task.num_candidates,
+        num_kept=task.num_kept,
+        generator=task.generator,
+    )
+    return replace(kept, rounds=rounds)
+
+
+@register_sampler("kde")
+def keep_all(task: SamplingTask) -> SelectedNetworks:
+    """Draw as many networks as are wanted and keep every one (SANE_KDE)."""
+    return keep_best(task.draw, task.judge, num_candidates=task.num_kept, num_kept=task.num_kept)
+
+
+def run_sampler(
+    method: str, task: SamplingTask, bandwidths: Sequence[Bandwidth]
+) -> tuple[SelectedNetworks, Bandwidth]:
+    """Sample by one method, with a bandwidth that is chosen on validation images where there are several.
+
+    Args:
+        method: Name of a registered sampler.
+        task: Its density gives unit and mode; its bandwidth is not used.
+        bandwidths: One, or several numbers to choose from with half of the candidates each, see [`choose_bandwidth`].
+
+    Returns:
+        The networks, best first on validation images, and the bandwidth.
+
+    Raises:
+        ValueError: For an unknown method, no bandwidth or a rule among several, or what the sampler refuses.
+    """
+    sampler = SAMPLERS.find(method)
+    numbers = [value for value in bandwidths if not isinstance(value, str)]
+    if not bandwidths or (len(bandwidths) > 1 and len(numbers) < len(bandwidths)):
+        raise ValueError(f"expected one bandwidth, or several numbers to choose from, got {list(bandwidths)}")
+    bandwidth = bandwidths[0]
+    if len(bandwidths) > 1:
+        bandwidth = choose_bandwidth(
+            task.codec,
+            task.anchors,
+            task.judge,
+            bandwidths=numbers,
+            density=task.density,
+            num_candidates=max(task.num_kept, task.num_candidates // 2),
+            num_kept=task.num_kept,
+            generator=task.generator,
+        ).bandwidth
+    return sampler.run(replace(task, density=replace(task.density, bandwidth=bandwidth))), bandwidth
+
+
+def parse_bandwidths(values: str | float | Sequence[str | float]) -> tuple[Bandwidth, ...]:
+    """Bandwidths from numbers, or text such as `"0.1"`, `"0.1,0.2"`, or the name of a rule.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    parts = values.split(",") if isinstance(values, str) else [values] if isinstance(values, int | float) else values
+    if list(parts) in (["scott"], ["silverman"]):
+        return tuple(parts)  # type: ignore[arg-type]
+    try:
+        found = tuple(float(part) for part in parts)
+    except ValueError:
+        found = ()
+    if not found:
+        raise ValueError(
+            f"expected a bandwidth >= 0, several separated by commas, 'scott' or 'silverman', got {values!r}"
+        )
+    return found
+
+
+__all__ = [
+    "SAMPLERS",
+    "RegisteredSampler",
+    "Sampler",
+    "SamplingTask",
+    "parse_bandwidths",
+    "register_sampler",
+    "run_sampler",
+]

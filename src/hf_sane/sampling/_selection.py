@@ -1,0 +1,323 @@
+"""Choosing among sampled networks with validation images: subsampling, bandwidth choice, bootstrapping."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hf_sane.networks._batchnorm import BATCH_SIZE, NUM_BATCHES, condition_batch_norm
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.sampling._generation import Density, NetworkCodec
+
+# Draws `count` candidates: what they are made of, `[count, ...]` (latents or tokens), and the networks.
+Draw = Callable[[int], tuple[Tensor, StackedNetworks]]
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Scores networks on validation images, after batch-norm conditioning where that is wanted.
+
+    Attributes:
+        images: `[n, C, H, W]` validation images. Never test images: what is chosen by them would be reported on them.
+        labels: `[n]` int64.
+        conditioning_images: `[m, C, H, W]` for batch-norm conditioning; none when `None`.
+        num_batches: Of conditioning.
+        batch_size: Of conditioning.
+        seed: Of conditioning; every network sees the same batches.
+        reset: Whether conditioning forgets the running statistics that the networks come with.
+    """
+
+    images: Tensor
+    labels: Tensor
+    conditioning_images: Tensor | None = None
+    num_batches: int = NUM_BATCHES
+    batch_size: int = BATCH_SIZE
+    seed: int = 0
+    reset: bool = True
+
+    def condition(self, networks: StackedNetworks) -> StackedNetworks:
+        """Networks with running statistics of the conditioning images, if there are any."""
+        if self.conditioning_images is None:
+            return networks
+        return condition_batch_norm(
+            networks,
+            self.conditioning_images,
+            num_batches=self.num_batches,
+            batch_size=self.batch_size,
+            reset=self.reset,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def __call__(self, networks: StackedNetworks) -> tuple[StackedNetworks, Tensor, Tensor]:
+        """Condition and score: networks, loss `[M]` and accuracy `[M]`; a loss that is not finite becomes infinite."""
+        conditioned = self.condition(networks)
+        loss, accuracy = conditioned.evaluate(self.images, self.labels)
+        return conditioned, torch.where(loss.isfinite(), loss, torch.inf), accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedNetworks:
+    """The best candidates, best first.
+
+    Attributes:
+        sources: `[K, ...]` what the networks were made of: latents, or tokens for baselines in weight space.
+        networks: `K` networks, conditioned.
+        validation_accuracy: `[K]`, descending.
+        validation_loss: `[K]`; among equal accuracies, ascending.
+        candidate_accuracy: Validation accuracy of all candidates, in the order drawn.
+        rounds: Mean validation accuracy of the kept networks after each round, of methods with several.
+    """
+
+    sources: Tensor
+    networks: StackedNetworks
+    validation_accuracy: Tensor
+    validation_loss: Tensor
+    candidate_accuracy: Tensor
+    rounds: tuple[float, ...] = ()
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean validation accuracy of the kept networks."""
+        return self.validation_accuracy.mean().item()
+
+
+def keep_best(
+    draw: Draw,
+    judge: Judge,
+    *,
+    num_candidates: int,
+    num_kept: int,
+    chunk_size: int = 64,
+    rivals: SelectedNetworks | None = None,
+) -> SelectedNetworks:
+    """Draw candidates in chunks and keep the best by validation accuracy, by validation loss among equals.
+
+    Args:
+        draw: Called with the number of candidates wanted; at most `chunk_size` and what is kept are in memory at a
+            time.
+        judge: Scores them.
+        num_candidates: To draw in total.
+        num_kept: To keep, `K`; at most as many as there are.
+        chunk_size: Candidates per call of `draw`.
+        rivals: Networks already judged, which compete for a place.
+
+    Returns:
+        The best `num_kept`, best first.
+
+    Raises:
+        ValueError: If more are to be kept than drawn, or a number is below 1.
+    """
+    available = num_candidates + (rivals.networks.num_models if rivals else 0)
+    if num_candidates < 1 or not 1 <= num_kept <= available or chunk_size < 1:
+        raise ValueError(
+            f"expected 1 <= num_kept <= candidates and chunk_size >= 1, got {num_kept} of {available} and {chunk_size}"
+        )
+    best = rivals
+    accuracies = []
+    for start in range(0, num_candidates, chunk_size):
+        sources, networks = draw(min(chunk_size, num_candidates - start))
+        networks, loss, accuracy = judge(networks)
+        accuracies.append(accuracy)
+        found = SelectedNetworks(sources, networks, accuracy, loss, accuracy)
+        best = _best(found if best is None else _joined(best, found), num_kept)
+    assert best is not None
+    return replace(best, candidate_accuracy=torch.cat(accuracies))
+
+
+def _joined(first: SelectedNetworks, second: SelectedNetworks) -> SelectedNetworks:
+    pairs = {name: (tensor, second.networks.tensors[name]) for name, tensor in first.networks.tensors.items()}
+    return SelectedNetworks(
+        torch.cat([first.sources, second.sources]),
+        StackedNetworks(first.networks.config, {name: torch.cat(pair) for name, pair in pairs.items()}),
+        torch.cat([first.validation_accuracy, second.validation_accuracy]),
+        torch.cat([first.validation_loss, second.validation_loss]),
+        second.candidate_accuracy,
+    )
+
+
+def _best(found: SelectedNetworks, num_kept: int) -> SelectedNetworks:
+    by_loss = found.validation_loss.argsort(stable=True)
+    order = by_loss[found.validation_accuracy[by_loss].argsort(stable=True, descending=True)][:num_kept]
+    return SelectedNetworks(
+        found.sources[order.to(found.sources.device)],
+        found.networks.select(order),
+        found.validation_accuracy[order],
+        found.validation_loss[order],
+        found.candidate_accuracy,
+    )
+
+
+def subsample(
+    codec: NetworkCodec,
+    anchors: Tensor,
+    judge: Judge,
+    *,
+    density: Density,
+    num_candidates: int = 200,
+    num_kept: int = 10,
+    chunk_size: int = 64,
+    anchor_weights: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> SelectedNetworks:
+    """Subsampling (SANE_SUB): draw many networks, keep the best on validation images.
+
+    The mean over kept networks is biased upward on the validation images themselves: report test images.
+
+    Args:
+        codec: Autoencoder, tokenizer, layout and architecture.
+        anchors: `[A, N, Z]` latents, from [`NetworkCodec.encode`].
+        judge: Scores candidates.
+        density: Bandwidth and mode.
+        num_candidates: Networks to draw (the paper: 200 for CNNs, 50 for ResNets).
+        num_kept: Networks to keep.
+        chunk_size: Networks drawn and judged at a time.
+        anchor_weights: `[A]` mixture weights; equal when `None`.
+        generator: Source of randomness on the device of `anchors`; the global one when `None`.
+
+    Raises:
+        ValueError: As in [`keep_best`] and [`sample_latents`].
+    """
+
+    def draw(count: int) -> tuple[Tensor, StackedNetworks]:
+        latents = density.sample(anchors, count, anchor_weights=anchor_weights, generator=generator)
+        return latents, codec.decode(latents)
+
+    return keep_best(draw, judge, num_candidates=num_candidates, num_kept=num_kept, chunk_size=chunk_size)
+
+
+@dataclass(frozen=True, slots=True)
+class BandwidthChoice:
+    """What [`choose_bandwidth`] found.
+
+    Attributes:
+        bandwidth: The one chosen.
+        bandwidths: All candidates, ascending.
+        kept_accuracy: Mean validation accuracy of the kept networks, for each.
+        candidate_accuracy: Mean validation accuracy of all drawn networks, for each.
+    """
+
+    bandwidth: float
+    bandwidths: tuple[float, ...]
+    kept_accuracy: tuple[float, ...]
+    candidate_accuracy: tuple[float, ...]
+
+
+def choose_bandwidth(
+    codec: NetworkCodec,
+    anchors: Tensor,
+    judge: Judge,
+    *,
+    bandwidths: Sequence[float],
+    density: Density,
+    share: float = 0.98,
+    num_candidates: int = 100,
+    num_kept: int = 10,
+    chunk_size: int = 64,
+    generator: torch.Generator | None = None,
+) -> BandwidthChoice:
+    """Choose the bandwidth on validation images: the largest that costs little accuracy.
+
+    Accuracy alone nearly always prefers bandwidth 0, which only reconstructs anchors. So among the candidates whose
+    kept networks reach, in mean validation accuracy, at least `share` of the best candidate's, the largest wins: as
+    new as possible without losing function. All bandwidths are tried with the same random numbers.
+
+    Args:
+        codec: Autoencoder, tokenizer, layout and architecture.
+        anchors: `[A, N, Z]` latents.
+        judge: Scores candidates.
+        bandwidths: Candidates, >= 0, in the unit of `density`.
+        density: Unit and mode; its own bandwidth is not used.
+        share: In (0, 1].
+        num_candidates: Networks to draw for each bandwidth.
+        num_kept: Networks to keep for each bandwidth.
+        chunk_size: Networks drawn and judged at a time.
+        generator: Source of randomness on the device of `anchors`; the global one when `None`.
+
+    Raises:
+        ValueError: Without candidates, for a `share` outside (0, 1], or as in [`subsample`].
+    """
+    if not bandwidths or not 0 < share <= 1:
+        raise ValueError(f"expected at least one bandwidth and a share in (0, 1], got {list(bandwidths)} and {share}")
+    seed = int(torch.randint(2**62, (), generator=generator, device=anchors.device))
+    ascending = sorted(bandwidths)
+    kept, drawn = [], []
+    for bandwidth in ascending:
+        selected = subsample(
+            codec,
+            anchors,
+            judge,
+            density=replace(density, bandwidth=bandwidth),
+            num_candidates=num_candidates,
+            num_kept=num_kept,
+            chunk_size=chunk_size,
+            generator=torch.Generator(anchors.device).manual_seed(seed),
+        )
+        kept.append(selected.mean_accuracy)
+        drawn.append(selected.candidate_accuracy.mean().item())
+    good = [bandwidth for bandwidth, accuracy in zip(ascending, kept, strict=True) if accuracy >= share * max(kept)]
+    return BandwidthChoice(good[-1], tuple(ascending), tuple(kept), tuple(drawn))
+
+
+def bootstrap(
+    codec: NetworkCodec,
+    anchors: Tensor,
+    judge: Judge,
+    *,
+    density: Density,
+    num_rounds: int = 3,
+    num_anchors: int = 20,
+    num_candidates: int = 100,
+    num_kept: int = 10,
+    weigh_anchors: bool = False,
+    chunk_size: int = 64,
+    generator: torch.Generator | None = None,
+) -> tuple[SelectedNetworks, tuple[float, ...]]:
+    """Bootstrapping (SANE_BOOT): sample, keep the best, make their latents the anchors of the next round.
+
+    The best of all rounds so far stay in the race, so a round cannot lose what was found (the released code forgets
+    them, and returns the first networks of an unsorted list). From the second round on, anchors need not have been
+    trained: `anchors` may come from a prior.
+
+    Args:
+        codec: Autoencoder, tokenizer, layout and architecture.
+        anchors: `[A, N, Z]` latents of the first round.
+        judge: Scores candidates.
+        density: Bandwidth and mode. With the unit `anchor_std` kernels narrow as anchors gather.
+        num_rounds: Rounds, >= 1.
+        num_anchors: Networks that anchor the next round, >= 2.
+        num_candidates: Networks to draw in each round, >= `num_anchors`.
+        num_kept: Networks to return, at most `num_anchors`.
+        weigh_anchors: Draw anchors of later rounds with probabilities proportional to their validation accuracy.
+        chunk_size: Networks drawn and judged at a time.
+        generator: Source of randomness on the device of `anchors`; the global one when `None`.
+
+    Returns:
+        The best `num_kept`, best first, and after each round the mean validation accuracy of the best `num_kept`.
+
+    Raises:
+        ValueError: For numbers that do not fit each other, or as in [`subsample`].
+    """
+    if num_rounds < 1 or not 2 <= num_anchors <= num_candidates or not 1 <= num_kept <= num_anchors:
+        raise ValueError(
+            "expected num_rounds >= 1 and 1 <= num_kept <= num_anchors <= num_candidates with num_anchors >= 2, got "
+            f"{num_rounds} rounds, {num_kept}, {num_anchors} and {num_candidates}"
+        )
+    best: SelectedNetworks | None = None
+    history = []
+    for _ in range(num_rounds):
+        centres = anchors if best is None else best.sources
+        weights = best.validation_accuracy.clamp_min(1e-6) if best is not None and weigh_anchors else None
+
+        def draw(
+            count: int, centres: Tensor = centres, weights: Tensor | None = weights
+        ) -> tuple[Tensor, StackedNetworks]:
+            latents = density.sample(centres, count, anchor_weights=weights, generator=generator)
+            return latents, codec.decode(latents)
+
+        best = keep_best(
+            draw, judge, num_candidates=num_candidates, num_kept=num_anchors, chunk_size=chunk_size, rivals=best
+        )
+        history.append(best.validation_accuracy[:num_kept].mean().item())
+    assert best is not None
+    return _best(best, num_kept), tuple(history)

@@ -1,0 +1,62 @@
+"""Permutation symmetries of any model: export, type the axes, verify."""
+
+import copy
+
+import torch
+from torch import nn
+
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.symmetry.tracing._functions import ExampleInputs, Inputs, exportable
+from hf_sane.symmetry.tracing._graph import type_model
+from hf_sane.symmetry.tracing._specification import specification
+from hf_sane.symmetry.tracing._verification import verify
+
+SEED = 0  # of the verification
+
+
+def trace_permutations(model: nn.Module, example_inputs: ExampleInputs) -> PermutationSpec:
+    """Find the permutation symmetries of a model without a description of its architecture.
+
+    The model is exported (`torch.export`) and the axes of everything it computes are typed: an axis is a sum
+    (concatenation) of products (reshaping) of atoms. Operations say which axes must be reordered alike (the channels
+    of a residual stream), which are cut or flattened, and which have a fixed order (inputs, outputs, kernel places,
+    table rows). What stays free is a symmetry: channels and neurons, whole heads and groups, and inside each head or
+    group its dimensions where the model allows it. An operation that is not known fixes everything it touches, and the
+    spec says so in `fixed`. At last the spec is proven by running the model in float64.
+
+    Permutations only, found from the structure of the graph: symmetries that hold for particular weights, and
+    scalings, are not looked for. Of attention with rotary embeddings the dimensions of queries and keys stay. Axes of
+    different tensors may be permuted differently per group only along one dimension of a tensor, so that channels
+    inside the groups of a grouped convolution move alike in all groups where the weight holds groups and channels in
+    two dimensions.
+
+    Args:
+        model: On the CPU, in any mode and dtype; it is not changed.
+        example_inputs: What it is called with: a tensor, a tuple of arguments or a mapping of keyword arguments,
+            holding at least two different examples. Shapes may differ later.
+
+    Returns:
+        The verified spec; its tensors are those of the state dict. Buffers are `unmatched`.
+
+    Raises:
+        TypeError: If the inputs or the outputs are none of the above.
+        ValueError: If the model cannot be exported, nothing is free, or running it with permuted weights changes its
+            outputs.
+    """
+    inputs = Inputs.of(example_inputs)
+    network = exportable(copy.deepcopy(model).double().eval())
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    typed = type_model(network, inputs)
+    spec = specification(typed, [name for name in network.state_dict() if name not in parameters])
+    if not spec.sizes:
+        raise ValueError(
+            f"{type(model).__name__} has no permutation symmetry that could be proven: {spec.explain_fixed()}"
+        )
+    try:
+        verify(spec, network, example_inputs, generator=torch.Generator().manual_seed(SEED))
+    except ValueError as error:
+        raise ValueError(
+            f"the traced permutation spec of {type(model).__name__} is refused: {error}. It uses an operation whose "
+            "axes are typed wrongly; please report the architecture, and write a PermutationSpec by hand until then"
+        ) from error
+    return spec

@@ -1,0 +1,510 @@
+"""LoRA adapters, read: the factors of every target module, from PEFT's folders and from loose files."""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from torch import Tensor
+
+from hf_sane.core._adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from hf_sane.records._errors import reading
+from hf_sane.records._patience import patiently
+from hf_sane.records._sources import find_source
+from hf_sane.tokenization._checkpoints import Checkpoint, Source, as_checkpoint
+from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
+from hf_sane.tokenization._weight_files import INDEX_SUFFIX
+
+PREFIX = "base_model.model."
+FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
+MAGNITUDE = re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(\.weight)?$")
+ADDED_BIAS = re.compile(r"^(?P<module>.+)\.lora_B\.bias$")
+# Files without a configuration: `...to_q_lora.down.weight` (diffusers), `unet:3:up` (cloneofsimo),
+# `..._q.lora_up.weight` (kohya).
+LOOSE_FACTOR = re.compile(r"^(?P<module>.+?)[._:](?:lora[._:](?:embedding_)?)?(?P<side>down|up|A|B)(\.weight)?$")
+NEW_WORD = re.compile(r"^<[^<>]+>$")  # the embedding of a word that the base does not have: changes no weight of it
+REMEDY = "merge it into its base (merge_and_unload) and use the merged model"
+
+# Fields of adapter_config.json that are read here, and those that say nothing about what a trained adapter does. Any
+# other field that is set may change it, in ways that are not known here.
+USED_FIELDS = {
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "bias",
+    "exclude_modules",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_bias",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "revision",
+    "target_modules",
+    "use_dora",
+    "use_rslora",
+}
+HARMLESS_FIELDS = {
+    "auto_mapping",
+    "corda_config",  # of an initialisation; which one it was tells `init_lora_weights`
+    "ensure_weight_tying",  # both ends are stored
+    "eva_config",
+    "fan_in_fan_out",  # PEFT goes by the type of the module, too
+    "inference_mode",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",  # of use_qalora
+    "runtime_config",
+    "task_type",
+    "velora_config",  # of the backward pass
+}
+CHOOSING_FIELDS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
+# Other named initialisations take something out of the base, which the adapter is then relative to.
+STARTS_OF_AN_UNCHANGED_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+# Of models whose vocabulary was resized, PEFT stores the embeddings without noting them in `modules_to_save`.
+EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "shared", "word_embeddings", "embed_in", "embed_out")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One LoRA adapter in PEFT's format: for every target module, `W + s B A`, and all else that it changes.
+
+    With magnitudes `m` (DoRA) it is `m (W + s B A) / |W + s B A|`, with the norm of every output.
+
+    Attributes:
+        name: What reports and cards call it.
+        tensors: As stored; lazy where the adapter is a file.
+        config: Content of adapter_config.json.
+
+    Raises:
+        ValueError: If a field or a tensor would change what the adapter does in a way that is not understood here, a
+            factor is missing, or tensors and configuration contradict each other.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        _check_config(self.name, self.config)
+        strange = [name for name in self.tensors if not self._is_known(name)]
+        if strange:
+            raise ValueError(
+                f"{self.name} holds {len(strange)} tensors that are not understood, such as {strange[:3]}: neither "
+                f"LoRA factors nor biases or modules that its configuration names; {REMEDY}"
+            )
+        for field, places in (("use_dora", self.magnitudes), ("lora_bias", self.added_biases)):
+            wanted = self.modules.keys() if self.config.get(field) else set()
+            if differing := sorted(wanted ^ places.keys()):
+                raise ValueError(
+                    f"{field} is {self.config.get(field)!r} in the configuration of {self.name}, which its tensors of "
+                    f"{differing[:3]} contradict; save the adapter again"
+                )
+        tied = self.config.get("ensure_weight_tying")  # brings in a head that the configuration does not name
+        if unused := [module for module in self.modules if not tied and not is_targeted(self.config, module)]:
+            fields = ", ".join(field for field in CHOOSING_FIELDS if self.config.get(field))
+            raise ValueError(
+                f"{self.name} holds factors of {unused[:3]}, which its configuration leaves out ({fields}), so that "
+                "PEFT does not load them; correct the configuration"
+            )
+
+    @cached_property
+    def modules(self) -> dict[str, tuple[str, str]]:
+        """Target modules: names of `A` and `B` among the tensors."""
+        sides: dict[str, dict[str, str]] = {}
+        for name in self.tensors:
+            if found := FACTOR.match(name):
+                _note_factor(
+                    sides.setdefault(found["module"].removeprefix(PREFIX), {}), found["side"], name, self.name
+                )
+        if lonely := sorted(module for module, pair in sides.items() if len(pair) < 2):
+            raise ValueError(f"{self.name} lacks one of the factors A and B of {lonely}; save the adapter again")
+        return {module: (pair["A"], pair["B"]) for module, pair in sides.items()}
+
+    @cached_property
+    def magnitudes(self) -> dict[str, str]:
+        """Target modules with a magnitude (DoRA): its name among the tensors."""
+        return self._matching(MAGNITUDE)
+
+    @cached_property
+    def added_biases(self) -> dict[str, str]:
+        """Target modules with a bias beside the factors (`lora_bias`): its name among the tensors."""
+        return self._matching(ADDED_BIAS)
+
+    @cached_property
+    def whole(self) -> dict[str, str]:
+        """Tensors of the base that are replaced: their names among the tensors.
+
+        Modules that are saved whole, trained biases, and the base's own weights of targeted embeddings.
+        """
+        special = (FACTOR, MAGNITUDE, ADDED_BIAS)
+        return {
+            target_name(name): name for name in self.tensors if not any(pattern.match(name) for pattern in special)
+        }
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """`A` `[r, inputs, ...]` as stored and `s B` `[outputs, r, ...]` in at least single precision.
+
+        Raises:
+            ValueError: If the factors do not fit each other or the configuration, or are not finite.
+        """
+        first, second = self._pair(module)
+        rank = first.shape[0]
+        stated = _by_pattern(self.config.get("rank_pattern"), module, self.config["r"])
+        if second.shape[1] != rank or rank != stated:
+            raise ValueError(
+                f"factors of {module!r} in {self.name} are {list(first.shape)} and {list(second.shape)}, the "
+                f"configuration says rank {stated}; LoRA on grouped convolutions cannot be averaged"
+            )
+        self._check_finite(module, first, second)
+        return first, second.to(torch.promote_types(second.dtype, torch.float32)) * self._scale(module, rank)
+
+    def added_bias(self, module: str) -> Tensor | None:
+        """What the factors add to the bias `[outputs]`, in at least single precision; `None` without `lora_bias`."""
+        if module not in self.added_biases:
+            return None
+        first, second = self._pair(module)
+        bias = self._one_per_output(module, self.added_biases[module], len(second))
+        scale = self._scale(module, len(first))
+        return bias.to(torch.promote_types(bias.dtype, torch.float32)) * scale
+
+    def change(self, module: str, weight: Tensor, *, transposed: bool) -> Tensor:
+        """What the adapter adds to the weight of a target module.
+
+        Args:
+            module: One of `modules`.
+            weight: Of the base.
+            transposed: Whether it is stored as `[inputs, outputs]`: embeddings, and the linear maps of GPT-2.
+
+        Returns:
+            In the shape of `weight`, in at least single precision.
+
+        Raises:
+            ValueError: If the adapter does not fit the weight, or as in [`factors`].
+        """
+        first, second = self.factors(module)
+        change = second.flatten(1) @ first.flatten(1).to(second)
+        oriented = weight.mT if transposed else weight
+        if change.numel() != oriented.numel() or change.shape[0] != oriented.shape[0]:
+            raise ValueError(
+                f"{self.name} changes {module!r} by {list(change.shape)}, the model has {list(weight.shape)} there; "
+                "load the base model of the adapters"
+            )
+        if module in self.magnitudes:
+            magnitude = self._one_per_output(module, self.magnitudes[module], len(second)).to(change)[:, None]
+            start = oriented.flatten(1).to(change)
+            moved = start + change
+            change = magnitude * moved / moved.norm(dim=1, keepdim=True) - start
+        change = change.reshape(oriented.shape)
+        return change.mT if transposed else change
+
+    def is_embedding(self, module: str) -> bool:
+        """Whether a target module is a table of embeddings, whose weight is stored transposed."""
+        found = FACTOR.match(self.modules[module][0])
+        return found is not None and found["embedding"] is not None
+
+    def dtype(self, module: str) -> torch.dtype:
+        """Of the stored factors."""
+        return self.tensors[self.modules[module][0]].dtype
+
+    def shape(self, module: str) -> tuple[int, ...]:
+        """Outputs and inputs of a target module, without the rank."""
+        first, second = self._pair(module)
+        return (second.shape[0], *first.shape[1:])
+
+    def _is_known(self, name: str) -> bool:
+        """Whether a tensor is one that this class uses."""
+        for pattern in (FACTOR, MAGNITUDE, ADDED_BIAS):
+            if found := pattern.match(name):
+                return ".base_layer" not in found["module"]  # nested: target_parameters, attention of PyTorch
+        module, _, leaf = target_name(name).rpartition(".")
+        if ".base_layer." in name:
+            return leaf == "weight" or (leaf == "bias" and self.config.get("bias", "none") != "none")
+        parents = module.split(".")
+        modules = [".".join(parents[:count]) for count in range(1, len(parents) + 1)]
+        saved = self.config.get("modules_to_save") or ()
+        return (
+            any(parent.endswith(tuple(saved)) for parent in modules)
+            or (leaf == "bias" and self.config.get("bias", "none") != "none")
+            or (leaf == "weight" and parents[-1] in EMBEDDINGS)
+        )
+
+    def _matching(self, pattern: re.Pattern[str]) -> dict[str, str]:
+        found = {name: pattern.match(name) for name in self.tensors}
+        places = {match["module"].removeprefix(PREFIX): name for name, match in found.items() if match}
+        if alone := sorted(places.keys() - self.modules.keys()):
+            raise ValueError(f"{self.name} lacks the factors A and B of {alone[:3]}; save the adapter again")
+        return places
+
+    def _pair(self, module: str) -> tuple[Tensor, Tensor]:
+        first, second = (self.tensors[name] for name in self.modules[module])
+        if min(first.ndim, second.ndim) < 2 or min(first.dtype.itemsize, second.dtype.itemsize) < 2:
+            raise ValueError(
+                f"expected factors of {module!r} in {self.name} as [r, inputs] and [outputs, r] of 16 bits or more, "
+                f"got {first.dtype} {list(first.shape)} and {second.dtype} {list(second.shape)}; save the adapter "
+                "again"
+            )
+        return first, second
+
+    def _one_per_output(self, module: str, name: str, outputs: int) -> Tensor:
+        """A magnitude or a bias, flat."""
+        tensor = self.tensors[name].flatten()
+        if len(tensor) != outputs:
+            raise ValueError(
+                f"expected {outputs} values, one per output, as {name!r} in {self.name}, got {len(tensor)}; save "
+                "the adapter again"
+            )
+        self._check_finite(module, tensor)
+        return tensor
+
+    def _scale(self, module: str, rank: int) -> float:
+        alpha = _by_pattern(self.config.get("alpha_pattern"), module, self.config["lora_alpha"])
+        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+    def _check_finite(self, module: str, *tensors: Tensor) -> None:
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise ValueError(
+                f"{module!r} is not finite (NaN or infinite weights) in {self.name}; leave that adapter out"
+            )
+
+
+def target_name(stored: str) -> str:
+    """The name in the base model of a tensor that an adapter replaces."""
+    return stored.removeprefix(PREFIX).replace(".base_layer.", ".")
+
+
+def is_targeted(config: Mapping[str, Any], module: str) -> bool:
+    """Whether the configuration of an adapter gives factors to a module, by the rules of PEFT.
+
+    Args:
+        config: Content of adapter_config.json. Without `target_modules`, or with `"all-linear"`, they depend on the
+            base model, and everything that is not left out counts as targeted.
+        module: Its full name.
+    """
+    excluded, targets = config.get("exclude_modules"), config.get("target_modules")
+    if excluded and _names(excluded, module):
+        return False
+    if any(re.match(rf"(^|.*\.){saved}($|\..*)", module) for saved in config.get("modules_to_save") or ()):
+        return False
+    if targets is None or targets == "all-linear":
+        return True
+    if isinstance(targets, str) or module in targets:
+        return _names(targets, module)
+    if not _names(targets, module):
+        return False
+    layers = config.get("layers_to_transform")
+    if layers is None or layers == []:
+        return True
+    patterns = config.get("layers_pattern") or [r"[^.]*"]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        start = r".*?\." if not config.get("layers_pattern") else r"(?:^|.*?\.)"
+        if found := re.match(rf"{start}{pattern}\.(?P<index>\d+)\.", module):
+            return int(found["index"]) in ([layers] if isinstance(layers, int) else layers)
+    return False
+
+
+def _names(names: str | Sequence[str], module: str) -> bool:
+    """Whether a regular expression, or a list of names and ends of names, means a module."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(f".{module}".endswith(f".{name}") for name in names)
+
+
+def _check_config(name: str, config: Mapping[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise ValueError(
+            f"{name} is a {config.get('peft_type')} adapter; only LORA adapters can be read here; {REMEDY}"
+        )
+    used = {key: value for key, value in config.items() if value and key not in USED_FIELDS | HARMLESS_FIELDS}
+    start = config.get("init_lora_weights", True)
+    if not any(start is known or start == known for known in STARTS_OF_AN_UNCHANGED_BASE):
+        used["init_lora_weights"] = start
+    if used:
+        raise ValueError(f"{name} is more than LoRA factors, or relative to another base: {used}; {REMEDY}")
+
+
+def adapter_folder(source: str | Path | Checkpoint) -> Path:
+    """Where the configuration of an adapter lies; that of a repository is downloaded. A loose file is its own folder.
+
+    Args:
+        source: Folder or Hub repo in PEFT's format, its `adapter_model.safetensors`, or a loose file; a `Checkpoint`
+            says in which subfolder.
+
+    Raises:
+        FileNotFoundError: If there is neither such a path nor such a repository, or the repository holds no adapter.
+    """
+    checkpoint = as_checkpoint(source)
+    found = find_source(checkpoint.source, revision=checkpoint.revision)
+    subfolder = (checkpoint.subfolder or "").strip("/")
+    if isinstance(found, Path):
+        if found.is_dir():
+            return found / subfolder
+        return found.parent if found.name.removesuffix(INDEX_SUFFIX) == ADAPTER_WEIGHTS else found
+    config = f"{subfolder}/{ADAPTER_CONFIG}" if subfolder else ADAPTER_CONFIG
+    try:
+        return Path(patiently(hf_hub_download, found.repo_id, config, revision=found.revision)).parent
+    except RemoteEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{found} holds no {config}; expected an adapter in PEFT's format, or the path of a safetensors file"
+        ) from error
+
+
+def open_factors(source: str | Path | Checkpoint, *, base: Source | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Read what a LoRA adapter adds to its base: `s B A` per target module.
+
+    Loose files do not always tell their scale `s = alpha / r`: it is 1 without a tensor `<module>.alpha`.
+
+    Args:
+        source: Folder or Hub repo in PEFT's format, or a safetensors file with the keys of PEFT, diffusers,
+            cloneofsimo's lora or kohya's scripts; a `Checkpoint` says in which subfolder, and of which variant.
+        base: The base model, for adapters in PEFT's format whose changes depend on it: those with magnitudes (DoRA),
+            and those that replace tensors.
+
+    Returns:
+        Target module to `A` `[r, inputs, ...]` as stored and `s B` `[outputs, r, ...]` in at least single precision.
+        Biases and replaced tensors come under their full names. Changes of full rank have the change as `A` and the
+        identity as `s B`.
+
+    Raises:
+        FileNotFoundError: If there is no such file, folder or repo, or it holds no adapter.
+        InvalidFileError: If it holds no factors, lacks one of a pair, factors do not fit each other or are not finite,
+            or a tensor is not understood.
+        ValueError: If the base is needed, or is another one.
+    """
+    folder = adapter_folder(source)
+    if (folder / ADAPTER_CONFIG).is_file():
+        with _reading_adapter(source):
+            adapter = Adapter(folder.name, open_checkpoint(source), read_adapter_config(folder))
+            relative = _relative(adapter)
+        if base is not None or relative:
+            return _changes(adapter, None if base is None else open_checkpoint(base))
+        with _reading_adapter(source):
+            return _changes(adapter, None)
+    with _reading_adapter(source):
+        return _loose_factors(source)
+
+
+def _reading_adapter(source: str | Path | Checkpoint) -> AbstractContextManager[None]:
+    return reading(str(source), expected="a LoRA adapter", remedy="save the adapter again", also=(RuntimeError,))
+
+
+def _relative(adapter: Adapter) -> list[str]:
+    """Tensors of the base on which it depends what an adapter changes."""
+    return [f"{module}.weight" for module in adapter.magnitudes] + list(adapter.whole)
+
+
+def _changes(adapter: Adapter, base: Mapping[str, Tensor] | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """All that an adapter changes, as products."""
+    relative = _relative(adapter)
+    if base is None and relative:
+        kinds = {"magnitudes (DoRA)": adapter.magnitudes, "tensors that replace those of the base": adapter.whole}
+        raise ValueError(
+            f"{adapter.name} holds {' and '.join(kind for kind, found in kinds.items() if found)}, such as "
+            f"{relative[:3]}: what it changes depends on the base model; name the base"
+        )
+    if missing := [name for name in relative if name not in (base or {})]:
+        raise ValueError(f"the base of {adapter.name} lacks {missing[:3]}; name the model that it was trained on")
+    found = {}
+    for module in adapter.modules:
+        if base is None or module not in adapter.magnitudes:
+            found[module] = adapter.factors(module)
+        else:
+            transposed = adapter.is_embedding(module) or bool(adapter.config.get("fan_in_fan_out"))
+            change = adapter.change(module, base[f"{module}.weight"], transposed=transposed)
+            found[module] = _as_product(change.mT if transposed else change)
+        if (bias := adapter.added_bias(module)) is not None:
+            found[f"{module}.bias"] = _as_product(bias[:, None])
+    for name, stored in adapter.whole.items():
+        assert base is not None
+        tensor, start = adapter.tensors[stored], base[name]
+        if tensor.shape != start.shape:
+            raise ValueError(
+                f"{name!r} is {list(tensor.shape)} in {adapter.name} and {list(start.shape)} in its base; name the "
+                "model that it was trained on"
+            )
+        if tensor.is_floating_point() and tensor.ndim:  # no counters
+            change = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) - start
+            found[name] = _as_product(change if change.ndim > 1 else change[:, None])
+    return found
+
+
+def _as_product(change: Tensor) -> tuple[Tensor, Tensor]:
+    return change, torch.eye(len(change), dtype=change.dtype)
+
+
+def _loose_factors(source: str | Path | Checkpoint) -> dict[str, tuple[Tensor, Tensor]]:
+    """Factors of a file without a configuration."""
+    tensors = open_checkpoint(source)
+    sides: dict[str, dict[str, str]] = {}
+    others = []
+    for name in tensors:
+        if found := LOOSE_FACTOR.match(name):
+            side = {"A": "down", "B": "up"}.get(found["side"], found["side"])
+            _note_factor(sides.setdefault(found["module"], {}), side, name, source)
+        elif not NEW_WORD.match(name):
+            others.append(name)
+    if not sides:
+        raise ValueError(f"{source} holds no LoRA factors (..down/..up or ..A/..B), but {list(tensors)[:3]}")
+    if strange := [name for name in others if name.removesuffix(".alpha") not in sides]:
+        raise ValueError(
+            f"{source} holds {len(strange)} tensors beside LoRA factors and their alphas, such as {strange[:3]}, "
+            "which change what the adapter does in ways that are not read here (DoRA, Tucker factors, LoHa, LoKr, "
+            f"OFT, full differences, biases); {REMEDY}"
+        )
+    if lonely := sorted(module for module, pair in sides.items() if len(pair) < 2):
+        raise ValueError(f"{source} lacks one of the factors of {lonely[:3]}; save the adapter again")
+    factors = {}
+    for module, pair in sides.items():
+        first, second = tensors[pair["down"]], tensors[pair["up"]]
+        is_low = min(first.dtype.itemsize, second.dtype.itemsize) < 2  # 8-bit floats: not to be computed with
+        if min(first.ndim, second.ndim) < 2 or is_low or second.shape[1] != len(first) or not len(first):
+            raise ValueError(
+                f"factors of {module!r} in {source} do not fit: {list(first.shape)}, {list(second.shape)}; expected "
+                f"[r, inputs] and [outputs, r] of 16 bits or more, got {first.dtype} and {second.dtype}"
+            )
+        if not (first.isfinite().all() and second.isfinite().all()):
+            raise ValueError(f"{module!r} is not finite (NaN or infinite weights) in {source}; leave that adapter out")
+        scale = _loose_scale(source, tensors, f"{module}.alpha", len(first))
+        factors[module] = (first, second.to(torch.promote_types(second.dtype, torch.float32)) * scale)
+    return factors
+
+
+def _note_factor(pair: dict[str, str], side: str, name: str, source: str | Path | Checkpoint) -> None:
+    """Keep which tensor is one of the two factors of a module.
+
+    Raises:
+        ValueError: If it is there under another name already: one of them would be lost.
+    """
+    if pair.setdefault(side, name) != name:
+        raise ValueError(f"{source} holds one factor twice, as {pair[side]!r} and {name!r}; save the adapter again")
+
+
+def _loose_scale(source: str | Path | Checkpoint, tensors: Mapping[str, Tensor], name: str, rank: int) -> float:
+    if name not in tensors:
+        return 1.0
+    alpha = tensors[name]
+    if alpha.numel() != 1 or not alpha.isfinite().all():
+        raise ValueError(f"expected one finite number as {name!r} in {source}, got {alpha.flatten()[:3].tolist()}")
+    return alpha.item() / rank
+
+
+def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+    """A setting of one module, found as PEFT does: the first pattern that the end of its name matches."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+__all__ = ["Adapter", "is_targeted", "open_factors", "target_name"]

@@ -1,0 +1,353 @@
+"""State dicts from wherever networks live: memory, safetensors, pickles that hold nothing but weights, the Hub."""
+
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.hf_api import ModelInfo
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hf_sane.core._adapters import ADAPTER_CONFIG
+from hf_sane.core._types import StateDict
+from hf_sane.records._documents import read_document
+from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.records._outputs import check_finished
+from hf_sane.records._patience import patiently
+from hf_sane.records._sources import HubRepo, find_source
+from hf_sane.tokenization._formats import WHOLE, file_format, weights_reader
+from hf_sane.tokenization._pickles import unpickle
+from hf_sane.tokenization._safetensors_header import read_header
+from hf_sane.tokenization._state_dicts import choose_state_dict, choose_tensors
+from hf_sane.tokenization._weight_files import SHARD, choose_weights, is_index
+
+AGAIN = "download or save it again"
+OF_OTHER_READERS: tuple[type[Exception], ...] = (
+    zipfile.BadZipFile,
+    struct.error,
+    NotImplementedError,
+    SafetensorError,
+)
+MAX_DOWNLOAD_BYTES = 50 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A network in a file, a folder or a repository, where its name alone does not say which.
+
+    Attributes:
+        source: Path or Hub repo, `owner/name` or `owner/name@revision`.
+        revision: Branch, tag or commit of a repo.
+        subfolder: Folder in which the weights lie.
+        variant: Which of several precisions, as in Transformers: `"fp16"` reads `model.fp16.safetensors`.
+        key: Which of several state dicts in a file; see `choose_state_dict`.
+    """
+
+    source: str | Path
+    revision: str | None = None
+    subfolder: str | None = None
+    variant: str | None = None
+    key: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+
+Source = Mapping[str, Tensor] | nn.Module | str | Path | Checkpoint
+
+
+def load_state_dict(
+    source: Source, *, revision: str | None = None, key: str | None = None, max_bytes: int = MAX_DOWNLOAD_BYTES
+) -> StateDict:
+    """Read a network's tensors.
+
+    Args:
+        source: A state dict or module (tensors are shared, not copied); a path to a file of safetensors or
+            `torch.save`, whatever its name, or to a folder or index of shards; a Hub repo, `owner/name` or
+            `owner/name@revision`, of which only safetensors are downloaded; or a [`Checkpoint`] of those. Files of
+            `torch.save` are opened with `weights_only=True`; a state dict somewhere inside a dictionary is found.
+            Prefixes that *all* names carry (`module.`, `_orig_mod.`; `model.` inside a training checkpoint) are taken
+            off, whatever the source.
+        revision: Branch, tag or commit of a Hub repo.
+        key: Which state dict, where there are several, such as a network and its moving average.
+        max_bytes: Weights of a Hub repo that are larger are not downloaded.
+
+    Raises:
+        FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
+        ValueError: If a file is truncated, of a format that is not read, or holds no network or several, an index
+            points outside its folder, a pickle holds more than weights, or a repo is too large.
+        TypeError: If `source` is nothing of the above.
+    """
+    if isinstance(source, nn.Module):
+        tensors = {name: value for name, value in source.state_dict().items() if isinstance(value, Tensor)}
+        return choose_tensors(tensors, type(source).__name__, is_module=True)
+    if isinstance(source, Mapping):
+        return choose_state_dict(source, "the state dict", key=key)
+    checkpoint = as_checkpoint(source, revision=revision, key=key)
+    return read_weights(weights_path(checkpoint, max_bytes=max_bytes), key=checkpoint.key)
+
+
+def as_checkpoint(
+    source: str | Path | Checkpoint, *, revision: str | None = None, key: str | None = None
+) -> Checkpoint:
+    """A name with what else is known about it.
+
+    Raises:
+        TypeError: If `source` is neither a name nor a checkpoint.
+    """
+    if isinstance(source, Checkpoint):
+        return replace(source, revision=source.revision or revision, key=source.key or key)
+    if not isinstance(source, str | Path):
+        raise TypeError(f"expected a state dict, module, path or Hub repo id, got {type(source).__name__}")
+    return Checkpoint(source, revision=revision, key=key)
+
+
+def local_path(checkpoint: Checkpoint, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
+    """Where a checkpoint lies on this machine; a Hub repo is downloaded first, see [`download_checkpoint`].
+
+    Raises:
+        FileNotFoundError: If there is neither such a path nor such a repository, or the repository holds no weights.
+        InvalidFileError: If it is a folder of ours that is unfinished, or lost or changed files since it was written.
+        ValueError: If the weights are too large, or an index names files outside its folder.
+    """
+    place = find_source(checkpoint.source, revision=checkpoint.revision)
+    if isinstance(place, HubRepo):
+        return download_checkpoint(place, checkpoint, max_bytes=max_bytes)
+    check_finished(place)
+    return place
+
+
+def weights_path(checkpoint: Checkpoint, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
+    """The file with the weights of a checkpoint, or their index, on this machine.
+
+    Raises:
+        FileNotFoundError, InvalidFileError, ValueError: As in [`local_path`]; also if a folder holds no weights.
+    """
+    path = local_path(checkpoint, max_bytes=max_bytes)
+    if not path.is_dir():
+        return path
+    return path / choose_weights(
+        str(path), _files_below(path), subfolder=checkpoint.subfolder, variant=checkpoint.variant, local=True
+    )
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Files of a folder and of those in it, two deep."""
+    found = (
+        path for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern) if not path.name.startswith(".")
+    )
+    return [path.relative_to(folder).as_posix() for path in found if path.is_file()]
+
+
+def read_weights(path: Path, *, key: str | None = None) -> StateDict:
+    """Read the network in a file, in the format that its first bytes say it is of.
+
+    Args:
+        path: Safetensors, an index of shards, or a file of `torch.save`.
+        key: Which state dict, where there are several.
+
+    Raises:
+        FileNotFoundError: If a shard is missing.
+        InvalidFileError: If the file is damaged, of a format that is not read, or holds no network or several.
+    """
+    reader = weights_reader(path)
+    if reader in WHOLE:
+        return choose_state_dict(load_whole(path), path, key=key)
+    tensors = read_shards(path, read_shard) if reader == "index" else read_safetensors(path)
+    return choose_tensors(tensors, path, key=key)
+
+
+def load_whole(path: Path) -> Any:
+    """What a file without a header holds: a pickle of weights, or a file of a registered format.
+
+    Raises:
+        InvalidFileError: If it is damaged, or a pickle holds more than weights.
+    """
+    read = file_format(path).read
+    if read is None:
+        return unpickle(path)
+    with reading(path, expected=f"a whole file: {file_format(path).name}", remedy=AGAIN, also=OF_OTHER_READERS):
+        return read(path)
+
+
+def read_safetensors(path: Path) -> StateDict:
+    """All tensors of one safetensors file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        InvalidFileError: If it is damaged, or holds tensors of a dtype that torch does not know.
+    """
+    read_header(path)  # says what is wrong with a file; safetensors says that something is
+    with reading(path, expected="a whole safetensors file", remedy=AGAIN, also=(SafetensorError,)):
+        return load_file(path)
+
+
+def read_shard(path: Path) -> StateDict:
+    """All tensors of one shard, a safetensors file or one of `torch.save`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        InvalidFileError: If it is damaged, or a pickle that holds more than tensors by name.
+    """
+    if weights_reader(path) not in WHOLE:
+        return read_safetensors(path)
+    content = load_whole(path)
+    if not isinstance(content, Mapping) or any(
+        not (isinstance(name, str) and isinstance(value, Tensor)) for name, value in content.items()
+    ):
+        got = f"an object of the type {type(content).__name__} with something else in it"
+        raise InvalidFileError(path, expected="a shard: tensors by name", got=got, remedy=AGAIN)
+    return dict(content)
+
+
+def is_lazy(path: Path) -> bool:
+    """Whether tensors of a file, or of the shards of an index, can be read one by one."""
+    reader = weights_reader(path)
+    if reader == "index":
+        return all(weights_reader(path.parent / file) == "safetensors" for file in index_shards(path))
+    return reader == "safetensors"
+
+
+def index_shards(index: Path) -> dict[str, list[str]]:
+    """Read a shard index of which all shards are there: file name to the tensors in it.
+
+    Raises:
+        InvalidFileError: If it is no index, names a file outside its own folder, or a shard is no safetensors file,
+            nor one of `torch.save` where the name of the index does not promise safetensors.
+        FileNotFoundError: If a shard is missing.
+    """
+    shards = parse_index(index)
+    for file in shards:
+        if not (index.parent / file).exists():
+            raise FileNotFoundError(f"{index} names the shard {file}, which is missing; download the folder again")
+        is_open = not is_index(index.name)  # what the name of an index promises, its shards are
+        if weights_reader(index.parent / file) not in ("safetensors", *(WHOLE if is_open else ())):
+            expected = "a safetensors file" + (" or one of torch.save" if is_open else "")
+            got = file_format(index.parent / file).name
+            raise InvalidFileError(index.parent / file, expected=expected, got=got, remedy=AGAIN)
+    return shards
+
+
+def parse_index(index: Path) -> dict[str, list[str]]:
+    """Read a shard index, whose shards need not be there: file name to the tensors in it.
+
+    Raises:
+        InvalidFileError: If it is no index, or names a file outside its own folder.
+    """
+    document = read_document(index, expected="a shard index, with a 'weight_map'", remedy=AGAIN)
+    shards: dict[str, list[str]] = {}
+    for name, entry in document["weight_map"].items():
+        file = entry.text()
+        if Path(file).name != file or file in ("", ".", "..") or not file.isprintable() or "\\" in file:
+            entry.fail("the name of a file beside the index", remedy="do not trust this folder")
+        shards.setdefault(file, []).append(name)
+    if not shards:
+        document["weight_map"].fail("a file name for every tensor")
+    counts = {int(found[1]) for file in shards if (found := SHARD.search(file))}
+    if len(counts) == 1 and len(shards) != (count := counts.pop()):
+        document["weight_map"].fail(f"tensors of all {count:,} shards", got=f"tensors of {len(shards)}")
+    return shards
+
+
+def read_shards(index: Path, read: Callable[[Path], StateDict]) -> StateDict:
+    """Read every shard of an index, and of each shard the tensors that the index places there.
+
+    Args:
+        index: The shard index.
+        read: Reads one shard, or its header.
+
+    Raises:
+        FileNotFoundError: If a shard is missing.
+        InvalidFileError: As in [`join_shards`].
+    """
+    return join_shards(index, index_shards(index), lambda file: read(index.parent / file))
+
+
+def join_shards(index: Path, shards: Mapping[str, list[str]], read: Callable[[str], StateDict]) -> StateDict:
+    """Put the tensors of all shards together.
+
+    Args:
+        index: The shard index, for messages.
+        shards: From [`parse_index`].
+        read: Reads a shard, or its header, by its name in the index.
+
+    Raises:
+        InvalidFileError: If a shard lacks a tensor, or holds one that the index does not know.
+    """
+    tensors: StateDict = {}
+    known = {name for names in shards.values() for name in names}
+    for file, names in shards.items():
+        shard = read(file)
+        if missing := sorted(set(names) - shard.keys()):
+            raise InvalidFileError(
+                index,
+                field="weight_map",
+                expected=f"tensors that {file} holds",
+                got=f"{missing}, which it lacks",
+                remedy=AGAIN,
+            )
+        if unknown := sorted(shard.keys() - known):
+            raise InvalidFileError(
+                index, field="weight_map", expected=f"every tensor of {file}", got=f"none of {unknown}", remedy=AGAIN
+            )
+        tensors |= {name: shard[name] for name in names}
+    return tensors
+
+
+def find_remote_weights(repo: HubRepo, checkpoint: Checkpoint, info: ModelInfo) -> str:
+    """The file of a Hub repo with the weights of a checkpoint, or their index.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    files = [file.rfilename for file in info.siblings or ()]
+    options = {"subfolder": checkpoint.subfolder, "variant": checkpoint.variant}
+    return choose_weights(str(repo), files, **options, local=False)
+
+
+def download_checkpoint(repo: HubRepo, checkpoint: Checkpoint, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
+    """Bring the weights of a Hub repo into the local cache; safetensors only, all files of one commit.
+
+    The configuration of an adapter comes with its factors.
+
+    Args:
+        repo: Where they are.
+        checkpoint: Which of its files.
+        max_bytes: Larger weights are not downloaded.
+
+    Returns:
+        The safetensors file, or the shard index with its shards beside it.
+
+    Raises:
+        FileNotFoundError: If the repo holds no safetensors under a known name.
+        ValueError: If the weights are too large, or the index names files outside its folder.
+    """
+    info = patiently(HfApi().model_info, repo.repo_id, revision=repo.revision, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    download = partial(patiently, hf_hub_download, repo.repo_id, revision=info.sha)
+    name = find_remote_weights(repo, checkpoint, info)
+    if (settings := (PurePosixPath(name).parent / ADAPTER_CONFIG).as_posix()) in sizes:
+        download(settings)  # what the factors of an adapter mean
+    if not is_index(name):
+        _check_size(str(repo), sizes[name], max_bytes)
+        return Path(download(name))
+    index = Path(download(name))
+    shards = [(PurePosixPath(name).parent / file).as_posix() for file in parse_index(index)]
+    _check_size(str(repo), sum(sizes.get(file, 0) for file in shards), max_bytes)
+    for file in shards:
+        download(file)
+    return index
+
+
+def _check_size(repo_id: str, num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise ValueError(
+            f"{repo_id} holds {num_bytes:,} bytes of weights, more than the limit of {max_bytes:,}; give a larger "
+            "max_bytes if they fit into memory"
+        )

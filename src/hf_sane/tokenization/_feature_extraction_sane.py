@@ -1,0 +1,401 @@
+"""The weight tokenizer: a network in, a sequence of normalised weight tokens out, and back, bit by bit."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import BatchFeature, FeatureExtractionMixin
+from transformers.utils import FEATURE_EXTRACTOR_NAME
+
+from hf_sane.core._layout import BatchNormStorage, Layout
+from hf_sane.core._names import canonical_key
+from hf_sane.core._normalization import LayerStatistics, layer_key
+from hf_sane.core._token_layouts import LayerSpec, find_token_layout
+from hf_sane.core._types import StateDict, TokenSequence
+from hf_sane.records._outputs import check_finished
+from hf_sane.records._patience import patiently
+from hf_sane.records._sources import pretrained_arguments
+from hf_sane.tokenization._checkpoints import Checkpoint, Source
+from hf_sane.tokenization._pretrained import reading_pretrained
+from hf_sane.tokenization._reading import Weights, read_network
+
+Normalization = Literal["standardize", "robust", "none"]
+DIGEST_DIGITS = 16
+# 1: layers of architectures that were not fitted stand in the order of the source, which a file does not share with a
+# module. 2: in the canonical order of their names. A configuration without a version is of format 1.
+FORMAT_VERSION = 2
+# What transformers itself writes into preprocessor_config.json, or passes along when it reads one.
+FOREIGN_KEYS = {
+    "feature_extractor_type",
+    "processor_class",
+    "auto_map",
+    "name_or_path",
+    "_commit_hash",
+    "transformers_version",
+}
+
+
+class SANEFeatureExtractor(FeatureExtractionMixin):
+    """Weight tokenizer: networks to token sequences and back.
+
+    Every floating-point tensor becomes tokens (see `Layout`), so `decode(encode(network))` gives every tensor back;
+    bit by bit with `normalization="none"`, to rounding otherwise. With `"standardize"` (the paper's) or `"robust"` the
+    extractor must be fitted on training networks first; the statistics are saved with it.
+
+    Args:
+        token_dim: Scalars per token, `D`. The paper: 289 for CNNs, 288 for ResNets.
+        token_layout: `"rowwise"` (the paper's) or `"dense"`.
+        batch_norm: `"tokens"`, or `"template"` to carry BatchNorm tensors unchanged.
+        normalization: `"standardize"`, `"robust"` or `"none"`.
+        statistics: Fitted statistics, `{"means": {...}, "stds": {...}}`; filled by `fit`.
+        layer_orders: Layers of each fitted architecture in order; filled by `fit`. Files do not keep the order of a
+            network, so every source of a fitted architecture is put in the order that it was fitted in, every other in
+            the canonical order of its names: file, state dict and module give the same tokens.
+        format_version: What `layer_orders` leaves open is decided as in this version of the format; of what is loaded
+            from a configuration without it, 1.
+        fitted_digest: Of statistics and layer orders, as a saved extractor has it; compared when it is read.
+
+    Raises:
+        TypeError: For an unknown setting.
+        ValueError: For a setting out of range.
+    """
+
+    model_input_names = ["tokens", "positions", "weight_mask", "attention_mask"]  # noqa: RUF012 (set by transformers)
+
+    def __init__(
+        self,
+        token_dim: int = 289,
+        token_layout: str = "rowwise",
+        batch_norm: BatchNormStorage = "tokens",
+        normalization: Normalization = "standardize",
+        statistics: Mapping[str, Mapping[str, float]] | None = None,
+        layer_orders: Sequence[Sequence[str]] | None = None,
+        fitted_digest: str | None = None,
+        format_version: int = FORMAT_VERSION,
+        **kwargs: Any,
+    ) -> None:
+        if unknown := sorted(kwargs.keys() - FOREIGN_KEYS):
+            raise TypeError(
+                f"unknown settings {unknown}; expected token_dim, token_layout, batch_norm, normalization, "
+                "statistics, layer_orders, fitted_digest, format_version"
+            )
+        if type(format_version) is not int or not 1 <= format_version <= FORMAT_VERSION:
+            raise ValueError(
+                f"expected a format_version from 1 to {FORMAT_VERSION}, got {format_version!r}; a newer hf_sane "
+                "wrote it: update this one"
+            )
+        if normalization not in ("standardize", "robust", "none"):
+            raise ValueError(f"expected normalization 'standardize', 'robust' or 'none', got {normalization!r}")
+        if type(token_dim) is not int or token_dim < 1:
+            raise ValueError(f"expected token_dim to be a whole number >= 1, got {token_dim!r}")
+        find_token_layout(token_layout)
+        if batch_norm not in get_args(BatchNormStorage):
+            raise ValueError(f"expected batch_norm among {get_args(BatchNormStorage)}, got {batch_norm!r}")
+        if statistics is not None:
+            LayerStatistics(**statistics)  # refuses what is not finite
+        if fitted_digest not in (None, found := _digest(statistics, layer_orders)):
+            raise ValueError(
+                f"expected the statistics and layer orders with digest {fitted_digest}, got {found}: they were "
+                "changed after they were saved; fit again, or remove fitted_digest if you changed them yourself"
+            )
+        super().__init__(**kwargs)
+        self.token_dim = token_dim
+        self.token_layout = token_layout
+        self.batch_norm = batch_norm
+        self.normalization = normalization
+        self.statistics = statistics and {name: dict(values) for name, values in statistics.items()}
+        self.layer_orders = [list(order) for order in layer_orders or []]
+        self.format_version = format_version
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make an extractor from the content of preprocessor_config.json, as `from_pretrained` does."""
+        return super().from_dict({"format_version": 1, **feature_extractor_dict}, **kwargs)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> "SANEFeatureExtractor":
+        """Read what `save_pretrained` wrote, from a folder or a Hub repo; arguments as in Transformers.
+
+        Raises:
+            OSError: If there is none.
+            InvalidFileError: If it is damaged, or holds settings that cannot be right.
+        """
+        with reading_pretrained(f"{pretrained_model_name_or_path}/{FEATURE_EXTRACTOR_NAME}", "a weight tokenizer"):
+            return patiently(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+
+    @staticmethod
+    def load(source: str | Path, *, revision: str | None = None) -> "SANEFeatureExtractor":
+        """`from_pretrained` for a folder or repository as users name it, `owner/name@revision` among them.
+
+        Raises:
+            FileNotFoundError: If there is neither such a folder nor such a repository.
+            InvalidFileError: As in `from_pretrained`; or the folder is unfinished, or lost or changed files since it
+                was written.
+        """
+        name, where = pretrained_arguments(source, revision=revision)
+        check_finished(name)
+        return SANEFeatureExtractor.from_pretrained(name, **where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as they are saved, with a digest of what was fitted."""
+        return {**super().to_dict(), "fitted_digest": _digest(self.statistics, self.layer_orders)}
+
+    def layout(self, source: Source, *, revision: str | None = None) -> Layout:
+        """Lay out a network without reading its values; meta tensors will do."""
+        return self.lay_out(read_network(source, revision=revision))
+
+    def encode(self, source: Source, *, revision: str | None = None) -> TokenSequence:
+        """Turn a network into tokens.
+
+        Args:
+            source: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id. A module of
+                Transformers is taken as `save_pretrained` would write it, see [`as_saved`].
+            revision: Branch, tag or commit of a Hub repo.
+
+        Returns:
+            Normalised tokens with mask, positions and the layout that `decode` needs.
+
+        Raises:
+            ValueError: For NaN or infinite weights (in the template, too), weights that overflow once normalised, meta
+                tensors, or an extractor that was not fitted.
+            KeyError: If the extractor was fitted on another architecture.
+        """
+        weights = read_network(source, revision=revision)
+        state_dict = weights.tensors
+        if meta := [name for name, tensor in state_dict.items() if tensor.is_meta]:
+            raise ValueError(f"tensors without values (meta device): {meta[:5]}; load the weights, or use layout()")
+        layout = self.lay_out(weights)
+        affine = None if self.normalization == "none" else self.scales(layout)
+        tokens = layout.tokens(state_dict, affine=affine)
+        _check_finite(tokens, layout, state_dict)
+        return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
+
+    def lay_out(self, weights: Weights | Mapping[str, Tensor]) -> Layout:
+        """The layout, as [`arranged`] has it, of a network from [`read_network`] or of tensors, meta tensors too."""
+        known = weights if isinstance(weights, Weights) else Weights(weights)
+        layout = Layout.from_state_dict(
+            known.outlines,
+            token_dim=self.token_dim,
+            token_layout=self.token_layout,
+            batch_norm=self.batch_norm,
+            order="given" if self.format_version == 1 else "names",
+            ties=known.aliases,
+        )
+        return self.arranged(layout)
+
+    def arranged(self, layout: Layout) -> Layout:
+        """The same network with its layers in the order that this extractor gives them, wherever the layout is from.
+
+        That is the order which its architecture was fitted in; for any other architecture, the canonical order of its
+        names.
+        """
+        ordered = layout.layers if self.format_version == 1 else sorted(layout.layers, key=_by_name)
+        by_key: dict[str, list[LayerSpec]] = {}
+        for layer in ordered:
+            by_key.setdefault(layer_key(layer), []).append(layer)
+        keys = sorted(map(layer_key, ordered))
+        for order in self.layer_orders:
+            if len(order) == len(keys) and sorted(order) == keys:
+                ordered = [by_key[key].pop(0) for key in order]
+                break
+        return layout if tuple(ordered) == layout.layers else replace(layout, layers=tuple(ordered))
+
+    def arrange(self, layout: Layout, tokens: Tensor) -> tuple[Layout, Tensor]:
+        """Raw or normalised tokens `[*batch, N, D]` of a layout from elsewhere, put in the order of [`arranged`]."""
+        target = self.arranged(layout)
+        if target is layout:
+            return layout, tokens
+        places = {layer.weight.name: part for layer, part in zip(layout.layers, layout.token_slices, strict=True)}
+        index = [torch.arange(place.start, place.stop) for place in (places[x.weight.name] for x in target.layers)]
+        return target, tokens.index_select(-2, torch.cat(index).to(tokens.device))
+
+    def learn_orders(self, layouts: Iterable[Layout]) -> "SANEFeatureExtractor":
+        """Keep the order of architectures whose order is not known yet; returns `self`."""
+        orders = {tuple(order): None for order in self.layer_orders}
+        known = {tuple(sorted(order)) for order in orders}
+        for layout in layouts:
+            order = tuple(map(layer_key, layout.layers))
+            if tuple(sorted(order)) not in known:
+                known.add(tuple(sorted(order)))
+                orders[order] = None
+        self.layer_orders = [list(order) for order in orders]
+        return self
+
+    def decode(self, tokens: Tensor, layout: Layout) -> StateDict:
+        """Turn tokens back into a state dict.
+
+        Args:
+            tokens: `[N, D]`, normalised as `encode` gives them.
+            layout: The layout of the network, from `encode`.
+
+        Returns:
+            All tensors in their original order and dtype; shared tensors are shared again.
+
+        Raises:
+            ValueError: If `tokens` does not have the layout's shape.
+        """
+        affine = None if self.normalization == "none" else self._statistics().inverse_scales(layout)
+        return layout.state_dict(tokens, affine=affine)
+
+    def fit(
+        self,
+        sources: Iterable[Source | tuple[Layout, Tensor]],
+        *,
+        max_abs_weight: float | None = None,
+        by_kind: bool = False,
+    ) -> "SANEFeatureExtractor":
+        """Fit the per-layer statistics; use training networks only.
+
+        Args:
+            sources: Networks, or pairs of a layout and *raw* tokens `[M, N, D]`.
+            max_abs_weight: Leave out networks with a larger weight: one exploded network would set every scale.
+            by_kind: Also fit each kind of layer (conv, linear, ...), for networks whose layers no training network
+                has: zoos of mixed architectures need it.
+
+        Returns:
+            `self`.
+        """
+        layouts: dict[tuple[LayerSpec, ...], Layout] = {}
+
+        def batches() -> Iterator[tuple[Layout, Tensor]]:
+            for source in sources:
+                layout, tokens = self._batch(source, max_abs_weight)
+                if len(tokens):
+                    layouts.setdefault(layout.layers, layout)
+                    yield layout, tokens
+
+        if self.normalization == "none":
+            for _ in batches():
+                pass  # there is nothing to fit but the orders
+            return self.learn_orders(layouts.values())
+        fitted = LayerStatistics.fit(batches(), self.normalization, by_kind=by_kind)
+        self.layer_orders = []
+        self.learn_orders(layouts.values())
+        self.statistics = {"means": dict(fitted.means), "stds": dict(fitted.stds)}
+        return self
+
+    def extended(
+        self, sources: Iterable[Source | tuple[Layout, Tensor]], *, max_abs_weight: float | None = None
+    ) -> "SANEFeatureExtractor":
+        """A copy that also knows layers which it was not fitted on, from a few networks that have them.
+
+        So networks of an architecture that no training network had can be encoded and sampled, with anchors of that
+        architecture as `sources` (the *prompt examples* of arXiv:2406.09997, section 4.4). Layers that are known
+        already, by name and row length, keep their statistics: networks of the training zoo are encoded as before.
+
+        Args:
+            sources: Networks, or pairs of a layout and *raw* tokens `[M, N, D]`.
+            max_abs_weight: Leave out networks with a larger weight.
+
+        Raises:
+            ValueError: Without any network, or if this extractor was not fitted.
+        """
+        wider = deepcopy(self)
+        if self.normalization == "none":
+            return wider
+        own = self._statistics()
+        found = deepcopy(self).fit(sources, max_abs_weight=max_abs_weight)
+        new = found._statistics()
+        wider.statistics = {"means": {**new.means, **own.means}, "stds": {**new.stds, **own.stds}}
+        wider.layer_orders += [order for order in found.layer_orders if order not in wider.layer_orders]
+        return wider
+
+    def _batch(self, source: Source | tuple[Layout, Tensor], max_abs_weight: float | None) -> tuple[Layout, Tensor]:
+        if isinstance(source, tuple):
+            layout, tokens = source
+        else:
+            weights = read_network(source)
+            layout = self.lay_out(weights)
+            tokens = layout.tokens(weights.tensors)[None]
+        if max_abs_weight is not None:
+            tokens = tokens[tokens.abs().amax(dim=(1, 2)) <= max_abs_weight]
+        return layout, tokens
+
+    def _statistics(self) -> LayerStatistics:
+        if self.statistics is None:
+            raise ValueError(
+                f"normalization={self.normalization!r} needs statistics: call fit() with training networks, load a "
+                "fitted extractor with from_pretrained(), or use normalization='none'"
+            )
+        return LayerStatistics(self.statistics["means"], self.statistics["stds"])
+
+    def scales(self, layout: Layout) -> list[tuple[float, float]]:
+        """Per layer, the factor and the term that turn a weight into a normalised one: `(1 / sigma, -mu / sigma)`.
+
+        Raises:
+            ValueError: If the extractor was not fitted.
+            KeyError: If it was fitted on another architecture.
+        """
+        return [(1.0, 0.0)] * len(layout.layers) if self.normalization == "none" else self._statistics().scales(layout)
+
+    def normalize(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """Raw tokens `[*batch, N, D]` to normalised ones; padding stays zero."""
+        return tokens if self.normalization == "none" else self._statistics().apply(tokens, layout)
+
+    def denormalize(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """Normalised tokens `[*batch, N, D]` to raw ones, differentiable; padding stays zero."""
+        return tokens if self.normalization == "none" else self._statistics().invert(tokens, layout)
+
+    def __call__(self, sources: Source | Sequence[Source], return_tensors: str | None = "pt") -> BatchFeature:
+        """Encode one or several networks into a padded batch.
+
+        Args:
+            sources: A network, or a list of them.
+            return_tensors: As in transformers; `"pt"`.
+
+        Returns:
+            `tokens` `[B, N, D]`, `positions` `[B, N, 3]`, `weight_mask` `[B, N, D]`, `attention_mask` `[B, N]`.
+        """
+        networks = [sources] if isinstance(sources, str | Path | Checkpoint | Mapping | nn.Module) else sources
+        encoded = [self.encode(network) for network in networks]
+        longest = max(map(len, encoded))
+
+        def pad(values: Iterable[Tensor]) -> Tensor:
+            return torch.stack([torch.cat([v, v.new_zeros(longest - len(v), *v.shape[1:])]) for v in values])
+
+        data = {
+            "tokens": pad(e.tokens for e in encoded),
+            "positions": pad(e.positions for e in encoded),
+            "weight_mask": pad(e.weight_mask for e in encoded),
+            "attention_mask": pad(torch.ones(len(e), dtype=torch.bool) for e in encoded),
+        }
+        return BatchFeature(data, tensor_type=return_tensors)
+
+
+def _digest(statistics: Mapping[str, Mapping[str, float]] | None, layer_orders: Sequence[Sequence[str]] | None) -> str:
+    content = json.dumps([statistics or None, layer_orders or []], sort_keys=True)
+    return sha256(content.encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+def _by_name(layer: LayerSpec) -> tuple[Any, ...]:
+    return canonical_key(layer.weight.name)
+
+
+def _check_finite(tokens: Tensor, layout: Layout, state_dict: Mapping[str, Tensor]) -> None:
+    """One cheap pass; only when it fails, find out where."""
+    template = [tensor for tensor in layout.template.values() if tensor.is_floating_point()]
+    if torch.isfinite(tokens.sum()) and not any(map(_not_finite, template)):
+        return
+    counts = {name: _not_finite(tensor) for name, tensor in state_dict.items() if tensor.is_floating_point()}
+    if bad := {name: count for name, count in counts.items() if count}:
+        raise ValueError(f"NaN or infinite weights (tensor: count): {bad}; repair or leave out this network")
+    for layer, part in zip(layout.layers, layout.token_slices, strict=True):
+        if not tokens[part].isfinite().all():
+            largest = max(state_dict[spec.name].detach().double().abs().max().item() for spec in layer.tensors)
+            raise ValueError(
+                f"weights of {layer.name} overflow once normalised: the largest is {largest:.3g}, exploded or on "
+                "another scale than the networks that the extractor was fitted on; leave out this network"
+            )
+
+
+def _not_finite(tensor: Tensor) -> int:
+    """How many entries are NaN or infinite; float8 has no isfinite."""
+    return int((~torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float())).sum())

@@ -1,0 +1,104 @@
+"""A checkpoint as a mapping that reads a tensor when it is asked for, so that large ones never lie in memory whole."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hf_sane.core._types import StateDict
+from hf_sane.records._errors import reading
+from hf_sane.tokenization._checkpoints import (
+    AGAIN,
+    Checkpoint,
+    Source,
+    as_checkpoint,
+    index_shards,
+    is_lazy,
+    load_state_dict,
+    read_weights,
+    weights_path,
+)
+from hf_sane.tokenization._formats import weights_reader
+from hf_sane.tokenization._headers import read_outlines
+from hf_sane.tokenization._safetensors_header import read_header
+from hf_sane.tokenization._state_dicts import choose_tensors
+
+MAX_MAPPED_BYTES = 2**26
+
+
+class LazyCheckpoint(Mapping[str, Tensor]):
+    """The tensors of safetensors files, by name.
+
+    Every access reads anew, and what was read is freed with the last reference to it. A mapping that stays counts as
+    memory page by page, so a file is mapped anew after every `MAX_MAPPED_BYTES`; not for every tensor, because each
+    time its header is parsed.
+
+    Args:
+        path: A safetensors file or a shard index, whose headers are read and checked at once.
+        key: Which network, where an average lies beside it.
+
+    Attributes:
+        outlines: Tensors on the meta device: names, shapes and dtypes.
+    """
+
+    def __init__(self, path: Path, key: str | None = None) -> None:
+        self.outlines: StateDict = read_outlines(path, key=key)
+        if weights_reader(path) == "index":
+            stored = {name: path.parent / file for file, names in index_shards(path).items() for name in names}
+        else:
+            stored = dict.fromkeys(read_header(path), path)
+        self._mapped: tuple[Path, Any] | None = None  # the open file
+        self._mapped_bytes = 0  # read from it
+        self._places = choose_tensors({name: (place, name) for name, place in stored.items()}, path, key=key)
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, stored_name = self._places[name]
+        with reading(path, field=name, expected="a tensor", remedy=AGAIN, also=(SafetensorError,)):
+            return self._file(path, self.outlines[name].nbytes).get_tensor(stored_name)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of a tensor (of its first axis); only they are read."""
+        path, stored_name = self._places[name]
+        num_bytes = self.outlines[name][start:stop].nbytes
+        return self._file(path, num_bytes).get_slice(stored_name)[start:stop]
+
+    def _file(self, path: Path, num_bytes: int) -> Any:
+        """The file, mapped, before so many bytes of it are read."""
+        if self._mapped is None or self._mapped[0] != path or self._mapped_bytes + num_bytes > MAX_MAPPED_BYTES:
+            self._mapped, self._mapped_bytes = (path, safe_open(path, framework="pt")), 0
+        self._mapped_bytes += num_bytes
+        return self._mapped[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outlines)
+
+    def __len__(self) -> int:
+        return len(self.outlines)
+
+
+def open_checkpoint(source: Source, *, revision: str | None = None, key: str | None = None) -> Mapping[str, Tensor]:
+    """Read a network's tensors one at a time.
+
+    Args:
+        source: As in `load_state_dict`. Tensors in memory are shared; of safetensors only the headers are read now;
+            pickles have no other way than to be loaded whole.
+        revision: Branch, tag or commit of a Hub repo.
+        key: Which state dict, where there are several.
+
+    Returns:
+        Tensors by name, without wrapper prefixes.
+
+    Raises:
+        FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
+        ValueError: If a file is damaged, an index points outside its folder, or a pickle holds more than weights.
+        TypeError: If `source` is nothing of the above.
+    """
+    if isinstance(source, str | Path | Checkpoint):
+        checkpoint = as_checkpoint(source, revision=revision, key=key)
+        path = weights_path(checkpoint)
+        if is_lazy(path):
+            return LazyCheckpoint(path, checkpoint.key)
+        return read_weights(path, key=checkpoint.key)
+    return load_state_dict(source, key=key)

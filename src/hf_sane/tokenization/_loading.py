@@ -1,0 +1,82 @@
+"""Models and configurations of Transformers from folders and the Hub: never by running code that lies beside them.
+
+Where `trust_remote_code` is left out, Transformers asks on the terminal and runs the code after "y", or times out.
+Every Auto class of this library is asked through here, where the answer is no.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from hf_sane.tokenization._pretrained import load_pretrained
+
+
+def load_config(source: str | Path, **options: Any) -> PreTrainedConfig:
+    """`AutoConfig.from_pretrained`, without the code of the repository.
+
+    Args:
+        source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
+        **options: Of `AutoConfig.from_pretrained`, such as `revision`.
+
+    Raises:
+        FileNotFoundError: If there is neither such a folder nor such a repository.
+        ValueError: If the configuration can be read only by running code that came with it.
+        InvalidFileError: If it is damaged, or the folder unfinished or changed.
+    """
+    with _refusing_code(source):
+        config: PreTrainedConfig = load_pretrained(AutoConfig, source, "a configuration", **options)
+        return config
+
+
+def load_model(auto_class: Any, source: str | Path, **options: Any) -> Any:
+    """`auto_class.from_pretrained`, without the code of the repository.
+
+    Args:
+        auto_class: Such as `AutoModelForImageClassification`.
+        source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
+        **options: Of `from_pretrained`, such as `revision` and `dtype`.
+
+    Raises:
+        FileNotFoundError: If there is neither such a folder nor such a repository.
+        ValueError: If the model can be loaded only by running code that came with it.
+        InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
+    """
+    with _refusing_code(source):
+        return load_pretrained(auto_class, source, "a saved model", **options)
+
+
+def initial_model(auto_class: Any, config: PreTrainedConfig, **options: Any) -> Any:
+    """`auto_class.from_config`, without the code that the configuration may name.
+
+    Args:
+        auto_class: Such as `AutoModelForImageClassification`.
+        config: From [`load_config`].
+        **options: Of `from_config`, such as `dtype`.
+
+    Raises:
+        ValueError: If the model can be built only by running code that the configuration names.
+    """
+    with _refusing_code(config.name_or_path or type(config).__name__):
+        return auto_class.from_config(config, trust_remote_code=False, **options)
+
+
+@contextmanager
+def _refusing_code(source: str | Path) -> Iterator[None]:
+    """Replace the advice of Transformers, to pass `trust_remote_code=True`, by one that can be followed here."""
+    try:
+        yield
+    except ValueError as error:
+        if not any("trust_remote_code" in str(part) for part in (error, error.__cause__)):
+            raise
+        raise ValueError(
+            f"{source} is of an architecture that needs Python code from its repository, which is never run here: "
+            "expected one that Transformers or hf_sane knows; if you have read that code and trust it, load the "
+            "model with Transformers yourself and pass it as a module, or save its weights as safetensors without "
+            "auto_map"
+        ) from error
+
+
+__all__ = ["initial_model", "load_config", "load_model"]

@@ -1,0 +1,111 @@
+"""Pickles that hold nothing but tensors, opened without running code."""
+
+import pickle
+import re
+import struct
+import tarfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_sane.records._errors import MALFORMED, InvalidFileError, shorten
+
+REMEDY = (
+    "it is damaged, or holds more than tensors and could run code; convert it to safetensors where you trust it "
+    "(load it with what wrote it, and save model.state_dict())"
+)
+FAILURES: tuple[type[Exception], ...] = (
+    *MALFORMED,
+    AssertionError,  # of torch's unpickler
+    RuntimeError,
+    pickle.UnpicklingError,
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+BLOCKED = re.compile(r"(?:GLOBAL|but got|[Uu]nsupported class) (?:<class ')?([\w.]+)")
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+# A few bytes can claim a tensor of any size (strides of zero, a bytearray): more than this beyond the file is no
+# checkpoint.
+MAX_UNBACKED_BYTES = 2**26
+
+
+class Unread:
+    """Stands for objects that often lie beside weights and say nothing about them: made of anything, does nothing."""
+
+    def __new__(cls, *_: object) -> "Unread":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        return
+
+
+# Measurements and settings. The real classes are never touched: an object that does nothing takes their place.
+INERT: tuple[Any, ...] = tuple(
+    (Unread, name)
+    for name in (
+        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+        *("numpy.dtype", "numpy.ndarray", "argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath"),
+        *("pathlib._local.PosixPath", "pathlib._local.WindowsPath", "datetime.datetime", "datetime.timedelta"),
+    )
+)
+
+
+def unpickle(path: Path) -> Any:
+    """What a file of `torch.save` holds, if that is tensors, numbers, text and containers of them.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        InvalidFileError: If it is damaged, asks for a class that could run code, or claims far more than it holds.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript archives, which are refused next, and of old formats
+            # A path that ends in .safetensors would be read as that, whatever it is.
+            with path.open("rb") as file, torch.serialization.safe_globals(list(INERT)):
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except FAILURES as error:
+        raise InvalidFileError(
+            path,
+            expected="nothing but tensors",
+            got=f"a file that cannot be opened with weights_only=True ({_reason(error)})",
+            remedy=REMEDY,
+        ) from error
+    limit = path.stat().st_size + MAX_UNBACKED_BYTES
+    if (claimed := sum(tensor.numel() * tensor.itemsize for tensor in _tensors(content))) > limit:
+        got = f"tensors of {claimed:,} bytes in a file of {path.stat().st_size:,}"
+        raise InvalidFileError(path, expected="tensors that are in the file", got=got, remedy=REMEDY)
+    return content
+
+
+def _reason(error: BaseException) -> str:
+    """The blocked class where torch names one, in any of its wordings; otherwise its own first sentence, plainly."""
+    text = ESCAPES.sub("", str(error))
+    if isinstance(error, pickle.UnpicklingError) and (found := BLOCKED.search(text)):
+        return f"it asks for {found[1]}"
+    sentence = re.split(r"\. [A-Z]|\n", text.rpartition("WeightsUnpickler error: ")[2])[0]
+    return f"{type(error).__name__}: {shorten(sentence)}" if sentence else type(error).__name__
+
+
+def _tensors(content: Any) -> Iterable[Tensor]:
+    level, seen = [content], set()
+    while level:
+        entry = level.pop()
+        if isinstance(entry, Tensor):
+            yield entry
+        elif isinstance(entry, Mapping | list | tuple | set) and id(entry) not in seen:  # it may hold itself
+            seen.add(id(entry))
+            level.extend(entry.values() if isinstance(entry, Mapping) else entry)
+
+
+__all__ = ["unpickle"]

@@ -1,0 +1,79 @@
+"""Loading through Transformers, whose many exceptions become `InvalidFileError`."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+from hf_sane.records._errors import InvalidFileError, reading, shorten
+from hf_sane.records._outputs import check_finished
+from hf_sane.records._patience import patiently
+from hf_sane.records._sources import pretrained_arguments
+
+NO_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
+LISTED = 5  # files that a message names
+REMEDY = "save it again with save_pretrained(), or load it from elsewhere"
+
+
+@contextmanager
+def reading_pretrained(source: str | Path, what: str) -> Iterator[None]:
+    """Read something with `from_pretrained`.
+
+    Args:
+        source: Folder, file or Hub repo id, for messages.
+        what: What it should hold: `"a SANE autoencoder"`.
+
+    Raises:
+        OSError: If there is no such file, or it cannot be reached.
+        InvalidFileError: For whatever else Transformers raises.
+    """
+    with reading(source, expected=what, remedy=REMEDY, also=(StrictDataclassError, SafetensorError, RuntimeError)):
+        try:
+            yield
+        except OSError as error:  # Transformers raises it for damaged JSON, too
+            if isinstance(error.__context__, NO_JSON):
+                raise InvalidFileError(source, expected=what, got=error, remedy=REMEDY) from error
+            # Transformers has one sentence for every file that it does not find: about its own address on the Hub.
+            folder = next((path for path in (Path(source), Path(source).parent) if path.is_dir()), None)
+            if error.errno is None and folder is not None:
+                raise FileNotFoundError(_describe_lack(folder, what)) from error
+            raise
+
+
+def _describe_lack(folder: Path, what: str) -> str:
+    """What a folder that lacks the files of something holds in their place."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    inside = sorted(path.parent for path in folder.glob("*/config.json"))
+    remedy = f"give {inside[0]}" if len(inside) == 1 else "give a folder that holds one"
+    listed = shorten(", ".join(names[:LISTED])) or "nothing"
+    return f"{folder}: expected {what}, got a folder with {listed}{more}; {remedy}"
+
+
+def load_pretrained(cls: Any, source: str | Path, what: str, *, revision: str | None = None, **options: Any) -> Any:
+    """Call `from_pretrained` of a Transformers class: checked, with retries, and without remote code.
+
+    Args:
+        cls: Such as `SANEModel` or `AutoConfig`.
+        source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
+        what: What it should hold, for messages: `"a SANE autoencoder"`.
+        revision: Branch, tag or commit of a repo.
+        **options: Of `from_pretrained`, such as `dtype`.
+
+    Raises:
+        FileNotFoundError: If there is neither such a folder nor such a repository.
+        OSError: If it holds no such file, or cannot be reached.
+        InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was
+            written.
+    """
+    name, where = pretrained_arguments(source, revision=revision)
+    check_finished(name)
+    with reading_pretrained(source, what):
+        return patiently(cls.from_pretrained, name, trust_remote_code=False, **options, **where)
+
+
+__all__ = ["load_pretrained", "reading_pretrained"]

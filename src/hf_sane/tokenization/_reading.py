@@ -1,0 +1,82 @@
+"""The one pass from wherever a network is to what the weight tokenizer takes: tensors, and what is known of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from hf_sane.core._layer_kinds import LayerKind, possible_kinds
+from hf_sane.tokenization._checkpoints import Source, load_state_dict
+from hf_sane.tokenization._lazy_checkpoints import LazyCheckpoint, open_checkpoint
+from hf_sane.tokenization._saved_form import as_saved
+from hf_sane.tokenization._state_dicts import strip_prefixes
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network as a reader gives it.
+
+    Attributes:
+        tensors: Tensors by name, without prefixes of wrappers. Those of large files are read when they are asked for.
+        aliases: Of shared tensors, names that files leave out to those that they keep, where a module says so.
+    """
+
+    tensors: Mapping[str, Tensor]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def outlines(self) -> Mapping[str, Tensor]:
+        """Tensors of which only name, shape, dtype and sharing are used."""
+        return self.tensors.outlines if isinstance(self.tensors, LazyCheckpoint) else self.tensors
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Names in the order of the source."""
+        return tuple(self.tensors)
+
+    @property
+    def kinds(self) -> dict[str, tuple[LayerKind, ...]]:
+        """What each tensor may belong to, judged by names and shapes, most likely first."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.outlines.items()}
+        return {name: possible_kinds(name, shapes) for name in shapes}
+
+
+def read_network(source: Source | Weights, *, revision: str | None = None, lazy: bool = False) -> Weights:
+    """Read a network from wherever it is.
+
+    Args:
+        source: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id. A module of
+            Transformers is taken as `save_pretrained` would write it, see [`as_saved`].
+        revision: Branch, tag or commit of a Hub repo.
+        lazy: Whether tensors of safetensors are read when they are asked for.
+
+    Raises:
+        FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
+        InvalidFileError: If a file is damaged, or of a format that is not read.
+        TypeError: If `source` is nothing of the above.
+    """
+    if isinstance(source, Weights):
+        return source
+    source = as_saved(source)
+    tensors = open_checkpoint(source, revision=revision) if lazy else load_state_dict(source, revision=revision)
+    return Weights(tensors, _ties(source))
+
+
+def _ties(source: Source) -> dict[str, str]:
+    """Of the shared tensors of a Transformers model, names that its files leave out to those that they keep.
+
+    Names are those that `load_state_dict` gives; nothing for other sources.
+    """
+    if not isinstance(source, nn.Module):
+        return {}
+    shown = {stored: name for name, stored in strip_prefixes({name: name for name in source.state_dict()}).items()}
+    ties = {}
+    for path, module in source.named_modules():
+        dot = f"{path}." if path else ""
+        for left_out, kept in (getattr(module, "all_tied_weights_keys", None) or {}).items():
+            if dot + left_out in shown and dot + kept in shown:
+                ties[shown[dot + left_out]] = shown[dot + kept]
+    return ties
+
+
+__all__ = ["Weights", "read_network"]

@@ -1,0 +1,216 @@
+"""The state dict in a training checkpoint: found among optimisers and counters, or its candidates named."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from hf_sane.core._types import StateDict
+from hf_sane.records._errors import InvalidFileError
+
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, AveragedModel and torch.compile
+# Of a network inside a Lightning module. Networks of Transformers have names of their own that begin so, but they are
+# not saved inside a larger dictionary.
+NESTED_PREFIXES = (*WRAPPER_PREFIXES, "model.")
+# What wrappers keep beside the network.
+BOOKKEEPING = ("n_averaged", "num_updates", "decay", "step", "global_step", "epoch", "iteration", "initted")
+MAX_BOOKKEEPING = 2
+MAX_DEPTH = 3  # of dictionaries in dictionaries
+ITSELF = "."  # key of the tensors that lie in the dictionary itself
+MAX_NAMED = 8  # candidates, or keys
+AVERAGE = re.compile(r"((?:[^.]*_)?ema(?:_[^.]*)?)\.")  # first part of the names of an exponential moving average
+MIN_COPY = 0.5  # tensors of an average for every tensor that is averaged; less is a part of the network
+Value = TypeVar("Value")
+
+
+def choose_state_dict(content: object, where: str | Path, *, key: str | None = None) -> StateDict:
+    """The network in what a file or a user holds.
+
+    Candidates are all dictionaries with names and tensors, up to `MAX_DEPTH` deep, but those of optimisers; where some
+    hold matrices, only those. What is no tensor in one, such as counters, `None` and an `_extra_state`, is left out.
+
+    Args:
+        content: A state dict, or a dictionary with one somewhere in it.
+        where: What messages call it.
+        key: Which one, as messages name them: the keys that lead there, with `/` between them.
+
+    Returns:
+        Tensors by name, without wrapper prefixes.
+
+    Raises:
+        InvalidFileError: If there is no candidate, none under `key`, or several and no `key`.
+    """
+    if not isinstance(content, Mapping):
+        raise _no_tensors(where, f"an object of the type {type(content).__name__}")
+    found = find_state_dicts(content)
+    if not found:
+        kinds = ", ".join(f"{name!r}: {type(value).__name__}" for name, value in list(content.items())[:MAX_NAMED])
+        raise _no_tensors(
+            where, f"a dictionary of {len(content)} entries ({kinds})" if content else "an empty dictionary"
+        )
+    if key is None:
+        found = _networks(found)
+    candidates: dict[str, StateDict] = {}
+    for path, tensors in found.items():
+        prefixes = WRAPPER_PREFIXES if path == ITSELF else NESTED_PREFIXES
+        for part, names in split_averages(strip_prefixes(dict(zip(tensors, tensors, strict=True)))).items():
+            name = part if path == ITSELF else path if part == ITSELF else f"{path}/{part}"
+            inside = {short: tensors[long] for short, long in names.items()}
+            candidates[name] = strip_prefixes(inside, prefixes)
+    chosen = choose_candidate({name: _outline(tensors) for name, tensors in candidates.items()}, where, key)
+    check_names(candidates[chosen], where)
+    return candidates[chosen]
+
+
+def choose_tensors(
+    tensors: Mapping[str, Value], where: str | Path, *, key: str | None = None, is_module: bool = False
+) -> dict[str, Value]:
+    """The network among tensors that lie side by side, or what stands for them, without wrapper prefixes.
+
+    Args:
+        tensors: By name.
+        where: What messages call them.
+        key: Which one, where an exponential moving average lies beside a network.
+        is_module: Whether they are the state of one module, which is one network, whatever it is made of.
+
+    Raises:
+        InvalidFileError: If a tensor has no name, or there are several networks and no `key`, or none under `key`.
+    """
+    check_names(tensors, where)
+    stripped = strip_prefixes(tensors)
+    if is_module:
+        return stripped
+    parts = {name: strip_prefixes(part) for name, part in split_averages(stripped).items()}
+    return parts[choose_candidate({name: f"{len(part)} tensors" for name, part in parts.items()}, where, key)]
+
+
+def find_state_dicts(content: Mapping[object, object]) -> dict[str, StateDict]:
+    """Every dictionary of tensors in a dictionary, by the keys that lead there; those of optimisers are left out."""
+    found: dict[str, StateDict] = {}
+
+    def visit(entries: Mapping[object, object], path: tuple[str, ...]) -> None:
+        if "param_groups" in entries and "state" in entries:
+            return
+        named = {name: value for name, value in entries.items() if isinstance(name, str)}
+        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        if tensors:
+            found["/".join(path) or ITSELF] = tensors
+        for name, value in named.items():
+            if isinstance(value, Mapping) and len(path) < MAX_DEPTH:
+                visit(value, (*path, name))
+
+    visit(content, ())
+    return found
+
+
+def choose_candidate(candidates: Mapping[str, str], where: str | Path, key: str | None) -> str:
+    """The key of the one that is meant.
+
+    Args:
+        candidates: Key to how large it is, in words.
+        where: What messages call the file.
+        key: The one that was asked for.
+
+    Raises:
+        InvalidFileError: If there is none under `key`, or several and no `key`.
+    """
+    if key in candidates:
+        return str(key)
+    if key is None and len(candidates) == 1:
+        return next(iter(candidates))
+    named = ", ".join(f"{name!r} ({size})" for name, size in list(candidates.items())[:MAX_NAMED])
+    more = f" and {len(candidates) - MAX_NAMED} more" if len(candidates) > MAX_NAMED else ""
+    raise InvalidFileError(
+        where,
+        expected="one network" if key is None else f"a state dict under the key {key!r}",
+        got=f"{len(candidates)} state dicts: {named}{more}" if key is None else f"{named}{more}",
+        remedy=f"choose one by its key (--key, key=), such as {next(iter(candidates))!r}",
+    )
+
+
+def split_averages(values: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
+    """Part a network from an exponential moving average of it that lies beside it, `model.*` and `model_ema.*`.
+
+    Returns:
+        What belongs together, by the first part of its names, which is taken off; `ITSELF`, with whole names, where
+        nothing was parted or names have several first parts.
+    """
+    heads = {name: found[1] for name in values if (found := AVERAGE.match(name))}
+    averages = {head: [name for name in heads if heads[name] == head] for head in dict.fromkeys(heads.values())}
+    averages = {head: names for head, names in averages.items() if len(names) >= MIN_COPY * (len(values) - len(heads))}
+    copied = {name for names in averages.values() for name in names}
+    rest = {name: value for name, value in values.items() if name not in copied}
+    if not averages or not rest:
+        return {ITSELF: dict(values)}
+    firsts = {name.partition(".")[0] for name in rest}
+    own = firsts.pop() if len(firsts) == 1 and all("." in name for name in rest) else None
+    parts = {ITSELF: rest} if own is None else {own: _without(rest, f"{own}.")}
+    return parts | {
+        head: _without({name: values[name] for name in names}, f"{head}.") for head, names in averages.items()
+    }
+
+
+def strip_prefixes(state_dict: Mapping[str, Value], prefixes: tuple[str, ...] = WRAPPER_PREFIXES) -> dict[str, Value]:
+    """Take off prefixes that every name carries, again and again.
+
+    Up to `MAX_BOOKKEEPING` names that are a wrapper's own (`n_averaged`) may lack it; they go with it.
+    """
+    found = dict(state_dict)
+    changed = bool(found)
+    while changed:
+        changed = False
+        for prefix in prefixes:
+            others = [name for name in found if not name.startswith(prefix)]
+            own = len(others) <= MAX_BOOKKEEPING and all(name in BOOKKEEPING for name in others)
+            # A name that is nothing but the prefix would be left without one.
+            if own and len(others) < len(found) and prefix not in found:
+                found = _without({name: value for name, value in found.items() if name not in others}, prefix)
+                changed = True
+    return found
+
+
+def check_names(tensors: Mapping[str, object], where: str | Path) -> None:
+    """Refuse tensors without a name.
+
+    Raises:
+        InvalidFileError: If there is one.
+    """
+    if "" in tensors:
+        raise InvalidFileError(
+            where,
+            expected="a name for every tensor",
+            got="one that is named ''",
+            remedy="name it, and save the file again",
+        )
+
+
+def _networks(found: dict[str, StateDict]) -> dict[str, StateDict]:
+    """The dictionaries that can be networks: those with floating-point matrices, or else with vectors."""
+
+    def rank(tensors: StateDict) -> int:
+        return max((min(tensor.ndim, 2) for tensor in tensors.values() if tensor.is_floating_point()), default=0)
+
+    best = max(map(rank, found.values()))
+    return {path: tensors for path, tensors in found.items() if rank(tensors) == best}
+
+
+def _without(values: Mapping[str, Value], prefix: str) -> dict[str, Value]:
+    return {name.removeprefix(prefix): value for name, value in values.items()}
+
+
+def _outline(tensors: StateDict) -> str:
+    return f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} weights"
+
+
+def _no_tensors(where: str | Path, got: str) -> InvalidFileError:
+    return InvalidFileError(
+        where,
+        expected="a dictionary of tensors, or one somewhere inside a dictionary",
+        got=got,
+        remedy="save model.state_dict()",
+    )
+
+
+__all__ = ["choose_state_dict", "choose_tensors", "strip_prefixes"]

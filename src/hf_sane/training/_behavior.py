@@ -1,0 +1,190 @@
+"""A loss on what reconstructed networks do, not only on what their weights are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core._layer_kinds import RUNNING
+from hf_sane.core._layout import Layout
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEOutput
+from hf_sane.networks._images import load_images
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo._dataset import ZooSplit
+
+MIN_SPREAD = 1e-6  # networks that all answer alike leave nothing to explain
+
+
+def behavior_distance(original: Tensor, reconstructed: Tensor, kind: str) -> Tensor:
+    """How far two populations of networks answer differently, as a share of how far the first one varies.
+
+    `mse`: `mean |p - q|^2 / mean |p - p_bar|^2`; `kl`: `mean KL(p || q) / mean KL(p || p_bar)`, with `p`, `q` the
+    softmax outputs of original and reconstructed networks and `p_bar` the average answer. 0: same answers; 1: no
+    better than the average answer.
+
+    "Structure is not enough" (arXiv:2503.17138) divides each term by its value at the first step. That value depends
+    on the initialisation (which here may already reconstruct) and would have to be stored to resume; the spread of the
+    original answers gives the same freedom from scale without either.
+
+    Args:
+        original: `[M, B, K]` logits, without gradient.
+        reconstructed: `[M, B, K]` logits.
+        kind: `"mse"` or `"kl"`.
+
+    Returns:
+        Scalar, float32.
+    """
+    log_p = original.detach().float().log_softmax(-1)
+    log_q = reconstructed.float().log_softmax(-1)
+    p = log_p.exp()
+    average = p.mean((0, 1))
+    if kind == "mse":
+        return (p - log_q.exp()).square().mean() / (p - average).square().mean().clamp_min(MIN_SPREAD)
+    divergence = (p * (log_p - log_q)).sum(-1).mean()
+    return divergence / (p * (log_p - average.log())).sum(-1).mean().clamp_min(MIN_SPREAD)
+
+
+@dataclass(frozen=True)
+class BehaviorLoss:
+    """Runs original and reconstructed networks on images, inside the training step.
+
+    "Structure is not enough" (arXiv:2503.17138): weights that are close in mean square can still compute something
+    else. Windows must cover whole networks, of one architecture.
+
+    Attributes:
+        config: Configuration of the networks of the zoo.
+        layout: Their layout, `N` tokens.
+        extractor: Fitted weight tokenizer, to undo the normalisation.
+        images: `[n, C, H, W]` float32, on the training device.
+        weight: Share `w` of the behavioural term within the reconstruction loss.
+        contrast_weight: `gamma` of the model.
+        num_images: Images per step.
+        num_models: Networks per step and view, at most.
+        kind: `"mse"` or `"kl"`, see [`behavior_distance`].
+        seed: Seed of the choice of images.
+    """
+
+    config: ZooConfig
+    layout: Layout
+    extractor: SANEFeatureExtractor
+    images: Tensor
+    weight: float
+    contrast_weight: float
+    num_images: int
+    num_models: int
+    kind: str
+    seed: int
+
+    @classmethod
+    def from_arguments(
+        cls,
+        arguments: PretrainSettings,
+        config: SANEConfig,
+        extractor: SANEFeatureExtractor,
+        splits: Sequence[ZooSplit],
+        device: torch.device,
+    ) -> "BehaviorLoss | None":
+        """Set the loss up, or return `None` when `behavior_weight` is 0.
+
+        Raises:
+            ValueError: If the zoos mix architectures, or a network is longer than a window.
+        """
+        if arguments.behavior_weight == 0 or arguments.behavior_data is None:
+            return None
+        columns = ("layout", "architecture", "activation")
+        kinds = {kind for split in splits for kind in zip(*map(split.column, columns), strict=True)}
+        layout = splits[0].layout(0)
+        if len(kinds) != 1:
+            raise ValueError(
+                f"the behavioural loss takes zoos of one layout, architecture and activation, got {sorted(kinds)}; "
+                "train on one of them, or set behavior_weight=0"
+            )
+        if layout.num_tokens > config.window_size:
+            raise ValueError(
+                f"the behavioural loss needs windows of whole networks, got window_size={config.window_size} for "
+                f"{layout.num_tokens} tokens; raise window_size, or set behavior_weight=0"
+            )
+        if any(tensor.is_floating_point() for tensor in layout.template.values()):
+            raise ValueError(
+                "the behavioural loss needs every weight in the tokens, got a zoo with batch_norm='template'; "
+                "build it with batch_norm='tokens', or set behavior_weight=0"
+            )
+        network = splits[0].config(0)
+        image_size = getattr(
+            network, "image_size", None
+        )  # networks that take any size are shown the images as they are
+        data = load_images(arguments.behavior_data, image_size=image_size)
+        return cls(
+            config=network,
+            layout=layout,
+            extractor=extractor,
+            images=data.train_images.to(device),
+            weight=arguments.behavior_weight,
+            contrast_weight=float(config.contrast_weight),
+            num_images=arguments.behavior_images,
+            num_models=arguments.behavior_models,
+            kind=arguments.behavior_loss,
+            seed=arguments.seed,
+        )
+
+    def networks(self, tokens: Tensor) -> StackedNetworks:
+        """Runnable networks from normalised tokens `[M, N, D]`; differentiable, but for running statistics.
+
+        PyTorch's batch norm passes them no gradient. A reconstructed variance may come out negative and is cut at
+        zero.
+        """
+        tensors = self.layout.tensors(self.extractor.denormalize(tokens, self.layout))
+        for name, value in tensors.items():
+            if name.endswith(RUNNING):
+                tensors[name] = value.detach().clamp_min(0) if name.endswith("running_var") else value.detach()
+        return StackedNetworks(self.config, self.layout.complete(tensors, [len(tokens)], device=tokens.device))
+
+    def distance(self, tokens: Tensor, reconstruction: Tensor, step: int) -> Tensor:
+        """[`behavior_distance`] between networks and their reconstructions on the images of this step.
+
+        Args:
+            tokens: `[M, N, D]` normalised tokens without noise.
+            reconstruction: `[M, N, D]`.
+            step: Picks the images, together with the seed.
+
+        Returns:
+            Scalar, float32, with a gradient towards `reconstruction`.
+        """
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        picked = torch.randperm(len(self.images), generator=generator)[: self.num_images]
+        images = self.images[picked.to(self.images.device)]
+        with torch.no_grad():
+            original = self.networks(tokens).logits(images)
+        return behavior_distance(original, self.networks(reconstruction.float()).logits(images), self.kind)
+
+    def combine(self, output: SANEOutput, batch: Mapping[str, Tensor], step: int) -> Tensor:
+        """Total loss `(1 - gamma) ((1 - w) L_rec + w L_behavior) + gamma L_contrast`.
+
+        Args:
+            output: Of the model, with losses.
+            batch: What the model was given: windows that each hold a whole network.
+            step: Optimizer step, which picks the images.
+
+        Returns:
+            Scalar.
+        """
+        assert output.loss is not None
+        assert output.reconstruction is not None
+        assert output.reconstruction_loss is not None
+        targets = [batch.get("target_tokens", batch["tokens"])]
+        decoded = [output.reconstruction]
+        if output.second_reconstruction is not None:
+            targets.append(batch.get("second_target_tokens", batch["second_tokens"]))
+            decoded.append(output.second_reconstruction)
+        first = slice(self.num_models)
+        distance = self.distance(torch.cat([t[first] for t in targets]), torch.cat([d[first] for d in decoded]), step)
+        share = self.weight * (1.0 if output.contrastive_loss is None else 1.0 - self.contrast_weight)
+        return output.loss + share * (distance - output.reconstruction_loss)
+
+
+__all__ = ["BehaviorLoss", "behavior_distance"]

@@ -1,0 +1,82 @@
+"""Checkpoints of a run: folders that are either complete, with a manifest, or absent.
+
+Accelerate's own rotation (`automatic_checkpoint_naming`, `total_limit`) removes the oldest checkpoint before it writes
+the next one in place, so a process that is killed in between leaves part of a checkpoint that looks like a whole one.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from hf_sane.records._files import PARTIAL, move_folder
+from hf_sane.records._outputs import finish_folder
+
+JOB = "checkpoint"
+NAME = re.compile(r"step-\d{8,}")
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints below `folder`, oldest first."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if NAME.fullmatch(path.name)), key=lambda path: int(path.name[5:]))
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, *, keep: int) -> Path:
+    """Save model, optimizer, schedule, progress and random states of all processes; every process must call it.
+
+    Args:
+        accelerator: Holds what was prepared and registered.
+        folder: Where checkpoints live.
+        step: Optimizer steps done.
+        keep: Newest checkpoints that stay.
+
+    Returns:
+        `folder / step-XXXXXXXX`.
+    """
+    final = folder / f"step-{step:08d}"
+    partial = final.with_name(f".{final.name}{PARTIAL}")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        finish_folder(partial, JOB)
+        move_folder(partial, final)
+        for old in list_checkpoints(folder)[:-keep]:
+            _remove(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed left of a checkpoint that it saved or removed."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.startswith(".step-") and path.name.endswith(PARTIAL):
+            shutil.rmtree(path)
+
+
+def is_finite(accelerator: Accelerator) -> bool:
+    """Whether all parameters and the state of the optimizers are finite numbers, in every process."""
+    models = [tensor for model in accelerator._models for tensor in model.state_dict().values()]
+    states = [
+        value
+        for optimizer in accelerator._optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+    ]
+    tensors = (value for value in (*models, *states) if torch.is_tensor(value) and value.is_floating_point())
+    bad = torch.zeros((), device=accelerator.device)
+    for tensor in tensors:
+        bad += (~tensor.isfinite().all()).float().to(bad.device)
+    return accelerator.reduce(bad, "sum").item() == 0
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint; at no moment is a part of it under its name."""
+    partial = checkpoint.with_name(f".{checkpoint.name}{PARTIAL}")
+    checkpoint.rename(partial)
+    shutil.rmtree(partial)

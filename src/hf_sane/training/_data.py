@@ -1,0 +1,130 @@
+"""What a pre-training run reads: whole zoos, or zoos as streams with a sample of each in memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core._layout import Layout
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._evaluation import group_by_layout
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+from hf_sane.zoo._stream import ZooStream
+from hf_sane.zoo.windows._loader import WindowSampler
+from hf_sane.zoo.windows._streaming import StreamedBatches
+
+
+class Batches(Protocol):
+    """Training batches by number: each depends on its number and the seed only, so resuming needs no state."""
+
+    def batch(self, number: int, /) -> dict[str, Tensor]:
+        """One batch, see `WindowSampler.batch`."""
+
+
+@dataclass(frozen=True)
+class IndexedBatches:
+    """Batches that say which networks their windows are from, for losses that ask for more about them."""
+
+    sampler: WindowSampler
+
+    def batch(self, number: int, /) -> dict[str, Tensor]:
+        """As of the sampler, with `indices` `[B]`."""
+        return self.sampler.batch(number, with_indices=True)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Networks of one or several zoos.
+
+    Attributes:
+        train: Training split of each zoo; of a stream, a sample of it, which the weight tokenizer and the first
+            weights of the autoencoder are fitted on.
+        validation: Validation split of each zoo; of a stream, as many as one evaluation takes.
+        num_models: Training networks of each zoo.
+        streams: Where batches come from, if the zoos are streamed.
+    """
+
+    train: Sequence[ZooSplit]
+    validation: Sequence[ZooSplit]
+    num_models: Sequence[int]
+    streams: Sequence[ZooStream] = ()
+
+    @classmethod
+    def load(cls, arguments: PretrainSettings, zoos: Sequence[Zoo] | None = None) -> "TrainingData":
+        """Open the zoos that the arguments name.
+
+        Args:
+            arguments: Of the run.
+            zoos: Loaded zoos, in place of `arguments.zoo`.
+
+        Raises:
+            ValueError: If a zoo has no training network.
+        """
+        where = {"config": arguments.zoo_config, "revision": arguments.zoo_revision}
+        if zoos is None and arguments.streaming:
+            return cls._open_streams([ZooStream.open(name, **where) for name in arguments.zoo], arguments)
+        zoos = [Zoo.load(name, **where) for name in arguments.zoo] if zoos is None else zoos
+        splits = [zoo.splits["train"] for zoo in zoos]
+        counts = [len(split) for split in splits]
+        _require_networks(counts)
+        return cls(splits, [zoo.splits["validation"] for zoo in zoos], counts)
+
+    @classmethod
+    def _open_streams(cls, streams: Sequence[ZooStream], arguments: PretrainSettings) -> "TrainingData":
+        counts = [stream.count("train") for stream in streams]
+        _require_networks(counts)
+        return cls(
+            [stream.sample("train", arguments.stream_sample, seed=arguments.seed) for stream in streams],
+            [stream.sample("validation", arguments.eval_models, seed=arguments.seed) for stream in streams],
+            counts,
+            streams,
+        )
+
+    @property
+    def network_config(self) -> ZooConfig | None:
+        """Architecture of a training network, for cards; `None` if it was imported and is none of this library."""
+        return self.train[0].known_config(0)
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """Layouts of the networks to train and evaluate on, by the run that has it; of streams, all of the zoo."""
+        if self.streams:
+            return {
+                f"layout {key}": layout
+                for stream in self.streams
+                for key, layout in stream.facts.parsed_layouts.items()
+            }
+        return {
+            split.run_ids[members[0]]: layout
+            for split in (*self.train, *self.validation)
+            for layout, members in group_by_layout(split, range(len(split)))
+        }
+
+    def batches(self, arguments: PretrainSettings, extractor: SANEFeatureExtractor, window_size: int) -> Batches:
+        """Random windows of the training networks, in the views that the arguments ask for."""
+        if self.streams:
+            return StreamedBatches(
+                self.streams, extractor, window_size, arguments, buffer_size=arguments.stream_buffer
+            )
+        sampler = WindowSampler(self.train, extractor, window_size, arguments)
+        return IndexedBatches(sampler) if arguments.supervised_weight > 0 else sampler
+
+    def describe(self, arguments: PretrainSettings) -> dict[str, Any]:
+        """What was trained and validated on, for the run record."""
+        facts: dict[str, Any] = {
+            "zoos": arguments.zoo,
+            "train_models": list(self.num_models),
+            "validation_models": [len(split) for split in self.validation],
+        }
+        if self.streams:
+            facts["revisions"] = [stream.revision for stream in self.streams]
+            facts["train_models_in_memory"] = [len(split) for split in self.train]
+        return facts
+
+
+def _require_networks(counts: Sequence[int]) -> None:
+    if not counts or min(counts) == 0:
+        raise ValueError(f"expected training models in every zoo, got {list(counts)}; build larger zoos")

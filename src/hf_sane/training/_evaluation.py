@@ -1,0 +1,110 @@
+"""How well a SANE autoencoder reconstructs whole networks."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from hf_sane.core._layout import Layout
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.zoo._dataset import ZooSplit
+
+ROUNDING = 1e-13  # of sums of squares in float64
+MAX_SCALARS = 2**26  # read at a time: 256 MiB
+
+
+def group_by_layout(split: ZooSplit, indices: Sequence[int]) -> list[tuple[Layout, list[int]]]:
+    """Models that share a layout, so that their tokens stack: `(layout, indices)` in order of first appearance."""
+    members: dict[str, list[int]] = {}
+    keys = split.column("layout")
+    for index in indices:
+        members.setdefault(keys[index], []).append(index)
+    return [(split.layout(group[0]), group) for group in members.values()]
+
+
+def read_models(split: ZooSplit, indices: Sequence[int]) -> Iterator[tuple[Layout, Tensor]]:
+    """Raw tokens `[m, N, D]` of models that share a layout, a bounded number of scalars at a time."""
+    for layout, members in group_by_layout(split, indices):
+        size = max(1, MAX_SCALARS // (layout.num_tokens * layout.token_dim))
+        for start in range(0, len(members), size):
+            yield layout, split.select(members[start : start + size]).stacked_tokens()
+
+
+def reconstruction_sums(original: Tensor, reconstruction: Tensor, weight_mask: Tensor) -> Tensor:
+    """Sufficient statistics of R2 over real weights.
+
+    Args:
+        original: `[M, N, D]` tokens.
+        reconstruction: `[M, N, D]` tokens.
+        weight_mask: `[N, D]` bool.
+
+    Returns:
+        `[4]` float64: count, sum of weights, sum of squared weights, sum of squared errors. Sums over batches add up.
+    """
+    real = original[:, weight_mask].double()
+    error = reconstruction[:, weight_mask].double() - real
+    count = torch.tensor(float(real.numel()), dtype=torch.float64, device=real.device)
+    return torch.stack([count, real.sum(), real.square().sum(), error.square().sum()])
+
+
+def r2_from_sums(sums: Tensor) -> float:
+    """`R2 = 1 - sum (t_hat - t)^2 / sum (t - mean t)^2` from [`reconstruction_sums`].
+
+    NaN without any weights, and for weights that are all equal up to rounding: there is no spread to measure errors
+    in.
+    """
+    count, total, squares, errors = sums.tolist()
+    spread = squares - total**2 / count if count else 0.0
+    return 1.0 - errors / spread if not spread <= ROUNDING * squares else math.nan
+
+
+@torch.no_grad()
+def reconstruct_tokens(
+    model: SANEModel, tokens: Tensor, layout: Layout, *, halo_size: int = 0, batch_size: int = 64
+) -> Tensor:
+    """Encode and decode whole models: normalised tokens `[M, N, D]` in, `[M, N, D]` out."""
+    latents = model.encode_sequences(tokens, layout.positions, halo_size=halo_size, batch_size=batch_size)
+    return model.decode_sequences(latents, layout.positions, halo_size=halo_size, batch_size=batch_size)
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    model: SANEModel,
+    extractor: SANEFeatureExtractor,
+    split: ZooSplit,
+    indices: Sequence[int],
+    *,
+    halo_size: int = 0,
+    batch_size: int = 64,
+) -> Tensor:
+    """Reconstruct whole networks and sum up their errors over real, normalised weights.
+
+    Args:
+        model: The autoencoder.
+        extractor: Its weight tokenizer.
+        split: Part of a zoo.
+        indices: Models of `split` to reconstruct.
+        halo_size: Context tokens on each side of a window.
+        batch_size: Windows per pass.
+
+    Returns:
+        `[4]` float64 on the CPU, for [`r2_from_sums`]; of several processes or zoos, add them first.
+    """
+    sums = torch.zeros(4, dtype=torch.float64)
+    for layout, raw in read_models(split, indices):
+        tokens = extractor.normalize(raw, layout)
+        decoded = reconstruct_tokens(model, tokens, layout, halo_size=halo_size, batch_size=batch_size)
+        sums += reconstruction_sums(tokens, decoded, layout.weight_mask)
+    return sums
+
+
+__all__ = [
+    "evaluate_reconstruction",
+    "group_by_layout",
+    "r2_from_sums",
+    "read_models",
+    "reconstruct_tokens",
+    "reconstruction_sums",
+]

@@ -1,0 +1,150 @@
+"""What a pre-training run starts from: weight tokenizer, autoencoder, sampler and schedule, all from its arguments."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from operator import gt
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+from hf_sane.core._layout import Layout
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.tokenization._feature_extraction_sane import Normalization, SANEFeatureExtractor
+from hf_sane.tokenization._pretrained import load_pretrained
+from hf_sane.training._evaluation import group_by_layout, read_models
+from hf_sane.training._lora import add_lora
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo._dataset import ZooSplit
+
+logger = logging.getLogger(__name__)
+
+
+def fit_extractor(
+    splits: Sequence[ZooSplit], normalization: Normalization, *, by_kind: bool = False
+) -> SANEFeatureExtractor:
+    """Fit a weight tokenizer on training networks; token size and layout are those that the zoos were built with."""
+    layouts = [split.layout(0) for split in splits]
+    shapes = {(layout.token_dim, layout.token_layout, layout.batch_norm) for layout in layouts}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"expected zoos of one (token_dim, token_layout, batch_norm), got {sorted(shapes)}; build them alike"
+        )
+    extractor = SANEFeatureExtractor(
+        token_dim=layouts[0].token_dim,
+        token_layout=layouts[0].token_layout,
+        batch_norm=layouts[0].batch_norm,
+        normalization=normalization,
+    )
+    if normalization == "none":
+        return extractor.learn_orders(
+            layout for split in splits for layout, _ in group_by_layout(split, range(len(split)))
+        )
+    networks = (pair for split in splits for pair in read_models(split, range(len(split))))
+    return extractor.fit(networks, by_kind=by_kind)
+
+
+def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, layouts: Mapping[str, Layout]) -> None:
+    """Refuse, before the first step, networks that would stop a run in its midst: zoos may mix architectures.
+
+    Args:
+        model: The autoencoder.
+        extractor: Its weight tokenizer.
+        layouts: Of all networks that are trained or evaluated on, by what messages call them.
+
+    Raises:
+        KeyError: If a network has layers that the extractor was not fitted on.
+        ValueError: If a network is longer than learned positions reach.
+    """
+    for name, layout in layouts.items():
+        try:
+            extractor.normalize(torch.zeros(0, layout.num_tokens, layout.token_dim), layout)
+        except KeyError as error:
+            raise KeyError(f"{name}: {error.args[0]} (--statistics-by-kind)") from error
+        sizes = layout.max_positions
+        limits = model.config.max_positions
+        if model.config.position_embedding == "learned" and any(map(gt, sizes, limits)):
+            raise ValueError(
+                f"{name} has {sizes[0]} tokens, {sizes[1]} layers and up to {sizes[2]} channels, the learned "
+                f"positions of the model reach {list(limits)}; give larger max_positions, or "
+                "position_embedding='sinusoidal', which has no limit"
+            )
+
+
+def sample_tokens(
+    splits: Sequence[ZooSplit], extractor: SANEFeatureExtractor, num_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """About `num_tokens` normalised training tokens with their weight masks, evenly spread over models and layouts.
+
+    Args:
+        splits: Training splits.
+        extractor: Fitted weight tokenizer.
+        num_tokens: Tokens wanted, over all splits; fewer if there are no more.
+
+    Returns:
+        `tokens` `[n, D]` float32 and `weight_mask` `[n, D]` bool.
+    """
+    groups = [(split, *group) for split in splits for group in group_by_layout(split, range(len(split)))]
+    available = sum(len(members) * layout.num_tokens for _, layout, members in groups)
+    share = min(1.0, num_tokens / available)
+    tokens, masks = [], []
+    for split, layout, members in groups:
+        num_models = min(len(members), math.ceil(share * len(members)))
+        picked = [members[i * len(members) // num_models] for i in range(num_models)]
+        stride = max(1, round(num_models / (share * len(members))))
+        for _, raw in read_models(split, picked):
+            tokens.append(extractor.normalize(raw, layout).flatten(0, 1)[::stride])
+            masks.append(layout.weight_mask.repeat(len(raw), 1)[::stride])
+    return torch.cat(tokens), torch.cat(masks)
+
+
+def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit]) -> SANEModel:
+    """Make or load the autoencoder, and point its linear path at the zoo's tokens when the latent is the narrower.
+
+    With `lora`, what comes back is a `PeftModel` around it, which passes on all its methods.
+    """
+    if arguments.pretrained is not None:
+        settings = {"dtype": torch.float32, **arguments.model_settings}
+        model = load_pretrained(SANEModel, arguments.pretrained, "a SANE autoencoder", **settings).train()
+        vars(model.config).pop("auto_map", None)  # the code beside it is not a part of what is trained
+    else:
+        model = SANEModel(SANEConfig(**{"token_dim": extractor.token_dim, **arguments.model_settings}))
+    config = model.config
+    if config.token_dim != extractor.token_dim:
+        raise ValueError(
+            f"the zoo holds tokens of {extractor.token_dim} scalars, the model takes {config.token_dim}; leave "
+            "token_dim out of the model settings, or build the zoo with that token_dim"
+        )
+    fresh = arguments.pretrained is None and config.initialization == "linear_path"
+    if fresh and config.latent_dim < config.token_dim and arguments.initial_tokens > 0:
+        r2 = model.initialize_from_tokens(*sample_tokens(splits, extractor, arguments.initial_tokens))
+        logger.info("the linear path of the untrained model reconstructs with R2 %.4f", r2)
+    if model.config.contrast_weight == 0 or len(arguments.views) == 1:
+        model.projection_head.requires_grad_(
+            requires_grad=False
+        )  # data parallelism refuses parameters that get no gradient
+    if arguments.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    if arguments.lora:
+        adapted = add_lora(
+            model,
+            rank=arguments.lora_rank,
+            alpha=arguments.lora_alpha,
+            targets=arguments.lora_targets,
+            trained=arguments.lora_trained,
+        )
+        return cast(SANEModel, adapted)
+    return model
+
+
+def one_cycle(optimizer: Optimizer, arguments: PretrainSettings, num_steps: int) -> OneCycleLR:
+    """Cosine up to the peak and down again (released settings: 30 % warm-up, from 1/25 of the peak, to 1/250,000)."""
+    total = max(num_steps, 4)  # the schedule divides by the length of its phases
+    warmup = min(max(arguments.warmup_share, 2 / total), 1 - 2 / total)
+    return OneCycleLR(
+        optimizer, arguments.learning_rate, total_steps=total, pct_start=warmup, div_factor=25.0, final_div_factor=1e4
+    )

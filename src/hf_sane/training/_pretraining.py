@@ -1,0 +1,407 @@
+"""The pre-training loop: random windows of a zoo, two views, one optimizer, Accelerate around it."""
+
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core._adapters import adapter_size, save_adapter
+from hf_sane.records._cadence import Cadence
+from hf_sane.records._outputs import check_finished, output_folder
+from hf_sane.records._run_record import RECORD, RunRecord
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._behavior import BehaviorLoss
+from hf_sane.training._checkpoints import is_finite, list_checkpoints, save_checkpoint
+from hf_sane.training._data import Batches, TrainingData
+from hf_sane.training._evaluation import evaluate_reconstruction, r2_from_sums
+from hf_sane.training._preparation import build_model, check_fits, fit_extractor, one_cycle
+from hf_sane.training._run_folder import JOB, RunFolder, open_run_folder
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.training._supervision import SupervisedLoss
+from hf_sane.zoo._dataset import Zoo
+
+MODEL = "model"  # the folder of the result, in that of the run
+StepCallback = Callable[[int, float], None]
+Describe = Callable[[Path, PretrainSettings, ZooConfig | None], object]
+
+
+@dataclass
+class Progress:
+    """Optimizer steps done; saved inside every checkpoint."""
+
+    step: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """For `Accelerator.save_state`."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """For `Accelerator.load_state`."""
+        self.step = state["step"]
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a run leaves behind.
+
+    Attributes:
+        folder: The SANE folder: config.json, model.safetensors, preprocessor_config.json, run.json. Of a LoRA run:
+            adapter_config.json and adapter_model.safetensors in place of the first two.
+        reconstruction_r2: On whole validation networks, over real normalised weights; NaN without any.
+        loss: Of the last step, mean over processes; NaN when a finished run was resumed.
+        steps: Optimizer steps of the whole run.
+        seconds: Of this process, since it started or resumed.
+        num_processes: Processes that trained together.
+        is_main_process: Whether this one is the first of them, which writes files.
+        network_config: Architecture of a training network, for the card; `None` if it was imported and is none of this
+            library.
+    """
+
+    folder: Path
+    reconstruction_r2: float
+    loss: float
+    steps: int
+    seconds: float
+    num_processes: int
+    is_main_process: bool
+    network_config: ZooConfig | None
+
+    @property
+    def reconstruction_text(self) -> str:
+        """R2 for people, with the reason where it is not known."""
+        if math.isnan(self.reconstruction_r2):
+            return "unknown (no validation networks, or their weights are all equal)"
+        return f"{self.reconstruction_r2:.4f}"
+
+
+@dataclass
+class Run:
+    """The parts of a run, after `Accelerator.prepare`."""
+
+    arguments: PretrainSettings
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    batches: Batches
+    extractor: SANEFeatureExtractor
+    data: TrainingData
+    behavior: BehaviorLoss | None
+    supervision: SupervisedLoss | None
+    num_steps: int
+    steps_per_epoch: int
+    progress: Progress
+
+    def start(self, folder: RunFolder) -> None:
+        """Set the random states and open the logs; go on from the newest checkpoint if there is one."""
+        accelerator = self.accelerator
+        # Latent noise and dropout differ between processes.
+        set_seed(self.arguments.seed, device_specific=True)
+        if self.arguments.resume and (checkpoints := list_checkpoints(folder.checkpoints)):
+            check_finished(checkpoints[-1])
+            accelerator.load_state(str(checkpoints[-1]))
+        settings = {k: v for k, v in self.arguments.to_dict().items() if isinstance(v, int | float | str | bool)}
+        accelerator.init_trackers("pretraining", config=settings)
+
+    def train_step(self) -> Tensor:
+        """One optimizer step over `gradient_accumulation_steps` batches; returns its mean loss `[]`, detached.
+
+        Batches are numbered through the whole run, and each is a pure function of its number and the seed: nothing has
+        to be skipped or stored to resume.
+        """
+        accelerator, micro_steps = self.accelerator, self.arguments.gradient_accumulation_steps
+        losses = []
+        for micro_step in range(micro_steps):
+            number = (self.progress.step * micro_steps + micro_step) * accelerator.num_processes
+            batch = self.batches.batch(number + accelerator.process_index)
+            batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+            indices = batch.pop("indices", None)
+            with accelerator.accumulate(self.model):
+                output = self.model(**batch)
+                loss = output.loss
+                if self.behavior is not None:
+                    loss = self.behavior.combine(output, batch, self.progress.step)
+                if self.supervision is not None and indices is not None:
+                    loss = loss + self.supervision.term(output.latents, batch["attention_mask"], indices)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and self.arguments.max_grad_norm > 0:
+                    accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(loss.detach())
+        self.scheduler.step()
+        self.progress.step += 1
+        return torch.stack(losses).mean()
+
+    def evaluate(self) -> float:
+        """Reconstruction R2 on whole validation networks, shared out among processes."""
+        accelerator, sums = self.accelerator, torch.zeros(4, dtype=torch.float64)
+        model = accelerator.unwrap_model(self.model)
+        for split in self.data.validation:
+            stride = max(1, math.ceil(len(split) / self.arguments.eval_models))
+            indices = range(0, len(split), stride)[accelerator.process_index :: accelerator.num_processes]
+            with accelerator.autocast():
+                sums += evaluate_reconstruction(
+                    model, self.extractor, split, indices, halo_size=self.arguments.halo_size
+                )
+        total = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
+        return r2_from_sums(total)
+
+    def save(self, folder: Path, record: RunRecord, describe: Describe | None) -> None:
+        """Write model (or its adapter), extractor, run record and card, and swap the finished folder in."""
+        accelerator = self.accelerator
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            with output_folder(folder, JOB, replace=True) as partial:
+                model = accelerator.unwrap_model(self.model)
+                state_dict = accelerator.get_state_dict(self.model)
+                if self.arguments.lora:
+                    save_adapter(model, partial, base_model=self.arguments.base_model, state_dict=state_dict)
+                else:
+                    model.save_pretrained(partial, state_dict=state_dict)
+                self.extractor.save_pretrained(partial)
+                record.save(partial / RECORD)
+                if describe is not None:
+                    describe(partial, self.arguments, self.data.network_config)
+        accelerator.wait_for_everyone()
+
+    def require_finite(self, loss: Tensor, *, weights: bool) -> float:
+        """Refuse to go on with numbers that are none; gives the mean loss over processes.
+
+        Args:
+            loss: Of this process.
+            weights: Look at parameters and the state of the optimizer, too: before they are saved.
+
+        Raises:
+            FloatingPointError: If one of them is not finite.
+        """
+        value = self.accelerator.reduce(loss, "mean").item()
+        expected, got = "a finite loss", str(value)
+        if math.isfinite(value):
+            if not weights or is_finite(self.accelerator):
+                return value
+            expected, got = "finite weights", "NaN or infinity among them"
+        raise FloatingPointError(
+            f"expected {expected}, got {got} at step {self.progress.step}; lower learning_rate, keep max_grad_norm "
+            "at 1, or look for exploded networks in the zoo"
+        )
+
+
+class _Checkpoints:
+    """When a run saves where it stands: after so many steps, or after some time."""
+
+    def __init__(self, arguments: PretrainSettings, folder: RunFolder, accelerator: Accelerator) -> None:
+        self.arguments, self.folder, self.accelerator = arguments, folder, accelerator
+        by_time = arguments.checkpoint_every_steps == 0
+        self._cadence = Cadence(60 * arguments.checkpoint_every_minutes if by_time else 0)
+
+    def is_due(self, step: int, *, last: bool) -> bool:
+        """Whether to save after a step; all processes get the same answer."""
+        if every := self.arguments.checkpoint_every_steps:
+            return step % every == 0 or last
+        if last or (step % self.arguments.log_every_steps and self.accelerator.num_processes > 1):
+            return False
+        due = torch.tensor(float(self._cadence.is_due()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(due, "sum").item())
+
+    def save(self, step: int) -> None:
+        """Save; every process must call it."""
+        with self._cadence.saving():
+            save_checkpoint(self.accelerator, self.folder.checkpoints, step, keep=self.arguments.keep_checkpoints)
+
+
+def pretrain(
+    arguments: PretrainSettings,
+    *,
+    zoos: Sequence[Zoo] | None = None,
+    extractor: SANEFeatureExtractor | None = None,
+    on_step: StepCallback | None = None,
+    describe: Describe | None = None,
+) -> PretrainResult:
+    """Pre-train a SANE autoencoder on one or several zoos.
+
+    Masked reconstruction of two views plus NT-Xent between them (arXiv:2406.09997, sections 3 and 4), AdamW with
+    OneCycleLR. Runs on whatever `accelerate launch` was told: one process or many, CPU or GPU. Sets the global random
+    seeds. An interrupted run continues from its newest checkpoint with `resume`, to the same losses and weights, bit
+    by bit; with `resume`, a run that is finished gives what it found.
+
+    Args:
+        arguments: All settings.
+        zoos: Loaded zoos, in place of `arguments.zoo`; they are not streamed.
+        extractor: A fitted weight tokenizer; when `None`, that of `arguments.pretrained`, or one fitted on the
+            training splits.
+        on_step: Called with (optimizer steps done, loss of the step) after every step. Reading the loss makes an
+            accelerator wait, so this is for tests and notebooks.
+        describe: Called with the folder of the model before it is finished, the arguments and the architecture of a
+            training network, to add a card; see `hf_sane.hub._adapters.write_pretraining_card`.
+
+    Returns:
+        [`PretrainResult`]; on disk, `output` holds model/, checkpoints/, logs/ and arguments.json.
+
+    Raises:
+        ValueError: If the zoos hold no training model, do not fit each other or the model, or a checkpoint was written
+            with other settings.
+        FileExistsError: If `output` holds something else, or a run and `resume` was not asked for.
+        FolderInUseError: If another run writes `output`.
+        InvalidFileError: If the newest checkpoint lost or changed files.
+        FloatingPointError: If loss or weights are no longer finite. They never take the place of a good checkpoint.
+    """
+    record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict())
+    accelerator = make_accelerator(arguments)
+    with open_run_folder(arguments, accelerator) as folder:
+        if folder.is_finished:
+            folder.finish(keep_checkpoints=arguments.checkpoint_every_steps > 0)
+            return _read_result(folder, TrainingData.load(arguments, zoos).network_config, accelerator)
+        run = prepare_run(arguments, zoos, extractor, accelerator)
+        if accelerator.is_main_process:
+            folder.begin(arguments)
+        accelerator.wait_for_everyone()
+        run.start(folder)
+        results = _train(run, _Checkpoints(arguments, folder, accelerator), on_step)
+        # Sums are split over threads and vector lanes: other numbers of them round otherwise, and training amplifies
+        # that.
+        conditions = ("cpu", "machine", "vector_instructions", "torch_threads", "gpus")
+        same_bits = {name: record.hardware[name] for name in conditions if name in record.hardware}
+        facts = {"steps_per_epoch": run.steps_per_epoch, "same_bits_for": same_bits}
+        record.finish(results, data={**run.data.describe(arguments), **facts})
+        run.save(folder.model, record, describe)
+        if accelerator.is_main_process:
+            folder.finish(keep_checkpoints=arguments.checkpoint_every_steps > 0)
+    is_main_process = accelerator.is_main_process
+    accelerator.end_training()
+    return PretrainResult(
+        folder=Path(arguments.output) / MODEL,
+        reconstruction_r2=results["reconstruction_r2"],
+        loss=results["loss"],
+        steps=results["steps"],
+        seconds=record.seconds or 0.0,
+        num_processes=results["num_processes"],
+        is_main_process=is_main_process,
+        network_config=run.data.network_config,
+    )
+
+
+def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) -> dict[str, Any]:
+    """All steps that are left; gives the results of the run."""
+    arguments, accelerator, progress = run.arguments, run.accelerator, run.progress
+    bar = tqdm(
+        total=run.num_steps,
+        initial=progress.step,
+        desc="pre-training",
+        disable=not (arguments.progress_bar and accelerator.is_main_process),
+    )
+    loss, r2 = torch.tensor(math.nan), math.nan
+    while progress.step < run.num_steps:
+        loss = run.train_step()
+        bar.update()
+        step, last = progress.step, progress.step == run.num_steps
+        if on_step is not None:
+            on_step(step, accelerator.reduce(loss, "mean").item())
+        is_due, is_logged = checkpoints.is_due(step, last=last), step % arguments.log_every_steps == 0 or last
+        if is_due or is_logged:
+            mean_loss = run.require_finite(loss, weights=is_due or last)
+        if is_logged:
+            values = {"loss": mean_loss, "learning_rate": run.optimizer.param_groups[0]["lr"]}
+            accelerator.log(values, step=step)
+            shown = {} if math.isnan(r2) else {"r2": f"{r2:.4f}"}
+            bar.set_postfix({"loss": f"{values['loss']:.4f}", **shown})
+        every = arguments.eval_every_epochs * run.steps_per_epoch
+        if last or (every > 0 and step % every == 0):
+            r2 = run.evaluate()
+            accelerator.log({"reconstruction_r2": r2}, step=step)
+        if is_due:
+            checkpoints.save(step)
+    bar.close()
+    if math.isnan(r2):  # resumed at its last step
+        r2 = run.evaluate()
+    results = {"reconstruction_r2": r2, "loss": accelerator.reduce(loss, "mean").item(), "steps": progress.step}
+    results["num_processes"] = accelerator.num_processes
+    size = {"adapter": adapter_size(accelerator.unwrap_model(run.model))} if arguments.lora else {}
+    return results | size
+
+
+def _read_result(folder: RunFolder, network_config: ZooConfig | None, accelerator: Accelerator) -> PretrainResult:
+    """What a finished run found."""
+    record = RunRecord.load(folder.model / RECORD)
+    r2 = record.results["reconstruction_r2"]  # null in the record where there was nothing to measure
+    return PretrainResult(
+        folder=folder.model,
+        reconstruction_r2=math.nan if r2 is None else float(r2),
+        loss=math.nan,
+        steps=int(record.results["steps"]),
+        seconds=0.0,
+        num_processes=int(record.results["num_processes"]),
+        is_main_process=accelerator.is_main_process,
+        network_config=network_config,
+    )
+
+
+def prepare_run(
+    arguments: PretrainSettings,
+    zoos: Sequence[Zoo] | None = None,
+    extractor: SANEFeatureExtractor | None = None,
+    accelerator: Accelerator | None = None,
+) -> Run:
+    """Everything that may be refused: data, model, optimizer, `Accelerator.prepare`. Nothing is written."""
+    accelerator = accelerator or make_accelerator(arguments)
+    set_seed(arguments.seed)
+    data = TrainingData.load(arguments, zoos)
+    splits = data.train
+    if extractor is None and arguments.pretrained is not None:
+        extractor = SANEFeatureExtractor.load(arguments.pretrained)
+    by_kind = arguments.statistics_by_kind
+    extractor = extractor or fit_extractor(splits, arguments.normalization, by_kind=by_kind)
+    model = build_model(arguments, extractor, splits)
+    check_fits(model, extractor, data.layouts)
+    extractor = deepcopy(extractor).learn_orders(
+        data.layouts.values()
+    )  # networks embed in the order that is trained on
+    batches = data.batches(arguments, extractor, model.config.window_size)
+    windows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
+    steps_per_epoch = math.ceil(sum(data.num_models) / windows_per_step)
+    num_steps = arguments.max_steps or arguments.num_epochs * steps_per_epoch
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = AdamW(parameters, lr=arguments.learning_rate, weight_decay=arguments.weight_decay, fused=True)
+    scheduler = one_cycle(optimizer, arguments, num_steps)
+    behavior = BehaviorLoss.from_arguments(arguments, model.config, extractor, splits, accelerator.device)
+    supervision = SupervisedLoss.from_arguments(arguments, splits, accelerator.device)
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    run = Run(
+        arguments=arguments,
+        accelerator=accelerator,
+        model=prepared_model.train(),
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        batches=batches,
+        extractor=extractor,
+        data=data,
+        behavior=behavior,
+        supervision=supervision,
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+        progress=Progress(),
+    )
+    # The schedule counts optimizer steps. A *prepared* scheduler would be advanced once per process instead.
+    accelerator.register_for_checkpointing(scheduler, run.progress)
+    return run
+
+
+def make_accelerator(arguments: PretrainSettings) -> Accelerator:
+    """Precision, accumulation and logging as the arguments say; one precision per process, a rule of Accelerate."""
+    return Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        log_with=None if arguments.log_with == "none" else arguments.log_with,
+        project_config=ProjectConfiguration(project_dir=arguments.output, logging_dir=f"{arguments.output}/logs"),
+    )

@@ -1,0 +1,126 @@
+"""The folder of a pre-training run: who may write it, what is in it before the run is finished, and when that is."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from hf_sane.records._documents import read_document
+from hf_sane.records._files import write_atomically
+from hf_sane.records._outputs import (
+    AGAIN,
+    UNFINISHED,
+    Manifest,
+    begin_folder,
+    check_finished,
+    check_may_write,
+    resumable_folder,
+)
+from hf_sane.records._run_record import RECORD
+from hf_sane.training._checkpoints import clear_unfinished, list_checkpoints
+from hf_sane.training._settings import PretrainSettings
+
+JOB = "pre-training run"
+SETTINGS = "arguments.json"
+OLD_NAMES = {"output_dir": "output"}  # of settings, in runs of earlier versions
+RESUME = "--resume (in Python: resume=True)"
+
+
+class RunFolder:
+    """Where a run keeps model/, checkpoints/, logs/ and arguments.json; from [`open_run_folder`].
+
+    The run is finished when model/ is there, which is swapped in as a whole with its manifest. Until then the folder
+    says that it is not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model, self.checkpoints, self.settings = path / "model", path / "checkpoints", path / SETTINGS
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the model is there; before it had a manifest, its record was the sign."""
+        return Manifest.load(self.model) is not None or (self.model / RECORD).is_file()
+
+    def check(self, arguments: PretrainSettings) -> None:
+        """Refuse to overwrite a run, or to continue one with other settings."""
+        begun = self._read_settings()
+        if self.is_finished:
+            check_finished(self.model)
+            (self.path / UNFINISHED).unlink(missing_ok=True)  # left by a process that was killed at its very end
+        if begun is None:
+            return
+        checkpoints = list_checkpoints(self.checkpoints)
+        if not arguments.resume and (self.is_finished or checkpoints):
+            what = (
+                "a finished run"
+                if self.is_finished
+                else f"an interrupted run with the checkpoint {checkpoints[-1].name}"
+            )
+            raise FileExistsError(
+                f"{self.path} already holds {what}; continue it with {RESUME}, or choose another output folder"
+            )
+        if self.is_finished or checkpoints:  # otherwise nothing is lost by starting anew
+            arguments.check_continues(begun)
+
+    def begin(self, arguments: PretrainSettings) -> None:
+        """Mark the run as unfinished and store its settings; call it after all checks."""
+        check_may_write(self.model, JOB, replace=True)
+        begin_folder(self.path, JOB)
+        clear_unfinished(self.checkpoints)
+        if not list_checkpoints(self.checkpoints):
+            shutil.rmtree(self.path / "logs", ignore_errors=True)
+        with write_atomically(self.settings) as partial:
+            partial.write_text(json.dumps(arguments.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def finish(self, *, keep_checkpoints: bool) -> None:
+        """Mark the run as finished and remove checkpoints that only served to resume it."""
+        if not keep_checkpoints:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        (self.path / UNFINISHED).unlink(missing_ok=True)
+
+    def describe_rest(self) -> str:
+        """What an interruption leaves for the next call."""
+        checkpoints = list_checkpoints(self.checkpoints)
+        if self.is_finished and not (checkpoints and (self.path / UNFINISHED).is_file()):
+            return f"{self.path} is finished"
+        if checkpoints:
+            return f"{checkpoints[-1]} is kept; the same command with {RESUME} continues from there"
+        return f"{self.path} holds no checkpoint yet; the same command starts the run again"
+
+    def _read_settings(self) -> dict[str, Any] | None:
+        if not self.settings.is_file():
+            return None
+        found = read_document(self.settings, expected="the settings of a pre-training run", remedy=AGAIN).mapping()
+        return {OLD_NAMES.get(name, name): value for name, value in found.items()}
+
+
+@contextmanager
+def open_run_folder(arguments: PretrainSettings, accelerator: Accelerator) -> Iterator[RunFolder]:
+    """Hold the folder of a run; of several processes that train together, the first one does. Nothing is written yet.
+
+    Raises:
+        FileExistsError: If the folder holds something else, or a run and `resume` was not asked for.
+        FolderInUseError: If another run writes it.
+        InvalidFileError: If the finished model lost or changed files.
+        OSError: If the folder cannot be written or the disk is full.
+        ValueError: If the run in it was begun with other settings.
+    """
+    folder = RunFolder(Path(os.path.abspath(arguments.output)))
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(resumable_folder(folder.path, JOB, is_ours=_is_run, describe=folder.describe_rest))
+            folder.check(arguments)
+        accelerator.wait_for_everyone()
+        yield folder
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, finished or not, of this version or of one from before there were notes."""
+    settings = RunFolder(folder)._read_settings()
+    return settings is not None and settings.keys() >= {"output", "resume"}

@@ -1,0 +1,251 @@
+"""Settings of a pre-training run, checked when they are set; `scripts/pretrain.py` takes the same names as flags."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+
+from hf_sane.core._adapters import require_hub_id
+from hf_sane.records._documents import read_settings
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._sources import hub_id
+from hf_sane.training._lora import LORA_TARGETS
+from hf_sane.zoo.windows._sampler import WindowSettings
+
+# What may differ between a run and its continuation.
+RESUMABLE = (
+    "output",
+    "resume",
+    "checkpoint_every_steps",
+    "checkpoint_every_minutes",
+    "keep_checkpoints",
+    "log_every_steps",
+    "progress_bar",
+    "log_with",
+)
+
+
+@strict
+@dataclass(kw_only=True)
+class PretrainSettings(WindowSettings):
+    """Settings of one pre-training run of a SANE autoencoder.
+
+    The text beside each field is its documentation and its `--help`. Defaults follow the released settings for CNN
+    zoos where there is one (AdamW, OneCycleLR, batch 32, 50 epochs, multiplicative noise 0.1); the learning rate is
+    higher, and gradients are clipped, which the released code does not do. What defines the *model* lives in
+    `SANEConfig` only: `model` passes its fields on.
+
+    Raises:
+        TypeError: For an unknown field (and, in `model`, for an unknown field of `SANEConfig`).
+        StrictDataclassFieldValidationError: For a value of the wrong type.
+        StrictDataclassClassValidationError: For a value out of range.
+    """
+
+    zoo: list[str] = setting("Zoos to train on: folders or Hub dataset ids. Several must share one token_dim.")
+    output: str | Path = setting(
+        "Run folder: receives model/, checkpoints/, logs/ and arguments.json.", short="-o", formerly="--output_dir"
+    )
+    zoo_config: str | None = setting("Which zoo of a folder or dataset that holds several.", default=None)
+    zoo_revision: str | None = setting("Branch, tag or commit of zoos on the Hub.", default=None)
+    streaming: bool = setting(
+        "Read the zoos as streams, in place or from the Hub, without a copy of the whole on this machine.",
+        default=False,
+    )
+    stream_buffer: int = setting(
+        "Number of rows of a stream held in memory, from which the next is drawn.", default=1000
+    )
+    stream_sample: int = setting(
+        "Number of training rows of a stream on which the extractor and the first weights are fitted.", default=1000
+    )
+    model: dict[str, Any] | str | None = setting(
+        "SANEConfig fields as a JSON object, or the path of a JSON file; token_dim is the zoo's.", default=None
+    )
+    pretrained: str | None = setting(
+        "SANE folder or Hub id to continue training from, with its extractor.",
+        default=None,
+        option="--from",
+        formerly="--pretrained",
+    )
+    lora: bool = setting(
+        "Freeze the pretrained model and train a LoRA adapter of it (docs/how-to/lora.md).", default=False
+    )
+    lora_rank: int = setting("Rank of the adapter.", default=4)
+    lora_alpha: float = setting("Numerator of the adapter's scale, alpha / rank.", default=8.0)
+    lora_targets: list[str] = setting("Modules that get low-rank maps, by name.", factory=lambda: list(LORA_TARGETS))
+    lora_trained: list[str] = setting("Modules that the adapter trains and saves whole, by name.", factory=list)
+    lora_base: str | None = setting(
+        "Hub id of the base that the adapter names; not needed when the pretrained model comes from the Hub.",
+        default=None,
+    )
+    normalization: Literal["standardize", "robust", "none"] = setting(
+        "How the extractor that is fitted on the training split normalises each layer.", default="standardize"
+    )
+    statistics_by_kind: bool = setting(
+        "Fit the extractor by kind of layer too, for layers that no training network has: zoos of mixed "
+        "architectures.",
+        default=False,
+    )
+
+    num_epochs: int = setting(
+        "Number of epochs; in each, every training network contributes one random window.", default=50
+    )
+    max_steps: int | None = setting("Number of optimizer steps, instead of --num-epochs.", default=None)
+    gradient_accumulation_steps: int = setting("Number of forward passes per optimizer step.", default=1)
+    learning_rate: float = setting("Peak learning rate of the one-cycle schedule.", default=1e-3)
+    weight_decay: float = setting("Decoupled weight decay of AdamW.", default=3e-9)
+    warmup_share: float = setting("Share of the steps in which the learning rate rises, in (0, 1).", default=0.3)
+    max_grad_norm: float = setting("Gradients are scaled down to this norm; 0 leaves them alone.", default=1.0)
+    mixed_precision: Literal["no", "bf16"] = setting(
+        "Precision of matrix products; bf16 is faster on GPUs and, for wide models, on CPUs with AMX.", default="no"
+    )
+    activation_checkpointing: bool = setting(
+        "Recompute activations in the backward pass to save memory.", default=False
+    )
+    initial_tokens: int = setting(
+        "Training tokens whose principal subspace the linear path starts from when latent_dim < token_dim; 0: skip.",
+        default=20_000,
+    )
+
+    behavior_weight: float = setting(
+        "Share of the behavioural loss, in [0, 1]: outputs of original and reconstructed networks on images. "
+        "Needs windows that cover whole models.",
+        default=0.0,
+    )
+    behavior_data: str | None = setting(
+        "Images of the behavioural loss: 'digits' or the path of an .npz.", default=None
+    )
+    behavior_images: int = setting("Number of images per step of the behavioural loss.", default=64)
+    behavior_models: int = setting("Largest number of networks per step and view of the behavioural loss.", default=32)
+    behavior_loss: Literal["mse", "kl"] = setting(
+        "Distance between softmax outputs: mean squared error or Kullback-Leibler divergence.", default="mse"
+    )
+
+    supervised_weight: float = setting(
+        "Weight of a loss that predicts properties of a network from the mean latent of a window; 0 for none.",
+        default=0.0,
+    )
+    supervised_properties: list[str] = setting(
+        "Columns of the zoo that this loss predicts.", factory=lambda: ["test_accuracy", "epoch", "generalization_gap"]
+    )
+
+    eval_every_epochs: int = setting(
+        "Number of epochs between evaluations on the validation split; 0 for one at the end only.", default=5
+    )
+    eval_models: int = setting("Number of validation networks per evaluation, evenly spaced.", default=200)
+    halo_size: int = setting("Context tokens on each side of a window in evaluation.", default=0)
+    checkpoint_every_minutes: float = setting(
+        "Minutes between checkpoints, more if saving would take over 5 % of the time. They are removed when the "
+        "run is finished. 0 for none.",
+        default=1.0,
+    )
+    checkpoint_every_steps: int = setting(
+        "Number of optimizer steps between checkpoints, instead of minutes; the newest are kept. 0 to count minutes.",
+        default=0,
+    )
+    keep_checkpoints: int = setting("Number of checkpoints to keep; older ones are removed.", default=2)
+    resume: bool = setting("Continue from the newest checkpoint in the run folder, if there is one.", default=False)
+    log_every_steps: int = setting("Number of optimizer steps between logged losses.", default=10)
+    log_with: Literal["tensorboard", "none"] = setting("Where losses are logged.", default="tensorboard")
+    progress_bar: bool = setting("Show a progress bar.", default=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, str):
+            self.model = read_settings(self.model, "model")
+        self.model = self.model or {}
+
+    def validate_counts(self) -> None:
+        """Counts are counts."""
+        for name in ("num_epochs", "gradient_accumulation_steps", "eval_models"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (
+            "behavior_images",
+            "behavior_models",
+            "keep_checkpoints",
+            "log_every_steps",
+            "stream_buffer",
+            "stream_sample",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("eval_every_epochs", "checkpoint_every_steps", "initial_tokens", "halo_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.lora_rank < 1:
+            raise ValueError(f"lora_rank must be at least 1, got {self.lora_rank}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}; leave it out to count epochs")
+
+    def validate_ranges(self) -> None:
+        """Rates and shares lie where they have a meaning."""
+        for name in ("weight_decay", "max_grad_norm", "supervised_weight", "checkpoint_every_minutes"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "lora_alpha"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.warmup_share < 1:
+            raise ValueError(f"warmup_share must lie strictly between 0 and 1, got {self.warmup_share}")
+        if not 0 <= self.behavior_weight <= 1:
+            raise ValueError(f"behavior_weight must lie in [0, 1], got {self.behavior_weight}")
+
+    def validate_choices(self) -> None:
+        """Choices that depend on each other fit."""
+        if not self.zoo:
+            raise ValueError("zoo is empty: name at least one zoo folder or Hub dataset id")
+        if self.second_network != "same" and self.streaming:
+            raise ValueError(
+                f"second_network={self.second_network!r} needs all checkpoints of a run at hand, which a stream "
+                "does not have; leave streaming out"
+            )
+        if self.lora and self.pretrained is None:
+            raise ValueError("lora adapts a model that exists: name it with pretrained (--from), a folder or Hub id")
+        if self.lora and not self.lora_targets:
+            raise ValueError(f"lora_targets is empty: name modules, such as {list(LORA_TARGETS)}")
+        if self.lora_base is not None:
+            require_hub_id(self.lora_base)
+        if self.supervised_weight > 0:
+            self._check_supervision()
+        if self.behavior_weight > 0 and self.behavior_data is None:
+            raise ValueError("behavior_weight > 0 needs behavior_data: 'digits' or the path of an .npz of images")
+
+    def _check_supervision(self) -> None:
+        if self.batch_size < 3 or not self.supervised_properties or self.streaming:
+            raise ValueError(
+                "supervised_weight > 0 needs batches of 3 windows or more, a property at least, and zoos that are not "
+                f"streamed; got batch_size={self.batch_size}, supervised_properties={self.supervised_properties}, "
+                f"streaming={self.streaming}"
+            )
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """`model`, which is a dictionary once the arguments exist."""
+        return self.model if isinstance(self.model, dict) else {}
+
+    @property
+    def base_model(self) -> str | None:
+        """Hub id of the base of a LoRA adapter; `None` when it is not known."""
+        return self.lora_base or hub_id(self.pretrained)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON can hold them."""
+        return as_arguments(self)
+
+    def check_continues(self, other: dict[str, Any]) -> None:
+        """Refuse to resume a run that was started with other settings.
+
+        Args:
+            other: [`to_dict`] of the run that left the checkpoint.
+
+        Raises:
+            ValueError: If a setting differs that changes the result.
+        """
+        mine = self.to_dict()
+        changed = sorted(k for k in mine.keys() | other.keys() if k not in RESUMABLE and mine.get(k) != other.get(k))
+        if changed:
+            raise ValueError(
+                f"the checkpoint was written with other settings of {', '.join(changed)}: "
+                f"expected {[other.get(k) for k in changed]}, got {[mine.get(k) for k in changed]}; "
+                "use those, or another output folder"
+            )

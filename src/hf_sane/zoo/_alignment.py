@@ -1,0 +1,150 @@
+"""Bring the networks of a zoo close to one reference by permuting their channels, which changes no function."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_sane.core._types import StateDict
+from hf_sane.symmetry._matching import match_many
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.symmetry._token_permutations import TokenPermutations, token_permutation_indices
+from hf_sane.zoo._alignment_record import Alignment
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+from hf_sane.zoo._facts import DEFAULT_CONFIG
+from hf_sane.zoo._symmetries import Specs, network_spec
+from hf_sane.zoo._writing import writing_zoo
+
+MATCH_BYTES = 512 * 2**20  # weights held at a time
+
+
+def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | None = None) -> Zoo:
+    """Align every training run of a zoo to a reference network.
+
+    As in SANE (arXiv:2406.09997): weight matching of git re-basin (arXiv:2209.04836) between a run's last epoch and
+    the reference; that permutation serves all epochs of the run, so that its trajectory stays one. The reference is
+    the first training run at its last epoch. Networks that are not finite (kept on request) stay as they are. Unlike
+    the released code, which stores aligned copies, only permutations are kept: `aligned_tokens` and the window sampler
+    apply them while reading. The symmetries of imported networks are traced from the configuration of their
+    repository.
+
+    Args:
+        zoo: To align; each of its architectures (and structures, of imported ones) gets its own reference.
+        reference: A network to align to instead, if the zoo has one architecture.
+        specs: Symmetries by architecture or layout (values of these columns), for imported networks that cannot be
+            traced. They are kept in the alignment.
+
+    Returns:
+        The zoo with its [`Alignment`].
+
+    Raises:
+        ValueError: If `reference` is given for several architectures, or symmetries are not known.
+    """
+    finals = [split.final_epochs() for split in zoo.splits.values()]
+    kinds = sorted(
+        {pair for split in finals for pair in zip(*map(split.column, ("architecture", "layout")), strict=True)}
+    )
+    architectures = [str(architecture) for architecture, _ in kinds]
+    if reference is not None and len(kinds) > 1:
+        raise ValueError(f"one reference cannot serve the architectures {architectures}; align without it")
+    references, run_ids, permutations, found = {}, {}, {}, {}
+    for architecture, layout in kinds:
+        key = f"{architecture}:{layout}" if architectures.count(architecture) > 1 else str(architecture)
+        spec = network_spec(zoo.facts, str(architecture), str(layout), specs=specs)
+        chosen = [
+            (split.column("architecture") == architecture) & (split.column("layout") == layout) for split in finals
+        ]
+        parts = [split.select(mask) for split, mask in zip(finals, chosen, strict=True) if mask.any()]
+        first = next((i for i in range(len(parts[0])) if parts[0].tokens(i).isfinite().all()), 0)
+        target = parts[0].state_dict(first) if reference is None else reference
+        matched = [_match(spec, part.select(rows), target) for part in parts for rows in _pieces(part)]
+        references[key] = parts[0].run_ids[first] if reference is None else "given"
+        run_ids[key] = [run_id for part in parts for run_id in part.run_ids]
+        permutations[key] = {axis: torch.cat([piece[axis] for piece in matched]) for axis in spec.sizes}
+        if zoo.facts.parsed_architectures[architecture] is None or {architecture, layout} & set(specs or ()):
+            found[key] = spec
+    return zoo.with_alignment(Alignment(references, run_ids, permutations, found))
+
+
+def align_folder(folder: str | Path, config: str = DEFAULT_CONFIG, *, specs: Specs | None = None) -> Zoo:
+    """Align a finished zoo where it lies; only its alignment is written.
+
+    Args:
+        folder: Of the zoo.
+        config: Which zoo of it.
+        specs: See [`align_zoo`].
+
+    Returns:
+        The zoo with its alignment.
+
+    Raises:
+        FileExistsError: If somebody has added or changed files of the zoo.
+        FolderInUseError: If another process writes the folder.
+        InvalidFileError: If the zoo is not finished.
+    """
+    with writing_zoo(folder, config, replace=True) as writer:
+        zoo = align_zoo(Zoo.load(folder, config), specs=specs)
+        assert zoo.alignment is not None
+        writer.publish_alignment(zoo.alignment)
+    return zoo
+
+
+def _pieces(split: ZooSplit) -> list[np.ndarray]:
+    """Positions of networks to match together: bounded in memory."""
+    size = max(1, MATCH_BYTES // (4 * split.tokens(0).numel()))
+    return [np.arange(start, min(start + size, len(split))) for start in range(0, len(split), size)]
+
+
+def _match(spec: PermutationSpec, part: ZooSplit, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`[len(part), n]` per axis; networks that are not finite (kept on request) stay as they are."""
+    tensors = part.stacked_tensors()
+    finite = torch.stack([tensor.reshape(len(part), -1).isfinite().all(dim=1) for tensor in tensors.values()]).all(
+        dim=0
+    )
+    permutations = spec.identity(len(part))
+    for axis, index in match_many(spec, reference, {name: tensor[finite] for name, tensor in tensors.items()}).items():
+        permutations[axis][finite] = index
+    return permutations
+
+
+def token_permutations(split: ZooSplit) -> TokenPermutations:
+    """The alignment of a split's architecture, in token space.
+
+    Raises:
+        ValueError: If the zoo is not aligned, or the split mixes layouts or architectures.
+    """
+    if split.alignment is None:
+        raise ValueError("this zoo is not aligned; expected an alignment beside it, make one with align_zoo(zoo)")
+    split.require_one("layout", "architecture")
+    architecture, layout = (str(split.column(name)[0]) for name in ("architecture", "layout"))
+    spec = network_spec(split.facts, architecture, layout, alignment=split.alignment)
+    return TokenPermutations(
+        spec, split.layout(0), split.alignment.permutations[split.alignment.key(architecture, layout)]
+    )
+
+
+def aligned_tokens(split: ZooSplit) -> Tensor:
+    """Raw tokens of all networks, each permuted onto the reference: `[M, N, D]` float32.
+
+    Templates are not permuted: with BatchNorm outside the tokens, aligned tokens do not decode to the same function.
+
+    Raises:
+        ValueError: If the zoo is not aligned, or the networks differ in layout or architecture.
+    """
+    found = token_permutations(split)
+    assert split.alignment is not None
+    key = split.alignment.key(*(str(split.column(name)[0]) for name in ("architecture", "layout")))
+    chosen = split.alignment.index(key, split.run_ids)
+    return found.apply(split.stacked_tokens(), chosen)
+
+
+__all__ = [
+    "Alignment",
+    "align_folder",
+    "align_zoo",
+    "aligned_tokens",
+    "token_permutation_indices",
+    "token_permutations",
+]

@@ -1,0 +1,481 @@
+"""A zoo as a dataset: rows of networks in parquet files, read in place, split by training run."""
+
+import dataclasses
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import HfApi, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
+from hf_sane.architectures.presets import build_model
+from hf_sane.core._layout import Layout
+from hf_sane.core._types import StateDict
+from hf_sane.networks._stacked import StackedNetworks, with_settings
+from hf_sane.records._disks import NO_SPACE
+from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._patience import patiently
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._sources import HubRepo, find_source
+from hf_sane.zoo._alignment_record import Alignment
+from hf_sane.zoo._facts import DEFAULT_CONFIG, PER_RUN_SETTINGS, ZooFacts, data_folder, fetch_facts, read_facts
+from hf_sane.zoo._facts import FILE_NAME as FACTS_NAME
+from hf_sane.zoo._records import MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES, SPLITS, write_parquet
+from hf_sane.zoo._table import ZooTable
+from hf_sane.zoo._writing import CACHE_NAME, RECORD_NAME, check_zoo, writing_zoo
+
+REMEDY = "load the zoo from elsewhere, or build it again"
+UNREADABLE = (datasets.exceptions.DatasetsError, pa.ArrowException)  # a damaged file of parquet
+
+
+class ZooSplit:
+    """Networks of one split (or a selection of it), each at one epoch.
+
+    Args:
+        dataset: Rows with the columns of `hf_sane.zoo._records.FEATURES`, or a table that is already open.
+        facts: Of the zoo.
+        alignment: Of the zoo, if it was aligned.
+        rows: The selected rows, `[M]`; all if `None`.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset | ZooTable,
+        facts: ZooFacts,
+        alignment: Alignment | None = None,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        self.table = dataset if isinstance(dataset, ZooTable) else ZooTable(dataset)
+        self.facts = facts
+        self.alignment = alignment
+        self.rows = np.arange(len(self.table)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> np.ndarray:
+        """One property of all networks, `[M]`; see `FEATURES` for the names.
+
+        Raises:
+            KeyError: If there is no such column.
+        """
+        return self.table.column(name)[self.rows]
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Training run of each network."""
+        return self.column("run_id").tolist()
+
+    def select(self, index: Sequence[int] | np.ndarray | slice) -> "ZooSplit":
+        """Some of these networks, in the order of `index` (positions, or a bool mask); nothing is copied."""
+        chosen = self.rows[index] if isinstance(index, slice) else self.rows[_positions(index)]
+        return ZooSplit(self.table, self.facts, self.alignment, chosen)
+
+    def at_epoch(self, epoch: int) -> "ZooSplit":
+        """The networks at one epoch.
+
+        Raises:
+            ValueError: If that epoch was not kept.
+        """
+        epochs = self.column("epoch")
+        if not (epochs == epoch).any():
+            raise ValueError(f"no network at epoch {epoch}; kept epochs: {np.unique(epochs).tolist()}")
+        return self.select(np.flatnonzero(epochs == epoch))
+
+    def final_epochs(self) -> "ZooSplit":
+        """Every run at its last epoch, in the order of first appearance."""
+        last: dict[str, int] = {}
+        epochs = self.column("epoch")
+        for i, run_id in enumerate(self.run_ids):
+            if run_id not in last or epochs[i] > epochs[last[run_id]]:
+                last[run_id] = i
+        return self.select(np.array(list(last.values()), dtype=np.int64))
+
+    def layout(self, index: int) -> Layout:
+        """Layout of one network, its template filled in."""
+        layout = self.facts.parsed_layouts[self.table.column("layout")[self.rows[index]]]
+        if not layout.template:
+            return layout
+        with reading(
+            self.run_ids[index], field="template", expected="tensors", remedy=REMEDY, also=(SafetensorError,)
+        ):
+            stored = load_tensors(self.table.template(int(self.rows[index])))
+            template = {name: stored[name] for name in layout.template}
+            for name, tensor in template.items():
+                if (tensor.shape, tensor.dtype) != (layout.template[name].shape, layout.template[name].dtype):
+                    raise ValueError(f"{name!r} is {tensor.dtype} {list(tensor.shape)}, the layout says otherwise")
+        return dataclasses.replace(layout, template=template)
+
+    def tokens(self, index: int) -> Tensor:
+        """Raw tokens of one network, `[N, D]` float32: a view of the Arrow buffer. Read only: writing may crash."""
+        row = int(self.rows[index])
+        layout = self.facts.parsed_layouts[self.table.column("layout")[row]]
+        return self.table.tokens(row).view(layout.num_tokens, layout.token_dim)
+
+    def stacked_tokens(self) -> Tensor:
+        """Raw tokens of all networks, `[M, N, D]` float32; a copy.
+
+        Raises:
+            ValueError: If there are none, or they have several layouts.
+        """
+        self.require_one("layout")
+        return torch.stack([self.tokens(i) for i in range(len(self))])
+
+    def config(self, index: int) -> ZooConfig:
+        """Configuration of one network, with the activation, initialisation and dropout of its run.
+
+        Raises:
+            ValueError: If it was imported and is none of the architectures of this library.
+        """
+        if (config := self.known_config(index)) is None:
+            raise ValueError(
+                f"the architecture of {self.run_ids[index]!r} is not one of this library, which has its weights only: "
+                "expected a CNN, MLP or ResNet of hf_sane.architectures; use state_dict() and the code of its authors"
+            )
+        return config
+
+    def known_config(self, index: int) -> ZooConfig | None:
+        """What [`config`] gives, or `None` for an imported network of another family."""
+        row = self.rows[index]
+        config = self.facts.parsed_architectures[self.table.column("architecture")[row]]
+        if config is None:
+            return None
+        values = {name: self.table.column(name)[row] for name in PER_RUN_SETTINGS if hasattr(config, name)}
+        known = {
+            name: value if isinstance(value, str) else float(value) for name, value in values.items() if value == value
+        }
+        return with_settings(config, **known)
+
+    def state_dict(self, index: int) -> StateDict:
+        """All tensors of one network, in their order and types; fresh memory."""
+        layout = self.layout(index)
+        return layout.state_dict(self.tokens(index))
+
+    def model(self, index: int) -> ZooPreTrainedModel:
+        """One network, ready to run (evaluation mode)."""
+        model = build_model(self.config(index))
+        model.load_state_dict(self.state_dict(index))
+        return model.eval()
+
+    def layout_and_config(self) -> tuple[Layout, ZooConfig]:
+        """What all of these networks share: layout (its template that of the first) and architecture.
+
+        Raises:
+            ValueError: If there are none, or they differ in layout, architecture or activation.
+        """
+        self.require_one("layout", "architecture", "activation")
+        return self.layout(0), self.config(0)
+
+    def networks(self) -> StackedNetworks:
+        """All networks as one stack, to run or train them together.
+
+        Raises:
+            ValueError: If there are none, or they differ in layout, architecture or activation.
+        """
+        _, config = self.layout_and_config()
+        return StackedNetworks(config, self.stacked_tensors())
+
+    def stacked_tensors(self) -> dict[str, Tensor]:
+        """All tensors of all networks, `{name: [M, *shape]}` in the order of the state dict; fresh memory.
+
+        Raises:
+            ValueError: If there are none, or they have several layouts.
+        """
+        tokens, layout = self.stacked_tokens(), self.layout(0)
+        tensors = layout.tensors(tokens)
+        if layout.template:
+            templates = [self.layout(i).template for i in range(len(self))]
+            tensors |= {name: torch.stack([template[name] for template in templates]) for name in layout.template}
+        return layout.complete(tensors)
+
+    def require_one(self, *columns: str) -> None:
+        """Refuse networks that differ in one of these columns.
+
+        Raises:
+            ValueError: If they do, or there are none.
+        """
+        for column in columns:
+            if len(values := sorted(set(self.column(column).tolist()))) != 1:
+                raise ValueError(
+                    f"expected networks of one {column}, got {values}; select one of them first, or take a zoo of one"
+                )
+
+    def arrow_tables(self) -> Iterator[pa.Table]:
+        """The rows as Arrow tables of limited size, for writing."""
+        data = self.table.dataset.data.table
+        size = max(1, min(MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES * max(1, len(self.table)) // max(1, data.nbytes)))
+        for start in range(0, len(self), size):
+            rows = self.rows[start : start + size]
+            if (np.diff(rows) == 1).all():
+                yield data.slice(rows[0], len(rows))
+            else:  # pyarrow's take would first join all chunks of the column
+                yield pa.concat_tables([data.slice(row, 1) for row in rows]).combine_chunks()
+
+
+def _check_rows(folder: Path, split: str, table: ZooTable, facts: ZooFacts) -> None:
+    """Refuse rows that the facts do not describe: unknown structures, or another number of scalars than theirs."""
+    for column, known in (("layout", facts.layouts), ("architecture", facts.architectures)):
+        if unknown := set(table.column(column).tolist()) - known.keys():
+            expected = f"a {column} that {FACTS_NAME} describes"
+            raise InvalidFileError(folder, field=f"{split}.{column}", expected=expected, got=unknown, remedy=REMEDY)
+    sizes = {key: layout.num_tokens * layout.token_dim for key, layout in facts.parsed_layouts.items()}
+    wanted = np.array([sizes[key] for key in table.column("layout").tolist()], dtype=np.int64)
+    if len(wrong := np.flatnonzero(table.lengths != wanted)):
+        row = int(wrong[0])
+        expected, got = f"{wanted[row]} scalars, as its layout says", f"{table.lengths[row]}"
+        raise InvalidFileError(folder, field=f"{split}[{row}].tokens", expected=expected, got=got, remedy=REMEDY)
+
+
+def _positions(index: Sequence[int] | np.ndarray) -> np.ndarray:
+    array = np.asarray(index)
+    return array if array.dtype == bool else array.astype(np.int64)
+
+
+class Splits(dict[str, ZooSplit]):
+    """Splits by name; an unknown name says which there are."""
+
+    def __missing__(self, name: str) -> ZooSplit:
+        raise KeyError(f"the zoo has no split {name!r}; it has {', '.join(self)}")
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """A population of trained networks with known generating factors.
+
+    Attributes:
+        splits: `"train"`, `"validation"`, `"test"`; no training run is in two of them.
+        facts: Layouts, architectures, how it was built, what was left out.
+        run_record: Command, commit, hardware of the build, if known.
+        revision: Commit on the Hub that it was loaded from.
+        source: Folder or repository that it was loaded from; `None` if it was made in this process.
+
+    Raises:
+        ValueError: If there are no networks at all.
+    """
+
+    splits: dict[str, ZooSplit]
+    facts: ZooFacts
+    run_record: RunRecord | None = None
+    revision: str | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        if not sum(map(len, self.splits.values())):
+            raise ValueError(f"the zoo {self.facts.name!r} is empty; expected at least one network")
+        object.__setattr__(self, "splits", Splits(self.splits))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.splits.values()))
+
+    @cached_property
+    def alignment(self) -> Alignment | None:
+        """Permutations of all runs, if the zoo was aligned."""
+        return next((split.alignment for split in self.splits.values() if split.alignment is not None), None)
+
+    def with_alignment(self, alignment: Alignment) -> "Zoo":
+        """The same zoo, aligned."""
+        splits = {
+            name: ZooSplit(split.table, self.facts, alignment, split.rows) for name, split in self.splits.items()
+        }
+        return dataclasses.replace(self, splits=splits)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        config: str | None = None,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> "Zoo":
+        """Open a zoo from a folder or the Hub.
+
+        Parquet is decoded once into Arrow files, which are then memory-mapped: opening is instant from the second time
+        on, and memory holds only what is read. For a folder the Arrow files go to its own `.cache` (delete the folder
+        and they are gone); for the Hub, or a folder that cannot be written to, to the cache of `datasets`.
+
+        Args:
+            source: Folder, or repo id of a dataset, `owner/name` or `owner/name@revision`.
+            config: Which zoo, if the folder holds several.
+            revision: Branch, tag or commit on the Hub.
+            cache_dir: Where the Arrow files go instead.
+
+        Raises:
+            FileNotFoundError: If the folder holds no zoo, or its parquet files are missing.
+            InvalidFileError: If files are damaged, or do not fit each other.
+            ValueError: If `config` is unknown, or missing where there are several.
+            InvalidFileError: If the zoo is not finished, or lost or changed files since it was.
+        """
+        place = find_source(source, revision=revision, repo_type="dataset")
+        folder = place if isinstance(place, Path) else fetch_facts(place)
+        known = read_facts(folder)
+        config = choose_config(config, list(known), str(source))
+        commit = None
+        if isinstance(place, HubRepo):
+            commit = folder.name  # the cache keeps each commit in a folder of its name
+            patterns = [f"{data_folder(Path(), config)}/*", FACTS_NAME]
+            folder = Path(
+                patiently(
+                    snapshot_download, place.repo_id, repo_type="dataset", revision=commit, allow_patterns=patterns
+                )
+            )
+        elif cache_dir is None and os.access(folder, os.W_OK):
+            cache_dir = folder / CACHE_NAME
+        check_zoo(folder, config)
+        zoo = open_data(data_folder(folder, config), known[config], cache_dir, revision=commit)
+        return dataclasses.replace(zoo, source=str(source))
+
+    def save(self, folder: str | Path, config: str = DEFAULT_CONFIG, *, replace: bool = False) -> Path:
+        """Write the zoo: parquet files, `zoo.json`, alignment and dataset card, beside other zoos in the same folder.
+
+        A card that its owner has edited is left as it is, with a warning.
+
+        Args:
+            folder: Made if missing.
+            config: Name under which `load_dataset(folder, config)` finds it.
+            replace: Take the place of a finished zoo of that name that nobody has changed.
+
+        Returns:
+            `folder`.
+
+        Raises:
+            FileExistsError: If the folder holds something else, or a zoo of that name.
+        """
+        with writing_zoo(folder, config, replace=replace) as writer:
+            stage = writer.begin()
+            for name, split in self.splits.items():
+                write_parquet(split.arrow_tables(), stage, name)
+            if self.alignment is not None:
+                self.alignment.save(stage)
+            if self.run_record is not None:
+                self.run_record.save(stage / RECORD_NAME)
+            writer.publish(self.facts)
+        return Path(folder)
+
+    def push_to_hub(
+        self, repo_id: str, *, config_name: str = DEFAULT_CONFIG, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Upload the zoo to a dataset repository, beside other zoos in it.
+
+        Args:
+            repo_id: `user/name`; made if missing.
+            config_name: Name of this zoo in the repository.
+            private: Whether a new repository is private; the account's default if `None`.
+            token: Access token; the stored one if `None`.
+
+        Returns:
+            URL of the commit.
+        """
+        api = HfApi(token=token)
+        patiently(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if patiently(api.file_exists, repo_id, FACTS_NAME, repo_type="dataset"):
+                shutil.copy(
+                    patiently(api.hf_hub_download, repo_id, FACTS_NAME, repo_type="dataset"), folder / FACTS_NAME
+                )
+            record = None if self.run_record is None else self.run_record.without_folders()
+            replace(self, facts=self.facts.without_folders(), run_record=record).save(folder, config_name)
+            commit = patiently(
+                api.upload_folder,
+                repo_id=repo_id,
+                repo_type="dataset",
+                folder_path=folder,
+                commit_message=f"Zoo {self.facts.name} ({config_name})",
+                delete_patterns=[f"{data_folder(Path(), config_name)}/*"],
+                ignore_patterns=[f"*{MANIFEST}"],
+            )
+        return str(commit.commit_url)
+
+
+def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revision: str | None = None) -> Zoo:
+    """Open the data folder of a zoo whose facts are known.
+
+    Args:
+        data: Holds parquet files and, if there is one, the alignment.
+        facts: Of the zoo.
+        cache_dir: Where the Arrow files go; the cache of `datasets` if `None`.
+        revision: Commit on the Hub that the folder is a copy of.
+
+    Raises:
+        FileNotFoundError: If a split has no parquet file although it has networks.
+        InvalidFileError: If files are damaged, or do not fit the facts.
+    """
+    files = {split: sorted(map(str, data.glob(f"{split}-*.parquet"))) for split in SPLITS}
+    empty = [split for split in SPLITS if not files[split] and facts.count(split) == 0]
+    if missing := [split for split, paths in files.items() if not paths and split not in empty]:
+        raise FileNotFoundError(f"{data} has no parquet files for {missing}; expected <split>-00000-of-0000n.parquet")
+    files = {split: paths for split, paths in files.items() if paths}
+    for split, paths in files.items():
+        if wrong := [path for path in paths if not path.endswith(f"-of-{len(paths):05d}.parquet")]:
+            expected = f"{split} files that are all there"
+            raise InvalidFileError(
+                data, expected=expected, got=f"{len(paths)} files, {wrong[0]} among them", remedy=REMEDY
+            )
+    with reading(data, expected="the parquet files of a zoo", remedy=REMEDY, also=UNREADABLE):
+        with _room_for_copies(cache_dir):
+            loaded = datasets.load_dataset(
+                "parquet",
+                data_files={split: [glob.escape(path) for path in paths] for split, paths in files.items()},
+                cache_dir=str(cache_dir) if cache_dir else None,
+            )
+        tables = {split: ZooTable(rows) for split, rows in loaded.items()}
+        for split in empty:  # has no file, since readers refuse those without rows
+            tables[split] = ZooTable(next(iter(loaded.values())).select([]))
+    for split, table in tables.items():
+        _check_rows(data, split, table, facts)
+    alignment = Alignment.load(data)
+    return Zoo(
+        {name: ZooSplit(tables[name], facts, alignment) for name in SPLITS},
+        facts,
+        RunRecord.load(data / RECORD_NAME) if (data / RECORD_NAME).exists() else None,
+        revision,
+    )
+
+
+@contextmanager
+def _room_for_copies(cache_dir: str | Path | None) -> Iterator[None]:
+    """Say that the disk is full where `datasets` says that the files cannot be read."""
+    try:
+        yield
+    except DatasetGenerationError as error:
+        cause: BaseException | None = error
+        while cause is not None and getattr(cause, "errno", None) not in NO_SPACE:
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise OSError(
+            f"cannot write to {cache_dir or datasets.config.HF_DATASETS_CACHE}: no space left for decoded copies of "
+            "the zoo; free some space"
+        ) from error
+
+
+def choose_config(config: str | None, known: list[str], source: str) -> str:
+    """The zoo that is meant: the one named, the only one, or the default one.
+
+    Raises:
+        ValueError: If that does not say which.
+    """
+    if config is None and len(known) == 1:
+        return known[0]
+    if config is None and DEFAULT_CONFIG in known:
+        return DEFAULT_CONFIG
+    if config not in known or config is None:
+        raise ValueError(f"{source} holds the zoos {known}, got config={config!r}; name one of them")
+    return config

@@ -1,0 +1,97 @@
+"""Symmetries of the networks in a zoo: of this library's architectures, and of traceable imported ones."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING
+
+from hf_sane.core._layout import Layout
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.symmetry._transformers_models import select_tensors, transformers_spec
+from hf_sane.zoo._alignment_record import Alignment
+from hf_sane.zoo._facts import ZooFacts
+
+Specs = Mapping[str, PermutationSpec]
+
+
+def network_spec(
+    facts: ZooFacts,
+    architecture: str,
+    layout: str,
+    *,
+    alignment: Alignment | None = None,
+    specs: Specs | None = None,
+) -> PermutationSpec:
+    """Permutation symmetries of the networks of one architecture and structure.
+
+    Args:
+        facts: Of the zoo.
+        architecture: Value of the `architecture` column.
+        layout: Value of the `layout` column.
+        alignment: Of the zoo; what it was aligned with is known already.
+        specs: By architecture or layout, for networks that cannot be traced.
+
+    Raises:
+        ValueError: If an imported network cannot be traced and no spec is given, or a spec is that of another network.
+    """
+    structure = facts.parsed_layouts[layout]
+    for key in (layout, architecture):
+        if specs is not None and key in specs:
+            return fit_spec(specs[key], structure)
+    if alignment is not None and (known := alignment.specs.get(alignment.key(architecture, layout))) is not None:
+        return known
+    config = facts.parsed_architectures[architecture]
+    if config is not None:
+        return permutation_spec(config)
+    try:
+        return imported_spec(facts.architectures[architecture]["config"], structure)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the symmetries of the imported networks {architecture!r} (layout {layout!r}) are not known ({error}); "
+            "pass align_zoo(zoo, specs={layout: trace_permutations(model, example_inputs)}), or use the view "
+            "'original' (twice for the contrastive loss)"
+        ) from error
+
+
+def imported_spec(settings: Mapping[str, Any], layout: Layout) -> PermutationSpec:
+    """Trace imported networks from the configuration that their repository holds.
+
+    Args:
+        settings: Content of `config.json`.
+        layout: Of the networks.
+
+    Raises:
+        TypeError: If Transformers has no such model, or it takes neither images nor tokens.
+        ValueError: If there is no configuration of Transformers, the model cannot be traced, or has other tensors.
+    """
+    model_type = str(settings.get("model_type"))
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"expected a configuration of Transformers beside the weights, got model_type={model_type!r}")
+    return fit_spec(transformers_spec(CONFIG_MAPPING[model_type].from_dict(dict(settings)), as_saved=True), layout)
+
+
+def fit_spec(spec: PermutationSpec, layout: Layout) -> PermutationSpec:
+    """A spec for the tensors of a layout alone, in their order: files leave out tied tensors and some buffers.
+
+    Integer tensors that only the layout has, such as numbers of positions, stay.
+
+    Raises:
+        ValueError: If the layout has other weights than the spec, or other shapes.
+    """
+    shapes = {tensor.name: tensor.shape for layer in layout.layers for tensor in layer.tensors}
+    shapes |= {name: tuple(tensor.shape) for name, tensor in layout.template.items()}
+    shapes |= {name: shapes[first] for name, first in layout.aliases.items()}
+    integers = {name for name, tensor in layout.template.items() if not tensor.is_floating_point()}
+    if foreign := [name for name in layout.tensor_names if name not in spec.axes and name not in integers]:
+        raise ValueError(
+            f"{len(foreign)} tensors of the network are unknown to the permutation spec, the first of them "
+            f"{foreign[:3]}; was it made for another network?"
+        )
+    known = select_tensors(spec, {name: name for name in layout.tensor_names if name in spec.axes})
+    axes = {name: known.axes.get(name, (None,) * len(shapes[name])) for name in layout.tensor_names}
+    fitted = dataclasses.replace(known, axes=axes)
+    fitted.check_tensors({name: torch.empty(shapes[name], device="meta") for name in layout.tensor_names})
+    return fitted

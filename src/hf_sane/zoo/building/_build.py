@@ -1,0 +1,446 @@
+"""Build a zoo: train many networks, keep them as tokens with their properties; an interrupted build continues."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core._layout import Layout
+from hf_sane.networks._images import SPLITS, ImageData, load_images
+from hf_sane.networks._stacked import StackedNetworks, empty_model, with_settings
+from hf_sane.networks._training import HyperParameters, Snapshot, StateCallback, train_stacked
+from hf_sane.records._cadence import Cadence
+from hf_sane.records._documents import read_document
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._files import write_atomically
+from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._checkpoints import read_safetensors
+from hf_sane.tokenization._safetensors_header import read_header
+from hf_sane.zoo._alignment import align_zoo
+from hf_sane.zoo._dataset import Zoo, open_data
+from hf_sane.zoo._facts import DEFAULT_CONFIG, ZooFacts, architecture_facts, layout_key, read_facts
+from hf_sane.zoo._records import MEASURES, ModelRecord, batched, write_parquet
+from hf_sane.zoo._writing import RECORD_NAME, is_finished, remove_state, tidy, work_folder, writing_zoo
+from hf_sane.zoo.building._settings import RunPlan, ZooSettings, hyperparameter_zoo, plan_runs, seed_zoo, split_runs
+
+SETTINGS_NAME = "build.json"  # of an unfinished build
+SAVE_SECONDS = 60.0  # between two saves of a group in training
+MAY_DIFFER = ("progress_bar",)  # between a build and its continuation
+
+
+GROUP_REMEDY = "remove it: the group is trained again"
+
+
+@dataclass(frozen=True, slots=True)
+class BuildProgress:
+    """Where a build stands after an epoch: networks finished before this group, networks in it, and its mean accuracy.
+
+    `accuracy` is the mean test accuracy at the last kept epoch of the group; NaN before the first.
+    """
+
+    finished: int
+    group_size: int
+    epoch: int
+    accuracy: float
+
+
+def build_zoo(
+    arguments: ZooSettings,
+    data: ImageData | None,
+    output: str | Path,
+    *,
+    config: str = DEFAULT_CONFIG,
+    on_progress: Callable[[BuildProgress], None] | None = None,
+) -> Zoo:
+    """Train a zoo and write it to a folder.
+
+    Networks are trained in groups; a finished group is on disk before the next begins, one in training is kept once a
+    minute, between epochs, and a build that was interrupted goes on from there, with the same result, byte by byte.
+    Building what is finished already loads it.
+
+    Networks that are not finite or have a parameter beyond `max_abs_weight` at any kept epoch are left out and listed
+    in `zoo.json` with the reason: one exploded network sets the scale of the normalisation for all others (the paper's
+    code has a threshold, too).
+
+    Args:
+        arguments: All settings; see [`seed_zoo`] and [`hyperparameter_zoo`].
+        data: Images; loaded as the arguments say if `None`.
+        output: Folder of the zoo; it may hold others under other names.
+        config: Name of this zoo in the folder.
+        on_progress: Called after every epoch of a group.
+
+    Returns:
+        The zoo, aligned, as `Zoo.load(output, config)` gives it.
+
+    Raises:
+        ValueError: If the folder holds a build with other arguments or images, the images do not fit the architecture,
+            or too few networks are usable.
+        FileExistsError: If the folder holds something else.
+        FolderInUseError: If another process writes it.
+    """
+    output = Path(output)
+    if is_finished(output, config):
+        tidy(output, config)
+        _Build(arguments, data or _load(arguments), work_folder(output, config)).check_finished(output, config)
+        return Zoo.load(output, config)
+    with writing_zoo(output, config) as writer:
+        build = _Build(arguments, data or _load(arguments), writer.work)
+        record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict(), data=build.images)
+        build.check_continues(output, config)
+        stage = writer.begin()
+        build.claim()
+        build.train(on_progress)
+        facts = build.write_rows(stage)
+        alignment = align_zoo(open_data(stage, facts, writer.cache)).alignment
+        assert alignment is not None
+        alignment.save(stage)
+        record.finish({"splits": facts.splits, "excluded": len(facts.excluded)}).save(stage / RECORD_NAME)
+        writer.publish(facts)
+    return Zoo.load(output, config)
+
+
+def _load(arguments: ZooSettings) -> ImageData:
+    limits = {f"{split}_limit": getattr(arguments, f"{split}_limit") for split in SPLITS}
+    return load_images(arguments.images, image_size=arguments.image_size, **limits)
+
+
+class _Build:
+    """One build: its plan, its group files, its rows."""
+
+    def __init__(self, arguments: ZooSettings, data: ImageData, work: Path) -> None:
+        self.arguments, self.data, self.work = arguments, data, work
+        self.architecture = arguments.network_config(data)
+        self.runs = plan_runs(arguments, self.architecture)
+        self.layout = _layout(self.architecture, arguments)
+        self.images = _image_facts(data)
+        self.accuracy = math.nan  # of the group in training, at its last kept epoch
+        by_activation: dict[str, list[int]] = {}
+        for i, run in enumerate(self.runs):
+            by_activation.setdefault(run.activation, []).append(i)
+        size = arguments.group_size
+        self.groups = [
+            members[start : start + size]
+            for _, members in sorted(by_activation.items())
+            for start in range(0, len(members), size)
+        ]
+
+    def is_trained(self, group: int) -> bool:
+        """Whether a group is on disk, and whole: a damaged one is trained again."""
+        try:
+            epochs, runs = len(self.arguments.kept_epochs), len(self.groups[group])
+            check_group(self.group_path(group), self.layout, epochs=epochs, runs=runs)
+        except (FileNotFoundError, InvalidFileError):
+            return False
+        return True
+
+    def group_path(self, group: int) -> Path:
+        return self.work / f"group-{group:05d}.safetensors"
+
+    def state_path(self, group: int) -> Path:
+        """Where a group in training is kept."""
+        return self.work / f"state-{group:05d}.safetensors"
+
+    def settings(self) -> dict[str, Any]:
+        """What has to be the same for a build to continue."""
+        arguments = {k: v for k, v in self.arguments.to_dict().items() if k not in MAY_DIFFER}
+        return json.loads(json.dumps({**arguments, "data": self.images}))
+
+    def check_finished(self, folder: Path, config: str) -> None:
+        """Refuse a finished zoo that was built with other settings."""
+        facts = read_facts(folder)[config]
+        known = {k: v for k, v in facts.arguments.items() if k not in MAY_DIFFER}
+        self._compare({**known, "data": facts.data}, folder, config)
+
+    def check_continues(self, folder: Path, config: str) -> None:
+        """Refuse an unfinished build that was begun with other settings."""
+        if (path := self.work / SETTINGS_NAME).exists():
+            known = read_document(
+                path, expected="the settings of a build", remedy=f"remove {self.work} to start again"
+            )
+            self._compare({"data": {}, **known.mapping()}, folder, config)
+
+    def claim(self) -> None:
+        """Note the settings."""
+        with write_atomically(self.work / SETTINGS_NAME) as partial:
+            partial.write_text(json.dumps(self.settings(), indent=1), encoding="utf-8")
+
+    def _compare(self, known: Mapping[str, Any], folder: Path, config: str) -> None:
+        mine = self.settings()
+        mine, known = ({**settings, "data": _identity(settings["data"])} for settings in (mine, known))
+        if changed := sorted(k for k in mine.keys() | known.keys() if mine.get(k) != known.get(k)):
+            raise ValueError(
+                f"{folder} holds a zoo {config!r} with other settings of {', '.join(changed)}: expected "
+                f"{[known.get(k) for k in changed]}, got {[mine.get(k) for k in changed]}; use those, another "
+                "folder or another config name"
+            )
+
+    def train(self, on_progress: Callable[[BuildProgress], None] | None) -> None:
+        """Train the groups that are not on disk yet."""
+        epochs, finished = self.arguments.epochs, 0
+        bar = tqdm(
+            total=len(self.runs) * max(1, epochs),
+            desc=f"zoo {self.arguments.name or self.data.name}",
+            unit="epoch",
+            disable=not self.arguments.progress_bar,
+        )
+        with bar:
+            for number, members in enumerate(self.groups):
+                if self.is_trained(number):
+                    finished += len(members)
+                    bar.update(len(members) * max(1, epochs))
+                    continue
+                self._train_group(number, members, self._reporter(bar, members, finished, on_progress), bar)
+                finished += len(members)
+
+    def _train_group(self, number: int, members: list[int], on_epoch: Callable[[int], None], bar: tqdm) -> None:
+        """Train a group, from where an interrupted build has kept it, and write its file."""
+        kept, start = self._read_state(number)
+        if start is not None:
+            bar.update(len(members) * int(start["epoch"]))
+        cadence = Cadence(SAVE_SECONDS)
+
+        def keep(epoch: int, state: Callable[[], dict[str, Tensor]]) -> None:
+            if cadence.is_due() and epoch < self.arguments.epochs:
+                with cadence.saving():
+                    self._save_state(number, kept, state())
+
+        for snapshot in self._snapshots(members, on_epoch, keep, start):
+            self.accuracy = snapshot.test_accuracy.mean().item()
+            kept.append(_group_tensors(snapshot, self.layout))
+        stacked = {name: torch.stack([part[name] for part in kept]) for name in kept[0]}
+        with write_atomically(self.group_path(number)) as partial:
+            save_file(stacked, partial)
+        remove_state(self.state_path(number))
+
+    def _save_state(self, number: int, kept: list[dict[str, Tensor]], state: Mapping[str, Tensor]) -> None:
+        tensors = {f"state/{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"{i}/{name}": tensor.contiguous() for i, part in enumerate(kept) for name, tensor in part.items()}
+        with write_atomically(self.state_path(number)) as partial:
+            save_file(tensors, partial)
+
+    def _read_state(self, number: int) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
+        """Kept epochs of a group and the state to continue its training from; nothing if no file is complete."""
+        try:
+            return read_group_state(self.state_path(number))
+        except (FileNotFoundError, InvalidFileError):
+            return [], None
+
+    def _reporter(
+        self, bar: tqdm, members: list[int], finished: int, on_progress: Callable[[BuildProgress], None] | None
+    ) -> Callable[[int], None]:
+        """What to do after each epoch of a group."""
+        self.accuracy = math.nan
+
+        def report(epoch: int) -> None:
+            bar.update(len(members))
+            networks = f"{finished + len(members)}/{len(self.runs)}"
+            epochs = f"{epoch}/{self.arguments.epochs}"
+            bar.set_postfix(networks=networks, epoch=epochs, accuracy=f"{self.accuracy:.3f}")
+            if on_progress is not None:
+                on_progress(BuildProgress(finished, len(members), epoch, self.accuracy))
+
+        return report
+
+    def _snapshots(
+        self,
+        members: list[int],
+        on_epoch: Callable[[int], None],
+        on_state: StateCallback,
+        start: Mapping[str, Tensor] | None,
+    ) -> Iterator[Snapshot]:
+        runs = [self.runs[i] for i in members]
+        config = self.architecture
+        if hasattr(config, "activation"):
+            drops = any(run.dropout > 0 for run in runs)
+            config = with_settings(config, activation=runs[0].activation, dropout=0.0 if drops else None)
+        networks = StackedNetworks.initialize(config, [run.seed for run in runs], [run.initialization for run in runs])
+        hyper_parameters = HyperParameters(
+            seeds=[run.seed for run in runs],
+            learning_rates=[run.learning_rate for run in runs],
+            weight_decays=[run.weight_decay for run in runs],
+            optimizers=[run.optimizer for run in runs],
+            dropouts=[run.dropout for run in runs],
+            data_fractions=[run.data_fraction for run in runs],
+        )
+        return train_stacked(
+            config,
+            networks.tensors,
+            self.data,
+            hyper_parameters,
+            epochs=self.arguments.epochs,
+            keep_epochs=self.arguments.kept_epochs,
+            batch_size=self.arguments.batch_size,
+            momentum=self.arguments.momentum,
+            schedule=self.arguments.schedule,
+            train_evaluation_limit=self.arguments.train_evaluation_limit,
+            on_epoch=on_epoch,
+            on_state=on_state,
+            start=start,
+        )
+
+    def write_rows(self, folder: Path) -> ZooFacts:
+        """Turn finished groups into parquet files."""
+        place = {
+            self.runs[i].run_id: (number, j) for number, group in enumerate(self.groups) for j, i in enumerate(group)
+        }
+        by_id = {run.run_id: run for run in self.runs}
+        excluded = self._excluded()
+        left_out = set() if self.arguments.include_excluded else {entry["run_id"] for entry in excluded}
+        kept = [run_id for run_id in by_id if run_id not in left_out]
+        architecture, settings = architecture_facts(self.architecture)
+        columns = {"layout": layout_key(self.layout), "architecture": architecture}
+        splits = {}
+        for split, run_ids in split_runs(kept, self.arguments.split_shares, self.arguments.seed).items():
+            records = (
+                record for run_id in run_ids for record in self._records(by_id[run_id], *place[run_id], columns)
+            )
+            final: list[float] = []
+            write_parquet(batched(_noting(records, self.arguments.kept_epochs[-1], final)), folder, split)
+            splits[split] = {
+                "runs": len(run_ids),
+                "networks": len(run_ids) * len(self.arguments.kept_epochs),
+                "test_accuracy": sum(final) / len(final) if final else None,  # of no run there is none
+            }
+        return ZooFacts(
+            name=self.arguments.name or self.data.name,
+            layouts={columns["layout"]: self.layout.to_dict()},
+            architectures={architecture: settings},
+            arguments=self.arguments.to_dict(),
+            data=self.images,
+            excluded=tuple(excluded),
+            splits=splits,
+        )
+
+    def _excluded(self) -> list[dict[str, Any]]:
+        """Runs with a network that is not finite or exploded, the first such epoch, and why."""
+        found = []
+        for number, members in enumerate(self.groups):
+            with safe_open(self.group_path(number), framework="pt") as file:
+                largest = file.get_tensor("largest_weight")  # [E, m]
+            for j, i in enumerate(members):
+                for epoch, value in zip(self.arguments.kept_epochs, largest[:, j].tolist(), strict=True):
+                    if not value <= self.arguments.max_abs_weight:
+                        limit = self.arguments.max_abs_weight
+                        is_finite = value < float("inf")
+                        reason = f"exploded: largest weight {value:.3g} > {limit:g}" if is_finite else "not finite"
+                        found.append({"run_id": self.runs[i].run_id, "epoch": epoch, "reason": reason})
+                        break
+        return sorted(found, key=lambda entry: entry["run_id"])
+
+    def _records(self, run: RunPlan, group: int, member: int, columns: Mapping[str, str]) -> Iterator[ModelRecord]:
+        """One run, epoch by epoch."""
+        facts = {**dataclasses.asdict(run), **columns}
+        with safe_open(self.group_path(group), framework="pt") as file:
+            tokens = file.get_slice("tokens")
+            measures = {name: file.get_slice(name)[:, member] for name in MEASURES}
+            template = {name: file.get_slice(f"template.{name}") for name in self.layout.template}
+            for e, epoch in enumerate(self.arguments.kept_epochs):
+                values = {name: measure[e].item() for name, measure in measures.items()}
+                stored = {name: part[e, member] for name, part in template.items()}
+                yield ModelRecord(tokens[e, member], stored, {**facts, **values, "epoch": epoch})
+
+
+def check_group(path: Path, layout: Layout, *, epochs: int, runs: int) -> None:
+    """Refuse a file of a group that lacks something, or holds it in another shape.
+
+    Args:
+        path: The file.
+        layout: Of one network.
+        epochs: That are kept.
+        runs: In the group.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        InvalidFileError: If it is damaged or is of another group.
+    """
+    outlines = read_header(path)
+    each = (epochs, runs)
+    expected: dict[str, tuple[int, ...]] = {"tokens": (*each, layout.num_tokens, layout.token_dim)}
+    expected |= dict.fromkeys((*MEASURES, "largest_weight"), each)
+    expected |= {f"template.{name}": (*each, *tensor.shape) for name, tensor in layout.template.items()}
+    for name, shape in expected.items():
+        if name not in outlines or outlines[name].shape != shape:
+            got = list(outlines[name].shape) if name in outlines else "nothing"
+            raise InvalidFileError(path, field=name, expected=f"a tensor {list(shape)}", got=got, remedy=GROUP_REMEDY)
+
+
+def read_group_state(path: Path) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Kept epochs of a group in training, and the state to continue from.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        InvalidFileError: If it is damaged, or something is missing.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in read_safetensors(path).items():
+        part, _, own = name.partition("/")
+        parts.setdefault(part, {})[own] = tensor
+    kept = [str(index) for index in range(len(parts) - 1)]
+    if parts.keys() != {"state", *kept}:
+        expected = "a state and the epochs before it"
+        raise InvalidFileError(path, expected=expected, got=sorted(parts), remedy=GROUP_REMEDY)
+    return [parts[index] for index in kept], parts["state"]
+
+
+def _noting(records: Iterator[ModelRecord], epoch: int, accuracies: list[float]) -> Iterator[ModelRecord]:
+    """Pass records on, and note the test accuracy of those at `epoch`."""
+    for record in records:
+        if record.properties["epoch"] == epoch:
+            accuracies.append(record.properties["test_accuracy"])
+        yield record
+
+
+def _layout(config: ZooConfig, arguments: ZooSettings) -> Layout:
+    state = {
+        name: tensor if tensor.is_floating_point() else torch.zeros(tensor.shape, dtype=tensor.dtype)
+        for name, tensor in empty_model(config).state_dict().items()
+    }
+    settings: dict[str, Any] = {"token_layout": arguments.token_layout, "batch_norm": arguments.batch_norm}
+    settings["order"] = "given"  # that of the computation
+    token_dim = arguments.token_dim
+    if token_dim is None:
+        layers = Layout.from_state_dict(state, token_dim=1, **settings).layers
+        token_dim = max(layer.row_length for layer in layers)
+    return Layout.from_state_dict(state, token_dim=token_dim, **settings)
+
+
+def _image_facts(data: ImageData) -> dict[str, Any]:
+    """What identifies the images: name, counts, statistics, and a digest of the pixels and labels."""
+    digest = sha256()
+    for split in SPLITS:
+        for tensor in data.split(split):
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    counts = {split: len(data.split(split)[1]) for split in SPLITS}
+    statistics = {"mean": list(data.mean), "std": list(data.std)}
+    return {"name": data.name, **counts, "num_classes": data.num_classes, **statistics, "sha256": digest.hexdigest()}
+
+
+def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of images without their moments, which the digest covers and whose last digits depend on how one adds."""
+    return {key: value for key, value in facts.items() if key not in ("mean", "std")}
+
+
+def _group_tensors(snapshot: Snapshot, layout: Layout) -> dict[str, Tensor]:
+    """What a group file keeps of one epoch: tokens `[m, N, D]`, measures `[m]`, template tensors `[m, *shape]`."""
+    tensors = {name: getattr(snapshot, name) for name in MEASURES if hasattr(snapshot, name)}
+    tensors["generalization_gap"] = snapshot.train_accuracy - snapshot.test_accuracy
+    tensors["tokens"] = layout.tokens(snapshot.tensors, batch_dims=1)
+    tensors |= {f"template.{name}": snapshot.tensors[name].clone() for name in layout.template}
+    weights = [t for n, t in snapshot.tensors.items() if t.is_floating_point() and "running_" not in n]
+    largest = torch.stack([weight.flatten(1).abs().amax(dim=1) for weight in weights]).amax(dim=0)
+    tensors["largest_weight"] = torch.where(largest.isfinite(), largest, torch.inf)
+    return tensors
+
+
+__all__ = ["BuildProgress", "ZooSettings", "build_zoo", "hyperparameter_zoo", "seed_zoo"]

@@ -1,0 +1,283 @@
+"""Settings of a zoo, two recipes, and the plan of training runs that follows from them."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from huggingface_hub.dataclasses import strict
+
+from hf_sane.architectures import presets
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core._token_layouts import find_token_layout
+from hf_sane.networks._images import ImageData
+from hf_sane.networks._training import Optimizer
+from hf_sane.records._documents import read_settings
+from hf_sane.records._errors import did_you_mean
+from hf_sane.records._settings import as_arguments, setting
+
+USUAL_EPOCHS = (0, 1, 2, 4, 8, 12, 16, 25, 35, 50)
+SPLIT_STREAM = 2**32  # beyond every run number: the seed of the split
+
+
+@strict
+@dataclass(kw_only=True)
+class ZooSettings:
+    """Settings of one zoo. The text beside each field is its documentation and its `--help`.
+
+    A hyper-parameter with two values is drawn anew for every run between them; with one value it is fixed. See
+    [`seed_zoo`] and [`hyperparameter_zoo`] for two useful sets.
+
+    Raises:
+        TypeError: For an unknown field.
+        StrictDataclassFieldValidationError: For a value of the wrong type or an unknown choice.
+        StrictDataclassClassValidationError: For a value out of range.
+    """
+
+    name: str | None = setting("Name of the zoo on its card; by default that of the images.", default=None)
+    images: str = setting(
+        "'digits' (scikit-learn's) or the path of an .npz with train and test images.", default="digits"
+    )
+    train_limit: int | None = setting("Training images used at most.", default=None)
+    validation_limit: int | None = setting("Validation images used at most.", default=None)
+    test_limit: int | None = setting("Test images used at most.", default=None)
+    image_size: int | None = setting("Resize the images to so many pixels.", default=None)
+    architecture: str = setting(f"Architecture of the networks: {', '.join(presets.PRESETS)}.", default="cnn_digits")
+    architecture_settings: dict[str, Any] | str | None = setting(
+        "Further settings of the preset: a JSON object, or the path of a JSON file.", default=None
+    )
+
+    num_models: int = setting("Training runs.", default=128)
+    epochs: int = setting("Passes over the training images.", default=50)
+    keep_epochs: list[int] | None = setting(
+        f"Epochs whose networks are kept; by default those of {', '.join(map(str, USUAL_EPOCHS))} that are reached.",
+        default=None,
+    )
+    batch_size: int = setting("Images per network and update.", default=32)
+    momentum: float = setting("Momentum of SGD.", default=0.9)
+    schedule: Literal["constant", "one_cycle"] = setting("Schedule of the learning rate.", default="constant")
+    initializations: list[str] = setting("Initialisation schemes to draw from.", factory=lambda: ["kaiming_uniform"])
+    activations: list[str] = setting("Activations to draw from; by default that of the architecture.", factory=list)
+    optimizers: list[str] = setting("Optimisers to draw from: adam, sgd.", factory=lambda: ["adam"])
+    learning_rate: list[float] = setting(
+        "Learning rate, or two bounds to draw it between (log-uniform).", factory=lambda: [1e-3]
+    )
+    sgd_factor: float = setting(
+        "Factor on the learning rate of SGD, since rates that suit Adam are too small for it.", default=1.0
+    )
+    weight_decay: list[float] = setting(
+        "Weight decay, or two bounds to draw it between (log-uniform).", factory=lambda: [0.0]
+    )
+    dropout: list[float] = setting("Dropout, or two bounds to draw it between.", factory=lambda: [0.0])
+    data_fraction: list[float] = setting(
+        "Share of the training images that a network sees, or two bounds to draw it between.", factory=lambda: [1.0]
+    )
+
+    max_abs_weight: float = setting(
+        "Networks with a larger parameter at any kept epoch are left out as exploded.", default=5.0
+    )
+    include_excluded: bool = setting(
+        "Keep networks that exploded or are not finite; they are listed in any case.", default=False
+    )
+    token_dim: int | None = setting(
+        "Scalars per token; by default the length of the longest row of the network.", default=None
+    )
+    token_layout: str = setting("How weights are cut into tokens: rowwise or dense.", default="rowwise")
+    batch_norm: Literal["tokens", "template"] = setting(
+        "Whether BatchNorm tensors become tokens or are stored beside them.", default="tokens"
+    )
+    split_shares: list[float] = setting(
+        "Shares of the runs for train, validation and test.", factory=lambda: [0.7, 0.15, 0.15]
+    )
+    group_size: int = setting(
+        "Networks trained together; what is finished survives an interruption, and the rest is kept once a minute.",
+        default=128,
+    )
+    train_evaluation_limit: int | None = setting("Measure training accuracy on so many images at most.", default=None)
+    license: str | None = setting("Licence of the zoo, stated on its card.", default=None)
+    seed: int = setting("Random seed.", default=0)
+    progress_bar: bool = setting("Show a progress bar.", default=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.architecture_settings, str):
+            self.architecture_settings = read_settings(self.architecture_settings, "architecture_settings")
+        if self.keep_epochs is None:
+            self.keep_epochs = [epoch for epoch in USUAL_EPOCHS if epoch < self.epochs] + [self.epochs]
+        self.keep_epochs = sorted(set(self.keep_epochs))
+
+    def validate_counts(self) -> None:
+        """Counts are counts."""
+        for name in ("num_models", "batch_size", "group_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.epochs < 0 or self.seed < 0:
+            raise ValueError(f"epochs and seed must not be negative, got {self.epochs} and {self.seed}")
+        if self.keep_epochs is not None and not all(0 <= epoch <= self.epochs for epoch in self.keep_epochs):
+            raise ValueError(f"keep_epochs must lie in [0, {self.epochs}], got {self.keep_epochs}")
+        if self.keep_epochs is not None and not self.keep_epochs:
+            raise ValueError("keep_epochs is empty: keep one epoch at least, or leave it out")
+
+    def validate_ranges(self) -> None:
+        """One value or two bounds, within what makes sense."""
+        bounds = {"learning_rate": (0, 1e3), "weight_decay": (0, 1e3), "dropout": (0, 1), "data_fraction": (0, 1)}
+        for name, (low, high) in bounds.items():
+            values = getattr(self, name)
+            if len(values) not in (1, 2) or sorted(values) != values or values[0] < low or values[-1] > high:
+                raise ValueError(f"{name} takes a value or two ascending bounds in [{low}, {high}], got {values}")
+            is_logarithmic = len(values) == 2 and name in ("learning_rate", "weight_decay")
+            if values[0] == 0 and (is_logarithmic or name in ("learning_rate", "data_fraction")):
+                raise ValueError(f"{name} must be positive to be drawn or used, got {values}")
+        if self.dropout[-1] == 1:
+            raise ValueError(f"dropout must stay below 1, got {self.dropout}")
+        if not self.sgd_factor > 0:
+            raise ValueError(f"sgd_factor must be positive, got {self.sgd_factor}")
+        if not self.max_abs_weight > 0:
+            raise ValueError(
+                f"max_abs_weight must be positive, got {self.max_abs_weight}; inf keeps all finite networks"
+            )
+        shares = self.split_shares
+        if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"split_shares must be three shares that add up to 1, got {shares}")
+
+    def validate_choices(self) -> None:
+        """Something to choose from."""
+        presets.find_preset(self.architecture)
+        find_token_layout(self.token_layout)
+        for name in ("initializations", "optimizers"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: name at least one")
+        if unknown := sorted(set(self.optimizers) - set(get_args(Optimizer))):
+            known = get_args(Optimizer)
+            meant = did_you_mean(unknown[0], known)
+            raise ValueError(f"expected optimizers to be among {', '.join(map(repr, known))}, got {unknown}{meant}")
+
+    @property
+    def kept_epochs(self) -> list[int]:
+        """`keep_epochs`, which is a list once the arguments exist."""
+        return list(self.keep_epochs or ())
+
+    def network_config(self, data: ImageData) -> ZooConfig:
+        """Configuration of the networks for these images.
+
+        Raises:
+            ValueError: If a hyper-parameter is varied that the architecture does not have.
+        """
+        settings = self.architecture_settings if isinstance(self.architecture_settings, dict) else {}
+        shape = {"num_channels": data.num_channels, "num_labels": data.num_classes}
+        preset = presets.find_preset(self.architecture)
+        if "image_size" in inspect.signature(preset).parameters:
+            shape["image_size"] = data.image_size
+        config = preset(**{**shape, **settings})
+        if (self.activations and not hasattr(config, "activation")) or (
+            self.dropout != [0.0] and not hasattr(config, "dropout")
+        ):
+            raise ValueError(
+                f"{self.architecture} has a fixed activation and no dropout; leave both out of the arguments"
+            )
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields of this class, as JSON can hold them."""
+        return as_arguments(self, ZooSettings)
+
+
+# Defaults of two kinds of zoo: homogeneous and made for sampling; wide in accuracy and made for probing.
+RECIPES: dict[str | None, dict[str, Any]] = {
+    "seed": {"learning_rate": [3e-3], "weight_decay": [1e-4]},
+    "hyperparameter": {
+        "initializations": ["uniform", "normal", "kaiming_uniform", "kaiming_normal"],
+        "optimizers": ["adam", "sgd"],
+        "learning_rate": [1e-3, 1e-2],
+        "sgd_factor": 5.0,
+        "weight_decay": [1e-4, 1e-2],
+        "dropout": [0.0, 0.2],
+        "data_fraction": [0.25, 1.0],
+    },
+}
+
+
+def seed_zoo(**settings: Any) -> ZooSettings:
+    """A zoo of networks that differ in their seed only: homogeneous, made for sampling.
+
+    `settings` are fields of [`ZooSettings`]; by default Adam at 3e-3 with a little weight decay.
+    """
+    return ZooSettings(**{**RECIPES["seed"], **settings})
+
+
+def hyperparameter_zoo(**settings: Any) -> ZooSettings:
+    """A zoo of networks that differ in everything: wide in accuracy, made for probing.
+
+    Random per run: one of four initialisations, Adam or SGD, learning rate over a decade (five times that for SGD),
+    weight decay 1e-4 to 1e-2, dropout up to 0.2, 25 to 100 % of the data. `settings` are fields of [`ZooSettings`].
+    """
+    return ZooSettings(**{**RECIPES["hyperparameter"], **settings})
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What one training run will do."""
+
+    run_id: str
+    seed: int
+    initialization: str
+    activation: str
+    optimizer: Optimizer
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+    data_fraction: float
+
+
+def plan_runs(arguments: ZooSettings, config: ZooConfig) -> list[RunPlan]:
+    """Draw the hyper-parameters of every run; run `i` depends on the seed and `i` alone, not on how many there are."""
+    activations = arguments.activations or [getattr(config, "activation", "relu")]
+    plans = []
+    for i in range(arguments.num_models):
+        generator = np.random.default_rng([arguments.seed, i])
+
+        def pick(choices: Sequence[Any], generator: np.random.Generator = generator) -> Any:
+            return choices[int(generator.integers(len(choices)))]
+
+        def draw(bounds: Sequence[float], generator: np.random.Generator = generator, *, log: bool = False) -> float:
+            low, high = bounds[0], bounds[-1]
+            share = float(generator.random())
+            return float(low * (high / low) ** share if log and low > 0 else low + share * (high - low))
+
+        # In this order: what a run draws must not change.
+        seed = int(generator.integers(2**31))
+        initialization, activation = pick(arguments.initializations), pick(activations)
+        optimizer = pick(arguments.optimizers)
+        factor = arguments.sgd_factor if optimizer == "sgd" else 1.0
+        plans.append(
+            RunPlan(
+                run_id=f"{i:06d}",
+                seed=seed,
+                initialization=initialization,
+                activation=activation,
+                optimizer=optimizer,
+                learning_rate=factor * draw(arguments.learning_rate, log=True),
+                weight_decay=draw(arguments.weight_decay, log=True),
+                dropout=draw(arguments.dropout),
+                data_fraction=draw(arguments.data_fraction),
+            )
+        )
+    return plans
+
+
+def split_runs(run_ids: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, list[str]]:
+    """Deal runs out to train, validation and test at random; at least one to each split of a positive share.
+
+    Raises:
+        ValueError: If there are fewer runs than splits.
+    """
+    names = ("train", "validation", "test")
+    wanted = sum(share > 0 for share in shares)
+    if len(run_ids) < max(1, wanted):
+        raise ValueError(f"expected at least {wanted} usable runs for {wanted} splits, got {len(run_ids)}; train more")
+    order = np.random.default_rng([seed, SPLIT_STREAM]).permutation(len(run_ids))
+    sizes = [max(1, round(share * len(run_ids))) if share > 0 else 0 for share in shares]
+    while sum(sizes) != len(run_ids):
+        sizes[int(np.argmax(sizes))] += 1 if sum(sizes) < len(run_ids) else -1
+    ends = np.cumsum([0, *sizes])
+    return {name: sorted(run_ids[i] for i in order[ends[k] : ends[k + 1]]) for k, name in enumerate(names)}

@@ -1,0 +1,382 @@
+"""Make a zoo of networks that others have trained: from the Hub or a folder, whatever their architectures."""
+
+import errno
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Features, Value
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
+
+from hf_sane.records._disks import NO_SPACE
+from hf_sane.records._documents import Entry
+from hf_sane.records._errors import MALFORMED, InvalidFileError, reading, shorten
+from hf_sane.records._run_record import RunRecord
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._facts import DEFAULT_CONFIG, ZooFacts, data_folder, read_facts
+from hf_sane.zoo._records import FEATURES, IMPORT_FEATURES, ModelRecord, batched, write_parquet
+from hf_sane.zoo._writing import (
+    NETWORKS_NAME,
+    RECORD_NAME,
+    REPORT_NAME,
+    is_finished,
+    read_facts_or_none,
+    remove_networks,
+    tidy,
+    writing_zoo,
+)
+from hf_sane.zoo.building._settings import split_runs
+from hf_sane.zoo.importing._reading import ImportedNetwork, import_network, network_files
+from hf_sane.zoo.importing._settings import ImportSettings
+from hf_sane.zoo.importing._sources import Repository, Source, find_networks, find_sources
+
+logger = logging.getLogger(__name__)
+
+MAX_METRICS = 50  # columns
+MAX_REASON = 500  # characters
+MAX_NAMED = 3  # networks of one reason, folders in several splits
+# Reasons that lie in the repository: trying again would not help.
+UNUSABLE: tuple[type[Exception], ...] = (
+    *MALFORMED,
+    RuntimeError,  # of PyTorch
+    SafetensorError,
+    FileNotFoundError,
+    SafetensorsParsingError,
+    StrictDataclassError,
+    EntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+# Reasons that lie in the connection or the machine, unless they are among those above: the next import tries again.
+PASSING: tuple[type[Exception], ...] = (OSError, HTTPError)
+EXPECTED = UNUSABLE + PASSING
+
+
+@dataclass(frozen=True, slots=True)
+class ImportEntry:
+    """What became of one network, or of a repository without any.
+
+    Attributes:
+        run_id: Its name in the zoo; `repo_id`, where that is not all there is with what tells it apart.
+        status: `"failed"` is what may work when it is tried again.
+        reason: Why it was not taken.
+    """
+
+    run_id: str
+    status: Literal["taken", "skipped", "failed"]
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """A zoo of imported networks, and what was left out."""
+
+    zoo: Zoo
+    entries: tuple[ImportEntry, ...]
+
+
+def import_zoo(
+    arguments: ImportSettings,
+    output: str | Path,
+    *,
+    config: str = DEFAULT_CONFIG,
+    api: HfApi | None = None,
+    on_entry: Callable[[ImportEntry], None] | None = None,
+) -> ImportResult:
+    """Import networks into a zoo, whatever their architectures.
+
+    Of each network on the Hub the size is known first, then the header is read (a range request of 100 kB), and only
+    what can be taken is downloaded. What cannot is listed with the reason, and the next one is tried. Networks are in
+    the work folder as soon as they are read: an import that was interrupted, or that could not reach some of them,
+    goes on from there when it is called again.
+
+    Accuracies and hyper-parameters are null; licence, downloads, likes, revision and the metrics of the card are
+    columns. Groups (`ImportSettings.group_by`) are dealt out to the splits whole. Networks with the same weights as
+    one before are skipped: in two splits they would leak.
+
+    Args:
+        arguments: What to import.
+        output: Folder of the zoo; it may hold others under other names.
+        config: Name of this zoo in the folder.
+        api: Hub client, for another endpoint or token.
+        on_entry: Called with every network that was taken or not.
+
+    Returns:
+        The zoo, as `Zoo.load(output, config)` gives it, and what became of each network.
+
+    Raises:
+        ValueError: If no network could be taken, there are fewer groups than splits, or the folder holds another zoo
+            under that name.
+        FileExistsError: If the folder holds something else.
+        FolderInUseError: If another process writes it.
+        OSError: If the disk is full.
+    """
+    folder = Path(output)
+    report = data_folder(folder, config) / REPORT_NAME
+    if is_known := config in read_facts_or_none(folder):
+        _compare(folder, read_facts(folder)[config].arguments, json.loads(json.dumps(arguments.to_dict())))
+    if is_known and is_finished(folder, config) and report.is_file():
+        tidy(folder, config)
+        with reading(report, expected="the report of an import", remedy="remove it to import again"):
+            found = [Entry(entry, str(report)) for entry in json.loads(report.read_text(encoding="utf-8"))]
+            entries = tuple(ImportEntry(**entry.fields_of(ImportEntry)) for entry in found)
+        if not any(entry.status == "failed" for entry in entries):
+            remove_networks(folder, config)
+            return ImportResult(Zoo.load(folder, config), entries)
+    with writing_zoo(folder, config, replace=is_known) as writer:
+        record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict())
+        importer = _Importer(arguments, folder / NETWORKS_NAME / config)
+        for source in find_sources(arguments, api or HfApi()):
+            for entry in importer.take(source):
+                if on_entry is not None:
+                    on_entry(entry)
+        if not importer.networks:
+            reasons = "; ".join(
+                f"{_names(names)}: {reason}" for (_, reason), names in left_out(importer.entries).items()
+            )
+            raise ValueError(
+                f"none of {len(importer.entries)} networks could be taken ({reasons or 'nothing was found'})"
+            )
+        stage = writer.begin()
+        facts = _write_rows(importer, stage)
+        became = [asdict(entry) for entry in importer.entries]
+        (stage / REPORT_NAME).write_text(json.dumps(became, indent=1) + "\n", encoding="utf-8")
+        record.finish({"splits": facts.splits, "excluded": len(facts.excluded)}, data=dict(facts.data))
+        record.save(stage / RECORD_NAME)
+        writer.publish(facts)
+        if not any(entry.status == "failed" for entry in importer.entries):
+            remove_networks(folder, config)
+    return ImportResult(Zoo.load(folder, config), tuple(importer.entries))
+
+
+def _compare(folder: Path, known: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    if changed := sorted(name for name in mine.keys() | known.keys() if mine.get(name) != known.get(name)):
+        raise ValueError(
+            f"{folder} holds a finished zoo with other settings of {', '.join(changed)}: expected "
+            f"{[known.get(name) for name in changed]}, got {[mine.get(name) for name in changed]}; use another "
+            "folder or another config name"
+        )
+
+
+class _Importer:
+    """Networks taken so far, and what became of the others."""
+
+    def __init__(self, arguments: ImportSettings, work: Path) -> None:
+        self.arguments, self.work = arguments, work
+        self.networks: dict[str, ImportedNetwork] = {}
+        self.repositories: dict[str, Repository] = {}  # all that were opened, by label
+        self.sources: dict[str, Repository] = {}  # by network
+        self.entries: list[ImportEntry] = []
+        self._digests: dict[str, str] = {}  # of files on the Hub, to the network they are
+        self._contents: dict[str, str] = {}  # of networks, to the first that has it
+
+    def take(self, source: Source) -> Iterator[ImportEntry]:
+        """Take what can be taken of a source; whatever is wrong with it is noted."""
+        name = source.label
+        try:
+            name.encode()  # what is no Unicode cannot be the name of a row
+            for repository in source.open():
+                files = find_networks(
+                    repository.files,
+                    self.arguments.files,
+                    allow_pickle=self.arguments.allow_pickle,
+                    readers=repository.readers,
+                    subfolder=self.arguments.subfolder if repository.revision else None,
+                    variant=self.arguments.variant,
+                )
+                self.repositories[repository.label] = repository
+                for file in files:
+                    name = repository.label if len(files) == 1 else f"{repository.label}/{file}"
+                    yield self._attempt(repository, file, name)
+        except EXPECTED as error:
+            _raise_if_full(error)
+            yield self._note(ImportEntry(name, _status(error), _reason(error)))
+
+    def _attempt(self, repository: Repository, file: str, name: str) -> ImportEntry:
+        try:
+            network = self._import(repository, file)
+        except EXPECTED as error:
+            _raise_if_full(error)
+            return self._note(ImportEntry(name, _status(error), _reason(error)))
+        if (first := self._contents.setdefault(network.content, name)) != name:
+            return self._note(ImportEntry(name, "skipped", f"it has the same weights as {first}"))
+        if file in repository.digests:
+            self._digests[repository.digests[file]] = name
+        self.networks[name], self.sources[name] = network, repository
+        return self._note(ImportEntry(name, "taken"))
+
+    def _import(self, repository: Repository, file: str) -> ImportedNetwork:
+        if first := self._digests.get(repository.digests.get(file, "")):
+            raise ValueError(f"it is the same file as {first}")
+        files = network_files(repository, file, self.arguments)
+        key = {} if self.arguments.key is None else {"key": self.arguments.key}
+        settings = json.dumps([repository.label, file, repository.state, self.arguments.token_settings | key])
+        path = self.work / f"{sha256(settings.encode()).hexdigest()[:32]}.safetensors"
+        if path.exists():
+            with suppress(InvalidFileError):  # damaged: it is imported again
+                return ImportedNetwork.load(path)
+        return import_network(repository, file, files, self.arguments, path)
+
+    def _note(self, entry: ImportEntry) -> ImportEntry:
+        # A file name that is no Unicode could not be written into any record.
+        entry = replace(entry, run_id=entry.run_id.encode(errors="backslashreplace").decode())
+        self.entries.append(entry)
+        return entry
+
+
+def _raise_if_full(error: Exception) -> None:
+    """A disk that takes no more is no fault of a network, and the next one would fail, too."""
+    if isinstance(error, OSError) and error.errno in (*NO_SPACE, errno.EROFS):
+        raise error
+
+
+def _status(error: Exception) -> Literal["skipped", "failed"]:
+    """Whether a retry could help: a download that reaches neither Hub nor cache reports "not found", too."""
+    if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, UNUSABLE):
+        return "failed"
+    return "skipped"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return "its name is not valid Unicode; rename it"
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = str(message)
+    if isinstance(error, InvalidFileError):  # reasons are published with the zoo: no path of this machine
+        text = text.replace(error.file, Path(error.file).name)
+    return shorten(text, MAX_REASON) or type(error).__name__
+
+
+def left_out(entries: Sequence[ImportEntry]) -> dict[tuple[str, str], list[str]]:
+    """Networks that were not taken, by status and reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        if entry.status != "taken":
+            found.setdefault((entry.status, entry.reason or ""), []).append(entry.run_id)
+    return found
+
+
+def _names(names: Sequence[str]) -> str:
+    """The first few of some names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(shorten(name) for name in names[:MAX_NAMED]) + more
+
+
+def group_networks(repo_ids: Sequence[str], base_models: Mapping[str, Sequence[str]]) -> list[str]:
+    """The family of each repository: the first, by name, of all that `base_model` connects it to.
+
+    Args:
+        repo_ids: Repositories.
+        base_models: Repository to those it was made from, which need not be among `repo_ids`.
+    """
+    parents: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parents.setdefault(name, name) != name:
+            name = parents[name]
+        return name
+
+    for repo_id in sorted(base_models):
+        for base in base_models[repo_id]:
+            first, second = sorted((root(repo_id), root(base)))
+            parents[second] = first
+    return [root(repo_id) for repo_id in repo_ids]
+
+
+def _groups(importer: _Importer) -> dict[str, str]:
+    """Network to the group that must stay in one split."""
+    repo_ids = [str(network.properties["repo_id"]) for network in importer.networks.values()]
+    keys = [importer.sources[name].group for name in importer.networks]
+    if importer.arguments.group_by == "network":
+        keys = list(importer.networks)
+    elif importer.arguments.group_by == "base_model":
+        bases = {repository.repo_id: repository.card.base_models for repository in importer.repositories.values()}
+        keys = group_networks(repo_ids, bases)
+    elif importer.arguments.group_by == "author":
+        authors = [network.properties.get("author") for network in importer.networks.values()]
+        keys = [str(author or repo_id) for author, repo_id in zip(authors, repo_ids, strict=True)]
+    return dict(zip(importer.networks, keys, strict=True))
+
+
+def _parted(importer: _Importer, places: Mapping[str, str]) -> list[str]:
+    """Repositories and folders whose networks are in several splits; `places` is network to split."""
+    found: dict[str, set[str]] = {}
+    for name, split in places.items():
+        found.setdefault(importer.sources[name].group, set()).add(split)
+    return sorted(group for group, splits in found.items() if len(splits) > 1)
+
+
+def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
+    """Turn the networks of the work folder into parquet files."""
+    arguments, networks = importer.arguments, importer.networks
+    groups = _groups(importer)
+    wanted = sum(share > 0 for share in arguments.split_shares)
+    names = sorted(set(groups.values()))
+    if len(names) < wanted:
+        raise ValueError(
+            f"{len(networks)} networks make {len(names)} groups by {arguments.group_by}, expected at least {wanted} "
+            f"for {wanted} splits; import more, or give split_shares such as 1,0,0 (--split-shares). Files of one "
+            "folder are one group, since they may be checkpoints of one run; if they are not, say group_by network "
+            "(--group-by)"
+        )
+    metrics = {name: repository.card.metrics for name, repository in importer.sources.items()}
+    columns = [
+        name for name, _ in Counter(key for found in metrics.values() for key in found).most_common(MAX_METRICS)
+    ]
+    features = Features({**FEATURES, **IMPORT_FEATURES, **{name: Value("float64") for name in sorted(columns)}})
+    splits = {}
+    places: dict[str, str] = {}
+    for split, members in split_runs(names, arguments.split_shares, arguments.seed).items():
+        chosen = [name for name in networks if groups[name] in set(members)]
+        places |= dict.fromkeys(chosen, split)
+
+        def records(chosen: list[str] = chosen) -> Iterator[ModelRecord]:
+            for name in chosen:
+                yield networks[name].record({**metrics[name], "run_id": name})
+
+        write_parquet(batched(records(), features), folder, split)
+        splits[split] = {"runs": len(chosen), "networks": len(chosen), "groups": len(members)}
+    if parted := _parted(importer, places):
+        logger.warning(
+            "networks of one folder or repository are in several splits, grouped by %s: %s. Checkpoints of one run "
+            "in training and test make results look better than they are; group_by repository (--group-by) keeps "
+            "them together",
+            arguments.group_by,
+            _names(parted),
+        )
+    licenses = Counter(str(network.properties.get("license") or "not stated") for network in networks.values())
+    data = {
+        "repositories": len({network.properties["repo_id"] for network in networks.values()}),
+        "networks": len(networks),
+        "licenses": dict(licenses.most_common()),
+        "license": next(iter(licenses)) if len(licenses) == 1 and "not stated" not in licenses else "other",
+        "metrics": sorted(columns),
+        "parted": len(parted),
+        "sha256": sha256("".join(network.content for network in networks.values()).encode()).hexdigest(),
+    }
+    left_out = [entry for entry in importer.entries if entry.status != "taken"]
+    return ZooFacts(
+        name=arguments.name or arguments.author or arguments.to_dict()["folder"] or "imported",
+        layouts={str(n.properties["layout"]): n.layout for n in networks.values()},
+        architectures={str(n.properties["architecture"]): n.architecture for n in networks.values()},
+        arguments=arguments.to_dict(),
+        data=data,
+        excluded=tuple({"run_id": entry.run_id, "epoch": None, "reason": entry.reason} for entry in left_out),
+        splits=splits,
+    )

@@ -1,0 +1,154 @@
+"""What to import, and under which conditions."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+
+from hf_sane.core._layout import BatchNormStorage
+from hf_sane.core._token_layouts import find_token_layout
+from hf_sane.records._settings import as_arguments, setting
+
+Grouping = Literal["repository", "base_model", "author", "network"]
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+TOKEN_SETTINGS = ("token_dim", "token_layout", "batch_norm")
+
+
+@strict
+@dataclass(kw_only=True)
+class ImportSettings:
+    """Which networks make a zoo, from the Hub or a folder.
+
+    Raises:
+        TypeError: For an unknown field.
+        StrictDataclassFieldValidationError: For a value of the wrong type or an unknown choice.
+        StrictDataclassClassValidationError: For a value out of range, or nothing to import from.
+    """
+
+    repos: list[str] = setting(
+        "Model repositories on the Hub: owner/name or owner/name@revision.",
+        factory=list,
+        positional=True,
+        formerly="--repos",
+    )
+    author: str | None = setting("Take the models of this user or organisation on the Hub.", default=None)
+    filter: list[str] = setting(
+        "Take models on the Hub that carry all of these tags, such as image-classification.", factory=list
+    )
+    search: str | None = setting("Take models on the Hub with these letters in their name.", default=None)
+    limit: int = setting(
+        "Largest number of models from --author, --filter and --search together; the most downloaded come first.",
+        default=100,
+    )
+    folder: str | Path | None = setting(
+        "Take the networks below this folder: those of model folders (with model.safetensors or its index), and every "
+        "other checkpoint file on its own. The first bytes of a file tell what it is.",
+        default=None,
+    )
+    files: list[str] = setting(
+        "Pattern of the files to take from each repository, such as '*/model.safetensors'; repeat the option for "
+        "several. By default the weights at its root, or else every safetensors file.",
+        factory=list,
+        split=False,
+    )
+    allow_pickle: bool = setting(
+        "Open files of torch.save (with weights_only) where there is no safetensors.", default=False
+    )
+    subfolder: str | None = setting(
+        "Folder with the weights, in every repository; below --folder, every folder of that name.", default=None
+    )
+    variant: str | None = setting("Which precision: fp16 takes model.fp16.safetensors.", default=None)
+    key: str | None = setting("Which state dict of a training checkpoint, such as model_ema.", default=None)
+    max_size: int | str = setting(
+        "Largest network on disk, in bytes or as text such as 500MB; larger ones are not downloaded.", default="500MB"
+    )
+    max_tokens: int | None = setting(
+        "Longest network in tokens; of longer ones only the header is downloaded.", default=None
+    )
+    token_dim: int = setting("Scalars per token.", default=289)
+    token_layout: str = setting("How weights become tokens: 'rowwise' or 'dense'.", default="rowwise")
+    batch_norm: BatchNormStorage = setting(
+        "Whether BatchNorm tensors become tokens or are carried along unchanged.", default="tokens"
+    )
+    group_by: Grouping = setting(
+        "What must not be in two splits at once: a repository (in a folder: the files of one folder, and model "
+        "folders beside each other with names such as checkpoint-500 and best, which may be of one run), a "
+        "base_model (the repositories that it connects), an author (in a folder: its first sub-folder), or only a "
+        "network, for files of independent runs.",
+        default="repository",
+    )
+    split_shares: list[float | int] = setting(
+        "Shares of the groups for train, validation and test.", factory=lambda: [0.7, 0.15, 0.15]
+    )
+    seed: int = setting("Random seed of the split.", default=0)
+    name: str | None = setting("Name of the zoo on its card.", default=None)
+
+    def __post_init__(self) -> None:
+        self.max_size = parse_size(self.max_size)
+        self.folder = None if self.folder is None else str(self.folder)
+
+    def validate_sources(self) -> None:
+        """There is something to import from."""
+        if not (self.repos or self.lists_models or self.folder):
+            raise ValueError(
+                "nothing to import from: name repositories (repos), an author, filter or search on the Hub, or a "
+                "folder"
+            )
+        if self.files and (self.subfolder or self.variant):
+            raise ValueError(
+                f"expected files or subfolder and variant, got both: patterns of files say it all, such as "
+                f"'{self.subfolder or '*'}/model{f'.{self.variant}' if self.variant else ''}.safetensors' (--files)"
+            )
+        if self.folder is not None and not Path(self.folder).is_dir():
+            raise ValueError(f"folder must be an existing folder, got {self.folder!r}")
+
+    def validate_ranges(self) -> None:
+        """Counts and shares lie where they have a meaning."""
+        for name in ("limit", "max_size", "token_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        find_token_layout(self.token_layout)
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}; leave it out for no limit")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        shares = self.split_shares
+        if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"split_shares must be three shares that add up to 1, got {shares}")
+
+    @property
+    def lists_models(self) -> bool:
+        """Whether models are looked for on the Hub."""
+        return bool(self.author or self.filter or self.search)
+
+    @property
+    def max_bytes(self) -> int:
+        """`max_size` in bytes."""
+        return int(self.max_size)
+
+    @property
+    def token_settings(self) -> dict[str, Any]:
+        """How networks become tokens."""
+        return {name: getattr(self, name) for name in TOKEN_SETTINGS}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields of this class, as JSON can hold them; of the folder its name only, since zoos are published."""
+        found = as_arguments(self, ImportSettings)
+        found["max_bytes"] = found.pop("max_size")
+        return found | {"folder": self.folder and Path(self.folder).resolve().name}
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of a size as people write it: `500MB`, `1.5 GiB`, `1000`.
+
+    Raises:
+        ValueError: If it is no size.
+    """
+    if isinstance(size, int):
+        return size
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", size, re.IGNORECASE)
+    if found is None or (found[2] or "B").upper() not in UNITS:
+        raise ValueError(f"expected a size such as 500MB or 1.5GiB, got {size!r}; units are {', '.join(UNITS)}")
+    return int(float(found[1]) * UNITS[(found[2] or "B").upper()])
