@@ -26,7 +26,9 @@ class InvalidFileError(ValueError):
     def __init__(self, file: str | Path, *, expected: str, got: object, remedy: str, field: str | None = None) -> None:
         # Names of tensors and keys are a stranger's text, too.
         self.file, self.field, self.remedy = str(file), None if field is None else shorten(field), remedy
-        self.expected, self.got = shorten(expected, 2 * MAX_SHOWN), shorten(got)
+        # What another error said is a sentence, often one of this library.
+        limit = 3 * MAX_SHOWN if isinstance(got, BaseException) else MAX_SHOWN
+        self.expected, self.got = shorten(expected, 2 * MAX_SHOWN), shorten(got, limit)
         place = self.file if field is None else f"{self.file}: {self.field}"
         super().__init__(f"{place}: expected {self.expected}, got {self.got}; {remedy}")
 

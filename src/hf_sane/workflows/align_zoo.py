@@ -62,7 +62,7 @@ class AlignZooResult(Result):
 
 
 def align_zoo(zoo: Zoo, **options: Any) -> Zoo:
-    """Align a zoo in memory; options and errors as of `hf_sane.zoo._alignment.align_zoo`.
+    """Align a zoo in memory; options and errors as of the alignment of zoos.
 
     Args:
         zoo: Built or imported.

@@ -57,7 +57,7 @@ class SANE:
         return cls(model, extractor, str(source), loaded_commit(str(source), revision))
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
-        """Save model, weight tokenizer, run record and card; see `hf_sane.hub._publish.save_sane`."""
+        """Save model, weight tokenizer, run record and card; see `hf_sane.hub.save_sane`."""
         record = self.record or RunRecord.start(arguments={"source": self.source}).finish({})
         return save_sane(folder, self.model, self.extractor, record, **options)
 
@@ -77,7 +77,7 @@ class SANE:
             private: Whether a new repository is private; the account's default if `None`.
             revision: Branch; the default branch if `None`.
             api: Client to use, for another endpoint or token.
-            **options: As of `hf_sane.hub._publish.save_sane`.
+            **options: As of `hf_sane.hub.save_sane`.
 
         Returns:
             Address of the commit.

@@ -35,7 +35,7 @@ from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.shared import WeightsSettings
 
-IN_PYTHON = "select in Python by a score of your own (hf_sane.merging._greedy.greedy_soup)"
+IN_PYTHON = "select in Python by a score of your own (hf_sane.merging.greedy_soup)"
 
 
 @dataclass(kw_only=True)

@@ -110,7 +110,7 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
 ## Use
 
 ```python
-from hf_sane.zoo._dataset import Zoo
+from hf_sane import Zoo
 
 zoo = {example}
 {network}
