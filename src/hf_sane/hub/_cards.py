@@ -63,7 +63,7 @@ latents = model.encode_sequences(sequence.tokens[None], sequence.positions)  # [
 decoded = model.decode_sequences(latents, sequence.positions)  # [1, {num_tokens}, {token_dim}]
 network.load_state_dict(weight_tokenizer.decode(decoded[0], sequence.layout))  # the reconstructed network"""
 SANE_ON_TOKENS = """
-tokens = torch.randn(1, {window_size}, {token_dim})  # in earnest: weight_tokenizer.encode(network).tokens[None]
+tokens = torch.randn(1, {window_size}, {token_dim})  # in practice: weight_tokenizer.encode(network).tokens[None]
 positions = torch.zeros({window_size}, 3, dtype=torch.long)  # and .positions
 latents = model.encode_sequences(tokens, positions)  # [1, {window_size}, {latent_dim}]
 decoded = model.decode_sequences(latents, positions)  # [1, {window_size}, {token_dim}]"""

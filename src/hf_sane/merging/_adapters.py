@@ -226,7 +226,7 @@ class AdapterMixer:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the adapters."""
+        """Names of the adapters."""
         return tuple(adapter.name for adapter in self.adapters)
 
     def mix(self, weights: Sequence[float]) -> None:

@@ -24,7 +24,7 @@ class Mixer(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the ingredients."""
+        """Names of the ingredients."""
 
     def mix(self, weights: Sequence[float]) -> None:
         """Overwrite the model with the average; a weight of 1 gives that ingredient, untouched."""
@@ -53,7 +53,7 @@ class CheckpointMixer:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the ingredients."""
+        """Names of the ingredients."""
         return tuple(ingredient.name for ingredient in self.ingredients)
 
     def mix(self, weights: Sequence[float]) -> None:

@@ -34,7 +34,7 @@ class TrainedOnImages(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the zoo."""
+        """Name of the images."""
 
     @property
     def arguments(self) -> Mapping[str, Any]:

@@ -52,7 +52,7 @@ class ComparisonSettings:
     """How much is drawn and what it is chosen from.
 
     Attributes:
-        seed: Of everything that is drawn.
+        seed: Random seed.
         anchor_fraction: Best share of the training runs that serve as anchors (the paper: 30 %).
         num_anchors: The best so many of them; all when `None`.
         anchor_epoch: Epoch of the anchors; the last of each run when `None`.

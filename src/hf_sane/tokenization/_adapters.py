@@ -215,7 +215,7 @@ class Adapter:
         return found is not None and found["embedding"] is not None
 
     def dtype(self, module: str) -> torch.dtype:
-        """Of the stored factors."""
+        """Dtype of the stored factors."""
         return self.tensors[self.modules[module][0]].dtype
 
     def shape(self, module: str) -> tuple[int, ...]:
