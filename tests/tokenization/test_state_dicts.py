@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hf_sane.records._errors import InvalidFileError
-from hf_sane.tokenization._checkpoints import Checkpoint, load_state_dict
+from hf_sane.tokenization._checkpoints import CheckpointSource, load_state_dict
 from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.tokenization._state_dicts import strip_prefixes
@@ -119,8 +119,8 @@ def test_several_are_named_and_chosen_by_key(kind, tmp_path):
         with pytest.raises(InvalidFileError, match="expected a state dict under the key 'nets', got '"):
             load_state_dict(source, key="nets")
     assert_same(open_checkpoint(path, key=second), EMA)
-    assert_same(load_state_dict(Checkpoint(path, key=second)), EMA)
-    assert read_meta_state_dict(Checkpoint(path, key=second)).keys() == EMA.keys()
+    assert_same(load_state_dict(CheckpointSource(path, key=second)), EMA)
+    assert read_meta_state_dict(CheckpointSource(path, key=second)).keys() == EMA.keys()
 
 
 def test_an_average_beside_a_network_in_safetensors(tmp_path):

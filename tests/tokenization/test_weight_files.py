@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from hf_sane.tokenization._checkpoints import Checkpoint, load_state_dict
+from hf_sane.tokenization._checkpoints import CheckpointSource, load_state_dict
 from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.tokenization._weight_files import choose_weights
@@ -112,10 +112,10 @@ def place(request, tmp_path, local_hub):
 
 @pytest.mark.parametrize("read", [load_state_dict, read_meta_state_dict, open_checkpoint])
 def test_a_folder_and_a_repository_are_read_alike(place, read):
-    assert read(Checkpoint(place, variant="fp16"))["w"].dtype == torch.float16
-    assert read(Checkpoint(place, subfolder="unet"))["w"].shape == (2, 3)
-    assert read(Checkpoint(place, subfolder="vae/deep"))["w"].shape == (2, 3)
+    assert read(CheckpointSource(place, variant="fp16"))["w"].dtype == torch.float16
+    assert read(CheckpointSource(place, subfolder="unet"))["w"].shape == (2, 3)
+    assert read(CheckpointSource(place, subfolder="vae/deep"))["w"].shape == (2, 3)
     with pytest.raises(FileNotFoundError, match="it holds model.fp16.safetensors: choose with --variant fp16"):
         read(place)
     with pytest.raises(FileNotFoundError, match="holds no safetensors in its folder nothing; it holds no files"):
-        read(Checkpoint(place, subfolder="nothing"))
+        read(CheckpointSource(place, subfolder="nothing"))

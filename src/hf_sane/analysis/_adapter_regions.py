@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_sane.analysis._regions import RegionMap
 from hf_sane.tokenization._adapters import open_factors
-from hf_sane.tokenization._checkpoints import Checkpoint
+from hf_sane.tokenization._checkpoints import CheckpointSource
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # target module to A [r, inputs] and s B [outputs, r]
 
@@ -122,7 +122,7 @@ def adapter_map(
         raise ValueError(f"expected adapters as LABEL=SOURCE, got {bad}; say what each was trained for")
     sources = {f"{index}: {pair}": pair.partition("=")[2] for index, pair in enumerate(pairs)}
     factors = {
-        name: open_factors(Checkpoint(source, subfolder=subfolder, variant=variant), base=base)
+        name: open_factors(CheckpointSource(source, subfolder=subfolder, variant=variant), base=base)
         for name, source in sources.items()
     }
     if twins := equal_adapters(factors):

@@ -29,7 +29,7 @@ from hf_sane.core._spectra import (
     weight_correlation,
 )
 from hf_sane.records._settings import setting
-from hf_sane.tokenization._checkpoints import Checkpoint, Source, as_checkpoint, local_path
+from hf_sane.tokenization._checkpoints import CheckpointSource, Source, as_checkpoint, local_path
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.tokenization._saved_form import as_saved
 
@@ -117,7 +117,7 @@ def analyze_spectrum(
     skipped: dict[str, str] = {}
     found = layer_matrices(tensors, settings.conv, skipped)
     layers = tuple(analyze_layer(layer, settings) for layer in found)
-    if isinstance(source, str | Path | Checkpoint) and (
+    if isinstance(source, str | Path | CheckpointSource) and (
         factors := [name for name in tensors if LOW_RANK.search(name)]
     ):
         checkpoint = as_checkpoint(source, revision=revision)
@@ -283,6 +283,6 @@ def _fit_tail(positive: NDArray[np.float64], settings: SpectrumSettings) -> tupl
 
 
 def _label(source: Source) -> str:
-    if isinstance(source, str | Path | Checkpoint):
+    if isinstance(source, str | Path | CheckpointSource):
         return str(source)
     return "state dict" if isinstance(source, Mapping) else type(source).__name__

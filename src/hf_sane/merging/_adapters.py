@@ -25,7 +25,7 @@ from hf_sane.records._outputs import output_folder
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, hub_id, parse_source, pretrained_arguments, source_name
 from hf_sane.tokenization._adapters import Adapter, adapter_folder, is_targeted, target_name
-from hf_sane.tokenization._checkpoints import Checkpoint, as_checkpoint
+from hf_sane.tokenization._checkpoints import CheckpointSource, as_checkpoint
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 
 SOUP = "soup"  # the job of manifests
@@ -63,7 +63,7 @@ class AdapterSoup:
 
 
 def open_adapters(
-    sources: Sequence[str | Path | Checkpoint],
+    sources: Sequence[str | Path | CheckpointSource],
     *,
     names: Sequence[str] | None = None,
     base_model: str | None = None,
@@ -109,14 +109,14 @@ def _base_fields(base_model: str) -> dict[str, str | None]:
     return {"base_model_name_or_path": base_model, "revision": None}
 
 
-def are_adapters(sources: Sequence[str | Checkpoint]) -> bool:
+def are_adapters(sources: Sequence[str | CheckpointSource]) -> bool:
     """Whether sources are LoRA adapters.
 
     Raises:
         ValueError: If some are and some are not.
     """
 
-    def is_adapter(checkpoint: Checkpoint) -> bool:
+    def is_adapter(checkpoint: CheckpointSource) -> bool:
         place = parse_source(checkpoint.source, revision=checkpoint.revision)
         config = (PurePosixPath((checkpoint.subfolder or "").strip("/")) / ADAPTER_CONFIG).as_posix()
         if isinstance(place, Path):

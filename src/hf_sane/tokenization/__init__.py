@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 from hf_sane._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from hf_sane.tokenization._checkpoints import Checkpoint, load_state_dict
+    from hf_sane.tokenization._checkpoints import CheckpointSource, load_state_dict
     from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
     from hf_sane.tokenization._formats import register_format
     from hf_sane.tokenization._headers import read_meta_state_dict
     from hf_sane.tokenization._token_stream import TokenStream
 
 __all__ = [
-    "Checkpoint",
+    "CheckpointSource",
     "SANEFeatureExtractor",
     "TokenStream",
     "load_state_dict",
@@ -20,7 +20,7 @@ __all__ = [
     "register_format",
 ]
 _HOMES = {
-    "Checkpoint": "_checkpoints",
+    "CheckpointSource": "_checkpoints",
     "load_state_dict": "_checkpoints",
     "SANEFeatureExtractor": "_feature_extraction_sane",
     "register_format": "_formats",

@@ -17,7 +17,7 @@ from hf_sane.core._adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from hf_sane.records._errors import reading
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import find_source
-from hf_sane.tokenization._checkpoints import Checkpoint, Source, as_checkpoint
+from hf_sane.tokenization._checkpoints import CheckpointSource, Source, as_checkpoint
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.tokenization._weight_files import INDEX_SUFFIX
 
@@ -334,7 +334,7 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
         raise ValueError(f"{name} is more than LoRA factors, or relative to another base: {used}; {REMEDY}")
 
 
-def adapter_folder(source: str | Path | Checkpoint) -> Path:
+def adapter_folder(source: str | Path | CheckpointSource) -> Path:
     """Where the configuration of an adapter lies; that of a repository is downloaded. A loose file is its own folder.
 
     Args:
@@ -360,7 +360,9 @@ def adapter_folder(source: str | Path | Checkpoint) -> Path:
         ) from error
 
 
-def open_factors(source: str | Path | Checkpoint, *, base: Source | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+def open_factors(
+    source: str | Path | CheckpointSource, *, base: Source | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Read what a LoRA adapter adds to its base: `s B A` per target module.
 
     Loose files do not always tell their scale `s = alpha / r`: it is 1 without a tensor `<module>.alpha`.
@@ -395,7 +397,7 @@ def open_factors(source: str | Path | Checkpoint, *, base: Source | None = None)
         return _loose_factors(source)
 
 
-def _reading_adapter(source: str | Path | Checkpoint) -> AbstractContextManager[None]:
+def _reading_adapter(source: str | Path | CheckpointSource) -> AbstractContextManager[None]:
     return reading(str(source), expected="a LoRA adapter", remedy="save the adapter again", also=(RuntimeError,))
 
 
@@ -443,7 +445,7 @@ def _as_product(change: Tensor) -> tuple[Tensor, Tensor]:
     return change, torch.eye(len(change), dtype=change.dtype)
 
 
-def _loose_factors(source: str | Path | Checkpoint) -> dict[str, tuple[Tensor, Tensor]]:
+def _loose_factors(source: str | Path | CheckpointSource) -> dict[str, tuple[Tensor, Tensor]]:
     """Factors of a file without a configuration."""
     tensors = open_checkpoint(source)
     sides: dict[str, dict[str, str]] = {}
@@ -480,7 +482,7 @@ def _loose_factors(source: str | Path | Checkpoint) -> dict[str, tuple[Tensor, T
     return factors
 
 
-def _note_factor(pair: dict[str, str], side: str, name: str, source: str | Path | Checkpoint) -> None:
+def _note_factor(pair: dict[str, str], side: str, name: str, source: str | Path | CheckpointSource) -> None:
     """Keep which tensor is one of the two factors of a module.
 
     Raises:
@@ -490,7 +492,7 @@ def _note_factor(pair: dict[str, str], side: str, name: str, source: str | Path 
         raise ValueError(f"{source} holds one factor twice, as {pair[side]!r} and {name!r}; save the adapter again")
 
 
-def _loose_scale(source: str | Path | Checkpoint, tensors: Mapping[str, Tensor], name: str, rank: int) -> float:
+def _loose_scale(source: str | Path | CheckpointSource, tensors: Mapping[str, Tensor], name: str, rank: int) -> float:
     if name not in tensors:
         return 1.0
     alpha = tensors[name]

@@ -38,7 +38,7 @@ MAX_DOWNLOAD_BYTES = 50 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class CheckpointSource:
     """A network in a file, a folder or a repository, where its name alone does not say which.
 
     Attributes:
@@ -59,7 +59,7 @@ class Checkpoint:
         return str(self.source)
 
 
-Source = Mapping[str, Tensor] | nn.Module | str | Path | Checkpoint
+Source = Mapping[str, Tensor] | nn.Module | str | Path | CheckpointSource
 
 
 def load_state_dict(
@@ -70,8 +70,8 @@ def load_state_dict(
     Args:
         source: A state dict or module (tensors are shared, not copied); a path to a file of safetensors or
             `torch.save`, whatever its name, or to a folder or index of shards; a Hub repo, `owner/name` or
-            `owner/name@revision`, of which only safetensors are downloaded; or a [`Checkpoint`] of those. Files of
-            `torch.save` are opened with `weights_only=True`; a state dict somewhere inside a dictionary is found.
+            `owner/name@revision`, of which only safetensors are downloaded; or a [`CheckpointSource`] of those. Files
+            of `torch.save` are opened with `weights_only=True`; a state dict somewhere inside a dictionary is found.
             Prefixes that *all* names carry (`module.`, `_orig_mod.`; `model.` inside a training checkpoint) are taken
             off, whatever the source.
         revision: Branch, tag or commit of a Hub repo.
@@ -94,21 +94,21 @@ def load_state_dict(
 
 
 def as_checkpoint(
-    source: str | Path | Checkpoint, *, revision: str | None = None, key: str | None = None
-) -> Checkpoint:
+    source: str | Path | CheckpointSource, *, revision: str | None = None, key: str | None = None
+) -> CheckpointSource:
     """A name with what else is known about it.
 
     Raises:
         TypeError: If `source` is neither a name nor a checkpoint.
     """
-    if isinstance(source, Checkpoint):
+    if isinstance(source, CheckpointSource):
         return replace(source, revision=source.revision or revision, key=source.key or key)
     if not isinstance(source, str | Path):
         raise TypeError(f"expected a state dict, module, path or Hub repo id, got {type(source).__name__}")
-    return Checkpoint(source, revision=revision, key=key)
+    return CheckpointSource(source, revision=revision, key=key)
 
 
-def local_path(checkpoint: Checkpoint, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
+def local_path(checkpoint: CheckpointSource, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
     """Where a checkpoint lies on this machine; a Hub repo is downloaded first, see [`download_checkpoint`].
 
     Raises:
@@ -123,7 +123,7 @@ def local_path(checkpoint: Checkpoint, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -
     return place
 
 
-def weights_path(checkpoint: Checkpoint, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
+def weights_path(checkpoint: CheckpointSource, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
     """The file with the weights of a checkpoint, or their index, on this machine.
 
     Raises:
@@ -300,7 +300,7 @@ def join_shards(index: Path, shards: Mapping[str, list[str]], read: Callable[[st
     return tensors
 
 
-def find_remote_weights(repo: HubRepo, checkpoint: Checkpoint, info: ModelInfo) -> str:
+def find_remote_weights(repo: HubRepo, checkpoint: CheckpointSource, info: ModelInfo) -> str:
     """The file of a Hub repo with the weights of a checkpoint, or their index.
 
     Raises:
@@ -311,7 +311,7 @@ def find_remote_weights(repo: HubRepo, checkpoint: Checkpoint, info: ModelInfo) 
     return choose_weights(str(repo), files, **options, local=False)
 
 
-def download_checkpoint(repo: HubRepo, checkpoint: Checkpoint, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
+def download_checkpoint(repo: HubRepo, checkpoint: CheckpointSource, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
     """Bring the weights of a Hub repo into the local cache; safetensors only, all files of one commit.
 
     The configuration of an adapter comes with its factors.

@@ -21,9 +21,9 @@ from hf_sane.core._types import StateDict, TokenSequence
 from hf_sane.records._outputs import check_finished
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import pretrained_arguments
-from hf_sane.tokenization._checkpoints import Checkpoint, Source
+from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._pretrained import reading_pretrained
-from hf_sane.tokenization._reading import Weights, read_network
+from hf_sane.tokenization._reading import Checkpoint, read_network
 
 Normalization = Literal["standardize", "robust", "none"]
 DIGEST_DIGITS = 16
@@ -178,9 +178,9 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         _check_finite(tokens, layout, state_dict)
         return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
 
-    def lay_out(self, weights: Weights | Mapping[str, Tensor]) -> Layout:
+    def lay_out(self, weights: Checkpoint | Mapping[str, Tensor]) -> Layout:
         """The layout, as [`arranged`] has it, of a network from [`read_network`] or of tensors, meta tensors too."""
-        known = weights if isinstance(weights, Weights) else Weights(weights)
+        known = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
         layout = Layout.from_state_dict(
             known.outlines,
             token_dim=self.token_dim,
@@ -354,7 +354,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         Returns:
             `tokens` `[B, N, D]`, `positions` `[B, N, 3]`, `weight_mask` `[B, N, D]`, `attention_mask` `[B, N]`.
         """
-        networks = [sources] if isinstance(sources, str | Path | Checkpoint | Mapping | nn.Module) else sources
+        networks = [sources] if isinstance(sources, str | Path | CheckpointSource | Mapping | nn.Module) else sources
         encoded = [self.encode(network) for network in networks]
         longest = max(map(len, encoded))
 

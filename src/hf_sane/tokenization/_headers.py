@@ -9,7 +9,7 @@ from hf_sane.core._types import StateDict
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.tokenization._checkpoints import (
-    Checkpoint,
+    CheckpointSource,
     as_checkpoint,
     find_remote_weights,
     join_shards,
@@ -26,7 +26,7 @@ from hf_sane.tokenization._weight_files import is_index
 
 
 def read_meta_state_dict(
-    source: str | Path | Checkpoint, *, revision: str | None = None, key: str | None = None
+    source: str | Path | CheckpointSource, *, revision: str | None = None, key: str | None = None
 ) -> StateDict:
     """Read what a checkpoint holds, without its weights.
 
@@ -65,7 +65,7 @@ def _read_shard_header(path: Path) -> StateDict:
     return _outlines(read_shard(path)) if weights_reader(path) in WHOLE else read_header(path)
 
 
-def _read_repository(repo: HubRepo, checkpoint: Checkpoint) -> StateDict:
+def _read_repository(repo: HubRepo, checkpoint: CheckpointSource) -> StateDict:
     api = HfApi()
     info = patiently(api.model_info, repo.repo_id, revision=repo.revision)
     name = find_remote_weights(repo, checkpoint, info)

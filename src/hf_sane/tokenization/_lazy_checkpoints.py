@@ -11,7 +11,7 @@ from hf_sane.core._types import StateDict
 from hf_sane.records._errors import reading
 from hf_sane.tokenization._checkpoints import (
     AGAIN,
-    Checkpoint,
+    CheckpointSource,
     Source,
     as_checkpoint,
     index_shards,
@@ -95,7 +95,7 @@ def open_checkpoint(source: Source, *, revision: str | None = None, key: str | N
         ValueError: If a file is damaged, an index points outside its folder, or a pickle holds more than weights.
         TypeError: If `source` is nothing of the above.
     """
-    if isinstance(source, str | Path | Checkpoint):
+    if isinstance(source, str | Path | CheckpointSource):
         checkpoint = as_checkpoint(source, revision=revision, key=key)
         path = weights_path(checkpoint)
         if is_lazy(path):

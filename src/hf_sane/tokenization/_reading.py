@@ -13,7 +13,7 @@ from hf_sane.tokenization._state_dicts import strip_prefixes
 
 
 @dataclass(frozen=True)
-class Weights:
+class Checkpoint:
     """A network as a reader gives it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Weights:
         return {name: possible_kinds(name, shapes) for name in shapes}
 
 
-def read_network(source: Source | Weights, *, revision: str | None = None, lazy: bool = False) -> Weights:
+def read_network(source: Source | Checkpoint, *, revision: str | None = None, lazy: bool = False) -> Checkpoint:
     """Read a network from wherever it is.
 
     Args:
@@ -55,11 +55,11 @@ def read_network(source: Source | Weights, *, revision: str | None = None, lazy:
         InvalidFileError: If a file is damaged, or of a format that is not read.
         TypeError: If `source` is nothing of the above.
     """
-    if isinstance(source, Weights):
+    if isinstance(source, Checkpoint):
         return source
     source = as_saved(source)
     tensors = open_checkpoint(source, revision=revision) if lazy else load_state_dict(source, revision=revision)
-    return Weights(tensors, _ties(source))
+    return Checkpoint(tensors, _ties(source))
 
 
 def _ties(source: Source) -> dict[str, str]:
@@ -79,4 +79,4 @@ def _ties(source: Source) -> dict[str, str]:
     return ties
 
 
-__all__ = ["Weights", "read_network"]
+__all__ = ["Checkpoint", "read_network"]

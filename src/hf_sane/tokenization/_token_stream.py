@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_sane.core._layout import Layout
 from hf_sane.core._token_layouts import LayerSpec, TensorSpec, find_token_layout
 from hf_sane.tokenization._checkpoints import (
-    Checkpoint,
+    CheckpointSource,
     Source,
     as_checkpoint,
     is_lazy,
@@ -20,7 +20,7 @@ from hf_sane.tokenization._checkpoints import (
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._headers import read_outlines
 from hf_sane.tokenization._lazy_checkpoints import LazyCheckpoint
-from hf_sane.tokenization._reading import Weights, read_network
+from hf_sane.tokenization._reading import Checkpoint, read_network
 
 MAX_SCALARS = 2**22  # read at a time: 16 MiB of float32
 MAX_MEMORY_BYTES = 2**28  # of weights that are still tokenised all at once
@@ -67,7 +67,7 @@ class TokenStream:
 
     def __init__(
         self,
-        source: Source | Weights,
+        source: Source | Checkpoint,
         extractor: SANEFeatureExtractor,
         *,
         revision: str | None = None,
@@ -176,13 +176,13 @@ def stream_if_large(
         FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
         TypeError: If `source` is nothing that `encode` takes.
     """
-    if isinstance(source, str | Path | Checkpoint):
+    if isinstance(source, str | Path | CheckpointSource):
         checkpoint = as_checkpoint(source, revision=revision)
         path = weights_path(checkpoint)
         if not is_lazy(path):
             return None
         tensors = read_outlines(path, key=checkpoint.key)
-        found: Source | Weights = Checkpoint(path, key=checkpoint.key)
+        found: Source | Checkpoint = CheckpointSource(path, key=checkpoint.key)
     else:
         found = read_network(source)
         tensors = dict(found.tensors)

@@ -12,7 +12,7 @@ from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.records._errors import shorten
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.tokenization._checkpoints import Checkpoint, Source
+from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import WeightsSettings
@@ -108,7 +108,7 @@ def run_analyze(settings: AnalyzeSettings) -> AnalyzeResult:
     source = settings.checkpoint
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     if isinstance(source, str | Path):
-        source = Checkpoint(source, settings.revision, settings.subfolder, settings.variant, settings.key)
+        source = CheckpointSource(source, settings.revision, settings.subfolder, settings.variant, settings.key)
     with optional_output(settings.output, AnalyzeResult.JOB) as partial:
         report = analyze_spectrum(source, spectrum)
         spread = None

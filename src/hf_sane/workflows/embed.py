@@ -13,7 +13,7 @@ from hf_sane.probing._zoo_features import token_blocks
 from hf_sane.records._failures import describe_error, expected_errors
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.tokenization._checkpoints import Checkpoint
+from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
@@ -146,7 +146,7 @@ def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], re
     columns: dict[str, list[Any]] = {name: [] for name in ("checkpoint", "weights", "tokens", *names)}
     skipped: dict[str, str] = {}
     for checkpoint in settings.checkpoints:
-        source = Checkpoint(checkpoint, **chosen)
+        source = CheckpointSource(checkpoint, **chosen)
         try:
             layout, found = embed_checkpoint(sane.model, sane.extractor, source, poolings=names, **options)
         except expected_errors() as error:

@@ -9,7 +9,7 @@ from hf_sane.core._layout_facts import describe_layout
 from hf_sane.records._errors import shorten
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.tokenization._checkpoints import Checkpoint, Source
+from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.workflows.results import Result, Table
@@ -102,7 +102,7 @@ def run_info(settings: InfoSettings) -> InfoResult:
         extractor = SANEFeatureExtractor.load(extractor)
     if isinstance(source, str | Path):
         source = read_meta_state_dict(
-            Checkpoint(source, settings.revision, settings.subfolder, settings.variant, settings.key)
+            CheckpointSource(source, settings.revision, settings.subfolder, settings.variant, settings.key)
         )
     layout = extractor.layout(source)
     return InfoResult(record=record.finish({}), layout=layout, facts=describe_layout(layout))

@@ -29,7 +29,7 @@ from hf_sane.networks._images import ImageData
 from hf_sane.records._documents import parse_document
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.tokenization._checkpoints import Checkpoint, Source
+from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._loading import initial_model, load_config, load_model
 from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table, optional_output
@@ -169,12 +169,14 @@ def _cook(
     if all(isinstance(x, str | Path) for x in sources):
         if not settings.weights:
             sources = expand_folders(list(map(str, sources)))
-        sources = [Checkpoint(x, **settings.weights) for x in sources]
+        sources = [CheckpointSource(x, **settings.weights) for x in sources]
         if are_adapters(sources):
             return _soup_of_adapters(settings, sources, record, scores)
     if settings.rank is not None or settings.base is not None:
         raise ValueError("--rank and --base are for LoRA adapters, these are checkpoints; leave them out")
-    opened = open_ingredients([Checkpoint(x, **settings.weights) if isinstance(x, str | Path) else x for x in sources])
+    opened = open_ingredients(
+        [CheckpointSource(x, **settings.weights) if isinstance(x, str | Path) else x for x in sources]
+    )
     return _soup_of_checkpoints(settings, opened, record, scores, images)
 
 
@@ -273,7 +275,7 @@ def _empty_classifier(ingredients: list[Ingredient], needs: list[str]) -> PreTra
 
 
 def _soup_of_adapters(
-    settings: SoupSettings, sources: list[Checkpoint], record: RunRecord, scores: dict[str, ImageScore]
+    settings: SoupSettings, sources: list[CheckpointSource], record: RunRecord, scores: dict[str, ImageScore]
 ) -> SoupResult:
     """Average adapters as one; mix them in their base model, if anything is measured."""
     if settings.align or settings.recalibrate:
