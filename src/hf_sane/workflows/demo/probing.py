@@ -7,13 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing._baselines import flattened_weights, layer_statistics
-from hf_sane.probing._embeddings import embed_networks
+from hf_sane.probing import _zoo_features as probing
 from hf_sane.probing._evaluation import probe_table
-from hf_sane.probing._poolings import POOLINGS
-from hf_sane.probing._spectra import weight_profile
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo._alignment import aligned_tokens
 from hf_sane.zoo._dataset import Zoo
 
 PROPERTIES = ("test_accuracy", "epoch", "generalization_gap")
@@ -40,21 +36,9 @@ def zoo_features(
     Returns:
         `{name: {split: [M_split, F]}}`, networks in the order of the zoo.
     """
-    features: dict[str, dict[str, Tensor]] = {}
-    for name in SPLITS:
-        split = zoo.splits[name]
-        layout, raw = split.layout(0), aligned_tokens(split)
-        features.setdefault("weights", {})[name] = flattened_weights(raw, layout)
-        features.setdefault("layer_statistics", {})[name] = layer_statistics(raw, layout)
-        tokens = extractor.normalize(raw, layout)
-        features.setdefault("weight_profile", {})[name] = weight_profile(tokens, layout)  # of the decoded ones below
-        features.setdefault("weight_distribution", {})[name] = weight_profile(tokens, layout, with_spectrum=False)
-        embeddings = embed_networks(
-            model, extractor, layout, raw, poolings=list(POOLINGS), window_size=window_size, halo_size=halo_size
-        )
-        for pooling, values in embeddings.items():
-            features.setdefault(f"sane_{pooling}", {})[name] = values
-    return features
+    return probing.zoo_features(
+        zoo, model, extractor, aligned=True, window_size=window_size, halo_size=halo_size, profile=True
+    )[0]
 
 
 def probe_zoo(
