@@ -25,8 +25,8 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.training._preparation import fit_extractor
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import seed_zoo
-from hf_sane.zoo.windows._loader import WindowSampler
-from hf_sane.zoo.windows._sampler import WindowSettings
+from hf_sane.zoo.windows._sampler import WindowSampler
+from hf_sane.zoo.windows._windows import WindowSettings
 
 BATCH_SIZE = 64
 

@@ -14,7 +14,7 @@ from hf_sane.cli.verbs import ZOO_VERBS
 from hf_sane.records._failures import describe_error
 from hf_sane.records._settings import option_name
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.zoo.windows._sampler import VIEWS
+from hf_sane.zoo.windows._windows import VIEWS
 
 
 def verbs(command, path=()):

@@ -1,6 +1,7 @@
 """`hf-sane zoo import`, and what can be done with a zoo of networks that share no architecture."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import save, save_file
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, pipeline
-from window_samplers import new_sampler
+from window_samplers import new_sampler, stream_of
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.models.modeling_sane import SANEModel
@@ -21,8 +22,6 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._evaluation import evaluate_reconstruction
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._stream import ZooStream
-from hf_sane.zoo.windows._loader import WindowSampler
-from hf_sane.zoo.windows._streaming import StreamingWindowSampler
 
 SMALL = {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 16}
 QUIET = ("--log-with", "none", "--no-progress-bar", "--eval-every-epochs", 0)
@@ -97,12 +96,9 @@ def test_sane_trains_on_it_and_reconstructs_networks_it_has_not_seen(imported, s
 def test_windows_of_a_stream_are_those_of_the_files(imported, sane):
     zoo, extractor = Zoo.load(imported[0]), SANEFeatureExtractor.from_pretrained(sane)
     settings = {"window_size": 16, "batch_size": 4, "views": ("original", "original"), "noise": 0.0}
-    stream = new_sampler(
-        StreamingWindowSampler, ZooStream.open(imported[0]).rows("train"), zoo.facts, extractor, **settings
-    )
-    streamed = list(stream)
-    assert len(streamed) == len(zoo.splits["train"]) // 4
-    for batch in (*streamed, new_sampler(WindowSampler, [zoo.splits["train"]], extractor, **settings).batch(0)):
+    stream = stream_of(ZooStream.open(imported[0]).rows("train"), zoo.facts)
+    streamed = list(islice(new_sampler([stream], extractor, **settings), len(zoo.splits["train"]) // 4))
+    for batch in (*streamed, new_sampler([zoo.splits["train"]], extractor, **settings).batch(0)):
         assert batch["tokens"].shape == (4, 16, 20)
         assert torch.equal(batch["target_tokens"], batch["second_target_tokens"])
         assert (batch["target_tokens"][~batch["weight_mask"]] == 0).all()

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from window_samplers import new_sampler
+from window_samplers import new_sampler, stream_of
 
 from hf_sane.core._augmentation import multiplicative_noise
 from hf_sane.models.configuration_sane import SANEConfig
@@ -17,9 +17,7 @@ from hf_sane.zoo._dataset import ZooSplit
 from hf_sane.zoo._facts import read_facts
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import ZooSettings
-from hf_sane.zoo.windows._loader import WindowSampler
 from hf_sane.zoo.windows._siblings import Siblings
-from hf_sane.zoo.windows._streaming import StreamingWindowSampler
 
 PLAIN = {"noise": 0.0, "views": ("original",)}
 
@@ -48,9 +46,7 @@ def mlp_zoo(tmp_path_factory, digits):
 
 
 def sampler(zoo, extractor, **settings):
-    return new_sampler(
-        WindowSampler, [zoo.splits["train"]], extractor, **{"window_size": 52, "batch_size": 8, **settings}
-    )
+    return new_sampler([zoo.splits["train"]], extractor, **{"window_size": 52, "batch_size": 8, **settings})
 
 
 @pytest.mark.parametrize("window_size", [1, 7, 51, 52, 90])
@@ -182,13 +178,12 @@ def test_another_checkpoint_of_the_run_needs_one(tiny_zoo, extractor):
     with pytest.raises(
         ValueError, match="needs runs with checkpoints of several epochs, got one network of every run"
     ):
-        new_sampler(WindowSampler, [last], extractor, **options, second_network="same_run")
+        new_sampler([last], extractor, **options, second_network="same_run")
     with pytest.raises(ValueError, match=r"needs two views, got views=\['original'\]"):
-        new_sampler(WindowSampler, [split], extractor, **options, **PLAIN, second_network="same_run")
+        new_sampler([split], extractor, **options, **PLAIN, second_network="same_run")
     with pytest.raises(ValueError, match="expected second_network 'same' or 'same_run', got 'other'"):
-        new_sampler(WindowSampler, [split], extractor, **options, second_network="other")
+        new_sampler([split], extractor, **options, second_network="other")
     mixed = new_sampler(
-        WindowSampler,
         [last, split],
         extractor,
         **options,
@@ -204,7 +199,6 @@ def test_another_checkpoint_of_the_run_needs_one(tiny_zoo, extractor):
 @pytest.mark.parametrize("batch_size", [1, 5, 32, 50])
 def test_one_epoch_takes_every_network_once(tiny_zoo, extractor, batch_size):
     windows = sampler(tiny_zoo, extractor, batch_size=batch_size, window_size=1, **PLAIN)
-    assert windows.num_models == 32
     steps = -(-3 * 32 // batch_size)
     seen = torch.cat([windows.batch(step, with_indices=True)["indices"] for step in range(steps)])
     orders = [seen[32 * epoch : 32 * (epoch + 1)] for epoch in range(3)]
@@ -249,12 +243,9 @@ def test_iterating_counts_the_steps(tiny_zoo, extractor):
 def test_architectures_of_different_length_share_batches(tiny_zoo, mlp_zoo):
     splits = [tiny_zoo.splits["train"], mlp_zoo.splits["train"]]
     extractor = fit(*splits)
-    windows = new_sampler(
-        WindowSampler, splits, extractor, window_size=60, batch_size=10, noise=0.0, views=("original", "aligned")
-    )
+    windows = new_sampler(splits, extractor, window_size=60, batch_size=10, noise=0.0, views=("original", "aligned"))
     whole = [extractor.normalize(split.stacked_tokens(), split.layout(0)) for split in splits]
-    count = windows.num_models
-    assert count == sum(map(len, splits))
+    count = sum(map(len, splits))
     lengths = set()
     for step in range(-(-count // 10)):
         batch = windows.batch(step, with_indices=True)
@@ -280,16 +271,16 @@ def test_a_split_of_two_architectures_is_taken_apart(tiny_zoo, mlp_zoo, extracto
     rows = datasets.concatenate_datasets([part.table.dataset for part in parts])
     mixed = ZooSplit(rows, facts)
     settings = {"window_size": 52, "batch_size": 8, "views": ("original", "permuted")}
-    windows = new_sampler(WindowSampler, [mixed], fit(*parts), **settings)
-    assert windows.num_models == len(mixed) == sum(map(len, parts))
-    assert {source.layout.num_tokens for source in windows.sources} == {12, 52}
-    apart = new_sampler(WindowSampler, parts, fit(*parts), **settings)
+    windows = new_sampler([mixed], fit(*parts), **settings)
+    assert len(mixed) == sum(map(len, parts))
+    assert {source.layout.num_tokens for source in windows.networks.sources} == {12, 52}
+    apart = new_sampler(parts, fit(*parts), **settings)
     for name, tensor in windows.batch(2).items():
         assert torch.equal(tensor, apart.batch(2)[name])
     extractor = fit(*parts)
     shuffled = mixed.select(np.random.default_rng(0).permutation(len(mixed)))
-    windows = new_sampler(WindowSampler, [mixed, shuffled], extractor, **{**settings, "noise": 0.0})
-    for step in range(windows.num_models // 8):
+    windows = new_sampler([mixed, shuffled], extractor, **{**settings, "noise": 0.0})
+    for step in range(2 * len(mixed) // 8):
         batch = windows.batch(step, with_indices=True)
         for i, index in enumerate(batch["indices"].tolist()):
             split, position = (mixed, index) if index < len(mixed) else (shuffled, index - len(mixed))
@@ -299,7 +290,7 @@ def test_a_split_of_two_architectures_is_taken_apart(tiny_zoo, mlp_zoo, extracto
 
 def test_the_model_takes_a_batch_as_it_is(tiny_zoo, mlp_zoo):
     splits = [tiny_zoo.splits["train"], mlp_zoo.splits["train"]]
-    windows = new_sampler(WindowSampler, splits, fit(*splits), window_size=52, batch_size=6)
+    windows = new_sampler(splits, fit(*splits), window_size=52, batch_size=6)
     config = SANEConfig(
         token_dim=73, hidden_size=16, latent_dim=8, num_hidden_layers=1, num_attention_heads=2, window_size=52
     )
@@ -319,35 +310,38 @@ def test_other_normalisations(tiny_zoo, normalization):
 
 
 def test_a_stream_gives_the_same_windows(tiny_zoo, tiny_zoo_folder, extractor, tmp_path):
-    stream = datasets.load_dataset(
+    rows = datasets.load_dataset(
         str(tiny_zoo_folder), split="train", streaming=True, cache_dir=str(tmp_path)
     ).with_format("numpy")
     facts, alignment = read_facts(tiny_zoo_folder)["default"], Alignment.load(tiny_zoo_folder / "data")
-    windows = new_sampler(
-        StreamingWindowSampler,
-        stream,
-        facts,
-        extractor,
-        alignment=alignment,
-        window_size=60,
-        batch_size=5,
-        views=("aligned", "permuted"),
-    )
+    stream, views = stream_of(rows, facts, alignment), ("aligned", "permuted")
+    windows = new_sampler([stream], extractor, window_size=60, batch_size=5, views=views)
     split = tiny_zoo.splits["train"]
     expected = extractor.normalize(aligned_tokens(split), split.layout(0))
-    batches = list(windows)
-    assert len(batches) == 6  # 32 rows, the last two do not fill a batch
-    assert torch.equal(torch.cat([batch["target_tokens"] for batch in batches]), expected[:30])
+    batches = list(islice(windows, 7))
+    joined = torch.cat([expected, expected[:3]])  # 32 rows, then the next epoch
+    assert torch.equal(torch.cat([batch["target_tokens"] for batch in batches]), joined)
     assert batches[0].keys() == sampler(tiny_zoo, extractor).batch(0).keys()
-    for first, again in zip(batches, windows, strict=True):
+    for first, again in zip(batches, windows, strict=False):
         assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_stream_and_a_table_draw_the_same_places_and_permutations(tiny_zoo, extractor):
+    table = sampler(tiny_zoo, extractor, window_size=20)
+    split, rows = tiny_zoo.splits["train"], tiny_zoo.splits["train"].table.dataset.with_format("numpy")
+    for step in range(3):
+        expected = table.batch(step, with_indices=True)
+        stream = stream_of([rows[int(split.rows[i])] for i in expected.pop("indices")], split.facts, split.alignment)
+        windows = new_sampler([stream], extractor, window_size=20, batch_size=8)
+        found = windows.batch(step)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_stream_of_plain_rows(tiny_zoo, extractor):
     rows = list(tiny_zoo.splits["test"].table.dataset)  # tokens as lists
     settings = {"window_size": 20, "batch_size": 4, "noise": 0.0, "views": ("original",)}
-    batches = list(new_sampler(StreamingWindowSampler, rows, tiny_zoo.facts, extractor, **settings))
-    assert len(batches) == 2
+    batches = list(islice(new_sampler([stream_of(rows, tiny_zoo.facts)], extractor, **settings), 2))
     whole = extractor.normalize(tiny_zoo.splits["test"].stacked_tokens(), tiny_zoo.splits["test"].layout(0))
     for number, batch in enumerate(batches):
         for i in range(4):
@@ -359,20 +353,15 @@ def test_streams_of_something_else_are_refused(tiny_zoo, extractor):
     settings = {"window_size": 20, "batch_size": 1, "views": ("original",)}
     row = tiny_zoo.splits["test"].table.dataset[0]
     with pytest.raises(KeyError, match="the stream is no zoo: columns .*tokens.* are missing, it has .*'x'"):
-        next(iter(new_sampler(StreamingWindowSampler, [{"x": 1}], tiny_zoo.facts, extractor, **settings)))
+        new_sampler([stream_of([{"x": 1}], tiny_zoo.facts)], extractor, **settings).batch(0)
+    other = stream_of([{**row, "layout": "other"}], tiny_zoo.facts)
     with pytest.raises(KeyError, match="a row has layout 'other' and architecture .*; read both from one zoo"):
-        next(
-            iter(
-                new_sampler(
-                    StreamingWindowSampler, [{**row, "layout": "other"}], tiny_zoo.facts, extractor, **settings
-                )
-            )
-        )
+        new_sampler([other], extractor, **settings).batch(0)
     with pytest.raises(ValueError, match="'same_run' needs all checkpoints of a run at hand, which a stream does not"):
         two = {**settings, "views": ("original", "original"), "second_network": "same_run"}
-        new_sampler(StreamingWindowSampler, [], tiny_zoo.facts, extractor, **two)
-    with pytest.raises(ValueError, match="the view 'aligned' needs the alignment of the zoo; pass it"):
-        new_sampler(StreamingWindowSampler, [], tiny_zoo.facts, extractor, window_size=20, batch_size=1)
+        new_sampler([other], extractor, **two)
+    with pytest.raises(ValueError, match="needs an aligned zoo: call align_zoo.zoo., or use the view 'original'"):
+        new_sampler([other], extractor, window_size=20, batch_size=1)
 
 
 @pytest.mark.parametrize(
@@ -402,16 +391,16 @@ def test_what_does_not_fit_together_is_refused(tiny_zoo, mlp_zoo, extractor):
     split = tiny_zoo.splits["train"]
     settings = {"window_size": 52, "batch_size": 2}
     with pytest.raises(ValueError, match="expected at least one network to draw windows from, got none"):
-        new_sampler(WindowSampler, [split.select([])], extractor, **settings)
+        new_sampler([split.select([])], extractor, **settings)
     with pytest.raises(ValueError, match="needs an aligned zoo: call align_zoo.zoo., or use the view 'original'"):
-        new_sampler(WindowSampler, [ZooSplit(split.table, split.facts)], extractor, **settings)
+        new_sampler([ZooSplit(split.table, split.facts)], extractor, **settings)
     with pytest.raises(
         ValueError, match=r"the extractor makes .* = \(289, 'rowwise', 'tokens'\), the zoo was built with"
     ):
-        new_sampler(WindowSampler, [split], SANEFeatureExtractor(normalization="none"), **settings)
+        new_sampler([split], SANEFeatureExtractor(normalization="none"), **settings)
     with pytest.raises(ValueError, match="needs statistics: call fit"):
-        new_sampler(WindowSampler, [split], SANEFeatureExtractor(token_dim=73), **settings)
+        new_sampler([split], SANEFeatureExtractor(token_dim=73), **settings)
     with pytest.raises(KeyError, match="the extractor was fitted on another layout"):
-        new_sampler(WindowSampler, [mlp_zoo.splits["train"]], extractor, **settings)
+        new_sampler([mlp_zoo.splits["train"]], extractor, **settings)
     with pytest.raises(ValueError, match="steps count from 0, got -1"):
         sampler(tiny_zoo, extractor).batch(-1)

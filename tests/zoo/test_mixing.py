@@ -15,7 +15,6 @@ from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._mixing import mix_zoos
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import ZooSettings
-from hf_sane.zoo.windows._loader import WindowSampler
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +65,7 @@ def test_one_extractor_and_one_sampler_serve_all_of_it(mixture):
     aligned = align_zoo(mixture)
     assert len(aligned.alignment.references) == 2
     extractor = fit_extractor([aligned.splits["train"]], "standardize")
-    batch = new_sampler(
-        WindowSampler, [aligned.splits["train"]], extractor, window_size=16, batch_size=len(aligned.splits["train"])
-    )
+    batch = new_sampler([aligned.splits["train"]], extractor, window_size=16, batch_size=len(aligned.splits["train"]))
     found = batch.batch(0)
     assert found["tokens"].shape[1:] == (16, 64)
     assert len(torch.unique(found["positions"][:, :, 1].amax(dim=1))) > 1

@@ -18,7 +18,6 @@ from hf_sane.zoo._records import FEATURES
 from hf_sane.zoo._stream import ZooStream
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import seed_zoo
-from hf_sane.zoo.windows._streaming import StreamedBatches
 
 
 @pytest.fixture(scope="module")
@@ -119,21 +118,21 @@ def test_templates_keep_their_last_bytes(tmp_path, digits):
 
 def test_a_batch_depends_on_its_number_alone(many_groups, extractor):
     settings = {"window_size": 10, "batch_size": 4, "buffer_size": 6, "seed": 5}
-    batches = new_sampler(StreamedBatches, [many_groups], extractor, **settings)
+    batches = new_sampler([many_groups], extractor, **settings)
     in_order = [batches.batch(number) for number in range(20)]  # several epochs
-    ahead = new_sampler(StreamedBatches, [many_groups], extractor, **settings)
+    ahead = new_sampler([many_groups], extractor, **settings)
     for number in (3, 11, 19, 2):
         again = ahead.batch(number)
         assert all(torch.equal(again[name], in_order[number][name]) for name in again)
     assert not torch.equal(in_order[0]["tokens"], in_order[7]["tokens"])
-    other = new_sampler(StreamedBatches, [many_groups], extractor, **{**settings, "seed": 6}).batch(0)
+    other = new_sampler([many_groups], extractor, **{**settings, "seed": 6}).batch(0)
     assert not torch.equal(in_order[0]["tokens"], other["tokens"])
 
 
 def test_every_row_is_read_once_in_an_epoch(many_groups, extractor):
     size = many_groups.count("train")
     settings = {"window_size": 10_000, "views": ["original"], "noise": 0.0, "num_permutations": 1}
-    batch = new_sampler(StreamedBatches, [many_groups], extractor, batch_size=size, **settings).batch(1)
+    batch = new_sampler([many_groups], extractor, batch_size=size, **settings).batch(1)
     rows = torch.stack(
         [torch.from_numpy(np.array(row["tokens"])).view_as(batch["tokens"][0]) for row in many_groups.rows("train")]
     )
@@ -148,8 +147,8 @@ def test_zoos_take_turns_in_proportion_to_their_size(many_groups, extractor):
     double = replace(
         many_groups, facts=replace(many_groups.facts, splits={"train": {"networks": 3 * many_groups.count("train")}})
     )
-    batches = new_sampler(StreamedBatches, [many_groups, double], extractor, window_size=5, batch_size=2)
-    turns = [batches._take_turn() for _ in range(40)]
+    batches = new_sampler([many_groups, double], extractor, window_size=5, batch_size=2)
+    turns = [batches.networks._take_turn() for _ in range(40)]
     assert Counter(turns) == {0: 10, 1: 30}
     assert all(Counter(turns[start : start + 4]) == {0: 1, 1: 3} for start in range(0, 40, 4))
 
@@ -161,9 +160,8 @@ def test_training_data_of_a_stream_is_a_sample_and_the_stream(tiny_zoo_folder, t
     data = TrainingData.load(arguments)
     assert [len(split) for split in (*data.train, *data.validation)] == [7, 3]
     assert data.num_models == [len(tiny_zoo.splits["train"])]
-    assert isinstance(
-        data.batches(arguments, SANEFeatureExtractor(token_dim=73, normalization="none"), 5), StreamedBatches
-    )
+    batches = data.batches(arguments, SANEFeatureExtractor(token_dim=73, normalization="none"), 5)
+    assert batches.networks.streams == data.streams
     facts = data.describe(arguments)
     assert facts["train_models_in_memory"] == [7]
     assert facts["revisions"] == [None]
@@ -172,8 +170,8 @@ def test_training_data_of_a_stream_is_a_sample_and_the_stream(tiny_zoo_folder, t
 def test_errors(many_groups, extractor, tmp_path, tiny_zoo_folder):
     with pytest.raises(KeyError, match="has no split 'dev'; it has train, validation, test"):
         many_groups.count("dev")
-    with pytest.raises(ValueError, match="batches count from 0, got -1"):
-        new_sampler(StreamedBatches, [many_groups], extractor, window_size=5, batch_size=2).batch(-1)
+    with pytest.raises(ValueError, match="steps count from 0, got -1"):
+        new_sampler([many_groups], extractor, window_size=5, batch_size=2).batch(-1)
     with pytest.raises(FileNotFoundError, match="is no zoo"):
         ZooStream.open(tmp_path)
     with pytest.raises(ValueError, match="holds the zoos .*, got config='other'; name one of them"):
@@ -185,7 +183,7 @@ def test_errors(many_groups, extractor, tmp_path, tiny_zoo_folder):
 
     empty = Empty(many_groups.source, many_groups.config, many_groups.facts, many_groups.alignment)
     with pytest.raises(ValueError, match="has no training row to read; expected"):
-        new_sampler(StreamedBatches, [empty], extractor, window_size=5, batch_size=2).batch(0)
+        new_sampler([empty], extractor, window_size=5, batch_size=2).batch(0)
     nothing = replace(many_groups, facts=replace(many_groups.facts, splits={"train": {"networks": 0}}))
     with pytest.raises(ValueError, match=r"expected training models in every zoo, got \[0\]; build larger zoos"):
         TrainingData._open_streams([nothing], PretrainSettings(zoo=["x"], output="x"))

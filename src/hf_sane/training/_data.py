@@ -13,8 +13,7 @@ from hf_sane.training._evaluation import group_by_layout
 from hf_sane.training._settings import PretrainSettings
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._stream import ZooStream
-from hf_sane.zoo.windows._loader import WindowSampler
-from hf_sane.zoo.windows._streaming import StreamedBatches
+from hf_sane.zoo.windows._sampler import WindowSampler
 
 
 class Batches(Protocol):
@@ -105,11 +104,8 @@ class TrainingData:
 
     def batches(self, arguments: PretrainSettings, extractor: SANEFeatureExtractor, window_size: int) -> Batches:
         """Random windows of the training networks, in the views that the arguments ask for."""
-        if self.streams:
-            return StreamedBatches(
-                self.streams, extractor, window_size, arguments, buffer_size=arguments.stream_buffer
-            )
-        sampler = WindowSampler(self.train, extractor, window_size, arguments)
+        zoos = self.streams or self.train
+        sampler = WindowSampler(zoos, extractor, window_size, arguments, buffer_size=arguments.stream_buffer)
         return IndexedBatches(sampler) if arguments.supervised_weight > 0 else sampler
 
     def describe(self, arguments: PretrainSettings) -> dict[str, Any]:

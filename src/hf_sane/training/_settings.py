@@ -11,7 +11,7 @@ from hf_sane.records._documents import read_settings
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import hub_id
 from hf_sane.training._lora import LORA_TARGETS
-from hf_sane.zoo.windows._sampler import WindowSettings
+from hf_sane.zoo.windows._windows import WindowSettings
 
 # What may differ between a run and its continuation.
 RESUMABLE = (

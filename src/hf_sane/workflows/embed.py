@@ -17,12 +17,12 @@ from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import WeightsSettings, WindowSettings
+from hf_sane.workflows.shared import HaloSettings, WeightsSettings
 from hf_sane.zoo._dataset import Zoo
 
 
 @dataclass(kw_only=True)
-class EmbedSettings(WeightsSettings, WindowSettings):
+class EmbedSettings(WeightsSettings, HaloSettings):
     """Settings of [`embed`]."""
 
     sane: str | SANE = setting("SANE folder or Hub repo id.")

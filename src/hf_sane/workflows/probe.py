@@ -13,7 +13,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import WindowSettings
+from hf_sane.workflows.shared import HaloSettings
 from hf_sane.zoo._dataset import Zoo
 
 METRICS = {"r2": "R2", "kendall_tau": "Kendall tau", "mae": "mean absolute error"}
@@ -22,7 +22,7 @@ POOLINGS_HELP = "Poolings of the latents; 'all' for every one."
 
 
 @dataclass(kw_only=True)
-class ProbeSettings(WindowSettings):
+class ProbeSettings(HaloSettings):
     """Settings of [`probe`]."""
 
     sane: str | SANE = setting("SANE folder or Hub repo id.")

@@ -32,7 +32,7 @@ class WeightsSettings(SourceSettings):
 
 
 @dataclass(kw_only=True)
-class WindowSettings:
+class HaloSettings:
     """How networks longer than the training window go through a SANE."""
 
     halo_size: int = setting("Context tokens on each side of a window.", default=0)
@@ -48,7 +48,7 @@ def temporary_folder(job: str) -> Path:
 
 
 __all__ = [
+    "HaloSettings",
     "SourceSettings",
     "WeightsSettings",
-    "WindowSettings",
 ]

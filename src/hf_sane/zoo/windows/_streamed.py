@@ -1,0 +1,122 @@
+"""Networks of zoos that are read from start to end: `load_dataset(..., streaming=True)`."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_sane.zoo._records import FEATURES
+from hf_sane.zoo._stream import ZooStream
+from hf_sane.zoo.windows._windows import NEEDS_ALIGNMENT, Members, Taken, WindowSettings, WindowSource
+
+Row = Mapping[str, Any]
+
+
+class StreamedNetworks:
+    """The training networks of streams, which are never held as a whole; a batch is of one zoo.
+
+    Each zoo is read epoch after epoch, in another order each time (row groups and a buffer are shuffled). Zoos take
+    turns in proportion to their size. Batch `i` depends on the seed, `i` and the zoos alone: a resumed run, or one of
+    several processes, reads over the rows of batches that are not its own.
+
+    Args:
+        streams: Opened zoos.
+        window_size: Tokens per window.
+        settings: Of the windows.
+        new_source: Makes the [`WindowSource`] of a zoo, an architecture and a layout.
+        buffer_size: Rows in memory from which the next is drawn.
+
+    Raises:
+        ValueError: If a zoo lacks the alignment of the aligned view, or another checkpoint of a run is to be shown.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[ZooStream],
+        window_size: int,
+        settings: WindowSettings,
+        new_source: Callable[..., WindowSource],
+        *,
+        buffer_size: int,
+    ) -> None:
+        if settings.second_network != "same":
+            raise ValueError(
+                f"second_network={settings.second_network!r} needs all checkpoints of a run at hand, which a stream "
+                "does not have; use second_network='same'"
+            )
+        if "aligned" in settings.views and any(stream.alignment is None for stream in streams):
+            raise ValueError(NEEDS_ALIGNMENT)
+        self.streams, self.settings, self.buffer_size = streams, settings, buffer_size
+        self._new_source = new_source
+        lengths = [[layout.num_tokens for layout in stream.facts.parsed_layouts.values()] for stream in streams]
+        self._widths = [min(window_size, max(found)) for found in lengths]
+        self._sources: dict[tuple[int, str, str], WindowSource] = {}
+        self._restart()
+
+    def take(self, step: int) -> Taken:
+        """The networks of one step; rising steps read the streams once, an earlier one starts them anew."""
+        if step < self._next:
+            self._restart()
+        while True:
+            turn = self._take_turn()
+            rows = islice(self._rows[turn], self.settings.batch_size)
+            self._next += 1
+            if self._next > step:
+                return self._members(turn, list(rows))
+            deque(rows, maxlen=0)
+
+    def _members(self, turn: int, rows: Sequence[Row]) -> Taken:
+        groups: dict[tuple[str, str], list[int]] = {}
+        for place, row in enumerate(rows):
+            if missing := [name for name in FEATURES if name not in row]:
+                raise KeyError(f"the stream is no zoo: columns {missing} are missing, it has {sorted(row)}")
+            groups.setdefault((str(row["architecture"]), str(row["layout"])), []).append(place)
+        taken = []
+        for kind, places in groups.items():
+            source = self._source(turn, *kind)
+            flat = torch.stack([torch.from_numpy(np.array(rows[i]["tokens"], dtype=np.float32)) for i in places])
+
+            def gather(index: Tensor, flat: Tensor = flat) -> Tensor:
+                return flat.gather(1, index)
+
+            runs = source.runs([str(rows[place]["run_id"]) for place in places])
+            taken.append(Members(source, torch.tensor(places), runs, gather))
+        return Taken(taken, self._widths[turn])
+
+    def _source(self, turn: int, architecture: str, layout: str) -> WindowSource:
+        key = (turn, architecture, layout)
+        if key not in self._sources:
+            facts = self.streams[turn].facts
+            if layout not in facts.parsed_layouts or architecture not in facts.parsed_architectures:
+                raise KeyError(
+                    f"a row has layout {layout!r} and architecture {architecture!r}, the zoo's facts know "
+                    f"{sorted(facts.parsed_layouts)} and {sorted(facts.parsed_architectures)}; read both from one zoo"
+                )
+            self._sources[key] = self._new_source(self.streams[turn], architecture, layout)
+        return self._sources[key]
+
+    def _restart(self) -> None:
+        self._next = 0
+        self._credit = [0.0] * len(self.streams)
+        self._rows = [self._endless(stream) for stream in self.streams]
+
+    def _take_turn(self) -> int:
+        """The zoo of the next batch: every zoo accumulates its share; the one that is owed most provides the batch."""
+        sizes = [stream.count("train") for stream in self.streams]
+        self._credit = [credit + size / sum(sizes) for credit, size in zip(self._credit, sizes, strict=True)]
+        turn = max(range(len(self._credit)), key=self._credit.__getitem__)
+        self._credit[turn] -= 1
+        return turn
+
+    def _endless(self, stream: ZooStream) -> Iterator[Row]:
+        for epoch in count():
+            is_empty = True
+            for row in stream.rows("train", seed=self.settings.seed, epoch=epoch, buffer_size=self.buffer_size):
+                is_empty = False
+                yield row
+            if is_empty:
+                raise ValueError(f"{stream.source} has no training row to read; expected {stream.count('train')}")
