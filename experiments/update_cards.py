@@ -22,7 +22,7 @@ from hf_sane.records._files import write_atomically
 from hf_sane.records._outputs import MANIFEST, Manifest
 from hf_sane.sampling._export import NETWORK
 from hf_sane.workflows.demo.cards import CARD_FACTS, render_demo_cards
-from hf_sane.zoo._cards import render_card
+from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._facts import FILE_NAME, read_facts
 
 models = importlib.import_module("paper_models")  # the script beside this one
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         take_models(options.models, cards / PAPER_MODELS)
     report = json.loads((ROOT / "runs/demo/report.json").read_text(encoding="utf-8"))
     rendered = {cards / artefact / "README.md": text for artefact, text in render_demo_cards(cards, report).items()}
-    rendered[cards / PAPER_ZOOS / "README.md"] = render_card(read_facts(cards / PAPER_ZOOS))
+    rendered[cards / PAPER_ZOOS / "README.md"] = zoo_card(read_facts(cards / PAPER_ZOOS))
     for folder in (cards / PAPER_MODELS, ROOT / "pretrained"):
         rendered |= models.render_cards(folder)
     outdated = {

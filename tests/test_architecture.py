@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "hf_sane"
 FLOORS = {
     "records": 0,
+    "cards": 1,
     "core": 1,
     "models": 2,
     "tokenization": 3,

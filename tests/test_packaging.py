@@ -45,8 +45,8 @@ def test_the_wheel_holds_every_source_and_data_file(wheel):
     "name",
     [
         "hf_sane/py.typed",
-        "hf_sane/hub/templates/sane_model.md",
-        "hf_sane/hub/templates/sampled_network.md",
+        "hf_sane/cards/templates/sane_model.md",
+        "hf_sane/cards/templates/code/sane.md",
         "hf_sane/probing/metrics/r2_score/r2_score.py",
         "hf_sane/probing/metrics/kendall_tau/kendall_tau.py",
         "hf_sane/probing/metrics/mean_absolute_error/mean_absolute_error.py",

@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import stats
 
-from hf_sane.hub._tables import markdown_table
+from hf_sane.cards._tables import markdown_table
 
 PAGE = "docs/results/ablations.md"
 FOLDER = Path("runs") / "paper" / "ablations"

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hf_sane.hub._tables import markdown_table
+from hf_sane.cards._tables import markdown_table
 
 PAGE = "docs/results/spectra.md"
 PROPERTY_TITLES = {"test_accuracy": "test accuracy", "epoch": "epoch", "generalization_gap": "generalisation gap"}

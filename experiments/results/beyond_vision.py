@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hf_sane.hub._tables import markdown_table
+from hf_sane.cards._tables import markdown_table
 
 PAGE = "docs/results/beyond_vision.md"
 PARTS = ("baselines", "seed_0", "seed_1", "seed_2")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_sane.hub._tables import markdown_table
+from hf_sane.cards._tables import markdown_table
 
 PAGE = "docs/results/lora.md"
 WANTED_GAIN, LARGEST_SHARE = 0.8, 0.05

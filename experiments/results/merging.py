@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_sane.hub._tables import markdown_table
+from hf_sane.cards._tables import markdown_table
 
 PAGE = "docs/results/averaging.md"
 WAYS = {

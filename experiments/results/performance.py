@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
-from hf_sane.hub._tables import markdown_table
+from hf_sane.cards._tables import markdown_table
 
 PAGE = "docs/results/performance.md"
 

@@ -16,10 +16,11 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from transformers import AutoModelForImageClassification
 
 from hf_sane.architectures.presets import build_model, cnn_digits
+from hf_sane.cards._rendering import address_card
 from hf_sane.hub._publish import save_network, save_sane
 from hf_sane.hub._pull import check_path, check_size, find_repository, plan_pull, pull
 from hf_sane.hub._push import plan_push, push_generated
-from hf_sane.hub._transfer import RepoFile, address_card, folder_files
+from hf_sane.hub._transfer import RepoFile, folder_files
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._errors import InvalidFileError

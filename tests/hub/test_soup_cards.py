@@ -1,8 +1,12 @@
+import re
+
 import pytest
 from huggingface_hub import ModelCard
+from transformers import LlamaConfig
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.hub._soups import save_soup, soup_card
+from hf_sane.hub._cards import soup_card
+from hf_sane.hub._soups import save_soup
 from hf_sane.records._run_record import RunRecord
 
 IMAGES = {"name": "digits", "mean": [0.3], "std": [0.4]}
@@ -62,6 +66,21 @@ def test_the_card_of_an_adapter_loads_it_onto_its_base(rows):
     unnamed = soup_card(cnn_digits(), record_of(rows), adapter=adapter | {"base_model_name_or_path": None})
     assert "```python" not in str(unnamed)
     assert "name no base model on the Hub" in str(unnamed)
+
+
+def test_adapters_of_a_model_that_is_no_classifier_are_loaded_onto_it(rows):
+    adapter = {"r": 4, "base_model_name_or_path": "some/base"}
+    config = LlamaConfig(architectures=["LlamaForCausalLM"])
+    (code,) = re.findall(
+        r"```python\n(.*?)```", str(soup_card(config, record_of(rows), adapter=adapter)), flags=re.DOTALL
+    )
+    assert code.splitlines() == [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("some/base")',
+        'model = PeftModel.from_pretrained(model, ".").merge_and_unload()  # an ordinary model again',
+    ]
 
 
 def test_files_of_the_first_ingredient_travel_along(rows, tmp_path):

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hf_sane.architectures.presets import cnn_digits
-from hf_sane.hub._cards import adapter_card, network_card
-from hf_sane.hub._soups import soup_card
-from hf_sane.hub._tables import fact_table, markdown_table, result_tables
+from hf_sane.cards._tables import fact_table, markdown_table, result_tables
+from hf_sane.hub._cards import adapter_card, network_card, soup_card
 from hf_sane.records._errors import shorten
 from hf_sane.records._escaping import (
     MAX_TEXT,
@@ -25,7 +24,7 @@ from hf_sane.records._escaping import (
 from hf_sane.records._failures import describe_error
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._export import Provenance
-from hf_sane.zoo._cards import render_card
+from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._facts import IMPORT_KEY, IMPORTED, ZooFacts
 
 ATTACKS = [
@@ -153,7 +152,7 @@ def test_the_card_of_an_imported_zoo(name, licence, architecture):
         data=data,
         splits={"train": {"runs": 3, "networks": 3}},
     )
-    card = DatasetCard(render_card({"default": facts}))
+    card = DatasetCard(zoo_card({"default": facts}))
     title = f"Model zoo: {shorten(name)}"
     assert card.data.pretty_name == title.strip() or card.data.pretty_name == title
     assert re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,60}", card.data.license or "none")

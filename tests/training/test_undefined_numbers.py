@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import build_model, cnn_digits
+from hf_sane.cards._tables import fact_table, result_tables
 from hf_sane.hub._cards import network_card, sane_card
-from hf_sane.hub._tables import fact_table, result_tables
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.probing._evaluation import probe_table
 from hf_sane.probing._ranks import order_kept

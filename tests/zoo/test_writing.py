@@ -76,7 +76,7 @@ def test_an_edited_card_stays_and_is_said_to(tiny_zoo, folder, caplog):
 
 def test_a_card_that_an_older_version_wrote_is_ours(tiny_zoo, folder, monkeypatch, caplog):
     """It is no longer what this version would write: the manifest knows its digest."""
-    monkeypatch.setattr("hf_sane.zoo._writing.render_card", lambda zoos: f"# {', '.join(zoos)}\n")
+    monkeypatch.setattr("hf_sane.zoo._writing.zoo_card", lambda zoos: f"# {', '.join(zoos)}\n")
     tiny_zoo.save(folder, "second")
     assert (folder / "README.md").read_text() == "# default, second\n"
     assert not caplog.records

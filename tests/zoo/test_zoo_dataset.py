@@ -18,7 +18,7 @@ from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._outputs import MANIFEST
 from hf_sane.zoo import _records as records
-from hf_sane.zoo._cards import render_card
+from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import architecture_facts, config_from_dict
 from hf_sane.zoo._records import FEATURES
@@ -296,14 +296,14 @@ def test_a_card_says_between_which_bounds_hyper_parameters_were_drawn(tiny_zoo):
     facts = tiny_zoo.facts.__class__(
         **{**tiny_zoo.facts.to_dict(), "arguments": {**tiny_zoo.facts.arguments, **drawn}}
     )
-    text = render_card({"default": facts})
+    text = zoo_card({"default": facts})
     assert "optimiser adam, sgd; learning rate 0.0001 to 0.01; " in text
     assert "activation " not in text
 
 
 def test_card_of_several_zoos(tiny_zoo):
     other = tiny_zoo.facts.__class__(**{**tiny_zoo.facts.to_dict(), "name": "other", "excluded": ({"run_id": "1"},)})
-    text = render_card({"default": tiny_zoo.facts, "second": other})
+    text = zoo_card({"default": tiny_zoo.facts, "second": other})
     assert 'Zoo.load("PATH_OR_REPO", "default")' in text
     assert "## other (`second`)" in text
     assert "1 runs left out: not finite or exploded" in text

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
+from hf_sane.cards._rendering import HERE
 from hf_sane.core._adapters import ADAPTER, read_adapter_config, save_adapter
-from hf_sane.hub._cards import adapter_card
+from hf_sane.hub._cards import CardOptions, adapter_card
 from hf_sane.hub._publish import write_card, write_sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records._outputs import output_folder
@@ -57,7 +58,12 @@ def save_network_adapter(
         save_adapter(model, partial, base_model=base_model, base=base)
         record.save(partial / RECORD)
         write_adapter_card(
-            partial, base.config, repo_id=repo_id, title=title, datasets=datasets, license_id=license_id
+            partial,
+            base.config,
+            title=title,
+            source=repo_id or HERE,
+            datasets=datasets,
+            license_id=license_id,
         )
     return Path(folder)
 
@@ -66,22 +72,18 @@ def write_adapter_card(
     folder: str | Path,
     base_config: ZooConfig | SANEConfig,
     *,
-    repo_id: str | None = None,
     title: str = "LoRA adapter",
     network_config: ZooConfig | None = None,
-    datasets: Sequence[str] = (),
-    license_id: str | None = None,
+    **options: Unpack[CardOptions],
 ) -> Path:
     """Write README.md for the folder of an adapter, from its settings and run record.
 
     Args:
         folder: Holds adapter_config.json, run.json and, of a SANE autoencoder, preprocessor_config.json.
         base_config: Of the base model.
-        repo_id: Where it will be published: the code of the card loads from there.
         title: Headline of the card.
         network_config: A network of the zoo, for the code of a SANE autoencoder's adapter.
-        datasets: Hub ids of zoos or image data.
-        license_id: Hub licence identifier.
+        **options: See [`CardOptions`][hf_sane.hub._cards.CardOptions].
 
     Returns:
         `folder`.
@@ -95,12 +97,10 @@ def write_adapter_card(
         base_config,
         read_adapter_config(folder),
         RunRecord.load(folder / RECORD),
-        source=repo_id or ".",
         title=title,
         extractor=SANEFeatureExtractor.from_pretrained(folder) if isinstance(base_config, SANEConfig) else None,
         network_config=network_config,
-        datasets=datasets,
-        license_id=license_id,
+        **options,
     )
     return write_card(folder, card)
 

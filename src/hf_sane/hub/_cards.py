@@ -1,9 +1,11 @@
-"""Model cards from run records: what is known is written down, what is not known is left out."""
+"""Model cards from run records: what is known is written down, what is not known is left out.
+
+Each function collects the facts of one kind of card, whose words and code are a template in `hf_sane/cards/templates`.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from importlib.resources import files
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypedDict, Unpack
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -12,19 +14,21 @@ from transformers.models.auto import modeling_auto
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import build_model
-from hf_sane.hub._tables import fact_table, is_known, result_tables
+from hf_sane.cards._rendering import HERE, render_model_card
+from hf_sane.cards._tables import fact_text, is_known, markdown_table
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records._errors import shorten
-from hf_sane.records._escaping import markdown_code, markdown_text, python_literal, single_lines
+from hf_sane.records._escaping import Markup, markdown_text, single_lines
 from hf_sane.records._redaction import hide_folders, hide_folders_in
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._sources import hub_id
+from hf_sane.records._sources import hub_id, parse_repo
 from hf_sane.sampling._export import Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 LIBRARY = "hf_sane"
 SANE_TAGS = ["sane", "weight-space-learning", "model-zoo", "autoencoder"]
 NETWORK_TAGS = ["sane", "weight-space-learning", "sampled-weights"]
+SOUP_TAGS = ["model-soup", "merge", "weight-space-learning"]
 SANE_SETTINGS = (
     "token_dim",
     "latent_dim",
@@ -43,30 +47,11 @@ ADAPTER_SETTINGS = {
     "target_modules": "layers with low-rank maps",
     "modules_to_save": "modules saved whole",
 }
+SOUP_SETTINGS = ("r", "lora_alpha", "target_modules", "modules_to_save", "base_model_name_or_path")
 TRAINING_SETTINGS = ("steps", "max_steps", "num_epochs", "batch_size", "learning_rate", "weight_decay")
 Measured = tuple[str, str, str, float]  # task, metric, its name, value
 # Keys of a configuration that say nothing about the network.
 BOOKKEEPING = {"transformers_version", "architectures", "dtype", "model_type", "id2label", "label2id", "auto_map"}
-
-SANE_CODE = """\
-from hf_sane import {imports}SANEFeatureExtractor, SANEModel
-
-model = SANEModel.from_pretrained({base})
-{adapter}weight_tokenizer = SANEFeatureExtractor.from_pretrained({source})
-"""
-SANE_ON_NETWORK = """
-network = AutoModelForImageClassification.from_config(  # or a trained one
-    {call}
-)
-sequence = weight_tokenizer.encode(network)  # {num_tokens} tokens of {token_dim} weights
-latents = model.encode_sequences(sequence.tokens[None], sequence.positions)  # [1, {num_tokens}, {latent_dim}]
-decoded = model.decode_sequences(latents, sequence.positions)  # [1, {num_tokens}, {token_dim}]
-network.load_state_dict(weight_tokenizer.decode(decoded[0], sequence.layout))  # the reconstructed network"""
-SANE_ON_TOKENS = """
-tokens = torch.randn(1, {window_size}, {token_dim})  # in practice: weight_tokenizer.encode(network).tokens[None]
-positions = torch.zeros({window_size}, 3, dtype=torch.long)  # and .positions
-latents = model.encode_sequences(tokens, positions)  # [1, {window_size}, {latent_dim}]
-decoded = model.decode_sequences(latents, positions)  # [1, {window_size}, {token_dim}]"""
 # Auto class, task on the Hub, and where Transformers lists the classes.
 TASKS: tuple[tuple[str, str | None, str], ...] = (
     ("AutoModelForImageClassification", "image-classification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"),
@@ -79,15 +64,20 @@ TASKS: tuple[tuple[str, str | None, str], ...] = (
     ("AutoModelForQuestionAnswering", "question-answering", "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES"),
     ("AutoModelForPreTraining", None, "MODEL_FOR_PRETRAINING_MAPPING_NAMES"),
 )
-NETWORK_CODE = """\
-{imports}
 
-network = AutoModelForImageClassification.from_pretrained({base}{trust})
-{adapter}pixel_values = torch.zeros(1, {channels}, {size}, {size})  # your images
-predicted = network(pixel_values).logits.argmax(-1)"""
-WITH_ADAPTER = """\
-{name} = PeftModel.from_pretrained({name}, {source}).merge_and_unload()  # an ordinary model again
-"""
+
+class CardOptions(TypedDict, total=False):
+    """What every model card can be told beside its facts.
+
+    Attributes:
+        source: Repo id or path that the code of the card loads from; by default the folder that the card is in.
+        datasets: Hub ids of zoos or image data.
+        license_id: Hub licence identifier, such as `"mit"`.
+    """
+
+    source: str
+    datasets: Sequence[str]
+    license_id: str | None
 
 
 def sane_card(
@@ -95,11 +85,9 @@ def sane_card(
     extractor: SANEFeatureExtractor,
     record: RunRecord,
     *,
-    source: str = ".",
     title: str = "SANE",
     network_config: ZooConfig | None = None,
-    datasets: Sequence[str] = (),
-    license_id: str | None = None,
+    **options: Unpack[CardOptions],
 ) -> ModelCard:
     """Describe a SANE autoencoder.
 
@@ -108,28 +96,25 @@ def sane_card(
         extractor: Its weight tokenizer.
         record: Of the pre-training run: `data` and `results` become tables, `results["reconstruction_r2"]` an entry of
             the model index.
-        source: Repo id or path that the code of the card loads from; `"."` for code run inside the folder.
         title: Headline, and the model's name in the model index.
         network_config: A network of the zoo, for the code of the card.
-        datasets: Hub ids of the zoos.
-        license_id: Hub licence identifier, such as `"mit"`.
+        **options: See [`CardOptions`].
 
     Returns:
         The card; `str(card)` is the README.
     """
-    metadata = card_metadata(
-        record, title, _reconstruction(record), SANE_TAGS, datasets=datasets, license_id=license_id
-    )
     settings = {name: getattr(config, name) for name in SANE_SETTINGS}
     settings |= {name: getattr(extractor, name) for name in ("token_layout", "batch_norm", "normalization")}
-    return fill_template(
+    return _card(
         "sane_model.md",
-        metadata,
         record,
-        title=title,
-        source=source,
-        code=_sane_code(config, extractor, source, network_config),
+        title,
+        measured=_reconstruction(record),
+        hub={"tags": SANE_TAGS},
+        options=options,
         settings=settings,
+        standardised=None,
+        **_sane_code(config, extractor, network_config),
     )
 
 
@@ -137,13 +122,11 @@ def network_card(
     config: ZooConfig,
     record: RunRecord,
     *,
-    source: str = ".",
     title: str = "Sampled network",
     base_model: str | None = None,
-    datasets: Sequence[str] = (),
-    license_id: str | None = None,
     with_code: bool = False,
     provenance: Provenance | None = None,
+    **options: Unpack[CardOptions],
 ) -> ModelCard:
     """Describe a network that was sampled with a SANE autoencoder.
 
@@ -152,35 +135,27 @@ def network_card(
         record: Of the sampling run: `data`, `arguments` and `results` become tables, `results["test_accuracy"]` and
             `results["validation_accuracy"]` entries of the model index. `data["images"]` may be a mapping with `name`,
             `image_size`, `mean` and `std`; `results["fine_tuning_epochs"]` says for how long it was fine-tuned.
-        source: Repo id or path that the code of the card loads from; `"."` for code run inside the folder.
         title: Headline, and the model's name in the model index.
         base_model: Hub id of the autoencoder.
-        datasets: Hub ids of the zoos or image data.
-        license_id: Hub licence identifier, such as `"mit"`.
         with_code: Whether the folder carries its modelling code, so that nobody needs this library.
         provenance: Autoencoder, zoo, anchors and settings it was drawn with.
+        **options: See [`CardOptions`].
 
     Returns:
         The card; `str(card)` is the README.
     """
-    metadata = card_metadata(
-        record, title, _accuracies(record), NETWORK_TAGS, datasets=datasets, license_id=license_id
-    )
-    metadata.base_model = base_model
-    metadata.pipeline_tag = "image-classification"
-    images = record.data.get("images")
-    return fill_template(
+    return _card(
         "sampled_network.md",
-        metadata,
         record,
-        title=title,
-        source=source,
-        code=network_code(config, source, images, with_code=with_code),
+        title,
+        measured=_accuracies(record),
+        hub={"tags": NETWORK_TAGS, "base_model": base_model, "pipeline_tag": "image-classification"},
+        options=options,
         settings=describe_config(config),
         architecture=config.model_type.removeprefix("sane_").upper().replace("RESNET", "ResNet"),
-        preprocessing=preprocessing_note(images),
         fine_tuning_epochs=record.results.get("fine_tuning_epochs"),
-        sampling_table=fact_table(hide_folders_in(record.arguments if provenance is None else _origin(provenance))),
+        sampling=hide_folders_in(record.arguments if provenance is None else _origin(provenance)),
+        **_network_code(config, record, with_code=with_code),
     )
 
 
@@ -189,12 +164,10 @@ def adapter_card(
     adapter: Mapping[str, Any],
     record: RunRecord,
     *,
-    source: str = ".",
     title: str = "LoRA adapter",
     extractor: SANEFeatureExtractor | None = None,
     network_config: ZooConfig | None = None,
-    datasets: Sequence[str] = (),
-    license_id: str | None = None,
+    **options: Unpack[CardOptions],
 ) -> ModelCard:
     """Describe a LoRA adapter of a SANE autoencoder or of a zoo network.
 
@@ -203,42 +176,155 @@ def adapter_card(
         adapter: PEFT's settings, from `read_adapter_config`; the code of the card needs the base that they name, and
             is left out when they name none.
         record: Of the training run: `data`, training settings among the `arguments` and `results` become tables.
-        source: Repo id or path that the code of the card loads from; `"."` for code run inside the folder.
         title: Headline, and the adapter's name in the model index.
         extractor: Weight tokenizer of a SANE autoencoder.
         network_config: A network of the zoo, for the code of a SANE autoencoder's adapter.
-        datasets: Hub ids of zoos or image data.
-        license_id: Hub licence identifier.
+        **options: See [`CardOptions`].
 
     Returns:
         The card; `str(card)` is the README.
     """
     base = hub_id(adapter["base_model_name_or_path"])  # what is no repository id has no place in code or links
-    images = record.data.get("images")
     if isinstance(base_config, SANEConfig):
         assert extractor is not None
-        kind, tags, results = "SANE autoencoder", SANE_TAGS, _reconstruction(record)
-        code = _sane_code(base_config, extractor, source, network_config, base) if base else None
+        kind, tags, measured = "SANE autoencoder", SANE_TAGS, _reconstruction(record)
+        code = _sane_code(base_config, extractor, network_config) | {"standardised": _standardised(record)}
     else:
-        kind, tags, results = "image classifier", NETWORK_TAGS, _accuracies(record)
-        code = network_code(base_config, source, images, base=base) if base else None
-    metadata = card_metadata(record, title, results, [*tags, "lora"], datasets=datasets, license_id=license_id)
-    metadata.library_name, metadata.base_model = "peft", base
-    if base:
-        metadata["base_model_relation"] = "adapter"
-    return fill_template(
+        kind, tags, measured = "image classifier", NETWORK_TAGS, _accuracies(record)
+        code = _network_code(base_config, record)
+    return _card(
         "lora_adapter.md",
-        metadata,
         record,
-        title=title,
-        source=source,
-        code=code,
+        title,
+        measured=measured,
+        hub={
+            "tags": [*tags, "lora"],
+            "library_name": "peft",
+            "base_model": base,
+            "base_model_relation": "adapter" if base else None,
+        },
+        options=options,
         base=base,
         kind=kind,
         settings={key: adapter.get(name) for name, key in ADAPTER_SETTINGS.items()},
-        preprocessing=preprocessing_note(images),
-        training_table=fact_table(hide_folders_in({name: record.arguments.get(name) for name in TRAINING_SETTINGS})),
+        training=hide_folders_in({name: record.arguments.get(name) for name in TRAINING_SETTINGS}),
+        **(code if base else code | {"code": None}),
     )
+
+
+def soup_card(
+    config: PreTrainedConfig | None,
+    record: RunRecord,
+    *,
+    title: str = "Model soup",
+    with_code: bool = False,
+    adapter: Mapping[str, Any] | None = None,
+    **options: Unpack[CardOptions],
+) -> ModelCard:
+    """Describe a soup.
+
+    Args:
+        config: Of the network, or of the base of adapters; `None` if that is not known.
+        record: Of the run: `arguments` with `recipe` (`"greedy"` or `"uniform"`), `metric`, `aligned`, `recalibrated`;
+            `results["ingredients"]` as `{name: {"weight": ..., "held_out_score": ...}}`; other results become tables,
+            those called `test_...` and `validation_...` entries of the model index.
+        title: Headline, and the model's name in the model index.
+        with_code: Whether the folder carries its modelling code.
+        adapter: Content of adapter_config.json, for a soup of adapters.
+        **options: See [`CardOptions`].
+
+    Returns:
+        The card; `str(card)` is the README.
+    """
+    rows: Mapping[str, Mapping[str, Any]] = record.results["ingredients"]
+    others = {name: value for name, value in record.results.items() if name != "ingredients"}
+    metric = str(record.arguments.get("metric", "accuracy"))
+    measured = [
+        ("image-classification", metric, f"{split} {metric}", others[f"{split}_{metric}"])
+        for split in ("test", "validation")
+        if others.get(f"{split}_{metric}") is not None
+    ]
+    base = None if adapter is None else hub_id(adapter.get("base_model_name_or_path"))
+    parents = [parse_repo(name).repo_id for name, row in rows.items() if row["weight"] and _is_repo_id(name)]
+    base_model = ([base] if base and _is_repo_id(base) else list(dict.fromkeys(parents))) or None
+    code = _network_code(config, record, with_code=with_code)
+    if adapter is None:
+        settings = {} if config is None else describe_config(config)
+    else:
+        settings = {name: adapter.get(name) for name in SOUP_SETTINGS}
+        code |= {} if base else {"code": None}  # they cannot be loaded onto anything known
+    return _card(
+        "soup.md",
+        replace(record, results=others),
+        title,
+        measured=measured,
+        hub={
+            "tags": SOUP_TAGS,
+            "library_name": LIBRARY if adapter is None else "peft",
+            "base_model": base_model,
+            "base_model_relation": ("merge" if adapter is None else "adapter") if base_model else None,
+            "pipeline_tag": None if config is None else auto_class(config)[1],
+        },
+        options=options,
+        settings=settings,
+        base=base,
+        kind=None if config is None else config.model_type.removeprefix("sane_"),
+        metric=metric,
+        is_adapter=adapter is not None,
+        is_greedy=record.arguments.get("recipe") == "greedy",
+        is_aligned=record.arguments.get("aligned"),
+        is_recalibrated=record.arguments.get("recalibrated"),
+        num_used=sum(row["weight"] > 0 for row in rows.values()),
+        num_ingredients=len(rows),
+        ingredients=_ingredients_table(rows, metric),
+        **code,
+    )
+
+
+def _card(
+    template: str,
+    record: RunRecord,
+    title: str,
+    *,
+    measured: Sequence[Measured],
+    hub: Mapping[str, Any],
+    options: CardOptions,
+    base: str | None = None,
+    **facts: Any,
+) -> ModelCard:
+    """Fill a template; `hub` is metadata of this kind of card, `base` what an adapter is loaded onto."""
+    named = _measured_on(record, measured)
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=named,
+            dataset_name=named,
+            metric_type=metric,
+            metric_name=name,
+            metric_value=value,
+        )
+        for task, metric, name, value in measured
+    ]
+    metadata = ModelCardData(
+        license=options.get("license_id"),
+        datasets=single_lines(list(options.get("datasets", ()))) or None,
+        model_name=shorten(title) if results else None,
+        eval_results=results or None,
+        **{"library_name": LIBRARY, **hub},
+    )
+    source = options.get("source", HERE)
+    return render_model_card(template, metadata, record, title=title, source=source, base=base, **facts)
+
+
+def _measured_on(record: RunRecord, measured: Sequence[Measured]) -> str:
+    """What the model index says that values were measured on: images, or a zoo."""
+    images = record.data.get("images")
+    if measured and measured[0][0] == "image-classification":
+        named = images.get("name") if isinstance(images, Mapping) else images
+    else:
+        named = record.data.get("zoo")
+    text = ", ".join(map(str, named)) if isinstance(named, list | tuple) else str(named or "a model zoo")
+    return shorten(hide_folders(text))
 
 
 def _reconstruction(record: RunRecord) -> list[Measured]:
@@ -262,12 +348,12 @@ def _accuracies(record: RunRecord) -> list[Measured]:
     return [("image-classification", "accuracy", f"{split} accuracy", accuracy) for split, accuracy in found.items()]
 
 
-def preprocessing_note(images: Any) -> str | None:
+def _standardised(record: RunRecord) -> str | None:
     """How images were standardised, if the record knows."""
+    images = record.data.get("images")
     if not isinstance(images, Mapping) or not images.get("mean"):
         return None
-    formula = markdown_code(f"(pixels - {images['mean']}) / {images['std']}")
-    return f"Images: channels first, standardised as {formula}."
+    return f"(pixels - {images['mean']}) / {images['std']}"
 
 
 def _origin(provenance: Provenance) -> dict[str, Any]:
@@ -278,134 +364,51 @@ def _origin(provenance: Provenance) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in measured} | {"anchors": anchors}
 
 
-def fill_template(
-    template: str,
-    metadata: ModelCardData,
-    record: RunRecord,
-    *,
-    settings: Mapping[str, Any],
-    **parts: Any,
-) -> ModelCard:
-    """Render a template of this package.
-
-    Args:
-        template: File in `templates/`.
-        metadata: For the front matter.
-        record: Its data, results and provenance become tables.
-        settings: Become the table of settings.
-        **parts: Whatever else the template names.
-    """
-    facts = hide_folders_in(record.to_dict())
-    provenance = {
-        "command": markdown_code(facts["command"]),
-        **{name: facts[name] for name in ("seed", "commit", "has_uncommitted_changes", "started_at") if name in facts},
-        **{name: facts[name] for name in ("seconds", "peak_rss_bytes") if name in facts},
-        **{name: facts["hardware"][name] for name in ("cpu", "cores", "gpus") if name in facts.get("hardware", {})},
-        **facts.get("versions", {}),
-    }
-    parts |= {name: markdown_text(parts[name]) for name in ("title", "kind", "architecture") if name in parts}
-    card = ModelCard.from_template(
-        metadata,
-        template_str=files("hf_sane.hub").joinpath("templates", template).read_text(encoding="utf-8"),
-        settings_table=fact_table(settings),
-        data_table=fact_table(facts.get("data", {})),
-        results_table=result_tables(facts.get("results", {})),
-        provenance_table=fact_table(provenance),
-        **parts,
-    )
-    card.text = card.text.rstrip() + "\n"
-    return card
+def _is_repo_id(name: str) -> bool:
+    """Whether an ingredient is named after a Hub repository (`owner/name`), not after a local folder."""
+    return "/" in name and hub_id(name) is not None
 
 
-def card_metadata(
-    record: RunRecord,
-    title: str,
-    measured: Sequence[Measured],
-    tags: Sequence[str],
-    *,
-    datasets: Sequence[str],
-    license_id: str | None,
-) -> ModelCardData:
-    """Metadata of the Hub; each measured value is `(task, metric, its name, value)`."""
-    images = record.data.get("images")
-    of_images = images.get("name") if isinstance(images, Mapping) else images
-    zoo = record.data.get("zoo")
-    named = of_images if measured and measured[0][0] == "image-classification" else zoo
-    named = ", ".join(map(str, named)) if isinstance(named, list | tuple) else str(named or "a model zoo")
-    named, title = shorten(hide_folders(named)), shorten(title)
-    results = [
-        EvalResult(
-            task_type=task,
-            dataset_type=named,
-            dataset_name=named,
-            metric_type=metric,
-            metric_name=name,
-            metric_value=value,
-        )
-        for task, metric, name, value in measured
+def _ingredients_table(rows: Mapping[str, Mapping[str, Any]], metric: str) -> Markup:
+    columns = {"weight": "weight"}
+    if all("held_out_score" in row for row in rows.values()):
+        columns["held_out_score"] = f"held-out {markdown_text(metric)}"
+    lines = [
+        [markdown_text(hide_folders(name)), *(fact_text(row[column]) for column in columns)]
+        for name, row in rows.items()
     ]
-    return ModelCardData(
-        library_name=LIBRARY,
-        license=license_id,
-        tags=list(tags),
-        datasets=single_lines(list(datasets)) or None,
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
+    return markdown_table(["ingredient", *columns.values()], lines, numbers=True)
 
 
 def _sane_code(
-    config: SANEConfig,
-    extractor: SANEFeatureExtractor,
-    source: str,
-    network_config: ZooConfig | None,
-    base: str | None = None,
-) -> str:
-    """Code that reconstructs a network; with `base`, `source` is an adapter of it."""
+    config: SANEConfig, extractor: SANEFeatureExtractor, network_config: ZooConfig | None
+) -> dict[str, Any]:
+    """Facts of the code that reconstructs a network."""
     facts = {"token_dim": config.token_dim, "latent_dim": config.latent_dim, "window_size": config.window_size}
-    parts = {"source": python_literal(source), "base": python_literal(base or source), "adapter": ""}
-    peft = ""
-    if base is not None:
-        parts["adapter"], peft = (
-            WITH_ADAPTER.format(name="model", source=python_literal(source)),
-            "from peft import PeftModel\n",
-        )
-    if network_config is None:
-        return f"import torch\n{peft}" + SANE_CODE.format(imports="", **parts) + SANE_ON_TOKENS.format(**facts)
-    with torch.device("meta"):
-        facts["num_tokens"] = extractor.layout(build_model(network_config)).num_tokens
-    name = type(network_config).__name__
-    defaults = describe_config(type(network_config)())
-    own = {key: value for key, value in describe_config(network_config).items() if value != defaults[key]}
-    arguments = "".join(f"        {key}={python_literal(value)},\n" for key, value in own.items())
-    call = f"{name}(\n{arguments}    )" if own else f"{name}()"
-    return (
-        f"{peft}from transformers import AutoModelForImageClassification\n\n"
-        + SANE_CODE.format(imports=f"{name}, ", **parts)
-        + SANE_ON_NETWORK.format(call=call, **facts)
-    )
+    network: dict[str, Any] = {}
+    if network_config is not None:
+        with torch.device("meta"):
+            num_tokens = extractor.layout(build_model(network_config)).num_tokens
+        defaults = describe_config(type(network_config)())
+        own = {key: value for key, value in describe_config(network_config).items() if value != defaults[key]}
+        network = {"name": Markup(type(network_config).__name__), "settings": own, "num_tokens": num_tokens}
+    return {"code": "sane", "network": network, **facts}
 
 
-def network_code(
-    config: PreTrainedConfig, source: str, images: Any, *, with_code: bool = False, base: str | None = None
-) -> str:
-    """Code that classifies an image; with `base`, `source` is an adapter of it."""
+def _network_code(config: PreTrainedConfig | None, record: RunRecord, *, with_code: bool = False) -> dict[str, Any]:
+    """Facts of the code that loads a network, and classifies an image if that is what it does."""
+    name, images = "AutoModel" if config is None else auto_class(config)[0], record.data.get("images")
+    facts: dict[str, Any] = {"code": "model", "auto_class": name, "standardised": _standardised(record)}
+    if name != TASKS[0][0]:
+        return facts
     described = images.get("image_size") if isinstance(images, Mapping) else None
-    imports = ["import torch", "from transformers import AutoModelForImageClassification"]
-    if not with_code and isinstance(config, ZooConfig):
-        imports.insert(1, "import hf_sane  # makes its architectures known to Transformers")
-    adapter = ""
-    if base is not None:
-        adapter = WITH_ADAPTER.format(name="network", source=python_literal(source))
-        imports.insert(-1, "from peft import PeftModel")
-    return NETWORK_CODE.format(
-        imports="\n".join(imports),
-        base=python_literal(base or source),
-        adapter=adapter,
-        trust=", trust_remote_code=True" if with_code else "",
-        channels=getattr(config, "num_channels", 3),
-        size=getattr(config, "image_size", None) or described or 32,
-    )
+    return facts | {
+        "code": "network",
+        "with_code": with_code,
+        "needs_library": not with_code and isinstance(config, ZooConfig),
+        "num_channels": getattr(config, "num_channels", 3),
+        "image_size": getattr(config, "image_size", None) or described or 32,
+    }
 
 
 def auto_class(config: PreTrainedConfig) -> tuple[str, str | None]:
@@ -420,14 +423,6 @@ def auto_class(config: PreTrainedConfig) -> tuple[str, str | None]:
         if architecture in getattr(modeling_auto, mapping).values():
             return name, task
     return "AutoModel", None
-
-
-def model_code(config: PreTrainedConfig | None, source: str, *, base: str | None = None) -> str:
-    """Code that loads a network that is no image classifier; with `base`, `source` is an adapter of it."""
-    name = "AutoModel" if config is None else auto_class(config)[0]
-    imports = ["from peft import PeftModel"] * (base is not None) + [f"from transformers import {name}"]
-    adapter = "" if base is None else "\n" + WITH_ADAPTER.format(name="model", source=source).rstrip()
-    return "\n".join(imports) + f'\n\nmodel = {name}.from_pretrained("{base or source}"){adapter}'
 
 
 def describe_config(config: PreTrainedConfig) -> dict[str, Any]:

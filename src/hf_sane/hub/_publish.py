@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from huggingface_hub import ModelCard, try_to_load_from_cache
@@ -17,7 +17,8 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
-from hf_sane.hub._cards import network_card, sane_card
+from hf_sane.cards._rendering import HERE
+from hf_sane.hub._cards import CardOptions, network_card, sane_card
 from hf_sane.hub._transfer import CARD
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
@@ -78,9 +79,9 @@ def save_sane(
         record.save(partial / RECORD)
         write_sane_card(
             partial,
-            repo_id=repo_id,
             title=title,
             network_config=network_config,
+            source=repo_id or HERE,
             datasets=datasets,
             license_id=license_id,
         )
@@ -119,21 +120,17 @@ def loaded_commit(source: str, revision: str | None) -> str | None:
 def write_sane_card(
     folder: str | Path,
     *,
-    repo_id: str | None = None,
     title: str = "SANE",
     network_config: ZooConfig | None = None,
-    datasets: Sequence[str] = (),
-    license_id: str | None = None,
+    **options: Unpack[CardOptions],
 ) -> Path:
     """Write README.md for a SANE folder, such as pre-training leaves it, from its configuration and run record.
 
     Args:
         folder: Holds config.json, preprocessor_config.json and run.json.
-        repo_id: Where it will be published: the code of the card loads from there.
         title: Headline of the card.
         network_config: A network of the zoo, for the code of the card.
-        datasets: Hub ids of the zoos.
-        license_id: Hub licence identifier.
+        **options: See [`CardOptions`][hf_sane.hub._cards.CardOptions].
 
     Returns:
         `folder`.
@@ -145,11 +142,9 @@ def write_sane_card(
         load_pretrained(SANEConfig, folder, "the configuration of a SANE autoencoder"),
         SANEFeatureExtractor.from_pretrained(folder),
         RunRecord.load(Path(folder) / RECORD),
-        source=repo_id or ".",
         title=title,
         network_config=network_config,
-        datasets=datasets,
-        license_id=license_id,
+        **options,
     )
     return write_card(Path(folder), card)
 
@@ -194,7 +189,7 @@ def save_network(
     card = network_card(
         network.config,
         record,
-        source=repo_id or ".",
+        source=repo_id or HERE,
         title=title,
         base_model=base_model,
         datasets=datasets,

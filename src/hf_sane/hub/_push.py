@@ -10,10 +10,11 @@ from urllib.parse import quote
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
+from hf_sane.cards._rendering import address_card, render
+from hf_sane.cards._tables import fact_text, markdown_table
 from hf_sane.core._adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from hf_sane.hub._publish import code_files
-from hf_sane.hub._tables import fact_text, markdown_table
-from hf_sane.hub._transfer import CARD, RepoFile, Upload, address_card, folder_files, require_files, with_texts
+from hf_sane.hub._transfer import CARD, RepoFile, Upload, folder_files, require_files, with_texts
 from hf_sane.records._documents import read_document
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._outputs import AGAIN, check_finished
@@ -22,7 +23,7 @@ from hf_sane.records._redaction import hide_folders_in
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.records._sources import hub_id
 from hf_sane.sampling._export import PROVENANCE_FILE, Provenance
-from hf_sane.zoo._cards import PLACEHOLDER, render_card
+from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._facts import FILE_NAME as FACTS_NAME
 from hf_sane.zoo._facts import ZooFacts, data_folder, facts_json, read_facts
 from hf_sane.zoo._writing import check_zoo
@@ -183,12 +184,9 @@ def _others(networks: list[Path], repo_id: str) -> str:
         rows.append([_link(network.name), *("" if m is None else fact_text(m) for m in measured)])
     if not rows:
         return ""
+    example = f'from_pretrained("{repo_id}", subfolder="{networks[0].name}")'
     table = markdown_table(["subfolder", "validation accuracy", "test accuracy"], rows, numbers=True)
-    return (
-        "\n## Other networks of the same draw\n\nThe network at the top of this repository was the best of them on "
-        f'validation images; `from_pretrained("{repo_id}", subfolder="{networks[0].name}")` loads another one.'
-        f"\n\n{table}\n"
-    )
+    return render("other_networks.md", example=example, networks=table)
 
 
 def _plan_adapter(folder: Path, repo_id: str, api: HfApi) -> Upload:
@@ -215,8 +213,7 @@ def _plan_zoo(folder: Path, repo_id: str, api: HfApi) -> Upload:
     if not files:
         raise FileNotFoundError(f"{folder} has {FACTS_NAME} but no data in {prefixes}; build the zoo again")
     known = {**there, **mine}
-    card = render_card(known).replace(PLACEHOLDER, repo_id)
-    files = with_texts(files, {FACTS_NAME: facts_json(known), CARD: card})
+    files = with_texts(files, {FACTS_NAME: facts_json(known), CARD: zoo_card(known, source=repo_id)})
     stale: tuple[str, ...] = ()
     if there:
         present = patiently(api.list_repo_files, repo_id, repo_type="dataset")

@@ -1,12 +1,10 @@
 """Uploads to the Hub: files are listed and checked before anything is sent; one commit holds them all."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.utils import validate_repo_id
 
 from hf_sane.records._interruptions import explaining
 from hf_sane.records._outputs import MANIFEST
@@ -17,9 +15,6 @@ from hf_sane.tokenization._weight_files import PICKLE_SUFFIXES
 CARD = "README.md"
 TEXT_SUFFIXES = (".md", ".json", ".py", ".txt", ".yaml", ".csv")
 PICKLES = (*PICKLE_SUFFIXES, ".joblib")
-# What the code of a card loads from while its folder is at home; an adapter is loaded onto a model.
-LOADS_FROM_HERE = re.compile(r'(from_pretrained\((?:\w+, )?)"\."')
-LOCAL_NOTE = "Inside this folder:\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +152,3 @@ def require_files(folder: Path, names: Sequence[str], *, what: str) -> None:
             f"{folder} is no {what} that is ready to publish: expected {', '.join(names)}, missing {missing}; save "
             "it first"
         )
-
-
-def address_card(text: str, repo_id: str, *, subfolder: str | None = None) -> str:
-    """Let the code of a card load from the Hub in place of the folder it stands in.
-
-    Args:
-        text: Of the card.
-        repo_id: Where it goes.
-        subfolder: Folder of the artefact inside the repository.
-    """
-    validate_repo_id(repo_id)
-    source = f'"{repo_id}"' if subfolder is None else f'"{repo_id}", subfolder="{subfolder}"'
-    return LOADS_FROM_HERE.sub(lambda found: found[1] + source, text).replace(LOCAL_NOTE, "")

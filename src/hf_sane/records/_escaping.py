@@ -48,11 +48,11 @@ def markdown_code(value: object, limit: int = MAX_TEXT) -> Markup:
     return Markup(f"`{line}`" if line else "")
 
 
-def python_literal(value: Any) -> str:
+def python_literal(value: Any) -> Markup:
     """Python source of a value inside a fenced block of a card: strings can end neither themselves nor the block."""
     if not isinstance(value, str):
-        return repr(value)
-    return re.sub(r"[^ -~]|`", _code_point, json.dumps(value, ensure_ascii=False))
+        return Markup(repr(value))
+    return Markup(re.sub(r"[^ -~]|`", _code_point, json.dumps(value, ensure_ascii=False)))
 
 
 def _code_point(letter: re.Match[str]) -> str:

@@ -1,15 +1,20 @@
-"""The dataset card of a zoo: facts from the build, and the YAML that lets `load_dataset` find the files."""
+"""The dataset card of a zoo: facts from the build, and the YAML that lets `load_dataset` find the files.
+
+Its words and code are the template `zoo.md` of `hf_sane/cards/templates`.
+"""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCardData
 
+from hf_sane.cards._rendering import render
+from hf_sane.cards._tables import markdown_table
 from hf_sane.records._errors import shorten
-from hf_sane.records._escaping import markdown_code, markdown_text
+from hf_sane.records._escaping import Markup, markdown_code, markdown_text
 from hf_sane.zoo._facts import DEFAULT_CONFIG, IMPORT_KEY, IMPORTED, MIX_KEY, ZooFacts, data_folder
 from hf_sane.zoo._records import SPLITS
 
@@ -17,19 +22,6 @@ SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"
 LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
 MAX_LICENSE, MAX_ARCHITECTURE, MAX_LISTED = 80, 200, 20  # characters of each, licences listed
 PLACEHOLDER = "PATH_OR_REPO"  # in the code of the card, until the zoo is pushed somewhere
-COLUMNS = """\
-| column | meaning |
-|---|---|
-| `run_id`, `epoch` | training run, and epochs trained (0: initialisation); no run is in two splits |
-| `tokens` | all weights as a flat list of float32: `N` tokens of `token_dim`, padded with zeros |
-| `layout` | key into `zoo.json`: which scalar of `tokens` belongs to which tensor |
-| `template` | tensors the tokens do not hold (integer buffers), safetensors format; often empty |
-| `train_loss`, `train_accuracy` | over the training images the network could see |
-| `validation_*`, `test_*` | over images no network was trained on |
-| `generalization_gap` | `train_accuracy - test_accuracy` |
-| `learning_rate`, `weight_decay`, `dropout`, `data_fraction`, `optimizer`, `initialization`, `activation`, `seed` | how the run was trained |
-| `architecture` | key into `zoo.json`: configuration of the network |
-"""
 # Hyper-parameters of a build: its arguments, and what cards call them.
 RECIPE = {
     "optimizers": "optimiser",
@@ -40,37 +32,35 @@ RECIPE = {
     "initializations": "initialisation",
     "activations": "activation",
 }
-OWN_NETWORKS = (
-    "Trained neural networks as data: each row is one network at one epoch, with its weights, its accuracy and how "
-    "it was trained."
-)
-IMPORTED_NETWORKS = (
-    "Neural networks that others have trained, as data: each row is one network, with its weights and what its "
-    "repository says about it."
-)
-IMPORT_COLUMNS = """\
-| `repo_id`, `file`, `revision` | where an imported network comes from |
-| `author`, `base_model`, `license`, `library_name`, `pipeline_tag`, `downloads`, `likes` | what the Hub says about it |
-| `num_weights`, `file_bytes` | its size |
-| `metric_*` | what its card claims; not measured again |
-
-Columns that nothing is known about are null, among them accuracies and hyper-parameters of imported networks.
-"""
 
 
-def render_card(zoos: Mapping[str, ZooFacts]) -> str:
-    """The card's text; what is not known does not appear."""
-    licenses = {
-        data.get("license") or arguments.get("license") for f in zoos.values() for _, arguments, data in _parts(f)
-    }
+def zoo_card(zoos: Mapping[str, ZooFacts], *, source: str = PLACEHOLDER) -> str:
+    """The card's text; what is not known does not appear.
+
+    Args:
+        zoos: Facts of every configuration in the folder.
+        source: Repo id or path that the code of the card loads from.
+    """
     names = sorted({shorten(facts.name) for facts in zoos.values()})
+    return render(
+        "zoo.md",
+        _metadata(zoos, names),
+        names=", ".join(names),
+        zoos=[_section(config, facts) for config, facts in zoos.items()],
+        are_imported=any(IMPORT_KEY in data for _, _, data in _all_parts(zoos)),
+        source=source,
+        first_config=next(iter(zoos)),
+    )
+
+
+def _metadata(zoos: Mapping[str, ZooFacts], names: Sequence[str]) -> DatasetCardData:
     rows = sum(int(split["networks"]) for facts in zoos.values() for split in facts.splits.values())
-    size = next((name for limit, name in SIZE_CATEGORIES if rows < limit), "n>1M")
-    data = DatasetCardData(
+    licenses = {data.get("license") or arguments.get("license") for _, arguments, data in _all_parts(zoos)}
+    return DatasetCardData(
         pretty_name=f"Model zoo: {', '.join(names)}",
         license=_license_id(licenses),
         tags=["model-zoo", "weight-space-learning", "hf_sane"],
-        size_categories=[size],
+        size_categories=[next((name for limit, name in SIZE_CATEGORIES if rows < limit), "n>1M")],
         configs=[
             {
                 "config_name": config,
@@ -87,39 +77,12 @@ def render_card(zoos: Mapping[str, ZooFacts]) -> str:
             for config, facts in zoos.items()
         ],
     )
-    are_imported = any(IMPORT_KEY in data for facts in zoos.values() for _, _, data in _parts(facts))
-    sections = "\n".join(_section(config, facts) for config, facts in zoos.items())
-    split, network = "test", 'network = zoo.splits["test"].model(0)  # a torch module, ready to classify images'
-    if are_imported:
-        split, network = (
-            "train",
-            'weights = zoo.splits["train"].state_dict(0)  # tensors by name, as in its repository',
-        )
-    what, splits = OWN_NETWORKS, "training run: epochs of one run stay together"
-    if are_imported:
-        what, splits = IMPORTED_NETWORKS, "group, as said above"
-    example = f'Zoo.load("{PLACEHOLDER}"{"" if len(zoos) == 1 else f", {next(iter(zoos))!r}"})'.replace("'", '"')
-    return f"""---
-{data.to_yaml()}
----
 
-# Model zoo: {markdown_text(", ".join(names))}
 
-{what}
-{sections}
-## Use
-
-```python
-from hf_sane import Zoo
-
-zoo = {example}
-{network}
-tokens = zoo.splits["{split}"].tokens(0)  # its weights as tokens [N, token_dim]
-```
-
-`datasets.load_dataset` reads the same rows, streaming too. Splits are by {splits}.
-
-{COLUMNS}{IMPORT_COLUMNS if are_imported else ""}"""
+def _license_id(licenses: set[str | None]) -> str | None:
+    """The licence of all networks as the Hub's metadata take it: an identifier, or `other`."""
+    only = next(iter(licenses)) if len(licenses) == 1 else "other"
+    return only if only is None or LICENSE_ID.fullmatch(only) else "other"
 
 
 def _parts(facts: ZooFacts) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
@@ -129,107 +92,73 @@ def _parts(facts: ZooFacts) -> list[tuple[str, Mapping[str, Any], Mapping[str, A
     return [(name, part["arguments"], part["data"]) for name, part in facts.data[MIX_KEY].items()]
 
 
-def _section(config: str, facts: ZooFacts) -> str:
-    lines = [
-        f"\n## {markdown_text(facts.name)}" + ("" if config == DEFAULT_CONFIG else f" ({markdown_code(config)})"),
-        "",
-    ]
-    for name, arguments, data in _parts(facts):
-        lines += [f"- {f'{markdown_code(name)}, ' if name else ''}{line}" for line in _origin_lines(arguments, data)]
-    lines += _counted(f"- architecture: {_describe(settings)}" for settings in facts.architectures.values())
-    lines += _counted(
-        f"- tokens: {layout['token_layout']}, token_dim {layout['token_dim']}" for layout in facts.layouts.values()
-    )
-    if facts.excluded:
-        marked = "kept and listed" if facts.arguments.get("include_excluded") else "left out"
-        what = "networks left out (`zoo.json` says why)"
-        own = f"runs {marked}: not finite or exploded (`zoo.json` names them)"
-        lines.append(f"- {len(facts.excluded)} {what if IMPORT_KEY in facts.data else own}")
-    if MIX_KEY in facts.data:
-        lines.append("- a mixture: the column `zoo` names the zoo of each network, which keeps its split")
-    lines += ["", *_split_table(facts)]
-    return "\n".join([*lines, ""])
+def _all_parts(zoos: Mapping[str, ZooFacts]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    return (part for facts in zoos.values() for part in _parts(facts))
 
 
-def _origin_lines(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
+def _section(config: str, facts: ZooFacts) -> dict[str, Any]:
+    """What the card tells about one zoo; structures that read alike are counted."""
+    return {
+        "name": facts.name,
+        "config": "" if config == DEFAULT_CONFIG else config,
+        "parts": [_origin(name, arguments, data) for name, arguments, data in _parts(facts)],
+        "architectures": Counter(_describe(settings) for settings in facts.architectures.values()),
+        "layouts": Counter((layout["token_layout"], layout["token_dim"]) for layout in facts.layouts.values()),
+        "num_excluded": len(facts.excluded),
+        "keeps_excluded": facts.arguments.get("include_excluded"),
+        "is_imported": IMPORT_KEY in facts.data,
+        "is_mixture": MIX_KEY in facts.data,
+        "splits": _split_table(facts),
+    }
+
+
+def _origin(name: str, arguments: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """What networks were trained on and how long, or where they were imported from."""
-    if IMPORT_KEY in data:
-        return _imported_lines(arguments, data)
-    lines = []
-    if data:
-        counts = ", ".join(f"{data[split]:,} {split}" for split in SPLITS if split in data)
-        lines.append(f"images: {markdown_text(data['name'])} ({counts}; {data['num_classes']} classes)")
-    if "keep_epochs" in arguments:
-        lines.append(f"epochs kept: {', '.join(map(str, arguments['keep_epochs']))}; seed {arguments['seed']}")
-    drawn = {title: arguments[name] for name, title in RECIPE.items() if arguments.get(name)}
-    if drawn:
-        values = (f"{title} {_drawn(choices)}" for title, choices in drawn.items())
-        lines.append(f"trained with: {'; '.join(values)}; batches of {arguments['batch_size']}")
-    return lines
+    licenses = [Markup(f"{markdown_text(name, MAX_LICENSE)} ({n})") for name, n in data.get("licenses", {}).items()]
+    return {
+        "prefix": Markup(f"{markdown_code(name)}, ") if name else Markup(),
+        "arguments": arguments,
+        "data": data,
+        "is_imported": IMPORT_KEY in data,
+        "licenses": licenses[:MAX_LISTED],
+        "num_more_licenses": len(licenses[MAX_LISTED:]),
+        "counts": [f"{data[split]:,} {split}" for split in SPLITS if split in data],
+        "recipe": {title: _drawn(arguments[key]) for key, title in RECIPE.items() if arguments.get(key)},
+    }
 
 
 def _drawn(choices: Sequence[str] | Sequence[float]) -> str:
     """Names that were drawn evenly, or the bounds of a number."""
-    shown = [markdown_text(choice) if isinstance(choice, str) else f"{choice:g}" for choice in choices]
+    shown = (choice if isinstance(choice, str) else f"{choice:g}" for choice in choices)
     return (", " if isinstance(choices[0], str) else " to ").join(shown)
 
 
-def _counted(lines: Iterable[str]) -> list[str]:
-    """Each line once, with how often it came."""
-    return [f"{line} ({count} structures)" if count > 1 else line for line, count in Counter(lines).items()]
-
-
-def _split_table(facts: ZooFacts) -> list[str]:
+def _split_table(facts: ZooFacts) -> Markup:
     """Splits and their sizes; accuracy where it was measured."""
     measured = any("test_accuracy" in split for split in facts.splits.values())
-    title, bars = (" mean final test accuracy |", "---|") if measured else ("", "")
-    lines = [f"| split | runs | networks |{title}", f"|---|---|---|{bars}"]
+    rows = []
     for name, split in facts.splits.items():
         known = split.get("test_accuracy") is not None and split["runs"]  # older zoos say 0.0 of no runs
-        accuracy = (f" {split['test_accuracy']:.3f} |" if known else " - |") if measured else ""
-        lines.append(f"| {name} | {split['runs']} | {split['networks']} |{accuracy}")
-    return lines
+        accuracy = f"{split['test_accuracy']:.3f}" if known else "-"
+        counted = (markdown_text(split[count]) for count in ("runs", "networks"))
+        rows.append([markdown_text(name), *counted, *([accuracy] if measured else [])])
+    header = ["split", "runs", "networks", *(["mean final test accuracy"] if measured else [])]
+    return markdown_table(header, rows, numbers=True)
 
 
-def _imported_lines(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
-    """What readers of imported networks must know: whose they are, under which licences, and how they were split."""
-    grouping = arguments["group_by"]
-    counts = list(data["licenses"].items())
-    licenses = ", ".join(f"{markdown_text(name, MAX_LICENSE)} ({count})" for name, count in counts[:MAX_LISTED])
-    if len(counts) > MAX_LISTED:
-        licenses += f" and {len(counts) - MAX_LISTED} more (`zoo.json` has them)"
-    lines = [
-        f"imported: {data['networks']} networks of {data['repositories']} repositories; each row names its "
-        "repository, revision and file",
-        f"licences: {licenses}; **each network keeps the licence of its repository**",
-        f"splits by {grouping}: networks that share their {grouping} are in one split",
-    ]
-    if parted := data.get("parted"):
-        lines.append(f"**this split parts networks of {parted} folders or repositories**, which may be of one run")
-    if metrics := data["metrics"]:
-        lines.append(f"columns of what the cards of the networks claim: {', '.join(map(markdown_code, metrics))}")
-    return lines
-
-
-def _describe(settings: Mapping[str, object]) -> str:
+def _describe(settings: Mapping[str, object]) -> Markup:
     if settings["model_type"] == IMPORTED:
         config = settings["config"]
         assert isinstance(config, Mapping)
         found = config.get("architectures") or config.get("model_type") or "no configuration"
         names = found if isinstance(found, list) else [found]
-        return f"imported: {markdown_text(', '.join(map(str, names)), MAX_ARCHITECTURE)}"
+        return Markup(f"imported: {markdown_text(', '.join(map(str, names)), MAX_ARCHITECTURE)}")
     rest = {name: value for name, value in settings.items() if name not in ("model_type", "id2label")}
     described = ", ".join(f"{markdown_text(name)} {_value(value)}" for name, value in rest.items())
-    return f"{markdown_code(settings['model_type'])} with {described}"
+    return Markup(f"{markdown_code(settings['model_type'])} with {described}")
 
 
 def _value(value: object) -> str:
     """A setting as Python has it; lists of numbers need no escapes."""
     are_numbers = isinstance(value, list) and all(isinstance(item, int | float) for item in value)
     return str(value) if are_numbers else markdown_text(value)
-
-
-def _license_id(licenses: set[str | None]) -> str | None:
-    """The licence of all networks as the Hub's metadata take it: an identifier, or `other`."""
-    only = next(iter(licenses)) if len(licenses) == 1 else "other"
-    return only if only is None or LICENSE_ID.fullmatch(only) else "other"

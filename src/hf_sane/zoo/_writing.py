@@ -30,7 +30,7 @@ from hf_sane.records._outputs import (
 )
 from hf_sane.zoo._alignment_record import FILE_NAME as ALIGNMENT_NAME
 from hf_sane.zoo._alignment_record import Alignment
-from hf_sane.zoo._cards import render_card
+from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._facts import FILE_NAME as FACTS_NAME
 from hf_sane.zoo._facts import (
     LAYOUT_DIGITS,
@@ -154,9 +154,9 @@ class ZooWriter:
 
     def _write_card(self, before: dict[str, ZooFacts], after: dict[str, ZooFacts]) -> dict[str, str]:
         """Write README.md unless its owner has edited it; gives the digest of what was written, for the manifest."""
-        path, text = self.folder / CARD, render_card(after).encode()
+        path, text = self.folder / CARD, zoo_card(after).encode()
         if path.is_file() and (found := path.read_bytes()) != text:
-            rendered = [render_card(before).encode()] if before else []
+            rendered = [zoo_card(before).encode()] if before else []
             written = {manifest.facts.get(CARD_FACT) for manifest in _manifests(self.folder, before)}
             if found not in rendered and sha256(found).hexdigest() not in written:
                 logger.warning(

@@ -12,7 +12,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._export import Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._loading import load_config
-from hf_sane.zoo._cards import render_card
+from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._facts import read_facts
 
 SANE_TITLE = "SANE of the demo"
@@ -71,7 +71,7 @@ def render_demo_cards(folder: Path, report: Mapping[str, Any]) -> dict[str, str]
         title=network_title(0),
         provenance=Provenance.load(folder / "sampled/network_0"),
     )
-    return {"sane": str(sane), "sampled/network_0": str(network), "zoos": render_card(read_facts(folder / "zoos"))}
+    return {"sane": str(sane), "sampled/network_0": str(network), "zoos": zoo_card(read_facts(folder / "zoos"))}
 
 
 __all__ = []

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_sane.hub._tables import markdown_table
+from hf_sane.cards._tables import markdown_table
 
 PROPERTY_TITLES = {
     "test_accuracy": "test accuracy",

@@ -7,23 +7,23 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from hf_sane.records._escaping import markdown_text
+from hf_sane.records._escaping import Markup, markdown_text
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> Markup:
     """A pipe table; `|` inside a cell is escaped, and columns of numbers (all but the first) are set to the right."""
     rule = ["---", *(["---:" if numbers else "---"] * (len(header) - 1))]
     lines = [header, rule, *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return Markup("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
 
 
-def fact_table(facts: Mapping[str, Any]) -> str:
+def fact_table(facts: Mapping[str, Any]) -> Markup:
     """Nested facts as one table of dotted names and values; empty without facts."""
     rows = [[_words(name), fact_text(value)] for name, value in _flat(facts) if is_known(value)]
-    return markdown_table(["", ""], rows) if rows else ""
+    return markdown_table(["", ""], rows) if rows else Markup()
 
 
-def result_tables(results: Mapping[str, Any]) -> str:
+def result_tables(results: Mapping[str, Any]) -> Markup:
     """Results of a run record, for readers.
 
     Plain values share one table. A mapping of plain values becomes rows of it under its name. A mapping of such
@@ -46,7 +46,7 @@ def result_tables(results: Mapping[str, Any]) -> str:
                 tables.append(f"**{_words(name)}**\n\n{table}")
         else:
             plain |= {f"{name}: {key}": inner for key, inner in value.items() if _is_cell(inner)}
-    return "\n\n".join([table for table in [fact_table(plain)] if table] + tables)
+    return Markup("\n\n".join([table for table in [fact_table(plain)] if table] + tables))
 
 
 def fact_text(value: Any) -> str:

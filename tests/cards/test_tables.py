@@ -1,6 +1,6 @@
 """Facts as tables: every number shows, what is too deep stays in the record, unknown facts are absent."""
 
-from hf_sane.hub._tables import fact_table, fact_text, markdown_table, result_tables
+from hf_sane.cards._tables import fact_table, fact_text, markdown_table, result_tables
 
 
 def test_a_table_escapes_its_separator():
