@@ -114,10 +114,10 @@ def save_adapter_soup(
     return Path(folder)
 
 
-def _carry_files(source: Path | None, target: Path) -> None:
+def _carry_files(source: Path | None, partial: Path) -> None:
     for name in CARRIED_FILES:
         if source is not None and (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            shutil.copyfile(source / name, partial / name)
 
 
 __all__ = ["save_adapter_soup", "save_soup", "save_soup_of_files"]
