@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from hf_sane.core._metrics import regression_scores
 from hf_sane.probing._baselines import flattened_weights, layer_statistics
 from hf_sane.probing._regressors import BOOSTING_GRID, FITTERS
 from hf_sane.probing._transfer import transfer_table
-from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
-from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
@@ -48,8 +47,7 @@ def guesses(targets: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
     for source, target in ((source, target) for source in targets for target in targets):
         wanted = targets[target]["test"]
         guess = np.full(len(wanted), targets[source]["train"].mean())
-        scores = {"r2": r2_score(guess, wanted), "kendall_tau": 0.0, "mae": mean_absolute_error(guess, wanted)}
-        table.setdefault(source, {})[target] = scores
+        table.setdefault(source, {})[target] = regression_scores(guess, wanted) | {"kendall_tau": 0.0}
     return table
 
 

@@ -9,10 +9,10 @@ import torch
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cards._tables import fact_table, result_tables
+from hf_sane.core._metrics import kendall_tau
 from hf_sane.hub._cards import network_card, sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.probing._evaluation import probe_table
-from hf_sane.probing._ranks import order_kept
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._diversity import error_overlap
 from hf_sane.sampling._finetuning import accuracy
@@ -74,12 +74,12 @@ def test_r2_of_nothing_and_of_equal_weights_is_undefined(value):
 
 def test_one_prediction_for_all_has_no_order():
     truth = np.array([1.0, 2.0, 3.0])
-    assert math.isnan(order_kept(np.ones(3), truth))
-    assert order_kept(truth, truth) == 1
+    assert math.isnan(kendall_tau(np.ones(3), truth))
+    assert kendall_tau(truth, truth) == 1
     with pytest.raises(ValueError, match="needs values that differ"):
-        order_kept(truth, np.ones(3))
+        kendall_tau(truth, np.ones(3))
     with pytest.raises(ValueError, match="needs values that differ"):
-        order_kept(np.ones(0), np.ones(0))
+        kendall_tau(np.ones(0), np.ones(0))
     features = {"sane_flat": {split: torch.ones(4, 2) for split in ("train", "validation", "test")}}
     targets = {"epoch": {split: torch.arange(4.0) for split in ("train", "validation", "test")}}
     result = probe_table(features, targets)["epoch"]["sane_flat"]

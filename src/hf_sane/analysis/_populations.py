@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau, pearsonr
+from scipy.stats import pearsonr
 
 from hf_sane.analysis._report import SpectrumReport
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.core._metrics import kendall_tau
 from hf_sane.zoo._dataset import ZooSplit
 
 SUMMARIES = (
@@ -104,4 +105,4 @@ def spectra_against_property(
 def _correlation(left: np.ndarray, right: np.ndarray) -> dict[str, float | None]:
     if left.min() == left.max() or right.min() == right.max():
         return {"pearson": None, "kendall_tau": None}
-    return {"pearson": float(pearsonr(left, right)[0]), "kendall_tau": float(kendalltau(left, right)[0])}
+    return {"pearson": float(pearsonr(left, right)[0]), "kendall_tau": kendall_tau(left, right)}

@@ -7,12 +7,14 @@ from hf_sane._lazy import lazy_names
 if TYPE_CHECKING:
     from hf_sane.core._adapters import adapter_size, load_adapter, save_adapter
     from hf_sane.core._layout import Layout
+    from hf_sane.core._metrics import RegressionMetrics
     from hf_sane.core._token_layouts import LayerSpec, register_token_layout
     from hf_sane.core._types import TokenSequence
 
 __all__ = [
     "LayerSpec",
     "Layout",
+    "RegressionMetrics",
     "TokenSequence",
     "adapter_size",
     "load_adapter",
@@ -24,6 +26,7 @@ _HOMES = {
     "load_adapter": "_adapters",
     "save_adapter": "_adapters",
     "Layout": "_layout",
+    "RegressionMetrics": "_metrics",
     "LayerSpec": "_token_layouts",
     "register_token_layout": "_token_layouts",
     "TokenSequence": "_types",

@@ -10,10 +10,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from hf_sane.core._metrics import kendall_tau, r2_score
 from hf_sane.probing._probes import RidgeProbe, Values
-from hf_sane.probing._ranks import order_kept
-from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
-from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 
 PENALTIES = tuple(
     10.0**exponent for exponent in range(-3, 4)
@@ -265,10 +263,11 @@ def regress_left_out(
     results = {}
     for name, values in predicted.values.items():
         found, truth = values[..., 0].numpy(), stacked.numpy()
-        taus = [_tau(found[:, column], truth[:, column]) for column in range(truth.shape[1])]
+        # For comparison with permuted numbers: one value for all orders nothing, and counts as much as chance.
+        taus = [kendall_tau(*pair, without_order=0.0) for pair in zip(found.T, truth.T, strict=True)]
         results[name] = LeftOutNumbers(
             r2=r2_score(found[:, 0], truth[:, 0]),
-            kendall_tau=order_kept(found[:, 0], truth[:, 0]),
+            kendall_tau=kendall_tau(found[:, 0], truth[:, 0]),
             **_against_permuted(torch.tensor(taus, dtype=torch.float64)),
             chosen=predicted.counts(name),
         )
@@ -373,8 +372,3 @@ def _against_permuted(scores: Tensor) -> dict[str, float | None]:
         "permuted_high": float(others.quantile(0.95)),
         "p_value": float((scores >= scores[0]).double().mean()),
     }
-
-
-def _tau(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """For comparison with permuted numbers: one value for all orders nothing, and counts as much as chance."""
-    return kendall_tau(predicted, truth) if np.ptp(predicted) > 0 else 0.0

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_sane.core._metrics import regression_scores
 from hf_sane.probing._probes import PENALTIES, RidgeProbe, Values
-from hf_sane.probing._ranks import FITTED, order_kept, rank_targets
+from hf_sane.probing._ranks import FITTED, rank_targets
 from hf_sane.probing._regressors import FITTERS, Regressor, RegressorName
-from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
-from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 
 SPLITS = ("train", "validation", "test")
 BEST = "sane_best"
@@ -102,12 +101,13 @@ def probe_table(
                 f"{kind!r} has test features of {len(predictions)} networks, the targets have {len(stacked['test'])}"
             )
         for column, name in enumerate(targets):
-            predicted, wanted = predictions[:, column], fitted[name]["test"].numpy()
             table[name][kind] = ProbeResult(
                 features=kind,
-                r2=r2_score(predicted, wanted),
-                kendall_tau=order_kept(predicted, columns[name]["test"].numpy()),
-                mae=mean_absolute_error(predicted, wanted),
+                **regression_scores(
+                    predictions[:, column],
+                    fitted[name]["test"].numpy(),
+                    ordered_by=columns[name]["test"].numpy(),
+                ),
                 validation_r2=probe.validation_r2[column],
                 penalty=probe.settings[column].get("penalty"),
                 num_features=probe.num_features,

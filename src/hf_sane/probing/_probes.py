@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_sane.core._metrics import r2_of_errors
 from hf_sane.records._documents import read_document
 from hf_sane.records._errors import InvalidFileError, reading
 from hf_sane.records._outputs import check_finished, output_folder
@@ -134,8 +135,7 @@ class RidgeProbe:
     @classmethod
     def _chosen(cls, path: "_RidgePath", errors: Tensor, wanted: Tensor, names: Sequence[str]) -> "RidgeProbe":
         """The probe whose penalty has the smallest errors `[P, V, T]` on targets `[V, T]`, for each property."""
-        spread = (wanted - wanted.mean(dim=0)).square().sum(dim=0)
-        r2 = 1 - errors.square().sum(dim=1) / spread  # [P, T]
+        r2 = r2_of_errors(errors, wanted)  # [P, T]
         best = r2.argmax(dim=0)
         chosen = path.penalties[best]
         return cls(
@@ -184,10 +184,9 @@ class RidgeProbe:
             ValueError: If shapes do not fit, or all targets of a property are equal.
         """
         x, y = _pair(features, targets, "scored")
-        spread = (y - y.mean(dim=0)).square().sum(dim=0)
-        if (spread == 0).any():
+        if (y == y[:1]).all(dim=0).any():
             raise ValueError("R2 needs targets that differ, got a property with all targets equal")
-        return (1 - (self.predict(x) - y).square().sum(dim=0) / spread).tolist()
+        return r2_of_errors(self.predict(x) - y, y).tolist()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `probe.safetensors` and `probe.json` into `folder`, in place of a probe that nobody has changed.

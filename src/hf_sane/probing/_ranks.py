@@ -1,25 +1,11 @@
 """Properties as normal scores of their ranks, for probes that shall order networks."""
 
-import math
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
-
 FITTED = ("train", "validation")
-
-
-def order_kept(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Kendall's tau-b; NaN when one value is predicted for all, which is no order.
-
-    Raises:
-        ValueError: If all true values are equal, or there are none.
-    """
-    truth_differs = len(truth) and np.ptp(truth) > 0
-    return math.nan if truth_differs and np.ptp(predicted) == 0 else kendall_tau(predicted, truth)
 
 
 def normal_scores(values: Tensor, reference: Tensor, *, name: str = "a property") -> Tensor:

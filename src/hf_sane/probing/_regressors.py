@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_sane.core._metrics import r2_of_errors
 from hf_sane.probing._probes import PENALTIES, RidgeProbe, Values, target_columns
 
 if TYPE_CHECKING:
@@ -82,7 +83,6 @@ class LogitLinearProbe:
             raise ValueError("a logit-linear probe needs training targets that differ, got a property with all equal")
         wanted = target_columns(validation_targets)
         logits = [cls._logits(part, low, high) for part in (y, wanted)]
-        spread = (wanted - wanted.mean(dim=0)).square().sum(dim=0)
         found: list[tuple[Tensor, LogitLinearProbe]] = []
         for penalty in sorted(penalties, reverse=True):
             probe = RidgeProbe.fit(
@@ -90,8 +90,8 @@ class LogitLinearProbe:
                 penalties=[penalty], names=names,
             )  # fmt: skip
             candidate = cls(probe, low, high, ())
-            errors = (candidate.predict(validation_features) - wanted).square().sum(dim=0)
-            found.append((1 - errors / spread, candidate))
+            errors = candidate.predict(validation_features) - wanted
+            found.append((r2_of_errors(errors, wanted), candidate))
         scores = torch.stack([score for score, _ in found])  # [P, T]
         best = scores.argmax(dim=0).tolist()
         probes = [found[index][1].probe for index in best]

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_sane.core._metrics import regression_scores
 from hf_sane.probing._probes import PENALTIES, Values
-from hf_sane.probing._ranks import order_kept, rank_targets
+from hf_sane.probing._ranks import rank_targets
 from hf_sane.probing._regressors import BOOSTING_GRID, FITTERS, RegressorName
-from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
-from hf_sane.probing.metrics.r2_score.r2_score import r2_score
 
 ZooFeatures = Mapping[str, Mapping[str, Mapping[str, Values]]]  # zoo, kind of features, split
 ZooTargets = Mapping[str, Mapping[str, Values]]  # zoo, split
@@ -100,16 +99,13 @@ def transfer_table(
                 validation_targets=fitted_to[source]["validation"], **choices,
             )  # fmt: skip
             table[kind][source] = {
-                target: _score(
-                    fitted.predict(features[target][kind]["test"])[:, 0],
-                    fitted_to[target]["test"],
-                    wanted[target]["test"],
+                target: TransferResult(
+                    **regression_scores(
+                        fitted.predict(features[target][kind]["test"])[:, 0].numpy(),
+                        fitted_to[target]["test"].numpy(),
+                        ordered_by=wanted[target]["test"].numpy(),
+                    )
                 )
                 for target in features
             }
     return table
-
-
-def _score(predicted: torch.Tensor, fitted_to: torch.Tensor, wanted: torch.Tensor) -> TransferResult:
-    guess, truth = predicted.numpy(), fitted_to.numpy()
-    return TransferResult(r2_score(guess, truth), order_kept(guess, wanted.numpy()), mean_absolute_error(guess, truth))

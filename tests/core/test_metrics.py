@@ -1,17 +1,21 @@
 import itertools
+import math
 
 import evaluate
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from hf_sane.probing.metrics import load_metric
-from hf_sane.probing.metrics.kendall_tau.kendall_tau import kendall_tau
-from hf_sane.probing.metrics.mean_absolute_error.mean_absolute_error import mean_absolute_error
-from hf_sane.probing.metrics.r2_score.r2_score import r2_score
-
-FUNCTIONS = {"r2_score": r2_score, "kendall_tau": kendall_tau, "mean_absolute_error": mean_absolute_error}
+from hf_sane.core import RegressionMetrics, _metrics
+from hf_sane.core._metrics import (
+    kendall_tau,
+    mean_absolute_error,
+    r2_of_errors,
+    r2_score,
+    regression_scores,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -62,30 +66,38 @@ def test_perfect_and_useless_predictions():
     assert mean_absolute_error(references + 0.25, references) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("name", list(FUNCTIONS))
-def test_loads_with_evaluate_and_agrees_with_the_function(name):
+def test_all_scores_at_once():
     predictions, references = values(30)
-    metric = load_metric(name)
+    expected = {
+        "r2": r2_score(predictions, references),
+        "kendall_tau": kendall_tau(predictions, references),
+        "mae": mean_absolute_error(predictions, references),
+    }
+    assert regression_scores(predictions, references) == expected
+    ordered = regression_scores(predictions, references, ordered_by=-references)
+    assert ordered == expected | {"kendall_tau": -expected["kendall_tau"]}
+
+
+def test_r2_of_many_predictions():
+    generator = torch.Generator().manual_seed(0)
+    references = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    predictions = references + torch.randn(4, 20, 3, generator=generator, dtype=torch.float64)
+    found = r2_of_errors(predictions - references, references)
+    for problem, column in itertools.product(range(4), range(3)):
+        expected = r2_score(predictions[problem, :, column].numpy(), references[:, column].numpy())
+        assert found[problem, column].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("load", [RegressionMetrics, lambda: evaluate.load(_metrics.__file__)])
+def test_the_module_of_evaluate_agrees_with_the_functions(load):
+    predictions, references = values(30)
+    expected = pytest.approx(regression_scores(predictions, references))
+    metric = load()
     assert isinstance(metric, evaluate.Metric)
-    assert metric.name == name
-    expected = pytest.approx(FUNCTIONS[name](predictions, references))
-    assert metric.compute(predictions=predictions, references=references) == {name: expected}
-
-
-@pytest.mark.parametrize("name", list(FUNCTIONS))
-def test_in_batches(name):
-    predictions, references = values(30)
-    metric = load_metric(name)
+    assert metric.compute(predictions=predictions, references=references) == expected
     for part in (slice(0, 10), slice(10, 30)):
         metric.add_batch(predictions=predictions[part], references=references[part])
-    assert metric.compute()[name] == pytest.approx(FUNCTIONS[name](predictions, references))
-
-
-def test_unknown_metric():
-    with pytest.raises(
-        ValueError, match="expected one of the metrics r2_score, kendall_tau, mean_absolute_error, got 'r2'"
-    ):
-        load_metric("r2")
+    assert metric.compute() == expected
 
 
 def test_values_without_spread():
@@ -93,8 +105,10 @@ def test_values_without_spread():
         r2_score([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match="R2 needs references that differ, got 0"):
         r2_score([], [])
-    for predictions, references in [([1.0, 2.0], [1.0, 1.0]), ([1.0, 1.0], [1.0, 2.0]), ([], [])]:
+    for predictions, references in [([1.0, 2.0], [1.0, 1.0]), ([], [])]:
         with pytest.raises(ValueError, match="Kendall's tau needs values that differ"):
             kendall_tau(predictions, references)
+    assert math.isnan(kendall_tau([1.0, 1.0], [1.0, 2.0]))
+    assert kendall_tau([1.0, 1.0], [1.0, 2.0], without_order=0.0) == 0
     with pytest.raises(ValueError, match="the mean absolute error needs at least one pair, got none"):
         mean_absolute_error([], [])
