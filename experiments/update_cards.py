@@ -13,15 +13,23 @@ import argparse
 import importlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.hub._cards import network_card, sane_card
 from hf_sane.hub._publish import SANE
+from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records._failures import run_script
 from hf_sane.records._files import write_atomically
 from hf_sane.records._outputs import MANIFEST, Manifest
-from hf_sane.sampling._export import NETWORK
-from hf_sane.workflows.demo.cards import CARD_FACTS, render_demo_cards
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._export import NETWORK, Provenance
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._loading import load_config
+from hf_sane.workflows.demo.run import SANE_TITLE, network_record, network_title
 from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._facts import FILE_NAME, read_facts
 
@@ -29,6 +37,12 @@ models = importlib.import_module("paper_models")  # the script beside this one
 
 ROOT = Path(__file__).parents[1]
 PAPER_ZOOS, PAPER_MODELS = "paper_zoos", "paper_models"
+# What a card is made of: the files of each artefact that are kept beside its card.
+CARD_FACTS = {
+    "sane": ("config.json", "preprocessor_config.json"),
+    "sampled/network_0": ("config.json", "provenance.json"),
+    "zoos": ("zoo.json",),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +77,44 @@ def main(argv: Sequence[str] | None = None) -> int:
                 partial.write_text(text, encoding="utf-8")
     stale = renew_manifests(ROOT / "pretrained", check=options.check)
     return int(options.check and bool(outdated or stale))
+
+
+def record_from_report(report: Mapping[str, Any]) -> RunRecord:
+    """The run record inside a `report.json`, whose results stand at the top level."""
+    names = {entry.name for entry in fields(RunRecord)} - {"results"}
+    return RunRecord(
+        **{name: value for name, value in report.items() if name in names},
+        results={name: value for name, value in report.items() if name not in names},
+    )
+
+
+def render_demo_cards(folder: Path, report: Mapping[str, Any]) -> dict[str, str]:
+    """Render the cards of the autoencoder, the first sampled network and the zoos.
+
+    Args:
+        folder: Of the demo, or anything that holds the files of [`CARD_FACTS`].
+        report: Content of its `report.json`.
+
+    Returns:
+        Text of each `README.md`, by the artefact's folder.
+    """
+    record = record_from_report(report)
+    network_config = load_config(folder / "sampled/network_0")
+    assert isinstance(network_config, ZooConfig)
+    sane = sane_card(
+        SANEConfig.from_pretrained(folder / "sane"),
+        SANEFeatureExtractor.from_pretrained(folder / "sane"),
+        record,
+        title=SANE_TITLE,
+        network_config=network_config,
+    )
+    network = network_card(
+        network_config,
+        network_record(record, 0),
+        title=network_title(0),
+        provenance=Provenance.load(folder / "sampled/network_0"),
+    )
+    return {"sane": str(sane), "sampled/network_0": str(network), "zoos": zoo_card(read_facts(folder / "zoos"))}
 
 
 def renew_manifests(models_folder: Path, *, check: bool) -> list[Path]:

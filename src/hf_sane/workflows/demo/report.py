@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hf_sane.cards._rendering import render
 from hf_sane.cards._tables import markdown_table
+from hf_sane.records._escaping import Markup
 
 PROPERTY_TITLES = {
     "test_accuracy": "test accuracy",
@@ -82,26 +84,27 @@ def goals(results: Mapping[str, Any]) -> list[Goal]:
     return found
 
 
-def _shown(value: float | None) -> str:
+def shown(value: float | None) -> str:
+    """A number with three decimals; None and NaN are undefined."""
     return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def probe_markdown(details: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def probe_markdown(details: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Markup:
     """Probe table: one row per embedding, R2 and Kendall tau on test networks for each property."""
     names = list(next(iter(details.values())))
     header = ["embedding"] + [f"{PROPERTY_TITLES[p]} {m}" for p in details for m in ("R2", "tau")]
-    rows = [[n] + [_shown(details[p][n][m]) for p in details for m in ("r2", "kendall_tau")] for n in names]
+    rows = [[n] + [shown(details[p][n][m]) for p in details for m in ("r2", "kendall_tau")] for n in names]
     return markdown_table(header, rows, numbers=True)
 
 
-def sampling_markdown(sampling: Mapping[str, Any]) -> str:
+def sampling_markdown(sampling: Mapping[str, Any]) -> Markup:
     """Sampling table: accuracy at each reported epoch and distance to the nearest training network, per method."""
     epochs = [key for key in sampling if key.startswith("epoch_")]
     distances = sampling["nearest_training_distance"]
     rows = [
         [METHOD_TITLES[name]]
-        + [_shown(sampling[epoch][name]) for epoch in epochs]
-        + [_shown(distances[name]) if name in distances else ""]
+        + [shown(sampling[epoch][name]) for epoch in epochs]
+        + [shown(distances[name]) if name in distances else ""]
         for name in sampling[epochs[0]]
     ]
     return markdown_table(
@@ -109,13 +112,13 @@ def sampling_markdown(sampling: Mapping[str, Any]) -> str:
     )
 
 
-def goals_markdown(found: Sequence[Goal]) -> str:
+def goals_markdown(found: Sequence[Goal]) -> Markup:
     """Goal table: wanted, got, reached or not."""
     rows = [
         [
             goal.name,
-            f"{'>' if goal.strict else '>='} {_shown(goal.wanted)}",
-            _shown(goal.got),
+            f"{'>' if goal.strict else '>='} {shown(goal.wanted)}",
+            shown(goal.got),
             "yes" if goal.reached else "**no**",
         ]
         for goal in found
@@ -132,85 +135,29 @@ def render_report(record: Mapping[str, Any]) -> str:
     Returns:
         Markdown; links only to files that lie beside it.
     """
-    results, sampling = record, record["sampling"]
-    found = goals(results)
-    missed = [goal for goal in found if not goal.reached]
-    verdict = (
-        "Every goal was reached."
-        if not missed
-        else "Not reached: "
-        + "; ".join(f"{goal.name} ({_shown(goal.got)}, wanted {_shown(goal.wanted)})" for goal in missed)
-        + "."
-    )
+    found = goals(record)
+    missed = [f"{goal.name} ({shown(goal.got)}, wanted {shown(goal.wanted)})" for goal in found if not goal.reached]
     zoo_rows = [
-        [name, str(part["networks"]), str(part["excluded"]), _shown(part["accuracy"]), str(part["checkpoints"])]
-        for name, part in results["zoos"].items()
+        [name, str(part["networks"]), str(part["excluded"]), shown(part["accuracy"]), str(part["checkpoints"])]
+        for name, part in record["zoos"].items()
     ]
     reconstruction_rows = [
-        [name, _shown(part["r2"]), _shown(part["accuracy_original"]), _shown(part["accuracy_reconstructed"])]
-        for name, part in results["reconstruction"].items()
+        [name, *(shown(part[column]) for column in ("r2", "accuracy_original", "accuracy_reconstructed"))]
+        for name, part in record["reconstruction"].items()
     ]
-    stages = "; ".join(f"{name} {seconds:.0f} s" for name, seconds in results["stage_seconds"].items())
-    return f"""# hf_sane demo
-
-{verdict} Seed {record["seed"]}, {record["hardware"]["cpu"]}, {record["seconds"]:.0f} s, peak memory {record["peak_rss_bytes"] / 2**30:.2f} GiB ({stages}).
-
-{goals_markdown(found)}
-
-## The zoos
-
-Networks trained on scikit-learn's digits; split 70/15/15 by training run.
-
-{markdown_table(["zoo", "networks", "left out", "mean final test accuracy", "checkpoints each"], zoo_rows, numbers=True)}
-
-## Reconstruction
-
-SANE sees each test network once and writes it again. R2 is over real weights; what counts is whether the networks still work.
-
-{markdown_table(["zoo (test networks)", "R2", "accuracy before", "accuracy after"], reconstruction_rows, numbers=True)}
-
-## What embeddings know
-
-Ridge probes on the hyper-parameter zoo, fitted on training and validation networks: penalty and pooling chosen by leaving out
-one training run at a time, figures on test networks.
-
-{probe_markdown(results["probe_details"])}
-
-![Test networks in SANE's latent space](embedding_map.png)
-
-## Networks that were never trained
-
-{sampling["num_anchors"]} anchors of the seed zoo; bandwidth {sampling["bandwidth"]} anchor standard deviations, chosen on validation
-images together with the best {sampling["num_kept"]} of {sampling["num_candidates"]} candidates. Test accuracy, mean over networks; distance is the root mean
-square difference per weight, in standard deviations of its layer, to the nearest checkpoint of the training split.
-
-{sampling_markdown(sampling)}
-
-![Accuracy over fine-tuning epochs](finetuning.png)
-"""
-
-
-def readme_block(record: Mapping[str, Any]) -> str:
-    """The README's table of results, from the demo's run record."""
-    sampling, probe = record["sampling"], record["probe"]
-    start, first, last = (sampling[f"epoch_{epoch}"] for epoch in (0, 1, 5))
-    rows = [
-        [METHOD_TITLES[name], *(_shown(part[name]) for part in (start, first, last))]
-        for name in ("sane_subsampled", "sane_bootstrapped", "anchor_noise", "anchor_average", "scratch", "anchors")
-    ]
-    columns = ("weights", "layer_statistics", "sane_mean", "sane_best")
-    titles = ["property, R2 on test networks", "W", "s(W)", "SANE, mean (paper)", "SANE, best pooling"]
-    probes = [[title, *(_shown(probe[name][c]) for c in columns)] for name, title in PROPERTY_TITLES.items()]
-    kept = min(part["accuracy_kept"] for part in record["reconstruction"].values())
-    cores = record["hardware"]["usable_cores"]
-    return "\n\n".join(
-        [
-            f"What `make demo` measured (seed {record['seed']}, {record['seconds']:.0f} s on {cores} CPU cores, "
-            "scikit-learn's digits; record: [runs/demo/report.json](runs/demo/report.json)). Reconstruction of "
-            f"test networks: R2 {record['reconstruction_r2']:.3f}, {kept:.1%} of their accuracy.",
-            markdown_table(["test accuracy after fine-tuning epochs", "0", "1", "5"], rows, numbers=True),
-            markdown_table(titles, probes, numbers=True),
-        ]
+    return render(
+        "demo_report.md",
+        record=record,
+        verdict=f"Not reached: {'; '.join(missed)}." if missed else "Every goal was reached.",
+        goals=goals_markdown(found),
+        zoos=markdown_table(
+            ["zoo", "networks", "left out", "mean final test accuracy", "checkpoints each"], zoo_rows, numbers=True
+        ),
+        reconstruction=markdown_table(
+            ["zoo (test networks)", "R2", "accuracy before", "accuracy after"], reconstruction_rows, numbers=True
+        ),
+        probes=probe_markdown(record["probe_details"]),
+        sampling=sampling_markdown(record["sampling"]),
     )
 
 

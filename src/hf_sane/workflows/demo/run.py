@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +33,6 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._evaluation import r2_from_sums, reconstruction_sums
 from hf_sane.training._pretraining import pretrain
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.demo.cards import SANE_TITLE, network_record, network_title
 from hf_sane.workflows.demo.plots import plane, plot_embedding_map, plot_finetuning
 from hf_sane.workflows.demo.probing import PROPERTIES, probe_zoo, short_table
 from hf_sane.workflows.demo.report import probe_markdown, render_report, sampling_markdown
@@ -48,6 +47,7 @@ NETWORK = {"activation": "gelu"}
 REPORTED_EPOCHS = (0, 1, 5)
 NUM_SAVED = 3  # sampled networks that are saved with a card
 SETTINGS_FILE = "settings.json"
+SANE_TITLE = "SANE of the demo"
 
 
 class Stages:
@@ -320,6 +320,18 @@ def save_samples(folder: Path, samples: Samples, record: RunRecord, settings: De
                 title=network_title(index),
                 provenance=provenance,
             )
+
+
+def network_title(index: int) -> str:
+    """Headline of a sampled network."""
+    return f"Sampled digits CNN {index}"
+
+
+def network_record(record: RunRecord, index: int) -> RunRecord:
+    """The demo's record with the results of one of its subsampled networks: test accuracy over fine-tuning epochs."""
+    curves: list[list[float]] = record.results["sampling"]["finetuning_curves"]["sane_subsampled"]
+    accuracy = {f"after {epoch} epochs": networks[index] for epoch, networks in enumerate(curves) if epoch}
+    return replace(record, results={"test_accuracy": curves[0][index], "test_accuracy_fine_tuned": accuracy})
 
 
 def write_report(output: Path, record: RunRecord) -> dict[str, Any]:
