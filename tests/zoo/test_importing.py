@@ -284,7 +284,15 @@ def test_an_import_that_is_finished_is_loaded_and_another_one_refused(imported, 
     assert len(Zoo.load(folder, "default")) == 9
 
 
-def test_an_interrupted_import_goes_on(models, tmp_path, monkeypatch):
+DAMAGES = {
+    "none": (None, ""),
+    "cut": (lambda content: content[:-3], "whole safetensors"),
+    "changed": (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "expected the digest"),  # of a weight
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_interrupted_import_goes_on_and_makes_damaged_files_again(damage, models, tmp_path):
     arguments = ImportSettings(folder=str(models / "mlps"), token_dim=9, group_by="network")
     whole = import_zoo(arguments, tmp_path / "whole")
 
@@ -294,43 +302,24 @@ def test_an_interrupted_import_goes_on(models, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         import_zoo(arguments, tmp_path / "zoo", on_entry=stop)
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "zoo" / NETWORKS_NAME / "default").iterdir()}
+    done = sorted((tmp_path / "zoo" / NETWORKS_NAME / "default").iterdir())
     assert len(done) == 2
-    kept = {}
+    spoil, message = DAMAGES[damage]
+    for path in done if spoil else ():
+        path.write_bytes(spoil(path.read_bytes()))
+        with pytest.raises(InvalidFileError, match=message):
+            ImportedNetwork.load(path)
+    before, after = [path.stat().st_mtime_ns for path in done], []
     result = import_zoo(
         *(arguments, tmp_path / "zoo"),
-        on_entry=lambda entry: kept.update({path: path.stat().st_mtime_ns for path in done}),
+        on_entry=lambda entry: after.append([path.stat().st_mtime_ns for path in done]),
     )
-    assert kept == done
+    assert after
+    assert (after[-1] == before) == (spoil is None)
     for name, split in whole.zoo.splits.items():
         assert result.zoo.splits[name].run_ids == split.run_ids
         parquet = f"data/{name}-00000-of-00001.parquet"
         assert (tmp_path / "zoo" / parquet).read_bytes() == (tmp_path / "whole" / parquet).read_bytes()
-
-
-@pytest.mark.parametrize("damage", ["cut", "changed"])
-def test_a_damaged_file_of_an_interrupted_import_is_made_again(damage, models, tmp_path):
-    arguments = ImportSettings(folder=str(models / "mlps"), token_dim=9, group_by="network")
-    whole = import_zoo(arguments, tmp_path / "whole")
-
-    def stop(entry):
-        if entry.run_id == "1.safetensors":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        import_zoo(arguments, tmp_path / "zoo", on_entry=stop)
-    for path in (tmp_path / "zoo" / NETWORKS_NAME / "default").iterdir():
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1  # of a weight: only the digest tells
-        path.write_bytes(content if damage == "changed" else content[:-3])
-        with pytest.raises(
-            InvalidFileError, match="expected the digest" if damage == "changed" else "whole safetensors"
-        ):
-            ImportedNetwork.load(path)
-    result = import_zoo(arguments, tmp_path / "zoo")
-    for name, split in whole.zoo.splits.items():
-        for index in range(len(split)):
-            assert torch.equal(result.zoo.splits[name].tokens(index), split.tokens(index))
 
 
 def test_what_cannot_make_a_zoo_is_refused(models, tmp_path):

@@ -83,7 +83,7 @@ def write_adapter_card(
         base_config: Of the base model.
         title: Headline of the card.
         network_config: A network of the zoo, for the code of a SANE autoencoder's adapter.
-        **options: See [`CardOptions`][hf_sane.hub._cards.CardOptions].
+        **options: See `hub._cards.CardOptions`.
 
     Returns:
         `folder`.

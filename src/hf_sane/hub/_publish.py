@@ -130,7 +130,7 @@ def write_sane_card(
         folder: Holds config.json, preprocessor_config.json and run.json.
         title: Headline of the card.
         network_config: A network of the zoo, for the code of the card.
-        **options: See [`CardOptions`][hf_sane.hub._cards.CardOptions].
+        **options: See `hub._cards.CardOptions`.
 
     Returns:
         `folder`.

@@ -82,16 +82,10 @@ class RidgeProbe:
             ValueError: If shapes do not fit, values are not finite, a penalty is not positive, or the validation
                 targets of a property are all equal.
         """
-        train_x, train_y = _pair(features, targets, "training")
-        valid_x, valid_y = _pair(validation_features, validation_targets, "validation")
-        if train_x.shape[1] != valid_x.shape[1] or train_y.shape[1] != valid_y.shape[1]:
-            raise ValueError(
-                f"training has {train_x.shape[1]} features and {train_y.shape[1]} properties, validation "
-                f"{valid_x.shape[1]} and {valid_y.shape[1]}; embed both splits the same way"
-            )
-        _check_choices(valid_y, penalties, names)
-        path = _RidgePath(train_x, train_y, penalties)
-        return cls._chosen(path, path.predict(valid_x) - valid_y, valid_y, names)
+        train_x, train_y, valid_x, valid_y = checked_splits(features, targets, validation_features, validation_targets)
+        check_choices(valid_y, penalties, names)
+        path = RidgePath(train_x, train_y, penalties)
+        return cls.chosen(path, path.predict(valid_x) - valid_y, valid_y, names)
 
     @classmethod
     def fit_runs(
@@ -128,12 +122,12 @@ class RidgeProbe:
                 f"expected the run of each of {len(x)} networks, two runs at least, got {len(members)} names of "
                 f"{members.max() + 1} run(s); with a single run use fit() and validation networks"
             )
-        _check_choices(y, penalties, names)
-        path = _RidgePath(x, y, penalties)
-        return cls._chosen(path, path.left_out_errors(torch.from_numpy(members)), y, names)
+        check_choices(y, penalties, names)
+        path = RidgePath(x, y, penalties)
+        return cls.chosen(path, path.left_out_errors(torch.from_numpy(members)), y, names)
 
     @classmethod
-    def _chosen(cls, path: "_RidgePath", errors: Tensor, wanted: Tensor, names: Sequence[str]) -> "RidgeProbe":
+    def chosen(cls, path: "RidgePath", errors: Tensor, wanted: Tensor, names: Sequence[str]) -> "RidgeProbe":
         """The probe whose penalty has the smallest errors `[P, V, T]` on targets `[V, T]`, for each property."""
         r2 = r2_of_errors(errors, wanted)  # [P, T]
         best = r2.argmax(dim=0)
@@ -232,7 +226,25 @@ class RidgeProbe:
         return cls(**{**tensors, **settings})
 
 
-def _check_choices(wanted: Tensor, penalties: Sequence[float], names: Sequence[str]) -> None:
+def checked_splits(
+    features: Values, targets: Values, validation_features: Values, validation_targets: Values
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training features `[M, F]` and targets `[M, T]`, and those of validation, in float64 on the CPU.
+
+    Raises:
+        ValueError: If shapes do not fit, or values are not finite.
+    """
+    train_x, train_y = _pair(features, targets, "training")
+    valid_x, valid_y = _pair(validation_features, validation_targets, "validation")
+    if train_x.shape[1] != valid_x.shape[1] or train_y.shape[1] != valid_y.shape[1]:
+        raise ValueError(
+            f"training has {train_x.shape[1]} features and {train_y.shape[1]} properties, validation "
+            f"{valid_x.shape[1]} and {valid_y.shape[1]}; embed both splits the same way"
+        )
+    return train_x, train_y, valid_x, valid_y
+
+
+def check_choices(wanted: Tensor, penalties: Sequence[float], names: Sequence[str]) -> None:
     """Penalties are positive, names complete, and the targets `[V, T]` that penalties are chosen on differ."""
     if not len(penalties) or min(penalties) <= 0:
         raise ValueError(f"expected positive penalties, and one at least, got {list(penalties)}")
@@ -251,15 +263,10 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(scale > 1e-12 * mean.abs(), scale, 1.0)
 
 
-def target_columns(targets: Values) -> Tensor:
-    """Targets `[M]` of one property or `[M, T]` of several as `[M, T]` float64 on the CPU."""
-    columns = torch.as_tensor(targets).double().cpu()
-    return columns[:, None] if columns.ndim == 1 else columns
-
-
 def _pair(features: Values, targets: Values, which: str) -> tuple[Tensor, Tensor]:
     """Features `[M, F]` and targets `[M, T]` in float64, checked."""
-    x, y = torch.as_tensor(features).double().cpu(), target_columns(targets)
+    x, y = (torch.as_tensor(values).double().cpu() for values in (features, targets))
+    y = y[:, None] if y.ndim == 1 else y
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or 0 in (*x.shape, *y.shape):
         raise ValueError(
             f"expected {which} features [M, F] and targets [M] or [M, T] of at least one network, got "
@@ -271,7 +278,7 @@ def _pair(features: Values, targets: Values, which: str) -> tuple[Tensor, Tensor
     return x, y
 
 
-class _RidgePath:
+class RidgePath:
     """Ridge solutions for every penalty, the largest first, from one eigendecomposition of features and targets."""
 
     def __init__(self, features: Tensor, targets: Tensor, penalties: Sequence[float]) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sane.core._metrics import r2_of_errors
-from hf_sane.probing._probes import PENALTIES, RidgeProbe, Values, target_columns
+from hf_sane.core._metrics import r2_score
+from hf_sane.probing._probes import PENALTIES, RidgePath, RidgeProbe, Values, check_choices, checked_splits
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor
@@ -50,16 +50,14 @@ class LogitLinearProbe:
     away from its ends), and its penalty is chosen by the error after the sigmoid, on validation networks.
 
     Attributes:
-        probe: Ridge probe of the logits.
+        probe: Ridge probe of the logits; its `validation_r2` is that after the sigmoid.
         low: `[T]` smallest training target.
         high: `[T]` largest training target.
-        validation_r2: After the sigmoid, per property.
     """
 
     probe: RidgeProbe
     low: Tensor
     high: Tensor
-    validation_r2: tuple[float, ...]
 
     @classmethod
     def fit(
@@ -77,38 +75,15 @@ class LogitLinearProbe:
         Raises:
             ValueError: As for [`RidgeProbe.fit`], or if all training targets of a property are equal.
         """
-        y = target_columns(targets)
+        x, y, valid_x, valid_y = checked_splits(features, targets, validation_features, validation_targets)
+        check_choices(valid_y, penalties, names)
         low, high = y.min(dim=0).values, y.max(dim=0).values
         if (low == high).any():
             raise ValueError("a logit-linear probe needs training targets that differ, got a property with all equal")
-        wanted = target_columns(validation_targets)
-        logits = [cls._logits(part, low, high) for part in (y, wanted)]
-        found: list[tuple[Tensor, LogitLinearProbe]] = []
-        for penalty in sorted(penalties, reverse=True):
-            probe = RidgeProbe.fit(
-                features, logits[0], validation_features=validation_features, validation_targets=logits[1],
-                penalties=[penalty], names=names,
-            )  # fmt: skip
-            candidate = cls(probe, low, high, ())
-            errors = candidate.predict(validation_features) - wanted
-            found.append((r2_of_errors(errors, wanted), candidate))
-        scores = torch.stack([score for score, _ in found])  # [P, T]
-        best = scores.argmax(dim=0).tolist()
-        probes = [found[index][1].probe for index in best]
-        joined = RidgeProbe(
-            mean=probes[0].mean,
-            scale=probes[0].scale,
-            weight=torch.stack([probe.weight[:, column] for column, probe in enumerate(probes)], dim=1),
-            intercept=torch.stack([probe.intercept[column] for column, probe in enumerate(probes)]),
-            penalties=tuple(probe.penalties[column] for column, probe in enumerate(probes)),
-            validation_r2=tuple(probe.validation_r2[column] for column, probe in enumerate(probes)),
-            names=tuple(names),
-        )
-        return cls(joined, low, high, tuple(scores[index, column].item() for column, index in enumerate(best)))
-
-    @staticmethod
-    def _logits(targets: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return torch.logit(((targets - low) / (high - low)).clamp(MARGIN, 1 - MARGIN))
+        shares = ((y - low) / (high - low)).clamp(MARGIN, 1 - MARGIN)
+        path = RidgePath(x, torch.logit(shares), penalties)
+        errors = low + (high - low) * torch.sigmoid(path.predict(valid_x)) - valid_y
+        return cls(RidgeProbe.chosen(path, errors, valid_y, names), low, high)
 
     @property
     def num_features(self) -> int:
@@ -119,6 +94,11 @@ class LogitLinearProbe:
     def settings(self) -> tuple[dict[str, float], ...]:
         """Penalty chosen for each property."""
         return self.probe.settings
+
+    @property
+    def validation_r2(self) -> tuple[float, ...]:
+        """R2 after the sigmoid, per property."""
+        return self.probe.validation_r2
 
     def predict(self, features: Values) -> Tensor:
         """Predict properties: `[M, F]` to `[M, T]` float64.
@@ -172,7 +152,8 @@ class BoostedTrees:
 
         Raises:
             ImportError: If scikit-learn is not installed.
-            ValueError: If values are not finite or there is no candidate.
+            ValueError: If shapes do not fit, values are not finite, all validation targets of a property are equal, or
+                there is no candidate.
         """
         try:
             from sklearn.ensemble import HistGradientBoostingRegressor
@@ -180,14 +161,8 @@ class BoostedTrees:
             raise ImportError("boosted trees need scikit-learn: pip install 'hf_sane[analysis]'") from error
         if not grid:
             raise ValueError("expected at least one candidate (leaves, learning rate, rounds), got none")
-        train_x, valid_x = (
-            np.asarray(torch.as_tensor(part).double().cpu()) for part in (features, validation_features)
-        )
-        train_y, valid_y = (np.asarray(target_columns(part)) for part in (targets, validation_targets))
-        if not all(np.isfinite(part).all() for part in (train_x, valid_x, train_y, valid_y)):
-            raise ValueError(
-                "expected finite features and targets, got NaN or infinite values; leave those networks out"
-            )
+        splits = checked_splits(features, targets, validation_features, validation_targets)
+        train_x, train_y, valid_x, valid_y = (part.numpy() for part in splits)
         chosen = []
         for column in range(train_y.shape[1]):
             candidates = []
@@ -196,10 +171,10 @@ class BoostedTrees:
                     max_leaf_nodes=leaves, learning_rate=rate, max_iter=rounds, early_stopping=False, random_state=seed
                 ).fit(train_x, train_y[:, column])
                 settings = {"leaves": float(leaves), "learning_rate": rate, "rounds": float(rounds)}
-                candidates.append((trees.score(valid_x, valid_y[:, column]), trees, settings))
+                candidates.append((r2_score(trees.predict(valid_x), valid_y[:, column]), trees, settings))
             chosen.append(max(candidates, key=lambda candidate: candidate[0]))
         scores, ensembles, settings_found = zip(*chosen, strict=True)
-        return cls(ensembles, train_x.shape[1], tuple(map(float, scores)), settings_found)
+        return cls(ensembles, train_x.shape[1], scores, settings_found)
 
     def predict(self, features: Values) -> Tensor:
         """Predict properties: `[M, F]` to `[M, T]` float64.

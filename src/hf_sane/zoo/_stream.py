@@ -49,18 +49,7 @@ class ZooStream:
 
     @classmethod
     def open(cls, source: str | Path, config: str | None = None, *, revision: str | None = None) -> "ZooStream":
-        """Read facts and alignment of a zoo.
-
-        Args:
-            source: Folder, or repo id of a dataset, `owner/name` or `owner/name@revision`.
-            config: Which zoo, if there are several.
-            revision: Branch, tag or commit on the Hub.
-
-        Raises:
-            FileNotFoundError: If the folder holds no zoo.
-            ValueError: If `config` is unknown, or missing where there are several.
-            InvalidFileError: If the zoo is not finished, or its alignment is missing or another one.
-        """
+        """Read facts and alignment of a zoo; arguments and errors as of [`Zoo.load`][hf_sane.zoo._dataset.Zoo.load]."""
         place = find_source(source, revision=revision, repo_type="dataset")
         folder = place if isinstance(place, Path) else fetch_facts(place)
         known = read_facts(folder)
