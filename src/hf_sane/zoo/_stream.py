@@ -49,7 +49,7 @@ class ZooStream:
 
     @classmethod
     def open(cls, source: str | Path, config: str | None = None, *, revision: str | None = None) -> "ZooStream":
-        """Read facts and alignment of a zoo; arguments and errors as of [`Zoo.load`][hf_sane.zoo._dataset.Zoo.load]."""
+        """Read facts and alignment of a zoo, see [`Zoo.load`][hf_sane.zoo._dataset.Zoo.load]; errors as there."""
         place = find_source(source, revision=revision, repo_type="dataset")
         folder = place if isinstance(place, Path) else fetch_facts(place)
         known = read_facts(folder)
