@@ -146,9 +146,7 @@ def test_errors(saturated, monkeypatch):
         fit(BoostedTrees, train, (valid[0], np.ones(len(valid[0]))), grid=[(7, 0.1, 5)])
     with pytest.raises(ValueError, match="expected at least one candidate"):
         fit(BoostedTrees, train, valid, grid=[])
-    with pytest.raises(
-        ValueError, match=r"training features are not finite for networks \[0, 1, 2"
-    ):
+    with pytest.raises(ValueError, match=r"training features are not finite for networks \[0, 1, 2"):
         fit(BoostedTrees, (train[0] * np.nan, train[1]), valid)
     zoo = {"sane_mean": {"train": train[0], "validation": valid[0], "test": test[0]}}
     labels = {"train": train[1], "validation": valid[1], "test": test[1]}
