@@ -21,20 +21,18 @@ import numpy as np
 import torch
 from ablation_variants import BASE_MODEL, BASE_TRAINING, STUDIES, Variant
 
-from hf_sane.hub._publish import load_sane
-from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._images import ImageData, load_images
+from hf_sane.probing._zoo_features import read_zoo_features
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._comparison import ComparisonSettings, draw_samples, measure_distances
-from hf_sane.sampling._generation import NetworkCodec
+from hf_sane.sampling._comparison import ComparisonSettings
 from hf_sane.sampling._selection import Judge
-from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._pretraining import pretrain
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.demo.probing import probe_zoo
-from hf_sane.workflows.demo.run import reconstruct
+from hf_sane.workflows.compare import ComparisonResult, compare_samplers
+from hf_sane.workflows.reconstruct import reconstruct
+from hf_sane.workflows.sane import SANE
 from hf_sane.zoo._alignment import align_zoo
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import read_facts
@@ -43,6 +41,7 @@ from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import RECIPES, ZooSettings
 
 REPORTED = ("anchors", "reconstructed_anchors", "sane_subsampled", "sane_bootstrapped", "anchor_noise_selected")
+PROPERTIES = ("test_accuracy", "epoch", "generalization_gap")
 BANDWIDTHS = [0.1, 0.2, 0.3, 0.45]
 
 
@@ -175,9 +174,7 @@ def tokens_of(share: float, num_tokens: int) -> int:
     return round(share * num_tokens) if share <= 1 else int(share)
 
 
-def autoencoder(
-    variant: Variant, zoos: Mapping[str, Zoo], folder: Path, sizes: Sizes, seed: int
-) -> tuple[SANEModel, SANEFeatureExtractor]:
+def autoencoder(variant: Variant, zoos: Mapping[str, Zoo], folder: Path, sizes: Sizes, seed: int) -> SANE:
     """The autoencoder of a variant and seed, trained unless it is there."""
     if not (folder / "model").is_dir():
         chosen = {name: zoos[name] for name in variant.zoos}
@@ -202,64 +199,57 @@ def autoencoder(
         }
         arguments = PretrainSettings(zoo=list(chosen), output=str(folder), model=model, seed=seed, **settings)
         pretrain(arguments, zoos=list(chosen.values()))
-    return load_sane(folder / "model", dtype=torch.float32)
+    return SANE.from_pretrained(folder / "model", dtype=torch.float32)
 
 
-def sample(codec: NetworkCodec, zoo: Zoo, judge: Judge, data: ImageData, sizes: Sizes, seed: int) -> dict[str, Any]:
+def sample(compared: ComparisonResult) -> dict[str, Any]:
     """Test accuracy without fine-tuning and distance to the nearest training network, by method."""
-    settings = ComparisonSettings(
-        seed=seed, num_candidates=sizes.num_candidates, num_kept=sizes.num_kept, bandwidths=BANDWIDTHS
-    )
-    samples = draw_samples(codec, zoo, judge, settings)
-    methods = {name: samples.methods[name] for name in REPORTED}
-    nearest, pairwise = measure_distances(codec, zoo, methods)
-    accuracy = {name: networks.evaluate(*data.split("test"))[1].mean().item() for name, networks in methods.items()}
-    return {
-        "accuracy": accuracy,
-        "nearest_training_distance": nearest,
-        "pairwise_distance": pairwise,
-        "bandwidth": samples.bandwidth,
-    }
+    found = compared.to_dict()
+    distances = {name: found[name] for name in ("nearest_training_distance", "pairwise_distance")}
+    return {"accuracy": compared.test_accuracy(), **distances, "bandwidth": found["bandwidth"]}
 
 
 def measure(
     variant: Variant,
     zoos: Mapping[str, Zoo],
     data: ImageData,
-    trained: tuple[SANEModel, SANEFeatureExtractor],
+    sane: SANE,
     sizes: Sizes,
     seed: int,
 ) -> dict[str, Any]:
     """Reconstruction, probes and samples of one autoencoder."""
-    model, extractor = trained
     split = zoos[variant.zoos[-1]].splits["train"]
     layout = split.layout(0)
     inference = tokens_of(variant.inference or variant.window, layout.num_tokens)
     windows: dict[str, Any] = {"window_size": inference, "halo_size": variant.halo}
     tested = zoos[variant.zoos[0]]
-    found = reconstruct(model, extractor, {variant.zoos[0]: tested}, data, **windows)
+    config = sane.model.config
+    found = reconstruct({variant.zoos[0]: tested}, sane, data, **windows).to_dict()
     results: dict[str, Any] = {
         **found["reconstruction"][variant.zoos[0]],
-        "window_size": model.config.window_size,
-        "latents_per_weight": layout.num_tokens * model.config.latent_dim / int(layout.weight_mask.sum()),
+        "window_size": config.window_size,
+        "latents_per_weight": layout.num_tokens * config.latent_dim / int(layout.weight_mask.sum()),
     }
     if "hyper" in variant.zoos:
-        table, _ = probe_zoo(model, extractor, with_training_runs(tested, sizes.probe_runs), **windows)
+        probed = with_training_runs(tested, sizes.probe_runs)
+        features = read_zoo_features(probed, PROPERTIES, sane.model, sane.extractor, profile=True, **windows)
         results["probe"] = {
-            name: {kind: {"r2": row["r2"], "kendall_tau": row["kendall_tau"]} for kind, row in rows.items()}
-            | {"sane_best_pooling": rows["sane_best"]["features"]}
-            for name, rows in table.items()
+            name: {kind: {"r2": row.r2, "kendall_tau": row.kendall_tau} for kind, row in rows.items()}
+            | {"sane_best_pooling": rows["sane_best"].features}
+            for name, rows in features.probe().items()
         }
     source = zoos["resnet" if "resnet" in variant.zoos else "seed"]
-    train = source.splits["train"]
-    codec = NetworkCodec(model, extractor, train.layout(0), train.config(0), **windows)
     judge = Judge(
         *data.split("validation"),
         conditioning_images=data.train_images if variant.condition else None,
         num_batches=sizes.conditioning_batches,
         reset=variant.condition != "keep",
     )
-    return {**results, "sampling": sample(codec, source, judge, data, sizes, seed)}
+    settings = ComparisonSettings(
+        seed=seed, num_candidates=sizes.num_candidates, num_kept=sizes.num_kept, bandwidths=BANDWIDTHS
+    )
+    compared = compare_samplers(source, sane, data, settings, judge=judge, methods=REPORTED, **windows)
+    return {**results, "sampling": sample(compared)}
 
 
 def run_study(name: str, seed: int, zoos: Mapping[str, Zoo], data: ImageData, options: argparse.Namespace) -> None:

@@ -27,11 +27,10 @@ from hf_sane.records._outputs import check_may_write
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.sampling._anchors import choose_anchors
 from hf_sane.sampling._export import NETWORK, Provenance
-from hf_sane.sampling._generation import Density
+from hf_sane.sampling._generation import Density, NetworkCodec
 from hf_sane.sampling._selection import subsample
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._loading import load_config
-from hf_sane.workflows.demo.probing import short_table
 from hf_sane.zoo._alignment import aligned_tokens
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import read_facts
@@ -120,7 +119,7 @@ def render_cards(folder: Path) -> dict[Path, str]:
 
 def card_results(own: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
     """What the card shows: validation R2 of the run, and the family's results on test networks."""
-    probes = {f"probe R2, {zoo}": short_table(table) for zoo, table in results.get("probe", {}).items()}
+    probes = {f"probe R2, {zoo}": tables.short_table(table) for zoo, table in results.get("probe", {}).items()}
     return {**own, "reconstruction of test networks": results.get("reconstruction", {}), **probes}
 
 
@@ -148,7 +147,8 @@ def save_sample(
     """Draw networks around the anchors, as the record of the family did, and save the best on validation images."""
     record = RunRecord.start(seed=seed, arguments={"sane": sane.name, "num_candidates": NUM_CANDIDATES})
     zoo = tables.open_zoo(family.sampled, family.token_dim, options.zoos, options.work)
-    codec, train = tables.open_codec(sane, zoo), zoo.splits["train"]
+    opened, train = tables.open_sane(sane), zoo.splits["train"]
+    codec = NetworkCodec(opened.model, opened.extractor, *train.layout_and_config())
     data = load_zoo_images(read_facts(options.zoos)[family.sampled], path=options.images / family.images)
     judge = tables.judge_of(data, condition=family.condition)
     anchors = train.select(choose_anchors(train))

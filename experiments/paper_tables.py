@@ -12,7 +12,7 @@ fine-tuning.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,33 +20,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sane.hub._publish import load_sane
 from hf_sane.merging._greedy import greedy_soup
 from hf_sane.merging._ingredients import align_ingredients, open_ingredients
 from hf_sane.merging._scoring import ImageScore
 from hf_sane.merging._soups import CheckpointMixer
 from hf_sane.networks._images import ImageData, load_zoo_images
 from hf_sane.networks._stacked import StackedNetworks
-from hf_sane.probing._spectra import spectral_features
+from hf_sane.probing._evaluation import table_to_dict
+from hf_sane.probing._zoo_features import read_zoo_features
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
+from hf_sane.sampling._comparison import ComparisonSettings
 from hf_sane.sampling._diversity import agreement
-from hf_sane.sampling._generation import NetworkCodec
 from hf_sane.sampling._selection import Judge
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.training._pretraining import pretrain
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.demo.probing import SPLITS, probe_features, zoo_features
-from hf_sane.workflows.demo.run import reconstruct
-from hf_sane.zoo._alignment import align_zoo, aligned_tokens
+from hf_sane.workflows.compare import compare_samplers
+from hf_sane.workflows.reconstruct import reconstruct
+from hf_sane.workflows.sane import SANE
+from hf_sane.zoo._alignment import align_zoo
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import FILE_NAME, read_facts
 from hf_sane.zoo._mixing import mix_zoos
 
 REPORTED_EPOCHS = (0, 1, 5, 25)
 PROBED = ("probe", "spectra", "ranks")  # parts of a record
+PROPERTIES = ("test_accuracy", "epoch", "generalization_gap")
 # 1,600 images. With the 200 batches of the released code, hundreds of candidates would take most of the time of
 # ResNets.
 CONDITIONING_BATCHES = 50
@@ -105,15 +106,14 @@ def open_zoo(part: str, token_dim: int, zoos: Path, work: Path) -> Zoo:
     return align_zoo(Zoo.load(folder, config))
 
 
-def open_codec(folder: Path, zoo: Zoo) -> NetworkCodec:
-    """The autoencoder of a folder, for networks of that zoo."""
+def open_sane(folder: Path) -> SANE:
+    """The autoencoder of a folder."""
     if not folder.is_dir():
         raise FileNotFoundError(
             f"expected an autoencoder in {folder}; run paper_tables.py for its family and seed with the same --work "
             "first"
         )
-    split = zoo.splits["train"]
-    return NetworkCodec(*load_sane(folder, dtype=torch.float32), split.layout(0), split.config(0))
+    return SANE.from_pretrained(folder, dtype=torch.float32)
 
 
 def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: Path, seed: int, epochs: int) -> Path:
@@ -143,22 +143,26 @@ def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: 
     return pretrain(arguments, zoos=list(zoos.values())).folder
 
 
-def probe_family(codec: NetworkCodec, zoos: Mapping[str, Zoo], parts: Sequence[str]) -> dict[str, dict[str, Any]]:
+def probe_family(sane: SANE, zoos: Mapping[str, Zoo], parts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The parts of a record that probes make, those asked for: `{part: {zoo: table}}`.
 
     Spectra of the weights stand apart, since they need no autoencoder; probes of ranks take all features.
     """
     tables: dict[str, dict[str, Any]] = {part: {} for part in parts}
     for name, zoo in zoos.items():
-        splits = {split: zoo.splits[split] for split in SPLITS}
-        read = {split: spectral_features(aligned_tokens(found), found.layout(0)) for split, found in splits.items()}
-        spectra, features = {"spectral_features": read}, {}
-        if {"probe", "ranks"} & set(parts):
-            features = zoo_features(codec.model, codec.extractor, zoo)
-        inputs = {"probe": features, "spectra": spectra, "ranks": {**features, **spectra}}
+        found = read_zoo_features(zoo, PROPERTIES, sane.model, sane.extractor, profile=True, spectral=True)
+        spectra = {"spectral_features": found.features.pop("spectral_features")}
+        inputs = {"probe": found.features, "spectra": spectra, "ranks": {**found.features, **spectra}}
         for part in parts:
-            tables[part][name] = probe_features(zoo, inputs[part], ranks=part == "ranks")
+            table = replace(found, features=inputs[part]).probe(ranks=part == "ranks")
+            tables[part][name] = table_to_dict(table)
     return tables
+
+
+def short_table(details: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """R2 on test networks of the rows that cards show."""
+    rows = ("weights", "layer_statistics", "sane_mean", "sane_best")
+    return {name: {row: found[row]["r2"] for row in rows} for name, found in details.items()}
 
 
 def judge_of(data: ImageData, *, condition: bool) -> Judge:
@@ -185,7 +189,7 @@ def mean_agreement(networks: StackedNetworks, images: Tensor) -> float | None:
 
 
 def sample_family(
-    codec: NetworkCodec,
+    sane: SANE,
     zoo: Zoo,
     data: ImageData,
     settings: ComparisonSettings,
@@ -196,25 +200,24 @@ def sample_family(
 ) -> dict[str, Any]:
     """Accuracy of every method before and after fine-tuning, and how new and how different its networks are."""
     judge = judge_of(data, condition=condition)
-    samples = draw_samples(codec, zoo, judge, settings)
-    methods = dict(samples.methods)
-    if len(samples.anchor_ids) > 1:
-        methods["soup"] = judge.condition(soup_of(samples.methods["anchors"], data))
-    nearest, pairwise = measure_distances(codec, zoo, samples.methods)
-    curves = finetune_all(methods, data, recipe, epochs=epochs, seed=settings.seed)
+    compared = compare_samplers(zoo, sane, data, settings, judge=judge)
+    methods, distances = compared.methods, compared.to_dict()
+    if len(compared.anchors) > 1:
+        methods["soup"] = judge.condition(soup_of(methods["anchors"], data))
+    curves = compared.finetune(epochs, recipe)
     test_images, _ = data.split("test")
     return {
         "methods": {
             name: {
                 "accuracy": {str(e): rows[e] for e in REPORTED_EPOCHS if e <= epochs},
-                "nearest_training_distance": nearest.get(name),
-                "pairwise_distance": pairwise.get(name),
+                "nearest_training_distance": distances["nearest_training_distance"].get(name),
+                "pairwise_distance": distances["pairwise_distance"].get(name),
                 "agreement": mean_agreement(methods[name], test_images),
             }
             for name, rows in curves.items()
         },
-        "anchors": list(samples.anchor_ids),
-        **samples.facts,
+        "anchors": list(compared.anchors),
+        **compared.facts,
     }
 
 
@@ -229,8 +232,7 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
     data = load_zoo_images(facts, path=options.images / family.images)
     epochs = options.epochs or family.num_epochs
     folder = pretrain_family(family, zoos, options.images, options.work / f"{name}_{seed}", seed, epochs)
-    codec = open_codec(folder, zoos[family.sampled])
-    model, extractor = codec.model, codec.extractor
+    sane = open_sane(folder)
 
     def keep(part: str, value: Any) -> None:
         results[part] = value
@@ -240,15 +242,16 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
         record.finish(results, data={"networks": counts, "split": "by training run"}).save(path)
 
     if "reconstruction" not in results:
-        keep("reconstruction", reconstruct(model, extractor, zoos, data)["reconstruction"])
+        found = reconstruct(zoos, sane, data).to_dict()
+        keep("reconstruction", found["reconstruction"])
     if missing := [part for part in PROBED if part not in results]:
-        found = probe_family(codec, {part: zoos[part] for part in family.probed}, missing)
+        found = probe_family(sane, {part: zoos[part] for part in family.probed}, missing)
         for part in missing:
             keep(part, found[part])
     if "sampling" not in results:
         settings = ComparisonSettings(seed=seed, num_candidates=options.num_candidates, num_kept=options.num_kept)
         found = sample_family(
-            codec,
+            sane,
             zoos[family.sampled],
             data,
             settings,

@@ -27,7 +27,8 @@ from hf_sane.records._failures import run_script
 from hf_sane.records._file_kinds import PICTURE
 from hf_sane.records._outputs import check_may_replace
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._comparison import ComparisonSettings, draw_samples, measure_distances
+from hf_sane.sampling._comparison import ComparisonSettings
+from hf_sane.workflows.compare import compare_samplers
 from hf_sane.zoo._facts import read_facts
 
 tables = importlib.import_module("paper_tables")  # the script beside this one
@@ -45,7 +46,7 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
         return RunRecord.load(path).results
     record = RunRecord.start(seed=seed, arguments={"family": name, "bandwidths": list(BANDWIDTHS)})
     zoo = tables.open_zoo(family.sampled, family.token_dim, options.zoos, options.work)
-    codec = tables.open_codec(options.work / f"{name}_{seed}" / "model", zoo)
+    sane = tables.open_sane(options.work / f"{name}_{seed}" / "model")
     data = load_zoo_images(read_facts(options.zoos)[family.sampled], path=options.images / family.images)
     judge = tables.judge_of(data, condition=family.condition)
     results: dict[str, Any] = {"references": {}, "bandwidths": {}}
@@ -53,16 +54,15 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
         settings = ComparisonSettings(
             seed=seed, bandwidths=[bandwidth], num_candidates=options.num_candidates, num_kept=options.num_kept
         )
-        samples = draw_samples(codec, zoo, judge, settings)
-        drawn = {key: samples.methods[key] for key in (*REFERENCES, *METHODS)}
-        nearest, pairwise = measure_distances(codec, zoo, drawn)
+        compared = compare_samplers(zoo, sane, data, settings, judge=judge, methods=(*REFERENCES, *METHODS))
+        distances = compared.to_dict()
         rows = {
             key: {
                 "test_accuracy": networks.evaluate(*data.split("test"))[1].tolist(),
-                "nearest_training_distance": nearest[key],
-                "pairwise_distance": pairwise[key],
+                "nearest_training_distance": distances["nearest_training_distance"][key],
+                "pairwise_distance": distances["pairwise_distance"][key],
             }
-            for key, networks in drawn.items()
+            for key, networks in compared.methods.items()
         }
         results["references"] = {key: rows[key] for key in REFERENCES}
         results["bandwidths"][str(bandwidth)] = {key: rows[key] for key in METHODS}

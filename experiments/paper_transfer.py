@@ -65,7 +65,7 @@ def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
     record = RunRecord.start(seed=seed, arguments={"study": name, **vars(study)})
     token_dim = tables.FAMILIES[study.source].token_dim
     zoo = tables.open_zoo(study.anchors, token_dim, options.zoos, options.work)
-    codec = tables.open_codec(options.work / f"{study.source}_{seed}" / "model", zoo)
+    sane = tables.open_sane(options.work / f"{study.source}_{seed}" / "model")
     family = next(family for family in tables.FAMILIES.values() if family.sampled == study.target)
     facts = read_facts(options.zoos)[study.target]
     data = load_zoo_images(facts, path=options.images / family.images)
@@ -79,7 +79,7 @@ def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
         num_kept=options.num_kept,
     )
     results = tables.sample_family(
-        codec, zoo, data, settings, facts.training_recipe, condition=False, epochs=options.finetune_epochs
+        sane, zoo, data, settings, facts.training_recipe, condition=False, epochs=options.finetune_epochs
     )
     counts = {part: len(rows) for part, rows in zoo.splits.items()}
     record.finish(results, data={"networks": {study.anchors: counts}, "split": "by training run"}).save(path)

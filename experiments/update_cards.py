@@ -14,7 +14,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._export import NETWORK, Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._loading import load_config
-from hf_sane.workflows.demo.run import SANE_TITLE, network_record, network_title
+from hf_sane.workflows.demo.settings import NETWORK_TITLE, SANE_TITLE
 from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._facts import FILE_NAME, read_facts
 
@@ -37,7 +37,7 @@ models = importlib.import_module("paper_models")  # the script beside this one
 
 ROOT = Path(__file__).parents[1]
 PAPER_ZOOS, PAPER_MODELS = "paper_zoos", "paper_models"
-# What a card is made of: the files of each artefact that are kept beside its card.
+# What a card of the demo is made of: the files of each artefact that are kept beside its card.
 CARD_FACTS = {
     "sane": ("config.json", "preprocessor_config.json"),
     "sampled/network_0": ("config.json", "provenance.json"),
@@ -79,6 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(options.check and bool(outdated or stale))
 
 
+def network_record(record: RunRecord, index: int) -> RunRecord:
+    """The demo's record with the results of one of its subsampled networks: test accuracy over fine-tuning epochs."""
+    curves: list[list[float]] = record.results["sampling"]["finetuning_curves"]["sane_subsampled"]
+    accuracy = {f"after {epoch} epochs": networks[index] for epoch, networks in enumerate(curves) if epoch}
+    return replace(record, results={"test_accuracy": curves[0][index], "test_accuracy_fine_tuned": accuracy})
+
+
 def record_from_report(report: Mapping[str, Any]) -> RunRecord:
     """The run record inside a `report.json`, whose results stand at the top level."""
     names = {entry.name for entry in fields(RunRecord)} - {"results"}
@@ -92,7 +99,7 @@ def render_demo_cards(folder: Path, report: Mapping[str, Any]) -> dict[str, str]
     """Render the cards of the autoencoder, the first sampled network and the zoos.
 
     Args:
-        folder: Of the demo, or anything that holds the files of [`CARD_FACTS`].
+        folder: Of the demo, or anything that holds the files of `CARD_FACTS`.
         report: Content of its `report.json`.
 
     Returns:
@@ -111,7 +118,7 @@ def render_demo_cards(folder: Path, report: Mapping[str, Any]) -> dict[str, str]
     network = network_card(
         network_config,
         network_record(record, 0),
-        title=network_title(0),
+        title=f"{NETWORK_TITLE} 0",
         provenance=Provenance.load(folder / "sampled/network_0"),
     )
     return {"sane": str(sane), "sampled/network_0": str(network), "zoos": zoo_card(read_facts(folder / "zoos"))}

@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.cards._tables import markdown_table
-from hf_sane.workflows.demo.report import METHOD_TITLES, PROPERTY_TITLES, shown
+from hf_sane.sampling._comparison import METHODS
 
 PAGE = "README.md"
+SHOWN = ("sane_subsampled", "sane_bootstrapped", "anchor_noise", "anchor_average", "scratch", "anchors")
+PROPERTIES = {"test_accuracy": "test accuracy", "epoch": "epoch", "generalization_gap": "generalisation gap"}
+COLUMNS = {
+    "weights": "W",
+    "layer_statistics": "s(W)",
+    "sane_mean": "SANE, mean (paper)",
+    "sane_best": "SANE, best pooling",
+}
 
 
 def blocks(root: Path) -> dict[str, str]:
@@ -19,14 +27,9 @@ def blocks(root: Path) -> dict[str, str]:
 def readme_block(record: Mapping[str, Any]) -> str:
     """The README's table of results, from the demo's run record."""
     sampling, probe = record["sampling"], record["probe"]
-    start, first, last = (sampling[f"epoch_{epoch}"] for epoch in (0, 1, 5))
-    rows = [
-        [METHOD_TITLES[name], *(shown(part[name]) for part in (start, first, last))]
-        for name in ("sane_subsampled", "sane_bootstrapped", "anchor_noise", "anchor_average", "scratch", "anchors")
-    ]
-    columns = ("weights", "layer_statistics", "sane_mean", "sane_best")
-    titles = ["property, R2 on test networks", "W", "s(W)", "SANE, mean (paper)", "SANE, best pooling"]
-    probes = [[title, *(shown(probe[name][c]) for c in columns)] for name, title in PROPERTY_TITLES.items()]
+    epochs = [sampling[f"epoch_{epoch}"] for epoch in (0, 1, 5)]
+    rows = [[METHODS[name], *(f"{part[name]:.3f}" for part in epochs)] for name in SHOWN]
+    probes = [[title, *(f"{probe[name][key]:.3f}" for key in COLUMNS)] for name, title in PROPERTIES.items()]
     kept = min(part["accuracy_kept"] for part in record["reconstruction"].values())
     cores = record["hardware"]["usable_cores"]
     return "\n\n".join(
@@ -35,6 +38,6 @@ def readme_block(record: Mapping[str, Any]) -> str:
             "scikit-learn's digits; record: [runs/demo/report.json](runs/demo/report.json)). Reconstruction of "
             f"test networks: R2 {record['reconstruction_r2']:.3f}, {kept:.1%} of their accuracy.",
             markdown_table(["test accuracy after fine-tuning epochs", "0", "1", "5"], rows, numbers=True),
-            markdown_table(titles, probes, numbers=True),
+            markdown_table(["property, R2 on test networks", *COLUMNS.values()], probes, numbers=True),
         ]
     )

@@ -18,7 +18,7 @@ from hf_sane.sampling._diversity import error_overlap
 from hf_sane.sampling._finetuning import accuracy
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._evaluation import r2_from_sums, reconstruction_sums
-from hf_sane.workflows.demo.report import Goal, goals_markdown
+from hf_sane.workflows.demo.report import Goal, goals_table, to_markdown
 from hf_sane.workflows.pretrain import PretrainSettings, run_pretrain
 from hf_sane.workflows.results import cell_text
 from hf_sane.zoo._facts import read_facts
@@ -106,7 +106,7 @@ def test_tables_say_undefined_or_leave_it_out():
     assert not goal.reached
     assert not Goal("R2", None, 0.9).reached
     assert not Goal("R2", 0.9, math.nan).reached
-    assert "undefined" in goals_markdown([goal])
+    assert "undefined" in to_markdown(goals_table([goal]))
 
 
 def test_cards_take_only_what_can_be():

@@ -118,6 +118,11 @@ def probe_table(
     return table
 
 
+def table_to_dict(table: ProbeTable) -> dict[str, dict[str, dict[str, Any]]]:
+    """A probe table as run records hold it."""
+    return {name: {kind: result.to_dict() for kind, result in row.items()} for name, row in table.items()}
+
+
 def _fitted(
     features: Mapping[str, Values],
     targets: Mapping[str, torch.Tensor],

@@ -11,7 +11,9 @@ from hf_sane.core._layout import Layout
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing._baselines import flattened_weights, layer_statistics
 from hf_sane.probing._embeddings import embed_networks
+from hf_sane.probing._evaluation import ProbeTable, probe_table
 from hf_sane.probing._poolings import POOLINGS
+from hf_sane.probing._regressors import RegressorName
 from hf_sane.probing._spectra import spectral_features, weight_profile
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._alignment import aligned_tokens
@@ -42,6 +44,10 @@ class ZooFeatures:
     def counts(self) -> dict[str, int]:
         """Networks per split."""
         return {split: len(found) for split, found in self.runs.items()}
+
+    def probe(self, *, regressor: RegressorName = "ridge", ranks: bool = False) -> ProbeTable:
+        """Probes of all properties, whose penalties are chosen by leaving out one training run at a time."""
+        return probe_table(self.features, self.targets, runs=self.runs, regressor=regressor, ranks=ranks)
 
 
 def read_zoo_features(

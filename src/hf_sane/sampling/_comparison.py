@@ -30,18 +30,18 @@ from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.zoo._alignment import aligned_tokens
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
-METHODS = (  # in the order of tables and legends
-    "anchors",
-    "reconstructed_anchors",
-    "sane_kde",
-    "sane_subsampled",
-    "sane_bootstrapped",
-    "anchor_noise",
-    "anchor_noise_selected",
-    "anchor_average",
-    "sane_prior",
-    "scratch",
-)
+METHODS = {  # in the order of tables and legends
+    "anchors": "anchors (trained networks)",
+    "reconstructed_anchors": "anchors, encoded and decoded",
+    "sane_kde": "SANE, KDE",
+    "sane_subsampled": "SANE, subsampled",
+    "sane_bootstrapped": "SANE, bootstrapped",
+    "anchor_noise": "anchor + noise, same distance",
+    "anchor_noise_selected": "anchor + noise, same distance, selected alike",
+    "anchor_average": "average of anchors",
+    "sane_prior": "SANE, from the prior",
+    "scratch": "random initialisation",
+}
 AVERAGE_GROUP = 5  # anchors per average: of all of them there is only one
 REALIGNED = 3  # nearest training networks that are aligned to each network to measure its distance
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from hf_sane.probing._evaluation import ProbeTable, probe_table
+from hf_sane.probing._evaluation import ProbeTable, table_to_dict
 from hf_sane.probing._poolings import POOLINGS
 from hf_sane.probing._transfer import TransferTable, transfer_table
 from hf_sane.probing._zoo_features import ZooFeatures, read_zoo_features
@@ -37,6 +37,9 @@ class ProbeSettings(HaloSettings):
         "Bring networks to the zoo's reference first; by default if the zoo is aligned.", default=None
     )
     spectral: bool = setting("Add spectra of weight matrices as one more baseline.", default=False)
+    profile: bool = setting(
+        "Add profiles of each layer as baselines: quantiles of its weights, with and without spectra.", default=False
+    )
     regressor: Literal["ridge", "logit_linear", "gradient_boosting"] = setting(
         "Regression from features to properties.", default="ridge"
     )
@@ -115,9 +118,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
         sane = open_sane(settings.sane, revision=settings.revision)
         found = {label: _features(zoo, sane, settings) for label, zoo in zoos.items()}
         first = next(iter(found.values()))
-        table = probe_table(
-            first.features, first.targets, runs=first.runs, regressor=settings.regressor, ranks=settings.ranks
-        )
+        table = first.probe(regressor=settings.regressor, ranks=settings.ranks)
         transfer = {name: _transfer(found, name, settings) for name in wanted} if len(found) > 1 else {}
         record.arguments["aligned"] = first.is_aligned
         record.finish(_measured(table, transfer), data={"networks": first.counts})
@@ -139,6 +140,7 @@ def _features(zoo: Zoo, sane: SANE, settings: ProbeSettings) -> ZooFeatures:
         halo_size=settings.halo_size,
         batch_size=settings.batch_size,
         spectral=settings.spectral,
+        profile=settings.profile,
     )
 
 
@@ -157,9 +159,7 @@ def _transfer(zoos: dict[str, ZooFeatures], name: str, settings: ProbeSettings) 
 
 
 def _measured(table: ProbeTable, transfer: dict[str, TransferTable]) -> dict[str, Any]:
-    measured: dict[str, Any] = {
-        "probe": {name: {kind: result.to_dict() for kind, result in row.items()} for name, row in table.items()}
-    }
+    measured: dict[str, Any] = {"probe": table_to_dict(table)}
     if transfer:
         measured["transfer"] = {
             name: {

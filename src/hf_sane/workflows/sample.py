@@ -133,6 +133,7 @@ class SampleResult(NetworksResult):
     Attributes:
         provenance: Where each came from.
         comparison: `{networks: {measurement: value}}`, of the sampled networks and of what needs no autoencoder.
+        measured: What else was measured on each network, for its record and card; empty if nothing was.
         title: Headline of the cards, in front of the number of the network.
     """
 
@@ -140,6 +141,7 @@ class SampleResult(NetworksResult):
 
     provenance: list[Provenance]
     comparison: dict[str, dict[str, float]] = field(default_factory=dict)
+    measured: list[dict[str, Any]] = field(default_factory=list)
     title: str = "Sampled network"
 
     def tables(self) -> list[Table]:
@@ -151,11 +153,11 @@ class SampleResult(NetworksResult):
         """A folder for each network, with provenance, record and card, and the record of the run."""
         facts = self.record.arguments
         for index, provenance in enumerate(self.provenance):
-            measured = {name: getattr(provenance, name) for name in MEASURED}
+            found = {name: value for name in MEASURED if (value := getattr(provenance, name)) is not None}
             save_network(
                 partial / f"network_{index}",
                 self[index],
-                replace(self.record, results={name: value for name, value in measured.items() if value is not None}),
+                replace(self.record, results=found | (self.measured[index] if self.measured else {})),
                 title=f"{self.title} {index}",
                 base_model=hub_id(facts.get("sane")),
                 datasets=[found for found in [hub_id(facts.get("zoo"))] if found],

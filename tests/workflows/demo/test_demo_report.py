@@ -1,15 +1,19 @@
 import copy
+import json
 
 import pytest
 
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._comparison import METHODS
 from hf_sane.workflows.demo.report import (
-    METHOD_TITLES,
+    DemoResult,
     Goal,
     goals,
-    goals_markdown,
-    probe_markdown,
+    goals_table,
+    probe_table,
     render_report,
-    sampling_markdown,
+    sampling_table,
+    to_markdown,
 )
 
 PROPERTIES = ("test_accuracy", "epoch", "generalization_gap")
@@ -19,7 +23,7 @@ PROPERTIES = ("test_accuracy", "epoch", "generalization_gap")
 def record():
     """A record in which every goal is just reached."""
     row = {"weights": 0.1, "layer_statistics": 0.5, "sane_mean": 0.2, "sane_best": 0.5}
-    start = dict.fromkeys(METHOD_TITLES, 0.3) | {"anchors": 0.9, "sane_subsampled": 0.8}
+    start = dict.fromkeys(METHODS, 0.3) | {"anchors": 0.9, "sane_subsampled": 0.8}
     part = {"r2": 0.95, "accuracy_original": 0.9, "accuracy_reconstructed": 0.81, "accuracy_kept": 0.9}
     probe = {"r2": 0.5, "kendall_tau": 0.4}
     return {
@@ -37,7 +41,7 @@ def record():
             "epoch_0": start,
             "epoch_1": start | {"scratch": 0.7},
             "epoch_5": dict(start),
-            "nearest_training_distance": dict.fromkeys(METHOD_TITLES, 0.25),
+            "nearest_training_distance": dict.fromkeys(METHODS, 0.25),
             "num_anchors": 6,
             "num_kept": 3,
             "num_candidates": 20,
@@ -76,7 +80,7 @@ def test_each_goal_can_be_missed_and_is_then_said_first(record, path, value, nam
     missed = [goal for goal in goals(changed) if not goal.reached]
     assert [goal for goal in missed if name in goal.name]
     assert render_report(changed).splitlines()[2].startswith("Not reached: ")
-    assert "**no**" in goals_markdown(goals(changed))
+    assert "**no**" in to_markdown(goals_table(goals(changed)))
 
 
 def test_strict_goals_want_more():
@@ -85,10 +89,24 @@ def test_strict_goals_want_more():
 
 
 def test_tables(record):
-    table = sampling_markdown(record["sampling"])
-    assert len(table.splitlines()) == 2 + len(METHOD_TITLES)
+    table = to_markdown(sampling_table(record["sampling"]))
+    assert len(table.splitlines()) == 2 + len(METHODS)
     assert "| SANE, subsampled | 0.800 | 0.800 | 0.800 | 0.250 |" in table
-    assert "| sane_best | 0.500 | 0.400 |" in probe_markdown(record["probe_details"])
+    assert "| sane_best | 0.500 | 0.400 |" in to_markdown(probe_table(record["probe_details"]))
+
+
+def test_the_result_prints_its_tables_and_writes_its_record(record, tmp_path):
+    facts = {name: record.pop(name) for name in ("seed", "seconds", "hardware", "peak_rss_bytes")}
+    result = DemoResult(record=RunRecord(command="hf-sane demo", results=record, **facts))
+    assert result.to_dict() == {"command": "hf-sane demo", **facts, **record}
+    lines = str(result).splitlines()
+    assert lines[0] == "Every goal was reached."
+    cells = {line.partition("  ")[0]: line.split() for line in lines}
+    assert cells["reconstruction R2 of test networks"][-4:] == [">=", "0.900", "0.900", "yes"]
+    assert cells["SANE, subsampled"][-4:] == ["0.800", "0.800", "0.800", "0.250"]
+    result.save(tmp_path / "report")
+    assert json.loads((tmp_path / "report/report.json").read_text()) == result.to_dict()
+    assert (tmp_path / "report/report.md").read_text() == render_report(result.to_dict())
 
 
 def test_report_links_only_to_files_beside_it(record):

@@ -1,16 +1,15 @@
 import json
 
 import pytest
-import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoFeatureExtractor, AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification
 
-from hf_sane.networks._images import load_images
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._outputs import MANIFEST, check_finished
-from hf_sane.workflows.demo.probing import probe_zoo
-from hf_sane.workflows.demo.report import METHOD_TITLES
-from hf_sane.workflows.demo.run import reconstruct, run_demo
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._comparison import METHODS
+from hf_sane.sampling._export import Provenance
+from hf_sane.workflows.demo.run import run_demo
 from hf_sane.workflows.demo.settings import DemoSettings
 from hf_sane.zoo._dataset import Zoo
 
@@ -32,9 +31,10 @@ TINY = {
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    record = run_demo(DemoSettings(output=folder / "out", **TINY)).report
+    result = run_demo(DemoSettings(output=folder / "out", **TINY))
+    assert result.output == folder / "out" / "report.md"
     assert [path.name for path in folder.iterdir()] == ["out"], "the demo writes into its own folder only"
-    return folder / "out", record
+    return folder / "out", result.to_dict()
 
 
 def test_folder_holds_everything(demo):
@@ -57,9 +57,9 @@ def test_record_has_what_it_promises(demo):
     for row in record["probe"].values():
         assert set(row) == {"weights", "layer_statistics", "sane_mean", "sane_best"}
     for epoch in (0, 1, 5):
-        assert set(record["sampling"][f"epoch_{epoch}"]) == set(METHOD_TITLES)
+        assert set(record["sampling"][f"epoch_{epoch}"]) == set(METHODS)
     distances = record["sampling"]["nearest_training_distance"]
-    assert set(distances) == set(METHOD_TITLES)
+    assert set(distances) == set(METHODS)
     assert distances["anchors"] == pytest.approx(0, abs=1e-6)
     assert distances["anchor_noise"] == pytest.approx(distances["sane_subsampled"], rel=0.3)
     assert distances["scratch"] > distances["anchor_noise"]
@@ -75,23 +75,19 @@ def test_artefacts_load(demo):
     assert "README.md" in {path.name for path in (output / "sampled" / "network_0").iterdir()}
 
 
-def test_windows_after_training(demo):
-    output, _ = demo
-    model = AutoModel.from_pretrained(output / "sane").eval()
-    with torch.no_grad():  # hardly trained: its blocks still do nothing
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    extractor = AutoFeatureExtractor.from_pretrained(output / "sane")
-    zoo, data = Zoo.load(output / "zoos", "seed"), load_images("digits")
-    length = zoo.splits["train"].layout(0).num_tokens
-    windows = ({}, {"window_size": length, "halo_size": 4}, {"window_size": 12}, {"window_size": 12, "halo_size": 4})
-    r2 = [reconstruct(model, extractor, {"seed": zoo}, data, **setting)["reconstruction_r2"] for setting in windows]
-    assert r2[0] == pytest.approx(r2[1], abs=1e-5)  # one window is the whole network
-    assert len({round(value, 4) for value in r2}) == 3
-    embeddings = [probe_zoo(model, extractor, zoo, **setting)[1]["sane_mean"] for setting in windows]
-    torch.testing.assert_close(embeddings[0], embeddings[1], rtol=0, atol=1e-5)
-    for setting in (2, 3):
-        assert not embeddings[0].allclose(embeddings[setting], rtol=0, atol=1e-4)
+def test_sampled_networks_say_where_they_came_from_and_what_fine_tuning_gave(demo):
+    output, record = demo
+    curves = record["sampling"]["finetuning_curves"]["sane_subsampled"]
+    for index in range(2):  # as many as were kept
+        folder = output / "sampled" / f"network_{index}"
+        origin, own = Provenance.load(folder), RunRecord.load(folder / "run.json")
+        assert (origin.method, origin.sane_model, origin.zoo) == ("subsampled", "sane", "zoos (config seed)")
+        assert (origin.index, origin.seed, origin.mode, origin.bandwidth_unit) == (index, 0, "joint", "anchor_std")
+        assert (origin.bandwidth, len(origin.anchors)) == (record["sampling"]["bandwidth"], 3)
+        assert own.results["test_accuracy"] == origin.test_accuracy == curves[0][index]
+        tuned = {f"after {epoch} epochs": curves[epoch][index] for epoch in range(1, 6)}
+        assert own.results["test_accuracy_fine_tuned"] == tuned
+    assert RunRecord.load(output / "sampled/run.json").results["saved"] == ["network_0", "network_1"]
 
 
 def test_refuses_to_overwrite(tmp_path):
@@ -119,19 +115,19 @@ def test_an_interrupted_demo_goes_on_to_the_same_result(demo, tmp_path, monkeypa
     def stop(*arguments, **settings):
         raise KeyboardInterrupt
 
-    for place in ("reconstruct", "write_report"):
+    for place in ("run.reconstruct", "report.DemoResult.write"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"hf_sane.workflows.demo.run.{place}", stop)
-            if place == "write_report":  # zoos and autoencoder are there
-                patched.setattr("hf_sane.workflows.demo.run.pretrain", stop)
+            patched.setattr(f"hf_sane.workflows.demo.{place}", stop)
+            if "write" in place:  # zoos and autoencoder are there
+                patched.setattr("hf_sane.training._pretraining.prepare_run", stop)
             with pytest.raises(KeyboardInterrupt):
                 run_demo(DemoSettings(output=tmp_path / "out", **TINY))
         with pytest.raises(InvalidFileError, match="an interrupted demo"):
             check_finished(tmp_path / "out")
-        assert (tmp_path / "out/sampled").exists() == (place == "write_report")
+        assert (tmp_path / "out/sampled").exists() == ("write" in place)
     with pytest.raises(FileExistsError, match=r"interrupted demo with other settings \(settings\.json\)"):
         run_demo(DemoSettings(output=tmp_path / "out", **TINY, seed=1))
-    found, (_, expected) = run_demo(DemoSettings(output=tmp_path / "out", **TINY)).report, demo
+    found, (_, expected) = run_demo(DemoSettings(output=tmp_path / "out", **TINY)).to_dict(), demo
     for part in ("zoos", "reconstruction", "probe", "sampling"):
         assert found[part] == expected[part]
     assert check_finished(tmp_path / "out") is not None

@@ -1,30 +1,23 @@
-"""Turn the demo's results into a page: what was measured, against what, and whether each goal was reached."""
+"""What the demo measured, against what, and whether each goal was reached: as tables, as JSON, and as a page."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 from hf_sane.cards._rendering import render
 from hf_sane.cards._tables import markdown_table
 from hf_sane.records._escaping import Markup
+from hf_sane.records._files import write_atomically
+from hf_sane.workflows.compare import comparison_table
+from hf_sane.workflows.results import Result, Table
 
 PROPERTY_TITLES = {
     "test_accuracy": "test accuracy",
     "epoch": "epoch",
     "generalization_gap": "generalisation gap",
-}
-METHOD_TITLES = {
-    "anchors": "anchors (trained networks)",
-    "reconstructed_anchors": "anchors, encoded and decoded",
-    "sane_kde": "SANE, KDE",
-    "sane_subsampled": "SANE, subsampled",
-    "sane_bootstrapped": "SANE, bootstrapped",
-    "sane_prior": "SANE, from the prior",
-    "anchor_noise": "anchor + noise, same distance",
-    "anchor_noise_selected": "anchor + noise, same distance, selected alike",
-    "anchor_average": "average of anchors",
-    "scratch": "random initialisation",
 }
 
 
@@ -84,46 +77,85 @@ def goals(results: Mapping[str, Any]) -> list[Goal]:
     return found
 
 
-def shown(value: float | None) -> str:
-    """A number with three decimals; None and NaN are undefined."""
+def _shown(value: float | None) -> str:
     return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def probe_markdown(details: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Markup:
-    """Probe table: one row per embedding, R2 and Kendall tau on test networks for each property."""
-    names = list(next(iter(details.values())))
-    header = ["embedding"] + [f"{PROPERTY_TITLES[p]} {m}" for p in details for m in ("R2", "tau")]
-    rows = [[n] + [shown(details[p][n][m]) for p in details for m in ("r2", "kendall_tau")] for n in names]
-    return markdown_table(header, rows, numbers=True)
-
-
-def sampling_markdown(sampling: Mapping[str, Any]) -> Markup:
-    """Sampling table: accuracy at each reported epoch and distance to the nearest training network, per method."""
-    epochs = [key for key in sampling if key.startswith("epoch_")]
-    distances = sampling["nearest_training_distance"]
+def goals_table(found: Sequence[Goal]) -> Table:
+    """Every goal: wanted, got, reached or not."""
     rows = [
-        [METHOD_TITLES[name]]
-        + [shown(sampling[epoch][name]) for epoch in epochs]
-        + [shown(distances[name]) if name in distances else ""]
-        for name in sampling[epochs[0]]
-    ]
-    return markdown_table(
-        ["networks", *(e.replace("_", " ") for e in epochs), "nearest training distance"], rows, numbers=True
-    )
-
-
-def goals_markdown(found: Sequence[Goal]) -> Markup:
-    """Goal table: wanted, got, reached or not."""
-    rows = [
-        [
-            goal.name,
-            f"{'>' if goal.strict else '>='} {shown(goal.wanted)}",
-            shown(goal.got),
-            "yes" if goal.reached else "**no**",
-        ]
+        [goal.name, f"{'>' if goal.strict else '>='} {_shown(goal.wanted)}", _shown(goal.got), goal.reached]
         for goal in found
     ]
-    return markdown_table(["goal", "wanted", "got", "reached"], rows, numbers=True)
+    return Table(("goal", "wanted", "got", "reached"), rows, title="Goals")
+
+
+def probe_table(details: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """One row per embedding: R2 and Kendall tau on test networks for each property."""
+    header = ["embedding"] + [f"{PROPERTY_TITLES[p]} {m}" for p in details for m in ("R2", "tau")]
+    names = list(next(iter(details.values())))
+    rows = [[n] + [_shown(details[p][n][m]) for p in details for m in ("r2", "kendall_tau")] for n in names]
+    return Table(header, rows, title="What embeddings know")
+
+
+def sampling_table(sampling: Mapping[str, Any]) -> Table:
+    """One row per method: accuracy at each reported epoch, and distance to the nearest training network."""
+    table = comparison_table(sampling)
+    rows = [[name, *map(_shown, row)] for name, *row in table.rows]
+    return replace(table, rows=rows, title="Networks that were never trained")
+
+
+def short_table(details: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """R2 on test networks of the rows that the record promises."""
+    rows = ("weights", "layer_statistics", "sane_mean", "sane_best")
+    return {p: {name: row[name]["r2"] for name in rows} for p, row in details.items()}
+
+
+def verdict(found: Sequence[Goal]) -> str:
+    """Whether all goals were reached, else which were not."""
+    missed = [goal for goal in found if not goal.reached]
+    if not missed:
+        return "Every goal was reached."
+    shown = (f"{goal.name} ({_shown(goal.got)}, wanted {_shown(goal.wanted)})" for goal in missed)
+    return f"Not reached: {'; '.join(shown)}."
+
+
+@dataclass(kw_only=True)
+class DemoResult(Result):
+    """What the demo measured; its record is `report.json`, whose results stand at the top level."""
+
+    JOB: ClassVar[str] = "demo"
+
+    def summary(self) -> list[str]:
+        """Whether the goals were reached."""
+        return [verdict(goals(self.to_dict()))]
+
+    def tables(self) -> list[Table]:
+        """Goals, probes, and networks that were never trained."""
+        report = self.to_dict()
+        return [
+            goals_table(goals(report)),
+            probe_table(report["probe_details"]),
+            sampling_table(report["sampling"]),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        content = self.record.to_dict()
+        return content | content.pop("results")
+
+    def write(self, partial: Path) -> None:
+        """`report.json`, `report.md`, and the tables of probes and of sampled networks."""
+        report = self.to_dict()
+        pages = {
+            "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
+            "probe_table.md": to_markdown(probe_table(report["probe_details"])) + "\n",
+            "sampling_table.md": to_markdown(sampling_table(report["sampling"])) + "\n",
+            "report.md": render_report(report),
+        }
+        for name, page in pages.items():
+            with write_atomically(partial / name) as file:
+                file.write_text(page, encoding="utf-8")
 
 
 def render_report(record: Mapping[str, Any]) -> str:
@@ -136,29 +168,34 @@ def render_report(record: Mapping[str, Any]) -> str:
         Markdown; links only to files that lie beside it.
     """
     found = goals(record)
-    missed = [f"{goal.name} ({shown(goal.got)}, wanted {shown(goal.wanted)})" for goal in found if not goal.reached]
-    zoo_rows = [
-        [name, str(part["networks"]), str(part["excluded"]), shown(part["accuracy"]), str(part["checkpoints"])]
+    zoos = [
+        [name, str(part["networks"]), str(part["excluded"]), _shown(part["accuracy"]), str(part["checkpoints"])]
         for name, part in record["zoos"].items()
     ]
-    reconstruction_rows = [
-        [name, *(shown(part[column]) for column in ("r2", "accuracy_original", "accuracy_reconstructed"))]
+    reconstruction = [
+        [name, *(_shown(part[column]) for column in ("r2", "accuracy_original", "accuracy_reconstructed"))]
         for name, part in record["reconstruction"].items()
     ]
+    zoo_header = ("zoo", "networks", "left out", "mean final test accuracy", "checkpoints each")
     return render(
         "demo_report.md",
         record=record,
-        verdict=f"Not reached: {'; '.join(missed)}." if missed else "Every goal was reached.",
-        goals=goals_markdown(found),
-        zoos=markdown_table(
-            ["zoo", "networks", "left out", "mean final test accuracy", "checkpoints each"], zoo_rows, numbers=True
+        verdict=verdict(found),
+        goals=to_markdown(goals_table(found)),
+        zoos=to_markdown(Table(zoo_header, zoos)),
+        reconstruction=to_markdown(
+            Table(("zoo (test networks)", "R2", "accuracy before", "accuracy after"), reconstruction)
         ),
-        reconstruction=markdown_table(
-            ["zoo (test networks)", "R2", "accuracy before", "accuracy after"], reconstruction_rows, numbers=True
-        ),
-        probes=probe_markdown(record["probe_details"]),
-        sampling=sampling_markdown(record["sampling"]),
+        probes=to_markdown(probe_table(record["probe_details"])),
+        sampling=to_markdown(sampling_table(record["sampling"])),
     )
 
 
-__all__ = []
+def to_markdown(table: Table) -> Markup:
+    """A table of numbers as Markdown, with what was not reached in bold."""
+    answers = {True: "yes", False: "**no**"}
+    rows = [[answers[cell] if isinstance(cell, bool) else cell for cell in row] for row in table.rows]
+    return markdown_table(table.header, rows, numbers=True)
+
+
+__all__ = ["DemoResult"]

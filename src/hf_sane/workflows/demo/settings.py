@@ -9,6 +9,8 @@ from huggingface_hub.dataclasses import strict
 from hf_sane.records._settings import setting
 from hf_sane.sampling._comparison import ComparisonSettings
 
+SANE_TITLE, NETWORK_TITLE = "SANE of the demo", "Sampled digits CNN"  # headlines of cards
+
 
 @strict
 @dataclass(kw_only=True)

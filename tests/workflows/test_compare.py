@@ -1,0 +1,72 @@
+"""Methods side by side: the same networks as the room draws, distances, fine-tuning, and networks to keep."""
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._comparison import METHODS, ComparisonSettings
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.workflows.compare import compare_samplers
+from hf_sane.workflows.sane import SANE
+
+SETTINGS = ComparisonSettings(num_candidates=6, num_kept=2, bandwidths=[0.1, 0.3], seed=3)
+
+
+@pytest.fixture(scope="module")
+def sane(tiny_zoo) -> SANE:
+    split = tiny_zoo.splits["train"]
+    layout = split.layout(0)
+    extractor = SANEFeatureExtractor(layout.token_dim).fit([(layout, split.stacked_tokens())])
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return SANE(SANEModel(SANEConfig(token_dim=layout.token_dim, window_size=16, **sizes)).eval(), extractor)
+
+
+@pytest.fixture(scope="module")
+def compared(tiny_zoo, sane, digits):
+    return compare_samplers(tiny_zoo, sane, digits, SETTINGS)
+
+
+def test_every_method_is_measured(compared, digits):
+    results = compared.to_dict()
+    assert list(compared.methods) == list(METHODS)
+    for name in ("nearest_training_distance", "pairwise_distance"):
+        assert list(results[name]) == list(METHODS)
+    assert results["nearest_training_distance"]["anchors"] == pytest.approx(0, abs=1e-6)
+    assert results["nearest_training_distance"]["scratch"] > 0
+    assert results["bandwidth"] in (0.1, 0.3)
+    accuracy = compared.methods["anchors"].evaluate(*digits.split("test"))[1]
+    assert compared.test_accuracy()["anchors"] == accuracy.mean().item()
+
+
+def test_some_methods_are_the_same_networks(compared, tiny_zoo, sane, digits):
+    some = compare_samplers(tiny_zoo, sane, digits, SETTINGS, methods=("sane_subsampled", "anchors"))
+    assert list(some.methods) == ["sane_subsampled", "anchors"]
+    for name, networks in some.methods.items():
+        for key, tensor in networks.tensors.items():
+            assert torch.equal(tensor, compared.methods[name].tensors[key])
+    assert some.to_dict()["pairwise_distance"]["anchors"] == compared.to_dict()["pairwise_distance"]["anchors"]
+
+
+def test_fine_tuned_networks_are_kept_with_their_accuracies(compared, tmp_path):
+    curves = compared.finetune(1)
+    results = compared.to_dict()
+    assert results["finetuning_curves"] == curves
+    assert results["epoch_0"] == pytest.approx(compared.test_accuracy(), abs=1e-6)
+    assert results["epoch_1"]["scratch"] == sum(curves["scratch"][1]) / 2
+    assert "epoch_5" not in results
+    (table,) = compared.tables()
+    assert table.header == ("networks", "epoch 0", "epoch 1", "nearest training distance")
+    assert [row[0] for row in table.rows] == list(METHODS.values())
+    record = RunRecord.start(seed=3).finish({})
+    saved = compared.sampled(1, record, sane="org/sane", zoo="org/zoo", title="Network").save(tmp_path / "out")
+    assert len(saved) == 1
+    own = RunRecord.load(tmp_path / "out/network_0/run.json").results
+    assert own["test_accuracy"] == curves["sane_subsampled"][0][0]
+    assert own["test_accuracy_fine_tuned"] == {"after 1 epochs": curves["sane_subsampled"][1][0]}
+    network = AutoModelForImageClassification.from_pretrained(tmp_path / "out/network_0")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, compared.methods["sane_subsampled"].state_dict(0)[name])
