@@ -1,4 +1,6 @@
 import json
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -56,6 +58,8 @@ def test_record_has_what_it_promises(demo):
     assert set(record["probe"]) == {"test_accuracy", "epoch", "generalization_gap"}
     for row in record["probe"].values():
         assert set(row) == {"weights", "layer_statistics", "sane_mean", "sane_best"}
+    for row in record["probe_details"].values():
+        assert {"weight_profile", "weight_distribution", "sane_concat", "sane_best"} < row.keys()
     for epoch in (0, 1, 5):
         assert set(record["sampling"][f"epoch_{epoch}"]) == set(METHODS)
     distances = record["sampling"]["nearest_training_distance"]
@@ -88,6 +92,14 @@ def test_sampled_networks_say_where_they_came_from_and_what_fine_tuning_gave(dem
         tuned = {f"after {epoch} epochs": curves[epoch][index] for epoch in range(1, 6)}
         assert own.results["test_accuracy_fine_tuned"] == tuned
     assert RunRecord.load(output / "sampled/run.json").results["saved"] == ["network_0", "network_1"]
+
+
+def test_the_script_of_the_cards_renders_those_that_the_demo_wrote(demo, monkeypatch):
+    output, record = demo
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "experiments"))
+    cards = import_module("update_cards").render_demo_cards(output, record)
+    for artefact in ("sane", "sampled/network_0", "zoos"):
+        assert (output / artefact / "README.md").read_text() == cards[artefact]
 
 
 def test_refuses_to_overwrite(tmp_path):
