@@ -4,13 +4,13 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from hf_sane.hub._publish import save_sane
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.records._files import write_atomically
 from hf_sane.records._outputs import begin_folder, finish_folder, output_folder, resumable_folder
@@ -112,7 +112,7 @@ def fill_folder(output: Path, settings: DemoSettings) -> DemoResult:
     results |= {"sampling": compared.record.results, "stage_seconds": stages.seconds}
     record.finish(results, data={"images": data.name, "split": "70/15/15 by training run"})
     config = zoos["seed"].splits["train"].config(0)
-    replace(sane, record=record).save_pretrained(output / "sane", title=SANE_TITLE, network_config=config)
+    save_sane(output / "sane", sane.model, sane.extractor, record, title=SANE_TITLE, network_config=config)
     names = {"sane": "sane", "zoo": "zoos (config seed)", "title": NETWORK_TITLE}
     with output_folder(output / "sampled", "sample", replace=True) as partial:
         compared.sampled(NUM_SAVED, record, **names).write(partial)
