@@ -2,7 +2,8 @@
 
 A kind of card is a template in `templates/` and a function that collects its facts. Whatever a template shows is
 escaped, unless this library wrote it: see [`markdown_text`][hf_sane.records._escaping.markdown_text] and `Markup`. So
-a name of a stranger can neither break a card nor add to it, and a template need not think of that.
+a name of a stranger can neither break a card nor add to it, and a template need not think of that. Blanks around a
+value go, too: those that matter belong outside of `{{ }}`.
 """
 
 import re
