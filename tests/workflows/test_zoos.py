@@ -138,7 +138,8 @@ def test_imports_from_python_and_the_verb_are_the_same(checkpoints, tmp_path):
     assert left_out["networks"] == ["none.safetensors"]
     assert found["taken"] == [f"{index}.safetensors" for index in range(4)]
     assert found["splits"] == {name: len(split) for name, split in zoo.splits.items()}
-    assert zoo.facts.arguments.keys() == {e.name for e in fields(ImportSettings)} - {"max_size"} | {"max_bytes"}
+    told = {e.name for e in fields(ImportSettings)} - {"max_size", "properties", "properties_key", "pattern"}
+    assert zoo.facts.arguments.keys() == told | {"max_bytes"}
     result = run_import_zoo(ImportZooSettings(folder=checkpoints, output=tmp_path / "python", **options))
     assert "not taken\nskipped: 1, " in str(result)
     assert "\nvalidation         1             1           1\n" in str(result)

@@ -17,7 +17,10 @@ from hf_sane.zoo.importing._settings import ImportSettings, parse_size
         ({"repos": ["a/b"], "seed": -1}, "seed must not be negative, got -1"),
         ({"repos": ["a/b"], "split_shares": [0.5, 0.5]}, "split_shares must be three shares that add up to 1"),
         ({"repos": ["a/b"], "split_shares": [0.5, 0.5, 0.5]}, "split_shares must be three shares that add up to 1"),
-        ({"folder": "no/such/folder"}, "folder must be an existing folder, got 'no/such/folder'"),
+        (
+            {"folder": "no/such/folder"},
+            "folder must be an existing folder, or a tar or zip archive, got 'no/such/folder'",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -1,5 +1,6 @@
 """Import networks that others have trained, of any architecture, as a zoo."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,6 +53,7 @@ class ImportZooResult(Result):
         return {
             "splits": {name: len(split) for name, split in self.zoo.splits.items()},
             "taken": [entry.run_id for entry in self.entries if entry.status == "taken"],
+            "properties": self.zoo.facts.data.get(importing.PROPERTIES_KEY, {}),
             "left_out": [
                 {"status": status, "reason": reason, "networks": names} for (status, reason), names in left_out.items()
             ],
@@ -75,16 +77,23 @@ class ImportZooResult(Result):
         return [Table(("split", "networks", "repositories", "structures"), rows)]
 
 
-def import_zoo(folder: str | Path | None = None, *, output: str | Path | None = None, **options: Any) -> Zoo:
+def import_zoo(
+    folder: str | Path | None = None,
+    *,
+    properties: str | Path | Sequence[str | Path] = (),
+    output: str | Path | None = None,
+    **options: Any,
+) -> Zoo:
     """Import networks that others have trained, from a folder or the Hub, as a zoo.
 
     ```python
-    zoo = hf_sane.import_zoo("checkpoints", output="zoo")
+    zoo = hf_sane.import_zoo("checkpoints", properties="runs.csv", output="zoo")
     zoo = hf_sane.import_zoo(repos=["org/resnet-a", "org/resnet-b"], output="zoo")
     ```
 
     Args:
         folder: Networks below this folder.
+        properties: Table of what is known about them, or several: accuracies, hyper-parameters, runs, epochs.
         output: Folder of the zoo; a temporary one if it is left out, which is logged.
         **options: Further fields of [`ImportZooSettings`].
 
@@ -95,7 +104,8 @@ def import_zoo(folder: str | Path | None = None, *, output: str | Path | None = 
         ValueError: If there is nothing to import from, or nothing could be taken.
         FileExistsError: If the output holds something else.
     """
-    settings = ImportZooSettings(folder=folder, output=output or temporary_folder("zoo"), **options)
+    tables = [properties] if isinstance(properties, str | Path) else list(properties)
+    settings = ImportZooSettings(folder=folder, properties=tables, output=output or temporary_folder("zoo"), **options)
     return run_import_zoo(settings).zoo
 
 
@@ -111,7 +121,10 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
             bar.set_postfix_str(f"{entry.status} {shorten(entry.run_id)}")
 
         found = importing.import_zoo(settings, settings.output, config=settings.config, on_entry=report)
-    notes = [f"what became of each network: {data_folder(Path(settings.output), settings.config) / REPORT_NAME}"]
+    notes = [
+        *found.notes,
+        f"what became of each network: {data_folder(Path(settings.output), settings.config) / REPORT_NAME}",
+    ]
     layouts = found.zoo.facts.parsed_layouts.values()
     if wasteful := sum(layout.padding_share > MUCH_PADDING for layout in layouts):
         notes.append(

@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
-from pathlib import Path
+from os.path import commonpath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from datasets import Features, Value
@@ -42,13 +44,20 @@ from hf_sane.zoo._writing import (
     writing_zoo,
 )
 from hf_sane.zoo.building._settings import split_runs
+from hf_sane.zoo.importing._property_columns import PropertyColumns, typed_columns
+from hf_sane.zoo.importing._property_files import PropertyTable, property_files, read_properties
+from hf_sane.zoo.importing._property_rows import Matched, NetworkName, match_rows, read_name, read_pattern
+from hf_sane.zoo.importing._published import published_table, read_published_name
 from hf_sane.zoo.importing._reading import ImportedNetwork, import_network, network_files
 from hf_sane.zoo.importing._settings import ImportSettings
 from hf_sane.zoo.importing._sources import Repository, Source, find_networks, find_sources
+from hf_sane.zoo.importing._trees import Tree, open_tree
 
 logger = logging.getLogger(__name__)
 
 MAX_METRICS = 50  # columns
+FILE = "file"  # column of the table that is made of properties which came with networks
+PROPERTIES_KEY = "properties"  # in `data`, where tables or names tell something
 MAX_REASON = 500  # characters
 MAX_NAMED = 3  # networks of one reason, folders in several splits
 # Reasons that lie in the repository: trying again would not help.
@@ -85,10 +94,20 @@ class ImportEntry:
 
 @dataclass(frozen=True)
 class ImportResult:
-    """A zoo of imported networks, and what was left out."""
+    """A zoo of imported networks, and what was left out.
+
+    Attributes:
+        zoo: The zoo.
+        entries: One per network, or per repository without any.
+    """
 
     zoo: Zoo
     entries: tuple[ImportEntry, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """How rows of property tables were matched with networks, and what could not be used of them."""
+        return list(self.zoo.facts.data.get(PROPERTIES_KEY, {}).get("notes", ()))
 
 
 def import_zoo(
@@ -106,9 +125,10 @@ def import_zoo(
     the work folder as soon as they are read: an import that was interrupted, or that could not reach some of them,
     goes on from there when it is called again.
 
-    Accuracies and hyper-parameters are null; licence, downloads, likes, revision and the metrics of the card are
-    columns. Groups (`ImportSettings.group_by`) are dealt out to the splits whole. Networks with the same weights as
-    one before are skipped: in two splits they would leak.
+    Licence, downloads, likes, revision and the metrics of the card are columns, and so is what tables of properties
+    (`ImportSettings.properties`) and names (`ImportSettings.pattern`) say; other accuracies and hyper-parameters are
+    null. Groups (`ImportSettings.group_by`) are dealt out to the splits whole. Networks with the same weights as one
+    before are skipped: in two splits they would leak.
 
     Args:
         arguments: What to import.
@@ -129,8 +149,12 @@ def import_zoo(
     """
     folder = Path(output)
     report = data_folder(folder, config) / REPORT_NAME
+    tables = [read_properties(file) for path in arguments.properties for file in property_files(Path(path))]
+    told = arguments.to_dict()
+    if tables:
+        told["properties"] = [{"file": table.file, "sha256": table.digest} for table in tables]
     if is_known := config in read_facts_or_none(folder):
-        _compare(folder, read_facts(folder)[config].arguments, json.loads(json.dumps(arguments.to_dict())))
+        _compare(folder, read_facts(folder)[config].arguments, json.loads(json.dumps(told)))
     if is_known and is_finished(folder, config) and report.is_file():
         tidy(folder, config)
         with reading(report, expected="the report of an import", remedy="remove it to import again"):
@@ -140,7 +164,7 @@ def import_zoo(
             remove_networks(folder, config)
             return ImportResult(Zoo.load(folder, config), entries)
     with writing_zoo(folder, config, replace=is_known) as writer:
-        record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict())
+        record = RunRecord.start(seed=arguments.seed, arguments=told)
         importer = _Importer(arguments, folder / NETWORKS_NAME / config)
         for source in find_sources(arguments, api or HfApi()):
             for entry in importer.take(source):
@@ -154,7 +178,7 @@ def import_zoo(
                 f"none of {len(importer.entries)} networks could be taken ({reasons or 'nothing was found'})"
             )
         stage = writer.begin()
-        facts = _write_rows(importer, stage)
+        facts = _write_rows(importer, stage, told, tables)
         became = [asdict(entry) for entry in importer.entries]
         (stage / REPORT_NAME).write_text(json.dumps(became, indent=1) + "\n", encoding="utf-8")
         record.finish({"splits": facts.splits, "excluded": len(facts.excluded)}, data=dict(facts.data))
@@ -299,10 +323,10 @@ def group_networks(repo_ids: Sequence[str], base_models: Mapping[str, Sequence[s
     return [root(repo_id) for repo_id in repo_ids]
 
 
-def _groups(importer: _Importer) -> dict[str, str]:
-    """Network to the group that must stay in one split."""
+def _groups(importer: _Importer, runs: Mapping[str, str]) -> dict[str, str]:
+    """Network to the group that must stay in one split; `runs` are those that properties or names tell."""
     repo_ids = [str(network.properties["repo_id"]) for network in importer.networks.values()]
-    keys = [importer.sources[name].group for name in importer.networks]
+    keys = [runs.get(name, importer.sources[name].group) for name in importer.networks]
     if importer.arguments.group_by == "network":
         keys = list(importer.networks)
     elif importer.arguments.group_by == "base_model":
@@ -314,18 +338,74 @@ def _groups(importer: _Importer) -> dict[str, str]:
     return dict(zip(importer.networks, keys, strict=True))
 
 
-def _parted(importer: _Importer, places: Mapping[str, str]) -> list[str]:
-    """Repositories and folders whose networks are in several splits; `places` is network to split."""
+def _parted(importer: _Importer, places: Mapping[str, str], runs: Mapping[str, str]) -> list[str]:
+    """Runs, repositories and folders whose networks are in several splits; `places` is network to split."""
     found: dict[str, set[str]] = {}
     for name, split in places.items():
-        found.setdefault(importer.sources[name].group, set()).add(split)
+        found.setdefault(runs.get(name, importer.sources[name].group), set()).add(split)
     return sorted(group for group, splits in found.items() if len(splits) > 1)
 
 
-def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
+def _match_properties(importer: _Importer, tables: Sequence[PropertyTable]) -> tuple[Matched, PropertyColumns]:
+    """What tables and names say about each network."""
+    pattern = importer.arguments.pattern
+    take = None if pattern is None else read_pattern(pattern)
+    names = [_network_name(name, importer.sources[name], take) for name in importer.networks]
+    found = [*tables]
+    if importer.arguments.folder is not None and any(importer.sources[name].run for name in importer.networks):
+        tree = open_tree(Path(importer.arguments.folder))
+        if (published := published_table(names, partial(_fetch_or_none, tree))) is not None:
+            found.append(published)
+    if rows := [
+        {FILE: name, **repository.properties} for name, repository in importer.sources.items() if repository.properties
+    ]:
+        found.append(PropertyTable("metrics", rows, [str(row[FILE]) for row in rows]))
+    matched = match_rows(found, names, importer.arguments.properties_key)
+    if take is not None and (others := [name for name in importer.networks if take(name) is None]):
+        if len(others) == len(importer.networks):
+            raise ValueError(
+                f"no path is like the pattern {pattern!r}: expected one for {_names(others)}; paths are below the "
+                "folder, with / between folders"
+            )
+        matched.notes.append(f"{len(others)} paths are not like the pattern: {_names(others)}")
+    matched.runs = _short_runs(matched.runs)
+    for name, times in matched.times.items():
+        if "epoch" in times:
+            matched.rows[name]["epoch"] = times["epoch"]
+    return matched, typed_columns(matched.rows)
+
+
+def _short_runs(runs: Mapping[str, str]) -> dict[str, str]:
+    """Names of runs as a zoo may publish them: absolute paths from where they part, the root by its name."""
+    paths = {run for run in runs.values() if PurePosixPath(run).is_absolute()}
+    common = PurePosixPath(commonpath(paths)) if len(paths) > 1 else None
+    short = {}
+    for name, run in runs.items():
+        path = PurePosixPath(run)
+        if run in paths:
+            run = path.name if common is None else str(path.relative_to(common))
+        short[name] = run
+    return short
+
+
+def _network_name(
+    name: str, repository: Repository, take: Callable[[str], dict[str, Any] | None] | None
+) -> NetworkName:
+    return read_name(name, take) if repository.run is None else read_published_name(name, repository.run)
+
+
+def _fetch_or_none(tree: Tree, path: str) -> Path | None:
+    path = PurePosixPath(path).as_posix()
+    return tree.fetch(path) if tree.sizes.get(path) is not None else None
+
+
+def _write_rows(
+    importer: _Importer, folder: Path, told: Mapping[str, Any], tables: Sequence[PropertyTable]
+) -> ZooFacts:
     """Turn the networks of the work folder into parquet files."""
     arguments, networks = importer.arguments, importer.networks
-    groups = _groups(importer)
+    matched, properties = _match_properties(importer, tables)
+    groups = _groups(importer, matched.runs)
     wanted = sum(share > 0 for share in arguments.split_shares)
     names = sorted(set(groups.values()))
     if len(names) < wanted:
@@ -339,7 +419,8 @@ def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
     columns = [
         name for name, _ in Counter(key for found in metrics.values() for key in found).most_common(MAX_METRICS)
     ]
-    features = Features({**FEATURES, **IMPORT_FEATURES, **{name: Value("float64") for name in sorted(columns)}})
+    claims = {name: Value("float64") for name in sorted(columns)}
+    features = Features({**FEATURES, **IMPORT_FEATURES, **properties.features, **claims})
     splits = {}
     places: dict[str, str] = {}
     for split, members in split_runs(names, arguments.split_shares, arguments.seed).items():
@@ -348,11 +429,13 @@ def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
 
         def records(chosen: list[str] = chosen) -> Iterator[ModelRecord]:
             for name in chosen:
-                yield networks[name].record({**metrics[name], "run_id": name})
+                known = {**metrics[name], **properties.rows[name], "run_id": matched.runs.get(name, name)}
+                yield networks[name].record(known)
 
         write_parquet(batched(records(), features), folder, split)
-        splits[split] = {"runs": len(chosen), "networks": len(chosen), "groups": len(members)}
-    if parted := _parted(importer, places):
+        runs = len({matched.runs.get(name, name) for name in chosen})
+        splits[split] = {"runs": runs, "networks": len(chosen), "groups": len(members)}
+    if parted := _parted(importer, places, matched.runs):
         logger.warning(
             "networks of one folder or repository are in several splits, grouped by %s: %s. Checkpoints of one run "
             "in training and test make results look better than they are; group_by repository (--group-by) keeps "
@@ -370,12 +453,18 @@ def _write_rows(importer: _Importer, folder: Path) -> ZooFacts:
         "parted": len(parted),
         "sha256": sha256("".join(network.content for network in networks.values()).encode()).hexdigest(),
     }
+    if properties.described:
+        data[PROPERTIES_KEY] = {
+            "columns": properties.described,
+            "unmatched_rows": matched.unmatched,
+            "notes": [*matched.notes, *properties.notes],
+        }
     left_out = [entry for entry in importer.entries if entry.status != "taken"]
     return ZooFacts(
         name=arguments.name or arguments.author or arguments.to_dict()["folder"] or "imported",
         layouts={str(n.properties["layout"]): n.layout for n in networks.values()},
         architectures={str(n.properties["architecture"]): n.architecture for n in networks.values()},
-        arguments=arguments.to_dict(),
+        arguments=told,
         data=data,
         excluded=tuple({"run_id": entry.run_id, "epoch": None, "reason": entry.reason} for entry in left_out),
         splits=splits,

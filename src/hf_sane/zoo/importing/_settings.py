@@ -10,6 +10,8 @@ from huggingface_hub.dataclasses import strict
 from hf_sane.core._layout import BatchNormStorage
 from hf_sane.core._token_layouts import find_token_layout
 from hf_sane.records._settings import as_arguments, setting
+from hf_sane.zoo.importing._property_rows import read_pattern
+from hf_sane.zoo.importing._trees import is_tree
 
 Grouping = Literal["repository", "base_model", "author", "network"]
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -28,7 +30,7 @@ class ImportSettings:
     """
 
     repos: list[str] = setting(
-        "Model repositories on the Hub: owner/name or owner/name@revision.",
+        "Model repositories on the Hub (owner/name or owner/name@revision), or one folder (as --folder).",
         factory=list,
         positional=True,
         formerly="--repos",
@@ -44,7 +46,8 @@ class ImportSettings:
     )
     folder: str | Path | None = setting(
         "Take the networks below this folder: those of model folders (with model.safetensors or its index), and every "
-        "other checkpoint file on its own. The first bytes of a file tell what it is.",
+        "other checkpoint file on its own. The first bytes of a file tell what it is. Zoos with a params.json and a "
+        "result.json per run bring their properties along. It may be a tar or zip archive, too.",
         default=None,
     )
     files: list[str] = setting(
@@ -72,8 +75,25 @@ class ImportSettings:
     batch_norm: BatchNormStorage = setting(
         "Whether BatchNorm tensors become tokens or are carried along unchanged.", default="tokens"
     )
+    properties: list[str | Path] = setting(
+        "Table of what is known about the networks (accuracies, hyper-parameters, anything): CSV, JSON, JSON lines, "
+        "parquet, an export of Weights & Biases or TensorBoard, or a folder of such files. Rows are found by path, "
+        "file name or stem, or by run and epoch. Repeat the option for several.",
+        factory=list,
+        split=False,
+    )
+    properties_key: str | None = setting(
+        "Column of the table that names the network or its run; by default the one that names most of them.",
+        default=None,
+    )
+    pattern: str | None = setting(
+        "How paths are made, such as '{run}/epoch_{epoch:d}.pt': fields become columns, and {run} keeps a training "
+        "run in one split. Types are d (whole number), g (number) and s (text); * is anything within a folder.",
+        default=None,
+    )
     group_by: Grouping = setting(
-        "What must not be in two splits at once: a repository (in a folder: the files of one folder, and model "
+        "What must not be in two splits at once: a repository (a training run, where the properties or the pattern "
+        "name it; else, in a folder, the files of one folder, and model "
         "folders beside each other with names such as checkpoint-500 and best, which may be of one run), a "
         "base_model (the repositories that it connects), an author (in a folder: its first sub-folder), or only a "
         "network, for files of independent runs.",
@@ -87,7 +107,12 @@ class ImportSettings:
 
     def __post_init__(self) -> None:
         self.max_size = parse_size(self.max_size)
+        if self.folder is None and len(self.repos) == 1 and is_tree(Path(self.repos[0])):
+            self.folder, self.repos = self.repos[0], []
         self.folder = None if self.folder is None else str(self.folder)
+        self.properties = [str(path) for path in self.properties]
+        if self.pattern is not None:
+            read_pattern(self.pattern)
 
     def validate_sources(self) -> None:
         """There is something to import from."""
@@ -101,8 +126,8 @@ class ImportSettings:
                 f"expected files or subfolder and variant, got both: patterns of files say it all, such as "
                 f"'{self.subfolder or '*'}/model{f'.{self.variant}' if self.variant else ''}.safetensors' (--files)"
             )
-        if self.folder is not None and not Path(self.folder).is_dir():
-            raise ValueError(f"folder must be an existing folder, got {self.folder!r}")
+        if self.folder is not None and not is_tree(Path(self.folder)):
+            raise ValueError(f"folder must be an existing folder, or a tar or zip archive, got {self.folder!r}")
 
     def validate_ranges(self) -> None:
         """Counts and shares lie where they have a meaning."""
@@ -137,6 +162,11 @@ class ImportSettings:
         """All fields of this class, as JSON can hold them; of the folder its name only, since zoos are published."""
         found = as_arguments(self, ImportSettings)
         found["max_bytes"] = found.pop("max_size")
+        for name in ("properties", "properties_key", "pattern"):  # zoos from before there were any say nothing
+            if not found[name]:
+                del found[name]
+        if self.properties:
+            found["properties"] = [Path(path).name for path in self.properties]
         return found | {"folder": self.folder and Path(self.folder).resolve().name}
 
 

@@ -6,14 +6,16 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import HfApi
+from safetensors.torch import save_file
 
 from hf_sane.core._types import StateDict
 from hf_sane.records._outputs import check_finished
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import parse_source
-from hf_sane.tokenization._formats import UNKNOWN, FileFormat, Reader, file_format
+from hf_sane.tokenization._formats import FileFormat, Reader, file_format
 from hf_sane.tokenization._safetensors_header import fetch_header, read_header
 from hf_sane.tokenization._weight_files import (
     INDEX_SUFFIX,
@@ -25,8 +27,11 @@ from hf_sane.tokenization._weight_files import (
     is_index,
     is_pickle_name,
 )
+from hf_sane.zoo.importing._arrays import ARRAY_FILES, WEIGHTS, ArrayZoo, find_arrays
 from hf_sane.zoo.importing._cards import CardFacts
+from hf_sane.zoo.importing._published import CHECKPOINT_FOLDER, find_run, run_folders
 from hf_sane.zoo.importing._settings import ImportSettings
+from hf_sane.zoo.importing._trees import FolderTree, Tree, format_or_unknown, open_tree, scratch_folder
 
 # The same weights in another precision: `model.fp16.safetensors`, `model.safetensors.index.fp16.json`.
 VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)(?=\.safetensors$|\.json$)")
@@ -38,10 +43,6 @@ PICKLE_NAMES = tuple(
 NO_NETWORK = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)$")
 INDICES = (f".safetensors{INDEX_SUFFIX}", PICKLE_INDEX_SUFFIX)
 CHECKPOINT_SUFFIXES = (".safetensors", *INDICES, *PICKLE_SUFFIXES)
-# Model folders that are one run together with those beside them, as trainers name them.
-CHECKPOINT_FOLDER = re.compile(
-    r"^((checkpoint|ckpt|epoch|global_step|step|iter|iteration)[-_]?\d+|best|last|latest|final)([-_](model|checkpoint))?$"
-)
 LISTED_KINDS = 5
 # What a folder has in it that is one model.
 WHOLE_MODELS = {f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")}
@@ -64,6 +65,8 @@ class Repository:
             bytes.
         card: What is known without the weights.
         group: What may hold other checkpoints of the same run: the repository itself on the Hub, a folder elsewhere.
+        run: The training run, where a published zoo has a folder for each.
+        properties: What an array of networks says about this one.
     """
 
     repo_id: str
@@ -77,6 +80,8 @@ class Repository:
     digests: Mapping[str, str] = field(default_factory=dict)
     card: CardFacts = field(default_factory=CardFacts)
     group: str = ""
+    run: str | None = None
+    properties: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -112,11 +117,14 @@ def find_sources(arguments: ImportSettings, api: HfApi) -> Iterator[Source]:
                 seen.add(info.id)
                 yield Source(info.id, partial(_open_remote, api, info.id, None))
     if arguments.folder is not None:
-        root = Path(arguments.folder)
-        for label, group, folder, files in _local_repositories(root):
-            if not _is_below(folder.relative_to(root), arguments.subfolder):
-                continue
-            yield Source(label, partial(_open_local, label, group, folder, files))
+        tree = open_tree(Path(arguments.folder))
+        arrays = list(find_arrays(tree))
+        for folder in arrays:
+            yield from _array_sources(tree, folder)
+        theirs = {str(folder / name) for folder in arrays for name in ARRAY_FILES}
+        for place in _local_repositories(tree):
+            if place.label not in theirs and _is_below(place.folder, arguments.subfolder):
+                yield Source(place.label, partial(_open_local, tree, place))
 
 
 def _open_named(api: HfApi, text: str) -> list[Repository]:
@@ -155,30 +163,80 @@ def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Reposit
     ]
 
 
-def _local_repositories(root: Path) -> Iterator[tuple[str, str, Path, list[Path]]]:
-    """Label, group, folder and files of each: model folders, and every other checkpoint file on its own."""
-    found = (path for path in root.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
-    paths = sorted(path for path in found if not _is_hidden(path, root))
+def _array_sources(tree: Tree, folder: PurePosixPath) -> Iterator[Source]:
+    """One source for every row of an array of networks, with its properties as they are in the table beside it."""
+    zoo = ArrayZoo(tree, folder)
+    file = scratch_folder(zoo, "hf_sane-rows-") / "row.safetensors"
+    state = tree.state(str(folder / WEIGHTS))
+
+    def open_row(row: int) -> list[Repository]:
+        name = zoo.name(row)
+        size = 4 * sum(tensor.size for tensor in zoo.tensors)
+
+        def fetch(_: str) -> Path:
+            save_file(zoo.state_dict(row), file)
+            return file
+
+        return [
+            Repository(
+                repo_id=name,
+                label=name,
+                revision=None,
+                state=state,
+                files={name: size},
+                fetch=fetch,
+                read_header=lambda _: {n: t.to("meta") for n, t in zoo.state_dict(row).items()},
+                readers={name: "safetensors"},
+                group=name,
+                properties={} if zoo.table is None else zoo.table.rows[row],
+            )
+        ]
+
+    for row in range(len(zoo)):
+        yield Source(zoo.name(row), partial(open_row, row))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Files below a folder that belong together.
+
+    Attributes:
+        label: What the repository is called.
+        group: What may hold other checkpoints of the same run.
+        folder: Where they are, below the root.
+        files: Their paths below the root.
+        run: Folder of the training run, where a published zoo keeps what it knows about it.
+    """
+
+    label: str
+    group: str
+    folder: PurePosixPath
+    files: Sequence[str]
+    run: str | None = None
+
+
+def _local_repositories(tree: Tree) -> Iterator[_Place]:
+    """Model folders, and every other checkpoint file on its own."""
+    paths = [path for path in map(PurePosixPath, tree.sizes) if not any(part.startswith(".") for part in path.parts)]
+    beside: dict[PurePosixPath, list[PurePosixPath]] = {}
+    for path in paths:
+        beside.setdefault(path.parent, []).append(path)
+    runs = run_folders(map(str, paths))
     folders = {path.parent for path in paths if path.name in WHOLE_MODELS}
     for folder in sorted(folders):
-        label = _label(folder, root)
-        is_checkpoint = folder != root and CHECKPOINT_FOLDER.search(folder.name) is not None
-        group = _label(folder.parent, root) if is_checkpoint else label
-        yield label, group, folder, [path for path in paths if path.parent == folder]
+        is_checkpoint = folder.name != "" and CHECKPOINT_FOLDER.search(folder.name) is not None
+        run = find_run(folder, runs)
+        group = folder.parent if is_checkpoint else folder
+        yield _Place(
+            _label(folder, tree), run or _label(group, tree), folder, [str(path) for path in beside[folder]], run
+        )
     for path in paths:
         if SHARD.search(path.name) or any(folder in path.parents for folder in folders):
             continue
-        if path.name.lower().endswith(CHECKPOINT_SUFFIXES) or _format(path).holds_weights:
-            parts = [p for p in paths if p.parent == path.parent and (p == path or SHARD.search(p.name))]
-            yield path.relative_to(root).as_posix(), _label(path.parent, root), path.parent, parts
-
-
-def _format(path: Path) -> FileFormat:
-    """What a file is; unknown, where it cannot be opened: then its name decides, and whoever reads it says why."""
-    try:
-        return file_format(path)
-    except OSError:
-        return UNKNOWN
+        if path.name.lower().endswith(CHECKPOINT_SUFFIXES) or tree.may_hold_weights(str(path)):
+            parts = [str(p) for p in beside[path.parent] if p == path or SHARD.search(p.name)]
+            run = find_run(path, runs)
+            yield _Place(str(path), run or _label(path.parent, tree), path.parent, parts, run)
 
 
 def _read_local_header(path: Path) -> StateDict:
@@ -204,47 +262,51 @@ def _readers_by_name(files: Iterable[str]) -> dict[str, Reader]:
     return found
 
 
-def _label(folder: Path, root: Path) -> str:
-    return root.resolve().name if folder == root else folder.relative_to(root).as_posix()
+def _label(folder: PurePosixPath, tree: Tree) -> str:
+    return str(folder) if folder.name else tree.name
 
 
-def _is_below(folder: Path, subfolder: str | None) -> bool:
+def _is_below(folder: PurePosixPath, subfolder: str | None) -> bool:
     """Whether the end of a path is the wanted subfolder."""
     wanted = PurePosixPath((subfolder or "").strip("/")).parts
     return not wanted or folder.parts[-len(wanted) :] == wanted
 
 
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
-
-
-def _open_local(label: str, group: str, folder: Path, files: Sequence[Path]) -> list[Repository]:
-    if broken := [path.name for path in files if not path.exists() and path.name.endswith(CHECKPOINT_SUFFIXES)]:
+def _open_local(tree: Tree, place: _Place) -> list[Repository]:
+    names = {PurePosixPath(path).name: path for path in place.files}
+    sizes = {name: size for name, path in names.items() if (size := tree.sizes[path]) is not None}
+    if broken := [name for name in names if name not in sizes and name.endswith(CHECKPOINT_SUFFIXES)]:
         raise FileNotFoundError(f"{', '.join(broken[:LISTED_KINDS])}: a link to a file that does not exist")
-    if any(path.name in WHOLE_MODELS for path in files):
-        check_finished(folder)
-    states = {path.name: path.stat() for path in files if path.exists()}
-    formats = {name: _format(folder / name) for name in states}
+    if isinstance(tree, FolderTree) and any(name in WHOLE_MODELS for name in names):
+        check_finished(tree.root / place.folder)
+
+    def fetch(file: str) -> Path:
+        return tree.fetch(names[file])
+
+    formats = {
+        name: format_or_unknown(fetch(name))
+        for name in sizes
+        if isinstance(tree, FolderTree) or tree.may_hold_weights(names[name])
+    }
     by_bytes = {name: found.reader for name, found in formats.items() if found.reader is not None}
-    readers = _readers_by_name(states) | by_bytes
+    readers = _readers_by_name(sizes) | by_bytes
     if not readers and (unread := [found for found in formats.values() if found.holds_weights]):
         _refuse_unread(unread[0])
-    card = CardFacts()
-    if "README.md" in states:
-        card = CardFacts.from_file(folder / "README.md")
-    author = label.partition("/")[0] if "/" in label else None
+    card = CardFacts.from_file(fetch("README.md")) if "README.md" in sizes else CardFacts()
+    author = place.label.partition("/")[0] if "/" in place.label else None
     return [
         Repository(
-            repo_id=label,
-            label=label,
+            repo_id=place.label,
+            label=place.label,
             revision=None,
-            state=",".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states.values()),
-            files={name: state.st_size for name, state in states.items()},
-            fetch=lambda file: folder / file,
-            read_header=lambda file: _read_local_header(folder / file),
+            state=",".join(tree.state(names[name]) for name in sizes),
+            files=sizes,
+            fetch=fetch,
+            read_header=lambda file: _read_local_header(fetch(file)),
             readers=readers,
             card=replace(card, columns={"author": author, **card.columns}),
-            group=group,
+            group=place.group,
+            run=place.run,
         )
     ]
 

@@ -1,0 +1,227 @@
+"""Properties of networks as typed columns of a zoo: names that zoos know, numbers as people write them."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from datasets import Features, Value
+
+from hf_sane.records._errors import shorten
+from hf_sane.records._redaction import hide_folders
+from hf_sane.zoo._records import CHOICES, FEATURES, IMPORT_FEATURES, MEASURES, METRIC_PREFIX, NUMBERS
+
+Kind = Literal["integer", "float", "category", "text"]
+VALUES = {"integer": Value("int64"), "float": Value("float64"), "category": Value("string"), "text": Value("string")}
+
+# What others call the columns of a zoo, with everything but letters and digits as an underscore.
+SAME: Mapping[str, tuple[str, ...]] = {
+    "train_loss": ("loss_train", "training_loss", "trainloss"),
+    "train_accuracy": ("train_acc", "acc_train", "training_accuracy", "accuracy_train", "trainacc"),
+    "validation_loss": ("val_loss", "valid_loss", "loss_val", "eval_loss", "loss_validation"),
+    "validation_accuracy": (
+        *("val_accuracy", "val_acc", "valid_acc", "valid_accuracy", "validation_acc", "acc_val", "eval_accuracy"),
+        *("eval_acc", "accuracy_val"),
+    ),
+    "test_loss": ("loss_test", "testloss"),
+    "test_accuracy": ("test_acc", "acc_test", "accuracy_test", "testacc"),
+    "generalization_gap": ("ggap", "gap", "generalisation_gap"),
+    "learning_rate": ("lr", "base_lr", "init_lr", "learningrate"),
+    "weight_decay": ("wd", "l2reg", "l2", "weightdecay"),
+    "dropout": ("dropout_rate", "p_dropout"),
+    "data_fraction": ("train_fraction", "fraction", "data_share"),
+    "optimizer": ("optim", "optimiser", "optimizer_name"),
+    "initialization": ("init", "init_type", "w_init", "initialisation", "weight_init"),
+    "activation": ("nlin", "nonlinearity", "act", "activation_function"),
+    "seed": ("random_seed", "rng_seed"),
+    "epoch": ("epochs_trained", "trained_epochs", "training_iteration"),
+    "step": ("global_step", "iteration", "iter", "_step"),
+    "run": ("run_id", "run_name", "trial_id", "trial", "modeldir", "experiment", "model_id"),
+}
+KNOWN = {other: name for name, others in SAME.items() for other in (name, *others)}
+# What trackers put in front of the names of settings and results.
+GROUPS = re.compile(r"^(config|params?|summary|hparams?|hyperparameters?|optim|model|training|metrics?|results?)_")
+ACCURACIES = tuple(name for name in MEASURES if name.endswith("accuracy"))
+TAKEN = {*FEATURES, *IMPORT_FEATURES} - {*MEASURES, *NUMBERS, *CHOICES, "epoch", "seed"} | {"architecture", "zoo"}
+PREFIX = "property_"  # of a column whose name the zoo needs for something else
+
+INTEGER = re.compile(r"[-+]?\d+")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?", re.IGNORECASE)
+DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+(e[-+]?\d+)?", re.IGNORECASE)
+THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
+MOSTLY = 0.9  # of the values: a column of numbers with some texts in it
+MAX_CATEGORIES, MAX_CATEGORY_SHARE = 50, 0.5
+MAX_COLUMNS, MAX_NAME, MAX_TEXT = 200, 100, 1000
+PERCENT = 100.0
+MAX_INTEGER = 2**63 - 1
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class PropertyColumns:
+    """Properties of all networks, typed.
+
+    Attributes:
+        rows: Network to `{column: value}`.
+        features: Columns beside those of every zoo.
+        described: Column to what is known about it: `type`, `from` (its name in the table), `known` (networks).
+        notes: What could not be taken, or was changed.
+    """
+
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    features: Features = field(default_factory=Features)
+    described: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def plain_name(name: str) -> str:
+    """A name in small letters, digits and underscores."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:MAX_NAME]
+
+
+def zoo_name(name: str) -> str | None:
+    """The column (or `run`, `step`) of a zoo that a name stands for: `optim::lr` is `learning_rate`."""
+    plain = plain_name(name)
+    while plain not in KNOWN and (inner := GROUPS.sub("", plain)) != plain:
+        plain = inner
+    return KNOWN.get(plain)
+
+
+def typed_columns(raw: Mapping[str, Mapping[str, Any]]) -> PropertyColumns:
+    """Name and type the columns of properties.
+
+    Accuracies above 1 are taken as per cent, and said so. `generalization_gap` follows from the accuracies where it is
+    not given.
+
+    Args:
+        raw: Network to `{name in the table: value}`: texts, numbers, flags or `None`.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for network, found in raw.items():
+        for name, value in found.items():
+            if value is not None:
+                values.setdefault(name, {})[network] = value
+    named, notes = _named(list(values))
+    rows: dict[str, dict[str, Any]] = {network: {} for network in raw}
+    features: dict[str, Value] = {}
+    described: dict[str, dict[str, Any]] = {}
+    for name, column in named.items():
+        typed, kind, note = _typed(values[name], wanted=_wanted(column))
+        notes += [f"{shorten(name)}: {note}"] if note else []
+        if column in ACCURACIES and typed and max(typed.values()) > 1:
+            if max(typed.values()) > PERCENT:
+                notes.append(f"{shorten(name)}: {max(typed.values()):g} is no accuracy; the column is left out")
+                continue
+            typed = {network: value / PERCENT for network, value in typed.items()}
+            notes.append(f"{shorten(name)}: taken as per cent, since it reaches {PERCENT * max(typed.values()):g}")
+        if column not in FEATURES:
+            features[column] = VALUES[kind]
+        described[column] = {"type": kind, "from": name, "known": len(typed)}
+        for network, value in typed.items():
+            rows[network][column] = value
+    _add_gaps(rows, described)
+    return PropertyColumns(rows, Features(features), described, tuple(notes))
+
+
+def _named(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Name in the table to column of the zoo; of several for one, that of the same name comes first."""
+    found: dict[str, str] = {}
+    notes = []
+    for name in sorted(names, key=lambda name: plain_name(name) not in FEATURES):
+        column = zoo_name(name)
+        if column is None or column in ("run", "step") or column in found.values():
+            column = plain_name(name) or "column"
+        if column in TAKEN or column.startswith(METRIC_PREFIX) or column in found.values():
+            column = f"{PREFIX}{column}"
+        if column in found.values():
+            notes.append(f"{shorten(name)}: another column has that name; left out")
+        elif len(found) == MAX_COLUMNS:
+            notes.append(f"{shorten(name)}: more than {MAX_COLUMNS} columns; left out")
+        else:
+            found[name] = column
+    return {name: found[name] for name in names if name in found}, notes
+
+
+def _wanted(column: str) -> Kind | None:
+    """The type that a column of every zoo has."""
+    if column in ("epoch", "seed"):
+        return "integer"
+    if column in (*MEASURES, *NUMBERS):
+        return "float"
+    return "category" if column in CHOICES else None
+
+
+def _typed(values: Mapping[str, Any], wanted: Kind | None) -> tuple[dict[str, Any], Kind, str | None]:
+    """Values of one column in one type, its name, and what had to be left out."""
+    if wanted != "category":
+        numbers = numbers_of(values)
+        is_number = len(numbers) >= MOSTLY * len(values) and numbers
+        if is_number or wanted is not None:
+            odd = [value for network, value in values.items() if network not in numbers]
+            note = f"{len(odd)} of {len(values)} values are no numbers ({_examples(odd)}): left empty" if odd else None
+            are_whole = all(float(value).is_integer() and abs(value) <= MAX_INTEGER for value in numbers.values())
+            if wanted == "integer" or (wanted is None and all(isinstance(v, int) for v in numbers.values())):
+                if are_whole:
+                    return {network: int(value) for network, value in numbers.items()}, "integer", note
+                whole = {network: int(v) for network, v in numbers.items() if float(v).is_integer()}
+                if wanted == "integer":
+                    return whole, "integer", f"{len(values) - len(whole)} values are no whole numbers: left empty"
+            return {network: float(value) for network, value in numbers.items()}, "float", note
+    texts = {network: _text(value) for network, value in values.items()}
+    distinct = len(set(texts.values()))
+    is_category = wanted == "category" or distinct <= min(MAX_CATEGORIES, max(2, MAX_CATEGORY_SHARE * len(texts)))
+    return texts, "category" if is_category else "text", None
+
+
+def numbers_of(values: Mapping[str, Any]) -> dict[str, int | float]:
+    """The values that are numbers, of texts those that read as one.
+
+    A comma is a decimal comma, unless all values with a comma could have it between thousands (`1,234`): such columns
+    are ambiguous, and hold no numbers.
+    """
+    texts = [value for value in values.values() if isinstance(value, str)]
+    with_comma = [text for text in texts if "," in text]
+    may_be_thousands = bool(with_comma) and all(
+        THOUSANDS.fullmatch(text) and not text.lstrip("+-").startswith("0,") for text in with_comma
+    )
+    found: dict[str, int | float] = {}
+    for network, value in values.items():
+        if isinstance(value, bool):
+            continue
+        if isinstance(value, int | float):
+            found[network] = value
+        elif isinstance(value, str):
+            if INTEGER.fullmatch(value):
+                found[network] = int(value)
+            elif NUMBER.fullmatch(value):
+                found[network] = float(value)
+            elif DECIMAL_COMMA.fullmatch(value) and not may_be_thousands:
+                found[network] = float(value.replace(",", "."))
+    return found
+
+
+def _text(value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return shorten(hide_folders(text), MAX_TEXT)  # zoos are published
+
+
+def _examples(values: Sequence[Any]) -> str:
+    return ", ".join(repr(shorten(value, 40)) for value in values[:SHOWN])
+
+
+def _add_gaps(rows: Mapping[str, dict[str, Any]], described: dict[str, dict[str, Any]]) -> None:
+    """Training minus test accuracy, where both are known and the gap is not."""
+    count = 0
+    for found in rows.values():
+        if "generalization_gap" not in found and {"train_accuracy", "test_accuracy"} <= found.keys():
+            gap = found["train_accuracy"] - found["test_accuracy"]
+            if math.isfinite(gap):
+                found["generalization_gap"] = gap
+                count += 1
+    if count and "generalization_gap" not in described:
+        described["generalization_gap"] = {
+            "type": "float",
+            "from": "train_accuracy - test_accuracy",
+            "known": count,
+        }

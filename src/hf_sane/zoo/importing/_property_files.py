@@ -1,0 +1,246 @@
+"""Tables of what is known about networks, as people have them: CSV, JSON, parquet, exports of experiment trackers."""
+
+import csv
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_sane.records._errors import InvalidFileError, reading, shorten
+
+MAX_BYTES = 2**30
+DELIMITERS = ",;\t|"
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".tsv.gz")
+MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "?", "<na>"}  # in lower case
+NAME, RUN, STEP = "name", "run", "step"  # columns of tables that have no such header
+# Exports: TensorBoard names a file after run and tag, Weights & Biases a column after run and metric.
+SCALARS_HEADER = ("wall time", "step", "value")
+SCALARS_FILE = re.compile(r"(?:run-(?P<run>.*)-tag-)?(?P<tag>.+?)(?:\.csv|\.json)(?:\.gz)?$", re.IGNORECASE)
+HISTORY_COLUMN = re.compile(r"(?P<run>.+) - (?P<metric>.+?)(?P<bound>__MIN|__MAX)?")
+HISTORY_STEPS = ("step", "_step", "epoch", "relative time (process)", "wall time")
+REMEDY = "save the table again as CSV (UTF-8), JSON or parquet, one row per network"
+MOSTLY_BAD = 0.5  # share of the rows: then it is the table that is wrong
+LISTED = 3  # lines that a note names
+
+
+@dataclass(frozen=True)
+class PropertyTable:
+    """Rows about networks, as they were read: texts where the file has texts, `None` where it has nothing.
+
+    Attributes:
+        file: Name of the file.
+        rows: Column to value; nested objects of JSON have columns such as `config.lr`.
+        places: Where each row is, for messages: `"line 12"`.
+        notes: What was left out of the file, and why.
+        digest: SHA-256 of the file.
+    """
+
+    file: str
+    rows: Sequence[Mapping[str, Any]]
+    places: Sequence[str]
+    notes: tuple[str, ...] = ()
+    digest: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns, in the order they come in."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+
+def property_files(path: Path) -> list[Path]:
+    """A file itself, or all tables below a folder (such as the CSV files of a TensorBoard export).
+
+    Raises:
+        FileNotFoundError: If there is no such file, or no table in the folder.
+    """
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES) and file.is_file())
+        if not found:
+            raise FileNotFoundError(f"{path} holds no table of properties; expected files such as runs.csv")
+        return found
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a table of properties (CSV, JSON or parquet)")
+    return [path]
+
+
+def read_properties(path: Path) -> PropertyTable:
+    """Read a table; its first bytes say what it is.
+
+    Delimited text may have commas, semicolons, tabs or bars between its fields, a byte order mark, any line ends, and
+    decimal commas (see [`numbers_of`]). JSON is a list of objects, one object per line, an object of objects by name,
+    or an object of columns. Exports of TensorBoard (`Wall time,Step,Value`, or its JSON) and of Weights & Biases
+    (`<run> - <metric>` columns) become rows with a run and a step.
+
+    Raises:
+        InvalidFileError: If it is none of these, or empty.
+        FileNotFoundError: If there is no such file.
+    """
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise InvalidFileError(path, expected=f"at most {MAX_BYTES:,} bytes", got=f"{size:,}", remedy="split it")
+    content = path.read_bytes()
+    digest = sha256(content).hexdigest()
+    with reading(path, expected="a table of properties", remedy=REMEDY, also=(csv.Error, OSError, pa.ArrowException)):
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        if content.startswith(b"PAR1"):
+            return _from_objects(path, pq.read_table(BytesIO(content)).to_pylist(), digest)
+        text = _decode(path, content).strip("\n\r")
+        if not text.strip():
+            raise InvalidFileError(path, expected="a table of properties", got="an empty file", remedy=REMEDY)
+        if text.lstrip()[0] in "{[":
+            return _from_json(path, text, digest)
+        return _from_text(path, text, digest)
+
+
+def _decode(path: Path, content: bytes) -> str:
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    with reading(path, expected="text in UTF-8 (or UTF-16 with its mark)", remedy=REMEDY):
+        return content.decode(encoding)
+
+
+def _from_text(path: Path, text: str, digest: str) -> PropertyTable:
+    delimiter = _delimiter(text)
+    # Lines are counted by the reader: a quoted field may hold some.
+    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    header = [name.strip() for name in next(reader)]
+    if len(header) < 2:
+        raise InvalidFileError(
+            path, expected="a header with several columns", got=header[0], remedy="separate them by commas"
+        )
+    if repeated := [name for name, count in Counter(header).items() if count > 1 and name]:
+        raise InvalidFileError(path, expected="column names that differ", got=repeated, remedy="rename them")
+    rows: list[dict[str, Any]] = []
+    places, bad = [], []
+    for fields in reader:
+        if not any(field.strip() for field in fields):
+            continue
+        if len(fields) != len(header):
+            bad.append(f"line {reader.line_num} has {len(fields)} fields")
+            continue
+        rows.append({name: _present(field) for name, field in zip(header, fields, strict=True) if name})
+        places.append(f"line {reader.line_num}")
+    if bad and len(bad) > MOSTLY_BAD * (len(rows) + len(bad)):
+        raise InvalidFileError(
+            path,
+            expected=f"{len(header)} fields in every line, as in its header",
+            got=bad[0],
+            remedy="put values that contain the separator, such as decimal commas, into quotes, or separate the "
+            "fields by semicolons",
+        )
+    notes = [f"{path.name}: {_some(bad)}, its header has {len(header)}: left out"] if bad else []
+    if "" in header:
+        notes.append(f"{path.name}: a column without a name is left out")
+    table = PropertyTable(path.name, rows, places, tuple(notes), digest)
+    if tuple(name.lower() for name in header) == SCALARS_HEADER:
+        triples = [[row[name] for name in header] for row in rows]
+        return _from_scalars(path, triples, digest)
+    return _unfolded(table, header) if _is_history(header) else _checked(path, table)
+
+
+def _delimiter(text: str) -> str:
+    """The separator that cuts the header into most fields."""
+    header = text.splitlines()[0]
+    return max(DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+
+
+def _present(field: str) -> str | None:
+    return None if field.strip().lower() in MISSING else field.strip()
+
+
+def _from_json(path: Path, text: str, digest: str) -> PropertyTable:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:  # one object per line, as loggers write it; the last may have been cut
+        found, bad = [], []
+        for number, line in enumerate(text.splitlines(), start=1):
+            try:
+                found += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError:
+                bad.append(f"line {number} is no JSON")
+        if len(bad) > MOSTLY_BAD * (len(found) + len(bad)):
+            raise
+        notes = [f"{path.name}: {_some(bad)}: left out"] if bad else []
+        return _from_objects(path, found, digest, notes)
+    if isinstance(found, dict) and found and all(isinstance(value, Mapping) for value in found.values()):
+        return _from_objects(path, [{NAME: name, **value} for name, value in found.items()], digest)
+    if isinstance(found, dict) and found and all(isinstance(value, list) for value in found.values()):
+        rows = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+        return _from_objects(path, rows, digest)
+    if isinstance(found, dict):
+        found = [found]
+    if found and all(isinstance(row, list) and len(row) == len(SCALARS_HEADER) for row in found):
+        return _from_scalars(path, found, digest)
+    return _from_objects(path, found, digest)
+
+
+def _from_objects(path: Path, objects: Sequence[Any], digest: str, notes: Sequence[str] = ()) -> PropertyTable:
+    if wrong := [value for value in objects if not isinstance(value, Mapping)]:
+        raise TypeError(f"expected objects with a name for every value, got {shorten(json.dumps(wrong[0]))}")
+    rows = [dict(flat_values(value)) for value in objects]
+    places = [f"row {number}" for number in range(1, len(rows) + 1)]
+    return _checked(path, PropertyTable(path.name, rows, places, tuple(notes), digest))
+
+
+def flat_values(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested objects by their path; lists are no properties of one network."""
+    for key, entry in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(entry, Mapping):
+            yield from flat_values(entry, f"{name}.")
+        elif isinstance(entry, str):
+            yield name, _present(entry)
+        elif entry is None or isinstance(entry, bool | int | float):
+            yield name, None if isinstance(entry, float) and entry != entry else entry
+        elif not isinstance(entry, list | tuple | bytes):
+            yield name, str(entry)  # dates of parquet
+
+
+def _from_scalars(path: Path, triples: Sequence[Sequence[Any]], digest: str) -> PropertyTable:
+    """A scalar that TensorBoard exported: the file is named `run-<run>-tag-<tag>`."""
+    named = SCALARS_FILE.match(path.name)
+    tag = named["tag"] if named else path.stem
+    run = named["run"] if named and named["run"] else path.parent.name
+    rows = [{RUN: run, STEP: step, tag: value} for _, step, value in triples]
+    places = [f"row {number}" for number in range(1, len(rows) + 1)]
+    return _checked(path, PropertyTable(path.name, rows, places, (), digest))
+
+
+def _is_history(header: Sequence[str]) -> bool:
+    """Whether columns are `<run> - <metric>`, as Weights & Biases exports a chart."""
+    return header[0].lower() in HISTORY_STEPS and all(HISTORY_COLUMN.fullmatch(name) for name in header[1:])
+
+
+def _unfolded(table: PropertyTable, header: Sequence[str]) -> PropertyTable:
+    """One row per run and step, in place of one column per run."""
+    step = "epoch" if header[0].lower() == "epoch" else STEP
+    found: dict[tuple[str, Any], dict[str, Any]] = {}
+    places = {}
+    for row, place in zip(table.rows, table.places, strict=True):
+        for column in header[1:]:
+            part = HISTORY_COLUMN.fullmatch(column)
+            assert part is not None  # _is_history
+            if part["bound"] is None and row[column] is not None:
+                key = (part["run"], row[header[0]])
+                found.setdefault(key, {RUN: key[0], step: key[1]})[part["metric"]] = row[column]
+                places[key] = place
+    return PropertyTable(table.file, list(found.values()), list(places.values()), table.notes, table.digest)
+
+
+def _checked(path: Path, table: PropertyTable) -> PropertyTable:
+    if not table.rows:
+        raise InvalidFileError(path, expected="rows about networks", got="none", remedy=REMEDY)
+    return table
+
+
+def _some(lines: Sequence[str]) -> str:
+    more = f" and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
+    return ", ".join(lines[:LISTED]) + more

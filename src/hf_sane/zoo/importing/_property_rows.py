@@ -1,0 +1,349 @@
+"""Which row of a table is about which network: matched by path, file name or stem, or by run and epoch."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from hf_sane.records._errors import did_you_mean, shorten
+from hf_sane.zoo._records import MEASURES, NUMBERS
+from hf_sane.zoo.importing._property_columns import zoo_name
+from hf_sane.zoo.importing._property_files import PropertyTable
+
+TIMES = ("epoch", "step")
+NO_NAMES = (*TIMES, *MEASURES, *NUMBERS)  # columns that do not name networks, even where their numbers do
+# As trainers name checkpoints: `epoch=3-step=400.ckpt`, `checkpoint_000007`, `net_ep12.pt`.
+EPOCH = re.compile(r"(?:^|[^a-z])(?:epoch|ep)[-_=]?(\d+)", re.IGNORECASE)
+STEP = re.compile(r"(?:^|[^a-z])(?:global_step|step|iteration|iter|checkpoint|ckpt)[-_=]?(\d+)", re.IGNORECASE)
+FIELD = re.compile(r"\{(?P<name>[A-Za-z_]\w*)(?::(?P<kind>[dgs]))?\}|(?P<wildcard>\*+)")
+PARTS = {"d": r"[-+]?\d+", "g": r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", "s": r"[^/]+?"}
+LISTED = 3
+
+
+@dataclass(frozen=True)
+class NetworkName:
+    """What the name of a network tells.
+
+    Attributes:
+        name: As the zoo has it: a path below the folder, or a repository and a file.
+        run: Its training run, if that is known.
+        times: Epoch and step, if the name has them.
+        properties: What else a pattern takes from the name.
+    """
+
+    name: str
+    run: str | None = None
+    times: Mapping[str, int] = field(default_factory=dict)
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Matched:
+    """Rows of tables by network.
+
+    Attributes:
+        rows: Network to its properties, by their names in the table.
+        runs: Network to training run, where that is known.
+        times: Network to epoch or step, where that is known.
+        unmatched: What no network was found for: rows of tables, with their place.
+        notes: How the rows were matched, and what was left out.
+    """
+
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[str, str] = field(default_factory=dict)
+    times: dict[str, dict[str, int]] = field(default_factory=dict)
+    unmatched: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_pattern(pattern: str) -> Callable[[str], dict[str, Any] | None]:
+    """What takes properties from a path: `{run}/epoch_{epoch:d}.pt`, where `*` stands for anything in one folder.
+
+    `{name}` is a text without a slash, `{name:d}` a whole number, `{name:g}` a number.
+
+    Raises:
+        ValueError: If the pattern has no field, or one twice.
+    """
+    names: dict[str, str] = {}
+    parts, end = [], 0
+    for found in FIELD.finditer(pattern):
+        parts.append(re.escape(pattern[end : found.start()]))
+        end = found.end()
+        if found["wildcard"]:
+            parts.append(".*" if len(found["wildcard"]) > 1 else "[^/]*")
+            continue
+        if found["name"] in names:
+            raise ValueError(f"pattern {pattern!r}: expected each name once, got {{{found['name']}}} twice")
+        names[found["name"]] = found["kind"] or "s"
+        parts.append(f"(?P<{found['name']}>{PARTS[found['kind'] or 's']})")
+    parts.append(re.escape(pattern[end:]))
+    if not names or "\\{" in "".join(parts):
+        raise ValueError(
+            f"pattern {pattern!r}: expected fields such as '{{run}}/epoch_{{epoch:d}}.pt', with types d (whole "
+            "number), g (number) or s (text)"
+        )
+    matcher = re.compile("".join(parts))
+    types: dict[str, Callable[[str], Any]] = {"d": int, "g": float, "s": str}
+
+    def take(path: str) -> dict[str, Any] | None:
+        found = matcher.fullmatch(path)
+        return None if found is None else {name: types[kind](found[name]) for name, kind in names.items()}
+
+    return take
+
+
+def read_name(name: str, take: Callable[[str], dict[str, Any] | None] | None) -> NetworkName:
+    """What a name tells, by the pattern of its user or else as trainers write epochs."""
+    found = take(name) if take is not None else None
+    if found is not None:
+        run = next((str(value) for key, value in found.items() if zoo_name(key) == "run"), None)
+        times = {str(zoo_name(key)): int(value) for key, value in found.items() if zoo_name(key) in TIMES}
+        rest = {key: value for key, value in found.items() if zoo_name(key) not in ("run", *TIMES)}
+        return NetworkName(name, run, times, rest)
+    times = {}
+    for key, expression in (("epoch", EPOCH), ("step", STEP)):
+        for part in reversed(PurePosixPath(name).parts):
+            if numbers := expression.findall(part):
+                times[key] = int(numbers[-1])
+                break
+    return NetworkName(name, times=times)
+
+
+def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName], key: str | None = None) -> Matched:
+    """Find the row of every network in every table.
+
+    A table has a column that names files (as a path, below the folder or absolute, a file name or a stem), or one that
+    names runs (a folder, or what the pattern calls `{run}`), with an epoch or step where a run has several networks.
+    The column with which most networks are found is taken.
+
+    Args:
+        tables: Tables of properties.
+        networks: Names of all networks.
+        key: Column that names the network or its run.
+
+    Raises:
+        ValueError: If no table has anything about any network, or none has the column `key`.
+    """
+    result = Matched()
+    for network in networks:
+        result.rows[network.name] = dict(network.properties)
+        result.times[network.name] = dict(network.times)
+        if network.run is not None:
+            result.runs[network.name] = network.run
+    if key is not None and tables and not any(key in table.columns for table in tables):
+        columns = [name for table in tables for name in table.columns]
+        raise ValueError(
+            f"expected a column {key!r} that names the networks, got {', '.join(map(shorten, columns))}"
+            f"{did_you_mean(key, columns)}"
+        )
+    for table in tables:
+        _match_table(table, networks, key, result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Rows of one table by network, through one of its columns."""
+
+    column: str
+    rows: Mapping[str, int]
+    runs: Mapping[str, str] = field(default_factory=dict)
+    is_by_run: bool = False
+
+
+def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str | None, result: Matched) -> None:
+    columns = [name for name in table.columns if zoo_name(name) not in NO_NAMES]
+    if key is not None and key in table.columns:
+        columns = [key]
+    by_file = [_by_file(table, column, networks) for column in columns]
+    by_run = [_by_run(table, column, networks, result) for column in columns]
+    by_fields = [_by_fields(table, networks)] if key is None else []
+    best = max([*by_fields, *by_file, *by_run], key=lambda match: len(match.rows), default=None)  # the first of equals
+    if best is None or not best.rows:
+        named = ", ".join(repr(shorten(next(iter(row.values()), ""))) for row in table.rows[:LISTED])
+        raise ValueError(
+            f"{table.file}: no row is about any of {len(networks)} networks; expected a column with names such as "
+            f"{', '.join(repr(shorten(n.name)) for n in networks[:LISTED])}, got rows such as {named}; name the "
+            "column (--properties-key), or say how paths are made (--pattern)"
+        )
+    _take_rows(table, best, result)
+    used = set(best.rows.values())
+    free = [place for number, place in enumerate(table.places) if number not in used]
+    result.unmatched += [f"{table.file}, {place}" for place in free]
+    missing = [network.name for network in networks if network.name not in best.rows]
+    how = f"run, in the column {best.column!r}" if best.is_by_run else f"the column {best.column!r}"
+    result.notes += [
+        *table.notes,
+        f"{table.file}: {len(best.rows)} of {len(networks)} networks found by {how}",
+        *([f"{table.file}: {len(free)} rows are about no network ({_some(free)})"] if free else []),
+        *([f"{table.file}: nothing about {len(missing)} networks ({_some(missing)})"] if missing else []),
+    ]
+
+
+def _by_fields(table: PropertyTable, networks: Sequence[NetworkName]) -> _Match:
+    """Match what the pattern takes from names with the columns of the same names, all of them at once."""
+    fields = {name for network in networks for name in network.properties}
+    shared = [name for name in table.columns if name in fields]
+    places: dict[tuple[str, ...], int | None] = {}
+    for number, row in enumerate(table.rows):
+        values = tuple(_plain(row.get(name)) for name in shared)
+        places[values] = None if values in places else number
+    rows = {}
+    if shared:
+        for network in networks:
+            found = places.get(tuple(_plain(network.properties.get(name)) for name in shared))
+            if found is not None:
+                rows[network.name] = found
+    return _Match(", ".join(shared), rows)
+
+
+def _plain(value: Any) -> str:
+    """A value as text: numbers alike, however they are written."""
+    try:
+        return f"{float(value):g}"
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _by_file(table: PropertyTable, column: str, networks: Sequence[NetworkName]) -> _Match:
+    """Match values of a column with the names of networks, most of a path first."""
+    places: dict[str, int | None] = {}
+    for number, row in enumerate(table.rows):
+        value = row.get(column)
+        if value is not None and not isinstance(value, bool | float):
+            name = str(value).replace("\\", "/").removeprefix("./").rstrip("/")
+            places[name] = None if name in places else number  # two rows for one name: neither can be taken
+    if not places:
+        return _Match(column, {})
+    # What a table calls a network by: its whole path, or more than that (absolute), or less.
+    endings: dict[str, list[int | None]] = defaultdict(list)
+    for name, place in places.items():
+        parts = name.split("/")
+        for start in range(1, len(parts)):
+            endings["/".join(parts[start:])].append(place)
+    rows: dict[str, int] = {}
+    levels = [_levels(network.name) for network in networks]
+    counts: list[dict[str, int]] = [defaultdict(int) for _ in levels[0]]
+    for names in levels:
+        for level, name in enumerate(names):
+            counts[level][name] += 1
+    for network, names in zip(networks, levels, strict=True):
+        for level, name in enumerate(names):
+            found = places.get(name)
+            if found is None and level < 2 and len(set(endings.get(name, ()))) == 1:  # absolute paths
+                found = endings[name][0]
+            if found is not None and counts[level][name] == 1:
+                rows[network.name] = found
+                break
+    return _Match(column, rows)
+
+
+def _levels(name: str) -> tuple[str, ...]:
+    """Ways to name a network: its path with and without its suffix, its file name, its stem."""
+    path = PurePosixPath(name)
+    return (name, path.with_suffix("").as_posix() if path.suffix else name, path.name, path.stem)
+
+
+def _by_run(table: PropertyTable, column: str, networks: Sequence[NetworkName], matched: Matched) -> _Match:
+    """Match values of a column with runs, and rows of one run with their networks by epoch or step."""
+    of_value: dict[str, list[int]] = defaultdict(list)
+    for number, row in enumerate(table.rows):
+        value = row.get(column)
+        if value is not None and not isinstance(value, bool | float):
+            of_value[str(value).replace("\\", "/").removeprefix("./").rstrip("/")].append(number)
+    times = {str(zoo_name(name)): name for name in reversed(table.columns) if zoo_name(name) in TIMES}
+    rows: dict[str, int] = {}
+    runs: dict[str, str] = {}
+    for network in networks:
+        found = next((name for name in _run_names(network, matched) if name in of_value), None)
+        if found is None:
+            continue
+        place = _row_at(table, of_value[found], times, matched.times[network.name])
+        if place is not None:
+            rows[network.name], runs[network.name] = place, found
+    return _Match(column, rows, runs, is_by_run=True)
+
+
+def _run_names(network: NetworkName, matched: Matched) -> Iterable[str]:
+    """What a run may be called: as its pattern has it, or any folder of the network, the innermost first."""
+    if network.name in matched.runs:
+        yield matched.runs[network.name]
+    for folder in PurePosixPath(network.name).parents:
+        if folder.name:
+            yield folder.as_posix()
+            yield folder.name
+
+
+def _row_at(
+    table: PropertyTable, numbers: Sequence[int], columns: Mapping[str, str], times: Mapping[str, int]
+) -> int | None:
+    """The row of a run that is about a network of some epoch or step; its only row, if rows have no epochs."""
+    shared = [name for name in TIMES if name in columns and name in times]
+    pairs = [(columns[name], times[name]) for name in shared[:1]]
+    if not pairs and len(columns) == 1 and len(times) == 1:  # one counts in epochs, the other calls it a step
+        pairs = [(next(iter(columns.values())), next(iter(times.values())))]
+    for column, time in pairs:
+        found = [number for number in numbers if _whole(table.rows[number].get(column)) == time]
+        return found[0] if len(found) == 1 else None
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() else None
+
+
+def _take_rows(table: PropertyTable, match: _Match, result: Matched) -> None:
+    """Add the properties of a table to those that are known; of two values for one property, the first stays."""
+    roles = {name: zoo_name(name) for name in table.columns}
+    has_time = any(role in TIMES for role in roles.values())
+    last = _last_of_runs(match, result) if match.is_by_run and not has_time else set(match.rows)
+    partial = 0
+    for network, number in match.rows.items():
+        row = table.rows[number]
+        known = result.rows[network]
+        for name, value in row.items():
+            role = roles[name]
+            if value is None or name == match.column or role in ("run", *TIMES):
+                continue
+            if role in MEASURES and network not in last:
+                partial += 1
+                continue
+            known.setdefault(name, value)
+        for name, role in roles.items():
+            if role in TIMES and (time := _whole(row.get(name))) is not None:
+                result.times[network].setdefault(str(role), time)
+            if role == "run" and row.get(name) is not None and not match.is_by_run:
+                result.runs.setdefault(network, str(row[name]))
+        if network in match.runs:
+            result.runs.setdefault(network, match.runs[network])
+    if partial:
+        result.notes.append(
+            f"{table.file}: one row per run; its accuracies and losses are given to the last network of each run only"
+        )
+
+
+def _last_of_runs(match: _Match, result: Matched) -> set[str]:
+    """The network of each run that was trained longest; none, where that is not known."""
+    members: dict[str, list[str]] = defaultdict(list)
+    for network, run in match.runs.items():
+        members[run].append(network)
+    last = set()
+    for names in members.values():
+        reached = {name: max(result.times[name].values(), default=None) for name in names}
+        known = [time for time in reached.values() if time is not None]
+        if len(names) == 1:
+            last.add(names[0])
+        elif len(known) == len(names) and known.count(max(known)) == 1:
+            last.add(max(names, key=lambda name: reached[name] or 0))
+    return last
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(shorten(name) for name in names[:LISTED]) + more

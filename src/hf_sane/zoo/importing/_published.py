@@ -1,0 +1,108 @@
+"""Zoos as the model zoos of the SANE papers are published: one folder per run, with its settings and its results.
+
+Ray Tune writes such folders: `params.json` (settings), `result.json` (one JSON object per epoch), and checkpoints in
+`checkpoint_000007/checkpoints`, files of `torch.save` without a suffix.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hf_sane.records._errors import reading
+from hf_sane.zoo.importing._property_files import RUN, PropertyTable, flat_values
+from hf_sane.zoo.importing._property_rows import NetworkName
+
+PARAMS, RESULTS = "params.json", "result.json"
+EPOCH = "training_iteration"  # what Ray Tune counts
+# Folders that are one run together with those beside them, as trainers name them.
+CHECKPOINT_FOLDER = re.compile(
+    r"^((checkpoint|ckpt|epoch|global_step|step|iter|iteration)[-_]?\d+|best|last|latest|final)([-_](model|checkpoint))?$"
+)
+NUMBER = re.compile(r"\d+")
+# What Ray Tune writes about itself and the machine it ran on: no property of a network, and nobody's business.
+BOOKKEEPING = re.compile(
+    r"(time_|timesteps|timestamp$|date$|pid$|hostname$|node_ip$|done$|episodes_total$|experiment_|trial_|"
+    r"iterations_since_restore$|warmup_time$|should_checkpoint$|config\.|should_)"
+)
+
+
+def run_folders(paths: Iterable[str]) -> set[PurePosixPath]:
+    """Folders that hold what is known about a run."""
+    return {path.parent for path in map(PurePosixPath, paths) if path.name in (PARAMS, RESULTS)}
+
+
+def find_run(path: PurePosixPath, runs: set[PurePosixPath]) -> str | None:
+    """The run that a checkpoint belongs to: it is in a folder such as `checkpoint_000007` of a run's folder."""
+    for folder in (path, *path.parents):
+        if CHECKPOINT_FOLDER.match(folder.name) and folder.parent in runs:
+            return str(folder.parent) if folder.parent.name else "."
+    return None
+
+
+def read_published_name(name: str, run: str) -> NetworkName:
+    """What the path of a checkpoint tells: its folder has the number of the epoch."""
+    for part in reversed(PurePosixPath(name).parts):
+        if CHECKPOINT_FOLDER.match(part) and (number := NUMBER.search(part)):
+            return NetworkName(name, run, {"epoch": int(number[0])})
+    return NetworkName(name, run)
+
+
+def published_table(networks: Iterable[NetworkName], fetch: Callable[[str], Path | None]) -> PropertyTable | None:
+    """Settings and results of runs at the epochs of their checkpoints, as one table.
+
+    Args:
+        networks: Checkpoints, by [`read_published_name`].
+        fetch: Path below the root to a file on this machine; `None` if there is none.
+
+    Returns:
+        Rows with a run and an epoch; `None` for no rows.
+
+    Raises:
+        InvalidFileError: If settings are no JSON. Lines of results that are none are counted in a note.
+    """
+    epochs: dict[str, set[int]] = {}
+    for network in networks:
+        if network.run is not None:
+            epochs.setdefault(network.run, set()).update(network.times.values())
+    rows: list[Mapping[str, Any]] = []
+    places, broken = [], 0
+    for run, wanted in epochs.items():
+        settings = _read_settings(fetch(f"{run}/{PARAMS}"))
+        found, bad = _read_results(fetch(f"{run}/{RESULTS}"), wanted)
+        broken += bad
+        for epoch in sorted(wanted):
+            rows.append({RUN: run, EPOCH: epoch, **settings, **found.get(epoch, {})})
+            places.append(f"{run} at epoch {epoch}")
+    notes = (f"{broken} lines of {RESULTS} are no JSON: left out",) if broken else ()
+    return PropertyTable(RESULTS, rows, places, notes) if rows else None
+
+
+def _read_settings(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    with reading(path, expected="the settings of a run (JSON)", remedy="mend or remove it"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("the JSON is no object")
+        return dict(flat_values(found))
+
+
+def _read_results(path: Path | None, epochs: set[int]) -> tuple[dict[int, dict[str, Any]], int]:
+    """Results by epoch, the last line of each (a run that was resumed repeats some), and the number of bad lines."""
+    found: dict[int, dict[str, Any]] = {}
+    bad = 0
+    if path is None:
+        return found, bad
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                values = json.loads(line) if line.strip() else None
+            except (json.JSONDecodeError, RecursionError):
+                bad += 1
+                continue
+            if isinstance(values, dict) and values.get(EPOCH) in epochs:
+                told = flat_values(values)
+                found[values[EPOCH]] = {name: value for name, value in told if not BOOKKEEPING.match(name)}
+    return found, bad

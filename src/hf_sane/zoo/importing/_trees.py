@@ -1,0 +1,195 @@
+"""Files below a folder, or inside a tar or zip archive, seen alike: an archive is never unpacked as a whole."""
+
+import shutil
+import tarfile
+import tempfile
+import weakref
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from hashlib import sha256
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.tokenization._formats import HEAD_BYTES, UNKNOWN, FileFormat, file_format
+
+KEPT_FILES = 8  # members of an archive that are kept unpacked at a time
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, OSError, NotImplementedError)
+# The first bytes of what may hold weights: zip (torch.save), pickles of before, an empty or long safetensors header.
+PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+class Tree(Protocol):
+    """Files by their path below a root, with `/` between folders.
+
+    Attributes:
+        name: Of the root, for people.
+        sizes: Path to bytes, in the order in which they are read best; of broken links `None`.
+    """
+
+    name: str
+    sizes: Mapping[str, int | None]
+
+    def may_hold_weights(self, path: str) -> bool:
+        """Whether a file may hold weights, whatever its name."""
+
+    def fetch(self, path: str) -> Path:
+        """The file on this machine; of an archive until some more have been fetched."""
+
+    def state(self, path: str) -> str:
+        """Changes when the file does."""
+
+
+class FolderTree:
+    """Files below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.name = root, root.resolve().name
+        found = (path for path in root.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
+        self.sizes: Mapping[str, int | None] = {
+            path.relative_to(root).as_posix(): path.stat().st_size if path.exists() else None for path in sorted(found)
+        }
+
+    def may_hold_weights(self, path: str) -> bool:
+        """By its first bytes."""
+        return format_or_unknown(self.root / path).holds_weights
+
+    def fetch(self, path: str) -> Path:
+        """The file itself."""
+        return self.root / path
+
+    def state(self, path: str) -> str:
+        """Size and time."""
+        found = (self.root / path).stat()
+        return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+class ArchiveTree:
+    """Members of a tar or zip archive; those that are needed are unpacked one by one into a temporary folder.
+
+    No member decides where it is unpacked to, and none is larger than the archive says. The members of a compressed
+    tar archive come in its own order: going back means to decompress it again.
+
+    Raises:
+        InvalidFileError: If it is no archive, or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name.partition(".")[0] or path.name
+        self._folder = scratch_folder(self, "hf_sane-archive-")
+        self._unpacked: OrderedDict[str, Path] = OrderedDict()
+        with self._reading():
+            self._zip = zipfile.ZipFile(path) if _starts_as_zip(path) else None
+            self._tar = None if self._zip is not None else tarfile.open(path)  # noqa: SIM115 - read while it lasts
+            weakref.finalize(self, (self._zip or self._tar).close)  # type: ignore[union-attr]
+            self._members = self._list()
+        self.sizes: Mapping[str, int | None] = {name: size for name, (size, _) in self._members.items()}
+
+    def _reading(self) -> AbstractContextManager[None]:
+        remedy = "download it again, or unpack it and name the folder"
+        return reading(self.path, expected="a tar or zip archive", remedy=remedy, also=BROKEN)
+
+    def _list(self) -> dict[str, tuple[int, zipfile.ZipInfo | tarfile.TarInfo]]:
+        found: dict[str, tuple[int, zipfile.ZipInfo | tarfile.TarInfo]] = {}
+        if self._zip is not None:
+            for entry in self._zip.infolist():
+                if not entry.is_dir():
+                    found[_inside(entry.filename)] = (entry.file_size, entry)
+        elif self._tar is not None:
+            for member in self._tar.getmembers():
+                if member.isreg():
+                    found[_inside(member.name)] = (member.size, member)
+        found.pop("", None)
+        return found
+
+    def _open(self, path: str) -> IO[bytes]:
+        _, member = self._members[path]
+        if isinstance(member, zipfile.ZipInfo):
+            assert self._zip is not None
+            return self._zip.open(member)
+        assert self._tar is not None
+        stream = self._tar.extractfile(member)
+        assert stream is not None  # only regular files are members
+        return stream
+
+    def may_hold_weights(self, path: str) -> bool:
+        """By its first bytes: what it really is, is told when it has been unpacked."""
+        if path in self._unpacked:
+            return format_or_unknown(self._unpacked[path]).holds_weights
+        with self._reading(), self._open(path) as stream:
+            head = stream.read(HEAD_BYTES)
+        is_safetensors = head[8:9] == b"{"
+        return head.startswith(PICKLED) or is_safetensors
+
+    def fetch(self, path: str) -> Path:
+        """Unpack a member; the oldest of those that were before goes."""
+        if path not in self._unpacked:
+            target = self._folder / (sha256(path.encode()).hexdigest()[:16] + "-" + PurePosixPath(path).name)
+            with self._reading(), self._open(path) as stream, target.open("wb") as file:
+                shutil.copyfileobj(stream, file)
+            if target.stat().st_size != (size := self._members[path][0]):
+                raise InvalidFileError(
+                    self.path,
+                    field=path,
+                    expected=f"{size:,} bytes",
+                    got=f"{target.stat().st_size:,}",
+                    remedy="download it again",
+                )
+            self._unpacked[path] = target
+            while len(self._unpacked) > KEPT_FILES:
+                self._unpacked.popitem(last=False)[1].unlink()
+        return self._unpacked[path]
+
+    def state(self, path: str) -> str:
+        """That of the archive, since members have no time of their own that could be trusted."""
+        found = self.path.stat()
+        return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def open_tree(path: Path) -> FolderTree | ArchiveTree:
+    """A folder, or an archive.
+
+    Raises:
+        InvalidFileError: If it is a damaged archive.
+    """
+    return FolderTree(path) if path.is_dir() else ArchiveTree(path)
+
+
+def is_tree(path: Path) -> bool:
+    """Whether a path is a folder, or a file that is an archive: not one of torch.save, which may be called `.tar`."""
+    if not path.is_file():
+        return path.is_dir()
+    is_named = path.name.lower().endswith(ARCHIVE_SUFFIXES)
+    return is_named and format_or_unknown(path).reader is None
+
+
+def scratch_folder(owner: object, prefix: str) -> Path:
+    """A temporary folder that lasts as long as its owner."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _starts_as_zip(path: Path) -> bool:
+    """By its start: a tar archive whose last member is a zip file ends like one."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def format_or_unknown(path: Path) -> FileFormat:
+    """What a file is; unknown, where it cannot be opened: then its name decides, and whoever reads it says why."""
+    try:
+        return file_format(path)
+    except OSError:
+        return UNKNOWN
+
+
+def _inside(name: str) -> str:
+    """The path of a member, or nothing for one that leads out of the archive."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return "" if path.is_absolute() or ".." in path.parts else path.as_posix()

@@ -1,0 +1,410 @@
+"""Tables of properties beside checkpoints: every format that people have, matched, typed, and refused."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.importing._importing import ImportResult, import_zoo
+from hf_sane.zoo.importing._property_columns import numbers_of, typed_columns, zoo_name
+from hf_sane.zoo.importing._property_files import PropertyTable, property_files, read_properties
+from hf_sane.zoo.importing._property_rows import match_rows, read_name, read_pattern
+from hf_sane.zoo.importing._settings import ImportSettings
+
+
+def save(folder: Path, *names: str) -> Path:
+    """Networks of other weights each, under these names."""
+    for index, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"0.weight": torch.full((3, 2), index + 1.0), "0.bias": torch.zeros(3)}, path)
+    return folder
+
+
+def import_all(folder: Path, output: Path, **settings) -> ImportResult:
+    return import_zoo(ImportSettings(folder=folder, token_dim=9, split_shares=[1, 0, 0], **settings), output)
+
+
+def column(zoo: Zoo, name: str) -> dict[str, object]:
+    """A column of a zoo by the file of each network."""
+    split = zoo.splits["train"]
+    return dict(zip(split.column("repo_id"), split.column(name).tolist(), strict=True))
+
+
+ROWS = [("a.safetensors", 0.5, 3, "relu"), ("b.safetensors", 0.75, 3, "gelu"), ("c.safetensors", None, 4, "relu")]
+HEADER = ("file", "test_acc", "depth", "nlin")
+
+
+def delimited(mark: str, comma: str = ".", end: str = "\n") -> str:
+    lines = [HEADER, *ROWS]
+    texts = [
+        ["" if v is None else str(v).replace(".", comma) if isinstance(v, float) else str(v) for v in row]
+        for row in lines
+    ]
+    return end.join(mark.join(row) for row in texts) + end
+
+
+def as_parquet(path: Path) -> None:
+    pq.write_table(pa.table({name: [row[i] for row in ROWS] for i, name in enumerate(HEADER)}), path)
+
+
+OBJECTS = [dict(zip(HEADER, row, strict=True)) for row in ROWS]
+FORMATS = {
+    "plain.csv": lambda path: path.write_text(delimited(",")),
+    "windows.csv": lambda path: path.write_bytes(b"\xef\xbb\xbf" + delimited(",", end="\r\n").encode()),
+    "excel.csv": lambda path: path.write_text(delimited(";", ","), encoding="utf-8-sig"),
+    "unicode.txt": lambda path: path.write_text(delimited("\t", ","), encoding="utf-16"),
+    "bars.txt": lambda path: path.write_text(delimited("|")),
+    "packed.csv.gz": lambda path: path.write_bytes(gzip.compress(delimited(",").encode())),
+    "list.json": lambda path: path.write_text(json.dumps(OBJECTS)),
+    "lines.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, OBJECTS))),
+    "by_name.json": lambda path: path.write_text(
+        json.dumps({row["file"]: {k: v for k, v in row.items() if k != "file"} for row in OBJECTS})
+    ),
+    "columns.json": lambda path: path.write_text(
+        json.dumps({name: [row[name] for row in OBJECTS] for name in HEADER})
+    ),
+    "nested.json": lambda path: path.write_text(
+        json.dumps(
+            [
+                {
+                    "file": r["file"],
+                    "summary": {"test_acc": r["test_acc"]},
+                    "config": {"depth": r["depth"], "nlin": r["nlin"]},
+                }
+                for r in OBJECTS
+            ]
+        )
+    ),
+    "table.parquet": as_parquet,
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_columns(name, tmp_path):
+    folder = save(tmp_path / "nets", "a.safetensors", "b.safetensors", "c.safetensors")
+    FORMATS[name](tmp_path / name)
+    result = import_all(folder, tmp_path / "zoo", properties=[tmp_path / name])
+    found = column(result.zoo, "test_accuracy")
+    assert (found["a.safetensors"], found["b.safetensors"]) == (0.5, 0.75)
+    assert np.isnan(found["c.safetensors"])
+    depth = "config_depth" if name == "nested.json" else "depth"
+    assert column(result.zoo, depth) == {"a.safetensors": 3, "b.safetensors": 3, "c.safetensors": 4}
+    assert column(result.zoo, "activation") == {
+        "a.safetensors": "relu",
+        "b.safetensors": "gelu",
+        "c.safetensors": "relu",
+    }
+    features = result.zoo.splits["train"].table.dataset.features
+    assert (features[depth].dtype, features["test_accuracy"].dtype) == ("int64", "float32")
+    assert f"{name}: 3 of 3 networks found by the column" in result.notes[0]
+    assert Zoo.load(tmp_path / "zoo").facts.data["properties"]["columns"]["test_accuracy"]["known"] == 2
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "x/a.safetensors",
+        "x/a",
+        "a.safetensors",
+        "a",
+        "./x/a.safetensors",
+        "x\\a.safetensors",
+        "/home/me/runs/x/a.safetensors",
+    ],
+)
+def test_rows_name_files_by_path_file_name_or_stem(written, tmp_path):
+    folder = save(tmp_path / "nets", "x/a.safetensors", "y/b.safetensors")
+    (tmp_path / "t.csv").write_text(f"score,where\n5,{written}\n")
+    result = import_all(folder, tmp_path / "zoo", properties=[tmp_path / "t.csv"])
+    found = column(result.zoo, "score")
+    assert found["x/a.safetensors"] == 5
+    assert np.isnan(found["y/b.safetensors"])
+    assert any("nothing about 1 networks (y/b.safetensors)" in note for note in result.notes)
+
+
+def names(*paths: str, pattern: str | None = None):
+    take = None if pattern is None else read_pattern(pattern)
+    return [read_name(path, take) for path in paths]
+
+
+def table(*rows: dict) -> PropertyTable:
+    return PropertyTable("t.csv", rows, [f"line {i}" for i in range(2, len(rows) + 2)])
+
+
+def test_file_names_that_several_networks_share_are_not_guessed():
+    networks = names("x/a.pt", "y/a.pt", "y/b.pt")
+    found = match_rows([table({"file": "a.pt", "v": 1}, {"file": "b.pt", "v": 2})], networks)
+    assert found.rows == {"x/a.pt": {}, "y/a.pt": {}, "y/b.pt": {"v": 2}}
+    assert found.unmatched == ["t.csv, line 2"]
+    with pytest.raises(ValueError, match="no row is about any of 1 networks"):
+        match_rows([table({"file": "a.pt", "v": 1}, {"file": "a.pt", "v": 2})], names("a.pt"))  # two rows for one name
+
+
+def test_runs_and_epochs_find_their_rows():
+    networks = names("r1/epoch_1.pt", "r1/epoch_2.pt", "r2/epoch_1.pt")
+    rows = [{"run_id": r, "epoch": str(e), "acc": f"0.{e}"} for r in ("r1", "r2") for e in (1, 2)]
+    found = match_rows([table(*rows)], networks)
+    assert found.rows == {
+        "r1/epoch_1.pt": {"acc": "0.1"},
+        "r1/epoch_2.pt": {"acc": "0.2"},
+        "r2/epoch_1.pt": {"acc": "0.1"},
+    }
+    assert found.runs == {"r1/epoch_1.pt": "r1", "r1/epoch_2.pt": "r1", "r2/epoch_1.pt": "r2"}
+    assert found.unmatched == ["t.csv, line 5"]
+
+
+def test_one_row_per_run_gives_measures_to_its_last_network_only():
+    networks = names("r1/epoch_1.pt", "r1/epoch_20.pt", "r2/epoch_3.pt")
+    found = match_rows(
+        [table({"run": "r1", "test_acc": 0.9, "lr": 0.1}, {"run": "r2", "test_acc": 0.8, "lr": 0.2})], networks
+    )
+    assert found.rows == {
+        "r1/epoch_1.pt": {"lr": 0.1},
+        "r1/epoch_20.pt": {"test_acc": 0.9, "lr": 0.1},
+        "r2/epoch_3.pt": {"test_acc": 0.8, "lr": 0.2},
+    }
+    assert any("given to the last network of each run only" in note for note in found.notes)
+
+
+def test_what_a_pattern_takes_from_names_joins_with_the_columns_of_that_name():
+    networks = names("lr0.1_s3.pt", "lr0.1_s4.pt", pattern="lr{lr:g}_s{seed:d}.pt")
+    rows = [{"seed": "4", "lr": "1e-1", "acc": "0.4"}, {"seed": "3", "lr": "0.10", "acc": "0.3"}]
+    found = match_rows([table(*rows)], networks)
+    assert {name: row["acc"] for name, row in found.rows.items()} == {"lr0.1_s3.pt": "0.3", "lr0.1_s4.pt": "0.4"}
+
+
+def test_two_tables_are_joined_and_the_first_value_stays():
+    networks = names("a.pt")
+    found = match_rows([table({"file": "a", "x": 1}), table({"name": "a.pt", "x": 2, "y": 3})], networks)
+    assert found.rows == {"a.pt": {"x": 1, "y": 3}}
+
+
+def test_numbers_do_not_name_networks():
+    found = match_rows(
+        [table({"epoch": 1, "file": "2.pt", "v": 7}, {"epoch": 2, "file": "1.pt", "v": 8})], names("1.pt", "2.pt")
+    )
+    assert found.rows == {"1.pt": {"v": 8}, "2.pt": {"v": 7}}
+    assert found.times == {"1.pt": {"epoch": 2}, "2.pt": {"epoch": 1}}
+
+
+def test_the_key_may_be_named():
+    rows = table({"id": "a", "other": "b", "v": 1}, {"id": "b", "other": "a", "v": 2})
+    assert match_rows([rows], names("a.pt", "b.pt")).rows["a.pt"]["v"] == 1
+    assert match_rows([rows], names("a.pt", "b.pt"), "other").rows["a.pt"]["v"] == 2
+    with pytest.raises(
+        ValueError, match=r"expected a column 'othr' that names the networks, got .*; did you mean 'other'"
+    ):
+        match_rows([rows], names("a.pt"), "othr")
+
+
+@pytest.mark.parametrize(
+    ("path", "times"),
+    [
+        ("run/epoch=3-step=400.ckpt", {"epoch": 3, "step": 400}),
+        ("run/checkpoint_000007/checkpoints", {"step": 7}),
+        ("net_ep12.pt", {"epoch": 12}),
+        ("deep2/step3.pt", {"step": 3}),
+        ("resnet18.pt", {}),
+    ],
+)
+def test_epochs_are_recognised_in_names(path, times):
+    assert read_name(path, None).times == times
+
+
+def test_patterns():
+    take = read_pattern("*/{run}/epoch_{epoch:d}.pt")
+    assert take("x/r1/epoch_012.pt") == {"run": "r1", "epoch": 12}
+    assert take("r1/epoch_012.pt") is None
+    assert read_pattern("**/{name}_{loss:g}.pt")("a/b/n_1e-3.pt") == {"name": "n", "loss": 1e-3}
+    for bad, reason in (("x.pt", "expected fields such as"), ("{a}/{a}.pt", "got {a} twice"), ("{a:x}.pt", "types d")):
+        with pytest.raises(ValueError, match=reason):
+            read_pattern(bad)
+
+
+def test_a_pattern_keeps_runs_together_and_gives_columns(tmp_path):
+    files = [f"r{run}-lr0.{run + 1}-ep{epoch}.safetensors" for run in range(4) for epoch in (1, 2, 3)]
+    save(tmp_path / "nets", *files, "other.safetensors")
+    settings = ImportSettings(folder=tmp_path / "nets", token_dim=9, pattern="{run}-lr{lr:g}-ep{epoch:d}.safetensors")
+    result = import_zoo(settings, tmp_path / "zoo")
+    for split in result.zoo.splits.values():
+        runs = [name for name in split.run_ids if name != "other.safetensors"]
+        assert all(runs.count(name) == 3 for name in runs)
+    rows = {
+        (r, e): lr
+        for s in result.zoo.splits.values()
+        for r, e, lr in zip(s.run_ids, s.column("epoch"), s.column("learning_rate"), strict=True)
+    }
+    assert rows["r2", 3] == pytest.approx(0.3)
+    assert result.notes == ["1 paths are not like the pattern: other.safetensors"]
+    with pytest.raises(ValueError, match="no path is like the pattern"):
+        import_zoo(ImportSettings(folder=tmp_path / "nets", token_dim=9, pattern="{run}.pt"), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("texts", "numbers"),
+    [
+        (["1", "-2"], [1, -2]),
+        (["0.5", "1e-3", ".5", "inf"], [0.5, 1e-3, 0.5, float("inf")]),
+        (["0,5", "12,25"], [0.5, 12.25]),
+        (["0,123", "0,456"], [0.123, 0.456]),
+        (["1,234", "5,678"], []),  # thousands or decimals: nobody knows
+        (["1.234,5"], []),
+        (["a", "0.5x"], []),
+    ],
+)
+def test_numbers_as_people_write_them(texts, numbers):
+    assert list(numbers_of({str(i): text for i, text in enumerate(texts)}).values()) == numbers
+
+
+def test_columns_are_named_and_typed():
+    raw = {
+        "a": {
+            "optim::lr": "0.1",
+            "test_acc": "91.5",
+            "Test Acc 2": "91.5",
+            "tokens": 3,
+            "flag": True,
+            "note": "x",
+            "n": "1",
+        },
+        "b": {
+            "optim::lr": "0.2",
+            "test_acc": "80",
+            "Test Acc 2": "80",
+            "tokens": 4,
+            "flag": False,
+            "note": "y",
+            "n": "?!",
+        },
+    }
+    found = typed_columns(raw)
+    assert found.rows["a"] == {
+        **{"learning_rate": 0.1, "test_accuracy": pytest.approx(0.915), "test_acc_2": 91.5, "property_tokens": 3},
+        **{"flag": "true", "note": "x", "n": "1"},
+    }
+    assert found.rows["b"]["learning_rate"] == 0.2
+    assert found.features["property_tokens"].dtype == "int64"
+    assert found.features["flag"].dtype == "string"
+    assert any("taken as per cent" in note for note in found.notes)
+
+
+def test_the_gap_follows_from_accuracies_and_impossible_ones_are_left_out():
+    found = typed_columns({"a": {"train_acc": 0.9, "test_acc": 0.7}, "b": {"train_acc": 0.5}})
+    assert found.rows["a"]["generalization_gap"] == pytest.approx(0.2)
+    assert "generalization_gap" not in found.rows["b"]
+    wrong = typed_columns({"a": {"test_acc": 1234.0}})
+    assert wrong.rows == {"a": {}}
+    assert wrong.notes == ("test_acc: 1234 is no accuracy; the column is left out",)
+
+
+def test_a_text_among_numbers_is_left_empty_and_said():
+    raw = {str(i): {"loss_x": str(i), "epoch": str(i)} for i in range(20)}
+    raw["3"] = {"loss_x": "crashed", "epoch": "half"}
+    found = typed_columns(raw)
+    assert "loss_x" not in found.rows["3"]
+    assert found.rows["4"] == {"loss_x": 4, "epoch": 4}
+    assert "loss_x: 1 of 20 values are no numbers ('crashed'): left empty" in found.notes
+
+
+def test_names_of_other_projects():
+    for name, known in (
+        *(
+            ("config.learning_rate", "learning_rate"),
+            ("config.optim::wd", "weight_decay"),
+            ("model::nlin", "activation"),
+        ),
+        *(
+            ("hparams/dropout", "dropout"),
+            ("training_iteration", "epoch"),
+            ("modeldir", "run"),
+            ("config.w_init", "initialization"),
+        ),
+        *(("config.l2reg", "weight_decay"), ("ggap", "generalization_gap"), ("something", None)),
+    ):
+        assert zoo_name(name) == known, name
+
+
+def test_exports_of_trackers(tmp_path):
+    board = tmp_path / "board"
+    board.mkdir()
+    (board / "run-r1-tag-val_acc.csv").write_text("Wall time,Step,Value\n1.5,1,0.5\n2.5,2,0.75\n")
+    (board / "run-r2-tag-val_acc.json").write_text("[[1.5, 1, 0.25]]")
+    assert [file.name for file in property_files(board)] == ["run-r1-tag-val_acc.csv", "run-r2-tag-val_acc.json"]
+    scalars = [read_properties(file) for file in property_files(board)]
+    networks = names("r1/step_2.pt", "r2/step_1.pt")
+    assert match_rows(scalars, networks).rows == {
+        "r1/step_2.pt": {"val_acc": "0.75"},
+        "r2/step_1.pt": {"val_acc": 0.25},
+    }
+    wandb = tmp_path / "wandb.csv"
+    wandb.write_text('"Step","r1 - val_acc","r1 - val_acc__MIN","r2 - val_acc"\n1,0.1,0.1,0.25\n2,0.75,0.7,\n')
+    assert match_rows([read_properties(wandb)], networks).rows == {
+        "r1/step_2.pt": {"val_acc": "0.75"},
+        "r2/step_1.pt": {"val_acc": "0.25"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "got an empty file"),
+        (b"\n\n", "got an empty file"),
+        (b"file\na\n", "expected a header with several columns, got file"),
+        (b"file,a,a\nx,1,2\n", "expected column names that differ, got ['a']"),
+        (b"file,a\nx,0,5\ny,0,6\n", "expected 2 fields in every line, as in its header, got line 2 has 3 fields"),
+        (b"file,a\n", "expected rows about networks, got none"),
+        (b"\xff\xfa\x00", "expected text in UTF-8"),
+        (b"{broken", "expected a table of properties"),
+        (b"[1, 2]", "expected objects with a name for every value, got 1"),
+        (b'{"a": [1], "b": [1, 2]}', "expected a table of properties"),
+        (b"PAR1 no parquet", "expected a table of properties"),
+        (b"\x1f\x8b no gzip", "expected a table of properties"),
+    ],
+)
+def test_files_that_are_no_table_say_so(content, reason, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(InvalidFileError) as error:
+        read_properties(path)
+    assert reason in str(error.value)
+
+
+def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("file,acc\n" + "".join(f"n{i},0.{i}\n" for i in range(9)) + "n9")
+    found = read_properties(path)
+    assert len(found.rows) == 9
+    assert found.notes == ("t.csv: line 11 has 1 fields, its header has 2: left out",)
+    path.write_text("\n".join(json.dumps({"file": str(i)}) for i in range(5)) + '\n{"file": "cu')
+    assert read_properties(path).notes == ("t.csv: line 6 is no JSON: left out",)
+
+
+def test_a_missing_table_and_one_about_other_networks_are_refused(tmp_path):
+    folder = save(tmp_path / "nets", "a.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no.csv: no such file; expected a table of properties"):
+        import_all(folder, tmp_path / "zoo", properties=[tmp_path / "no.csv"])
+    (tmp_path / "t.csv").write_text("file,v\nother,1\n")
+    with pytest.raises(
+        ValueError, match=r"no row is about any of 1 networks; expected a column with names such as 'a"
+    ):
+        import_all(folder, tmp_path / "zoo", properties=[tmp_path / "t.csv"])
+    assert not (tmp_path / "zoo" / "zoo.json").exists()
+
+
+def test_another_table_makes_another_zoo(tmp_path):
+    folder = save(tmp_path / "nets", "a.safetensors")
+    (tmp_path / "t.csv").write_text("file,v\na,1\n")
+    import_all(folder, tmp_path / "zoo", properties=[tmp_path / "t.csv"])
+    assert import_all(folder, tmp_path / "zoo", properties=[tmp_path / "t.csv"]).notes
+    (tmp_path / "t.csv").write_text("file,v\na,2\n")
+    with pytest.raises(ValueError, match="holds a finished zoo with other settings of properties"):
+        import_all(folder, tmp_path / "zoo", properties=[tmp_path / "t.csv"])

@@ -1,0 +1,259 @@
+"""Zoos as others publish them: folders of Ray Tune, archives of such, and the array of Unterthiner et al."""
+
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from torch import nn
+
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.importing._importing import ImportResult, import_zoo
+from hf_sane.zoo.importing._settings import ImportSettings
+from hf_sane.zoo.importing._trees import ArchiveTree, open_tree
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+
+
+RUNS, EPOCHS = 4, (0, 1, 5)
+
+
+def write_run(folder: Path, run: int) -> None:
+    """One run as Ray Tune and the model zoos write it, one line of results cut off and one repeated."""
+    place = folder / f"NN_tune_trainable_{run:05d}_seed={run}"
+    place.mkdir(parents=True)
+    settings = {
+        "seed": run,
+        "optim::lr": 0.001 * (run + 1),
+        "optim::wd": 0.0,
+        "model::nlin": "tanh",
+        "model::dropout": 0.5,
+    }
+    settings |= {"model::init_type": "uniform", "dataset::dump": "/netscratch/someone/dataset.pt"}
+    (place / "params.json").write_text(json.dumps(settings))
+    lines = []
+    for epoch in range(6):
+        told = {
+            "train_loss": 2.0 - epoch / 10,
+            "train_acc": 0.3 + epoch / 10 + run / 100,
+            "test_acc": 0.2 + epoch / 10,
+        }
+        told |= {
+            "test_loss": 2.1 - epoch / 10,
+            "training_iteration": epoch,
+            "hostname": "node7",
+            "pid": 12,
+            "config": settings,
+        }
+        lines.append(json.dumps(told))
+    lines.insert(0, json.dumps({"training_iteration": 0, "test_acc": 0.99}))  # before the run was resumed
+    (place / "result.json").write_text("\n".join([*lines, '{"training_iter']))
+    for epoch in EPOCHS:
+        checkpoint = place / f"checkpoint_{epoch:06d}"
+        checkpoint.mkdir()
+        torch.save(network(10 * run + epoch).state_dict(), checkpoint / "checkpoints")
+        torch.save({"state": {}, "param_groups": []}, checkpoint / "optimizer")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zoos") / "zoo_mnist"
+    for run in range(RUNS):
+        write_run(folder, run)
+    return folder
+
+
+def import_published(folder: Path, output: Path) -> ImportResult:
+    settings = ImportSettings(folder=folder, token_dim=40, allow_pickle=True, files=["*checkpoints"])
+    return import_zoo(settings, output)
+
+
+@pytest.fixture(scope="module")
+def imported(published: Path, tmp_path_factory: pytest.TempPathFactory) -> ImportResult:
+    return import_published(published, tmp_path_factory.mktemp("imported") / "zoo")
+
+
+def rows(zoo: Zoo) -> dict[tuple[str, int], tuple]:
+    """Run and epoch to split, row and properties."""
+    found = {}
+    for name, split in zoo.splits.items():
+        for index, key in enumerate(zip(split.run_ids, split.column("epoch").tolist(), strict=True)):
+            found[key] = (name, index, split)
+    return found
+
+
+def test_a_published_zoo_has_its_epochs_accuracies_and_settings(imported):
+    found = rows(imported.zoo)
+    assert len(found) == RUNS * len(EPOCHS)
+    _, index, split = found["NN_tune_trainable_00002_seed=2", 5]
+    expected = {"train_accuracy": 0.82, "test_accuracy": 0.7, "test_loss": 1.6, "learning_rate": 0.003}
+    assert {key: split.column(key)[index] for key in expected} == pytest.approx(expected)
+    assert split.column("generalization_gap")[index] == pytest.approx(0.12)
+    assert [split.column(key)[index] for key in ("activation", "initialization", "seed")] == ["tanh", "uniform", 2]
+    _, first, split_of_first = found["NN_tune_trainable_00000_seed=0", 0]
+    assert split_of_first.column("test_accuracy")[first] == pytest.approx(0.2)  # the last line of an epoch counts
+    original = network(10 * 2 + 5).state_dict()
+    assert all(torch.equal(split.state_dict(index)[key], tensor) for key, tensor in original.items())
+
+
+def test_a_run_is_in_one_split_and_nothing_of_the_machine_is_published(imported):
+    splits: dict[str, set[str]] = {}
+    for (run, _), (name, *_) in rows(imported.zoo).items():
+        splits.setdefault(run, set()).add(name)
+    assert [len(found) for found in splits.values()] == [1] * RUNS
+    text = json.dumps(imported.zoo.facts.to_dict())
+    assert "netscratch" not in text
+    assert "node7" not in text
+    columns = imported.zoo.splits["train"].table.dataset.column_names
+    assert not {"pid", "hostname", "config_seed"} & set(columns)
+    assert f"{RUNS} lines of result.json are no JSON: left out" in imported.notes
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz"])
+def test_an_archive_is_read_without_unpacking_it(kind, published, imported, tmp_path, monkeypatch):
+    path = tmp_path / f"zoo_mnist.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(published.rglob("*")):
+                archive.write(file, file.relative_to(published))
+    else:
+        with tarfile.open(path, f"w:{kind.partition('.')[2]}") as archive:
+            archive.add(published, arcname=".")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    most = 0
+
+    def watch(_: object) -> None:
+        nonlocal most
+        unpacked = [f.stat().st_size for d in tmp_path.glob("hf_sane-archive-*") for f in d.iterdir()]
+        most = max(most, sum(unpacked))
+
+    settings = ImportSettings(folder=path, token_dim=40, allow_pickle=True, files=["*checkpoints"])
+    zoo = import_zoo(settings, tmp_path / "zoo", on_entry=watch).zoo
+    whole = sum(file.stat().st_size for file in published.rglob("*") if file.is_file())
+    assert 0 < most < whole
+    mine, theirs = rows(zoo), rows(imported.zoo)
+    assert mine.keys() == theirs.keys()
+    for key, (name, index, split) in mine.items():
+        other_name, other, other_split = theirs[key]
+        assert name == other_name
+        assert torch.equal(split.tokens(index), other_split.tokens(other))
+        assert split.column("test_accuracy")[index] == other_split.column("test_accuracy")[other]
+
+
+def test_damaged_and_hostile_archives_are_refused(tmp_path):
+    broken = tmp_path / "a.zip"
+    broken.write_bytes(b"PK\x03\x04 no zip at all")
+    cut = tmp_path / "b.tar.gz"
+    with tarfile.open(cut, "w:gz") as archive:
+        member = tarfile.TarInfo("x.safetensors")
+        member.size = 100_000
+        archive.addfile(member, io.BytesIO(np.random.default_rng(0).bytes(100_000)))
+    cut.write_bytes(cut.read_bytes()[:5000])
+    for path in (broken, cut):
+        with pytest.raises(InvalidFileError, match="expected a tar or zip archive"):
+            open_tree(path).fetch("x.safetensors")
+    hostile = tmp_path / "c.tar"
+    with tarfile.open(hostile, "w") as archive:
+        for name in ("../../evil", "/etc/evil", "good"):
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            archive.addfile(member, io.BytesIO(b"evil"))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    tree = ArchiveTree(hostile)
+    assert list(tree.sizes) == ["good"]
+    assert tree.fetch("good").read_bytes() == b"evil"
+    assert not list(tmp_path.parent.glob("evil"))
+
+
+# The small-CNN zoo, in its format: biases before kernels, tensors as TensorFlow has them.
+SHAPES = {
+    "sequential/conv2d/bias:0": (4,),
+    "sequential/conv2d/kernel:0": (3, 3, 1, 4),
+    "sequential/dense/bias:0": (3,),
+    "sequential/dense/kernel:0": (4, 3),
+}
+
+
+def write_arrays(folder: Path, count: int = 8, **changes: object) -> np.ndarray:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines, start = ["varname,start_idx,end_idx,size,shape"], 0
+    for name, shape in SHAPES.items():
+        size = int(np.prod(shape))
+        lines.append(f'{name},{start},{start + size},{size},"{shape}"')
+        start += size
+    weights = np.random.default_rng(0).standard_normal((count, start)).astype(np.float32)
+    np.save(folder / "weights.npy", changes.get("weights", weights))
+    (folder / "layout.csv").write_text(str(changes.get("layout", "\n".join(lines))))
+    table = ["config.activation,config.learning_rate,config.w_init,modeldir,step,test_accuracy,train_accuracy"]
+    for row in range(changes.get("rows", count)):
+        run, step = divmod(row, 2)
+        table.append(
+            f"relu,{0.001 * (run + 1)},normal,/cns/runs/{run},{(0, 86)[step]},{0.1 + row / 100},{0.2 + row / 100}"
+        )
+    (folder / "metrics.csv.gz").write_bytes(gzip.compress("\n".join(table).encode()))
+    return weights
+
+
+def test_the_array_of_small_cnns_is_a_zoo(tmp_path):
+    weights = write_arrays(tmp_path / "mnist")
+    result = import_zoo(ImportSettings(folder=tmp_path, token_dim=13), tmp_path / "zoo")
+    found = rows(result.zoo)
+    assert sorted(found) == [(str(run), step) for run in range(4) for step in (0, 86)]
+    assert {entry.reason for entry in result.entries} == {None}
+    _, index, split = found["2", 86]
+    assert split.column("test_accuracy")[index] == pytest.approx(0.15)
+    assert split.column("learning_rate")[index] == pytest.approx(0.003)
+    assert [split.column(name)[index] for name in ("activation", "initialization")] == ["relu", "normal"]
+    tensors = split.state_dict(index)
+    assert set(tensors) == {"conv2d.weight", "conv2d.bias", "dense.weight", "dense.bias"}
+    assert tensors["conv2d.weight"].shape == (4, 1, 3, 3)
+    # The same function, computed as TensorFlow would: inputs [N, H, W, C], kernels [h, w, in, out].
+    row = weights[5]
+    kernel, dense = row[4:40].reshape(3, 3, 1, 4), row[43:].reshape(4, 3)
+    image = np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32)
+    hidden = np.einsum("hw,hwo->o", image, kernel[:, :, 0]) + row[:4]
+    expected = hidden @ dense + row[40:43]
+    ours = torch.nn.functional.conv2d(
+        torch.tensor(image)[None, None], tensors["conv2d.weight"], tensors["conv2d.bias"]
+    )
+    ours = torch.nn.functional.linear(ours.flatten(1), tensors["dense.weight"], tensors["dense.bias"])
+    np.testing.assert_allclose(ours[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"rows": 7}, "expected as many networks as metrics.csv.gz has rows, 7, got 8"),
+        ({"weights": np.zeros((8, 9), np.float32)}, "expected floating-point rows of 55 weights"),
+        ({"weights": np.array([[{}]], dtype=object)}, "expected an array of weights"),
+        ({"layout": "varname,start_idx\nx,1"}, "expected the columns varname, start_idx, end_idx, shape"),
+        ({"layout": 'varname,start_idx,end_idx,shape\nx/bias:0,1,5,"(4,)"'}, "starts at column 0"),
+        ({"layout": 'varname,start_idx,end_idx,shape\nx/bias:0,0,4,"__import__(1)"'}, "a shape such as"),
+    ],
+)
+def test_arrays_that_do_not_fit_say_so(changes, reason, tmp_path):
+    write_arrays(tmp_path / "in", **changes)
+    with pytest.raises(InvalidFileError) as error:
+        import_zoo(ImportSettings(folder=tmp_path / "in", token_dim=13), tmp_path / "zoo")
+    assert reason in str(error.value)
+
+
+def test_a_folder_may_be_named_without_its_option(tmp_path):
+    (tmp_path / "nets").mkdir()
+    settings = ImportSettings(repos=[str(tmp_path / "nets")])
+    assert (settings.folder, settings.repos) == (str(tmp_path / "nets"), [])
+    refused = "folder must be an existing folder, or a tar or zip archive, got"
+    with pytest.raises(StrictDataclassClassValidationError, match=refused):
+        ImportSettings(folder=tmp_path / "no")
