@@ -44,6 +44,8 @@ ALLOWED = {
     "src/hf_sane/zoo/_writing.py:": "the writer of zoos, several in one folder, made of the parts in records/",
     "src/hf_sane/zoo/_records.py:write_parquet": "fills the stage of a zoo, from the writer of zoos",
     "src/hf_sane/zoo/importing/_importing.py:import_zoo": "its stage is from the writer of zoos",
+    "src/hf_sane/zoo/importing/_trees.py:": "members of an archive, in a temporary folder that goes with it",
+    "src/hf_sane/zoo/importing/_sources.py:fetch": "one network of an array at a time, in a temporary folder",
     "src/hf_sane/zoo/_dataset.py:push_to_hub": "a temporary folder",
     "src/hf_sane/hub/_pull.py:": (
         "removes damaged files, and those of an older commit, inside a folder from resumable_folder"
