@@ -87,3 +87,25 @@ def test_soups_are_made_of_the_chosen_weights(place, hf_sane_command, local_hub)
     expected = {name: (place[1][name] + third[name]) / 2 for name in third if third[name].is_floating_point()}
     for name, tensor in expected.items():
         torch.testing.assert_close(soup[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("options", "inside"), [(("--variant", "fp16"), ""), (("--subfolder", "deep/weights"), "deep/weights")]
+)
+def test_soups_of_a_folder_of_networks_are_made_of_the_chosen_weights(options, inside, hf_sane_command, tmp_path):
+    name = "model.fp16.safetensors" if "fp16" in options else "model.safetensors"
+    networks = []
+    for seed in range(2):
+        weights, files = network_files(seed)
+        networks.append(weights)
+        folder = tmp_path / "nets" / f"net {seed}" / inside
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(files["model.safetensors"])
+        (folder / "config.json").write_bytes(files["config.json"])
+    hf_sane_command("soup", tmp_path / "nets", *options, "--no-align", "--output", tmp_path / "soup")
+    soup = load_file(tmp_path / "soup" / "model.safetensors")
+    for tensor_name, tensor in soup.items():
+        torch.testing.assert_close(tensor, (networks[0][tensor_name] + networks[1][tensor_name]) / 2)
+    one = tmp_path / "nets" / "net 0"  # a network is not taken for a folder of them
+    refused = hf_sane_command("soup", one, *options, "--output", tmp_path / "one", exit_code=2)
+    assert "a soup needs a list of at least two checkpoints, got 1" in refused.stderr

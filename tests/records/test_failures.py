@@ -1,10 +1,11 @@
 """Scripts fail as the command line does: one line for what the user can mend, a traceback for everything else."""
 
+import errno
 import sys
 
 import pytest
 
-from hf_sane.records._failures import run_script
+from hf_sane.records._failures import describe_error, run_script
 
 
 @pytest.mark.parametrize("error", [OSError("disk\nfull"), KeyError("disk full"), ValueError("disk full")])
@@ -16,6 +17,22 @@ def test_expected_errors_are_one_line_and_exit_code_two(error, capsys):
         run_script(main, name="build_zoo.py")
     assert ended.value.code == 2
     assert capsys.readouterr().err == "build_zoo.py: disk full\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "zoo/a b"),
+            "zoo/a b: Permission denied; give this user access to it and to its folder (chmod, or ask its owner)",
+        ),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", b"zoo"), "zoo: Is a directory"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), "a: Too many levels of symbolic links"),
+        (FileNotFoundError("no such file: a"), "no such file: a"),
+    ],
+)
+def test_what_the_system_says_of_a_file_is_a_sentence(error, said):
+    assert describe_error(error) == said
 
 
 def test_debug_shows_the_traceback_and_is_no_option_of_the_script(monkeypatch):

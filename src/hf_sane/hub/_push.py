@@ -17,6 +17,7 @@ from hf_sane.hub._publish import code_files
 from hf_sane.hub._transfer import CARD, RepoFile, Upload, folder_files, require_files, with_texts
 from hf_sane.records._documents import read_document
 from hf_sane.records._escaping import markdown_text
+from hf_sane.records._files import folders_with
 from hf_sane.records._outputs import AGAIN, check_finished
 from hf_sane.records._patience import patiently
 from hf_sane.records._redaction import hide_folders_in
@@ -129,8 +130,7 @@ def network_folders(folder: Path) -> list[Path]:
     """
     if (folder / "config.json").is_file():
         return [folder]
-    inside = [path.parent for path in folder.glob("[!.]*/config.json")]
-    if not inside:
+    if not (inside := folders_with(folder, "config.json")):
         raise FileNotFoundError(f"no network in {folder}; expected config.json there, or in folders inside it")
     return sorted(inside, key=lambda path: (len(path.name), path.name))
 

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from hf_sane.records._files import files_below
 from hf_sane.records._interruptions import explaining
 from hf_sane.records._outputs import MANIFEST
 from hf_sane.records._patience import patiently
@@ -111,7 +112,7 @@ def folder_files(folder: Path, *, prefix: str = "") -> tuple[RepoFile, ...]:
         raise NotADirectoryError(f"expected a folder to push, got {folder}; save the artefact there first")
     home = folder.resolve()
     files = []
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(files_below(folder)):
         name = path.relative_to(folder)
         if path.is_dir() or path.name == MANIFEST or any(part.startswith(".") for part in name.parts):
             continue

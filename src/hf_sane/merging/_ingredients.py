@@ -16,6 +16,7 @@ from hf_sane.core._adapters import ADAPTER_CONFIG
 from hf_sane.core._types import StateDict
 from hf_sane.merging._reconciliation import Renamed, complete_config, reconcile, tied_names
 from hf_sane.records._documents import read_document
+from hf_sane.records._files import folders_with
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, find_source, parse_source, source_name
 from hf_sane.symmetry._matching import match_weights
@@ -255,8 +256,12 @@ def align_known(ingredients: list[Ingredient], config: Any, *, align: bool | Non
     return align_ingredients(ingredients, spec)
 
 
-def expand_folders(sources: Sequence[str]) -> list[str]:
+def expand_folders(sources: Sequence[str], *, subfolder: str | None = None) -> list[str]:
     """Replace folders that hold networks or adapters by what they hold.
+
+    Args:
+        sources: Folders, files and repositories.
+        subfolder: Where in each of them, or of those in them, the weights are.
 
     Raises:
         FileNotFoundError: For what neither exists nor is a repository on the Hub.
@@ -267,10 +272,10 @@ def expand_folders(sources: Sequence[str]) -> list[str]:
         if isinstance(place, HubRepo):
             found.append(source)
             continue
-        files = (CONFIG_FILE, ADAPTER_CONFIG)
-        inside = sorted(path.parent for name in files for path in place.glob(f"[!.]*/{name}"))
-        is_one = any((place / name).exists() for name in files)
-        found += [str(path) for path in inside] if inside and not is_one else [str(place)]
+        files, wanted = (CONFIG_FILE, ADAPTER_CONFIG), (subfolder or "").strip("/")
+        is_one = not place.is_dir() or any((place / wanted / name).exists() for name in files)
+        inside = [] if is_one else folders_with(place, *([wanted.partition("/")[0]] if wanted else files))
+        found += [str(path) for path in inside] or [str(place)]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written, said in one sentence."""
+"""Disks that are full, and files that may not be read or written, said in one sentence."""
 
 import errno
 import os
@@ -27,6 +27,16 @@ def writing(place: Path) -> Iterator[None]:
                 f"cannot write to {place}: {os.strerror(error.errno)}; {remedy}, or choose another place"
             ) from error
         raise
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system refused to do with a file, and what to do: `PermissionError` says a number and a path only."""
+    if error.errno is None or error.filename is None:
+        return str(error)
+    said = f"{os.fsdecode(error.filename)}: {os.strerror(error.errno)}"
+    if error.errno not in NO_ACCESS:
+        return said
+    return f"{said}; give this user access to it and to its folder (chmod, or ask its owner)"
 
 
 def _is_beside(name: object, place: Path) -> bool:

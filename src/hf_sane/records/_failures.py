@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from hf_sane.records._disks import describe_os_error
 from hf_sane.records._errors import did_you_mean, shorten
 from hf_sane.records._interruptions import describe_interruption, noting_outputs
 
@@ -29,6 +30,8 @@ def describe_error(error: Exception) -> str:
     while isinstance(error, StrictDataclassError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what the settings object itself said
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if isinstance(error, OSError):
+        message = describe_os_error(error)
     if found := CHOICE.match(message):
         message = f"expected {found['name']} to be one of {found['choices']}, got {found['got']!r}"
         message += did_you_mean(found["got"], re.findall(r"'([^']*)'", found["choices"]))

@@ -58,6 +58,30 @@ def remove_partial_files(folder: Path, *, of: str | None = None) -> None:
             entry.unlink(missing_ok=True)
 
 
+def files_below(folder: Path, *, unreadable: list[OSError] | None = None) -> Iterator[Path]:
+    """All files in a folder and below it, links of any kind among them.
+
+    Unlike `rglob`, it does not pass over a folder that may not be listed.
+
+    Args:
+        folder: Where to look.
+        unreadable: Takes the errors about such folders; by default the first one is raised.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=stop if unreadable is None else unreadable.append):
+        links = (name for name in folders if Path(place, name).is_symlink())
+        yield from (Path(place, name) for name in (*names, *links))
+
+
+def folders_with(folder: Path, *names: str) -> list[Path]:
+    """Folders in a folder, but for hidden ones, that hold a file of one of these names; all must be readable."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path for path in inside if not set(names).isdisjoint(os.listdir(path))]
+
+
 def move_folder(partial: Path, final: Path) -> None:
     """Put a finished folder in place of `final`, which may be absent, an empty folder, or a folder that it replaces.
 

@@ -24,6 +24,7 @@ from hf_sane.records._errors import InvalidFileError, reading
 from hf_sane.records._file_kinds import FileKind
 from hf_sane.records._files import (
     PARTIAL,
+    files_below,
     is_partial_file,
     move_folder,
     recover_folder,
@@ -438,7 +439,7 @@ def finish_folder(folder: Path, job: str, *, facts: Mapping[str, Any] | None = N
 
 def _file_names(folder: Path, *, hidden: bool = False) -> set[str]:
     """Paths of all files below a folder but for its manifest and note; hidden ones only if asked for."""
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    names = (path.relative_to(folder) for path in files_below(folder) if path.is_file() or path.is_symlink())
     return {
         name.as_posix()
         for name in names

@@ -1,5 +1,6 @@
 """State dicts from wherever networks live: memory, safetensors, pickles that hold nothing but weights, the Hub."""
 
+import os
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -139,10 +140,10 @@ def weights_path(checkpoint: CheckpointSource, *, max_bytes: int = MAX_DOWNLOAD_
 
 def _files_below(folder: Path) -> list[str]:
     """Files of a folder and of those in it, two deep."""
-    found = (
-        path for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern) if not path.name.startswith(".")
-    )
-    return [path.relative_to(folder).as_posix() for path in found if path.is_file()]
+    os.scandir(folder).close()  # `glob` finds nothing in a folder that may not be read, and does not say so
+    found = (path.relative_to(folder) for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern))
+    visible = (path for path in found if not any(part.startswith(".") for part in path.parts))
+    return [path.as_posix() for path in visible if (folder / path).is_file()]
 
 
 def read_weights(path: Path, *, key: str | None = None) -> StateDict:

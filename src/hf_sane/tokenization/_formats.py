@@ -67,6 +67,7 @@ TAR = FileFormat(
     "a tar archive",
     remedy="unpack it, and name what is in it (a PyTorch file from before version 0.2: " + SAVE_AS + ")",
 )
+NO_FILE = FileFormat("no file, but a folder, pipe or device", remedy="name a file", holds_weights=False)
 EMPTY = FileFormat("an empty file", remedy="save it or download it again", holds_weights=False)
 JSON = FileFormat("a JSON file that is no shard index", remedy="name the file of the weights", holds_weights=False)
 WEB_PAGE = FileFormat("a web page", remedy="download the file itself, not the page that shows it", holds_weights=False)
@@ -145,6 +146,8 @@ def file_format(path: Path) -> FileFormat:
         `UNKNOWN` for what no rule knows; a file that should be safetensors by its name and has no other signs is taken
         for one, so that its reader says what is wrong.
     """
+    if path.exists() and not path.is_file():
+        return NO_FILE  # a pipe might never end
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if not head:

@@ -167,8 +167,7 @@ def _cook(
 ) -> SoupResult:
     sources: list[Any] = settings.ingredients
     if all(isinstance(x, str | Path) for x in sources):
-        if not settings.weights:
-            sources = expand_folders(list(map(str, sources)))
+        sources = expand_folders(list(map(str, sources)), subfolder=settings.subfolder)
         sources = [CheckpointSource(x, **settings.weights) for x in sources]
         if are_adapters(sources):
             return _soup_of_adapters(settings, sources, record, scores)

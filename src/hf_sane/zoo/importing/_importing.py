@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from hf_sane.records._disks import NO_SPACE
 from hf_sane.records._documents import Entry
 from hf_sane.records._errors import MALFORMED, InvalidFileError, reading, shorten
+from hf_sane.records._failures import describe_error
 from hf_sane.records._run_record import RunRecord
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import DEFAULT_CONFIG, ZooFacts, data_folder, read_facts
@@ -280,11 +281,11 @@ def _status(error: Exception) -> Literal["skipped", "failed"]:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         return "its name is not valid Unicode; rename it"
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    text = str(message)
-    if isinstance(error, InvalidFileError):  # reasons are published with the zoo: no path of this machine
-        text = text.replace(error.file, Path(error.file).name)
-    return shorten(text, MAX_REASON) or type(error).__name__
+    text = describe_error(error)
+    file = error.file if isinstance(error, InvalidFileError) else getattr(error, "filename", None)
+    if file:  # reasons are published with the zoo: no path of this machine
+        text = text.replace(str(file), Path(str(file)).name)
+    return shorten(text, MAX_REASON)
 
 
 def left_out(entries: Sequence[ImportEntry]) -> dict[tuple[str, str], list[str]]:

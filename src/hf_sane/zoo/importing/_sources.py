@@ -125,6 +125,12 @@ def find_sources(arguments: ImportSettings, api: HfApi) -> Iterator[Source]:
         for place in _local_repositories(tree):
             if place.label not in theirs and _is_below(place.folder, arguments.subfolder):
                 yield Source(place.label, partial(_open_local, tree, place))
+        for error in tree.unreadable:
+            yield Source(PurePosixPath(error.filename).name, partial(_refuse, error))
+
+
+def _refuse(error: OSError) -> list[Repository]:
+    raise error
 
 
 def _open_named(api: HfApi, text: str) -> list[Repository]:

@@ -1,5 +1,6 @@
 """Files below a folder, or inside a tar or zip archive, seen alike: an archive is never unpacked as a whole."""
 
+import os
 import shutil
 import tarfile
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.records._files import files_below
 from hf_sane.tokenization._formats import HEAD_BYTES, UNKNOWN, FileFormat, file_format
 
 KEPT_FILES = 8  # members of an archive that are kept unpacked at a time
@@ -30,10 +32,12 @@ class Tree(Protocol):
     Attributes:
         name: Of the root, for people.
         sizes: Path to bytes, in the order in which they are read best; of broken links `None`.
+        unreadable: Errors about folders below the root that may not be listed.
     """
 
     name: str
     sizes: Mapping[str, int | None]
+    unreadable: list[OSError]
 
     def may_hold_weights(self, path: str) -> bool:
         """Whether a file may hold weights, whatever its name."""
@@ -50,9 +54,12 @@ class FolderTree:
 
     def __init__(self, root: Path) -> None:
         self.root, self.name = root, root.resolve().name
-        found = (path for path in root.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
+        self.unreadable: list[OSError] = []
+        # What is there and no file, such as a pipe, might never end; what may not be asked, whoever opens it explains.
+        found = files_below(root, unreadable=self.unreadable)
+        files = (path for path in found if os.path.isfile(path) or not os.path.exists(path))
         self.sizes: Mapping[str, int | None] = {
-            path.relative_to(root).as_posix(): path.stat().st_size if path.exists() else None for path in sorted(found)
+            path.relative_to(root).as_posix(): _size(path) for path in sorted(files)
         }
 
     def may_hold_weights(self, path: str) -> bool:
@@ -83,6 +90,7 @@ class ArchiveTree:
         self.path, self.name = path, path.name.partition(".")[0] or path.name
         self._folder = scratch_folder(self, "hf_sane-archive-")
         self._unpacked: OrderedDict[str, Path] = OrderedDict()
+        self.unreadable: list[OSError] = []
         with self._reading():
             self._zip = zipfile.ZipFile(path) if _starts_as_zip(path) else None
             self._tar = None if self._zip is not None else tarfile.open(path)  # noqa: SIM115 - read while it lasts
@@ -173,6 +181,15 @@ def scratch_folder(owner: object, prefix: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except PermissionError:  # whoever opens it says so
+        return 0
+    except OSError:  # a link to nothing
+        return None
 
 
 def _starts_as_zip(path: Path) -> bool:
