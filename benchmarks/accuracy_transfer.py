@@ -8,23 +8,20 @@ reference of the first zoo.
     python benchmarks/accuracy_transfer.py --zoos zoos/digits zoos/mnist --output FILE
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from running import finish, new_parser, start
 from torch import Tensor
 
 from hf_sane.core._metrics import regression_scores
 from hf_sane.probing._baselines import flattened_weights, layer_statistics
 from hf_sane.probing._regressors import BOOSTING_GRID, FITTERS
 from hf_sane.probing._transfer import transfer_table
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.zoo._alignment import align_zoo, aligned_tokens
 from hf_sane.zoo._dataset import Zoo
 
@@ -78,7 +75,7 @@ def measure(zoos: Sequence[Zoo], regressors: Sequence[Any], grid: Sequence[Any] 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write JSON when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--zoos", nargs="+", required=True, help="zoo folders or Hub dataset ids of one architecture")
     parser.add_argument("--regressors", nargs="+", choices=list(FITTERS), default=list(FITTERS))
     parser.add_argument(
@@ -87,18 +84,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         default=BOOSTING_GRID,
         help="candidates of boosted trees as a JSON list of [leaves, learning rate, rounds]; minutes per zoo",
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    settings = {key: value for key, value in vars(arguments).items() if key != "output"}
-    record = RunRecord.start(seed=0, arguments=settings)
+    arguments, record = start(parser, argv)
     zoos = [Zoo.load(folder) for folder in arguments.zoos]
     report = measure(zoos, arguments.regressors, arguments.boosting_grid)
-    if arguments.output is not None:
-        counts = {zoo.facts.name: {key: len(split) for key, split in zoo.splits.items()} for zoo in zoos}
-        record.finish(report, data={"networks": counts, "property": PROPERTY, "split": "by training run"})
-        record.save(arguments.output)
-    return report
+    counts = {zoo.facts.name: {key: len(split) for key, split in zoo.splits.items()} for zoo in zoos}
+    facts = {"networks": counts, "property": PROPERTY, "split": "by training run"}
+    return finish(record, report, arguments.output, data=facts)
 
 
 if __name__ == "__main__":

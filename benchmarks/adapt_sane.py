@@ -26,15 +26,15 @@ Every run is kept in `--work`: a benchmark that was interrupted goes on where it
 60 steps, about 5 minutes and 2 GB on 2 quiet CPU cores.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from running import finish, new_parser, start
+
 from hf_sane.core._adapters import adapter_size, load_adapter, match_modules
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
@@ -190,8 +190,7 @@ def open_zoo(name: str) -> Zoo:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure and write the record."""
-    tune_allocator()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__, needs_output=True)
     parser.add_argument("--sane", required=True, help="pretrained SANE folder")
     parser.add_argument("--source_zoo", required=True, help="zoo it was trained on: folder, or folder:config")
     parser.add_argument("--zoo", required=True, help="zoo to adapt to, of the same network shape")
@@ -203,10 +202,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--lora_rates", type=float, nargs="+", default=[3e-3, 1e-2])
     parser.add_argument("--rank", type=int, default=32, help="of the adapters at most; half the latent is low still")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, required=True, help="run record")
-    options = parser.parse_args(argv)
-    settings = {name: value for name, value in vars(options).items() if name not in ("work", "output")}
-    record = RunRecord.start(seed=options.seeds[0], arguments=settings)
+    options, record = start(parser, argv, hidden=("work",))
     zoo, source = open_zoo(options.zoo), open_zoo(options.source_zoo)
     experiment = Experiment(
         options.sane, zoo, source, options.work, options.steps, options.batch_size, options.noise, options.rank
@@ -220,10 +216,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     names = {"zoo": zoo.facts.name, "source": source.facts.name}
     data = {"pretraining": base.command, "names": names, "networks": networks, "new_zoo": zoo.facts.arguments}
     data["split"] = "by training run, chosen on validation"
-    record.finish(results, data=data).save(options.output)
     share = results["adapter"]["share"]
     print(f"recovered {results['gain_recovered']:.1%} of the gain with {share:.1%} of the parameters")
-    return results
+    return finish(record, results, options.output, data=data)
 
 
 if __name__ == "__main__":

@@ -9,24 +9,20 @@ released codes do, but in NumPy, which is quicker than torch on tensors this sma
 `--loop-networks` networks and are compared by time per network. Half a minute on 2 CPU cores.
 """
 
-import argparse
-import json
 import statistics
 import time
 import timeit
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from running import finish, new_parser, start
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from hf_sane.architectures.presets import build_model, cnn_s, resnet
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.symmetry._matching import match_many, match_weights, weight_similarity
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
@@ -170,22 +166,16 @@ def measure(count: int, loop_count: int, repeats: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write JSON when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--networks", type=int, default=1000, help="networks to align")
     parser.add_argument("--loop-networks", type=int, default=200, help="of these, how many the loops align")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per way")
     parser.add_argument("--resnet-width", type=int, default=64, help="channels of the first stage of the ResNet-18")
     parser.add_argument("--resnet-repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    record = RunRecord.start(seed=0)
+    arguments, record = start(parser, argv)
     report = measure(arguments.networks, arguments.loop_networks, arguments.repeats)
     report["resnet_18"] = resnet_seconds(arguments.resnet_width, arguments.resnet_repeats)
-    print(json.dumps(report, indent=2))
-    if arguments.output is not None:
-        record.finish(report).save(arguments.output)
-    return report
+    return finish(record, report, arguments.output, shows=True)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from running import finish, new_parser, start
 from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
@@ -23,9 +23,7 @@ from hf_sane.architectures.presets import cnn_digits, mlp
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import HyperParameters, train_stacked
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry.tracing._trace import trace_permutations
@@ -128,7 +126,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, match, and write a run record when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--images", nargs="+", default=["digits"], help="digits, or .npz files")
     parser.add_argument("--kinds", nargs="+", choices=["mlp", "cnn"], default=["mlp"])
     parser.add_argument("--widths", nargs="+", type=int, default=[8, 16, 32, 64, 128, 256, 512])
@@ -138,14 +136,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--train-limit", type=int, default=10_000)
     parser.add_argument("--test-limit", type=int, default=2_000)
     parser.add_argument("--barrier-images", type=int, default=2_000, help="of each split, for the points on the line")
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    record = RunRecord.start(seed=0, arguments=vars(arguments) | {"output": None})
+    arguments, record = start(parser, argv)
     results, used = measure(arguments)
-    if arguments.output is not None:
-        record.finish(results, data=used).save(arguments.output)
-    return results
+    return finish(record, results, arguments.output, data=used)
 
 
 if __name__ == "__main__":

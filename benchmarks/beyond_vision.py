@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from running import finish, new_parser, start
 from scipy import stats
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
@@ -37,9 +38,7 @@ from hf_sane.probing._baselines import flattened_weights, layer_statistics
 from hf_sane.probing._classification import LeftOutLabels, LeftOutNumbers, Views, classify_left_out, regress_left_out
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._poolings import pool_latents
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.symmetry._permutation import Dimension, PermutationSpec
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._evaluation import group_by_layout
@@ -413,7 +412,7 @@ def _score(rows: Any) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write JSON when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--policies", help="folder of <algorithm>__<environment>.safetensors")
     parser.add_argument("--acasxu", help="folder of *_<advisory>_<tau>_*.safetensors")
     parser.add_argument("--parts", nargs="+", choices=("baselines", "sane"), default=["baselines", "sane"])
@@ -427,11 +426,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--permutations", type=int, default=99, help="of labels")
     parser.add_argument("--trees", type=int, default=50, help="of the forest that looks at shapes")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    settings = {key: value for key, value in vars(arguments).items() if key != "output"}
-    record = RunRecord.start(seed=arguments.seeds[0], arguments=settings)
+    arguments, record = start(parser, argv)
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, read in (("policies", policies), ("acasxu", acas_xu)):
@@ -444,13 +439,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for population_name, found in report.items():
         for task, result in found["tasks"].items():
             print(population_name, task, {name: _score(rows) for name, rows in result["features"].items()})
-    if arguments.output is not None:
-        split = (
-            "every network is predicted by probes fitted on other groups, and embedded by a SANE trained on other "
-            "folds"
-        )
-        record.finish(report, data={"split": split}).save(arguments.output)
-    return report
+    split = (
+        "every network is predicted by probes fitted on other groups, and embedded by a SANE trained on other folds"
+    )
+    return finish(record, report, arguments.output, data={"split": split})
 
 
 if __name__ == "__main__":

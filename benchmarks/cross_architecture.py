@@ -12,20 +12,19 @@ validation images, everything is reported on test images, before and after fine-
 prompts; repeated for several seeds (of what is drawn, of networks from scratch, of the orders of images).
 """
 
-import argparse
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from running import finish, new_parser, start
 
 from hf_sane.hub._publish import load_sane
 from hf_sane.networks._images import ImageData, load_images, load_zoo_images
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._comparison import ComparisonSettings, draw_samples, finetune_all, measure_distances
-from hf_sane.sampling._generation import NetworkCodec
+from hf_sane.sampling._comparison import ComparisonSettings
 from hf_sane.sampling._selection import Judge
+from hf_sane.workflows.compare import compare_samplers
+from hf_sane.workflows.sane import SANE
 from hf_sane.zoo._alignment import align_zoo
 from hf_sane.zoo._dataset import Zoo
 
@@ -33,17 +32,17 @@ REPORTED_EPOCHS = (0, 1, 5)
 
 
 def one_seed(
-    codec: NetworkCodec, zoo: Zoo, data: ImageData, settings: ComparisonSettings, epochs: int
+    sane: SANE, zoo: Zoo, data: ImageData, settings: ComparisonSettings, epochs: int
 ) -> dict[str, dict[str, Any]]:
     """Test accuracies of every method, `[epochs + 1][networks]`, and distances to the nearest prompt."""
     judge = Judge(*data.split("validation"), conditioning_images=data.train_images)
-    samples = draw_samples(codec, zoo, judge, settings)
-    nearest, pairwise = measure_distances(codec, zoo, samples.methods)
-    curves = finetune_all(samples.methods, data, zoo.facts.training_recipe, epochs=epochs, seed=settings.seed)
+    compared = compare_samplers(zoo, sane, data, settings, judge=judge)
+    found = compared.to_dict()
+    nearest, pairwise = found["nearest_training_distance"], found["pairwise_distance"]
     return {
         name: {"curves": rows, "nearest_prompt_distance": nearest[name], "pairwise_distance": pairwise[name]}
-        for name, rows in curves.items()
-    } | {"": dict(samples.facts)}
+        for name, rows in compared.finetune(epochs).items()
+    } | {"": dict(compared.facts)}
 
 
 def summary(runs: Sequence[dict[str, dict[str, Any]]], epochs: int) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def summary(runs: Sequence[dict[str, dict[str, Any]]], epochs: int) -> dict[str,
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Sample, fine-tune, print, and write a record when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--sane", required=True, help="SANE folder or Hub repo id")
     parser.add_argument("--prompts", required=True, help="zoo of the other architecture")
     parser.add_argument("--config", help="which zoo of that folder")
@@ -73,12 +72,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--num_prompts", type=int, help="the best so many of the training split; all if left out")
     parser.add_argument("--num_candidates", type=int, default=64)
     parser.add_argument("--num_kept", type=int, default=5)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    record = RunRecord.start(
-        seed=arguments.seeds[0], arguments={k: v for k, v in vars(arguments).items() if k != "output"}
-    )
+    arguments, record = start(parser, argv)
     zoo = align_zoo(Zoo.load(arguments.prompts, arguments.config))
     data = load_images(arguments.images) if arguments.images else load_zoo_images(zoo.facts)
     train = zoo.splits["train"]
@@ -86,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model, extractor = load_sane(arguments.sane)
     known = set(extractor.statistics["means"]) if extractor.statistics else set()
     wider = extractor.extended([(layout, train.stacked_tokens())])
-    codec = NetworkCodec(model, wider, layout, config)
     runs = []
     for seed in arguments.seeds:
         settings = ComparisonSettings(
@@ -96,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             num_candidates=arguments.num_candidates,
             num_kept=arguments.num_kept,
         )
-        runs.append(one_seed(codec, zoo, data, settings, arguments.epochs))
+        runs.append(one_seed(SANE(model, wider), zoo, data, settings, arguments.epochs))
     results = {
         **summary(runs, arguments.epochs),
         "layers": len(layout.layers),
@@ -107,10 +100,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, row in results["methods"].items():
         shown = "  ".join(f"{key} {row[key]['mean']:.3f}" for key in row if key.startswith("epoch"))
         print(f"{name:24} {shown}  from the nearest prompt {row['nearest_prompt_distance']:.3f}")
-    if arguments.output:
-        record.finish(results, data={"prompts": zoo.facts.name, "images": data.describe()})
-        record.save(arguments.output)
-    return results
+    facts = {"prompts": zoo.facts.name, "images": data.describe()}
+    return finish(record, results, arguments.output, data=facts)
 
 
 if __name__ == "__main__":

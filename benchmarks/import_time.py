@@ -6,14 +6,13 @@ Each round starts one process without and one with the library, in turn first, s
 round that is thrown away fills the caches of the disk. About 2 minutes on 2 cores.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
-from pathlib import Path
+
+from running import finish, new_parser, start
 
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 
 BASE = "import torch, transformers"
 STATEMENTS = {"torch_transformers": BASE, "and_hf_sane": f"{BASE}, hf_sane"}
@@ -54,20 +53,16 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Run, print, and on request save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=11, help="Pairs of processes, after one that does not count.")
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args(argv)
-    record = RunRecord.start(seed=0)
+    arguments, record = start(parser, argv)
     results = measure(arguments.rounds)
     for clock, row in results.items():
         print(
             f"{clock.replace('_', ' ')}: {row['torch_transformers']:.2f}, with hf_sane {row['and_hf_sane']:.2f}; "
             f"added {row['added']:.3f}, ratio {row['ratio']:.3f}"
         )
-    if arguments.output:
-        record.finish(results).save(arguments.output)
-    return results
+    return finish(record, results, arguments.output)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,19 @@ fitted and sampled. It runs on a subset of the tokens, spread evenly, and is sca
 one minute and 3.5 GB on 2 CPU cores.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from running import finish, new_parser, start
 from sklearn.neighbors import KernelDensity
 from torch import Tensor
 
 from hf_sane.core._kde import SamplingMode, sample_latents
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 
 MODES: tuple[SamplingMode, ...] = ("joint", "token", "scalar")
 BANDWIDTH = 0.2
@@ -92,17 +89,14 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write JSON when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=39_124)
     parser.add_argument("--latent-dim", type=int, default=128)
     parser.add_argument("--anchors", type=int, default=100)
     parser.add_argument("--samples", type=int, default=50)
     parser.add_argument("--subset", type=int, default=500, help="tokens that scikit-learn fits")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    record = RunRecord.start(seed=0)
+    arguments, record = start(parser, argv)
     results = measure(
         arguments.tokens,
         arguments.latent_dim,
@@ -115,9 +109,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(f"{name}: {seconds:.2f} s")
     for name, ratio in results["ratios"].items():
         print(f"{name}: {ratio:.2f}")
-    if arguments.output is not None:
-        record.finish(results).save(arguments.output)
-    return results
+    return finish(record, results, arguments.output)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from running import finish, new_parser, start
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel, ViTConfig, ViTModel
@@ -36,9 +37,7 @@ from hf_sane.architectures.presets import build_model, cifar_resnet, resnet
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing._streaming import embed_stream
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._token_stream import TokenStream
 
@@ -243,7 +242,7 @@ def measure_halo(model: SANEModel, extractor: SANEFeatureExtractor, width: int) 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--gigabytes", type=float, default=5.0, help="of the large checkpoint")
     parser.add_argument("--width", type=int, default=64, help="channels of the ResNets; other networks at 64 only")
@@ -256,11 +255,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--scratch", type=Path, help="where to write checkpoints; the system's temporary folder by default"
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(argv)
-    tune_allocator()
+    arguments, record = start(parser, argv)
     torch.manual_seed(0)
-    record = RunRecord.start(seed=0, arguments={k: str(v) for k, v in vars(arguments).items() if k != "output"})
     model = make_sane(arguments.hidden_size, arguments.layers, arguments.window_size)
     moderate = make_sane(2 * arguments.hidden_size, 2 * arguments.layers, arguments.window_size)
     extractor = SANEFeatureExtractor(token_dim=TOKEN_DIM, normalization="none")
@@ -281,10 +277,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             name: measure_network(model, extractor, make, folder, arguments.batch_size)
             for name, make in makers.items()
         }
-    print(json.dumps(report, indent=2))
-    if arguments.output is not None:
-        record.finish(report).save(arguments.output)
-    return report
+    return finish(record, report, arguments.output, shows=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from running import finish, new_parser, start
 from torch import nn
 from transformers import AutoModelForImageClassification
 
@@ -26,9 +27,7 @@ from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.architectures.presets import build_model
 from hf_sane.core._adapters import adapter_size
 from hf_sane.networks._images import ImageData, load_images
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._baselines import SCRATCH_SEED
 from hf_sane.sampling._finetuning import StepSettings, add_network_lora, finetune_network
 from hf_sane.tokenization._loading import load_model
@@ -118,8 +117,7 @@ def mean(curves: Sequence[Curve], step: int, measure_name: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure and write the record."""
-    tune_allocator()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__, needs_output=True)
     parser.add_argument("--networks", type=Path, required=True, help="folder of `hf-sane sample`, or of the demo")
     parser.add_argument("--images", default="digits", help="'digits' or the path of an .npz of images")
     parser.add_argument("--image_size", type=int, help="resize the images to so many pixels")
@@ -132,10 +130,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--ranks", type=int, nargs="+", default=[4])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, required=True, help="run record")
-    options = parser.parse_args(argv)
-    settings = {name: value for name, value in vars(options).items() if name not in ("output", "networks")}
-    record = RunRecord.start(seed=options.seeds[0], arguments=settings)
+    options, record = start(parser, argv, hidden=("networks",))
     limits = {name: getattr(options, name) for name in ("train_limit", "validation_limit", "test_limit", "image_size")}
     data = load_images(options.images, **limits)
     folders = sorted(path.parent for path in options.networks.glob("*/config.json"))
@@ -144,9 +139,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise FileNotFoundError(f"no networks in {options.networks}; expected folders that hold a config.json")
     counts = {split: len(data.split(split)[1]) for split in ("train", "validation", "test")}
     results = measure(networks, data, options)
-    record.finish(results, data={"images": data.name, "image_size": data.image_size, "split": counts})
-    record.save(options.output)
-    return results
+    facts = {"images": data.name, "image_size": data.image_size, "split": counts}
+    return finish(record, results, options.output, data=facts)
 
 
 if __name__ == "__main__":

@@ -11,27 +11,23 @@ products are faster than those of fp32; elsewhere they are emulated, and a step 
 was left out. About 3 minutes and 3 GB on 2 CPU cores.
 """
 
-import argparse
-import json
 import re
 import statistics
 import time
 import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from running import finish, new_parser, start
 from torch import Tensor, nn
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.training._data import TrainingData
 from hf_sane.training._preparation import one_cycle
 from hf_sane.training._pretraining import Progress, Run
@@ -340,21 +336,15 @@ def measure(sizes: Sizes, repeats: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write JSON when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps per variant")
     for name, what in {"hidden": "width", "layers": "layers of encoder and decoder", "batch": "windows"}.items():
         parser.add_argument(f"--{name}", type=int, default=getattr(Sizes, name), help=what)
     parser.add_argument("--product", type=int, default=Sizes.product, help="side of the square product")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    record = RunRecord.start(seed=0)
+    arguments, record = start(parser, argv)
     sizes = Sizes(arguments.hidden, arguments.layers, arguments.batch, arguments.product)
     report = measure(sizes, arguments.repeats)
-    print(json.dumps(report, indent=2))
-    if arguments.output is not None:
-        record.finish(report).save(arguments.output)
-    return report
+    return finish(record, report, arguments.output, shows=True)
 
 
 if __name__ == "__main__":

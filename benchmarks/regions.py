@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from running import finish, new_parser, start
 from torch import Tensor
 
 from hf_sane.analysis._adapter_regions import adapter_points, points_from_gram, product_gram, shared_modules
@@ -33,9 +34,7 @@ from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._images import SPLITS, ImageData, load_zoo_images
 from hf_sane.networks._stacked import StackedNetworks, with_settings
 from hf_sane.networks._training import train_stacked
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._adapters import open_factors
 from hf_sane.zoo._dataset import Zoo
 
@@ -252,7 +251,7 @@ def measure(arguments: argparse.Namespace, tasks: Mapping[str, str]) -> dict[str
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, draw, print, and write JSON when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--zoos", nargs="+", required=True, help="zoo folders or Hub dataset ids of one architecture")
     parser.add_argument("--tasks", required=True, help="JSON object: data set to task")
     parser.add_argument("--sane", help="SANE folder or Hub repo id")
@@ -264,17 +263,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--points", type=int, default=40, help="on lines, and in the hull, of every region")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="PNG of the maps to write")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("output", "picture")}
-    record = RunRecord.start(seed=arguments.seed, arguments=settings)
+    arguments, record = start(parser, argv, hidden=("picture",))
     report = measure(arguments, json.loads(arguments.tasks))
     print(json.dumps(report["interiors"], indent=2))
-    if arguments.output is not None:
-        facts = {"split": "independent networks: validation and test runs; scores: test images"}
-        record.finish(report, data=facts).save(arguments.output)
-    return report
+    facts = {"split": "independent networks: validation and test runs; scores: test images"}
+    return finish(record, report, arguments.output, data=facts)
 
 
 if __name__ == "__main__":

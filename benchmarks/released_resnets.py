@@ -7,9 +7,7 @@
 is tried with and without standardisation (fitted on the network itself). About a minute on one CPU core.
 """
 
-import argparse
 import io
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from running import finish, new_parser, start
 from torch import Tensor, nn
 
 from hf_sane.architectures.presets import build_model
 from hf_sane.networks._key_maps import RELEASED_PIXEL_MEAN, RELEASED_PIXEL_STD, load_released_cifar_resnet
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 VARIANTS = [(layout, normalization) for layout in ("rowwise", "dense") for normalization in ("none", "standardize")]
@@ -79,14 +76,11 @@ def measure(path: Path, images: Tensor, labels: Tensor) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write JSON when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder with the .th files")
     parser.add_argument("--images", type=Path, required=True, help="npz of JPEG bytes")
     parser.add_argument("--limit", type=int, default=2000, help="test images to use")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    record = RunRecord.start(seed=0)
+    arguments, record = start(parser, argv)
     paths = sorted(arguments.checkpoints.glob("*.th"))
     if not paths:
         raise FileNotFoundError(f"expected .th files in {arguments.checkpoints}, found none")
@@ -95,10 +89,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "test_images": len(labels),
         "networks": [measure(path, images, labels) for path in paths],
     }
-    print(json.dumps(report, indent=2))
-    if arguments.output is not None:
-        record.finish(report).save(arguments.output)
-    return report
+    return finish(record, report, arguments.output, shows=True)
 
 
 if __name__ == "__main__":

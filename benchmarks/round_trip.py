@@ -7,19 +7,16 @@ stream, which must give the same tokens, and its headers alone must give the sam
 files.
 """
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from running import finish, new_parser, start
 from torch import Tensor
 
 from hf_sane.core._layer_kinds import possible_kinds
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._checkpoints import load_state_dict
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._headers import read_meta_state_dict
@@ -92,17 +89,11 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder with checkpoints, at any depth")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    record = RunRecord.start()
+    arguments, record = start(parser, argv)
     report = measure(arguments.checkpoints)
-    print(json.dumps(report, indent=2))
-    if arguments.output is not None:
-        record.finish(report).save(arguments.output)
-    return report
+    return finish(record, report, arguments.output, shows=True)
 
 
 if __name__ == "__main__":

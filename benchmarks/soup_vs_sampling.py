@@ -9,12 +9,11 @@ ingredients.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from running import finish, new_parser, start
 from torch import Tensor
 
 from hf_sane.hub._publish import load_sane
@@ -27,9 +26,7 @@ from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._images import ImageData, load_images, load_zoo_images
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import train_stacked
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._anchors import choose_anchors
 from hf_sane.sampling._comparison import noise_baseline
 from hf_sane.sampling._generation import Density, NetworkCodec
@@ -150,7 +147,7 @@ def _std(rows: list[dict[str, float]], name: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write JSON when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--zoo", required=True, help="zoo folder or Hub dataset id, of one architecture")
     parser.add_argument("--config", help="which zoo, if there are several")
     parser.add_argument("--sane", required=True, help="SANE folder or Hub repo id")
@@ -159,21 +156,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--draws", type=int, default=5, help="draws of ingredients")
     parser.add_argument("--candidates", type=int, default=200, help="sampled networks, of which the best is kept")
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuned ingredients")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("output", "zoo", "sane")}
-    settings |= {"zoo": Path(arguments.zoo).name, "sane": Path(arguments.sane).name}
-    record = RunRecord.start(seed=0, arguments=settings)
+    arguments, record = start(parser, argv)
     zoo = Zoo.load(arguments.zoo, arguments.config)
     data = load_images(arguments.images) if arguments.images else load_zoo_images(zoo.facts)
     codec = NetworkCodec(*load_sane(arguments.sane), *zoo.splits["train"].layout_and_config())
     report = measure(arguments, codec, zoo, data)
-    print(json.dumps(report, indent=2))
-    if arguments.output is not None:
-        facts = {"zoo": zoo.facts.name, "images": data.describe(), "split": "by training run"}
-        record.finish(report, data=facts).save(arguments.output)
-    return report
+    facts = {"zoo": zoo.facts.name, "images": data.describe(), "split": "by training run"}
+    return finish(record, report, arguments.output, data=facts, shows=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ sides in turn in one process, without bootstrap (weightwatcher has none) and wit
 2 cores.
 """
 
-import argparse
 import contextlib
 import io
 import logging
@@ -26,15 +25,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from running import finish, new_parser, start
 from torch import nn
 
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.architectures.presets import build_model, cifar_resnet
 from hf_sane.core._power_law import fit_power_law
 from hf_sane.networks._key_maps import load_released_cifar_resnet
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 
 PACKAGES = ("powerlaw", "weightwatcher")
 PLAIN = SpectrumSettings(conv="pooled", min_values=20, num_bootstrap=0)
@@ -173,15 +171,12 @@ def summary(networks: dict[str, Any], fit: dict[str, Any]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a record when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--checkpoints", type=Path, help="folder with the .th files")
     parser.add_argument("--width", type=int, default=16, help="of the random network that stands in for them")
     parser.add_argument("--values", type=int, default=1024, help="length of the sample whose fit is timed")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    record = RunRecord.start(seed=0)
+    arguments, record = start(parser, argv)
     installed = [name for name in PACKAGES if find_spec(name) is not None]
     print(f"compared with: {', '.join(installed) or 'nothing, neither powerlaw nor weightwatcher is installed'}")
     torch.manual_seed(0)
@@ -210,9 +205,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(name, row)
     print(fit)
     print(results["ratios"])
-    if arguments.output is not None:
-        record.finish(results).save(arguments.output)
-    return results
+    return finish(record, results, arguments.output)
 
 
 if __name__ == "__main__":

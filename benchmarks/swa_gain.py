@@ -9,11 +9,10 @@ rate of each way; test images report.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from running import finish, new_parser, start
 from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
@@ -23,9 +22,7 @@ from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import train_stacked
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 
 # Optimiser, and the learning rates to choose from.
 ARCHITECTURES: dict[str, tuple[ZooConfig, str, tuple[float, ...]]] = {
@@ -93,25 +90,18 @@ def measure(name: str, data: ImageData, arguments: argparse.Namespace) -> dict[s
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write JSON when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20, help="before averaging starts")
     parser.add_argument("--cycles", type=int, default=10, help="networks per average")
     parser.add_argument("--cycle-epochs", type=int, default=2, help="epochs between them")
     parser.add_argument("--train-limit", type=int, help="training images; all 1,000 if left out")
     parser.add_argument("--architectures", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    settings = {key: value for key, value in vars(arguments).items() if key != "output"}
-    record = RunRecord.start(seed=0, arguments=settings)
+    arguments, record = start(parser, argv)
     data = load_images("digits", train_limit=arguments.train_limit)
     counts = {split: len(data.split(split)[1]) for split in ("train", "validation", "test")}
     report = {name: measure(name, data, arguments) for name in arguments.architectures}
-    print(json.dumps(report, indent=2))
-    if arguments.output is not None:
-        record.finish(report, data={"images": data.name, **counts}).save(arguments.output)
-    return report
+    return finish(record, report, arguments.output, data={"images": data.name, **counts}, shows=True)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,15 @@ Each round times clone, encode and decode one after the other, so that all see t
 median over rounds. About half a minute on 2 cores.
 """
 
-import argparse
 import statistics
 import timeit
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from running import finish, new_parser, start
 
 from hf_sane.architectures.presets import build_model, resnet
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 
@@ -46,13 +43,10 @@ def measure(token_layout: str, normalization: str, *, rounds: int, repeats: int)
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Run, print, and on request save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    record = RunRecord.start(seed=0)
+    arguments, record = start(parser, argv)
     results = {
         f"{layout}, {normalization}": measure(
             layout, normalization, rounds=arguments.rounds, repeats=arguments.repeats
@@ -65,9 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
             f"{name:22} encode {row['encode_share_of_clone']:.0%}  decode {row['decode_share_of_clone']:.0%}  of "
             f"clone ({row['clone_milliseconds']:.1f} ms), {row['num_tokens']} tokens"
         )
-    if arguments.output:
-        record.finish(results).save(arguments.output)
-    return results
+    return finish(record, results, arguments.output)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ streamed rows, and 50-token windows read in place from the memory-mapped Arrow c
 windows by reading the row). Medians over rounds. About a minute on 2 cores.
 """
 
-import argparse
 import statistics
 import tempfile
 import timeit
@@ -17,10 +16,9 @@ from typing import Any
 
 import numpy as np
 from datasets import Array2D, Dataset, Features, List, Value, disable_progress_bars, load_dataset
+from running import finish, new_parser, start
 
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 
 TOKENS, TOKEN_DIM, WINDOW = 50, 289, 50
 
@@ -76,14 +74,11 @@ def measure_column(name: str, networks: np.ndarray, folder: Path, rounds: int) -
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--networks", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args(argv)
-    tune_allocator()
+    arguments, record = start(parser, argv)
     disable_progress_bars()
-    record = RunRecord.start(seed=0)
     networks = np.random.default_rng(0).normal(size=(arguments.networks, TOKENS, TOKEN_DIM)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         seconds = {name: measure_column(name, networks, Path(folder), arguments.rounds) for name in columns()}
@@ -97,9 +92,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         | {"row_over_window_in_place": flat["row"] / flat["window_in_place"]},
         "work": {"networks": arguments.networks, "tokens": TOKENS, "token_dim": TOKEN_DIM, "window": WINDOW},
     }
-    if arguments.output:
-        record.finish(results).save(arguments.output)
-    return results
+    return finish(record, results, arguments.output)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ width 128 with 3+3 layers, forward, backward and AdamW. In turn, in one process;
 2 cores.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from running import finish, new_parser, start
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 from hf_sane.training._preparation import fit_extractor
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import seed_zoo
@@ -83,19 +81,14 @@ def measure(num_models: int, rounds: int, folder: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--models", type=int, default=64, help="networks of the zoo")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    record = RunRecord.start(seed=0)
+    arguments, record = start(parser, argv)
     with tempfile.TemporaryDirectory() as folder:
         results = measure(arguments.models, arguments.rounds, Path(folder) / "zoo")
     print(f"training step over batch: {results['ratios']['step_over_batch']:.1f} x")
-    if arguments.output:
-        record.finish(results).save(arguments.output)
-    return results
+    return finish(record, results, arguments.output)
 
 
 if __name__ == "__main__":

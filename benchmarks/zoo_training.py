@@ -7,23 +7,20 @@ train the same networks on the same batches, in turn, in one process and under o
 Random images of 28x28 serve: the time does not depend on what they show. About two minutes on 2 cores.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from running import finish, new_parser, start
 
 from hf_sane.architectures.presets import cnn_s
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import HyperParameters, train_stacked
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
-from hf_sane.records._run_record import RunRecord
 
 LEARNING_RATE = 1e-3
 
@@ -92,23 +89,18 @@ def measure(num_networks: int, num_plain: int, batch_size: int, batches: int, ro
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--networks", type=int, default=128)
     parser.add_argument("--plain-networks", type=int, default=32, help="networks that the plain loop trains")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--batches", type=int, default=10, help="updates per round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args(argv)
-    tune_allocator()
-    record = RunRecord.start(seed=0)
+    arguments, record = start(parser, argv)
     results = measure(
         arguments.networks, arguments.plain_networks, arguments.batch_size, arguments.batches, arguments.rounds
     )
     print(f"stacked over plain: {results['ratios']['stacked_over_plain']:.2f} x")
-    if arguments.output:
-        record.finish(results).save(arguments.output)
-    return results
+    return finish(record, results, arguments.output)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,22 @@ ELSEWHERE = {  # in test_lora_benchmarks.py and files of their own names
 
 
 def test_every_benchmark_is_covered():
-    assert {path.stem for path in FOLDER.glob("*.py")} == SMALL.keys() | BY_HAND | ELSEWHERE
+    assert {path.stem for path in FOLDER.glob("*.py")} == SMALL.keys() | BY_HAND | ELSEWHERE | {"running"}
+
+
+def test_a_record_has_options_and_seed_but_no_folders(tmp_path, capsys):
+    running = load("running")
+    parser = running.new_parser("About.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5])
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--work", type=Path)
+    argv = ["--images", str(tmp_path / "images.npz"), "--work", "x", "--output", str(tmp_path / "record.json")]
+    options, record = running.start(parser, argv, hidden=("work",))
+    assert running.finish(record, {"found": 1.5}, options.output, data={"split": "test"}, shows=True) == {"found": 1.5}
+    assert json.loads(capsys.readouterr().out) == {"found": 1.5}
+    saved = json.loads((tmp_path / "record.json").read_text())
+    assert (saved["seed"], saved["arguments"]) == (4, {"seeds": [4, 5], "images": "images.npz"})
+    assert (saved["results"], saved["data"]) == ({"found": 1.5}, {"split": "test"})
 
 
 def load(name):
