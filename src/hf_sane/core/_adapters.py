@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hf_sane.records._documents import Entry, read_document
 from hf_sane.records._errors import reading
-from hf_sane.records._outputs import check_finished, output_folder
+from hf_sane.records._outputs import CARD, check_finished, output_folder
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, find_source, hub_id
 
@@ -144,7 +144,7 @@ def save_adapter(
     with output_folder(folder, ADAPTER, replace=True) as partial:
         # "auto" would ask the Hub whether the vocabulary of the base has changed; weights have none.
         model.save_pretrained(str(partial), save_embedding_layers=False, **settings)
-        (partial / "README.md").unlink(missing_ok=True)
+        (partial / CARD).unlink(missing_ok=True)
         config = json.loads((partial / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = hub_id(base_model)
         for key in ("target_modules", "exclude_modules"):

@@ -19,10 +19,9 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.cards._rendering import HERE
 from hf_sane.hub._cards import CardOptions, network_card, sane_card
-from hf_sane.hub._transfer import CARD
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records._outputs import add_file, output_folder
+from hf_sane.records._outputs import CARD, add_file, output_folder
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.records._sources import parse_source
 from hf_sane.sampling._export import NETWORK, PROVENANCE_FILE, Provenance, check_saved

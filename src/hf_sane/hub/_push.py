@@ -14,11 +14,11 @@ from hf_sane.cards._rendering import address_card, render
 from hf_sane.cards._tables import fact_text, markdown_table
 from hf_sane.core._adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from hf_sane.hub._publish import code_files
-from hf_sane.hub._transfer import CARD, RepoFile, Upload, folder_files, require_files, with_texts
+from hf_sane.hub._transfer import RepoFile, Upload, folder_files, require_files, with_texts
 from hf_sane.records._documents import read_document
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._files import folders_with
-from hf_sane.records._outputs import AGAIN, check_finished
+from hf_sane.records._outputs import AGAIN, CARD, check_finished
 from hf_sane.records._patience import patiently
 from hf_sane.records._redaction import hide_folders_in
 from hf_sane.records._run_record import RECORD, RunRecord

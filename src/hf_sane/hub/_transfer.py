@@ -13,7 +13,6 @@ from hf_sane.records._patience import patiently
 from hf_sane.records._redaction import holds_token
 from hf_sane.tokenization._weight_files import PICKLE_SUFFIXES
 
-CARD = "README.md"
 TEXT_SUFFIXES = (".md", ".json", ".py", ".txt", ".yaml", ".csv")
 PICKLES = (*PICKLE_SUFFIXES, ".joblib")
 

@@ -20,6 +20,7 @@ from hf_sane.records._files import is_partial_file, move_folder, recover_folder,
 from hf_sane.records._locks import folder_lock, is_locked
 from hf_sane.records._outputs import (
     AGAIN,
+    CARD,
     Manifest,
     absolute_folder,
     begin_folder,
@@ -49,7 +50,6 @@ logger = logging.getLogger(__name__)
 JOB = "zoo"
 WORK_NAME = ".build"  # what is not finished: one folder per configuration
 NETWORKS_NAME = ".import"  # networks that an import has read: one folder per configuration
-CARD = "README.md"
 RECORD_NAME = "run.json"
 REPORT_NAME = "import.json"
 CACHE_NAME = ".cache"  # Arrow copies of the parquet files, inside the zoo's own folder

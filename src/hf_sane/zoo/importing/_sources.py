@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from hf_sane.core._types import StateDict
-from hf_sane.records._outputs import check_finished
+from hf_sane.records._outputs import CARD, check_finished
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import parse_source
 from hf_sane.tokenization._formats import FileFormat, Reader, file_format
@@ -298,7 +298,7 @@ def _open_local(tree: Tree, place: _Place) -> list[Repository]:
     readers = _readers_by_name(sizes) | by_bytes
     if not readers and (unread := [found for found in formats.values() if found.holds_weights]):
         _refuse_unread(unread[0])
-    card = CardFacts.from_file(fetch("README.md")) if "README.md" in sizes else CardFacts()
+    card = CardFacts.from_file(fetch(CARD)) if CARD in sizes else CardFacts()
     author = place.label.partition("/")[0] if "/" in place.label else None
     return [
         Repository(
