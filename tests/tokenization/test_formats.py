@@ -214,6 +214,21 @@ def test_a_pointer_is_known_under_the_name_of_what_it_stands_for(name, tmp_path)
         load_state_dict(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"<!DOCTYPE html><html>404</html>", "got a web page; download the file itself, not the page that shows it"),
+        (b"Entry not found", "got a text; name the file of the weights"),
+        (b'{"error": "Repository not found"}', "got a JSON file that is no shard index; name the file of the weights"),
+    ],
+)
+def test_what_a_failed_download_leaves_under_the_name_of_safetensors_is_named(content, named, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(InvalidFileError) as caught:
+        load_state_dict(tmp_path)
+    assert str(caught.value).endswith(named)
+
+
 def test_a_text_whose_last_letter_is_cut_by_the_head_is_a_text(tmp_path):
     (tmp_path / "text").write_text("a" * 511 + "ä" + "b" * 100, encoding="utf-8")
     assert file_format(tmp_path / "text").name == "a text"

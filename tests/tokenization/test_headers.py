@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_sane.core._layout import Layout
+from hf_sane.records._errors import InvalidFileError
 from hf_sane.tokenization._checkpoints import load_state_dict
 from hf_sane.tokenization._headers import read_meta_state_dict
 
@@ -131,3 +132,25 @@ def test_pickles_that_hold_more_than_weights_are_refused(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="expected a dictionary of tensors.*, got an object of the type list"):
         read_meta_state_dict(tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize("read", [read_meta_state_dict, load_state_dict])
+@pytest.mark.parametrize("place", ["folder", "repository"])
+def test_an_index_that_promises_safetensors_and_names_pickles_is_refused_before_they_are_fetched(
+    read, place, tmp_path, local_hub
+):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model-00001-of-00001.bin")
+    index = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    local_hub.storage.add_files("models", "someone/network", files)
+    with pytest.raises(InvalidFileError) as caught:
+        read(tmp_path if place == "folder" else "someone/network")
+    assert str(caught.value).endswith(
+        "model.safetensors.index.json: weight_map.a: expected a safetensors file, as the name of the index promises, "
+        "got 'pytorch_model-00001-of-00001.bin'; do not trust this folder, or, if it is yours, call the index "
+        "pytorch_model.bin.index.json and name it itself"
+    )
+    assert not [request for request in local_hub.log if request.path.endswith(".bin")]
+    (tmp_path / "model.safetensors.index.json").rename(tmp_path / "pytorch_model.bin.index.json")
+    assert list(read(tmp_path / "pytorch_model.bin.index.json")) == ["a"]

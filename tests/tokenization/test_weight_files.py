@@ -55,6 +55,8 @@ def test_names_that_are_known(files, options, chosen, local):
             False,
             "it holds weights in unet, vae: choose one with --subfolder unet (subfolder=)",
         ),
+        (["my model/model.safetensors"], {}, True, "choose one with --subfolder 'my model' (subfolder=)"),
+        (["zoo.json", "README.md"], {}, True, "org/x holds no safetensors; it is a zoo of networks: name it as one"),
         (
             ["a/b/model.safetensors"],
             {"subfolder": "a"},

@@ -29,6 +29,9 @@ from hf_sane.tokenization._state_dicts import choose_state_dict, choose_tensors
 from hf_sane.tokenization._weight_files import SHARD, choose_weights, is_index
 
 AGAIN = "download or save it again"
+NOT_AS_PROMISED = (
+    "do not trust this folder, or, if it is yours, call the index pytorch_model.bin.index.json and name it itself"
+)
 OF_OTHER_READERS: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
     struct.error,
@@ -239,7 +242,8 @@ def parse_index(index: Path) -> dict[str, list[str]]:
     """Read a shard index, whose shards need not be there: file name to the tensors in it.
 
     Raises:
-        InvalidFileError: If it is no index, or names a file outside its own folder.
+        InvalidFileError: If it is no index, names a file outside its own folder, or promises safetensors by its name
+            and names others.
     """
     document = read_document(index, expected="a shard index, with a 'weight_map'", remedy=AGAIN)
     shards: dict[str, list[str]] = {}
@@ -247,6 +251,8 @@ def parse_index(index: Path) -> dict[str, list[str]]:
         file = entry.text()
         if Path(file).name != file or file in ("", ".", "..") or not file.isprintable() or "\\" in file:
             entry.fail("the name of a file beside the index", remedy="do not trust this folder")
+        if is_index(index.name) and not file.endswith(".safetensors"):
+            entry.fail("a safetensors file, as the name of the index promises", remedy=NOT_AS_PROMISED)
         shards.setdefault(file, []).append(name)
     if not shards:
         document["weight_map"].fail("a file name for every tensor")

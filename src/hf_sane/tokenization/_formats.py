@@ -208,8 +208,6 @@ def _other_format(path: Path, head: bytes) -> FileFormat:
         return TFLITE
     if head[0] == 8 and len(head) > 2 and 1 < head[1] < 32 and head[2] in ONNX_FIELDS:
         return ONNX
-    if path.suffix == ".safetensors":
-        return SAFETENSORS
     start = head.lstrip()[:15].lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return WEB_PAGE
@@ -217,6 +215,8 @@ def _other_format(path: Path, head: bytes) -> FileFormat:
         return INDEX if is_index(path.name) or _has_weight_map(path) else JSON
     if _is_text(head):
         return TEXT
+    if path.suffix == ".safetensors":
+        return SAFETENSORS
     if len(head) > 1 and 0x81 <= head[0] <= 0x8F and 0xA0 <= head[1] <= 0xBF:
         return FLAX
     with path.open("rb") as file:

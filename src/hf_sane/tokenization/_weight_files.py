@@ -1,6 +1,7 @@
 """Which file of a folder or repository holds the weights, and what to say where none does."""
 
 import re
+import shlex
 from collections.abc import Collection
 from pathlib import PurePosixPath
 
@@ -100,6 +101,8 @@ def _lack(subfolder: str | None, variant: str | None, count: int) -> str:
 
 def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix: str, *, local: bool) -> list[str]:
     """What is there, and how it is chosen."""
+    if "zoo.json" in here:
+        return ["it is a zoo of networks: name it as one (--zoo)"]
     found = []
     if fitting:
         found.append(
@@ -128,7 +131,8 @@ def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix
     if below and not found:
         folders = list(dict.fromkeys(path.parent.as_posix() for path in below))
         found.append(
-            f"it holds weights in {_listed(folders)}: choose one with --subfolder {prefix}{folders[0]} (subfolder=)"
+            f"it holds weights in {_listed(folders)}: choose one with --subfolder "
+            f"{shlex.quote(prefix + folders[0])} (subfolder=)"
         )
     if (unread := [name for name in here if name.lower().endswith(UNREAD_SUFFIXES)]) and not found:
         found.append(f"it holds {_listed(unread)}, which is not read: take or make safetensors")
