@@ -169,7 +169,7 @@ class RandomBatches:
                 }
             )
 
-    def batch(self, step: int) -> dict[str, Tensor]:
+    def batch(self, step: int, *, with_indices: bool = False) -> dict[str, Tensor]:
         """One of the batches, round and round."""
         return self.batches[step % len(self.batches)]
 

@@ -362,6 +362,8 @@ def test_streams_of_something_else_are_refused(tiny_zoo, extractor):
         new_sampler([other], extractor, **two)
     with pytest.raises(ValueError, match="needs an aligned zoo: call align_zoo.zoo., or use the view 'original'"):
         new_sampler([other], extractor, window_size=20, batch_size=1)
+    with pytest.raises(ValueError, match="expected zoos on disk or streams, got 1 and 1; open all in the same way"):
+        new_sampler([other, tiny_zoo.splits["test"]], extractor, **settings)
 
 
 @pytest.mark.parametrize(

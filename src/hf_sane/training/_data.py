@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import Any
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._layout import Layout
@@ -14,24 +12,6 @@ from hf_sane.training._settings import PretrainSettings
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._stream import ZooStream
 from hf_sane.zoo.windows._sampler import WindowSampler
-
-
-class Batches(Protocol):
-    """Training batches by number: each depends on its number and the seed only, so resuming needs no state."""
-
-    def batch(self, number: int, /) -> dict[str, Tensor]:
-        """One batch, see `WindowSampler.batch`."""
-
-
-@dataclass(frozen=True)
-class IndexedBatches:
-    """Batches that say which networks their windows are from, for losses that ask for more about them."""
-
-    sampler: WindowSampler
-
-    def batch(self, number: int, /) -> dict[str, Tensor]:
-        """As of the sampler, with `indices` `[B]`."""
-        return self.sampler.batch(number, with_indices=True)
 
 
 @dataclass(frozen=True)
@@ -102,11 +82,10 @@ class TrainingData:
             for layout, members in group_by_layout(split, range(len(split)))
         }
 
-    def batches(self, arguments: PretrainSettings, extractor: SANEFeatureExtractor, window_size: int) -> Batches:
+    def batches(self, arguments: PretrainSettings, extractor: SANEFeatureExtractor, window_size: int) -> WindowSampler:
         """Random windows of the training networks, in the views that the arguments ask for."""
         zoos = self.streams or self.train
-        sampler = WindowSampler(zoos, extractor, window_size, arguments, buffer_size=arguments.stream_buffer)
-        return IndexedBatches(sampler) if arguments.supervised_weight > 0 else sampler
+        return WindowSampler(zoos, extractor, window_size, arguments, buffer_size=arguments.stream_buffer)
 
     def describe(self, arguments: PretrainSettings) -> dict[str, Any]:
         """What was trained and validated on, for the run record."""

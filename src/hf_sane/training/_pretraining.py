@@ -23,13 +23,14 @@ from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._behavior import BehaviorLoss
 from hf_sane.training._checkpoints import is_finite, list_checkpoints, save_checkpoint
-from hf_sane.training._data import Batches, TrainingData
+from hf_sane.training._data import TrainingData
 from hf_sane.training._evaluation import evaluate_reconstruction, r2_from_sums
 from hf_sane.training._preparation import build_model, check_fits, fit_extractor, one_cycle
 from hf_sane.training._run_folder import JOB, RunFolder, open_run_folder
 from hf_sane.training._settings import PretrainSettings
 from hf_sane.training._supervision import SupervisedLoss
 from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.windows._sampler import WindowSampler
 
 MODEL = "model"  # the folder of the result, in that of the run
 StepCallback = Callable[[int, float], None]
@@ -94,7 +95,7 @@ class Run:
     model: torch.nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    batches: Batches
+    batches: WindowSampler
     extractor: SANEFeatureExtractor
     data: TrainingData
     behavior: BehaviorLoss | None
@@ -124,7 +125,8 @@ class Run:
         losses = []
         for micro_step in range(micro_steps):
             number = (self.progress.step * micro_steps + micro_step) * accelerator.num_processes
-            batch = self.batches.batch(number + accelerator.process_index)
+            number += accelerator.process_index
+            batch = self.batches.batch(number, with_indices=self.supervision is not None)
             batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
             indices = batch.pop("indices", None)
             with accelerator.accumulate(self.model):

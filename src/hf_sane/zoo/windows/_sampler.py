@@ -32,9 +32,9 @@ class WindowSampler:
         buffer_size: Of streams: rows in memory from which the next is drawn.
 
     Raises:
-        ValueError: For settings out of range, no networks, no run of several checkpoints to take another one from,
-            tokens of different sizes, an extractor that makes other tokens or was not fitted, the aligned view of a
-            zoo without alignment, or a view that permutes networks whose symmetries are not known.
+        ValueError: For settings out of range, no networks, splits among streams, no run of several checkpoints to take
+            another one from, tokens of different sizes, an extractor that makes other tokens or was not fitted, the
+            aligned view of a zoo without alignment, or a view that permutes networks whose symmetries are not known.
         KeyError: If the extractor was fitted on another architecture.
     """
 
@@ -53,6 +53,10 @@ class WindowSampler:
         new_source = partial(WindowSource, extractor=extractor, window_size=window_size, settings=self.settings)
         splits = [zoo for zoo in zoos if isinstance(zoo, ZooSplit)]
         streams = [zoo for zoo in zoos if isinstance(zoo, ZooStream)]
+        if splits and streams:
+            raise ValueError(
+                f"expected zoos on disk or streams, got {len(splits)} and {len(streams)}; open all in the same way"
+            )
         self.networks: StoredNetworks | StreamedNetworks = (
             StreamedNetworks(streams, window_size, self.settings, new_source, buffer_size=buffer_size)
             if streams
