@@ -208,6 +208,7 @@ class _Importer:
         self.repositories: dict[str, Repository] = {}  # all that were opened, by label
         self.sources: dict[str, Repository] = {}  # by network
         self.entries: list[ImportEntry] = []
+        self._structures: dict[str, Mapping[str, Any]] = {}  # layouts and architectures, by their keys
         self._digests: dict[str, str] = {}  # of files on the Hub, to the network they are
         self._contents: dict[str, str] = {}  # of networks, to the first that has it
 
@@ -239,6 +240,11 @@ class _Importer:
         except EXPECTED as error:
             _raise_if_full(error)
             return self._note(ImportEntry(name, _status(error), _reason(error)))
+        shared = {  # thousands of networks have few structures
+            field: self._structures.setdefault(str(network.properties[field]), getattr(network, field))
+            for field in ("layout", "architecture")
+        }
+        network = replace(network, **shared)
         if (first := self._contents.setdefault(network.content, name)) != name:
             return self._note(ImportEntry(name, "skipped", f"it has the same weights as {first}"))
         if file in repository.digests:

@@ -168,7 +168,7 @@ def import_network(
         "architecture": settings,
         "content": _content(layout, tensors),
     }
-    with write_atomically(path) as partial:
+    with write_atomically(path, durable=False) as partial:  # `ImportedNetwork.load` compares digests
         save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
     return ImportedNetwork(**facts, path=path)
 
