@@ -240,17 +240,22 @@ class _Importer:
         except EXPECTED as error:
             _raise_if_full(error)
             return self._note(ImportEntry(name, _status(error), _reason(error)))
-        shared = {  # thousands of networks have few structures
-            field: self._structures.setdefault(str(network.properties[field]), getattr(network, field))
-            for field in ("layout", "architecture")
-        }
-        network = replace(network, **shared)
+        network = self._with_shared_structures(network)
         if (first := self._contents.setdefault(network.content, name)) != name:
             return self._note(ImportEntry(name, "skipped", f"it has the same weights as {first}"))
         if file in repository.digests:
             self._digests[repository.digests[file]] = name
         self.networks[name], self.sources[name] = network, repository
         return self._note(ImportEntry(name, "taken"))
+
+    def _with_shared_structures(self, network: ImportedNetwork) -> ImportedNetwork:
+        """Thousands of networks have few structures: each is kept once."""
+        layout, architecture = (str(network.properties[name]) for name in ("layout", "architecture"))
+        return replace(
+            network,
+            layout=self._structures.setdefault(layout, network.layout),
+            architecture=self._structures.setdefault(architecture, network.architecture),
+        )
 
     def _import(self, repository: Repository, file: str) -> ImportedNetwork:
         if first := self._digests.get(repository.digests.get(file, "")):
