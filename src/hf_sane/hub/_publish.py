@@ -7,7 +7,7 @@ else.
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Unpack, cast
 
 import torch
@@ -88,13 +88,18 @@ def save_sane(
 
 
 def load_sane(
-    source: str | Path, *, revision: str | None = None, dtype: torch.dtype | None = None
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[SANEModel, SANEFeatureExtractor]:
     """Read an autoencoder, in evaluation mode, and its weight tokenizer.
 
     Args:
         source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
         revision: Branch, tag or commit of a repo.
+        subfolder: Folder of it that holds the autoencoder.
         dtype: Of the model; as it was saved if `None`.
 
     Raises:
@@ -102,18 +107,20 @@ def load_sane(
         InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was
             written.
     """
-    options = {} if dtype is None else {"dtype": dtype}
-    model = load_pretrained(SANEModel, source, "a SANE autoencoder", revision=revision, **options)
-    return model.eval(), SANEFeatureExtractor.load(source, revision=revision)
+    where = {"revision": revision, "subfolder": subfolder}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    model = load_pretrained(SANEModel, source, "a SANE autoencoder", **where, **options)
+    return model.eval(), SANEFeatureExtractor.load(source, **where)
 
 
-def loaded_commit(source: str, revision: str | None) -> str | None:
+def loaded_commit(source: str, revision: str | None, subfolder: str | None = None) -> str | None:
     """The commit that a repository was loaded from, read from its cache folder; `None` for other folders."""
     place = parse_source(source, revision=revision)
     if isinstance(place, Path):
         return None
-    found = try_to_load_from_cache(place.repo_id, "config.json", revision=place.revision)
-    return Path(found).parent.name if isinstance(found, str) else None
+    file = PurePosixPath(subfolder or "") / "config.json"
+    found = try_to_load_from_cache(place.repo_id, str(file), revision=place.revision)
+    return Path(found).parents[len(file.parents) - 1].name if isinstance(found, str) else None
 
 
 def write_sane_card(

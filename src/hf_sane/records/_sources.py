@@ -148,16 +148,19 @@ def check_path(path: Path, *, remedy: str = "give an existing path") -> Path:
     return path
 
 
-def pretrained_arguments(source: str | Path, *, revision: str | None = None) -> tuple[str, dict[str, Any]]:
-    """How `from_pretrained` of Transformers is called for a source: its name, and keyword arguments.
+def pretrained_arguments(
+    source: str | Path, *, revision: str | None = None, subfolder: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """How `from_pretrained` of Transformers is called for a source, or a folder in it: its name, keyword arguments.
 
     Raises:
         FileNotFoundError, ConnectionError, ValueError: As in [`find_source`].
     """
     found = find_source(source, revision=revision)
     if isinstance(found, Path):
-        return str(found), {}
-    return found.repo_id, {} if found.revision is None else {"revision": found.revision}
+        return str(found if subfolder is None else check_path(found / subfolder)), {}
+    chosen = {"revision": found.revision, "subfolder": subfolder}
+    return found.repo_id, {name: value for name, value in chosen.items() if value is not None}
 
 
 def source_name(source: str | Path) -> str:

@@ -132,7 +132,9 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             return patiently(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
     @staticmethod
-    def load(source: str | Path, *, revision: str | None = None) -> "SANEFeatureExtractor":
+    def load(
+        source: str | Path, *, revision: str | None = None, subfolder: str | None = None
+    ) -> "SANEFeatureExtractor":
         """`from_pretrained` for a folder or repository as users name it, `owner/name@revision` among them.
 
         Raises:
@@ -140,7 +142,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             InvalidFileError: As in `from_pretrained`; or the folder is unfinished, or lost or changed files since it
                 was written.
         """
-        name, where = pretrained_arguments(source, revision=revision)
+        name, where = pretrained_arguments(source, revision=revision, subfolder=subfolder)
         check_finished(name)
         return SANEFeatureExtractor.from_pretrained(name, **where)
 

@@ -15,6 +15,7 @@ from hf_sane.records._patience import patiently
 from hf_sane.records._sources import pretrained_arguments
 
 NO_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
+LACKS = "does not appear to have a file named"  # what Transformers says of a repository
 LISTED = 5  # files that a message names
 REMEDY = "save it again with save_pretrained(), or load it from elsewhere"
 
@@ -41,6 +42,11 @@ def reading_pretrained(source: str | Path, what: str) -> Iterator[None]:
             folder = next((path for path in (Path(source), Path(source).parent) if path.is_dir()), None)
             if error.errno is None and folder is not None:
                 raise FileNotFoundError(_describe_lack(folder, what)) from error
+            if error.errno is None and LACKS in str(error):
+                raise FileNotFoundError(
+                    f"{source}: expected {what}, got a repository without its files there; if they are in a folder of "
+                    "it, name that, too (subfolder=; --sane-subfolder for a SANE)"
+                ) from error
             raise
 
 
@@ -54,7 +60,15 @@ def _describe_lack(folder: Path, what: str) -> str:
     return f"{folder}: expected {what}, got a folder with {listed}{more}; {remedy}"
 
 
-def load_pretrained(cls: Any, source: str | Path, what: str, *, revision: str | None = None, **options: Any) -> Any:
+def load_pretrained(
+    cls: Any,
+    source: str | Path,
+    what: str,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    **options: Any,
+) -> Any:
     """Call `from_pretrained` of a Transformers class: checked, with retries, and without remote code.
 
     Args:
@@ -62,6 +76,7 @@ def load_pretrained(cls: Any, source: str | Path, what: str, *, revision: str | 
         source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
         what: What it should hold, for messages: `"a SANE autoencoder"`.
         revision: Branch, tag or commit of a repo.
+        subfolder: Folder of it.
         **options: Of `from_pretrained`, such as `dtype`.
 
     Raises:
@@ -70,9 +85,9 @@ def load_pretrained(cls: Any, source: str | Path, what: str, *, revision: str | 
         InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was
             written.
     """
-    name, where = pretrained_arguments(source, revision=revision)
+    name, where = pretrained_arguments(source, revision=revision, subfolder=subfolder)
     check_finished(name)
-    with reading_pretrained(source, what):
+    with reading_pretrained(source if subfolder is None else name, what):
         return patiently(cls.from_pretrained, name, trust_remote_code=False, **options, **where)
 
 

@@ -108,7 +108,7 @@ def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, sp
     With `lora`, what comes back is a `PeftModel` around it, which passes on all its methods.
     """
     if arguments.pretrained is not None:
-        settings = {"dtype": torch.float32, **arguments.model_settings}
+        settings = {"dtype": torch.float32, "subfolder": arguments.pretrained_subfolder, **arguments.model_settings}
         model = load_pretrained(SANEModel, arguments.pretrained, "a SANE autoencoder", **settings).train()
         vars(model.config).pop("auto_map", None)  # the code beside it is not a part of what is trained
     else:

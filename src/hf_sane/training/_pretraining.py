@@ -361,7 +361,7 @@ def prepare_run(
     data = TrainingData.load(arguments, zoos)
     splits = data.train
     if extractor is None and arguments.pretrained is not None:
-        extractor = SANEFeatureExtractor.load(arguments.pretrained)
+        extractor = SANEFeatureExtractor.load(arguments.pretrained, subfolder=arguments.pretrained_subfolder)
     by_kind = arguments.statistics_by_kind
     extractor = extractor or fit_extractor(splits, arguments.normalization, by_kind=by_kind)
     model = build_model(arguments, extractor, splits)

@@ -67,6 +67,9 @@ class PretrainSettings(WindowSettings):
         option="--from",
         formerly="--pretrained",
     )
+    pretrained_subfolder: str | None = setting(
+        "Folder with that SANE, in its folder or repository.", default=None, option="--from-subfolder"
+    )
     lora: bool = setting(
         "Freeze the pretrained model and train a LoRA adapter of it (docs/how-to/lora.md).", default=False
     )
@@ -201,6 +204,11 @@ class PretrainSettings(WindowSettings):
             )
         if self.lora and self.pretrained is None:
             raise ValueError("lora adapts a model that exists: name it with pretrained (--from), a folder or Hub id")
+        if self.pretrained_subfolder is not None and (self.lora or self.pretrained is None):
+            raise ValueError(
+                "a subfolder (--from-subfolder) is that of a SANE to continue from (--from); adapters name their base "
+                "without one: pull the repository, and name the folder itself"
+            )
         if self.lora and not self.lora_targets:
             raise ValueError(f"lora_targets is empty: name modules, such as {list(LORA_TARGETS)}")
         if self.lora_base is not None:

@@ -15,7 +15,7 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import WeightsSettings
+from hf_sane.workflows.shared import SaneSettings, WeightsSettings
 
 FINDING = 1  # exit code: the analysis is done, and something is wrong with the checkpoint
 NAMES_SHOWN = 3
@@ -23,7 +23,7 @@ COLUMNS = ("layer", "N x M", "alpha", "95 %", "alpha-w", "spikes", "st. rank", "
 
 
 @dataclass(kw_only=True)
-class AnalyzeSettings(SpectrumSettings, WeightsSettings):
+class AnalyzeSettings(SpectrumSettings, WeightsSettings, SaneSettings):
     """Settings of [`analyze`]: how spectra are taken and fitted, and what is written."""
 
     checkpoint: Source = setting("Safetensors file, folder, weights-only pickle, or Hub repo id.", positional=True)
@@ -113,7 +113,7 @@ def run_analyze(settings: AnalyzeSettings) -> AnalyzeResult:
         report = analyze_spectrum(source, spectrum)
         spread = None
         if settings.sane is not None:
-            sane = open_sane(settings.sane)
+            sane = open_sane(settings.sane, subfolder=settings.sane_subfolder)
             spread = layer_embedding_spread(sane.model, sane.extractor, source)
         if not isinstance(settings.checkpoint, str | Path):
             record.arguments["checkpoint"] = report.source

@@ -17,12 +17,12 @@ from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import HaloSettings, WeightsSettings
+from hf_sane.workflows.shared import HaloSettings, SaneSettings, WeightsSettings
 from hf_sane.zoo._dataset import Zoo
 
 
 @dataclass(kw_only=True)
-class EmbedSettings(WeightsSettings, HaloSettings):
+class EmbedSettings(WeightsSettings, HaloSettings, SaneSettings):
     """Settings of [`embed`]."""
 
     sane: str | SANE = setting("SANE folder or Hub repo id.")
@@ -108,7 +108,7 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
     with optional_output(settings.output, EmbedResult.JOB) as partial:
         record = RunRecord.start(arguments=as_arguments(settings) | {"poolings": names})
         zoo = Zoo.load(settings.zoo, settings.config) if isinstance(settings.zoo, str) else settings.zoo
-        sane = open_sane(settings.sane, revision=settings.revision)
+        sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
         if zoo is None:
             result = _embed_checkpoints(sane, settings, names, record)
         else:

@@ -13,7 +13,7 @@ from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.workflows.results import Result, Table
-from hf_sane.workflows.shared import WeightsSettings
+from hf_sane.workflows.shared import SaneSettings, WeightsSettings
 
 MAX_UNSURE = 20  # layers listed one by one
 COLUMNS = ("name", "kind", "shape", "dtype", "tokens", "padding")
@@ -21,7 +21,7 @@ NOT_READ = "from headers only: values were not read, so NaN would not show; `hf-
 
 
 @dataclass(kw_only=True)
-class InfoSettings(WeightsSettings):
+class InfoSettings(WeightsSettings, SaneSettings):
     """Settings of [`info`]."""
 
     checkpoint: Source = setting("Safetensors file, folder, weights-only pickle, or Hub repo id.", positional=True)
@@ -99,7 +99,7 @@ def run_info(settings: InfoSettings) -> InfoResult:
             settings.token_dim, settings.token_layout, settings.batch_norm, normalization="none"
         )
     elif isinstance(extractor, str):
-        extractor = SANEFeatureExtractor.load(extractor)
+        extractor = SANEFeatureExtractor.load(extractor, subfolder=settings.sane_subfolder)
     if isinstance(source, str | Path):
         source = read_meta_state_dict(
             CheckpointSource(source, settings.revision, settings.subfolder, settings.variant, settings.key)

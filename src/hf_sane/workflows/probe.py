@@ -13,7 +13,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import HaloSettings
+from hf_sane.workflows.shared import HaloSettings, SaneSettings
 from hf_sane.zoo._dataset import Zoo
 
 METRICS = {"r2": "R2", "kendall_tau": "Kendall tau", "mae": "mean absolute error"}
@@ -22,7 +22,7 @@ POOLINGS_HELP = "Poolings of the latents; 'all' for every one."
 
 
 @dataclass(kw_only=True)
-class ProbeSettings(HaloSettings):
+class ProbeSettings(HaloSettings, SaneSettings):
     """Settings of [`probe`]."""
 
     sane: str | SANE = setting("SANE folder or Hub repo id.")
@@ -115,7 +115,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
     wanted = settings.properties
     with optional_output(settings.output, ProbeResult.JOB) as partial:
         zoos = _open_zoos([settings.zoo, *settings.transfer], settings.config, wanted)
-        sane = open_sane(settings.sane, revision=settings.revision)
+        sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
         found = {label: _features(zoo, sane, settings) for label, zoo in zoos.items()}
         first = next(iter(found.values()))
         table = first.probe(regressor=settings.regressor, ranks=settings.ranks)

@@ -20,7 +20,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import SourceSettings
+from hf_sane.workflows.shared import SaneSettings, SourceSettings
 from hf_sane.zoo._dataset import Zoo
 
 SPLITS = ("train", "validation", "test")
@@ -28,7 +28,7 @@ SCORE_HEADER = ("test accuracy of", "networks", "line", "hull", "outside", "line
 
 
 @dataclass(kw_only=True)
-class RegionsSettings(SourceSettings):
+class RegionsSettings(SourceSettings, SaneSettings):
     """Settings of [`map_regions`]."""
 
     output: Path | None = setting("New folder: run record and pictures.", short="-o", formerly="--out")
@@ -234,7 +234,7 @@ def _map_zoos(settings: RegionsSettings) -> tuple[dict[str, RegionMap], dict[str
         )
     maps = {"weights": RegionMap.from_networks(networks.tensors, networks.labels, runs=networks.runs)}
     if settings.sane is not None:
-        sane = open_sane(settings.sane)
+        sane = open_sane(settings.sane, subfolder=settings.sane_subfolder)
         points = latent_points(sane.model, sane.extractor, networks.tensors)
         maps["latents"] = RegionMap(points, networks.labels, networks.runs)
     if not settings.num_points:

@@ -23,7 +23,7 @@ from hf_sane.sampling._selection import Judge, SelectedNetworks
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output, rows_of
-from hf_sane.workflows.shared import SourceSettings
+from hf_sane.workflows.shared import SaneSettings, SourceSettings
 from hf_sane.zoo._dataset import Zoo
 
 # Settings that the run record and the cards of the networks show.
@@ -53,7 +53,7 @@ class Autoencoder(Protocol):
 
 
 @dataclass(kw_only=True)
-class SampleSettings(SourceSettings):
+class SampleSettings(SourceSettings, SaneSettings):
     """Settings of [`sample`]."""
 
     sane: str | Autoencoder = setting("SANE folder or Hub repo id.")
@@ -249,8 +249,8 @@ def _open(settings: SampleSettings, record: RunRecord) -> tuple[AnchorSet, Image
     record.data |= {} if zoo is None else {"zoo": zoo.facts.name}
     record.data["images"] = data.describe()
     if isinstance(settings.sane, str):
-        model, extractor = load_sane(settings.sane, revision=settings.revision)
-        revision = loaded_commit(settings.sane, settings.revision)
+        model, extractor = load_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
+        revision = loaded_commit(settings.sane, settings.revision, settings.sane_subfolder)
     else:
         model, extractor, revision = settings.sane.model, settings.sane.extractor, settings.sane.revision
     record.arguments["sane_revision"] = revision

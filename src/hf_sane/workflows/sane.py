@@ -50,11 +50,16 @@ class SANE:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, revision: str | None = None, dtype: torch.dtype | None = None
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Self:
         """Load an autoencoder from a folder or the Hub; arguments and errors as of [`load_sane`]."""
-        model, extractor = load_sane(source, revision=revision, dtype=dtype)
-        return cls(model, extractor, str(source), loaded_commit(str(source), revision))
+        model, extractor = load_sane(source, revision=revision, subfolder=subfolder, dtype=dtype)
+        return cls(model, extractor, str(source), loaded_commit(str(source), revision, subfolder))
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
         """Save model, weight tokenizer, run record and card; see `hf_sane.hub.save_sane`."""
@@ -161,9 +166,11 @@ class SANE:
         return sample(anchors, self, **options)
 
 
-def open_sane(source: "str | Path | SANE", *, revision: str | None = None) -> SANE:
+def open_sane(source: "str | Path | SANE", *, revision: str | None = None, subfolder: str | None = None) -> SANE:
     """A SANE as it is, or loaded from its folder or repository."""
-    return source if isinstance(source, SANE) else SANE.from_pretrained(source, revision=revision)
+    if isinstance(source, SANE):
+        return source
+    return SANE.from_pretrained(source, revision=revision, subfolder=subfolder)
 
 
 def _windows(options: dict[str, Any]) -> dict[str, Any]:

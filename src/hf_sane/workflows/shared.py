@@ -32,6 +32,13 @@ class WeightsSettings(SourceSettings):
 
 
 @dataclass(kw_only=True)
+class SaneSettings:
+    """Where in a folder or repository the autoencoder is."""
+
+    sane_subfolder: str | None = setting("Folder with the SANE, in its folder or repository.", default=None)
+
+
+@dataclass(kw_only=True)
 class HaloSettings:
     """How networks longer than the training window go through a SANE."""
 
@@ -49,6 +56,7 @@ def temporary_folder(job: str) -> Path:
 
 __all__ = [
     "HaloSettings",
+    "SaneSettings",
     "SourceSettings",
     "WeightsSettings",
 ]
