@@ -71,7 +71,7 @@ def test_wrong_types_raise(wrong):
         ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1"),
         ({"halo_size": -1}, "halo_size must not be negative, got -1"),
         ({"max_steps": 0}, "max_steps must be at least 1, got 0; leave it out"),
-        ({"noise": -0.1}, "noise must not be negative, got -0.1"),
+        ({"noise": -0.1}, "expected noise to be a finite number of at least 0, got -0.1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"warmup_share": 1.0}, "warmup_share must lie strictly between 0 and 1"),
         ({"erase": 1.0}, r"erase must lie in \[0, 1\)"),

@@ -1,7 +1,8 @@
 """Fields of settings with help texts: each is documented where it is declared and becomes an option."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, field, fields
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def setting(
     split: bool = True,
     opposite: str | None = None,
     only_python: bool = False,
+    least: int = 0,
 ) -> Any:
     """Declare a field of a settings dataclass. On the command line, `num_models` becomes `--num-models`.
 
@@ -33,6 +35,7 @@ def setting(
         split: Whether the values of a list may be given as one, separated by commas. Not for paths.
         opposite: Spelling that switches a flag off, such as `"--public"`; by default `--no-` and the name.
         only_python: Whether the field has no option.
+        least: Smallest number that the field, or an item of it, can be; for [`check_numbers`].
     """
     older = (formerly,) if isinstance(formerly, str) else formerly
     metadata = {
@@ -44,10 +47,38 @@ def setting(
         "split": split,
         "opposite": opposite,
         "only_python": only_python,
+        "least": least,
     }
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def check_numbers(settings: Any, *, unlimited: Collection[str] = ()) -> None:
+    """Refuse numbers that no field can mean; NaN among them, which slips through most comparisons.
+
+    Args:
+        settings: A dataclass.
+        unlimited: Fields that may be infinite.
+
+    Raises:
+        ValueError: For a number that is not finite, or smaller than the field's `least`.
+    """
+    for entry in fields(settings):
+        value, least = getattr(settings, entry.name), entry.metadata.get("least", 0)
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if not isinstance(number, int | float) or (entry.name in unlimited and number == math.inf):
+                continue
+            if not (math.isfinite(number) and number >= least):
+                raise ValueError(f"expected {entry.name} to be a finite number of at least {least}, got {number}")
+
+
+@dataclass(kw_only=True)
+class CheckedSettings:
+    """Settings whose numbers are checked when they are made."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 def option_name(entry: Field) -> str:

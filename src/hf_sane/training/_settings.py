@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 
 from hf_sane.core._adapters import require_hub_id
 from hf_sane.records._documents import read_settings
-from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._settings import as_arguments, check_numbers, setting
 from hf_sane.records._sources import hub_id
 from hf_sane.training._lora import LORA_TARGETS
 from hf_sane.zoo.windows._windows import WindowSettings
@@ -192,6 +192,7 @@ class PretrainSettings(WindowSettings):
             raise ValueError(f"warmup_share must lie strictly between 0 and 1, got {self.warmup_share}")
         if not 0 <= self.behavior_weight <= 1:
             raise ValueError(f"behavior_weight must lie in [0, 1], got {self.behavior_weight}")
+        check_numbers(self)
 
     def validate_choices(self) -> None:
         """Choices that depend on each other fit."""

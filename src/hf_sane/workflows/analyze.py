@@ -11,7 +11,7 @@ from hf_sane.analysis._report import NOT_FINITE, LayerSpectrum, SpectrumReport
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.records._errors import shorten
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._settings import as_arguments, check_numbers, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
@@ -32,6 +32,10 @@ class AnalyzeSettings(SpectrumSettings, WeightsSettings, SaneSettings):
     eigenvalues: bool = setting("Write every eigenvalue into the report.", default=False)
     plots: bool = setting("Draw pictures (needs matplotlib).", default=True)
     revision: str | None = setting("Branch, tag or commit of a Hub repo.", default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self)
 
 
 @dataclass(kw_only=True)

@@ -42,6 +42,7 @@ class EmbedSettings(WeightsSettings, HaloSettings, SaneSettings):
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.checkpoints) == (self.zoo is not None):
             given = "both" if self.zoo else "neither"
             raise ValueError(f"expected checkpoints or a zoo (--zoo), got {given}; name one of them")

@@ -28,7 +28,7 @@ class InfoSettings(WeightsSettings, SaneSettings):
     extractor: str | SANEFeatureExtractor | None = setting(
         "SANE folder or Hub repo id whose weight tokenizer to use, in place of the next three options.", default=None
     )
-    token_dim: int = setting("Scalars per token.", default=289)
+    token_dim: int = setting("Scalars per token.", default=289, least=1)
     token_layout: Literal["rowwise", "dense"] = setting("How weights become tokens.", default="rowwise")
     batch_norm: Literal["tokens", "template"] = setting(
         "Whether BatchNorm becomes tokens or is carried along.", default="tokens"

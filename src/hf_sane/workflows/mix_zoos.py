@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult, load_zoo
 from hf_sane.zoo import _mixing as mixing
@@ -14,7 +14,7 @@ from hf_sane.zoo._dataset import Zoo
 
 
 @dataclass(kw_only=True)
-class MixZoosSettings:
+class MixZoosSettings(CheckedSettings):
     """Settings of [`mix_zoos`]."""
 
     zoos: list[str] | Mapping[str, str | Path | Zoo] = setting(
@@ -24,7 +24,7 @@ class MixZoosSettings:
     output: str | Path = setting("Folder of the mixture; it may hold others under other names.", short="-o")
     config: str = setting("Name of the mixture in that folder.", default="default")
     name: str | None = setting("Name of the mixture on its card; by default those of the zoos.", default=None)
-    token_dim: int | None = setting("Scalars per token; by default the largest among the zoos.", default=None)
+    token_dim: int | None = setting("Scalars per token; by default the largest among the zoos.", default=None, least=1)
     token_layout: str | None = setting("How weights are cut into tokens; by default as in the zoos.", default=None)
 
 

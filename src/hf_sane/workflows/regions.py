@@ -52,7 +52,7 @@ class RegionsSettings(SourceSettings, SaneSettings):
     groups: Path | None = setting('JSON file of coarser levels: {"task": {"mnist": "digits", ...}}.', default=None)
     splits: list[str] = setting("Splits whose networks are mapped.", factory=lambda: list(SPLITS))
     epoch: int | None = setting("Epoch of every run; by default its last one.", default=None)
-    limit: int | None = setting("Use at most this many networks per zoo.", default=None)
+    limit: int | None = setting("Use at most this many networks per zoo.", default=None, least=1)
     align: bool = setting("Permute channels onto the first network.", default=True)
     metric: Literal["euclidean", "cosine"] | None = setting(
         "Metric of distances; by default euclidean for zoos, cosine for adapters.", default=None
@@ -64,6 +64,7 @@ class RegionsSettings(SourceSettings, SaneSettings):
     seed: int = setting("Random seed, of relabellings, points and the map.", default=0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.zoo) == bool(self.adapter):
             raise ValueError("expected zoos (--zoo) or adapters (--adapter), one kind; name at least one")
         if self.zoo and self.base is not None:

@@ -78,8 +78,8 @@ class SampleSettings(SourceSettings, SaneSettings):
         "Plug-ins can add others.",
         default="subsample",
     )
-    num_samples: int = setting("Number of networks to keep.", default=10)
-    num_candidates: int = setting("Number of networks to draw and judge, in each round.", default=200)
+    num_samples: int = setting("Number of networks to keep.", default=10, least=1)
+    num_candidates: int = setting("Number of networks to draw and judge, in each round.", default=200, least=1)
     num_rounds: int = setting("Number of rounds of bootstrapping.", default=3)
     bandwidth: list[str | float] | str | float = setting(
         "Kernel width: a number, several to choose from on validation images, or a rule (scott, silverman).",
@@ -91,7 +91,7 @@ class SampleSettings(SourceSettings, SaneSettings):
     mode: Literal["joint", "token", "scalar"] = setting(
         "What shares one anchor: a whole network, a token, or a scalar.", default="joint"
     )
-    num_anchors: int | None = setting("Number of anchors; by default the whole top fraction.", default=None)
+    num_anchors: int | None = setting("Number of anchors; by default the whole top fraction.", default=None, least=1)
     top_fraction: float = setting("Best share of the training runs to take anchors from.", default=TOP_FRACTION)
     epoch: int | None = setting("Epoch of the anchors; by default the last of each run.", default=None)
     halo_size: int = setting("Context tokens on each side of a window.", default=0)
@@ -106,6 +106,12 @@ class SampleSettings(SourceSettings, SaneSettings):
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_samples > self.num_candidates:
+            raise ValueError(
+                "expected at most as many networks as candidates that they are chosen from, got num_samples "
+                f"{self.num_samples} and num_candidates {self.num_candidates}"
+            )
         self.bandwidth = list(parse_bandwidths(self.bandwidth))
         for width in self.bandwidth:
             Density(width, self.unit, self.mode)  # type: ignore[arg-type]  # refuses what does not go together

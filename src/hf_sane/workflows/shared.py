@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hf_sane.records._settings import setting
+from hf_sane.records._settings import CheckedSettings, setting
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class SourceSettings:
+class SourceSettings(CheckedSettings):
     """Which network of a folder or repository is meant."""
 
     subfolder: str | None = setting("Folder with the weights, in a folder or repository.", default=None)
@@ -32,18 +32,18 @@ class WeightsSettings(SourceSettings):
 
 
 @dataclass(kw_only=True)
-class SaneSettings:
+class SaneSettings(CheckedSettings):
     """Where in a folder or repository the autoencoder is."""
 
     sane_subfolder: str | None = setting("Folder with the SANE, in its folder or repository.", default=None)
 
 
 @dataclass(kw_only=True)
-class HaloSettings:
+class HaloSettings(CheckedSettings):
     """How networks longer than the training window go through a SANE."""
 
     halo_size: int = setting("Context tokens on each side of a window.", default=0)
-    batch_size: int = setting("Networks, and windows, at a time.", default=64)
+    batch_size: int = setting("Networks, and windows, at a time.", default=64, least=1)
 
 
 def temporary_folder(job: str) -> Path:

@@ -66,16 +66,17 @@ class SoupSettings(WeightsSettings):
     )
     recalibrate: bool = setting("Re-estimate BatchNorm statistics of averages.", default=False)
     recalibration_batches: int = setting(
-        "Number of batches of 32 training images for the re-estimation.", default=NUM_BATCHES
+        "Number of batches of 32 training images for the re-estimation.", default=NUM_BATCHES, least=1
     )
     rank: int | None = setting(
-        "Rank of a soup of adapters; by default the sum of ranks, which is exact.", default=None
+        "Rank of a soup of adapters; by default the sum of ranks, which is exact.", default=None, least=1
     )
     base: str | None = setting("Base model of adapters, in place of the one they name.", default=None)
     seed: int = setting("Random seed, of the images that statistics are re-estimated from.", default=0)
     include_code: bool = setting("Save the network with its code (trust_remote_code).", default=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if MERGE_METHODS.find(self.method).needs_score and self.data is None:
             raise ValueError(
                 f"a {self.method} soup is selected on held-out data, got none; name it (--data) or use --method "

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from hf_sane.records._settings import setting
+from hf_sane.records._settings import check_numbers, setting
 from hf_sane.sampling._comparison import ComparisonSettings
 
 SANE_TITLE, NETWORK_TITLE = "SANE of the demo", "Sampled digits CNN"  # headlines of cards
@@ -52,6 +52,10 @@ class DemoSettings:
     num_candidates: int = setting("Number of networks drawn for subsampling.", default=400)
     num_kept: int = setting("Number of networks kept, of every method.", default=10)
     finetune_epochs: int = setting("Epochs of fine-tuning; sampling is reported at epochs 0, 1 and 5.", default=5)
+
+    def validate_numbers(self) -> None:
+        """Numbers are finite and not negative."""
+        check_numbers(self)
 
     def sizes(self) -> dict[str, Any]:
         """Everything that shapes the result: all but the place of the output."""

@@ -15,7 +15,7 @@ from hf_sane.networks._images import ImageData
 from hf_sane.networks._training import Optimizer
 from hf_sane.records._documents import read_settings
 from hf_sane.records._errors import did_you_mean
-from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._settings import as_arguments, check_numbers, setting
 
 USUAL_EPOCHS = (0, 1, 2, 4, 8, 12, 16, 25, 35, 50)
 SPLIT_STREAM = 2**32  # beyond every run number: the seed of the split
@@ -39,10 +39,10 @@ class ZooSettings:
     images: str = setting(
         "'digits' (scikit-learn's) or the path of an .npz with train and test images.", default="digits"
     )
-    train_limit: int | None = setting("Training images used at most.", default=None)
-    validation_limit: int | None = setting("Validation images used at most.", default=None)
-    test_limit: int | None = setting("Test images used at most.", default=None)
-    image_size: int | None = setting("Resize the images to so many pixels.", default=None)
+    train_limit: int | None = setting("Training images used at most.", default=None, least=1)
+    validation_limit: int | None = setting("Validation images used at most.", default=None, least=1)
+    test_limit: int | None = setting("Test images used at most.", default=None, least=1)
+    image_size: int | None = setting("Resize the images to so many pixels.", default=None, least=1)
     architecture: str = setting(f"Architecture of the networks: {', '.join(presets.PRESETS)}.", default="cnn_digits")
     architecture_settings: dict[str, Any] | str | None = setting(
         "Further settings of the preset: a JSON object, or the path of a JSON file.", default=None
@@ -81,7 +81,7 @@ class ZooSettings:
         "Keep networks that exploded or are not finite; they are listed in any case.", default=False
     )
     token_dim: int | None = setting(
-        "Scalars per token; by default the length of the longest row of the network.", default=None
+        "Scalars per token; by default the length of the longest row of the network.", default=None, least=1
     )
     token_layout: str = setting("How weights are cut into tokens: rowwise or dense.", default="rowwise")
     batch_norm: Literal["tokens", "template"] = setting(
@@ -94,7 +94,9 @@ class ZooSettings:
         "Networks trained together; what is finished survives an interruption, and the rest is kept once a minute.",
         default=128,
     )
-    train_evaluation_limit: int | None = setting("Measure training accuracy on so many images at most.", default=None)
+    train_evaluation_limit: int | None = setting(
+        "Measure training accuracy on so many images at most.", default=None, least=1
+    )
     license: str | None = setting("Licence of the zoo, stated on its card.", default=None)
     seed: int = setting("Random seed.", default=0)
     progress_bar: bool = setting("Show a progress bar.", default=True)
@@ -139,6 +141,7 @@ class ZooSettings:
         shares = self.split_shares
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError(f"split_shares must be three shares that add up to 1, got {shares}")
+        check_numbers(self, unlimited=["max_abs_weight"])
 
     def validate_choices(self) -> None:
         """Something to choose from."""

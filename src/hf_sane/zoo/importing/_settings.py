@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 
 from hf_sane.core._layout import BatchNormStorage
 from hf_sane.core._token_layouts import find_token_layout
-from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._settings import as_arguments, check_numbers, setting
 from hf_sane.zoo.importing._property_rows import read_pattern
 from hf_sane.zoo.importing._trees import is_tree
 
@@ -142,6 +142,7 @@ class ImportSettings:
         shares = self.split_shares
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError(f"split_shares must be three shares that add up to 1, got {shares}")
+        check_numbers(self)
 
     @property
     def lists_models(self) -> bool:

@@ -1,0 +1,62 @@
+"""No verb takes a number that cannot be meant: NaN, infinity, fewer than none."""
+
+from dataclasses import fields
+from math import inf, nan
+from pathlib import Path
+from typing import get_args, get_origin
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from hf_sane.cli.verbs import VERBS, ZOO_VERBS
+from hf_sane.workflows.command_line import _kind
+
+# What each verb cannot do without.
+NEEDED = {
+    "align": {"zoo": "zoo"},
+    "analyze": {"checkpoint": "a"},
+    "build": {"output": "out"},
+    "demo": {"output": Path("out")},
+    "embed": {"sane": "sane", "checkpoints": ["a"], "output": "out"},
+    "finetune": {"networks": ["a"], "output": "out"},
+    "import": {"repos": ["a/b"], "output": "out"},
+    "info": {"checkpoint": "a"},
+    "mix": {"zoos": ["a=b"], "output": "out"},
+    "pretrain": {"zoo": ["zoo"], "output": "out"},
+    "probe": {"sane": "sane", "zoo": "zoo"},
+    "pull": {"repo_id": "a/b", "output": "out"},
+    "push": {"kind": "model", "folder": "a", "repo_id": "a/b"},
+    "regions": {"zoo": ["zoo"], "output": "out", "plots": False},
+    "sample": {"sane": "sane", "zoo": "zoo", "output": "out"},
+    "show": {"zoo": "zoo"},
+    "soup": {"ingredients": ["a", "b"], "output": "out"},
+}
+MAY_BE = [("build", "max_abs_weight", inf)]  # all finite networks are kept
+
+
+def numbers(entry):
+    """Values of a field that are no good."""
+    kind = _kind(entry)
+    item = get_args(kind)[0] if get_origin(kind) is list else kind
+    parts = {item, *get_args(item)}
+    wrong = [nan, inf, -1.0] if float in parts else [-1] if int in parts else []
+    return [[number] for number in wrong] if get_origin(kind) is list else wrong
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *ZOO_VERBS], ids=lambda verb: verb.name)
+def test_numbers_that_cannot_be_meant_are_refused_before_anything_is_read(verb):
+    settings, _ = verb.load()
+    make = getattr(settings, "from_options", settings)
+    make(**NEEDED[verb.name])
+    for entry in fields(settings):
+        for number in [] if entry.metadata.get("only_python") else numbers(entry):
+            if (verb.name, entry.name, number) in MAY_BE:
+                make(**NEEDED[verb.name], **{entry.name: number})
+                continue
+            with pytest.raises((ValueError, StrictDataclassError)) as refused:
+                make(**NEEDED[verb.name], **{entry.name: number})
+            assert entry.name in str(refused.value)
+
+
+def test_the_search_finds_numbers():
+    assert sum(len(numbers(entry)) for verb in VERBS for entry in fields(verb.load()[0])) > 60
