@@ -20,7 +20,7 @@ from hf_sane.records._outputs import CARD, MANIFEST, check_finished
 from hf_sane.zoo._writing import check_zoo
 
 STRANGERS = {"notes.txt": "theirs", ".hidden": "theirs, too", "out.txt": "theirs as well", "other/file": "deep"}
-TIMED_LINE = re.compile(r"\| (command|started at|seconds|peak rss bytes|resume) \|")  # of cards
+TIMED_LINE = re.compile(r"\| (command|started at|seconds|stage seconds: [^|]+|peak rss bytes|resume) \|")  # of cards
 PROCESS = re.compile(r"\d+(?=\.hf_sane-partial)")  # in names
 OWNER = ".hf_sane-lock-owner"
 MODEL = '{"hidden_size": 8, "latent_dim": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 8}'
@@ -111,7 +111,9 @@ class SmallRun:
                 relative = path.relative_to(place).as_posix()
                 if name == MANIFEST:
                     manifest = json.loads(path.read_text())
-                    listed = {key: value for key, value in manifest["files"].items() if not self._is_timed(key)}
+                    # A manifest below this one holds digests of timed files; it is compared by itself.
+                    files = {key: value for key, value in manifest["files"].items() if Path(key).name != MANIFEST}
+                    listed = {key: value for key, value in files.items() if not self._is_timed(key)}
                     found[relative] = {**manifest, "files": listed, "timed": sorted(manifest["files"].keys() - listed)}
                 elif name == CARD:
                     found[relative] = [line for line in path.read_text().splitlines() if not TIMED_LINE.match(line)]

@@ -52,7 +52,7 @@ def small_codec(zoo):
 def test_every_method_gives_as_many_networks(tiny_zoo, digits):
     codec = small_codec(tiny_zoo)
     samples = draw_samples(codec, tiny_zoo, Judge(*digits.split("validation")), ComparisonSettings(**SETTINGS))
-    assert tuple(samples.methods) == METHODS
+    assert tuple(samples.methods) == tuple(METHODS)
     assert all(networks.num_models == 2 for networks in samples.methods.values())
     assert samples.bandwidth in SETTINGS["bandwidths"]
     assert samples.facts["num_anchors"] == len(samples.anchor_ids) == 4

@@ -58,6 +58,7 @@ def test_fine_tuned_networks_are_kept_with_their_accuracies(compared, tmp_path):
     assert results["epoch_0"] == pytest.approx(compared.test_accuracy(), abs=1e-6)
     assert results["epoch_1"]["scratch"] == sum(curves["scratch"][1]) / 2
     assert "epoch_5" not in results
+    assert list(results)[:3] == ["epoch_0", "epoch_1", "nearest_training_distance"]  # the order of columns on cards
     (table,) = compared.tables()
     assert table.header == ("networks", "epoch 0", "epoch 1", "nearest training distance")
     assert [row[0] for row in table.rows] == list(METHODS.values())

@@ -65,7 +65,8 @@ class ComparisonResult(Result):
             for epoch in REPORTED_EPOCHS
             if epoch <= epochs
         }
-        self.record.finish({**means, "finetuning_curves": self.curves})
+        self.record.results = means | self.record.results
+        self.record.finish({"finetuning_curves": self.curves})
         return self.curves
 
     def tables(self) -> list[Table]:
