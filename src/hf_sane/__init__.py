@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hf_sane.models.configuration_sane import SANEConfig
     from hf_sane.models.modeling_sane import SANEModel
     from hf_sane.networks._images import load_images
+    from hf_sane.networks._modules import register_architecture
     from hf_sane.probing._probes import RidgeProbe as RidgeProbe
     from hf_sane.symmetry.tracing._trace import trace_permutations as trace_permutations
     from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
@@ -58,6 +59,7 @@ _HOMES = {
     "mix_zoos": "workflows.mix_zoos",
     "pretrain": "workflows.pretrain",
     "probe": "workflows.probe",
+    "register_architecture": "networks._modules",
     "sample": "workflows.sample",
     "soup": "workflows.soup",
 }
@@ -90,6 +92,7 @@ __all__ = [
     "mix_zoos",
     "pretrain",
     "probe",
+    "register_architecture",
     "sample",
     "soup",
 ]

@@ -1,6 +1,7 @@
 """Stacks of networks against the single networks they hold."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits, cnn_l, cnn_s, mlp
-from hf_sane.networks._stacked import StackedNetworks, cross_entropy, stack_size, stacked_forward, with_settings
+from hf_sane.networks._stacked import (
+    StackedNetworks,
+    cross_entropy,
+    logits_of,
+    stack_size,
+    stacked_forward,
+    with_settings,
+)
 
 CONFIGS = {
     "cnn_digits": cnn_digits(),
@@ -127,8 +135,19 @@ def test_any_module_runs_under_vmap():
     networks = StackedNetworks.from_state_dicts(modules[0], [module.state_dict() for module in modules])
     images = torch.randn(5, 3, 2, 2)
     torch.testing.assert_close(networks.logits(images), torch.stack([module.eval()(images) for module in modules]))
-    with pytest.raises(TypeError, match="expected a zoo configuration to build from, got Plain"):
-        networks.model(0)
+    copy = networks.model(1)
+    assert type(copy) is Plain
+    assert copy is not modules[0]
+    torch.testing.assert_close(copy(images), modules[1](images))
+
+
+def test_logits_are_found_in_what_a_module_returns():
+    logits = torch.ones(2, 3)
+    for output in (logits, (logits, None), {"logits": logits}, SimpleNamespace(logits=logits), [logits]):
+        assert logits_of(output) is logits
+    for output in ({"scores": logits}, (), "no tensor"):
+        with pytest.raises(TypeError, match="expected a module that returns logits"):
+            logits_of(output)
 
 
 def test_training_mode_updates_the_running_statistics_of_each_network():

@@ -97,7 +97,9 @@ def test_errors(sampled, trained, config, tmp_path):
     for index in (-1, 3):
         with pytest.raises(IndexError, match=f"expected an index from 0 to 2, got {index}"):
             export_network(sampled, index, tmp_path, provenance=PROVENANCE)
-    with pytest.raises(TypeError, match="expected a zoo configuration to build from"):
-        export_network(StackedNetworks(build_model(config), trained.tensors), 0, tmp_path, provenance=PROVENANCE)
+    loaded = export_network(
+        StackedNetworks(build_model(config), trained.tensors), 0, tmp_path / "module", provenance=PROVENANCE
+    )
+    assert torch.equal(next(iter(loaded.state_dict().values())), next(iter(trained.tensors.values()))[0])
     with pytest.raises(FileNotFoundError, match=r"no provenance.json in .*; expected a folder that export_network"):
         Provenance.load(tmp_path / "nothing")

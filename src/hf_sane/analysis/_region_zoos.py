@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_sane.analysis._region_networks import unflatten_networks
 from hf_sane.analysis._region_results import RegionScores
@@ -12,8 +12,8 @@ from hf_sane.analysis._regions import RegionMap
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.networks._batchnorm import NUM_BATCHES, condition_batch_norm
 from hf_sane.networks._images import load_zoo_images
+from hf_sane.networks._modules import architecture_permutations
 from hf_sane.networks._stacked import StackedNetworks
-from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import MIX_KEY
@@ -35,7 +35,7 @@ class LabelledNetworks:
             unknown.
     """
 
-    config: ZooConfig
+    config: ZooConfig | nn.Module
     tensors: dict[str, Tensor]
     labels: dict[str, list[str]]
     runs: list[str]
@@ -54,8 +54,17 @@ class LabelledNetworks:
 
     @property
     def spec(self) -> PermutationSpec:
-        """Permutation symmetries of the architecture."""
-        return permutation_spec(self.config)
+        """Permutation symmetries of the architecture.
+
+        Raises:
+            ValueError: If it is a module of which they are not known.
+        """
+        if (found := architecture_permutations(self.config)) is None:
+            raise ValueError(
+                "the symmetries of the networks are not known; register their module with example inputs "
+                "(--module-input), or map them as they are (--no-align)"
+            )
+        return found
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "LabelledNetworks":
         """The same networks after their channels were moved."""

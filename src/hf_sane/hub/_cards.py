@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from torch import nn
 from transformers import PreTrainedConfig
 from transformers.models.auto import modeling_auto
 
@@ -119,7 +120,7 @@ def sane_card(
 
 
 def network_card(
-    config: ZooConfig,
+    network: PreTrainedConfig | nn.Module,
     record: RunRecord,
     *,
     title: str = "Sampled network",
@@ -131,7 +132,7 @@ def network_card(
     """Describe a network that was sampled with a SANE autoencoder.
 
     Args:
-        config: Of the network.
+        network: Its configuration, or a module without one.
         record: Of the sampling run: `data`, `arguments` and `results` become tables, `results["test_accuracy"]` and
             `results["validation_accuracy"]` entries of the model index. `data["images"]` may be a mapping with `name`,
             `image_size`, `mean` and `std`; `results["fine_tuning_epochs"]` says for how long it was fine-tuned.
@@ -144,6 +145,13 @@ def network_card(
     Returns:
         The card; `str(card)` is the README.
     """
+    if isinstance(network, PreTrainedConfig):
+        architecture = network.model_type.removeprefix("sane_").upper().replace("RESNET", "ResNet")
+        settings, code = describe_config(network), _network_code(network, record, with_code=with_code)
+    else:
+        architecture = type(network).__name__
+        settings = {"class": architecture, "parameters": sum(p.numel() for p in network.parameters())}
+        code = {"code": "module", "class_name": architecture, "standardised": _standardised(record)}
     return _card(
         "sampled_network.md",
         record,
@@ -151,11 +159,11 @@ def network_card(
         measured=_accuracies(record),
         hub={"tags": NETWORK_TAGS, "base_model": base_model, "pipeline_tag": "image-classification"},
         options=options,
-        settings=describe_config(config),
-        architecture=config.model_type.removeprefix("sane_").upper().replace("RESNET", "ResNet"),
+        settings=settings,
+        architecture=architecture,
         fine_tuning_epochs=record.results.get("fine_tuning_epochs"),
         sampling=hide_folders_in(record.arguments if provenance is None else _origin(provenance)),
-        **_network_code(config, record, with_code=with_code),
+        **code,
     )
 
 

@@ -12,11 +12,11 @@ from typing import Any, Unpack, cast
 
 import torch
 from huggingface_hub import ModelCard, try_to_load_from_cache
+from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.cards._rendering import HERE
 from hf_sane.hub._cards import CardOptions, network_card, sane_card
 from hf_sane.models.configuration_sane import SANEConfig
@@ -24,7 +24,7 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._outputs import CARD, add_file, output_folder
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.records._sources import parse_source
-from hf_sane.sampling._export import NETWORK, PROVENANCE_FILE, Provenance, check_saved
+from hf_sane.sampling._export import NETWORK, PROVENANCE_FILE, Provenance, check_saved, save_module
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._loading import load_config
 from hf_sane.tokenization._pretrained import load_pretrained
@@ -157,7 +157,7 @@ def write_sane_card(
 
 def save_network(
     folder: str | Path,
-    network: ZooPreTrainedModel,
+    network: nn.Module,
     record: RunRecord,
     *,
     repo_id: str | None = None,
@@ -193,7 +193,7 @@ def save_network(
     if provenance is None and (folder / PROVENANCE_FILE).exists():
         provenance = Provenance.load(folder)
     card = network_card(
-        network.config,
+        network.config if isinstance(network, PreTrainedModel) else network,
         record,
         source=repo_id or HERE,
         title=title,
@@ -204,7 +204,10 @@ def save_network(
         provenance=provenance,
     )
     with output_folder(folder, NETWORK, replace=True) as partial:
-        save_model(partial, network, auto_class="AutoModelForImageClassification", include_code=include_code)
+        if isinstance(network, PreTrainedModel):
+            save_model(partial, network, auto_class="AutoModelForImageClassification", include_code=include_code)
+        else:
+            save_module(partial, network)
         check_saved(network, partial)
         if provenance is not None:
             provenance.save(partial)

@@ -6,14 +6,19 @@ from hf_sane._lazy import lazy_names
 
 if TYPE_CHECKING:
     from hf_sane.networks._images import load_images
+    from hf_sane.networks._modules import ModuleArchitecture, register_architecture
     from hf_sane.networks._stacked import StackedNetworks
 
 __all__ = [
+    "ModuleArchitecture",
     "StackedNetworks",
     "load_images",
+    "register_architecture",
 ]
 _HOMES = {
     "load_images": "_images",
+    "ModuleArchitecture": "_modules",
+    "register_architecture": "_modules",
     "StackedNetworks": "_stacked",
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

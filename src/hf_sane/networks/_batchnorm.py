@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.models.modes_sane import modes_kept
-from hf_sane.networks._stacked import StackedNetworks, empty_model
+from hf_sane.networks._stacked import StackedNetworks, empty_model, logits_of
 
 NUM_BATCHES, BATCH_SIZE = 200, 32  # of the released code
 
@@ -58,7 +58,7 @@ def condition_batch_norm(
 
     def run(tensors: dict[str, Tensor], batch: Tensor) -> Tensor:
         output = functional_call(skeleton, tensors, (batch,))  # updates running statistics among the tensors in place
-        return output if isinstance(output, Tensor) else output.logits
+        return logits_of(output)
 
     with _only_norms_train(skeleton, norms.values()), torch.no_grad():
         for start in range(0, networks.num_models, networks_per_step):

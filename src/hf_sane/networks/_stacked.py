@@ -1,5 +1,6 @@
 """Many networks of one architecture as stacked tensors: initialise, run and judge them together."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,8 +33,8 @@ def stacked_forward(network: ZooConfig | nn.Module, *, generic: bool = False) ->
     numbers of the single networks, up to rounding.
 
     Args:
-        network: Configuration of the networks, or a module of which only the structure is used. A module returns
-            logits, or an output with `logits`.
+        network: Configuration of the networks, or a module of which only the structure is used; of what it returns see
+            [`logits_of`].
         generic: Use `torch.vmap` in any case.
 
     Returns:
@@ -77,8 +78,7 @@ def _vmap_forward(network: ZooConfig | nn.Module) -> Forward:
     has_dropout = DROPOUT_BUFFER in dict(skeleton.named_buffers())
 
     def run(tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        output = functional_call(skeleton, dict(tensors), (images,))
-        return output if isinstance(output, Tensor) else output.logits
+        return logits_of(functional_call(skeleton, dict(tensors), (images,)))
 
     def forward(
         tensors: Mapping[str, Tensor], images: Tensor, dropout: Tensor | None, generator: torch.Generator | None
@@ -92,6 +92,23 @@ def _vmap_forward(network: ZooConfig | nn.Module) -> Forward:
             return torch.vmap(run, in_dims=(0, image_axis), randomness="different")(dict(tensors), images)
 
     return forward
+
+
+def logits_of(output: Any) -> Tensor:
+    """Logits of whatever a module returns: a tensor, an output or dictionary with `logits`, or a tuple of heads.
+
+    Raises:
+        TypeError: If there is no tensor to be found.
+    """
+    if isinstance(output, tuple | list) and not hasattr(output, "logits") and output:
+        output = output[0]
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"expected a module that returns logits, an output with logits, or a tuple whose first part they are, got "
+            f"{type(output).__name__}"
+        )
+    return found
 
 
 def empty_model(config: ZooConfig) -> ZooPreTrainedModel:
@@ -211,15 +228,10 @@ class StackedNetworks:
         """Tensors of one network; fresh memory."""
         return {name: tensor[index].clone() for name, tensor in self.tensors.items()}
 
-    def model(self, index: int) -> ZooPreTrainedModel:
-        """One network as a module in evaluation mode.
-
-        Raises:
-            TypeError: If the architecture is not given by a configuration.
-        """
-        if not isinstance(self.config, ZooConfig):
-            raise TypeError(f"expected a zoo configuration to build from, got {type(self.config).__name__}")
-        model = build_model(self.config)
+    def model(self, index: int) -> nn.Module:
+        """One network as a module in evaluation mode."""
+        config = self.config
+        model: nn.Module = build_model(config) if isinstance(config, ZooConfig) else copy.deepcopy(config)
         model.load_state_dict(self.state_dict(index))
         return model.eval()
 

@@ -13,6 +13,7 @@ def choose_anchors(
     num_anchors: int | None = None,
     top_fraction: float = TOP_FRACTION,
     epoch: int | None = None,
+    accuracy: np.ndarray | None = None,
 ) -> np.ndarray:
     """Choose anchors among training networks: the top 30 % by accuracy, or the best few of them (KDE30 of SANE).
 
@@ -24,6 +25,7 @@ def choose_anchors(
         num_anchors: How many; the whole top fraction when `None`.
         top_fraction: Share of the runs to choose from, in (0, 1]; at least one run.
         epoch: Epoch of the checkpoints; the last of each run when `None`.
+        accuracy: `[M]` on validation images, in place of what the zoo says.
 
     Returns:
         `[A]` int64 indices into `split`, best first.
@@ -33,9 +35,15 @@ def choose_anchors(
     """
     if not 0 < top_fraction <= 1 or (num_anchors is not None and num_anchors < 1):
         raise ValueError(f"expected top_fraction in (0, 1] and num_anchors >= 1, got {top_fraction} and {num_anchors}")
-    accuracy = np.asarray(split.column("validation_accuracy"), dtype=np.float64)
+    known = split.column("validation_accuracy") if accuracy is None else accuracy
+    accuracy = np.asarray(known, dtype=np.float64)
     epochs = np.asarray(split.column("epoch"))
     candidates = np.flatnonzero(epochs == epoch) if epoch is not None else _last_checkpoints(split, epochs)
+    if len(candidates) and not np.isfinite(accuracy[candidates]).any():
+        raise ValueError(
+            "the accuracy of the networks on validation images is not known; name images that they are judged by "
+            "(--images)"
+        )
     candidates = candidates[np.isfinite(accuracy[candidates])]
     if not len(candidates):
         raise ValueError(

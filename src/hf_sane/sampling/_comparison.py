@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.networks._images import ImageData
+from hf_sane.networks._modules import architecture_permutations, fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import HyperParameters, train_stacked
 from hf_sane.sampling._anchors import TOP_FRACTION, choose_anchors
@@ -19,14 +20,12 @@ from hf_sane.sampling._baselines import (
     average_networks,
     matched_noise_scale,
     noisy_anchors,
-    random_networks,
     reconstructed_anchors,
 )
 from hf_sane.sampling._diversity import WeightSpace, nearest_training_distance, pairwise_distance
 from hf_sane.sampling._generation import BandwidthUnit, Density, NetworkCodec, sample_from_prior
 from hf_sane.sampling._samplers import SAMPLERS, SamplingTask
 from hf_sane.sampling._selection import Draw, Judge, choose_bandwidth, keep_best
-from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.zoo._alignment import aligned_tokens
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
@@ -108,10 +107,19 @@ class AnchorSet:
         num_anchors: int | None = None,
         top_fraction: float = TOP_FRACTION,
         epoch: int | None = None,
+        data: ImageData | None = None,
     ) -> Self:
-        """Choose anchors among the training networks of a zoo, see [`choose_anchors`]; aligned if the zoo is."""
+        """Choose anchors among the training networks of a zoo, see [`choose_anchors`]; aligned if the zoo is.
+
+        Networks whose accuracy the zoo does not know, as of imported ones, are ranked by validation images of `data`.
+        """
         train = zoo.splits["train"]
-        chosen = train.select(choose_anchors(train, num_anchors=num_anchors, top_fraction=top_fraction, epoch=epoch))
+        measured = None
+        if data is not None and not np.isfinite(train.column("validation_accuracy").astype(np.float64)).any():
+            measured = train.networks().evaluate(*data.split("validation"))[1].numpy()
+        chosen = train.select(
+            choose_anchors(train, num_anchors=num_anchors, top_fraction=top_fraction, epoch=epoch, accuracy=measured)
+        )
         return cls(codec, _tokens(chosen), _tokens(train), tuple(chosen.run_ids))
 
     @cached_property
@@ -350,19 +358,14 @@ def simple_baselines(
         "reconstructed_anchors": judge.condition(reconstructed_anchors(codec, shown).networks),
         "anchor_noise": judge.condition(noisy),
         "anchor_average": judge.condition(codec.networks(averages)),
-        "scratch": random_networks(_config(codec), [SCRATCH_SEED + seed + index for index in range(num_networks)]),
+        "scratch": fresh_networks(codec.config, [SCRATCH_SEED + seed + index for index in range(num_networks)]),
     }
-
-
-def _config(codec: NetworkCodec) -> ZooConfig:
-    assert isinstance(codec.config, ZooConfig)
-    return codec.config
 
 
 def training_distances(
     codec: NetworkCodec, space: WeightSpace, networks: StackedNetworks, training_tokens: Tensor
 ) -> Tensor:
-    """Distance of each network to the nearest training network, up to permutations of neurons.
+    """Distance of each network to the nearest training network, up to permutations of neurons where those are known.
 
     Args:
         codec: Layout and architecture.
@@ -373,12 +376,13 @@ def training_distances(
     Returns:
         `[S]` float64, see [`nearest_training_distance`].
     """
+    permutations = architecture_permutations(codec.config)
     return nearest_training_distance(
         space,
         codec.tokens(networks),
         training_tokens,
-        permutations=permutation_spec(_config(codec)),
-        realigned=min(REALIGNED, len(training_tokens)),
+        permutations=permutations,
+        realigned=0 if permutations is None else min(REALIGNED, len(training_tokens)),
     )
 
 

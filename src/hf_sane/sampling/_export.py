@@ -1,5 +1,6 @@
 """Sampled networks as ordinary Transformers models on disk, with a note of where they came from."""
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -7,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model as load_safetensors
+from safetensors.torch import save_model as save_safetensors
+from torch import nn
+from transformers import PreTrainedModel
 
-from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.core._kde import BandwidthRule, SamplingMode
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._documents import read_document
@@ -17,6 +21,7 @@ from hf_sane.sampling._generation import BandwidthUnit
 
 PROVENANCE_FILE = "provenance.json"
 NETWORK = "network"  # the job of manifests
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +85,7 @@ class Provenance:
         return cls(**read_document(path, expected="the provenance of a network", remedy=remedy).fields_of(cls))
 
 
-def export_network(
-    networks: StackedNetworks, index: int, folder: str | Path, *, provenance: Provenance
-) -> ZooPreTrainedModel:
+def export_network(networks: StackedNetworks, index: int, folder: str | Path, *, provenance: Provenance) -> nn.Module:
     """Save one network with `save_pretrained` and its provenance, and prove that it loads again bit by bit.
 
     For another number of classes, give the networks a new classifier first, see `generation.with_num_labels`.
@@ -98,7 +101,6 @@ def export_network(
         The network as loaded from `folder`, in evaluation mode.
 
     Raises:
-        TypeError: If the architecture is not given by a configuration.
         IndexError: If there is no such network.
         FileExistsError: If `folder` holds something else, or files that were changed.
         RuntimeError: If what is read back differs from what was written.
@@ -107,18 +109,40 @@ def export_network(
         raise IndexError(f"expected an index from 0 to {networks.num_models - 1}, got {index}")
     model = networks.model(index)
     with output_folder(folder, NETWORK, replace=True) as partial:
-        model.save_pretrained(partial)
+        save_module(partial, model)
         provenance.save(partial)
         return check_saved(model, partial)
 
 
-def check_saved(model: ZooPreTrainedModel, folder: Path) -> ZooPreTrainedModel:
+def save_module(partial: Path, model: nn.Module) -> None:
+    """Write a network: with `save_pretrained` where it has that, else its tensors and the name of its class.
+
+    Args:
+        partial: From [`output_folder`].
+        model: A Transformers model, or any module: `MyModule().load_state_dict(load_file(...))` reads that.
+    """
+    save = getattr(model, "save_pretrained", None)
+    if callable(save):
+        save(partial)
+    if not (partial / WEIGHTS).is_file():
+        save_safetensors(model, str(partial / WEIGHTS))
+    if not (partial / CONFIG).is_file():
+        named = {"architectures": [type(model).__name__], "library_name": "pytorch"}
+        (partial / CONFIG).write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
+
+
+def check_saved(model: nn.Module, folder: Path) -> nn.Module:
     """Load a network from the folder it was just saved to, in evaluation mode.
 
     Raises:
         RuntimeError: If what is read back differs from what was written.
     """
-    loaded = type(model).from_pretrained(folder).eval()
+    if isinstance(model, PreTrainedModel):
+        loaded: nn.Module = type(model).from_pretrained(folder)
+    else:
+        loaded = copy.deepcopy(model)
+        load_safetensors(loaded, folder / WEIGHTS)
+    loaded = loaded.eval()
     written, read = model.state_dict(), loaded.state_dict()
     if differing := [
         name

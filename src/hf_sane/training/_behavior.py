@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._layer_kinds import RUNNING
@@ -69,7 +69,7 @@ class BehaviorLoss:
         seed: Seed of the choice of images.
     """
 
-    config: ZooConfig
+    config: ZooConfig | nn.Module
     layout: Layout
     extractor: SANEFeatureExtractor
     images: Tensor

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from hf_sane.core._adapters import require_hub_id
+from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._documents import read_settings
 from hf_sane.records._settings import as_arguments, check_numbers, setting
 from hf_sane.records._sources import hub_id
@@ -28,7 +29,7 @@ RESUMABLE = (
 
 @strict
 @dataclass(kw_only=True)
-class PretrainSettings(WindowSettings):
+class PretrainSettings(WindowSettings, ModuleSettings):
     """Settings of one pre-training run of a SANE autoencoder.
 
     The text beside each field is its documentation and its `--help`. Defaults follow the released settings for CNN

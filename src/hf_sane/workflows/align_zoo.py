@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import check_path
@@ -18,7 +19,7 @@ SHOWN_PLACES = 3  # of each reason why something stays
 
 
 @dataclass(kw_only=True)
-class AlignZooSettings:
+class AlignZooSettings(ModuleSettings):
     """Settings of [`run_align_zoo`]."""
 
     zoo: Path = setting("Folder of the zoo, built or imported.", positional=True)
@@ -81,6 +82,7 @@ def run_align_zoo(settings: AlignZooSettings) -> AlignZooResult:
     them. What can be reordered is traced from the configuration of imported networks (Transformers) and proven by
     running them; what cannot be proven is not permuted, and is listed with the reason.
     """
+    settings.register()
     record = RunRecord.start(arguments=as_arguments(settings))
     check_path(settings.zoo)
     config = choose_config(settings.config, list(read_facts(settings.zoo)), str(settings.zoo))

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.hub._publish import save_network
 from hf_sane.networks._images import ImageData
+from hf_sane.networks._modules import ModuleSettings, fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import HyperParameters, train_stacked
 from hf_sane.records._run_record import RunRecord
@@ -21,7 +21,7 @@ RECORDED = ("epochs", "learning_rate", "weight_decay", "optimizer", "schedule", 
 
 
 @dataclass(kw_only=True)
-class FinetuneSettings(SourceSettings):
+class FinetuneSettings(SourceSettings, ModuleSettings):
     """Settings of [`finetune`]."""
 
     networks: list[Network] = setting(
@@ -99,6 +99,7 @@ def finetune(
 
 def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
     """Fine-tune networks on images; report test accuracy epoch by epoch."""
+    settings.register()
     given = as_arguments(settings)
     record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
     with optional_output(settings.output, FinetuneResult.JOB) as partial:
@@ -108,9 +109,8 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
         curves: dict[str, list[list[float]]] = {}
         trained, curves["networks"] = _train(stack, data, settings)
         if settings.scratch:
-            assert isinstance(stack.config, ZooConfig)
             first = SCRATCH_SEED + settings.seed
-            fresh = StackedNetworks.initialize(stack.config, range(first, first + stack.num_models))
+            fresh = fresh_networks(stack.config, list(range(first, first + stack.num_models)))
             _, curves["scratch"] = _train(fresh, data, settings)
         record.finish({"test_accuracy": curves})
         result = FinetuneResult(

@@ -14,7 +14,7 @@ from hf_sane.records._settings import setting
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.shared import temporary_folder
 from hf_sane.zoo._dataset import Zoo
-from hf_sane.zoo._facts import data_folder
+from hf_sane.zoo._facts import PROPERTIES_KEY, data_folder
 from hf_sane.zoo._writing import REPORT_NAME
 from hf_sane.zoo.importing import _importing as importing
 from hf_sane.zoo.importing._settings import ImportSettings
@@ -53,7 +53,7 @@ class ImportZooResult(Result):
         return {
             "splits": {name: len(split) for name, split in self.zoo.splits.items()},
             "taken": [entry.run_id for entry in self.entries if entry.status == "taken"],
-            "properties": self.zoo.facts.data.get(importing.PROPERTIES_KEY, {}),
+            "properties": self.zoo.facts.data.get(PROPERTIES_KEY, {}),
             "left_out": [
                 {"status": status, "reason": reason, "networks": names} for (status, reason), names in left_out.items()
             ],

@@ -1,30 +1,38 @@
 """Networks that workflows take and give: image classifiers of one architecture, as one stack."""
 
+import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from transformers import AutoModelForImageClassification
+from torch import Tensor, nn
+from transformers import AutoModelForImageClassification, PreTrainedConfig
 
-from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core._types import StateDict
 from hf_sane.hub._cards import describe_config
 from hf_sane.hub._push import network_folders, push_generated
 from hf_sane.networks._images import ImageData, load_images
+from hf_sane.networks._modules import find_architecture, has_registered
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.records._files import folders_with
 from hf_sane.records._run_record import RECORD
 from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.tokenization._loading import load_model
+from hf_sane.tokenization._reading import read_network
 from hf_sane.workflows.results import Result
 
-Network = str | Path | ZooPreTrainedModel
+SAFETENSORS = "model.safetensors"
+Network = str | Path | nn.Module
 
 
 @dataclass(kw_only=True)
 class NetworksResult(Result):
-    """Networks that a workflow made: `result[0]` is a Transformers model, `len(result)` their number.
+    """Networks that a workflow made: `result[0]` is a module, `len(result)` their number.
+
+    Networks of this library are Transformers models; others are of the module that was given or registered.
 
     Attributes:
         stack: All networks, to be run together.
@@ -37,15 +45,15 @@ class NetworksResult(Result):
     def __len__(self) -> int:
         return self.stack.num_models
 
-    def __getitem__(self, index: int) -> ZooPreTrainedModel:
+    def __getitem__(self, index: int) -> nn.Module:
         if not -len(self) <= index < len(self):
             raise IndexError(f"expected an index below {len(self)}, got {index}")
         return self.stack.model(index)
 
-    def __iter__(self) -> Iterator[ZooPreTrainedModel]:
+    def __iter__(self) -> Iterator[nn.Module]:
         return map(self.stack.model, range(len(self)))
 
-    def modules(self) -> list[ZooPreTrainedModel]:
+    def modules(self) -> list[nn.Module]:
         """The networks as modules, in evaluation mode."""
         return list(self)
 
@@ -91,7 +99,8 @@ def open_stack(
     """Open networks of one architecture, and say what they are called.
 
     Args:
-        sources: Modules, folders of networks, folders that hold such folders, Hub repo ids.
+        sources: Modules, folders of networks, folders that hold such folders, Hub repo ids. Files and folders with
+            the tensors of a registered module are networks of that.
         ignored: Settings of the configuration that may differ; the stack has those of the first network.
         **weights: Which weights of every folder and repository: `subfolder`, `variant`.
 
@@ -103,26 +112,51 @@ def open_stack(
     if not named:
         raise ValueError("expected at least one network, got none")
     (first_name, first), *rest = named
+    known = _facts(first, ignored)
     for name, model in rest:
-        if type(model) is not type(first) or _facts(model, ignored) != _facts(first, ignored):
+        if type(model) is not type(first) or _facts(model, ignored) != known:
             raise ValueError(
                 f"{name} is of another architecture than {first_name}; expected networks of one architecture: take "
                 "them one after the other"
             )
-    stack = StackedNetworks.from_state_dicts(first.config, [model.state_dict() for _, model in named])
-    return stack, [name for name, _ in named]
+    own = getattr(first, "config", None)
+    structure = own if isinstance(own, ZooConfig) else copy.deepcopy(first)
+    return StackedNetworks.from_state_dicts(structure, [model.state_dict() for _, model in named]), [
+        name for name, _ in named
+    ]
 
 
-def _open(source: Network, index: int, weights: dict[str, str]) -> list[tuple[str, Any]]:
+def _open(source: Network, index: int, weights: dict[str, str]) -> list[tuple[str, nn.Module]]:
     if not isinstance(source, str | Path):
         return [(f"network_{index}", source)]
     place = find_source(source)
+    if isinstance(place, Path) and "variant" not in weights and (found := _open_registered(place, weights)):
+        return found
     folders = [source] if isinstance(place, HubRepo) or "subfolder" in weights else network_folders(place)
     return [(str(folder), load_model(AutoModelForImageClassification, folder, **weights)) for folder in folders]
 
 
-def _facts(model: Any, ignored: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in describe_config(model.config).items() if name not in ignored}
+def _open_registered(place: Path, weights: dict[str, str]) -> list[tuple[str, nn.Module]]:
+    """Networks of a registered module in a file, a folder, or the folders inside it; empty if there are none."""
+    if not has_registered():
+        return []
+    place = place / weights.get("subfolder", "")
+    inside = [place] if place.is_file() or (place / SAFETENSORS).is_file() else folders_with(place, SAFETENSORS)
+    found = []
+    for path in sorted(inside, key=lambda path: (len(path.name), path.name)):
+        state_dict: StateDict = dict(read_network(path).tensors)
+        if (architecture := find_architecture(state_dict)) is None:
+            return []
+        found.append((str(path), architecture.network(state_dict)))
+    return found
+
+
+def _facts(model: nn.Module, ignored: Sequence[str]) -> dict[str, Any]:
+    """What networks of one architecture share: their configuration, or the shapes of their tensors."""
+    config = getattr(model, "config", None)
+    if isinstance(config, PreTrainedConfig):
+        return {name: value for name, value in describe_config(config).items() if name not in ignored}
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 __all__ = ["Network", "NetworksResult", "open_images", "open_stack"]

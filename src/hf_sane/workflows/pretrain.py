@@ -55,7 +55,9 @@ class PretrainingResult(Result):
         return [Table(("", ""), [list(pair) for pair in facts.items()])]
 
 
-def pretrain(zoo: str | Zoo | Sequence[str | Zoo], *, output: str | Path | None = None, **options: Any) -> SANE:
+def pretrain(
+    zoo: str | Path | Zoo | Sequence[str | Path | Zoo], *, output: str | Path | None = None, **options: Any
+) -> SANE:
     """Pre-train a SANE autoencoder.
 
     ```python
@@ -75,7 +77,7 @@ def pretrain(zoo: str | Zoo | Sequence[str | Zoo], *, output: str | Path | None 
         ValueError: For settings out of range, or that do not fit the zoo.
         FileExistsError: If the folder holds something else, or a run that is not to be resumed.
     """
-    zoos: list[str | Zoo] = [zoo] if isinstance(zoo, str | Zoo) else list(zoo)
+    zoos: list[str | Path | Zoo] = [zoo] if isinstance(zoo, str | Path | Zoo) else list(zoo)
     names = [str(x.source or x.facts.name) if isinstance(x, Zoo) else str(x) for x in zoos]
     if output is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("several processes that train together need one output folder, got none; give output=...")
@@ -95,6 +97,7 @@ def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = Non
         settings: Of the run.
         zoos: The zoos, if they are open already.
     """
+    settings.register()
     found = pretraining.pretrain(settings, zoos=zoos, describe=write_pretraining_card)
     record = RunRecord.load(found.folder / RECORD)
     is_silent, base = not found.is_main_process, settings.pretrained if settings.lora else None

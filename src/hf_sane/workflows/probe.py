@@ -1,9 +1,11 @@
 """Probe a zoo: what embeddings know about its networks, beside the baselines W and s(W)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 from hf_sane.probing._evaluation import ProbeTable, table_to_dict
 from hf_sane.probing._poolings import POOLINGS
@@ -14,10 +16,12 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import HaloSettings, SaneSettings
-from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+from hf_sane.zoo._facts import PROPERTIES_KEY
 
 METRICS = {"r2": "R2", "kendall_tau": "Kendall tau", "mae": "mean absolute error"}
 TRANSFER_METRICS = ("r2", "kendall_tau")
+USUAL = ("test_accuracy", "epoch", "generalization_gap")
 POOLINGS_HELP = "Poolings of the latents; 'all' for every one."
 
 
@@ -29,7 +33,9 @@ class ProbeSettings(HaloSettings, SaneSettings):
     zoo: str | Zoo = setting("Zoo folder or Hub dataset id.")
     output: Path | None = setting("New folder for results and run record.", default=None, short="-o")
     properties: list[str] = setting(
-        "Columns of the zoo to predict.", factory=lambda: ["test_accuracy", "epoch", "generalization_gap"]
+        "Columns of the zoo to predict; by default test_accuracy, epoch and generalization_gap, as far as they are "
+        "known, or else every number that an import brought along.",
+        factory=list,
     )
     poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["all"])
     config: str | None = setting("Which zoo, if there are several.", default=None)
@@ -90,7 +96,7 @@ class ProbeResult(Result):
         return found
 
 
-def probe(zoo: str | Zoo, sane: str | SANE, **options: Any) -> ProbeResult:
+def probe(zoo: str | Path | Zoo, sane: str | Path | SANE, **options: Any) -> ProbeResult:
     """Fit probes on embeddings and baselines, and report how well they predict properties of the test networks.
 
     ```python
@@ -106,15 +112,19 @@ def probe(zoo: str | Zoo, sane: str | SANE, **options: Any) -> ProbeResult:
         KeyError: If a zoo lacks a property.
         ValueError: If a zoo is given twice, or no network of a split has all properties.
     """
+    zoo = str(zoo) if isinstance(zoo, Path) else zoo
+    sane = str(sane) if isinstance(sane, Path) else sane
     return run_probe(ProbeSettings(zoo=zoo, sane=sane, **options))
 
 
 def run_probe(settings: ProbeSettings) -> ProbeResult:
     """Fit ridge probes on embeddings and baselines; report how well test networks are predicted."""
     record = RunRecord.start(arguments=as_arguments(settings))
-    wanted = settings.properties
     with optional_output(settings.output, ProbeResult.JOB) as partial:
-        zoos = _open_zoos([settings.zoo, *settings.transfer], settings.config, wanted)
+        zoos = _open_zoos([settings.zoo, *settings.transfer], settings.config, settings.properties)
+        wanted = settings.properties or _known_properties(list(zoos.values()))
+        settings = replace(settings, properties=wanted)
+        record.arguments["properties"] = wanted
         sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
         found = {label: _features(zoo, sane, settings) for label, zoo in zoos.items()}
         first = next(iter(found.values()))
@@ -169,6 +179,25 @@ def _measured(table: ProbeTable, transfer: dict[str, TransferTable]) -> dict[str
             for name, of_property in transfer.items()
         }
     return measured
+
+
+def _known_properties(zoos: Sequence[Zoo]) -> list[str]:
+    """What can be predicted in all zoos: the usual properties, or else numbers that differ between networks."""
+    brought = [name for zoo in zoos for name in zoo.facts.data.get(PROPERTIES_KEY, {}).get("columns", {})]
+    for names in (USUAL, list(dict.fromkeys(brought))):
+        known = [
+            name for name in names if all(_is_known(split, name) for zoo in zoos for split in zoo.splits.values())
+        ]
+        if known:
+            return known
+    return list(USUAL)  # whose refusal says what is missing
+
+
+def _is_known(split: ZooSplit, name: str) -> bool:
+    if name not in split.table.scalar_columns or split.column(name).dtype.kind not in "iuf":
+        return False
+    values = split.column(name).astype(np.float64)
+    return bool(np.isfinite(values).all()) and len(set(values.tolist())) > 1
 
 
 def _open_zoos(sources: Sequence[str | Zoo], config: str | None, wanted: Sequence[str]) -> dict[str, Zoo]:

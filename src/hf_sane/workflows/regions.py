@@ -15,6 +15,7 @@ from hf_sane.analysis._region_plots import plot_maps, plot_scores
 from hf_sane.analysis._region_results import RegionScores
 from hf_sane.analysis._region_zoos import LabelledNetworks, score_zoo_regions, zoo_networks
 from hf_sane.analysis._regions import RegionMap
+from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._documents import read_document
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
@@ -28,7 +29,7 @@ SCORE_HEADER = ("test accuracy of", "networks", "line", "hull", "outside", "line
 
 
 @dataclass(kw_only=True)
-class RegionsSettings(SourceSettings, SaneSettings):
+class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings):
     """Settings of [`map_regions`]."""
 
     output: Path | None = setting("New folder: run record and pictures.", short="-o", formerly="--out")
@@ -172,6 +173,7 @@ def map_regions(
 
 def run_regions(settings: RegionsSettings) -> RegionsResult:
     """Map networks by what they were trained for: distances, nearest regions, points inside, a picture."""
+    settings.register()
     given = as_arguments(settings)
     record = RunRecord.start(
         seed=settings.seed,

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
-from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.hub._publish import load_sane, loaded_commit, save_network
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._images import ImageData, load_zoo_images
+from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import hub_id
@@ -53,7 +53,7 @@ class Autoencoder(Protocol):
 
 
 @dataclass(kw_only=True)
-class SampleSettings(SourceSettings, SaneSettings):
+class SampleSettings(SourceSettings, SaneSettings, ModuleSettings):
     """Settings of [`sample`]."""
 
     sane: str | Autoencoder = setting("SANE folder or Hub repo id.")
@@ -205,6 +205,7 @@ def sample(
 
 def run_sample(settings: SampleSettings) -> SampleResult:
     """Sample networks, compare them with anchors and baselines on test images, and save them."""
+    settings.register()
     given = as_arguments(settings)
     record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
     record.arguments["prompt_statistics"] = settings.prompt_statistics
@@ -263,7 +264,6 @@ def _open(settings: SampleSettings, record: RunRecord) -> tuple[AnchorSet, Image
     options: dict[str, Any] = {"halo_size": settings.halo_size}
     if zoo is None:
         stack, names = open_stack(settings.anchors, ignored=TRAINING_ONLY, **settings.weights)
-        assert isinstance(stack.config, ZooConfig)
         layout = extractor.lay_out(stack.state_dict(0))
         tokens = layout.tokens(stack.tensors, batch_dims=1)
         extractor = extractor.extended([(layout, tokens)]) if settings.prompt_statistics else extractor
@@ -276,7 +276,7 @@ def _open(settings: SampleSettings, record: RunRecord) -> tuple[AnchorSet, Image
         extractor = extractor.extended([(layout, train.stacked_tokens())])
     codec = NetworkCodec(model, extractor, layout, config, **options)
     chosen = {"num_anchors": settings.num_anchors, "top_fraction": settings.top_fraction, "epoch": settings.epoch}
-    return AnchorSet.choose(codec, zoo, **chosen), data  # type: ignore[arg-type]
+    return AnchorSet.choose(codec, zoo, data=data, **chosen), data  # type: ignore[arg-type]
 
 
 def _provenance(

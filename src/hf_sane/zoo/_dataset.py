@@ -1,5 +1,6 @@
 """A zoo as a dataset: rows of networks in parquet files, read in place, split by training run."""
 
+import copy
 import dataclasses
 import glob
 import os
@@ -19,13 +20,13 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.architectures.presets import build_model
 from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
+from hf_sane.networks._modules import find_architecture
 from hf_sane.networks._stacked import StackedNetworks, with_settings
 from hf_sane.records._disks import NO_SPACE
 from hf_sane.records._errors import InvalidFileError, reading
@@ -137,18 +138,22 @@ class ZooSplit:
         self.require_one("layout")
         return torch.stack([self.tokens(i) for i in range(len(self))])
 
-    def config(self, index: int) -> ZooConfig:
+    def config(self, index: int) -> ZooConfig | nn.Module:
         """Configuration of one network, with the activation, initialisation and dropout of its run.
 
+        Of an imported network it is a module of the architecture that was registered for its tensors.
+
         Raises:
-            ValueError: If it was imported and is none of the architectures of this library.
+            ValueError: If it was imported, and its architecture is not registered.
         """
-        if (config := self.known_config(index)) is None:
-            raise ValueError(
-                f"the architecture of {self.run_ids[index]!r} is not one of this library, which has its weights only: "
-                "expected a CNN, MLP or ResNet of hf_sane.architectures; use state_dict() and the code of its authors"
-            )
-        return config
+        if (config := self.known_config(index)) is not None:
+            return config
+        if (found := find_architecture(self.layout(index))) is not None:
+            return found.structure
+        raise ValueError(
+            f"the architecture of {self.run_ids[index]!r} is not one of this library, which has its weights only; "
+            "give its code: hf_sane.register_architecture(MyModule, example_inputs), or --module my_file.py:MyModule"
+        )
 
     def known_config(self, index: int) -> ZooConfig | None:
         """What [`config`] gives, or `None` for an imported network of another family."""
@@ -167,19 +172,22 @@ class ZooSplit:
         layout = self.layout(index)
         return layout.state_dict(self.tokens(index))
 
-    def model(self, index: int) -> ZooPreTrainedModel:
-        """One network, ready to run (evaluation mode)."""
-        model = build_model(self.config(index))
+    def model(self, index: int) -> nn.Module:
+        """One network, ready to run (evaluation mode): a Transformers model, or a module that was registered."""
+        config = self.config(index)
+        model: nn.Module = build_model(config) if isinstance(config, ZooConfig) else copy.deepcopy(config)
         model.load_state_dict(self.state_dict(index))
         return model.eval()
 
-    def layout_and_config(self) -> tuple[Layout, ZooConfig]:
+    def layout_and_config(self) -> tuple[Layout, ZooConfig | nn.Module]:
         """What all of these networks share: layout (its template that of the first) and architecture.
 
         Raises:
             ValueError: If there are none, or they differ in layout, architecture or activation.
         """
-        self.require_one("layout", "architecture", "activation")
+        self.require_one("layout", "architecture")
+        if self.known_config(0) is not None:
+            self.require_one("activation")
         return self.layout(0), self.config(0)
 
     def networks(self) -> StackedNetworks:

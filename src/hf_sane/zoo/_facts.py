@@ -34,6 +34,7 @@ LAYOUT_DIGITS = ARCHITECTURE_DIGITS = 16
 PER_RUN_SETTINGS = ("activation", "initialization", "dropout")  # columns of the zoo, not part of the architecture
 IMPORT_KEY = "repositories"  # in `data`, of imported zoos only
 MIX_KEY = "zoos"  # in `data`, of mixtures only: name, arguments and data of each zoo in it
+PROPERTIES_KEY = "properties"  # in `data`, of imported zoos that tables or names tell something about
 MAX_ROW_SCALARS = 2**31 - 1  # Arrow's list offsets are int32
 STRICT = (StrictDataclassError,)  # what configurations raise
 IMPORTED = "imported"  # model_type of networks whose code the library does not have

@@ -8,6 +8,7 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from hf_sane.core._layout import Layout
+from hf_sane.networks._modules import find_architecture
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry._transformers_models import select_tensors, transformers_spec
@@ -46,13 +47,16 @@ def network_spec(
     config = facts.parsed_architectures[architecture]
     if config is not None:
         return permutation_spec(config)
+    registered = find_architecture(structure)
+    if registered is not None and registered.example_inputs is not None:
+        return fit_spec(registered.permutations, structure)
     try:
         return imported_spec(facts.architectures[architecture]["config"], structure)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"the symmetries of the imported networks {architecture!r} (layout {layout!r}) are not known ({error}); "
-            "pass align_zoo(zoo, specs={layout: trace_permutations(model, example_inputs)}), or use the view "
-            "'original' (twice for the contrastive loss)"
+            "give its code: hf_sane.register_architecture(MyModule, example_inputs), or --module my_file.py:MyModule "
+            "--module-input 1,28,28; or use the view 'original' (twice for the contrastive loss)"
         ) from error
 
 

@@ -32,7 +32,7 @@ from hf_sane.records._errors import MALFORMED, InvalidFileError, reading, shorte
 from hf_sane.records._failures import describe_error
 from hf_sane.records._run_record import RunRecord
 from hf_sane.zoo._dataset import Zoo
-from hf_sane.zoo._facts import DEFAULT_CONFIG, ZooFacts, data_folder, read_facts
+from hf_sane.zoo._facts import DEFAULT_CONFIG, PROPERTIES_KEY, ZooFacts, data_folder, read_facts
 from hf_sane.zoo._records import FEATURES, IMPORT_FEATURES, ModelRecord, batched, write_parquet
 from hf_sane.zoo._writing import (
     NETWORKS_NAME,
@@ -58,7 +58,6 @@ logger = logging.getLogger(__name__)
 
 MAX_METRICS = 50  # columns
 FILE = "file"  # column of the table that is made of properties which came with networks
-PROPERTIES_KEY = "properties"  # in `data`, where tables or names tell something
 MAX_REASON = 500  # characters
 MAX_NAMED = 3  # networks of one reason, folders in several splits
 # Reasons that lie in the repository: trying again would not help.

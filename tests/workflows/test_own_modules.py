@@ -1,0 +1,215 @@
+"""The whole road for a module that the library has never seen: import, align, pre-train, probe, sample, fine-tune."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import hf_sane
+from hf_sane.networks import _modules
+from hf_sane.networks._images import load_images
+from hf_sane.networks._modules import find_architecture, load_module, register_architecture
+from hf_sane.zoo._dataset import Zoo
+
+CODE = '''
+from torch import nn
+
+
+class TwoHeads(nn.Module):
+    """GroupNorm, a grouped convolution, and a second output head."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, stride=2)
+        self.norm = nn.GroupNorm(2, width)
+        self.grouped = nn.Conv2d(width, width, 3, groups=2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.digit = nn.Linear(width, 10)
+        self.parity = nn.Linear(width, 1)
+
+    def forward(self, images):
+        hidden = self.grouped(self.norm(self.stem(images)).relu()).relu()
+        hidden = self.pool(hidden).flatten(1)
+        return self.digit(hidden), self.parity(hidden)
+'''
+SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "latent_dim": 4}
+COUNT = 12
+
+
+@pytest.fixture(autouse=True)
+def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_modules, "_REGISTERED", {})
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the code of a module, checkpoints of it, and a table of their accuracies."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "two_heads.py").write_text(CODE)
+    make = load_module(str(folder / "two_heads.py") + ":TwoHeads")
+    data = load_images("digits", train_limit=200)
+    lines = ["net,test_acc,lr"]
+    (folder / "nets").mkdir()
+    for index in range(COUNT):
+        torch.manual_seed(index)
+        network = make()
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+        for _ in range(15):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(data.train_images)[0], data.train_labels).backward()
+            optimizer.step()
+        images, labels = data.split("test")
+        accuracy = (network(images)[0].argmax(1) == labels).float().mean().item()
+        lines.append(f"net{index},{accuracy},0.02")
+        save_file(network.state_dict(), folder / "nets" / f"net{index}.safetensors")
+    (folder / "runs.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def zoo(own: Path) -> Path:
+    hf_sane.import_zoo(own / "nets", properties=own / "runs.csv", token_dim=37, group_by="network", output=own / "zoo")
+    return own / "zoo"
+
+
+@pytest.fixture(scope="module")
+def sane(own: Path, zoo: Path) -> Path:
+    hf_sane.pretrain(
+        zoo,
+        output=own / "run",
+        max_steps=2,
+        batch_size=3,
+        model=SMALL,
+        views=["original", "original"],
+        log_with="none",
+    )
+    return own / "run" / "model"
+
+
+def register(own: Path):
+    return register_architecture(
+        load_module(f"{own / 'two_heads.py'}:TwoHeads"), torch.zeros(1, 1, 8, 8), name="TwoHeads"
+    )
+
+
+def test_networks_of_a_registered_module_run(own, zoo):
+    split = Zoo.load(zoo).splits["train"]
+    with pytest.raises(ValueError, match=r"not one of this library.*; give its code: hf_sane.register_architecture\("):
+        split.model(0)
+    architecture = register(own)
+    assert find_architecture(split.layout(0)) is architecture
+    network = split.model(0)
+    original = load_file(own / "nets" / split.column("repo_id")[0])
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in original.items())
+    images, labels = load_images("digits").split("test")
+    accuracy = split.networks().evaluate(images, labels)[1]
+    np.testing.assert_allclose(accuracy, split.column("test_accuracy"), atol=0.005)  # a few images are near ties
+
+
+def test_its_zoo_is_aligned_by_traced_symmetries(own, zoo):
+    found = Zoo.load(zoo)
+    with pytest.raises(ValueError, match="--module my_file.py:MyModule --module-input 1,28,28"):
+        hf_sane.align_zoo(found)
+    architecture = register(own)
+    aligned = hf_sane.align_zoo(found)
+    assert aligned.alignment is not None
+    free = [generator.size for generator in architecture.permutations.generators.values() if generator.size > 1]
+    assert free  # something can be permuted
+    (spec,) = aligned.alignment.specs.values()
+    assert spec.generators.keys() == architecture.permutations.generators.keys()
+
+
+def test_probes_know_its_properties(zoo, sane):
+    table = hf_sane.probe(zoo, sane, poolings=["mean"]).table
+    assert list(table) == ["test_accuracy"]  # neither epochs nor gaps are known
+    assert {"weights", "layer_statistics", "sane_mean"} <= table["test_accuracy"].keys()
+
+
+def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):
+    architecture = register(own)
+    options = {"images": "digits", "num_samples": 2, "num_candidates": 6, "bandwidth": [0.2]}
+    networks = hf_sane.sample(zoo, sane, **options)
+    assert type(networks[0]).__name__ == "TwoHeads"
+    assert {"anchors", "scratch", "sane_subsample"} <= networks.comparison.keys()
+    networks.save_pretrained(tmp_path / "sampled")
+    fresh = architecture.make()
+    fresh.load_state_dict(load_file(tmp_path / "sampled/network_0/model.safetensors"))
+    images, labels = load_images("digits").split("test")
+    accuracy = (fresh.eval()(images)[0].argmax(1) == labels).float().mean().item()
+    assert accuracy == pytest.approx(networks.provenance[0].test_accuracy)
+    card = (tmp_path / "sampled/network_0/README.md").read_text()
+    assert "network = TwoHeads()" in card
+    tuned = hf_sane.finetune(tmp_path / "sampled", "digits", epochs=1, train_limit=64)
+    assert len(tuned) == 2
+    assert tuned.curves["networks"][0][0] == pytest.approx(accuracy)
+    assert tuned.curves["scratch"][0] != tuned.curves["networks"][0]
+
+
+def test_networks_may_be_given_as_files_and_modules(own, sane):
+    architecture = register(own)
+    files = [own / "nets" / f"net{index}.safetensors" for index in range(3)]
+    options = {"images": "digits", "num_samples": 1, "num_candidates": 2, "bandwidth": [0.1]}
+    of_files = hf_sane.sample(files, sane, **options)
+    modules = [architecture.network(load_file(file)) for file in files]
+    of_modules = hf_sane.sample(modules, sane, **options)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(of_files.stack.tensors.values(), of_modules.stack.tensors.values(), strict=True)
+    )
+    with pytest.raises(ValueError, match="of another architecture than"):
+        hf_sane.sample([modules[0], nn.Linear(2, 3)], sane, **options)
+
+
+def test_the_command_line_takes_the_module(own, zoo, sane, tmp_path, hf_sane_command):
+    flags = (
+        "--module",
+        f"{own / 'two_heads.py'}:TwoHeads",
+        "--module-args",
+        '{"width": 8}',
+        "--module-input",
+        "1,8,8",
+    )
+    Zoo.load(zoo).save(tmp_path / "zoo")
+    assert "free permutations" in hf_sane_command("zoo", "align", tmp_path / "zoo", *flags).stdout
+    drawn = ("--num-samples", 1, "--num-candidates", 2, "--bandwidth", 0.1, "--images", "digits")
+    found = hf_sane_command(
+        *("sample", "--sane", sane, "--zoo", tmp_path / "zoo", *drawn, *flags),
+        *("--output", tmp_path / "out", "--json"),
+    )
+    assert json.loads(found.stdout)
+    assert (tmp_path / "out/network_0/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("two_heads.py", "expected a file or package and a class, such as my_file.py:MyModule"),
+        ("no.py:X", "no such file: no.py"),
+        ("{own}/two_heads.py:TwoHeds", "got TwoHeads; did you mean 'TwoHeads'"),
+        ("no_such_package.file:X", "No module named 'no_such_package'"),
+    ],
+)
+def test_a_module_that_is_not_there_is_refused(place, reason, own):
+    with pytest.raises((ValueError, FileNotFoundError, ImportError), match=reason):
+        load_module(place.replace("{own}", str(own)))
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(TypeError, match=r"expected a torch.nn.Module, or what makes one, got int"):
+        register_architecture(lambda: 3)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match="expected a module with weights, got ReLU without any"):
+        register_architecture(nn.ReLU)
+
+
+def test_a_network_may_be_registered_itself(own):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    architecture = register_architecture(network, torch.zeros(1, 3))
+    one, other = (architecture.fresh([seed]).tensors["0.weight"][0] for seed in (1, 2))
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, network[0].weight)
+    assert torch.equal(architecture.fresh([1]).tensors["0.weight"][0], one)
