@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.align_zoo import align_zoo
     from hf_sane.workflows.analyze import analyze
     from hf_sane.workflows.build_zoo import build_zoo
+    from hf_sane.workflows.compare import compare_samplers as compare_samplers
     from hf_sane.workflows.embed import embed
     from hf_sane.workflows.finetune import finetune
     from hf_sane.workflows.import_zoo import import_zoo
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.mix_zoos import mix_zoos
     from hf_sane.workflows.pretrain import pretrain
     from hf_sane.workflows.probe import probe
+    from hf_sane.workflows.reconstruct import reconstruct as reconstruct
     from hf_sane.workflows.regions import map_regions
     from hf_sane.workflows.sample import sample
     from hf_sane.workflows.sane import SANE
@@ -70,6 +72,8 @@ _ALSO = {
     "CNNConfig": "architectures.configuration_zoo",
     "MLPConfig": "architectures.configuration_zoo",
     "RidgeProbe": "probing._probes",
+    "compare_samplers": "workflows.compare",
+    "reconstruct": "workflows.reconstruct",
     "trace_permutations": "symmetry.tracing._trace",
 }
 
