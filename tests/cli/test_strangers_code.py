@@ -148,10 +148,10 @@ def verbs(own, out, zoo, sane, kind):
         ("info", own),
         ("info", own, "--json"),
         ("info", sane, "--extractor", own),
-        ("analyze", own, "--min-values", 2, "--num-bootstrap", 0),
+        ("analyze", own, "--min-values", 3, "--num-bootstrap", 0, "--no-plots"),
         ("embed", own, "--sane", sane, "-o", out / "a"),
         ("soup", own, own, "-o", out / "b"),
-        ("regions", "--adapter", own, "--adapter", own, "-o", out / "c"),
+        ("regions", "--adapter", f"a={own}", "--adapter", f"b={own}", "-o", out / "c", "--no-plots"),
         ("push", "model", own, "org/target", "--dry-run"),
         ("push", "adapter", own, "org/target", "--dry-run"),
         ("push", "samples", own, "org/target", "--dry-run"),
@@ -161,13 +161,58 @@ def verbs(own, out, zoo, sane, kind):
         read += [
             ("sample", "--sane", own, "--zoo", zoo, "-o", out / "e", "--num-samples", 1, "--num-candidates", 1),
             ("probe", "--sane", own, "--zoo", zoo, "--poolings", "mean", "--properties", "test_accuracy"),
-            ("analyze", sane, "--sane", own, "--min-values", 2, "--num-bootstrap", 0),
+            ("analyze", sane, "--sane", own, "--min-values", 3, "--num-bootstrap", 0, "--no-plots"),
             (
                 *("pretrain", "--zoo", zoo, "--output", out / "f", "--pretrained", own, "--max-steps", 1),
                 *("--eval-every-epochs", 0, "--log-with", "none", "--no-progress-bar"),
             ),
         ]
     return read
+
+
+NO_SANE = "expected a SANE autoencoder, got ValueError: expected model_type 'sane', got "
+OTHER_LAYOUT = "the extractor was fitted on another layout"
+NO_PYTHON = "is of an architecture that needs Python code from its repository, which is never run here"
+PICKLES = "holds no safetensors; it holds model.pt, pytorch_model.bin, in PyTorch's format"
+NO_ADAPTER = ("expected a LoRA adapter, got ValueError", "holds no adapter_config.json; expected an adapter")
+UNREADY = ("that is ready to publish", "no such file or folder")
+OF_SANE = {"known": NO_SANE + "'resnet'", "own": NO_SANE + "'sane_cnn'", "unknown": NO_SANE + "'stranger'"}
+# How verbs end that read each kind: what they say where they refuse it, of a folder and of a repository if that is not
+# the same. Of a kind that is not named they take it.
+ENDS = {
+    "info": {"pickled": PICKLES},
+    "analyze": {"adapter": "all weights are zero", "pickled": PICKLES},
+    "embed": {"known": OTHER_LAYOUT, "sane": OTHER_LAYOUT, "adapter": OTHER_LAYOUT, "pickled": PICKLES},
+    "soup": {"adapter": "merge it into its base", "pickled": PICKLES},
+    "regions": {
+        **dict.fromkeys(("known", "own", "unknown", "sane"), NO_ADAPTER),
+        "adapter": "'megatron_config': {'a': 1}",
+        "pickled": (PICKLES, NO_ADAPTER[1]),
+    },
+    "push": dict.fromkeys(KINDS, UNREADY),
+    "push samples": {**dict.fromkeys(KINDS, UNREADY), "adapter": ("no network in", UNREADY[1])},
+    "finetune": {
+        "known": "is a ResNetForImageClassification; train it with Transformers",
+        **dict.fromkeys(("unknown", "sane", "pickled"), NO_PYTHON),
+        "adapter": ("no network in", NO_PYTHON),
+    },
+    "sample": OF_SANE,
+    "probe": OF_SANE,
+    "pretrain": OF_SANE,
+    "analyze --sane": {**OF_SANE, "sane": OTHER_LAYOUT},
+    "info --extractor": {},
+}
+
+
+def check_end(arguments, kind, result, *, is_remote):
+    """A verb took what it can use, or said in one line why not."""
+    verb = arguments[0]
+    for detail in ("samples", "--extractor", "--sane"):
+        verb = f"{verb} {detail}" if f"{verb} {detail}" in ENDS and detail in arguments else verb
+    said = ENDS.get(verb, {}).get(kind)
+    said = said[is_remote] if isinstance(said, tuple) else said
+    assert result.exit_code == (0 if said is None else 2), (arguments, result.output, result.exception)
+    assert said is None or said in result.output, (arguments, result.output)
 
 
 def run(*arguments):
@@ -179,8 +224,9 @@ def run(*arguments):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_verb_runs_files_of_a_folder(kind, planted, marker, tmp_path, tiny_zoo_folder):
     for arguments in verbs(planted / kind, tmp_path, tiny_zoo_folder, planted / "sane", kind):
-        run(*arguments)
+        result = run(*arguments)
         assert not marker.exists(), arguments
+        check_end(arguments, kind, result, is_remote=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,8 +236,9 @@ def test_no_verb_runs_files_of_a_repository(kind, planted, marker, tmp_path, tin
     own = "org/stranger"
     read = verbs(own, tmp_path, tiny_zoo_folder, planted / "sane", kind)
     for arguments in [*read, ("pull", own, "-o", tmp_path / "pulled", "--allow-pickle")]:
-        run(*arguments)
+        result = run(*arguments)
         assert not marker.exists(), arguments
+        check_end(arguments, kind, result, is_remote=True)
     run("zoo", "import", "--repos", own, "-o", tmp_path / "zoo", "--allow-pickle", "--split-shares", "1,0,0")
 
 
