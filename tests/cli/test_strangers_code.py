@@ -192,7 +192,6 @@ ENDS = {
     "push": dict.fromkeys(KINDS, UNREADY),
     "push samples": {**dict.fromkeys(KINDS, UNREADY), "adapter": ("no network in", UNREADY[1])},
     "finetune": {
-        "known": "is a ResNetForImageClassification; train it with Transformers",
         **dict.fromkeys(("unknown", "sane", "pickled"), NO_PYTHON),
         "adapter": ("no network in", NO_PYTHON),
     },

@@ -95,3 +95,8 @@ def test_an_adapter_without_a_folder_is_not_published(networks):
         FinetuneLoraSettings(network="org/net", output=None, push_to="org/adapter")
     with pytest.raises(ValueError, match="steps and batch_size must be at least 1, got 0 and 32"):
         finetune_lora(networks[0], steps=0)
+
+
+def test_lora_refuses_networks_of_other_libraries_by_name():
+    with pytest.raises(ValueError, match="expected a network of this library's architectures, got a Linear; use PEFT"):
+        finetune_lora(torch.nn.Linear(2, 2), "digits", train_limit=32)

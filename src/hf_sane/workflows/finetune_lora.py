@@ -122,7 +122,9 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
         base = settings.network
         if isinstance(base, str | Path):
             base = load_model(AutoModelForImageClassification, base)
-        assert isinstance(base, ZooPreTrainedModel)
+        if not isinstance(base, ZooPreTrainedModel):
+            kind = type(base).__name__
+            raise ValueError(f"expected a network of this library's architectures, got a {kind}; use PEFT itself")
         _check_fit(base, data)
         model = add_network_lora(deepcopy(base), **lora, targets=settings.targets or None)
         measured = finetune_network(model, data, settings, report_at=[0])
