@@ -107,3 +107,14 @@ def test_nan_in_a_factor_is_named(factors, tmp_path):
     save_file({DOWN: factors[0], UP: broken}, tmp_path / "broken.safetensors")
     with pytest.raises(ValueError, match=rf"no matrix to analyse among 2 tensors .*{UP}: NaN or infinite weights"):
         analyze_spectrum(tmp_path / "broken.safetensors", QUICK)
+
+
+def test_one_reason_of_all_factors_is_said_once(tmp_path):
+    tensors = {f"layer_{i}.lora_{side}.weight": torch.ones(4, 4) for i in range(9) for side in ("down", "up")}
+    save_file({**tensors, "layer_0.dora_scale": torch.ones(4, 1)}, tmp_path / "dora.safetensors")
+    with pytest.raises(ValueError, match="no matrix to analyse among 19 tensors") as caught:
+        analyze_spectrum(tmp_path / "dora.safetensors")
+    assert str(caught.value).count("a low-rank factor") == 1
+    assert "layer_0.lora_down.weight, layer_0.lora_up.weight, layer_1.lora_down.weight and 15 more: a low-rank" in str(
+        caught.value
+    )

@@ -260,7 +260,7 @@ def test_nothing_to_analyse_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="empty.safetensors holds no tensors"):
         analyze_spectrum(tmp_path / "empty.safetensors")
     with pytest.raises(
-        ValueError, match=r"LayerNorm holds no matrix .* among 2 tensors \(weight: one-dimensional; bias"
+        ValueError, match=r"LayerNorm holds no matrix .* among 2 tensors \(weight, bias: one-dimensional"
     ):
         analyze_spectrum(nn.LayerNorm(4))
     with pytest.raises(ValueError, match=r"no matrix to analyse among 1 tensors \(w: NaN or infinite weights\)"):

@@ -472,3 +472,11 @@ def test_a_file_of_an_unfinished_output_is_refused(tmp_path):
     (tmp_path / "out/model.bin").write_text("half")
     with pytest.raises(InvalidFileError, match="expected a finished folder, got an interrupted soup"):
         check_finished(tmp_path / "out/model.bin")
+
+
+def test_a_home_that_the_shell_left_as_it_is_is_no_name_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for write in (output_folder, resumable_folder):
+        with pytest.raises(ValueError, match="a folder to write to, got ~/out, with ~"), write("~/out", "sample"):
+            pass
+    assert not list(tmp_path.iterdir())

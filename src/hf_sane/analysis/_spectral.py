@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_sane.analysis._adapter_products import read_products
 from hf_sane.analysis._matrices import ConvReshaping, LayerMatrices, layer_matrices
 from hf_sane.analysis._phases import suggest_phase
-from hf_sane.analysis._report import LayerSpectrum, SpectrumReport, known
+from hf_sane.analysis._report import LayerSpectrum, SpectrumReport, grouped_names, known
 from hf_sane.core._layer_kinds import LOW_RANK
 from hf_sane.core._marchenko_pastur import MarchenkoPasturFit, fit_bulk, fit_energy
 from hf_sane.core._power_law import bootstrap_alpha, fit_power_law
@@ -126,7 +126,7 @@ def analyze_spectrum(
         products = read_products(folder if place.is_dir() else place, factors, skipped)
         layers += tuple(analyze_layer(layer, settings) for layer in products)
     if not layers:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
+        reasons = "; ".join(f"{names}: {reason}" for reason, names in grouped_names(skipped.items()).items())
         raise ValueError(f"{label} holds no matrix to analyse among {len(skipped)} tensors ({reasons})")
     return SpectrumReport(label, asdict(settings), layers, skipped)
 

@@ -308,6 +308,8 @@ def _channels_first(name: str, pixels: np.ndarray) -> Tensor:
         pixels = np.moveaxis(pixels, -1, 1)
     elif pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
         raise ValueError(f"{name}: expected images [n, H, W] or [n, H, W, C] with 1 or 3 channels, got {pixels.shape}")
+    if pixels.dtype.kind not in "buif":
+        raise ValueError(f"{name}: expected pixels that are numbers, got {pixels.dtype}; pass real numbers")
     values = np.ascontiguousarray(pixels, dtype=np.float32)
     if values.size and not (np.isfinite(values).all() and values.min() >= 0):
         raise ValueError(

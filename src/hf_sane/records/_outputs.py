@@ -557,7 +557,13 @@ def _made_parents(folder: Path) -> Iterator[None]:
 
 
 def absolute_folder(folder: str | Path) -> Path:
-    """Where a folder is, whatever the working folder will be; a link to a folder stands for that folder."""
+    """Where a folder is, whatever the working folder will be; a link to a folder stands for that folder.
+
+    Raises:
+        ValueError: For `~`, which shells leave as it is in `--output=~/x`: a folder of that name is never meant.
+    """
+    if Path(folder).parts[:1] == ("~",):
+        raise ValueError(f"expected a folder to write to, got {folder}, with ~ as it is; write the whole path")
     path = Path(os.path.abspath(folder))
     return path.resolve() if path.is_symlink() else path
 

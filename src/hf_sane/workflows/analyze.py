@@ -1,15 +1,14 @@
 """Analyse the spectra of a network's weight matrices, layer by layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hf_sane.analysis._embedding import layer_embedding_spread
-from hf_sane.analysis._report import NOT_FINITE, LayerSpectrum, SpectrumReport
+from hf_sane.analysis._report import NOT_FINITE, LayerSpectrum, SpectrumReport, grouped_names
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
-from hf_sane.records._errors import shorten
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, check_numbers, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
@@ -18,7 +17,6 @@ from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import SaneSettings, WeightsSettings
 
 FINDING = 1  # exit code: the analysis is done, and something is wrong with the checkpoint
-NAMES_SHOWN = 3
 COLUMNS = ("layer", "N x M", "alpha", "95 %", "alpha-w", "spikes", "st. rank", "log F", "log max", "w. corr", "phase")
 
 
@@ -69,11 +67,11 @@ class AnalyzeResult(Result):
         """The layers, their summary, what to keep in mind and what was skipped."""
         report = self.report
         summary = [[name.replace("_", " "), value] for name, value in report.summary().items() if name != "phases"]
-        warnings = _grouped((layer.name, text) for layer in report.layers for text in layer.warnings)
-        skipped = _grouped(report.skipped.items())
+        warnings = grouped_names((layer.name, text) for layer in report.layers for text in layer.warnings)
+        skipped = grouped_names(report.skipped.items())
         tables = [Table(COLUMNS, [_cells(layer) for layer in report.layers]), Table(("all layers", ""), summary)]
         lists = {"warnings": warnings, "skipped": skipped}
-        return tables + [Table(title=title, caption="\n".join(lines)) for title, lines in lists.items() if lines]
+        return tables + [_listed(title, names) for title, names in lists.items() if names]
 
     def write(self, partial: Path) -> None:
         """The report, pictures and the record of the run."""
@@ -122,10 +120,10 @@ def run_analyze(settings: AnalyzeSettings) -> AnalyzeResult:
         if not isinstance(settings.checkpoint, str | Path):
             record.arguments["checkpoint"] = report.source
         record.finish({"summary": report.summary(), **({"embedding_spread": spread} if spread else {})})
-        broken = report.not_finite
+        broken = grouped_names((name, NOT_FINITE) for name in report.not_finite)
         result = AnalyzeResult(
             record=record,
-            notes=[f"{NOT_FINITE} in {_first(broken)}: left out of the analysis"] if broken else [],
+            notes=[f"{reason} in {names}: left out of the analysis" for reason, names in broken.items()],
             report=report,
             spread=spread,
             eigenvalues=settings.eigenvalues,
@@ -155,21 +153,12 @@ def _cells(layer: LayerSpectrum) -> list[Any]:
     ]
 
 
+def _listed(title: str, names: Mapping[str, str]) -> Table:
+    return Table(title=title, caption="\n".join(f"  {text}: {listed}" for text, listed in names.items()))
+
+
 def _rounded(value: float | None) -> str | None:
     return None if value is None else f"{value:.2f}"
-
-
-def _grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines of the first names to which each text applies."""
-    groups: dict[str, list[str]] = {}
-    for name, text in pairs:
-        groups.setdefault(text, []).append(name)
-    return [f"  {text}: {_first(names)}" for text, names in groups.items()]
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(map(shorten, names[:NAMES_SHOWN])) + more
 
 
 __all__ = [
