@@ -100,3 +100,9 @@ def test_an_adapter_without_a_folder_is_not_published(networks):
 def test_lora_refuses_networks_of_other_libraries_by_name():
     with pytest.raises(ValueError, match="expected a network of this library's architectures, got a Linear; use PEFT"):
         finetune_lora(torch.nn.Linear(2, 2), "digits", train_limit=32)
+
+
+def test_a_file_of_weights_is_no_folder_of_a_network(tmp_path):
+    torch.save({"weight": torch.ones(2, 2)}, tmp_path / "net.pt")
+    with pytest.raises(FileNotFoundError, match="net.pt is a file; expected the folder of a network"):
+        finetune(tmp_path / "net.pt", "digits", train_limit=32)

@@ -130,6 +130,8 @@ def network_folders(folder: Path) -> list[Path]:
     """
     if (folder / "config.json").is_file():
         return [folder]
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is a file; expected the folder of a network, with config.json")
     if not (inside := folders_with(folder, "config.json")):
         raise FileNotFoundError(f"no network in {folder}; expected config.json there, or in folders inside it")
     return sorted(inside, key=lambda path: (len(path.name), path.name))
