@@ -1,12 +1,17 @@
 """Every reader of the library with a small real file of its kind: what `test_readers.py` and `make fuzz` mutate."""
 
 import json
+import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -38,7 +43,13 @@ from hf_sane.zoo._facts import FILE_NAME as FACTS
 from hf_sane.zoo._facts import ZooFacts, facts_json, layout_key, read_facts
 from hf_sane.zoo._records import MEASURES
 from hf_sane.zoo.building._build import check_group, read_group_state
+from hf_sane.zoo.importing._arrays import ArrayZoo
 from hf_sane.zoo.importing._cards import CardFacts
+from hf_sane.zoo.importing._property_columns import typed_columns
+from hf_sane.zoo.importing._property_files import PropertyTable, read_properties
+from hf_sane.zoo.importing._property_rows import NetworkName
+from hf_sane.zoo.importing._published import published_table
+from hf_sane.zoo.importing._trees import ArchiveTree, FolderTree
 
 MAX_MESSAGE = 2000
 MAX_BYTES = 2**26  # no seed holds a megabyte: whoever asks for more has believed a header
@@ -64,8 +75,6 @@ class Reader:
 
 
 def _torch_file(content: object, *, legacy: bool = False) -> bytes:
-    from io import BytesIO
-
     buffer = BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
     return buffer.getvalue()
@@ -330,7 +339,58 @@ def make_readers(folder: Path) -> dict[str, Reader]:
             _check_images,
         ),
         "model card": Reader("README.md", lambda f: CardFacts.from_file(f / "README.md"), (card,)),
+        "property table": Reader("runs.csv", lambda f: read_properties(f / "runs.csv"), _tables(), _check_table),
+        "archive": Reader("zoo.tar", _read_archive, _archives()),
+        "array of networks": Reader(
+            "layout.csv",
+            lambda f: ArrayZoo(FolderTree(f), PurePosixPath()).state_dict(0),
+            (b'varname,start_idx,end_idx,shape\nd/bias:0,0,3,"(3,)"\nd/kernel:0,3,9,"(2, 3)"\n',),
+            _check_sizes,
+            {"weights.npy": _array(np.zeros((2, 9), np.float32))},
+        ),
+        "settings of a published run": Reader(
+            "params.json",
+            lambda f: published_table([NetworkName("r/checkpoint_1/x", ".", {"epoch": 1})], lambda path: f / path),
+            (b'{"lr": 0.1, "model::nlin": "relu", "seed": null}',),
+            others={"result.json": b'{"training_iteration": 1, "test_acc": 0.5, "config": {"lr": 0.1}}\n'},
+        ),
     }
+
+
+def _array(values: np.ndarray) -> bytes:
+    buffer = BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+def _tables() -> tuple[bytes, ...]:
+    buffer = BytesIO()
+    pq.write_table(pa.table({"file": ["a", "b"], "acc": [0.5, None]}), buffer)
+    texts = ("file;acc;n\na;0,5;1\nb;0,7;2\n", '[{"file": "a", "config": {"lr": 0.1}}]', '{"file": "a"}\n{"x": 1}\n')
+    return (*(text.encode() for text in texts), buffer.getvalue())
+
+
+def _archives() -> tuple[bytes, ...]:
+    tar, zipped = BytesIO(), BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        member = tarfile.TarInfo("a.safetensors")
+        member.size = 12
+        archive.addfile(member, BytesIO(b"twelve bytes"))
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.safetensors", "twelve bytes")
+    return tar.getvalue(), zipped.getvalue()
+
+
+def _read_archive(folder: Path) -> object:
+    """All members, as far as they are small: an archive may claim any size."""
+    tree = ArchiveTree(folder / "zoo.tar")
+    return [tree.fetch(path) for path, size in tree.sizes.items() if size is not None and size < MAX_BYTES]
+
+
+def _check_table(folder: Path, found: object) -> None:
+    assert isinstance(found, PropertyTable)
+    assert len(found.rows) == len(found.places) > 0
+    typed_columns(dict(zip(found.places, found.rows, strict=True)))
 
 
 def _parsed(path: Path) -> object:

@@ -132,7 +132,8 @@ def _read_layout(path: Path) -> list[ArrayTensor]:
         if missing := [name for name in COLUMNS if row.get(name) is None]:
             expected = f"the columns {', '.join(COLUMNS)}"
             raise InvalidFileError(path, field=place, expected=expected, got=f"no {missing}", remedy=REMEDY)
-        with reading(path, expected="whole numbers and a shape such as (3, 3, 1, 16)", remedy=REMEDY, field=place):
+        expected = "whole numbers and a shape such as (3, 3, 1, 16)"
+        with reading(path, expected=expected, remedy=REMEDY, field=place, also=(SyntaxError,)):
             start, stop = int(row["start_idx"]), int(row["end_idx"])
             shape = tuple(int(size) for size in np.atleast_1d(ast.literal_eval(str(row["shape"]))))
         *layer, kind = str(row["varname"]).split("/")

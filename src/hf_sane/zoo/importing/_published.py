@@ -102,7 +102,8 @@ def _read_results(path: Path | None, epochs: set[int]) -> tuple[dict[int, dict[s
             except (json.JSONDecodeError, RecursionError):
                 bad += 1
                 continue
-            if isinstance(values, dict) and values.get(EPOCH) in epochs:
+            epoch = values.get(EPOCH) if isinstance(values, dict) else None
+            if isinstance(epoch, int) and epoch in epochs:
                 told = flat_values(values)
-                found[values[EPOCH]] = {name: value for name, value in told if not BOOKKEEPING.match(name)}
+                found[epoch] = {name: value for name, value in told if not BOOKKEEPING.match(name)}
     return found, bad
