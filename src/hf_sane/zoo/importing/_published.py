@@ -102,8 +102,7 @@ def _read_results(path: Path | None, epochs: set[int]) -> tuple[dict[int, dict[s
             except (json.JSONDecodeError, RecursionError):
                 bad += 1
                 continue
-            epoch = values.get(EPOCH) if isinstance(values, dict) else None
-            if isinstance(epoch, int) and epoch in epochs:
+            if isinstance(values, dict) and isinstance(epoch := values.get(EPOCH), int) and epoch in epochs:
                 told = flat_values(values)
                 found[epoch] = {name: value for name, value in told if not BOOKKEEPING.match(name)}
     return found, bad
