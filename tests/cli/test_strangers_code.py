@@ -171,6 +171,7 @@ def verbs(own, out, zoo, sane, kind):
 
 
 NO_SANE = "expected a SANE autoencoder, got ValueError: expected model_type 'sane', got "
+NO_EXTRACTOR = "expected a weight tokenizer, got ValueError: expected settings such as token_dim"
 OTHER_LAYOUT = "the extractor was fitted on another layout"
 NO_PYTHON = "is of an architecture that needs Python code from its repository, which is never run here"
 PICKLES = "holds no safetensors; it holds model.pt, pytorch_model.bin, in PyTorch's format"
@@ -197,9 +198,9 @@ ENDS = {
     },
     "sample": OF_SANE,
     "probe": OF_SANE,
-    "pretrain": OF_SANE,
+    "pretrain": dict.fromkeys(OF_SANE, NO_EXTRACTOR),
     "analyze --sane": {**OF_SANE, "sane": OTHER_LAYOUT},
-    "info --extractor": {},
+    "info --extractor": {kind: NO_EXTRACTOR for kind in KINDS if kind != "sane"},
 }
 
 

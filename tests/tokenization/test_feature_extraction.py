@@ -270,3 +270,10 @@ def test_what_cannot_be_extended():
         SANEFeatureExtractor(37).extended([build_model(cnn_s())])
     with pytest.raises(ValueError, match="at least one network to fit on, got none"):
         SANEFeatureExtractor(37).fit([build_model(cnn_s())]).extended([])
+
+
+@pytest.mark.parametrize("content", ["{}", '{"auto_map": {"AutoFeatureExtractor": "a.B"}}'])
+def test_settings_of_something_else_are_no_weight_tokenizer(content, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(InvalidFileError, match="weight tokenizer, got ValueError: expected settings such as"):
+        SANEFeatureExtractor.load(tmp_path)

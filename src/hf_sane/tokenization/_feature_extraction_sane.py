@@ -115,7 +115,13 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make an extractor from the content of preprocessor_config.json, as `from_pretrained` does."""
+        """Make an extractor from the content of preprocessor_config.json, as `from_pretrained` does.
+
+        Raises:
+            ValueError: If it is of something else, which the defaults would turn into a weight tokenizer.
+        """
+        if "token_dim" not in feature_extractor_dict:
+            raise ValueError(f"expected settings such as token_dim, got {sorted(feature_extractor_dict) or 'none'}")
         return super().from_dict({"format_version": 1, **feature_extractor_dict}, **kwargs)
 
     @classmethod
