@@ -275,9 +275,9 @@ def test_broken_files_are_refused(tmp_path, changed, error, message):
 
 
 def test_sources_that_are_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no image file .*missing.npz; expected 'digits' or the path"):
+    with pytest.raises(FileNotFoundError, match="no image file .*missing.npz; expected 'digits', a folder"):
         load_images(tmp_path / "missing.npz")
-    with pytest.raises(TypeError, match="expected 'digits', a path to an .npz file or a datasets object, got int"):
+    with pytest.raises(TypeError, match="expected 'digits', a folder of images, an .npz file, a dataset .*, got int"):
         load_images(3)
     with pytest.raises(ValueError, match="limits must be at least 1, got {'test': 0}"):
         load_images("digits", test_limit=0)

@@ -149,7 +149,7 @@ def looks_finished(run: SmallRun, place: Path) -> bool:
         run.check(place / "out")
     except (OSError, ValueError):
         return False
-    return (place / "out").exists()
+    return bool(visible(run.content(place)))  # nobody loads an empty folder
 
 
 def visible(content: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,6 @@
 """Image classification data as zoos need it: three fixed splits of standardised tensors, from wherever images come."""
 
-import errno
-import io
-import math
-import struct
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,13 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.networks._image_sources import (
+    SPLITS,
+    Part,
+    dataset_parts,
+    digits_parts,
+    folder_parts,
+    hub_parts,
+    npz_parts,
+)
+from hf_sane.records._sources import HubRepo, parse_source
 
-SPLITS = ("train", "validation", "test")
 PARTS = ("images", "labels")
-IMAGE_COLUMNS = ("image", "img", "pixel_values")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
 DIGITS_SIZES = {"validation": 297, "test": 500}  # of 1,797; 1,000 are left to train on
+MIN_PER_CLASS = 5  # of a folder of images: what is said to be enough
+LISTED = 3
 DEFAULT_SHARE = 0.15  # of a set that comes without a validation or test split
 
 
@@ -54,6 +54,7 @@ class ImageData:
         test_images: As `train_images`; for reported figures only.
         test_labels: As `train_labels`.
         num_classes: `K`.
+        class_names: Of the classes; empty if they have none.
         mean: Per channel, of the raw training pixels: `standardised = (raw - mean) / std`.
         std: Per channel; 1 where all pixels are equal.
 
@@ -72,6 +73,7 @@ class ImageData:
     num_classes: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -123,7 +125,8 @@ class ImageData:
         """What records and cards say about the images: name, size, statistics of the raw pixels, images per split."""
         counts = {split: len(self.split(split)[1]) for split in SPLITS}
         statistics = {"mean": list(self.mean), "std": list(self.std)}
-        return {"name": self.name, "image_size": self.image_size, **statistics, **counts}
+        named = {"classes": list(self.class_names)} if self.class_names else {}
+        return {"name": self.name, "image_size": self.image_size, **statistics, **counts, **named}
 
     def to(self, device: str | torch.device) -> "ImageData":
         """The same data on another device."""
@@ -155,28 +158,6 @@ class ImageData:
         return replace(self, **changed)
 
 
-Fetch = Callable[[np.ndarray], np.ndarray]  # int64 [k] -> pixels [k, H, W] or [k, H, W, C]
-
-
-MAX_CLASSES = 2**16  # the classifier has a row for each: a stray index would make it huge
-REMEDY = "see load_images() for the format"
-UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    tokenize.TokenError,
-    RuntimeError,
-    struct.error,
-)  # what NumPy raises for a damaged archive
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Images of one source split that are read, or decoded, only when chosen."""
-
-    labels: np.ndarray  # [n] integers
-    fetch: Fetch
-
-
 def load_images(
     source: str | Path | datasets.Dataset | datasets.DatasetDict,
     *,
@@ -193,10 +174,11 @@ def load_images(
     and of a source that has one split only, the test split too (15 %). The digits are cut into 1,000 / 297 / 500.
 
     Args:
-        source: `"digits"` (scikit-learn's, 8x8); a path to an `.npz` file with `train_images` `[n, H, W]` or
-            `[n, H, W, C]`, `train_labels` `[n]`, the same for `test` and perhaps `validation` (or, in place of images,
-            `train_jpeg`, a uint8 blob, with `train_offsets` `[n + 1]`); or a `datasets` object with an image column
-            (PIL images or arrays) and a label column.
+        source: `"digits"` (scikit-learn's, 8x8); a folder with one folder of image files per class, see
+            [`folder_parts`]; a dataset on the Hub, `owner/name`; a path to an `.npz` file with `train_images`
+            `[n, H, W]` or `[n, H, W, C]`, `train_labels` `[n]`, and perhaps the same for `test` and `validation` (or,
+            in place of images, `train_jpeg`, a uint8 blob, with `train_offsets` `[n + 1]`); or a `datasets` object
+            with an image column (PIL images or arrays) and a label column (indices, `ClassLabel` or texts).
         name: What cards and columns call the data; taken from the source when `None`.
         train_limit: Use at most so many training images; a fair draw, and only these are decoded.
         validation_limit: The same for validation.
@@ -216,15 +198,28 @@ def load_images(
         raise ValueError(f"limits must be at least 1, got {bad}; use None for all images")
     sizes: Mapping[str, int] = {}
     if isinstance(source, datasets.Dataset | datasets.DatasetDict):
-        parts, label = _dataset_parts(source), "dataset"
+        parts, label = dataset_parts(source), "dataset"
     elif str(source) == "digits":
-        parts, label, sizes = _digits_parts(), "digits", DIGITS_SIZES
+        parts, label, sizes = digits_parts(), "digits", DIGITS_SIZES
     elif isinstance(source, str | Path):
-        parts, label = _npz_parts(Path(source)), Path(source).stem
+        parts, label = _named_parts(source, image_size)
     else:
-        raise TypeError(f"expected 'digits', a path to an .npz file or a datasets object, got {type(source).__name__}")
+        raise TypeError(
+            f"expected 'digits', a folder of images, an .npz file, a dataset on the Hub or a datasets object, got "
+            f"{type(source).__name__}"
+        )
     data = _assemble(name or label, parts, sizes, limits, seed)
     return data if image_size is None else data.resized(image_size)
+
+
+def _named_parts(source: str | Path, image_size: int | None) -> tuple[dict[str, Part], str]:
+    """Images by their name: a folder, a file, or a dataset on the Hub; and what to call them."""
+    place = parse_source(source)
+    if isinstance(place, HubRepo):
+        return hub_parts(place), place.repo_id.rpartition("/")[2]
+    if place.is_dir():
+        return folder_parts(place, image_size), place.resolve().name
+    return npz_parts(place), place.stem
 
 
 def load_zoo_images(facts: TrainedOnImages, *, path: str | Path | None = None) -> ImageData:
@@ -248,9 +243,10 @@ def load_zoo_images(facts: TrainedOnImages, *, path: str | Path | None = None) -
 
 
 def _assemble(
-    name: str, parts: dict[str, _Part], sizes: Mapping[str, int], limits: Mapping[str, int | None], seed: int
+    name: str, parts: dict[str, Part], sizes: Mapping[str, int], limits: Mapping[str, int | None], seed: int
 ) -> ImageData:
-    chosen = _choose(name, {split: len(part.labels) for split, part in parts.items()}, sizes, seed)
+    chosen = _choose(name, parts, sizes, seed)
+    names = parts["train"].class_names
     pixels, labels = {}, {}
     for split in SPLITS:
         origin, indices = chosen[split]
@@ -265,7 +261,8 @@ def _assemble(
         name=name,
         **tensors,
         **{f"{split}_labels": labels[split] for split in SPLITS},
-        num_classes=1 + max(int(part.labels.max()) for part in parts.values()),
+        num_classes=max(len(names), *(1 + int(part.labels.max()) for part in parts.values())),
+        class_names=names,
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
     )
@@ -281,13 +278,16 @@ def _moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _choose(
-    name: str, counts: dict[str, int], sizes: Mapping[str, int], seed: int
+    name: str, parts: Mapping[str, Part], sizes: Mapping[str, int], seed: int
 ) -> dict[str, tuple[str, np.ndarray]]:
     """For every split, the source split it comes from and the order in which images are taken."""
+    counts = {split: len(part.labels) for split, part in parts.items()}
     if empty := [split for split, count in counts.items() if not count]:
         raise ValueError(f"{name}: no images in {empty}; expected at least one per split")
     generator = np.random.default_rng(seed)
     orders = {split: generator.permutation(counts[split]) for split in SPLITS if split in counts}
+    if parts["train"].is_stratified and len(parts) < len(SPLITS):
+        orders["train"] = _interleaved(orders["train"], parts["train"].labels)
     chosen = {split: (split, order) for split, order in orders.items()}
     for split in ("test", "validation"):
         if split not in chosen:
@@ -297,7 +297,27 @@ def _choose(
                 raise ValueError(f"{name}: {counts['train']} images are too few to cut off a {split} split; give more")
             chosen[split] = (origin, order[:size])
             chosen["train"] = (origin, order[size:])
+    origin, order = chosen["train"]
+    if parts["train"].is_stratified:
+        labels = parts["train"].labels
+        missing = sorted(set(labels.tolist()) - set(labels[order].tolist()))
+        if missing:
+            named = ", ".join(parts["train"].class_names[index] for index in missing[:LISTED])
+            raise ValueError(
+                f"{name}: no image to train on is left for {len(missing)} classes ({named}) after validation and test "
+                f"images were set apart; give at least {MIN_PER_CLASS} images of each class, or folders train, "
+                "validation and test"
+            )
     return chosen
+
+
+def _interleaved(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The same images so that classes take turns: what is cut off at the start has all of them in equal shares."""
+    ranks = np.zeros(len(order), dtype=np.float64)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        ranks[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return order[np.argsort(ranks[order], kind="stable")]
 
 
 def _channels_first(name: str, pixels: np.ndarray) -> Tensor:
@@ -317,142 +337,3 @@ def _channels_first(name: str, pixels: np.ndarray) -> Tensor:
             "they are, without standardising them, and leave out broken ones"
         )
     return torch.from_numpy(values)
-
-
-def _labels(name: str, labels: np.ndarray) -> np.ndarray:
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{name}: expected one integer class index per image, got {labels.dtype} {labels.shape}")
-    if labels.size and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
-        raise ValueError(
-            f"{name}: expected class indices from 0 to {MAX_CLASSES - 1}, got {labels.min()} to {labels.max()}; "
-            "number the classes from 0"
-        )
-    return labels
-
-
-def _digits_parts() -> dict[str, _Part]:
-    from sklearn.datasets import load_digits  # optional: the `analysis` extra
-
-    pixels, labels = load_digits(return_X_y=True)
-    images = pixels.reshape(-1, 8, 8)
-    return {"train": _Part(labels, lambda indices: images[indices])}
-
-
-def _npz_parts(path: Path) -> dict[str, _Part]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no image file {path}; expected 'digits' or the path of an .npz file")
-    parts = {}
-    with (
-        reading(path, expected="an .npz file of images and labels", remedy=REMEDY, also=UNREADABLE),
-        _no_place(),
-        path.open("rb") as file,  # NumPy leaves a file open that is no archive
-        np.load(file) as arrays,
-    ):
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise TypeError("a single array")
-        _check_claims(path)
-        keys = set(arrays.files)
-        for split in SPLITS:
-            is_jpeg = f"{split}_jpeg" in keys
-            needed = [f"{split}_jpeg", f"{split}_offsets"] if is_jpeg else [f"{split}_images"]
-            missing = [key for key in [*needed, f"{split}_labels"] if key not in keys]
-            if split == "validation" and f"{split}_labels" in missing:
-                continue
-            if missing:
-                raise InvalidFileError(path, expected=f"arrays {missing}", got=sorted(keys), remedy=REMEDY)
-            labels = _labels(f"{path} {split}", arrays[f"{split}_labels"])
-            fetch, count = (
-                _jpeg_fetch(path, arrays[needed[0]], arrays[needed[1]]) if is_jpeg else _array_fetch(arrays[needed[0]])
-            )
-            if count != len(labels):
-                raise ValueError(
-                    f"{path}: {count} {split} images but {len(labels)} labels; expected one label per image"
-                )
-            parts[split] = _Part(labels, fetch)
-    return parts
-
-
-@contextmanager
-def _no_place() -> Iterator[None]:
-    """A seek to a place that cannot be is the fault of the archive, not of the disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            raise ValueError(f"{error}: an offset outside the archive") from error
-        raise
-
-
-def _check_claims(path: Path) -> None:
-    """Refuse arrays whose header disagrees with the archive's size: NumPy would allocate what the header claims."""
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                read = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = read(file)
-                claimed = file.tell() + math.prod(shape) * dtype.itemsize
-            if claimed != entry.file_size or dtype.hasobject:
-                expected = f"{claimed:,} bytes for {dtype} {list(shape)}"
-                raise InvalidFileError(
-                    path, field=entry.filename, expected=expected, got=f"{entry.file_size:,}", remedy=REMEDY
-                )
-
-
-def _array_fetch(images: np.ndarray) -> tuple[Fetch, int]:
-    return lambda indices: images[indices], len(images)
-
-
-def _jpeg_fetch(path: Path, blob: np.ndarray, offsets: np.ndarray) -> tuple[Fetch, int]:
-    if blob.ndim != 1 or blob.dtype != np.uint8 or offsets.ndim != 1 or not np.issubdtype(offsets.dtype, np.integer):
-        raise ValueError(f"encoded images as {blob.dtype} {blob.shape} with offsets {offsets.dtype} {offsets.shape}")
-    if not len(offsets) or (np.diff(offsets) < 0).any() or offsets[0] < 0 or offsets[-1] > len(blob):
-        raise ValueError(f"offsets that do not rise from 0 to {len(blob)}")
-
-    def fetch(indices: np.ndarray) -> np.ndarray:
-        from PIL import Image  # optional: only encoded images need it
-
-        content = [blob[offsets[i] : offsets[i + 1]].tobytes() for i in indices]
-        also = (OSError, SyntaxError, Image.DecompressionBombError)  # Pillow's words for damaged images
-        with reading(path, expected="images that Pillow can decode, all of one size", remedy=REMEDY, also=also):
-            return np.stack([np.asarray(Image.open(io.BytesIO(encoded))) for encoded in content])
-
-    return fetch, len(offsets) - 1
-
-
-def _dataset_parts(source: datasets.Dataset | datasets.DatasetDict) -> dict[str, _Part]:
-    splits = dict(source) if isinstance(source, datasets.DatasetDict) else {"train": source}
-    if "train" not in splits:
-        raise KeyError(
-            f"the dataset has splits {sorted(splits)}; expected 'train', and perhaps 'validation' and 'test'"
-        )
-    return {split: _dataset_part(split, splits[split]) for split in SPLITS if split in splits}
-
-
-def _dataset_part(split: str, dataset: datasets.Dataset) -> _Part:
-    image_column = next((column for column in IMAGE_COLUMNS if column in dataset.column_names), None)
-    label_column = next((column for column in LABEL_COLUMNS if column in dataset.column_names), None)
-    if image_column is None or label_column is None:
-        raise KeyError(
-            f"expected an image column ({', '.join(IMAGE_COLUMNS)}) and a label column "
-            f"({', '.join(LABEL_COLUMNS)}), got {dataset.column_names}; rename_column() helps"
-        )
-
-    def fetch(indices: np.ndarray) -> np.ndarray:
-        arrays = [_pixels(image) for image in dataset.select(indices)[image_column]]
-        if len(shapes := {array.shape for array in arrays}) > 1:
-            raise ValueError(
-                f"{split} images have several shapes, {sorted(shapes)}; bring them to one size and mode with map()"
-            )
-        return np.stack(arrays)
-
-    return _Part(_labels(split, np.asarray(dataset.with_format("numpy")[label_column][:])), fetch)
-
-
-def _pixels(image: Any) -> np.ndarray:
-    """A PIL image (palettes and transparency resolved) or nested lists as an array."""
-    if hasattr(image, "mode") and image.mode not in ("L", "RGB", "F", "I"):
-        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    return np.asarray(image)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from hf_sane.core._adapters import require_hub_id
+from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._documents import read_settings
 from hf_sane.records._settings import as_arguments, check_numbers, setting
@@ -117,7 +118,8 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         default=0.0,
     )
     behavior_data: str | None = setting(
-        "Images of the behavioural loss: 'digits' or the path of an .npz.", default=None
+        f"Images of the behavioural loss: {IMAGE_KINDS}.",
+        default=None,
     )
     behavior_images: int = setting("Number of images per step of the behavioural loss.", default=64)
     behavior_models: int = setting("Largest number of networks per step and view of the behavioural loss.", default=32)

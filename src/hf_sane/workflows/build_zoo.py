@@ -44,7 +44,7 @@ def build_zoo(images: str | Path | ImageData = "digits", *, output: str | Path |
     ```
 
     Args:
-        images: `"digits"`, the path of an .npz, or images from [`load_images`].
+        images: Images from [`load_images`], or what that takes by name: `"digits"`, a folder, a file, a Hub dataset.
         output: Folder of the zoo; a temporary one if it is left out, which is logged.
         **options: Further fields of [`BuildZooSettings`].
 

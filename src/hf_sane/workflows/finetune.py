@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hf_sane.hub._publish import save_network
+from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import ModuleSettings, fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
@@ -28,7 +29,11 @@ class FinetuneSettings(SourceSettings, ModuleSettings):
         "Networks of one architecture: folders, a folder that holds them, or Hub repo ids.", positional=True
     )
     output: Path | None = setting("New folder, with a folder for each network.", short="-o")
-    images: str | ImageData = setting("'digits' or the path of an .npz file.", default="digits")
+    images: str | ImageData = setting(
+        f"{IMAGE_KINDS}.",
+        default="digits",
+    )
+    image_size: int | None = setting("Resize the images to so many pixels.", default=None, least=1)
     epochs: int = setting("Number of passes over the training images.", default=5)
     learning_rate: float = setting("Peak learning rate of every network.", default=1e-3)
     weight_decay: float = setting("Weight decay of every network.", default=0.0)
@@ -104,7 +109,7 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
     record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
     with optional_output(settings.output, FinetuneResult.JOB) as partial:
         stack, names = open_stack(settings.networks, **settings.weights)
-        data = open_images(settings.images, train_limit=settings.train_limit)
+        data = open_images(settings.images, train_limit=settings.train_limit, image_size=settings.image_size)
         record.data |= {"images": {"name": data.name, "mean": list(data.mean), "std": list(data.std)}}
         curves: dict[str, list[list[float]]] = {}
         trained, curves["networks"] = _train(stack, data, settings)

@@ -11,6 +11,7 @@ from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.core._adapters import ADAPTER, adapter_size, require_hub_id
 from hf_sane.hub._adapters import save_network_adapter
 from hf_sane.hub._push import plan_push
+from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import setting
@@ -30,7 +31,10 @@ class FinetuneLoraSettings(StepSettings):
 
     network: Network = setting("Folder or Hub repo id of the network.", positional=True)
     output: Path | None = setting("New folder for the adapter.", short="-o")
-    images: str | ImageData = setting("'digits' or the path of an .npz file.", default="digits")
+    images: str | ImageData = setting(
+        f"{IMAGE_KINDS}.",
+        default="digits",
+    )
     image_size: int | None = setting("Resize the images to this many pixels.", default=None)
     train_limit: int | None = setting("Use at most this many training images.", default=None)
     rank: int = setting("Rank of the adapter.", default=4)

@@ -9,6 +9,7 @@ import torch
 
 from hf_sane.hub._publish import load_sane, loaded_commit, save_network
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData, load_zoo_images
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._run_record import RunRecord
@@ -69,10 +70,11 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings):
         split=False,
     )
     images: str | ImageData | None = setting(
-        "'digits' or an .npz file: validation images choose networks, test images measure them; by default the "
+        f"{IMAGE_KINDS}: validation images choose networks, test images measure them; by default the "
         "images that the zoo was trained on.",
         default=None,
     )
+    image_size: int | None = setting("Resize the images to so many pixels.", default=None, least=1)
     method: str = setting(
         "Sampler: subsample keeps the best of many, bootstrap samples again around the best, kde keeps every network. "
         "Plug-ins can add others.",
@@ -249,7 +251,7 @@ def _open(settings: SampleSettings, record: RunRecord) -> tuple[AnchorSet, Image
     zoo = Zoo.load(settings.zoo, settings.config) if isinstance(settings.zoo, str) else settings.zoo
     record.arguments["zoo_revision"] = None if zoo is None else zoo.revision
     if settings.images is not None:
-        data = open_images(settings.images)
+        data = open_images(settings.images, image_size=settings.image_size)
     else:
         assert zoo is not None
         data = load_zoo_images(zoo.facts)

@@ -25,6 +25,7 @@ from hf_sane.merging._reconciliation import complete_config
 from hf_sane.merging._scoring import ImageScore, load_score
 from hf_sane.merging._soups import CheckpointMixer, Mixer, NamesMixer, Soup
 from hf_sane.networks._batchnorm import NUM_BATCHES
+from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.records._documents import parse_document
 from hf_sane.records._run_record import RunRecord
@@ -53,7 +54,8 @@ class SoupSettings(WeightsSettings):
         formerly=("--greedy=greedy", "--uniform=uniform"),
     )
     data: str | ImageData | None = setting(
-        "'digits' or an .npz file: validation images select, test images report.", default=None
+        f"{IMAGE_KINDS}: validation images select, test images report.",
+        default=None,
     )
     metric: str = setting(
         "'accuracy', 'cross_entropy', the name of a metric of evaluate, or the path of a script (./...).",

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
+from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.records._settings import check_numbers, setting
 from hf_sane.sampling._comparison import ComparisonSettings
 
@@ -19,7 +20,7 @@ class DemoSettings:
 
     output: Path = setting("New or empty folder.", default=Path("demo_output"), short="-o")
     seed: int = setting("Random seed.", default=0)
-    images: str = setting("Images that the zoos are trained on: 'digits' or an .npz file.", default="digits")
+    images: str = setting(f"Images that the zoos are trained on: {IMAGE_KINDS}.", default="digits")
     seed_zoo_networks: int = setting("Number of networks that differ only in their seed, to sample from.", default=128)
     hyperparameter_zoo_networks: int = setting(
         "Number of networks that differ in hyper-parameters, too, to probe.", default=384

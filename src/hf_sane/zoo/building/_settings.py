@@ -11,6 +11,7 @@ from huggingface_hub.dataclasses import strict
 from hf_sane.architectures import presets
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._token_layouts import find_token_layout
+from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._training import Optimizer
 from hf_sane.records._documents import read_settings
@@ -36,9 +37,7 @@ class ZooSettings:
     """
 
     name: str | None = setting("Name of the zoo on its card; by default that of the images.", default=None)
-    images: str = setting(
-        "'digits' (scikit-learn's) or the path of an .npz with train and test images.", default="digits"
-    )
+    images: str = setting(f"Images to train on: {IMAGE_KINDS}.", default="digits")
     train_limit: int | None = setting("Training images used at most.", default=None, least=1)
     validation_limit: int | None = setting("Validation images used at most.", default=None, least=1)
     test_limit: int | None = setting("Test images used at most.", default=None, least=1)
