@@ -1,4 +1,4 @@
-"""Align a zoo: permute the channels of its networks onto a reference, whatever their architecture."""
+"""Align a zoo: permute the channels of its networks to match a reference network, for any architecture."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,8 @@ SHOWN_PLACES = 3  # of each reason why something stays
 class AlignZooSettings(ModuleSettings):
     """Settings of [`run_align_zoo`]."""
 
-    zoo: Path = setting("Folder of the zoo, built or imported.", positional=True)
-    config: str | None = setting("Which zoo, if there are several.", default=None)
+    zoo: Path = setting("Folder of the zoo.", positional=True)
+    config: str | None = setting("Name of the zoo, if the folder holds several.", default=None)
 
 
 @dataclass(kw_only=True)
@@ -32,14 +32,14 @@ class AlignZooResult(Result):
 
     Attributes:
         zoo: The zoo.
-        specs: Symmetries of each of its architectures.
+        specs: Symmetries of each architecture.
     """
 
     zoo: Zoo
     specs: dict[str, PermutationSpec] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Runs, free permutations and reference of every architecture, and what is not permuted, by reason."""
+        """Runs, free permutations and reference of every architecture, and what is not permuted, grouped by reason."""
         found = _alignment(self.zoo)
         return {
             key: {
@@ -52,7 +52,7 @@ class AlignZooResult(Result):
         }
 
     def tables(self) -> list[Table]:
-        """One row per architecture; below, what is not permuted."""
+        """One row per architecture, with a caption that lists what is not permuted."""
         rows = [[key, row["runs"], row["free_permutations"], row["reference"]] for key, row in self.to_dict().items()]
         kept = []
         for key, spec in self.specs.items():
@@ -63,22 +63,22 @@ class AlignZooResult(Result):
 
 
 def align_zoo(zoo: Zoo, **options: Any) -> Zoo:
-    """Align a zoo in memory; options and errors as of the alignment of zoos.
+    """Align a zoo in memory.
 
     Args:
         zoo: Built or imported.
         **options: `reference`, `specs`.
 
     Returns:
-        The zoo with its alignment; `Zoo.save` keeps it.
+        The zoo with its alignment, which `Zoo.save` stores with it.
     """
     return alignment.align_zoo(zoo, **options)
 
 
 def run_align_zoo(settings: AlignZooSettings) -> AlignZooResult:
-    """Permute the channels, neurons and heads of all networks onto a reference, which changes no function.
+    """Permute channels, neurons and heads of all networks to match a reference; their outputs do not change.
 
-    Only the permutations are written, beside the zoo; the views 'aligned' and 'permuted' of `hf-sane pretrain` need
+    Only the permutations are written, next to the zoo; the views 'aligned' and 'permuted' of `hf-sane pretrain` need
     them. What can be reordered is traced from the configuration of imported networks (Transformers) and proven by
     running them; what cannot be proven is not permuted, and is listed with the reason.
     """
@@ -106,7 +106,7 @@ def _free(spec: PermutationSpec) -> int:
 
 
 def _fixed(spec: PermutationSpec) -> list[str]:
-    """One line per reason why dimensions are not permuted."""
+    """One line for each reason why dimensions are not permuted."""
     return [
         f"  {reason}: {', '.join(places[:SHOWN_PLACES])}"
         f"{f' and {len(places) - SHOWN_PLACES} more' if len(places) > SHOWN_PLACES else ''}"

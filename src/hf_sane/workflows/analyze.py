@@ -22,14 +22,14 @@ COLUMNS = ("layer", "N x M", "alpha", "95 %", "alpha-w", "spikes", "st. rank", "
 
 @dataclass(kw_only=True)
 class AnalyzeSettings(SpectrumSettings, WeightsSettings, SaneSettings):
-    """Settings of [`analyze`]: how spectra are taken and fitted, and what is written."""
+    """Settings of [`analyze`]: how spectra are computed and fitted, and what is written."""
 
     checkpoint: Source = setting("Safetensors file, folder, weights-only pickle, or Hub repo id.", positional=True)
-    output: Path | None = setting("New folder for report, pictures and run record.", default=None, short="-o")
-    sane: str | SANE | None = setting("SANE folder or Hub repo id to embed the same layers with.", default=None)
-    eigenvalues: bool = setting("Write every eigenvalue into the report.", default=False)
-    plots: bool = setting("Draw pictures (needs matplotlib).", default=True)
-    revision: str | None = setting("Branch, tag or commit of a Hub repo.", default=None)
+    output: Path | None = setting("New folder for the report, the plots and the run record.", default=None, short="-o")
+    sane: str | SANE | None = setting("SANE folder or Hub repo id with which to embed the same layers.", default=None)
+    eigenvalues: bool = setting("Include every eigenvalue in the report.", default=False)
+    plots: bool = setting("Draw plots (requires matplotlib).", default=True)
+    revision: str | None = setting("Branch, tag or commit of the Hub repo.", default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,10 +41,10 @@ class AnalyzeResult(Result):
     """Spectra of the layers of a network.
 
     Attributes:
-        report: One record per layer, and why others were skipped.
-        spread: How far apart the latents of a layer lie, by weight tensor; `None` unless a SANE was given.
+        report: One record per layer, and the reason why each other layer was skipped.
+        spread: Spread of the latents of each layer, by weight tensor; `None` unless a SANE was given.
         eigenvalues: Whether all eigenvalues are written.
-        plots: Whether pictures are drawn.
+        plots: Whether plots are drawn.
     """
 
     JOB: ClassVar[str] = "analysis"
@@ -64,7 +64,7 @@ class AnalyzeResult(Result):
         return self.report.to_dict(eigenvalues=self.eigenvalues)
 
     def tables(self) -> list[Table]:
-        """The layers, their summary, what to keep in mind and what was skipped."""
+        """The layers, their summary, caveats, and the layers that were skipped."""
         report = self.report
         summary = [[name.replace("_", " "), value] for name, value in report.summary().items() if name != "phases"]
         warnings = grouped_names((layer.name, text) for layer in report.layers for text in layer.warnings)
@@ -74,7 +74,7 @@ class AnalyzeResult(Result):
         return tables + [_listed(title, names) for title, names in lists.items() if names]
 
     def write(self, partial: Path) -> None:
-        """The report, pictures and the record of the run."""
+        """Write the report, the plots and the run record."""
         self.report.save_json(partial / "spectrum.json", eigenvalues=self.eigenvalues)
         if self.plots:
             from hf_sane.analysis._plots import plot_densities, plot_depth
@@ -85,7 +85,7 @@ class AnalyzeResult(Result):
 
 
 def analyze(checkpoint: Source, **options: Any) -> AnalyzeResult:
-    """Analyse spectra: bulk, spikes, heavy tails, norms and the phase of training they suggest, layer by layer.
+    """Analyse spectra: bulk, spikes, heavy tails, norms and the training phase they suggest, layer by layer.
 
     ```python
     result = hf_sane.analyze("org/some-network")
@@ -94,15 +94,15 @@ def analyze(checkpoint: Source, **options: Any) -> AnalyzeResult:
 
     Args:
         checkpoint: A module, state dict, path or Hub repo id.
-        **options: Further fields of [`AnalyzeSettings`].
+        **options: Other fields of [`AnalyzeSettings`].
     """
     return run_analyze(AnalyzeSettings(checkpoint=checkpoint, **options))
 
 
 def run_analyze(settings: AnalyzeSettings) -> AnalyzeResult:
-    """Analyse spectra: bulk, spikes, heavy tails, norms and the phase of training they suggest, layer by layer.
+    """Analyse spectra: bulk, spikes, heavy tails, norms and the training phase they suggest, layer by layer.
 
-    The exit code is 1 if the checkpoint has NaN or infinite weights; they are named on standard error.
+    The exit code is 1 if the checkpoint has NaN or infinite weights; their tensors are named on standard error.
     """
     if settings.output is not None and settings.plots and find_spec("matplotlib") is None:
         raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")

@@ -1,4 +1,4 @@
-"""Build a zoo: train many networks, keep them at several epochs, align them."""
+"""Build a zoo: train many networks, store each at several epochs, and align them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ from hf_sane.zoo.building._settings import RECIPES, ZooSettings
 @strict
 @dataclass(kw_only=True)
 class BuildZooSettings(ZooSettings):
-    """Settings of [`build_zoo`]: those of the zoo, and where it goes."""
+    """Settings of [`build_zoo`]: those of the zoo, and its output folder."""
 
     output: str | Path = setting(
-        "Folder of the zoo; it may hold others under other names.", short="-o", formerly="--output_dir"
+        "Folder of the zoo; it may hold other zoos under other names.", short="-o", formerly="--output_dir"
     )
-    config: str = setting("Name of the zoo in that folder.", default="default")
+    config: str = setting("Name of the zoo in the folder.", default="default")
     recipe: Literal["seed", "hyperparameter"] | None = setting(
         "Start from other defaults: 'seed' (networks that differ in their seed) or 'hyperparameter' (in everything).",
         default=None,
@@ -37,22 +37,22 @@ class BuildZooSettings(ZooSettings):
 
 
 def build_zoo(images: str | Path | ImageData = "digits", *, output: str | Path | None = None, **options: Any) -> Zoo:
-    """Train many networks and keep them as a zoo; an interrupted build continues when it is repeated.
+    """Train many networks and save them as a zoo; repeat an interrupted call to continue it.
 
     ```python
     zoo = hf_sane.build_zoo("digits", recipe="hyperparameter", num_models=100, epochs=10, output="zoo")
     ```
 
     Args:
-        images: Images from [`load_images`], or what that takes by name: `"digits"`, a folder, a file, a Hub dataset.
-        output: Folder of the zoo; a temporary one if it is left out, which is logged.
-        **options: Further fields of [`BuildZooSettings`].
+        images: Images from [`load_images`], or a source for it: `"digits"`, a folder, a file, a Hub dataset.
+        output: Folder of the zoo; if `None`, a temporary folder, whose path is logged.
+        **options: Other fields of [`BuildZooSettings`].
 
     Returns:
         The zoo, aligned.
 
     Raises:
-        ValueError: For settings that do not fit the images, or a folder that holds a build with other settings.
+        ValueError: If settings do not fit the images, or the folder holds a build with other settings.
         FileExistsError: If the folder holds something else.
     """
     data = images if isinstance(images, ImageData) else None
@@ -65,8 +65,8 @@ def run_build_zoo(settings: BuildZooSettings, *, data: ImageData | None = None) 
     """Train many networks and save them as a zoo; an interrupted build continues where it stopped.
 
     Args:
-        settings: What to train, and where it goes.
-        data: Images in place of those that the settings name.
+        settings: Settings of the zoo, and its output folder.
+        data: Images to use instead of those named in the settings.
     """
     zoo = build.build_zoo(settings, data, settings.output, config=settings.config)
     record = zoo.run_record or RunRecord.start(seed=settings.seed, arguments=settings.to_dict())

@@ -1,6 +1,6 @@
-"""From a command line to a workflow: options are made of the fields of its settings dataclass, the result is printed.
+"""Run a workflow from a command line: its options come from the settings dataclass, and its result is printed.
 
-The program `hf-sane` and the scripts both come through here, so an option is spelled, explained and checked in one
+The program `hf-sane` and the scripts both use this module, so that each option is named, described and checked in one
 place.
 """
 
@@ -27,11 +27,11 @@ def run_workflow(settings: type, run: Callable[[Any], Result], argv: Sequence[st
     """Read settings from a command line, run the workflow, and print its result; `--json` prints it as JSON.
 
     Args:
-        settings: A dataclass whose fields are declared with `setting`. It checks their values itself. It is made by
+        settings: A dataclass whose fields are declared with `setting`, and which checks their values. It is made by
             its class method `from_options`, if there is one, from the fields that were given.
-        run: Takes it, and returns a [`Result`].
+        run: Function that takes the settings and returns a [`Result`].
         argv: Arguments without the name of the program.
-        name: Of the program, and the verb, for usage messages.
+        name: Name of the program and its command, for usage messages.
     """
     outcome: list[Result] = []
 
@@ -62,7 +62,7 @@ def parse_settings(settings: type, argv: Sequence[str], *, name: str) -> Any:
 
 
 def _parse(settings: type, argv: Sequence[str], name: str, about: str, work: Callable[..., None]) -> None:
-    """Make settings of a command line, and call `work` with them and whether JSON is wanted."""
+    """Parse settings from a command line; call `work` with them and with whether to print JSON."""
     load_plugins()
     own = settings.__annotations__  # before what is inherited
     options = sorted(fields(settings), key=lambda entry: entry.name not in own)
@@ -94,7 +94,7 @@ def _parse(settings: type, argv: Sequence[str], name: str, about: str, work: Cal
 
 
 def hide_loading_bars() -> None:
-    """Keep Transformers and Datasets from drawing a bar for every small file; downloads keep theirs."""
+    """Hide the progress bars of Transformers and Datasets for small files; those of downloads remain."""
     import datasets
     from transformers.utils import logging
 
@@ -103,9 +103,9 @@ def hide_loading_bars() -> None:
 
 
 def modern_arguments(options: Sequence[Field], argv: Sequence[str], *, program: str) -> list[str]:
-    """Replace spellings of earlier versions: `--num_models`, renamed options, `--flag True`, `--values 1 2 3`.
+    """Translate arguments of earlier versions: `--num_models`, renamed options, `--flag True`, `--values 1 2 3`.
 
-    Each is named on standard error, once, with what to use instead.
+    Each is named once on standard error, with its replacement.
     """
     known = {option_name(entry): entry for entry in options}
     former = dict(_former_spellings(options))
@@ -134,7 +134,7 @@ def modern_arguments(options: Sequence[Field], argv: Sequence[str], *, program: 
 
 
 def _former_spellings(options: Sequence[Field]) -> Iterator[tuple[str, str]]:
-    """Old and present spelling; an old flag `--greedy=greedy` stands for its option with that value."""
+    """Former and current names; a former flag `--greedy=greedy` stands for its option with that value."""
     for entry in options:
         for old in entry.metadata.get("formerly", ()):
             name, equals, value = old.partition("=")
@@ -142,7 +142,7 @@ def _former_spellings(options: Sequence[Field]) -> Iterator[tuple[str, str]]:
 
 
 def _current_name(word: str, known: dict[str, Field], former: dict[str, str]) -> str:
-    """The present spelling of an option; itself if it is not an old one."""
+    """The current name of an option, which may be the given one."""
     dashes = "--" + word[2:].replace("_", "-")
     negated = "--" + dashes[len("--no-") :] if dashes.startswith("--no-") else None
     underscores = "--" + word[2:].replace("-", "_")
@@ -156,7 +156,7 @@ def _current_name(word: str, known: dict[str, Field], former: dict[str, str]) ->
 def _joined_values(
     entry: Field, option: str, rest: list[str], notes: list[str], *, alone: bool
 ) -> tuple[str, list[str]]:
-    """The option of a flag or list as one word, if its values are given as earlier versions took them."""
+    """A flag or list option in one word, if its values are given as in earlier versions."""
     if _kind(entry) is bool and rest and rest[0].lower() in (*TRUE, *FALSE) and alone:
         plain = option if rest[0].lower() in TRUE else f"--no-{option[2:]}"
         notes.append(f"{option} {rest[0]} is now {plain}")
@@ -178,7 +178,7 @@ def _is_option(word: str) -> bool:
 
 
 def _parameter(entry: Field) -> inspect.Parameter:
-    """The option of a field: `None` when it is not given, so that the dataclass applies its own default."""
+    """The option of a field; its default is `None`, so that the dataclass applies its own default."""
     kind, default = _kind(entry), default_of(entry)
     is_required = default is MISSING
     described: dict[str, Any] = {"help": f"{entry.metadata.get('help', '')}{_shown(default)}", "show_default": False}
@@ -210,7 +210,7 @@ def _parameter(entry: Field) -> inspect.Parameter:
 
 
 def _value(entry: Field, given: Any) -> Any:
-    """What the dataclass takes, of what was given."""
+    """The value for the dataclass, from the value on the command line."""
     kind = _kind(entry)
     if get_origin(kind) is not list:
         return given

@@ -1,4 +1,4 @@
-"""Embed networks: one vector each, of a zoo or of checkpoints anywhere."""
+"""Embed networks as one vector each: those of a zoo, or checkpoints on disk or on the Hub."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,14 +30,14 @@ class EmbedSettings(WeightsSettings, HaloSettings, SaneSettings):
     checkpoints: list[str] = setting(
         "Networks: safetensors files, folders, weights-only pickles, Hub repo ids.", factory=list, positional=True
     )
-    zoo: str | Zoo | None = setting("Zoo folder or Hub dataset id, in place of checkpoints.", default=None)
+    zoo: str | Zoo | None = setting("Zoo folder or Hub dataset id, instead of checkpoints.", default=None)
     poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"])
-    config: str | None = setting("Which zoo, if there are several.", default=None)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None)
     aligned: bool | None = setting(
-        "Bring networks to the zoo's reference first; by default if the zoo is aligned.", default=None
+        "Align networks to the zoo's reference first; by default if the zoo is aligned.", default=None
     )
     max_memory_bytes: int | None = setting(
-        "Checkpoints with more bytes of weights are read as a stream; 256 MiB by default.", default=None
+        "Read checkpoints with more bytes of weights than this as a stream; 256 MiB by default.", default=None
     )
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
@@ -53,9 +53,9 @@ class EmbedResult(Result):
     """Embeddings of networks.
 
     Attributes:
-        splits: `{split: {column: [M]}}`: properties and embeddings of every network; of checkpoints, the split
+        splits: `{split: {column: [M]}}`: properties and embeddings of every network; checkpoints form the split
             `train`.
-        skipped: Checkpoints that could not be embedded, and why.
+        skipped: Checkpoints that could not be embedded, with the reason.
     """
 
     JOB: ClassVar[str] = "embedding"
@@ -64,7 +64,7 @@ class EmbedResult(Result):
     skipped: dict[str, str] = field(default_factory=dict)
 
     def tables(self) -> list[Table]:
-        """Networks, and how long their embeddings are."""
+        """Number of networks and length of their embeddings."""
         names = self.record.arguments["poolings"]
         lengths = [f"{name} (scalars)" for name in names]
         if self.record.arguments["zoo"] is None:
@@ -92,8 +92,8 @@ def embed(sane: str | SANE, networks: Any, **options: Any) -> EmbedResult:
 
     Args:
         sane: A SANE, its folder or its Hub repo id.
-        networks: A [`Zoo`], or paths and Hub repo ids of checkpoints in a list.
-        **options: Further fields of [`EmbedSettings`].
+        networks: A [`Zoo`], or a list of paths and Hub repo ids of checkpoints.
+        **options: Other fields of [`EmbedSettings`].
     """
     chosen = {"zoo": networks} if isinstance(networks, Zoo) else {"checkpoints": list(networks)}
     return run_embed(EmbedSettings(sane=sane, **{"output": None, **chosen, **options}))
@@ -102,8 +102,8 @@ def embed(sane: str | SANE, networks: Any, **options: Any) -> EmbedResult:
 def run_embed(settings: EmbedSettings) -> EmbedResult:
     """Embed all networks of a zoo, or checkpoints; `datasets.load_dataset(OUTPUT)` reads the result.
 
-    Checkpoints may be larger than memory: safetensors are then read a few megabytes at a time, for all poolings but
-    concat and those that decode.
+    Checkpoints may be larger than memory: safetensors files are then read a few megabytes at a time, which all
+    poolings support except concat and those that decode.
     """
     names = parse_poolings(settings.poolings)
     with optional_output(settings.output, EmbedResult.JOB) as partial:
@@ -139,7 +139,7 @@ def _embed_zoo(sane: SANE, zoo: Zoo, settings: EmbedSettings, names: list[Any], 
 
 
 def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], record: RunRecord) -> EmbedResult:
-    """One row per checkpoint; one that cannot be embedded is reported and left out, unless no other one can."""
+    """One row per checkpoint; those that cannot be embedded are reported and skipped, unless all fail."""
     chosen = {"subfolder": settings.subfolder, "variant": settings.variant, "key": settings.key}
     options: dict[str, Any] = {"halo_size": settings.halo_size, "batch_size": settings.batch_size}
     if settings.max_memory_bytes is not None:
@@ -165,7 +165,7 @@ def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], re
 
 
 def _lengths(vectors: Sequence[Sequence[float] | None]) -> Any:
-    """How long embeddings are: one number, or from-to."""
+    """Length of the embeddings: one number or a range."""
     found = sorted({len(vector or ()) for vector in vectors})
     return found[0] if len(found) == 1 else f"{found[0]}-{found[-1]}" if found else "-"
 

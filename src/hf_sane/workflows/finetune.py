@@ -1,4 +1,4 @@
-"""Fine-tune networks on images, beside networks trained from scratch."""
+"""Fine-tune networks on images and compare them with networks trained from scratch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,33 +26,33 @@ class FinetuneSettings(SourceSettings, ModuleSettings):
     """Settings of [`finetune`]."""
 
     networks: list[Network] = setting(
-        "Networks of one architecture: folders, a folder that holds them, or Hub repo ids.", positional=True
+        "Networks of one architecture: folders, a folder of such folders, or Hub repo ids.", positional=True
     )
-    output: Path | None = setting("New folder, with a folder for each network.", short="-o")
+    output: Path | None = setting("New folder, with one subfolder per network.", short="-o")
     images: str | ImageData = setting(
         f"{IMAGE_KINDS}.",
         default="digits",
     )
-    image_size: int | None = setting("Resize the images to so many pixels.", default=None, least=1)
+    image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
     epochs: int = setting("Number of passes over the training images.", default=5)
     learning_rate: float = setting("Peak learning rate of every network.", default=1e-3)
     weight_decay: float = setting("Weight decay of every network.", default=0.0)
     optimizer: Literal["adam", "sgd"] = setting("Optimizer of every network.", default="adam")
     schedule: Literal["constant", "one_cycle"] = setting("Schedule of the learning rate.", default="constant")
-    batch_size: int = setting("Images per network and update.", default=32, least=1)
+    batch_size: int = setting("Batch size per network.", default=32, least=1)
     train_limit: int | None = setting("Use at most this many training images.", default=None, least=1)
-    scratch: bool = setting("Also train as many networks from scratch.", default=True)
-    seed: int = setting("Random seed, of the order of images and of networks from scratch.", default=0)
-    include_code: bool = setting("Save networks with their code (trust_remote_code).", default=False)
+    scratch: bool = setting("Also train the same number of networks from scratch.", default=True)
+    seed: int = setting("Random seed for the order of the images and for networks trained from scratch.", default=0)
+    include_code: bool = setting("Save networks with their modelling code (for trust_remote_code).", default=False)
 
 
 @dataclass(kw_only=True)
 class FinetuneResult(NetworksResult):
-    """Fine-tuned networks, in the order in which they were given.
+    """Fine-tuned networks, in the order of the given networks.
 
     Attributes:
-        names: What the networks are called: their folders.
-        curves: `{"networks" or "scratch": [epochs + 1][networks]}`: test accuracy, first that before training.
+        names: Names of the networks, which are also those of their folders.
+        curves: `{"networks" or "scratch": [epochs + 1][networks]}`: test accuracy, starting before training.
     """
 
     JOB: ClassVar[str] = "fine-tuning"
@@ -61,13 +61,13 @@ class FinetuneResult(NetworksResult):
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def tables(self) -> list[Table]:
-        """Mean test accuracy, epoch by epoch."""
+        """Mean test accuracy at each epoch."""
         header = ("epoch", *(f"{name}: mean test accuracy" for name in self.curves))
         rows = zip(*([sum(row) / len(row) for row in curve] for curve in self.curves.values()), strict=True)
         return [Table(header, [[epoch, *row] for epoch, row in enumerate(rows)])]
 
     def write(self, partial: Path) -> None:
-        """A folder for each network, named as that which it came from, with its card."""
+        """Write one folder per network, with a card and the name of the network that was fine-tuned."""
         short = [Path(name).name for name in self.names]
         for index, (name, accuracy) in enumerate(zip(short, self.curves["networks"][-1], strict=True)):
             results = {"test_accuracy": accuracy, "fine_tuning_epochs": self.record.arguments["epochs"]}
@@ -84,26 +84,26 @@ class FinetuneResult(NetworksResult):
 def finetune(
     networks: Network | Sequence[Network] | NetworksResult, images: str | ImageData = "digits", **options: Any
 ) -> FinetuneResult:
-    """Fine-tune networks on images, all together, beside as many networks trained from scratch.
+    """Fine-tune networks on images, together with the same number of networks trained from scratch.
 
     ```python
     tuned = hf_sane.finetune(sane.sample("org/zoo", num_samples=5), "digits", epochs=2)
     ```
 
     Args:
-        networks: Networks of one architecture: the result of sampling, modules, folders, Hub repo ids.
-        images: Images, or what `load_images` takes.
-        **options: Further fields of [`FinetuneSettings`].
+        networks: Networks of one architecture: a result of `sample`, modules, folders or Hub repo ids.
+        images: Images, or a source for `load_images`.
+        **options: Other fields of [`FinetuneSettings`].
 
     Raises:
-        ValueError: If the networks are of several architectures.
+        ValueError: If the networks have different architectures.
     """
     given = [networks] if isinstance(networks, Network) else list(networks)
     return run_finetune(FinetuneSettings(networks=given, images=images, **{"output": None, **options}))
 
 
 def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
-    """Fine-tune networks on images; report test accuracy epoch by epoch."""
+    """Fine-tune networks on images and report test accuracy at each epoch."""
     settings.register()
     given = as_arguments(settings)
     record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
@@ -130,7 +130,7 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
 def _train(
     stack: StackedNetworks, data: ImageData, settings: FinetuneSettings
 ) -> tuple[StackedNetworks, list[list[float]]]:
-    """Train networks together; also test accuracies `[epochs + 1][networks]`, first those before training."""
+    """Train networks together; return them and test accuracies `[epochs + 1][networks]`, starting before training."""
     hyper_parameters = HyperParameters.repeat(
         range(settings.seed, settings.seed + stack.num_models),
         learning_rate=settings.learning_rate,

@@ -38,13 +38,13 @@ class FinetuneLoraSettings(StepSettings):
     image_size: int | None = setting("Resize the images to this many pixels.", default=None)
     train_limit: int | None = setting("Use at most this many training images.", default=None)
     rank: int = setting("Rank of the adapter.", default=4)
-    alpha: float = setting("Scale of the adapter: alpha / rank.", default=8.0)
+    alpha: float = setting("Alpha of the adapter, which is scaled by alpha / rank.", default=8.0)
     targets: list[str] = setting(
         "Layers to adapt, by name; by default all linear and convolutional layers.", factory=list
     )
     learning_rate: float = setting("Learning rate of Adam.", default=3e-3)
-    base_model: str | None = setting("Hub repo id of the network, if it was given as a folder.", default=None)
-    push_to: str | None = setting("Hub repo id to publish the adapter in.", default=None)
+    base_model: str | None = setting("Hub repo id of the network, if it is given as a folder.", default=None)
+    push_to: str | None = setting("Hub repo id under which to publish the adapter.", default=None)
     private: bool = setting("Make a new repository private.", default=False)
 
     def __post_init__(self) -> None:
@@ -59,14 +59,14 @@ class FinetuneLoraSettings(StepSettings):
 
 @dataclass(kw_only=True)
 class FinetuneLoraResult(Result):
-    """An adapter and the network that it was trained on.
+    """A trained adapter and its network.
 
     Attributes:
         model: The network with its adapter, in evaluation mode.
-        base: The network without it.
+        base: The network without the adapter.
         base_model: Hub id of the network.
         repo_id: Where the adapter will be published.
-        published: Address of the commit, if it was.
+        published: URL of the commit, if the adapter was published.
     """
 
     JOB: ClassVar[str] = ADAPTER
@@ -78,7 +78,7 @@ class FinetuneLoraResult(Result):
     published: list[str] = field(default_factory=list)
 
     def summary(self) -> list[str]:
-        """Accuracy before and after."""
+        """Accuracy before and after training."""
         found = self.record.results
         return [
             f"test accuracy {found['test_accuracy_before']:.3f} -> {found['test_accuracy']:.3f} in "
@@ -87,7 +87,7 @@ class FinetuneLoraResult(Result):
         ]
 
     def write(self, partial: Path) -> None:
-        """The adapter with card and run record."""
+        """Write the adapter with its card and run record."""
         save_network_adapter(
             partial, self.model, self.base, self.record, base_model=self.base_model, repo_id=self.repo_id
         )
@@ -98,17 +98,17 @@ def finetune_lora(network: Network, images: str | ImageData = "digits", **option
 
     Args:
         network: A module, folder or Hub repo id.
-        images: Images, or what `load_images` takes.
-        **options: Further fields of [`FinetuneLoraSettings`].
+        images: Images, or a source for `load_images`.
+        **options: Other fields of [`FinetuneLoraSettings`].
 
     Raises:
-        ValueError: If the network does not take the images, or a layer cannot be adapted.
+        ValueError: If the network does not accept the images, or a layer cannot be adapted.
     """
     return run_finetune_lora(FinetuneLoraSettings(network=network, images=images, **{"output": None, **options}))
 
 
 def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
-    """Fine-tune a network on images with a LoRA adapter, and publish the adapter if that is wanted.
+    """Fine-tune a network on images with a LoRA adapter, and optionally publish the adapter.
 
     All linear and convolutional layers get low-rank maps, unless `--targets` names others; batch norms are trained and
     saved whole, with their statistics; grouped convolutions are refused. The adapter names its base by Hub repo id. If
@@ -147,7 +147,7 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
 
 
 def _check_fit(base: ZooPreTrainedModel, data: ImageData) -> None:
-    """Refuse images that the network does not take."""
+    """Raise an error if the network does not accept the images."""
     base.check_images(data.train_images[:1])
     if data.num_classes > base.config.num_classes:
         raise ValueError(

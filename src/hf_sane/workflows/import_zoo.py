@@ -1,4 +1,4 @@
-"""Import networks that others have trained, of any architecture, as a zoo."""
+"""Import existing networks of any architecture as a zoo."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,19 +27,19 @@ NAMES_SHOWN = 5  # networks of one reason; the JSON has them all
 @strict
 @dataclass(kw_only=True)
 class ImportZooSettings(ImportSettings):
-    """Settings of [`import_zoo`]: what to take, and where it goes."""
+    """Settings of [`import_zoo`]: what to import, and the output folder."""
 
-    output: str | Path = setting("Folder of the zoo; it may hold others.", short="-o")
-    config: str = setting("Name of the zoo in its folder.", default="default")
+    output: str | Path = setting("Folder of the zoo; it may hold other zoos under other names.", short="-o")
+    config: str = setting("Name of the zoo in the folder.", default="default")
 
 
 @dataclass(kw_only=True)
 class ImportZooResult(Result):
-    """A zoo of imported networks, and what became of every network.
+    """A zoo of imported networks, and the outcome for every network.
 
     Attributes:
         zoo: The zoo.
-        entries: One per network, or per repository without any.
+        entries: One entry per network, or per repository without networks.
     """
 
     JOB: ClassVar[str] = "zoo"
@@ -48,7 +48,7 @@ class ImportZooResult(Result):
     entries: tuple[importing.ImportEntry, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Networks per split, names of those that were taken, and the others by status and reason."""
+        """Networks per split, names of the imported networks, and all others by status and reason."""
         left_out = importing.left_out(self.entries)
         return {
             "splits": {name: len(split) for name, split in self.zoo.splits.items()},
@@ -60,7 +60,7 @@ class ImportZooResult(Result):
         }
 
     def summary(self) -> list[str]:
-        """What was not taken, by reason."""
+        """What was not imported, by reason."""
         lines = []
         for (status, reason), names in importing.left_out(self.entries).items():
             lines.append(f"{status}: {len(names)}, {shorten(reason, MAX_REASON)}")
@@ -69,7 +69,7 @@ class ImportZooResult(Result):
         return ["not taken", *lines] if lines else []
 
     def tables(self) -> list[Table]:
-        """Networks, repositories and structures per split."""
+        """Number of networks, repositories and structures per split."""
         rows = [
             [name, len(split), *(len(set(split.column(key))) for key in ("repo_id", "layout"))]
             for name, split in self.zoo.splits.items()
@@ -84,7 +84,7 @@ def import_zoo(
     output: str | Path | None = None,
     **options: Any,
 ) -> Zoo:
-    """Import networks that others have trained, from a folder or the Hub, as a zoo.
+    """Import existing networks from a folder or the Hub as a zoo.
 
     ```python
     zoo = hf_sane.import_zoo("checkpoints", properties="runs.csv", output="zoo")
@@ -92,17 +92,18 @@ def import_zoo(
     ```
 
     Args:
-        folder: Networks below this folder.
-        properties: Table of what is known about them, or several: accuracies, hyper-parameters, runs, epochs.
-        output: Folder of the zoo; a temporary one if it is left out, which is logged.
-        **options: Further fields of [`ImportZooSettings`].
+        folder: Folder that is searched for networks, with its subfolders.
+        properties: One or several tables of their properties: accuracies, hyper-parameters, runs, epochs.
+        output: Folder of the zoo; if `None`, a temporary folder, whose path is logged.
+        **options: Other fields of [`ImportZooSettings`].
 
     Returns:
-        The zoo. What was left out, and why, is in its folder (`import.json`) and in the result of [`run_import_zoo`].
+        The zoo. Networks that were left out are listed with the reason in the `import.json` of its folder, and in the
+        result of [`run_import_zoo`].
 
     Raises:
-        ValueError: If there is nothing to import from, or nothing could be taken.
-        FileExistsError: If the output holds something else.
+        ValueError: If no source is given, or nothing could be imported.
+        FileExistsError: If the output folder holds something else.
     """
     tables = [properties] if isinstance(properties, str | Path) else list(properties)
     settings = ImportZooSettings(folder=folder, properties=tables, output=output or temporary_folder("zoo"), **options)
@@ -110,9 +111,9 @@ def import_zoo(
 
 
 def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
-    """Import existing networks, of any architecture, into a zoo; what cannot be taken is listed with the reason.
+    """Import existing networks of any architecture as a zoo; those that cannot be imported are listed with the reason.
 
-    An import that was interrupted goes on when it is started again.
+    Repeat the command to continue an interrupted import.
     """
     with tqdm(desc="importing", unit="network") as bar:
 

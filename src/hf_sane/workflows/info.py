@@ -1,4 +1,4 @@
-"""Inspect a checkpoint: what it looks like as tokens, from its header alone."""
+"""Inspect a checkpoint's layers and tokens from its header."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,34 +26,34 @@ class InfoSettings(WeightsSettings, SaneSettings):
 
     checkpoint: Source = setting("Safetensors file, folder, weights-only pickle, or Hub repo id.", positional=True)
     extractor: str | SANEFeatureExtractor | None = setting(
-        "SANE folder or Hub repo id whose weight tokenizer to use, in place of the next three options.", default=None
+        "SANE folder or Hub repo id; its weight tokenizer replaces the next three options.", default=None
     )
     token_dim: int = setting("Scalars per token.", default=289, least=1)
-    token_layout: Literal["rowwise", "dense"] = setting("How weights become tokens.", default="rowwise")
+    token_layout: Literal["rowwise", "dense"] = setting("How weights are arranged in tokens.", default="rowwise")
     batch_norm: Literal["tokens", "template"] = setting(
-        "Whether BatchNorm becomes tokens or is carried along.", default="tokens"
+        "Whether BatchNorm tensors become tokens or are stored unchanged.", default="tokens"
     )
-    revision: str | None = setting("Branch, tag or commit of a Hub repo.", default=None)
+    revision: str | None = setting("Branch, tag or commit of the Hub repo.", default=None)
 
 
 @dataclass(kw_only=True)
 class InfoResult(Result):
-    """What a checkpoint looks like as tokens.
+    """Layers and tokens of a checkpoint.
 
     Attributes:
-        layout: Its layers and tensors, and the tokens that they become.
-        facts: See [`describe_layout`].
+        layout: Layers and tensors, and the tokens that they are arranged in.
+        facts: Description from [`describe_layout`].
     """
 
     layout: Layout
     facts: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Layers, kinds, what is carried along, and totals."""
+        """Layers, kinds, tensors that are stored unchanged, and totals."""
         return dict(self.facts)
 
     def tables(self) -> list[Table]:
-        """Layers, kinds, totals, what is carried along, and layers whose kind is not certain."""
+        """Layers, kinds, totals, tensors that are stored unchanged, and layers of uncertain kind."""
         facts = self.facts
         layers = [[_shown(layer[column]) for column in COLUMNS] for layer in facts["layers"]]
         kinds = [[name, *map(_shown, found.values())] for name, found in facts["kinds"].items()]
@@ -83,8 +83,8 @@ def info(checkpoint: Source, **options: Any) -> InfoResult:
     ```
 
     Args:
-        checkpoint: A module, state dict, path or Hub repo id; of files only headers are read.
-        **options: Further fields of [`InfoSettings`].
+        checkpoint: A module, state dict, path or Hub repo id; only the headers of files are read.
+        **options: Other fields of [`InfoSettings`].
     """
     return run_info(InfoSettings(checkpoint=checkpoint, **options))
 
@@ -109,7 +109,7 @@ def run_info(settings: InfoSettings) -> InfoResult:
 
 
 def _shown(value: Any) -> Any:
-    """A cell for people: shapes as `16x3x3x3 + 16`, shares in per cent."""
+    """A human-readable cell: shapes as `16x3x3x3 + 16`, shares as percentages."""
     if isinstance(value, float):
         return f"{value:.1%}"
     if isinstance(value, list):

@@ -21,33 +21,33 @@ class MixZoosSettings(CheckedSettings):
         "Zoos as NAME=SOURCE or NAME=SOURCE@CONFIG; SOURCE: folder, Hub dataset, or dataset@revision.",
         positional=True,
     )
-    output: str | Path = setting("Folder of the mixture; it may hold others under other names.", short="-o")
-    config: str = setting("Name of the mixture in that folder.", default="default")
-    name: str | None = setting("Name of the mixture on its card; by default those of the zoos.", default=None)
-    token_dim: int | None = setting("Scalars per token; by default the largest among the zoos.", default=None, least=1)
-    token_layout: str | None = setting("How weights are cut into tokens; by default as in the zoos.", default=None)
+    output: str | Path = setting("Folder of the mixture; it may hold other zoos under other names.", short="-o")
+    config: str = setting("Name of the mixture in the folder.", default="default")
+    name: str | None = setting("Name of the mixture on its card; by default the names of the zoos.", default=None)
+    token_dim: int | None = setting("Scalars per token; by default the largest of the zoos.", default=None, least=1)
+    token_layout: str | None = setting("How weights are arranged in tokens; by default as in the zoos.", default=None)
 
 
 def mix_zoos(zoos: Mapping[str, str | Path | Zoo], *, output: str | Path | None = None, **options: Any) -> Zoo:
     """Join zoos into one that a single SANE can be pre-trained on.
 
     Args:
-        zoos: Zoos, or their sources, by the name that the mixture knows them by.
-        output: Folder of the mixture; a temporary one if it is left out, which is logged.
-        **options: `config`, `name`, `token_dim`, `token_layout`, as in [`MixZoosSettings`].
+        zoos: Zoos or their sources, by their names in the mixture.
+        output: Folder of the mixture; if `None`, a temporary folder, whose path is logged.
+        **options: `config`, `name`, `token_dim`, `token_layout`, see [`MixZoosSettings`].
 
     Returns:
         The mixture.
 
     Raises:
-        ValueError: For no zoo, names that cannot be part of a run's name, or zoos that do not fit together.
+        ValueError: If there is no zoo, a name cannot be part of a run's name, or the zoos do not fit together.
         FileExistsError: If the folder holds something else.
     """
     return run_mix_zoos(MixZoosSettings(zoos=zoos, output=output or temporary_folder("zoo"), **options)).zoo
 
 
 def run_mix_zoos(settings: MixZoosSettings) -> ZooResult:
-    """Join zoos into one: other data sets or architectures, tokens of one size, splits as they were."""
+    """Join zoos of different data sets or architectures; all tokens get one size, and splits are kept."""
     mixture = mixing.mix_zoos(
         _open(settings.zoos),
         settings.output,
@@ -75,7 +75,7 @@ def _open(zoos: list[str] | Mapping[str, str | Path | Zoo]) -> dict[str, Zoo]:
 def parse_source(text: str) -> tuple[str, str, str | None]:
     """Name, folder or dataset id, and config name of `NAME=SOURCE[@CONFIG]`.
 
-    A folder that exists is one, `@` in its name or not; `owner/name@revision@config` names a revision too, where the
+    An existing folder is used even if its name contains `@`. `owner/name@revision@config` also names a revision; its
     config may be empty.
 
     Raises:

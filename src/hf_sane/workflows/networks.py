@@ -1,4 +1,4 @@
-"""Networks that workflows take and give: image classifiers of one architecture, as one stack."""
+"""Inputs and results of workflows on networks: image classifiers of one architecture, in one stack."""
 
 import copy
 import tempfile
@@ -30,12 +30,12 @@ Network = str | Path | nn.Module
 
 @dataclass(kw_only=True)
 class NetworksResult(Result):
-    """Networks that a workflow made: `result[0]` is a module, `len(result)` their number.
+    """Networks that a workflow made: `result[0]` is a module, `len(result)` is their number.
 
-    Networks of this library are Transformers models; others are of the module that was given or registered.
+    Networks of this library are Transformers models; others are instances of the module that was given or registered.
 
     Attributes:
-        stack: All networks, to be run together.
+        stack: All networks, stacked so that they run together.
         include_code: Whether the modelling code is saved along with the networks.
     """
 
@@ -61,18 +61,18 @@ class NetworksResult(Result):
         """Accuracy of each network on images, `[S]`.
 
         Args:
-            images: Images, or what `load_images` takes.
+            images: Images, or a source for `load_images`.
             split: `"train"`, `"validation"` or `"test"`.
         """
         return self.stack.evaluate(*open_images(images).split(split))[1]
 
     def write(self, partial: Path) -> None:
-        """The record of the run, which lists the networks that are saved there already."""
+        """Write the record of the run, which lists the networks that were saved before."""
         saved = sorted(path.parent.name for path in partial.glob("*/config.json"))
         replace(self.record, results={**self.record.results, "saved": saved}).save(partial / RECORD)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Save every network to a folder of its own, where `from_pretrained` reads it, with card and run record.
+        """Save each network with a card and a run record in its own folder, for `from_pretrained`.
 
         Raises:
             FileExistsError: If `folder` holds something else.
@@ -81,7 +81,7 @@ class NetworksResult(Result):
         return Path(folder)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Publish the networks as one model repository, see [`push_generated`]; returns the address of the commit."""
+        """Publish the networks as one model repository, see [`push_generated`]; returns the URL of the commit."""
         with tempfile.TemporaryDirectory() as partial:
             folder = Path(partial) / "networks"
             replace(self).save(folder)  # a copy: where it lies for the moment is no output
@@ -89,24 +89,24 @@ class NetworksResult(Result):
 
 
 def open_images(images: str | ImageData, **options: Any) -> ImageData:
-    """Images as they are, or from where `load_images` finds them, with its options."""
+    """Return images unchanged, or load them with `load_images` and its options."""
     return images if isinstance(images, ImageData) else load_images(images, **options)
 
 
 def open_stack(
     sources: Sequence[Network], *, ignored: Sequence[str] = (), **weights: str
 ) -> tuple[StackedNetworks, list[str]]:
-    """Open networks of one architecture, and say what they are called.
+    """Open networks of one architecture; return them and their names.
 
     Args:
         sources: Modules, folders of networks, folders that hold such folders, Hub repo ids. Files and folders with
-            the tensors of a registered module are networks of that.
-        ignored: Settings of the configuration that may differ; the stack has those of the first network.
-        **weights: Which weights of every folder and repository: `subfolder`, `variant`.
+            the tensors of a registered module are opened as that module.
+        ignored: Settings of the configuration that may differ; the stack uses those of the first network.
+        **weights: Which weights to read from each folder or repository: `subfolder`, `variant`.
 
     Raises:
-        FileNotFoundError: If a folder neither is a network nor holds any.
-        ValueError: If there are none, or they differ in their configuration.
+        FileNotFoundError: If a folder neither is nor contains a network.
+        ValueError: If there are no networks, or their configurations differ.
     """
     named = [pair for index, source in enumerate(sources) for pair in _open(source, index, weights)]
     if not named:

@@ -24,8 +24,8 @@ class PretrainingResult(Result):
     """A pre-trained SANE, or a LoRA adapter of one.
 
     Attributes:
-        run: What the run measured, and its folder.
-        base: SANE that a LoRA run adapted.
+        run: Measurements of the run, and its folder.
+        base: SANE that a LoRA run adapted; otherwise `None`.
     """
 
     JOB: ClassVar[str] = JOB
@@ -35,7 +35,7 @@ class PretrainingResult(Result):
 
     @property
     def sane(self) -> SANE:
-        """The autoencoder; of a LoRA run, its base with the adapter merged into it."""
+        """The autoencoder; after a LoRA run, the base with the adapter merged into it."""
         folder = self.run.folder
         if self.base is None:
             return replace(SANE.from_pretrained(folder), record=self.record)
@@ -44,7 +44,7 @@ class PretrainingResult(Result):
         return SANE(adapted.eval(), extractor, source=str(folder), record=self.record)
 
     def tables(self) -> list[Table]:
-        """Reconstruction on validation networks, loss, steps."""
+        """Reconstruction of the validation networks, losses and steps."""
         facts = {
             "reconstruction R2 (validation)": self.run.reconstruction_text,
             "loss": self.run.loss,
@@ -65,17 +65,17 @@ def pretrain(
     ```
 
     Args:
-        zoo: A zoo, its folder or its Hub dataset id; or several, which must share one token size.
-        output: Run folder; a temporary one if it is left out, which is logged.
-        **options: Further fields of [`PretrainSettings`].
+        zoo: A zoo, its folder or its Hub dataset id; or a list of these, which must share one token size.
+        output: Run folder; if `None`, a temporary folder, whose path is logged.
+        **options: Other fields of [`PretrainSettings`].
 
     Returns:
-        The autoencoder with its weight tokenizer. Of a LoRA run (`lora=True`), whose folder holds the adapter alone,
-        its base with the adapter merged into it.
+        The autoencoder with its weight tokenizer. After a LoRA run (`lora=True`), whose folder holds only the adapter,
+        this is the base with the adapter merged into it.
 
     Raises:
-        ValueError: For settings out of range, or that do not fit the zoo.
-        FileExistsError: If the folder holds something else, or a run that is not to be resumed.
+        ValueError: If settings are out of range or do not fit the zoo.
+        FileExistsError: If the folder holds something else, or a run and `resume` is not set.
     """
     zoos: list[str | Path | Zoo] = [zoo] if isinstance(zoo, str | Path | Zoo) else list(zoo)
     names = [str(x.source or x.facts.name) if isinstance(x, Zoo) else str(x) for x in zoos]
@@ -91,11 +91,11 @@ def pretrain(
 def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = None) -> PretrainingResult:
     """Pre-train a SANE autoencoder on zoos; an interrupted run continues with --resume.
 
-    The verb trains in one process; scripts/pretrain.py takes the same settings and can be launched on several.
+    This command trains in one process; scripts/pretrain.py takes the same settings and can be launched in several.
 
     Args:
-        settings: Of the run.
-        zoos: The zoos, if they are open already.
+        settings: Settings of the run.
+        zoos: The zoos, if they are already open.
     """
     settings.register()
     found = pretraining.pretrain(settings, zoos=zoos, describe=write_pretraining_card)

@@ -1,4 +1,4 @@
-"""Probe a zoo: what embeddings know about its networks, beside the baselines W and s(W)."""
+"""Probe a zoo: predict properties of its networks from embeddings and from the baselines W and s(W)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -31,25 +31,25 @@ class ProbeSettings(HaloSettings, SaneSettings):
 
     sane: str | SANE = setting("SANE folder or Hub repo id.")
     zoo: str | Zoo = setting("Zoo folder or Hub dataset id.")
-    output: Path | None = setting("New folder for results and run record.", default=None, short="-o")
+    output: Path | None = setting("New folder for the results and the run record.", default=None, short="-o")
     properties: list[str] = setting(
         "Columns of the zoo to predict; by default test_accuracy, epoch and generalization_gap, as far as they are "
         "known, or else every number that an import brought along.",
         factory=list,
     )
     poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["all"])
-    config: str | None = setting("Which zoo, if there are several.", default=None)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None)
     aligned: bool | None = setting(
-        "Bring networks to the zoo's reference first; by default if the zoo is aligned.", default=None
+        "Align networks to the zoo's reference first; by default if the zoo is aligned.", default=None
     )
-    spectral: bool = setting("Add spectra of weight matrices as one more baseline.", default=False)
+    spectral: bool = setting("Add spectra of weight matrices as a further baseline.", default=False)
     profile: bool = setting(
         "Add profiles of each layer as baselines: quantiles of its weights, with and without spectra.", default=False
     )
     regressor: Literal["ridge", "logit_linear", "gradient_boosting"] = setting(
         "Regression from features to properties.", default="ridge"
     )
-    ranks: bool = setting("Fit ranks of the properties, not their values: to order networks.", default=False)
+    ranks: bool = setting("Fit the ranks of the properties instead of their values, to rank networks.", default=False)
     transfer: list[str | Zoo] = setting(
         "More zoos (folders or Hub ids, or FOLDER:CONFIG): fit on each, test on each. Repeat the option.",
         factory=list,
@@ -60,11 +60,11 @@ class ProbeSettings(HaloSettings, SaneSettings):
 
 @dataclass(kw_only=True)
 class ProbeResult(Result):
-    """How well probes predict properties of the test networks.
+    """Scores of probes on the test networks.
 
     Attributes:
         table: `{property: {features: ProbeResult}}`.
-        transfer: `{property: {features: {fitted on: {tested on: ProbeResult}}}}`; empty unless other zoos were given.
+        transfer: `{property: {features: {fitted on: {tested on: ProbeResult}}}}`; empty unless other zoos are given.
     """
 
     JOB: ClassVar[str] = "probe"
@@ -73,7 +73,7 @@ class ProbeResult(Result):
     transfer: dict[str, TransferTable] = field(default_factory=dict)
 
     def tables(self) -> list[Table]:
-        """One table per metric; of a transfer, one per property and metric."""
+        """One table per metric; for a transfer, one per property and metric."""
         names = list(self.table)
         is_ranked = self.record.arguments["ranks"]
         found = []
@@ -97,7 +97,7 @@ class ProbeResult(Result):
 
 
 def probe(zoo: str | Path | Zoo, sane: str | Path | SANE, **options: Any) -> ProbeResult:
-    """Fit probes on embeddings and baselines, and report how well they predict properties of the test networks.
+    """Fit probes on embeddings and baselines, and score their predictions for the test networks.
 
     ```python
     print(hf_sane.probe("org/zoo", "org/sane-cnn", properties=["test_accuracy"]))
@@ -106,7 +106,7 @@ def probe(zoo: str | Path | Zoo, sane: str | Path | SANE, **options: Any) -> Pro
     Args:
         zoo: A zoo, its folder or its Hub dataset id.
         sane: A SANE, its folder or its Hub repo id.
-        **options: Further fields of [`ProbeSettings`].
+        **options: Other fields of [`ProbeSettings`].
 
     Raises:
         KeyError: If a zoo lacks a property.
@@ -118,7 +118,7 @@ def probe(zoo: str | Path | Zoo, sane: str | Path | SANE, **options: Any) -> Pro
 
 
 def run_probe(settings: ProbeSettings) -> ProbeResult:
-    """Fit ridge probes on embeddings and baselines; report how well test networks are predicted."""
+    """Fit probes on embeddings and baselines; report how well they predict properties of test networks."""
     record = RunRecord.start(arguments=as_arguments(settings))
     with optional_output(settings.output, ProbeResult.JOB) as partial:
         zoos = _open_zoos([settings.zoo, *settings.transfer], settings.config, settings.properties)
@@ -155,7 +155,7 @@ def _features(zoo: Zoo, sane: SANE, settings: ProbeSettings) -> ZooFeatures:
 
 
 def parse_poolings(names: Sequence[str]) -> list[Any]:
-    """Names of poolings, `"all"` for every one; `embed_networks` checks them."""
+    """Names of poolings, or `"all"` for every pooling; `embed_networks` checks them."""
     return list(POOLINGS) if list(names) == ["all"] else list(names)
 
 
@@ -182,7 +182,7 @@ def _measured(table: ProbeTable, transfer: dict[str, TransferTable]) -> dict[str
 
 
 def _known_properties(zoos: Sequence[Zoo]) -> list[str]:
-    """What can be predicted in all zoos: the usual properties, or else numbers that differ between networks."""
+    """Properties that can be predicted in all zoos: the usual ones, or else numbers that differ between networks."""
     brought = [name for zoo in zoos for name in zoo.facts.data.get(PROPERTIES_KEY, {}).get("columns", {})]
     for names in (USUAL, list(dict.fromkeys(brought))):
         known = [
@@ -201,7 +201,7 @@ def _is_known(split: ZooSplit, name: str) -> bool:
 
 
 def _open_zoos(sources: Sequence[str | Zoo], config: str | None, wanted: Sequence[str]) -> dict[str, Zoo]:
-    """Open zoos by what records call them, and check that they have the properties, before anything is computed."""
+    """Open zoos by their names in records, and check that they have the properties before anything is computed."""
     opened: dict[str, Zoo] = {}
     for source in sources:
         if isinstance(source, Zoo):
@@ -221,7 +221,7 @@ def _open_zoos(sources: Sequence[str | Zoo], config: str | None, wanted: Sequenc
 
 
 def split_config(source: str) -> tuple[str, str | None]:
-    """Folder or dataset id, and configuration, of `SOURCE` or `SOURCE:CONFIG`; what exists as a path is one."""
+    """Folder or dataset id, and configuration, of `SOURCE` or `SOURCE:CONFIG`; an existing path is not split."""
     place, colon, config = source.rpartition(":")
     is_path = Path(source).exists() or "/" in config or "\\" in config
     return (source, None) if is_path or not place or not colon or not config else (place, config)

@@ -1,4 +1,4 @@
-"""Reconstruct the test networks of zoos: how much of their weights, and of what they can do, a SANE keeps."""
+"""Reconstruct the test networks of zoos, and measure how much of their weights and accuracy a SANE preserves."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from hf_sane.zoo._dataset import Zoo
 
 @dataclass(kw_only=True)
 class ReconstructionResult(Result):
-    """R2 of all test networks together, and per zoo R2 and accuracies before and after."""
+    """R2 over all test networks, and for each zoo R2 and the accuracies before and after."""
 
     def tables(self) -> list[Table]:
         """One row per zoo."""
@@ -34,12 +34,12 @@ class ReconstructionResult(Result):
 def reconstruct(
     zoos: Mapping[str, Zoo], sane: str | Path | SANE, images: str | ImageData, **windows: Any
 ) -> ReconstructionResult:
-    """Encode and decode the test networks of zoos: R2 of all their checkpoints, accuracy of the final ones.
+    """Encode and decode the test networks of zoos; measure R2 of all checkpoints and accuracy of the final ones.
 
     Args:
         zoos: Aligned zoos of one architecture each, by name.
         sane: A SANE, its folder or its Hub repo id.
-        images: Images that the networks are tested on, or what `load_images` takes.
+        images: Images to test the networks on, or a source for `load_images`.
         **windows: `window_size` and `halo_size`, see [`NetworkCodec`].
     """
     sane, data = open_sane(sane), open_images(images)

@@ -1,4 +1,4 @@
-"""Map networks by what they were trained for: where they lie in weight space, and what lies between them."""
+"""Map networks in weight space by what they were trained for, and evaluate points between them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,37 +32,39 @@ SCORE_HEADER = ("test accuracy of", "networks", "line", "hull", "outside", "line
 class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings):
     """Settings of [`map_regions`]."""
 
-    output: Path | None = setting("New folder: run record and pictures.", short="-o", formerly="--out")
+    output: Path | None = setting("New folder for the run record and plots.", short="-o", formerly="--out")
     zoo: list[str | Zoo] = setting(
         "Zoos of one architecture (folders or Hub ids). Repeat the option.", factory=list, split=False
     )
     adapter: list[str] = setting(
-        "LABEL=SOURCE, in place of zoos: a LoRA adapter and what it was trained for. Repeat the option.",
+        "LABEL=SOURCE, instead of zoos: what a LoRA adapter was trained for, and the adapter. Repeat the option.",
         factory=list,
         split=False,
     )
     base: str | None = setting(
         "Base model of the adapters; those with DoRA, biases or whole modules need it.", default=None
     )
-    config: str | None = setting("Which zoo, where there are several.", default=None)
+    config: str | None = setting("Name of the zoo, where there are several.", default=None)
     label: list[str] = setting(
         "Levels: 'data_set', a level of --groups, or a column of the zoos. Repeat the option.",
         factory=list,
         split=False,
     )
     groups: Path | None = setting('JSON file of coarser levels: {"task": {"mnist": "digits", ...}}.', default=None)
-    splits: list[str] = setting("Splits whose networks are mapped.", factory=lambda: list(SPLITS))
-    epoch: int | None = setting("Epoch of every run; by default its last one.", default=None)
+    splits: list[str] = setting("Splits with the networks to map.", factory=lambda: list(SPLITS))
+    epoch: int | None = setting("Epoch of every run; by default the last.", default=None)
     limit: int | None = setting("Use at most this many networks per zoo.", default=None, least=1)
-    align: bool = setting("Permute channels onto the first network.", default=True)
+    align: bool = setting("Permute channels to match the first network.", default=True)
     metric: Literal["euclidean", "cosine"] | None = setting(
         "Metric of distances; by default euclidean for zoos, cosine for adapters.", default=None
     )
-    sane: str | SANE | None = setting("SANE folder or Hub id: its latents as a second space.", default=None)
+    sane: str | SANE | None = setting("SANE folder or Hub id, to map its latent space as well.", default=None)
     num_points: int = setting("Number of points inside each region to run on the zoos' images.", default=0)
-    method: Literal["tsne", "umap", "pca"] = setting("Projection of the map; umap needs umap-learn.", default="tsne")
-    plots: bool = setting("Draw pictures (needs matplotlib).", default=True)
-    seed: int = setting("Random seed, of relabellings, points and the map.", default=0)
+    method: Literal["tsne", "umap", "pca"] = setting(
+        "Projection of the map; umap requires umap-learn.", default="tsne"
+    )
+    plots: bool = setting("Draw plots (requires matplotlib).", default=True)
+    seed: int = setting("Random seed for permutation tests, points and the map.", default=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,10 +85,10 @@ class RegionsResult(Result):
     """Regions of weight space.
 
     Attributes:
-        maps: Of `weights`, and of `latents` if there is an autoencoder.
-        levels: What networks are labelled by.
-        scores: Test accuracy inside regions, `{"level: label": scores}`, if that was asked for.
-        pictures: Whether to draw them.
+        maps: Maps of `weights` and, if there is an autoencoder, of `latents`.
+        levels: Properties by which networks are labelled.
+        scores: Test accuracy inside regions, `{"level: label": scores}`, if requested.
+        pictures: Whether to draw plots.
     """
 
     JOB: ClassVar[str] = "map of regions"
@@ -97,7 +99,7 @@ class RegionsResult(Result):
     pictures: bool = False
 
     def tables(self) -> list[Table]:
-        """For each space and level: distances within and between labels, and how often the nearest region is right."""
+        """For each space and level: distances within and between labels, and accuracy of the nearest region."""
         found = [self._level(space, level) for space in self.maps for level in self.levels]
         rows = [_score_row(name, scores) for name, scores in self.scores.items()]
         return [*found, Table(SCORE_HEADER, rows)] if rows else found
@@ -130,7 +132,7 @@ class RegionsResult(Result):
         )
 
     def write(self, partial: Path) -> None:
-        """The record of the run, map.png (of at least four networks) and scores.png."""
+        """Write the run record, map.png (for at least four networks) and scores.png."""
         method: Any = self.record.arguments["method"]
         if self.pictures and _can_draw(self.maps):
             places = {space: found.project(method, seed=self.record.seed or 0) for space, found in self.maps.items()}
@@ -148,7 +150,7 @@ class RegionsResult(Result):
 def map_regions(
     networks: str | Path | Zoo | Sequence[str | Zoo] | Mapping[str, Sequence[str]], **options: Any
 ) -> RegionsResult:
-    """Map networks by what they were trained for: distances, nearest regions, points inside.
+    """Map networks by what they were trained for: distances, nearest regions, points inside regions.
 
     ```python
     print(hf_sane.map_regions(["org/zoo-mnist", "org/zoo-svhn"]))
@@ -156,11 +158,11 @@ def map_regions(
     ```
 
     Args:
-        networks: Zoos of one architecture, their folders or Hub ids; or LoRA adapters, as `{label: [sources]}`.
-        **options: Further fields of [`RegionsSettings`].
+        networks: Zoos of one architecture, or their folders or Hub ids; or LoRA adapters as `{label: [sources]}`.
+        **options: Other fields of [`RegionsSettings`].
 
     Raises:
-        ValueError: If zoos or adapters come twice, or a level has a single label.
+        ValueError: If a zoo or adapter is given twice, or a level has a single label.
     """
     if isinstance(networks, Mapping):
         pairs = [f"{label}={source}" for label, sources in networks.items() for source in sources]
@@ -172,7 +174,7 @@ def map_regions(
 
 
 def run_regions(settings: RegionsSettings) -> RegionsResult:
-    """Map networks by what they were trained for: distances, nearest regions, points inside, a picture."""
+    """Map networks by what they were trained for: distances, nearest regions, points inside regions, plots."""
     settings.register()
     given = as_arguments(settings)
     record = RunRecord.start(
@@ -252,7 +254,7 @@ def _map_zoos(settings: RegionsSettings) -> tuple[dict[str, RegionMap], dict[str
 def _read_networks(
     settings: RegionsSettings, columns: list[str], groups: dict[str, dict[str, str]]
 ) -> tuple[list[Zoo], LabelledNetworks]:
-    """Zoos and their networks, aligned to the first one if that is wanted."""
+    """Zoos and their networks, aligned to the first network if requested."""
     named = [str(Path(source)) if isinstance(source, str) else source.source or id(source) for source in settings.zoo]
     if len(set(named)) < len(named):
         raise ValueError(f"name each zoo once, got {', '.join(map(str, named))}; its networks would count twice")
@@ -264,7 +266,7 @@ def _read_networks(
 
 
 def _describe(found: RegionMap, level: str, metric: Any, *, seed: int) -> dict[str, Any]:
-    """Distances within and between the groups of a level, and how often the nearest region is the right one."""
+    """Distances within and between the groups of a level, and how often the nearest region is correct."""
     labels = list(found.labels[level])
     counts = {name: labels.count(name) for name in dict.fromkeys(labels)}
     if found.runs == () and max(counts.values()) < 2:

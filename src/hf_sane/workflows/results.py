@@ -1,4 +1,4 @@
-"""What a workflow returns: prints as tables, becomes JSON, and is saved with the record of its run."""
+"""Results of workflows, which are printed as tables, converted to JSON, and saved with a run record."""
 
 import io
 import json
@@ -25,7 +25,7 @@ class Table:
     """Rows under a header. The first column holds names, the others are aligned to the right.
 
     Attributes:
-        header: Titles of the columns; without any, only title and caption are printed.
+        header: Titles of the columns; if empty, only title and caption are printed.
         rows: One cell per column; `None` is shown as a dash, NaN as "undefined".
         title: Printed above the table.
         caption: Printed below it.
@@ -44,7 +44,7 @@ class Result:
     Attributes:
         record: Command, settings, versions and measurements of the run.
         output: The folder or file that was written; `None` if nothing was.
-        notes: What was left out, and what else the user should know, in sentences.
+        notes: Sentences for the user, such as what was left out.
         is_silent: Whether another process prints the result.
     """
 
@@ -56,24 +56,24 @@ class Result:
     is_silent: bool = False
 
     def summary(self) -> list[str]:
-        """Lines that are printed first."""
+        """Lines that are printed before the tables."""
         return []
 
     @property
     def exit_code(self) -> int:
-        """What the verb ends with: 1 for a workflow that found something wrong with what it was given."""
+        """Exit code of the command: 1 if the workflow found a fault in its input."""
         return 0
 
     def tables(self) -> list[Table]:
-        """Tables that are printed."""
+        """Tables to print."""
         return []
 
     def to_dict(self) -> dict[str, Any]:
-        """What was measured, as JSON can hold it: non-finite numbers are `None`."""
+        """The measurements in a form that JSON supports: non-finite numbers are `None`."""
         return self.record.to_dict().get("results", {})
 
     def to_json(self) -> str:
-        """[`to_dict`], and the folder that was written, as text."""
+        """The content of [`to_dict`] and the output folder as JSON text."""
         found = self.to_dict()
         found |= {} if self.output is None else {"output": str(self.output)}
         found |= {"notes": self.notes} if self.notes else {}
@@ -91,11 +91,11 @@ class Result:
         return self
 
     def write(self, partial: Path) -> None:
-        """Write the files of the result to a folder from [`output_folder`]."""
+        """Write the files of the result to a folder made by [`output_folder`]."""
         self.record.save(partial / RECORD)
 
     def print(self, console: Console | None = None, *, notes: bool = True) -> None:
-        """Print notes (unless they are shown elsewhere), tables, and where the output is."""
+        """Print notes (unless they are shown elsewhere), tables, and the path of the output."""
         console = console or Console(soft_wrap=True)
         wide = console if console.is_terminal else Console(file=console.file, width=UNLIMITED)
         shown = self.notes if notes else []
@@ -123,7 +123,7 @@ class Result:
 
 @contextmanager
 def optional_output(output: str | Path | None, job: str) -> Iterator[Path | None]:
-    """[`output_folder`], for workflows that need not write anything."""
+    """As [`output_folder`], for workflows whose output is optional."""
     if output is None:
         yield None
     else:
@@ -132,12 +132,12 @@ def optional_output(output: str | Path | None, job: str) -> Iterator[Path | None
 
 
 def rows_of(measured: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
-    """Rows of a table, of `{name: {column: value}}`."""
+    """Rows of a table, from `{name: {column: value}}`."""
     return [[name, *row.values()] for name, row in measured.items()]
 
 
 def cell_text(value: Any) -> str:
-    """A cell as people read it: four digits of a number, groups of three, a dash for what is not known."""
+    """A human-readable cell: numbers with four digits or thousands separators, a dash for unknown values."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -148,7 +148,7 @@ def cell_text(value: Any) -> str:
 
 
 def _text(line: str, *, style: str = "") -> Text:
-    """A line that may hold names of strangers: no markup, nothing that steers a terminal."""
+    """A line that may contain untrusted names, without markup and terminal control sequences."""
     indent = line[: len(line) - len(line.lstrip(" "))]
     return Text(indent + shorten(line, MAX_LINE), style=style)
 

@@ -34,7 +34,7 @@ TRAINING_ONLY = ("initialization", "dropout")  # settings of a network that its 
 
 
 class Autoencoder(Protocol):
-    """What sampling needs of a `SANE`, which samples through this module and so is above it."""
+    """The part of `SANE` that sampling needs; `SANE` itself imports this module."""
 
     @property
     def model(self) -> SANEModel:
@@ -46,7 +46,7 @@ class Autoencoder(Protocol):
 
     @property
     def source(self) -> str | None:
-        """Folder or repository that it came from."""
+        """Folder or repository that it was loaded from."""
 
     @property
     def revision(self) -> str | None:
@@ -58,7 +58,7 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings):
     """Settings of [`sample`]."""
 
     sane: str | Autoencoder = setting("SANE folder or Hub repo id.")
-    output: Path | None = setting("New folder, with a folder for each network.", short="-o")
+    output: Path | None = setting("New folder, with one subfolder per network.", short="-o")
     zoo: str | Zoo | None = setting(
         "Zoo of one architecture (folder or Hub dataset id); the best of its training networks are the anchors.",
         default=None,
@@ -74,14 +74,14 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings):
         "images that the zoo was trained on.",
         default=None,
     )
-    image_size: int | None = setting("Resize the images to so many pixels.", default=None, least=1)
+    image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
     method: str = setting(
         "Sampler: subsample keeps the best of many, bootstrap samples again around the best, kde keeps every network. "
         "Plug-ins can add others.",
         default="subsample",
     )
     num_samples: int = setting("Number of networks to keep.", default=10, least=1)
-    num_candidates: int = setting("Number of networks to draw and judge, in each round.", default=200, least=1)
+    num_candidates: int = setting("Number of networks to draw and evaluate in each round.", default=200, least=1)
     num_rounds: int = setting("Number of rounds of bootstrapping.", default=3)
     bandwidth: list[str | float] | str | float = setting(
         "Kernel width: a number, several to choose from on validation images, or a rule (scott, silverman).",
@@ -91,20 +91,22 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings):
         "Unit of the bandwidth: the anchors' spread, that of all their tokens, or latents.", default="anchor_std"
     )
     mode: Literal["joint", "token", "scalar"] = setting(
-        "What shares one anchor: a whole network, a token, or a scalar.", default="joint"
+        "Whether a whole network, a token or a scalar is drawn from one anchor.", default="joint"
     )
-    num_anchors: int | None = setting("Number of anchors; by default the whole top fraction.", default=None, least=1)
-    top_fraction: float = setting("Best share of the training runs to take anchors from.", default=TOP_FRACTION)
-    epoch: int | None = setting("Epoch of the anchors; by default the last of each run.", default=None)
+    num_anchors: int | None = setting("Number of anchors; by default all of the top fraction.", default=None, least=1)
+    top_fraction: float = setting(
+        "Share of the training runs, best first, to take anchors from.", default=TOP_FRACTION
+    )
+    epoch: int | None = setting("Epoch of the anchors; by default the last epoch of each run.", default=None)
     halo_size: int = setting("Context tokens on each side of a window.", default=0)
-    condition: bool = setting("Re-estimate BatchNorm statistics from training images.", default=True)
+    condition: bool = setting("Re-estimate BatchNorm statistics on training images.", default=True)
     prompt_statistics: bool = setting(
         "For layers that the SANE was not trained on: take their scale from the zoo's training networks.",
         default=False,
     )
-    config: str | None = setting("Which zoo, if there are several.", default=None)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None)
     seed: int = setting("Random seed.", default=0)
-    include_code: bool = setting("Save networks with their code (trust_remote_code).", default=False)
+    include_code: bool = setting("Save networks with their modelling code (for trust_remote_code).", default=False)
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
     def __post_init__(self) -> None:
@@ -131,7 +133,7 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings):
 
 @dataclass(kw_only=True)
 class SampleResult(NetworksResult):
-    """Sampled networks, best first on validation images.
+    """Sampled networks, sorted by validation accuracy, best first.
 
     ```python
     networks[0]  # a Transformers model
@@ -139,10 +141,10 @@ class SampleResult(NetworksResult):
     ```
 
     Attributes:
-        provenance: Where each came from.
-        comparison: `{networks: {measurement: value}}`, of the sampled networks and of what needs no autoencoder.
-        measured: What else was measured on each network, for its record and card; empty if nothing was.
-        title: Headline of the cards, in front of the number of the network.
+        provenance: Origin of each network.
+        comparison: `{networks: {measurement: value}}`, for sampled networks and for baselines without an autoencoder.
+        measured: Further measurements of each network, for its record and card; may be empty.
+        title: Title of the cards, followed by the number of the network.
     """
 
     JOB: ClassVar[str] = "sample"
@@ -153,12 +155,12 @@ class SampleResult(NetworksResult):
     title: str = "Sampled network"
 
     def tables(self) -> list[Table]:
-        """The networks beside what they are compared with."""
+        """The networks and their baselines."""
         header = ("networks", "mean test accuracy", "best test accuracy", "nearest training network")
         return [Table(header, rows_of(self.comparison))] if self.comparison else []
 
     def write(self, partial: Path) -> None:
-        """A folder for each network, with provenance, record and card, and the record of the run."""
+        """Write the run record and one folder per network, with provenance, record and card."""
         facts = self.record.arguments
         for index, provenance in enumerate(self.provenance):
             found = {name: value for name in MEASURED if (value := getattr(provenance, name)) is not None}
@@ -189,13 +191,13 @@ def sample(
     ```
 
     Args:
-        anchors: A zoo, its folder or its Hub dataset id, the best of whose training networks are the anchors; or a
-            list of networks (modules, folders, Hub repo ids) of one architecture. Those need `images`.
+        anchors: A zoo, its folder or its Hub dataset id, whose best training networks are the anchors; or a list
+            of networks (modules, folders, Hub repo ids) of one architecture, which requires `images`.
         sane: A SANE, its folder or its Hub repo id.
-        **options: Further fields of [`SampleSettings`].
+        **options: Other fields of [`SampleSettings`].
 
     Raises:
-        ValueError: If settings do not fit each other, or there are fewer networks than anchors are asked for.
+        ValueError: If settings contradict each other, or there are fewer networks than requested anchors.
     """
     if isinstance(anchors, str | Path | Zoo):
         chosen: dict[str, Any] = {"zoo": str(anchors) if isinstance(anchors, Path) else anchors}
@@ -247,7 +249,7 @@ def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
 
 
 def _open(settings: SampleSettings, record: RunRecord) -> tuple[AnchorSet, ImageData]:
-    """Load zoo or networks, images and autoencoder, in this order, and note where they came from."""
+    """Load zoo or networks, images and autoencoder, in this order, and record their sources."""
     zoo = Zoo.load(settings.zoo, settings.config) if isinstance(settings.zoo, str) else settings.zoo
     record.arguments["zoo_revision"] = None if zoo is None else zoo.revision
     if settings.images is not None:

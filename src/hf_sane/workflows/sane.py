@@ -1,4 +1,4 @@
-"""One object for everything that a SANE autoencoder does: the model and its weight tokenizer."""
+"""The SANE autoencoder and its weight tokenizer in one object."""
 
 import tempfile
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ class SANE:
 
     Attributes:
         model: The autoencoder, in evaluation mode.
-        extractor: Turns networks into tokens and tokens into networks.
-        source: Folder or repository that it came from; `None` if it was made in this process.
+        extractor: Converts networks to tokens and tokens to networks.
+        source: Folder or repository that it was loaded from; `None` if it was made in this process.
         revision: Commit of the repository.
-        record: Of the pre-training run, if it was trained in this process.
+        record: Record of the pre-training run, if it was trained in this process.
     """
 
     model: SANEModel
@@ -57,7 +57,7 @@ class SANE:
         subfolder: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """Load an autoencoder from a folder or the Hub; arguments and errors as of [`load_sane`]."""
+        """Load an autoencoder from a folder or the Hub; see [`load_sane`] for arguments and errors."""
         model, extractor = load_sane(source, revision=revision, subfolder=subfolder, dtype=dtype)
         return cls(model, extractor, str(source), loaded_commit(str(source), revision, subfolder))
 
@@ -78,24 +78,24 @@ class SANE:
         """Publish model, weight tokenizer, run record and card as a model repository.
 
         Args:
-            repo_id: `user/name`; made if missing.
-            private: Whether a new repository is private; the account's default if `None`.
-            revision: Branch; the default branch if `None`.
-            api: Client to use, for another endpoint or token.
-            **options: As of `hf_sane.hub.save_sane`.
+            repo_id: `user/name`; created if missing.
+            private: Whether a new repository is private; if `None`, the account's default.
+            revision: Branch; if `None`, the default branch.
+            api: Client for another endpoint or token.
+            **options: Options of `hf_sane.hub.save_sane`.
 
         Returns:
-            Address of the commit.
+            URL of the commit.
 
         Raises:
-            HFValidationError: If `repo_id` is none.
+            HFValidationError: If `repo_id` is not a valid repo id.
         """
         with tempfile.TemporaryDirectory() as place:
             folder = self.save_pretrained(Path(place) / "sane", repo_id=repo_id, **options)
             return plan_push("model", folder, repo_id, api=api).push(api, private=private, revision=revision)
 
     def encode(self, network: Source, *, halo_size: int = 0) -> tuple[Tensor, Layout]:
-        """Latents of one network.
+        """Encode a network as latents.
 
         Args:
             network: Module, state dict, path (safetensors, folder, weights-only pickle) or Hub repo id.
@@ -113,7 +113,7 @@ class SANE:
 
         Args:
             latents: `[N, Z]`.
-            layout: From [`encode`]; what is no token (counters, frozen tensors) is taken from it.
+            layout: Layout from [`encode`]; it also holds the tensors that are not tokens, such as counters.
             halo_size: Context tokens on each side of a window.
         """
         tokens = self.model.decode_sequences(latents[None], layout.positions, halo_size=halo_size)
@@ -128,20 +128,20 @@ class SANE:
         halo_size: int = 0,
         batch_size: int = 64,
     ) -> Tensor:
-        """Embed a network, several, or a zoo.
+        """Embed one network, several networks or a zoo.
 
         Args:
-            networks: A module, state dict, path or Hub repo id; a list of these; a zoo or one split of it.
-            pooling: How the latents of a network become one vector, see `POOLINGS`.
-            aligned: Whether to bring networks of a zoo to its reference first; by default if the zoo is aligned.
+            networks: A module, state dict, path or Hub repo id; a list of these; a zoo or a split of a zoo.
+            pooling: How to combine the latents of a network in one vector, see `POOLINGS`.
+            aligned: Whether to align networks of a zoo to its reference first; by default if the zoo is aligned.
             halo_size: Context tokens on each side of a window.
-            batch_size: Networks, and windows, at a time.
+            batch_size: Number of networks and of windows processed at a time.
 
         Returns:
-            `[F]` float32 on the CPU for one network, else `[M, F]`, the networks of a zoo split by split.
+            `[F]` float32 on the CPU for one network, otherwise `[M, F]`; the networks of a zoo are ordered by split.
 
         Raises:
-            ValueError: If networks of several architectures have embeddings of several lengths, or there are none.
+            ValueError: If there are no networks, or different architectures have embeddings of different lengths.
         """
         options: dict[str, Any] = {"poolings": (pooling,), "halo_size": halo_size, "batch_size": batch_size}
         if isinstance(networks, Zoo | ZooSplit):
@@ -160,14 +160,14 @@ class SANE:
         """Sample new networks around the best networks of a zoo, or around a list of networks.
 
         Args:
-            anchors: See `hf_sane.workflows.sample.sample`, like errors.
+            anchors: See `hf_sane.workflows.sample.sample`, also for errors.
             **options: Fields of `SampleSettings`, such as `num_samples`, `method` and `images`.
         """
         return sample(anchors, self, **options)
 
 
 def open_sane(source: "str | Path | SANE", *, revision: str | None = None, subfolder: str | None = None) -> SANE:
-    """A SANE as it is, or loaded from its folder or repository."""
+    """Return a SANE unchanged, or load it from its folder or repository."""
     if isinstance(source, SANE):
         return source
     return SANE.from_pretrained(source, revision=revision, subfolder=subfolder)

@@ -1,4 +1,4 @@
-"""Settings that several workflows share, said once."""
+"""Settings that several workflows share."""
 
 import logging
 from dataclasses import dataclass
@@ -12,42 +12,42 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class SourceSettings(CheckedSettings):
-    """Which network of a folder or repository is meant."""
+    """Settings that select the weights in a folder or repository."""
 
-    subfolder: str | None = setting("Folder with the weights, in a folder or repository.", default=None)
-    variant: str | None = setting("Which precision: fp16 reads model.fp16.safetensors.", default=None)
+    subfolder: str | None = setting("Subfolder with the weights, in the folder or repository.", default=None)
+    variant: str | None = setting("Variant of the weights: fp16 reads model.fp16.safetensors.", default=None)
 
     @property
     def weights(self) -> dict[str, str]:
-        """Which weights of the sources are meant, where that is said."""
+        """The selected weights, as keyword arguments."""
         chosen = {name: getattr(self, name, None) for name in ("subfolder", "variant", "key")}
         return {name: value for name, value in chosen.items() if value is not None}
 
 
 @dataclass(kw_only=True)
 class WeightsSettings(SourceSettings):
-    """Which weights of a file, folder or repository are meant."""
+    """Settings that select the weights in a file, folder or repository."""
 
-    key: str | None = setting("Which state dict of a training checkpoint, such as model_ema.", default=None)
+    key: str | None = setting("Name of the state dict in a training checkpoint, such as model_ema.", default=None)
 
 
 @dataclass(kw_only=True)
 class SaneSettings(CheckedSettings):
-    """Where in a folder or repository the autoencoder is."""
+    """Setting that selects the autoencoder in a folder or repository."""
 
-    sane_subfolder: str | None = setting("Folder with the SANE, in its folder or repository.", default=None)
+    sane_subfolder: str | None = setting("Subfolder with the SANE, in its folder or repository.", default=None)
 
 
 @dataclass(kw_only=True)
 class HaloSettings(CheckedSettings):
-    """How networks longer than the training window go through a SANE."""
+    """Settings for networks that are longer than the training window."""
 
     halo_size: int = setting("Context tokens on each side of a window.", default=0)
-    batch_size: int = setting("Networks, and windows, at a time.", default=64, least=1)
+    batch_size: int = setting("Number of networks and of windows processed at a time.", default=64, least=1)
 
 
 def temporary_folder(job: str) -> Path:
-    """A new folder for the output of somebody who named none; it is logged, and stays until the system clears it."""
+    """Create a temporary output folder and log its path; it remains until the system clears it."""
     with TemporaryDirectory(prefix=f"hf_sane-{job}-") as name:
         folder = Path(name)  # given back at once: the one writer makes it
     logger.warning("no output folder was given: the %s goes to %s", job, folder)

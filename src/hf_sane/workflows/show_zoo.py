@@ -1,4 +1,4 @@
-"""Describe a zoo: splits, architectures, tokens, accuracy, and what was left out."""
+"""Describe a zoo: splits, architectures, tokens, accuracy and excluded runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class ShowZooSettings:
     """Settings of [`show_zoo`]."""
 
     zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.", positional=True)
-    config: str | None = setting("Which zoo, if there are several.", default=None)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None)
     revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
 
 
 @dataclass(kw_only=True)
 class ZooResult(Result):
-    """A zoo, and what it holds.
+    """A zoo and its description.
 
     Attributes:
         zoo: The zoo.
@@ -40,7 +40,7 @@ class ZooResult(Result):
     zoo: Zoo
 
     def save(self, folder: str | Path) -> Self:
-        """Save the zoo; errors as of `Zoo.save`."""
+        """Save the zoo; see `Zoo.save` for errors."""
         self.zoo.save(folder)
         self.output = Path(folder)
         return self
@@ -73,7 +73,7 @@ class ZooResult(Result):
 
 
 def load_zoo(source: str | Path | Zoo, config: str | None = None, *, revision: str | None = None) -> Zoo:
-    """Open a zoo from a folder or the Hub; one that is open already is given back.
+    """Open a zoo from a folder or the Hub; an open zoo is returned unchanged.
 
     ```python
     zoo = hf_sane.load_zoo("org/zoo")
@@ -81,31 +81,31 @@ def load_zoo(source: str | Path | Zoo, config: str | None = None, *, revision: s
 
     Args:
         source: Folder, or repo id of a dataset, `owner/name` or `owner/name@revision`.
-        config: Which zoo, if there are several.
+        config: Name of the zoo, if there are several.
         revision: Branch, tag or commit on the Hub.
 
     Raises:
         FileNotFoundError: If the folder holds no zoo.
-        ValueError: If `config` is unknown, or missing where there are several.
-        InvalidFileError: If the zoo is not finished, or lost or changed files since it was.
+        ValueError: If `config` is unknown, or missing although there are several zoos.
+        InvalidFileError: If the zoo is not finished, or files were removed or changed afterwards.
     """
     return source if isinstance(source, Zoo) else Zoo.load(source, config, revision=revision)
 
 
 def show_zoo(zoo: str | Path | Zoo, **options: Any) -> ZooResult:
-    """Describe a zoo; options are further fields of [`ShowZooSettings`]."""
+    """Describe a zoo; options are other fields of [`ShowZooSettings`]."""
     return run_show_zoo(ShowZooSettings(zoo=zoo, **options))
 
 
 def run_show_zoo(settings: ShowZooSettings) -> ZooResult:
-    """Show what a zoo holds: splits, architectures, tokens, accuracy, what was left out."""
+    """Show the splits, architectures, tokens, accuracy and excluded runs of a zoo."""
     record = RunRecord.start(arguments=as_arguments(settings))
     zoo = load_zoo(settings.zoo, settings.config, revision=settings.revision)
     return ZooResult(record=record.finish({}), zoo=zoo)
 
 
 def describe_zoo(zoo: Zoo) -> dict[str, Any]:
-    """Facts about a zoo, as JSON holds them."""
+    """Facts about a zoo in a form that JSON supports."""
     splits: dict[str, Any] = {}
     for name, split in zoo.splits.items():
         final = split.final_epochs()
@@ -129,7 +129,7 @@ def describe_zoo(zoo: Zoo) -> dict[str, Any]:
 
 
 def describe_architecture(settings: Mapping[str, Any]) -> str:
-    """Settings of an architecture in one line; of an imported one, what its repository calls it."""
+    """Settings of an architecture in one line; for an imported one, its name in the repository."""
     if settings["model_type"] == IMPORTED:
         config = settings["config"]
         return ", ".join(map(str, config.get("architectures") or [config.get("model_type", "no configuration")]))
@@ -137,7 +137,7 @@ def describe_architecture(settings: Mapping[str, Any]) -> str:
 
 
 def _spread(values: np.ndarray) -> list[float] | None:
-    """Smallest, median and largest of what is known."""
+    """Smallest, median and largest of the known values."""
     known = values[np.isfinite(values)]
     return np.quantile(known, (0, 0.5, 1)).tolist() if len(known) else None
 

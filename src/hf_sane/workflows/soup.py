@@ -1,4 +1,4 @@
-"""Make one network of several: average checkpoints of one architecture, or LoRA adapters of one base model."""
+"""Average checkpoints of one architecture, or LoRA adapters of one base model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class SoupSettings(WeightsSettings):
     ingredients: list[Any] = setting(
         "Model folders, a folder of them, Hub repo ids (repo@revision), or LoRA adapters.", positional=True
     )
-    output: Path | None = setting("New folder: a model repo with its card.", short="-o", formerly="--out")
+    output: Path | None = setting("New folder for a model repo with its card.", short="-o", formerly="--out")
     method: str = setting(
         "Merge method: uniform averages everything, greedy keeps what helps on held-out data. Plug-ins can add "
         "others.",
@@ -61,21 +61,25 @@ class SoupSettings(WeightsSettings):
         "'accuracy', 'cross_entropy', the name of a metric of evaluate, or the path of a script (./...).",
         default="accuracy",
     )
-    lower_is_better: bool = setting("Lower values of a metric of evaluate are better.", default=False)
-    metric_options: str = setting('Further arguments of the metric, as JSON: {"average": "macro"}.', default="{}")
+    lower_is_better: bool = setting(
+        "Lower values of the metric are better (only for a metric of evaluate).", default=False
+    )
+    metric_options: str = setting('Arguments of the metric, as JSON: {"average": "macro"}.', default="{}")
     align: bool | None = setting(
         "Permute channels before averaging; by default for networks of this library.", default=None
     )
     recalibrate: bool = setting("Re-estimate BatchNorm statistics of averages.", default=False)
     recalibration_batches: int = setting(
-        "Number of batches of 32 training images for the re-estimation.", default=NUM_BATCHES, least=1
+        "Number of batches of 32 training images for the re-estimation of BatchNorm statistics.",
+        default=NUM_BATCHES,
+        least=1,
     )
     rank: int | None = setting(
         "Rank of a soup of adapters; by default the sum of ranks, which is exact.", default=None, least=1
     )
-    base: str | None = setting("Base model of adapters, in place of the one they name.", default=None)
-    seed: int = setting("Random seed, of the images that statistics are re-estimated from.", default=0)
-    include_code: bool = setting("Save the network with its code (trust_remote_code).", default=False)
+    base: str | None = setting("Base model of adapters, instead of the one they name.", default=None)
+    seed: int = setting("Random seed for the images on which BatchNorm statistics are re-estimated.", default=0)
+    include_code: bool = setting("Save the network with its modelling code (for trust_remote_code).", default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,12 +96,12 @@ class SoupSettings(WeightsSettings):
 
 @dataclass(kw_only=True)
 class SoupResult(Result):
-    """One network, or adapter, made of several.
+    """The average of several networks or adapters.
 
     Attributes:
-        soup: Which weight each ingredient has, and held-out scores where there is data.
-        model: Holds the soup; `None` if it is made of files or adapters and nothing was measured.
-        fill: Writes the soup into a folder.
+        soup: Weight of each ingredient and, if there is data, held-out scores.
+        model: Model with the averaged weights; `None` if files or adapters were averaged without a measurement.
+        fill: Writes the soup to a folder.
     """
 
     JOB: ClassVar[str] = SOUP
@@ -107,7 +111,7 @@ class SoupResult(Result):
     fill: Callable[[Path], object] = field(repr=False)
 
     def tables(self) -> list[Table]:
-        """Weights of the ingredients, and what was measured."""
+        """Weights of the ingredients, and measurements."""
         rows = [[name, *row.values()] for name, row in self.record.results["ingredients"].items()]
         header = ("ingredient", "weight", *(["held-out score"] if self.soup.ingredient_scores else []))
         others = {name: value for name, value in self.record.results.items() if name not in ("ingredients", "steps")}
@@ -118,7 +122,7 @@ class SoupResult(Result):
         return [Table(header, rows, caption="\n".join(lines))]
 
     def write(self, partial: Path) -> None:
-        """A model repo: weights, card and run record."""
+        """Write a model repo: weights, card and run record."""
         self.fill(partial)
 
 
@@ -132,18 +136,18 @@ def soup(ingredients: str | Path | Sequence[Source], **options: Any) -> SoupResu
     ```
 
     Args:
-        ingredients: Modules, folders, files, Hub repo ids, or LoRA adapters; or one folder that holds several.
-        **options: Further fields of [`SoupSettings`].
+        ingredients: Modules, folders, files, Hub repo ids, or LoRA adapters; or one folder that contains several.
+        **options: Other fields of [`SoupSettings`].
 
     Raises:
-        ValueError: If the ingredients do not belong together, or a method lacks held-out data.
+        ValueError: If the ingredients do not fit together, or the method requires held-out data.
     """
     given = [ingredients] if isinstance(ingredients, str | Path) else list(ingredients)
     return run_soup(SoupSettings(ingredients=given, **{"output": None, **options}))
 
 
 def run_soup(settings: SoupSettings) -> SoupResult:
-    """Average the weights of networks of one architecture; write a model repo whose card tells the ingredients."""
+    """Average the weights of networks of one architecture; write a model repo whose card lists the ingredients."""
     record = RunRecord.start(
         seed=settings.seed,
         arguments={
@@ -183,7 +187,7 @@ def _cook(
 
 
 def _scores(images: ImageData, settings: SoupSettings) -> dict[str, ImageScore]:
-    """The metric on held-out and on test images."""
+    """Compute the metric on held-out and on test images."""
     remedy = 'pass a JSON object such as {"average": "macro"}'
     options = parse_document(settings.metric_options, "--metric-options", remedy=remedy).mapping()
     return {
@@ -210,7 +214,7 @@ def _soup_of_checkpoints(
     scores: dict[str, ImageScore],
     images: ImageData | None,
 ) -> SoupResult:
-    """Mix checkpoints. A soup that nothing is measured of needs no model: files are averaged, of any architecture."""
+    """Average checkpoints. Without measurements, files of any architecture are averaged without making a model."""
     dtype, notes = _dtype(opened)
     record.arguments |= {"dtype": dtype}
     uses = {"--data": scores, "--align": settings.align, "--include-code": settings.include_code}
@@ -248,7 +252,7 @@ def _measure(settings: SoupSettings, mixer: Mixer, record: RunRecord, scores: di
 
 
 def _dtype(ingredients: list[Ingredient]) -> tuple[str, list[str]]:
-    """Dtype of the soup, and a note of which dtypes meet, where these differ."""
+    """Dtype of the soup and, if those of the ingredients differ, a note that names them."""
     found = {ingredient.name: str(soup_dtype([ingredient])).removeprefix("torch.") for ingredient in ingredients}
     dtype = str(soup_dtype(ingredients)).removeprefix("torch.")
     if len(set(found.values())) == 1:
@@ -258,10 +262,10 @@ def _dtype(ingredients: list[Ingredient]) -> tuple[str, list[str]]:
 
 
 def _empty_classifier(ingredients: list[Ingredient], needs: list[str]) -> PreTrainedModel:
-    """A model of the architecture of the ingredients, to mix in.
+    """A model of the ingredients' architecture, to load averages into.
 
     Raises:
-        ValueError: If they do not say what they are, or are no image classifiers.
+        ValueError: If their architecture is unknown, or they are not image classifiers.
     """
     first = ingredients[0]
     if not first.config:
@@ -279,7 +283,7 @@ def _empty_classifier(ingredients: list[Ingredient], needs: list[str]) -> PreTra
 def _soup_of_adapters(
     settings: SoupSettings, sources: list[CheckpointSource], record: RunRecord, scores: dict[str, ImageScore]
 ) -> SoupResult:
-    """Average adapters as one; mix them in their base model, if anything is measured."""
+    """Average adapters; load the average into the base model if anything is measured."""
     if settings.align or settings.recalibrate:
         raise ValueError("adapters share their base model: nothing to align or recalibrate; leave both options out")
     adapters = open_adapters(sources, base_model=settings.base)

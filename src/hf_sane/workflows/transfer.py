@@ -1,4 +1,4 @@
-"""Publish artefacts on the Hub and fetch repositories: every file is listed."""
+"""Publish artefacts on the Hub and download repositories, with a list of all files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,39 +19,39 @@ from hf_sane.workflows.results import Result, Table
 class PushSettings:
     """Settings of [`push`]."""
 
-    kind: Literal["zoo", "model", "samples", "adapter"] = setting("What the folder holds.", positional=True)
-    folder: Path = setting("Folder of the artefact; it is not changed.", positional=True)
-    repo_id: str = setting("user/name or user/name@branch on the Hub; made if missing.", positional=True)
+    kind: Literal["zoo", "model", "samples", "adapter"] = setting("Kind of artefact in the folder.", positional=True)
+    folder: Path = setting("Folder with the artefact, which is not changed.", positional=True)
+    repo_id: str = setting("user/name or user/name@branch on the Hub; created if missing.", positional=True)
     private: bool | None = setting(
-        "Whether a new repository is private; the account's default if left out.", default=None, opposite="--public"
+        "Whether a new repository is private; by default as set in the account.", default=None, opposite="--public"
     )
-    revision: str | None = setting("Branch; the default branch if left out.", default=None)
+    revision: str | None = setting("Branch; by default the main branch of the repository.", default=None)
     include_code: bool = setting(
-        "Add the modelling code of autoencoders and networks (trust_remote_code).", default=True
+        "Add the modelling code of autoencoders and networks (for trust_remote_code).", default=True
     )
     dry_run: bool = setting("List the files and stop.", default=False)
 
 
 @dataclass(kw_only=True)
 class PushResult(Result):
-    """What was sent.
+    """An upload.
 
     Attributes:
-        upload: Files that were added, replaced and removed.
-        commit: Address of the commit; `None` after a dry run.
+        upload: Files that are added, replaced and removed.
+        commit: URL of the commit; `None` after a dry run.
     """
 
     upload: Upload
     commit: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Repository, files, and the commit."""
+        """Repository, files and commit."""
         upload = self.upload
         place = {"repo_id": upload.repo_id, "repo_type": upload.repo_type, "commit": self.commit}
         return place | {"files": _sizes(upload.files), "removed": list(upload.deleted)}
 
     def tables(self) -> list[Table]:
-        """Every file with its size, and where they went."""
+        """Every file with its size, and the repository."""
         place = parse_repo(self.upload.repo_id, revision=self.record.arguments["revision"])
         not_sent = f"nothing was sent; without --dry-run, this goes to {place} ({self.upload.repo_type})"
         removed = [f"removed: {path}" for path in self.upload.deleted]
@@ -63,15 +63,15 @@ def push(kind: str, folder: str | Path, repo_id: str, **options: Any) -> PushRes
 
     Args:
         kind: `"zoo"`, `"model"` (a SANE), `"samples"` (networks) or `"adapter"`.
-        folder: Where it lies.
-        repo_id: `user/name` or `user/name@branch`; made if missing.
-        **options: Further fields of [`PushSettings`].
+        folder: Folder with the artefact.
+        repo_id: `user/name` or `user/name@branch`; created if missing.
+        **options: Other fields of [`PushSettings`].
     """
     return run_push(PushSettings(kind=kind, folder=Path(folder), repo_id=repo_id, **options))  # type: ignore[arg-type]
 
 
 def run_push(settings: PushSettings) -> PushResult:
-    """Publish an artefact in one commit; after a broken connection, the same command goes on."""
+    """Publish an artefact in one commit; repeat the command to continue after a broken connection."""
     record = RunRecord.start(arguments=as_arguments(settings))
     place = parse_repo(settings.repo_id, revision=settings.revision)
     record.arguments["revision"] = place.revision
@@ -86,25 +86,25 @@ class PullSettings:
     """Settings of [`pull`]."""
 
     repo_id: str = setting("user/name or user/name@revision on the Hub.", positional=True)
-    output: Path = setting("Folder that receives the files.", short="-o")
+    output: Path = setting("Folder for the files.", short="-o")
     repo_type: Literal["auto", "model", "dataset"] = setting(
         "Kind of repository; zoos are datasets.", default="auto", formerly="--type"
     )
     revision: str | None = setting("Branch, tag or commit.", default=None)
-    max_size: str = setting("Refuse more than this, such as 500M or 20G.", default="20G")
-    allow_pickle: bool = setting("Fetch pickles, too.", default=False)
+    max_size: str = setting("Largest total size to download, such as 500M or 20G.", default="20G")
+    allow_pickle: bool = setting("Download pickle files, too.", default=False)
     dry_run: bool = setting("List the files and stop.", default=False)
 
 
 @dataclass(kw_only=True)
 class PullResult(Result):
-    """What was fetched.
+    """A download.
 
     Attributes:
-        repo_id: Where it came from.
+        repo_id: Repository on the Hub.
         repo_type: `"model"` or `"dataset"`.
-        revision: Commit, or the branch or tag that was asked for.
-        files: All files of the repository that the folder holds.
+        revision: Commit, or the requested branch or tag.
+        files: All files of the repository that are in the folder.
     """
 
     repo_id: str
@@ -123,18 +123,18 @@ class PullResult(Result):
 
 
 def pull(repo_id: str, output: str | Path, **options: Any) -> PullResult:
-    """Fetch a repository into a folder.
+    """Download a repository into a folder.
 
     Args:
         repo_id: `user/name` or `user/name@revision`.
-        output: Folder that receives the files.
-        **options: Further fields of [`PullSettings`].
+        output: Folder for the files.
+        **options: Other fields of [`PullSettings`].
     """
     return run_pull(PullSettings(repo_id=repo_id, output=Path(output), **options))
 
 
 def run_pull(settings: PullSettings) -> PullResult:
-    """Fetch a repository; after a broken connection, the same command goes on."""
+    """Download a repository; repeat the command to continue after a broken connection."""
     record = RunRecord.start(arguments=as_arguments(settings))
     limit, place = parse_size(settings.max_size), parse_repo(settings.repo_id, revision=settings.revision)
     repo_id, revision = place.repo_id, place.revision
@@ -163,7 +163,7 @@ def _sizes(files: Sequence[RepoFile]) -> dict[str, int]:
 
 
 def _file_table(files: Sequence[RepoFile], remarks: list[str]) -> Table:
-    """Every file with its size, and the sum."""
+    """Every file with its size, and the total."""
     total = [f"{len(files)} files", sum(file.num_bytes for file in files)]
     return Table(("file", "bytes"), [*map(list, _sizes(files).items()), total], caption="\n".join(remarks))
 
