@@ -1,4 +1,4 @@
-"""Configurations of the networks zoos are made of: small CNNs, MLPs and ResNets for small images."""
+"""Configurations of the networks in zoos: small CNNs, MLPs and ResNets for small images."""
 
 from dataclasses import fields
 from difflib import get_close_matches
@@ -14,7 +14,7 @@ Sizes = list[int] | tuple[int, ...]
 
 BOTTLENECK_EXPANSION = 4  # output channels of a bottleneck block per inner channel
 DEFAULT_NUM_LABELS = 10
-# Keys that Transformers itself writes into config.json or hands through from_pretrained, beside the fields.
+# Keys other than fields that Transformers itself writes to config.json or passes through from_pretrained.
 TRANSFORMERS_KEYS = frozenset(
     {
         "attn_implementation",
@@ -31,13 +31,13 @@ TRANSFORMERS_KEYS = frozenset(
 
 @strict
 class ZooConfig(PreTrainedConfig):
-    """What the configurations of this file share: strict keys, tuples of sizes, ten classes when nothing is said.
+    """Base class of the configurations: strict keys, tuples of sizes, ten classes by default.
 
-    `PreTrainedConfig` takes any keyword as an attribute, so a misspelt one would leave the default in force unnoticed.
-    Here a key that is neither a field nor one of Transformers' own raises.
+    `PreTrainedConfig` accepts any keyword as an attribute, so that a misspelt one would be ignored silently. This
+    class raises an error for a key that is neither a field nor a key of Transformers.
 
     Raises:
-        TypeError: For an unknown key.
+        TypeError: If a key is unknown.
         ValueError: If `num_labels` contradicts named labels in `id2label`.
     """
 
@@ -61,7 +61,7 @@ class ZooConfig(PreTrainedConfig):
         return len(self.id2label or ())
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Serialise what differs from the defaults, and always the labels: Transformers leaves out a pair of them."""
+        """Serialise values that differ from the defaults, and always the labels, of which Transformers omits pairs."""
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     def _settle_labels(self, kwargs: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class ZooConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
     def validate_labels(self) -> None:
-        """At least one class."""
+        """Check that there is at least one class."""
         if self.num_classes < 1:
             raise ValueError(f"num_labels must be at least 1, got {self.num_classes}")
 
@@ -110,19 +110,19 @@ class CNNConfig(ZooConfig):
         num_channels (`int`, *optional*, defaults to 1): Channels of the input.
         conv_channels (`tuple[int, ...]`, *optional*, defaults to `(8, 6, 4)`): Output channels of each convolution.
         kernel_sizes (`tuple[int, ...]`, *optional*, defaults to `(5, 5, 2)`): Kernel size of each convolution.
-        pool_sizes (`tuple[int, ...]`, *optional*, defaults to `(2, 2, 1)`): Max pooling after each convolution; 1:
-            none.
+        pool_sizes (`tuple[int, ...]`, *optional*, defaults to `(2, 2, 1)`): Max pooling after each convolution; 1
+            for none.
         hidden_sizes (`tuple[int, ...]`, *optional*, defaults to `(20,)`): Widths of the hidden fully connected layers.
         activation (`str`, *optional*, defaults to `"tanh"`): `"tanh"`, `"relu"`, `"gelu"` or `"sigmoid"`.
         dropout (`float`, *optional*, defaults to 0.0):
-            Probability of zeroing an activation in training. It can be overridden per call (see
-            [`CNNForImageClassification`]); `None` leaves dropout out altogether and draws no random numbers.
+            Probability of setting an activation to zero in training. It can be overridden per call (see
+            [`CNNForImageClassification`]); `None` disables dropout and draws no random numbers.
         initialization (`str`, *optional*, defaults to `"uniform"`): See [`initialize_layer`].
 
     Raises:
-        TypeError: For a key that is not a field.
-        StrictDataclassFieldValidationError: For a value of the wrong type or an unknown choice.
-        StrictDataclassClassValidationError: For sizes that do not fit each other or values out of range.
+        TypeError: If a key is not a field.
+        StrictDataclassFieldValidationError: If a value has the wrong type or is not among the choices.
+        StrictDataclassClassValidationError: If sizes are inconsistent or values are out of range.
     """
 
     model_type = "sane_cnn"
@@ -147,11 +147,11 @@ class CNNConfig(ZooConfig):
 
     @property
     def flattened_size(self) -> int:
-        """Inputs of the first fully connected layer: channels of the last convolution times its pixels."""
+        """Number of inputs of the first fully connected layer: channels times pixels of the last convolution."""
         return self.conv_channels[-1] * self.feature_map_size**2
 
     def validate_sizes(self) -> None:
-        """One kernel and one pooling per convolution, and something left of the image."""
+        """Check that each convolution has one kernel and one pooling size, and that the feature map is not empty."""
         self._require_at_least(
             1, "image_size", "num_channels", "conv_channels", "kernel_sizes", "pool_sizes", "hidden_sizes"
         )
@@ -165,7 +165,7 @@ class CNNConfig(ZooConfig):
             )
 
     def validate_dropout(self) -> None:
-        """A probability below one, or `None`."""
+        """Check that dropout is a probability below one, or `None`."""
         _check_dropout(self.dropout)
 
 
@@ -182,9 +182,9 @@ class MLPConfig(ZooConfig):
         initialization (`str`, *optional*, defaults to `"uniform"`): See [`initialize_layer`].
 
     Raises:
-        TypeError: For a key that is not a field.
-        StrictDataclassFieldValidationError: For a value of the wrong type or an unknown choice.
-        StrictDataclassClassValidationError: For values out of range.
+        TypeError: If a key is not a field.
+        StrictDataclassFieldValidationError: If a value has the wrong type or is not among the choices.
+        StrictDataclassClassValidationError: If a value is out of range.
     """
 
     model_type = "sane_mlp"
@@ -198,15 +198,15 @@ class MLPConfig(ZooConfig):
 
     @property
     def flattened_size(self) -> int:
-        """Inputs of the first layer: all pixels of all channels."""
+        """Number of inputs of the first layer: pixels times channels."""
         return self.num_channels * self.image_size**2
 
     def validate_sizes(self) -> None:
-        """Positive sizes."""
+        """Check that sizes are positive."""
         self._require_at_least(1, "image_size", "num_channels", "hidden_sizes")
 
     def validate_dropout(self) -> None:
-        """A probability below one, or `None`."""
+        """Check that dropout is a probability below one, or `None`."""
         _check_dropout(self.dropout)
 
 
@@ -214,25 +214,25 @@ class MLPConfig(ZooConfig):
 class CIFARResNetConfig(ZooConfig):
     """Configuration of a [`CIFARResNetForImageClassification`]: a ResNet with a 3x3 stem and no initial pooling.
 
-    The first stage keeps the resolution, every later one halves it. The defaults are ResNet-20 (He et al. 2015,
+    The first stage keeps the resolution, each later one halves it. The defaults are ResNet-20 (He et al. 2015,
     arXiv:1512.03385, section 4.2).
 
     Args:
         depths (`tuple[int, ...]`, *optional*, defaults to `(3, 3, 3)`): Blocks per stage.
         widths (`tuple[int, ...]`, *optional*, defaults to `(16, 32, 64)`):
-            Inner channels per stage; a bottleneck block puts out four times as many.
+            Inner channels per stage; a bottleneck block outputs four times as many.
         block (`str`, *optional*, defaults to `"basic"`): `"basic"`: two 3x3 convolutions; `"bottleneck"`: 1x1, 3x3,
             1x1.
         shortcut (`str`, *optional*, defaults to `"identity"`):
-            Where a block changes the shape. `"identity"`: option A of the paper, every second pixel and zero-padded
-            channels, no parameters. `"projection"`: option B, a strided 1x1 convolution with batch norm.
+            Shortcut where a block changes the shape. `"identity"`: option A of the paper, every second pixel and
+            zero-padded channels, no parameters. `"projection"`: option B, a strided 1x1 convolution with batch norm.
         num_channels (`int`, *optional*, defaults to 3): Channels of the input.
         initialization (`str`, *optional*, defaults to `"kaiming_normal"`): See [`initialize_layer`].
 
     Raises:
-        TypeError: For a key that is not a field.
-        StrictDataclassFieldValidationError: For a value of the wrong type or an unknown choice.
-        StrictDataclassClassValidationError: For sizes that do not fit each other.
+        TypeError: If a key is not a field.
+        StrictDataclassFieldValidationError: If a value has the wrong type or is not among the choices.
+        StrictDataclassClassValidationError: If sizes are inconsistent.
     """
 
     model_type = "sane_resnet"
@@ -246,12 +246,12 @@ class CIFARResNetConfig(ZooConfig):
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
-        """Channels of the residual stream: of the stem, then of each stage."""
+        """Channels of the residual stream after the stem and after each stage."""
         expansion = BOTTLENECK_EXPANSION if self.block == "bottleneck" else 1
         return (self.widths[0], *(width * expansion for width in self.widths))
 
     def validate_sizes(self) -> None:
-        """As many widths as depths; zero-padded shortcuts cannot drop channels."""
+        """Check that there are as many widths as depths, and that zero-padded shortcuts never drop channels."""
         self._require_at_least(1, "depths", "widths", "num_channels")
         if len(self.depths) != len(self.widths) or not self.depths:
             raise ValueError(f"need one width per stage, and one stage at least, got {self.depths} and {self.widths}")

@@ -1,1 +1,1 @@
-"""The SANE autoencoder as a Transformers model. The files of this folder travel to the Hub as remote code."""
+"""The SANE autoencoder as a Transformers model. The files in this folder are uploaded to the Hub as remote code."""

@@ -1,4 +1,4 @@
-"""Every number that defines a SANE autoencoder, checked when it is set."""
+"""Configuration of the SANE autoencoder, validated whenever a value is set."""
 
 from dataclasses import fields
 from difflib import get_close_matches
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-# Keys that Transformers itself (`Trainer` too) puts into `config.json` or passes through `from_pretrained`.
+# Keys that Transformers itself (including `Trainer`) puts into `config.json` or passes through `from_pretrained`.
 TRANSFORMERS_KEYS = {
     "attn_implementation",
     "auto_map",
@@ -29,51 +29,51 @@ class SANEConfig(PreTrainedConfig):
     """Configuration of a [`SANEModel`].
 
     Axis letters: `W` tokens of a window, `D` scalars of a token, `H` width of the residual stream, `Z` latent scalars
-    of a token. A misspelt key raises; a value of the wrong type raises, on later assignment too.
+    of a token. Unknown keys and values of the wrong type raise an error, also on later assignment.
 
     Args:
         token_dim (`int`, *optional*, defaults to 289): Scalars per weight token, `D`.
-        hidden_size (`int`, *optional*, defaults to 128): Width of the residual stream, `H`; even, a multiple of the
-            heads.
+        hidden_size (`int`, *optional*, defaults to 128): Width of the residual stream, `H`; must be even and a
+            multiple of the heads.
         latent_dim (`int`, *optional*, defaults to 64): Scalars per token between encoder and decoder, `Z`.
         num_hidden_layers (`int`, *optional*, defaults to 3): Blocks of the encoder; the decoder has as many.
         num_attention_heads (`int`, *optional*, defaults to 8): Heads per block.
-        intermediate_size (`int`, *optional*): Hidden width of the feed-forward branch; four times `H` when not given.
+        intermediate_size (`int`, *optional*): Hidden width of the feed-forward branch; by default four times `H`.
         max_positions (`tuple[int, int, int]`, *optional*, defaults to `(1000, 100, 1000)`):
             Rows of the three learned tables: token index, layer index, channel index. Ignored by sinusoidal positions.
         position_embedding (`str`, *optional*, defaults to `"learned"`):
-            `"learned"`: the paper's tables. `"sinusoidal"`: fixed sines, without a largest position.
+            `"learned"`: the paper's tables. `"sinusoidal"`: fixed sines, without a limit on positions.
         window_size (`int`, *optional*, defaults to 64):
-            Tokens of a training window; fixes the input width `W * Z` of the projection head.
+            Tokens of a training window; determines the input width `W * Z` of the projection head.
         projection_dim (`int`, *optional*, defaults to 30): Outputs of the projection head.
         projection_output (`str`, *optional*, defaults to `"linear"`):
-            How the projection head ends. The released code ends in `"relu"`: projections cannot be negative, so no
-            pair of windows is ever pushed beyond orthogonal and a dead unit stays dead. `"linear"` leaves that last
-            activation out, as contrastive heads usually do.
+            Last activation of the projection head. The released code uses `"relu"`: projections cannot be negative,
+            so that no pair of windows is pushed beyond orthogonal and a dead unit stays dead. `"linear"` omits that
+            activation, as is usual for contrastive heads.
         contrast_weight (`float`, *optional*, defaults to 0.05): `gamma` in `L = (1 - gamma) L_rec + gamma L_contrast`.
         temperature (`float`, *optional*, defaults to 0.1): Temperature of NT-Xent.
         reconstruction_target (`str`, *optional*, defaults to `"clean"`):
-            `"clean"`: the window before noise. `"noisy"`: the noised input itself, as the released code does.
+            `"clean"`: the window before noise. `"noisy"`: the input with noise, as in the released code.
         reconstruction_denominator (`str`, *optional*, defaults to `"weights"`):
-            `"weights"`: mean over real weights. `"all"`: mean over all entries, padding too, as the released code
-            does.
+            `"weights"`: mean over real weights. `"all"`: mean over all entries, including padding, as in the
+            released code.
         loss_normalization (`str`, *optional*, defaults to `"none"`):
-            `"masked"`: MultiZoo-SANE's masked loss normalisation with statistics of the batch (its code);
-            `"masked_per_token"`: with statistics of each token (its text).
+            `"masked"`: MultiZoo-SANE's masked loss normalisation with statistics of the batch, as in its code;
+            `"masked_per_token"`: with statistics of each token, as in its text.
         latent_noise (`float`, *optional*, defaults to 0.0):
             Standard deviation of Gaussian noise on the latents in training, in units of each latent dimension's root
             mean square over the batch.
-        initialization (`str`, *optional*, defaults to `"linear_path"`): See [`SANEModel`]; `"paper"` is the published
-            one.
+        initialization (`str`, *optional*, defaults to `"linear_path"`): See [`SANEModel`]; `"paper"` is the
+            published one.
         hidden_dropout (`float`, *optional*, defaults to 0.0): Dropout on attention weights and on both residual
             branches.
-        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of normal initialisation.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of the normal initialisation.
         layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the layer norms.
 
     Raises:
-        TypeError: For a key that is not a field.
-        StrictDataclassFieldValidationError: For a value of the wrong type or an unknown choice.
-        StrictDataclassClassValidationError: For a value out of range, or values that do not fit each other.
+        TypeError: If a key is not a field.
+        StrictDataclassFieldValidationError: If a value has the wrong type or is not among the choices.
+        StrictDataclassClassValidationError: If a value is out of range, or values are inconsistent.
     """
 
     model_type = "sane"
@@ -102,10 +102,10 @@ class SANEConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Read what `to_dict` gave.
+        """Make a configuration from the result of `to_dict`.
 
         Raises:
-            ValueError: If it is the configuration of another model.
+            ValueError: If it is the configuration of another model type.
         """
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type:
@@ -125,7 +125,7 @@ class SANEConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_sizes(self) -> None:
-        """Counts and widths are positive and fit each other."""
+        """Check that counts and widths are positive and consistent."""
         for name in (
             "token_dim",
             "hidden_size",
@@ -149,7 +149,7 @@ class SANEConfig(PreTrainedConfig):
             )
 
     def validate_ranges(self) -> None:
-        """Weights, rates and scales lie where they have a meaning."""
+        """Check that weights, rates and scales are in range."""
         for name in ("contrast_weight", "hidden_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")

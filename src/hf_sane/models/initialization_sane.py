@@ -1,15 +1,15 @@
-"""Where the linear path of a SANE autoencoder can start: the principal subspace of real tokens."""
+"""Initialisation of the linear path of a SANE autoencoder from the principal subspace of real tokens."""
 
 import torch
 from torch import Tensor
 
 
 def principal_directions(tokens: Tensor, weight_mask: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """Principal component analysis of tokens, padding read as zero.
+    """Principal component analysis of tokens, with padding treated as zero.
 
     The projection `t_hat = mu + V_r V_r^T (t - mu)` on the `r` leading directions is the best linear autoencoder with
     `r` latents (Eckart and Young, 1936). All `D` directions are returned, so that a wider residual stream keeps the
-    rest.
+    remaining ones.
 
     Args:
         tokens: `[n, D]` normalised tokens.

@@ -20,7 +20,8 @@ class SANEPathLinear(nn.Linear):
     Args:
         in_features: Input width.
         out_features: Output width.
-        towards_stream: Whether the output is the residual stream (from tokens, from latents) or the input is.
+        towards_stream: Whether the residual stream is the output of the map (from tokens or latents) rather than its
+            input.
     """
 
     def __init__(self, in_features: int, out_features: int, *, towards_stream: bool) -> None:
@@ -45,7 +46,7 @@ class SANEPathLinear(nn.Linear):
 
 
 class SANEBranchLinear(nn.Linear):
-    """Last linear layer of a residual branch; initialised smaller, so that deep stacks start near identity."""
+    """Last linear layer of a residual branch, initialised smaller, so that deep stacks start near the identity."""
 
 
 class SANEPositionEmbedding(nn.Module):
@@ -64,10 +65,10 @@ class SANEPositionEmbedding(nn.Module):
         return torch.cat([self.token_table(token) + self.layer_table(layer), self.channel_table(channel)], dim=-1)
 
     def check(self, positions: Tensor) -> None:
-        """Refuse positions outside the tables.
+        """Raise an error for positions outside the tables.
 
-        On the CPU, or when reading the extremes costs nothing else, the error names them. On an accelerator that would
-        wait for all queued kernels at every step, so the check is queued too and stops the process without the values.
+        On the CPU, the error names the positions. On an accelerator, reading them would wait for all queued kernels at
+        every step; the check is therefore queued as well, and stops the process without naming values.
 
         Raises:
             ValueError: If a position lies outside its table (CPU).
@@ -91,9 +92,9 @@ class SANEPositionEmbedding(nn.Module):
 class SANESinusoidalEmbedding(nn.Module):
     """Fixed sines and cosines of token, layer and channel index, side by side, times a learned gain per dimension.
 
-    A third of the width each; wavelengths from `2 pi` to `2 pi * 10000`. MultiZoo-SANE and GeoSANE *sum* the three
-    parts over the same frequencies, which confuses token 3, layer 5 with token 5, layer 3; here they are concatenated.
-    Nothing is stored, so no position is too large.
+    Each takes a third of the width; wavelengths range from `2 pi` to `2 pi * 10000`. MultiZoo-SANE and GeoSANE *sum*
+    the three parts over the same frequencies, which confuses token 3 of layer 5 with token 5 of layer 3; this class
+    concatenates them. There is no table, and therefore no largest position.
     """
 
     def __init__(self, config: SANEConfig) -> None:
@@ -123,7 +124,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, for `output_attentions`: `softmax(q k^T s + mask) v`, `[B, heads, W, head_dim]` each."""
+    """Explicit attention, for `output_attentions`: `softmax(q k^T s + mask) v`, `[B, heads, W, head_dim]` each."""
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -133,7 +134,7 @@ def eager_attention_forward(
 
 
 class SANEAttention(nn.Module):
-    """Multi-head attention over all tokens of a window, in both directions, without biases."""
+    """Bidirectional multi-head attention over all tokens of a window, without biases."""
 
     def __init__(self, config: SANEConfig) -> None:
         super().__init__()
@@ -183,7 +184,7 @@ class SANELayer(GradientCheckpointingLayer):
 
 
 class SANEProjectionHead(nn.Module):
-    """Contrastive head: flatten `[W * Z]`, then linear, norm, ReLU, linear, norm and optionally a last ReLU."""
+    """Contrastive head: flatten `[W * Z]`, then linear, norm, ReLU, linear, norm and optionally a final ReLU."""
 
     def __init__(self, config: SANEConfig) -> None:
         super().__init__()

@@ -16,9 +16,9 @@ def masked_spread(target: Tensor, weight_mask: Tensor, *, per_token: bool) -> Te
 
     Args:
         target: `[B, W, D]` float.
-        weight_mask: `[B, W, D]` bool, `True` where a real weight sits.
-        per_token: Statistics per token; a token with fewer than two real weights has no spread of its own and takes
-            that of the batch. (Dividing by its zero spread would weight it by 1e8.)
+        weight_mask: `[B, W, D]` bool, `True` at real weights.
+        per_token: Statistics per token; a token with fewer than two real weights has no spread and uses
+            that of the batch. (Division by a spread of zero would weight it by 1e8.)
 
     Returns:
         Scalar, or `[B, W, 1]` when `per_token`; float32, without gradient.
@@ -47,10 +47,10 @@ def masked_reconstruction_loss(
     """Mean squared error over real weights only.
 
     `L_rec = sum(m * ((t_hat - t) / s)^2) / sum(m)`, the reconstruction term of SANE (arXiv:2406.09997, equation 2),
-    with `s = 1`. The released code divides by *all* entries, so its value shrinks with the share of padding: `"all"`
-    does that. Masked loss normalisation (MultiZoo-SANE, arXiv:2504.10141) maps target and output by the same
-    `tau(x) = (x - mu) / (sigma + 1e-4)`, `mu` and `sigma` over real target weights; the means cancel in the
-    difference, so `s = sigma + 1e-4` is all that is left of it.
+    with `s = 1`. The released code divides by *all* entries, so that its value shrinks with the share of padding;
+    `"all"` reproduces this. Masked loss normalisation (MultiZoo-SANE, arXiv:2504.10141) maps target and output by the
+    same `tau(x) = (x - mu) / (sigma + 1e-4)`, `mu` and `sigma` over real target weights; the means cancel in the
+    difference, which leaves `s = sigma + 1e-4`.
 
     Args:
         reconstruction: `[B, W, D]` decoded tokens `t_hat`.
@@ -77,7 +77,7 @@ def nt_xent_loss(first: Tensor, second: Tensor, *, temperature: float = 0.1) -> 
     `L = mean_i -log( exp(cos(p_i, p_i') / T) / sum_{j != i} exp(cos(p_i, p_j) / T) )` over all `2 B` projections, `i'`
     being the other view of `i` (SimCLR, arXiv:2002.05709, equation 1; SANE, equation 3). Negatives are the other
     windows of the batch; under data parallelism, of the process' own batch. The released code fixes `B` when the model
-    is built; here it is read from the input.
+    is built; this function reads it from the input.
 
     Args:
         first: `[B, P]` projections of the first view.

@@ -36,7 +36,7 @@ FLAGS = ("output_hidden_states", "output_attentions", "use_cache")  # what decor
 
 
 class SANEPreTrainedModel(PreTrainedModel):
-    """Base class: what Transformers must know about SANE, and how every part starts."""
+    """Base class with the attributes that Transformers requires, and the initialisation of all modules."""
 
     config: SANEConfig
     base_model_prefix = "sane"
@@ -55,7 +55,7 @@ class SANEPreTrainedModel(PreTrainedModel):
 
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
-        """Smallest valid input."""
+        """The smallest valid input."""
         shape = (1, min(4, self.config.window_size))
         return {
             "tokens": torch.zeros(*shape, self.config.token_dim),
@@ -64,7 +64,7 @@ class SANEPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Start one module. Transformers calls it only for modules that own parameters, so each kind has its class."""
+        """Initialise one module. Transformers calls it only for modules with parameters, so each kind has a class."""
         super()._init_weights(module)
         linear_path = self.config.initialization == "linear_path"
         std = self.config.initializer_range
@@ -83,15 +83,15 @@ class SANEModel(SANEPreTrainedModel):
     (arXiv:2406.09997, section 3): pre-LN bidirectional blocks without biases, no final norm.
 
     Initialisation `"paper"`: all weights `N(0, 0.02)`, the last map of each residual branch `N(0, 0.02 / sqrt(2 L))`.
-    The untrained model then outputs nearly zero, and must first learn to carry tokens through two projections.
-    Initialisation `"linear_path"` is our deviation. No norm stands on the path token -> stream -> latent -> stream ->
-    token, so with four slices of one orthogonal matrix (decoder maps = transposes of the encoder's) and residual
-    branches that start at zero, this path is the identity on the first `min(D, H, Z)` coordinates of a token: with
-    `Z >= D` the untrained autoencoder already reconstructs, up to its small position embeddings, and training only has
-    to improve on a linear code. For `Z < D`, [`initialize_from_tokens`] points the path at the principal subspace of
-    real tokens.
+    The output of the untrained model is close to zero; it must first learn to pass tokens through two projections.
+    Initialisation `"linear_path"` is our deviation. There is no norm on the path token -> stream -> latent -> stream
+    -> token. With four slices of one orthogonal matrix (decoder maps = transposes of the encoder's) and residual
+    branches that start at zero, the path is the identity on the first `min(D, H, Z)` coordinates of a token: with `Z
+    >= D` the untrained autoencoder already reconstructs, up to its small position embeddings, and training only has to
+    improve on a linear code. For `Z < D`, [`initialize_from_tokens`] sets the path to the principal subspace of real
+    tokens.
 
-    Tokens are *normalised* tokens, zero wherever `weight_mask` is `False`.
+    All tokens are *normalised* and zero wherever `weight_mask` is `False`.
     """
 
     def __init__(self, config: SANEConfig) -> None:
@@ -122,13 +122,13 @@ class SANEModel(SANEPreTrainedModel):
         Args:
             tokens: `[B, W, D]` normalised tokens, zero at padding.
             positions: `[B, W, 3]` int64 (token, layer, channel).
-            attention_mask: `[B, W]`, nonzero at real tokens; all real when `None`.
+            attention_mask: `[B, W]`, nonzero at real tokens; if `None`, all tokens are real.
 
         Returns:
             `[B, W, Z]`, zero at padded tokens.
 
         Raises:
-            ValueError: If shapes do not fit, or a position lies outside the learned tables.
+            ValueError: If shapes do not fit, or a position is outside the learned tables.
         """
         self._check(tokens, positions, self.config.token_dim, "tokens [B, W, token_dim]")
         stream = self.token_in(tokens.to(self.token_in.weight.dtype)) + self.encoder_positions(positions)
@@ -171,25 +171,26 @@ class SANEModel(SANEPreTrainedModel):
         return_loss: bool = True,
         **kwargs: Any,
     ) -> SANEOutput:
-        """Reconstruct one or two views of each window and, unless told otherwise, compute the loss.
+        """Reconstruct one or two views of each window and compute the loss by default.
 
         Args:
-            tokens: `[B, W, D]` first view, noise included.
+            tokens: `[B, W, D]` first view, with noise.
             positions: `[B, W, 3]` int64, of both views.
-            weight_mask: `[B, W, D]` bool, `True` at real weights of both views; all real when `None`.
-            attention_mask: `[B, W]`, nonzero at real tokens of both views; all real when `None`.
-            target_tokens: `[B, W, D]` first view before noise; `tokens` when `None`.
+            weight_mask: `[B, W, D]` bool, `True` at real weights of both views; if `None`, all weights are real.
+            attention_mask: `[B, W]`, nonzero at real tokens of both views; if `None`, all tokens are real.
+            target_tokens: `[B, W, D]` first view before noise; if `None`, `tokens`.
             second_tokens: `[B, W, D]` second view of the same windows.
-            second_target_tokens: `[B, W, D]` second view before noise; `second_tokens` when `None`.
-            return_loss: Whether to compute losses (and the name by which `Trainer` knows that there are any).
+            second_target_tokens: `[B, W, D]` second view before noise; if `None`, `second_tokens`.
+            return_loss: Whether to compute losses; `Trainer` recognises this name.
             **kwargs: Transformers' `output_hidden_states`, `output_attentions`, `return_dict`; nothing else.
 
         Returns:
             [`SANEOutput`].
 
         Raises:
-            ValueError: If shapes do not fit, or a second view comes with windows longer than the projection head.
-            TypeError: For an unknown keyword.
+            ValueError: If shapes do not fit, or there is a second view and windows are longer than the projection head
+                allows.
+            TypeError: If a keyword is unknown.
         """
         if unknown := sorted(k for k, v in kwargs.items() if v is not None and k not in FLAGS):
             raise TypeError(f"SANEModel.forward does not know {unknown}; see its docstring for the names it takes")
@@ -226,7 +227,7 @@ class SANEModel(SANEPreTrainedModel):
         attention_mask: Tensor | None,
         projections: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Losses of all views at once, `[V B, W, D]`, and of the projections of two views, `[2 B, P]`."""
+        """Compute the losses of all views, `[V B, W, D]`, and of the projections of two views, `[2 B, P]`."""
         mask = torch.ones_like(target, dtype=torch.bool) if weight_mask is None else weight_mask
         if attention_mask is not None:
             mask = mask & (attention_mask != 0)[..., None]
@@ -267,7 +268,7 @@ class SANEModel(SANEPreTrainedModel):
 
     @torch.no_grad()
     def initialize_from_tokens(self, tokens: Tensor, weight_mask: Tensor) -> float:
-        """Point the linear path at the principal subspace of real tokens, before training.
+        """Set the linear path to the principal subspace of real tokens, before training.
 
         The path becomes `t_hat = mu + V_r V_r^T (t - mu)`, `V_r` the `r = min(D, H, Z)` leading principal directions
         of the sample (singular value decomposition in float64): the best linear autoencoder with `r` latents. Latent
@@ -275,7 +276,7 @@ class SANEModel(SANEPreTrainedModel):
 
         Args:
             tokens: `[n, D]` normalised tokens.
-            weight_mask: `[n, D]` bool, `True` at real weights; the rest is read as zero.
+            weight_mask: `[n, D]` bool, `True` at real weights; other entries are treated as zero.
 
         Returns:
             R2 of the linear path on the real weights of the sample.
@@ -322,16 +323,16 @@ class SANEModel(SANEPreTrainedModel):
         Args:
             tokens: `[M, N, D]` normalised tokens, on any device.
             positions: `[N, 3]` or `[M, N, 3]` int64.
-            window_size: Tokens per window, halo included; the training window when `None`. Models that fit are encoded
-                in one pass.
-            halo_size: Context tokens on each side that are seen but not kept.
+            window_size: Tokens per window, including the halo; if `None`, the training window. Models that fit in a
+                window are encoded in one pass.
+            halo_size: Context tokens on each side, which are encoded and then dropped.
             batch_size: Windows per pass; the result does not depend on it.
 
         Returns:
             `[M, N, Z]` float32, on the device of `tokens`, without gradient or dropout.
 
         Raises:
-            ValueError: If shapes or sizes do not fit, or a position lies outside the learned tables.
+            ValueError: If shapes or sizes do not fit, or a position is outside the learned tables.
         """
         return self._map_sequences(self.encode, tokens, positions, window_size, halo_size, batch_size)
 
@@ -351,7 +352,7 @@ class SANEModel(SANEPreTrainedModel):
             latents: `[M, N, Z]`, on any device.
             positions: `[N, 3]` or `[M, N, 3]` int64.
             window_size: Tokens per window, halo included.
-            halo_size: Context tokens on each side that are seen but not kept.
+            halo_size: Context tokens on each side, which are encoded and then dropped.
             batch_size: Windows per pass.
 
         Returns:
@@ -382,12 +383,12 @@ class SANEModel(SANEPreTrainedModel):
 
 
 def _join(views: list[Tensor]) -> Tensor:
-    """Join views along the batch, without copying a single one."""
+    """Join views along the batch; a single view is not copied."""
     return views[0] if len(views) == 1 else torch.cat(views)
 
 
 def _zero_padding(features: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Set padded tokens of `[B, W, *]` to zero, whatever stands there."""
+    """Set padded tokens of `[B, W, *]` to zero."""
     return features if attention_mask is None else features.masked_fill((attention_mask == 0)[..., None], 0.0)
 
 

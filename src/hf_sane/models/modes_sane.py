@@ -1,4 +1,4 @@
-"""Training and evaluation modes that are put back as they were, module by module."""
+"""Restore training and evaluation modes, module by module."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,10 @@ from torch import nn
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Whatever mode `module` and its parts are put into inside, afterwards each is in the mode that it was in.
+    """Restore the mode of `module` and of each of its submodules on exit.
 
-    `module.train(was_training)` would not do: it also wakes frozen parts that somebody keeps in evaluation mode.
+    `module.train(was_training)` would also set frozen submodules, which were kept in evaluation mode, to training
+    mode.
     """
     modes = {part: part.training for part in module.modules()}
     try:

@@ -1,4 +1,4 @@
-"""What a SANE autoencoder returns."""
+"""Output of a SANE autoencoder."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ from transformers.modeling_outputs import ModelOutput
 
 @dataclass
 class SANEOutput(ModelOutput):
-    """What a [`SANEModel`] returns.
+    """Output of a [`SANEModel`].
 
     Attributes:
-        loss: Scalar `(1 - gamma) L_rec + gamma L_contrast`; without a second view just `L_rec`.
+        loss: Scalar `(1 - gamma) L_rec + gamma L_contrast`; without a second view, `L_rec`.
         reconstruction_loss: Scalar, mean over the views.
         contrastive_loss: Scalar; only with a second view and `contrast_weight > 0`.
         latents: `[B, W, Z]` of the first view, zero at padded tokens.
         reconstruction: `[B, W, D]` of the first view, zero at padded tokens.
-        projection: `[B, P]` of the first view; `None` when the window is longer than the projection head.
+        projection: `[B, P]` of the first view; `None` if the window is longer than the projection head allows.
         second_latents: As `latents`, of the second view.
         second_reconstruction: As `reconstruction`, of the second view.
         hidden_states: Encoder states, `num_hidden_layers + 1` of `[B, W, H]` (`[2 B, W, H]` with two views).

@@ -1,4 +1,4 @@
-"""Cut a long token sequence into windows with context, and put it together again."""
+"""Split a long token sequence into windows with context, and join it again."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,16 +12,17 @@ def halo_spans(length: int, window_size: int, halo_size: int = 0) -> Iterator[tu
     `context` slices the sequence, `keep` slices the context: `sequence[context][keep]`, concatenated, is the sequence
     again. Every context has the same length `min(window_size, length)`, the number of tokens that the model was
     trained on, because an attention over more or fewer tokens than in training reconstructs worse (paper, figure on
-    the inference window). At least `halo_size` tokens of context stand on either side of what is kept, except at the
-    ends of the sequence, where there are none to take.
+    the inference window). At least `halo_size` tokens of context are on either side of the kept tokens, except at the
+    ends of the sequence.
 
     The released code pads the first and last window instead and stops with an assertion whenever
-    `0 < length % window < halo`; here window starts are clamped to `[0, length - window_size]`, so every length works.
+    `0 < length % window < halo`; this function clamps window starts to `[0, length - window_size]`, so that every
+    length works.
 
     Args:
         length: Tokens of the sequence, `N >= 0`.
         window_size: Tokens of a context, halo included.
-        halo_size: Tokens on each side that are seen but not kept; less than half a window.
+        halo_size: Tokens on each side that are processed but not kept; less than half a window.
 
     Yields:
         `(context, keep)`, both slices with explicit start and stop.
@@ -50,7 +51,7 @@ def window_index(length: int, window_size: int, halo_size: int = 0) -> tuple[Ten
     Args:
         length: Tokens of the sequence, `N`.
         window_size: Tokens of a context, halo included.
-        halo_size: Tokens on each side that are seen but not kept.
+        halo_size: Tokens on each side that are processed but not kept.
 
     Returns:
         `index` `[S, C]` int64, the sequence index of every context token, `C = min(window_size, length)`;
@@ -74,14 +75,14 @@ def map_windows(
     halo_size: int,
     batch_size: int,
 ) -> Tensor:
-    """Apply a function of windows to whole sequences of one length, and keep each token once.
+    """Apply a function of windows to whole sequences of one length, keeping each token once.
 
     Args:
         function: Maps `[B, C, F]` and positions `[B, C, 3]` to `[B, C, G]`, each window on its own.
         features: `[M, N, F]`.
         positions: `[N, 3]` or `[M, N, 3]`.
         window_size: Tokens of a context, halo included.
-        halo_size: Tokens on each side that are seen but not kept.
+        halo_size: Tokens on each side that are processed but not kept.
         batch_size: Windows per call of `function`; windows of several models share a batch.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Image classification data as zoos need it: three fixed splits of standardised tensors, from wherever images come."""
+"""Image classification data: three fixed splits of standardised tensors, from any source."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ DEFAULT_SHARE = 0.15  # of a set that comes without a validation or test split
 
 
 class TrainedOnImages(Protocol):
-    """What says which images networks were trained on, such as the facts of a zoo."""
+    """Description of the images that networks were trained on, such as the facts of a zoo."""
 
     @property
     def name(self) -> str:
@@ -38,7 +38,7 @@ class TrainedOnImages(Protocol):
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """Settings of its training."""
+        """Settings of the training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +46,20 @@ class ImageData:
     """Images and labels in three splits; the pixels are standardised with the statistics of the training split.
 
     Attributes:
-        name: What cards and columns call it.
+        name: Name in cards and columns.
         train_images: `[n, C, H, W]` float32.
         train_labels: `[n]` int64 in `[0, K)`.
-        validation_images: As `train_images`; for choices (which sampled networks to keep, which bandwidth).
+        validation_images: As `train_images`; used for selection, such as that of sampled networks or of the bandwidth.
         validation_labels: As `train_labels`.
-        test_images: As `train_images`; for reported figures only.
+        test_images: As `train_images`; used for reported results only.
         test_labels: As `train_labels`.
         num_classes: `K`.
-        class_names: Of the classes; empty if they have none.
-        mean: Per channel, of the raw training pixels: `standardised = (raw - mean) / std`.
-        std: Per channel; 1 where all pixels are equal.
+        class_names: Names of the classes; may be empty.
+        mean: Mean of the raw training pixels, per channel: `standardised = (raw - mean) / std`.
+        std: Standard deviation per channel; 1 if all pixels are equal.
 
     Raises:
-        ValueError: If a split is empty, its images and labels do not belong together, or a label lies outside
+        ValueError: If a split is empty, the numbers of images and labels differ, or a label is outside
             `[0, K)`.
     """
 
@@ -96,7 +96,7 @@ class ImageData:
         """Images and labels of `"train"`, `"validation"` or `"test"`.
 
         Raises:
-            ValueError: For another name.
+            ValueError: If the name is unknown.
         """
         if name not in SPLITS:
             raise ValueError(f"expected one of the splits {', '.join(SPLITS)}, got {name!r}")
@@ -122,21 +122,21 @@ class ImageData:
         return height
 
     def describe(self) -> dict[str, Any]:
-        """What records and cards say about the images: name, size, statistics of the raw pixels, images per split."""
+        """Facts about the images for records and cards: name, size, statistics of the raw pixels, images per split."""
         counts = {split: len(self.split(split)[1]) for split in SPLITS}
         statistics = {"mean": list(self.mean), "std": list(self.std)}
         named = {"classes": list(self.class_names)} if self.class_names else {}
         return {"name": self.name, "image_size": self.image_size, **statistics, **counts, **named}
 
     def to(self, device: str | torch.device) -> "ImageData":
-        """The same data on another device."""
+        """Move the data to a device."""
         moved = {f"{split}_{part}": getattr(self, f"{split}_{part}").to(device) for split in SPLITS for part in PARTS}
         return replace(self, **moved)
 
     def resized(self, size: int) -> "ImageData":
-        """The same data with images of `size x size` pixels, each the mean of the area it covers, standardised anew.
+        """Resize images to `size x size` pixels by area averaging, and standardise them again.
 
-        So that networks of one input shape can be trained on the images of another task.
+        This lets networks of one input shape be trained on the images of another task.
 
         Raises:
             ValueError: If `size` is below 1, or the images are not square.
@@ -151,7 +151,7 @@ class ImageData:
         shown, spread = mean.view(-1, 1, 1), std.view(-1, 1, 1)
         device = self.train_images.device
         images = {f"{split}_images": ((part - shown) / spread).float().to(device) for split, part in pixels.items()}
-        # These pixels were standardised before.
+        # The pixels are already standardised.
         old_mean, old_std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
         moments = {"mean": tuple((old_mean + old_std * mean).tolist()), "std": tuple((old_std * std).tolist())}
         changed: dict[str, Any] = {**images, **moments}
@@ -168,30 +168,30 @@ def load_images(
     image_size: int | None = None,
     seed: int = 0,
 ) -> ImageData:
-    """Read image classification data and split it, the same way every time.
+    """Load image classification data and split it reproducibly.
 
-    What a source lacks is cut off at random, with a fixed seed: the validation split from the training split (15 %),
-    and of a source that has one split only, the test split too (15 %). The digits are cut into 1,000 / 297 / 500.
+    Missing splits are drawn at random with a fixed seed: the validation split from the training split (15 %) and, for
+    a source with a single split, also the test split (15 %). The digits are split into 1,000 / 297 / 500.
 
     Args:
         source: `"digits"` (scikit-learn's, 8x8); a folder with one folder of image files per class, see
             [`folder_parts`]; a dataset on the Hub, `owner/name`; a path to an `.npz` file with `train_images`
-            `[n, H, W]` or `[n, H, W, C]`, `train_labels` `[n]`, and perhaps the same for `test` and `validation` (or,
-            in place of images, `train_jpeg`, a uint8 blob, with `train_offsets` `[n + 1]`); or a `datasets` object
+            `[n, H, W]` or `[n, H, W, C]`, `train_labels` `[n]`, and optionally the same for `test` and `validation`
+            (or, instead of images, `train_jpeg`, a uint8 blob, with `train_offsets` `[n + 1]`); or a `datasets` object
             with an image column (PIL images or arrays) and a label column (indices, `ClassLabel` or texts).
-        name: What cards and columns call the data; taken from the source when `None`.
-        train_limit: Use at most so many training images; a fair draw, and only these are decoded.
-        validation_limit: The same for validation.
-        test_limit: The same for the test split.
-        image_size: Resize to so many pixels, see [`ImageData.resized`].
-        seed: Of the splits and draws.
+        name: Name of the data in cards and columns; if `None`, it is derived from the source.
+        train_limit: Largest number of training images; they are drawn at random, and only these are decoded.
+        validation_limit: Largest number of validation images.
+        test_limit: Largest number of test images.
+        image_size: Resize images to this many pixels, see [`ImageData.resized`].
+        seed: Random seed for splits and draws.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        KeyError: If columns of a dataset are missing.
+        KeyError: If a column of a dataset is missing.
         InvalidFileError: If a file is damaged or lacks arrays.
-        TypeError: If `source` is something else.
-        ValueError: For empty splits, limits below 1, labels that are no class indices, or images of several shapes.
+        TypeError: If `source` has another type.
+        ValueError: If a split is empty, a limit is below 1, labels are not class indices, or images differ in shape.
     """
     limits = {"train": train_limit, "validation": validation_limit, "test": test_limit}
     if bad := {split: limit for split, limit in limits.items() if limit is not None and limit < 1}:
@@ -213,7 +213,7 @@ def load_images(
 
 
 def _named_parts(source: str | Path, image_size: int | None) -> tuple[dict[str, Part], str]:
-    """Images by their name: a folder, a file, or a dataset on the Hub; and what to call them."""
+    """Images from a folder, a file or a dataset on the Hub, and their name."""
     place = parse_source(source)
     if isinstance(place, HubRepo):
         return hub_parts(place), place.repo_id.rpartition("/")[2]
@@ -223,15 +223,15 @@ def _named_parts(source: str | Path, image_size: int | None) -> tuple[dict[str, 
 
 
 def load_zoo_images(facts: TrainedOnImages, *, path: str | Path | None = None) -> ImageData:
-    """The images that the networks of a zoo were trained on: as many of them, and in that size.
+    """Load the images that the networks of a zoo were trained on, in the same number and size.
 
     Args:
-        facts: Of the zoo.
-        path: Where their file is now, if not where the zoo says.
+        facts: Facts about the zoo.
+        path: Path of the image file, if it differs from the path in the zoo.
 
     Raises:
-        FileNotFoundError: If the file is not there.
-        ValueError: If the zoo does not say: it was imported, or mixed from others.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the zoo does not name its images because it was imported or mixed.
     """
     arguments = facts.arguments
     if "images" not in arguments:
@@ -280,7 +280,7 @@ def _moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
 def _choose(
     name: str, parts: Mapping[str, Part], sizes: Mapping[str, int], seed: int
 ) -> dict[str, tuple[str, np.ndarray]]:
-    """For every split, the source split it comes from and the order in which images are taken."""
+    """For every split, the source split and the order in which images are taken from it."""
     counts = {split: len(part.labels) for split, part in parts.items()}
     if empty := [split for split, count in counts.items() if not count]:
         raise ValueError(f"{name}: no images in {empty}; expected at least one per split")
@@ -312,7 +312,7 @@ def _choose(
 
 
 def _interleaved(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The same images so that classes take turns: what is cut off at the start has all of them in equal shares."""
+    """Reorder images so that classes alternate; any leading part then contains all classes in equal shares."""
     ranks = np.zeros(len(order), dtype=np.float64)
     for label in np.unique(labels):
         members = order[labels[order] == label]
@@ -321,7 +321,7 @@ def _interleaved(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _channels_first(name: str, pixels: np.ndarray) -> Tensor:
-    """`[n, H, W]` or `[n, H, W, C]` (or `[n, C, H, W]` with `C` 1 or 3) to float32 `[n, C, H, W]`."""
+    """`[n, H, W]` or `[n, H, W, C]` (or `[n, C, H, W]` with `C` 1 or 3) as float32 `[n, C, H, W]`."""
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     elif pixels.ndim == 4 and pixels.shape[-1] in (1, 3):

@@ -1,4 +1,4 @@
-"""Architectures of the user's own: modules that this library has never seen, by the tensors they have."""
+"""User-defined architectures: modules outside this library, recognised by their tensors."""
 
 import copy
 import importlib
@@ -31,13 +31,13 @@ _REGISTERED: dict[Shapes, "ModuleArchitecture"] = {}
 
 @dataclass(frozen=True)
 class ModuleArchitecture:
-    """A module of which networks can be sampled, judged and fine-tuned, like those of this library.
+    """A registered module, whose networks can be sampled, evaluated and fine-tuned like those of this library.
 
     Attributes:
-        name: Of the class or function that makes it.
-        make: Makes a freshly initialised network.
-        structure: One network of it, of which only the structure is used.
-        example_inputs: What it is called with, to trace its symmetries; `None` if they are not to be traced.
+        name: Name of the class or function that makes networks.
+        make: Function that makes a newly initialised network.
+        structure: A network, of which only the structure is used.
+        example_inputs: Inputs for tracing the symmetries; `None` to disable tracing.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ModuleArchitecture:
 
     @cached_property
     def permutations(self) -> PermutationSpec:
-        """Its permutation symmetries, traced and verified once.
+        """Permutation symmetries of the module, traced and verified once.
 
         Raises:
             ValueError: If there are no example inputs, or the module cannot be traced.
@@ -60,13 +60,13 @@ class ModuleArchitecture:
         return trace_permutations(copy.deepcopy(self.structure), _varied(self.example_inputs))
 
     def network(self, state_dict: StateDict) -> nn.Module:
-        """A network with these tensors, in evaluation mode."""
+        """Make a network with these tensors, in evaluation mode."""
         network = copy.deepcopy(self.structure)
         network.load_state_dict(state_dict)
         return network.eval()
 
     def fresh(self, seeds: list[int]) -> StackedNetworks:
-        """Freshly initialised networks, one per seed; the global source of randomness is left as it was."""
+        """Newly initialised networks, one per seed; the global random state is not changed."""
         states = []
         with torch.random.fork_rng(devices=[]):
             for seed in seeds:
@@ -81,10 +81,10 @@ def register_architecture(
     *,
     name: str | None = None,
 ) -> ModuleArchitecture:
-    """Let the library run networks of a module of your own, wherever it finds their weights.
+    """Register a module, so that the library can run networks with its weights.
 
-    Zoos that were imported from checkpoints of it are aligned by its symmetries, their networks sampled, judged,
-    fine-tuned and saved. A network is recognised by the names and shapes of its tensors.
+    Zoos that are imported from its checkpoints can then be aligned by its symmetries, and their networks sampled,
+    evaluated, fine-tuned and saved. Networks are recognised by the names and shapes of their tensors.
 
     ```python
     hf_sane.register_architecture(MyCNN, torch.zeros(1, 1, 28, 28))
@@ -92,17 +92,17 @@ def register_architecture(
     ```
 
     Args:
-        module: A class or function that makes a network without arguments; or a network, copies of which are then
-            initialised by the `reset_parameters` of its layers.
-        example_inputs: What the module is called with: a tensor, positional arguments or keywords. Values do not
-            matter, shapes do. Without them its symmetries are not traced.
-        name: What records and cards call it; the name of the class by default.
+        module: A class or function that makes a network without arguments; or a network, whose copies are
+            initialised with the `reset_parameters` methods of its layers.
+        example_inputs: Inputs of the module: a tensor, a tuple of positional arguments or a dictionary of keyword
+            arguments. Only their shapes matter. Without them, symmetries are not traced.
+        name: Name in records and cards; by default the name of the class.
 
     Returns:
         The architecture.
 
     Raises:
-        TypeError: If no module is made.
+        TypeError: If the class or function does not return a module.
         ValueError: If the module has no tensors.
     """
     made = module if isinstance(module, nn.Module) else module()
@@ -118,7 +118,7 @@ def register_architecture(
 
 
 def find_architecture(network: Layout | nn.Module | Mapping[str, Tensor]) -> ModuleArchitecture | None:
-    """The registered architecture with these tensors, if there is one."""
+    """The registered architecture with these tensors, or `None`."""
     if isinstance(network, Layout):
         shapes = {tensor.name: tuple(tensor.shape) for layer in network.layers for tensor in layer.tensors}
         shapes |= {name: tuple(tensor.shape) for name, tensor in network.template.items()}
@@ -128,12 +128,12 @@ def find_architecture(network: Layout | nn.Module | Mapping[str, Tensor]) -> Mod
 
 
 def has_registered() -> bool:
-    """Whether any module was registered."""
+    """Whether any module is registered."""
     return bool(_REGISTERED)
 
 
 def architecture_permutations(config: ZooConfig | nn.Module) -> PermutationSpec | None:
-    """Symmetries of an architecture; `None` for a module that was registered without example inputs, or not at all."""
+    """Symmetries of an architecture; `None` for a module that is not registered, or has no example inputs."""
     if isinstance(config, ZooConfig):
         return permutation_spec(config)
     found = find_architecture(config)
@@ -141,7 +141,7 @@ def architecture_permutations(config: ZooConfig | nn.Module) -> PermutationSpec 
 
 
 def fresh_networks(config: ZooConfig | nn.Module, seeds: list[int]) -> StackedNetworks:
-    """Freshly initialised networks of an architecture, one per seed."""
+    """Newly initialised networks of an architecture, one per seed."""
     if isinstance(config, ZooConfig):
         return StackedNetworks.initialize(config, seeds)
     found = find_architecture(config) or ModuleArchitecture(type(config).__name__, _reset_copies(config), config)
@@ -149,14 +149,14 @@ def fresh_networks(config: ZooConfig | nn.Module, seeds: list[int]) -> StackedNe
 
 
 def load_module(place: str, arguments: Mapping[str, Any] | None = None) -> Callable[[], nn.Module]:
-    """What makes a module, from code that the user points to; it runs.
+    """Import and run the user's code that defines a module; return the class or function.
 
     Args:
-        place: `my_file.py:MyModule` or `my_package.my_file:MyModule`, the latter from the working folder, too.
+        place: `my_file.py:MyModule` or `my_package.my_file:MyModule`, the latter also relative to the working folder.
         arguments: Keyword arguments of the class or function.
 
     Raises:
-        ValueError: If the text has no `:`, or the file lacks the name.
+        ValueError: If the text has no `:`, or the file does not define the name.
         FileNotFoundError: If there is no such file.
         ImportError: If there is no such package.
     """
@@ -205,7 +205,7 @@ def _reset_copies(network: nn.Module) -> Callable[[], nn.Module]:
 
 
 def _varied(inputs: Any) -> Any:
-    """Example inputs that tell networks apart: floating-point tensors with random values, several in a batch."""
+    """Example inputs that distinguish networks: batches of floating-point tensors with random values."""
     if isinstance(inputs, Mapping):
         return {name: _varied(value) for name, value in inputs.items()}
     if isinstance(inputs, tuple | list):
@@ -224,7 +224,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 @dataclass(kw_only=True)
 class ModuleSettings:
-    """The user's own module, for networks whose architecture the library does not have."""
+    """Settings of a user-defined module, for networks whose architecture is not part of this library."""
 
     module: str | None = setting(
         "Class or function that makes the networks' module, as my_file.py:MyModule or my_package.my_file:MyModule. "
@@ -239,7 +239,7 @@ class ModuleSettings:
     )
 
     def register(self) -> None:
-        """Register the module, so that networks with its tensors can run."""
+        """Register the module, if one is given."""
         if self.module is None:
             if self.module_args or self.module_input:
                 raise ValueError("expected a module (--module) for its arguments or inputs, got none; name it")

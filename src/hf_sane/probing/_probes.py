@@ -1,4 +1,4 @@
-"""Linear probes: closed-form ridge regression whose penalty is chosen on networks that it was not fitted on."""
+"""Linear probes: closed-form ridge regression whose penalty is chosen on held-out networks."""
 
 import json
 from collections.abc import Sequence
@@ -27,18 +27,18 @@ TENSORS_FILE, SETTINGS_FILE = "probe.safetensors", "probe.json"
 
 @dataclass(frozen=True)
 class RidgeProbe:
-    """A fitted linear map from features of a network to one or several properties.
+    """Ridge regression from features of a network to one or several properties.
 
     `y_hat = ((x - mean) / scale) W + intercept`. Fitted by [`fit`]; all tensors are float64 on the CPU.
 
     Attributes:
-        mean: `[F]` of the training features.
+        mean: `[F]` mean of the training features.
         scale: `[F]` standard deviation of the training features; 1 where it is zero.
         weight: `[F, T]`, one column per property.
         intercept: `[T]`.
-        penalties: Penalty chosen for each property, `T` of them.
-        validation_r2: R2 with that penalty on the networks it was chosen on, for each property.
-        names: Of the properties, for files; may be empty.
+        penalties: Penalty chosen for each of the `T` properties.
+        validation_r2: R2 of each property on the networks on which its penalty was chosen.
+        names: Names of the properties, for files; may be empty.
     """
 
     mean: Tensor
@@ -60,15 +60,16 @@ class RidgeProbe:
         penalties: Sequence[float] = PENALTIES,
         names: Sequence[str] = (),
     ) -> "RidgeProbe":
-        """Fit on training networks, choose the penalty on validation networks.
+        """Fit on training networks and choose the penalty on validation networks.
 
         `W = argmin 1/M |Y - X W|^2 + lambda |W|^2` with `X`, `Y` centred and `X` scaled to unit variance over the `M`
         training networks: `W = (X^T X / M + lambda I)^-1 X^T Y / M`, or with more features than networks the same in
         its dual form `W = X^T (X X^T / M + lambda I)^-1 Y / M`. One eigendecomposition serves all penalties and
-        properties. `lambda` is the `alpha / M` of scikit-learn's `Ridge`. Of equal R2, the larger penalty wins.
+        properties. `lambda` is the `alpha / M` of scikit-learn's `Ridge`. Among penalties of equal R2, the largest is
+        chosen.
 
-        The published probe does the same with fewer penalties, on raw features and on an unknown scale of the penalty;
-        here it does not depend on the units of features or on the number of networks.
+        The published probe has fewer penalties, of unknown scale, and uses raw features. This one does not depend on
+        the units of the features or on the number of networks.
 
         Args:
             features: `[M, F]`.
@@ -76,7 +77,7 @@ class RidgeProbe:
             validation_features: `[V, F]`.
             validation_targets: `[V]` or `[V, T]`.
             penalties: Candidates for `lambda`, > 0.
-            names: Of the properties.
+            names: Names of the properties.
 
         Raises:
             ValueError: If shapes do not fit, values are not finite, a penalty is not positive, or the validation
@@ -97,23 +98,23 @@ class RidgeProbe:
         penalties: Sequence[float] = PENALTIES,
         names: Sequence[str] = (),
     ) -> "RidgeProbe":
-        """Fit on all given networks; choose the penalty by predicting each training run from all other runs.
+        """Fit on all networks; choose the penalty by predicting each training run from all other runs.
 
-        Leave-one-run-out: checkpoints of one run resemble each other, so a run is left out whole. No refit is needed:
-        with the hat matrix `H_lambda = 1 1^T / M + X (X^T X + M lambda I)^-1 X^T` and the residuals `r = Y - H Y`, the
-        errors of a run `g` under a probe fitted without it are `(I - H_gg)^-1 r_g`, exactly, for the same `M lambda`
-        and the same centre and scale of the features. With few validation runs this chooses better than one split
-        does.
+        Leave-one-run-out: checkpoints of one run resemble each other, so all of them are left out together. No refit
+        is needed: with the hat matrix `H_lambda = 1 1^T / M + X (X^T X + M lambda I)^-1 X^T` and the residuals `r = Y
+        - H Y`, the errors of a run `g` under a probe fitted without it are `(I - H_gg)^-1 r_g`, exactly, for the same
+        `M lambda` and the same centre and scale of the features. With few validation runs, this is more reliable than
+        a single split.
 
         Args:
             features: `[M, F]`, of training and validation networks together.
             targets: `[M]` for one property or `[M, T]`.
-            runs: `[M]`, the training run that each network comes from; two runs at least.
+            runs: `[M]`, the training run that each network comes from; at least two runs.
             penalties: Candidates for `lambda`, > 0.
-            names: Of the properties.
+            names: Names of the properties.
 
         Raises:
-            ValueError: As for [`fit`], and if there are fewer than two runs or not one run name per network.
+            ValueError: As for [`fit`]; also if there are fewer than two runs, or the number of run names is wrong.
         """
         x, y = _pair(features, targets, "probed")
         members = np.unique(np.asarray(runs), return_inverse=True)[1]
@@ -128,7 +129,7 @@ class RidgeProbe:
 
     @classmethod
     def chosen(cls, path: "RidgePath", errors: Tensor, wanted: Tensor, names: Sequence[str]) -> "RidgeProbe":
-        """The probe whose penalty has the smallest errors `[P, V, T]` on targets `[V, T]`, for each property."""
+        """Choose for each property the penalty with the smallest errors `[P, V, T]` on targets `[V, T]`."""
         r2 = r2_of_errors(errors, wanted)  # [P, T]
         best = r2.argmax(dim=0)
         chosen = path.penalties[best]
@@ -149,7 +150,7 @@ class RidgeProbe:
 
     @property
     def num_features(self) -> int:
-        """Features that the probe expects, `F`."""
+        """Number of features, `F`."""
         return len(self.mean)
 
     def predict(self, features: Values) -> Tensor:
@@ -172,7 +173,7 @@ class RidgeProbe:
         return ((x - self.mean) / self.scale) @ self.weight + self.intercept
 
     def score(self, features: Values, targets: Values) -> list[float]:
-        """R2 of each property; arguments as in [`fit`].
+        """Compute R2 of each property; arguments as in [`fit`].
 
         Raises:
             ValueError: If shapes do not fit, or all targets of a property are equal.
@@ -183,7 +184,7 @@ class RidgeProbe:
         return r2_of_errors(self.predict(x) - y, y).tolist()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `probe.safetensors` and `probe.json` into `folder`, in place of a probe that nobody has changed.
+        """Write `probe.safetensors` and `probe.json` to `folder`; an unchanged earlier probe is replaced.
 
         Raises:
             FileExistsError: If `folder` holds something else, or files that were changed.
@@ -196,12 +197,12 @@ class RidgeProbe:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "RidgeProbe":
-        """Read what [`save_pretrained`] wrote.
+        """Load a probe that was saved with [`save_pretrained`].
 
         Raises:
             FileNotFoundError: If a file is missing.
-            InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
-            InvalidFileError: If one is damaged, or they do not fit each other.
+            InvalidFileError: If the folder is unfinished, or files were removed or changed afterwards.
+            InvalidFileError: If files are damaged or inconsistent.
         """
         folder = Path(folder)
         check_finished(folder)
@@ -229,7 +230,7 @@ class RidgeProbe:
 def checked_splits(
     features: Values, targets: Values, validation_features: Values, validation_targets: Values
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training features `[M, F]` and targets `[M, T]`, and those of validation, in float64 on the CPU.
+    """Training and validation features `[M, F]` and targets `[M, T]`, in float64 on the CPU.
 
     Raises:
         ValueError: If shapes do not fit, or values are not finite.
@@ -245,7 +246,7 @@ def checked_splits(
 
 
 def check_choices(wanted: Tensor, penalties: Sequence[float], names: Sequence[str]) -> None:
-    """Penalties are positive, names complete, and the targets `[V, T]` that penalties are chosen on differ."""
+    """Check penalties and names, and that the targets `[V, T]` for choosing penalties are not all equal."""
     if not len(penalties) or min(penalties) <= 0:
         raise ValueError(f"expected positive penalties, and one at least, got {list(penalties)}")
     if names and len(names) != wanted.shape[1]:
@@ -264,7 +265,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pair(features: Values, targets: Values, which: str) -> tuple[Tensor, Tensor]:
-    """Features `[M, F]` and targets `[M, T]` in float64, checked."""
+    """Check features `[M, F]` and targets `[M, T]` and convert them to float64."""
     x, y = (torch.as_tensor(values).double().cpu() for values in (features, targets))
     y = y[:, None] if y.ndim == 1 else y
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or 0 in (*x.shape, *y.shape):
@@ -279,7 +280,7 @@ def _pair(features: Values, targets: Values, which: str) -> tuple[Tensor, Tensor
 
 
 class RidgePath:
-    """Ridge solutions for every penalty, the largest first, from one eigendecomposition of features and targets."""
+    """Ridge solutions for all penalties, largest first, from one eigendecomposition."""
 
     def __init__(self, features: Tensor, targets: Tensor, penalties: Sequence[float]) -> None:
         self.penalties = torch.tensor(sorted(penalties, reverse=True), dtype=torch.float64)  # [P]
@@ -298,7 +299,7 @@ class RidgePath:
         self.y = y
 
     def predict(self, features: Tensor) -> Tensor:
-        """Features `[V, F]` to `[P, V, T]`."""
+        """Predict `[P, V, T]` from features `[V, F]`."""
         shrunk = self.coordinates / (self.values + self.penalties[:, None])[..., None]  # [P, r, T]
         return ((features - self.mean) / self.scale @ self.basis) @ shrunk + self.intercept
 

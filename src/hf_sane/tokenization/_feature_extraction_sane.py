@@ -1,4 +1,4 @@
-"""The weight tokenizer: a network in, a sequence of normalised weight tokens out, and back, bit by bit."""
+"""The weight tokenizer: converts networks to sequences of normalised weight tokens, and tokens to networks."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,28 +42,29 @@ FOREIGN_KEYS = {
 
 
 class SANEFeatureExtractor(FeatureExtractionMixin):
-    """Weight tokenizer: networks to token sequences and back.
+    """Weight tokenizer: converts networks to token sequences, and token sequences to networks.
 
-    Every floating-point tensor becomes tokens (see `Layout`), so `decode(encode(network))` gives every tensor back;
-    bit by bit with `normalization="none"`, to rounding otherwise. With `"standardize"` (the paper's) or `"robust"` the
+    Every floating-point tensor becomes tokens (see `Layout`), so that `decode(encode(network))` restores every
+    tensor: bit by bit with `normalization="none"`, up to rounding otherwise. With `"standardize"` (the paper's) or
+        `"robust"` the
     extractor must be fitted on training networks first; the statistics are saved with it.
 
     Args:
         token_dim: Scalars per token, `D`. The paper: 289 for CNNs, 288 for ResNets.
         token_layout: `"rowwise"` (the paper's) or `"dense"`.
-        batch_norm: `"tokens"`, or `"template"` to carry BatchNorm tensors unchanged.
+        batch_norm: `"tokens"`, or `"template"` to store BatchNorm tensors unchanged.
         normalization: `"standardize"`, `"robust"` or `"none"`.
-        statistics: Fitted statistics, `{"means": {...}, "stds": {...}}`; filled by `fit`.
-        layer_orders: Layers of each fitted architecture in order; filled by `fit`. Files do not keep the order of a
-            network, so every source of a fitted architecture is put in the order that it was fitted in, every other in
-            the canonical order of its names: file, state dict and module give the same tokens.
-        format_version: What `layer_orders` leaves open is decided as in this version of the format; of what is loaded
-            from a configuration without it, 1.
-        fitted_digest: Of statistics and layer orders, as a saved extractor has it; compared when it is read.
+        statistics: Fitted statistics, `{"means": {...}, "stds": {...}}`; set by `fit`.
+        layer_orders: Layers of each fitted architecture in order; set by `fit`. Files do not preserve the order of
+            layers. Sources of a fitted architecture therefore use the order in which it was fitted, and all others
+            the canonical order of their names: file, state dict and module give the same tokens.
+        format_version: Version of the format, which decides the order of architectures that are not in `layer_orders`;
+            1 for configurations without a version.
+        fitted_digest: Digest of statistics and layer orders in a saved extractor, verified when it is loaded.
 
     Raises:
-        TypeError: For an unknown setting.
-        ValueError: For a setting out of range.
+        TypeError: If a setting is unknown.
+        ValueError: If a setting is out of range.
     """
 
     model_input_names = ["tokens", "positions", "weight_mask", "attention_mask"]  # noqa: RUF012 (set by transformers)
@@ -118,7 +119,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         """Make an extractor from the content of preprocessor_config.json, as `from_pretrained` does.
 
         Raises:
-            ValueError: If it is of something else, which the defaults would turn into a weight tokenizer.
+            ValueError: If it belongs to another feature extractor.
         """
         if "token_dim" not in feature_extractor_dict:
             raise ValueError(f"expected settings such as token_dim, got {sorted(feature_extractor_dict) or 'none'}")
@@ -128,11 +129,11 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> "SANEFeatureExtractor":
-        """Read what `save_pretrained` wrote, from a folder or a Hub repo; arguments as in Transformers.
+        """Load an extractor from a folder or a Hub repo; arguments as in Transformers.
 
         Raises:
-            OSError: If there is none.
-            InvalidFileError: If it is damaged, or holds settings that cannot be right.
+            OSError: If there is no extractor.
+            InvalidFileError: If it is damaged or has invalid settings.
         """
         with reading_pretrained(f"{pretrained_model_name_or_path}/{FEATURE_EXTRACTOR_NAME}", "a weight tokenizer"):
             return patiently(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
@@ -141,40 +142,40 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
     def load(
         source: str | Path, *, revision: str | None = None, subfolder: str | None = None
     ) -> "SANEFeatureExtractor":
-        """`from_pretrained` for a folder or repository as users name it, `owner/name@revision` among them.
+        """As `from_pretrained`, but also accepts `owner/name@revision`.
 
         Raises:
-            FileNotFoundError: If there is neither such a folder nor such a repository.
-            InvalidFileError: As in `from_pretrained`; or the folder is unfinished, or lost or changed files since it
-                was written.
+            FileNotFoundError: If there is no such folder and no such repository.
+            InvalidFileError: As in `from_pretrained`; also if the folder is unfinished, or files were removed or
+                changed after it was written.
         """
         name, where = pretrained_arguments(source, revision=revision, subfolder=subfolder)
         check_finished(name)
         return SANEFeatureExtractor.from_pretrained(name, **where)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as they are saved, with a digest of what was fitted."""
+        """The settings in the saved form, with a digest of the fitted statistics and orders."""
         return {**super().to_dict(), "fitted_digest": _digest(self.statistics, self.layer_orders)}
 
     def layout(self, source: Source, *, revision: str | None = None) -> Layout:
-        """Lay out a network without reading its values; meta tensors will do."""
+        """Lay out a network without reading its values, which may be meta tensors."""
         return self.lay_out(read_network(source, revision=revision))
 
     def encode(self, source: Source, *, revision: str | None = None) -> TokenSequence:
-        """Turn a network into tokens.
+        """Convert a network to tokens.
 
         Args:
             source: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id. A module of
-                Transformers is taken as `save_pretrained` would write it, see [`as_saved`].
+                Transformers is encoded as `save_pretrained` would write it, see [`as_saved`].
             revision: Branch, tag or commit of a Hub repo.
 
         Returns:
             Normalised tokens with mask, positions and the layout that `decode` needs.
 
         Raises:
-            ValueError: For NaN or infinite weights (in the template, too), weights that overflow once normalised, meta
-                tensors, or an extractor that was not fitted.
-            KeyError: If the extractor was fitted on another architecture.
+            ValueError: If weights are NaN or infinite (also in the template), overflow when they are normalised, or
+                are meta tensors; or if the extractor is not fitted.
+            KeyError: If the extractor was fitted on other architectures only.
         """
         weights = read_network(source, revision=revision)
         state_dict = weights.tensors
@@ -187,7 +188,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
 
     def lay_out(self, weights: Checkpoint | Mapping[str, Tensor]) -> Layout:
-        """The layout, as [`arranged`] has it, of a network from [`read_network`] or of tensors, meta tensors too."""
+        """Layout, in the order of [`arranged`], of a network from [`read_network`] or of (meta) tensors."""
         known = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
         layout = Layout.from_state_dict(
             known.outlines,
@@ -200,10 +201,10 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         return self.arranged(layout)
 
     def arranged(self, layout: Layout) -> Layout:
-        """The same network with its layers in the order that this extractor gives them, wherever the layout is from.
+        """Reorder the layers of a network into the order that this extractor uses.
 
-        That is the order which its architecture was fitted in; for any other architecture, the canonical order of its
-        names.
+        This is the order in which its architecture was fitted; for any other architecture, it is the canonical order
+        of its names.
         """
         ordered = layout.layers if self.format_version == 1 else sorted(layout.layers, key=_by_name)
         by_key: dict[str, list[LayerSpec]] = {}
@@ -217,7 +218,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         return layout if tuple(ordered) == layout.layers else replace(layout, layers=tuple(ordered))
 
     def arrange(self, layout: Layout, tokens: Tensor) -> tuple[Layout, Tensor]:
-        """Raw or normalised tokens `[*batch, N, D]` of a layout from elsewhere, put in the order of [`arranged`]."""
+        """Reorder raw or normalised tokens `[*batch, N, D]` of any layout into the order of [`arranged`]."""
         target = self.arranged(layout)
         if target is layout:
             return layout, tokens
@@ -226,7 +227,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         return target, tokens.index_select(-2, torch.cat(index).to(tokens.device))
 
     def learn_orders(self, layouts: Iterable[Layout]) -> "SANEFeatureExtractor":
-        """Keep the order of architectures whose order is not known yet; returns `self`."""
+        """Store the order of architectures whose order is not yet known; return `self`."""
         orders = {tuple(order): None for order in self.layer_orders}
         known = {tuple(sorted(order)) for order in orders}
         for layout in layouts:
@@ -238,14 +239,14 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         return self
 
     def decode(self, tokens: Tensor, layout: Layout) -> StateDict:
-        """Turn tokens back into a state dict.
+        """Convert tokens to a state dict.
 
         Args:
-            tokens: `[N, D]`, normalised as `encode` gives them.
+            tokens: `[N, D]`, normalised as by `encode`.
             layout: The layout of the network, from `encode`.
 
         Returns:
-            All tensors in their original order and dtype; shared tensors are shared again.
+            All tensors in their original order and dtype; tensors that shared memory share it again.
 
         Raises:
             ValueError: If `tokens` does not have the layout's shape.
@@ -264,9 +265,10 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             sources: Networks, or pairs of a layout and *raw* tokens `[M, N, D]`.
-            max_abs_weight: Leave out networks with a larger weight: one exploded network would set every scale.
-            by_kind: Also fit each kind of layer (conv, linear, ...), for networks whose layers no training network
-                has: zoos of mixed architectures need it.
+            max_abs_weight: Leave out networks with a larger weight, because one diverged network would dominate every
+                scale.
+            by_kind: Also fit each kind of layer (conv, linear, ...), for networks with layers that no training network
+                has. Zoos of mixed architectures need this.
 
         Returns:
             `self`.
@@ -293,18 +295,18 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
     def extended(
         self, sources: Iterable[Source | tuple[Layout, Tensor]], *, max_abs_weight: float | None = None
     ) -> "SANEFeatureExtractor":
-        """A copy that also knows layers which it was not fitted on, from a few networks that have them.
+        """Return a copy with statistics of further layers, fitted on a few networks that have them.
 
-        So networks of an architecture that no training network had can be encoded and sampled, with anchors of that
-        architecture as `sources` (the *prompt examples* of arXiv:2406.09997, section 4.4). Layers that are known
-        already, by name and row length, keep their statistics: networks of the training zoo are encoded as before.
+        With anchors of a new architecture as `sources` (the *prompt examples* of arXiv:2406.09997, section 4.4),
+        networks of that architecture can be encoded and sampled. Layers with a known name and row length keep their
+        statistics: networks of the training zoo are encoded as before.
 
         Args:
             sources: Networks, or pairs of a layout and *raw* tokens `[M, N, D]`.
             max_abs_weight: Leave out networks with a larger weight.
 
         Raises:
-            ValueError: Without any network, or if this extractor was not fitted.
+            ValueError: If there is no network, or this extractor is not fitted.
         """
         wider = deepcopy(self)
         if self.normalization == "none":
@@ -336,20 +338,20 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         return LayerStatistics(self.statistics["means"], self.statistics["stds"])
 
     def scales(self, layout: Layout) -> list[tuple[float, float]]:
-        """Per layer, the factor and the term that turn a weight into a normalised one: `(1 / sigma, -mu / sigma)`.
+        """Per layer, the factor and the offset that normalise a weight: `(1 / sigma, -mu / sigma)`.
 
         Raises:
-            ValueError: If the extractor was not fitted.
+            ValueError: If the extractor is not fitted.
             KeyError: If it was fitted on another architecture.
         """
         return [(1.0, 0.0)] * len(layout.layers) if self.normalization == "none" else self._statistics().scales(layout)
 
     def normalize(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """Raw tokens `[*batch, N, D]` to normalised ones; padding stays zero."""
+        """Normalise raw tokens `[*batch, N, D]`; padding stays zero."""
         return tokens if self.normalization == "none" else self._statistics().apply(tokens, layout)
 
     def denormalize(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """Normalised tokens `[*batch, N, D]` to raw ones, differentiable; padding stays zero."""
+        """Convert normalised tokens `[*batch, N, D]` to raw tokens; differentiable, and padding stays zero."""
         return tokens if self.normalization == "none" else self._statistics().invert(tokens, layout)
 
     def __call__(self, sources: Source | Sequence[Source], return_tensors: str | None = "pt") -> BatchFeature:
@@ -357,7 +359,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             sources: A network, or a list of them.
-            return_tensors: As in transformers; `"pt"`.
+            return_tensors: Type of the tensors, as in Transformers; only `"pt"`.
 
         Returns:
             `tokens` `[B, N, D]`, `positions` `[B, N, 3]`, `weight_mask` `[B, N, D]`, `attention_mask` `[B, N]`.
@@ -388,7 +390,7 @@ def _by_name(layer: LayerSpec) -> tuple[Any, ...]:
 
 
 def _check_finite(tokens: Tensor, layout: Layout, state_dict: Mapping[str, Tensor]) -> None:
-    """One cheap pass; only when it fails, find out where."""
+    """Check all weights in one cheap pass, and locate bad ones only if it fails."""
     template = [tensor for tensor in layout.template.values() if tensor.is_floating_point()]
     if torch.isfinite(tokens.sum()) and not any(map(_not_finite, template)):
         return
@@ -405,5 +407,5 @@ def _check_finite(tokens: Tensor, layout: Layout, state_dict: Mapping[str, Tenso
 
 
 def _not_finite(tensor: Tensor) -> int:
-    """How many entries are NaN or infinite; float8 has no isfinite."""
+    """Number of entries that are NaN or infinite; float8 has no `isfinite`."""
     return int((~torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float())).sum())

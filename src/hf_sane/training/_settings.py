@@ -1,4 +1,4 @@
-"""Settings of a pre-training run, checked when they are set; `scripts/pretrain.py` takes the same names as flags."""
+"""Settings of a pre-training run, which are also the options of `scripts/pretrain.py`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from hf_sane.records._sources import hub_id
 from hf_sane.training._lora import LORA_TARGETS
 from hf_sane.zoo.windows._windows import WindowSettings
 
-# What may differ between a run and its continuation.
+# Settings that may differ between a run and its continuation.
 RESUMABLE = (
     "output",
     "resume",
@@ -33,35 +33,33 @@ RESUMABLE = (
 class PretrainSettings(WindowSettings, ModuleSettings):
     """Settings of one pre-training run of a SANE autoencoder.
 
-    The text beside each field is its documentation and its `--help`. Defaults follow the released settings for CNN
-    zoos where there is one (AdamW, OneCycleLR, batch 32, 50 epochs, multiplicative noise 0.1); the learning rate is
-    higher, and gradients are clipped, which the released code does not do. What defines the *model* lives in
-    `SANEConfig` only: `model` passes its fields on.
+    The text next to each field is its documentation and its help text. Defaults follow the released settings for
+    CNN zoos where they exist (AdamW, OneCycleLR, batch 32, 50 epochs, multiplicative noise 0.1); the learning rate is
+    higher, and gradients are clipped, which the released code does not do. Settings of the *model* are defined
+    in `SANEConfig` only; `model` passes them on.
 
     Raises:
-        TypeError: For an unknown field (and, in `model`, for an unknown field of `SANEConfig`).
-        StrictDataclassFieldValidationError: For a value of the wrong type.
-        StrictDataclassClassValidationError: For a value out of range.
+        TypeError: If a field is unknown, or `model` has an unknown field of `SANEConfig`.
+        StrictDataclassFieldValidationError: If a value has the wrong type.
+        StrictDataclassClassValidationError: If a value is out of range.
     """
 
     zoo: list[str] = setting("Zoos to train on: folders or Hub dataset ids. Several must share one token_dim.")
     output: str | Path = setting(
-        "Run folder: receives model/, checkpoints/, logs/ and arguments.json.", short="-o", formerly="--output_dir"
+        "Run folder for model/, checkpoints/, logs/ and arguments.json.", short="-o", formerly="--output_dir"
     )
-    zoo_config: str | None = setting("Which zoo of a folder or dataset that holds several.", default=None)
+    zoo_config: str | None = setting("Name of the zoo, if a folder or dataset holds several.", default=None)
     zoo_revision: str | None = setting("Branch, tag or commit of zoos on the Hub.", default=None)
     streaming: bool = setting(
-        "Read the zoos as streams, in place or from the Hub, without a copy of the whole on this machine.",
+        "Read the zoos as streams, from their folders or the Hub, without a full copy on this machine.",
         default=False,
     )
-    stream_buffer: int = setting(
-        "Number of rows of a stream held in memory, from which the next is drawn.", default=1000
-    )
+    stream_buffer: int = setting("Number of rows in the shuffle buffer of a stream.", default=1000)
     stream_sample: int = setting(
-        "Number of training rows of a stream on which the extractor and the first weights are fitted.", default=1000
+        "Number of training rows of a stream to fit the extractor and the initial weights on.", default=1000
     )
     model: dict[str, Any] | str | None = setting(
-        "SANEConfig fields as a JSON object, or the path of a JSON file; token_dim is the zoo's.", default=None
+        "SANEConfig fields as a JSON object, or the path of a JSON file; token_dim is set by the zoo.", default=None
     )
     pretrained: str | None = setting(
         "SANE folder or Hub id to continue training from, with its extractor.",
@@ -70,25 +68,26 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         formerly="--pretrained",
     )
     pretrained_subfolder: str | None = setting(
-        "Folder with that SANE, in its folder or repository.", default=None, option="--from-subfolder"
+        "Subfolder with that SANE, in its folder or repository.", default=None, option="--from-subfolder"
     )
     lora: bool = setting(
-        "Freeze the pretrained model and train a LoRA adapter of it (docs/how-to/lora.md).", default=False
+        "Freeze the pretrained model and train a LoRA adapter for it (docs/how-to/lora.md).", default=False
     )
     lora_rank: int = setting("Rank of the adapter.", default=4)
-    lora_alpha: float = setting("Numerator of the adapter's scale, alpha / rank.", default=8.0)
-    lora_targets: list[str] = setting("Modules that get low-rank maps, by name.", factory=lambda: list(LORA_TARGETS))
-    lora_trained: list[str] = setting("Modules that the adapter trains and saves whole, by name.", factory=list)
+    lora_alpha: float = setting("Alpha of the adapter, which is scaled by alpha / rank.", default=8.0)
+    lora_targets: list[str] = setting(
+        "Names of the modules to adapt with low-rank matrices.", factory=lambda: list(LORA_TARGETS)
+    )
+    lora_trained: list[str] = setting("Names of the modules to train and save in full.", factory=list)
     lora_base: str | None = setting(
-        "Hub id of the base that the adapter names; not needed when the pretrained model comes from the Hub.",
+        "Hub id of the base model for the adapter's configuration; not needed if the model is from the Hub.",
         default=None,
     )
     normalization: Literal["standardize", "robust", "none"] = setting(
-        "How the extractor that is fitted on the training split normalises each layer.", default="standardize"
+        "Normalisation of each layer, fitted on the training split.", default="standardize"
     )
     statistics_by_kind: bool = setting(
-        "Fit the extractor by kind of layer too, for layers that no training network has: zoos of mixed "
-        "architectures.",
+        "Also fit the extractor by kind of layer, for layers that no training network has (mixed zoos).",
         default=False,
     )
 
@@ -99,8 +98,8 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     gradient_accumulation_steps: int = setting("Number of forward passes per optimizer step.", default=1)
     learning_rate: float = setting("Peak learning rate of the one-cycle schedule.", default=1e-3)
     weight_decay: float = setting("Decoupled weight decay of AdamW.", default=3e-9)
-    warmup_share: float = setting("Share of the steps in which the learning rate rises, in (0, 1).", default=0.3)
-    max_grad_norm: float = setting("Gradients are scaled down to this norm; 0 leaves them alone.", default=1.0)
+    warmup_share: float = setting("Share of the steps for warm-up of the learning rate, in (0, 1).", default=0.3)
+    max_grad_norm: float = setting("Largest gradient norm, for clipping; 0 disables clipping.", default=1.0)
     mixed_precision: Literal["no", "bf16"] = setting(
         "Precision of matrix products; bf16 is faster on GPUs and, for wide models, on CPUs with AMX.", default="no"
     )
@@ -108,12 +107,12 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         "Recompute activations in the backward pass to save memory.", default=False
     )
     initial_tokens: int = setting(
-        "Training tokens whose principal subspace the linear path starts from when latent_dim < token_dim; 0: skip.",
+        "Number of training tokens for the principal components of the linear path if latent_dim < token_dim; 0: off.",
         default=20_000,
     )
 
     behavior_weight: float = setting(
-        "Share of the behavioural loss, in [0, 1]: outputs of original and reconstructed networks on images. "
+        "Share of the behavioural loss, in [0, 1], which compares outputs of original and reconstructed networks. "
         "Needs windows that cover whole models.",
         default=0.0,
     )
@@ -128,7 +127,7 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     )
 
     supervised_weight: float = setting(
-        "Weight of a loss that predicts properties of a network from the mean latent of a window; 0 for none.",
+        "Weight of a loss that predicts properties of a network from the mean latent of a window; 0 disables it.",
         default=0.0,
     )
     supervised_properties: list[str] = setting(
@@ -136,7 +135,7 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     )
 
     eval_every_epochs: int = setting(
-        "Number of epochs between evaluations on the validation split; 0 for one at the end only.", default=5
+        "Number of epochs between evaluations on the validation split; 0 evaluates at the end only.", default=5
     )
     eval_models: int = setting("Number of validation networks per evaluation, evenly spaced.", default=200)
     halo_size: int = setting("Context tokens on each side of a window in evaluation.", default=0)
@@ -146,13 +145,13 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         default=1.0,
     )
     checkpoint_every_steps: int = setting(
-        "Number of optimizer steps between checkpoints, instead of minutes; the newest are kept. 0 to count minutes.",
+        "Number of optimizer steps between checkpoints, instead of minutes; the newest are kept. 0 uses minutes.",
         default=0,
     )
     keep_checkpoints: int = setting("Number of checkpoints to keep; older ones are removed.", default=2)
     resume: bool = setting("Continue from the newest checkpoint in the run folder, if there is one.", default=False)
     log_every_steps: int = setting("Number of optimizer steps between logged losses.", default=10)
-    log_with: Literal["tensorboard", "none"] = setting("Where losses are logged.", default="tensorboard")
+    log_with: Literal["tensorboard", "none"] = setting("Logger of the losses.", default="tensorboard")
     progress_bar: bool = setting("Show a progress bar.", default=True)
 
     def __post_init__(self) -> None:
@@ -161,7 +160,7 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         self.model = self.model or {}
 
     def validate_counts(self) -> None:
-        """Counts are counts."""
+        """Check that counts are in range."""
         for name in ("num_epochs", "gradient_accumulation_steps", "eval_models"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -184,7 +183,7 @@ class PretrainSettings(WindowSettings, ModuleSettings):
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}; leave it out to count epochs")
 
     def validate_ranges(self) -> None:
-        """Rates and shares lie where they have a meaning."""
+        """Check that rates and shares are in range."""
         for name in ("weight_decay", "max_grad_norm", "supervised_weight", "checkpoint_every_minutes"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -198,7 +197,7 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         check_numbers(self)
 
     def validate_choices(self) -> None:
-        """Choices that depend on each other fit."""
+        """Check that dependent choices are consistent."""
         if not self.zoo:
             raise ValueError("zoo is empty: name at least one zoo folder or Hub dataset id")
         if self.second_network != "same" and self.streaming:
@@ -232,26 +231,26 @@ class PretrainSettings(WindowSettings, ModuleSettings):
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """`model`, which is a dictionary once the arguments exist."""
+        """`model` as a dictionary."""
         return self.model if isinstance(self.model, dict) else {}
 
     @property
     def base_model(self) -> str | None:
-        """Hub id of the base of a LoRA adapter; `None` when it is not known."""
+        """Hub id of the base model of a LoRA adapter; `None` if unknown."""
         return self.lora_base or hub_id(self.pretrained)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as JSON can hold them."""
+        """All fields in a form that JSON supports."""
         return as_arguments(self)
 
     def check_continues(self, other: dict[str, Any]) -> None:
-        """Refuse to resume a run that was started with other settings.
+        """Raise an error if a run would be resumed with other settings.
 
         Args:
-            other: [`to_dict`] of the run that left the checkpoint.
+            other: Settings of the interrupted run, from [`to_dict`].
 
         Raises:
-            ValueError: If a setting differs that changes the result.
+            ValueError: If a setting that affects the result differs.
         """
         mine = self.to_dict()
         changed = sorted(k for k in mine.keys() | other.keys() if k not in RESUMABLE and mine.get(k) != other.get(k))

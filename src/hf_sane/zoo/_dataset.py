@@ -46,13 +46,13 @@ UNREADABLE = (datasets.exceptions.DatasetsError, pa.ArrowException)  # a damaged
 
 
 class ZooSplit:
-    """Networks of one split (or a selection of it), each at one epoch.
+    """Networks of one split, or a selection of them, each at one epoch.
 
     Args:
-        dataset: Rows with the columns of `hf_sane.zoo._records.FEATURES`, or a table that is already open.
-        facts: Of the zoo.
-        alignment: Of the zoo, if it was aligned.
-        rows: The selected rows, `[M]`; all if `None`.
+        dataset: Rows with the columns of `hf_sane.zoo._records.FEATURES`, or an open table of them.
+        facts: Facts about the zoo.
+        alignment: Alignment of the zoo, if it was aligned.
+        rows: Indices of the selected rows, `[M]`; if `None`, all.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ZooSplit:
         return self.column("run_id").tolist()
 
     def select(self, index: Sequence[int] | np.ndarray | slice) -> "ZooSplit":
-        """Some of these networks, in the order of `index` (positions, or a bool mask); nothing is copied."""
+        """Select networks by positions or a bool mask, in the order of `index`, without copying."""
         chosen = self.rows[index] if isinstance(index, slice) else self.rows[_positions(index)]
         return ZooSplit(self.table, self.facts, self.alignment, chosen)
 
@@ -92,7 +92,7 @@ class ZooSplit:
         """The networks at one epoch.
 
         Raises:
-            ValueError: If that epoch was not kept.
+            ValueError: If no network of that epoch was stored.
         """
         epochs = self.column("epoch")
         if not (epochs == epoch).any():
@@ -100,7 +100,7 @@ class ZooSplit:
         return self.select(np.flatnonzero(epochs == epoch))
 
     def final_epochs(self) -> "ZooSplit":
-        """Every run at its last epoch, in the order of first appearance."""
+        """The network of each run at its last epoch, in the order of first appearance."""
         last: dict[str, int] = {}
         epochs = self.column("epoch")
         for i, run_id in enumerate(self.run_ids):
@@ -109,7 +109,7 @@ class ZooSplit:
         return self.select(np.array(list(last.values()), dtype=np.int64))
 
     def layout(self, index: int) -> Layout:
-        """Layout of one network, its template filled in."""
+        """Layout of one network, with its template filled in."""
         layout = self.facts.parsed_layouts[self.table.column("layout")[self.rows[index]]]
         if not layout.template:
             return layout
@@ -124,7 +124,7 @@ class ZooSplit:
         return dataclasses.replace(layout, template=template)
 
     def tokens(self, index: int) -> Tensor:
-        """Raw tokens of one network, `[N, D]` float32: a view of the Arrow buffer. Read only: writing may crash."""
+        """Raw tokens of one network, `[N, D]` float32: a read-only view of the Arrow buffer."""
         row = int(self.rows[index])
         layout = self.facts.parsed_layouts[self.table.column("layout")[row]]
         return self.table.tokens(row).view(layout.num_tokens, layout.token_dim)
@@ -133,7 +133,7 @@ class ZooSplit:
         """Raw tokens of all networks, `[M, N, D]` float32; a copy.
 
         Raises:
-            ValueError: If there are none, or they have several layouts.
+            ValueError: If there are no networks, or they have several layouts.
         """
         self.require_one("layout")
         return torch.stack([self.tokens(i) for i in range(len(self))])
@@ -141,7 +141,7 @@ class ZooSplit:
     def config(self, index: int) -> ZooConfig | nn.Module:
         """Configuration of one network, with the activation, initialisation and dropout of its run.
 
-        Of an imported network it is a module of the architecture that was registered for its tensors.
+        For an imported network, this is a module of the architecture that was registered for its tensors.
 
         Raises:
             ValueError: If it was imported, and its architecture is not registered.
@@ -156,7 +156,7 @@ class ZooSplit:
         )
 
     def known_config(self, index: int) -> ZooConfig | None:
-        """What [`config`] gives, or `None` for an imported network of another family."""
+        """The configuration from [`config`], or `None` for an imported network of an unregistered architecture."""
         row = self.rows[index]
         config = self.facts.parsed_architectures[self.table.column("architecture")[row]]
         if config is None:
@@ -168,22 +168,22 @@ class ZooSplit:
         return with_settings(config, **known)
 
     def state_dict(self, index: int) -> StateDict:
-        """All tensors of one network, in their order and types; fresh memory."""
+        """All tensors of one network in their original order and dtypes, in new memory."""
         layout = self.layout(index)
         return layout.state_dict(self.tokens(index))
 
     def model(self, index: int) -> nn.Module:
-        """One network, ready to run (evaluation mode): a Transformers model, or a module that was registered."""
+        """One network in evaluation mode: a Transformers model, or an instance of a registered module."""
         config = self.config(index)
         model: nn.Module = build_model(config) if isinstance(config, ZooConfig) else copy.deepcopy(config)
         model.load_state_dict(self.state_dict(index))
         return model.eval()
 
     def layout_and_config(self) -> tuple[Layout, ZooConfig | nn.Module]:
-        """What all of these networks share: layout (its template that of the first) and architecture.
+        """Layout and architecture that all networks share; the template is that of the first network.
 
         Raises:
-            ValueError: If there are none, or they differ in layout, architecture or activation.
+            ValueError: If there are no networks, or they differ in layout, architecture or activation.
         """
         self.require_one("layout", "architecture")
         if self.known_config(0) is not None:
@@ -194,16 +194,16 @@ class ZooSplit:
         """All networks as one stack, to run or train them together.
 
         Raises:
-            ValueError: If there are none, or they differ in layout, architecture or activation.
+            ValueError: If there are no networks, or they differ in layout, architecture or activation.
         """
         _, config = self.layout_and_config()
         return StackedNetworks(config, self.stacked_tensors())
 
     def stacked_tensors(self) -> dict[str, Tensor]:
-        """All tensors of all networks, `{name: [M, *shape]}` in the order of the state dict; fresh memory.
+        """All tensors of all networks, `{name: [M, *shape]}` in the order of the state dict and in new memory.
 
         Raises:
-            ValueError: If there are none, or they have several layouts.
+            ValueError: If there are no networks, or they have several layouts.
         """
         tokens, layout = self.stacked_tokens(), self.layout(0)
         tensors = layout.tensors(tokens)
@@ -213,10 +213,10 @@ class ZooSplit:
         return layout.complete(tensors)
 
     def require_one(self, *columns: str) -> None:
-        """Refuse networks that differ in one of these columns.
+        """Raise an error if networks differ in one of these columns.
 
         Raises:
-            ValueError: If they do, or there are none.
+            ValueError: If they differ, or there are no networks.
         """
         for column in columns:
             if len(values := sorted(set(self.column(column).tolist()))) != 1:
@@ -225,7 +225,7 @@ class ZooSplit:
                 )
 
     def arrow_tables(self) -> Iterator[pa.Table]:
-        """The rows as Arrow tables of limited size, for writing."""
+        """Yield the rows as Arrow tables of limited size, for writing."""
         data = self.table.dataset.data.table
         size = max(1, min(MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES * max(1, len(self.table)) // max(1, data.nbytes)))
         for start in range(0, len(self), size):
@@ -237,7 +237,7 @@ class ZooSplit:
 
 
 def _check_rows(folder: Path, split: str, table: ZooTable, facts: ZooFacts) -> None:
-    """Refuse rows that the facts do not describe: unknown structures, or another number of scalars than theirs."""
+    """Raise an error for rows with an unknown structure, or another number of scalars than their structure."""
     for column, known in (("layout", facts.layouts), ("architecture", facts.architectures)):
         if unknown := set(table.column(column).tolist()) - known.keys():
             expected = f"a {column} that {FACTS_NAME} describes"
@@ -256,7 +256,7 @@ def _positions(index: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 class Splits(dict[str, ZooSplit]):
-    """Splits by name; an unknown name says which there are."""
+    """Splits by name; the error for an unknown name lists those that exist."""
 
     def __missing__(self, name: str) -> ZooSplit:
         raise KeyError(f"the zoo has no split {name!r}; it has {', '.join(self)}")
@@ -267,14 +267,14 @@ class Zoo:
     """A population of trained networks with known generating factors.
 
     Attributes:
-        splits: `"train"`, `"validation"`, `"test"`; no training run is in two of them.
-        facts: Layouts, architectures, how it was built, what was left out.
-        run_record: Command, commit, hardware of the build, if known.
+        splits: `"train"`, `"validation"`, `"test"`; each training run is in one split only.
+        facts: Layouts, architectures, build settings and excluded runs.
+        run_record: Command, commit and hardware of the build, if known.
         revision: Commit on the Hub that it was loaded from.
         source: Folder or repository that it was loaded from; `None` if it was made in this process.
 
     Raises:
-        ValueError: If there are no networks at all.
+        ValueError: If there are no networks.
     """
 
     splits: dict[str, ZooSplit]
@@ -297,7 +297,7 @@ class Zoo:
         return next((split.alignment for split in self.splits.values() if split.alignment is not None), None)
 
     def with_alignment(self, alignment: Alignment) -> "Zoo":
-        """The same zoo, aligned."""
+        """Return the zoo with an alignment."""
         splits = {
             name: ZooSplit(split.table, self.facts, alignment, split.rows) for name, split in self.splits.items()
         }
@@ -315,20 +315,20 @@ class Zoo:
         """Open a zoo from a folder or the Hub.
 
         Parquet is decoded once into Arrow files, which are then memory-mapped: opening is instant from the second time
-        on, and memory holds only what is read. For a folder the Arrow files go to its own `.cache` (delete the folder
-        and they are gone); for the Hub, or a folder that cannot be written to, to the cache of `datasets`.
+        on, and only data that is read uses memory. The Arrow files of a folder are stored in its `.cache`; those of a
+        Hub dataset or a read-only folder are stored in the cache of `datasets`.
 
         Args:
             source: Folder, or repo id of a dataset, `owner/name` or `owner/name@revision`.
-            config: Which zoo, if the folder holds several.
+            config: Name of the zoo, if the folder holds several.
             revision: Branch, tag or commit on the Hub.
-            cache_dir: Where the Arrow files go instead.
+            cache_dir: Another folder for the Arrow files.
 
         Raises:
             FileNotFoundError: If the folder holds no zoo, or its parquet files are missing.
-            InvalidFileError: If files are damaged, or do not fit each other.
-            ValueError: If `config` is unknown, or missing where there are several.
-            InvalidFileError: If the zoo is not finished, or lost or changed files since it was.
+            InvalidFileError: If files are damaged or inconsistent.
+            ValueError: If `config` is unknown, or missing although there are several zoos.
+            InvalidFileError: If the zoo is not finished, or files were removed or changed afterwards.
         """
         place = find_source(source, revision=revision, repo_type="dataset")
         folder = place if isinstance(place, Path) else fetch_facts(place)
@@ -350,20 +350,20 @@ class Zoo:
         return dataclasses.replace(zoo, source=str(source))
 
     def save(self, folder: str | Path, config: str = DEFAULT_CONFIG, *, replace: bool = False) -> Path:
-        """Write the zoo: parquet files, `zoo.json`, alignment and dataset card, beside other zoos in the same folder.
+        """Write parquet files, `zoo.json`, alignment and dataset card; the folder may hold other zoos.
 
-        A card that its owner has edited is left as it is, with a warning.
+        A card that was edited by hand is not changed; a warning is issued.
 
         Args:
-            folder: Made if missing.
-            config: Name under which `load_dataset(folder, config)` finds it.
-            replace: Take the place of a finished zoo of that name that nobody has changed.
+            folder: Output folder; created if missing.
+            config: Name of the zoo for `load_dataset(folder, config)`.
+            replace: Replace a finished zoo of that name, if its files are unchanged.
 
         Returns:
             `folder`.
 
         Raises:
-            FileExistsError: If the folder holds something else, or a zoo of that name.
+            FileExistsError: If the folder holds something else, or a zoo of that name that must not be replaced.
         """
         with writing_zoo(folder, config, replace=replace) as writer:
             stage = writer.begin()
@@ -379,13 +379,13 @@ class Zoo:
     def push_to_hub(
         self, repo_id: str, *, config_name: str = DEFAULT_CONFIG, private: bool | None = None, token: str | None = None
     ) -> str:
-        """Upload the zoo to a dataset repository, beside other zoos in it.
+        """Upload the zoo to a dataset repository, which may hold other zoos.
 
         Args:
-            repo_id: `user/name`; made if missing.
+            repo_id: `user/name`; created if missing.
             config_name: Name of this zoo in the repository.
-            private: Whether a new repository is private; the account's default if `None`.
-            token: Access token; the stored one if `None`.
+            private: Whether a new repository is private; if `None`, the account's default.
+            token: Access token; if `None`, the stored one.
 
         Returns:
             URL of the commit.
@@ -416,14 +416,14 @@ def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revi
     """Open the data folder of a zoo whose facts are known.
 
     Args:
-        data: Holds parquet files and, if there is one, the alignment.
-        facts: Of the zoo.
-        cache_dir: Where the Arrow files go; the cache of `datasets` if `None`.
+        data: Folder with the parquet files and, if there is one, the alignment.
+        facts: Facts about the zoo.
+        cache_dir: Folder for the Arrow files; if `None`, the cache of `datasets`.
         revision: Commit on the Hub that the folder is a copy of.
 
     Raises:
-        FileNotFoundError: If a split has no parquet file although it has networks.
-        InvalidFileError: If files are damaged, or do not fit the facts.
+        FileNotFoundError: If a split with networks has no parquet file.
+        InvalidFileError: If files are damaged or contradict the facts.
     """
     files = {split: sorted(map(str, data.glob(f"{split}-*.parquet"))) for split in SPLITS}
     empty = [split for split in SPLITS if not files[split] and facts.count(split) == 0]
@@ -459,7 +459,7 @@ def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revi
 
 @contextmanager
 def _room_for_copies(cache_dir: str | Path | None) -> Iterator[None]:
-    """Say that the disk is full where `datasets` says that the files cannot be read."""
+    """Report a full disk, for which `datasets` reports unreadable files."""
     try:
         yield
     except DatasetGenerationError as error:
@@ -475,10 +475,10 @@ def _room_for_copies(cache_dir: str | Path | None) -> Iterator[None]:
 
 
 def choose_config(config: str | None, known: list[str], source: str) -> str:
-    """The zoo that is meant: the one named, the only one, or the default one.
+    """Choose the named zoo, the only zoo, or the default one.
 
     Raises:
-        ValueError: If that does not say which.
+        ValueError: If the choice is ambiguous.
     """
     if config is None and len(known) == 1:
         return known[0]

@@ -1,4 +1,4 @@
-"""Permutation symmetries of any model: export, type the axes, verify."""
+"""Find the permutation symmetries of any model: export it, type the axes, verify the result."""
 
 import copy
 
@@ -19,29 +19,30 @@ def trace_permutations(model: nn.Module, example_inputs: ExampleInputs) -> Permu
 
     The model is exported (`torch.export`) and the axes of everything it computes are typed: an axis is a sum
     (concatenation) of products (reshaping) of atoms. Operations say which axes must be reordered alike (the channels
-    of a residual stream), which are cut or flattened, and which have a fixed order (inputs, outputs, kernel places,
-    table rows). What stays free is a symmetry: channels and neurons, whole heads and groups, and inside each head or
-    group its dimensions where the model allows it. An operation that is not known fixes everything it touches, and the
-    spec says so in `fixed`. At last the spec is proven by running the model in float64.
+    of a residual stream), which are split or flattened, and which have a fixed order (inputs, outputs, kernel
+    positions, table rows). Axes that remain free are symmetries: channels and neurons, whole heads and groups, and
+    inside each head or group its dimensions where the model allows it. An unknown operation fixes all axes of its
+    inputs and outputs, and the spec lists it in `fixed`. Finally, the spec is verified by running the model in
+    float64.
 
-    Permutations only, found from the structure of the graph: symmetries that hold for particular weights, and
-    scalings, are not looked for. Of attention with rotary embeddings the dimensions of queries and keys stay. Axes of
+    Only permutations that follow from the structure of the graph are found, not scalings or symmetries of particular
+    weights. In attention with rotary embeddings, the dimensions of queries and keys are fixed. Axes of
     different tensors may be permuted differently per group only along one dimension of a tensor, so that channels
     inside the groups of a grouped convolution move alike in all groups where the weight holds groups and channels in
     two dimensions.
 
     Args:
-        model: On the CPU, in any mode and dtype; it is not changed.
-        example_inputs: What it is called with: a tensor, a tuple of arguments or a mapping of keyword arguments,
-            holding at least two different examples. Shapes may differ later.
+        model: Model on the CPU, in any mode and dtype; it is not changed.
+        example_inputs: Inputs of the model: a tensor, a tuple of arguments or a mapping of keyword arguments, with at
+            least two different examples. Shapes may differ later.
 
     Returns:
-        The verified spec; its tensors are those of the state dict. Buffers are `unmatched`.
+        The verified spec for the tensors of the state dict. Buffers are `unmatched`.
 
     Raises:
-        TypeError: If the inputs or the outputs are none of the above.
-        ValueError: If the model cannot be exported, nothing is free, or running it with permuted weights changes its
-            outputs.
+        TypeError: If the inputs or outputs have another type.
+        ValueError: If the model cannot be exported, has no symmetry, or its outputs change when its weights are
+            permuted.
     """
     inputs = Inputs.of(example_inputs)
     network = exportable(copy.deepcopy(model).double().eval())

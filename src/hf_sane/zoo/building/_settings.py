@@ -1,4 +1,4 @@
-"""Settings of a zoo, two recipes, and the plan of training runs that follows from them."""
+"""Settings of a zoo, two recipes, and the resulting plan of training runs."""
 
 import inspect
 from collections.abc import Sequence
@@ -25,78 +25,76 @@ SPLIT_STREAM = 2**32  # beyond every run number: the seed of the split
 @strict
 @dataclass(kw_only=True)
 class ZooSettings:
-    """Settings of one zoo. The text beside each field is its documentation and its `--help`.
+    """Settings of one zoo. The text next to each field is its documentation and its help text.
 
-    A hyper-parameter with two values is drawn anew for every run between them; with one value it is fixed. See
-    [`seed_zoo`] and [`hyperparameter_zoo`] for two useful sets.
+    A hyper-parameter with one value is fixed; one with two values is drawn between them for each run. See
+    [`seed_zoo`] and [`hyperparameter_zoo`] for two recipes.
 
     Raises:
-        TypeError: For an unknown field.
-        StrictDataclassFieldValidationError: For a value of the wrong type or an unknown choice.
-        StrictDataclassClassValidationError: For a value out of range.
+        TypeError: If a field is unknown.
+        StrictDataclassFieldValidationError: If a value has the wrong type or is not among the choices.
+        StrictDataclassClassValidationError: If a value is out of range.
     """
 
-    name: str | None = setting("Name of the zoo on its card; by default that of the images.", default=None)
+    name: str | None = setting("Name of the zoo on its card; by default the name of the images.", default=None)
     images: str = setting(f"Images to train on: {IMAGE_KINDS}.", default="digits")
-    train_limit: int | None = setting("Training images used at most.", default=None, least=1)
-    validation_limit: int | None = setting("Validation images used at most.", default=None, least=1)
-    test_limit: int | None = setting("Test images used at most.", default=None, least=1)
-    image_size: int | None = setting("Resize the images to so many pixels.", default=None, least=1)
+    train_limit: int | None = setting("Largest number of training images.", default=None, least=1)
+    validation_limit: int | None = setting("Largest number of validation images.", default=None, least=1)
+    test_limit: int | None = setting("Largest number of test images.", default=None, least=1)
+    image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
     architecture: str = setting(f"Architecture of the networks: {', '.join(presets.PRESETS)}.", default="cnn_digits")
     architecture_settings: dict[str, Any] | str | None = setting(
         "Further settings of the preset: a JSON object, or the path of a JSON file.", default=None
     )
 
-    num_models: int = setting("Training runs.", default=128)
-    epochs: int = setting("Passes over the training images.", default=50)
+    num_models: int = setting("Number of training runs.", default=128)
+    epochs: int = setting("Number of passes over the training images.", default=50)
     keep_epochs: list[int] | None = setting(
         f"Epochs whose networks are kept; by default those of {', '.join(map(str, USUAL_EPOCHS))} that are reached.",
         default=None,
     )
-    batch_size: int = setting("Images per network and update.", default=32)
-    momentum: float = setting("Momentum of SGD.", default=0.9)
+    batch_size: int = setting("Batch size per network.", default=32)
+    momentum: float = setting("SGD momentum.", default=0.9)
     schedule: Literal["constant", "one_cycle"] = setting("Schedule of the learning rate.", default="constant")
     initializations: list[str] = setting("Initialisation schemes to draw from.", factory=lambda: ["kaiming_uniform"])
-    activations: list[str] = setting("Activations to draw from; by default that of the architecture.", factory=list)
+    activations: list[str] = setting(
+        "Activations to draw from; by default the activation of the architecture.", factory=list
+    )
     optimizers: list[str] = setting("Optimisers to draw from: adam, sgd.", factory=lambda: ["adam"])
     learning_rate: list[float] = setting(
-        "Learning rate, or two bounds to draw it between (log-uniform).", factory=lambda: [1e-3]
+        "Learning rate, or two bounds for a log-uniform draw.", factory=lambda: [1e-3]
     )
     sgd_factor: float = setting(
         "Factor on the learning rate of SGD, since rates that suit Adam are too small for it.", default=1.0
     )
-    weight_decay: list[float] = setting(
-        "Weight decay, or two bounds to draw it between (log-uniform).", factory=lambda: [0.0]
-    )
-    dropout: list[float] = setting("Dropout, or two bounds to draw it between.", factory=lambda: [0.0])
+    weight_decay: list[float] = setting("Weight decay, or two bounds for a log-uniform draw.", factory=lambda: [0.0])
+    dropout: list[float] = setting("Dropout, or two bounds for a uniform draw.", factory=lambda: [0.0])
     data_fraction: list[float] = setting(
         "Share of the training images that a network sees, or two bounds to draw it between.", factory=lambda: [1.0]
     )
 
     max_abs_weight: float = setting(
-        "Networks with a larger parameter at any kept epoch are left out as exploded.", default=5.0
+        "Leave out networks with a larger parameter at any kept epoch as diverged.", default=5.0
     )
-    include_excluded: bool = setting(
-        "Keep networks that exploded or are not finite; they are listed in any case.", default=False
-    )
+    include_excluded: bool = setting("Keep diverged networks; they are listed in any case.", default=False)
     token_dim: int | None = setting(
         "Scalars per token; by default the length of the longest row of the network.", default=None, least=1
     )
-    token_layout: str = setting("How weights are cut into tokens: rowwise or dense.", default="rowwise")
+    token_layout: str = setting("How weights are arranged in tokens: rowwise or dense.", default="rowwise")
     batch_norm: Literal["tokens", "template"] = setting(
-        "Whether BatchNorm tensors become tokens or are stored beside them.", default="tokens"
+        "Whether BatchNorm tensors become tokens or are stored unchanged.", default="tokens"
     )
     split_shares: list[float] = setting(
-        "Shares of the runs for train, validation and test.", factory=lambda: [0.7, 0.15, 0.15]
+        "Shares of the runs in the train, validation and test splits.", factory=lambda: [0.7, 0.15, 0.15]
     )
     group_size: int = setting(
         "Networks trained together; what is finished survives an interruption, and the rest is kept once a minute.",
         default=128,
     )
     train_evaluation_limit: int | None = setting(
-        "Measure training accuracy on so many images at most.", default=None, least=1
+        "Largest number of images for measuring training accuracy.", default=None, least=1
     )
-    license: str | None = setting("Licence of the zoo, stated on its card.", default=None)
+    license: str | None = setting("Licence of the zoo, for its card.", default=None)
     seed: int = setting("Random seed.", default=0)
     progress_bar: bool = setting("Show a progress bar.", default=True)
 
@@ -108,7 +106,7 @@ class ZooSettings:
         self.keep_epochs = sorted(set(self.keep_epochs))
 
     def validate_counts(self) -> None:
-        """Counts are counts."""
+        """Check that counts are in range."""
         for name in ("num_models", "batch_size", "group_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -120,7 +118,7 @@ class ZooSettings:
             raise ValueError("keep_epochs is empty: keep one epoch at least, or leave it out")
 
     def validate_ranges(self) -> None:
-        """One value or two bounds, within what makes sense."""
+        """Check that values and bounds are in range."""
         bounds = {"learning_rate": (0, 1e3), "weight_decay": (0, 1e3), "dropout": (0, 1), "data_fraction": (0, 1)}
         for name, (low, high) in bounds.items():
             values = getattr(self, name)
@@ -143,7 +141,7 @@ class ZooSettings:
         check_numbers(self, unlimited=["max_abs_weight"])
 
     def validate_choices(self) -> None:
-        """Something to choose from."""
+        """Check that lists of choices are not empty."""
         presets.find_preset(self.architecture)
         find_token_layout(self.token_layout)
         for name in ("initializations", "optimizers"):
@@ -156,14 +154,14 @@ class ZooSettings:
 
     @property
     def kept_epochs(self) -> list[int]:
-        """`keep_epochs`, which is a list once the arguments exist."""
+        """`keep_epochs` as a list."""
         return list(self.keep_epochs or ())
 
     def network_config(self, data: ImageData) -> ZooConfig:
         """Configuration of the networks for these images.
 
         Raises:
-            ValueError: If a hyper-parameter is varied that the architecture does not have.
+            ValueError: If the architecture does not have a hyper-parameter that is varied.
         """
         settings = self.architecture_settings if isinstance(self.architecture_settings, dict) else {}
         shape = {"num_channels": data.num_channels, "num_labels": data.num_classes}
@@ -180,11 +178,11 @@ class ZooSettings:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields of this class, as JSON can hold them."""
+        """All fields of this class in a form that JSON supports."""
         return as_arguments(self, ZooSettings)
 
 
-# Defaults of two kinds of zoo: homogeneous and made for sampling; wide in accuracy and made for probing.
+# Defaults of two kinds of zoo: homogeneous, for sampling; and with a wide range of accuracies, for probing.
 RECIPES: dict[str | None, dict[str, Any]] = {
     "seed": {"learning_rate": [3e-3], "weight_decay": [1e-4]},
     "hyperparameter": {
@@ -200,7 +198,7 @@ RECIPES: dict[str | None, dict[str, Any]] = {
 
 
 def seed_zoo(**settings: Any) -> ZooSettings:
-    """A zoo of networks that differ in their seed only: homogeneous, made for sampling.
+    """Settings of a homogeneous zoo for sampling, whose networks differ only in their seed.
 
     `settings` are fields of [`ZooSettings`]; by default Adam at 3e-3 with a little weight decay.
     """
@@ -208,17 +206,18 @@ def seed_zoo(**settings: Any) -> ZooSettings:
 
 
 def hyperparameter_zoo(**settings: Any) -> ZooSettings:
-    """A zoo of networks that differ in everything: wide in accuracy, made for probing.
+    """Settings of a zoo for probing, whose networks differ in all hyper-parameters and widely in accuracy.
 
-    Random per run: one of four initialisations, Adam or SGD, learning rate over a decade (five times that for SGD),
-    weight decay 1e-4 to 1e-2, dropout up to 0.2, 25 to 100 % of the data. `settings` are fields of [`ZooSettings`].
+    Drawn for each run: one of four initialisations, Adam or SGD, learning rate over a decade (five times that for
+    SGD), weight decay 1e-4 to 1e-2, dropout up to 0.2, 25 to 100 % of the data. `settings` are fields of
+    [`ZooSettings`].
     """
     return ZooSettings(**{**RECIPES["hyperparameter"], **settings})
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What one training run will do."""
+    """Plan of one training run."""
 
     run_id: str
     seed: int
@@ -232,7 +231,7 @@ class RunPlan:
 
 
 def plan_runs(arguments: ZooSettings, config: ZooConfig) -> list[RunPlan]:
-    """Draw the hyper-parameters of every run; run `i` depends on the seed and `i` alone, not on how many there are."""
+    """Draw the hyper-parameters of every run; run `i` depends only on the seed and `i`, not on the number of runs."""
     activations = arguments.activations or [getattr(config, "activation", "relu")]
     plans = []
     for i in range(arguments.num_models):
@@ -246,7 +245,7 @@ def plan_runs(arguments: ZooSettings, config: ZooConfig) -> list[RunPlan]:
             share = float(generator.random())
             return float(low * (high / low) ** share if log and low > 0 else low + share * (high - low))
 
-        # In this order: what a run draws must not change.
+        # The order must not change, because it determines the random draws of a run.
         seed = int(generator.integers(2**31))
         initialization, activation = pick(arguments.initializations), pick(activations)
         optimizer = pick(arguments.optimizers)
@@ -268,7 +267,7 @@ def plan_runs(arguments: ZooSettings, config: ZooConfig) -> list[RunPlan]:
 
 
 def split_runs(run_ids: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, list[str]]:
-    """Deal runs out to train, validation and test at random; at least one to each split of a positive share.
+    """Assign runs to train, validation and test at random, at least one to each split with a positive share.
 
     Raises:
         ValueError: If there are fewer runs than splits.

@@ -1,4 +1,4 @@
-"""What to import, and under which conditions."""
+"""Settings of an import."""
 
 import re
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ TOKEN_SETTINGS = ("token_dim", "token_layout", "batch_norm")
 @strict
 @dataclass(kw_only=True)
 class ImportSettings:
-    """Which networks make a zoo, from the Hub or a folder.
+    """Settings that select networks on the Hub or in a folder for a zoo.
 
     Raises:
-        TypeError: For an unknown field.
-        StrictDataclassFieldValidationError: For a value of the wrong type or an unknown choice.
-        StrictDataclassClassValidationError: For a value out of range, or nothing to import from.
+        TypeError: If a field is unknown.
+        StrictDataclassFieldValidationError: If a value has the wrong type or is not among the choices.
+        StrictDataclassClassValidationError: If a value is out of range, or no source is given.
     """
 
     repos: list[str] = setting(
@@ -39,7 +39,7 @@ class ImportSettings:
     filter: list[str] = setting(
         "Take models on the Hub that carry all of these tags, such as image-classification.", factory=list
     )
-    search: str | None = setting("Take models on the Hub with these letters in their name.", default=None)
+    search: str | None = setting("Take models on the Hub whose names contain this text.", default=None)
     limit: int = setting(
         "Largest number of models from --author, --filter and --search together; the most downloaded come first.",
         default=100,
@@ -57,13 +57,13 @@ class ImportSettings:
         split=False,
     )
     allow_pickle: bool = setting(
-        "Open files of torch.save (with weights_only) where there is no safetensors.", default=False
+        "Read files of torch.save (with weights_only) where there is no safetensors file.", default=False
     )
     subfolder: str | None = setting(
         "Folder with the weights, in every repository; below --folder, every folder of that name.", default=None
     )
-    variant: str | None = setting("Which precision: fp16 takes model.fp16.safetensors.", default=None)
-    key: str | None = setting("Which state dict of a training checkpoint, such as model_ema.", default=None)
+    variant: str | None = setting("Variant of the weights: fp16 reads model.fp16.safetensors.", default=None)
+    key: str | None = setting("Name of the state dict in a training checkpoint, such as model_ema.", default=None)
     max_size: int | str = setting(
         "Largest network on disk, in bytes or as text such as 500MB; larger ones are not downloaded.", default="500MB"
     )
@@ -71,9 +71,9 @@ class ImportSettings:
         "Longest network in tokens; of longer ones only the header is downloaded.", default=None
     )
     token_dim: int = setting("Scalars per token.", default=289)
-    token_layout: str = setting("How weights become tokens: 'rowwise' or 'dense'.", default="rowwise")
+    token_layout: str = setting("How weights are arranged in tokens: 'rowwise' or 'dense'.", default="rowwise")
     batch_norm: BatchNormStorage = setting(
-        "Whether BatchNorm tensors become tokens or are carried along unchanged.", default="tokens"
+        "Whether BatchNorm tensors become tokens or are stored unchanged.", default="tokens"
     )
     properties: list[str | Path] = setting(
         "Table of what is known about the networks (accuracies, hyper-parameters, anything): CSV, JSON, JSON lines, "
@@ -100,9 +100,9 @@ class ImportSettings:
         default="repository",
     )
     split_shares: list[float | int] = setting(
-        "Shares of the groups for train, validation and test.", factory=lambda: [0.7, 0.15, 0.15]
+        "Shares of the groups in the train, validation and test splits.", factory=lambda: [0.7, 0.15, 0.15]
     )
-    seed: int = setting("Random seed of the split.", default=0)
+    seed: int = setting("Random seed for the splits.", default=0)
     name: str | None = setting("Name of the zoo on its card.", default=None)
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class ImportSettings:
             read_pattern(self.pattern)
 
     def validate_sources(self) -> None:
-        """There is something to import from."""
+        """Check that a source is given."""
         if not (self.repos or self.lists_models or self.folder):
             raise ValueError(
                 "nothing to import from: name repositories (repos), an author, filter or search on the Hub, or a "
@@ -130,7 +130,7 @@ class ImportSettings:
             raise ValueError(f"folder must be an existing folder, or a tar or zip archive, got {self.folder!r}")
 
     def validate_ranges(self) -> None:
-        """Counts and shares lie where they have a meaning."""
+        """Check that counts and shares are in range."""
         for name in ("limit", "max_size", "token_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -146,7 +146,7 @@ class ImportSettings:
 
     @property
     def lists_models(self) -> bool:
-        """Whether models are looked for on the Hub."""
+        """Whether models are searched for on the Hub."""
         return bool(self.author or self.filter or self.search)
 
     @property
@@ -156,11 +156,11 @@ class ImportSettings:
 
     @property
     def token_settings(self) -> dict[str, Any]:
-        """How networks become tokens."""
+        """Settings of the tokens."""
         return {name: getattr(self, name) for name in TOKEN_SETTINGS}
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields of this class, as JSON can hold them; of the folder its name only, since zoos are published."""
+        """All fields of this class in a form that JSON supports; of the folder only the name, for privacy."""
         found = as_arguments(self, ImportSettings)
         found["max_bytes"] = found.pop("max_size")
         for name in ("properties", "properties_key", "pattern"):  # zoos from before there were any say nothing
@@ -172,10 +172,10 @@ class ImportSettings:
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes of a size as people write it: `500MB`, `1.5 GiB`, `1000`.
+    """Parse a size in bytes: `500MB`, `1.5 GiB`, `1000`.
 
     Raises:
-        ValueError: If it is no size.
+        ValueError: If the text is not a size.
     """
     if isinstance(size, int):
         return size
