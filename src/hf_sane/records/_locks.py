@@ -59,6 +59,13 @@ def is_locked(folder: Path) -> bool:
     return folder.with_name(f".{folder.name}{LOCK}").exists()
 
 
+def remove_left_lock(folder: Path) -> None:
+    """Remove the lock of a process that was killed while it was removing it; a lock that is held stays."""
+    if is_locked(folder):
+        with suppress(OSError), folder_lock(folder):
+            pass  # its end removes the files
+
+
 def _this_process() -> dict[str, str | int]:
     command = redact_tokens(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])) if sys.argv else "python"
     started = datetime.now(UTC).isoformat(timespec="seconds")

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from hf_sane.records._documents import read_document
 from hf_sane.records._files import write_atomically
+from hf_sane.records._locks import remove_left_lock
 from hf_sane.records._outputs import (
     AGAIN,
     UNFINISHED,
@@ -52,7 +53,9 @@ class RunFolder:
         begun = self._read_settings()
         if self.is_finished:
             check_finished(self.model)
-            (self.path / UNFINISHED).unlink(missing_ok=True)  # left by a process that was killed at its very end
+            # Left by a process that was killed at its very end.
+            (self.path / UNFINISHED).unlink(missing_ok=True)
+            remove_left_lock(self.model)
         if begun is None:
             return
         checkpoints = list_checkpoints(self.checkpoints)

@@ -209,8 +209,8 @@ def writing_zoo(folder: str | Path, config: str, *, replace: bool = False) -> It
     check_config_name(config)
     writer = ZooWriter(absolute_folder(folder), config)
     with resumable_folder(folder, JOB, is_ours=is_zoo_folder, describe=writer.describe_rest):
-        writer.check_data(replace=replace)
         try:
+            writer.check_data(replace=replace)
             yield writer
         finally:
             writer.clear()
