@@ -149,10 +149,10 @@ def _facts(records: Sequence[dict[str, Any]], errors: Sequence[float], files: Se
 
 
 def _confusion(tasks: dict[str, Any], name: str, feature: str) -> str:
-    """Whose label is taken for whose."""
+    """Confusion matrix: true labels in rows, predicted labels in columns."""
     table = _seeds(tasks[name]["features"][feature])[0]["confusion"]
     rows = [[label, *(str(row.get(other, 0)) for other in table)] for label, row in table.items()]
-    return markdown_table([f"{FEATURES[feature].strip('*')}: is, taken for", *table], rows, numbers=True)
+    return markdown_table([f"{FEATURES[feature].strip('*')}: true class (rows)", *table], rows, numbers=True)
 
 
 def blocks(root: Path) -> dict[str, str]:

@@ -84,7 +84,7 @@ def zoos_block(folder: Path) -> str:
     return (
         f"{markdown_table(header, rows, numbers=True)}\n"
         "\n"
-        "*accuracy*: mean of the final test networks; *left out*: runs whose weights exploded, listed in the zoo; "
+        "*accuracy*: mean of the final test networks; *left out*: runs that diverged, which are listed in the zoo; "
         f"*minutes*: wall time on {hardware(folder)}, shared with other jobs."
     )
 
