@@ -1,4 +1,4 @@
-"""`python -m hf_sane`: the program `hf-sane`, where its script is not on the path."""
+"""Run the program `hf-sane` with `python -m hf_sane`, if its script is not on the path."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Tell Transformers' Auto classes and pipelines about SANE and the networks of zoos, without loading either.
+"""Registration of SANE and zoo networks with Transformers' Auto classes and pipelines, without importing either.
 
 `import hf_sane` calls [`register_auto_classes`], which must cost nothing: PyTorch and Transformers take seconds to
 load, and who imports this library may never ask an Auto class. So each module of Transformers that keeps a register

@@ -1,4 +1,4 @@
-"""What the spectra of weight matrices say about a network, without data."""
+"""Analysis of networks from the spectra of their weight matrices, without data."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""LoRA adapters for the analysis of spectra: the change `s B A` of each weight, not the factors."""
+"""LoRA adapters in the analysis of spectra: the weight changes `s B A` instead of the factors."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

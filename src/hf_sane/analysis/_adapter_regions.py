@@ -1,4 +1,4 @@
-"""LoRA adapters as points: compared by what they add to the weights, at any rank."""
+"""LoRA adapters as points, compared by their changes of the weights, at any rank."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""What SANE sees of a layer, to stand beside its spectrum."""
+"""The spread of a layer's latents, for comparison with its spectrum."""
 
 import torch
 
@@ -12,7 +12,7 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 def layer_embedding_spread(model: SANEModel, extractor: SANEFeatureExtractor, source: Source) -> dict[str, float]:
     """Standard deviation over the token latents of each layer (SANE, arXiv:2406.09997, section 4.2).
 
-    The paper draws this scalar over depth beside the metrics of spectra.
+    The paper draws this scalar over depth next to the metrics of spectra.
 
     Args:
         model: SANE autoencoder.

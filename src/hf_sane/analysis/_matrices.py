@@ -1,4 +1,4 @@
-"""Which matrices a network consists of: every tensor becomes matrices, or is skipped with a reason."""
+"""The matrices of a network: every tensor is converted to matrices or skipped with a reason."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

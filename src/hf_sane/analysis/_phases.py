@@ -1,4 +1,4 @@
-"""Which phase of training a spectrum resembles: a suggestion with its evidence, not a verdict."""
+"""The training phase that a spectrum suggests, with the evidence."""
 
 import math
 from collections.abc import Mapping

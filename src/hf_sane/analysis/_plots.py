@@ -1,4 +1,4 @@
-"""Pictures of spectra: densities with their fits, alpha over depth, through training, and against accuracy."""
+"""Plots of spectra: densities with their fits, alpha over depth, through training, and against accuracy."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Spectra over a zoo: through the training of one run, and against test accuracy over many."""
+"""Spectra in a zoo: over the training of one run, and against test accuracy over all runs."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

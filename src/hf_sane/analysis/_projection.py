@@ -1,4 +1,4 @@
-"""Points of any dimension as a picture."""
+"""Projection of points to two dimensions."""
 
 from importlib.util import find_spec
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Networks as points of weight space or latent space, and back."""
+"""Conversion between networks and points in weight space or latent space."""
 
 from collections.abc import Mapping
 

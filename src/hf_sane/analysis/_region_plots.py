@@ -1,4 +1,4 @@
-"""Pictures of regions: a map, and what points inside score."""
+"""Plots of regions: a map, and scores of points inside them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,7 +74,7 @@ def plot_maps(
 
 
 def plot_scores(scores: Mapping[str, RegionScores], path: Path, *, quantity: str = "accuracy") -> None:
-    """Draw what points on lines and in the hull of regions score, beside corners and networks outside.
+    """Plot scores of points on lines and in the hull of regions, with those of corners and networks outside.
 
     Args:
         scores: Region to its scores.

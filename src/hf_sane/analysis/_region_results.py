@@ -1,4 +1,4 @@
-"""What is found out about regions of weight space."""
+"""Results of the analysis of regions in weight space."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -58,7 +58,7 @@ class RegionAccuracy:
 
 @dataclass(frozen=True)
 class RegionScores:
-    """What lies inside a region, measured beside its corners and beside what lies outside.
+    """Scores of points inside a region, of its corners, and of networks outside.
 
     Attributes:
         corners: Scores of the networks of the region, `[m]`; higher is better.

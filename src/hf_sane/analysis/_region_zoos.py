@@ -1,4 +1,4 @@
-"""Labelled networks of one architecture out of zoos, to be mapped and run."""
+"""Labelled networks of one architecture from several zoos."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

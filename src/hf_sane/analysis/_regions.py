@@ -1,4 +1,4 @@
-"""Knowledge as regions in weight space: where networks of one data set or task lie, and what lies between them."""
+"""Knowledge as regions in weight space: the positions of networks of one data set or task, and points between them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,7 +262,7 @@ class RegionMap:
         num_points: int = 20,
         generator: torch.Generator | None = None,
     ) -> RegionScores:
-        """Measure points inside a region beside its corners and beside networks outside.
+        """Measure points inside a region, its corners, and networks outside.
 
         Args:
             level: Of `labels`.

@@ -1,4 +1,4 @@
-"""What an analysis of spectra found: one record per layer, one report per network."""
+"""Results of an analysis of spectra: one record per layer, one report per network."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Spectra of all weight matrices of a network: the bulk, what sticks out of it, and the tail."""
+"""Spectra of all weight matrices of a network: bulk, spikes and tail."""
 
 import math
 from collections.abc import Mapping
@@ -235,7 +235,7 @@ def _fit_bulk(
     *,
     is_partial: bool,
 ) -> MarchenkoPasturFit:
-    """Rows and columns that are all zero (dead units, unused embeddings) are no part of the random matrix."""
+    """Rows and columns that are all zero (dead units, unused embeddings) are not part of the random matrix."""
     alive = [int((matrices != 0).any(dim).any(0).sum()) for dim in (1, 2)]
     rows, columns = max(alive), min(alive)
     if is_partial:

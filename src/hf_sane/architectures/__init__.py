@@ -1,1 +1,1 @@
-"""The small networks zoos are made of; these files travel to the Hub as remote code."""
+"""The small networks in zoos; these files are uploaded to the Hub as remote code."""

@@ -1,4 +1,4 @@
-"""How the layers of zoo networks start."""
+"""Initialisation of the layers of zoo networks."""
 
 import math
 

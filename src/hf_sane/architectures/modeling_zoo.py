@@ -1,4 +1,4 @@
-"""Small convolutional and fully connected classifiers, and the common ground of all zoo networks."""
+"""Small convolutional and fully connected classifiers, and the base class of all zoo networks."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Named configurations of the literature, and the way from a configuration to a network."""
+"""Named configurations from the literature, and functions that build a network from a configuration."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -78,7 +78,7 @@ def build_model(config: ZooConfig) -> ZooPreTrainedModel:
 
 
 def register_remote_code() -> None:
-    """Make every later `save_pretrained` of a zoo network put its code beside the weights (`trust_remote_code`).
+    """Make every later `save_pretrained` of a zoo network put its code next to the weights (`trust_remote_code`).
 
     Process-wide and without a way back, because Transformers keeps it on the classes: call it in an export script, not
     in a library.

@@ -1,1 +1,1 @@
-"""Cards of models and zoos: one engine, a template for each kind, tables, and the escaping of all that they show."""
+"""Cards of models and zoos: one engine, a template for each kind, tables, and the escaping of their content."""

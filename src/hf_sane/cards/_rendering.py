@@ -1,4 +1,4 @@
-"""Cards out of templates: the one place where README.md of models and zoos gets its text.
+"""Rendering of the cards of models and zoos (README.md) from templates.
 
 A kind of card is a template in `templates/` and a function that collects its facts. Whatever a template shows is
 escaped, unless this library wrote it: see [`markdown_text`][hf_sane.records._escaping.markdown_text] and `Markup`. So

@@ -1,4 +1,4 @@
-"""Facts as Markdown tables, for cards: nested results become a few tables one can read, not a list of dotted names.
+"""Facts as Markdown tables, for cards: nested results become a few readable tables instead of a list of dotted names.
 
 Names and values are escaped: they may be words of strangers.
 """
@@ -68,7 +68,7 @@ def is_known(value: Any) -> bool:
 
 
 def _matrix(mapping: Mapping[str, Any]) -> str:
-    """A table of two levels of names; inner values that are no cells are left out, and so is a level without any."""
+    """A table of two levels of names; inner values that are not cells are left out, and so is a level without any."""
     columns = {
         name: {key: cell for key, cell in inner.items() if _is_cell(cell)}
         for name, inner in mapping.items()

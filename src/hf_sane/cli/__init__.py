@@ -1,1 +1,1 @@
-"""The command line `hf-sane`: one verb per job. Modules load PyTorch only inside the verbs, so that help is quick."""
+"""The command line `hf-sane`. Modules import PyTorch only inside the commands, so that help is fast."""

@@ -1,4 +1,4 @@
-"""The program `hf-sane`: its verbs, and how it fails."""
+"""The program `hf-sane`: its commands and its error handling."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The verbs of `hf-sane`: each is a door to a workflow, which is loaded when the verb is used."""
+"""The commands of `hf-sane`: each runs a workflow, which is imported when the command is used."""
 
 from collections.abc import Callable
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format: attached to named modules, saved without local paths, proven to load again.
+"""LoRA adapters in PEFT's format: attached to named modules, saved without local paths, and verified by loading them.
 
 `peft` (the `train` extra) is imported where it is used: nothing else in the library needs it.
 """
@@ -31,7 +31,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER = "adapter"  # the job of manifests
 
 
-# Fields that are used here, beside the numbers.
+# Fields that are used here, next to the numbers.
 FIELD_TYPES: dict[str, Any] = {
     "bias": Literal["none", "all", "lora_only"],
     "exclude_modules": str | list[str],
@@ -83,7 +83,7 @@ def match_modules(model: nn.Module, names: Sequence[str], *, excluded: Sequence[
 
 
 def attach_lora(model: nn.Module, config: "LoraConfig") -> "PeftModel":
-    """Freeze `model` and put low-rank maps beside its targets: `W x + (alpha / r) B A x`, `A` random, `B` zero.
+    """Freeze `model` and add low-rank maps to its targets: `W x + (alpha / r) B A x`, `A` random, `B` zero.
 
     Source: Hu et al., LoRA (arXiv:2106.09685), as PEFT has it. The model is changed in place.
     """
@@ -101,7 +101,7 @@ def adapter_tensors(model: "PeftModel") -> dict[str, Tensor]:
 
 
 def adapter_size(model: "PeftModel") -> dict[str, int | float]:
-    """How large an adapter is beside its base.
+    """Size of an adapter, compared with its base.
 
     Returns:
         `adapter_parameters`: scalars in the file of the adapter, trained copies and running statistics included;
@@ -223,7 +223,7 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If `folder` holds none.
-        InvalidFileError: If they are no JSON object, or a field that is used here cannot be right.
+        InvalidFileError: If they are not JSON objects, or a field that is used here cannot be right.
     """
     check_finished(folder)
     path = Path(folder) / ADAPTER_CONFIG

@@ -1,4 +1,4 @@
-"""Tensors to tokens and back: one strided pass per layer, batched over models, differentiable."""
+"""Conversion between tensors and tokens: one strided pass per layer, batched over models, differentiable."""
 
 from collections.abc import Mapping, Sequence
 

@@ -57,7 +57,7 @@ def sample_latents(
 
     Raises:
         ValueError: For anchors of another shape or dtype, `num_samples < 1`, an unknown mode or rule, a negative or
-            not finite bandwidth, or weights that are no distribution over the anchors.
+            not finite bandwidth, or weights that are not a distribution over the anchors.
     """
     _check_anchors(anchors)
     if num_samples < 1:

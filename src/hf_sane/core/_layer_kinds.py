@@ -1,4 +1,4 @@
-"""What a tensor of a network is for: guessed from its name and shape, or said by the module that owns it.
+"""The kind of each layer: inferred from names and shapes, or taken from the module that owns it.
 
 Layouts use names alone, so that a file and a module of one network give the same.
 """
@@ -35,7 +35,7 @@ def possible_kinds(name: str, shapes: Shapes) -> tuple[LayerKind, ...]:
 
     Args:
         name: Of the tensor.
-        shapes: All names of the network with their shapes: what stands beside a tensor says much about it.
+        shapes: All names of the network with their shapes: neighbours of a tensor help to classify it.
 
     Returns:
         The most likely kind first; more than one where name and shape leave a doubt.

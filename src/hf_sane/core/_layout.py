@@ -1,4 +1,4 @@
-"""Which scalar of which tensor sits where in a token sequence: the structure of a network, without its weights."""
+"""The layout of a network: the position of every scalar of every tensor in the token sequence, without the weights."""
 
 import hashlib
 import json
@@ -86,7 +86,7 @@ class Layout:
 
         Raises:
             ValueError: For an unknown choice, `token_dim < 1`, or no floating-point weights.
-            TypeError: For complex tensors or values that are no tensors.
+            TypeError: For complex tensors or values that are not tensors.
         """
         find_token_layout(token_layout)
         if token_dim < 1 or batch_norm not in ("tokens", "template"):

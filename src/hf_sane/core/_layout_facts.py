@@ -1,4 +1,4 @@
-"""What a network looks like as tokens: layers, kinds, token counts, padding and memory of a layout."""
+"""Description of a layout: layers, kinds, token counts, padding and memory."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def describe_layout(layout: Layout) -> dict[str, Any]:
     """Layers, kinds and totals of a layout, as JSON holds them.
 
     `token_bytes` is the memory of the tokens in float32; `encoding_bytes` adds the mask and the positions that go with
-    them: what `encode` takes, beside the weights themselves. `possible_kinds` has more than one entry where names and
+    them: what `encode` needs in addition to the weights. `possible_kinds` has more than one entry where names and
     shapes leave open what a layer is. Nothing here is as large as the network.
     """
     shapes = {spec.name: spec.shape for layer in layout.layers for spec in layer.tensors}

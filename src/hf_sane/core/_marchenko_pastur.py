@@ -1,4 +1,4 @@
-"""The Marchenko-Pastur law: what the eigenvalues of a matrix of independent entries look like, and what sticks out."""
+"""The Marchenko-Pastur law: the eigenvalues of a matrix of independent entries, and spikes beyond them."""
 
 import math
 from dataclasses import dataclass

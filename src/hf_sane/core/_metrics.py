@@ -54,7 +54,7 @@ def kendall_tau(predictions: np.ndarray, references: np.ndarray, *, without_orde
     Args:
         predictions: `[n]`.
         references: `[n]`, not all equal.
-        without_order: Result if one value is predicted for all, which is no order.
+        without_order: Result if one value is predicted for all, which is not an order.
 
     Raises:
         ValueError: If the references are all equal, or there are none.

@@ -1,4 +1,4 @@
-"""Orders that follow from the names of tensors alone, so that a file and a module of one network agree."""
+"""Orders that depend only on the names of tensors, so that a file and a module of one network agree."""
 
 import re
 from collections.abc import Mapping

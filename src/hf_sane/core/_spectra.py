@@ -1,4 +1,4 @@
-"""Singular values of weight matrices, exact and approximate, and what can be read off them or off their entries."""
+"""Singular values of weight matrices, exact and approximate, and metrics of them and of the entries."""
 
 from typing import Literal
 

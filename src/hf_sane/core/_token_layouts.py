@@ -1,4 +1,4 @@
-"""Token layouts: how the rows of a layer become tokens, and the indices that follow from it."""
+"""Token layouts: how the rows of a layer are arranged in tokens, and the resulting indices."""
 
 import math
 from collections.abc import Callable

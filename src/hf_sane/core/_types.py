@@ -1,4 +1,4 @@
-"""The two currencies of the library: a state dict, and the same network as a sequence of tokens."""
+"""The two representations of a network: a state dict, and a sequence of tokens."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The way to the Hugging Face Hub and back: Auto classes, model cards, publishing."""
+"""Publishing to and loading from the Hugging Face Hub, and model cards."""
 
 from typing import TYPE_CHECKING
 

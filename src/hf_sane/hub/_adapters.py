@@ -1,4 +1,4 @@
-"""Adapters that are ready for the Hub: weights, run record and card in one folder; `push.plan_push` takes it there."""
+"""Adapters that are ready for the Hub: weights, run record and card in one folder, which `plan_push` uploads."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Model cards from run records: what is known is written down, what is not known is left out.
+"""Model cards from run records; unknown facts are omitted.
 
 Each function collects the facts of one kind of card, whose words and code are a template in `hf_sane/cards/templates`.
 """
@@ -68,7 +68,7 @@ TASKS: tuple[tuple[str, str | None, str], ...] = (
 
 
 class CardOptions(TypedDict, total=False):
-    """What every model card can be told beside its facts.
+    """Options of every model card in addition to its facts.
 
     Attributes:
         source: Repo id or path that the code of the card loads from; by default the folder that the card is in.

@@ -1,4 +1,4 @@
-"""`transformers.pipeline("weight-feature-extraction")`: networks in, embeddings out."""
+"""`transformers.pipeline("weight-feature-extraction")`: embeddings of networks."""
 
 from collections.abc import Sequence
 from typing import Any, cast

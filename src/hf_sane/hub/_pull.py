@@ -1,4 +1,4 @@
-"""What comes from the Hub: listed, checked for size, names and pickles before the first file is fetched."""
+"""Downloads from the Hub: files are listed and checked for size, names and pickles before the first one is fetched."""
 
 import re
 import shutil
@@ -43,7 +43,7 @@ def find_repository(repo_id: str, *, revision: str | None = None, api: HfApi | N
         api: Client to use.
 
     Raises:
-        HFValidationError: If `repo_id` is none.
+        HFValidationError: If `repo_id` is not a valid repo id.
         RepositoryNotFoundError: If there is neither, or it is private and the token does not open it: the Hub's own
             error.
     """
@@ -166,7 +166,7 @@ def pull(
         `folder`.
 
     Raises:
-        HFValidationError: If `repo_id` is none.
+        HFValidationError: If `repo_id` is not a valid repo id.
         RepositoryNotFoundError: If there is no such repository.
         ValueError: If it is too large, or names files outside its folder.
         FileExistsError: If the folder holds something else, or files that were added or changed.

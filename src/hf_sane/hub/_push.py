@@ -1,4 +1,4 @@
-"""The kinds of artefacts that can be pushed: required files, how the card is completed, extra checks."""
+"""The kinds of artefacts that can be pushed: required files, completion of the card, further checks."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def plan_push(
         api: Client to use, for another endpoint or token.
 
     Raises:
-        HFValidationError: If `repo_id` is none.
+        HFValidationError: If `repo_id` is not a valid repo id.
         InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
         ValueError: If the folder lacks files, holds pickles or tokens, or an adapter names no base model on the Hub.
         FileNotFoundError: If the folder holds no zoo, or no network.
@@ -97,7 +97,7 @@ def push_generated(
         Address of the commit.
 
     Raises:
-        HFValidationError: If `repo_id` is none.
+        HFValidationError: If `repo_id` is not a valid repo id.
         FileNotFoundError: If the folder holds no network.
         ValueError: If a network lacks files, or holds pickles or tokens.
     """
@@ -204,7 +204,7 @@ def _plan_adapter(folder: Path, repo_id: str, api: HfApi) -> Upload:
 
 
 def _plan_zoo(folder: Path, repo_id: str, api: HfApi) -> Upload:
-    """All zoos of a folder, beside those that the repository holds; parquet files of their earlier versions go."""
+    """Add all zoos of a folder to those in the repository; parquet files of their earlier versions are removed."""
     mine = read_facts(folder)
     for config in mine:
         check_zoo(folder, config, all_digests=True)

@@ -1,4 +1,4 @@
-"""Soups as repositories: weights, card and run record, with every ingredient and its weight on the card.
+"""Soups as repositories: weights, run record, and a card that lists every ingredient with its weight.
 
 A soup in the folder that nobody has changed since is replaced. The run records hold what
 [`soup_card`][hf_sane.hub._cards.soup_card] asks for.

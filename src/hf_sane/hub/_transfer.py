@@ -1,4 +1,4 @@
-"""Uploads to the Hub: files are listed and checked before anything is sent; one commit holds them all."""
+"""Uploads to the Hub: files are listed and checked before anything is sent, and uploaded in one commit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One network out of several: averages along a training run (SWA), soups of checkpoints, soups of LoRA adapters."""
+"""Weight averages of networks: along a training run (SWA), soups of checkpoints, soups of LoRA adapters."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Soups of LoRA adapters: averages of what adapters do to the weights, not of the factors they are stored as."""
+"""Soups of LoRA adapters: averages of their weight changes, not of the stored factors."""
 
 import json
 import re
@@ -79,7 +79,7 @@ def open_adapters(
         base_model: Says what base all adapters are for, whatever their configurations call it.
 
     Raises:
-        FileNotFoundError: If a folder or repo is no adapter.
+        FileNotFoundError: If a folder or repo is not an adapter.
         ValueError: For fewer than two sources, another number of names, adapters of different bases or that replace
             different tensors of it, or an adapter that holds more than is understood, see `Adapter`.
     """

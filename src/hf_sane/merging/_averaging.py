@@ -1,4 +1,4 @@
-"""Weighted averages of checkpoints, tensor by tensor: memory for one tensor beside what is kept."""
+"""Weighted averages of checkpoints, with one tensor of each in memory at a time."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -145,7 +145,7 @@ def _converted(model: PreTrainedModel, state_dict: StateDict) -> tuple[StateDict
 
 
 def check_weights(ingredients: Sequence[object], weights: Sequence[float]) -> None:
-    """Refuse weights that are no shares of the ingredients, see [`average_tensors`]."""
+    """Refuse weights that are not shares of the ingredients, see [`average_tensors`]."""
     if len(weights) != len(ingredients):
         raise ValueError(f"expected one weight per ingredient, {len(ingredients)}, got {len(weights)}")
     if not all(0 <= weight < math.inf for weight in weights) or abs(sum(weights) - 1) > SUM_TOLERANCE:

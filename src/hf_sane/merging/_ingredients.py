@@ -1,4 +1,4 @@
-"""The checkpoints that a soup is made of: opened lazily, compared before anything is averaged, aligned on the fly."""
+"""The checkpoints of a soup: opened lazily, compared before averaging, and aligned on the fly."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Merge methods by name: which weights the ingredients of a soup get.
+"""Merge methods by name, which determine the weights of the ingredients of a soup.
 
 A method is a function with a decorator, in any module that is imported before the method is named:
 
@@ -68,7 +68,7 @@ register_merge_method("greedy", needs_score=True)(greedy_soup)
 def measured_soup(
     method: str, mixer: Mixer, scores: Mapping[str, ImageScore], *, metric: str
 ) -> tuple[Soup, dict[str, Any]]:
-    """Make a soup in the model of a mixer, and measure it beside its best ingredient.
+    """Make a soup in the model of a mixer; measure it and its best ingredient.
 
     Args:
         method: Name of a registered merge method.

@@ -1,4 +1,4 @@
-"""What soups are selected by: any classification metric on held-out images."""
+"""Scores for the selection of soups: any classification metric on held-out images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What model soups are made with: mixers that average ingredients, and a note of how a soup was made."""
+"""Model soups: mixers that average ingredients, and the description of a soup."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -159,7 +159,7 @@ class WeightAverager:
 
 @dataclass(frozen=True, slots=True)
 class SWAResult:
-    """Networks after SWA beside what they would be without.
+    """Networks after SWA, and the same networks without it.
 
     Attributes:
         averaged: `M` averages, batch-norm statistics re-estimated.

@@ -1,4 +1,4 @@
-"""Many networks of one architecture at once: stacked, trained, conditioned, tested on images."""
+"""Many networks of one architecture in a stack: training, batch-norm conditioning and evaluation on images."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Batch-norm conditioning: running statistics that fit sampled or averaged weights, re-estimated from data."""
+"""Batch-norm conditioning: running statistics for sampled or averaged weights, re-estimated from data."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

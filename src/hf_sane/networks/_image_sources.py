@@ -1,4 +1,4 @@
-"""Where images come from: arrays, folders of image files, datasets; only what is used is decoded."""
+"""Sources of images: arrays, folders of image files, datasets. Only selected images are decoded."""
 
 import errno
 import io

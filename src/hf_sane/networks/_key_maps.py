@@ -1,4 +1,4 @@
-"""Key maps of checkpoints that others released."""
+"""Key maps for published checkpoints."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Many networks of one architecture as stacked tensors: initialise, run and judge them together."""
+"""Many networks of one architecture as stacked tensors: initialise, run and evaluate them together."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Layers of many small networks at once, in the layout that keeps a CPU busy: models first, images last.
+"""Layers of many small networks at once, in a layout that is fast on CPUs: models first, images last.
 
 Activations are `[M, C, H, W, B]`. With the images innermost, unfolding, pooling and everything elementwise run over
 contiguous memory, and each convolution becomes a few matrix products per network. `torch.vmap` over `conv2d` turns

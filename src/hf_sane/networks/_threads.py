@@ -1,4 +1,4 @@
-"""Python threads that each run PyTorch operations alone: what keeps all cores busy where operations are small."""
+"""Python threads with single-threaded PyTorch operations, which use all cores when operations are small."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""What weights tell about a network: embeddings, linear probes, the baselines W and s(W), and metrics."""
+"""Prediction of properties from weights: embeddings, linear probes, the baselines W and s(W), and metrics."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Poolings of latents that come a few at a time: sums of each layer, and the latents of no more than one layer."""
+"""Poolings of latents that arrive in blocks: sums for each layer, and the latents of at most one layer."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args

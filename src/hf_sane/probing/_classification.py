@@ -1,4 +1,4 @@
-"""Labels and numbers read off few networks: every network is predicted by probes that saw neither it nor its group."""
+"""Prediction of labels and numbers from few networks: each network is predicted by probes fitted without its group."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Poolings by name: how the latents of a network's tokens become one vector.
+"""Poolings by name, which combine the latents of a network's tokens in one vector.
 
 A pooling is a function with a decorator, in any module that is imported before the pooling is named:
 

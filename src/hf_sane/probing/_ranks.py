@@ -1,4 +1,4 @@
-"""Properties as normal scores of their ranks, for probes that shall order networks."""
+"""Properties as normal scores of their ranks, for probes that rank networks."""
 
 from collections.abc import Mapping
 

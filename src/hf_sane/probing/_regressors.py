@@ -1,4 +1,4 @@
-"""Other ways from features to a property than a straight line: logit-linear maps and gradient-boosted trees."""
+"""Alternatives to linear probes: logit-linear maps and gradient-boosted trees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class LogitLinearProbe:
         penalties: Sequence[float] = PENALTIES,
         names: Sequence[str] = (),
     ) -> "LogitLinearProbe":
-        """Fit on training networks, choose the penalty on validation networks; arguments as of [`RidgeProbe.fit`].
+        """Fit on training networks, choose the penalty on validation networks; arguments as in [`RidgeProbe.fit`].
 
         Raises:
             ValueError: As for [`RidgeProbe.fit`], or if all training targets of a property are equal.

@@ -1,4 +1,4 @@
-"""Shape of each layer's weights: singular values and what they tell, and a finer distribution than s(W)."""
+"""Features of each layer's weights: metrics of singular values, and a finer distribution than s(W)."""
 
 from collections.abc import Iterator
 

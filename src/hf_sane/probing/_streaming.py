@@ -1,4 +1,4 @@
-"""Embeddings of networks that do not fit into memory: tokens come as a stream, latents are pooled as they are made."""
+"""Embeddings of networks that do not fit into memory: tokens are streamed, latents pooled on the fly."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Probes across zoos: fitted on the networks of one data set, asked about those of another."""
+"""Probes across zoos: fitted on the networks of one data set, evaluated on those of another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Features of every network of a zoo: embeddings, and the baselines beside them."""
+"""Features of every network of a zoo: embeddings and baselines."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -120,7 +120,7 @@ def zoo_features(
     spectral: bool = False,
     profile: bool = False,
 ) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """W, s(W) and embeddings of every split; arguments as of [`read_zoo_features`].
+    """W, s(W) and embeddings of every split; arguments as in [`read_zoo_features`].
 
     Returns:
         `{name: {split: [M, F]}}`, and the names of features that were left out because they have another length for
@@ -176,7 +176,7 @@ def embed_split(
     halo_size: int = 0,
     batch_size: int = 64,
 ) -> dict[str, Tensor]:
-    """Embed the networks of a split; arguments as of [`read_zoo_features`].
+    """Embed the networks of a split; arguments as in [`read_zoo_features`].
 
     Returns:
         `{pooling: [M, F]}`, in the order of the split.

@@ -1,4 +1,4 @@
-"""What runs leave on disk: complete files, outputs that are finished or absent, records of runs, and their errors."""
+"""Output on disk: complete files, output folders that are finished or absent, run records, and errors of reading."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The C library's memory allocator: tell it to keep large blocks, and say how much memory was used."""
+"""The C library's memory allocator: settings that keep large blocks, and the memory used."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""How often a long job saves where it stands."""
+"""Intervals at which a long job saves its progress."""
 
 import time
 from collections.abc import Iterator

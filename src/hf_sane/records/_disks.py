@@ -1,4 +1,4 @@
-"""Disks that are full, and files that may not be read or written, said in one sentence."""
+"""One-sentence errors for full disks and missing permissions."""
 
 import errno
 import os
@@ -40,7 +40,7 @@ def describe_os_error(error: OSError) -> str:
 
 
 def _is_beside(name: object, place: Path) -> bool:
-    """Whether a file is `place`, inside or above it, or one that we put beside it; so is one without a name."""
+    """Whether a file is `place`, inside or above it, or one that we put next to it; so is one without a name."""
     if not isinstance(name, str | bytes | os.PathLike):
         return True
     path = Path(os.path.abspath(os.fsdecode(name)))

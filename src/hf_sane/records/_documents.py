@@ -1,4 +1,4 @@
-"""JSON files that somebody else wrote, read value by value: every refusal names the file and the field."""
+"""Validated reading of JSON files; every error names the file and the field."""
 
 import json
 import math
@@ -148,7 +148,7 @@ def read_document(path: str | Path, *, expected: str, remedy: str = DOWNLOAD_AGA
 
     Raises:
         FileNotFoundError: If there is no such file.
-        InvalidFileError: If it is no JSON object, names a field twice, or holds text that is no Unicode.
+        InvalidFileError: If it is not a JSON object, names a field twice, or holds text that is not Unicode.
     """
     with reading(path, expected=expected, remedy=remedy):
         text = Path(path).read_text(encoding="utf-8")
@@ -180,7 +180,7 @@ def read_settings(text: str, option: str) -> dict[str, Any]:
         option: What messages call it.
 
     Raises:
-        FileNotFoundError: If it is no JSON object, and there is no such file.
+        FileNotFoundError: If it is not a JSON object, and there is no such file.
         InvalidFileError: If it is damaged.
     """
     if text.lstrip().startswith("{"):

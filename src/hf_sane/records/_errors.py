@@ -1,4 +1,4 @@
-"""The one error of everything that reads files."""
+"""The error of all readers of files."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -57,7 +57,7 @@ def did_you_mean(got: object, choices: Iterable[str]) -> str:
 
 
 # What Python, safetensors, NumPy and YAML raise for bytes that nobody foresaw. `OSError` is not among them: a disk
-# that cannot be read is no fault of the file. `MemoryError` is: a header may claim any size.
+# that cannot be read is not a fault of the file. `MemoryError` is: a header may claim any size.
 MALFORMED: tuple[type[Exception], ...] = (
     ValueError,
     TypeError,

@@ -1,4 +1,4 @@
-"""Text of others on its way into cards and pictures: one line of bounded length that can be read and does nothing.
+"""Escaping of untrusted text for cards and plots: one readable line of bounded length, without markup.
 
 For the terminal and for error messages, [`shorten`][hf_sane.records._errors.shorten] is enough: it leaves no control
 characters. YAML is written by a serializer, which quotes what needs it; there, too, `shorten` keeps values on one

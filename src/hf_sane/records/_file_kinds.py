@@ -1,4 +1,4 @@
-"""What a single file is, told by its content: a file of the same kind may be replaced, one of another kind never."""
+"""Kinds of files by content: an output file may replace a file of the same kind only."""
 
 import json
 from collections.abc import Callable

@@ -16,7 +16,7 @@ _PARTIAL_FILE = re.compile(r"\.(.+)\.(\d+)" + re.escape(PARTIAL))
 
 @contextmanager
 def write_atomically(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Write a file beside its final place and move it there when it is complete.
+    """Write a file next to its final place and move it there when it is complete.
 
     A reader, or a run that continues after a crash, sees the old content or the new one, never half of it. Missing
     parent folders are made. The file gets the permissions of any new file, whatever the writer gave it (safetensors:

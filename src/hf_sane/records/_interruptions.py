@@ -1,4 +1,4 @@
-"""What an interruption (Ctrl-C, SIGINT) left behind, told by whoever was writing, from what is on disk then."""
+"""Messages after an interruption (Ctrl-C, SIGINT), which describe what is on disk."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""One process at a time writes a folder; the other one is told who does."""
+"""Locks that let one process at a time write to a folder; the error of a second process names the first."""
 
 import json
 import os
@@ -26,8 +26,8 @@ class FolderInUseError(OSError):
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold an exclusive lock on `folder`, which need not exist; the system releases it when the process ends.
 
-    The lock is the file `.NAME.hf_sane-lock` beside the folder, gone when the work is done. Beside it, while the work
-    goes on, lies a line that says whose it is.
+    The lock is the file `.NAME.hf_sane-lock` next to the folder, which is removed when the work is done. Meanwhile, a
+    second file next to it names its owner.
 
     Raises:
         FolderInUseError: If another process has it, naming that process, its machine, start and command.
@@ -55,7 +55,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether there is a lock beside `folder`, held or left by a process that was killed."""
+    """Whether there is a lock next to `folder`, held or left by a process that was killed."""
     return folder.with_name(f".{folder.name}{LOCK}").exists()
 
 

@@ -1,6 +1,6 @@
-"""The one writer of output folders: whether it may write there, and whether what is there is finished.
+"""The writer of all output folders: checks whether it may write, and whether a folder is finished.
 
-Every verb, script and Python function that leaves a folder goes through [`output_folder`] (written beside and swapped
+Every verb, script and Python function that leaves a folder goes through [`output_folder`] (written next to and swapped
 in as a whole) or [`resumable_folder`] (written in place over a long time, with a note that it is unfinished). Both
 refuse a folder that is not theirs before any work is done, hold a lock against a second process, and end by writing a
 manifest of every file with its size and digest. [`check_finished`] is the other side: loaders and pushes ask it before
@@ -68,7 +68,7 @@ class Manifest:
 
     Attributes:
         job: What made the folder, such as `"sample"`; only the same job replaces or continues it.
-        files: Path inside the folder, with forward slashes, to size and digest; hidden files are no part of it.
+        files: Path inside the folder, with forward slashes, to size and digest; hidden files are not part of it.
         facts: Further facts that a reader compares, such as the digest of a section in a file that several folders
             share.
     """
@@ -155,7 +155,7 @@ def check_finished(folder: str | Path, *, all_digests: bool = False) -> Manifest
     """Refuse a folder that its writer did not finish, or that lost or changed files since.
 
     A folder inside of an output, such as one sampled network out of several, is checked with the manifest of the
-    output, unless it has its own, and so is a file: an index of shards with all that is beside it. A folder without
+    output, unless it has its own, and so is a file: an index of shards with its folder. A folder without
     manifest is taken as it is: Transformers and people write folders, too.
 
     Args:
@@ -251,8 +251,8 @@ def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Ite
         replace: Take the place of a finished folder of the same job that nobody has changed.
 
     Yields:
-        An empty folder beside the final one; what the block leaves in it is swapped in at the end, with a manifest. If
-        the block raises, it is removed and `folder` is as it was.
+        An empty folder next to the final one; what the block leaves in it is swapped in at the end, with a manifest.
+        If the block raises, it is removed and `folder` is as it was.
 
     Raises:
         FileExistsError: If the folder is not ours to write; see [`check_may_write`].
@@ -570,7 +570,7 @@ def absolute_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def _tidied(folder: Path) -> Iterator[None]:
-    """Before a refusal, remove what a process that was killed after it had finished left beside the folder."""
+    """Before a refusal, remove what a process that was killed after it had finished left next to the folder."""
     try:
         yield
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""A Hub that is busy or out of order is asked again a few times, and then called what it is."""
+"""Retries of requests to a Hub that is busy or unavailable, and the error if they fail."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Access tokens do not belong into records, cards or logs; folders of this machine not into what is published."""
+"""Removal of access tokens from records, cards and logs, and of local folders from published files."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Methods by name, to which code outside of the package can add: samplers, poolings, formats, token layouts, ..."""
+"""Registries of methods, which other code can extend: samplers, poolings, formats, token layouts, ..."""
 
 from collections.abc import Iterator
 from importlib.metadata import entry_points

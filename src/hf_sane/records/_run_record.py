@@ -1,4 +1,4 @@
-"""What a number needs to be believed: the command, code, machine and versions that gave it, beside the result."""
+"""Run records: results with the command, code, machine and versions that produced them."""
 
 import json
 import math
@@ -46,7 +46,7 @@ PACKAGES = (
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """One run and what it found: saved beside every output, read by cards and reports.
+    """A run and its results: saved with every output, read by cards and reports.
 
     Make it with [`RunRecord.start`] when the work begins, complete it with [`finish`], then [`save`] it. What is not
     known is `None` and stays out of the file.
@@ -154,7 +154,7 @@ class RunRecord:
             `path`.
 
         Raises:
-            FileExistsError: If there is a file that is no run record.
+            FileExistsError: If there is a file that is not a run record.
         """
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
         with output_file(path, RUN_RECORD) as partial:

@@ -1,4 +1,4 @@
-"""Fields of settings with help texts: each is documented where it is declared and becomes an option."""
+"""Fields of settings with help texts: each field is documented at its declaration and becomes an option."""
 
 import math
 from collections.abc import Callable, Collection, Mapping

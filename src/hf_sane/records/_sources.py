@@ -1,4 +1,4 @@
-"""What a source is: a path on this machine, or a repository on the Hub. Decided here, and nowhere else."""
+"""Sources: decides whether a name is a path on this machine or a repository on the Hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +109,7 @@ def find_source(
 
     Raises:
         FileNotFoundError: If it is neither, with what was tried.
-        ConnectionError: If it is no path, and the Hub cannot be reached.
+        ConnectionError: If it is not a path, and the Hub cannot be reached.
         ValueError: As in [`parse_source`].
     """
     found = parse_source(source, revision=revision)

@@ -1,4 +1,4 @@
-"""Which trained networks anchor the sampling."""
+"""Choice of the trained networks that are the anchors of sampling."""
 
 import numpy as np
 

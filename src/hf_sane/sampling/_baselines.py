@@ -1,4 +1,4 @@
-"""What sampled networks are compared with: ways to get networks from anchors that need no autoencoder."""
+"""Baselines for sampled networks: networks derived from anchors without an autoencoder."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Sampling under trial: networks decoded from latents, beside everything that needs no autoencoder."""
+"""Comparison of networks decoded from latents with baselines that need no autoencoder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""How new sampled networks are: distances in weight space, agreement of predictions, overlap of errors."""
+"""Novelty of sampled networks: distances in weight space, agreement of predictions, overlap of errors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

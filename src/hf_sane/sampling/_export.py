@@ -1,4 +1,4 @@
-"""Sampled networks as ordinary Transformers models on disk, with a note of where they came from."""
+"""Sampled networks as ordinary Transformers models on disk, with their provenance."""
 
 import copy
 import json

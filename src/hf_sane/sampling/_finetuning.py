@@ -1,4 +1,4 @@
-"""Fine-tuning single networks on images: all weights, or a LoRA adapter beside them."""
+"""Fine-tuning single networks on images: all weights, or a LoRA adapter."""
 
 import math
 from collections.abc import Iterable, Sequence

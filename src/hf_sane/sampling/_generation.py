@@ -1,4 +1,4 @@
-"""From anchors to latents, from latents to networks that nobody trained."""
+"""Sampling of latents around anchors, and decoding of latents to new networks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

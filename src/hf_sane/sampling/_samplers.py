@@ -1,4 +1,4 @@
-"""Samplers by name: which networks are drawn around the anchors, and which of them are kept.
+"""Samplers by name, which draw networks around the anchors and select some of them.
 
 A sampler is a function with a decorator, in any module that is imported before the sampler is named:
 

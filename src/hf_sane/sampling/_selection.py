@@ -1,4 +1,4 @@
-"""Choosing among sampled networks with validation images: subsampling, bandwidth choice, bootstrapping."""
+"""Selection of sampled networks on validation images: subsampling, bandwidth choice, bootstrapping."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

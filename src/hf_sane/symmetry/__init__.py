@@ -1,4 +1,4 @@
-"""Which reorderings of channels leave a network's function as it is, and how networks are brought onto one another."""
+"""Permutations of channels that do not change a network's function, and alignment of networks with them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Axes made of parts, such as heads x dimensions of a head: which reorderings keep the parts together."""
+"""Axes made of parts, such as heads x dimensions of a head: permutations that keep the parts together."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Permutation symmetries: which axes of which tensors must move together, and moving them."""
+"""Permutation symmetries: which axes of which tensors must be permuted together, and their application."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

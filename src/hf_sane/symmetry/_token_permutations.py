@@ -1,4 +1,4 @@
-"""Permutations of networks in token space: which scalar of a token sequence moves where, without leaving it."""
+"""Permutations of networks in token space: the permutation of scalars in a token sequence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Permutation symmetries of Transformers models: built from their configuration and traced on made-up inputs."""
+"""Permutation symmetries of Transformers models: built from the configuration, traced on generated inputs."""
 
 import json
 import tempfile

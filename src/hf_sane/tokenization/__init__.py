@@ -1,4 +1,4 @@
-"""Networks to tokens and back: the weight tokenizer and the readers of checkpoints."""
+"""The weight tokenizer, which converts networks to tokens and tokens to networks, and the readers of checkpoints."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""LoRA adapters, read: the factors of every target module, from PEFT's folders and from loose files."""
+"""Reading of LoRA adapters: the factors of every target module, from PEFT's folders and from loose files."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -139,7 +139,7 @@ class Adapter:
 
     @cached_property
     def added_biases(self) -> dict[str, str]:
-        """Target modules with a bias beside the factors (`lora_bias`): its name among the tensors."""
+        """Target modules with a bias in addition to the factors (`lora_bias`): its name among the tensors."""
         return self._matching(ADDED_BIAS)
 
     @cached_property

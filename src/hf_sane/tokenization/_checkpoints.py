@@ -1,4 +1,4 @@
-"""State dicts from wherever networks live: memory, safetensors, pickles that hold nothing but weights, the Hub."""
+"""State dicts from all sources of networks: memory, safetensors, weights-only pickles, the Hub."""
 
 import os
 import struct
@@ -222,8 +222,8 @@ def index_shards(index: Path) -> dict[str, list[str]]:
     """Read a shard index of which all shards are there: file name to the tensors in it.
 
     Raises:
-        InvalidFileError: If it is no index, names a file outside its own folder, or a shard is no safetensors file,
-            nor one of `torch.save` where the name of the index does not promise safetensors.
+        InvalidFileError: If it is not an index, names a file outside its own folder, or a shard is no safetensors
+            file, nor one of `torch.save` where the name of the index does not promise safetensors.
         FileNotFoundError: If a shard is missing.
     """
     shards = parse_index(index)
@@ -242,8 +242,8 @@ def parse_index(index: Path) -> dict[str, list[str]]:
     """Read a shard index, whose shards need not be there: file name to the tensors in it.
 
     Raises:
-        InvalidFileError: If it is no index, names a file outside its own folder, or promises safetensors by its name
-            and names others.
+        InvalidFileError: If it is not an index, names a file outside its own folder, or promises safetensors by its
+            name and names others.
     """
     document = read_document(index, expected="a shard index, with a 'weight_map'", remedy=AGAIN)
     shards: dict[str, list[str]] = {}
@@ -329,7 +329,7 @@ def download_checkpoint(repo: HubRepo, checkpoint: CheckpointSource, *, max_byte
         max_bytes: Larger weights are not downloaded.
 
     Returns:
-        The safetensors file, or the shard index with its shards beside it.
+        The safetensors file, or the shard index with its shards next to it.
 
     Raises:
         FileNotFoundError: If the repo holds no safetensors under a known name.

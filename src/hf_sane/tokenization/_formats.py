@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: names say little about checkpoints, and sometimes the wrong thing."""
+"""Detection of file formats by their first bytes, since the names of checkpoints are unreliable."""
 
 import json
 import struct

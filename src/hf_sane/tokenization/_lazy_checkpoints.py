@@ -1,4 +1,4 @@
-"""A checkpoint as a mapping that reads a tensor when it is asked for, so that large ones never lie in memory whole."""
+"""A checkpoint as a mapping that reads tensors on access, so that large checkpoints need not fit in memory."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,7 +37,7 @@ class LazyCheckpoint(Mapping[str, Tensor]):
 
     Args:
         path: A safetensors file or a shard index, whose headers are read and checked at once.
-        key: Which network, where an average lies beside it.
+        key: Name of the network, if the file also holds an average of it.
 
     Attributes:
         outlines: Tensors on the meta device: names, shapes and dtypes.

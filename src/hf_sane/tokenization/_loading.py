@@ -1,4 +1,4 @@
-"""Models and configurations of Transformers from folders and the Hub: never by running code that lies beside them.
+"""Models and configurations of Transformers from folders and the Hub: without running code from them.
 
 Where `trust_remote_code` is left out, Transformers asks on the terminal and runs the code after "y", or times out.
 Every Auto class of this library is asked through here, where the answer is no.

@@ -1,4 +1,4 @@
-"""Pickles that hold nothing but tensors, opened without running code."""
+"""Weights-only pickles, opened without running code."""
 
 import pickle
 import re
@@ -38,7 +38,7 @@ MAX_UNBACKED_BYTES = 2**26
 
 
 class Unread:
-    """Stands for objects that often lie beside weights and say nothing about them: made of anything, does nothing."""
+    """Placeholder for objects in checkpoints that are irrelevant for weights: accepts any arguments, does nothing."""
 
     def __new__(cls, *_: object) -> "Unread":
         return super().__new__(cls)

@@ -1,4 +1,4 @@
-"""Loading through Transformers, whose many exceptions become `InvalidFileError`."""
+"""Loading with Transformers, whose exceptions are converted to `InvalidFileError`."""
 
 import json
 from collections.abc import Iterator

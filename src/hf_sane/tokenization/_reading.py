@@ -1,4 +1,4 @@
-"""The one pass from wherever a network is to what the weight tokenizer takes: tensors, and what is known of them."""
+"""Reading of networks from any source for the weight tokenizer: tensors and facts about them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -231,7 +231,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int | float:
-    """A number that fits into 64 bits, or something that is no whole number, as in the parser of safetensors."""
+    """A number that fits into 64 bits, or something that is not a whole number, as in the parser of safetensors."""
     if text == "-0" or len(text) > 20 or (number := int(text)) >= 2**64:
         return _finite(text)
     return number

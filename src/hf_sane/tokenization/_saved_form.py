@@ -24,8 +24,8 @@ def as_saved(source: Source) -> Source:
         source: Anything that holds a network, on the meta device, too.
 
     Returns:
-        The state dict in the form of the file; `source` itself where that has the same names, where it is no model of
-        Transformers, and where Transformers itself could not save it.
+        The state dict in the form of the file; `source` itself where that has the same names, where it is not a model
+        of Transformers, and where Transformers itself could not save it.
     """
     model = _unwrapped(source)
     if not isinstance(model, PreTrainedModel) or is_saved_otherwise(model):

@@ -1,4 +1,4 @@
-"""The state dict in a training checkpoint: found among optimisers and counters, or its candidates named."""
+"""The state dict in a training checkpoint: found among optimisers and counters, or an error with its candidates."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, AveragedModel and 
 # Of a network inside a Lightning module. Networks of Transformers have names of their own that begin so, but they are
 # not saved inside a larger dictionary.
 NESTED_PREFIXES = (*WRAPPER_PREFIXES, "model.")
-# What wrappers keep beside the network.
+# What wrappers keep next to the network.
 BOOKKEEPING = ("n_averaged", "num_updates", "decay", "step", "global_step", "epoch", "iteration", "initted")
 MAX_BOOKKEEPING = 2
 MAX_DEPTH = 3  # of dictionaries in dictionaries
@@ -29,7 +29,8 @@ def choose_state_dict(content: object, where: str | Path, *, key: str | None = N
     """The network in what a file or a user holds.
 
     Candidates are all dictionaries with names and tensors, up to `MAX_DEPTH` deep, but those of optimisers; where some
-    hold matrices, only those. What is no tensor in one, such as counters, `None` and an `_extra_state`, is left out.
+    hold matrices, only those. What is not a tensor in one, such as counters, `None` and an `_extra_state`, is left
+    out.
 
     Args:
         content: A state dict, or a dictionary with one somewhere in it.
@@ -72,7 +73,7 @@ def choose_tensors(
     Args:
         tensors: By name.
         where: What messages call them.
-        key: Which one, where an exponential moving average lies beside a network.
+        key: Name of the state dict, if there is a network and an exponential moving average of it.
         is_module: Whether they are the state of one module, which is one network, whatever it is made of.
 
     Raises:
@@ -131,7 +132,7 @@ def choose_candidate(candidates: Mapping[str, str], where: str | Path, key: str 
 
 
 def split_averages(values: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
-    """Part a network from an exponential moving average of it that lies beside it, `model.*` and `model_ema.*`.
+    """Separate a network from an exponential moving average in the same file, `model.*` and `model_ema.*`.
 
     Returns:
         What belongs together, by the first part of its names, which is taken off; `ITSELF`, with whole names, where

@@ -1,4 +1,4 @@
-"""Which file of a folder or repository holds the weights, and what to say where none does."""
+"""The file with the weights in a folder or repository, and the error if there is none."""
 
 import re
 import shlex

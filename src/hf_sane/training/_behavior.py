@@ -1,4 +1,4 @@
-"""A loss on what reconstructed networks do, not only on what their weights are."""
+"""A loss on the outputs of reconstructed networks in addition to their weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a pre-training run reads: whole zoos, or zoos as streams with a sample of each in memory."""
+"""Data of a pre-training run: whole zoos, or zoos as streams with a sample of each in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

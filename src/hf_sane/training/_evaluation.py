@@ -1,4 +1,4 @@
-"""How well a SANE autoencoder reconstructs whole networks."""
+"""Evaluation of reconstructions of whole networks."""
 
 import math
 from collections.abc import Iterator, Sequence

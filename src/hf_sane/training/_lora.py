@@ -1,4 +1,4 @@
-"""LoRA on a SANE autoencoder: what was learnt on one zoo is adapted to another through a few low-rank maps."""
+"""LoRA on a SANE autoencoder: adapts a model to another zoo with low-rank updates."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ def add_lora(
 ) -> "PeftModel":
     """Freeze a SANE autoencoder and give its maps low-rank partners.
 
-    The contrastive head keeps its weights: it still shapes the latents through the loss, but is no target, although
+    The contrastive head keeps its weights: it still shapes the latents through the loss, but is not a target, although
     its maps are called `fc_in` and `fc_out` like those of the blocks.
 
     Args:

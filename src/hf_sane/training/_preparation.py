@@ -1,4 +1,4 @@
-"""What a pre-training run starts from: weight tokenizer, autoencoder, sampler and schedule, all from its arguments."""
+"""Preparation of a pre-training run: weight tokenizer, autoencoder, sampler and schedule, all from its arguments."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""The folder of a pre-training run: who may write it, what is in it before the run is finished, and when that is."""
+"""The folder of a pre-training run: permission to write it, its content during the run, and its completion."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A loss on what latents tell about networks: properties of the training networks, read off by ridge regression."""
+"""A loss on the prediction of properties of training networks from latents by ridge regression."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

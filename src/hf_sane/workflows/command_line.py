@@ -55,7 +55,7 @@ def run_workflow(settings: type, run: Callable[[Any], Result], argv: Sequence[st
 
 
 def parse_settings(settings: type, argv: Sequence[str], *, name: str) -> Any:
-    """Read settings from a command line; arguments as of [`run_workflow`]."""
+    """Read settings from a command line; arguments as in [`run_workflow`]."""
     outcome: list[Any] = []
     _parse(settings, argv, name, "", lambda made, as_json: outcome.append(made))
     return outcome[0]

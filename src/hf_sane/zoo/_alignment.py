@@ -1,4 +1,4 @@
-"""Bring the networks of a zoo close to one reference by permuting their channels, which changes no function."""
+"""Alignment of the networks of a zoo to one reference by permuting channels, without changing their outputs."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -78,7 +78,7 @@ class Alignment:
         """Read what `save` wrote; `None` if there is no such file.
 
         Raises:
-            InvalidFileError: If it is something else, or what it holds are no permutations.
+            InvalidFileError: If it is something else, or what it holds are not permutations.
         """
         path = folder / FILE_NAME
         if not path.exists():

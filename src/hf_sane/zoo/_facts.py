@@ -1,4 +1,4 @@
-"""What a zoo knows about itself beside its rows: layouts, architectures, arguments, what was left out (`zoo.json`)."""
+"""Facts about a zoo in addition to its rows: layouts, architectures, arguments, excluded networks (`zoo.json`)."""
 
 import json
 import re
@@ -25,7 +25,7 @@ from hf_sane.records._sources import HubRepo
 
 FILE_NAME = "zoo.json"
 CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-# Names that are no folders on Windows, with any suffix.
+# Names that are not folders on Windows, with any suffix.
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
 TAKEN = ("data", FILE_NAME)  # the folder of the default configuration, and the file beside it
 FORMAT_VERSION = 1

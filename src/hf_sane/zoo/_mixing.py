@@ -1,4 +1,4 @@
-"""One zoo out of several: other data sets, other architectures, tokens of one size."""
+"""Mixtures of zoos with different data sets or architectures, and tokens of one size."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

@@ -39,7 +39,7 @@ FEATURES = Features(
         "seed": Value("int64"),
     }
 )
-# What is known about a network that was imported: columns beside those of `FEATURES`. Unknown values are null.
+# What is known about a network that was imported: columns next to those of `FEATURES`. Unknown values are null.
 IMPORT_FEATURES = Features(
     {
         "repo_id": Value("string"),

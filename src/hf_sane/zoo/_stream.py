@@ -1,4 +1,4 @@
-"""A zoo that is read over the network as it is needed: its facts at once, its rows one after the other."""
+"""Streamed zoos: facts are read at once, rows one after the other."""
 
 import glob
 from collections.abc import Iterator

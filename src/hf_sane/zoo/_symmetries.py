@@ -1,4 +1,4 @@
-"""Symmetries of the networks in a zoo: of this library's architectures, and of traceable imported ones."""
+"""Symmetries of the networks in a zoo: those of this library's architectures, and of traceable imported ones."""
 
 import dataclasses
 from collections.abc import Mapping

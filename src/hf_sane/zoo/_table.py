@@ -19,7 +19,7 @@ class ZooTable:
 
     Raises:
         KeyError: If columns are missing.
-        TypeError: If `tokens` is no flat list of float32.
+        TypeError: If `tokens` is not a flat list of float32.
     """
 
     def __init__(self, dataset: datasets.Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Writes zoo folders: data are staged inside, facts and card go first, data with their manifest last.
+"""Writing of zoo folders: data are staged inside; facts and card are moved first, data with their manifest last.
 
 A folder may hold several zoos. Each has a data folder of its own, whose manifest lists its files and carries the
 digest of the zoo's section in `zoo.json`: the zoo is finished when the two agree. Until then nothing of it is where

@@ -1,1 +1,1 @@
-"""Symmetries read off the graph of any module."""
+"""Symmetries of any module, from its graph."""

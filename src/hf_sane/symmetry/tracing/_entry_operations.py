@@ -1,4 +1,4 @@
-"""Operations on entries: combine them place by place, make them up, reduce or run along a dimension."""
+"""Operations on entries: elementwise operations, constants, reductions and scans along a dimension."""
 
 from hf_sane.symmetry.tracing._axes import equal_axis, freeze, new_axis
 from hf_sane.symmetry.tracing._calls import Call, Handler, Result, broadcast, fixed

@@ -1,4 +1,4 @@
-"""A model as a function: what it is called with, and the tensors it gives back."""
+"""A model as a function of its inputs that returns tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,7 +86,7 @@ def _tensors(output: Any) -> list[Tensor]:
 def exportable(model: nn.Module) -> nn.Module:
     """Set up a model of Transformers for export in float64, in place: no cache, and experts by plain matrix products.
 
-    A cache is no part of the function; grouped products take no float64, and loops over experts depend on values.
+    A cache is not part of the function; grouped products take no float64, and loops over experts depend on values.
     """
     config = getattr(model, "config", None)
     if config is not None and getattr(config, "use_cache", False):

@@ -108,7 +108,7 @@ def _freeze(types: dict[Node, Result], node: Node, reason: str) -> None:
 
 
 def _visit(node: Node, types: dict[Node, Result], aligned: list[Type]) -> Result | None:
-    """Type of what an operation returns; `None` if that is no tensor."""
+    """Type of what an operation returns; `None` if that is not a tensor."""
     if node.target is operator.getitem:
         source, place = node.args
         assert isinstance(source, Node)
@@ -146,7 +146,7 @@ def _writes(node: Node) -> bool:
 
 
 def _call(node: Node, types: dict[Node, Result], aligned: list[Type]) -> Call | None:
-    """The operation with named arguments; `None` for what is no ATen operation."""
+    """The operation with named arguments; `None` for what is not an ATen operation."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.name.startswith("aten::"):
         return None

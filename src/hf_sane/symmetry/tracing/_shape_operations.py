@@ -1,4 +1,4 @@
-"""Operations that move, cut, join and choose along axes without knowing what they hold."""
+"""Operations that move, split, join and select along axes regardless of the values."""
 
 from hf_sane.symmetry.tracing._axes import (
     Axis,

@@ -1,4 +1,4 @@
-"""From axis types to a permutation spec: name what is free, describe every dimension, say why the rest is fixed."""
+"""From axis types to a permutation spec: names of free axes, all dimensions, and reasons for fixed ones."""
 
 from collections.abc import Iterable, Iterator, Mapping
 

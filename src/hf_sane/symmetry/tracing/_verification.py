@@ -1,4 +1,4 @@
-"""Prove a permutation spec by running the model before and after a random permutation."""
+"""Verification of a permutation spec by running the model before and after a random permutation."""
 
 import copy
 import math

@@ -165,7 +165,7 @@ def render_report(record: Mapping[str, Any]) -> str:
         record: The JSON of the run record, as saved.
 
     Returns:
-        Markdown; links only to files that lie beside it.
+        Markdown; links only to files in the same folder.
     """
     found = goals(record)
     zoos = [

@@ -1,1 +1,1 @@
-"""Zoos that are trained here."""
+"""Zoos trained by this library."""

@@ -1,1 +1,1 @@
-"""Zoos of checkpoints that others have trained."""
+"""Zoos of existing checkpoints."""

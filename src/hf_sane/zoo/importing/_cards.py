@@ -1,4 +1,4 @@
-"""What a model card and the Hub say about a network, as typed columns of a zoo."""
+"""Facts about a network from its model card and the Hub, as typed columns of a zoo."""
 
 import math
 import re
@@ -59,7 +59,7 @@ class CardFacts:
         """Facts from a model card.
 
         Raises:
-            InvalidFileError: If it is too large, or its front matter is no YAML.
+            InvalidFileError: If it is too large, or its front matter is not valid YAML.
         """
         remedy = "mend or remove the card"
         if (size := path.stat().st_size) > MAX_CARD_BYTES:
@@ -96,7 +96,7 @@ class CardFacts:
 def read_metrics(results: list[EvalResult]) -> dict[str, float]:
     """Numbers that a card claims, as columns `metric_<metric>_<dataset>` (then configuration and split, if given).
 
-    Values that are no finite numbers are left out; of several for one column, the first stays.
+    Values that are not finite numbers are left out; of several for one column, the first stays.
     """
     found: dict[str, float] = {}
     for result in results:

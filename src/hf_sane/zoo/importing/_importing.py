@@ -1,4 +1,4 @@
-"""Make a zoo of networks that others have trained: from the Hub or a folder, whatever their architectures."""
+"""Import of existing networks of any architecture from the Hub or a folder."""
 
 import errno
 import json
@@ -269,14 +269,14 @@ class _Importer:
         return import_network(repository, file, files, self.arguments, path)
 
     def _note(self, entry: ImportEntry) -> ImportEntry:
-        # A file name that is no Unicode could not be written into any record.
+        # A file name that is not Unicode could not be written into any record.
         entry = replace(entry, run_id=entry.run_id.encode(errors="backslashreplace").decode())
         self.entries.append(entry)
         return entry
 
 
 def _raise_if_full(error: Exception) -> None:
-    """A disk that takes no more is no fault of a network, and the next one would fail, too."""
+    """A disk that takes no more is not a fault of a network, and the next one would fail, too."""
     if isinstance(error, OSError) and error.errno in (*NO_SPACE, errno.EROFS):
         raise error
 

@@ -1,4 +1,4 @@
-"""Properties of networks as typed columns of a zoo: names that zoos know, numbers as people write them."""
+"""Properties of networks as typed columns of a zoo: known names, and numbers in common notations."""
 
 import math
 import re
@@ -64,7 +64,7 @@ class PropertyColumns:
 
     Attributes:
         rows: Network to `{column: value}`.
-        features: Columns beside those of every zoo.
+        features: Columns in addition to those of every zoo.
         described: Column to what is known about it: `type`, `from` (its name in the table), `known` (networks).
         notes: What could not be taken, or was changed.
     """

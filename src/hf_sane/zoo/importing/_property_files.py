@@ -1,4 +1,4 @@
-"""Tables of what is known about networks, as people have them: CSV, JSON, parquet, exports of experiment trackers."""
+"""Tables of properties of networks: CSV, JSON, parquet, exports of experiment trackers."""
 
 import csv
 import gzip
@@ -191,7 +191,7 @@ def _from_objects(path: Path, objects: Sequence[Any], digest: str, notes: Sequen
 
 
 def flat_values(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values of nested objects by their path; lists are no properties of one network."""
+    """Values of nested objects by their path; lists are not properties of one network."""
     for key, entry in value.items():
         name = f"{prefix}{key}"
         if isinstance(entry, Mapping):

@@ -1,4 +1,4 @@
-"""Which row of a table is about which network: matched by path, file name or stem, or by run and epoch."""
+"""Matching of rows of a table to networks: by path, file name or stem, or by run and epoch."""
 
 import re
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Zoos as the model zoos of the SANE papers are published: one folder per run, with its settings and its results.
+"""The published format of the model zoos of the SANE papers: one folder per run, with settings and results.
 
 Ray Tune writes such folders: `params.json` (settings), `result.json` (one JSON object per epoch), and checkpoints in
 `checkpoint_000007/checkpoints`, files of `torch.save` without a suffix.
@@ -16,7 +16,7 @@ from hf_sane.zoo.importing._property_rows import NetworkName
 
 PARAMS, RESULTS = "params.json", "result.json"
 EPOCH = "training_iteration"  # what Ray Tune counts
-# Folders that are one run together with those beside them, as trainers name them.
+# Folders that are one run together with those next to them, as trainers name them.
 CHECKPOINT_FOLDER = re.compile(
     r"^((checkpoint|ckpt|epoch|global_step|step|iter|iteration)[-_]?\d+|best|last|latest|final)([-_](model|checkpoint))?$"
 )
@@ -60,7 +60,7 @@ def published_table(networks: Iterable[NetworkName], fetch: Callable[[str], Path
         Rows with a run and an epoch; `None` for no rows.
 
     Raises:
-        InvalidFileError: If settings are no JSON. Lines of results that are none are counted in a note.
+        InvalidFileError: If settings are not JSON. Lines of results that are none are counted in a note.
     """
     epochs: dict[str, set[int]] = {}
     for network in networks:

@@ -126,7 +126,7 @@ def import_network(
 
     Raises:
         ValueError: If it cannot be a row of a zoo, with the reason.
-        TypeError: If it holds tensors that are no weights (complex or sparse).
+        TypeError: If it holds tensors that are not weights (complex or sparse).
     """
     config = _read_config(repository, file)
     if not is_pickled(file, repository.readers):
@@ -217,7 +217,7 @@ def _checked_tokens(state_dict: StateDict, layout: Layout) -> Tensor:
 
 
 def _read_config(repository: Repository, file: str) -> dict[str, Any]:
-    """The configuration beside a network, or nothing."""
+    """The configuration in the folder of a network; empty if there is none."""
     for name in CONFIG_NAMES:
         path = (PurePosixPath(file).parent / name).as_posix()
         if 0 < repository.files.get(path, 0) <= MAX_CONFIG_BYTES:

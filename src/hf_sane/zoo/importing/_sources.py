@@ -1,4 +1,4 @@
-"""Where networks can be imported from: repositories on the Hub and folders, seen alike."""
+"""Sources of imports: repositories on the Hub and folders, with one interface."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -170,7 +170,7 @@ def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Reposit
 
 
 def _array_sources(tree: Tree, folder: PurePosixPath) -> Iterator[Source]:
-    """One source for every row of an array of networks, with its properties as they are in the table beside it."""
+    """One source for every row of an array of networks, with its properties as they are in the table next to it."""
     zoo = ArrayZoo(tree, folder)
     file = scratch_folder(zoo, "hf_sane-rows-") / "row.safetensors"
     state = tree.state(str(folder / WEIGHTS))

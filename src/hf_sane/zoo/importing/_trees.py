@@ -1,4 +1,4 @@
-"""Files below a folder, or inside a tar or zip archive, seen alike: an archive is never unpacked as a whole."""
+"""Files in a folder or in a tar or zip archive, with one interface; archives are never unpacked as a whole."""
 
 import os
 import shutil
@@ -83,7 +83,7 @@ class ArchiveTree:
     tar archive come in its own order: going back means to decompress it again.
 
     Raises:
-        InvalidFileError: If it is no archive, or damaged.
+        InvalidFileError: If it is not an archive, or damaged.
     """
 
     def __init__(self, path: Path) -> None:

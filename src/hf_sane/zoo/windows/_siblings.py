@@ -1,4 +1,4 @@
-"""Other checkpoints of the run that a network is from."""
+"""Other checkpoints of the same training run."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Cutting training windows out of networks: which scalars each view takes, how they are normalised and disturbed."""
+"""Training windows of networks: the scalars of each view, their normalisation and augmentation."""
 
 import math
 from collections.abc import Callable, Sequence
