@@ -23,7 +23,7 @@ class LayerMatrices:
     """One row of the report before it is analysed.
 
     Attributes:
-        name: Of the tensor; of a slice with its kernel position, `conv1.weight[0,2]`.
+        name: Name of the tensor; of a slice with its kernel position, `conv1.weight[0,2]`.
         weight: The tensor as it is stored.
         matrices: `[K, m, n]`, a view of `weight`; several are pooled into one spectrum.
         reshaping: `"matrix"` for tensors of two axes, `"expert"` for one matrix of a stack, `"product"` for the change

@@ -26,9 +26,9 @@ def plot_densities(report: SpectrumReport, path: Path, *, bins: int = 60) -> Non
     Networks of many layers are thinned out evenly to 48 panels.
 
     Args:
-        report: Of one network.
+        report: Report of one network.
         path: PNG to write.
-        bins: Of each histogram.
+        bins: Number of bins of each histogram.
     """
     from matplotlib.figure import Figure
 
@@ -75,9 +75,9 @@ def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float
     """Draw alpha, with its bootstrapped interval, and stable rank over depth; below, the spread of SANE's latents.
 
     Args:
-        report: Of one network.
+        report: Report of one network.
         path: PNG to write.
-        spread: Of [`layer_embedding_spread`], by name of the tensor.
+        spread: Result of [`layer_embedding_spread`], by name of the tensor.
     """
     from matplotlib.figure import Figure
 
@@ -111,7 +111,7 @@ def plot_training(curves: Mapping[str, Any], path: Path) -> None:
     """Draw alpha of every layer, and test accuracy, through the training of one run.
 
     Args:
-        curves: Of [`spectra_through_training`].
+        curves: Result of [`spectra_through_training`].
         path: PNG to write.
     """
     from matplotlib.figure import Figure
@@ -141,7 +141,7 @@ def plot_correlations(
     """Draw summaries of spectra against a property, one dot per network.
 
     Args:
-        found: Of [`spectra_against_property`].
+        found: Results of [`spectra_against_property`].
         path: PNG to write.
         names: Which summaries; those that are missing stay out.
         column: The property.

@@ -19,7 +19,7 @@ def project(points: Tensor, method: Projection = "tsne", *, seed: int = 0) -> Te
     Args:
         points: `[M, P]` float, finite.
         method: `"tsne"` (scikit-learn), `"umap"` (umap-learn, not among the dependencies) or `"pca"`.
-        seed: Of the random start.
+        seed: Random seed of the random start.
 
     Returns:
         `[M, 2]` float32.

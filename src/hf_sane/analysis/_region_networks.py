@@ -52,7 +52,7 @@ def align_networks(
     """Permute the channels of networks `{name: [M, *shape]}` onto one of them, by weight matching.
 
     Args:
-        tensors: Of all networks.
+        tensors: Tensors of all networks.
         spec: Permutation symmetries.
         reference: Network to align to; the first one when `None`.
 

@@ -62,9 +62,9 @@ class RegionScores:
 
     Attributes:
         corners: Scores of the networks of the region, `[m]`; higher is better.
-        line: Of points between two of them.
-        hull: Of points between all of them.
-        outside: Of networks of other labels; may be empty.
+        line: Scores of points between two of them.
+        hull: Scores of points between all of them.
+        outside: Scores of networks of other labels; may be empty.
     """
 
     corners: Tensor

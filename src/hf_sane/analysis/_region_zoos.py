@@ -92,7 +92,7 @@ class LabelledNetworks:
             labels: `[n]` int64.
             calibration: Training images to re-estimate BatchNorm statistics from, which averages of networks need;
                 statistics are averaged like weights when `None`.
-            num_batches: Of 32 images each, for that.
+            num_batches: Number of batches of 32 images each, for that.
 
         Returns:
             `[K]` float.
@@ -120,10 +120,10 @@ def zoo_networks(
 
     Args:
         zoos: One or more.
-        columns: Of the zoos, each to become a level.
+        columns: Columns of the zoos, each to become a level.
         groups: Further levels, coarser than data sets: `{level: {data set: label}}`.
         splits: Which networks; those that something was fitted on are better left out where it is judged.
-        epoch: Of every run; its last one when `None`.
+        epoch: Epoch of every run; its last one when `None`.
         limit: At most so many networks of each zoo, the first ones.
 
     Raises:

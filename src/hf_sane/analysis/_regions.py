@@ -109,8 +109,8 @@ class RegionMap:
         Whether the ratio means anything is judged by shuffling labels; networks of one run keep the same label then.
 
         Args:
-            level: Of `labels`.
-            metric: Of distances.
+            level: Level of `labels`.
+            metric: Metric of distances.
             num_shuffles: Random relabellings, >= 1.
             generator: CPU source of randomness; the global one when `None`.
 
@@ -162,7 +162,7 @@ class RegionMap:
 
         Args:
             points: `[K, P]`.
-            level: Of `labels`.
+            level: Level of `labels`.
             rule: `"centroid"`: the region whose mean is nearest; `"neighbour"`: that of the nearest network.
 
         Returns:
@@ -185,7 +185,7 @@ class RegionMap:
         """Assign every network to the nearest region, without itself and its run.
 
         Args:
-            level: Of `labels`.
+            level: Level of `labels`.
             rule: As of [`nearest`].
 
         Raises:
@@ -222,7 +222,7 @@ class RegionMap:
         """Points within a region: `[num_points, P]`.
 
         Args:
-            level: Of `labels`.
+            level: Level of `labels`.
             label: Region.
             num_points: How many, >= 1.
             kind: `"line"`: on the line between two networks of different runs, drawn at random, anywhere on it;
@@ -265,7 +265,7 @@ class RegionMap:
         """Measure points inside a region, its corners, and networks outside.
 
         Args:
-            level: Of `labels`.
+            level: Level of `labels`.
             label: Region.
             score: Points `[k, P]` to scores `[k]`, higher is better, on the region's own task: see
                 [`LabelledNetworks.accuracy`].

@@ -74,7 +74,7 @@ class LayerSpectrum:
         spike_threshold: Upper edge with the margin of the Tracy-Widom law.
         num_spikes: Eigenvalues beyond it.
         bulk_distance: Kolmogorov-Smirnov distance between bulk and law; `None` for a partial spectrum.
-        weight_correlation: Of Jin et al., see `hf_sane.core._spectra.weight_correlation`.
+        weight_correlation: Weight correlation of Jin et al., see `hf_sane.core._spectra.weight_correlation`.
         phase: Phase of training that the spectrum resembles; `None` if the layer is too small to say.
         evidence: What the phase rests on.
         warnings: What to keep in mind.

@@ -44,7 +44,7 @@ def render_model_card(template: str, metadata: CardData, record: RunRecord, **fa
     Args:
         template: File in `templates/`.
         metadata: Becomes the front matter.
-        record: Of the run that made the model. Folders of this machine are left out.
+        record: Record of the run that made the model. Folders of this machine are left out.
         **facts: What else the template names.
     """
     shown = hide_folders_in(record.to_dict())
@@ -64,7 +64,7 @@ def address_card(text: str, repo_id: str, *, subfolder: str | None = None) -> st
     """Let the code of a card load from the Hub in place of the folder it stands in.
 
     Args:
-        text: Of the card.
+        text: Text of the card.
         repo_id: Where it goes.
         subfolder: Folder of the artefact inside the repository.
     """

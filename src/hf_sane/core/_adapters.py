@@ -131,7 +131,7 @@ def save_adapter(
         base_model: Hub id of the base; anything else is saved as unknown (null).
         base: A pristine copy of the base: the saved adapter is loaded onto a copy of it and compared, tensor by
             tensor.
-        state_dict: Of `model`, when it is spread over processes.
+        state_dict: State dict of `model`, when it is spread over processes.
 
     Returns:
         `folder`.

@@ -12,7 +12,7 @@ def check_sizes(tokens: Tensor, layout: Layout, *, first: int = 0) -> None:
     """Refuse normalised tokens `[M, N, D]` that an autoencoder cannot take.
 
     Args:
-        tokens: Of networks of one layout.
+        tokens: Tokens of networks of one layout.
         layout: Their layout.
         first: What messages call the first network.
 

@@ -34,7 +34,7 @@ def possible_kinds(name: str, shapes: Shapes) -> tuple[LayerKind, ...]:
     """Guess what a tensor is where there is nothing but a file.
 
     Args:
-        name: Of the tensor.
+        name: Name of the tensor.
         shapes: All names of the network with their shapes: neighbours of a tensor help to classify it.
 
     Returns:
@@ -67,7 +67,7 @@ def is_stack_of_matrices(shape: tuple[int, ...], possible: tuple[LayerKind, ...]
     other.
 
     Args:
-        shape: Of three axes.
+        shape: Shape of three axes.
         possible: From [`possible_kinds`].
     """
     if possible in (("conv",), ("low_rank",)):

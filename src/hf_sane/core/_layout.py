@@ -82,7 +82,7 @@ class Layout:
                 tokens.
             order: `"names"`, the canonical order (`canonical_key`), which is the same for a file, a state dict in any
                 order and a module; or `"given"`, that of the state dict, where it is known to be that of the network.
-            ties: Of shared tensors, the names that files leave out, where their module says so.
+            ties: Names of shared tensors that files omit, where their module says so.
 
         Raises:
             ValueError: For an unknown choice, `token_dim < 1`, or no floating-point weights.

@@ -53,7 +53,7 @@ def fit_power_law(
         values: `[B, n]` float; zero and negative values are in no tail.
         min_tail: Values that a tail must have, >= 2.
         max_starts: Try only so many starts, evenly spaced in rank; all when `None`.
-        table_type: Of the tables of distances, which choose among tails; exponents are float64 always.
+        table_type: Dtype of the tables of distances, which choose among tails; exponents are float64 always.
 
     Returns:
         One fit per row.
@@ -97,7 +97,7 @@ def bootstrap_alpha(values: Tensor, num_resamples: int, *, seed: int = 0, max_st
     Args:
         values: `[n]` float, positive.
         num_resamples: Resamples, >= 1.
-        seed: Of the draws.
+        seed: Random seed of the draws.
         max_starts: Tail starts tried per resample.
 
     Returns:

@@ -61,7 +61,7 @@ def top_singular_values(matrix: Tensor, count: int, *, method: PartialMethod = "
         matrix: `[m, n]` float.
         count: How many, `1 <= count < min(m, n)`.
         method: `"lanczos"` or `"randomized"`.
-        seed: Of the starting vectors.
+        seed: Random seed of the starting vectors.
 
     Returns:
         `[count]` float64 on the CPU, descending.
@@ -108,7 +108,7 @@ def weight_correlation(weight: Tensor, *, max_channels: int = 4096, seed: int = 
     Args:
         weight: `[c_out, c_in]` or `[c_out, c_in, *kernel]` float.
         max_channels: With more channels than that, the mean is over pairs among so many of them, drawn at random.
-        seed: Of that draw.
+        seed: Random seed of that draw.
 
     Returns:
         In [0, 1]; NaN for a layer of one channel.

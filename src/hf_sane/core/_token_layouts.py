@@ -132,7 +132,7 @@ class Place:
     """A rectangle in the flattened tokens of a network: where one tensor, or the padding of a layer, sits.
 
     Attributes:
-        name: Of the tensor; empty for padding.
+        name: Name of the tensor; empty for padding.
         layer: Index of its layer.
         shape: `(rows, columns)`; the tensor holds the same scalars in the same order.
         stride: Scalars from one row to the next.

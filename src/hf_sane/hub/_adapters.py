@@ -40,7 +40,7 @@ def save_network_adapter(
         folder: Receives adapter_config.json, adapter_model.safetensors, run.json and README.md.
         model: The network with its adapter.
         base: The network as it was before.
-        record: Of the fine-tuning.
+        record: Record of the fine-tuning.
         base_model: Hub id of the base; an adapter without one can be used here, but not published.
         repo_id: Where the adapter will be published: the code of the card loads from there.
         title: Headline of the card.
@@ -80,7 +80,7 @@ def write_adapter_card(
 
     Args:
         folder: Holds adapter_config.json, run.json and, of a SANE autoencoder, preprocessor_config.json.
-        base_config: Of the base model.
+        base_config: Configuration of the base model.
         title: Headline of the card.
         network_config: A network of the zoo, for the code of a SANE autoencoder's adapter.
         **options: See `hub._cards.CardOptions`.

@@ -93,10 +93,10 @@ def sane_card(
     """Describe a SANE autoencoder.
 
     Args:
-        config: Of the model.
+        config: Configuration of the model.
         extractor: Its weight tokenizer.
-        record: Of the pre-training run: `data` and `results` become tables, `results["reconstruction_r2"]` an entry of
-            the model index.
+        record: Record of the pre-training run: `data` and `results` become tables, `results["reconstruction_r2"]` an
+            entry of the model index.
         title: Headline, and the model's name in the model index.
         network_config: A network of the zoo, for the code of the card.
         **options: See [`CardOptions`].
@@ -133,12 +133,13 @@ def network_card(
 
     Args:
         network: Its configuration, or a module without one.
-        record: Of the sampling run: `data`, `arguments` and `results` become tables, `results["test_accuracy"]` and
-            `results["validation_accuracy"]` entries of the model index. `data["images"]` may be a mapping with `name`,
-            `image_size`, `mean` and `std`; `results["fine_tuning_epochs"]` says for how long it was fine-tuned.
+        record: Record of the sampling run: `data`, `arguments` and `results` become tables, `results["test_accuracy"]`
+            and `results["validation_accuracy"]` entries of the model index. `data["images"]` may be a mapping with
+            `name`, `image_size`, `mean` and `std`; `results["fine_tuning_epochs"]` says for how long it was
+            fine-tuned.
         title: Headline, and the model's name in the model index.
         base_model: Hub id of the autoencoder.
-        with_code: Whether the folder carries its modelling code, so that nobody needs this library.
+        with_code: Whether the folder carries its modelling code, so that it loads without this library.
         provenance: Autoencoder, zoo, anchors and settings it was drawn with.
         **options: See [`CardOptions`].
 
@@ -180,10 +181,11 @@ def adapter_card(
     """Describe a LoRA adapter of a SANE autoencoder or of a zoo network.
 
     Args:
-        base_config: Of the base model.
+        base_config: Configuration of the base model.
         adapter: PEFT's settings, from `read_adapter_config`; the code of the card needs the base that they name, and
             is left out when they name none.
-        record: Of the training run: `data`, training settings among the `arguments` and `results` become tables.
+        record: Record of the training run: `data`, training settings among the `arguments` and `results` become
+            tables.
         title: Headline, and the adapter's name in the model index.
         extractor: Weight tokenizer of a SANE autoencoder.
         network_config: A network of the zoo, for the code of a SANE autoencoder's adapter.
@@ -232,10 +234,10 @@ def soup_card(
     """Describe a soup.
 
     Args:
-        config: Of the network, or of the base of adapters; `None` if that is not known.
-        record: Of the run: `arguments` with `recipe` (`"greedy"` or `"uniform"`), `metric`, `aligned`, `recalibrated`;
-            `results["ingredients"]` as `{name: {"weight": ..., "held_out_score": ...}}`; other results become tables,
-            those called `test_...` and `validation_...` entries of the model index.
+        config: Configuration of the network, or of the base of adapters; `None` if that is not known.
+        record: Record of the run: `arguments` with `recipe` (`"greedy"` or `"uniform"`), `metric`, `aligned`,
+            `recalibrated`; `results["ingredients"]` as `{name: {"weight": ..., "held_out_score": ...}}`; other results
+            become tables, those called `test_...` and `validation_...` entries of the model index.
         title: Headline, and the model's name in the model index.
         with_code: Whether the folder carries its modelling code.
         adapter: Content of adapter_config.json, for a soup of adapters.

@@ -51,7 +51,7 @@ def save_sane(
         folder: Receives config.json, model.safetensors, preprocessor_config.json, run.json and README.md.
         model: The autoencoder.
         extractor: Its weight tokenizer.
-        record: Of the pre-training run.
+        record: Record of the pre-training run.
         repo_id: Where it will be published: the code of the card loads from there.
         title: Headline of the card.
         network_config: A network of the zoo, for the code of the card.
@@ -100,7 +100,7 @@ def load_sane(
         source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
         revision: Branch, tag or commit of a repo.
         subfolder: Folder of it that holds the autoencoder.
-        dtype: Of the model; as it was saved if `None`.
+        dtype: Dtype of the model; as it was saved if `None`.
 
     Raises:
         FileNotFoundError: If there is neither such a folder nor such a repository.
@@ -173,7 +173,7 @@ def save_network(
     Args:
         folder: Receives config.json, model.safetensors, run.json, README.md and, if that is known, provenance.json.
         network: The network.
-        record: Of the sampling run.
+        record: Record of the sampling run.
         repo_id: Where it will be published: the code of the card loads from there.
         title: Headline of the card.
         base_model: Hub id of the autoencoder it was sampled with.

@@ -70,7 +70,7 @@ def plan_pull(
 
     Args:
         repo_id: `user/name`.
-        repo_type: Of the repository.
+        repo_type: Type of the repository.
         revision: Branch, tag or commit.
         allow_pickle: Take pickles too, which can run code where they are opened carelessly.
         api: Client to use.

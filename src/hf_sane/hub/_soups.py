@@ -35,7 +35,7 @@ def save_soup(
     Args:
         folder: Receives config.json, model.safetensors, run.json and README.md.
         model: Holds the soup, see `greedy_soup`.
-        record: Of the run.
+        record: Record of the run.
         include_code: Also copy the modelling code (networks of this library).
         files_from: Folder of an ingredient, whose tokenizer and image processor are copied.
 
@@ -64,7 +64,7 @@ def save_soup_of_files(
             are large), run.json and README.md.
         ingredients: From `open_ingredients`, with configurations.
         weights: One per ingredient, >= 0, with sum 1.
-        record: Of the run.
+        record: Record of the run.
 
     Returns:
         `folder`.
@@ -97,8 +97,8 @@ def save_adapter_soup(
     Args:
         folder: Receives adapter_config.json, adapter_model.safetensors, run.json and README.md.
         soup: From `average_adapters`.
-        config: Of the base model; `None` if it is not known.
-        record: Of the run.
+        config: Configuration of the base model; `None` if it is not known.
+        record: Record of the run.
 
     Returns:
         `folder`.

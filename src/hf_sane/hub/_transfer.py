@@ -44,7 +44,7 @@ class Upload:
         repo_type: `"model"` or `"dataset"`.
         files: What it adds or replaces.
         deleted: Paths it removes.
-        title: Of the commit.
+        title: Title of the commit.
     """
 
     repo_id: str

@@ -153,7 +153,7 @@ def average_adapters(adapters: Sequence[Adapter], weights: Sequence[float], *, r
     Args:
         adapters: From [`open_adapters`].
         weights: One per adapter, >= 0, with sum 1.
-        rank: Of the soup, >= 1; the sum of ranks when `None`.
+        rank: Rank of the soup, >= 1; the sum of ranks when `None`.
 
     Raises:
         ValueError: If weights or rank are out of range, or factors do not fit or are not finite.

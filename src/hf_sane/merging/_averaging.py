@@ -72,7 +72,7 @@ def pour(model: nn.Module, ingredients: Sequence[Ingredient], weights: Sequence[
     conversion of `from_pretrained`.
 
     Args:
-        model: Of the architecture of the ingredients; its tensors are overwritten, in their own dtype.
+        model: Model of the architecture of the ingredients; its tensors are overwritten, in their own dtype.
         ingredients: From [`open_ingredients`], aligned or not.
         weights: One per ingredient, >= 0, with sum 1.
 

@@ -44,7 +44,7 @@ def select_greedily(
     """The greedy recipe on indices, whatever the ingredients are.
 
     Args:
-        scores: Of the single ingredients; ties are tried in the given order.
+        scores: Scores of the single ingredients; ties are tried in the given order.
         score_of: Score of the equal-weighted average of some ingredients; NaN counts as worse than anything.
         higher_is_better: `False` for losses.
 

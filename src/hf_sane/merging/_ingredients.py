@@ -208,7 +208,7 @@ def align_ingredients(
     are applied to one tensor at a time while reading; *finding* one holds the weights of two networks in float64.
 
     Args:
-        ingredients: Of one architecture.
+        ingredients: Ingredients of one architecture.
         spec: Its permutation symmetries.
         reference: Which ingredient stays.
 
@@ -241,7 +241,7 @@ def align_known(ingredients: list[Ingredient], config: Any, *, align: bool | Non
     """Align ingredients if it is asked for (their symmetries are then traced), or nothing is said of own networks.
 
     Args:
-        ingredients: Of one architecture.
+        ingredients: Ingredients of one architecture.
         config: Their configuration.
         align: Whether to; `None` for networks of this library only.
 

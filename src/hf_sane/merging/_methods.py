@@ -73,7 +73,7 @@ def measured_soup(
     Args:
         method: Name of a registered merge method.
         mixer: Its model holds the soup afterwards.
-        scores: Of `validation` images, which methods select by, and of `test` images; empty without data.
+        scores: Scores of `validation` images, which methods select by, and of `test` images; empty without data.
         metric: What the results are called.
 
     Returns:

@@ -49,8 +49,8 @@ def reconcile(
     one, the others' end stands for both.
 
     Args:
-        tensors: Of each checkpoint.
-        outlines: Of each checkpoint; names decide.
+        tensors: Tensors of each checkpoint.
+        outlines: Outlines of each checkpoint; names decide.
         find_ties: Gives pairs of names that share a weight; asked only if something is missing.
 
     Returns:

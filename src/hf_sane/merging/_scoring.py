@@ -28,7 +28,8 @@ class ImageScore:
         labels: `[n]` int64.
         metric: `"accuracy"`, `"cross_entropy"`, or a module of `evaluate` that compares predicted with true classes.
         options: Further arguments of its `compute`, such as `{"average": "macro"}` for F1.
-        higher_is_better: Of the metric; a module does not know, so this has to be said for losses.
+        higher_is_better: Whether higher values of the metric are better; must be set for losses, since a module does
+            not know.
 
     Raises:
         ValueError: Without held-out images, with another number of labels, for an unknown name, or for a built-in
@@ -96,7 +97,7 @@ def load_score(
         images: Held out, `[n, C, H, W]`.
         labels: `[n]` int64.
         options: Further arguments of the metric.
-        lower_is_better: Of an `evaluate` metric; known for the two others.
+        lower_is_better: Whether lower values of an `evaluate` metric are better; known for the other two.
 
     Raises:
         FileNotFoundError: If there is no such metric.

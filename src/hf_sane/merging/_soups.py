@@ -35,13 +35,13 @@ class CheckpointMixer:
     """Mixes checkpoints in weight space.
 
     Attributes:
-        model: Of their architecture; overwritten by every mixture.
+        model: Model of their architecture; overwritten by every mixture.
         ingredients: From `open_ingredients`, aligned or not.
         images: `[n, C, H, W]` to re-estimate batch-norm statistics of mixtures from; statistics are averaged like
             weights when `None`. Single ingredients keep theirs.
-        num_batches: Of the re-estimation.
-        batch_size: Of the re-estimation.
-        seed: Of the re-estimation: every mixture sees the same batches.
+        num_batches: Number of batches of the re-estimation.
+        batch_size: Batch size of the re-estimation.
+        seed: Random seed of the re-estimation: every mixture sees the same batches.
     """
 
     model: nn.Module
@@ -74,7 +74,7 @@ class NamesMixer:
     """Mixes nothing: lets a method that measures nothing choose weights before any tensor is read.
 
     Attributes:
-        names: Of the ingredients.
+        names: Names of the ingredients.
     """
 
     names: tuple[str, ...]
@@ -98,7 +98,7 @@ class GreedyStep:
 
     Attributes:
         name: Ingredient that was tried.
-        score: Of the soup with it, on held-out data.
+        score: Score of the soup with it, on held-out data.
         kept: Whether it stayed.
     """
 
@@ -112,9 +112,9 @@ class Soup:
     """How a soup was made; the mixer's model holds its weights.
 
     Attributes:
-        weights: Of every ingredient, by name; 0 for those left out. Their sum is 1.
+        weights: Weights of every ingredient, by name; 0 for those left out. Their sum is 1.
         score: On held-out data; `None` when nothing was measured.
-        ingredient_scores: Of the single ingredients, on the same data.
+        ingredient_scores: Scores of the single ingredients, on the same data.
         steps: Tries of the greedy recipe, in order; the first is the best ingredient.
     """
 

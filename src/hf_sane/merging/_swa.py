@@ -87,7 +87,7 @@ class WeightAverager:
 
     Args:
         model: In training; never changed.
-        optimizer: Of the loop; its learning rates are set once averaging has started.
+        optimizer: Optimizer of the loop; its learning rates are set once averaging has started.
         schedule: When to average, and at what learning rate.
 
     Attributes:
@@ -196,8 +196,8 @@ def train_stacked_swa(
         cycles: Networks per average, >= 2.
         cycle_epochs: Epochs between them.
         kind: `"constant"` or `"cyclical"`.
-        batch_size: Of training and of the re-estimation.
-        num_batches: Of the re-estimation.
+        batch_size: Batch size of training and of the re-estimation.
+        num_batches: Number of batches of the re-estimation.
 
     Raises:
         ValueError: For fewer than two cycles, an unknown schedule, cycles of runs that see only a part of the images,

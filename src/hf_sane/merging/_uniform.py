@@ -10,7 +10,7 @@ def uniform_soup(mixer: Mixer, score: Score | None = None, *, higher_is_better: 
     Args:
         mixer: Its model holds the soup afterwards.
         score: Measures a model on held-out data, see `ImageScore`; with it, ingredients are measured, too.
-        higher_is_better: Of the score, which chooses nothing here.
+        higher_is_better: Whether higher values of the score are better, which chooses nothing here.
     """
     weights = uniform_weights(mixer.names)
     scores = None if score is None else score_ingredients(mixer, score)

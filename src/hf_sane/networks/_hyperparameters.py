@@ -17,7 +17,7 @@ class HyperParameters:
     """Hyper-parameters of `M` networks, one entry per network in each field.
 
     Attributes:
-        seeds: Of the order of images and the choice of the data subset; >= 0.
+        seeds: Seeds of the order of images and the choice of the data subset; >= 0.
         learning_rates: > 0.
         weight_decays: L2 penalty added to the gradient, >= 0, for both optimisers.
         optimizers: `"adam"` or `"sgd"` (with momentum).

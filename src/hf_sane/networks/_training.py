@@ -89,7 +89,7 @@ def train_stacked(
         epochs: Passes over the training images, >= 0.
         keep_epochs: Epochs to yield, in `[0, epochs]`; the last one if `None`. 0 is the start.
         batch_size: Images per network and update.
-        momentum: Of SGD.
+        momentum: Momentum of SGD.
         schedule: `"constant"`, or `"one_cycle"` as `torch.optim.lr_scheduler.OneCycleLR` (cosine, learning rate only).
         train_evaluation_limit: Measure training loss and accuracy on the first so many training images only.
         on_epoch: Called with the number of each finished epoch.

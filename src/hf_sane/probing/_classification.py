@@ -54,7 +54,7 @@ class LeftOutLabels:
         permuted_high: 95% quantile of the accuracies with permuted labels.
         p_value: Share of permutations (and the labels themselves) with an accuracy as high as this.
         confusion: True label to predicted label to count.
-        chosen: Of the best candidate: for how many groups each was chosen; otherwise empty.
+        chosen: For the best candidate, for how many groups each was chosen; otherwise empty.
     """
 
     accuracy: float
@@ -83,7 +83,7 @@ class LeftOutNumbers:
         permuted_mean: Mean tau over permuted numbers; `None` without permutations, like the next two.
         permuted_high: Their 95% quantile.
         p_value: Share of permutations (and the numbers themselves) with a tau as high as this.
-        chosen: Of the best candidate: for how many groups each was chosen; otherwise empty.
+        chosen: For the best candidate, for how many groups each was chosen; otherwise empty.
     """
 
     r2: float
@@ -190,10 +190,10 @@ def classify_left_out(
         units: `[M]`, networks that keep one label in common when labels are permuted; every network by itself when
             `None`.
         strata: `[M]`: labels are permuted within each; among all networks when `None`.
-        num_permutations: Of the labels. Those that leave a label to one group alone, which cannot be learned, are
-            passed over.
+        num_permutations: Number of permutations of the labels. Those that leave a label to one group alone, which
+            cannot be learned, are passed over.
         penalties: As in [`predict_left_out`].
-        seed: Of the permutations.
+        seed: Random seed of the permutations.
 
     Returns:
         `{candidate: result}`; with several candidates also `best`, the one chosen inside every fold.

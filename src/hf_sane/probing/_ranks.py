@@ -19,7 +19,7 @@ def normal_scores(values: Tensor, reference: Tensor, *, name: str = "a property"
     Args:
         values: `[M]` float.
         reference: `[n]` float, one at least.
-        name: Of the property, for errors.
+        name: Name of the property, for errors.
 
     Returns:
         `[M]` float64, in standard deviations: non-decreasing in `values`, unchanged by increasing maps of both.
@@ -44,7 +44,7 @@ def rank_targets(targets: Mapping[str, Tensor], *, name: str = "a property") -> 
 
     Args:
         targets: `{split: [M_split]}` with the splits `train` and `validation`.
-        name: Of the property, for errors.
+        name: Name of the property, for errors.
 
     Returns:
         The same splits, `[M_split]` float64.

@@ -148,7 +148,7 @@ class BoostedTrees:
             validation_features: `[V, F]`.
             validation_targets: `[V]` or `[V, T]`.
             grid: Candidates: leaves, learning rate, rounds.
-            seed: Of the binning.
+            seed: Random seed of the binning.
 
         Raises:
             ImportError: If scikit-learn is not installed.

@@ -72,7 +72,7 @@ def read_zoo_features(
         model: SANE autoencoder.
         extractor: Its weight tokenizer.
         aligned: Whether to bring networks to the zoo's reference first; by default if the zoo is aligned.
-        poolings: Of the latents; all when `None`.
+        poolings: Poolings of the latents; all when `None`.
         window_size: Tokens per window; the training window when `None`.
         halo_size: Context tokens on each side of a window.
         batch_size: Networks, and windows, at a time.

@@ -43,7 +43,8 @@ def run_script(main: Callable[[], object], *, name: str) -> NoReturn:
 
     Args:
         main: Reads the command line and works; what it returns is the exit code if it is a number.
-        name: Of the script, for the message. With `--debug` anywhere on the command line, the traceback is shown, too.
+        name: Name of the script, for the message. With `--debug` anywhere on the command line, the traceback is shown,
+            too.
     """
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]

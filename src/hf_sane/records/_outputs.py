@@ -1,10 +1,10 @@
 """The writer of all output folders: checks whether it may write, and whether a folder is finished.
 
-Every verb, script and Python function that leaves a folder goes through [`output_folder`] (written next to and swapped
-in as a whole) or [`resumable_folder`] (written in place over a long time, with a note that it is unfinished). Both
-refuse a folder that is not theirs before any work is done, hold a lock against a second process, and end by writing a
-manifest of every file with its size and digest. [`check_finished`] is the other side: loaders and pushes ask it before
-they believe a folder.
+Every command, script and Python function that writes a folder uses [`output_folder`] (written under another name and
+moved into place as a whole) or [`resumable_folder`] (written in place over a long time, with a note that it is
+unfinished). Both refuse a folder that is not theirs before any work is done, hold a lock against a second process, and
+end by writing a manifest of every file with its size and digest. Loaders and pushes verify a folder with
+[`check_finished`].
 """
 
 import json
@@ -64,7 +64,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished folder holds, written last.
+    """Content of a finished folder, written last.
 
     Attributes:
         job: What made the folder, such as `"sample"`; only the same job replaces or continues it.
@@ -152,7 +152,7 @@ class Manifest:
 
 
 def check_finished(folder: str | Path, *, all_digests: bool = False) -> Manifest | None:
-    """Refuse a folder that its writer did not finish, or that lost or changed files since.
+    """Raise an error for a folder that is unfinished, or whose files were removed or changed afterwards.
 
     A folder inside of an output, such as one sampled network out of several, is checked with the manifest of the
     output, unless it has its own, and so is a file: an index of shards with its folder. A folder without
@@ -199,7 +199,7 @@ def _check_inside(homes: Iterable[Path], place: Path, *, all_digests: bool) -> N
 def check_may_write(
     folder: str | Path, job: str, *, replace: bool = False, is_ours: Callable[[Path], bool] | None = None
 ) -> None:
-    """Refuse to write where somebody's files are.
+    """Raise an error if a folder holds files of others.
 
     Args:
         folder: Output folder: absent, empty, or left unfinished by the same job.
@@ -239,16 +239,16 @@ def check_may_write(
 
 @contextmanager
 def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Iterator[Path]:
-    """Write a folder as a whole: whoever looks sees the finished folder or none.
+    """Write a folder as a whole: either the finished folder is visible or none.
 
     Enter it before the work begins, so that a folder that cannot be written costs nothing. A function that saves an
     artefact enters it, too; called inside of another block, with the folder of that block or one below it, it adds to
     that output.
 
     Args:
-        folder: Where the result shall be: absent or empty.
+        folder: Output folder, which must be absent or empty.
         job: What writes, such as `"sample"`; noted in the manifest.
-        replace: Take the place of a finished folder of the same job that nobody has changed.
+        replace: Replace a finished folder of the same job, if it is unchanged.
 
     Yields:
         An empty folder next to the final one; what the block leaves in it is swapped in at the end, with a manifest.

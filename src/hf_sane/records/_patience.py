@@ -30,8 +30,8 @@ def patiently(call: Callable[Arguments, Result], *arguments: Arguments.args, **s
 
     Args:
         call: Asks the Hub.
-        arguments: Of `call`.
-        settings: Of `call`, by name.
+        arguments: Arguments of `call`.
+        settings: Settings of `call`, by name.
 
     Raises:
         HubBusyError: With the Hub's status, when it has answered so too often.

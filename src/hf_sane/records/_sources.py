@@ -101,7 +101,7 @@ def find_source(
     Args:
         source: As in [`parse_source`].
         revision: Branch, tag or commit of a repository.
-        repo_type: Of a repository.
+        repo_type: Type of a repository.
         api: Client to ask with.
 
     Returns:

@@ -48,15 +48,15 @@ REALIGNED = 3  # nearest training networks that are aligned to each network to m
 @strict
 @dataclass(kw_only=True)
 class ComparisonSettings:
-    """How much is drawn and what it is chosen from.
+    """Settings of a comparison.
 
     Attributes:
         seed: Random seed.
         anchor_fraction: Best share of the training runs that serve as anchors (the paper: 30 %).
-        num_anchors: The best so many of them; all when `None`.
+        num_anchors: Number of anchors; if `None`, all of the fraction.
         anchor_epoch: Epoch of the anchors; the last of each run when `None`.
         bandwidths: Candidates, in `unit`; 0 would only copy anchors and is not one.
-        unit: Of the bandwidths, see [`Density`]; a single anchor needs `"latent_std"`.
+        unit: Unit of the bandwidths, see [`Density`]; a single anchor needs `"latent_std"`.
         accuracy_share: The largest bandwidth wins whose kept networks keep this share of the best validation accuracy.
         num_candidates: Networks drawn for subsampling.
         num_kept: Networks kept, of every method.
@@ -141,9 +141,9 @@ class AnchorSet:
         """Test accuracy and distance to the nearest training network, of sampled networks and of everything simpler.
 
         Args:
-            name: What to call the sampled networks.
+            name: Name of the sampled networks.
             networks: The sampled networks.
-            judge: Conditions batch norm, or does not.
+            judge: Judge, with or without batch-norm conditioning.
             data: Images, of which the test split is used.
             generator: CPU source of randomness, of the baselines.
         """
@@ -173,7 +173,7 @@ def _tokens(split: ZooSplit) -> Tensor:
 
 @dataclass(frozen=True)
 class Samples:
-    """What sampling produced.
+    """Result of sampling.
 
     Attributes:
         methods: Each of `METHODS` to `num_kept` networks.
@@ -294,7 +294,7 @@ def noise_baseline(
 ) -> Draw:
     """Anchors with noise on their weights, on average as far from the training networks as other networks are.
 
-    Without that the noise could be made as small, and its networks as accurate, as one likes. Distances are measured
+    Without matching, smaller noise would give arbitrarily accurate networks. Distances are measured
     as [`matched_noise_scale`] does, without permutations.
 
     Args:
@@ -339,11 +339,11 @@ def simple_baselines(
     Args:
         codec: Autoencoder, tokenizer, layout and architecture.
         anchor_tokens: `[A, N, D]` raw tokens, aligned if averages should mean anything.
-        judge: Conditions batch norm, or does not.
-        num_networks: Of each of noise, averages and scratch.
+        judge: Judge, with or without batch-norm conditioning.
+        num_networks: Number of networks of each of noise, averages and scratch.
         draw_noise: See [`noise_baseline`].
         shown: `[S, N, D]` raw tokens of those anchors that stand for themselves; all when `None`.
-        seed: Of the networks from scratch.
+        seed: Random seed of the networks from scratch.
         generator: CPU source of randomness, of the averages; the global one when `None`.
 
     Returns:
@@ -420,7 +420,7 @@ def finetune_all(
         data: Images.
         hyper_parameters: Learning rate, weight decay and optimiser, such as the zoo's own.
         epochs: Passes over the training images.
-        seed: Of the order of images.
+        seed: Random seed of the order of images.
 
     Returns:
         Method to test accuracies `[epochs + 1, networks]`, row 0 before training.

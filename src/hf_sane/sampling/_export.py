@@ -35,8 +35,8 @@ class Provenance:
         zoo: Folder name or repo id of the zoo that the anchors are from.
         zoo_revision: Commit of the zoo on the Hub.
         anchors: Runs (or `run@epoch`) of the anchors.
-        seed: Of the random generator.
-        index: Of the network among those kept, best first.
+        seed: Random seed of the random generator.
+        index: Index of the network among those kept, best first.
         bandwidth: Kernel width, or its rule.
         bandwidth_unit: Unit of the bandwidth.
         mode: Sampling mode.

@@ -91,7 +91,7 @@ def add_network_lora(
 
     Args:
         network: Changed in place.
-        rank: Of each pair of maps.
+        rank: Rank of each pair of maps.
         alpha: Scale of their product: `alpha / rank`.
         targets: See [`lora_targets`].
 

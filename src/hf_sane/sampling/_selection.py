@@ -22,9 +22,9 @@ class Judge:
         images: `[n, C, H, W]` validation images. Never test images: what is chosen by them would be reported on them.
         labels: `[n]` int64.
         conditioning_images: `[m, C, H, W]` for batch-norm conditioning; none when `None`.
-        num_batches: Of conditioning.
-        batch_size: Of conditioning.
-        seed: Of conditioning; every network sees the same batches.
+        num_batches: Number of batches of conditioning.
+        batch_size: Batch size of conditioning.
+        seed: Random seed of conditioning; every network sees the same batches.
         reset: Whether conditioning forgets the running statistics that the networks come with.
     """
 

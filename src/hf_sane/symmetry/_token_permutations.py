@@ -23,7 +23,7 @@ class TokenPermutations:
 
     Args:
         spec: Permutation symmetries of the architecture.
-        layout: Of its tokens.
+        layout: Layout of its tokens.
         permutations: `[P, n]` int64 per axis. Without axes (a linear map from inputs to outputs) there is one
             permutation, the identity, which stands for every number that is asked for.
 
@@ -95,7 +95,7 @@ def token_permutation_indices(spec: PermutationSpec, layout: Layout, permutation
 
     Args:
         spec: Permutation symmetries of the architecture.
-        layout: Of its tokens.
+        layout: Layout of its tokens.
         permutations: `[P, n]` int64 per axis.
 
     Returns:

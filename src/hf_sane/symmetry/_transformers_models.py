@@ -37,7 +37,8 @@ def transformers_spec(config: PreTrainedConfig, *, as_saved: bool = False) -> Pe
     """Trace a model of Transformers; the random state stays as it was.
 
     Args:
-        config: Of an image classifier, or of any model of images or text whose class `config.architectures` names.
+        config: Configuration of an image classifier, or of any model of images or text whose class
+            `config.architectures` names.
         as_saved: Name the tensors as in files, which keep the names of older versions, instead of as in the state
             dict.
 

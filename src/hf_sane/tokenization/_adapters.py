@@ -83,7 +83,7 @@ class Adapter:
     With magnitudes `m` (DoRA) it is `m (W + s B A) / |W + s B A|`, with the norm of every output.
 
     Attributes:
-        name: What reports and cards call it.
+        name: Name in reports and cards.
         tensors: As stored; lazy where the adapter is a file.
         config: Content of adapter_config.json.
 
@@ -180,11 +180,11 @@ class Adapter:
         return bias.to(torch.promote_types(bias.dtype, torch.float32)) * scale
 
     def change(self, module: str, weight: Tensor, *, transposed: bool) -> Tensor:
-        """What the adapter adds to the weight of a target module.
+        """Change of the weight of a target module.
 
         Args:
             module: One of `modules`.
-            weight: Of the base.
+            weight: Weight of the base.
             transposed: Whether it is stored as `[inputs, outputs]`: embeddings, and the linear maps of GPT-2.
 
         Returns:
@@ -365,7 +365,7 @@ def open_factors(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Read what a LoRA adapter adds to its base: `s B A` per target module.
 
-    Loose files do not always tell their scale `s = alpha / r`: it is 1 without a tensor `<module>.alpha`.
+    Loose files do not always contain their scale `s = alpha / r`: it is 1 without a tensor `<module>.alpha`.
 
     Args:
         source: Folder or Hub repo in PEFT's format, or a safetensors file with the keys of PEFT, diffusers,

@@ -33,7 +33,7 @@ class FileFormat:
         reader: Which of the readers of this library takes it; `None` if none does.
         remedy: What the user of a file that is not read can do.
         holds_weights: Whether such files hold weights, or may.
-        read: Of a format from [`register_format`]: file to tensors by name, or to a dictionary that holds them
+        read: Reader of a format from [`register_format`]: file to tensors by name, or to a dictionary that holds them
             somewhere.
     """
 

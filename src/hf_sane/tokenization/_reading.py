@@ -18,7 +18,7 @@ class Checkpoint:
 
     Attributes:
         tensors: Tensors by name, without prefixes of wrappers. Those of large files are read when they are asked for.
-        aliases: Of shared tensors, names that files leave out to those that they keep, where a module says so.
+        aliases: Aliases of shared tensors, names that files leave out to those that they keep, where a module says so.
     """
 
     tensors: Mapping[str, Tensor]

@@ -55,7 +55,7 @@ class TokenStream:
         max_scalars: Weights read at a time.
 
     Attributes:
-        layout: Of the network. Use its `layers`: its masks and positions would be as large as the network.
+        layout: Layout of the network. Use its `layers`: its masks and positions would be as large as the network.
         num_tokens: `N`.
         layer_sizes: Tokens of each layer.
 

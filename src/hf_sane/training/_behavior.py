@@ -166,7 +166,7 @@ class BehaviorLoss:
         """Total loss `(1 - gamma) ((1 - w) L_rec + w L_behavior) + gamma L_contrast`.
 
         Args:
-            output: Of the model, with losses.
+            output: Output of the model, with losses.
             batch: What the model was given: windows that each hold a whole network.
             step: Optimizer step, which picks the images.
 

@@ -36,7 +36,7 @@ class TrainingData:
         """Open the zoos that the arguments name.
 
         Args:
-            arguments: Of the run.
+            arguments: Arguments of the run.
             zoos: Loaded zoos, in place of `arguments.zoo`.
 
         Raises:

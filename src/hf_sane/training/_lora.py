@@ -34,7 +34,7 @@ def add_lora(
 
     Args:
         model: Pretrained; changed in place.
-        rank: Of each pair of maps, `r`.
+        rank: Rank of each pair of maps, `r`.
         alpha: Scale of their product: `alpha / r`.
         targets: Modules by name, or by the end of their name; docs/reference/adapters.md lists them.
         trained: Modules, by name in the same way, that are trained and saved whole: position tables, layer norms.

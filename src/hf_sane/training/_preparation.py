@@ -54,7 +54,7 @@ def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, layouts: Mappi
     Args:
         model: The autoencoder.
         extractor: Its weight tokenizer.
-        layouts: Of all networks that are trained or evaluated on, by what messages call them.
+        layouts: Layouts of all networks that are trained or evaluated on, by what messages call them.
 
     Raises:
         KeyError: If a network has layers that the extractor was not fitted on.

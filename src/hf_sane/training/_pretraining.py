@@ -60,9 +60,9 @@ class PretrainResult:
         folder: The SANE folder: config.json, model.safetensors, preprocessor_config.json, run.json. Of a LoRA run:
             adapter_config.json and adapter_model.safetensors in place of the first two.
         reconstruction_r2: On whole validation networks, over real normalised weights; NaN without any.
-        loss: Of the last step, mean over processes; NaN when a finished run was resumed.
+        loss: Loss of the last step, mean over processes; NaN when a finished run was resumed.
         steps: Optimizer steps of the whole run.
-        seconds: Of this process, since it started or resumed.
+        seconds: Seconds of this process, since it started or resumed.
         num_processes: Processes that trained together.
         is_main_process: Whether this one is the first of them, which writes files.
         network_config: Architecture of a training network, for the card; `None` if it was imported and is none of this
@@ -182,7 +182,7 @@ class Run:
         """Refuse to go on with numbers that are none; gives the mean loss over processes.
 
         Args:
-            loss: Of this process.
+            loss: Loss of this process.
             weights: Look at parameters and the state of the optimizer, too: before they are saved.
 
         Raises:

@@ -24,7 +24,7 @@ def left_out_error(features: Tensor, targets: Tensor, *, penalty: float = PENALT
     Args:
         features: `[B, F]` float; their scale does not matter.
         targets: `[B, P]` float, without gradient.
-        penalty: Of the ridge, in units of the mean sum of squares of a centred feature.
+        penalty: Penalty of the ridge, in units of the mean sum of squares of a centred feature.
 
     Returns:
         Scalar float32, with a gradient towards `features`: 0 at its best, about 1 for features that say nothing.

@@ -72,7 +72,7 @@ def align_folder(folder: str | Path, config: str = DEFAULT_CONFIG, *, specs: Spe
     """Align a finished zoo where it lies; only its alignment is written.
 
     Args:
-        folder: Of the zoo.
+        folder: Folder of the zoo.
         config: Which zoo of it.
         specs: See [`align_zoo`].
 

@@ -45,7 +45,7 @@ class ZooFacts:
     """Everything about a zoo that is not a row.
 
     Attributes:
-        name: Of the images and the zoo, for people.
+        name: Name of the images and the zoo, for people.
         layouts: Structures (`Layout.to_dict`) by the first digits of their signature, as in the `layout` column.
         architectures: Configurations (`to_dict`) by the key in the `architecture` column; activation, initialisation
             and dropout of a row are columns of their own. Imported networks of other families have the `model_type`

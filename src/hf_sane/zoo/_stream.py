@@ -83,8 +83,8 @@ class ZooStream:
 
         Args:
             split: Which split.
-            seed: Of the order: row groups are shuffled, and each row is drawn out of `buffer_size`; in file order if
-                `None`.
+            seed: Random seed of the order: row groups are shuffled, and each row is drawn out of `buffer_size`; in
+                file order if `None`.
             epoch: Another order for each.
             buffer_size: Rows in memory.
 
@@ -119,7 +119,7 @@ class ZooStream:
         Args:
             split: Which split.
             num_rows: At most so many; drawn from about twice as many at the beginning of the shuffled row groups.
-            seed: Of the draw.
+            seed: Random seed of the draw.
         """
         wanted = min(num_rows, self.count(split))
         stream = self.rows(split, seed=seed, buffer_size=wanted) if wanted else ()  # an empty split has no files

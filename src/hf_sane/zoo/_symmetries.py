@@ -29,10 +29,10 @@ def network_spec(
     """Permutation symmetries of the networks of one architecture and structure.
 
     Args:
-        facts: Of the zoo.
+        facts: Facts of the zoo.
         architecture: Value of the `architecture` column.
         layout: Value of the `layout` column.
-        alignment: Of the zoo; what it was aligned with is known already.
+        alignment: Alignment of the zoo; what it was aligned with is known already.
         specs: By architecture or layout, for networks that cannot be traced.
 
     Raises:
@@ -65,7 +65,7 @@ def imported_spec(settings: Mapping[str, Any], layout: Layout) -> PermutationSpe
 
     Args:
         settings: Content of `config.json`.
-        layout: Of the networks.
+        layout: Layout of the networks.
 
     Raises:
         TypeError: If Transformers has no such model, or it takes neither images nor tokens.

@@ -192,7 +192,7 @@ def writing_zoo(folder: str | Path, config: str, *, replace: bool = False) -> It
     """Hold the right to write a zoo, alone; enter it before the work begins.
 
     Args:
-        folder: Of the zoo: absent, empty, or one that holds zoos.
+        folder: Folder of the zoo: absent, empty, or one that holds zoos.
         config: Name of the zoo in it.
         replace: Take the place of a finished zoo of that name that nobody has changed.
 
@@ -230,7 +230,7 @@ def check_zoo(folder: Path, config: str, *, all_digests: bool = False) -> None:
     """Refuse a zoo that its writer did not finish, or that lost or changed files since; zoos without manifest pass.
 
     Args:
-        folder: Of the zoo.
+        folder: Folder of the zoo.
         config: Which zoo, one of those in `zoo.json`.
         all_digests: Compare the digests of files above 256 MiB, too.
 

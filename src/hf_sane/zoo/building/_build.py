@@ -44,7 +44,7 @@ GROUP_REMEDY = "remove it: the group is trained again"
 
 @dataclass(frozen=True, slots=True)
 class BuildProgress:
-    """Where a build stands after an epoch: networks finished before this group, networks in it, and its mean accuracy.
+    """Progress of a build after an epoch: networks finished before this group, networks in it, and its mean accuracy.
 
     `accuracy` is the mean test accuracy at the last kept epoch of the group; NaN before the first.
     """
@@ -65,13 +65,13 @@ def build_zoo(
 ) -> Zoo:
     """Train a zoo and write it to a folder.
 
-    Networks are trained in groups; a finished group is on disk before the next begins, one in training is kept once a
-    minute, between epochs, and a build that was interrupted goes on from there, with the same result, byte by byte.
-    Building what is finished already loads it.
+    Networks are trained in groups. A finished group is written to disk before the next begins, and a group in training
+    is saved once a minute, between epochs. An interrupted build continues from there with the same result, byte by
+    byte. A finished zoo is loaded.
 
     Networks that are not finite or have a parameter beyond `max_abs_weight` at any kept epoch are left out and listed
-    in `zoo.json` with the reason: one exploded network sets the scale of the normalisation for all others (the paper's
-    code has a threshold, too).
+    in `zoo.json` with the reason: one diverged network would dominate the scale of the normalisation (the paper's code
+    also has a threshold).
 
     Args:
         arguments: All settings; see [`seed_zoo`] and [`hyperparameter_zoo`].
@@ -356,7 +356,7 @@ def check_group(path: Path, layout: Layout, *, epochs: int, runs: int) -> None:
 
     Args:
         path: The file.
-        layout: Of one network.
+        layout: Layout of one network.
         epochs: That are kept.
         runs: In the group.
 

@@ -79,12 +79,12 @@ EXPECTED = UNUSABLE + PASSING
 
 @dataclass(frozen=True, slots=True)
 class ImportEntry:
-    """What became of one network, or of a repository without any.
+    """Outcome for one network, or for a repository without networks.
 
     Attributes:
         run_id: Its name in the zoo; `repo_id`, where that is not all there is with what tells it apart.
-        status: `"failed"` is what may work when it is tried again.
-        reason: Why it was not taken.
+        status: `"failed"` if another attempt may succeed.
+        reason: Reason why it was not imported.
     """
 
     run_id: str
@@ -120,25 +120,25 @@ def import_zoo(
 ) -> ImportResult:
     """Import networks into a zoo, whatever their architectures.
 
-    Of each network on the Hub the size is known first, then the header is read (a range request of 100 kB), and only
-    what can be taken is downloaded. What cannot is listed with the reason, and the next one is tried. Networks are in
-    the work folder as soon as they are read: an import that was interrupted, or that could not reach some of them,
-    goes on from there when it is called again.
+    For each network on the Hub, the size is checked first, then the header is read (a range request of 100 kB), and
+    only networks that can be imported are downloaded; all others are listed with the reason. Networks are stored in
+    the work folder as soon as they are read: repeat the call to continue an import that was interrupted, or that could
+    not reach some networks.
 
-    Licence, downloads, likes, revision and the metrics of the card are columns, and so is what tables of properties
-    (`ImportSettings.properties`) and names (`ImportSettings.pattern`) say; other accuracies and hyper-parameters are
-    null. Groups (`ImportSettings.group_by`) are dealt out to the splits whole. Networks with the same weights as one
-    before are skipped: in two splits they would leak.
+    Licence, downloads, likes, revision and the metrics of the card become columns, as do properties from tables
+    (`ImportSettings.properties`) and names (`ImportSettings.pattern`); other accuracies and hyper-parameters are
+    null. Each group (`ImportSettings.group_by`) is assigned to one split. Networks with the same weights as an earlier
+    one are skipped, because they could leak between splits.
 
     Args:
         arguments: What to import.
         output: Folder of the zoo; it may hold others under other names.
         config: Name of this zoo in the folder.
         api: Hub client, for another endpoint or token.
-        on_entry: Called with every network that was taken or not.
+        on_entry: Called with the entry of every network.
 
     Returns:
-        The zoo, as `Zoo.load(output, config)` gives it, and what became of each network.
+        The zoo, as `Zoo.load(output, config)` gives it, and the outcome for each network.
 
     Raises:
         ValueError: If no network could be taken, there are fewer groups than splits, or the folder holds another zoo
@@ -212,7 +212,7 @@ class _Importer:
         self._contents: dict[str, str] = {}  # of networks, to the first that has it
 
     def take(self, source: Source) -> Iterator[ImportEntry]:
-        """Take what can be taken of a source; whatever is wrong with it is noted."""
+        """Import the networks of a source; record the reason for those that cannot be imported."""
         name = source.label
         try:
             name.encode()  # what is no Unicode cannot be the name of a row

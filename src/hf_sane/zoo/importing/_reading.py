@@ -121,7 +121,7 @@ def import_network(
         repository: Where it is.
         file: Weights or index.
         files: From [`network_files`].
-        arguments: Of the import.
+        arguments: Arguments of the import.
         path: Where to leave it.
 
     Raises:

@@ -30,7 +30,7 @@ class Tree(Protocol):
     """Files by their path below a root, with `/` between folders.
 
     Attributes:
-        name: Of the root, for people.
+        name: Name of the root, for people.
         sizes: Path to bytes, in the order in which they are read best; of broken links `None`.
         unreadable: Errors about folders below the root that may not be listed.
     """

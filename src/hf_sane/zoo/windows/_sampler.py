@@ -29,7 +29,7 @@ class WindowSampler:
         window_size: Tokens per window.
         settings: Views and augmentations; the aligned view needs aligned zoos. With `second_network="same_run"`,
             contrast pulls the epochs of a run together; a run of one checkpoint shows that one.
-        buffer_size: Of streams: rows in memory from which the next is drawn.
+        buffer_size: Size of the buffer of streams: rows in memory from which the next is drawn.
 
     Raises:
         ValueError: For settings out of range, no networks, splits among streams, no run of several checkpoints to take

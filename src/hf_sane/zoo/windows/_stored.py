@@ -26,7 +26,7 @@ class StoredNetworks:
 
     Args:
         splits: Networks to draw from.
-        settings: Of the windows.
+        settings: Settings of the windows.
         new_source: Makes the [`WindowSource`] of a zoo, an architecture and a layout.
 
     Raises:

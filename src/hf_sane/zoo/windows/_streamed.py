@@ -26,7 +26,7 @@ class StreamedNetworks:
     Args:
         streams: Opened zoos.
         window_size: Tokens per window.
-        settings: Of the windows.
+        settings: Settings of the windows.
         new_source: Makes the [`WindowSource`] of a zoo, an architecture and a layout.
         buffer_size: Rows in memory from which the next is drawn.
 

@@ -96,7 +96,7 @@ class WindowSource:
         layout: Value of the column.
         extractor: Fitted weight tokenizer.
         window_size: Tokens per window.
-        settings: Of the windows.
+        settings: Settings of the windows.
 
     Raises:
         ValueError: If the window is empty, the aligned view is asked for without alignment, the extractor makes other
@@ -215,7 +215,7 @@ def assemble(taken: Taken, settings: WindowSettings, generator: torch.Generator)
 
     Args:
         taken: The networks.
-        settings: Of the windows.
+        settings: Settings of the windows.
         generator: Source of all randomness.
     """
     batch_size = sum(len(part.places) for part in taken.members)
