@@ -246,10 +246,11 @@ def code_files(folder: Path) -> dict[str, str]:
         folder: From [`save_sane`], [`save_network`] or `save_pretrained`; it is not changed.
 
     Returns:
-        Text by file name, config.json among them; nothing if the folder has its code already.
+        Text by file name, config.json among them; nothing if the folder has its code already, or Transformers has it.
     """
     config: Any = load_config(folder)
-    if getattr(config, "auto_map", None):
+    is_ours = isinstance(config, SANEConfig | ZooConfig)
+    if getattr(config, "auto_map", None) or not is_ours:
         return {}
     auto_class = AutoModel if isinstance(config, SANEConfig) else AutoModelForImageClassification
     model_class = cast(type[PreTrainedModel], auto_class._model_mapping[type(config)])

@@ -62,17 +62,22 @@ class AlignZooResult(Result):
         return [Table(header, rows, caption="\n".join(kept))]
 
 
-def align_zoo(zoo: Zoo, **options: Any) -> Zoo:
-    """Align a zoo in memory.
+def align_zoo(zoo: str | Path | Zoo, **options: Any) -> Zoo:
+    """Permute the channels of all networks of a zoo onto a reference, which changes no function.
 
     Args:
-        zoo: Built or imported.
-        **options: `reference`, `specs`.
+        zoo: Folder of a zoo, where the alignment is stored; or a zoo in memory, whose files stay as they are.
+        **options: For a folder, further fields of [`AlignZooSettings`]; for a zoo, `reference` and `specs`.
 
     Returns:
         The zoo with its alignment, which `Zoo.save` stores with it.
+
+    Raises:
+        ValueError: If symmetries are not known, or `reference` is given for several architectures.
     """
-    return alignment.align_zoo(zoo, **options)
+    if isinstance(zoo, Zoo):
+        return alignment.align_zoo(zoo, **options)
+    return run_align_zoo(AlignZooSettings(zoo=Path(zoo), **options)).zoo
 
 
 def run_align_zoo(settings: AlignZooSettings) -> AlignZooResult:

@@ -17,6 +17,7 @@ from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.sample import SampleResult
 from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 REPORTED_EPOCHS = (0, 1, 5)  # of fine-tuning
@@ -122,7 +123,7 @@ def comparison_table(results: Mapping[str, Any]) -> Table:
 
 
 def compare_samplers(
-    zoo: str | Zoo,
+    zoo: str | Path | Zoo,
     sane: str | Path | SANE,
     images: str | ImageData | None = None,
     settings: ComparisonSettings | None = None,
@@ -146,7 +147,7 @@ def compare_samplers(
         ValueError: If the zoo has fewer anchors than are requested or kept.
     """
     settings = settings or ComparisonSettings()
-    sane, zoo = open_sane(sane), Zoo.load(zoo) if isinstance(zoo, str) else zoo
+    sane, zoo = open_sane(sane), load_zoo(zoo)
     arguments = as_arguments(settings) | {"sane": sane.source, "zoo": zoo.source, **windows}
     record = RunRecord.start(seed=settings.seed, arguments=arguments)
     data = load_zoo_images(zoo.facts) if images is None else open_images(images)

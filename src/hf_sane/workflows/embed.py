@@ -13,11 +13,12 @@ from hf_sane.probing._zoo_features import token_blocks
 from hf_sane.records._failures import describe_error, expected_errors
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.tokenization._checkpoints import CheckpointSource
+from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import HaloSettings, SaneSettings, WeightsSettings
+from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 
@@ -25,13 +26,13 @@ from hf_sane.zoo._dataset import Zoo
 class EmbedSettings(WeightsSettings, HaloSettings, SaneSettings):
     """Settings of [`embed`]."""
 
-    sane: str | SANE = setting("SANE folder or Hub repo id.")
+    sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
     output: Path | None = setting("New folder: one parquet file per split, and a run record.", short="-o")
-    checkpoints: list[str] = setting(
+    checkpoints: list[Source] = setting(
         "Networks: safetensors files, folders, weights-only pickles, Hub repo ids.", factory=list, positional=True
     )
-    zoo: str | Zoo | None = setting("Zoo folder or Hub dataset id, instead of checkpoints.", default=None)
-    poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"])
+    zoo: str | Path | Zoo | None = setting("Zoo folder or Hub dataset id, instead of checkpoints.", default=None)
+    poolings: list[str] | str = setting(POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"])
     config: str | None = setting("Name of the zoo, if there are several.", default=None)
     aligned: bool | None = setting(
         "Align networks to the zoo's reference first; by default if the zoo is aligned.", default=None
@@ -85,17 +86,20 @@ class EmbedResult(Result):
         super().write(partial)
 
 
-def embed(sane: str | SANE, networks: Any, **options: Any) -> EmbedResult:
+def embed(sane: str | Path | SANE, networks: Source | Zoo | Sequence[Source], **options: Any) -> EmbedResult:
     """Embed the networks of a zoo, or checkpoints, with several poolings at once.
 
     For one vector per network, as a tensor, see `SANE.embed`.
 
     Args:
         sane: A SANE, its folder or its Hub repo id.
-        networks: A [`Zoo`], or a list of paths and Hub repo ids of checkpoints.
+        networks: A module, state dict, path or Hub repo id; a list of these; a zoo or its folder.
         **options: Other fields of [`EmbedSettings`].
     """
-    chosen = {"zoo": networks} if isinstance(networks, Zoo) else {"checkpoints": list(networks)}
+    if is_zoo(networks):
+        chosen: dict[str, Any] = {"zoo": networks}
+    else:
+        chosen = {"checkpoints": list(networks) if isinstance(networks, list | tuple) else [networks]}
     return run_embed(EmbedSettings(sane=sane, **{"output": None, **chosen, **options}))
 
 
@@ -108,7 +112,7 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
     names = parse_poolings(settings.poolings)
     with optional_output(settings.output, EmbedResult.JOB) as partial:
         record = RunRecord.start(arguments=as_arguments(settings) | {"poolings": names})
-        zoo = Zoo.load(settings.zoo, settings.config) if isinstance(settings.zoo, str) else settings.zoo
+        zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.config)
         sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
         if zoo is None:
             result = _embed_checkpoints(sane, settings, names, record)
@@ -140,14 +144,14 @@ def _embed_zoo(sane: SANE, zoo: Zoo, settings: EmbedSettings, names: list[Any], 
 
 def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], record: RunRecord) -> EmbedResult:
     """One row per checkpoint; those that cannot be embedded are reported and skipped, unless all fail."""
-    chosen = {"subfolder": settings.subfolder, "variant": settings.variant, "key": settings.key}
     options: dict[str, Any] = {"halo_size": settings.halo_size, "batch_size": settings.batch_size}
     if settings.max_memory_bytes is not None:
         options["max_memory_bytes"] = settings.max_memory_bytes
     columns: dict[str, list[Any]] = {name: [] for name in ("checkpoint", "weights", "tokens", *names)}
     skipped: dict[str, str] = {}
-    for checkpoint in settings.checkpoints:
-        source = CheckpointSource(checkpoint, **chosen)
+    for index, given in enumerate(settings.checkpoints):
+        checkpoint = str(given) if isinstance(given, str | Path | CheckpointSource) else f"network_{index}"
+        source = CheckpointSource(given, **settings.weights) if isinstance(given, str | Path) else given
         try:
             layout, found = embed_checkpoint(sane.model, sane.extractor, source, poolings=names, **options)
         except expected_errors() as error:

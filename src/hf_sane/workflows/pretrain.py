@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,7 +38,7 @@ class PretrainingResult(Result):
         """The autoencoder; after a LoRA run, the base with the adapter merged into it."""
         folder = self.run.folder
         if self.base is None:
-            return replace(SANE.from_pretrained(folder), record=self.record)
+            return SANE.from_pretrained(folder)
         adapted = load_adapter(SANE.from_pretrained(self.base).model, folder).merge_and_unload()
         extractor = SANEFeatureExtractor.from_pretrained(folder)
         return SANE(adapted.eval(), extractor, source=str(folder), record=self.record)

@@ -29,15 +29,15 @@ POOLINGS_HELP = "Poolings of the latents; 'all' for every one."
 class ProbeSettings(HaloSettings, SaneSettings):
     """Settings of [`probe`]."""
 
-    sane: str | SANE = setting("SANE folder or Hub repo id.")
-    zoo: str | Zoo = setting("Zoo folder or Hub dataset id.")
+    sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
+    zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.")
     output: Path | None = setting("New folder for the results and the run record.", default=None, short="-o")
-    properties: list[str] = setting(
+    properties: list[str] | str = setting(
         "Columns of the zoo to predict; by default test_accuracy, epoch and generalization_gap, as far as they are "
         "known, or else every number that an import brought along.",
         factory=list,
     )
-    poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["all"])
+    poolings: list[str] | str = setting(POOLINGS_HELP, factory=lambda: ["all"])
     config: str | None = setting("Name of the zoo, if there are several.", default=None)
     aligned: bool | None = setting(
         "Align networks to the zoo's reference first; by default if the zoo is aligned.", default=None
@@ -50,12 +50,16 @@ class ProbeSettings(HaloSettings, SaneSettings):
         "Regression from features to properties.", default="ridge"
     )
     ranks: bool = setting("Fit the ranks of the properties instead of their values, to rank networks.", default=False)
-    transfer: list[str | Zoo] = setting(
+    transfer: list[str | Path | Zoo] = setting(
         "More zoos (folders or Hub ids, or FOLDER:CONFIG): fit on each, test on each. Repeat the option.",
         factory=list,
         split=False,
     )
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.properties = [self.properties] if isinstance(self.properties, str) else list(self.properties)
 
 
 @dataclass(kw_only=True)
@@ -112,8 +116,6 @@ def probe(zoo: str | Path | Zoo, sane: str | Path | SANE, **options: Any) -> Pro
         KeyError: If a zoo lacks a property.
         ValueError: If a zoo is given twice, or no network of a split has all properties.
     """
-    zoo = str(zoo) if isinstance(zoo, Path) else zoo
-    sane = str(sane) if isinstance(sane, Path) else sane
     return run_probe(ProbeSettings(zoo=zoo, sane=sane, **options))
 
 
@@ -154,9 +156,10 @@ def _features(zoo: Zoo, sane: SANE, settings: ProbeSettings) -> ZooFeatures:
     )
 
 
-def parse_poolings(names: Sequence[str]) -> list[Any]:
+def parse_poolings(names: Sequence[str] | str) -> list[Any]:
     """Names of poolings, or `"all"` for every pooling; `embed_networks` checks them."""
-    return list(POOLINGS) if list(names) == ["all"] else list(names)
+    given = [names] if isinstance(names, str) else list(names)
+    return list(POOLINGS) if given == ["all"] else given
 
 
 def _transfer(zoos: dict[str, ZooFeatures], name: str, settings: ProbeSettings) -> TransferTable:
@@ -200,14 +203,14 @@ def _is_known(split: ZooSplit, name: str) -> bool:
     return bool(np.isfinite(values).all()) and len(set(values.tolist())) > 1
 
 
-def _open_zoos(sources: Sequence[str | Zoo], config: str | None, wanted: Sequence[str]) -> dict[str, Zoo]:
+def _open_zoos(sources: Sequence[str | Path | Zoo], config: str | None, wanted: Sequence[str]) -> dict[str, Zoo]:
     """Open zoos by their names in records, and check that they have the properties before anything is computed."""
     opened: dict[str, Zoo] = {}
     for source in sources:
         if isinstance(source, Zoo):
             label, zoo = source.source or source.facts.name, source
         else:
-            place, named = split_config(source)
+            place, named = split_config(str(source))
             part = named or config
             label = place if part is None else f"{place}:{part}"
             zoo = opened[label] if label in opened else Zoo.load(place, part)

@@ -15,6 +15,7 @@ from hf_sane.training._evaluation import r2_from_sums, reconstruction_sums
 from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table, rows_of
 from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._alignment import aligned_tokens
 from hf_sane.zoo._dataset import Zoo
 
@@ -32,12 +33,12 @@ class ReconstructionResult(Result):
 
 
 def reconstruct(
-    zoos: Mapping[str, Zoo], sane: str | Path | SANE, images: str | ImageData, **windows: Any
+    zoos: Mapping[str, str | Path | Zoo], sane: str | Path | SANE, images: str | ImageData, **windows: Any
 ) -> ReconstructionResult:
     """Encode and decode the test networks of zoos; measure R2 of all checkpoints and accuracy of the final ones.
 
     Args:
-        zoos: Aligned zoos of one architecture each, by name.
+        zoos: Aligned zoos of one architecture each, or their folders or Hub dataset ids, by name.
         sane: A SANE, its folder or its Hub repo id.
         images: Images to test the networks on, or a source for `load_images`.
         **windows: `window_size` and `halo_size`, see [`NetworkCodec`].
@@ -46,11 +47,12 @@ def reconstruct(
     record = RunRecord.start(arguments={"sane": sane.source, "zoos": list(zoos), **windows})
     total = torch.zeros(4, dtype=torch.float64)
     parts = {}
-    for name, zoo in zoos.items():
-        final = zoo.splits["test"].final_epochs()
+    for name, source in zoos.items():
+        test = load_zoo(source).splits["test"]
+        final = test.final_epochs()
         layout, config = final.layout_and_config()
         codec = NetworkCodec(sane.model, sane.extractor, layout, config, **windows)
-        raw = aligned_tokens(zoo.splits["test"])
+        raw = aligned_tokens(test)
         decoded = sane.model.decode_sequences(codec.encode(raw), layout.positions, **windows)
         sums = reconstruction_sums(sane.extractor.normalize(raw, layout), decoded, layout.weight_mask)
         total += sums

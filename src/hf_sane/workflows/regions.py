@@ -22,6 +22,7 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import SaneSettings, SourceSettings
+from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 SPLITS = ("train", "validation", "test")
@@ -33,7 +34,7 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings):
     """Settings of [`map_regions`]."""
 
     output: Path | None = setting("New folder for the run record and plots.", short="-o", formerly="--out")
-    zoo: list[str | Zoo] = setting(
+    zoo: list[str | Path | Zoo] = setting(
         "Zoos of one architecture (folders or Hub ids). Repeat the option.", factory=list, split=False
     )
     adapter: list[str] = setting(
@@ -148,7 +149,7 @@ class RegionsResult(Result):
 
 
 def map_regions(
-    networks: str | Path | Zoo | Sequence[str | Zoo] | Mapping[str, Sequence[str]], **options: Any
+    networks: str | Path | Zoo | Sequence[str | Path | Zoo] | Mapping[str, Sequence[str]], **options: Any
 ) -> RegionsResult:
     """Map networks by what they were trained for: distances, nearest regions, points inside regions.
 
@@ -169,7 +170,7 @@ def map_regions(
         chosen: dict[str, Any] = {"adapter": pairs}
     else:
         zoos = [networks] if isinstance(networks, str | Path | Zoo) else networks
-        chosen = {"zoo": [str(zoo) if isinstance(zoo, Path) else zoo for zoo in zoos]}
+        chosen = {"zoo": list(zoos)}
     return run_regions(RegionsSettings(**{"output": None, **chosen, **options}))
 
 
@@ -255,10 +256,10 @@ def _read_networks(
     settings: RegionsSettings, columns: list[str], groups: dict[str, dict[str, str]]
 ) -> tuple[list[Zoo], LabelledNetworks]:
     """Zoos and their networks, aligned to the first network if requested."""
-    named = [str(Path(source)) if isinstance(source, str) else source.source or id(source) for source in settings.zoo]
+    named = [source.source or id(source) if isinstance(source, Zoo) else str(Path(source)) for source in settings.zoo]
     if len(set(named)) < len(named):
         raise ValueError(f"name each zoo once, got {', '.join(map(str, named))}; its networks would count twice")
-    zoos = [Zoo.load(source, settings.config) if isinstance(source, str) else source for source in settings.zoo]
+    zoos = [load_zoo(source, settings.config) for source in settings.zoo]
     found = zoo_networks(
         zoos, columns=columns, groups=groups, splits=settings.splits, epoch=settings.epoch, limit=settings.limit
     )

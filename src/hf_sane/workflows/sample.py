@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from torch import nn
 
 from hf_sane.hub._publish import load_sane, loaded_commit, save_network
 from hf_sane.models.modeling_sane import SANEModel
@@ -25,6 +26,7 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output, rows_of
 from hf_sane.workflows.shared import SaneSettings, SourceSettings
+from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 # Settings that the run record and the cards of the networks show.
@@ -59,7 +61,7 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings):
 
     sane: str | Autoencoder = setting("SANE folder or Hub repo id.")
     output: Path | None = setting("New folder, with one subfolder per network.", short="-o")
-    zoo: str | Zoo | None = setting(
+    zoo: str | Path | Zoo | None = setting(
         "Zoo of one architecture (folder or Hub dataset id); the best of its training networks are the anchors.",
         default=None,
     )
@@ -181,7 +183,7 @@ MEASURED = ("test_accuracy", "validation_accuracy", "nearest_training_distance")
 
 
 def sample(
-    anchors: str | Path | Zoo | Sequence[Network], sane: str | Path | Autoencoder, **options: Any
+    anchors: str | Path | Zoo | nn.Module | Sequence[Network], sane: str | Path | Autoencoder, **options: Any
 ) -> SampleResult:
     """Sample new networks around trained ones, and compare them with anchors and baselines on test images.
 
@@ -200,9 +202,9 @@ def sample(
         ValueError: If settings contradict each other, or there are fewer networks than requested anchors.
     """
     if isinstance(anchors, str | Path | Zoo):
-        chosen: dict[str, Any] = {"zoo": str(anchors) if isinstance(anchors, Path) else anchors}
+        chosen: dict[str, Any] = {"zoo": anchors}
     else:
-        chosen = {"anchors": list(anchors)}
+        chosen = {"anchors": [anchors] if isinstance(anchors, nn.Module) else list(anchors)}
     named = str(sane) if isinstance(sane, Path) else sane
     return run_sample(SampleSettings(sane=named, **{"output": None, **chosen, **options}))
 
@@ -250,7 +252,7 @@ def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
 
 def _open(settings: SampleSettings, record: RunRecord) -> tuple[AnchorSet, ImageData]:
     """Load zoo or networks, images and autoencoder, in this order, and record their sources."""
-    zoo = Zoo.load(settings.zoo, settings.config) if isinstance(settings.zoo, str) else settings.zoo
+    zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.config)
     record.arguments["zoo_revision"] = None if zoo is None else zoo.revision
     if settings.images is not None:
         data = open_images(settings.images, image_size=settings.image_size)

@@ -17,11 +17,12 @@ from hf_sane.hub._push import plan_push
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.probing._zoo_features import embed_split, stacked_features
-from hf_sane.records._run_record import RunRecord
+from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.tokenization._checkpoints import Source
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.networks import Network
 from hf_sane.workflows.sample import SampleResult, sample
+from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
 
@@ -39,7 +40,7 @@ class SANE:
         extractor: Converts networks to tokens and tokens to networks.
         source: Folder or repository that it was loaded from; `None` if it was made in this process.
         revision: Commit of the repository.
-        record: Record of the pre-training run, if it was trained in this process.
+        record: Record of the pre-training run, if it was trained in this process or its folder has one.
     """
 
     model: SANEModel
@@ -59,7 +60,9 @@ class SANE:
     ) -> Self:
         """Load an autoencoder from a folder or the Hub; see [`load_sane`] for arguments and errors."""
         model, extractor = load_sane(source, revision=revision, subfolder=subfolder, dtype=dtype)
-        return cls(model, extractor, str(source), loaded_commit(str(source), revision, subfolder))
+        path = Path(source, subfolder or "", RECORD)
+        record = RunRecord.load(path) if path.is_file() else None
+        return cls(model, extractor, str(source), loaded_commit(str(source), revision, subfolder), record)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
         """Save model, weight tokenizer, run record and card; see `hf_sane.hub.save_sane`."""
@@ -131,7 +134,7 @@ class SANE:
         """Embed one network, several networks or a zoo.
 
         Args:
-            networks: A module, state dict, path or Hub repo id; a list of these; a zoo or a split of a zoo.
+            networks: A module, state dict, path or Hub repo id; a list of these; a zoo, its folder or a split of a zoo.
             pooling: How to combine the latents of a network in one vector, see `POOLINGS`.
             aligned: Whether to align networks of a zoo to its reference first; by default if the zoo is aligned.
             halo_size: Context tokens on each side of a window.
@@ -144,6 +147,8 @@ class SANE:
             ValueError: If there are no networks, or different architectures have embeddings of different lengths.
         """
         options: dict[str, Any] = {"poolings": (pooling,), "halo_size": halo_size, "batch_size": batch_size}
+        if is_zoo(networks):
+            networks = load_zoo(cast(str | Path | Zoo, networks))
         if isinstance(networks, Zoo | ZooSplit):
             splits = list(networks.splits.values()) if isinstance(networks, Zoo) else [networks]
             return stacked_features(

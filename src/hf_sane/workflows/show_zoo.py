@@ -11,7 +11,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table
 from hf_sane.zoo._dataset import Zoo
-from hf_sane.zoo._facts import IMPORTED
+from hf_sane.zoo._facts import FILE_NAME, IMPORTED
 from hf_sane.zoo._writing import JOB
 
 MAX_SHOWN = 10  # architectures and layouts
@@ -92,6 +92,11 @@ def load_zoo(source: str | Path | Zoo, config: str | None = None, *, revision: s
     return source if isinstance(source, Zoo) else Zoo.load(source, config, revision=revision)
 
 
+def is_zoo(source: object) -> bool:
+    """Whether a source is a zoo, or the folder of one."""
+    return isinstance(source, Zoo) or (isinstance(source, str | Path) and Path(source, FILE_NAME).is_file())
+
+
 def show_zoo(zoo: str | Path | Zoo, **options: Any) -> ZooResult:
     """Describe a zoo; options are other fields of [`ShowZooSettings`]."""
     return run_show_zoo(ShowZooSettings(zoo=zoo, **options))
@@ -145,6 +150,7 @@ def _spread(values: np.ndarray) -> list[float] | None:
 __all__ = [
     "ShowZooSettings",
     "ZooResult",
+    "is_zoo",
     "load_zoo",
     "run_show_zoo",
     "show_zoo",
