@@ -193,8 +193,8 @@ def sample(
     ```
 
     Args:
-        anchors: A zoo, its folder or its Hub dataset id, whose best training networks are the anchors; or a list
-            of networks (modules, folders, Hub repo ids) of one architecture, which requires `images`.
+        anchors: A zoo, its folder or its Hub dataset id, whose best training networks are the anchors; or a module, or
+            a list of networks (modules, folders, Hub repo ids) of one architecture, which requires `images`.
         sane: A SANE, its folder or its Hub repo id.
         **options: Other fields of [`SampleSettings`].
 

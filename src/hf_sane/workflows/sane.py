@@ -134,7 +134,7 @@ class SANE:
         """Embed one network, several networks or a zoo.
 
         Args:
-            networks: A module, state dict, path or Hub repo id; a list of these; a zoo, its folder or a split of a zoo.
+            networks: A module, state dict, path or Hub repo id; a list of these; a zoo, its folder, or a split of one.
             pooling: How to combine the latents of a network in one vector, see `POOLINGS`.
             aligned: Whether to align networks of a zoo to its reference first; by default if the zoo is aligned.
             halo_size: Context tokens on each side of a window.
