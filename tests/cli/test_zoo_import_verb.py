@@ -190,7 +190,7 @@ def test_what_stops_a_run_is_said_before_it_begins(imported, sane, tmp_path, hf_
     assert message in refused("--views", "original", "--statistics-by-kind", "small")
     for views in ("aligned,permuted", "permuted"):
         message = (
-            "are not known (expected a configuration of Transformers beside the weights, got model_type='None'); pass"
+            "are not known (expected a configuration of Transformers beside the weights, got model_type='None'); give"
         )
         assert message in refused("--views", views, "--statistics-by-kind")
     aligned = ("embed", "--sane", sane, "--zoo", imported[0], "--output", tmp_path / "y", "--aligned")

@@ -19,6 +19,7 @@ import datasets
 import numpy as np
 
 from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo
 
 logger = logging.getLogger(__name__)
@@ -287,7 +288,7 @@ def _decoding(file: Path) -> Iterator[None]:
 
 def hub_parts(repo: HubRepo) -> dict[str, Part]:
     """Images of a dataset repository; no code of it runs."""
-    loaded = datasets.load_dataset(repo.repo_id, revision=repo.revision)
+    loaded = patiently(datasets.load_dataset, repo.repo_id, revision=repo.revision)
     return dataset_parts(loaded)
 
 

@@ -19,7 +19,7 @@ from hf_sane.core._types import StateDict
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._documents import read_settings
 from hf_sane.records._errors import did_you_mean
-from hf_sane.records._settings import setting
+from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry.tracing._trace import trace_permutations
@@ -223,7 +223,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 @dataclass(kw_only=True)
-class ModuleSettings:
+class ModuleSettings(CheckedSettings):
     """Settings of a user-defined module, for networks whose architecture is not part of this library."""
 
     module: str | None = setting(
@@ -235,7 +235,9 @@ class ModuleSettings:
         "Arguments of the module as a JSON object, or the path of a JSON file.", default=None
     )
     module_input: list[int] = setting(
-        "Shape of one input of the module, such as 1,28,28: its symmetries are traced with it.", factory=list
+        "Shape of one input of the module, such as 1,28,28: its symmetries are traced with it.",
+        factory=list,
+        least=1,
     )
 
     def register(self) -> None:
