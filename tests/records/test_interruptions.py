@@ -29,7 +29,9 @@ def said(capsys, work):
     with pytest.raises(SystemExit) as ending:
         run_script(main, name="script")
     assert ending.value.code == 130
-    return capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert line.startswith("\n")  # below what a progress bar has left
+    return line[1:]
 
 
 def test_before_anything_was_written(capsys):

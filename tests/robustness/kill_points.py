@@ -206,9 +206,12 @@ def _read_all(descriptors: list[int]) -> list[str]:
 
 
 def spread(total: int, number: int) -> Iterator[int]:
-    """`number` events out of `total`, from the first to the last."""
+    """`number` events out of `total`, from the first to the last; of one, that in the middle."""
     if total <= number:
         yield from range(1, total + 1)
+        return
+    if number == 1:
+        yield (1 + total) // 2
         return
     for index in range(number):
         yield 1 + round(index * (total - 1) / (number - 1))

@@ -20,7 +20,7 @@ from kill_points import Outcome, in_child, spread
 from kill_record import PROPERTY
 from small_runs import LONG, SCRIPTS, STRANGERS, VERBS, SmallRun, looks_finished, program, run_app, talk_to, visible
 
-POINTS = os.environ.get("KILL_POINTS", "2")
+POINTS = os.environ.get("KILL_POINTS", "1")
 INTERRUPTED = 130
 MIN_EVENTS = 5  # what does less to its files is not watched
 SINGLE_FILES = ("RunRecord.save", "SpectrumReport.save_json", "save_picture")

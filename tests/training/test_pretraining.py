@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -168,8 +169,19 @@ def test_a_finished_run_resumes_to_itself(tmp_path, zoo):
     expected = weights(first)
     losses, again = train(settings(tmp_path, resume=True, **changes), zoo)
     assert losses == []
-    assert again.reconstruction_r2 == first.reconstruction_r2
+    assert (again.reconstruction_r2, again.loss) == (first.reconstruction_r2, first.loss)
     assert all(torch.equal(expected[name], value) for name, value in weights(again).items())
+
+
+def test_a_run_that_lost_its_end_resumes_to_the_same_record(tmp_path, zoo):
+    """Killed between its last checkpoint and its model: no step is left to measure a loss in."""
+    changes = {"checkpoint_every_steps": 4}
+    _, first = train(settings(tmp_path, **changes), zoo)
+    shutil.rmtree(first.folder)
+    losses, again = train(settings(tmp_path, resume=True, **changes), zoo)
+    assert losses == []
+    assert (again.reconstruction_r2, again.loss) == (first.reconstruction_r2, first.loss)
+    assert RunRecord.load(again.folder / "run.json").results["loss"] == first.loss
 
 
 def work_on_two_processes(folder, zoo_folder, name, stop_after, resume):

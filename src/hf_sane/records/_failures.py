@@ -57,6 +57,7 @@ def run_script(main: Callable[[], object], *, name: str) -> NoReturn:
             sys.stderr.write(f"{name}: {describe_error(error)}\n")
             raise SystemExit(EXIT_CODE) from error
         except KeyboardInterrupt as interruption:
-            sys.stderr.write(f"{name}: {describe_interruption(interruption, outputs)}\n")
+            # On a line of its own, whatever a progress bar has left.
+            sys.stderr.write(f"\n{name}: {describe_interruption(interruption, outputs)}\n")
             raise SystemExit(INTERRUPTED) from interruption
     raise SystemExit(result if isinstance(result, int) else 0)

@@ -1,7 +1,7 @@
 """The pre-training loop: random windows of a zoo, two views, one optimizer, Accelerate around it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,17 +39,18 @@ Describe = Callable[[Path, PretrainSettings, ZooConfig | None], object]
 
 @dataclass
 class Progress:
-    """Optimizer steps done; saved inside every checkpoint."""
+    """Optimizer steps done, and the loss of the last one; saved inside every checkpoint."""
 
     step: int = 0
+    loss: float = math.nan  # mean over processes; that of the last checkpoint, or of the end
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """For `Accelerator.save_state`."""
-        return {"step": self.step}
+        return {"step": self.step, "loss": self.loss}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """For `Accelerator.load_state`."""
-        self.step = state["step"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """For `Accelerator.load_state`; older checkpoints have no loss."""
+        self.step, self.loss = int(state["step"]), float(state.get("loss", math.nan))
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class PretrainResult:
         folder: The SANE folder: config.json, model.safetensors, preprocessor_config.json, run.json. Of a LoRA run:
             adapter_config.json and adapter_model.safetensors in place of the first two.
         reconstruction_r2: On whole validation networks, over real normalised weights; NaN without any.
-        loss: Loss of the last step, mean over processes; NaN when a finished run was resumed.
+        loss: Loss of the last step, mean over processes.
         steps: Optimizer steps of the whole run.
         seconds: Seconds of this process, since it started or resumed.
         num_processes: Processes that trained together.
@@ -303,7 +304,7 @@ def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) ->
         desc="pre-training",
         disable=not (arguments.progress_bar and accelerator.is_main_process),
     )
-    loss, r2 = torch.tensor(math.nan), math.nan
+    loss, r2 = torch.tensor(progress.loss), math.nan
     while progress.step < run.num_steps:
         loss = run.train_step()
         bar.update()
@@ -312,9 +313,9 @@ def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) ->
             on_step(step, accelerator.reduce(loss, "mean").item())
         is_due, is_logged = checkpoints.is_due(step, last=last), step % arguments.log_every_steps == 0 or last
         if is_due or is_logged:
-            mean_loss = run.require_finite(loss, weights=is_due or last)
+            progress.loss = run.require_finite(loss, weights=is_due or last)
         if is_logged:
-            values = {"loss": mean_loss, "learning_rate": run.optimizer.param_groups[0]["lr"]}
+            values = {"loss": progress.loss, "learning_rate": run.optimizer.param_groups[0]["lr"]}
             accelerator.log(values, step=step)
             shown = {} if math.isnan(r2) else {"r2": f"{r2:.4f}"}
             bar.set_postfix({"loss": f"{values['loss']:.4f}", **shown})
@@ -336,11 +337,12 @@ def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) ->
 def _read_result(folder: RunFolder, network_config: ZooConfig | None, accelerator: Accelerator) -> PretrainResult:
     """What a finished run found."""
     record = RunRecord.load(folder.model / RECORD)
-    r2 = record.results["reconstruction_r2"]  # null in the record where there was nothing to measure
+    # Null in the record where there was nothing to measure.
+    r2, loss = record.results["reconstruction_r2"], record.results.get("loss")
     return PretrainResult(
         folder=folder.model,
         reconstruction_r2=math.nan if r2 is None else float(r2),
-        loss=math.nan,
+        loss=math.nan if loss is None else float(loss),
         steps=int(record.results["steps"]),
         seconds=0.0,
         num_processes=int(record.results["num_processes"]),
