@@ -45,9 +45,9 @@ from hf_sane.zoo._records import MEASURES
 from hf_sane.zoo.building._build import check_group, read_group_state
 from hf_sane.zoo.importing._arrays import ArrayZoo
 from hf_sane.zoo.importing._cards import CardFacts
+from hf_sane.zoo.importing._network_names import NetworkName
 from hf_sane.zoo.importing._property_columns import typed_columns
 from hf_sane.zoo.importing._property_files import PropertyTable, read_properties
-from hf_sane.zoo.importing._property_rows import NetworkName
 from hf_sane.zoo.importing._published import published_table
 from hf_sane.zoo.importing._trees import ArchiveTree, FolderTree
 

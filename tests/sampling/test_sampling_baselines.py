@@ -1,12 +1,12 @@
 import pytest
 import torch
 
+from hf_sane.networks._modules import fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.sampling._baselines import (
     average_networks,
     matched_noise_scale,
     noisy_anchors,
-    random_networks,
     reconstructed_anchors,
 )
 from hf_sane.sampling._diversity import WeightSpace, nearest_training_distance
@@ -76,8 +76,8 @@ def test_average_of_all_is_the_mean_and_groups_differ(raw_tokens, generator):
     assert (single.unsqueeze(1) == raw_tokens).flatten(2).all(dim=2).any(dim=1).all()
 
 
-def test_random_networks_are_fresh_and_know_nothing(config, data):
-    networks = random_networks(config, range(100, 130))
+def test_networks_from_scratch_are_fresh_and_know_nothing(config, data):
+    networks = fresh_networks(config, list(range(100, 130)))
     assert networks.num_models == 30
     assert networks.evaluate(*data.split("test"))[1].mean() < 0.5
     expected = StackedNetworks.initialize(config, list(range(100, 130)))

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.importing._importing import ImportResult, import_zoo
+from hf_sane.zoo.importing._network_names import read_name, read_pattern
 from hf_sane.zoo.importing._property_columns import numbers_of, typed_columns, zoo_name
 from hf_sane.zoo.importing._property_files import PropertyTable, property_files, read_properties
-from hf_sane.zoo.importing._property_rows import match_rows, read_name, read_pattern
+from hf_sane.zoo.importing._property_rows import match_rows
 from hf_sane.zoo.importing._settings import ImportSettings
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.importing._arrays import ArrayZoo
 from hf_sane.zoo.importing._importing import ImportResult, import_zoo
 from hf_sane.zoo.importing._settings import ImportSettings
 from hf_sane.zoo.importing._trees import ArchiveTree, open_tree
@@ -137,8 +138,12 @@ def test_an_archive_is_read_without_unpacking_it(kind, published, imported, tmp_
         unpacked = [f.stat().st_size for d in tmp_path.glob("hf_sane-archive-*") for f in d.iterdir()]
         most = max(most, sum(unpacked))
 
+    listed = []
+    list_members = ArchiveTree._list
+    monkeypatch.setattr(ArchiveTree, "_list", lambda tree: listed.append(tree.path) or list_members(tree))
     settings = ImportSettings(folder=path, token_dim=40, allow_pickle=True, files=["*checkpoints"])
     zoo = import_zoo(settings, tmp_path / "zoo", on_entry=watch).zoo
+    assert listed == [path]  # once, for the networks and what is known about their runs
     whole = sum(file.stat().st_size for file in published.rglob("*") if file.is_file())
     assert 0 < most < whole
     mine, theirs = rows(zoo), rows(imported.zoo)
@@ -206,9 +211,13 @@ def write_arrays(folder: Path, count: int = 8, **changes: object) -> np.ndarray:
     return weights
 
 
-def test_the_array_of_small_cnns_is_a_zoo(tmp_path):
+def test_the_array_of_small_cnns_is_a_zoo(tmp_path, monkeypatch):
     weights = write_arrays(tmp_path / "mnist")
+    read = []
+    state_dict = ArrayZoo.state_dict
+    monkeypatch.setattr(ArrayZoo, "state_dict", lambda zoo, row: read.append(row) or state_dict(zoo, row))
     result = import_zoo(ImportSettings(folder=tmp_path, token_dim=13), tmp_path / "zoo")
+    assert read == list(range(8))  # every row once: a header needs none
     found = rows(result.zoo)
     assert sorted(found) == [(str(run), step) for run in range(4) for step in (0, 86)]
     assert {entry.reason for entry in result.entries} == {None}

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from hf_sane.zoo.importing._importing import import_zoo
 from hf_sane.zoo.importing._settings import ImportSettings
 from hf_sane.zoo.importing._sources import find_networks, find_sources
+from hf_sane.zoo.importing._trees import open_tree
 
 INDEX = "model.safetensors.index.json"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -158,7 +159,7 @@ def test_folders_are_repositories(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("---\nlicense: mit\n---\n" if name.endswith(".md") else name)
-    sources = list(find_sources(ImportSettings(folder=str(tmp_path)), HfApi()))
+    sources = list(find_sources(ImportSettings(folder=str(tmp_path)), HfApi(), open_tree(tmp_path)))
     found = {source.label: source.open()[0] for source in sources}
     assert sorted(found) == [
         "loose.pt",
@@ -177,9 +178,10 @@ def test_folders_are_repositories(tmp_path):
     assert found["org/one"].revision is None
     before = found["loose.pt"].state
     (tmp_path / "loose.pt").write_text("longer than before")
-    again = {source.label: source for source in find_sources(ImportSettings(folder=str(tmp_path)), HfApi())}
-    assert again["loose.pt"].open()[0].state != before
-    (single,) = find_sources(ImportSettings(folder=str(tmp_path / "org" / "one")), HfApi())
+    again = find_sources(ImportSettings(folder=str(tmp_path)), HfApi(), open_tree(tmp_path))
+    assert {source.label: source for source in again}["loose.pt"].open()[0].state != before
+    one = tmp_path / "org" / "one"
+    (single,) = find_sources(ImportSettings(folder=str(one)), HfApi(), open_tree(one))
     assert single.label == "one"
 
 

@@ -1,12 +1,10 @@
 """Baselines for sampled networks: networks derived from anchors without an autoencoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.sampling._diversity import WeightSpace, nearest_distances
 from hf_sane.sampling._generation import NetworkCodec, SampledNetworks, check_raw_tokens
 
@@ -158,8 +156,3 @@ def average_networks(
         )
     groups = [torch.randperm(len(anchor_tokens), generator=generator)[:size] for _ in range(num_samples)]
     return torch.stack([anchor_tokens[group.to(anchor_tokens.device)].mean(dim=0) for group in groups])
-
-
-def random_networks(config: ZooConfig, seeds: Sequence[int]) -> StackedNetworks:
-    """Freshly initialised networks: training from scratch starts here. One seed per network."""
-    return StackedNetworks.initialize(config, list(seeds))

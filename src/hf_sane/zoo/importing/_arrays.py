@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hf_sane.core._types import StateDict
 from hf_sane.records._errors import InvalidFileError, reading
@@ -93,9 +94,15 @@ class ArrayZoo:
         """What a network is called."""
         return f"{self.folder / WEIGHTS}/{row:06d}"
 
+    def header(self) -> StateDict:
+        """The tensors that every network has, on the meta device."""
+        return self._cut(torch.empty(self.weights.shape[1], device="meta"))
+
     def state_dict(self, row: int) -> StateDict:
         """The tensors of one network, float32, in fresh memory."""
-        values = torch.from_numpy(np.array(self.weights[row], dtype=np.float32))
+        return self._cut(torch.from_numpy(np.array(self.weights[row], dtype=np.float32)))
+
+    def _cut(self, values: Tensor) -> StateDict:
         return {
             tensor.name: values[tensor.start : tensor.start + tensor.size]
             .reshape(tensor.shape)

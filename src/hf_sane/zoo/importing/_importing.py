@@ -45,9 +45,10 @@ from hf_sane.zoo._writing import (
     writing_zoo,
 )
 from hf_sane.zoo.building._settings import split_runs
+from hf_sane.zoo.importing._network_names import NetworkName, read_name, read_pattern
 from hf_sane.zoo.importing._property_columns import PropertyColumns, typed_columns
 from hf_sane.zoo.importing._property_files import PropertyTable, property_files, read_properties
-from hf_sane.zoo.importing._property_rows import Matched, NetworkName, match_rows, read_name, read_pattern
+from hf_sane.zoo.importing._property_rows import Matched, match_rows
 from hf_sane.zoo.importing._published import published_table, read_published_name
 from hf_sane.zoo.importing._reading import ImportedNetwork, import_network, network_files
 from hf_sane.zoo.importing._settings import ImportSettings
@@ -166,7 +167,7 @@ def import_zoo(
     with writing_zoo(folder, config, replace=is_known) as writer:
         record = RunRecord.start(seed=arguments.seed, arguments=told)
         importer = _Importer(arguments, folder / NETWORKS_NAME / config)
-        for source in find_sources(arguments, api or HfApi()):
+        for source in find_sources(arguments, api or HfApi(), importer.tree):
             for entry in importer.take(source):
                 if on_entry is not None:
                     on_entry(entry)
@@ -203,6 +204,7 @@ class _Importer:
 
     def __init__(self, arguments: ImportSettings, work: Path) -> None:
         self.arguments, self.work = arguments, work
+        self.tree = None if arguments.folder is None else open_tree(Path(arguments.folder))
         self.networks: dict[str, ImportedNetwork] = {}
         self.repositories: dict[str, Repository] = {}  # all that were opened, by label
         self.sources: dict[str, Repository] = {}  # by network
@@ -363,10 +365,9 @@ def _match_properties(importer: _Importer, tables: Sequence[PropertyTable]) -> t
     take = None if pattern is None else read_pattern(pattern)
     names = [_network_name(name, importer.sources[name], take) for name in importer.networks]
     found = [*tables]
-    if importer.arguments.folder is not None and any(importer.sources[name].run for name in importer.networks):
-        tree = open_tree(Path(importer.arguments.folder))
-        if (published := published_table(names, partial(_fetch_or_none, tree))) is not None:
-            found.append(published)
+    if importer.tree is not None and any(repository.run for repository in importer.sources.values()):
+        published = published_table(names, partial(_fetch_or_none, importer.tree))
+        found += [] if published is None else [published]
     if rows := [
         {FILE: name, **repository.properties} for name, repository in importer.sources.items() if repository.properties
     ]:

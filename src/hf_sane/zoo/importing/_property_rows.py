@@ -1,42 +1,19 @@
 """Matching of rows of a table to networks: by path, file name or stem, or by run and epoch."""
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from hf_sane.records._errors import did_you_mean, shorten
 from hf_sane.zoo._records import MEASURES, NUMBERS
+from hf_sane.zoo.importing._network_names import TIMES, NetworkName
 from hf_sane.zoo.importing._property_columns import zoo_name
 from hf_sane.zoo.importing._property_files import PropertyTable
 
-TIMES = ("epoch", "step")
 NO_NAMES = (*TIMES, *MEASURES, *NUMBERS)  # columns that do not name networks, even where their numbers do
-# As trainers name checkpoints: `epoch=3-step=400.ckpt`, `checkpoint_000007`, `net_ep12.pt`.
-EPOCH = re.compile(r"(?:^|[^a-z])(?:epoch|ep)[-_=]?(\d+)", re.IGNORECASE)
-STEP = re.compile(r"(?:^|[^a-z])(?:global_step|step|iteration|iter|checkpoint|ckpt)[-_=]?(\d+)", re.IGNORECASE)
-FIELD = re.compile(r"\{(?P<name>[A-Za-z_]\w*)(?::(?P<kind>[dgs]))?\}|(?P<wildcard>\*+)")
-PARTS = {"d": r"[-+]?\d+", "g": r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", "s": r"[^/]+?"}
 LISTED = 3
-
-
-@dataclass(frozen=True)
-class NetworkName:
-    """What the name of a network tells.
-
-    Attributes:
-        name: As the zoo has it: a path below the folder, or a repository and a file.
-        run: Its training run, if that is known.
-        times: Epoch and step, if the name has them.
-        properties: What else a pattern takes from the name.
-    """
-
-    name: str
-    run: str | None = None
-    times: Mapping[str, int] = field(default_factory=dict)
-    properties: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -56,59 +33,6 @@ class Matched:
     times: dict[str, dict[str, int]] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def read_pattern(pattern: str) -> Callable[[str], dict[str, Any] | None]:
-    """What takes properties from a path: `{run}/epoch_{epoch:d}.pt`, where `*` stands for anything in one folder.
-
-    `{name}` is a text without a slash, `{name:d}` a whole number, `{name:g}` a number.
-
-    Raises:
-        ValueError: If the pattern has no field, or one twice.
-    """
-    names: dict[str, str] = {}
-    parts, end = [], 0
-    for found in FIELD.finditer(pattern):
-        parts.append(re.escape(pattern[end : found.start()]))
-        end = found.end()
-        if found["wildcard"]:
-            parts.append(".*" if len(found["wildcard"]) > 1 else "[^/]*")
-            continue
-        if found["name"] in names:
-            raise ValueError(f"pattern {pattern!r}: expected each name once, got {{{found['name']}}} twice")
-        names[found["name"]] = found["kind"] or "s"
-        parts.append(f"(?P<{found['name']}>{PARTS[found['kind'] or 's']})")
-    parts.append(re.escape(pattern[end:]))
-    if not names or "\\{" in "".join(parts):
-        raise ValueError(
-            f"pattern {pattern!r}: expected fields such as '{{run}}/epoch_{{epoch:d}}.pt', with types d (whole "
-            "number), g (number) or s (text)"
-        )
-    matcher = re.compile("".join(parts))
-    types: dict[str, Callable[[str], Any]] = {"d": int, "g": float, "s": str}
-
-    def take(path: str) -> dict[str, Any] | None:
-        found = matcher.fullmatch(path)
-        return None if found is None else {name: types[kind](found[name]) for name, kind in names.items()}
-
-    return take
-
-
-def read_name(name: str, take: Callable[[str], dict[str, Any] | None] | None) -> NetworkName:
-    """What a name tells, by the pattern of its user or else as trainers write epochs."""
-    found = take(name) if take is not None else None
-    if found is not None:
-        run = next((str(value) for key, value in found.items() if zoo_name(key) == "run"), None)
-        times = {str(zoo_name(key)): int(value) for key, value in found.items() if zoo_name(key) in TIMES}
-        rest = {key: value for key, value in found.items() if zoo_name(key) not in ("run", *TIMES)}
-        return NetworkName(name, run, times, rest)
-    times = {}
-    for key, expression in (("epoch", EPOCH), ("step", STEP)):
-        for part in reversed(PurePosixPath(name).parts):
-            if numbers := expression.findall(part):
-                times[key] = int(numbers[-1])
-                break
-    return NetworkName(name, times=times)
 
 
 def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName], key: str | None = None) -> Matched:

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_sane.records._errors import reading
+from hf_sane.zoo.importing._network_names import NetworkName
 from hf_sane.zoo.importing._property_files import RUN, PropertyTable, flat_values
-from hf_sane.zoo.importing._property_rows import NetworkName
 
 PARAMS, RESULTS = "params.json", "result.json"
 EPOCH = "training_iteration"  # what Ray Tune counts

@@ -10,7 +10,7 @@ from huggingface_hub.dataclasses import strict
 from hf_sane.core._layout import BatchNormStorage
 from hf_sane.core._token_layouts import find_token_layout
 from hf_sane.records._settings import as_arguments, check_numbers, setting
-from hf_sane.zoo.importing._property_rows import read_pattern
+from hf_sane.zoo.importing._network_names import read_pattern
 from hf_sane.zoo.importing._trees import is_tree
 
 Grouping = Literal["repository", "base_model", "author", "network"]

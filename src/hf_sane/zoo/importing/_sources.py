@@ -31,7 +31,7 @@ from hf_sane.zoo.importing._arrays import ARRAY_FILES, WEIGHTS, ArrayZoo, find_a
 from hf_sane.zoo.importing._cards import CardFacts
 from hf_sane.zoo.importing._published import CHECKPOINT_FOLDER, find_run, run_folders
 from hf_sane.zoo.importing._settings import ImportSettings
-from hf_sane.zoo.importing._trees import FolderTree, Tree, format_or_unknown, open_tree, scratch_folder
+from hf_sane.zoo.importing._trees import FolderTree, Tree, format_or_unknown, scratch_folder
 
 # The same weights in another precision: `model.fp16.safetensors`, `model.safetensors.index.fp16.json`.
 VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)(?=\.safetensors$|\.json$)")
@@ -96,8 +96,8 @@ class Source:
     open: Callable[[], list[Repository]]
 
 
-def find_sources(arguments: ImportSettings, api: HfApi) -> Iterator[Source]:
-    """Sources of an import in order: named repositories, those listed by the Hub, the folder; no duplicates."""
+def find_sources(arguments: ImportSettings, api: HfApi, tree: Tree | None = None) -> Iterator[Source]:
+    """Sources of an import in order: named repositories, those listed by the Hub, the tree; no duplicates."""
     seen = set()
     for text in arguments.repos:
         if text not in seen:
@@ -116,8 +116,7 @@ def find_sources(arguments: ImportSettings, api: HfApi) -> Iterator[Source]:
             if info.id not in seen:
                 seen.add(info.id)
                 yield Source(info.id, partial(_open_remote, api, info.id, None))
-    if arguments.folder is not None:
-        tree = open_tree(Path(arguments.folder))
+    if tree is not None:
         arrays = list(find_arrays(tree))
         for folder in arrays:
             yield from _array_sources(tree, folder)
@@ -174,10 +173,11 @@ def _array_sources(tree: Tree, folder: PurePosixPath) -> Iterator[Source]:
     zoo = ArrayZoo(tree, folder)
     file = scratch_folder(zoo, "hf_sane-rows-") / "row.safetensors"
     state = tree.state(str(folder / WEIGHTS))
+    header = zoo.header()
+    size = sum(tensor.nbytes for tensor in header.values())
 
     def open_row(row: int) -> list[Repository]:
         name = zoo.name(row)
-        size = 4 * sum(tensor.size for tensor in zoo.tensors)
 
         def fetch(_: str) -> Path:
             save_file(zoo.state_dict(row), file)
@@ -191,7 +191,7 @@ def _array_sources(tree: Tree, folder: PurePosixPath) -> Iterator[Source]:
                 state=state,
                 files={name: size},
                 fetch=fetch,
-                read_header=lambda _: {n: t.to("meta") for n, t in zoo.state_dict(row).items()},
+                read_header=lambda _: header,
                 readers={name: "safetensors"},
                 group=name,
                 properties={} if zoo.table is None else zoo.table.rows[row],
