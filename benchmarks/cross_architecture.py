@@ -13,7 +13,7 @@ prompts; repeated for several seeds (of what is drawn, of networks from scratch,
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from running import finish, new_parser, start
@@ -21,7 +21,6 @@ from running import finish, new_parser, start
 from hf_sane.hub._publish import load_sane
 from hf_sane.networks._images import ImageData, load_images, load_zoo_images
 from hf_sane.records._failures import run_script
-from hf_sane.sampling._comparison import ComparisonSettings
 from hf_sane.sampling._selection import Judge
 from hf_sane.workflows.compare import compare_samplers
 from hf_sane.workflows.sane import SANE
@@ -32,11 +31,11 @@ REPORTED_EPOCHS = (0, 1, 5)
 
 
 def one_seed(
-    sane: SANE, zoo: Zoo, data: ImageData, settings: ComparisonSettings, epochs: int
+    sane: SANE, zoo: Zoo, data: ImageData, settings: Mapping[str, Any], epochs: int
 ) -> dict[str, dict[str, Any]]:
     """Test accuracies of every method, `[epochs + 1][networks]`, and distances to the nearest prompt."""
     judge = Judge(*data.split("validation"), conditioning_images=data.train_images)
-    compared = compare_samplers(zoo, sane, data, settings, judge=judge)
+    compared = compare_samplers(zoo, sane, data, judge=judge, **settings)
     found = compared.to_dict()
     nearest, pairwise = found["nearest_training_distance"], found["pairwise_distance"]
     return {
@@ -82,13 +81,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     wider = extractor.extended([(layout, train.stacked_tokens())])
     runs = []
     for seed in arguments.seeds:
-        settings = ComparisonSettings(
-            seed=seed,
-            anchor_fraction=1.0,
-            num_anchors=arguments.num_prompts,
-            num_candidates=arguments.num_candidates,
-            num_kept=arguments.num_kept,
-        )
+        settings = {
+            "seed": seed,
+            "anchor_fraction": 1.0,
+            "num_anchors": arguments.num_prompts,
+            "num_candidates": arguments.num_candidates,
+            "num_kept": arguments.num_kept,
+        }
         runs.append(one_seed(SANE(model, wider), zoo, data, settings, arguments.epochs))
     results = {
         **summary(runs, arguments.epochs),

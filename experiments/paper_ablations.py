@@ -26,7 +26,6 @@ from hf_sane.probing._zoo_features import read_zoo_features
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._comparison import ComparisonSettings
 from hf_sane.sampling._selection import Judge
 from hf_sane.training._pretraining import pretrain
 from hf_sane.training._settings import PretrainSettings
@@ -245,10 +244,9 @@ def measure(
         num_batches=sizes.conditioning_batches,
         reset=variant.condition != "keep",
     )
-    settings = ComparisonSettings(
-        seed=seed, num_candidates=sizes.num_candidates, num_kept=sizes.num_kept, bandwidths=BANDWIDTHS
-    )
-    compared = compare_samplers(source, sane, data, settings, judge=judge, methods=REPORTED, **windows)
+    counts = {"num_candidates": sizes.num_candidates, "num_kept": sizes.num_kept}
+    options: dict[str, Any] = {"seed": seed, "bandwidths": BANDWIDTHS, **counts, **windows}
+    compared = compare_samplers(source, sane, data, judge=judge, methods=REPORTED, **options)
     return {**results, "sampling": sample(compared)}
 
 

@@ -31,7 +31,6 @@ from hf_sane.probing._zoo_features import read_zoo_features
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._comparison import ComparisonSettings
 from hf_sane.sampling._diversity import agreement
 from hf_sane.sampling._selection import Judge
 from hf_sane.symmetry._networks import permutation_spec
@@ -192,7 +191,7 @@ def sample_family(
     sane: SANE,
     zoo: Zoo,
     data: ImageData,
-    settings: ComparisonSettings,
+    settings: Mapping[str, Any],
     recipe: Mapping[str, Any],
     *,
     condition: bool,
@@ -200,7 +199,7 @@ def sample_family(
 ) -> dict[str, Any]:
     """Accuracy of every method before and after fine-tuning, and how new and how different its networks are."""
     judge = judge_of(data, condition=condition)
-    compared = compare_samplers(zoo, sane, data, settings, judge=judge)
+    compared = compare_samplers(zoo, sane, data, judge=judge, **settings)
     methods, distances = compared.methods, compared.to_dict()
     if len(compared.anchors) > 1:
         methods["soup"] = judge.condition(soup_of(methods["anchors"], data))
@@ -249,7 +248,7 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
         for part in missing:
             keep(part, found[part])
     if "sampling" not in results:
-        settings = ComparisonSettings(seed=seed, num_candidates=options.num_candidates, num_kept=options.num_kept)
+        settings = {"seed": seed, "num_candidates": options.num_candidates, "num_kept": options.num_kept}
         found = sample_family(
             sane,
             zoos[family.sampled],

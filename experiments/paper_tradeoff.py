@@ -27,7 +27,6 @@ from hf_sane.records._failures import run_script
 from hf_sane.records._file_kinds import PICTURE
 from hf_sane.records._outputs import check_may_replace
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._comparison import ComparisonSettings
 from hf_sane.workflows.compare import compare_samplers
 from hf_sane.zoo._facts import read_facts
 
@@ -51,10 +50,17 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
     judge = tables.judge_of(data, condition=family.condition)
     results: dict[str, Any] = {"references": {}, "bandwidths": {}}
     for bandwidth in BANDWIDTHS:
-        settings = ComparisonSettings(
-            seed=seed, bandwidths=[bandwidth], num_candidates=options.num_candidates, num_kept=options.num_kept
+        compared = compare_samplers(
+            zoo,
+            sane,
+            data,
+            judge=judge,
+            methods=[*REFERENCES, *METHODS],
+            seed=seed,
+            bandwidths=[bandwidth],
+            num_candidates=options.num_candidates,
+            num_kept=options.num_kept,
         )
-        compared = compare_samplers(zoo, sane, data, settings, judge=judge, methods=(*REFERENCES, *METHODS))
         distances = compared.to_dict()
         rows = {
             key: {

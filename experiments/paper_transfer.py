@@ -19,7 +19,6 @@ from hf_sane.networks._images import load_zoo_images
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._comparison import ComparisonSettings
 from hf_sane.zoo._facts import read_facts
 
 tables = importlib.import_module("paper_tables")  # the script beside this one
@@ -69,15 +68,15 @@ def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
     family = next(family for family in tables.FAMILIES.values() if family.sampled == study.target)
     facts = read_facts(options.zoos)[study.target]
     data = load_zoo_images(facts, path=options.images / family.images)
-    settings = ComparisonSettings(
-        seed=seed,
-        num_anchors=study.num_anchors,
-        anchor_epoch=study.epoch,
+    settings = {
+        "seed": seed,
+        "num_anchors": study.num_anchors,
+        "anchor_epoch": study.epoch,
         # One anchor has no spread: the bandwidth is a share of the spread over all its latents.
-        unit="latent_std" if study.num_anchors == 1 else "anchor_std",
-        num_candidates=options.num_candidates,
-        num_kept=options.num_kept,
-    )
+        "unit": "latent_std" if study.num_anchors == 1 else "anchor_std",
+        "num_candidates": options.num_candidates,
+        "num_kept": options.num_kept,
+    }
     results = tables.sample_family(
         sane, zoo, data, settings, facts.training_recipe, condition=False, epochs=options.finetune_epochs
     )

@@ -1,7 +1,7 @@
 """Fine-tune a sampled network on images with a LoRA adapter, and publish the adapter.
 
     python scripts/finetune_lora.py org/sampled-network --output runs/tmp/adapter --push-to org/sampled-network-lora
-    python scripts/finetune_lora.py demo_output/sampled/network_0 --base-model org/sampled-network \
+    python scripts/finetune_lora.py demo_output/sampled/network_0 --base org/sampled-network \
         --output runs/adapter
 
 `--help` lists the options. What is saved is loaded again and compared.

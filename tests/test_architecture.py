@@ -96,6 +96,8 @@ MAX_EXPORTS = 22
 MAX_PUBLIC = 200
 OPTIONAL = {"hf_sane.analysis._plots"}  # matplotlib need not be installed
 MAX_DOOR_LINES = 20  # of a function of the command line
+MAX_SCRIPT_LINES = 15  # after its text
+LOGIC = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While, ast.Try, ast.With, ast.comprehension)
 
 
 def imported_modules(tree: ast.AST) -> Iterator[str]:
@@ -126,6 +128,16 @@ def test_doors_hold_no_logic(path):
         if isinstance(node, ast.FunctionDef):
             start = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
             assert (node.end_lineno or 0) - (start or 0) <= MAX_DOOR_LINES, node.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
+def test_scripts_are_doors(path):
+    """A script names the settings and the function of a workflow, and its text says what it is for."""
+    tree = ast.parse(path.read_text())
+    assert len(path.read_text().splitlines()) - (tree.body[0].end_lineno or 0) <= MAX_SCRIPT_LINES
+    rooms = {name.split(".")[1] for name in imported_modules(tree) if name.startswith("hf_sane.")}
+    assert rooms <= {"workflows", "records"}
+    assert not [node for node in ast.walk(tree) if isinstance(node, LOGIC)]
 
 
 def test_the_face_is_small():

@@ -23,7 +23,7 @@ def test_there_is_something_to_run():
     assert fences(ROOT / "README.md")
 
 
-IN_PROCESSES = ROOT / "docs" / "explanation" / "architecture.md"  # its plug-ins are run by tests/plugins, in processes
+IN_PROCESSES = ROOT / "docs" / "architecture.md"  # its plug-ins are run by tests/plugins, in processes
 
 
 @pytest.mark.parametrize(

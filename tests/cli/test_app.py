@@ -14,7 +14,21 @@ from hf_sane.cli.app import app, describe_error
 VERBS = [
     ("zoo", "build"),
     ("zoo", "show"),
-    *[(v,) for v in ("pretrain", "embed", "probe", "sample", "finetune", "info", "regions", "demo")],
+    *[
+        (v,)
+        for v in (
+            "pretrain",
+            "embed",
+            "probe",
+            "sample",
+            "compare",
+            "reconstruct",
+            "finetune",
+            "info",
+            "regions",
+            "demo",
+        )
+    ],
 ]
 
 

@@ -9,7 +9,7 @@ from hf_sane.records._run_record import RunRecord
 def test_pretrain_leaves_an_adapter_with_its_card(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):
     result = hf_sane_command(
         *("pretrain", "--zoo", tiny_zoo_folder, "--from", tiny_sane_folder, "--output", tmp_path / "run", "--lora"),
-        *("--lora-rank", 1, "--lora-alpha", 3, "--lora-targets", "q_proj,token_out", "--lora-base", "org/sane"),
+        *("--lora-rank", 1, "--lora-alpha", 3, "--lora-targets", "q_proj,token_out", "--base", "org/sane"),
         *("--max-steps", 2, "--num-permutations", 2, "--log-with", "none", "--no-progress-bar"),
     )
     assert "reconstruction R2 (validation)" in result.output

@@ -21,6 +21,8 @@ VERBS = {
     "zoo show": ("zoo", "show", "{}"),
     "zoo mix": ("zoo", "mix", "a={}", *OUTPUT),
     "probe": ("probe", "--zoo", "{}", "--sane", "{}"),
+    "compare": ("compare", "--zoo", "{}", "--sane", "sane"),
+    "reconstruct": ("reconstruct", "--zoo", "{}", "--sane", "sane", "--images", "digits"),
     "sample": ("sample", "--zoo", "{}", "--sane", "sane", *OUTPUT),
     "pretrain": ("pretrain", "--zoo", "{}", *OUTPUT),
     "pretrain --streaming": ("pretrain", "--zoo", "{}", "--streaming", *OUTPUT),

@@ -9,13 +9,19 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_sane.cli.verbs import VERBS, ZOO_VERBS
+from hf_sane.records._settings import CheckedSettings
+from hf_sane.workflows.build_zoo import BuildZooSettings
 from hf_sane.workflows.command_line import _kind
+from hf_sane.workflows.probe import ProbeSettings
+from hf_sane.workflows.regions import RegionsSettings
+from hf_sane.workflows.soup import SoupSettings
 
 # What each verb cannot do without.
 NEEDED = {
     "align": {"zoo": "zoo"},
     "analyze": {"checkpoint": "a"},
     "build": {"output": "out"},
+    "compare": {"sane": "sane", "zoo": "zoo"},
     "demo": {"output": Path("out")},
     "embed": {"sane": "sane", "checkpoints": ["a"], "output": "out"},
     "finetune": {"networks": ["a"], "output": "out"},
@@ -26,6 +32,7 @@ NEEDED = {
     "probe": {"sane": "sane", "zoo": "zoo"},
     "pull": {"repo_id": "a/b", "output": "out"},
     "push": {"kind": "model", "folder": "a", "repo_id": "a/b"},
+    "reconstruct": {"sane": "sane", "zoo": ["zoo"], "images": "digits"},
     "regions": {"zoo": ["zoo"], "output": "out", "plots": False},
     "sample": {"sane": "sane", "zoo": "zoo", "output": "out"},
     "show": {"zoo": "zoo"},
@@ -56,6 +63,21 @@ def test_numbers_that_cannot_be_meant_are_refused_before_anything_is_read(verb):
             with pytest.raises((ValueError, StrictDataclassError)) as refused:
                 make(**NEEDED[verb.name], **{entry.name: number})
             assert entry.name in str(refused.value)
+
+
+def test_one_value_is_a_list_of_one():
+    """A text where a list is expected was read letter by letter, or refused."""
+    with_lists = [verb.load()[0] for verb in (*VERBS, *ZOO_VERBS)]
+    with_lists = [s for s in with_lists if any(get_origin(_kind(entry)) is list for entry in fields(s))]
+    assert len(with_lists) > 10
+    assert all(issubclass(settings, CheckedSettings) for settings in with_lists)
+    probed = ProbeSettings(sane="sane", zoo="a", transfer="zoo", properties=("epoch",))
+    assert (probed.transfer, probed.properties, probed.poolings) == (["zoo"], ["epoch"], ["all"])
+    assert SoupSettings(ingredients=Path("a"), output=None).ingredients == [Path("a")]
+    built = BuildZooSettings(output="out", keep_epochs=range(3), learning_rate=0.1)
+    assert (built.keep_epochs, built.learning_rate) == ([0, 1, 2], [0.1])
+    mapped = RegionsSettings(zoo=Path("zoo"), output=None, plots=False, splits={"train"})
+    assert (mapped.zoo, mapped.splits) == ([Path("zoo")], ["train"])
 
 
 def test_the_search_finds_numbers():

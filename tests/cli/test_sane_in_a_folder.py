@@ -7,6 +7,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 import hf_sane
+from hf_sane.sampling._export import Provenance
 
 
 @pytest.fixture
@@ -31,6 +32,7 @@ def test_it_is_the_one_of_that_folder_and_revision(repo, tiny_sane_folder, tiny_
         assert all(torch.equal(a, b) for a, b in weights)
         assert found.extractor.to_dict() == expected.extractor.to_dict()
         assert found.revision == (repo.tags["v1"] if source == "org/run@v1" else None)
+        assert found.record.to_dict() == expected.record.to_dict()
 
 
 @pytest.mark.parametrize("source", ["org/run@v1", "local"])
@@ -41,6 +43,7 @@ def test_every_verb_takes_it(source, repo, tiny_zoo_folder, hf_sane_command, tmp
         "sample", *where, *from_zoo, "-o", "nets", "--num-samples", 1, "--num-candidates", 1, "--bandwidth", 0.1
     )
     network = "nets/network_0"
+    assert Provenance.load(network).sane_subfolder == "deep/model"
     hf_sane_command("embed", network, *where, "-o", "embedded")
     hf_sane_command("probe", *where, *from_zoo, "--poolings", "mean")
     hf_sane_command("analyze", network, *where, "--min-values", 3, "--num-bootstrap", 0, "--no-plots")

@@ -3,7 +3,7 @@
 import pytest
 
 from hf_sane.records._run_record import RunRecord
-from hf_sane.workflows.probe import split_config
+from hf_sane.workflows.show_zoo import split_config
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,8 @@ def inputs(tiny_sane_folder, tiny_zoo_folder, tiny_zoo, tmp_path_factory):
             *("sample", *sane, *zoo, "--num-samples", 2, "--num-candidates", 4),
             *("--bandwidth", 0.1, "--images", "digits"),
         ),
+        "compare": ("compare", *sane, *zoo, "--num-candidates", 4, "--num-kept", 2, "--bandwidths", 0.1),
+        "reconstruct": ("reconstruct", *sane, *zoo, "--images", "digits"),
         "embed": ("embed", *sane, *zoo, "--poolings", "mean"),
         "embed checkpoints": ("embed", checkpoint, *sane, "--poolings", "mean"),
         "probe": ("probe", *sane, *zoo, "--poolings", "mean", "--properties", "epoch"),
@@ -38,6 +40,8 @@ def inputs(tiny_sane_folder, tiny_zoo_folder, tiny_zoo, tmp_path_factory):
 
 MISSING = {
     "sample": ("sample", *NOT_THERE),
+    "compare": ("compare", *NOT_THERE),
+    "reconstruct": ("reconstruct", *NOT_THERE, "--images", "digits"),
     "embed": ("embed", *NOT_THERE),
     "embed checkpoints": ("embed", "no/such/file", "--sane", "no/such/sane"),
     "probe": ("probe", *NOT_THERE),

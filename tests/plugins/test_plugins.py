@@ -1,4 +1,4 @@
-"""What other packages can add, each as one file. docs/explanation/architecture.md shows these very files."""
+"""What other packages can add, each as one file. docs/architecture.md shows these very files."""
 
 from pathlib import Path
 
@@ -86,5 +86,5 @@ app.main()
 
 @pytest.mark.parametrize("path", sorted(HERE.glob("*_plugin.py")), ids=lambda path: path.stem)
 def test_the_page_shows_every_file(path):
-    page = (HERE.parents[1] / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    page = (HERE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert f"```python\n{path.read_text(encoding='utf-8')}```" in page

@@ -11,7 +11,6 @@ from hf_sane.hub._publish import save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._comparison import ComparisonSettings
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
@@ -72,9 +71,9 @@ def test_a_zoo_is_embedded_from_its_folder(sane, tiny_zoo, tiny_zoo_folder):
 
 
 def test_other_workflows_take_folders(sane, sane_folder, tiny_zoo, tiny_zoo_folder, digits, network):
-    settings = ComparisonSettings(num_candidates=4, num_kept=2, bandwidths=[0.1])
+    settings = {"num_candidates": 4, "num_kept": 2, "bandwidths": [0.1]}
     calls = {
-        "compare": lambda zoo, sane: hf_sane.compare_samplers(zoo, sane, digits, settings, methods=["anchors"]),
+        "compare": lambda zoo, sane: hf_sane.compare_samplers(zoo, sane, digits, methods=["anchors"], **settings),
         "reconstruct": lambda zoo, sane: hf_sane.reconstruct({"zoo": zoo}, sane, digits),
         "probe": lambda zoo, sane: hf_sane.probe(zoo, sane, poolings="mean", properties="epoch"),
         "sample": lambda zoo, sane: hf_sane.sample(

@@ -2,17 +2,18 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForImageClassification
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._comparison import METHODS, ComparisonSettings
+from hf_sane.sampling._comparison import METHODS
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.workflows.compare import compare_samplers
+from hf_sane.workflows.compare import CompareSettings, compare_samplers, run_compare
 from hf_sane.workflows.sane import SANE
 
-SETTINGS = ComparisonSettings(num_candidates=6, num_kept=2, bandwidths=[0.1, 0.3], seed=3)
+SETTINGS = {"num_candidates": 6, "num_kept": 2, "bandwidths": [0.1, 0.3], "seed": 3, "condition": False}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def sane(tiny_zoo) -> SANE:
 
 @pytest.fixture(scope="module")
 def compared(tiny_zoo, sane, digits):
-    return compare_samplers(tiny_zoo, sane, digits, SETTINGS)
+    return compare_samplers(tiny_zoo, sane, digits, **SETTINGS)
 
 
 def test_every_method_is_measured(compared, digits):
@@ -42,8 +43,30 @@ def test_every_method_is_measured(compared, digits):
     assert compared.test_accuracy()["anchors"] == accuracy.mean().item()
 
 
+def test_a_comparison_is_one_call_with_its_settings(compared, tiny_zoo_folder, sane, digits, tmp_path):
+    settings = CompareSettings(
+        **SETTINGS,
+        zoo=tiny_zoo_folder,
+        sane=sane,
+        images=digits,
+        methods="anchors",
+        output=tmp_path / "out",
+        finetune_epochs=1,
+    )
+    found = run_compare(settings)
+    saved = RunRecord.load(tmp_path / "out/run.json")
+    assert saved.results == found.record.results
+    assert saved.results["epoch_1"].keys() == {"anchors"}
+    assert saved.arguments["zoo"] == str(tiny_zoo_folder)
+    assert saved.arguments["bandwidths"] == [0.1, 0.3]
+    for name in ("nearest_training_distance", "pairwise_distance"):
+        assert saved.results[name]["anchors"] == compared.to_dict()[name]["anchors"]
+    with pytest.raises(StrictDataclassError, match="got 'ancors'; did you mean 'anchors'"):
+        CompareSettings(zoo="zoo", sane="sane", methods="ancors")
+
+
 def test_some_methods_are_the_same_networks(compared, tiny_zoo, sane, digits):
-    some = compare_samplers(tiny_zoo, sane, digits, SETTINGS, methods=("sane_subsampled", "anchors"))
+    some = compare_samplers(tiny_zoo, sane, digits, **SETTINGS, methods=["sane_subsampled", "anchors"])
     assert list(some.methods) == ["sane_subsampled", "anchors"]
     for name, networks in some.methods.items():
         for key, tensor in networks.tensors.items():

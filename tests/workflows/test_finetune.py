@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cli.app import app
 from hf_sane.records._run_record import RunRecord
+from hf_sane.training._settings import PretrainSettings
+from hf_sane.workflows.command_line import parse_settings
 from hf_sane.workflows.finetune import finetune
 from hf_sane.workflows.finetune_lora import FinetuneLoraSettings, finetune_lora
 
@@ -86,6 +88,19 @@ def test_an_adapter_leaves_its_base_as_it_is(networks, digits, tmp_path):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     predicted = (found.model(digits.test_images).logits.argmax(dim=1) == digits.test_labels).float().mean().item()
     assert predicted == pytest.approx(results["test_accuracy"])
+
+
+def test_the_base_is_named_alike_everywhere(capsys):
+    for settings, needed, old in (
+        (FinetuneLoraSettings, ["net", "-o", "out"], "--base-model"),
+        (PretrainSettings, ["--zoo", "zoo", "-o", "out"], "--lora-base"),
+    ):
+        note = f"door: {old} is now --base; the old spelling works until version 0.2\n"
+        for option in ("--base", old):
+            made = parse_settings(settings, [*needed, option, "org/base"], name="door")
+            assert "org/base" in vars(made).values()
+            told = capsys.readouterr().err
+            assert told == ("" if option == "--base" else note)
 
 
 def test_an_adapter_without_a_folder_is_not_published(networks):

@@ -47,6 +47,14 @@ def test_r2_is_that_of_the_definition_and_accuracies_those_of_the_networks(sane,
     assert f"R2 of all test networks: {expected.item():.4g}" in str(result)
 
 
+def test_one_zoo_is_called_by_its_place(sane, tiny_zoo, tiny_zoo_folder, digits):
+    expected = reconstruct({"tiny": tiny_zoo}, sane, digits).to_dict()["reconstruction"]["tiny"]
+    for given in (tiny_zoo_folder, [str(tiny_zoo_folder)]):
+        assert reconstruct(given, sane, digits).to_dict()["reconstruction"] == {str(tiny_zoo_folder): expected}
+    with pytest.raises(ValueError, match="expected different zoos"):
+        reconstruct([tiny_zoo_folder, str(tiny_zoo_folder)], sane, digits)
+
+
 def test_windows_after_training(sane, tiny_zoo, digits):
     length = tiny_zoo.splits["train"].layout(0).num_tokens
     windows = ({}, {"window_size": length, "halo_size": 4}, {"window_size": 12}, {"window_size": 12, "halo_size": 4})

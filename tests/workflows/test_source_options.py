@@ -37,6 +37,8 @@ WRONG = save({"wrong": torch.ones(2, 2)})
 WITHOUT = {
     "pretrain": "reads zoos and a SANE",
     "probe": "reads a zoo and a SANE",
+    "compare": "reads a zoo and a SANE",
+    "reconstruct": "reads zoos and a SANE",
     "push": "sends whole outputs",
     "pull": "fetches whole repositories",
     "demo": "builds its own networks",

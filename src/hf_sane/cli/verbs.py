@@ -49,6 +49,8 @@ VERBS = (
     Verb(
         "sample", "sample", "SampleSettings", "run_sample", "Sample networks around those of a zoo, and compare them."
     ),
+    Verb("compare", "compare", "CompareSettings", "run_compare", "Compare methods to generate networks."),
+    Verb("reconstruct", "reconstruct", "ReconstructSettings", "run_reconstruct", "Measure what a SANE preserves."),
     Verb("finetune", "finetune", "FinetuneSettings", "run_finetune", "Fine-tune networks on images."),
     Verb("soup", "soup", "SoupSettings", "run_soup", "Average networks of one architecture, or LoRA adapters."),
     Verb("regions", "regions", "RegionsSettings", "run_regions", "Map networks by what they were trained for."),

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Unpack, cast
 
 import torch
-from huggingface_hub import ModelCard, try_to_load_from_cache
+from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
@@ -22,6 +23,7 @@ from hf_sane.hub._cards import CardOptions, network_card, sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._outputs import CARD, add_file, output_folder
+from hf_sane.records._patience import patiently
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.records._sources import parse_source
 from hf_sane.sampling._export import NETWORK, PROVENANCE_FILE, Provenance, check_saved, save_module
@@ -121,6 +123,27 @@ def loaded_commit(source: str, revision: str | None, subfolder: str | None = Non
     file = PurePosixPath(subfolder or "") / "config.json"
     found = try_to_load_from_cache(place.repo_id, str(file), revision=place.revision)
     return Path(found).parents[len(file.parents) - 1].name if isinstance(found, str) else None
+
+
+def load_record(source: str, commit: str | None, subfolder: str | None = None) -> RunRecord | None:
+    """The run record of a saved model; `None` if there is none.
+
+    Args:
+        source: Folder or Hub repo.
+        commit: Commit that the model was loaded from, see [`loaded_commit`].
+        subfolder: Folder of it that holds the model.
+
+    Raises:
+        InvalidFileError: If it is damaged.
+    """
+    place, file = parse_source(source), PurePosixPath(subfolder or "") / RECORD
+    if isinstance(place, Path):
+        path = place / file
+        return RunRecord.load(path) if path.is_file() else None
+    try:
+        return RunRecord.load(patiently(hf_hub_download, place.repo_id, str(file), revision=commit or place.revision))
+    except EntryNotFoundError:  # or it is not in the cache, and the Hub cannot be asked
+        return None
 
 
 def write_sane_card(

@@ -1,10 +1,11 @@
 """Fields of settings with help texts: each field is documented at its declaration and becomes an option."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 
 def setting(
@@ -73,9 +74,32 @@ def check_numbers(settings: Any, *, unlimited: Collection[str] = ()) -> None:
                 raise ValueError(f"expected {entry.name} to be a finite number of at least {least}, got {number}")
 
 
+class _OneForList(type):
+    """Where settings take a list, one value will do: `properties="epoch"` is `properties=["epoch"]`."""
+
+    def __call__(cls, **given: Any) -> Any:
+        for entry in fields(cls):  # type: ignore[arg-type]  # all classes with it are dataclasses
+            if entry.name in given:
+                given[entry.name] = _listed(entry.type, given[entry.name])
+        return super().__call__(**given)
+
+
+def _listed(kind: Any, value: Any) -> Any:
+    """A value as the list that is expected; unchanged if another type is expected, too, and it has that."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if not any(get_origin(part) is list for part in kinds):
+        return value
+    return value if any(isinstance(value, get_origin(part) or part) for part in kinds) else as_list(value)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Values as a list; what is no collection of values (a text, a path, a module, a mapping) is the only one."""
+    return list(value) if isinstance(value, list | tuple | range | Set | Iterator) else [value]
+
+
 @dataclass(kw_only=True)
-class CheckedSettings:
-    """Settings whose numbers are checked when they are made."""
+class CheckedSettings(metaclass=_OneForList):
+    """Settings whose numbers are checked when they are made; a list may be given as its only value."""
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -1,7 +1,7 @@
 """Comparison of networks decoded from latents with baselines that need no autoencoder."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import architecture_permutations, fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.sampling._anchors import TOP_FRACTION, choose_anchors
 from hf_sane.sampling._baselines import (
     SCRATCH_SEED,
@@ -47,33 +48,32 @@ REALIGNED = 3  # nearest training networks that are aligned to each network to m
 
 @strict
 @dataclass(kw_only=True)
-class ComparisonSettings:
-    """Settings of a comparison.
+class ComparisonSettings(CheckedSettings):
+    """Settings of a comparison: how many networks are drawn, and how they are selected."""
 
-    Attributes:
-        seed: Random seed.
-        anchor_fraction: Best share of the training runs that serve as anchors (the paper: 30 %).
-        num_anchors: Number of anchors; if `None`, all of the fraction.
-        anchor_epoch: Epoch of the anchors; the last of each run when `None`.
-        bandwidths: Candidates, in `unit`; 0 would only copy anchors and is not one.
-        unit: Unit of the bandwidths, see [`Density`]; a single anchor needs `"latent_std"`.
-        accuracy_share: The largest bandwidth wins whose kept networks keep this share of the best validation accuracy.
-        num_candidates: Networks drawn for subsampling.
-        num_kept: Networks kept, of every method.
-    """
-
-    seed: int = 0
-    anchor_fraction: float = TOP_FRACTION
-    num_anchors: int | None = None
-    anchor_epoch: int | None = None
-    bandwidths: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4])
-    unit: BandwidthUnit = "anchor_std"
-    accuracy_share: float = 0.95
-    num_candidates: int = 400
-    num_kept: int = 10
+    seed: int = setting("Random seed.", default=0)
+    anchor_fraction: float = setting(
+        "Share of the training runs, best first, to take anchors from.", default=TOP_FRACTION
+    )
+    num_anchors: int | None = setting("Number of anchors; by default all of that share.", default=None)
+    anchor_epoch: int | None = setting("Epoch of the anchors; by default the last epoch of each run.", default=None)
+    bandwidths: list[float] = setting(
+        "Kernel widths to choose from on validation images; 0 would only copy anchors.",
+        factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4],
+    )
+    unit: BandwidthUnit = setting(
+        "Unit of the bandwidths: the anchors' spread, that of all their tokens (for a single anchor), or latents.",
+        default="anchor_std",
+    )
+    accuracy_share: float = setting(
+        "The largest bandwidth wins whose kept networks have this share of the best validation accuracy.",
+        default=0.95,
+    )
+    num_candidates: int = setting("Number of networks drawn for subsampling.", default=400)
+    num_kept: int = setting("Number of networks kept, of every method.", default=10)
 
     def validate_counts(self) -> None:
-        """Enough candidates to keep some of them, and anchors for every one that is kept."""
+        """Check that enough candidates are drawn to select from."""
         if not 1 <= self.num_kept <= self.num_candidates // 2:
             raise ValueError(
                 f"expected 1 <= num_kept <= num_candidates / 2, got {self.num_kept} and {self.num_candidates}"

@@ -32,6 +32,7 @@ class Provenance:
         method: `"kde"`, `"subsampled"`, `"bootstrapped"`, `"prior"`, or the name of a baseline.
         sane_model: Folder name or repo id of the autoencoder.
         sane_revision: Commit of the autoencoder on the Hub.
+        sane_subfolder: Folder that it lies in, if that is not the root.
         zoo: Folder name or repo id of the zoo that the anchors are from.
         zoo_revision: Commit of the zoo on the Hub.
         anchors: Runs (or `run@epoch`) of the anchors.
@@ -50,6 +51,7 @@ class Provenance:
     method: str
     sane_model: str = ""
     sane_revision: str | None = None
+    sane_subfolder: str | None = None
     zoo: str = ""
     zoo_revision: str | None = None
     anchors: tuple[str, ...] = ()

@@ -80,8 +80,10 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     )
     lora_trained: list[str] = setting("Names of the modules to train and save in full.", factory=list)
     lora_base: str | None = setting(
-        "Hub id of the base model for the adapter's configuration; not needed if the model is from the Hub.",
+        "Hub repo id of the SANE to adapt, if it is given as a folder.",
         default=None,
+        option="--base",
+        formerly="--lora-base",
     )
     normalization: Literal["standardize", "robust", "none"] = setting(
         "Normalisation of each layer, fitted on the training split.", default="standardize"

@@ -1,26 +1,59 @@
 """Compare methods to generate networks: from the latent space of a SANE, and without an autoencoder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from huggingface_hub.dataclasses import strict
+
+from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData, load_zoo_images
+from hf_sane.networks._modules import ModuleSettings
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.records._errors import did_you_mean
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import as_arguments
+from hf_sane.records._settings import as_arguments, setting
 from hf_sane.sampling._comparison import METHODS, ComparisonSettings, draw_samples, finetune_all, measure_distances
 from hf_sane.sampling._export import Provenance
 from hf_sane.sampling._generation import NetworkCodec
 from hf_sane.sampling._selection import Judge
 from hf_sane.workflows.networks import open_images
-from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sample import SampleResult
 from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.shared import CodecSettings, SaneSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 REPORTED_EPOCHS = (0, 1, 5)  # of fine-tuning
+
+
+@strict
+@dataclass(kw_only=True)
+class CompareSettings(ComparisonSettings, CodecSettings, SaneSettings, ModuleSettings):
+    """Settings of [`compare_samplers`]."""
+
+    sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
+    zoo: str | Path | Zoo = setting("Aligned zoo of one architecture (folder or Hub dataset id).")
+    output: Path | None = setting("New folder for the run record.", default=None, short="-o")
+    images: str | ImageData | None = setting(
+        f"{IMAGE_KINDS}: validation images choose networks, test images measure them; by default the images that the "
+        "zoo was trained on.",
+        default=None,
+    )
+    methods: list[str] = setting("Methods to keep and measure; by default all.", factory=lambda: list(METHODS))
+    finetune_epochs: int = setting("Epochs to fine-tune the networks of all methods; 0 for none.", default=0)
+    condition: bool = setting("Re-estimate BatchNorm statistics on training images.", default=True)
+    judge: Judge | None = setting("Selects networks, instead of validation accuracy.", default=None, only_python=True)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None)
+    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
+
+    def validate_methods(self) -> None:
+        """Check that the methods are known."""
+        if not self.methods or (unknown := sorted(set(self.methods) - set(METHODS))):
+            got = unknown[0] if self.methods else "none"
+            raise ValueError(f"expected methods among {', '.join(METHODS)}, got {got!r}{did_you_mean(got, METHODS)}")
 
 
 @dataclass(kw_only=True)
@@ -43,7 +76,7 @@ class ComparisonResult(Result):
     anchors: tuple[str, ...]
     data: ImageData
     zoo: Zoo
-    settings: ComparisonSettings
+    settings: CompareSettings
     facts: Mapping[str, Any]
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
 
@@ -123,14 +156,7 @@ def comparison_table(results: Mapping[str, Any]) -> Table:
 
 
 def compare_samplers(
-    zoo: str | Path | Zoo,
-    sane: str | Path | SANE,
-    images: str | ImageData | None = None,
-    settings: ComparisonSettings | None = None,
-    *,
-    judge: Judge | None = None,
-    methods: Sequence[str] = tuple(METHODS),
-    **windows: Any,
+    zoo: str | Path | Zoo, sane: str | Path | SANE, images: str | ImageData | None = None, **options: Any
 ) -> ComparisonResult:
     """Generate networks with every method, and measure their novelty and diversity.
 
@@ -138,25 +164,48 @@ def compare_samplers(
         zoo: Aligned zoo of one architecture, or its folder or Hub dataset id.
         sane: A SANE, its folder or its Hub repo id.
         images: Images, or a source for `load_images`; if `None`, those of the zoo.
-        settings: How many networks to draw, and how to select from them.
-        judge: Selects networks; if `None`, by validation accuracy, without batch-norm conditioning.
-        methods: Methods to keep and measure.
-        **windows: `window_size` and `halo_size`, see [`NetworkCodec`].
+        **options: Other fields of [`CompareSettings`].
 
     Raises:
         ValueError: If the zoo has fewer anchors than are requested or kept.
     """
-    settings = settings or ComparisonSettings()
-    sane, zoo = open_sane(sane), load_zoo(zoo)
-    arguments = as_arguments(settings) | {"sane": sane.source, "zoo": zoo.source, **windows}
-    record = RunRecord.start(seed=settings.seed, arguments=arguments)
-    data = load_zoo_images(zoo.facts) if images is None else open_images(images)
+    return run_compare(CompareSettings(zoo=zoo, sane=sane, images=images, **options))
+
+
+def run_compare(settings: CompareSettings) -> ComparisonResult:
+    """Compare methods to generate networks: from the latent space of a SANE, and without an autoencoder.
+
+    All methods keep the same number of networks. Reported are their distances to the nearest training network and to
+    each other and, with `--finetune-epochs`, their test accuracies before and during fine-tuning.
+    """
+    settings.register()
+    record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
+    with optional_output(settings.output, ComparisonResult.JOB) as partial:
+        result = _compare(settings, record)
+        if settings.finetune_epochs:
+            result.finetune(settings.finetune_epochs)
+        if partial is not None:
+            result.write(partial)
+    result.output = settings.output
+    return result
+
+
+def _compare(settings: CompareSettings, record: RunRecord) -> ComparisonResult:
+    zoo = load_zoo(settings.zoo, settings.config)
+    sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
+    data = load_zoo_images(zoo.facts) if settings.images is None else open_images(settings.images)
+    judge = settings.judge or Judge(
+        *data.split("validation"), conditioning_images=data.train_images if settings.condition else None
+    )
     layout, config = zoo.splits["train"].layout_and_config()
-    codec = NetworkCodec(sane.model, sane.extractor, layout, config, **windows)
-    samples = draw_samples(codec, zoo, judge or Judge(*data.split("validation")), settings)
-    drawn = {name: samples.methods[name] for name in methods}
+    codec = NetworkCodec(sane.model, sane.extractor, layout, config, **settings.windows)
+    samples = draw_samples(codec, zoo, judge, settings)
+    drawn = {name: samples.methods[name] for name in settings.methods}
     nearest, pairwise = measure_distances(codec, zoo, drawn)
-    record.finish({"nearest_training_distance": nearest, **samples.facts, "pairwise_distance": pairwise})
+    record.finish(
+        {"nearest_training_distance": nearest, **samples.facts, "pairwise_distance": pairwise},
+        data={"images": data.describe()},
+    )
     return ComparisonResult(
         record=record,
         methods=drawn,
@@ -168,4 +217,4 @@ def compare_samplers(
     )
 
 
-__all__ = ["ComparisonResult", "compare_samplers", "comparison_table"]
+__all__ = ["CompareSettings", "ComparisonResult", "compare_samplers", "comparison_table", "run_compare"]

@@ -32,7 +32,7 @@ class EmbedSettings(WeightsSettings, HaloSettings, SaneSettings):
         "Networks: safetensors files, folders, weights-only pickles, Hub repo ids.", factory=list, positional=True
     )
     zoo: str | Path | Zoo | None = setting("Zoo folder or Hub dataset id, instead of checkpoints.", default=None)
-    poolings: list[str] | str = setting(POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"])
+    poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"])
     config: str | None = setting("Name of the zoo, if there are several.", default=None)
     aligned: bool | None = setting(
         "Align networks to the zoo's reference first; by default if the zoo is aligned.", default=None
@@ -96,10 +96,7 @@ def embed(sane: str | Path | SANE, networks: Source | Zoo | Sequence[Source], **
         networks: A module, state dict, path or Hub repo id; a list of these; a zoo or its folder.
         **options: Other fields of [`EmbedSettings`].
     """
-    if is_zoo(networks):
-        chosen: dict[str, Any] = {"zoo": networks}
-    else:
-        chosen = {"checkpoints": list(networks) if isinstance(networks, list | tuple) else [networks]}
+    chosen: dict[str, Any] = {"zoo" if is_zoo(networks) else "checkpoints": networks}
     return run_embed(EmbedSettings(sane=sane, **{"output": None, **chosen, **options}))
 
 
@@ -127,13 +124,12 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
 def _embed_zoo(sane: SANE, zoo: Zoo, settings: EmbedSettings, names: list[Any], record: RunRecord) -> EmbedResult:
     aligned = zoo.alignment is not None if settings.aligned is None else settings.aligned
     record.arguments["aligned"] = aligned
-    windows: dict[str, Any] = {"halo_size": settings.halo_size, "batch_size": settings.batch_size}
     splits: dict[str, dict[str, Any]] = {}
     for split_name, split in zoo.splits.items():
         columns = {name: split.column(name) for name in split.table.scalar_columns if name != "layout"}
         embeddings: dict[str, list[Any]] = {name: [None] * len(split) for name in names}
         for members, layout, tokens in token_blocks(split, aligned=aligned):
-            found = embed_networks(sane.model, sane.extractor, layout, tokens, poolings=names, **windows)
+            found = embed_networks(sane.model, sane.extractor, layout, tokens, poolings=names, **settings.windows)
             for name, values in found.items():
                 for index, value in zip(members.tolist(), values.tolist(), strict=True):
                     embeddings[name][index] = value
@@ -144,7 +140,7 @@ def _embed_zoo(sane: SANE, zoo: Zoo, settings: EmbedSettings, names: list[Any], 
 
 def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], record: RunRecord) -> EmbedResult:
     """One row per checkpoint; those that cannot be embedded are reported and skipped, unless all fail."""
-    options: dict[str, Any] = {"halo_size": settings.halo_size, "batch_size": settings.batch_size}
+    options = settings.windows
     if settings.max_memory_bytes is not None:
         options["max_memory_bytes"] = settings.max_memory_bytes
     columns: dict[str, list[Any]] = {name: [] for name in ("checkpoint", "weights", "tokens", *names)}

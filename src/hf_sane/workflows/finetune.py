@@ -98,8 +98,8 @@ def finetune(
     Raises:
         ValueError: If the networks have different architectures.
     """
-    given = [networks] if isinstance(networks, Network) else list(networks)
-    return run_finetune(FinetuneSettings(networks=given, images=images, **{"output": None, **options}))
+    given = networks.modules() if isinstance(networks, NetworksResult) else networks
+    return run_finetune(FinetuneSettings(**{"output": None, "networks": given, "images": images, **options}))
 
 
 def run_finetune(settings: FinetuneSettings) -> FinetuneResult:

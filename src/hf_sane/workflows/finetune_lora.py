@@ -43,16 +43,18 @@ class FinetuneLoraSettings(StepSettings):
         "Layers to adapt, by name; by default all linear and convolutional layers.", factory=list
     )
     learning_rate: float = setting("Learning rate of Adam.", default=3e-3)
-    base_model: str | None = setting("Hub repo id of the network, if it is given as a folder.", default=None)
+    base: str | None = setting(
+        "Hub repo id of the network, if it is given as a folder.", default=None, formerly="--base-model"
+    )
     push_to: str | None = setting("Hub repo id under which to publish the adapter.", default=None)
     private: bool = setting("Make a new repository private.", default=False)
 
     def __post_init__(self) -> None:
         self.validate_ranges()
         named = self.network if isinstance(self.network, str | Path) else None
-        self.base_model = hub_id(named) if self.base_model is None else require_hub_id(self.base_model)
+        self.base = hub_id(named) if self.base is None else require_hub_id(self.base)
         if self.push_to is not None:  # refused before the work, not after it
-            require_hub_id(self.base_model)
+            require_hub_id(self.base)
             if self.output is None:
                 raise ValueError("expected a folder to publish the adapter from, got none; name it (--output)")
 
@@ -112,7 +114,7 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
 
     All linear and convolutional layers get low-rank maps, unless `--targets` names others; batch norms are trained and
     saved whole, with their statistics; grouped convolutions are refused. The adapter names its base by Hub repo id. If
-    the network is a folder, `--base-model` says where it is published; without that, the adapter cannot be published.
+    the network is a folder, `--base` says where it is published; without that, the adapter cannot be published.
     """
     steps = {entry.name: getattr(settings, entry.name) for entry in fields(StepSettings)}
     lora: dict[str, Any] = {"rank": settings.rank, "alpha": settings.alpha}
@@ -121,7 +123,7 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
         record = RunRecord.start(
             seed=settings.seed,
             arguments=asdict(StepSettings(**steps)) | lora,
-            data={"images": data.describe(), "base": settings.base_model},
+            data={"images": data.describe(), "base": settings.base},
         )
         base = settings.network
         if isinstance(base, str | Path):
@@ -135,7 +137,7 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
         changes = {f"{name}_before": value for name, value in measured[0].items()}
         record.finish({**measured[settings.steps], **changes, "adapter": adapter_size(model)})
         result = FinetuneLoraResult(
-            record=record, model=model, base=base, base_model=settings.base_model, repo_id=settings.push_to
+            record=record, model=model, base=base, base_model=settings.base, repo_id=settings.push_to
         )
         if partial is not None:
             result.write(partial)

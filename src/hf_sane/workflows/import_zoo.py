@@ -105,9 +105,10 @@ def import_zoo(
         ValueError: If no source is given, or nothing could be imported.
         FileExistsError: If the output folder holds something else.
     """
-    tables = [properties] if isinstance(properties, str | Path) else list(properties)
-    settings = ImportZooSettings(folder=folder, properties=tables, output=output or temporary_folder("zoo"), **options)
-    return run_import_zoo(settings).zoo
+    place = output or temporary_folder("zoo")
+    return run_import_zoo(
+        ImportZooSettings(**{"folder": folder, "properties": properties, "output": place, **options})
+    ).zoo
 
 
 def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:

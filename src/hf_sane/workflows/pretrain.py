@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from hf_sane.core._adapters import load_adapter
 from hf_sane.hub._adapters import write_pretraining_card
 from hf_sane.records._run_record import RECORD, RunRecord
+from hf_sane.records._settings import as_list
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training import _pretraining as pretraining
 from hf_sane.training._run_folder import JOB
@@ -77,7 +78,7 @@ def pretrain(
         ValueError: If settings are out of range or do not fit the zoo.
         FileExistsError: If the folder holds something else, or a run and `resume` is not set.
     """
-    zoos: list[str | Path | Zoo] = [zoo] if isinstance(zoo, str | Path | Zoo) else list(zoo)
+    zoos: list[str | Path | Zoo] = as_list(zoo)
     names = [str(x.source or x.facts.name) if isinstance(x, Zoo) else str(x) for x in zoos]
     if output is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("several processes that train together need one output folder, got none; give output=...")

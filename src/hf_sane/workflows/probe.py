@@ -16,6 +16,7 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import HaloSettings, SaneSettings
+from hf_sane.workflows.show_zoo import open_zoos
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import PROPERTIES_KEY
 
@@ -32,12 +33,12 @@ class ProbeSettings(HaloSettings, SaneSettings):
     sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
     zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.")
     output: Path | None = setting("New folder for the results and the run record.", default=None, short="-o")
-    properties: list[str] | str = setting(
+    properties: list[str] = setting(
         "Columns of the zoo to predict; by default test_accuracy, epoch and generalization_gap, as far as they are "
         "known, or else every number that an import brought along.",
         factory=list,
     )
-    poolings: list[str] | str = setting(POOLINGS_HELP, factory=lambda: ["all"])
+    poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["all"])
     config: str | None = setting("Name of the zoo, if there are several.", default=None)
     aligned: bool | None = setting(
         "Align networks to the zoo's reference first; by default if the zoo is aligned.", default=None
@@ -56,10 +57,6 @@ class ProbeSettings(HaloSettings, SaneSettings):
         split=False,
     )
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.properties = [self.properties] if isinstance(self.properties, str) else list(self.properties)
 
 
 @dataclass(kw_only=True)
@@ -123,7 +120,10 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
     """Fit probes on embeddings and baselines; report how well they predict properties of test networks."""
     record = RunRecord.start(arguments=as_arguments(settings))
     with optional_output(settings.output, ProbeResult.JOB) as partial:
-        zoos = _open_zoos([settings.zoo, *settings.transfer], settings.config, settings.properties)
+        zoos = open_zoos([settings.zoo, *settings.transfer], settings.config)
+        for split in (split for zoo in zoos.values() for split in zoo.splits.values()):
+            for name in settings.properties:
+                split.column(name)  # refuses what a zoo lacks, before anything is computed
         wanted = settings.properties or _known_properties(list(zoos.values()))
         settings = replace(settings, properties=wanted)
         record.arguments["properties"] = wanted
@@ -156,10 +156,9 @@ def _features(zoo: Zoo, sane: SANE, settings: ProbeSettings) -> ZooFeatures:
     )
 
 
-def parse_poolings(names: Sequence[str] | str) -> list[Any]:
-    """Names of poolings, or `"all"` for every pooling; `embed_networks` checks them."""
-    given = [names] if isinstance(names, str) else list(names)
-    return list(POOLINGS) if given == ["all"] else given
+def parse_poolings(names: list[str]) -> list[Any]:
+    """Names of poolings, or `["all"]` for every pooling; `embed_networks` checks them."""
+    return list(POOLINGS) if names == ["all"] else names
 
 
 def _transfer(zoos: dict[str, ZooFeatures], name: str, settings: ProbeSettings) -> TransferTable:
@@ -201,33 +200,6 @@ def _is_known(split: ZooSplit, name: str) -> bool:
         return False
     values = split.column(name).astype(np.float64)
     return bool(np.isfinite(values).all()) and len(set(values.tolist())) > 1
-
-
-def _open_zoos(sources: Sequence[str | Path | Zoo], config: str | None, wanted: Sequence[str]) -> dict[str, Zoo]:
-    """Open zoos by their names in records, and check that they have the properties before anything is computed."""
-    opened: dict[str, Zoo] = {}
-    for source in sources:
-        if isinstance(source, Zoo):
-            label, zoo = source.source or source.facts.name, source
-        else:
-            place, named = split_config(str(source))
-            part = named or config
-            label = place if part is None else f"{place}:{part}"
-            zoo = opened[label] if label in opened else Zoo.load(place, part)
-        if label in opened:
-            raise ValueError(f"expected different zoos to compare, got {label} twice; name its zoos as FOLDER:CONFIG")
-        opened[label] = zoo
-        for split in zoo.splits.values():
-            for name in wanted:
-                split.column(name)
-    return opened
-
-
-def split_config(source: str) -> tuple[str, str | None]:
-    """Folder or dataset id, and configuration, of `SOURCE` or `SOURCE:CONFIG`; an existing path is not split."""
-    place, colon, config = source.rpartition(":")
-    is_path = Path(source).exists() or "/" in config or "\\" in config
-    return (source, None) if is_path or not place or not colon or not config else (place, config)
 
 
 __all__ = [

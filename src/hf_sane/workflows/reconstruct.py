@@ -1,28 +1,48 @@
 """Reconstruct the test networks of zoos, and measure how much of their weights and accuracy a SANE preserves."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 
+from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
+from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
 from hf_sane.sampling._generation import NetworkCodec
 from hf_sane.training._evaluation import r2_from_sums, reconstruction_sums
 from hf_sane.workflows.networks import open_images
-from hf_sane.workflows.results import Result, Table, rows_of
+from hf_sane.workflows.results import Result, Table, optional_output, rows_of
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.show_zoo import load_zoo
+from hf_sane.workflows.shared import CodecSettings, SaneSettings
+from hf_sane.workflows.show_zoo import open_zoos
 from hf_sane.zoo._alignment import aligned_tokens
 from hf_sane.zoo._dataset import Zoo
 
 
 @dataclass(kw_only=True)
+class ReconstructSettings(CodecSettings, SaneSettings, ModuleSettings):
+    """Settings of [`reconstruct`]."""
+
+    sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
+    zoo: list[str | Path | Zoo] | Mapping[str, str | Path | Zoo] = setting(
+        "Aligned zoos of one architecture each (folders or Hub ids, or FOLDER:CONFIG). Repeat the option.", split=False
+    )
+    images: str | ImageData = setting(f"Images to test the networks on: {IMAGE_KINDS}.")
+    output: Path | None = setting("New folder for the run record.", default=None, short="-o")
+    config: str | None = setting("Name of the zoo, if there are several.", default=None)
+    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
+
+
+@dataclass(kw_only=True)
 class ReconstructionResult(Result):
     """R2 over all test networks, and for each zoo R2 and the accuracies before and after."""
+
+    JOB: ClassVar[str] = "reconstruction"
 
     def tables(self) -> list[Table]:
         """One row per zoo."""
@@ -33,43 +53,67 @@ class ReconstructionResult(Result):
 
 
 def reconstruct(
-    zoos: Mapping[str, str | Path | Zoo], sane: str | Path | SANE, images: str | ImageData, **windows: Any
+    zoos: str | Path | Zoo | Sequence[str | Path | Zoo] | Mapping[str, str | Path | Zoo],
+    sane: str | Path | SANE,
+    images: str | ImageData,
+    **options: Any,
 ) -> ReconstructionResult:
     """Encode and decode the test networks of zoos; measure R2 of all checkpoints and accuracy of the final ones.
 
     Args:
-        zoos: Aligned zoos of one architecture each, or their folders or Hub dataset ids, by name.
+        zoos: An aligned zoo of one architecture, its folder or its Hub dataset id; or several, as a list or by name.
         sane: A SANE, its folder or its Hub repo id.
         images: Images to test the networks on, or a source for `load_images`.
-        **windows: `window_size` and `halo_size`, see [`NetworkCodec`].
+        **options: Other fields of [`ReconstructSettings`].
+
+    Raises:
+        ValueError: If a zoo is given twice, or has networks of several architectures.
     """
-    sane, data = open_sane(sane), open_images(images)
-    record = RunRecord.start(arguments={"sane": sane.source, "zoos": list(zoos), **windows})
-    total = torch.zeros(4, dtype=torch.float64)
-    parts = {}
-    for name, source in zoos.items():
-        test = load_zoo(source).splits["test"]
-        final = test.final_epochs()
-        layout, config = final.layout_and_config()
-        codec = NetworkCodec(sane.model, sane.extractor, layout, config, **windows)
-        raw = aligned_tokens(test)
-        decoded = sane.model.decode_sequences(codec.encode(raw), layout.positions, **windows)
-        sums = reconstruction_sums(sane.extractor.normalize(raw, layout), decoded, layout.weight_mask)
-        total += sums
-        raw = aligned_tokens(final)
-        before = codec.networks(raw).evaluate(*data.split("test"))[1].mean().item()
-        after = codec.decode(codec.encode(raw)).evaluate(*data.split("test"))[1].mean().item()
-        parts[name] = {
-            "r2": r2_from_sums(sums),
-            "accuracy_original": before,
-            "accuracy_reconstructed": after,
-            "accuracy_kept": after / before if before else math.nan,
-            "networks": len(raw),
-        }
-    record.finish(
-        {"reconstruction_r2": r2_from_sums(total), "reconstruction": parts}, data={"images": data.describe()}
-    )
-    return ReconstructionResult(record=record)
+    return run_reconstruct(ReconstructSettings(zoo=cast(Any, zoos), sane=sane, images=images, **options))
 
 
-__all__ = ["ReconstructionResult", "reconstruct"]
+def run_reconstruct(settings: ReconstructSettings) -> ReconstructionResult:
+    """Encode and decode the test networks of zoos; report R2 of their weights, and accuracy before and after."""
+    settings.register()
+    record = RunRecord.start(arguments=as_arguments(settings))
+    with optional_output(settings.output, ReconstructionResult.JOB) as partial:
+        zoos = open_zoos(settings.zoo, settings.config)
+        sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
+        data = open_images(settings.images)
+        total = torch.zeros(4, dtype=torch.float64)
+        parts = {}
+        for name, zoo in zoos.items():
+            parts[name], sums = _reconstruct(zoo, sane, data, settings)
+            total += sums
+        measured = {"reconstruction_r2": r2_from_sums(total), "reconstruction": parts}
+        result = ReconstructionResult(record=record.finish(measured, data={"images": data.describe()}))
+        if partial is not None:
+            result.write(partial)
+    result.output = settings.output
+    return result
+
+
+def _reconstruct(
+    zoo: Zoo, sane: SANE, data: ImageData, settings: ReconstructSettings
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """Measurements of one zoo, and the sums that its R2 is made of."""
+    test = zoo.splits["test"]
+    final = test.final_epochs()
+    layout, config = final.layout_and_config()
+    codec = NetworkCodec(sane.model, sane.extractor, layout, config, **settings.windows)
+    raw = aligned_tokens(test)
+    decoded = sane.model.decode_sequences(codec.encode(raw), layout.positions, **settings.windows)
+    sums = reconstruction_sums(sane.extractor.normalize(raw, layout), decoded, layout.weight_mask)
+    raw = aligned_tokens(final)
+    before = codec.networks(raw).evaluate(*data.split("test"))[1].mean().item()
+    after = codec.decode(codec.encode(raw)).evaluate(*data.split("test"))[1].mean().item()
+    return {
+        "r2": r2_from_sums(sums),
+        "accuracy_original": before,
+        "accuracy_reconstructed": after,
+        "accuracy_kept": after / before if before else math.nan,
+        "networks": len(raw),
+    }, sums
+
+
+__all__ = ["ReconstructSettings", "ReconstructionResult", "reconstruct", "run_reconstruct"]

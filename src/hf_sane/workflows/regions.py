@@ -18,7 +18,7 @@ from hf_sane.analysis._regions import RegionMap
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._documents import read_document
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import SaneSettings, SourceSettings
@@ -149,7 +149,7 @@ class RegionsResult(Result):
 
 
 def map_regions(
-    networks: str | Path | Zoo | Sequence[str | Path | Zoo] | Mapping[str, Sequence[str]], **options: Any
+    networks: str | Path | Zoo | Sequence[str | Path | Zoo] | Mapping[str, str | Sequence[str]], **options: Any
 ) -> RegionsResult:
     """Map networks by what they were trained for: distances, nearest regions, points inside regions.
 
@@ -166,11 +166,10 @@ def map_regions(
         ValueError: If a zoo or adapter is given twice, or a level has a single label.
     """
     if isinstance(networks, Mapping):
-        pairs = [f"{label}={source}" for label, sources in networks.items() for source in sources]
+        pairs = [f"{label}={source}" for label, sources in networks.items() for source in as_list(sources)]
         chosen: dict[str, Any] = {"adapter": pairs}
     else:
-        zoos = [networks] if isinstance(networks, str | Path | Zoo) else networks
-        chosen = {"zoo": list(zoos)}
+        chosen = {"zoo": networks}
     return run_regions(RegionsSettings(**{"output": None, **chosen, **options}))
 
 

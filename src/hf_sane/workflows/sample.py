@@ -54,6 +54,10 @@ class Autoencoder(Protocol):
     def revision(self) -> str | None:
         """Commit of the repository."""
 
+    @property
+    def subfolder(self) -> str | None:
+        """Folder of the source that it was loaded from."""
+
 
 @dataclass(kw_only=True)
 class SampleSettings(SourceSettings, SaneSettings, ModuleSettings):
@@ -183,7 +187,9 @@ MEASURED = ("test_accuracy", "validation_accuracy", "nearest_training_distance")
 
 
 def sample(
-    anchors: str | Path | Zoo | nn.Module | Sequence[Network], sane: str | Path | Autoencoder, **options: Any
+    anchors: str | Path | Zoo | nn.Module | Sequence[Network] | NetworksResult,
+    sane: str | Path | Autoencoder,
+    **options: Any,
 ) -> SampleResult:
     """Sample new networks around trained ones, and compare them with anchors and baselines on test images.
 
@@ -204,7 +210,7 @@ def sample(
     if isinstance(anchors, str | Path | Zoo):
         chosen: dict[str, Any] = {"zoo": anchors}
     else:
-        chosen = {"anchors": [anchors] if isinstance(anchors, nn.Module) else list(anchors)}
+        chosen = {"anchors": anchors.modules() if isinstance(anchors, NetworksResult) else anchors}
     named = str(sane) if isinstance(sane, Path) else sane
     return run_sample(SampleSettings(sane=named, **{"output": None, **chosen, **options}))
 
@@ -263,10 +269,12 @@ def _open(settings: SampleSettings, record: RunRecord) -> tuple[AnchorSet, Image
     record.data["images"] = data.describe()
     if isinstance(settings.sane, str):
         model, extractor = load_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
-        revision = loaded_commit(settings.sane, settings.revision, settings.sane_subfolder)
+        subfolder = settings.sane_subfolder
+        revision = loaded_commit(settings.sane, settings.revision, subfolder)
     else:
-        model, extractor, revision = settings.sane.model, settings.sane.extractor, settings.sane.revision
-    record.arguments["sane_revision"] = revision
+        model, extractor = settings.sane.model, settings.sane.extractor
+        revision, subfolder = settings.sane.revision, settings.sane.subfolder
+    record.arguments |= {"sane_revision": revision, "sane_subfolder": subfolder}
     options: dict[str, Any] = {"halo_size": settings.halo_size}
     if zoo is None:
         stack, names = open_stack(settings.anchors, ignored=TRAINING_ONLY, **settings.weights)
@@ -296,6 +304,7 @@ def _provenance(
             method=SAMPLERS.find(settings.method).provenance,
             sane_model=facts["sane"],
             sane_revision=facts["sane_revision"],
+            sane_subfolder=facts["sane_subfolder"],
             zoo=facts["zoo"] or "",
             zoo_revision=facts["zoo_revision"],
             anchors=anchors.names,

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
-from hf_sane.hub._publish import load_sane, loaded_commit, save_sane
+from hf_sane.hub._publish import load_record, load_sane, loaded_commit, save_sane
 from hf_sane.hub._push import plan_push
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.probing._zoo_features import embed_split, stacked_features
-from hf_sane.records._run_record import RECORD, RunRecord
+from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._checkpoints import Source
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.networks import Network
@@ -40,7 +40,8 @@ class SANE:
         extractor: Converts networks to tokens and tokens to networks.
         source: Folder or repository that it was loaded from; `None` if it was made in this process.
         revision: Commit of the repository.
-        record: Record of the pre-training run, if it was trained in this process or its folder has one.
+        record: Record of the pre-training run, if it was trained in this process or its folder or repository has one.
+        subfolder: Folder of the source that it was loaded from.
     """
 
     model: SANEModel
@@ -48,6 +49,7 @@ class SANE:
     source: str | None = None
     revision: str | None = None
     record: RunRecord | None = None
+    subfolder: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -60,9 +62,8 @@ class SANE:
     ) -> Self:
         """Load an autoencoder from a folder or the Hub; see [`load_sane`] for arguments and errors."""
         model, extractor = load_sane(source, revision=revision, subfolder=subfolder, dtype=dtype)
-        path = Path(source, subfolder or "", RECORD)
-        record = RunRecord.load(path) if path.is_file() else None
-        return cls(model, extractor, str(source), loaded_commit(str(source), revision, subfolder), record)
+        commit = loaded_commit(str(source), revision, subfolder)
+        return cls(model, extractor, str(source), commit, load_record(str(source), commit, subfolder), subfolder)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
         """Save model, weight tokenizer, run record and card; see `hf_sane.hub.save_sane`."""

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from hf_sane.records._settings import CheckedSettings, setting
 
@@ -45,6 +46,25 @@ class HaloSettings(CheckedSettings):
     halo_size: int = setting("Context tokens on each side of a window.", default=0)
     batch_size: int = setting("Number of networks and of windows processed at a time.", default=64, least=1)
 
+    @property
+    def windows(self) -> dict[str, Any]:
+        """Keyword arguments of functions that encode networks."""
+        return {"halo_size": self.halo_size, "batch_size": self.batch_size}
+
+
+@dataclass(kw_only=True)
+class CodecSettings(HaloSettings):
+    """Settings for networks that are encoded and decoded."""
+
+    window_size: int | None = setting(
+        "Tokens in a window, context included; by default as in training.", default=None, least=1
+    )
+
+    @property
+    def windows(self) -> dict[str, Any]:
+        """Keyword arguments of `NetworkCodec`."""
+        return {"window_size": self.window_size, **super().windows}
+
 
 def temporary_folder(job: str) -> Path:
     """Create a temporary output folder and log its path; it remains until the system clears it."""
@@ -55,6 +75,7 @@ def temporary_folder(job: str) -> Path:
 
 
 __all__ = [
+    "CodecSettings",
     "HaloSettings",
     "SaneSettings",
     "SourceSettings",

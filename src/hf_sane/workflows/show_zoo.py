@@ -1,6 +1,6 @@
 """Describe a zoo: splits, architectures, tokens, accuracy and excluded runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -92,6 +92,38 @@ def load_zoo(source: str | Path | Zoo, config: str | None = None, *, revision: s
     return source if isinstance(source, Zoo) else Zoo.load(source, config, revision=revision)
 
 
+def open_zoos(
+    sources: Sequence[str | Path | Zoo] | Mapping[str, str | Path | Zoo], config: str | None = None
+) -> dict[str, Zoo]:
+    """Open zoos by their names in records; `FOLDER:CONFIG` names one of several in a folder.
+
+    Raises:
+        ValueError: If a zoo is given twice.
+    """
+    if isinstance(sources, Mapping):
+        return {label: load_zoo(source, config) for label, source in sources.items()}
+    opened: dict[str, Zoo] = {}
+    for source in sources:
+        if isinstance(source, Zoo):
+            label, zoo = source.source or source.facts.name, source
+        else:
+            place, named = split_config(str(source))
+            part = named or config
+            label = place if part is None else f"{place}:{part}"
+            zoo = opened[label] if label in opened else Zoo.load(place, part)
+        if label in opened:
+            raise ValueError(f"expected different zoos to compare, got {label} twice; name its zoos as FOLDER:CONFIG")
+        opened[label] = zoo
+    return opened
+
+
+def split_config(source: str) -> tuple[str, str | None]:
+    """Folder or dataset id, and configuration, of `SOURCE` or `SOURCE:CONFIG`; an existing path is not split."""
+    place, colon, config = source.rpartition(":")
+    is_path = Path(source).exists() or "/" in config or "\\" in config
+    return (source, None) if is_path or not place or not colon or not config else (place, config)
+
+
 def is_zoo(source: object) -> bool:
     """Whether a source is a zoo, or the folder of one."""
     return isinstance(source, Zoo) or (isinstance(source, str | Path) and Path(source, FILE_NAME).is_file())
@@ -152,6 +184,7 @@ __all__ = [
     "ZooResult",
     "is_zoo",
     "load_zoo",
+    "open_zoos",
     "run_show_zoo",
     "show_zoo",
 ]

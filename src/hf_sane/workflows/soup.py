@@ -169,8 +169,7 @@ def soup(ingredients: str | Path | Sequence[Source], **options: Any) -> SoupResu
     Raises:
         ValueError: If the ingredients do not fit together, or the method requires held-out data.
     """
-    given = [ingredients] if isinstance(ingredients, str | Path) else list(ingredients)
-    return run_soup(SoupSettings(ingredients=given, **{"output": None, **options}))
+    return run_soup(SoupSettings(**{"output": None, "ingredients": ingredients, **options}))
 
 
 def run_soup(settings: SoupSettings) -> SoupResult:

@@ -106,7 +106,7 @@ def fill_folder(output: Path, settings: DemoSettings) -> DemoResult:
         points = plane(sane.embed(tested, pooling="layer_mean_std").double().numpy(), seed=settings.seed)
         plot_embedding_map(points, {name: tested.column(name) for name in details}, output / "embedding_map.png")
     with stages("sample networks"):
-        compared = compare_samplers(zoos["seed"], sane, data, settings.comparison())
+        compared = compare_samplers(zoos["seed"], sane, data, condition=False, **settings.comparison())
     with stages("fine-tune samples and baselines"):
         plot_finetuning(compared.finetune(settings.finetune_epochs), output / "finetuning.png")
     results |= {"sampling": compared.record.results, "stage_seconds": stages.seconds}

@@ -1,13 +1,13 @@
 """What the demo builds and how much of it; every number that shapes the result is here."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
 from hf_sane.networks._image_sources import IMAGE_KINDS
-from hf_sane.records._settings import check_numbers, setting
+from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.sampling._comparison import ComparisonSettings
 
 SANE_TITLE, NETWORK_TITLE = "SANE of the demo", "Sampled digits CNN"  # headlines of cards
@@ -15,7 +15,7 @@ SANE_TITLE, NETWORK_TITLE = "SANE of the demo", "Sampled digits CNN"  # headline
 
 @strict
 @dataclass(kw_only=True)
-class DemoSettings:
+class DemoSettings(CheckedSettings):
     """Sizes of the demo. The defaults fill about eight minutes on two CPU cores; tests use far smaller ones."""
 
     output: Path = setting("New or empty folder.", default=Path("demo_output"), short="-o")
@@ -54,10 +54,6 @@ class DemoSettings:
     num_kept: int = setting("Number of networks kept, of every method.", default=10)
     finetune_epochs: int = setting("Epochs of fine-tuning; sampling is reported at epochs 0, 1 and 5.", default=5)
 
-    def validate_numbers(self) -> None:
-        """Numbers are finite and not negative."""
-        check_numbers(self)
-
     def sizes(self) -> dict[str, Any]:
         """Everything that shapes the result: all but the place of the output."""
         return {name: value for name, value in asdict(self).items() if name != "output"}
@@ -69,15 +65,9 @@ class DemoSettings:
                 f"finetune_epochs must be at least 5, the last epoch reported, got {self.finetune_epochs}"
             )
 
-    def comparison(self) -> ComparisonSettings:
-        """The part about sampling."""
-        return ComparisonSettings(
-            **{
-                entry.name: getattr(self, entry.name)
-                for entry in fields(ComparisonSettings)
-                if hasattr(self, entry.name)
-            }
-        )
+    def comparison(self) -> dict[str, Any]:
+        """The part about sampling, as options of [`compare_samplers`]."""
+        return {name: value for name, value in self.sizes().items() if name in vars(ComparisonSettings())}
 
 
 __all__ = [

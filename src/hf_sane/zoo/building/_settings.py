@@ -16,7 +16,7 @@ from hf_sane.networks._images import ImageData
 from hf_sane.networks._training import Optimizer
 from hf_sane.records._documents import read_settings
 from hf_sane.records._errors import did_you_mean
-from hf_sane.records._settings import as_arguments, check_numbers, setting
+from hf_sane.records._settings import CheckedSettings, as_arguments, check_numbers, setting
 
 USUAL_EPOCHS = (0, 1, 2, 4, 8, 12, 16, 25, 35, 50)
 SPLIT_STREAM = 2**32  # beyond every run number: the seed of the split
@@ -24,7 +24,7 @@ SPLIT_STREAM = 2**32  # beyond every run number: the seed of the split
 
 @strict
 @dataclass(kw_only=True)
-class ZooSettings:
+class ZooSettings(CheckedSettings):
     """Settings of one zoo. The text next to each field is its documentation and its help text.
 
     A hyper-parameter with one value is fixed; one with two values is drawn between them for each run. See

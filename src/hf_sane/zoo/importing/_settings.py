@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 
 from hf_sane.core._layout import BatchNormStorage
 from hf_sane.core._token_layouts import find_token_layout
-from hf_sane.records._settings import as_arguments, check_numbers, setting
+from hf_sane.records._settings import CheckedSettings, as_arguments, check_numbers, setting
 from hf_sane.zoo.importing._network_names import read_pattern
 from hf_sane.zoo.importing._trees import is_tree
 
@@ -20,7 +20,7 @@ TOKEN_SETTINGS = ("token_dim", "token_layout", "batch_norm")
 
 @strict
 @dataclass(kw_only=True)
-class ImportSettings:
+class ImportSettings(CheckedSettings):
     """Settings that select networks on the Hub or in a folder for a zoo.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_sane.core._augmentation import erase_tokens, multiplicative_noise, random_token_mask
 from hf_sane.records._errors import did_you_mean
-from hf_sane.records._settings import setting
+from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.symmetry._token_permutations import TokenPermutations
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._dataset import ZooSplit
@@ -27,7 +27,7 @@ NEEDS_ALIGNMENT = "the view 'aligned' needs an aligned zoo: call align_zoo(zoo),
 
 
 @dataclass(kw_only=True)
-class WindowSettings:
+class WindowSettings(CheckedSettings):
     """How training windows are drawn from networks, and augmented.
 
     As in SANE (arXiv:2406.09997): one view aligned, one permuted at random, multiplicative noise on both.
