@@ -28,8 +28,8 @@ class _Place(NamedTuple):
         return getattr(import_module(f"hf_sane.{self.module}"), self.name)
 
 
-# Model type to configuration; configuration to model or feature extractor. `model_type` is repeated here because the
-# classes that have it are not loaded yet (tests compare).
+# Model type to configuration; configuration to model, feature extractor or image processor. `model_type` is repeated
+# here because the classes that have it are not loaded yet (tests compare).
 CONFIGS = {
     "sane": _Place("models.configuration_sane", "SANEConfig"),
     "sane_cnn": _Place("architectures.configuration_zoo", "CNNConfig"),
@@ -42,6 +42,7 @@ CLASSIFIERS = {
     "sane_mlp": _Place("architectures.modeling_zoo", "MLPForImageClassification"),
     "sane_resnet": _Place("architectures.modeling_resnet", "CIFARResNetForImageClassification"),
 }
+IMAGE_PROCESSORS = dict.fromkeys(CLASSIFIERS, _Place("architectures.image_processing_zoo", "BACKENDS"))
 FEATURE_EXTRACTORS = {"sane": _Place("tokenization._feature_extraction_sane", "SANEFeatureExtractor")}
 PIPELINE = "hf_sane.hub._pipeline.WeightFeatureExtractionPipeline"
 
@@ -98,6 +99,10 @@ def _register_feature_extractors(module: ModuleType) -> None:
     _add(module.FEATURE_EXTRACTOR_MAPPING, _by_config(FEATURE_EXTRACTORS))
 
 
+def _register_image_processors(module: ModuleType) -> None:
+    _add(module.IMAGE_PROCESSOR_MAPPING, _by_config(IMAGE_PROCESSORS))
+
+
 def _register_pipeline(module: ModuleType) -> None:
     entry = {"impl": PIPELINE, "pt": (module.AutoModel,), "type": "multimodal"}
     module.PIPELINE_REGISTRY.supported_tasks.setdefault(TASK, entry)
@@ -107,6 +112,7 @@ _REGISTERS: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": _register_configs,
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.feature_extraction_auto": _register_feature_extractors,
+    "transformers.models.auto.image_processing_auto": _register_image_processors,
     "transformers.pipelines": _register_pipeline,
 }
 
@@ -144,7 +150,7 @@ class _Finder(MetaPathFinder):
 
 
 def register_auto_classes() -> None:
-    """Let `AutoConfig`, `AutoModel`, `AutoFeatureExtractor` and `AutoModelForImageClassification` find our classes.
+    """Let the Auto classes of configurations, models, feature extractors and image processors find our classes.
 
     And `pipeline` the task `weight-feature-extraction`. `import hf_sane` calls it. Calling it again changes nothing.
     """

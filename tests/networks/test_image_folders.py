@@ -5,10 +5,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import hf_sane
-from hf_sane.networks._images import load_images, load_zoo_images
+from hf_sane.networks._images import SPLITS, load_images, load_zoo_images
 from hf_sane.records._errors import InvalidFileError
 
 
@@ -22,6 +23,18 @@ def pets(root: Path, count: int = 10, **options) -> Path:
     for index in range(count):
         save(root / "cat" / f"{index}.png", index, **options)
         save(root / "dog" / f"{index}.jpg", 100 + index, **options)
+    return root
+
+
+def deep(path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(path)
+
+
+def metadata(root: Path, rows: list[str], name: str = "metadata.csv") -> Path:
+    """An `imagefolder`: twenty grey images, cats and dogs in turn, and a table."""
+    for index in range(20):
+        save(root / f"{index}.png", 10 * index)
+    (root / name).write_text("\n".join(rows))
     return root
 
 
@@ -75,6 +88,12 @@ def test_sizes_and_modes_are_brought_together_and_it_is_said(tmp_path, caplog):
         (lambda root: None, FileNotFoundError, "no images by class in"),
         (lambda root: save(root / "a.png", 1), FileNotFoundError, "got 1 images without a class"),
         (lambda root: pets(root, 1), ValueError, "images are too few to cut off a|no image to train on is left"),
+        (lambda root: save(root / "cat" / "a.png", 1), ValueError, "at least two classes, got those of 'cat' only"),
+        (
+            lambda root: (pets(root), deep(root / "cat" / "deep.png")),
+            InvalidFileError,
+            "8 bits per channel, got mode I;16",
+        ),
         (
             lambda root: (pets(root), (root / "cat" / "x.png").write_text("no image")),
             InvalidFileError,
@@ -82,7 +101,7 @@ def test_sizes_and_modes_are_brought_together_and_it_is_said(tmp_path, caplog):
         ),
         (lambda root: (pets(root), (root / "cat" / "x.png").write_bytes(b"")), InvalidFileError, "that Pillow can"),
     ],
-    ids=["empty", "loose", "few", "text", "empty file"],
+    ids=["empty", "loose", "few", "one class", "16 bits", "text", "empty file"],
 )
 def test_folders_that_will_not_do_say_why(make, error, reason, tmp_path):
     make(tmp_path)
@@ -125,3 +144,74 @@ def test_a_zoo_is_trained_on_a_folder_of_images(tmp_path):
     assert zoo.facts.data["name"] == "pets"
     assert zoo.facts.data["num_classes"] == 2
     assert load_zoo_images(zoo.facts).class_names == ("cat", "dog")
+
+
+def test_an_imagefolder_with_a_table_of_classes(tmp_path):
+    kinds = ["dog", "cat"]
+    expected = [10 * index for index in range(20)]
+    csv = metadata(tmp_path / "csv", ["file_name,label", *(f"{i}.png,{kinds[i % 2]}" for i in range(20))])
+    lines = [f'{{"file_name": "{i}.png", "species": "{kinds[i % 2]}"}}' for i in range(20)]
+    jsonl = metadata(tmp_path / "jsonl", lines, "metadata.jsonl")
+    for data in (load_images(csv), load_images(jsonl)):
+        assert data.class_names == ("cat", "dog")
+        images, labels = (torch.cat([data.split(split)[part] for split in SPLITS]) for part in (0, 1))
+        values = (images[:, 0, 0, 0] * data.std[0] + data.mean[0]).round().int().tolist()
+        assert sorted(values) == expected
+        assert [("cat", "dog")[label] for label in labels] == [kinds[value // 10 % 2] for value in values]
+    numbers = metadata(tmp_path / "n", ["file_name,label", *(f"{i}.png,{8 + i % 3}" for i in range(20))])
+    assert load_images(numbers).class_names == ("8", "9", "10")
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (["file_name,label", "0.png,0.5"], r"row 1: expected the class of an image, got '0.5'; several labels"),
+        (["file_name,label", "0.png,cat", "1.png,"], "row 2: expected the class of an image, got an empty cell"),
+        (
+            ["file_name,cat,dog", "0.png,1,1"],
+            r"expected one column with the class of each image \(label\), got cat, dog",
+        ),
+        (
+            ['{"file_name": "0.png", "label": ["cat", "dog"]}'],
+            r"got \['cat', 'dog'\]; several labels per image and numb",
+        ),
+        (["image,label", "0.png,cat"], "expected one row per image, got .*file_name"),
+        (["file_name,label", "30.png,cat"], "row 1: no such image"),
+    ],
+    ids=["regression", "empty cell", "columns of labels", "list of labels", "no file_name", "no file"],
+)
+def test_tables_of_something_else_than_classes_are_refused(rows, reason, tmp_path):
+    metadata(tmp_path, rows, "metadata.jsonl" if rows[0].startswith("{") else "metadata.csv")
+    with pytest.raises((ValueError, FileNotFoundError), match=reason):
+        load_images(tmp_path)
+
+
+def test_datasets_with_several_labels_or_without_some_are_refused():
+    images = [np.zeros((4, 4)).tolist()] * 20
+    several = datasets.Dataset.from_dict({"image": images, "label": [[0, 1], [1]] * 10})
+    with pytest.raises(
+        ValueError, match="train: expected one class per image in 'label', got List.*several labels per"
+    ):
+        load_images(several)
+    missing = datasets.Dataset.from_dict({"image": images, "label": ["a", None] * 10})
+    with pytest.raises(ValueError, match="train: 10 images have no label; leave them out with filter"):
+        load_images(missing)
+
+
+def test_images_of_a_dataset_are_resized_like_files():
+    sizes = [(20, 12), (8, 8)]
+    images = [Image.new("L", sizes[value % 2], 12 * value) for value in range(20)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("bool")})
+    rows = datasets.Dataset.from_dict({"image": images, "label": [True, False] * 10}, features=features)
+    with pytest.raises(ValueError, match=r"several shapes, \[\(8, 8\), \(12, 20\)\]; resize them \(--image-size"):
+        load_images(rows)
+    data = load_images(rows, image_size=8)
+    assert (data.image_size, data.class_names) == (8, ("False", "True"))
+
+
+def test_twenty_images_of_six_classes_are_enough_and_it_says_what_is_missing(tmp_path, caplog):
+    for index in range(20):
+        save(tmp_path / "things" / f"kind{index % 6}" / f"{index}.png", 10 * index)
+    data = load_images(tmp_path / "things")
+    assert set(data.train_labels.tolist()) == set(range(6))
+    assert "things: no validation image of 3 classes (kind" in caplog.text

@@ -173,6 +173,7 @@ def test_what_records_say_about_images(tmp_path):
     assert {key: value for key, value in found.items() if key not in ("mean", "std")} == {
         "name": "some",
         "image_size": 6,
+        "white": 255,
         **counts,
     }
     assert len(found["mean"]) == len(found["std"]) == 3

@@ -5,8 +5,8 @@ else.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any, Unpack, cast
 
@@ -18,10 +18,12 @@ from transformers import AutoModel, AutoModelForImageClassification, PreTrainedC
 from transformers.dynamic_module_utils import custom_object_save
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.architectures.image_processing_zoo import ZooImageProcessor
 from hf_sane.cards._rendering import HERE
 from hf_sane.hub._cards import CardOptions, network_card, sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks._image_sources import WHITE
 from hf_sane.records._outputs import CARD, add_file, output_folder
 from hf_sane.records._patience import patiently
 from hf_sane.records._run_record import RECORD, RunRecord
@@ -32,6 +34,7 @@ from hf_sane.tokenization._loading import load_config
 from hf_sane.tokenization._pretrained import load_pretrained
 
 SANE = "SANE folder"  # the job of manifests
+IMAGE_PROCESSOR = "preprocessor_config.json"
 
 
 def save_sane(
@@ -194,9 +197,11 @@ def save_network(
     """Save a sampled network with its run record and card, and prove that it loads again bit by bit.
 
     Args:
-        folder: Receives config.json, model.safetensors, run.json, README.md and, if that is known, provenance.json.
+        folder: Receives config.json, model.safetensors, run.json, README.md and, if they are known, provenance.json
+            and preprocessor_config.json.
         network: The network.
-        record: Record of the sampling run.
+        record: Record of the sampling run. What `data["images"]` says (`ImageData.describe`) becomes the image
+            processor and the names of the classes.
         repo_id: Where it will be published: the code of the card loads from there.
         title: Headline of the card.
         base_model: Hub id of the autoencoder it was sampled with.
@@ -228,9 +233,11 @@ def save_network(
     )
     with output_folder(folder, NETWORK, replace=True) as partial:
         if isinstance(network, PreTrainedModel):
-            save_model(partial, network, auto_class="AutoModelForImageClassification", include_code=include_code)
+            with _labelled(network.config, record):
+                save_model(partial, network, auto_class="AutoModelForImageClassification", include_code=include_code)
         else:
             save_module(partial, network)
+        save_image_processor(partial, record, include_code=include_code)
         check_saved(network, partial)
         if provenance is not None:
             provenance.save(partial)
@@ -254,12 +261,42 @@ def save_model(partial: Path, model: PreTrainedModel, *, auto_class: str, includ
     if not include_code:
         model.save_pretrained(partial)
         return
-    with _code_included(type(model.config), type(model), auto_class):
+    with _code_included((type(model.config), "AutoConfig"), (type(model), auto_class)):
         try:
             model.save_pretrained(partial)
         finally:
             # Transformers notes the copied files on the configuration in memory, and every later save would repeat it.
             vars(model.config).pop("auto_map", None)
+
+
+def save_image_processor(partial: Path, record: RunRecord, *, include_code: bool) -> None:
+    """Save the image processor that does with image files what the run did, if the record describes its images."""
+    images = record.data.get("images")
+    if not isinstance(images, Mapping) or not images.get("mean") or (partial / IMAGE_PROCESSOR).exists():
+        return
+    processor = ZooImageProcessor(
+        size=images.get("image_size"),
+        num_channels=len(images["mean"]),
+        rescale_factor=images.get("white", WHITE) / WHITE,
+        image_mean=images["mean"],
+        image_std=images["std"],
+    )
+    with _code_included((ZooImageProcessor, "AutoImageProcessor")) if include_code else nullcontext():
+        processor.save_pretrained(partial)
+
+
+@contextmanager
+def _labelled(config: PreTrainedConfig, record: RunRecord) -> Iterator[None]:
+    """Within the block, the configuration names the classes of the run's images, if it has as many."""
+    images = record.data.get("images")
+    names = images.get("classes", ()) if isinstance(images, Mapping) else ()
+    before = config.id2label, config.label2id
+    if len(names) == config.num_labels:
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    try:
+        yield
+    finally:
+        config.id2label, config.label2id = before
 
 
 def code_files(folder: Path) -> dict[str, str]:
@@ -269,7 +306,8 @@ def code_files(folder: Path) -> dict[str, str]:
         folder: From [`save_sane`], [`save_network`] or `save_pretrained`; it is not changed.
 
     Returns:
-        Text by file name, config.json among them; nothing if the folder has its code already, or Transformers has it.
+        Text by file name, config.json (and preprocessor_config.json) among them; nothing if the folder has its code
+        already, or Transformers has it.
     """
     config: Any = load_config(folder)
     is_ours = isinstance(config, SANEConfig | ZooConfig)
@@ -277,21 +315,28 @@ def code_files(folder: Path) -> dict[str, str]:
         return {}
     auto_class = AutoModel if isinstance(config, SANEConfig) else AutoModelForImageClassification
     model_class = cast(type[PreTrainedModel], auto_class._model_mapping[type(config)])
-    with tempfile.TemporaryDirectory() as partial, _code_included(type(config), model_class, auto_class.__name__):
+    classes = [(type(config), "AutoConfig"), (model_class, auto_class.__name__)]
+    is_network = auto_class is AutoModelForImageClassification and (folder / IMAGE_PROCESSOR).is_file()
+    classes += [(ZooImageProcessor, "AutoImageProcessor")] if is_network else []
+    with tempfile.TemporaryDirectory() as partial, _code_included(*classes):
         with torch.device("meta"):
             custom_object_save(model_class(config), partial, config=config)
         config.save_pretrained(partial)
+        if is_network:
+            ZooImageProcessor.from_pretrained(folder).save_pretrained(partial)
         return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(partial).iterdir())}
 
 
 @contextmanager
-def _code_included(
-    config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], auto_class: str
-) -> Iterator[None]:
-    """While this lasts, `save_pretrained` copies the code of both classes; Transformers keeps that switch on them."""
-    before = [(cls, "_auto_class" in vars(cls), cls._auto_class) for cls in (config_class, model_class)]
-    config_class.register_for_auto_class()
-    model_class.register_for_auto_class(auto_class)
+def _code_included(*classes: tuple[Any, str]) -> Iterator[None]:
+    """While this lasts, `save_pretrained` copies the code of the classes; Transformers keeps that switch on them.
+
+    Args:
+        *classes: A configuration, model or image processor, and the Auto class that loads it.
+    """
+    before = [(cls, "_auto_class" in vars(cls), cls._auto_class) for cls, _ in classes]
+    for cls, auto_class in classes:
+        cls.register_for_auto_class(auto_class)
     try:
         yield
     finally:

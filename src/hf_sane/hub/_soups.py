@@ -13,7 +13,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sane.hub._cards import soup_card
-from hf_sane.hub._publish import save_model, write_card
+from hf_sane.hub._publish import save_image_processor, save_model, write_card
 from hf_sane.merging._adapters import SOUP, AdapterSoup
 from hf_sane.merging._averaging import average_checkpoints, averaged_config
 from hf_sane.merging._ingredients import CARRIED_FILES, CONFIG_FILE, Ingredient
@@ -37,7 +37,8 @@ def save_soup(
         model: Holds the soup, see `greedy_soup`.
         record: Record of the run.
         include_code: Also copy the modelling code (networks of this library).
-        files_from: Folder of an ingredient, whose tokenizer and image processor are copied.
+        files_from: Folder of an ingredient, whose tokenizer and image processor are copied; without one there, the
+            image processor does what the run did with its images.
 
     Returns:
         `folder`.
@@ -49,6 +50,7 @@ def save_soup(
     with output_folder(folder, SOUP, replace=True) as partial:
         save_model(partial, model, auto_class="AutoModelForImageClassification", include_code=include_code)
         _carry_files(files_from, partial)
+        save_image_processor(partial, record, include_code=include_code)
         record.save(partial / RECORD)
         write_card(partial, card)
     return Path(folder)

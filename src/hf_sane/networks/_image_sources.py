@@ -1,7 +1,9 @@
 """Sources of images: arrays, folders of image files, datasets. Only selected images are decoded."""
 
+import csv
 import errno
 import io
+import json
 import logging
 import math
 import struct
@@ -10,7 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from hf_sane.architectures.image_processing_zoo import read_pixels
 from hf_sane.records._errors import InvalidFileError, reading
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo
@@ -26,9 +29,11 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 # What the help of options says.
-IMAGE_KINDS = "'digits', a folder with one folder of image files per class, a dataset on the Hub, or an .npz file"
+IMAGE_KINDS = "'digits', a folder of image files by class, a dataset on the Hub, or an .npz file"
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+FILE_COLUMN = "file_name"  # of an imagefolder's metadata
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 # Folders (and splits of datasets) that people call otherwise.
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
 SPLIT_NAMES |= {
@@ -42,10 +47,13 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 DEFAULT_SIZE = 32  # pixels, of images of several sizes
 LISTED = 3
 Fetch = Callable[[np.ndarray], np.ndarray]  # int64 [k] -> pixels [k, H, W] or [k, H, W, C]
-
+WHITE = 255.0  # of image files
+DIGITS_WHITE = 16.0
+DEEP_MODES = ("I", "I;16", "I;16B", "F")  # more than 8 bits, which Pillow cuts off when it converts
 
 MAX_CLASSES = 2**16  # the classifier has a row for each: a stray index would make it huge
 REMEDY = "see load_images() for the format"
+UNSUPPORTED = "several labels per image and numbers to be predicted (regression) are not supported"
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -63,13 +71,13 @@ class Part:
     fetch: Fetch
     class_names: tuple[str, ...] = ()
     is_stratified: bool = False  # whether what is cut off has every class, as far as there are enough images
+    white: float | None = None  # value of a white pixel; `None` if the pixels have to tell
 
 
 def _labels(name: str, labels: np.ndarray) -> np.ndarray:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"{name}: expected one integer class index per image, got {labels.dtype} {labels.shape}; several labels "
-            "per image and numbers to be predicted (regression) are not supported"
+            f"{name}: expected one integer class index per image, got {labels.dtype} {labels.shape}; {UNSUPPORTED}"
         )
     if labels.size and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
         raise ValueError(
@@ -85,7 +93,8 @@ def digits_parts() -> dict[str, Part]:
 
     pixels, labels = load_digits(return_X_y=True)
     images = pixels.reshape(-1, 8, 8)
-    return {"train": Part(labels, lambda indices: images[indices])}
+    names = tuple(map(str, range(10)))
+    return {"train": Part(labels, lambda indices: images[indices], names, white=DIGITS_WHITE)}
 
 
 def npz_parts(path: Path) -> dict[str, Part]:
@@ -179,39 +188,47 @@ def _jpeg_fetch(path: Path, blob: np.ndarray, offsets: np.ndarray) -> tuple[Fetc
 
 
 def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
-    """Image files in one folder per class, perhaps below folders called train, validation and test.
+    """Image files by class, perhaps below folders called train, validation and test.
 
-    Classes are numbered in the order of their names. Images of one size and mode stay as they are; others are cropped
-    to squares at their centre and resized to `image_size` (32 pixels if that is `None`), in colour unless all are
-    grey. What was done is logged.
+    The class is the name of a file's folder or, in folders with a metadata.csv or metadata.jsonl, the column `label`
+    of its row (an `imagefolder` of datasets). Classes are numbered in the order of their names. Images of several
+    sizes, or that are not square, are cropped to squares at their centre and resized to `image_size` (32 pixels if
+    that is `None`); in colour unless all are grey. What was done is logged.
 
     Raises:
-        FileNotFoundError: If there is no image, or no folder of a class.
-        InvalidFileError: If an image cannot be decoded.
-        ValueError: If splits have other classes.
+        FileNotFoundError: If there is no image, or no class.
+        InvalidFileError: If an image cannot be decoded, or has more than 8 bits per channel.
+        ValueError: If there is a single class, splits have other classes, or the targets are not classes.
     """
     found = {SPLIT_NAMES[path.name.lower()]: path for path in _folders(root) if path.name.lower() in SPLIT_NAMES}
     places = found if "train" in found else {"train": root}
-    classes = {split: [path.name for path in _folders(place) if _image_files(path)] for split, place in places.items()}
-    names = classes["train"]
-    if not names:
+    files = {split: _classified(place) for split, place in places.items()}
+    if not files["train"]:
         loose = len(_image_files(root))
         raise FileNotFoundError(
             f"no images by class in {root}: expected one folder per class with files such as "
-            f"{', '.join(IMAGE_SUFFIXES[:LISTED])}, perhaps below train/, validation/ and test/"
-            + (f", got {loose} images without a class" if loose else "")
+            f"{', '.join(IMAGE_SUFFIXES[:LISTED])}, perhaps below train/, validation/ and test/, or a "
+            f"{METADATA_FILES[0]} with the columns {FILE_COLUMN} and label"
+            + (f"; got {loose} images without a class" if loose else "")
         )
-    for split, there in classes.items():
-        if foreign := sorted(set(there) - set(names)):
+    given = {label for _, label in files["train"]}
+    names = sorted(given, key=int if all(map(str.isdecimal, given)) else str)
+    if len(names) < 2:
+        raise ValueError(f"{root}: expected images of at least two classes, got those of {names[0]!r} only")
+    for split, pairs in files.items():
+        if foreign := sorted({label for _, label in pairs} - set(names)):
             raise ValueError(f"{root}: the {split} split has classes that train lacks: {', '.join(foreign[:LISTED])}")
-    files, labels = {}, {}
-    for split, place in places.items():
-        pairs = [(file, index) for index, name in enumerate(names) for file in _image_files(place / name)]
-        files[split], labels[split] = [file for file, _ in pairs], np.array([index for _, index in pairs], np.int64)
-    convert = _conversion(root, [file for group in files.values() for file in group], image_size)
+    convert = _conversion(root, [file for pairs in files.values() for file, _ in pairs], image_size)
+    numbers = {name: index for index, name in enumerate(names)}
     return {
-        split: Part(labels[split], _file_fetch(files[split], convert), tuple(names), is_stratified=True)
-        for split in places
+        split: Part(
+            np.array([numbers[label] for _, label in pairs], np.int64),
+            _file_fetch([file for file, _ in pairs], convert),
+            tuple(names),
+            is_stratified=True,
+            white=WHITE,
+        )
+        for split, pairs in files.items()
     }
 
 
@@ -225,28 +242,81 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
+def _classified(place: Path) -> list[tuple[Path, str]]:
+    """Image files and their classes, class by class."""
+    for name in METADATA_FILES:
+        if (place / name).is_file():
+            return sorted(_metadata(place / name), key=lambda pair: (pair[1], pair[0]))
+    return [(file, folder.name) for folder in _folders(place) for file in _image_files(folder)]
+
+
+def _metadata(path: Path) -> list[tuple[Path, str]]:
+    """Files and classes from the metadata of an `imagefolder`."""
+    with reading(path, expected="one row per image", remedy=f"give it the columns {FILE_COLUMN} and label"):
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".csv":
+            rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
+        else:
+            rows = [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
+        columns = [name for name in rows[0] if name is not None] if rows else []
+        if FILE_COLUMN not in columns:
+            raise KeyError(FILE_COLUMN)
+    others = [name for name in columns if name != FILE_COLUMN]
+    label = next((name for name in LABEL_COLUMNS if name in columns), others[0] if len(others) == 1 else None)
+    if label is None:
+        raise ValueError(
+            f"{path}: expected one column with the class of each image (label), got {', '.join(others) or 'none'}; "
+            f"{UNSUPPORTED}"
+        )
+    pairs = []
+    for number, row in enumerate(rows, start=1):
+        file, value = path.parent / str(row.get(FILE_COLUMN)), row.get(label)
+        if not file.is_file():
+            raise FileNotFoundError(f"{path}, row {number}: no such image: {file}")
+        pairs.append((file, _class_name(path, number, value)))
+    return pairs
+
+
+def _class_name(path: Path, number: int, value: Any) -> str:
+    """A class from metadata, which is a text or a whole number."""
+    is_real = isinstance(value, float)
+    if isinstance(value, str):
+        with suppress(ValueError):
+            is_real = not float(value).is_integer() or "." in value
+    if isinstance(value, bool | int | str) and str(value).strip() and not is_real:
+        return str(value).strip()
+    got = "an empty cell" if value is None or value == "" else repr(value)
+    raise ValueError(f"{path}, row {number}: expected the class of an image, got {got}; {UNSUPPORTED}")
+
+
 @dataclass(frozen=True)
 class _Conversion:
     """What happens to image files so that all have one shape."""
 
-    mode: str
+    num_channels: int
     size: int | None  # of squares; `None` where nothing is done
 
 
 def _conversion(root: Path, files: Sequence[Path], image_size: int | None) -> _Conversion:
     """Look at all headers, and say what has to be done."""
-    from PIL import Image  # optional: only image files need it
+    from PIL import Image
 
     shapes: Counter[tuple[int, int]] = Counter()
-    modes: Counter[str] = Counter()
+    grey = 0
     for file in files:
         with _decoding(file), Image.open(file) as image:
             shapes[image.size] += 1
-            modes["L" if image.mode in ("1", "L", "LA", "I", "I;16", "F") else "RGB"] += 1
-    mode = "L" if set(modes) == {"L"} else "RGB"
+            grey += image.mode in ("1", "L", "LA")
+            if image.mode in DEEP_MODES:
+                raise InvalidFileError(
+                    file,
+                    expected="8 bits per channel",
+                    got=f"mode {image.mode}",
+                    remedy="convert the images to 8 bits",
+                )
     (width, height), _ = shapes.most_common(1)[0]
     if len(shapes) == 1 and width == height:
-        size = None
+        size = image_size
     else:
         size = image_size or DEFAULT_SIZE
         logger.warning(
@@ -256,23 +326,20 @@ def _conversion(root: Path, files: Sequence[Path], image_size: int | None) -> _C
             size,
             size,
         )
-    if len(modes) > 1:
-        logger.warning("%s: %d grey images among colour images are taken as colour", root.name, modes["L"])
-    return _Conversion(mode, size)
+    if 0 < grey < len(files):
+        logger.warning("%s: %d grey images among colour images are taken as colour", root.name, grey)
+    return _Conversion(1 if grey == len(files) else 3, size)
 
 
 def _file_fetch(files: Sequence[Path], convert: _Conversion) -> Fetch:
     def fetch(indices: np.ndarray) -> np.ndarray:
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         pixels = []
         for index in indices:
             with _decoding(files[index]), Image.open(files[index]) as image:
-                shown = ImageOps.exif_transpose(image).convert(convert.mode)
-                if convert.size is not None:
-                    shown = ImageOps.fit(shown, (convert.size, convert.size), Image.Resampling.BOX)
-                pixels.append(np.asarray(shown))
-        return np.stack(pixels)
+                pixels.append(read_pixels(image, num_channels=convert.num_channels, size=convert.size))
+        return np.moveaxis(np.stack([image.numpy() for image in pixels]), 1, -1)
 
     return fetch
 
@@ -286,14 +353,16 @@ def _decoding(file: Path) -> Iterator[None]:
         yield
 
 
-def hub_parts(repo: HubRepo) -> dict[str, Part]:
+def hub_parts(repo: HubRepo, image_size: int | None = None) -> dict[str, Part]:
     """Images of a dataset repository; no code of it runs."""
     loaded = patiently(datasets.load_dataset, repo.repo_id, revision=repo.revision)
-    return dataset_parts(loaded)
+    return dataset_parts(loaded, image_size)
 
 
-def dataset_parts(source: datasets.Dataset | datasets.DatasetDict) -> dict[str, Part]:
+def dataset_parts(source: datasets.Dataset | datasets.DatasetDict, image_size: int | None = None) -> dict[str, Part]:
     """Images of a `datasets` object: an image column and a label column, found by type or name.
+
+    With an `image_size`, images are cropped to squares at their centre and resized.
 
     Raises:
         KeyError: If there is no training split, or a column is missing.
@@ -303,10 +372,10 @@ def dataset_parts(source: datasets.Dataset | datasets.DatasetDict) -> dict[str, 
     splits = {SPLIT_NAMES.get(str(name).lower(), str(name)): part for name, part in reversed(splits.items())}
     if "train" not in splits:
         raise KeyError(f"the dataset has splits {given}; expected 'train', and perhaps 'validation' and 'test'")
-    return {split: _dataset_part(split, splits[split]) for split in SPLITS if split in splits}
+    return {split: _dataset_part(split, splits[split], image_size) for split in SPLITS if split in splits}
 
 
-def _dataset_part(split: str, dataset: datasets.Dataset) -> Part:
+def _dataset_part(split: str, dataset: datasets.Dataset, image_size: int | None) -> Part:
     features = dataset.features
     image_column = _column(dataset, IMAGE_COLUMNS, [n for n, f in features.items() if isinstance(f, datasets.Image)])
     label_column = _column(
@@ -317,23 +386,36 @@ def _dataset_part(split: str, dataset: datasets.Dataset) -> Part:
             f"expected an image column ({', '.join(IMAGE_COLUMNS)}) and a label column "
             f"({', '.join(LABEL_COLUMNS)}), got {dataset.column_names}; rename_column() helps"
         )
+    is_file = isinstance(features[image_column], datasets.Image)
 
     def fetch(indices: np.ndarray) -> np.ndarray:
-        arrays = [_pixels(image) for image in dataset.select(indices)[image_column]]
+        arrays = [_pixels(image, image_size) for image in dataset.select(indices)[image_column]]
         if len(shapes := {array.shape for array in arrays}) > 1:
             raise ValueError(
-                f"{split} images have several shapes, {sorted(shapes)}; bring them to one size and mode with map()"
+                f"{split} images have several shapes, {sorted(shapes)}; resize them (--image-size, "
+                "image_size=), or bring them to one size and mode with map()"
             )
         return np.stack(arrays)
 
-    values = np.asarray(dataset.with_format("numpy")[label_column][:])
-    names: tuple[str, ...] = ()
-    if isinstance(features[label_column], datasets.ClassLabel):
-        names = tuple(features[label_column].names)
-    elif values.dtype.kind in "OUS":  # texts
-        texts, values = np.unique(values.astype(str), return_inverse=True)
-        names = tuple(map(str, texts))
-    return Part(_labels(split, values), fetch, names)
+    names, labels = _dataset_labels(split, dataset, label_column)
+    return Part(labels, fetch, names, white=WHITE if is_file else None)
+
+
+def _dataset_labels(split: str, dataset: datasets.Dataset, column: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Class names, where they are known, and class indices."""
+    feature = dataset.features[column]
+    is_text = isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "bool")
+    if not is_text and not isinstance(feature, datasets.ClassLabel | datasets.Value):
+        raise ValueError(f"{split}: expected one class per image in {column!r}, got {feature}; {UNSUPPORTED}")
+    if missing := dataset.data.column(column).null_count:
+        raise ValueError(f"{split}: {missing} images have no {column}; leave them out with filter()")
+    values = np.asarray(dataset.with_format("numpy")[column][:])
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names), _labels(split, values)
+    if not is_text:
+        return (), _labels(split, values)
+    texts, values = np.unique(values.astype(str), return_inverse=True)
+    return tuple(map(str, texts)), _labels(split, values)
 
 
 def _column(dataset: datasets.Dataset, known: Sequence[str], typed: Sequence[str]) -> str | None:
@@ -342,8 +424,11 @@ def _column(dataset: datasets.Dataset, known: Sequence[str], typed: Sequence[str
     return named or (typed[0] if len(typed) == 1 else None)
 
 
-def _pixels(image: Any) -> np.ndarray:
-    """A PIL image (palettes and transparency resolved) or nested lists as an array."""
-    if hasattr(image, "mode") and image.mode not in ("L", "RGB", "F", "I"):
-        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    return np.asarray(image)
+def _pixels(image: Any, size: int | None) -> np.ndarray:
+    """A Pillow image as pixels `[H, W]` or `[H, W, C]`; nested lists as an array."""
+    if not hasattr(image, "mode"):
+        return np.asarray(image)
+    if image.mode in DEEP_MODES:
+        raise ValueError(f"expected images of 8 bits per channel, got mode {image.mode}; convert them to 8 bits")
+    pixels = read_pixels(image, num_channels=1 if image.mode in ("1", "L", "LA") else 3, size=size).numpy()
+    return pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)

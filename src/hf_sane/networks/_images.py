@@ -1,5 +1,6 @@
 """Image classification data: three fixed splits of standardised tensors, from any source."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from hf_sane.architectures.image_processing_zoo import fit_square, standardize
 from hf_sane.networks._image_sources import (
     SPLITS,
+    WHITE,
     Part,
     dataset_parts,
     digits_parts,
@@ -21,6 +23,8 @@ from hf_sane.networks._image_sources import (
     npz_parts,
 )
 from hf_sane.records._sources import HubRepo, parse_source
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("images", "labels")
 DIGITS_SIZES = {"validation": 297, "test": 500}  # of 1,797; 1,000 are left to train on
@@ -57,6 +61,7 @@ class ImageData:
         class_names: Names of the classes; may be empty.
         mean: Mean of the raw training pixels, per channel: `standardised = (raw - mean) / std`.
         std: Standard deviation per channel; 1 if all pixels are equal.
+        white: Raw value of a white pixel.
 
     Raises:
         ValueError: If a split is empty, the numbers of images and labels differ, or a label is outside
@@ -74,6 +79,7 @@ class ImageData:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
+    white: float = WHITE
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -124,7 +130,7 @@ class ImageData:
     def describe(self) -> dict[str, Any]:
         """Facts about the images for records and cards: name, size, statistics of the raw pixels, images per split."""
         counts = {split: len(self.split(split)[1]) for split in SPLITS}
-        statistics = {"mean": list(self.mean), "std": list(self.std)}
+        statistics = {"white": self.white, "mean": list(self.mean), "std": list(self.std)}
         named = {"classes": list(self.class_names)} if self.class_names else {}
         return {"name": self.name, "image_size": self.image_size, **statistics, **counts, **named}
 
@@ -146,11 +152,10 @@ class ImageData:
         if size == self.image_size:
             return self
         before = {split: self.split(split)[0].cpu() for split in SPLITS}
-        pixels = {split: F.interpolate(images, size=(size, size), mode="area") for split, images in before.items()}
+        pixels = {split: fit_square(images, size) for split, images in before.items()}
         mean, std = _moments(pixels["train"])
-        shown, spread = mean.view(-1, 1, 1), std.view(-1, 1, 1)
         device = self.train_images.device
-        images = {f"{split}_images": ((part - shown) / spread).float().to(device) for split, part in pixels.items()}
+        images = {f"{split}_images": standardize(part, mean, std).to(device) for split, part in pixels.items()}
         # The pixels are already standardised.
         old_mean, old_std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
         moments = {"mean": tuple((old_mean + old_std * mean).tolist()), "std": tuple((old_std * std).tolist())}
@@ -174,11 +179,11 @@ def load_images(
     a source with a single split, also the test split (15 %). The digits are split into 1,000 / 297 / 500.
 
     Args:
-        source: `"digits"` (scikit-learn's, 8x8); a folder with one folder of image files per class, see
-            [`folder_parts`]; a dataset on the Hub, `owner/name`; a path to an `.npz` file with `train_images`
-            `[n, H, W]` or `[n, H, W, C]`, `train_labels` `[n]`, and optionally the same for `test` and `validation`
-            (or, instead of images, `train_jpeg`, a uint8 blob, with `train_offsets` `[n + 1]`); or a `datasets` object
-            with an image column (PIL images or arrays) and a label column (indices, `ClassLabel` or texts).
+        source: `"digits"` (scikit-learn's, 8x8); a folder of image files by class, see [`folder_parts`]; a dataset on
+            the Hub, `owner/name`; a path to an `.npz` file with `train_images` `[n, H, W]` or `[n, H, W, C]`,
+            `train_labels` `[n]`, and optionally the same for `test` and `validation` (or, instead of images,
+            `train_jpeg`, a uint8 blob, with `train_offsets` `[n + 1]`); or a `datasets` object with an image column
+            (PIL images or arrays) and a label column (indices, `ClassLabel` or texts).
         name: Name of the data in cards and columns; if `None`, it is derived from the source.
         train_limit: Largest number of training images; they are drawn at random, and only these are decoded.
         validation_limit: Largest number of validation images.
@@ -198,7 +203,7 @@ def load_images(
         raise ValueError(f"limits must be at least 1, got {bad}; use None for all images")
     sizes: Mapping[str, int] = {}
     if isinstance(source, datasets.Dataset | datasets.DatasetDict):
-        parts, label = dataset_parts(source), "dataset"
+        parts, label = dataset_parts(source, image_size), "dataset"
     elif str(source) == "digits":
         parts, label, sizes = digits_parts(), "digits", DIGITS_SIZES
     elif isinstance(source, str | Path):
@@ -216,7 +221,7 @@ def _named_parts(source: str | Path, image_size: int | None) -> tuple[dict[str, 
     """Images from a folder, a file or a dataset on the Hub, and their name."""
     place = parse_source(source)
     if isinstance(place, HubRepo):
-        return hub_parts(place), place.repo_id.rpartition("/")[2]
+        return hub_parts(place, image_size), place.repo_id.rpartition("/")[2]
     if place.is_dir():
         return folder_parts(place, image_size), place.resolve().name
     return npz_parts(place), place.stem
@@ -247,16 +252,15 @@ def _assemble(
 ) -> ImageData:
     chosen = _choose(name, parts, sizes, seed)
     names = parts["train"].class_names
-    pixels, labels = {}, {}
+    fetched, labels = {}, {}
     for split in SPLITS:
         origin, indices = chosen[split]
         indices = np.sort(indices[: limits[split]])
-        pixels[split] = _channels_first(name, parts[origin].fetch(indices))
+        fetched[split] = parts[origin].fetch(indices)
         labels[split] = torch.from_numpy(parts[origin].labels[indices].astype(np.int64))
+    pixels = {split: _channels_first(name, values) for split, values in fetched.items()}
     mean, std = _moments(pixels["train"])
-    tensors = {
-        f"{split}_images": ((pixels[split] - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).float() for split in SPLITS
-    }
+    tensors = {f"{split}_images": standardize(pixels[split], mean, std) for split in SPLITS}
     return ImageData(
         name=name,
         **tensors,
@@ -265,7 +269,15 @@ def _assemble(
         class_names=names,
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
+        white=parts["train"].white or _white(fetched["train"]),
     )
+
+
+def _white(pixels: np.ndarray) -> float:
+    """Value of a white pixel in an array: the largest of its integer type, if that is unsigned, or 1 or 255."""
+    if pixels.dtype.kind == "u":
+        return float(np.iinfo(pixels.dtype).max)
+    return 1.0 if pixels.dtype.kind in "bf" and pixels.max() <= 1 else WHITE
 
 
 def _moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,15 +311,21 @@ def _choose(
             chosen["train"] = (origin, order[size:])
     origin, order = chosen["train"]
     if parts["train"].is_stratified:
-        labels = parts["train"].labels
-        missing = sorted(set(labels.tolist()) - set(labels[order].tolist()))
-        if missing:
-            named = ", ".join(parts["train"].class_names[index] for index in missing[:LISTED])
+        labels, names = parts["train"].labels, parts["train"].class_names
+        if missing := sorted(set(labels.tolist()) - set(labels[order].tolist())):
+            named = ", ".join(names[index] for index in missing[:LISTED])
             raise ValueError(
                 f"{name}: no image to train on is left for {len(missing)} classes ({named}) after validation and test "
                 f"images were set apart; give at least {MIN_PER_CLASS} images of each class, or folders train, "
                 "validation and test"
             )
+        for split in ("validation", "test"):
+            origin, order = chosen[split]
+            if missing := sorted(set(labels.tolist()) - set(parts[origin].labels[order].tolist())):
+                named = ", ".join(names[index] for index in missing[:LISTED])
+                logger.warning(
+                    "%s: no %s image of %d classes (%s); give more images", name, split, len(missing), named
+                )
     return chosen
 
 

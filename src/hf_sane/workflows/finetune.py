@@ -110,7 +110,7 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
     with optional_output(settings.output, FinetuneResult.JOB) as partial:
         stack, names = open_stack(settings.networks, **settings.weights)
         data = open_images(settings.images, train_limit=settings.train_limit, image_size=settings.image_size)
-        record.data |= {"images": {"name": data.name, "mean": list(data.mean), "std": list(data.std)}}
+        record.data["images"] = data.describe()
         curves: dict[str, list[list[float]]] = {}
         trained, curves["networks"] = _train(stack, data, settings)
         if settings.scratch:

@@ -225,9 +225,8 @@ def _scores(images: ImageData, settings: SoupSettings) -> dict[str, ImageScore]:
 
 
 def _describe(images: ImageData) -> dict[str, Any]:
-    statistics = {"mean": list(images.mean), "std": list(images.std)}
     return {
-        "images": {"name": images.name, "image_size": images.image_size, **statistics},
+        "images": images.describe(),
         "held_out_split": f"validation, {len(images.validation_labels)} images",
         "test_split": f"{len(images.test_labels)} images",
     }

@@ -165,7 +165,7 @@ class ZooSplit:
         known = {
             name: value if isinstance(value, str) else float(value) for name, value in values.items() if value == value
         }
-        return with_settings(config, **known)
+        return with_settings(config, **known, **self.facts.labels(config.num_classes))
 
     def state_dict(self, index: int) -> StateDict:
         """All tensors of one network in their original order and dtypes, in new memory."""

@@ -78,6 +78,13 @@ class ZooFacts:
             for key, settings in self.architectures.items()
         }
 
+    def labels(self, num_classes: int) -> dict[str, Any]:
+        """Names of the classes as settings of a configuration, where they are known."""
+        names = self.data.get("classes")
+        if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(n, str) for n in names):
+            return {}
+        return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
     @property
     def digest(self) -> str:
         """Tells zoos apart (16 hexadecimal digits); by what is in them, since arguments may differ without effect."""

@@ -110,7 +110,7 @@ def fill_folder(output: Path, settings: DemoSettings) -> DemoResult:
     with stages("fine-tune samples and baselines"):
         plot_finetuning(compared.finetune(settings.finetune_epochs), output / "finetuning.png")
     results |= {"sampling": compared.record.results, "stage_seconds": stages.seconds}
-    record.finish(results, data={"images": data.name, "split": "70/15/15 by training run"})
+    record.finish(results, data={"images": data.describe(), "split": "70/15/15 by training run"})
     config = zoos["seed"].splits["train"].known_config(0)
     save_sane(output / "sane", sane.model, sane.extractor, record, title=SANE_TITLE, network_config=config)
     names = {"sane": "sane", "zoo": "zoos (config seed)", "title": NETWORK_TITLE}

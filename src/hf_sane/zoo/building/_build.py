@@ -423,12 +423,17 @@ def _image_facts(data: ImageData) -> dict[str, Any]:
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     counts = {split: len(data.split(split)[1]) for split in SPLITS}
     statistics = {"mean": list(data.mean), "std": list(data.std)}
-    return {"name": data.name, **counts, "num_classes": data.num_classes, **statistics, "sha256": digest.hexdigest()}
+    named = {"classes": list(data.class_names)} if data.class_names else {}
+    facts = {"name": data.name, **counts, "num_classes": data.num_classes, **named, **statistics}
+    return facts | {"sha256": digest.hexdigest()}
 
 
 def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of images without their moments, which the digest covers and whose last digits depend on how one adds."""
-    return {key: value for key, value in facts.items() if key not in ("mean", "std")}
+    """Facts of images without their moments, which the digest covers and whose last digits depend on how one adds.
+
+    And without the names of the classes, which builds of earlier versions did not note.
+    """
+    return {key: value for key, value in facts.items() if key not in ("mean", "std", "classes")}
 
 
 def _group_tensors(snapshot: Snapshot, layout: Layout) -> dict[str, Tensor]:
