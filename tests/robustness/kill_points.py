@@ -7,13 +7,10 @@ two names, which has no hook of its own) the child counts one event. Files that 
 Requests to the Hub count, too.
 """
 
-import contextlib
 import os
-import selectors
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +19,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
+from forks import Fork
 from huggingface_hub.utils import get_session
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FOLDER_DESCRIPTOR = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.chmod": 2}  # place among an event's arguments
 EXCHANGES = ("renameat2", "renamex_np")
-RAISED = 99  # exit code of a child that raised what nobody expected
 
 
 @dataclass
@@ -150,59 +147,20 @@ def in_child(
         by: The signal: SIGKILL, or SIGINT as Ctrl-C sends it.
         before: Called first, to narrow what the child may do.
     """
-    read, write = os.pipe()
     events, events_end = os.pipe()
     start = time.monotonic()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        os.close(read)
+
+    def watched() -> None:
         os.close(events)
-        os.dup2(write, 1)
-        os.dup2(write, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        os._exit(_run(work, Watch(place, events_end, stop_at, by), before))
-    os.close(write)
-    os.close(events_end)
-    texts = _read_all([read, events])
-    _, status = os.waitpid(pid, 0)
-    return Outcome(os.waitstatus_to_exitcode(status), texts[0], texts[1].splitlines(), time.monotonic() - start)
-
-
-def _run(work: Callable[[], object], watch: Watch, before: Callable[[], object] | None) -> int:
-    code = 0
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         if before is not None:
             before()
-        watch.install()
+        Watch(place, events_end, stop_at, by).install()
         work()
-    except SystemExit as ending:
-        code = ending.code if isinstance(ending.code, int) else RAISED
-    except BaseException:  # noqa: BLE001 (a fork must not go back into the tests)
-        traceback.print_exc()
-        code = RAISED
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    return code
 
-
-def _read_all(descriptors: list[int]) -> list[str]:
-    """What comes out of pipes until their ends, at the same time: a full pipe would stop the child."""
-    parts: dict[int, list[bytes]] = {descriptor: [] for descriptor in descriptors}
-    with selectors.DefaultSelector() as selector:
-        for descriptor in descriptors:
-            selector.register(descriptor, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select():
-                if block := os.read(key.fd, 65536):
-                    parts[key.fd].append(block)
-                else:
-                    selector.unregister(key.fd)
-                    os.close(key.fd)
-    return [b"".join(blocks).decode(errors="replace") for blocks in parts.values()]
+    child = Fork(watched)
+    os.close(events_end)
+    code, output, (noted,) = child.wait(events)
+    return Outcome(code, output, noted.splitlines(), time.monotonic() - start)
 
 
 def spread(total: int, number: int) -> Iterator[int]:
