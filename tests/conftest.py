@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from hub_server import TOKEN, Hub, run_hub
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 from program import run_command
 from typer.testing import Result
 
@@ -83,6 +83,7 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.address)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.address)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the server takes plain uploads
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub cache"))
         monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.address)

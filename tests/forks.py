@@ -7,8 +7,18 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NamedTuple
 
 RAISED = 99  # exit code of a fork that raised what nobody expected
+
+
+class Ending(NamedTuple):
+    """How a fork ended: exit code (negative for a signal), what it printed, what it wrote elsewhere."""
+
+    code: int
+    stdout: str
+    stderr: str
+    rest: list[str]
 
 
 class Fork:
@@ -19,34 +29,33 @@ class Fork:
     """
 
     def __init__(self, work: Callable[[], object]) -> None:
-        self._output, write = os.pipe()
+        self._output, output = os.pipe()
+        self._errors, errors = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(self._output)
-            os.dup2(write, 1)
-            os.dup2(write, 2)
+            os.dup2(output, 1)
+            os.dup2(errors, 2)
+            for end in (self._output, output, self._errors, errors):
+                os.close(end)
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             os._exit(_run(work))
-        os.close(write)
+        os.close(output)
+        os.close(errors)
 
-    def wait(self, *others: int) -> tuple[int, str, list[str]]:
-        """Its exit code (the negative number of a signal that ended it), what it printed, what came out of others.
-
-        Args:
-            others: Further descriptors that it writes to, which are closed.
-        """
-        output, *rest = _read_all([self._output, *others])
+    def wait(self, *others: int) -> Ending:
+        """Read what it prints, and what comes out of other pipes that it writes to, until it ends."""
+        stdout, stderr, *rest = _read_all([self._output, self._errors, *others])
         _, status = os.waitpid(self.pid, 0)
-        return os.waitstatus_to_exitcode(status), output, rest
+        return Ending(os.waitstatus_to_exitcode(status), stdout, stderr, rest)
 
 
 def run_in_fork(work: Callable[[], object]) -> str:
     """Do something in a child, which has to succeed; gives what it printed."""
-    code, output, _ = Fork(work).wait()
-    assert code == 0, output
-    return output
+    ending = Fork(work).wait()
+    assert ending.code == 0, ending.stderr
+    return ending.stdout
 
 
 def _run(work: Callable[[], object]) -> int:

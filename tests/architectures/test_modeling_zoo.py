@@ -6,13 +6,23 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from forks import run_in_fork
 from torch import nn
 from torch.func import functional_call, vmap
 
 from hf_sane.architectures.initialization_zoo import initialize_layer
 from hf_sane.architectures.modeling_resnet import IdentityShortcut
 from hf_sane.architectures.modeling_zoo import drop
-from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits, cnn_l, cnn_s, mlp, resnet
+from hf_sane.architectures.presets import (
+    build_model,
+    cifar_resnet,
+    cnn_digits,
+    cnn_l,
+    cnn_s,
+    mlp,
+    register_remote_code,
+    resnet,
+)
 
 CONFIGS = {
     "cnn_s": cnn_s(dropout=0.3),
@@ -266,18 +276,6 @@ def test_images_that_do_not_fit_raise(config, shape, message):
         build_model(config)(torch.zeros(shape))
 
 
-EXPORT = """
-import sys, torch
-from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s, register_remote_code
-register_remote_code()
-for name, config in {"cnn": cnn_s(num_labels=2, dropout=0.25), "resnet": cifar_resnet(20, width=4)}.items():
-    torch.manual_seed(0)
-    model = build_model(config).eval()
-    model.save_pretrained(f"{sys.argv[1]}/{name}")
-    size = getattr(config, "image_size", 12)
-    inputs = torch.ones(2, config.num_channels, size, size)
-    torch.save({"inputs": inputs, "logits": model(inputs).logits.detach()}, f"{sys.argv[1]}/{name}.pt")
-"""
 LOAD = """
 import sys, torch
 sys.modules["hf_sane"] = None
@@ -290,16 +288,27 @@ for name in ("cnn", "resnet"):
 """
 
 
+def export(folder):
+    """Save a network of each kind with its code, and what it answers."""
+    register_remote_code()
+    for name, config in {"cnn": cnn_s(num_labels=2, dropout=0.25), "resnet": cifar_resnet(20, width=4)}.items():
+        torch.manual_seed(0)
+        model = build_model(config).eval()
+        model.save_pretrained(folder / name)
+        size = getattr(config, "image_size", 12)
+        inputs = torch.ones(2, config.num_channels, size, size)
+        torch.save({"inputs": inputs, "logits": model(inputs).logits.detach()}, folder / f"{name}.pt")
+
+
 def test_networks_load_without_the_package(tmp_path):
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    for code in (EXPORT, LOAD):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+    run_in_fork(lambda: export(tmp_path))  # elsewhere, networks are saved without code
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path)],
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "cnn" / "modeling_zoo.py").is_file()

@@ -1,11 +1,7 @@
 """`pipeline("weight-feature-extraction")`: locally, and with everything on a Hub."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from hub_server import run_hub
 from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -22,32 +18,6 @@ from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._poolings import POOLINGS
 from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-
-CLIENT = """
-import sys
-
-import torch
-from transformers import pipeline
-
-import hf_sane
-
-embed = pipeline("weight-feature-extraction", model="org/sane-cnn")
-local = pipeline("weight-feature-extraction", model=sys.argv[1] + "/sane")
-both = embed(["org/network", sys.argv[1] + "/network"], pooling="layer_mean")
-assert torch.equal(both[0], both[1])
-assert torch.equal(both[0], local(sys.argv[1] + "/network", pooling="layer_mean"))
-assert not torch.equal(embed("org/network"), embed("org/network", input_revision="other"))
-for revision in (None, "other"):
-    streamed = embed("org/network", input_revision=revision, max_memory_bytes=0)
-    torch.testing.assert_close(streamed, embed("org/network", input_revision=revision))
-try:
-    embed("org/nothing")
-except OSError as error:
-    assert "no such repository on the Hub" in str(error), error
-else:
-    raise AssertionError("a repository that does not exist was read")
-print("embedded")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -198,22 +168,22 @@ def test_bad_inputs_are_refused(embed, networks, folder, tmp_path):
         WeightFeatureExtractionPipeline(network, feature_extractor=embed.feature_extractor, task=TASK, device=-1)
 
 
-def test_sane_and_networks_from_a_hub(folder, tmp_path):
+def test_sane_and_networks_from_a_hub(embed, folder, local_hub, monkeypatch):
     def files(name):
         return {path.name: path.read_bytes() for path in (folder / name).iterdir() if path.is_file()}
 
-    with run_hub() as hub:
-        hub.storage.add_files("models", "org/sane-cnn", files("sane"))
-        repository = hub.storage.add_files("models", "org/network", files("other"))
-        repository.tags["other"] = repository.head.sha
-        hub.storage.add_files("models", "org/network", files("network"))
-        ran = subprocess.run(
-            [sys.executable, "-c", CLIENT, str(folder)],
-            capture_output=True,
-            text=True,
-            env=hub.environment(tmp_path / "home", token=None),
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    assert ran.returncode == 0, ran.stderr
-    assert "embedded" in ran.stdout
+    monkeypatch.delenv("HF_TOKEN")
+    local_hub.storage.add_files("models", "org/sane-cnn", files("sane"))
+    repository = local_hub.storage.add_files("models", "org/network", files("other"))
+    repository.tags["other"] = repository.head.sha
+    local_hub.storage.add_files("models", "org/network", files("network"))
+    remote = pipeline(TASK, model="org/sane-cnn")
+    both = remote(["org/network", folder / "network"], pooling="layer_mean")
+    assert torch.equal(both[0], both[1])
+    assert torch.equal(both[0], embed(folder / "network", pooling="layer_mean"))
+    assert not torch.equal(remote("org/network"), remote("org/network", input_revision="other"))
+    for revision in (None, "other"):
+        streamed = remote("org/network", input_revision=revision, max_memory_bytes=0)
+        torch.testing.assert_close(streamed, remote("org/network", input_revision=revision))
+    with pytest.raises(OSError, match="no such repository on the Hub"):
+        remote("org/nothing")

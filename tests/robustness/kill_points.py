@@ -159,8 +159,8 @@ def in_child(
 
     child = Fork(watched)
     os.close(events_end)
-    code, output, (noted,) = child.wait(events)
-    return Outcome(code, output, noted.splitlines(), time.monotonic() - start)
+    code, stdout, stderr, (noted,) = child.wait(events)
+    return Outcome(code, stdout + stderr, noted.splitlines(), time.monotonic() - start)
 
 
 def spread(total: int, number: int) -> Iterator[int]:

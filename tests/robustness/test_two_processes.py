@@ -36,15 +36,15 @@ def test_the_second_process_names_the_first_which_ends_as_if_alone(
     first = Fork(program(run, place))
     try:
         stop_in_the_middle(first, place / ".out.hf_sane-lock-owner")
-        code, refusal, _ = Fork(program(run, place)).wait()
-        assert code == 2, refusal
-        (line,) = [line for line in refusal.splitlines() if line.startswith("hf-sane: ")]
+        second = Fork(program(run, place)).wait()
+        assert second.code == 2, second.stderr
+        (line,) = [line for line in second.stderr.splitlines() if line.startswith("hf-sane: ")]
         assert f"{place / 'out'} is being written by process {first.pid} on {os.uname().nodename} since " in line
         assert f"(hf-sane {name} " in line
         assert "wait until it has finished, stop it, or choose another folder" in line
     finally:
         os.kill(first.pid, signal.SIGCONT)
-        code, output, _ = first.wait()
-    assert code == 0, output
+        ending = first.wait()
+    assert ending.code == 0, ending.stderr
     assert looks_finished(run, place)
     assert run.content(place) == run.content(alone)
