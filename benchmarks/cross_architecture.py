@@ -34,7 +34,7 @@ def one_seed(
     sane: SANE, zoo: Zoo, data: ImageData, settings: Mapping[str, Any], epochs: int
 ) -> dict[str, dict[str, Any]]:
     """Test accuracies of every method, `[epochs + 1][networks]`, and distances to the nearest prompt."""
-    judge = Judge(*data.split("validation"), conditioning_images=data.train_images)
+    judge = Judge.of_images(*data.split("validation"), conditioning_images=data.train_images)
     compared = compare_samplers(zoo, sane, data, judge=judge, **settings)
     found = compared.to_dict()
     nearest, pairwise = found["nearest_training_distance"], found["pairwise_distance"]

@@ -105,7 +105,7 @@ def compare(
         "best_ingredient": alone[validation.argmax()].item(),
         "ensemble": (votes == labels).float().mean().item(),
     }
-    judge = Judge(*data.split("validation"))
+    judge = Judge.of_images(*data.split("validation"))
     made = {**soups(networks, data), **sampled(codec, tokens, judge, candidates=candidates, seed=seed)}
     return row | {name: network.evaluate(images, labels)[1].item() for name, network in made.items()}
 

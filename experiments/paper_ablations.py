@@ -238,7 +238,7 @@ def measure(
             for name, rows in features.probe().items()
         }
     source = zoos["resnet" if "resnet" in variant.zoos else "seed"]
-    judge = Judge(
+    judge = Judge.of_images(
         *data.split("validation"),
         conditioning_images=data.train_images if variant.condition else None,
         num_batches=sizes.conditioning_batches,

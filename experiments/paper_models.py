@@ -163,7 +163,7 @@ def save_sample(
     )
     results = {
         "test_accuracy": chosen.networks.evaluate(*data.split("test"))[1].item(),
-        "validation_accuracy": chosen.validation_accuracy[0].item(),
+        "validation_accuracy": chosen.validation_score[0].item(),
     }
     provenance = Provenance(
         method="subsampled",

@@ -167,7 +167,7 @@ def short_table(details: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[
 def judge_of(data: ImageData, *, condition: bool) -> Judge:
     """Scores on validation images, after batch-norm conditioning where the family has batch norm."""
     images = data.train_images if condition else None
-    return Judge(*data.split("validation"), conditioning_images=images, num_batches=CONDITIONING_BATCHES)
+    return Judge.of_images(*data.split("validation"), conditioning_images=images, num_batches=CONDITIONING_BATCHES)
 
 
 def soup_of(anchors: StackedNetworks, data: ImageData) -> StackedNetworks:

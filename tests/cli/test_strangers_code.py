@@ -27,7 +27,7 @@ from hf_sane.cli.app import app
 from hf_sane.core._adapters import load_adapter
 from hf_sane.hub._push import plan_push
 from hf_sane.merging._ingredients import open_ingredients
-from hf_sane.merging._scoring import load_score
+from hf_sane.networks._metrics import load_metric
 from hf_sane.records._errors import MALFORMED
 from hf_sane.tokenization._adapters import open_factors
 from hf_sane.tokenization._checkpoints import load_state_dict
@@ -311,11 +311,10 @@ def test_a_configuration_that_names_code_builds_only_what_is_known(planted):
 
 def test_a_metric_is_never_a_folder_that_happens_to_lie_here(planted, marker):
     """`evaluate` would run `known/known.py` for the metric "known"."""
-    images, labels = torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64)
     for name in ("known", "somebody/metric"):
-        assert attempt(lambda name=name: load_score(name, images, labels))
+        assert attempt(lambda name=name: load_metric(name))
         assert not marker.exists()
-    said = attempt(lambda: load_score("somebody/metric", images, labels))
+    said = attempt(lambda: load_metric("somebody/metric"))
     assert "a metric is a script that is run" in said
 
 

@@ -165,7 +165,7 @@ def test_networks_with_batch_norm_are_conditioned_on_training_images(places, ima
     assert plain.conditioning_images is None
     assert conditioned.conditioning_images is data.train_images
     assert conditioned.num_batches == tables.CONDITIONING_BATCHES
-    assert all(judge.images is data.validation_images for judge in (plain, conditioned))
+    assert all(judge.measure.keywords["images"] is data.validation_images for judge in (plain, conditioned))
     assert [name for name, family in tables.FAMILIES.items() if family.condition] == ["resnet20"]
 
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_sane.merging._scoring import ImageScore, load_score
+from hf_sane.merging._scoring import ImageScore
+from hf_sane.networks._metrics import load_metric
 
 # A metric whose value depends on more than the number of hits, and one that gives several values.
 SCRIPT = """
@@ -84,19 +85,20 @@ def test_logits_that_are_not_finite_are_wrong(images, labels):
 def test_any_metric_of_evaluate(model, images, labels, metric_scripts):
     predicted = model.eval()(images).argmax(1)
     expected = (predicted - labels).abs().double()
-    score = load_score(metric_scripts["class_distance"], images, labels, lower_is_better=True)
+    score = load_metric(metric_scripts["class_distance"], lower_is_better=True)
     assert not score.higher_is_better
-    assert score(model) == pytest.approx(expected.mean().item())
-    squared = load_score(metric_scripts["several"], images, labels, options={"power": 2}, lower_is_better=True)
-    assert squared(model) == pytest.approx(expected.square().mean().item())
+    logits = model(images)
+    assert score(logits, labels) == pytest.approx(expected.mean().item())
+    squared = load_metric(metric_scripts["several"], options={"power": 2}, lower_is_better=True)
+    assert squared(logits, labels) == pytest.approx(expected.square().mean().item())
     loaded = ImageScore(images, labels, evaluate.load(metric_scripts["class_distance"]))
     assert loaded.higher_is_better
     assert loaded(model) == pytest.approx(expected.mean().item())
 
 
 def test_built_in_names_know_their_direction(images, labels):
-    assert load_score("accuracy", images, labels).higher_is_better
-    assert not load_score("cross_entropy", images, labels).higher_is_better
+    assert load_metric("accuracy").higher_is_better
+    assert not load_metric("cross_entropy").higher_is_better
     with pytest.raises(ValueError, match="higher_is_better of 'cross_entropy' is False, got True"):
         ImageScore(images, labels, "cross_entropy")
 
@@ -104,7 +106,7 @@ def test_built_in_names_know_their_direction(images, labels):
 @pytest.mark.parametrize("name", ["unnamed", "listed"])
 def test_one_number_is_needed(name, model, images, labels, metric_scripts):
     with pytest.raises(ValueError, match=f"metric '{name}' gives .* expected one number to select by"):
-        load_score(metric_scripts[name], images, labels)(model)
+        load_metric(metric_scripts[name])(model.eval()(images), labels)
 
 
 @pytest.mark.parametrize(("num_images", "num_labels"), [(0, 0), (5, 4)])

@@ -51,7 +51,9 @@ def small_codec(zoo):
 
 def test_every_method_gives_as_many_networks(tiny_zoo, digits):
     codec = small_codec(tiny_zoo)
-    samples = draw_samples(codec, tiny_zoo, Judge(*digits.split("validation")), ComparisonSettings(**SETTINGS))
+    samples = draw_samples(
+        codec, tiny_zoo, Judge.of_images(*digits.split("validation")), ComparisonSettings(**SETTINGS)
+    )
     assert tuple(samples.methods) == tuple(METHODS)
     assert all(networks.num_models == 2 for networks in samples.methods.values())
     assert samples.bandwidth in SETTINGS["bandwidths"]
@@ -60,7 +62,7 @@ def test_every_method_gives_as_many_networks(tiny_zoo, digits):
     assert nearest["anchors"] == pytest.approx(0, abs=1e-6)
     assert nearest["anchor_noise"] == pytest.approx(nearest["sane_subsampled"], rel=0.3)
     assert pairwise["scratch"] > pairwise["sane_kde"] > 0
-    again = draw_samples(codec, tiny_zoo, Judge(*digits.split("validation")), ComparisonSettings(**SETTINGS))
+    again = draw_samples(codec, tiny_zoo, Judge.of_images(*digits.split("validation")), ComparisonSettings(**SETTINGS))
     for name, networks in samples.methods.items():
         assert all(torch.equal(tensor, again.methods[name].tensors[key]) for key, tensor in networks.tensors.items())
     curves = finetune_all(samples.methods, digits, {"learning_rate": 3e-3}, epochs=1)
@@ -71,7 +73,7 @@ def test_every_method_gives_as_many_networks(tiny_zoo, digits):
 
 def test_few_prompts_of_an_early_epoch(tiny_zoo, digits):
     settings = ComparisonSettings(**{**SETTINGS, "num_kept": 4, "num_anchors": 3, "anchor_epoch": 3})
-    samples = draw_samples(small_codec(tiny_zoo), tiny_zoo, Judge(*digits.split("validation")), settings)
+    samples = draw_samples(small_codec(tiny_zoo), tiny_zoo, Judge.of_images(*digits.split("validation")), settings)
     assert len(samples.anchor_ids) == 3
     anchors = samples.methods["anchors"]
     assert anchors.num_models == 4
@@ -100,7 +102,7 @@ def test_batch_norm_is_conditioned_for_all_but_trained_networks(digits, tmp_path
     found = {}
     for name, images in {"plain": None, "conditioned": digits.train_images}.items():
         shown = [part[:20] for part in digits.split("validation")]
-        judge = Judge(*shown, conditioning_images=images, num_batches=2, batch_size=8)
+        judge = Judge.of_images(*shown, conditioning_images=images, num_batches=2, batch_size=8)
         settings = ComparisonSettings(anchor_fraction=1.0, bandwidths=[0.1], num_candidates=4, num_kept=2)
         found[name] = draw_samples(codec, zoo, judge, settings).methods
     for method in METHODS:
@@ -139,7 +141,7 @@ def test_simple_baselines_against_their_definitions(num_anchors, codec, raw_toke
     made = simple_baselines(
         codec,
         anchors,
-        Judge(*data.split("validation")),
+        Judge.of_images(*data.split("validation")),
         num_networks=2,
         draw_noise=lambda count: (anchors[:count], codec.networks(anchors[:count] + 1)),
         shown=anchors[:1],
@@ -163,7 +165,7 @@ def test_anchors_all_stand_for_themselves_unless_some_are_chosen(codec, raw_toke
     made = simple_baselines(
         codec,
         raw_tokens,
-        Judge(*data.split("validation")),
+        Judge.of_images(*data.split("validation")),
         num_networks=1,
         draw_noise=lambda count: (raw_tokens[:count], codec.networks(raw_tokens[:count])),
     )

@@ -10,7 +10,7 @@ from hf_sane.sampling._selection import Judge, bootstrap, choose_bandwidth, keep
 
 @pytest.fixture(scope="module")
 def judge(data) -> Judge:
-    return Judge(*data.split("validation"))
+    return Judge.of_images(*data.split("validation"))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_sampling_by_a_method_is_that_method(method, codec, anchors, judge):
         count = {"subsample": 12, "kde": 3}[method]
         expected = subsample(codec, anchors, judge, density=density, num_candidates=count, **sizes)
     assert torch.equal(found.sources, expected.sources)
-    assert torch.equal(found.candidate_accuracy, expected.candidate_accuracy)
+    assert torch.equal(found.candidate_score, expected.candidate_score)
 
 
 def test_one_of_several_bandwidths_is_chosen_before(codec, anchors, judge):

@@ -11,7 +11,7 @@ from hf_sane.sampling._selection import Judge, bootstrap, choose_bandwidth, keep
 
 @pytest.fixture(scope="module")
 def judge(data) -> Judge:
-    return Judge(*data.split("validation"))
+    return Judge.of_images(*data.split("validation"))
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +35,21 @@ def drawing_from(networks: StackedNetworks):
 @pytest.mark.parametrize("chunk_size", [1, 5, 12, 64])
 @pytest.mark.parametrize("num_kept", [1, 4, 12])
 def test_keeps_the_best_whatever_the_chunks(trained, judge, num_kept, chunk_size):
-    loss, accuracy = trained.evaluate(judge.images, judge.labels)
+    loss, accuracy = trained.evaluate(**judge.measure.keywords)
     ranked = sorted(range(12), key=lambda i: (-accuracy[i].item(), loss[i].item()))
     kept = keep_best(drawing_from(trained), judge, num_candidates=12, num_kept=num_kept, chunk_size=chunk_size)
     assert kept.sources.tolist() == ranked[:num_kept]
-    assert torch.equal(kept.candidate_accuracy, accuracy)
-    assert torch.equal(kept.validation_accuracy, accuracy[ranked[:num_kept]])
+    assert torch.equal(kept.candidate_score, accuracy)
+    assert torch.equal(kept.validation_score, accuracy[ranked[:num_kept]])
     assert torch.allclose(kept.validation_loss, loss[ranked[:num_kept]], atol=1e-6)
     for name, tensor in kept.networks.tensors.items():
         assert torch.equal(tensor, trained.tensors[name][ranked[:num_kept]])
-    assert kept.mean_accuracy == pytest.approx(accuracy[ranked[:num_kept]].mean().item())
+    assert kept.mean_score == pytest.approx(accuracy[ranked[:num_kept]].mean().item())
 
 
 def test_loss_decides_among_equals(trained, data):
     images, labels = data.split("validation")
-    easy = Judge(images[:1], labels[:1])
+    easy = Judge.of_images(images[:1], labels[:1])
     loss, accuracy = trained.evaluate(images[:1], labels[:1])
     assert len(accuracy.unique()) < 12
     kept = keep_best(drawing_from(trained), easy, num_candidates=12, num_kept=12)
@@ -61,16 +61,16 @@ def test_broken_networks_come_last(trained, judge):
     tensors["classifier.bias"][3] = float("nan")
     kept = keep_best(drawing_from(StackedNetworks(trained.config, tensors)), judge, num_candidates=12, num_kept=12)
     assert kept.sources[-1] == 3
-    assert kept.validation_accuracy[-1] == 0
+    assert kept.validation_score[-1] == 0
     assert kept.validation_loss[-1] == float("inf")
 
 
 def test_rivals_compete_for_a_place(trained, judge):
     first = keep_best(drawing_from(trained.select(slice(0, 6))), judge, num_candidates=6, num_kept=3)
     both = keep_best(drawing_from(trained.select(slice(6, 12))), judge, num_candidates=6, num_kept=5, rivals=first)
-    pool = torch.cat([first.validation_accuracy, both.candidate_accuracy])
-    assert both.validation_accuracy.tolist() == pool.sort(descending=True).values[:5].tolist()
-    assert len(both.candidate_accuracy) == 6
+    pool = torch.cat([first.validation_score, both.candidate_score])
+    assert both.validation_score.tolist() == pool.sort(descending=True).values[:5].tolist()
+    assert len(both.candidate_score) == 6
 
 
 def test_subsampling_raises_validation_accuracy_and_is_reproducible(codec, anchors, judge, data):
@@ -89,8 +89,8 @@ def test_subsampling_raises_validation_accuracy_and_is_reproducible(codec, ancho
     ]
     kept = runs[0]
     assert torch.equal(kept.sources, runs[1].sources)
-    assert kept.mean_accuracy > kept.candidate_accuracy.mean() + 0.01
-    assert kept.validation_accuracy.tolist() == sorted(kept.candidate_accuracy.tolist(), reverse=True)[:5]
+    assert kept.mean_score > kept.candidate_score.mean() + 0.01
+    assert kept.validation_score.tolist() == sorted(kept.candidate_score.tolist(), reverse=True)[:5]
     for name, tensor in codec.decode(kept.sources).tensors.items():
         torch.testing.assert_close(kept.networks.tensors[name], tensor)
     drawn = codec.decode(Density(0.5).sample(anchors, 60, generator=torch.Generator().manual_seed(1)))
@@ -112,17 +112,15 @@ def test_largest_bandwidth_that_keeps_its_share_of_accuracy(codec, anchors, judg
     choice = choose_bandwidth(codec, anchors, judge, share=0.95, generator=generator, **settings)
     assert choice.bandwidths == (0.0, 0.1, 0.5, 2.0, 8.0)
     enough = [
-        b
-        for b, a in zip(choice.bandwidths, choice.kept_accuracy, strict=True)
-        if a >= 0.95 * max(choice.kept_accuracy)
+        b for b, a in zip(choice.bandwidths, choice.kept_score, strict=True) if a >= 0.95 * max(choice.kept_score)
     ]
     assert choice.bandwidth == max(enough)
     assert 0 < choice.bandwidth < 8.0
-    assert choice.kept_accuracy[0] > choice.kept_accuracy[-1]
-    assert choice.candidate_accuracy[0] > choice.candidate_accuracy[-1]
+    assert choice.kept_score[0] > choice.kept_score[-1]
+    assert choice.candidate_score[0] > choice.candidate_score[-1]
     generator.set_state(state)
     greedy = choose_bandwidth(codec, anchors, judge, share=1.0, generator=generator, **settings)
-    assert greedy.kept_accuracy == choice.kept_accuracy
+    assert greedy.kept_score == choice.kept_score
     assert greedy.bandwidth <= choice.bandwidth
     generator.set_state(state)
     assert choose_bandwidth(codec, anchors, judge, share=1e-9, generator=generator, **settings).bandwidth == 8.0
@@ -144,11 +142,11 @@ def test_bootstrapping_never_loses_and_returns_sorted(codec, anchors, judge, gen
     )
     assert len(history) == 4
     assert list(history) == sorted(history)
-    assert best.mean_accuracy == pytest.approx(history[-1])
+    assert best.mean_score == pytest.approx(history[-1])
     assert best.networks.num_models == len(best.sources) == 3
-    assert best.validation_accuracy.tolist() == sorted(best.validation_accuracy.tolist(), reverse=True)
-    _, accuracy = best.networks.evaluate(judge.images, judge.labels)
-    assert torch.equal(accuracy, best.validation_accuracy)
+    assert best.validation_score.tolist() == sorted(best.validation_score.tolist(), reverse=True)
+    _, accuracy = best.networks.evaluate(**judge.measure.keywords)
+    assert torch.equal(accuracy, best.validation_score)
 
 
 def test_bootstrapping_starts_from_a_prior_too(codec, anchors, judge, generator):
@@ -164,8 +162,8 @@ def test_bootstrapping_starts_from_a_prior_too(codec, anchors, judge, generator)
         num_kept=3,
         generator=generator,
     )
-    assert best.mean_accuracy > 0.4  # three classes
-    assert best.mean_accuracy > history[0]
+    assert best.mean_score > 0.4  # three classes
+    assert best.mean_score > history[0]
 
 
 def test_rounds_after_the_first_are_anchored_on_the_best(codec, anchors, judge, generator):
@@ -180,14 +178,14 @@ def test_rounds_after_the_first_are_anchored_on_the_best(codec, anchors, judge, 
         num_kept=2,
         generator=generator,
     )
-    assert len(best.candidate_accuracy) == 12
-    assert set(best.candidate_accuracy.tolist()) <= set(best.validation_accuracy.tolist())
+    assert len(best.candidate_score) == 12
+    assert set(best.candidate_score.tolist()) <= set(best.validation_score.tolist())
 
 
 def test_judge_conditions_batch_norm():
     networks = StackedNetworks.initialize(cifar_resnet(20, width=2, num_labels=2), [0, 1])
     images, labels = torch.randn(20, 3, 8, 8), torch.arange(20) % 2
-    plain = Judge(images, labels)
+    plain = Judge.of_images(images, labels)
     assert plain.condition(networks) is networks
     conditioning = replace(plain, conditioning_images=images, num_batches=2, batch_size=5)
     first, loss, _ = conditioning(networks)

@@ -187,7 +187,7 @@ def test_the_command_line_takes_the_module(own, zoo, sane, tmp_path, hf_sane_com
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
-        ("two_heads.py", "expected a file or package and a class, such as my_file.py:MyModule"),
+        ("two_heads.py", "expected a file or package and a name, such as my_file.py:MyModule"),
         ("no.py:X", "no such file: no.py"),
         ("{own}/two_heads.py:TwoHeds", "got TwoHeads; did you mean 'TwoHeads'"),
         ("no_such_package.file:X", "No module named 'no_such_package'"),

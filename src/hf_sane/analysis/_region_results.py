@@ -61,28 +61,29 @@ class RegionScores:
     """Scores of points inside a region, of its corners, and of networks outside.
 
     Attributes:
-        corners: Scores of the networks of the region, `[m]`; higher is better.
+        corners: Scores of the networks of the region, `[m]`.
         line: Scores of points between two of them.
         hull: Scores of points between all of them.
         outside: Scores of networks of other labels; may be empty.
+        higher_is_better: Whether a higher score is better.
     """
 
     corners: Tensor
     line: Tensor
     hull: Tensor
     outside: Tensor
+    higher_is_better: bool = True
 
     def better_than_outside(self, place: Place) -> float:
-        """Chance that a point of the region scores higher than a network outside; ties count half.
+        """Chance that a point of the region scores better than a network outside; ties count half.
 
         The measure of Gueta et al. (section 4), there with losses. NaN if there is nothing outside.
         """
-        inside = getattr(self, place)
-        return _chance(inside, self.outside)
+        return self._chance(getattr(self, place), self.outside)
 
     def better_than_corners(self, place: Place) -> float:
-        """Chance that a point inside the region scores higher than one of its corners; ties count half."""
-        return _chance(getattr(self, place), self.corners)
+        """Chance that a point inside the region scores better than one of its corners; ties count half."""
+        return self._chance(getattr(self, place), self.corners)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: mean, smallest, largest and number of scores, and the chances."""
@@ -97,12 +98,12 @@ class RegionScores:
         found["better_than_corners"] = {place: self.better_than_corners(place) for place in places[1:]}
         return found
 
-
-def _chance(first: Tensor, second: Tensor) -> float:
-    if not len(first) or not len(second):
-        return math.nan
-    difference = first.double()[:, None] - second.double()
-    return ((difference > 0).double() + 0.5 * (difference == 0)).mean().item()
+    def _chance(self, first: Tensor, second: Tensor) -> float:
+        if not len(first) or not len(second):
+            return math.nan
+        difference = first.double()[:, None] - second.double()
+        better = difference > 0 if self.higher_is_better else difference < 0
+        return (better.double() + 0.5 * (difference == 0)).mean().item()
 
 
 __all__ = ["GroupDistances", "Place", "RegionAccuracy", "RegionScores"]

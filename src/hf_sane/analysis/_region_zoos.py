@@ -14,6 +14,7 @@ from hf_sane.networks._batchnorm import NUM_BATCHES, condition_batch_norm
 from hf_sane.networks._images import load_zoo_images
 from hf_sane.networks._modules import architecture_permutations
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._tasks import Task
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import MIX_KEY
@@ -169,21 +170,23 @@ def score_zoo_regions(
     *,
     num_points: int,
     seed: int = 0,
+    task: Task | None = None,
 ) -> dict[str, RegionScores]:
-    """Run points inside every region on the test images of its data sets.
+    """Measure points inside every region: on the test images of its data sets, or by a task.
 
     Args:
-        zoos: Their images are used.
+        zoos: Their images are used, unless there is a task.
         networks: From [`zoo_networks`].
         found: Map of their weights.
         levels: Whose regions.
         num_points: Points on lines, and in hulls, of each region.
         seed: Random seed of the points.
+        task: Judges networks, in place of accuracy on the zoos' images; batch-norm statistics are then averaged.
 
     Returns:
         `{"level: label": scores}`.
     """
-    data = {zoo.facts.name: load_zoo_images(zoo.facts) for zoo in zoos}
+    data = {} if task is not None else {zoo.facts.name: load_zoo_images(zoo.facts) for zoo in zoos}
     generator = torch.Generator().manual_seed(seed)
     scores = {}
     for level in levels:
@@ -192,15 +195,16 @@ def score_zoo_regions(
             own = dict.fromkeys(data_set for label, data_set in pairs if label == name)
 
             def score(points: Tensor, own: dict[str, None] = own) -> Tensor:
+                if task is not None:
+                    return task.measure(networks.at(points), "test")[0]
                 each = [
                     networks.accuracy(points, *data[key].split("test"), calibration=data[key].train_images)
                     for key in own
                 ]
                 return torch.stack(each).mean(dim=0)
 
-            scores[f"{level}: {name}"] = found.score_region(
-                level, name, score, num_points=num_points, generator=generator
-            )
+            measured = found.score_region(level, name, score, num_points=num_points, generator=generator)
+            scores[f"{level}: {name}"] = replace(measured, higher_is_better=task is None or task.higher_is_better)
     return scores
 
 

@@ -149,16 +149,18 @@ def network_card(
     if isinstance(network, PreTrainedConfig):
         architecture = network.model_type.removeprefix("sane_").upper().replace("RESNET", "ResNet")
         settings, code = describe_config(network), _network_code(network, record, with_code=with_code)
+        tag = auto_class(network)[1]
     else:
         architecture = type(network).__name__
+        tag = TASKS[0][1] if record.data.get("images") else None
         settings = {"class": architecture, "parameters": sum(p.numel() for p in network.parameters())}
         code = {"code": "module", "class_name": architecture, "standardised": _standardised(record)}
     return _card(
         "sampled_network.md",
         record,
         title,
-        measured=_accuracies(record),
-        hub={"tags": NETWORK_TAGS, "base_model": base_model, "pipeline_tag": "image-classification"},
+        measured=_accuracies(record, tag),
+        hub={"tags": NETWORK_TAGS, "base_model": base_model, "pipeline_tag": tag},
         options=options,
         settings=settings,
         architecture=architecture,
@@ -346,7 +348,7 @@ def _reconstruction(record: RunRecord) -> list[Measured]:
     return [("weight-reconstruction", "r2", "R2 on networks that were not trained on", r2)]
 
 
-def _accuracies(record: RunRecord) -> list[Measured]:
+def _accuracies(record: RunRecord, task: str | None = TASKS[0][1]) -> list[Measured]:
     known = {split: record.results.get(f"{split}_accuracy") for split in ("test", "validation")}
     found = {split: accuracy for split, accuracy in known.items() if accuracy is not None and is_known(accuracy)}
     for split, accuracy in found.items():
@@ -355,7 +357,7 @@ def _accuracies(record: RunRecord) -> list[Measured]:
                 f"results.{split}_accuracy of the run record is {accuracy}, expected a share in [0, 1]; measure it "
                 "again"
             )
-    return [("image-classification", "accuracy", f"{split} accuracy", accuracy) for split, accuracy in found.items()]
+    return [(task or "other", "accuracy", f"{split} accuracy", accuracy) for split, accuracy in found.items()]
 
 
 def _standardised(record: RunRecord) -> str | None:
@@ -370,7 +372,7 @@ def _origin(provenance: Provenance) -> dict[str, Any]:
     """How a network was drawn; what was measured on it stands elsewhere on the card."""
     facts = {entry.name: getattr(provenance, entry.name) for entry in fields(provenance)}
     anchors = [f"{len(provenance.anchors)} runs: {', '.join(provenance.anchors)}"] if provenance.anchors else []
-    measured = ("validation_accuracy", "test_accuracy", "nearest_training_distance")
+    measured = ("validation_accuracy", "test_accuracy", "scores", "nearest_training_distance")
     return {name: value for name, value in facts.items() if name not in measured} | {"anchors": anchors}
 
 

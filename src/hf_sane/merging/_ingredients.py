@@ -307,7 +307,11 @@ def _default_name(source: Source, index: int) -> str:
 def _open(source: Source, name: str) -> Ingredient:
     if isinstance(source, nn.Module | Mapping):
         tensors = open_checkpoint(source)
-        facts = json.loads(source.config.to_json_string(use_diff=False)) if isinstance(source, PreTrainedModel) else {}
+        facts: dict[str, Any] = {}
+        if isinstance(source, PreTrainedModel):
+            facts = json.loads(source.config.to_json_string(use_diff=False)) | {
+                "architectures": [type(source).__name__]
+            }
         outlines = {key: tensor.detach().to("meta") for key, tensor in tensors.items()}
         return Ingredient(name, tensors, outlines, facts, {})
     checkpoint = as_checkpoint(source)

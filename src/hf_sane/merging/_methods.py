@@ -19,9 +19,9 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from hf_sane.merging._greedy import greedy_soup
-from hf_sane.merging._scoring import ImageScore
 from hf_sane.merging._soups import Mixer, Score, Soup
 from hf_sane.merging._uniform import uniform_soup
+from hf_sane.networks._tasks import SplitScore
 from hf_sane.records._registry import Registry
 
 
@@ -65,16 +65,13 @@ register_merge_method("uniform")(uniform_soup)
 register_merge_method("greedy", needs_score=True)(greedy_soup)
 
 
-def measured_soup(
-    method: str, mixer: Mixer, scores: Mapping[str, ImageScore], *, metric: str
-) -> tuple[Soup, dict[str, Any]]:
+def measured_soup(method: str, mixer: Mixer, scores: Mapping[str, SplitScore]) -> tuple[Soup, dict[str, Any]]:
     """Make a soup in the model of a mixer; measure it and its best ingredient.
 
     Args:
         method: Name of a registered merge method.
         mixer: Its model holds the soup afterwards.
-        scores: Scores of `validation` images, which methods select by, and of `test` images; empty without data.
-        metric: What the results are called.
+        scores: Scores on `validation` data, which methods select by, and on `test` data; empty without data.
 
     Returns:
         The soup, and results for the run record.
@@ -85,10 +82,10 @@ def measured_soup(
     results: dict[str, Any] = {"ingredients": made.to_dict()["ingredients"]}
     if held_out is not None and made.ingredient_scores is not None:
         test = scores["test"]
-        results |= {f"validation_{metric}": made.score, f"test_{metric}": test(mixer.model)}
+        results |= {held_out.label: made.score, test.label: test(mixer.model)}
         best = (max if higher_is_better else min)(made.ingredient_scores.items(), key=itemgetter(1))[0]
         mixer.mix([float(name == best) for name in mixer.names])
-        results |= {"best_ingredient": best, f"best_ingredient_test_{metric}": test(mixer.model)}
+        results |= {"best_ingredient": best, f"best_ingredient_{test.label}": test(mixer.model)}
         mixer.mix(list(made.weights.values()))
         results["steps"] = [asdict(step) for step in made.steps]
     return made, results

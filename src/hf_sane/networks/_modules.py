@@ -1,13 +1,9 @@
 """User-defined architectures: modules outside this library, recognised by their tensors."""
 
 import copy
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +14,7 @@ from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._documents import read_settings
-from hf_sane.records._errors import did_you_mean
+from hf_sane.records._own_code import load_named
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
@@ -156,41 +152,10 @@ def load_module(place: str, arguments: Mapping[str, Any] | None = None) -> Calla
         arguments: Keyword arguments of the class or function.
 
     Raises:
-        ValueError: If the text has no `:`, or the file does not define the name.
-        FileNotFoundError: If there is no such file.
-        ImportError: If there is no such package.
+        ValueError, FileNotFoundError, ImportError, TypeError: As in [`load_named`].
     """
-    home, colon, name = place.rpartition(":")
-    if not colon or not home or not name:
-        raise ValueError(f"expected a file or package and a class, such as my_file.py:MyModule, got {place!r}")
-    module = _import_file(Path(home)) if home.endswith(".py") else _import_package(home)
-    maker = getattr(module, name, None)
-    if maker is None:
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ValueError(
-            f"expected {name!r} in {home}, got {', '.join(known) or 'nothing'}{did_you_mean(name, known)}"
-        )
-    given = dict(arguments or {})
+    maker, given = load_named(place, example="MyModule"), dict(arguments or {})
     return lambda: maker(**given)
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path} (tried {path.absolute()}); give the file of the module")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None  # the name ends with .py
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # where dataclasses and pickles look for it
-    spec.loader.exec_module(module)
-    return module
-
-
-def _import_package(name: str) -> Any:
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    return importlib.import_module(name)
 
 
 def _reset_copies(network: nn.Module) -> Callable[[], nn.Module]:

@@ -78,7 +78,8 @@ def _vmap_forward(network: ZooConfig | nn.Module) -> Forward:
     has_dropout = DROPOUT_BUFFER in dict(skeleton.named_buffers())
 
     def run(tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        return logits_of(functional_call(skeleton, dict(tensors), (images,)))
+        positional, named = call_arguments(images)
+        return logits_of(functional_call(skeleton, dict(tensors), positional, named))
 
     def forward(
         tensors: Mapping[str, Tensor], images: Tensor, dropout: Tensor | None, generator: torch.Generator | None
@@ -92,6 +93,17 @@ def _vmap_forward(network: ZooConfig | nn.Module) -> Forward:
             return torch.vmap(run, in_dims=(0, image_axis), randomness="different")(dict(tensors), images)
 
     return forward
+
+
+def call_arguments(inputs: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """How a module is called with a batch, by position and by name.
+
+    Args:
+        inputs: Images `[B, C, H, W]`, or texts `[B, 2, L]` int64: token ids, and the mask of those that count.
+    """
+    if inputs.is_floating_point():
+        return (inputs,), {}
+    return (), {"input_ids": inputs[:, 0], "attention_mask": inputs[:, 1]}
 
 
 def logits_of(output: Any) -> Tensor:
@@ -119,10 +131,10 @@ def empty_model(config: ZooConfig) -> ZooPreTrainedModel:
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy per network: logits `[M, B, K]` and labels `[M, B]` or `[1, B]` (int64) to `[M]`."""
-    return _image_losses(logits, labels).mean(dim=1)
+    return example_losses(logits, labels).mean(dim=1)
 
 
-def _image_losses(logits: Tensor, labels: Tensor) -> Tensor:
+def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
     chosen = logits.gather(2, labels.expand(logits.shape[:2]).unsqueeze(2)).squeeze(2)
     return logits.logsumexp(dim=2) - chosen
 
@@ -277,7 +289,7 @@ class StackedNetworks:
         def judge(part: slice) -> tuple[Tensor, Tensor]:
             logits = self.logits(images[part])
             correct = (logits.argmax(dim=2) == labels[part]) & logits.isfinite().all(dim=2)
-            return _image_losses(logits, labels[None, part]), correct
+            return example_losses(logits, labels[None, part]), correct
 
         starts = range(0, len(images), EVALUATION_BATCH)
         parts = [slice(start, start + EVALUATION_BATCH) for start in starts]

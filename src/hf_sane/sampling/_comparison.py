@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import architecture_permutations, fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._tasks import Task
 from hf_sane.networks._training import HyperParameters, train_stacked
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.sampling._anchors import TOP_FRACTION, choose_anchors
@@ -107,16 +108,16 @@ class AnchorSet:
         num_anchors: int | None = None,
         top_fraction: float = TOP_FRACTION,
         epoch: int | None = None,
-        data: ImageData | None = None,
+        task: Task | None = None,
     ) -> Self:
         """Choose anchors among the training networks of a zoo, see [`choose_anchors`]; aligned if the zoo is.
 
-        Networks whose accuracy the zoo does not know, as of imported ones, are ranked by validation images of `data`.
+        Networks whose accuracy the zoo does not know, as of imported ones, are ranked by the `task`.
         """
         train = zoo.splits["train"]
         measured = None
-        if data is not None and not np.isfinite(train.column("validation_accuracy").astype(np.float64)).any():
-            measured = train.networks().evaluate(*data.split("validation"))[1].numpy()
+        if task is not None and not np.isfinite(train.column("validation_accuracy").astype(np.float64)).any():
+            measured = task.rank(train.networks())[1].numpy()
         chosen = train.select(
             choose_anchors(train, num_anchors=num_anchors, top_fraction=top_fraction, epoch=epoch, accuracy=measured)
         )
@@ -136,15 +137,15 @@ class AnchorSet:
         return training_distances(self.codec, self._space, networks, self.training_tokens)
 
     def compare(
-        self, name: str, networks: StackedNetworks, judge: Judge, data: ImageData, generator: torch.Generator
+        self, name: str, networks: StackedNetworks, judge: Judge, task: Task, generator: torch.Generator
     ) -> dict[str, dict[str, float]]:
-        """Test accuracy and distance to the nearest training network, of sampled networks and of everything simpler.
+        """What the task reports and the distance to the nearest training network, of sampled and simpler networks.
 
         Args:
             name: Name of the sampled networks.
             networks: The sampled networks.
             judge: Judge, with or without batch-norm conditioning.
-            data: Images, of which the test split is used.
+            task: Measures on its test split.
             generator: CPU source of randomness, of the baselines.
         """
         draw_noise = noise_baseline(self.codec, self.tokens, self.training_tokens, like=networks, generator=generator)
@@ -156,13 +157,13 @@ class AnchorSet:
             draw_noise=draw_noise,
             generator=generator,
         )
-        return {key: self._row(found, data) for key, found in {name: networks, **simple}.items()}
+        return {key: self._row(found, task) for key, found in {name: networks, **simple}.items()}
 
-    def _row(self, networks: StackedNetworks, data: ImageData) -> dict[str, float]:
-        _, accuracy = networks.evaluate(*data.split("test"))
+    def _row(self, networks: StackedNetworks, task: Task) -> dict[str, float]:
+        values, _ = task.measure(networks, "test")
         return {
-            "test_accuracy": accuracy.mean().item(),
-            "best_test_accuracy": accuracy.max().item(),
+            task.label("test"): values.mean().item(),
+            f"best_{task.label('test')}": task.best(values),
             "nearest_training_distance": self.distances(networks).mean().item(),
         }
 
@@ -278,7 +279,7 @@ def _sampled(
         "bandwidth": choice.bandwidth,
         "bandwidth_unit": settings.unit,
         "bandwidth_candidates": list(choice.bandwidths),
-        "bandwidth_kept_validation_accuracy": list(choice.kept_accuracy),
+        "bandwidth_kept_validation_accuracy": list(choice.kept_score),
         "bootstrap_validation_accuracy": list(bootstrapped.rounds),
     }
     return methods, facts

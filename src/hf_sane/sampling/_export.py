@@ -44,6 +44,7 @@ class Provenance:
         num_candidates: Networks drawn, of which the best were kept.
         validation_accuracy: On the images it was chosen by: biased upward.
         test_accuracy: On test images, before any training.
+        scores: The same of other metrics than accuracy, such as `{"validation_f1": 0.8, "test_f1": 0.7}`.
         nearest_training_distance: See `diversity.nearest_training_distance`.
         notes: Anything else, JSON.
     """
@@ -63,6 +64,7 @@ class Provenance:
     num_candidates: int | None = None
     validation_accuracy: float | None = None
     test_accuracy: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
     nearest_training_distance: float | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 

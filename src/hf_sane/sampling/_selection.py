@@ -1,7 +1,9 @@
-"""Selection of sampled networks on validation images: subsampling, bandwidth choice, bootstrapping."""
+"""Selection of sampled networks on validation data: subsampling, bandwidth choice, bootstrapping."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -10,17 +12,19 @@ from hf_sane.networks._batchnorm import BATCH_SIZE, NUM_BATCHES, condition_batch
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.sampling._generation import Density, NetworkCodec
 
+# Losses and scores of networks, `[M]` each: a lower loss and a higher score are better.
+Measure = Callable[[StackedNetworks], tuple[Tensor, Tensor]]
 # Draws `count` candidates: what they are made of, `[count, ...]` (latents or tokens), and the networks.
 Draw = Callable[[int], tuple[Tensor, StackedNetworks]]
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Scores networks on validation images, after batch-norm conditioning where that is wanted.
+    """Scores networks on validation data, after batch-norm conditioning where that is wanted.
 
     Attributes:
-        images: `[n, C, H, W]` validation images. Never test images: what is chosen by them would be reported on them.
-        labels: `[n]` int64.
+        measure: Losses and scores of networks, both `[M]`, such as [`Task.rank`]. Never on test data: what is chosen
+            by them would be reported on them.
         conditioning_images: `[m, C, H, W]` for batch-norm conditioning; none when `None`.
         num_batches: Number of batches of conditioning.
         batch_size: Batch size of conditioning.
@@ -28,13 +32,17 @@ class Judge:
         reset: Whether conditioning forgets the running statistics that the networks come with.
     """
 
-    images: Tensor
-    labels: Tensor
+    measure: Measure
     conditioning_images: Tensor | None = None
     num_batches: int = NUM_BATCHES
     batch_size: int = BATCH_SIZE
     seed: int = 0
     reset: bool = True
+
+    @classmethod
+    def of_images(cls, images: Tensor, labels: Tensor, **options: Any) -> Self:
+        """Judge by the accuracy on validation images `[n, C, H, W]` with labels `[n]`; other attributes as options."""
+        return cls(partial(StackedNetworks.evaluate, images=images, labels=labels), **options)
 
     def condition(self, networks: StackedNetworks) -> StackedNetworks:
         """Networks with running statistics of the conditioning images, if there are any."""
@@ -50,10 +58,10 @@ class Judge:
         )
 
     def __call__(self, networks: StackedNetworks) -> tuple[StackedNetworks, Tensor, Tensor]:
-        """Condition and score: networks, loss `[M]` and accuracy `[M]`; a loss that is not finite becomes infinite."""
+        """Condition and score: networks, loss `[M]` and score `[M]`; a loss that is not finite becomes infinite."""
         conditioned = self.condition(networks)
-        loss, accuracy = conditioned.evaluate(self.images, self.labels)
-        return conditioned, torch.where(loss.isfinite(), loss, torch.inf), accuracy
+        loss, score = self.measure(conditioned)
+        return conditioned, torch.where(loss.isfinite(), loss, torch.inf), score
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +71,23 @@ class SelectedNetworks:
     Attributes:
         sources: `[K, ...]` what the networks were made of: latents, or tokens for baselines in weight space.
         networks: `K` networks, conditioned.
-        validation_accuracy: `[K]`, descending.
-        validation_loss: `[K]`; among equal accuracies, ascending.
-        candidate_accuracy: Validation accuracy of all candidates, in the order drawn.
-        rounds: Mean validation accuracy of the kept networks after each round, of methods with several.
+        validation_score: `[K]`, descending.
+        validation_loss: `[K]`; among equal scores, ascending.
+        candidate_score: Validation score of all candidates, in the order drawn.
+        rounds: Mean validation score of the kept networks after each round, of methods with several.
     """
 
     sources: Tensor
     networks: StackedNetworks
-    validation_accuracy: Tensor
+    validation_score: Tensor
     validation_loss: Tensor
-    candidate_accuracy: Tensor
+    candidate_score: Tensor
     rounds: tuple[float, ...] = ()
 
     @property
-    def mean_accuracy(self) -> float:
-        """Mean validation accuracy of the kept networks."""
-        return self.validation_accuracy.mean().item()
+    def mean_score(self) -> float:
+        """Mean validation score of the kept networks."""
+        return self.validation_score.mean().item()
 
 
 def keep_best(
@@ -91,7 +99,7 @@ def keep_best(
     chunk_size: int = 64,
     rivals: SelectedNetworks | None = None,
 ) -> SelectedNetworks:
-    """Draw candidates in chunks and keep the best by validation accuracy, by validation loss among equals.
+    """Draw candidates in chunks and keep the best by validation score, by validation loss among equals.
 
     Args:
         draw: Called with the number of candidates wanted; at most `chunk_size` and what is kept are in memory at a
@@ -114,15 +122,15 @@ def keep_best(
             f"expected 1 <= num_kept <= candidates and chunk_size >= 1, got {num_kept} of {available} and {chunk_size}"
         )
     best = rivals
-    accuracies = []
+    scores = []
     for start in range(0, num_candidates, chunk_size):
         sources, networks = draw(min(chunk_size, num_candidates - start))
-        networks, loss, accuracy = judge(networks)
-        accuracies.append(accuracy)
-        found = SelectedNetworks(sources, networks, accuracy, loss, accuracy)
+        networks, loss, score = judge(networks)
+        scores.append(score)
+        found = SelectedNetworks(sources, networks, score, loss, score)
         best = _best(found if best is None else _joined(best, found), num_kept)
     assert best is not None
-    return replace(best, candidate_accuracy=torch.cat(accuracies))
+    return replace(best, candidate_score=torch.cat(scores))
 
 
 def _joined(first: SelectedNetworks, second: SelectedNetworks) -> SelectedNetworks:
@@ -130,21 +138,21 @@ def _joined(first: SelectedNetworks, second: SelectedNetworks) -> SelectedNetwor
     return SelectedNetworks(
         torch.cat([first.sources, second.sources]),
         StackedNetworks(first.networks.config, {name: torch.cat(pair) for name, pair in pairs.items()}),
-        torch.cat([first.validation_accuracy, second.validation_accuracy]),
+        torch.cat([first.validation_score, second.validation_score]),
         torch.cat([first.validation_loss, second.validation_loss]),
-        second.candidate_accuracy,
+        second.candidate_score,
     )
 
 
 def _best(found: SelectedNetworks, num_kept: int) -> SelectedNetworks:
     by_loss = found.validation_loss.argsort(stable=True)
-    order = by_loss[found.validation_accuracy[by_loss].argsort(stable=True, descending=True)][:num_kept]
+    order = by_loss[found.validation_score[by_loss].argsort(stable=True, descending=True)][:num_kept]
     return SelectedNetworks(
         found.sources[order.to(found.sources.device)],
         found.networks.select(order),
-        found.validation_accuracy[order],
+        found.validation_score[order],
         found.validation_loss[order],
-        found.candidate_accuracy,
+        found.candidate_score,
     )
 
 
@@ -160,9 +168,9 @@ def subsample(
     anchor_weights: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> SelectedNetworks:
-    """Subsampling (SANE_SUB): draw many networks, keep the best on validation images.
+    """Subsampling (SANE_SUB): draw many networks, keep the best on validation data.
 
-    The mean over kept networks is biased upward on the validation images themselves: report test images.
+    The mean over kept networks is biased upward on the validation data themselves: report test data.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture.
@@ -193,14 +201,14 @@ class BandwidthChoice:
     Attributes:
         bandwidth: The one chosen.
         bandwidths: All candidates, ascending.
-        kept_accuracy: Mean validation accuracy of the kept networks, for each.
-        candidate_accuracy: Mean validation accuracy of all drawn networks, for each.
+        kept_score: Mean validation score of the kept networks, for each.
+        candidate_score: Mean validation score of all drawn networks, for each.
     """
 
     bandwidth: float
     bandwidths: tuple[float, ...]
-    kept_accuracy: tuple[float, ...]
-    candidate_accuracy: tuple[float, ...]
+    kept_score: tuple[float, ...]
+    candidate_score: tuple[float, ...]
 
 
 def choose_bandwidth(
@@ -216,10 +224,10 @@ def choose_bandwidth(
     chunk_size: int = 64,
     generator: torch.Generator | None = None,
 ) -> BandwidthChoice:
-    """Choose the bandwidth on validation images: the largest that costs little accuracy.
+    """Choose the bandwidth on validation data: the largest that costs little.
 
-    Accuracy alone nearly always prefers bandwidth 0, which only reconstructs anchors. So among the candidates whose
-    kept networks reach, in mean validation accuracy, at least `share` of the best candidate's, the largest wins: as
+    Scores alone nearly always prefer bandwidth 0, which only reconstructs anchors. So among the candidates whose
+    kept networks reach, in mean validation score, at least `share` of the best candidate's, the largest wins: as
     new as possible without losing function. All bandwidths are tried with the same random numbers.
 
     Args:
@@ -253,9 +261,10 @@ def choose_bandwidth(
             chunk_size=chunk_size,
             generator=torch.Generator(anchors.device).manual_seed(seed),
         )
-        kept.append(selected.mean_accuracy)
-        drawn.append(selected.candidate_accuracy.mean().item())
-    good = [bandwidth for bandwidth, accuracy in zip(ascending, kept, strict=True) if accuracy >= share * max(kept)]
+        kept.append(selected.mean_score)
+        drawn.append(selected.candidate_score.mean().item())
+    enough = max(kept) - (1 - share) * abs(max(kept))  # scores of other metrics than accuracy may be negative
+    good = [bandwidth for bandwidth, score in zip(ascending, kept, strict=True) if score >= enough]
     return BandwidthChoice(good[-1], tuple(ascending), tuple(kept), tuple(drawn))
 
 
@@ -288,12 +297,12 @@ def bootstrap(
         num_anchors: Networks that anchor the next round, >= 2.
         num_candidates: Networks to draw in each round, >= `num_anchors`.
         num_kept: Networks to return, at most `num_anchors`.
-        weigh_anchors: Draw anchors of later rounds with probabilities proportional to their validation accuracy.
+        weigh_anchors: Draw anchors of later rounds with probabilities proportional to their validation score.
         chunk_size: Networks drawn and judged at a time.
         generator: Source of randomness on the device of `anchors`; the global one when `None`.
 
     Returns:
-        The best `num_kept`, best first, and after each round the mean validation accuracy of the best `num_kept`.
+        The best `num_kept`, best first, and after each round the mean validation score of the best `num_kept`.
 
     Raises:
         ValueError: For numbers that do not fit each other, or as in [`subsample`].
@@ -307,7 +316,7 @@ def bootstrap(
     history = []
     for _ in range(num_rounds):
         centres = anchors if best is None else best.sources
-        weights = best.validation_accuracy.clamp_min(1e-6) if best is not None and weigh_anchors else None
+        weights = best.validation_score.clamp_min(1e-6) if best is not None and weigh_anchors else None
 
         def draw(
             count: int, centres: Tensor = centres, weights: Tensor | None = weights
@@ -318,6 +327,6 @@ def bootstrap(
         best = keep_best(
             draw, judge, num_candidates=num_candidates, num_kept=num_anchors, chunk_size=chunk_size, rivals=best
         )
-        history.append(best.validation_accuracy[:num_kept].mean().item())
+        history.append(best.validation_score[:num_kept].mean().item())
     assert best is not None
     return _best(best, num_kept), tuple(history)

@@ -194,7 +194,7 @@ def _compare(settings: CompareSettings, record: RunRecord) -> ComparisonResult:
     zoo = load_zoo(settings.zoo, settings.config)
     sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
     data = load_zoo_images(zoo.facts) if settings.images is None else open_images(settings.images)
-    judge = settings.judge or Judge(
+    judge = settings.judge or Judge.of_images(
         *data.split("validation"), conditioning_images=data.train_images if settings.condition else None
     )
     layout, config = zoo.splits["train"].layout_and_config()

@@ -10,10 +10,12 @@ from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import ModuleSettings, fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._tasks import Task
 from hf_sane.networks._training import HyperParameters, train_stacked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.sampling._baselines import SCRATCH_SEED
+from hf_sane.workflows.judging import MetricSettings
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output
 from hf_sane.workflows.shared import SourceSettings
@@ -22,7 +24,7 @@ RECORDED = ("epochs", "learning_rate", "weight_decay", "optimizer", "schedule", 
 
 
 @dataclass(kw_only=True)
-class FinetuneSettings(SourceSettings, ModuleSettings):
+class FinetuneSettings(SourceSettings, ModuleSettings, MetricSettings):
     """Settings of [`finetune`]."""
 
     networks: list[Network] = setting(
@@ -52,25 +54,27 @@ class FinetuneResult(NetworksResult):
 
     Attributes:
         names: Names of the networks, which are also those of their folders.
-        curves: `{"networks" or "scratch": [epochs + 1][networks]}`: test accuracy, starting before training.
+        curves: `{"networks" or "scratch": [epochs + 1][networks]}`: what was measured, starting before training.
+        measured: Name of what was measured.
     """
 
     JOB: ClassVar[str] = "fine-tuning"
 
     names: list[str]
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    measured: str = "test_accuracy"
 
     def tables(self) -> list[Table]:
-        """Mean test accuracy at each epoch."""
-        header = ("epoch", *(f"{name}: mean test accuracy" for name in self.curves))
+        """Mean of what was measured at each epoch."""
+        header = ("epoch", *(f"{name}: mean {self.measured.replace('_', ' ')}" for name in self.curves))
         rows = zip(*([sum(row) / len(row) for row in curve] for curve in self.curves.values()), strict=True)
         return [Table(header, [[epoch, *row] for epoch, row in enumerate(rows)])]
 
     def write(self, partial: Path) -> None:
         """Write one folder per network, with a card and the name of the network that was fine-tuned."""
         short = [Path(name).name for name in self.names]
-        for index, (name, accuracy) in enumerate(zip(short, self.curves["networks"][-1], strict=True)):
-            results = {"test_accuracy": accuracy, "fine_tuning_epochs": self.record.arguments["epochs"]}
+        for index, (name, value) in enumerate(zip(short, self.curves["networks"][-1], strict=True)):
+            results = {self.measured: value, "fine_tuning_epochs": self.record.arguments["epochs"]}
             save_network(
                 partial / (name if len(set(short)) == len(short) else f"{index}_{name}"),
                 self[index],
@@ -103,7 +107,7 @@ def finetune(
 
 
 def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
-    """Fine-tune networks on images and report test accuracy at each epoch."""
+    """Fine-tune networks on images and report what is measured at each epoch."""
     settings.register()
     given = as_arguments(settings)
     record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
@@ -112,14 +116,21 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
         data = open_images(settings.images, train_limit=settings.train_limit, image_size=settings.image_size)
         record.data["images"] = data.describe()
         curves: dict[str, list[list[float]]] = {}
-        trained, curves["networks"] = _train(stack, data, settings)
+        task = settings.task(data)
+        trained, curves["networks"] = _train(stack, data, task, settings)
         if settings.scratch:
             first = SCRATCH_SEED + settings.seed
             fresh = fresh_networks(stack.config, list(range(first, first + stack.num_models)))
-            _, curves["scratch"] = _train(fresh, data, settings)
-        record.finish({"test_accuracy": curves})
+            _, curves["scratch"] = _train(fresh, data, task, settings)
+        measured = task.label("test")
+        record.finish({measured: curves})
         result = FinetuneResult(
-            record=record, stack=trained, names=names, curves=curves, include_code=settings.include_code
+            record=record,
+            stack=trained,
+            names=names,
+            curves=curves,
+            measured=measured,
+            include_code=settings.include_code,
         )
         if partial is not None:
             result.write(partial)
@@ -128,16 +139,16 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
 
 
 def _train(
-    stack: StackedNetworks, data: ImageData, settings: FinetuneSettings
+    stack: StackedNetworks, data: ImageData, task: Task, settings: FinetuneSettings
 ) -> tuple[StackedNetworks, list[list[float]]]:
-    """Train networks together; return them and test accuracies `[epochs + 1][networks]`, starting before training."""
+    """Train networks together; return them and what is measured, `[epochs + 1][networks]`, from before training on."""
     hyper_parameters = HyperParameters.repeat(
         range(settings.seed, settings.seed + stack.num_models),
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         optimizer=settings.optimizer,
     )
-    curve, tensors = [], stack.tensors
+    curve, trained = [], stack
     for snapshot in train_stacked(
         stack.config,
         stack.tensors,
@@ -148,9 +159,10 @@ def _train(
         schedule=settings.schedule,
         keep_epochs=range(settings.epochs + 1),
     ):
-        curve.append(snapshot.test_accuracy.tolist())
-        tensors = snapshot.tensors
-    return StackedNetworks(stack.config, tensors), curve
+        trained = StackedNetworks(stack.config, snapshot.tensors)
+        is_known = task.label("test") == "test_accuracy"  # of the very data that training measures on
+        curve.append((snapshot.test_accuracy if is_known else task.measure(trained, "test")[0]).tolist())
+    return trained, curve
 
 
 __all__ = ["FinetuneResult", "FinetuneSettings", "finetune", "run_finetune"]

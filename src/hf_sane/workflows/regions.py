@@ -16,9 +16,11 @@ from hf_sane.analysis._region_results import RegionScores
 from hf_sane.analysis._region_zoos import LabelledNetworks, score_zoo_regions, zoo_networks
 from hf_sane.analysis._regions import RegionMap
 from hf_sane.networks._modules import ModuleSettings
+from hf_sane.networks._tasks import Task
 from hf_sane.records._documents import read_document
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, as_list, setting
+from hf_sane.workflows.judging import JudgeSettings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import SaneSettings, SourceSettings
@@ -26,11 +28,11 @@ from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 SPLITS = ("train", "validation", "test")
-SCORE_HEADER = ("test accuracy of", "networks", "line", "hull", "outside", "line beats outside", "hull beats outside")
+SCORE_HEADER = ("networks", "line", "hull", "outside", "line beats outside", "hull beats outside")
 
 
 @dataclass(kw_only=True)
-class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings):
+class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSettings):
     """Settings of [`map_regions`]."""
 
     output: Path | None = setting("New folder for the run record and plots.", short="-o", formerly="--out")
@@ -60,7 +62,9 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings):
         "Metric of distances; by default euclidean for zoos, cosine for adapters.", default=None
     )
     sane: str | SANE | None = setting("SANE folder or Hub id, to map its latent space as well.", default=None)
-    num_points: int = setting("Number of points inside each region to run on the zoos' images.", default=0)
+    num_points: int = setting(
+        "Number of points inside each region to run on the zoos' images, or to judge by --evaluate.", default=0
+    )
     method: Literal["tsne", "umap", "pca"] = setting(
         "Projection of the map; umap requires umap-learn.", default="tsne"
     )
@@ -73,6 +77,10 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings):
             raise ValueError("expected zoos (--zoo) or adapters (--adapter), one kind; name at least one")
         if self.zoo and self.base is not None:
             raise ValueError("--base is the base model of adapters (--adapter); leave it out")
+        if self.evaluate is not None and not (self.zoo and self.num_points):
+            raise ValueError(
+                "expected zoos and points to judge (--zoo, --num-points 20) for a function (--evaluate); name them"
+            )
         if self.zoo and self.weights:
             raise ValueError("--subfolder and --variant are for adapters (--adapter), got zoos; leave them out")
         if self.plots and find_spec("matplotlib") is None:
@@ -103,7 +111,12 @@ class RegionsResult(Result):
         """For each space and level: distances within and between labels, and accuracy of the nearest region."""
         found = [self._level(space, level) for space in self.maps for level in self.levels]
         rows = [_score_row(name, scores) for name, scores in self.scores.items()]
-        return [*found, Table(SCORE_HEADER, rows)] if rows else found
+        return [*found, Table((f"{self._measured} of", *SCORE_HEADER), rows)] if rows else found
+
+    @property
+    def _measured(self) -> str:
+        """What scores are, for people."""
+        return str(self.record.arguments.get("measured", "test_accuracy")).replace("_", " ")
 
     def _level(self, space: str, level: str) -> Table:
         measured, metric = self.record.results[space][level], self.record.arguments["metric"]
@@ -144,7 +157,7 @@ class RegionsResult(Result):
             }
             plot_maps(panels, partial / "map.png", method=method, columns=len(self.levels))
         if self.pictures and self.scores:
-            plot_scores(self.scores, partial / "scores.png", quantity="test accuracy")
+            plot_scores(self.scores, partial / "scores.png", quantity=self._measured)
         super().write(partial)
 
 
@@ -176,6 +189,7 @@ def map_regions(
 def run_regions(settings: RegionsSettings) -> RegionsResult:
     """Map networks by what they were trained for: distances, nearest regions, points inside regions, plots."""
     settings.register()
+    task = settings.judgement()
     given = as_arguments(settings)
     record = RunRecord.start(
         seed=settings.seed,
@@ -188,11 +202,12 @@ def run_regions(settings: RegionsSettings) -> RegionsResult:
             **{name: given[name] for name in ("epoch", "limit", "metric", "sane", "num_points", "method")},
             "aligned": settings.align and bool(settings.zoo),
             **settings.weights,
+            **({} if task is None else {"measured": task.label("test")}),
         },
     )
     with optional_output(settings.output, RegionsResult.JOB) as partial:
         if settings.zoo:
-            maps, scores, notes = _map_zoos(settings)
+            maps, scores, notes = _map_zoos(settings, task)
         else:
             found, notes = adapter_map(settings.adapter, base=settings.base, **settings.weights)
             maps, scores = {"weights": found}, {}
@@ -222,7 +237,9 @@ def run_regions(settings: RegionsSettings) -> RegionsResult:
     return result
 
 
-def _map_zoos(settings: RegionsSettings) -> tuple[dict[str, RegionMap], dict[str, RegionScores], list[str]]:
+def _map_zoos(
+    settings: RegionsSettings, task: Task | None
+) -> tuple[dict[str, RegionMap], dict[str, RegionScores], list[str]]:
     """Maps of weight space and, with an autoencoder, of its latent space; scores of regions; notes."""
     coarser: dict[str, dict[str, str]] = {}
     if settings.groups is not None:
@@ -244,9 +261,11 @@ def _map_zoos(settings: RegionsSettings) -> tuple[dict[str, RegionMap], dict[str
         maps["latents"] = RegionMap(points, networks.labels, networks.runs)
     if not settings.num_points:
         return maps, {}, notes
-    levels = [level for level in settings.label if level not in columns]
+    notes += [] if task is None else task.notes
+    # Of columns it is not known which images belong to a label.
+    levels = [level for level in settings.label if task is not None or level not in columns]
     scores = score_zoo_regions(
-        zoos, networks, maps["weights"], levels, num_points=settings.num_points, seed=settings.seed
+        zoos, networks, maps["weights"], levels, num_points=settings.num_points, seed=settings.seed, task=task
     )
     return maps, scores, notes
 

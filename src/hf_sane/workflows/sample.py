@@ -1,5 +1,6 @@
 """Sample networks from the latent space of a SANE and compare them with baselines without an autoencoder."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData, load_zoo_images
 from hf_sane.networks._modules import ModuleSettings
+from hf_sane.networks._tasks import Task
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import hub_id
@@ -23,6 +25,7 @@ from hf_sane.sampling._generation import Density, NetworkCodec
 from hf_sane.sampling._samplers import SAMPLERS, SamplingTask, parse_bandwidths, run_sampler
 from hf_sane.sampling._selection import Judge, SelectedNetworks
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.workflows.judging import MetricSettings
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output, rows_of
 from hf_sane.workflows.shared import SaneSettings, SourceSettings
@@ -60,7 +63,7 @@ class Autoencoder(Protocol):
 
 
 @dataclass(kw_only=True)
-class SampleSettings(SourceSettings, SaneSettings, ModuleSettings):
+class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSettings):
     """Settings of [`sample`]."""
 
     sane: str | Autoencoder = setting("SANE folder or Hub repo id.")
@@ -131,15 +134,16 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings):
             raise ValueError(f"expected a zoo (--zoo) or networks (--anchors) to sample around, got {given}; name one")
         if self.zoo is not None and self.weights:
             raise ValueError("--subfolder and --variant are for networks (--anchors), got a zoo; leave them out")
-        if self.anchors and self.images is None:
+        if self.anchors and self.images is None and self.evaluate is None:
             raise ValueError(
-                "expected images to judge networks by, since anchors do not name theirs; name them (--images)"
+                "expected images to judge networks by, since anchors do not name theirs; name them (--images), or a "
+                "function (--evaluate)"
             )
 
 
 @dataclass(kw_only=True)
 class SampleResult(NetworksResult):
-    """Sampled networks, sorted by validation accuracy, best first.
+    """Sampled networks, best first on validation data.
 
     ```python
     networks[0]  # a Transformers model
@@ -162,14 +166,18 @@ class SampleResult(NetworksResult):
 
     def tables(self) -> list[Table]:
         """The networks and their baselines."""
-        header = ("networks", "mean test accuracy", "best test accuracy", "nearest training network")
-        return [Table(header, rows_of(self.comparison))] if self.comparison else []
+        if not self.comparison:
+            return []
+        mean, best, _ = (name.replace("_", " ") for name in next(iter(self.comparison.values())))
+        header = ("networks", f"mean {mean}", best, "nearest training network")
+        return [Table(header, rows_of(self.comparison))]
 
     def write(self, partial: Path) -> None:
         """Write the run record and one folder per network, with provenance, record and card."""
         facts = self.record.arguments
         for index, provenance in enumerate(self.provenance):
             found = {name: value for name in MEASURED if (value := getattr(provenance, name)) is not None}
+            found |= provenance.scores
             save_network(
                 partial / f"network_{index}",
                 self[index],
@@ -230,10 +238,12 @@ def run_sample(settings: SampleSettings) -> SampleResult:
 
 
 def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
-    anchors, data = _open(settings, record)
-    judge = Judge(*data.split("validation"), conditioning_images=data.train_images if settings.condition else None)
+    task, data, zoo = _open_task(settings, record)
+    anchors = _open_anchors(settings, record, zoo, task)
+    images = data.train_images if data is not None and settings.condition else None
+    judge = Judge(task.rank, conditioning_images=images)
     generator = torch.Generator().manual_seed(settings.seed)
-    task = SamplingTask(
+    sampling = SamplingTask(
         anchors.codec,
         anchors.latents,
         judge,
@@ -243,30 +253,39 @@ def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
         num_rounds=settings.num_rounds,
         generator=generator,
     )
-    selected, bandwidth = run_sampler(settings.method, task, parse_bandwidths(settings.bandwidth))
-    rows = anchors.compare(f"sane_{settings.method}", selected.networks, judge, data, generator)
+    selected, bandwidth = run_sampler(settings.method, sampling, parse_bandwidths(settings.bandwidth))
+    rows = anchors.compare(f"sane_{settings.method}", selected.networks, judge, task, generator)
     record.arguments |= {"bandwidth": bandwidth, "num_anchors": len(anchors.names)}
     record.finish({"networks": rows})
     return SampleResult(
         record=record,
+        notes=task.notes,
         stack=selected.networks,
-        provenance=_provenance(settings, record, anchors, selected, data),
+        provenance=_provenance(settings, record, anchors, selected, task),
         comparison=rows,
         include_code=settings.include_code,
     )
 
 
-def _open(settings: SampleSettings, record: RunRecord) -> tuple[AnchorSet, ImageData]:
-    """Load zoo or networks, images and autoencoder, in this order, and record their sources."""
+def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, ImageData | None, Zoo | None]:
+    """What networks are judged by, images if there are any, and the zoo; their sources are recorded."""
     zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.config)
     record.arguments["zoo_revision"] = None if zoo is None else zoo.revision
+    record.data |= {} if zoo is None else {"zoo": zoo.facts.name}
+    data = None
     if settings.images is not None:
         data = open_images(settings.images, image_size=settings.image_size)
-    else:
+    elif settings.evaluate is None:
         assert zoo is not None
         data = load_zoo_images(zoo.facts)
-    record.data |= {} if zoo is None else {"zoo": zoo.facts.name}
-    record.data["images"] = data.describe()
+    record.data |= {} if data is None else {"images": data.describe()}
+    task = settings.task(data)
+    record.arguments |= {} if task.metric == "accuracy" else {"metric": task.metric}
+    return task, data, zoo
+
+
+def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, task: Task) -> AnchorSet:
+    """Networks to sample around, and the autoencoder, which is recorded."""
     if isinstance(settings.sane, str):
         model, extractor = load_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
         subfolder = settings.sane_subfolder
@@ -281,23 +300,23 @@ def _open(settings: SampleSettings, record: RunRecord) -> tuple[AnchorSet, Image
         layout = extractor.lay_out(stack.state_dict(0))
         tokens = layout.tokens(stack.tensors, batch_dims=1)
         extractor = extractor.extended([(layout, tokens)]) if settings.prompt_statistics else extractor
-        return AnchorSet(
-            NetworkCodec(model, extractor, layout, stack.config, **options), tokens, tokens, tuple(names)
-        ), data
+        codec = NetworkCodec(model, extractor, layout, stack.config, **options)
+        return AnchorSet(codec, tokens, tokens, tuple(names))
     train = zoo.splits["train"]
     layout, config = train.layout_and_config()
     if settings.prompt_statistics:
         extractor = extractor.extended([(layout, train.stacked_tokens())])
     codec = NetworkCodec(model, extractor, layout, config, **options)
     chosen = {"num_anchors": settings.num_anchors, "top_fraction": settings.top_fraction, "epoch": settings.epoch}
-    return AnchorSet.choose(codec, zoo, data=data, **chosen), data  # type: ignore[arg-type]
+    return AnchorSet.choose(codec, zoo, task=task, **chosen)  # type: ignore[arg-type]
 
 
 def _provenance(
-    settings: SampleSettings, record: RunRecord, anchors: AnchorSet, selected: SelectedNetworks, data: ImageData
+    settings: SampleSettings, record: RunRecord, anchors: AnchorSet, selected: SelectedNetworks, task: Task
 ) -> list[Provenance]:
     facts = record.arguments
-    _, accuracy = selected.networks.evaluate(*data.split("test"))
+    signed = selected.validation_score if task.higher_is_better else -selected.validation_score
+    measured = {task.label("validation"): signed, task.label("test"): task.measure(selected.networks, "test")[0]}
     distances = anchors.distances(selected.networks)
     return [
         Provenance(
@@ -314,12 +333,18 @@ def _provenance(
             bandwidth_unit=settings.unit,
             mode=settings.mode,
             num_candidates=settings.num_candidates,
-            test_accuracy=accuracy[index].item(),
-            validation_accuracy=selected.validation_accuracy[index].item(),
             nearest_training_distance=distances[index].item(),
+            **_scores({name: values[index].item() for name, values in measured.items()}),
         )
         for index in range(selected.networks.num_models)
     ]
+
+
+def _scores(measured: dict[str, float]) -> dict[str, Any]:
+    """Fields of the provenance: accuracies have their own."""
+    if "test_accuracy" in measured:
+        return measured
+    return {"scores": {name: value for name, value in measured.items() if math.isfinite(value)}}
 
 
 __all__ = ["Autoencoder", "SampleResult", "SampleSettings", "run_sample", "sample"]

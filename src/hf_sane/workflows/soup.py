@@ -6,12 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import transformers
 from huggingface_hub import HfApi
 from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._adapters import ADAPTER_CONFIG
+from hf_sane.hub._cards import auto_class
 from hf_sane.hub._push import Kind, plan_push
 from hf_sane.hub._soups import save_adapter_soup, save_soup, save_soup_of_files
 from hf_sane.merging._adapters import (
@@ -26,25 +28,23 @@ from hf_sane.merging._averaging import soup_dtype, uniform_weights
 from hf_sane.merging._ingredients import Ingredient, align_known, expand_folders, open_ingredients
 from hf_sane.merging._methods import MERGE_METHODS, measured_soup
 from hf_sane.merging._reconciliation import complete_config
-from hf_sane.merging._scoring import ImageScore, load_score
 from hf_sane.merging._soups import CheckpointMixer, Mixer, NamesMixer, Soup
 from hf_sane.networks._batchnorm import NUM_BATCHES
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
-from hf_sane.records._documents import parse_document
+from hf_sane.networks._tasks import SplitScore
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._loading import initial_model, load_config, load_model
+from hf_sane.workflows.judging import MetricSettings
 from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.shared import WeightsSettings
 
-IN_PYTHON = "select in Python by a score of your own (hf_sane.merging.greedy_soup)"
-
 
 @dataclass(kw_only=True)
-class SoupSettings(WeightsSettings):
+class SoupSettings(WeightsSettings, MetricSettings):
     """Settings of [`soup`]."""
 
     ingredients: list[Any] = setting(
@@ -61,14 +61,6 @@ class SoupSettings(WeightsSettings):
         f"{IMAGE_KINDS}: validation images select, test images report.",
         default=None,
     )
-    metric: str = setting(
-        "'accuracy', 'cross_entropy', the name of a metric of evaluate, or the path of a script (./...).",
-        default="accuracy",
-    )
-    lower_is_better: bool = setting(
-        "Lower values of the metric are better (only for a metric of evaluate).", default=False
-    )
-    metric_options: str = setting('Arguments of the metric, as JSON: {"average": "macro"}.', default="{}")
     align: bool | None = setting(
         "Permute channels before averaging; by default for networks of this library.", default=None
     )
@@ -87,10 +79,10 @@ class SoupSettings(WeightsSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if MERGE_METHODS.find(self.method).needs_score and self.data is None:
+        if MERGE_METHODS.find(self.method).needs_score and self.data is None and self.evaluate is None:
             raise ValueError(
-                f"a {self.method} soup is selected on held-out data, got none; name it (--data) or use --method "
-                "uniform"
+                f"a {self.method} soup is selected on held-out data, got none; name it (--data), or a function "
+                "(--evaluate), or use --method uniform"
             )
         if self.recalibrate and self.data is None:
             raise ValueError(
@@ -178,17 +170,19 @@ def run_soup(settings: SoupSettings) -> SoupResult:
         seed=settings.seed,
         arguments={
             "recipe": settings.method,
-            "metric": Path(settings.metric).stem,
+            "metric": "accuracy",
             "seed": settings.seed,
             "ingredients": as_arguments(settings)["ingredients"],
         },
     )
     with optional_output(settings.output, SoupResult.JOB) as partial:
         images = None if settings.data is None else open_images(settings.data)
-        scores = {} if images is None else _scores(images, settings)
+        scores = _scores(images, settings)
+        record.arguments |= {"metric": scores["validation"].task.metric} if scores else {}
         record.data |= {} if images is None else _describe(images)
         record.arguments |= settings.weights
         result = _cook(settings, record, scores, images)
+        result.notes += scores["validation"].task.notes if scores else []
         if partial is not None:
             result.write(partial)
     result.output = settings.output
@@ -196,7 +190,7 @@ def run_soup(settings: SoupSettings) -> SoupResult:
 
 
 def _cook(
-    settings: SoupSettings, record: RunRecord, scores: dict[str, ImageScore], images: ImageData | None
+    settings: SoupSettings, record: RunRecord, scores: dict[str, SplitScore], images: ImageData | None
 ) -> SoupResult:
     sources: list[Any] = settings.ingredients
     if all(isinstance(x, str | Path) for x in sources):
@@ -212,16 +206,12 @@ def _cook(
     return _soup_of_checkpoints(settings, opened, record, scores, images)
 
 
-def _scores(images: ImageData, settings: SoupSettings) -> dict[str, ImageScore]:
-    """Compute the metric on held-out and on test images."""
-    remedy = 'pass a JSON object such as {"average": "macro"}'
-    options = parse_document(settings.metric_options, "--metric-options", remedy=remedy).mapping()
-    return {
-        split: load_score(
-            settings.metric, *images.split(split), options=options, lower_is_better=settings.lower_is_better
-        )
-        for split in ("validation", "test")
-    }
+def _scores(images: ImageData | None, settings: SoupSettings) -> dict[str, SplitScore]:
+    """Measure on held-out and on test data; empty without data and function."""
+    if images is None and settings.evaluate is None:
+        return {}
+    task = settings.task(images)
+    return {split: SplitScore(task, split) for split in ("validation", "test")}
 
 
 def _describe(images: ImageData) -> dict[str, Any]:
@@ -236,16 +226,16 @@ def _soup_of_checkpoints(
     settings: SoupSettings,
     opened: list[Ingredient],
     record: RunRecord,
-    scores: dict[str, ImageScore],
+    scores: dict[str, SplitScore],
     images: ImageData | None,
 ) -> SoupResult:
     """Average checkpoints. Without measurements, files of any architecture are averaged without making a model."""
     dtype, notes = _dtype(opened)
     record.arguments |= {"dtype": dtype}
-    uses = {"--data": scores, "--align": settings.align, "--include-code": settings.include_code}
+    uses = {"--data": images, "--align": settings.align, "--include-code": settings.include_code}
     needs = [option for option, value in uses.items() if value]
     config = complete_config(opened[0].config)
-    if not needs and not isinstance(config, ZooConfig) and opened[0].folder is not None:
+    if not needs and not scores and not isinstance(config, ZooConfig) and opened[0].folder is not None:
         record.arguments |= {"aligned": False, "recalibrated": False}
         mixer: Mixer = NamesMixer(tuple(ingredient.name for ingredient in opened))
         made = _measure(settings, mixer, record, scores)
@@ -256,7 +246,7 @@ def _soup_of_checkpoints(
             soup=made,
             fill=lambda partial: save_soup_of_files(partial, opened, shares, record),
         )
-    model = _empty_classifier(opened, needs)
+    model = _empty_model(opened, needs)
     mixed = align_known(opened, model.config, align=settings.align)
     record.arguments |= {"aligned": any(ingredient.permutation is not None for ingredient in mixed)}
     record.arguments |= {"recalibrated": settings.recalibrate}
@@ -270,8 +260,8 @@ def _soup_of_checkpoints(
     return SoupResult(record=record, notes=notes, soup=made, model=model, fill=fill)
 
 
-def _measure(settings: SoupSettings, mixer: Mixer, record: RunRecord, scores: dict[str, ImageScore]) -> Soup:
-    made, results = measured_soup(settings.method, mixer, scores, metric=record.arguments["metric"])
+def _measure(settings: SoupSettings, mixer: Mixer, record: RunRecord, scores: dict[str, SplitScore]) -> Soup:
+    made, results = measured_soup(settings.method, mixer, scores)
     record.finish(results)
     return made
 
@@ -286,27 +276,29 @@ def _dtype(ingredients: list[Ingredient]) -> tuple[str, list[str]]:
     return dtype, [f"dtypes differ ({listed}): the soup is in {dtype}, which holds the values of all"]
 
 
-def _empty_classifier(ingredients: list[Ingredient], needs: list[str]) -> PreTrainedModel:
+def _empty_model(ingredients: list[Ingredient], needs: list[str]) -> PreTrainedModel:
     """A model of the ingredients' architecture, to load averages into.
 
     Raises:
-        ValueError: If their architecture is unknown, or they are not image classifiers.
+        ValueError: If their architecture is unknown, or something is wanted that only image classifiers can do.
     """
     first = ingredients[0]
     if not first.config:
         raise ValueError(f"{first.name} has no config.json, so its architecture is unknown; give the whole folder")
     config = complete_config(first.config) if first.folder is None else load_config(first.folder)
-    if type(config) not in AutoModelForImageClassification._model_mapping:
+    name, _ = auto_class(config)
+    if name != AutoModelForImageClassification.__name__ and needs:
         kind = (config.architectures or [config.model_type])[0]
         raise ValueError(
-            f"{' and '.join(needs) or 'soups of modules'} take image classifiers, {first.name} is a {kind}; leave "
-            f"them out for a uniform soup, or {IN_PYTHON}"
+            f"{' and '.join(needs)} take image classifiers, {first.name} is a {kind}; leave them out for a uniform "
+            "soup, or select by a function of your own (--evaluate)"
         )
-    return initial_model(AutoModelForImageClassification, config, dtype=soup_dtype(ingredients)).eval()
+    model: PreTrainedModel = initial_model(getattr(transformers, name), config, dtype=soup_dtype(ingredients))
+    return model.eval()
 
 
 def _soup_of_adapters(
-    settings: SoupSettings, sources: list[CheckpointSource], record: RunRecord, scores: dict[str, ImageScore]
+    settings: SoupSettings, sources: list[CheckpointSource], record: RunRecord, scores: dict[str, SplitScore]
 ) -> SoupResult:
     """Average adapters; load the average into the base model if anything is measured."""
     if settings.align or settings.recalibrate:
@@ -321,21 +313,21 @@ def _soup_of_adapters(
     average_adapters(adapters, uniform_weights(adapters), rank=settings.rank)  # says at once if these cannot be
     mixer: Mixer = NamesMixer(tuple(adapter.name for adapter in adapters))
     if scores:
-        if config is None or type(config) not in AutoModelForImageClassification._model_mapping:
+        is_classifier = config is not None and type(config) in AutoModelForImageClassification._model_mapping
+        if config is None or (settings.data is not None and not is_classifier):
             kind = "not found" if config is None else f"a {config.model_type}"
             raise ValueError(
                 f"--data takes adapters of image classifiers, their base {named} is {kind}; leave it out for a "
-                f"uniform soup, or {IN_PYTHON}"
+                "uniform soup"
             )
-        mixer = AdapterMixer(load_model(AutoModelForImageClassification, named).eval(), adapters)
+        mixer = AdapterMixer(load_model(getattr(transformers, auto_class(config)[0]), named).eval(), adapters)
     made = _measure(settings, mixer, record, scores)
     averaged = average_adapters(adapters, list(made.weights.values()), rank=settings.rank)
     error = max(averaged.errors.values(), default=0.0)
     record.results |= {"rank": averaged.config["r"], "largest_relative_error_of_a_layer": error}
     if settings.rank is not None and isinstance(mixer, AdapterMixer):  # what is written is not quite what was selected
         mixer.load(averaged)
-        metric = record.arguments["metric"]
-        record.results |= {f"{split}_{metric}": score(mixer.model) for split, score in scores.items()}
+        record.results |= {score.label: score(mixer.model) for score in scores.values()}
     return SoupResult(
         record=record,
         soup=made,

@@ -1,0 +1,207 @@
+"""What networks are judged by: labelled examples and a metric, or a function of the user's own."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hf_sane.models.modes_sane import modes_kept
+from hf_sane.networks._metrics import BUILT_IN, EVALUATION_BATCH, Metric, module_logits
+from hf_sane.networks._stacked import StackedNetworks, example_losses
+
+# Judges a module; may also take `split`, "validation" or "test".
+Judgement = Callable[..., float]
+
+
+class LabelledData(Protocol):
+    """Examples of a classification in three splits: images, or texts."""
+
+    @property
+    def name(self) -> str:
+        """Name in records and cards."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, `K`."""
+
+    def split(self, name: str) -> tuple[Tensor, Tensor]:
+        """Inputs `[n, ...]` and labels `[n]` int64 of `"train"`, `"validation"` or `"test"`."""
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for records and cards."""
+
+
+class Task(ABC):
+    """Judges networks: selects by the split `"validation"`, reports on `"test"`."""
+
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """Name of what is measured."""
+
+    @property
+    @abstractmethod
+    def higher_is_better(self) -> bool:
+        """Whether higher values are better."""
+
+    @property
+    def is_split(self) -> bool:
+        """Whether validation and test are different data; if not, values of selected networks are too good."""
+        return True
+
+    @abstractmethod
+    def measure(self, networks: StackedNetworks, split: str) -> tuple[Tensor, Tensor]:
+        """Values of the metric `[M]`, and losses `[M]` that decide among equal values."""
+
+    @abstractmethod
+    def measure_one(self, network: nn.Module, split: str) -> float:
+        """Value of the metric of one network."""
+
+    def rank(self, networks: StackedNetworks, split: str = "validation") -> tuple[Tensor, Tensor]:
+        """Losses and scores, both `[M]`; a higher score is better, what is not a number is worst."""
+        values, losses = self.measure(networks, split)
+        scores = values if self.higher_is_better else -values
+        return losses, torch.where(scores.isnan(), -torch.inf, scores)
+
+    def label(self, split: str) -> str:
+        """Name of a measurement in results: `"test_accuracy"`, or `"my_metric"` where splits are the same data."""
+        return f"{split}_{self.metric}" if self.is_split else self.metric
+
+    def best(self, values: Tensor) -> float:
+        """The best of some values."""
+        return (values.max() if self.higher_is_better else values.min()).item()
+
+    @property
+    def notes(self) -> list[str]:
+        """What users of the numbers must know."""
+        if self.is_split:
+            return []
+        return [
+            f"{self.metric} is measured on the data that networks are selected by: values of selected networks are "
+            "too good; let the function take split, 'validation' or 'test', to measure them on other data"
+        ]
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """A metric on labelled examples.
+
+    Attributes:
+        data: Examples in three splits.
+        compare: The metric.
+    """
+
+    data: LabelledData
+    compare: Metric = field(default_factory=Metric)
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+        return self.compare.name
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of the metric."""
+        return self.compare.higher_is_better
+
+    @torch.no_grad()
+    def measure(self, networks: StackedNetworks, split: str) -> tuple[Tensor, Tensor]:
+        """Values of the metric, and cross-entropies."""
+        inputs, labels = self.data.split(split)
+        if self.metric == "accuracy":
+            losses, accuracies = networks.evaluate(inputs, labels)
+            return accuracies, losses
+        logits = torch.cat([networks.logits(part) for part in inputs.split(EVALUATION_BATCH)], dim=1)
+        values = [self.compare(found, labels) for found in logits]
+        return torch.tensor(values), example_losses(logits, labels[None]).mean(dim=1)
+
+    def measure_one(self, network: nn.Module, split: str) -> float:
+        """Value of the metric."""
+        inputs, labels = self.data.split(split)
+        return self.compare(module_logits(network, inputs), labels)
+
+
+@dataclass(frozen=True)
+class OwnTask(Task):
+    """A function of the user's own, which takes a module in evaluation mode and gives a number.
+
+    If it takes `split`, it is called with `"validation"` to select and with `"test"` to report, and should measure on
+    different data; otherwise selection and report are on the same data, and say so.
+
+    Attributes:
+        function: `function(module)` or `function(module, split)`.
+        lower_is_better: Whether lower values are better.
+    """
+
+    function: Judgement
+    lower_is_better: bool = False
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of the function."""
+        return not self.lower_is_better
+
+    @property
+    def metric(self) -> str:
+        """Name of the function; what the library calls accuracy is a share, which the user's need not be."""
+        name = str(getattr(self.function, "__name__", type(self.function).__name__))
+        return f"own_{name}" if name in BUILT_IN else name
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the function takes `split`."""
+        try:
+            return "split" in inspect.signature(self.function).parameters
+        except (TypeError, ValueError):  # built-in functions may have no signature
+            return False
+
+    def measure(self, networks: StackedNetworks, split: str) -> tuple[Tensor, Tensor]:
+        """Values of the function, one network after the other."""
+        modules = map(networks.model, range(networks.num_models))
+        values = torch.tensor([self.measure_one(module, split) for module in modules])
+        return values, values if self.lower_is_better else -values
+
+    def measure_one(self, network: nn.Module, split: str) -> float:
+        """Value of the function.
+
+        Raises:
+            TypeError: If it is not a number.
+        """
+        with modes_kept(network):
+            network.eval()
+            found = self.function(network, split=split) if self.is_split else self.function(network)
+        try:
+            return float(found.item() if isinstance(found, Tensor) else found)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"expected a number from {self.metric}(module), got {type(found).__name__}; return one float"
+            ) from error
+
+
+@dataclass(frozen=True)
+class SplitScore:
+    """A task on one split, as a score of single modules: `score(model)`."""
+
+    task: Task
+    split: str
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of the metric."""
+        return self.task.higher_is_better
+
+    @property
+    def label(self) -> str:
+        """Name in results, see [`Task.label`]."""
+        return self.task.label(self.split)
+
+    def __call__(self, model: nn.Module) -> float:
+        """Score a model."""
+        return self.task.measure_one(model, self.split)
+
+
+__all__ = ["Classification", "Judgement", "LabelledData", "OwnTask", "SplitScore", "Task"]

@@ -1,0 +1,60 @@
+"""Code of the user: a class or function in a file or package that was named."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hf_sane.records._errors import did_you_mean
+
+
+def load_named(place: str, *, example: str) -> Callable[..., Any]:
+    """Import and run the user's code; return the class or function that the text names.
+
+    Args:
+        place: `my_file.py:name` or `my_package.my_file:name`, the latter also relative to the working folder.
+        example: Name of the kind that is expected, for messages: `MyModule`.
+
+    Raises:
+        ValueError: If the text has no `:`, or the file does not define the name.
+        FileNotFoundError: If there is no such file.
+        ImportError: If there is no such package.
+        TypeError: If the name is neither a class nor a function.
+    """
+    home, colon, name = place.rpartition(":")
+    if not colon or not home or not name:
+        raise ValueError(f"expected a file or package and a name, such as my_file.py:{example}, got {place!r}")
+    module = _import_file(Path(home)) if home.endswith(".py") else _import_package(home)
+    found = getattr(module, name, None)
+    if found is None:
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ValueError(
+            f"expected {name!r} in {home}, got {', '.join(known) or 'nothing'}{did_you_mean(name, known)}"
+        )
+    if not callable(found):
+        raise TypeError(f"expected a class or function, got {name} of {home}, which is a {type(found).__name__}")
+    return found
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path} (tried {path.absolute()}); give the file of the code")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None  # the name ends with .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # where dataclasses and pickles look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import_package(name: str) -> Any:
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
+
+
+__all__ = ["load_named"]

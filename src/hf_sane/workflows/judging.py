@@ -1,0 +1,68 @@
+"""Settings of what networks are judged by: a metric on examples, or a function of the user's own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hf_sane.networks._metrics import load_metric
+from hf_sane.networks._tasks import Classification, Judgement, LabelledData, OwnTask, Task
+from hf_sane.records._documents import parse_document
+from hf_sane.records._own_code import load_named
+from hf_sane.records._settings import CheckedSettings, setting
+
+
+@dataclass(kw_only=True)
+class JudgeSettings(CheckedSettings):
+    """Settings of a function that judges networks."""
+
+    evaluate: str | Callable[..., float] | None = setting(
+        "Function that judges a network, as my_file.py:my_metric or my_package.my_file:my_metric: my_metric(module), "
+        "or my_metric(module, split) to select with split='validation' and to report with 'test', returns a number; "
+        "higher is better. Its code runs.",
+        default=None,
+    )
+    lower_is_better: bool = setting(
+        "Lower values are better (of the function, or of a metric of evaluate).", default=False
+    )
+
+    def judgement(self) -> OwnTask | None:
+        """The function as a task, if there is one."""
+        if self.evaluate is None:
+            return None
+        function: Judgement = (
+            load_named(self.evaluate, example="my_metric") if isinstance(self.evaluate, str) else self.evaluate
+        )
+        return OwnTask(function, self.lower_is_better)
+
+
+@dataclass(kw_only=True)
+class MetricSettings(JudgeSettings):
+    """Settings of a function that judges networks, or of a metric on labelled examples."""
+
+    metric: str = setting(
+        "'accuracy', 'cross_entropy', the name of a metric of evaluate, or the path of a script (./...).",
+        default="accuracy",
+    )
+    metric_options: str = setting('Arguments of the metric, as JSON: {"average": "macro"}.', default="{}")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.evaluate is not None and (self.metric != "accuracy" or self.metric_options != "{}"):
+            raise ValueError("expected a function (--evaluate) or a metric (--metric), got both; name one")
+
+    def task(self, data: LabelledData | None) -> Task:
+        """What networks are judged by: the function, or the metric on the data.
+
+        Raises:
+            ValueError: If there are neither data nor a function.
+        """
+        if (own := self.judgement()) is not None:
+            return own
+        if data is None:
+            raise ValueError("expected data or a function (--evaluate) to judge networks by, got neither")
+        remedy = 'pass a JSON object such as {"average": "macro"}'
+        options = parse_document(self.metric_options, "--metric-options", remedy=remedy).mapping()
+        compare = load_metric(self.metric, options=options, lower_is_better=self.lower_is_better)
+        return Classification(data, compare)
+
+
+__all__ = ["JudgeSettings", "MetricSettings"]
