@@ -76,7 +76,7 @@ def test_sane_stands_beside(tiny_sane_folder, tiny_zoo, tmp_path, hf_sane_comman
 def test_pictures_need_matplotlib(checkpoint, tmp_path, hf_sane_command, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        "hf_sane.workflows.analyze.find_spec", lambda name: None if name == "matplotlib" else real(name)
+        "hf_sane.workflows.shared.find_spec", lambda name: None if name == "matplotlib" else real(name)
     )
     arguments = ("analyze", checkpoint, "--num-bootstrap", 0, "--output", tmp_path / "out")
     message = hf_sane_command(*arguments, exit_code=2).stderr

@@ -152,9 +152,9 @@ def test_options_that_do_not_fit(arguments, message, tmp_path, hf_sane_command):
 
 
 def test_pictures_need_matplotlib(tmp_path, hf_sane_command, monkeypatch):
-    from hf_sane.workflows import regions
+    from hf_sane.workflows import shared
 
-    monkeypatch.setattr(regions, "find_spec", lambda name: None)
+    monkeypatch.setattr(shared, "find_spec", lambda name: None)
     error = hf_sane_command("regions", "--zoo", "a", "--output", tmp_path / "out", exit_code=2).stderr
     assert "pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots" in error
 

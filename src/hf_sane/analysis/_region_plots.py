@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -73,6 +74,26 @@ def plot_maps(
     save_picture(figure, path, dpi=100)
 
 
+def plot_properties(points: np.ndarray, properties: Mapping[str, Any], path: Path) -> None:
+    """Draw one panel per property: every dot is a network, its colour the property.
+
+    Args:
+        points: `[M, 2]` positions in the plane.
+        properties: Title to values `[M]`.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(properties), 4.4), layout="constrained")
+    panels = np.atleast_1d(np.asarray(figure.subplots(1, len(properties))))
+    for axes, (title, values) in zip(panels, properties.items(), strict=True):
+        dots = axes.scatter(points[:, 0], points[:, 1], c=values, s=9, cmap="viridis", linewidths=0)
+        figure.colorbar(dots, ax=axes)
+        axes.set(xticks=[], yticks=[], title=plot_text(title, 80))
+        axes.spines[:].set_visible(False)
+    save_picture(figure, path, dpi=130)
+
+
 def plot_scores(scores: Mapping[str, RegionScores], path: Path, *, quantity: str = "accuracy") -> None:
     """Plot scores of points on lines and in the hull of regions, with those of corners and networks outside.
 
@@ -102,4 +123,4 @@ def plot_scores(scores: Mapping[str, RegionScores], path: Path, *, quantity: str
     save_picture(figure, path)
 
 
-__all__ = ["plot_maps", "plot_scores"]
+__all__ = ["plot_maps", "plot_properties", "plot_scores"]

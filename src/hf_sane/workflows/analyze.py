@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,21 +13,20 @@ from hf_sane.records._settings import as_arguments, check_numbers, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import SaneSettings, WeightsSettings
+from hf_sane.workflows.shared import PlotSettings, SaneSettings, WeightsSettings
 
 FINDING = 1  # exit code: the analysis is done, and something is wrong with the checkpoint
 COLUMNS = ("layer", "N x M", "alpha", "95 %", "alpha-w", "spikes", "st. rank", "log F", "log max", "w. corr", "phase")
 
 
 @dataclass(kw_only=True)
-class AnalyzeSettings(SpectrumSettings, WeightsSettings, SaneSettings):
+class AnalyzeSettings(SpectrumSettings, WeightsSettings, SaneSettings, PlotSettings):
     """Settings of [`analyze`]: how spectra are computed and fitted, and what is written."""
 
     checkpoint: Source = setting("Safetensors file, folder, weights-only pickle, or Hub repo id.", positional=True)
     output: Path | None = setting("New folder for the report, the plots and the run record.", default=None, short="-o")
     sane: str | SANE | None = setting("SANE folder or Hub repo id with which to embed the same layers.", default=None)
     eigenvalues: bool = setting("Include every eigenvalue in the report.", default=False)
-    plots: bool = setting("Draw plots (requires matplotlib).", default=True)
     revision: str | None = setting("Branch, tag or commit of the Hub repo.", default=None)
 
     def __post_init__(self) -> None:
@@ -104,8 +102,8 @@ def run_analyze(settings: AnalyzeSettings) -> AnalyzeResult:
 
     The exit code is 1 if the checkpoint has NaN or infinite weights; their tensors are named on standard error.
     """
-    if settings.output is not None and settings.plots and find_spec("matplotlib") is None:
-        raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
+    if settings.output is not None:
+        settings.require_matplotlib()
     spectrum = SpectrumSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SpectrumSettings)})
     source = settings.checkpoint
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))

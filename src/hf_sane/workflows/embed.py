@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
+import numpy as np
+import torch
 
+from hf_sane.analysis._projection import MIN_POINTS, project
+from hf_sane.analysis._region_plots import plot_properties
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.probing._zoo_features import token_blocks
@@ -17,17 +22,19 @@ from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import HaloSettings, SaneSettings, WeightsSettings
+from hf_sane.workflows.shared import HaloSettings, PlotSettings, SaneSettings, WeightsSettings
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo
 
+COLORS = ("test_accuracy", "validation_accuracy", "epoch", "weights")  # of maps, where they are known
+
 
 @dataclass(kw_only=True)
-class EmbedSettings(WeightsSettings, HaloSettings, SaneSettings):
+class EmbedSettings(WeightsSettings, HaloSettings, SaneSettings, PlotSettings):
     """Settings of [`embed`]."""
 
     sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
-    output: Path | None = setting("New folder: one parquet file per split, and a run record.", short="-o")
+    output: Path | None = setting("New folder: one parquet file per split, a map and a run record.", short="-o")
     checkpoints: list[Source] = setting(
         "Networks: safetensors files, folders, weights-only pickles, Hub repo ids.", factory=list, positional=True
     )
@@ -39,6 +46,10 @@ class EmbedSettings(WeightsSettings, HaloSettings, SaneSettings):
     )
     max_memory_bytes: int | None = setting(
         "Read checkpoints with more bytes of weights than this as a stream; 256 MiB by default.", default=None
+    )
+    color: str | None = setting(
+        "Property of the networks that colours the map; by default the first known of accuracy, epoch and size.",
+        default=None,
     )
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
@@ -57,12 +68,14 @@ class EmbedResult(Result):
         splits: `{split: {column: [M]}}`: properties and embeddings of every network; checkpoints form the split
             `train`.
         skipped: Checkpoints that could not be embedded, with the reason.
+        map: Title, coordinates `[M, 2]` and colours `[M]` of the map; `None` if there is none.
     """
 
     JOB: ClassVar[str] = "embedding"
 
     splits: Mapping[str, Mapping[str, Sequence[Any]]]
     skipped: dict[str, str] = field(default_factory=dict)
+    map: tuple[str, np.ndarray, list[float]] | None = None
 
     def tables(self) -> list[Table]:
         """Number of networks and length of their embeddings."""
@@ -80,7 +93,10 @@ class EmbedResult(Result):
         return [Table(("split", "networks", *lengths), rows_of_splits)]
 
     def write(self, partial: Path) -> None:
-        """One parquet file per split: `datasets.load_dataset(folder)` reads them."""
+        """One parquet file per split, which `datasets.load_dataset(folder)` reads, and map.png."""
+        if self.map is not None:
+            title, points, values = self.map
+            plot_properties(points, {title: values}, partial / "map.png")
         for name, columns in self.splits.items():
             datasets.Dataset.from_dict(dict(columns)).to_parquet(partial / f"{name}.parquet")
         super().write(partial)
@@ -104,8 +120,11 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
     """Embed all networks of a zoo, or checkpoints; `datasets.load_dataset(OUTPUT)` reads the result.
 
     Checkpoints may be larger than memory: safetensors files are then read a few megabytes at a time, which all
-    poolings support except concat and those that decode.
+    poolings support except concat and those that decode. map.png shows the networks on two principal components of
+    their embeddings, coloured by a property (--no-plots leaves it out).
     """
+    if settings.output is not None:
+        settings.require_matplotlib()
     names = parse_poolings(settings.poolings)
     with optional_output(settings.output, EmbedResult.JOB) as partial:
         record = RunRecord.start(arguments=as_arguments(settings) | {"poolings": names})
@@ -115,10 +134,53 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
             result = _embed_checkpoints(sane, settings, names, record)
         else:
             result = _embed_zoo(sane, zoo, settings, names, record)
+        if settings.plots:
+            try:
+                result.map = _draw(result.splits, names, settings.color)
+            except UndrawableError as reason:
+                result.notes.append(f"no map: {reason}")
         if partial is not None:
             result.write(partial)
     result.output = settings.output
     return result
+
+
+class UndrawableError(ValueError):
+    """There is nothing that a map could show."""
+
+
+def _draw(
+    splits: Mapping[str, Mapping[str, Sequence[Any]]], poolings: Sequence[str], color: str | None
+) -> tuple[str, np.ndarray, list[float]]:
+    """Two principal components of the embeddings of all splits, and the property that colours them.
+
+    Raises:
+        UndrawableError: For fewer than four networks, or embeddings of different lengths.
+        ValueError: If the property that is asked for is not known, or not a number.
+    """
+    columns = {
+        name: [value for split in splits.values() for value in split[name]] for name in next(iter(splits.values()))
+    }
+    known = {name: values for name, values in columns.items() if name not in poolings and _tell_apart(values)}
+    if color is not None and color not in known:
+        raise ValueError(
+            f"expected a property with several values to colour by, among {', '.join(known)}, got {color!r}"
+        )
+    pooling = next((name for name in poolings if len({len(vector or ()) for vector in columns[name]}) == 1), None)
+    if pooling is None:
+        raise UndrawableError("the networks have embeddings of several lengths; --poolings mean gives one length")
+    vectors = torch.tensor(columns[pooling], dtype=torch.float64)
+    if len(vectors) < MIN_POINTS or vectors.shape[1] < 2 or not known:
+        raise UndrawableError(f"it takes {MIN_POINTS} networks of different properties")
+    scale = vectors.std(dim=0)
+    points = project((vectors - vectors.mean(dim=0)) / torch.where(scale > 0, scale, 1.0), "pca")
+    chosen = color or next((name for name in COLORS if name in known), next(iter(known)))
+    return f"{pooling} by {chosen}", points.numpy(), known[chosen]
+
+
+def _tell_apart(values: Sequence[Any]) -> bool:
+    """Whether these are numbers, and at least two of them."""
+    return all(isinstance(value, Real) for value in values) and len({v for v in values if v == v}) > 1
 
 
 def _embed_zoo(sane: SANE, zoo: Zoo, settings: EmbedSettings, names: list[Any], record: RunRecord) -> EmbedResult:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +22,7 @@ from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.workflows.judging import JudgeSettings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import SaneSettings, SourceSettings
+from hf_sane.workflows.shared import PlotSettings, SaneSettings, SourceSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
@@ -32,7 +31,7 @@ SCORE_HEADER = ("networks", "line", "hull", "outside", "line beats outside", "hu
 
 
 @dataclass(kw_only=True)
-class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSettings):
+class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSettings, PlotSettings):
     """Settings of [`map_regions`]."""
 
     output: Path | None = setting("New folder for the run record and plots.", short="-o", formerly="--out")
@@ -68,7 +67,6 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSetting
     method: Literal["tsne", "umap", "pca"] = setting(
         "Projection of the map; umap requires umap-learn.", default="tsne"
     )
-    plots: bool = setting("Draw plots (requires matplotlib).", default=True)
     seed: int = setting("Random seed for permutation tests, points and the map.", default=0)
 
     def __post_init__(self) -> None:
@@ -83,8 +81,7 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSetting
             )
         if self.zoo and self.weights:
             raise ValueError("--subfolder and --variant are for adapters (--adapter), got zoos; leave them out")
-        if self.plots and find_spec("matplotlib") is None:
-            raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
+        self.require_matplotlib()
         self.metric = self.metric or ("euclidean" if self.zoo else "cosine")
         self.label = self.label or (["data_set"] if self.zoo else ["label"])
 

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -66,6 +67,18 @@ class CodecSettings(HaloSettings):
         return {"window_size": self.window_size, **super().windows}
 
 
+@dataclass(kw_only=True)
+class PlotSettings(CheckedSettings):
+    """Setting of workflows that draw plots into their output folder."""
+
+    plots: bool = setting("Draw plots (requires matplotlib).", default=True)
+
+    def require_matplotlib(self) -> None:
+        """Refuse to draw plots without matplotlib."""
+        if self.plots and find_spec("matplotlib") is None:
+            raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
+
+
 def temporary_folder(job: str) -> Path:
     """Create a temporary output folder and log its path; it remains until the system clears it."""
     with TemporaryDirectory(prefix=f"hf_sane-{job}-") as name:
@@ -77,6 +90,7 @@ def temporary_folder(job: str) -> Path:
 __all__ = [
     "CodecSettings",
     "HaloSettings",
+    "PlotSettings",
     "SaneSettings",
     "SourceSettings",
     "WeightsSettings",

@@ -36,26 +36,6 @@ def plane(embeddings: np.ndarray, *, seed: int) -> np.ndarray:
     return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
 
 
-def plot_embedding_map(points: np.ndarray, properties: Mapping[str, np.ndarray], path: Path) -> None:
-    """Draw one panel per property: every dot is a network, its colour the property.
-
-    Args:
-        points: `[M, 2]` positions in the plane.
-        properties: Property name to values `[M]`.
-        path: PNG to write.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2 * len(properties), 4.4), layout="constrained")
-    panels = np.atleast_1d(np.asarray(figure.subplots(1, len(properties))))
-    for axes, (name, values) in zip(panels, properties.items(), strict=True):
-        dots = axes.scatter(points[:, 0], points[:, 1], c=values, s=9, cmap="viridis", linewidths=0)
-        figure.colorbar(dots, ax=axes, label=name)
-        axes.set(xticks=[], yticks=[], title=f"test networks by {name}")
-        axes.spines[:].set_visible(False)
-    save_picture(figure, path, dpi=130)
-
-
 def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> None:
     """Draw mean test accuracy over fine-tuning epochs, one line with its spread per method.
 

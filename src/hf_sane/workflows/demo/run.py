@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from hf_sane.analysis._region_plots import plot_properties
 from hf_sane.hub._publish import save_sane
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.records._files import write_atomically
@@ -17,7 +18,7 @@ from hf_sane.records._outputs import begin_folder, finish_folder, output_folder,
 from hf_sane.records._run_record import RunRecord
 from hf_sane.workflows.build_zoo import build_zoo
 from hf_sane.workflows.compare import compare_samplers
-from hf_sane.workflows.demo.plots import plane, plot_embedding_map, plot_finetuning
+from hf_sane.workflows.demo.plots import plane, plot_finetuning
 from hf_sane.workflows.demo.report import DemoResult, short_table
 from hf_sane.workflows.demo.settings import NETWORK_TITLE, SANE_TITLE, DemoSettings
 from hf_sane.workflows.pretrain import pretrain
@@ -104,7 +105,8 @@ def fill_folder(output: Path, settings: DemoSettings) -> DemoResult:
         results |= {"probe": short_table(details), "probe_details": details}
         tested = zoos["hyperparameter"].splits["test"]
         points = plane(sane.embed(tested, pooling="layer_mean_std").double().numpy(), seed=settings.seed)
-        plot_embedding_map(points, {name: tested.column(name) for name in details}, output / "embedding_map.png")
+        shown = {f"test networks by {name}": tested.column(name) for name in details}
+        plot_properties(points, shown, output / "embedding_map.png")
     with stages("sample networks"):
         compared = compare_samplers(zoos["seed"], sane, data, condition=False, **settings.comparison())
     with stages("fine-tune samples and baselines"):
