@@ -81,7 +81,7 @@ def test_names_that_are_known(files, options, chosen, local):
         ),
         (["README.md", "config.json"], {}, False, "org/x holds no safetensors; it holds README.md, config.json"),
         ([], {}, False, "org/x holds no safetensors; it holds no files"),
-        (list("abcdefg"), {}, False, "it holds a, b, c, d and 3 more"),
+        (list("abcdefg"), {}, False, "it holds a, b, c and 4 more"),
     ],
 )
 def test_what_is_there_is_named_in_one_line(files, options, local, said):

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import build_model, cnn_digits
-from hf_sane.cards._tables import fact_table, result_tables
+from hf_sane.cards._tables import fact_table, fact_text, result_tables
 from hf_sane.core._metrics import kendall_tau
 from hf_sane.hub._cards import network_card, sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.probing._evaluation import probe_table
+from hf_sane.records._errors import shorten
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._diversity import error_overlap
 from hf_sane.sampling._finetuning import accuracy
@@ -20,7 +21,6 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._evaluation import r2_from_sums, reconstruction_sums
 from hf_sane.workflows.demo.report import Goal, goals_table, to_markdown
 from hf_sane.workflows.pretrain import PretrainSettings, run_pretrain
-from hf_sane.workflows.results import cell_text
 from hf_sane.zoo._facts import read_facts
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import seed_zoo
@@ -99,7 +99,7 @@ def test_accuracy_on_no_images():
 
 
 def test_tables_say_undefined_or_leave_it_out():
-    assert [cell_text(value) for value in (math.nan, None, 0.5)] == ["undefined", "-", "0.5"]
+    assert [fact_text(value, shorten) for value in (math.nan, None, 0.5)] == ["undefined", "-", "0.5"]
     assert fact_table({"r2": math.nan, "loss": math.inf}) == ""
     assert "nan" not in result_tables({"probe": {"epoch": {"mean": math.nan, "std": 0.5}}, "r2": math.nan})
     goal = Goal("R2", 0.9, None)

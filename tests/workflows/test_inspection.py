@@ -21,7 +21,7 @@ def test_info_of_a_module_and_of_its_folder(tmp_path, hf_sane_command):
     assert json.loads(of_folder.to_json()) == of_folder.facts
     assert json.loads(hf_sane_command("info", tmp_path, "--token-dim", 201, "--json").output) == of_folder.facts
     assert str(of_folder) == hf_sane_command("info", tmp_path, "--token-dim", 201).output.rstrip()
-    assert "2,464" in next(line for line in str(of_module).splitlines() if line.startswith("weights"))
+    assert "2464" in next(line for line in str(of_module).splitlines() if line.startswith("weights"))
     assert of_module.record.arguments["checkpoint"] == "<CNNForImageClassification>"
 
 

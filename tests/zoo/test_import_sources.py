@@ -128,7 +128,7 @@ def test_subfolders_of_a_folder_are_found_by_the_end_of_their_path(tmp_path, sub
 
 def test_repositories_without_weights_say_what_they_hold():
     files = dict.fromkeys(["model.gguf", "README.md", "LICENSE", "x.onnx", "y.h5", "z.msgpack", "a.json"], 1)
-    message = "no safetensors and no pickled weights, but .gguf, .h5, .json, .md, .msgpack and more"
+    message = "no safetensors and no pickled weights, but .gguf, .h5, .json, .md, .msgpack and 2 more"
     with pytest.raises(ValueError, match=message):
         find_networks(files, [], allow_pickle=True)
     with pytest.raises(ValueError, match="but no files"):

@@ -11,6 +11,7 @@ from hf_sane.analysis._projection import Projection, project
 from hf_sane.analysis._region_networks import align_networks, flatten_networks
 from hf_sane.analysis._region_results import GroupDistances, RegionAccuracy, RegionScores
 from hf_sane.core._types import StateDict
+from hf_sane.records._errors import name_some
 from hf_sane.symmetry._permutation import PermutationSpec
 
 Metric = Literal["euclidean", "cosine"]
@@ -195,9 +196,8 @@ class RegionMap:
         names, codes = self._regions(level, rule)
         runs = self._run_codes()
         if lonely := [name for code, name in enumerate(names) if len(runs[codes == code].unique()) < 2]:
-            more = f" and {len(lonely) - NAMED} more" if len(lonely) > NAMED else ""
             raise ValueError(
-                f"labels {lonely[:NAMED]}{more} of level {level!r} have one training run only; each needs two"
+                f"expected two training runs of every label of level {level!r}, got one of {name_some(lonely, NAMED)}"
             )
         if rule == "neighbour":
             distances = self.distances().masked_fill(~self._comparable(), torch.inf)

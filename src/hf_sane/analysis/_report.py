@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_sane.records._errors import shorten
+from hf_sane.records._errors import name_some
 from hf_sane.records._file_kinds import FileKind
 from hf_sane.records._outputs import output_file
 
@@ -21,7 +21,6 @@ SPECTRUM = FileKind.json_with("a report of spectra", "summary", "layers")
 Phase = Literal["random-like", "bulk+spikes", "heavy-tailed", "rank-collapse", "undecided"]
 
 NOT_FINITE = "NaN or infinite weights"
-NAMES_SHOWN = 3
 FROM_ALPHA = ("alpha", "alpha_weighted", "log_alpha_norm")
 OTHER_MEANS = ("log_frobenius_norm", "log_spectral_norm", "stable_rank", "weight_correlation")
 
@@ -30,11 +29,8 @@ def grouped_names(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """The first names to which each text applies, and how many more there are."""
     groups: dict[str, list[str]] = {}
     for name, text in pairs:
-        groups.setdefault(text, []).append(shorten(name))
-    return {
-        text: ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if (more := len(names) - NAMES_SHOWN) > 0 else "")
-        for text, names in groups.items()
-    }
+        groups.setdefault(text, []).append(name)
+    return {text: name_some(names) for text, names in groups.items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

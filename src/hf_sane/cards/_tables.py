@@ -3,8 +3,8 @@
 Names and values are escaped: they may be words of strangers.
 """
 
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite, isnan
 from typing import Any
 
 from hf_sane.records._escaping import Markup, markdown_text
@@ -49,17 +49,24 @@ def result_tables(results: Mapping[str, Any]) -> Markup:
     return Markup("\n\n".join([table for table in [fact_table(plain)] if table] + tables))
 
 
-def fact_text(value: Any) -> str:
-    """A value as a reader would write it: four significant digits, thousands separated."""
+def fact_text(value: Any, text: Callable[[Any], str] = markdown_text) -> str:
+    """A value as a reader would write it: four significant digits, thousands separated, a dash for `None`.
+
+    Args:
+        value: A scalar, a text, or a list of them.
+        text: Makes other people's texts harmless where the value is shown: in Markdown, on a terminal.
+    """
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return "undefined" if isnan(value) else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(fact_text, value))
-    return markdown_text(value)
+        return ", ".join(fact_text(part, text) for part in value)
+    return text(value)
 
 
 def is_known(value: Any) -> bool:

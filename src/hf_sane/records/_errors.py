@@ -50,6 +50,13 @@ def shorten(value: object, limit: int = MAX_SHOWN) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
+def name_some(names: Iterable[object], limit: int = 3) -> str:
+    """The first few names, and how many more there are; nothing without names."""
+    found = [shorten(name) for name in names]
+    more = f" and {len(found) - limit} more" if len(found) > limit else ""
+    return ", ".join(found[:limit]) + more
+
+
 def did_you_mean(got: object, choices: Iterable[str]) -> str:
     """The end of a message about a value that is none of some choices: the one that was probably meant, or nothing."""
     close = get_close_matches(str(got), list(choices), n=1)

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_sane.records._disks import writing
-from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.records._errors import InvalidFileError, name_some, reading
 from hf_sane.records._file_kinds import FileKind
 from hf_sane.records._files import (
     PARTIAL,
@@ -42,7 +42,6 @@ FORMAT_VERSION = 1
 CARD = "README.md"  # people edit cards: a change of it makes nothing unfinished, but it is not overwritten either
 MAX_BYTES_READ = 2**28  # loaders compare the digests of files up to this size, pushes those of all
 INDEX_SUFFIX = ".index.json"  # of files that name the shards beside them
-SHOWN = 3  # names that a message lists
 AGAIN = "run the command that wrote it again, into a new folder"
 CHANGED = f"{AGAIN}, or delete {MANIFEST} if you changed it on purpose"
 _open: set[Path] = set()  # folders that a block of `output_folder` fills at the moment
@@ -226,13 +225,13 @@ def check_may_write(
         return
     manifest = Manifest.load(folder)
     if manifest is None or manifest.job != job:
-        what = f"a finished {manifest.job}" if manifest is not None else _listed(sorted(os.listdir(folder)))
+        what = f"a finished {manifest.job}" if manifest is not None else name_some(sorted(os.listdir(folder)))
         raise FileExistsError(f"{folder} holds {what}, not ours to replace; choose a new or an empty folder")
     if not replace:
         raise FileExistsError(f"{folder} already holds a finished {job}; choose another output folder or delete it")
     if strangers := manifest.strangers(folder):
         raise FileExistsError(
-            f"{folder} holds a finished {job} with files that were added or changed since ({_listed(strangers)}); "
+            f"{folder} holds a finished {job} with files that were added or changed since ({name_some(strangers)}); "
             "move them away or choose another folder"
         )
 
@@ -579,9 +578,3 @@ def _tidied(folder: Path) -> Iterator[None]:
             with suppress(OSError), folder_lock(folder):
                 shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

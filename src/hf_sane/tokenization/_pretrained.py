@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from hf_sane.records._errors import InvalidFileError, reading, shorten
+from hf_sane.records._errors import InvalidFileError, name_some, reading
 from hf_sane.records._outputs import check_finished
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import pretrained_arguments
@@ -53,11 +53,9 @@ def reading_pretrained(source: str | Path, what: str) -> Iterator[None]:
 def _describe_lack(folder: Path, what: str) -> str:
     """What a folder that lacks the files of something holds in their place."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     inside = sorted(path.parent for path in folder.glob("*/config.json"))
     remedy = f"give {inside[0]}" if len(inside) == 1 else "give a folder that holds one"
-    listed = shorten(", ".join(names[:LISTED])) or "nothing"
-    return f"{folder}: expected {what}, got a folder with {listed}{more}; {remedy}"
+    return f"{folder}: expected {what}, got a folder with {name_some(names, LISTED) or 'nothing'}; {remedy}"
 
 
 def load_pretrained(

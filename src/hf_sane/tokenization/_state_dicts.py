@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from hf_sane.core._types import StateDict
-from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._errors import InvalidFileError, name_some
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, AveragedModel and torch.compile
 # Of a network inside a Lightning module. Networks of Transformers have names of their own that begin so, but they are
@@ -121,12 +121,11 @@ def choose_candidate(candidates: Mapping[str, str], where: str | Path, key: str 
         return str(key)
     if key is None and len(candidates) == 1:
         return next(iter(candidates))
-    named = ", ".join(f"{name!r} ({size})" for name, size in list(candidates.items())[:MAX_NAMED])
-    more = f" and {len(candidates) - MAX_NAMED} more" if len(candidates) > MAX_NAMED else ""
+    named = name_some((f"{name!r} ({size})" for name, size in candidates.items()), MAX_NAMED)
     raise InvalidFileError(
         where,
         expected="one network" if key is None else f"a state dict under the key {key!r}",
-        got=f"{len(candidates)} state dicts: {named}{more}" if key is None else f"{named}{more}",
+        got=f"{len(candidates)} state dicts: {named}" if key is None else named,
         remedy=f"choose one by its key (--key, key=), such as {next(iter(candidates))!r}",
     )
 

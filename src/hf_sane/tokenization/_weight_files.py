@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Collection
 from pathlib import PurePosixPath
 
+from hf_sane.records._errors import name_some
+
 SAFETENSORS_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
 PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl", ".pickle", ".pth.tar", ".pt.tar")
 INDEX_SUFFIX = ".index.json"
@@ -26,7 +28,6 @@ UNREAD_SUFFIXES = (
     ".tar",
     ".zip",
 )
-MAX_NAMED = 4  # files in a message
 
 
 def choose_weights(
@@ -63,7 +64,7 @@ def choose_weights(
         f"{where} {_lack(subfolder, variant, len(fitting))}; "
         + (
             "; ".join(_advice(here, fitting, inside, prefix, local=local))
-            or f"it holds {_listed(sorted(inside)) or 'no files'}"
+            or f"it holds {name_some(sorted(inside)) or 'no files'}"
         )
     )
 
@@ -105,19 +106,17 @@ def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix
         return ["it is a zoo of networks: name it as one (--zoo)"]
     found = []
     if fitting:
-        found.append(
-            f"name the file itself: {_listed(fitting)}" if local else f"fetch one (hf-sane pull): {_listed(fitting)}"
-        )
+        found.append(f"{'name the file itself' if local else 'fetch one (hf-sane pull)'}: {name_some(fitting)}")
     variants = {variant: name for name in here if (variant := _variant(name)) is not None and name not in fitting}
     if variants:
         found.append(
-            f"it holds {_listed(list(variants.values()))}: choose with --variant {' or '.join(variants)} (variant=)"
+            f"it holds {name_some(variants.values())}: choose with --variant {' or '.join(variants)} (variant=)"
         )
     plain = [
         name for name in here if name in SAFETENSORS_NAMES or name.removesuffix(INDEX_SUFFIX) in SAFETENSORS_NAMES
     ]
     if plain and not fitting:
-        found.append(f"it holds {_listed(plain)}: leave the variant out")
+        found.append(f"it holds {name_some(plain)}: leave the variant out")
     if pickles := [name for name in here if is_pickle_name(name) and not SHARD.search(name)]:
         how = "name the file itself, it is opened with weights_only=True"
         if not local:
@@ -125,23 +124,18 @@ def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix
                 "not downloaded, since it could run code; ask its author for safetensors, or fetch it with hf-sane "
                 "pull --allow-pickle"
             )
-        found.append(f"it holds {_listed(pickles)}, in PyTorch's format: {how}")
+        found.append(f"it holds {name_some(pickles)}, in PyTorch's format: {how}")
     weights = (".safetensors", *PICKLE_SUFFIXES, INDEX_SUFFIX, PICKLE_INDEX_SUFFIX)
     below = [PurePosixPath(path) for path in sorted(inside) if "/" in path and path.endswith(weights)]
     if below and not found:
         folders = list(dict.fromkeys(path.parent.as_posix() for path in below))
         found.append(
-            f"it holds weights in {_listed(folders)}: choose one with --subfolder "
+            f"it holds weights in {name_some(folders)}: choose one with --subfolder "
             f"{shlex.quote(prefix + folders[0])} (subfolder=)"
         )
     if (unread := [name for name in here if name.lower().endswith(UNREAD_SUFFIXES)]) and not found:
-        found.append(f"it holds {_listed(unread)}, which is not read: take or make safetensors")
+        found.append(f"it holds {name_some(unread)}, which is not read: take or make safetensors")
     return found
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
 
 
 __all__ = [

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from hf_sane.cards._tables import fact_text
 from hf_sane.records._errors import shorten
 from hf_sane.records._outputs import output_folder
 from hf_sane.records._run_record import RECORD, RunRecord
@@ -136,17 +137,6 @@ def rows_of(measured: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
     return [[name, *row.values()] for name, row in measured.items()]
 
 
-def cell_text(value: Any) -> str:
-    """A human-readable cell: numbers with four digits or thousands separators, a dash for unknown values."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return "undefined" if value != value else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else shorten(value)
-
-
 def _text(line: str, *, style: str = "") -> Text:
     """A line that may contain untrusted names, without markup and terminal control sequences."""
     indent = line[: len(line) - len(line.lstrip(" "))]
@@ -158,7 +148,7 @@ def _print_table(table: Table, console: Console) -> None:
     for index, title in enumerate(table.header):
         made.add_column(Text(title), justify="left" if index == 0 else "right", no_wrap=not console.is_terminal)
     for row in table.rows:
-        made.add_row(*(Text(cell_text(value)) for value in row))
+        made.add_row(*(Text(fact_text(value, shorten)) for value in row))
     text = io.StringIO()
     aside = Console(file=text, width=console.width, force_terminal=console.is_terminal, no_color=console.no_color)
     aside.print(made)

@@ -91,8 +91,8 @@ def test_strict_goals_want_more():
 def test_tables(record):
     table = to_markdown(sampling_table(record["sampling"]))
     assert len(table.splitlines()) == 2 + len(METHODS)
-    assert "| SANE, subsampled | 0.800 | 0.800 | 0.800 | 0.250 |" in table
-    assert "| sane_best | 0.500 | 0.400 |" in to_markdown(probe_table(record["probe_details"]))
+    assert "| SANE, subsampled | 0.8 | 0.8 | 0.8 | 0.25 |" in table
+    assert "| sane_best | 0.5 | 0.4 |" in to_markdown(probe_table(record["probe_details"]))
 
 
 def test_the_result_prints_its_tables_and_writes_its_record(record, tmp_path):
@@ -102,8 +102,8 @@ def test_the_result_prints_its_tables_and_writes_its_record(record, tmp_path):
     lines = str(result).splitlines()
     assert lines[0] == "Every goal was reached."
     cells = {line.partition("  ")[0]: line.split() for line in lines}
-    assert cells["reconstruction R2 of test networks"][-4:] == [">=", "0.900", "0.900", "yes"]
-    assert cells["SANE, subsampled"][-4:] == ["0.800", "0.800", "0.800", "0.250"]
+    assert cells["reconstruction R2 of test networks"][-4:] == [">=", "0.9", "0.9", "yes"]
+    assert cells["SANE, subsampled"][-4:] == ["0.8", "0.8", "0.8", "0.25"]
     result.save(tmp_path / "report")
     assert json.loads((tmp_path / "report/report.json").read_text()) == result.to_dict()
     assert (tmp_path / "report/report.md").read_text() == render_report(result.to_dict())

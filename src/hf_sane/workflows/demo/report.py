@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hf_sane.cards._rendering import render
-from hf_sane.cards._tables import markdown_table
+from hf_sane.cards._tables import fact_text, markdown_table
 from hf_sane.records._escaping import Markup
 from hf_sane.records._files import write_atomically
 from hf_sane.workflows.compare import comparison_table
@@ -78,7 +78,7 @@ def goals(results: Mapping[str, Any]) -> list[Goal]:
 
 
 def _shown(value: float | None) -> str:
-    return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
+    return fact_text(math.nan if value is None else value)
 
 
 def goals_table(found: Sequence[Goal]) -> Table:
@@ -94,15 +94,13 @@ def probe_table(details: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Tab
     """One row per embedding: R2 and Kendall tau on test networks for each property."""
     header = ["embedding"] + [f"{PROPERTY_TITLES[p]} {m}" for p in details for m in ("R2", "tau")]
     names = list(next(iter(details.values())))
-    rows = [[n] + [_shown(details[p][n][m]) for p in details for m in ("r2", "kendall_tau")] for n in names]
+    rows = [[n] + [details[p][n][m] for p in details for m in ("r2", "kendall_tau")] for n in names]
     return Table(header, rows, title="What embeddings know")
 
 
 def sampling_table(sampling: Mapping[str, Any]) -> Table:
     """One row per method: accuracy at each reported epoch, and distance to the nearest training network."""
-    table = comparison_table(sampling)
-    rows = [[name, *map(_shown, row)] for name, *row in table.rows]
-    return replace(table, rows=rows, title="Networks that were never trained")
+    return replace(comparison_table(sampling), title="Networks that were never trained")
 
 
 def short_table(details: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
@@ -169,11 +167,11 @@ def render_report(record: Mapping[str, Any]) -> str:
     """
     found = goals(record)
     zoos = [
-        [name, str(part["networks"]), str(part["excluded"]), _shown(part["accuracy"]), str(part["checkpoints"])]
+        [name, *(part[column] for column in ("networks", "excluded", "accuracy", "checkpoints"))]
         for name, part in record["zoos"].items()
     ]
     reconstruction = [
-        [name, *(_shown(part[column]) for column in ("r2", "accuracy_original", "accuracy_reconstructed"))]
+        [name, *(part[column] for column in ("r2", "accuracy_original", "accuracy_reconstructed"))]
         for name, part in record["reconstruction"].items()
     ]
     zoo_header = ("zoo", "networks", "left out", "mean final test accuracy", "checkpoints each")
@@ -193,8 +191,7 @@ def render_report(record: Mapping[str, Any]) -> str:
 
 def to_markdown(table: Table) -> Markup:
     """A table of numbers as Markdown, with what was not reached in bold."""
-    answers = {True: "yes", False: "**no**"}
-    rows = [[answers[cell] if isinstance(cell, bool) else cell for cell in row] for row in table.rows]
+    rows = [["**no**" if cell is False else fact_text(cell) for cell in row] for row in table.rows]
     return markdown_table(table.header, rows, numbers=True)
 
 

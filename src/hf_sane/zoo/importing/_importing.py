@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 
 from hf_sane.records._disks import NO_SPACE
 from hf_sane.records._documents import Entry
-from hf_sane.records._errors import MALFORMED, InvalidFileError, reading, shorten
+from hf_sane.records._errors import MALFORMED, InvalidFileError, name_some, reading, shorten
 from hf_sane.records._failures import describe_error
 from hf_sane.records._run_record import RunRecord
 from hf_sane.zoo._dataset import Zoo
@@ -60,7 +60,6 @@ logger = logging.getLogger(__name__)
 MAX_METRICS = 50  # columns
 FILE = "file"  # column of the table that is made of properties which came with networks
 MAX_REASON = 500  # characters
-MAX_NAMED = 3  # networks of one reason, folders in several splits
 # Reasons that lie in the repository: trying again would not help.
 UNUSABLE: tuple[type[Exception], ...] = (
     *MALFORMED,
@@ -173,7 +172,7 @@ def import_zoo(
                     on_entry(entry)
         if not importer.networks:
             reasons = "; ".join(
-                f"{_names(names)}: {reason}" for (_, reason), names in left_out(importer.entries).items()
+                f"{name_some(names)}: {reason}" for (_, reason), names in left_out(importer.entries).items()
             )
             raise ValueError(
                 f"none of {len(importer.entries)} networks could be taken ({reasons or 'nothing was found'})"
@@ -309,12 +308,6 @@ def left_out(entries: Sequence[ImportEntry]) -> dict[tuple[str, str], list[str]]
     return found
 
 
-def _names(names: Sequence[str]) -> str:
-    """The first few of some names, and how many more there are."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(shorten(name) for name in names[:MAX_NAMED]) + more
-
-
 def group_networks(repo_ids: Sequence[str], base_models: Mapping[str, Sequence[str]]) -> list[str]:
     """The family of each repository: the first, by name, of all that `base_model` connects it to.
 
@@ -376,10 +369,10 @@ def _match_properties(importer: _Importer, tables: Sequence[PropertyTable]) -> t
     if take is not None and (others := [name for name in importer.networks if take(name) is None]):
         if len(others) == len(importer.networks):
             raise ValueError(
-                f"no path is like the pattern {pattern!r}: expected one for {_names(others)}; paths are below the "
+                f"no path is like the pattern {pattern!r}: expected one for {name_some(others)}; paths are below the "
                 "folder, with / between folders"
             )
-        matched.notes.append(f"{len(others)} paths are not like the pattern: {_names(others)}")
+        matched.notes.append(f"{len(others)} paths are not like the pattern: {name_some(others)}")
     matched.runs = _short_runs(matched.runs)
     for name, times in matched.times.items():
         if "epoch" in times:
@@ -453,7 +446,7 @@ def _write_rows(
             "in training and test make results look better than they are; group_by repository (--group-by) keeps "
             "them together",
             arguments.group_by,
-            _names(parted),
+            name_some(parted),
         )
     licenses = Counter(str(network.properties.get("license") or "not stated") for network in networks.values())
     data = {

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_sane.records._errors import InvalidFileError, reading, shorten
+from hf_sane.records._errors import InvalidFileError, name_some, reading, shorten
 
 MAX_BYTES = 2**30
 DELIMITERS = ",;\t|"
@@ -29,7 +29,6 @@ HISTORY_COLUMN = re.compile(r"(?P<run>.+) - (?P<metric>.+?)(?P<bound>__MIN|__MAX
 HISTORY_STEPS = ("step", "_step", "epoch", "relative time (process)", "wall time")
 REMEDY = "save the table again as CSV (UTF-8), JSON or parquet, one row per network"
 MOSTLY_BAD = 0.5  # share of the rows: then it is the table that is wrong
-LISTED = 3  # lines that a note names
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def _from_text(path: Path, text: str, digest: str) -> PropertyTable:
             remedy="put values that contain the separator, such as decimal commas, into quotes, or separate the "
             "fields by semicolons",
         )
-    notes = [f"{path.name}: {_some(bad)}, its header has {len(header)}: left out"] if bad else []
+    notes = [f"{path.name}: {name_some(bad)}, its header has {len(header)}: left out"] if bad else []
     if "" in header:
         notes.append(f"{path.name}: a column without a name is left out")
     table = PropertyTable(path.name, rows, places, tuple(notes), digest)
@@ -168,7 +167,7 @@ def _from_json(path: Path, text: str, digest: str) -> PropertyTable:
                 bad.append(f"line {number} is no JSON")
         if len(bad) > MOSTLY_BAD * (len(found) + len(bad)):
             raise
-        notes = [f"{path.name}: {_some(bad)}: left out"] if bad else []
+        notes = [f"{path.name}: {name_some(bad)}: left out"] if bad else []
         return _from_objects(path, found, digest, notes)
     if isinstance(found, dict) and found and all(isinstance(value, Mapping) for value in found.values()):
         return _from_objects(path, [{NAME: name, **value} for name, value in found.items()], digest)
@@ -239,8 +238,3 @@ def _checked(path: Path, table: PropertyTable) -> PropertyTable:
     if not table.rows:
         raise InvalidFileError(path, expected="rows about networks", got="none", remedy=REMEDY)
     return table
-
-
-def _some(lines: Sequence[str]) -> str:
-    more = f" and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
-    return ", ".join(lines[:LISTED]) + more

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from hf_sane.records._errors import did_you_mean, shorten
+from hf_sane.records._errors import did_you_mean, name_some, shorten
 from hf_sane.zoo._records import MEASURES, NUMBERS
 from hf_sane.zoo.importing._network_names import TIMES, NetworkName
 from hf_sane.zoo.importing._property_columns import zoo_name
@@ -101,8 +101,8 @@ def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str
     result.notes += [
         *table.notes,
         f"{table.file}: {len(best.rows)} of {len(networks)} networks found by {how}",
-        *([f"{table.file}: {len(free)} rows are about no network ({_some(free)})"] if free else []),
-        *([f"{table.file}: nothing about {len(missing)} networks ({_some(missing)})"] if missing else []),
+        *([f"{table.file}: {len(free)} rows are about no network ({name_some(free)})"] if free else []),
+        *([f"{table.file}: nothing about {len(missing)} networks ({name_some(missing)})"] if missing else []),
     ]
 
 
@@ -266,8 +266,3 @@ def _last_of_runs(match: _Match, result: Matched) -> set[str]:
         elif len(known) == len(names) and known.count(max(known)) == 1:
             last.add(max(names, key=lambda name: reached[name] or 0))
     return last
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(shorten(name) for name in names[:LISTED]) + more

@@ -17,7 +17,7 @@ from hf_sane.core._layout import LayerOrder, Layout
 from hf_sane.core._types import StateDict
 from hf_sane.networks._stacked import empty_model
 from hf_sane.records._documents import parse_document
-from hf_sane.records._errors import reading
+from hf_sane.records._errors import name_some, reading
 from hf_sane.records._files import write_atomically
 from hf_sane.tokenization._checkpoints import load_state_dict, parse_index, read_safetensors
 from hf_sane.tokenization._state_dicts import choose_tensors
@@ -209,7 +209,7 @@ def _checked_tokens(state_dict: StateDict, layout: Layout) -> Tensor:
     if bad := [
         name for name, tensor in state_dict.items() if tensor.is_floating_point() and not tensor.isfinite().all()
     ]:
-        raise ValueError(f"NaN or infinite weights in {', '.join(bad[:3])}{' and more' if len(bad) > 3 else ''}")
+        raise ValueError(f"NaN or infinite weights in {name_some(bad)}")
     narrow = tokens.float()
     if tokens.dtype == torch.float64 and not torch.equal(narrow.double(), tokens):
         raise ValueError("it has float64 weights that float32 tokens cannot hold exactly; convert it first")

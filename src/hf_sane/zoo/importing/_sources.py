@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from hf_sane.core._types import StateDict
+from hf_sane.records._errors import name_some
 from hf_sane.records._outputs import CARD, check_finished
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import parse_source
@@ -282,7 +283,7 @@ def _open_local(tree: Tree, place: _Place) -> list[Repository]:
     names = {PurePosixPath(path).name: path for path in place.files}
     sizes = {name: size for name, path in names.items() if (size := tree.sizes[path]) is not None}
     if broken := [name for name in names if name not in sizes and name.endswith(CHECKPOINT_SUFFIXES)]:
-        raise FileNotFoundError(f"{', '.join(broken[:LISTED_KINDS])}: a link to a file that does not exist")
+        raise FileNotFoundError(f"{name_some(broken)}: a link to a file that does not exist")
     if isinstance(tree, FolderTree) and any(name in WHOLE_MODELS for name in names):
         check_finished(tree.root / place.folder)
 
@@ -386,4 +387,4 @@ def is_pickled(file: str, readers: Mapping[str, Reader]) -> bool:
 def _kinds(files: Mapping[str, int]) -> str:
     """What else there is, in a few words."""
     kinds = sorted({PurePosixPath(file).suffix or PurePosixPath(file).name for file in files})
-    return ", ".join(kinds[:LISTED_KINDS]) + (" and more" if len(kinds) > LISTED_KINDS else "") or "no files"
+    return name_some(kinds, LISTED_KINDS) or "no files"
