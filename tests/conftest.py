@@ -7,6 +7,7 @@ import datasets
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from fresh_python import FreshPython, run_fresh_python
 from hub_server import TOKEN, Hub, run_hub
 from huggingface_hub import constants, hf_api
 from program import run_command
@@ -74,6 +75,13 @@ def fresh_accelerate() -> Iterator[None]:
 def hf_sane_command() -> Callable[..., Result]:
     """Call `hf-sane` with arguments; `exit_code` is what it must end with."""
     return run_command
+
+
+@pytest.fixture(scope="session")
+def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshPython]:
+    """Run a program in a Python of its own, which this library and Transformers are not loaded in."""
+    with run_fresh_python(tmp_path_factory.mktemp("python")) as run:
+        yield run
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """`import hf_sane` is cheap, and Auto classes know its classes in any order, thread and process."""
 
-import json
 import os
 import pickle
 import subprocess
@@ -74,43 +73,52 @@ def artefacts(tmp_path_factory):
     return root
 
 
-def run_python(code, *, folder=None, stdin=None):
-    paths = "" if folder is None else f"SANE, NETWORK = {str(folder / 'sane')!r}, {str(folder / 'network')!r}\n"
-    ran = subprocess.run(
-        [sys.executable, "-c", paths + code],
-        capture_output=True,
-        input=stdin,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr.decode()
-    return ran.stdout.decode()
+@pytest.fixture
+def run_python(fresh_python, artefacts):
+    """Run code that knows the two folders, in a Python that has not loaded Transformers."""
+
+    def run(code, **settings):
+        paths = f"SANE, NETWORK = {str(artefacts / 'sane')!r}, {str(artefacts / 'network')!r}\n"
+        return fresh_python(paths + code, env=os.environ | {"HF_HUB_OFFLINE": "1"}, **settings)
+
+    return run
 
 
-@pytest.mark.parametrize("argv", ["python", "/usr/bin/hf-sane"])
-def test_importing_loads_two_modules_only(argv):
+def loaded_modules(code):
+    """What is loaded after some code, in a Python that has loaded nothing."""
+    code = f"{code}\nimport sys\nprint(*sys.modules)\n"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return set(ran.stdout.split())
+
+
+PROGRAMS = ["python", "/usr/bin/hf-sane"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_importing_loads_two_modules_only(program):
     """Measured in seconds by benchmarks/import_time.py; here by what is loaded, whatever the program is called."""
-    code = (
-        "import json, sys\n"
-        f"sys.argv[0] = {argv!r}\n"
-        "import hf_sane\n"
-        "alone = sorted(sys.modules)\n"
-        "import torch, transformers\n"
-        "before = set(sys.modules)\n"
-        "for name in [n for n in before if n.startswith('hf_sane')]:\n"
-        "    del sys.modules[name]\n"
-        "import hf_sane\n"
-        "print(json.dumps([alone, sorted(set(sys.modules) - before)]))\n"
-    )
-    alone, added = json.loads(run_python(code))
-    assert [name for name in alone if name.startswith("hf_sane")] == ["hf_sane", "hf_sane.auto_classes"]
-    assert not {"torch", "transformers", *NOT_LOADED} & set(alone)
-    assert not added
+    alone = loaded_modules(f"import sys\nsys.argv[0] = {program!r}\nimport hf_sane\n")
+    assert {name for name in alone if name.startswith("hf_sane")} == {"hf_sane", "hf_sane.auto_classes"}
+    assert not {"torch", "transformers", *NOT_LOADED} & alone
+
+
+def test_importing_adds_nothing_to_transformers():
+    code = f"""
+import sys, torch, transformers
+before = set(sys.modules)
+for sys.argv[0] in {PROGRAMS}:
+    import hf_sane
+    added = set(sys.modules) - before
+    assert added == {{"hf_sane", "hf_sane.auto_classes"}}, added
+    for name in added:
+        del sys.modules[name]
+"""
+    loaded_modules(code)
 
 
 def test_transformers_alone_loads_what_it_did_before():
-    code = "import json, sys\n{}from transformers import AutoModel\nprint(json.dumps(sorted(sys.modules)))\n"
-    plain, ours = (set(json.loads(run_python(code.format(first)))) for first in ("", "import hf_sane\n"))
+    plain, ours = (loaded_modules(f"{first}from transformers import AutoModel") for first in ("", "import hf_sane\n"))
     extra = {name for name in ours - plain if not name.startswith("hf_sane")}
     assert not {name.partition(".")[0] for name in extra} & {"torch", *NOT_LOADED}
     assert {name for name in ours if name.startswith("hf_sane.")} == {
@@ -121,11 +129,11 @@ def test_transformers_alone_loads_what_it_did_before():
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_auto_classes_know_us_in_every_order(order, artefacts):
-    run_python(ORDERS[order], folder=artefacts)
+def test_auto_classes_know_us_in_every_order(order, run_python):
+    run_python(ORDERS[order])
 
 
-def test_pickled_configurations_and_registers_arrive_in_another_process(artefacts):
+def test_pickled_configurations_and_registers_arrive_in_another_process(run_python):
     config = hf_sane.SANEConfig(token_dim=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     code = (
         "import pickle, sys\nconfig, register = pickle.load(sys.stdin.buffer)\nfrom transformers import AutoModel\n"
@@ -159,7 +167,7 @@ def test_names_and_model_types_are_those_of_the_classes():
     ) == auto_classes.PIPELINE
 
 
-def test_what_users_register_themselves_stays(artefacts):
+def test_what_users_register_themselves_stays(run_python):
     code = (
         "from transformers import AutoModel, BertConfig, BertModel\n"
         "class Config(BertConfig): model_type = 'mine'\n"
@@ -173,7 +181,7 @@ def test_what_users_register_themselves_stays(artefacts):
     run_python(code)
 
 
-def test_introspection_sees_the_module_of_transformers():
+def test_introspection_sees_the_module_of_transformers(run_python):
     code = (
         "import hf_sane, inspect\nfrom transformers.models.auto import modeling_auto as module\n"
         "assert type(module.__loader__).__name__ == type(module.__spec__.loader).__name__ == 'SourceFileLoader'\n"

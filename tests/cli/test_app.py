@@ -1,11 +1,12 @@
 """The program: its verbs, their help, and how it fails."""
 
 import errno
-import subprocess
+import runpy
 import sys
 
 import pytest
 import typer
+from forks import Fork, run_in_fork
 from typer.testing import CliRunner
 
 from hf_sane.cli import app as program
@@ -117,9 +118,12 @@ def test_the_entry_point_tunes_the_allocator_first(monkeypatch):
 
 def test_the_package_runs_as_the_program(tmp_path):
     """`python -m hf_sane` is `hf-sane`, in its messages, too."""
-    command = [sys.executable, "-m", "hf_sane", "info", str(tmp_path / "nothing")]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 2
+
+    def run(*arguments):
+        sys.argv = ["python -m", *arguments]
+        runpy.run_module("hf_sane", run_name="__main__", alter_sys=True)
+
+    ran = Fork(lambda: run("info", str(tmp_path / "nothing"))).wait()
+    assert ran.code == 2
     assert ran.stderr.startswith("hf-sane: no such file or folder")
-    ran = subprocess.run([*command[:3], "--help"], capture_output=True, text=True, check=True)
-    assert "Usage: hf-sane [OPTIONS]" in ran.stdout
+    assert "Usage: hf-sane [OPTIONS]" in run_in_fork(lambda: run("--help"))

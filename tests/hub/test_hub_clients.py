@@ -1,14 +1,16 @@
 """Unmodified clients read what was pushed: without this library, tagged, sharded, streamed, offline."""
 
 import json
+import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands import launch
+from forks import run_in_fork
 from hub_server import TOKEN, run_hub
 from huggingface_hub import HfApi, constants
 
@@ -119,19 +121,14 @@ except OSError as error:
 """
 
 
-def run(code, hub, home, *arguments, **options):
-    """Run a client; returns what it printed."""
-    ran = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", code, *map(str, arguments)],
-        env=hub.environment(home, **options),
-        cwd=home.parent,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return ran.stdout
+@pytest.fixture
+def run(fresh_python, hub, tmp_path):
+    """Run a client of the Hub; gives what it printed."""
+
+    def run_client(code, *arguments, **options):
+        return fresh_python(code, *arguments, env=hub.environment(tmp_path / "home", **options), cwd=tmp_path)
+
+    return run_client
 
 
 def new_model(seed):
@@ -173,11 +170,10 @@ def hub(tmp_path_factory, tiny_zoo):
         yield server
 
 
-def test_models_open_without_this_library_and_again_without_the_hub(hub, tmp_path):
-    home = tmp_path / "home"
-    run(WITHOUT_LIBRARY, hub, home, tmp_path / "online.pt")
+def test_models_open_without_this_library_and_again_without_the_hub(hub, run, tmp_path):
+    run(WITHOUT_LIBRARY, tmp_path / "online.pt")
     answered = len(hub.log)
-    run(WITHOUT_LIBRARY, hub, home, tmp_path / "offline.pt", offline=True)
+    run(WITHOUT_LIBRARY, tmp_path / "offline.pt", offline=True)
     assert len(hub.log) == answered
     online, offline = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("online", "offline"))
     for name, seed in (("main", 2), ("tag", 1), ("shards", 3)):
@@ -189,12 +185,12 @@ def test_models_open_without_this_library_and_again_without_the_hub(hub, tmp_pat
         torch.testing.assert_close(online[f"network {subfolder}"], logits)
 
 
-def test_models_and_zoos_open_by_name_with_this_library(hub, tmp_path):
-    assert "all came back" in run(WITH_LIBRARY, hub, tmp_path / "home")
+def test_models_and_zoos_open_by_name_with_this_library(run):
+    assert "all came back" in run(WITH_LIBRARY)
 
 
-def test_a_private_repository_says_what_the_hub_says(hub, tmp_path):
-    message = run(PRIVATE, hub, tmp_path / "home", token=None)
+def test_a_private_repository_says_what_the_hub_says(run):
+    message = run(PRIVATE, token=None)
     assert "is not a local folder and is not a valid model identifier" in message
     assert "private" in message
     assert "token" in message
@@ -215,41 +211,18 @@ def test_training_from_a_stream_takes_a_part_of_the_zoo(hub, tmp_path, tiny_zoo,
     api = HfApi(endpoint=hub.address, token=TOKEN)
     plan_push("zoo", tmp_path / "large", "org/large", api=api).push(api)
     whole = (tmp_path / "large/data/train-00000-of-00001.parquet").stat().st_size
-    ran = subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "accelerate.commands.launch",
-                "--cpu",
-                "--num_processes",
-                "1",
-                "--num_machines",
-                "1",
-            ),
-            *("--mixed_precision", "no", "--dynamo_backend", "no", ROOT / "scripts/pretrain.py", "--zoo", "org/large"),
-            *(
-                "--streaming",
-                "--stream_sample",
-                "20",
-                "--stream_buffer",
-                "20",
-                "--eval_models",
-                "8",
-                "--max_steps",
-                "3",
-            ),
-            *("--batch_size", "4", "--output_dir", tmp_path / "run", "--log_with", "none", "--model"),
-            json.dumps({"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "latent_dim": 4}),
-        ],
-        env={**hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    model = json.dumps({"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "latent_dim": 4})
+    flags = "--streaming --stream_sample 20 --stream_buffer 20 --eval_models 8 --max_steps 3 --batch_size 4"
+    settings = "--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
+
+    def launch_script():
+        os.environ |= {**hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+        os.chdir(tmp_path)
+        sys.argv = ["accelerate launch", *settings.split(), str(ROOT / "scripts/pretrain.py"), "--zoo", "org/large"]
+        sys.argv += [*flags.split(), "--output_dir", str(tmp_path / "run"), "--log_with", "none", "--model", model]
+        launch.main()
+
+    run_in_fork(launch_script)
     assert 0 < hub.sent(r"org/large/resolve/.*train-.*parquet") < whole / 2
     assert not [path for path in (tmp_path / "home").rglob("*") if path.name.endswith((".parquet", ".arrow"))]
     record = RunRecord.load(tmp_path / "run/model/run.json")

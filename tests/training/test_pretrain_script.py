@@ -2,12 +2,14 @@
 
 import os
 import runpy
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from forks import Fork
+from torch.distributed import TCPStore
 
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._images import load_images
@@ -47,24 +49,20 @@ def test_main_trains_and_writes_a_card(flags, tmp_path, capsys):
     assert "SANEModel.from_pretrained" in (result.output / "README.md").read_text()
 
 
-def test_torchrun_trains_on_two_processes(flags, tmp_path):
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    log = tmp_path / "log.txt"
-    with log.open("w") as output:
-        launched = subprocess.Popen(
-            [*command, str(SCRIPT), *flags, "--output_dir", str(tmp_path / "run"), "--log_with", "none"],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-        try:
-            code = launched.wait(timeout=180)
-        except subprocess.TimeoutExpired:
-            launched.terminate()  # it stops its two processes before it goes
-            code = launched.wait()
-    assert code == 0, log.read_text()
-    assert [line.split() for line in log.read_text().splitlines() if line.startswith("processes")] == [
-        ["processes", "2"]
-    ]
+def test_two_processes_train_as_torchrun_starts_them(flags, tmp_path):
+    """In forks, which need not import everything once more, with the environment that torchrun gives its processes."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": store.host, "MASTER_PORT": store.port}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0, "ACCELERATE_USE_CPU": "true"}
+
+    def train(rank):
+        os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        sys.argv = [str(SCRIPT), *flags, "--output_dir", str(tmp_path / "run"), "--log_with", "none"]
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    first, second = (ending.wait() for ending in [Fork(partial(train, rank)) for rank in range(2)])
+    assert first.code == second.code == 0, first.stderr + second.stderr
+    lines = [line.split() for line in first.stdout.splitlines() if line.startswith("processes")]
+    assert lines == [["processes", "2"]]
+    assert second.stdout == ""
     assert SANEModel.from_pretrained(tmp_path / "run" / "model").config.window_size == 8
