@@ -109,5 +109,5 @@ def reading(
 
 
 def _is_of_a_parser(error: OSError) -> bool:
-    """Whether an error is about bytes, as those of Arrow are, and none of the system, which has a number, or a kind."""
+    """Whether an error is about bytes, as those of Arrow are: those of the system have a number or a type."""
     return type(error) is OSError and error.errno is None
