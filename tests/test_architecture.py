@@ -29,6 +29,7 @@ FLOORS = {
     "analysis": 7,
     "merging": 7,
     "hub": 8,
+    "screening": 8,
     "workflows": 9,
     "cli": 10,
 }

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.regions import map_regions
     from hf_sane.workflows.sample import sample
     from hf_sane.workflows.sane import SANE
+    from hf_sane.workflows.scan import scan
     from hf_sane.workflows.show_zoo import load_zoo
     from hf_sane.workflows.soup import soup
     from hf_sane.zoo._dataset import Zoo
@@ -63,6 +64,7 @@ _HOMES = {
     "probe": "workflows.probe",
     "register_architecture": "networks._modules",
     "sample": "workflows.sample",
+    "scan": "workflows.scan",
     "soup": "workflows.soup",
 }
 
@@ -98,6 +100,7 @@ __all__ = [
     "probe",
     "register_architecture",
     "sample",
+    "scan",
     "soup",
 ]
 

@@ -56,6 +56,7 @@ VERBS = (
     Verb("regions", "regions", "RegionsSettings", "run_regions", "Map networks by what they were trained for."),
     Verb("info", "info", "InfoSettings", "run_info", "Inspect a checkpoint's layers and tokens from its header."),
     Verb("analyze", "analyze", "AnalyzeSettings", "run_analyze", "Analyse the spectra of a checkpoint's weights."),
+    Verb("scan", "scan", "ScanSettings", "run_scan", "Scan checkpoints for faults, by a sample of their weights."),
     Verb("demo", "demo.run", "DemoSettings", "run_demo", "Run the full pipeline on a small example, offline."),
     Verb("push", "transfer", "PushSettings", "run_push", "Publish a zoo, model, samples or adapter on the Hub."),
     Verb("pull", "transfer", "PullSettings", "run_pull", "Fetch a repository from the Hub."),

@@ -98,11 +98,12 @@ def reading(
     Raises:
         InvalidFileError: If the block raises one of `MALFORMED` or `also`. One that the block raises itself passes.
     """
+    caught: tuple[type[Exception], ...] = (OSError, *MALFORMED, *also)
     try:
         yield
     except InvalidFileError:
         raise
-    except (OSError, *MALFORMED, *also) as error:
+    except caught as error:
         if isinstance(error, OSError) and not isinstance(error, also) and not _is_of_a_parser(error):
             raise
         raise InvalidFileError(file, field=field, expected=expected, got=error, remedy=remedy) from error

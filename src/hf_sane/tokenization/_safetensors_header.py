@@ -6,18 +6,18 @@ and place of every tensor; the tensors cover the rest of the file without gaps.
 
 import json
 import math
-import re
 from collections.abc import Mapping
-from http import HTTPStatus
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+from huggingface_hub import HfApi
+from torch import Tensor
 
 from hf_sane.core._types import StateDict
 from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.tokenization._byte_ranges import HubFile
 
 # The names of the safetensors format (https://huggingface.co/docs/safetensors), as far as networks use them.
 DTYPES = {
@@ -52,6 +52,21 @@ EXPECTED = "a whole safetensors file"
 REMEDY = "the file is truncated, damaged, or of another format: download or save it again"
 
 
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """What a header says of a tensor.
+
+    Attributes:
+        outline: On the meta device.
+        start: Its first byte in the file.
+        stop: The one past its last.
+    """
+
+    outline: Tensor
+    start: int
+    stop: int
+
+
 def read_header(path: Path) -> StateDict:
     """Tensors of a safetensors file on the meta device, in the order of the header.
 
@@ -59,6 +74,11 @@ def read_header(path: Path) -> StateDict:
         FileNotFoundError: If there is no such file.
         InvalidFileError: If `safetensors` would refuse the file, a tensor is there twice, or its dtype is not known.
     """
+    return {name: entry.outline for name, entry in read_entries(path).items()}
+
+
+def read_entries(path: Path) -> dict[str, TensorEntry]:
+    """As [`read_header`], with the place of each tensor."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(LENGTH_BYTES)
@@ -78,26 +98,16 @@ def fetch_header(repo_id: str, file: str, *, revision: str | None = None, api: H
         EntryNotFoundError, RepositoryNotFoundError: If there is no such file.
         InvalidFileError: As in [`read_header`].
     """
-    api, where = api or HfApi(), f"{repo_id}/{file}"
-    url = hf_hub_url(repo_id, file, revision=revision, endpoint=api.endpoint)
-    start, size = _fetch(url, api, 0, FIRST_BYTES)
-    end = LENGTH_BYTES + header_bytes(start[:LENGTH_BYTES], where, size)
+    return {name: entry.outline for name, entry in fetch_entries(HubFile(repo_id, file, revision, api)).items()}
+
+
+def fetch_entries(file: HubFile) -> dict[str, TensorEntry]:
+    """As [`fetch_header`], with the place of each tensor."""
+    start = file.read(0, FIRST_BYTES)
+    end = LENGTH_BYTES + header_bytes(start[:LENGTH_BYTES], str(file), file.size)
     if end > len(start):
-        start += _fetch(url, api, len(start), end)[0]
-    return parse_header(start[LENGTH_BYTES:end], where, size)
-
-
-def _fetch(url: str, api: HfApi, start: int, stop: int) -> tuple[bytes, int]:
-    """Bytes `start` to `stop` of a file, or to its end, and the size of the whole file."""
-    headers = {**build_hf_headers(token=api.token), "Range": f"bytes={start}-{stop - 1}"}
-    response = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-    if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # the range of an empty file
-        return b"", 0
-    hf_raise_for_status(response)
-    found = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
-    if found is None:  # a server without ranges
-        return response.content[start:stop], len(response.content)
-    return response.content, int(found[1])
+        start += file.read(len(start), end)
+    return parse_header(start[LENGTH_BYTES:end], str(file), file.size)
 
 
 def header_bytes(prefix: bytes, file: str, size: int) -> int:
@@ -126,8 +136,8 @@ def header_bytes(prefix: bytes, file: str, size: int) -> int:
     return length
 
 
-def parse_header(header: bytes, file: str, size: int) -> StateDict:
-    """Tensors on the meta device from the bytes of a header.
+def parse_header(header: bytes, file: str, size: int) -> dict[str, TensorEntry]:
+    """Tensors from the bytes of a header.
 
     Args:
         header: What follows the first eight bytes, as long as those say.
@@ -149,11 +159,13 @@ def parse_header(header: bytes, file: str, size: int) -> StateDict:
             raise TypeError(f"{type(content).__name__} instead of an object")
         _check_metadata(file, content.pop(METADATA, None))
         places = {name: _place(file, name, info) for name, info in content.items()}
-    return _outlines(file, places, size - LENGTH_BYTES - len(header))
+    return _entries(file, places, LENGTH_BYTES + len(header), size)
 
 
-def _outlines(file: str, places: Mapping[str, tuple[str, list[int], list[int]]], num_bytes: int) -> StateDict:
-    """Check that the tensors cover `num_bytes` in one piece, and lay them out."""
+def _entries(
+    file: str, places: Mapping[str, tuple[str, list[int], list[int]]], first: int, size: int
+) -> dict[str, TensorEntry]:
+    """Check that the tensors cover the file from byte `first` on in one piece, and lay them out."""
     if unknown := sorted({dtype for dtype, _, _ in places.values()} - DTYPES.keys()):
         raise InvalidFileError(
             file, field="dtype", expected=f"one of {', '.join(DTYPES)}", got=unknown, remedy="convert it first"
@@ -166,9 +178,12 @@ def _outlines(file: str, places: Mapping[str, tuple[str, list[int], list[int]]],
         if stop - start != wanted:
             _fail(file, f"{name}.data_offsets", [start, stop], f"{wanted:,} bytes for {dtype} {shape}")
         end = stop
-    if end != num_bytes:
-        _fail(file, None, f"{num_bytes:,} of them", f"{EXPECTED} with {end:,} bytes after the header")
-    return {name: torch.empty(shape, dtype=DTYPES[dtype], device="meta") for name, (dtype, shape, _) in places.items()}
+    if end != size - first:
+        _fail(file, None, f"{size - first:,} of them", f"{EXPECTED} with {end:,} bytes after the header")
+    return {
+        name: TensorEntry(torch.empty(shape, dtype=DTYPES[dtype], device="meta"), first + start, first + stop)
+        for name, (dtype, shape, (start, stop)) in places.items()
+    }
 
 
 def _num_bytes(file: str, name: str, dtype: str, shape: list[int]) -> int:
@@ -251,4 +266,13 @@ def _fail(file: str, field: str | None, got: object, expected: str) -> NoReturn:
     raise InvalidFileError(file, field=field, expected=expected, got=got, remedy=REMEDY)
 
 
-__all__ = ["DTYPES", "fetch_header", "header_bytes", "parse_header", "read_header"]
+__all__ = [
+    "DTYPES",
+    "TensorEntry",
+    "fetch_entries",
+    "fetch_header",
+    "header_bytes",
+    "parse_header",
+    "read_entries",
+    "read_header",
+]

@@ -1,0 +1,6 @@
+"""Screening: what is wrong with a checkpoint, by a sample of its weights and without its code."""
+
+from hf_sane.screening._findings import Evidence, Finding, register_rule
+from hf_sane.screening._scan import Scan
+
+__all__ = ["Evidence", "Finding", "Scan", "register_rule"]

@@ -1,0 +1,180 @@
+"""The tensors of a checkpoint as byte ranges of files, on this machine or on the Hub, and what lies beside them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, ModelInfo, hf_hub_download
+
+from hf_sane.core._types import StateDict
+from hf_sane.records._documents import read_document
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._patience import patiently
+from hf_sane.records._sources import HubRepo, find_source
+from hf_sane.tokenization._byte_ranges import HubFile, LocalFile, RandomAccessFile
+from hf_sane.tokenization._checkpoints import (
+    CheckpointSource,
+    find_remote_weights,
+    index_shards,
+    parse_index,
+    read_weights,
+    weights_path,
+)
+from hf_sane.tokenization._formats import WHOLE, file_format
+from hf_sane.tokenization._safetensors_header import TensorEntry, fetch_entries, read_entries
+from hf_sane.tokenization._weight_files import is_index, is_pickle_name
+from hf_sane.zoo.importing._cards import CardFacts
+
+CONFIG, CARD = "config.json", "README.md"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What lies beside the weights.
+
+    Attributes:
+        code: Python files, and what `config.json` asks to be run.
+        pickles: Files that could run code when they are opened, by name.
+        licence: Licence that the card names; `None` if it names none.
+        has_card: Whether a card could have named one: a single file has none.
+    """
+
+    code: tuple[str, ...] = ()
+    pickles: tuple[str, ...] = ()
+    licence: str | None = None
+    has_card: bool = False
+
+
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A checkpoint whose headers were read.
+
+    Attributes:
+        source: What the user calls it.
+        format: Of its files, as a sentence continues after "it is".
+        files: Tensors and their places, by file; empty for files that have to be read whole.
+        whole: Tensors of such a file.
+        path: The file, if it has to be read whole.
+        surroundings: What lies beside it.
+    """
+
+    source: str
+    format: str
+    files: tuple[tuple[RandomAccessFile, Mapping[str, TensorEntry]], ...] = ()
+    whole: StateDict = field(default_factory=dict)
+    path: Path | None = None
+    surroundings: Surroundings = field(default_factory=Surroundings)
+
+    @property
+    def entries(self) -> dict[str, TensorEntry]:
+        """All tensors that are read by ranges."""
+        return {name: entry for _, entries in self.files for name, entry in entries.items()}
+
+    @property
+    def bytes_downloaded(self) -> int | None:
+        """Bytes that came from the Hub so far; `None` for files of this machine."""
+        remote = [file.bytes_read for file, _ in self.files if isinstance(file, HubFile)]
+        return sum(remote) if remote else None
+
+
+def open_for_scan(checkpoint: CheckpointSource) -> OpenCheckpoint:
+    """Read the headers of a checkpoint. Files without one are read as a whole; pickles on the Hub are not touched.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or no safetensors in a folder or repository.
+        InvalidFileError: If a header is damaged, or the format is not read.
+        ConnectionError: If the Hub cannot be reached.
+    """
+    place = find_source(checkpoint.source, revision=checkpoint.revision)
+    if isinstance(place, HubRepo):
+        return _open_repository(place, checkpoint)
+    path = weights_path(checkpoint)
+    surroundings = _around(place) if place.is_dir() else Surroundings()
+    found = file_format(path)
+    if found.reader in WHOLE:
+        tensors = read_weights(path, key=checkpoint.key)
+        return OpenCheckpoint(str(place), found.name, whole=tensors, path=path, surroundings=surroundings)
+    if found.reader is None:
+        raise InvalidFileError(path, expected="a file of weights", got=found.name, remedy=found.remedy)
+    shards = [path] if found.reader == "safetensors" else [path.parent / name for name in index_shards(path)]
+    if unread := [shard for shard in shards if file_format(shard).reader != "safetensors"]:
+        raise InvalidFileError(
+            unread[0], expected="a safetensors file", got=file_format(unread[0]).name, remedy="scan the shards alone"
+        )
+    files = tuple((LocalFile(shard), read_entries(shard)) for shard in shards)
+    return OpenCheckpoint(str(place), found.name, files, surroundings=surroundings)
+
+
+def _open_repository(repo: HubRepo, checkpoint: CheckpointSource) -> OpenCheckpoint:
+    api = HfApi()
+    info = patiently(api.model_info, repo.repo_id, revision=repo.revision)
+    surroundings = _around_remote(repo, info)
+    name = find_remote_weights(repo, checkpoint, info)
+    names = [name]
+    if is_index(name):
+        index = Path(patiently(hf_hub_download, repo.repo_id, name, revision=info.sha))
+        names = [(PurePosixPath(name).parent / shard).as_posix() for shard in parse_index(index)]
+    files = [HubFile(repo.repo_id, name, info.sha, api) for name in names]
+    parts = tuple((file, fetch_entries(file)) for file in files)
+    kind = "a safetensors file" if len(names) == 1 else f"{len(names)} safetensors files"
+    return OpenCheckpoint(str(repo), kind, parts, surroundings=surroundings)
+
+
+def _around(folder: Path) -> Surroundings:
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    card = folder / CARD
+    licence = None
+    if card.is_file():
+        licence = CardFacts.from_file(card).columns["license"]
+    return Surroundings(
+        code=_code(names, folder / CONFIG if CONFIG in names else None),
+        pickles=tuple(name for name in names if is_pickle_name(name)),
+        licence=licence,
+        has_card=True,
+    )
+
+
+def _around_remote(repo: HubRepo, info: ModelInfo) -> Surroundings:
+    names = sorted(file.rfilename for file in info.siblings or ())
+    config = None
+    if CONFIG in names:
+        config = Path(patiently(hf_hub_download, repo.repo_id, CONFIG, revision=info.sha))
+    return Surroundings(
+        code=_code(names, config),
+        pickles=tuple(name for name in names if is_pickle_name(name)),
+        licence=CardFacts.from_info(info).columns.get("license"),
+        has_card=True,
+    )
+
+
+def _code(names: list[str], config: Path | None) -> tuple[str, ...]:
+    """Code that `trust_remote_code=True` would run, and other Python files."""
+    found = [name for name in names if name.endswith(".py")]
+    if config is not None:
+        document = read_document(config, expected="the configuration of a network", remedy="mend or remove it")
+        if asked := document.mapping().get("auto_map"):
+            found.append(f"{CONFIG} (auto_map: {', '.join(map(str, asked)) if isinstance(asked, dict) else asked})")
+    return tuple(found)
+
+
+def targets_in(folder: Path) -> Iterator[Path]:
+    """What a folder holds: itself if its files are one checkpoint; otherwise files, and folders of weights in it."""
+    if _holds_weights(folder):
+        yield folder
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        yield from targets_in(path) if path.is_dir() else (path,)
+
+
+def _holds_weights(folder: Path) -> bool:
+    """Whether the files of a folder are one checkpoint."""
+    try:
+        weights_path(CheckpointSource(folder))
+    except (FileNotFoundError, InvalidFileError):
+        return False
+    return True
+
+
+__all__ = ["OpenCheckpoint", "Surroundings", "open_for_scan", "targets_in"]

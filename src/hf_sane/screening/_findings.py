@@ -1,0 +1,266 @@
+"""What a scan finds fault with: one function per rule."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from hf_sane.analysis._report import SpectrumReport
+from hf_sane.records._errors import shorten
+from hf_sane.records._registry import Registry
+from hf_sane.screening._checkpoints import Surroundings
+from hf_sane.screening._initialization import can_be_judged, initialization_of
+from hf_sane.screening._statistics import TensorStatistics
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+MAX_NAMES = 3
+MAX_FLOAT16 = 65504.0
+MIN_PEERS = 8  # matrices that an outlier must stand out from
+OUTLIER = 6.0  # robust standard deviations of the logarithm of the scale
+LEAST_SPREAD = 0.25  # of these logarithms: networks whose layers are all alike are no reason to blame the next one
+MOST = 0.9  # of the matrices that look as if they were initialised: then the whole network does
+TIED = ("embed", "wte", "lm_head", "decoder", "shared", "output_projection")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a checkpoint, or worth knowing.
+
+    Attributes:
+        rule: Name of the rule, as `--fail-on` takes it.
+        severity: `"error"` (it cannot work, or is not safe), `"warning"` (look at it) or `"note"`.
+        message: One sentence.
+        remedy: What to do.
+        tensors: Names of the tensors that it is about.
+    """
+
+    rule: str
+    severity: Severity
+    message: str
+    remedy: str
+    tensors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What rules look at.
+
+    Attributes:
+        tensors: Statistics of all tensors.
+        spectra: Spectra of the matrices that were read whole; `None` if there are none.
+        surroundings: What lies beside the weights.
+    """
+
+    tensors: Sequence[TensorStatistics]
+    spectra: SpectrumReport | None = None
+    surroundings: Surroundings = field(default_factory=Surroundings)
+
+    @property
+    def matrices(self) -> list[TensorStatistics]:
+        """Tensors of two and more axes with finite values that differ."""
+        return [x for x in self.tensors if len(x.shape) >= 2 and "float" in x.dtype and x.std > 0]
+
+
+Rule = Callable[[Evidence], Iterator[Finding]]
+RULES: Registry[Rule] = Registry("rule")
+
+
+def register_rule(name: str) -> Callable[[Rule], Rule]:
+    """Add a rule to every scan; use it as a decorator.
+
+    Args:
+        name: Must be new; it is what `--fail-on` takes, and the `rule` of findings.
+
+    Raises:
+        ValueError: If there is a rule of that name.
+    """
+
+    def add(rule: Rule) -> Rule:
+        RULES.add(name, rule)
+        return rule
+
+    return add
+
+
+def find_faults(evidence: Evidence) -> list[Finding]:
+    """Findings of all rules, the gravest first."""
+    found = [finding for name in RULES for finding in RULES.find(name)(evidence)]
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(shorten(name) for name in names[:MAX_NAMES]) + more
+
+
+@register_rule("nan")
+def not_finite(evidence: Evidence) -> Iterator[Finding]:
+    """NaN and infinite values."""
+    broken = [x for x in evidence.tensors if x.nan or x.infinite]
+    if broken:
+        counts = [(sum(x.nan for x in broken), "NaN"), (sum(x.infinite for x in broken), "infinite")]
+        what = " and ".join(f"{count:,} {word}" for count, word in counts if count)
+        read = sum(x.num_read for x in broken)
+        yield Finding(
+            "nan",
+            "error",
+            f"{what} of {read:,} values that were read, in {listed([x.name for x in broken])}",
+            "the network gives no sensible output: take an earlier checkpoint",
+            tuple(x.name for x in broken),
+        )
+
+
+@register_rule("constant")
+def constant(evidence: Evidence) -> Iterator[Finding]:
+    """Matrices whose values are all equal."""
+    flat = [x for x in evidence.tensors if len(x.shape) >= 2 and x.num_read > 1 and x.low == x.high]
+    fresh = [x.name for x in flat if "lora_B" in x.name or "lora_up" in x.name]
+    if fresh:
+        yield Finding(
+            "untrained",
+            "warning",
+            f"the second factor is all zero in {listed(fresh)}: the adapter changes nothing",
+            "train it, or take the trained one",
+            tuple(fresh),
+        )
+    if names := [x.name for x in flat if x.name not in fresh and "float" in x.dtype]:
+        yield Finding(
+            "constant",
+            "warning",
+            f"all values that were read are equal in {listed(names)}",
+            "such a layer passes nothing on: see whether it was saved before training, or pruned",
+            tuple(names),
+        )
+
+
+@register_rule("duplicate")
+def duplicate(evidence: Evidence) -> Iterator[Finding]:
+    """Tensors that hold the same values."""
+    groups: dict[tuple[object, ...], list[TensorStatistics]] = {}
+    for tensor in evidence.matrices:
+        groups.setdefault((tensor.shape, tensor.dtype, tensor.digest), []).append(tensor)
+    for group in groups.values():
+        names = [x.name for x in group]
+        if len(group) < 2:
+            continue
+        where = "" if all(x.is_whole for x in group) else ", wherever they were read"
+        if all(any(word in name for word in TIED) for name in names):
+            message, remedy = "tied copies", "save them once (safetensors.torch.save_model keeps one of them)"
+            yield Finding("tied", "note", f"{message}: {listed(names)} are equal{where}", remedy, tuple(names))
+        else:
+            message = f"{listed(names)} hold the same values{where}"
+            yield Finding(
+                "duplicate", "warning", message, "trained layers never do: see whether one was copied", tuple(names)
+            )
+
+
+@register_rule("untrained")
+def untrained(evidence: Evidence) -> Iterator[Finding]:
+    """Matrices that look as their initialisation left them."""
+    judged = [x for x in evidence.matrices if can_be_judged(x)]
+    drawn = {x.name: found for x in judged if (found := initialization_of(x)) is not None}
+    if not drawn:
+        return
+    kinds = ", ".join(sorted(set(drawn.values())))
+    if len(drawn) >= MOST * len(judged):
+        message = f"{len(drawn)} of {len(judged)} matrices are as an initialisation draws them ({kinds})"
+        remedy = "load trained weights before use"
+    else:
+        message = f"as an initialisation draws them ({kinds}), unlike the other matrices: {listed(list(drawn))}"
+        remedy = "a head that was added for fine-tuning has to be trained"
+    yield Finding("untrained", "warning", message, remedy, tuple(drawn))
+
+
+@register_rule("outlier")
+def outlier(evidence: Evidence) -> Iterator[Finding]:
+    """Matrices on another scale than all the others."""
+    matrices = evidence.matrices
+    if len(matrices) < MIN_PEERS:
+        return
+    scales = np.log([x.std for x in matrices])
+    middle = np.median(scales)
+    spread = max(1.4826 * float(np.median(np.abs(scales - middle))), LEAST_SPREAD)
+    for tensor, scale in zip(matrices, scales, strict=True):
+        if abs(scale - middle) > OUTLIER * spread:
+            yield Finding(
+                "outlier",
+                "warning",
+                f"{shorten(tensor.name)} has a standard deviation of {tensor.std:.3g}, "
+                f"{math.exp(abs(scale - middle)):.0f} times as {'large' if scale > middle else 'small'} as the median "
+                "of the matrices",
+                "see whether training diverged there, or whether the layer was rescaled",
+                (tensor.name,),
+            )
+
+
+@register_rule("rank")
+def rank_collapse(evidence: Evidence) -> Iterator[Finding]:
+    """Matrices of low rank."""
+    layers = evidence.spectra.layers if evidence.spectra is not None else ()
+    if names := [layer.name for layer in layers if layer.phase == "rank-collapse"]:
+        message = f"rank collapse in {listed(names)}"
+        remedy = "the layer uses few directions: see hf-sane analyze; a smaller rank may do"
+        yield Finding("rank", "warning", message, remedy, tuple(names))
+
+
+@register_rule("overflow")
+def overflow(evidence: Evidence) -> Iterator[Finding]:
+    """Values that the type can barely hold, or that a common cast would lose."""
+    finite = [x for x in evidence.tensors if math.isfinite(x.largest)]
+    if near := [x for x in finite if x.dtype == "float16" and x.largest > MAX_FLOAT16 / 2]:
+        largest = max(x.largest for x in near)
+        yield Finding(
+            "overflow",
+            "warning",
+            f"values up to {largest:,.0f} in float16, which ends at {MAX_FLOAT16:,.0f}, in "
+            f"{listed([x.name for x in near])}",
+            "store them as bfloat16 or float32",
+            tuple(x.name for x in near),
+        )
+    wide = [x for x in finite if x.dtype in ("bfloat16", "float32", "float64") and x.largest > MAX_FLOAT16]
+    if wide:
+        yield Finding(
+            "overflow",
+            "note",
+            f"values up to {max(x.largest for x in wide):.3g} in {listed([x.name for x in wide])}",
+            "a cast to float16 would make them infinite",
+            tuple(x.name for x in wide),
+        )
+
+
+@register_rule("remote-code")
+def remote_code(evidence: Evidence) -> Iterator[Finding]:
+    """Code that comes with the weights."""
+    if code := evidence.surroundings.code:
+        yield Finding(
+            "remote-code",
+            "warning",
+            f"code comes with the weights: {listed(code)}",
+            "read it before trust_remote_code=True; this scan ran none of it",
+        )
+
+
+@register_rule("pickle")
+def pickles(evidence: Evidence) -> Iterator[Finding]:
+    """Files that could run code when they are opened."""
+    if names := evidence.surroundings.pickles:
+        yield Finding(
+            "pickle",
+            "warning",
+            f"pickles, which could run code when they are opened: {listed(names)}",
+            "load safetensors instead; open pickles with weights_only=True",
+        )
+
+
+@register_rule("licence")
+def missing_licence(evidence: Evidence) -> Iterator[Finding]:
+    """A repository whose card names no licence."""
+    if evidence.surroundings.has_card and evidence.surroundings.licence is None:
+        yield Finding("licence", "note", "no licence is named", "add `license:` to the front matter of README.md")
+
+
+__all__ = ["RULES", "SEVERITIES", "Evidence", "Finding", "Severity", "find_faults", "register_rule"]

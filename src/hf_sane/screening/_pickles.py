@@ -1,0 +1,37 @@
+"""What a pickle would run if it were opened, by picklescan, which reads its opcodes and runs none."""
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+
+from hf_sane.records._errors import shorten
+from hf_sane.screening._findings import Finding, listed
+from hf_sane.tokenization._formats import TORCHSCRIPT, file_format
+
+INSTALL = "pip install 'hf_sane[scan]'"
+
+
+def scan_pickle(path: Path) -> list[Finding]:
+    """Findings about the code in a file of PyTorch or a plain pickle; none for files of other formats."""
+    found = file_format(path)
+    if found.reader != "pickle" and found != TORCHSCRIPT and "pickle" not in found.name:
+        return []
+    advice = "save the tensors as safetensors (safetensors.torch.save_file)"
+    if find_spec("picklescan") is None:
+        message = "a pickle, whose opcodes were not scanned: picklescan is not installed"
+        return [Finding("pickle", "warning", message, f"{INSTALL}; {advice}")]
+    from picklescan.scanner import SafetyLevel, scan_file_path
+
+    logging.getLogger("picklescan").setLevel(logging.CRITICAL)  # it also logs what it returns
+    result = scan_file_path(str(path))
+    calls = sorted({f"{x.module}.{x.name}" for x in result.globals if x.safety == SafetyLevel.Dangerous})
+    if calls:
+        message = f"opening it would run {listed([shorten(call) for call in calls])}"
+        return [Finding("pickle", "error", message, "do not open it without weights_only=True; tell its author")]
+    unknown = sorted({f"{x.module}.{x.name}" for x in result.globals if x.safety == SafetyLevel.Suspicious})
+    what = f", which imports {listed([shorten(name) for name in unknown])}" if unknown else ""
+    damaged = "; parts of it could not be scanned" if result.scan_err else ""
+    return [Finding("pickle", "warning", f"a pickle{what}{damaged}", advice)]
+
+
+__all__ = ["scan_pickle"]

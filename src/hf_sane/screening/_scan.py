@@ -1,0 +1,241 @@
+"""Scan a checkpoint: headers, a sample of its values, spectra, and what is wrong with it."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_sane.analysis._report import SpectrumReport
+from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
+from hf_sane.core._types import StateDict
+from hf_sane.records._errors import InvalidFileError, shorten
+from hf_sane.records._settings import CheckedSettings, setting
+from hf_sane.screening._checkpoints import OpenCheckpoint, open_for_scan
+from hf_sane.screening._findings import Evidence, Finding, Severity, find_faults
+from hf_sane.screening._pickles import scan_pickle
+from hf_sane.screening._plan import plan_reads
+from hf_sane.screening._statistics import Moments, TensorStatistics, decode, tensor_statistics
+from hf_sane.tokenization._checkpoints import CheckpointSource
+from hf_sane.tokenization._formats import file_format
+
+MAX_SIDE = 2048  # of a matrix whose spectrum is part of a scan: a larger one takes seconds
+MAX_KEPT_BYTES = 2**28  # of matrices that wait for their spectra
+BAR_DELAY = 2.0  # seconds before a progress bar appears
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+DEFAULT_SHARE, READ_WHOLE = 0.01, 64 * 10**6
+
+
+@dataclass(kw_only=True)
+class SamplingSettings(CheckedSettings):
+    """How much of a checkpoint is read."""
+
+    budget: str = setting(
+        "How much of each checkpoint to read: a share (1%) or bytes (64MB). By default all of up to 64 MB, and 1 % of "
+        "larger ones, but at least 64 MB.",
+        default="",
+    )
+    spectra: bool = setting("Compute the spectra of matrices that were read whole.", default=True)
+    seed: int = setting("Random seed of the places that are read.", default=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What a scan found out about one checkpoint.
+
+    Attributes:
+        source: What was scanned.
+        format: What it is; why it was not read, if it was not.
+        tensors: Statistics by tensor.
+        spectra: Spectra of matrices that were read whole; `None` if there are none.
+        findings: What is wrong, the gravest first.
+        num_bytes: Bytes of all tensors.
+        bytes_read: Bytes that were read of them.
+        bytes_downloaded: Bytes that came from the Hub, headers included; `None` for files of this machine.
+        seconds: Time that it took.
+        skipped: Matrices without a spectrum, and why.
+    """
+
+    source: str
+    format: str
+    tensors: tuple[TensorStatistics, ...] = ()
+    spectra: SpectrumReport | None = None
+    findings: tuple[Finding, ...] = ()
+    num_bytes: int = 0
+    bytes_read: int = 0
+    bytes_downloaded: int | None = None
+    seconds: float = 0.0
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_weights(self) -> int:
+        """Values of all tensors."""
+        return sum(tensor.num_values for tensor in self.tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        alphas = {} if self.spectra is None else {layer.name: layer.row() for layer in self.spectra.layers}
+        kept = ("alpha", "rank", "stable_rank", "phase")
+        layers = [
+            tensor.row() | {name: alphas[tensor.name][name] for name in kept if tensor.name in alphas}
+            for tensor in self.tensors
+        ]
+        return {
+            "source": self.source,
+            "format": self.format,
+            "weights": self.num_weights,
+            "bytes": self.num_bytes,
+            "bytes_read": self.bytes_read,
+            "bytes_downloaded": self.bytes_downloaded,
+            "seconds": round(self.seconds, 3),
+            "findings": [vars(finding) | {"tensors": list(finding.tensors)} for finding in self.findings],
+            "tensors": layers,
+            "skipped": self.skipped,
+        }
+
+
+def scan_checkpoint(checkpoint: CheckpointSource, settings: SamplingSettings, *, is_named: bool = True) -> Scan:
+    """Scan one checkpoint. What cannot be read is a finding, not an error.
+
+    Args:
+        checkpoint: A file, a folder with one checkpoint, or a repository on the Hub.
+        settings: How much to read.
+        is_named: Whether the user named it; otherwise it lay in a folder, which may hold other files than weights.
+
+    Raises:
+        FileNotFoundError: If there is no such source.
+        ConnectionError: If the Hub cannot be reached.
+    """
+    started = time.perf_counter()
+    try:
+        opened = open_for_scan(checkpoint)
+    except InvalidFileError as error:
+        return _unreadable(checkpoint, error, is_named=is_named)
+    if opened.path is not None:
+        statistics = [tensor_statistics(name, tensor) for name, tensor in opened.whole.items()]
+        num_bytes = read = sum(tensor.nbytes for tensor in opened.whole.values())
+        kept = {name: tensor for name, tensor in opened.whole.items() if _has_spectrum(tensor)}
+    else:
+        num_bytes = sum(entry.stop - entry.start for entry in opened.entries.values())
+        reading = _Reading(opened, settings, num_bytes)
+        statistics, kept, read = list(reading), reading.kept, reading.bytes_read
+    spectra, skipped = _spectra(kept, settings, opened.source)
+    findings = find_faults(Evidence(statistics, spectra, opened.surroundings))
+    if opened.path is not None:
+        findings = [*scan_pickle(opened.path), *findings]
+    return Scan(
+        source=opened.source,
+        format=opened.format,
+        tensors=tuple(statistics),
+        spectra=spectra,
+        findings=tuple(findings),
+        num_bytes=num_bytes,
+        bytes_read=read,
+        bytes_downloaded=opened.bytes_downloaded,
+        seconds=time.perf_counter() - started,
+        skipped=skipped,
+    )
+
+
+class _Reading:
+    """Statistics of the tensors of a checkpoint, file by file in the order of their bytes."""
+
+    def __init__(self, opened: OpenCheckpoint, settings: SamplingSettings, num_bytes: int) -> None:
+        self._files = opened.files
+        self._plans = plan_reads(opened.entries, read_budget(settings.budget, num_bytes), seed=settings.seed)
+        self._spectra = settings.spectra
+        self._label = opened.source
+        self.kept: StateDict = {}
+        self.bytes_read = 0
+
+    def __iter__(self) -> Iterator[TensorStatistics]:
+        total = sum(plan.num_bytes for plan in self._plans.values())
+        with tqdm(
+            total=total, desc=shorten(self._label, 40), unit="B", unit_scale=True, delay=BAR_DELAY, leave=False
+        ) as bar:
+            for file, entries in self._files:
+                names = sorted(entries, key=lambda name: entries[name].start)
+                parts = file.read_ranges([block for name in names for block in self._plans[name].blocks])
+                for name in names:
+                    outline, plan = entries[name].outline, self._plans[name]
+                    moments, values = Moments(), []
+                    is_kept = self._keeps(outline) and plan.is_whole
+                    for part in islice(parts, len(plan.blocks)):
+                        block = decode(part, outline.dtype)
+                        moments.add(block, part)
+                        if is_kept:
+                            values.append(block)
+                        self.bytes_read += len(part)
+                        bar.update(len(part))
+                    if is_kept:
+                        self.kept[name] = torch.cat(values).view(outline.shape)
+                    yield moments.statistics(name, outline)
+
+    def _keeps(self, outline: Tensor) -> bool:
+        """Whether a matrix waits for its spectrum."""
+        held = sum(tensor.nbytes for tensor in self.kept.values())
+        return self._spectra and _has_spectrum(outline) and held + outline.nbytes <= MAX_KEPT_BYTES
+
+
+def _has_spectrum(tensor: Tensor) -> bool:
+    is_float = tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return is_float and tensor.ndim >= 2 and 1 < min(tensor.shape[0], tensor[0].numel()) <= MAX_SIDE
+
+
+def _spectra(
+    tensors: StateDict, settings: SamplingSettings, source: str
+) -> tuple[SpectrumReport | None, dict[str, str]]:
+    if not settings.spectra or not tensors:
+        return None, {}
+    try:
+        report = analyze_spectrum(tensors, SpectrumSettings(num_bootstrap=0, seed=settings.seed))
+    except ValueError as error:  # not one of them has a spectrum
+        return None, {source: shorten(error)}
+    return report, dict(report.skipped)
+
+
+def _unreadable(checkpoint: CheckpointSource, error: InvalidFileError, *, is_named: bool) -> Scan:
+    """A damaged file, one of a format that is not read, or one that is none of weights."""
+    source, path = str(checkpoint.source), Path(error.file)
+    found = file_format(path) if path.is_file() else None
+    if found is not None and not found.holds_weights and path.stat().st_size and not is_named:
+        return Scan(source=source, format=f"no weights: {found.name}")
+    severity: Severity = "warning" if found is not None and found.reader is None and not is_named else "error"
+    problem = Finding("unreadable", severity, f"expected {error.expected}, got {error.got}", error.remedy)
+    findings = (*(scan_pickle(path) if path.is_file() else ()), problem)
+    return Scan(source=source, format=f"not read: {error.got}", findings=findings)
+
+
+def read_budget(text: str, num_bytes: int) -> int:
+    """Bytes to read of `num_bytes`.
+
+    Args:
+        text: A share such as `"1%"`, bytes such as `"64MB"`, or nothing for the default: all of a small checkpoint,
+            1 % of a large one, but never less than of a small one.
+        num_bytes: Bytes of the checkpoint.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if not text:
+        return num_bytes if num_bytes <= READ_WHOLE else max(READ_WHOLE, round(DEFAULT_SHARE * num_bytes))
+    number, scale = text.strip().upper(), 0.0
+    for unit in ("%", *sorted(UNITS, key=len, reverse=True)):
+        if number.endswith(unit):
+            number, scale = number.removesuffix(unit).strip(), num_bytes / 100 if unit == "%" else UNITS[unit]
+            break
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not scale or not 0 < value < float("inf") or (text.strip().endswith("%") and value > 100):
+        raise ValueError(f"expected a budget such as 1% or 64MB, got {text!r}")
+    return max(1, round(value * scale))
+
+
+__all__ = ["SamplingSettings", "Scan", "read_budget", "scan_checkpoint"]

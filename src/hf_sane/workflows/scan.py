@@ -1,0 +1,305 @@
+"""Scan checkpoints for faults, by a sample of their weights."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote
+
+from hf_sane import __version__
+from hf_sane.records._errors import did_you_mean
+from hf_sane.records._escaping import markdown_text
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._sources import parse_source
+from hf_sane.screening._checkpoints import targets_in
+from hf_sane.screening._findings import RULES, SEVERITIES, Finding
+from hf_sane.screening._scan import SamplingSettings, Scan, scan_checkpoint
+from hf_sane.tokenization._checkpoints import CheckpointSource
+from hf_sane.workflows.results import Result, Table, cell_text, optional_output
+from hf_sane.workflows.shared import WeightsSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FINDING = 1  # exit code
+MAX_ROWS = 40  # tensors in a printed table
+CONDITION = re.compile(r"\s*(?P<measure>[a-z_]+)\s*(?P<sign>[<>])\s*(?P<limit>[-+.\deE]+)\s*")
+MEASURES: dict[str, str] = {
+    "alpha": "exponent of the tail of the spectrum",
+    "std": "standard deviation",
+    "largest": "largest absolute value",
+    "kurtosis": "kurtosis",
+}
+LEVELS = {"error": "error", "warning": "warning", "note": "note"}  # of SARIF
+SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+
+
+@dataclass(kw_only=True)
+class ScanSettings(SamplingSettings, WeightsSettings):
+    """Settings of [`scan`]."""
+
+    sources: list[str] = setting(
+        "Checkpoints: files, folders, Hub repo ids. Of a folder without weights of its own, all that is in it.",
+        positional=True,
+    )
+    output: Path | None = setting(
+        "New folder for the report (JSON, Markdown, SARIF) and the run record.", default=None, short="-o"
+    )
+    fail_on: list[str] = setting(
+        "What makes the exit code 1: names of rules (nan), severities (error, warning, note), or conditions on a "
+        "tensor such as 'alpha>8' or 'std>1'; 'never' for nothing.",
+        factory=lambda: ["error"],
+    )
+    revision: str | None = setting("Branch, tag or commit of the Hub repos.", default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.sources, str | Path):
+            self.sources = [str(self.sources)]
+        for wanted in self.fail_on:
+            _condition(wanted)
+
+
+@dataclass(kw_only=True)
+class ScanResult(Result):
+    """What a scan found.
+
+    Attributes:
+        scans: One per checkpoint.
+        failures: What of it makes the exit code 1, as sentences.
+    """
+
+    JOB: ClassVar[str] = "scan"
+
+    scans: list[Scan]
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def findings(self) -> list[tuple[str, Finding]]:
+        """Findings of all checkpoints, with what they are about."""
+        return [(scan.source, finding) for scan in self.scans for finding in scan.findings]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if something that `fail_on` names was found."""
+        return FINDING if self.failures else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All scans, and what failed."""
+        return {"scans": [scan.to_dict() for scan in self.scans], "failures": self.failures}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per tensor, as a pandas table."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [{"source": scan.source, **row} for scan in self.scans for row in scan.to_dict()["tensors"]]
+        )
+
+    def summary(self) -> list[str]:
+        """What was read, of a single checkpoint."""
+        if len(self.scans) != 1:
+            return []
+        scan = self.scans[0]
+        if not scan.num_bytes:
+            return [f"{scan.source}: {scan.format}"]
+        return [
+            f"{scan.source}: {scan.format}, {scan.num_weights:,} weights in {len(scan.tensors)} tensors",
+            f"read {scan.bytes_read:,} of {scan.num_bytes:,} bytes ({scan.bytes_read / scan.num_bytes:.1%}) "
+            f"in {scan.seconds:.1f} s",
+        ]
+
+    def tables(self) -> list[Table]:
+        """Checkpoints if there are several, findings, and the tensors of a single one."""
+        if len(self.scans) != 1:
+            columns = ("checkpoint", "format", "tensors", "weights", "read", "findings")
+            rows = [[*_facts(scan), _counts(scan.findings)] for scan in self.scans]
+            broken = [scan for scan in self.scans if scan.findings]
+            return [Table(columns, rows), *(_list_of(scan, title=scan.source) for scan in broken)]
+        tables = [_list_of(self.scans[0], title="findings" if self.scans[0].findings else "no findings")]
+        tensors = self.scans[0].to_dict()["tensors"]
+        header = ("tensor", "shape", "dtype", "read", "mean", "std", "largest", "kurtosis", "alpha", "st. rank")
+        caption = f"and {len(tensors) - MAX_ROWS} more: see --json" if len(tensors) > MAX_ROWS else ""
+        rows = [_cells(row) for row in tensors[:MAX_ROWS]]
+        return [*tables, Table(header, rows, caption=caption)] if rows else tables
+
+    def to_markdown(self) -> str:
+        """A block for a model card."""
+        lines = ["### Scan of the weights", ""]
+        for scan in self.scans:
+            lines.append(f"- {markdown_text(scan.source)}: {markdown_text(scan.format)}, {_read(scan)}")
+            lines += [f"  - **{x.severity}** ({x.rule}): {markdown_text(x.message)}" for x in scan.findings]
+            lines += [] if scan.findings else ["  - no findings"]
+        return "\n".join([*lines, "", f"Made by `hf-sane scan` (hf_sane {__version__})."]) + "\n"
+
+    def to_sarif(self) -> dict[str, Any]:
+        """The findings in the Static Analysis Results Interchange Format 2.1.0, which code hosts show."""
+        results = [
+            {
+                "ruleId": finding.rule,
+                "level": LEVELS[finding.severity],
+                "message": {"text": f"{finding.message}; {finding.remedy}"},
+                "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(source)}}}],
+            }
+            for source, finding in self.findings
+        ]
+        rules = [{"id": name} for name in dict.fromkeys(finding.rule for _, finding in self.findings)]
+        driver = {"name": "hf-sane scan", "version": __version__, "rules": rules}
+        return {
+            "$schema": SARIF_SCHEMA,
+            "version": "2.1.0",
+            "runs": [{"tool": {"driver": driver}, "results": results}],
+        }
+
+    def write(self, partial: Path) -> None:
+        """Write report.json, report.md, report.sarif and the run record."""
+        (partial / "report.json").write_text(self.to_json() + "\n", encoding="utf-8")
+        (partial / "report.md").write_text(self.to_markdown(), encoding="utf-8")
+        (partial / "report.sarif").write_text(json.dumps(self.to_sarif(), indent=2) + "\n", encoding="utf-8")
+        super().write(partial)
+
+
+def scan(*sources: str | Path, **options: Any) -> ScanResult:
+    """Scan checkpoints: headers, statistics of a sample of their weights, and what is wrong with them.
+
+    Nothing that comes with a checkpoint is run. Of safetensors on the Hub, only the bytes that are asked for are
+    downloaded.
+
+    ```python
+    result = hf_sane.scan("org/some-model", budget="1%")
+    print(result)
+    ```
+
+    Args:
+        *sources: Files, folders, Hub repo ids.
+        **options: Other fields of [`ScanSettings`].
+    """
+    return run_scan(ScanSettings(sources=[str(source) for source in sources], **options))
+
+
+def run_scan(settings: ScanSettings) -> ScanResult:
+    """Scan checkpoints for faults: headers first, then a stratified sample of their values.
+
+    Nothing that comes with a checkpoint is run, and of safetensors on the Hub only the bytes that are needed are
+    downloaded. The exit code is 1 if something that --fail-on names was found.
+    """
+    record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
+    sampling = SamplingSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SamplingSettings)})
+    with optional_output(settings.output, ScanResult.JOB) as partial:
+        scans = [
+            scan_checkpoint(target, sampling, is_named=target.source in settings.sources)
+            for target in _targets(settings)
+        ]
+        failures = [text for wanted in settings.fail_on for text in _failures(wanted, scans)]
+        result = ScanResult(record=record, scans=scans, failures=failures)
+        record.finish({"checkpoints": len(scans), "findings": len(result.findings), "failures": len(failures)})
+        if partial is not None:
+            result.write(partial)
+    result.output = settings.output
+    return result
+
+
+def _targets(settings: ScanSettings) -> Iterable[CheckpointSource]:
+    """One source per checkpoint."""
+    for source in settings.sources:
+        checkpoint = CheckpointSource(source, settings.revision, settings.subfolder, settings.variant, settings.key)
+        place = parse_source(source, revision=settings.revision)
+        if not isinstance(place, Path) or not place.is_dir():
+            yield checkpoint
+            continue
+        inside = list(targets_in(place))
+        if not inside:
+            raise FileNotFoundError(f"{place} is an empty folder; name a checkpoint, or a folder with some")
+        is_one = inside == [place] or settings.subfolder is not None or settings.variant is not None
+        yield from [checkpoint] if is_one else (CheckpointSource(path, key=settings.key) for path in inside)
+
+
+def _condition(wanted: str) -> Callable[[Scan], Iterable[str]]:
+    """What a word of `--fail-on` finds in a scan, as sentences."""
+    if wanted == "never":
+        return lambda scan: ()
+    if wanted in SEVERITIES:
+        graver = SEVERITIES[: SEVERITIES.index(wanted) + 1]
+        return lambda scan: [_sentence(scan, x) for x in scan.findings if x.severity in graver]
+    if wanted in RULES or wanted == "unreadable":
+        return lambda scan: [_sentence(scan, x) for x in scan.findings if x.rule == wanted]
+    found = CONDITION.fullmatch(wanted)
+    if found is None or found["measure"] not in MEASURES:
+        names = [*RULES, "unreadable", *SEVERITIES, "never"]
+        meant = did_you_mean(wanted, names)
+        raise ValueError(
+            f"expected --fail-on to be {', '.join(names)}, or a condition such as alpha>8 on {', '.join(MEASURES)}, "
+            f"got {wanted!r}{meant}"
+        )
+    measure, limit, is_more = found["measure"], float(found["limit"]), found["sign"] == ">"
+
+    def beyond(scan: Scan) -> list[str]:
+        rows = [(row["name"], row.get(measure)) for row in _rows(scan)]
+        return [
+            f"{scan.source}: {name} has {MEASURES[measure]} {value:.4g} {found['sign']} {limit:g}"
+            for name, value in rows
+            if value is not None and (value > limit if is_more else value < limit)
+        ]
+
+    return beyond
+
+
+def _failures(wanted: str, scans: Sequence[Scan]) -> list[str]:
+    return [text for scan in scans for text in _condition(wanted)(scan)]
+
+
+def _rows(scan: Scan) -> list[dict[str, Any]]:
+    largest = {tensor.name: tensor.largest for tensor in scan.tensors}
+    return [row | {"largest": largest[row["name"]]} for row in scan.to_dict()["tensors"]]
+
+
+def _sentence(scan: Scan, finding: Finding) -> str:
+    return f"{scan.source}: {finding.message}"
+
+
+def _read(scan: Scan) -> str:
+    return (
+        f"{scan.num_weights:,} weights, {scan.bytes_read / scan.num_bytes:.1%} read" if scan.num_bytes else "not read"
+    )
+
+
+def _facts(scan: Scan) -> list[Any]:
+    share = f"{scan.bytes_read / scan.num_bytes:.1%}" if scan.num_bytes else None
+    return [scan.source, scan.format, len(scan.tensors) or None, scan.num_weights or None, share]
+
+
+def _counts(findings: Sequence[Finding]) -> str:
+    counts = {severity: sum(x.severity == severity for x in findings) for severity in SEVERITIES}
+    return ", ".join(f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in counts.items() if count)
+
+
+def _list_of(scan: Scan, *, title: str) -> Table:
+    """Findings line by line: sentences are hard to read in columns."""
+    lines = [f"  {x.severity} ({x.rule}): {x.message}\n    {x.remedy}" for x in scan.findings]
+    return Table(title=title, caption="\n".join(lines))
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    whole = row["num_read"] == row["num_values"]
+    spread = None if row["std"] is None else cell_text(row["std"])
+    if spread and not whole and row["std_error"]:
+        spread += f" ± {row['std_error']:.1g}"
+    largest = None if row["low"] is None else max(abs(row["low"]), abs(row["high"]))
+    return [
+        row["name"],
+        "x".join(map(str, row["shape"])) or "scalar",
+        row["dtype"],
+        "all" if whole else f"{row['num_read'] / row['num_values']:.1%}",
+        row["mean"],
+        spread,
+        largest,
+        row["kurtosis"],
+        row.get("alpha"),
+        row.get("stable_rank"),
+    ]
+
+
+__all__ = ["ScanResult", "ScanSettings", "run_scan", "scan"]

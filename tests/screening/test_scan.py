@@ -1,0 +1,225 @@
+"""The road of a scan: files, folders, repositories, what is read of them, and how it ends."""
+
+import json
+import os
+import pickle
+from http import HTTPStatus
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hub_server import Fault
+from safetensors.torch import save, save_file
+
+import hf_sane
+from hf_sane.screening import _pickles
+from hf_sane.screening._statistics import tensor_statistics
+from hf_sane.tokenization._byte_ranges import JOINED_GAP, joined
+
+
+def network(scale: float = 1.0, size: int = 700) -> dict[str, torch.Tensor]:
+    """Three large matrices and a bias."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        f"layers.{index}.weight": scale
+        * torch.randn(size, 600, generator=generator)
+        * (1 + torch.rand(size, 1, generator=generator))
+        for index in range(3)
+    }
+    return weights | {"layers.0.bias": torch.ones(size)}
+
+
+class Planted:
+    def __reduce__(self):
+        return (os.system, ("touch planted_code_ran",))
+
+
+def test_a_file_that_is_read_whole_has_the_statistics_of_its_tensors(tmp_path):
+    tensors = network()
+    save_file(tensors, tmp_path / "model.safetensors")
+    (scan,) = hf_sane.scan(tmp_path / "model.safetensors").scans
+    assert {x.name: x.row() for x in scan.tensors} == {n: tensor_statistics(n, t).row() for n, t in tensors.items()}
+    assert scan.bytes_read == scan.num_bytes == sum(tensor.nbytes for tensor in tensors.values())
+    assert scan.num_weights == sum(tensor.numel() for tensor in tensors.values())
+    assert {layer.name for layer in scan.spectra.layers} == {name for name in tensors if "weight" in name}
+    assert scan.findings == ()
+
+
+def test_a_sample_reads_its_budget_and_comes_close(tmp_path):
+    tensors = network(size=3000)
+    save_file(tensors, tmp_path / "model.safetensors")
+    result = hf_sane.scan(tmp_path / "model.safetensors", budget="30%")
+    (scan,) = result.scans
+    assert scan.bytes_read == pytest.approx(0.3 * scan.num_bytes, rel=0.1)
+    for found in scan.tensors:
+        assert found.std == pytest.approx(tensors[found.name].std(correction=0).item(), abs=6 * found.std_error + 1e-9)
+    assert scan.spectra is None
+    assert "±" in str(result)
+
+
+def test_a_repository_is_scanned_like_the_folder_it_is_a_copy_of_with_few_bytes(tmp_path, local_hub):
+    tensors = network(size=3000)
+    parts = [dict(list(tensors.items())[:2]), dict(list(tensors.items())[2:])]
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {"weight_map": {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}}
+    files = {name: save(part) for name, part in zip(names, parts, strict=True)}
+    files |= {"model.safetensors.index.json": json.dumps(index).encode(), "config.json": b"{}"}
+    files["README.md"] = b"---\nlicense: mit\n---\n"
+    local_hub.storage.add_files("models", "org/big", files)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    total = sum(len(content) for content in files.values())
+    local_hub.faults.append(Fault(pattern="safetensors$", status=503, headers={"Retry-After": "0"}))
+    (there,) = hf_sane.scan("org/big", budget="10%").scans
+    (here,) = hf_sane.scan(tmp_path, budget="10%").scans
+    assert [x.row() for x in there.tensors] == [x.row() for x in here.tensors]
+    assert there.findings == here.findings == ()
+    assert there.bytes_read == here.bytes_read
+    answers = [x for x in local_hub.log if x.path.endswith(".safetensors") and x.status == HTTPStatus.PARTIAL_CONTENT]
+    sent = sum(answer.sent for answer in answers)
+    assert there.bytes_downloaded == sent < 0.2 * total
+    assert here.bytes_downloaded is None
+
+
+def test_neighbours_are_asked_for_in_one_request():
+    gap = JOINED_GAP
+    assert list(joined([(0, 5), (5, 9), (9 + gap, 20 + gap), (21 + 2 * gap, 22 + 2 * gap)])) == [
+        [(0, 5), (5, 9), (9 + gap, 20 + gap)],
+        [(21 + 2 * gap, 22 + 2 * gap)],
+    ]
+    assert list(joined([])) == []
+
+
+def test_what_lies_beside_the_weights_of_a_repository_is_told(local_hub):
+    files = {
+        "model.safetensors": save(network()),
+        "config.json": json.dumps({"auto_map": {"AutoModel": "modeling_x.X"}}).encode(),
+        "modeling_x.py": b"raise SystemExit('planted')",
+        "pytorch_model.bin": b"\x80\x04.",
+    }
+    local_hub.storage.add_files("models", "org/strange", files)
+    (scan,) = hf_sane.scan("org/strange").scans
+    assert [x.rule for x in scan.findings] == ["remote-code", "pickle", "licence"]
+    assert "modeling_x.py" in scan.findings[0].message
+    assert "auto_map: AutoModel" in scan.findings[0].message
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A folder with one of each."""
+    folder = tmp_path / "mixed"
+    (folder / "deep" / "one").mkdir(parents=True)
+    save_file(network(), folder / "deep" / "one" / "model.safetensors")
+    save_file(network() | {"layers.0.bias": torch.full((700,), torch.nan)}, folder / "broken.safetensors")
+    (folder / "cut.safetensors").write_bytes(save(network())[:1000])
+    (folder / "empty.bin").write_bytes(b"")
+    (folder / "llama.gguf").write_bytes(b"GGUF" + bytes(40))
+    (folder / "notes.txt").write_text("nothing")
+    (folder / "page.bin").write_text("<!doctype html><html></html>")
+    torch.save(network(), folder / "plain.pt")
+    (folder / "runs.pkl").write_bytes(pickle.dumps(Planted()))
+    torch.save({"w": torch.ones(2), "x": Planted()}, folder / "trap.pt")
+    return folder
+
+
+def test_every_file_of_a_folder_has_a_line_and_none_stops_the_others(mixed, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    result = hf_sane.scan(mixed)
+    found = {Path(scan.source).name: scan for scan in result.scans}
+    rules = {name: [(x.rule, x.severity) for x in scan.findings] for name, scan in found.items()}
+    assert rules == {
+        "broken.safetensors": [("nan", "error")],
+        "cut.safetensors": [("unreadable", "error")],
+        "one": [("licence", "note")],
+        "empty.bin": [("unreadable", "warning")],
+        "llama.gguf": [("unreadable", "warning")],
+        "notes.txt": [],
+        "page.bin": [],
+        "plain.pt": [("pickle", "warning")],
+        "runs.pkl": [("pickle", "error"), ("unreadable", "warning")],
+        "trap.pt": [("pickle", "error"), ("unreadable", "error")],
+    }
+    assert "opening it would run" in found["runs.pkl"].findings[0].message
+    assert found["llama.gguf"].format == "not read: a GGUF file"
+    assert found["notes.txt"].format == "no weights: a text"
+    assert not (tmp_path / "planted_code_ran").exists()
+    assert result.exit_code == 1
+    for name in found:
+        assert name in str(result)
+
+
+def test_without_picklescan_it_says_that_opcodes_were_not_scanned(mixed, monkeypatch):
+    monkeypatch.setattr(_pickles, "find_spec", lambda name: None)
+    (scan,) = hf_sane.scan(mixed / "plain.pt").scans
+    (found,) = scan.findings
+    assert found.severity == "warning"
+    assert "picklescan is not installed" in found.message
+    assert "hf_sane[scan]" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "expected"),
+    [
+        ([], 0),
+        (["error"], 1),
+        (["nan"], 1),
+        (["untrained"], 0),
+        (["never"], 0),
+        (["note"], 1),
+        (["std>0.5"], 1),
+        (["std>100", "largest < 1e9"], 1),
+        (["kurtosis>1000"], 0),
+        (["alpha>0.1"], 1),
+    ],
+)
+def test_the_exit_code_is_what_was_asked_for(fail_on, expected, tmp_path):
+    save_file(network() | {"layers.0.bias": torch.full((700,), torch.nan)}, tmp_path / "x.safetensors")
+    assert hf_sane.scan(tmp_path / "x.safetensors", fail_on=fail_on).exit_code == expected
+
+
+@pytest.mark.parametrize("wanted", ["nam", "beta>1", "std>", "std=1", ""])
+def test_what_cannot_fail_is_refused_before_the_work(wanted, tmp_path):
+    with pytest.raises(ValueError, match="expected --fail-on to be nan, constant, .*, got"):
+        hf_sane.scan(tmp_path / "missing", fail_on=[wanted])
+
+
+def test_reports_are_written_and_hold_what_was_found(mixed, tmp_path, hf_sane_command):
+    (mixed / "x](http:evil) *.safetensors").write_bytes(b"?" * 20)
+    hf_sane_command("scan", mixed, "--output", tmp_path / "out", "--fail-on", "never", exit_code=0)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(report["scans"]) == 11
+    sarif = json.loads((tmp_path / "out" / "report.sarif").read_text())
+    results = sarif["runs"][0]["results"]
+    uris = {x["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for x in results}
+    assert not any(" " in uri for uri in uris)
+    assert len(results) == sum(len(scan["findings"]) for scan in report["scans"])
+    assert {x["level"] for x in results} == {"error", "warning", "note"}
+    assert {x["ruleId"] for x in results} == {x["id"] for x in sarif["runs"][0]["tool"]["driver"]["rules"]}
+    card = (tmp_path / "out" / "report.md").read_text()
+    assert card.count("\n- ") == 11
+    assert r"x\](http:evil) \*.safetensors" in card
+    assert "**error** (nan)" in card
+
+
+def test_the_verb_ends_with_the_code_of_its_result(mixed, hf_sane_command):
+    found = hf_sane_command("scan", mixed / "broken.safetensors", "--json", exit_code=1)
+    parsed = json.loads(found.stdout)
+    assert parsed["failures"] == [f"{mixed / 'broken.safetensors'}: {parsed['scans'][0]['findings'][0]['message']}"]
+    hf_sane_command("scan", mixed / "broken.safetensors", "--fail-on", "untrained,rank", exit_code=0)
+
+
+def test_frames_have_a_row_per_tensor(tmp_path):
+    for name in ("a", "b"):
+        save_file(network(), tmp_path / f"{name}.safetensors")
+    frame = hf_sane.scan(tmp_path / "a.safetensors", tmp_path / "b.safetensors").to_frame()
+    assert len(frame) == 8
+    assert np.isfinite(frame["std"]).all()
+    assert set(frame["source"]) == {str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")}
+
+
+@pytest.mark.parametrize("make", [lambda f: None, lambda f: f.mkdir()], ids=["nothing", "an empty folder"])
+def test_nothing_to_scan_is_an_error(make, tmp_path):
+    make(tmp_path / "folder")
+    with pytest.raises(FileNotFoundError, match="no such file or folder|is an empty folder"):
+        hf_sane.scan(tmp_path / "folder")
