@@ -13,6 +13,7 @@ VERBS = {
     "info --extractor": ("info", "here.safetensors", "--extractor", "{}"),
     "analyze": ("analyze", "{}"),
     "analyze --sane": ("analyze", "here.safetensors", "--min-values", 3, "--sane", "{}"),
+    "scan": ("scan", "{}"),
     "embed --sane": ("embed", "here.safetensors", "--sane", "{}", *OUTPUT),
     "embed --zoo": ("embed", "--zoo", "{}", "--sane", "sane", *OUTPUT),
     "soup": ("soup", "{}", "{}", *OUTPUT),

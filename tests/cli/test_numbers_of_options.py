@@ -35,6 +35,7 @@ NEEDED = {
     "reconstruct": {"sane": "sane", "zoo": ["zoo"], "images": "digits"},
     "regions": {"zoo": ["zoo"], "output": "out", "plots": False},
     "sample": {"sane": "sane", "zoo": "zoo", "output": "out"},
+    "scan": {"sources": ["a"]},
     "show": {"zoo": "zoo"},
     "soup": {"ingredients": ["a", "b"], "output": "out"},
 }

@@ -149,6 +149,7 @@ def verbs(own, out, zoo, sane, kind):
         ("info", own, "--json"),
         ("info", sane, "--extractor", own),
         ("analyze", own, "--min-values", 3, "--num-bootstrap", 0, "--no-plots"),
+        ("scan", own, "--no-spectra", "--fail-on", "never"),
         ("embed", own, "--sane", sane, "-o", out / "a"),
         ("soup", own, own, "-o", out / "b"),
         ("regions", "--adapter", f"a={own}", "--adapter", f"b={own}", "-o", out / "c", "--no-plots"),

@@ -76,7 +76,14 @@ def test_everything_is_read_for_a_budget_of_everything():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1%", 10_000_000), ("100 %", 1_000_000_000), ("0.1%", 1_000_000), ("64MB", 64_000_000), ("2KiB", 2048), ("7b", 7)],
+    [
+        ("1%", 10_000_000),
+        ("100 %", 1_000_000_000),
+        ("0.1%", 1_000_000),
+        ("64MB", 64_000_000),
+        ("2KiB", 2048),
+        ("7b", 7),
+    ],
 )
 def test_budgets(text, expected):
     assert read_budget(text, 1_000_000_000) == expected

@@ -45,7 +45,11 @@ def with_nan() -> torch.Tensor:
 FAULTY = {
     "nan": (changed("layer4.weight", with_nan()), "error", "1 NaN and 1 infinite of 4,800 values"),
     "constant": (changed("layer4.weight", torch.ones(80, 60)), "warning", "all values that were read are equal"),
-    "duplicate": (changed("layer4.weight", trained(7)), "warning", "layer4.weight, layer7.weight hold the same values"),
+    "duplicate": (
+        changed("layer4.weight", trained(7)),
+        "warning",
+        "layer4.weight, layer7.weight hold the same values",
+    ),
     "tied": (
         network() | {"embed.weight": trained(20), "lm_head.weight": trained(20)},
         "note",

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, ModelInfo, hf_hub_download
 
 from hf_sane.core._types import StateDict
 from hf_sane.records._documents import read_document
-from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._errors import InvalidFileError, shorten
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.tokenization._byte_ranges import HubFile, LocalFile, RandomAccessFile
@@ -109,7 +109,10 @@ def _open_repository(repo: HubRepo, checkpoint: CheckpointSource) -> OpenCheckpo
     api = HfApi()
     info = patiently(api.model_info, repo.repo_id, revision=repo.revision)
     surroundings = _around_remote(repo, info)
-    name = find_remote_weights(repo, checkpoint, info)
+    try:
+        name = find_remote_weights(repo, checkpoint, info)
+    except FileNotFoundError as error:
+        return OpenCheckpoint(str(repo), f"not read: {shorten(error, 400)}", surroundings=surroundings)
     names = [name]
     if is_index(name):
         index = Path(patiently(hf_hub_download, repo.repo_id, name, revision=info.sha))

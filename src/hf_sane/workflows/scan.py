@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
 from hf_sane import __version__
+from hf_sane.cards._tables import fact_text
 from hf_sane.records._errors import did_you_mean
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._run_record import RunRecord
@@ -18,7 +19,7 @@ from hf_sane.screening._checkpoints import targets_in
 from hf_sane.screening._findings import RULES, SEVERITIES, Finding
 from hf_sane.screening._scan import SamplingSettings, Scan, scan_checkpoint
 from hf_sane.tokenization._checkpoints import CheckpointSource
-from hf_sane.workflows.results import Result, Table, cell_text, optional_output
+from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.shared import WeightsSettings
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def _list_of(scan: Scan, *, title: str) -> Table:
 
 def _cells(row: dict[str, Any]) -> list[Any]:
     whole = row["num_read"] == row["num_values"]
-    spread = None if row["std"] is None else cell_text(row["std"])
+    spread = None if row["std"] is None else fact_text(row["std"])
     if spread and not whole and row["std_error"]:
         spread += f" ± {row['std_error']:.1g}"
     largest = None if row["low"] is None else max(abs(row["low"]), abs(row["high"]))
