@@ -3,12 +3,15 @@
 import json
 import os
 import pickle
+import re
+import shlex
 from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hub_server import Fault
 from safetensors.torch import save, save_file
 
@@ -223,3 +226,16 @@ def test_nothing_to_scan_is_an_error(make, tmp_path):
     make(tmp_path / "folder")
     with pytest.raises(FileNotFoundError, match="no such file or folder|is an empty folder"):
         hf_sane.scan(tmp_path / "folder")
+
+
+def test_the_workflow_file_of_the_guide_scans_a_folder_of_checkpoints(tmp_path, monkeypatch, hf_sane_command):
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "scan.md").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[1])
+    steps = workflow["jobs"]["weights"]["steps"]
+    (command,) = [step["run"] for step in steps if step.get("run", "").startswith("hf-sane")]
+    (tmp_path / "checkpoints").mkdir()
+    save_file(network(), tmp_path / "checkpoints" / "a.safetensors")
+    monkeypatch.chdir(tmp_path)
+    hf_sane_command(*shlex.split(command)[1:])
+    (report,) = [step["with"]["sarif_file"] for step in steps if "sarif_file" in step.get("with", {})]
+    assert json.loads(Path(report).read_text())["version"] == "2.1.0"
