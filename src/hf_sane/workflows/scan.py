@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
-from hf_sane import __version__
 from hf_sane.cards._tables import fact_text
 from hf_sane.records._errors import did_you_mean
 from hf_sane.records._escaping import markdown_text
@@ -134,7 +133,7 @@ class ScanResult(Result):
             lines.append(f"- {markdown_text(scan.source)}: {markdown_text(scan.format)}, {_read(scan)}")
             lines += [f"  - **{x.severity}** ({x.rule}): {markdown_text(x.message)}" for x in scan.findings]
             lines += [] if scan.findings else ["  - no findings"]
-        return "\n".join([*lines, "", f"Made by `hf-sane scan` (hf_sane {__version__})."]) + "\n"
+        return "\n".join([*lines, "", f"Made by `hf-sane scan` (hf_sane {self.record.versions['hf_sane']})."]) + "\n"
 
     def to_sarif(self) -> dict[str, Any]:
         """The findings in the Static Analysis Results Interchange Format 2.1.0, which code hosts show."""
@@ -148,7 +147,7 @@ class ScanResult(Result):
             for source, finding in self.findings
         ]
         rules = [{"id": name} for name in dict.fromkeys(finding.rule for _, finding in self.findings)]
-        driver = {"name": "hf-sane scan", "version": __version__, "rules": rules}
+        driver = {"name": "hf-sane scan", "version": self.record.versions["hf_sane"], "rules": rules}
         return {
             "$schema": SARIF_SCHEMA,
             "version": "2.1.0",
