@@ -123,5 +123,4 @@ __all__ = [
     "AlignZooResult",
     "AlignZooSettings",
     "align_zoo",
-    "run_align_zoo",
 ]

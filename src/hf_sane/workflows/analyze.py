@@ -163,5 +163,4 @@ __all__ = [
     "AnalyzeResult",
     "AnalyzeSettings",
     "analyze",
-    "run_analyze",
 ]

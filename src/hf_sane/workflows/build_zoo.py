@@ -76,5 +76,4 @@ def run_build_zoo(settings: BuildZooSettings, *, data: ImageData | None = None) 
 __all__ = [
     "BuildZooSettings",
     "build_zoo",
-    "run_build_zoo",
 ]

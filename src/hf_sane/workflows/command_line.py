@@ -281,6 +281,5 @@ def script(settings: type, run: Callable[[Any], Result], *, name: str) -> Callab
 
 
 __all__ = [
-    "run_workflow",
     "script",
 ]

@@ -236,5 +236,4 @@ __all__ = [
     "EmbedResult",
     "EmbedSettings",
     "embed",
-    "run_embed",
 ]

@@ -147,5 +147,4 @@ __all__ = [
     "ImportZooResult",
     "ImportZooSettings",
     "import_zoo",
-    "run_import_zoo",
 ]

@@ -121,5 +121,4 @@ __all__ = [
     "InfoResult",
     "InfoSettings",
     "info",
-    "run_info",
 ]

@@ -91,5 +91,4 @@ def parse_source(text: str) -> tuple[str, str, str | None]:
 __all__ = [
     "MixZoosSettings",
     "mix_zoos",
-    "run_mix_zoos",
 ]

@@ -108,5 +108,4 @@ def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = Non
 __all__ = [
     "PretrainingResult",
     "pretrain",
-    "run_pretrain",
 ]

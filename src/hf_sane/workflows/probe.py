@@ -206,5 +206,4 @@ __all__ = [
     "ProbeResult",
     "ProbeSettings",
     "probe",
-    "run_probe",
 ]

@@ -185,6 +185,5 @@ __all__ = [
     "is_zoo",
     "load_zoo",
     "open_zoos",
-    "run_show_zoo",
     "show_zoo",
 ]

@@ -175,6 +175,4 @@ __all__ = [
     "PushSettings",
     "pull",
     "push",
-    "run_pull",
-    "run_push",
 ]
