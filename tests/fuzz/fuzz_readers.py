@@ -39,9 +39,11 @@ from hf_sane.tokenization._pretrained import load_pretrained
 from hf_sane.tokenization._safetensors_header import read_header
 from hf_sane.zoo._alignment_record import FILE_NAME as ALIGNMENT
 from hf_sane.zoo._alignment_record import Alignment
+from hf_sane.zoo._dataset import Zoo, ZooSplit, open_data
 from hf_sane.zoo._facts import FILE_NAME as FACTS
 from hf_sane.zoo._facts import ZooFacts, facts_json, layout_key, read_facts
-from hf_sane.zoo._records import MEASURES
+from hf_sane.zoo._records import MEASURES, ModelRecord, batched, write_parquet
+from hf_sane.zoo._stream import ZooStream
 from hf_sane.zoo.building._build import check_group, read_group_state
 from hf_sane.zoo.importing._arrays import ArrayZoo
 from hf_sane.zoo.importing._cards import CardFacts
@@ -72,6 +74,7 @@ class Reader:
     seeds: tuple[bytes, ...]
     check: Callable[[Path, object], None] = lambda folder, found: None
     others: Mapping[str, bytes] | None = None
+    is_slow: bool = False  # gets a fifth of the inputs
 
 
 def _torch_file(content: object, *, legacy: bool = False) -> bytes:
@@ -155,7 +158,7 @@ def _facts() -> tuple[ZooFacts, Layout]:
             {layout_key(layout): layout.to_dict()},
             {key: settings},
             {"seed": 0},
-            splits={"train": {"networks": 2}},
+            splits={"train": {"networks": 2}, "validation": {"networks": 0}, "test": {"networks": 0}},
         ),
         layout,
     )
@@ -354,7 +357,48 @@ def make_readers(folder: Path) -> dict[str, Reader]:
             (b'{"lr": 0.1, "model::nlin": "relu", "seed": null}',),
             others={"result.json": b'{"training_iteration": 1, "test_acc": 0.5, "config": {"lr": 0.1}}\n'},
         ),
+        "zoo": Reader(
+            "train-00000-of-00001.parquet", lambda f: _open_zoo(f, facts), (_zoo_rows(folder),), _check_zoo, is_slow=True
+        ),
+        "streamed zoo": Reader(
+            "train-00000-of-00001.parquet",
+            lambda f: ZooStream(str(f.parent), f.name, facts).sample("train", 2),
+            (_zoo_rows(folder),),
+            _check_split,
+            is_slow=True,
+        ),
     }
+
+
+def _zoo_rows(folder: Path) -> bytes:
+    """The rows that [`_facts`] speaks of."""
+    facts, layout = _facts()
+    layout_name, architecture = next(iter(facts.layouts)), next(iter(facts.architectures))
+    properties = {"layout": layout_name, "architecture": architecture, "epoch": 1, "train_loss": 0.5}
+    tokens = layout.tokens(_network().state_dict())
+    records = [ModelRecord(tokens, layout.template, {**properties, "run_id": name}) for name in ("a", "b")]
+    return write_parquet(batched(records), folder, "train")[0].read_bytes()
+
+
+def _open_zoo(folder: Path, facts: ZooFacts) -> Zoo:
+    with tempfile.TemporaryDirectory() as copies:
+        zoo = open_data(folder, facts, copies)
+        _check_zoo(folder, zoo)
+    return zoo
+
+
+def _check_zoo(folder: Path, found: object) -> None:
+    """Whatever was opened can be used."""
+    assert isinstance(found, Zoo)
+    _check_split(folder, found.splits["train"])
+
+
+def _check_split(folder: Path, found: object) -> None:
+    assert isinstance(found, ZooSplit)
+    for index in range(len(found)):
+        found.state_dict(index)
+        for name in found.table.scalar_columns:
+            found.column(name)
 
 
 def _array(values: np.ndarray) -> bytes:

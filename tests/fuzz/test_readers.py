@@ -7,9 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 EXAMPLES = 40
-ALL = settings(
-    max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-)
+SLOW_EXAMPLES = 10
+ALL = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +25,13 @@ def test_a_reader_accepts_its_own_files(name, trials):
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_takes_any_bytes(name, trials):
     trial = trials[name]
-    seeds = trial.reader.seeds
+    seeds, examples = trial.reader.seeds, SLOW_EXAMPLES if trial.reader.is_slow else EXAMPLES
 
-    @ALL
+    @settings(ALL, max_examples=examples)
     @given(st.one_of(st.binary(max_size=64), *(mutations(seed, trial.reader.file) for seed in seeds)))
     def run(content):
         trial.run(content)
 
     run()
     assert trial.refused
-    assert trial.accepted + trial.refused >= EXAMPLES // 2
+    assert trial.accepted + trial.refused >= examples // 2

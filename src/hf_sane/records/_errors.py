@@ -95,5 +95,8 @@ def reading(
         yield
     except InvalidFileError:
         raise
-    except (*MALFORMED, *also) as error:
+    except (OSError, *MALFORMED, *also) as error:
+        # Arrow says of damaged bytes what the system says of a damaged disk, but without the system's number.
+        if isinstance(error, OSError) and not isinstance(error, also) and (error.errno, type(error)) != (None, OSError):
+            raise
         raise InvalidFileError(file, field=field, expected=expected, got=error, remedy=remedy) from error

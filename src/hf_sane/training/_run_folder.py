@@ -89,10 +89,9 @@ class RunFolder:
 
     def describe_rest(self) -> str:
         """What an interruption leaves for the next call."""
-        checkpoints = list_checkpoints(self.checkpoints)
-        if self.is_finished and not (checkpoints and (self.path / UNFINISHED).is_file()):
+        if self.is_finished:
             return f"{self.path} is finished"
-        if checkpoints:
+        if checkpoints := list_checkpoints(self.checkpoints):
             return f"{checkpoints[-1]} is kept; the same command with {RESUME} continues from there"
         return f"{self.path} holds no checkpoint yet; the same command starts the run again"
 

@@ -15,12 +15,13 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from pyarrow.dataset import ParquetFragmentScanOptions
 
+from hf_sane.records._errors import reading
 from hf_sane.records._outputs import MANIFEST
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import find_source
 from hf_sane.zoo._alignment_record import FILE_NAME as ALIGNMENT_NAME
 from hf_sane.zoo._alignment_record import Alignment
-from hf_sane.zoo._dataset import ZooSplit, choose_config
+from hf_sane.zoo._dataset import REMEDY, UNREADABLE, ZooSplit, choose_config
 from hf_sane.zoo._facts import ZooFacts, data_folder, fetch_facts, read_facts
 from hf_sane.zoo._records import FEATURES
 from hf_sane.zoo._writing import check_stream, check_zoo
@@ -90,20 +91,25 @@ class ZooStream:
 
         Yields:
             Rows with the columns of `FEATURES`; tokens are NumPy arrays.
+
+        Raises:
+            InvalidFileError: If files are damaged.
         """
-        stream = patiently(
-            datasets.load_dataset,
-            *self._place(split),
-            split=split,
-            revision=self.revision,
-            streaming=True,
-            fragment_scan_options=ParquetFragmentScanOptions(
-                cache_options=pa.CacheOptions(range_size_limit=REQUEST_BYTES)
-            ),
-        ).with_format("arrow")
-        if seed is None:
-            return _rows(stream)
-        return _shuffled(stream.reshard(), np.random.default_rng((seed, epoch)), buffer_size)
+        with reading(self.source, expected="the parquet files of a zoo", remedy=REMEDY, also=UNREADABLE):
+            stream = patiently(
+                datasets.load_dataset,
+                *self._place(split),
+                split=split,
+                revision=self.revision,
+                streaming=True,
+                fragment_scan_options=ParquetFragmentScanOptions(
+                    cache_options=pa.CacheOptions(range_size_limit=REQUEST_BYTES)
+                ),
+            ).with_format("arrow")
+            if seed is None:
+                yield from _rows(stream)
+            else:
+                yield from _shuffled(stream.reshard(), np.random.default_rng((seed, epoch)), buffer_size)
 
     def _place(self, split: str) -> tuple[Any, ...]:
         """Path, configuration and files for Datasets, which would take `zoo[1]` on this machine for a pattern."""
