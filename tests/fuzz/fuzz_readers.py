@@ -358,7 +358,11 @@ def make_readers(folder: Path) -> dict[str, Reader]:
             others={"result.json": b'{"training_iteration": 1, "test_acc": 0.5, "config": {"lr": 0.1}}\n'},
         ),
         "zoo": Reader(
-            "train-00000-of-00001.parquet", lambda f: _open_zoo(f, facts), (_zoo_rows(folder),), _check_zoo, is_slow=True
+            "train-00000-of-00001.parquet",
+            lambda f: _open_zoo(f, facts),
+            (_zoo_rows(folder),),
+            _check_zoo,
+            is_slow=True,
         ),
         "streamed zoo": Reader(
             "train-00000-of-00001.parquet",

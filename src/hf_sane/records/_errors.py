@@ -96,7 +96,11 @@ def reading(
     except InvalidFileError:
         raise
     except (OSError, *MALFORMED, *also) as error:
-        # Arrow says of damaged bytes what the system says of a damaged disk, but without the system's number.
-        if isinstance(error, OSError) and not isinstance(error, also) and (error.errno, type(error)) != (None, OSError):
+        if isinstance(error, OSError) and not isinstance(error, also) and not _is_of_a_parser(error):
             raise
         raise InvalidFileError(file, field=field, expected=expected, got=error, remedy=remedy) from error
+
+
+def _is_of_a_parser(error: OSError) -> bool:
+    """Whether an error is about bytes, as those of Arrow are, and none of the system, which has a number, or a kind."""
+    return type(error) is OSError and error.errno is None

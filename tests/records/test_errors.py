@@ -1,0 +1,33 @@
+"""What counts as a fault of a file, and what does not."""
+
+import errno
+
+import pytest
+
+from hf_sane.records._errors import InvalidFileError, reading
+
+
+def read(error: Exception, also: tuple[type[Exception], ...] = ()) -> None:
+    with reading("some.file", expected="rows", remedy="take another", also=also):
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), OSError("Couldn't deserialize thrift")])
+def test_a_parser_finds_fault_with_the_file(error):
+    with pytest.raises(InvalidFileError, match=r"some.file: expected rows, got \w+Error: .*; take another"):
+        read(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "Input/output error"), FileNotFoundError("x"), ConnectionError("x"), RuntimeError("x")],
+)
+def test_disks_and_networks_are_not_the_fault_of_the_file(error):
+    with pytest.raises(type(error)) as caught:
+        read(error)
+    assert caught.value is error
+
+
+def test_unless_the_reader_says_so():
+    with pytest.raises(InvalidFileError):
+        read(FileNotFoundError("x"), also=(FileNotFoundError,))
