@@ -20,9 +20,10 @@ from torch import Tensor
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import cnn_digits, mlp
+from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.networks._stacked import StackedNetworks
-from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.networks._training import train_stacked
 from hf_sane.records._failures import run_script
 from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import PermutationSpec

@@ -31,7 +31,8 @@ from hf_sane.analysis._regions import RegionMap
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.hub._publish import load_sane
 from hf_sane.networks._hyperparameters import HyperParameters
-from hf_sane.networks._images import SPLITS, ImageData, load_zoo_images
+from hf_sane.networks._image_sources import SPLITS
+from hf_sane.networks._images import ImageData, load_zoo_images
 from hf_sane.networks._stacked import StackedNetworks, with_settings
 from hf_sane.networks._training import train_stacked
 from hf_sane.records._failures import run_script

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from running import finish, new_parser, start
 
 from hf_sane.architectures.presets import cnn_s
+from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._stacked import StackedNetworks
-from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.networks._training import train_stacked
 from hf_sane.records._failures import run_script
 
 LEARNING_RATE = 1e-3

@@ -176,6 +176,26 @@ def test_few_names_are_public():
     assert len(public) < MAX_PUBLIC
 
 
+def defined_names(tree: ast.Module) -> set[str]:
+    """Names that a module defines itself, at its top."""
+    found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    places = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    return found | {x.id for place in places for x in ast.walk(place) if isinstance(x, ast.Name)}
+
+
+def test_private_names_are_imported_from_where_they_are_defined():
+    trees = {path: ast.parse(path.read_text()) for path in PYTHON}
+    paths = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
+    private = {name: defined_names(trees[path]) for name, path in paths.items() if path.name.startswith("_")}
+    private = {name: names for name, names in private.items() if not name.endswith("__init__")}
+    assert not [name for name, names in private.items() if "__all__" in names]  # what is exported, the room says
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module in private:
+                names = {alias.name for alias in node.names}
+                assert names <= private[node.module], f"{path}:{node.lineno}: {node.module} does not define them all"
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_documentation_uses_public_names(path):
     exported = exports()

@@ -4,7 +4,8 @@ import torch
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 
-from hf_sane.analysis._regions import RegionMap, RegionScores
+from hf_sane.analysis._region_results import RegionScores
+from hf_sane.analysis._regions import RegionMap
 from hf_sane.architectures.presets import cnn_digits
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.symmetry._networks import permutation_spec

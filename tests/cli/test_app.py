@@ -10,7 +10,8 @@ from forks import Fork, run_in_fork
 from typer.testing import CliRunner
 
 from hf_sane.cli import app as program
-from hf_sane.cli.app import app, describe_error
+from hf_sane.cli.app import app
+from hf_sane.records._failures import describe_error
 
 VERBS = [
     ("zoo", "build"),

@@ -16,9 +16,10 @@ from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.merging._averaging import average_checkpoints
 from hf_sane.merging._ingredients import expand_folders, open_ingredients
 from hf_sane.merging._scoring import ImageScore
+from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._images import load_images
 from hf_sane.networks._stacked import StackedNetworks
-from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.networks._training import train_stacked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.symmetry._transformers_models import transformers_spec
 

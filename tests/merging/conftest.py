@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from hf_sane.architectures.presets import cnn_digits
+from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._stacked import StackedNetworks
-from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.networks._training import train_stacked
 
 CONFIG = cnn_digits()
 

@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.merging._swa import SWASchedule, WeightAverager, train_stacked_swa
+from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._stacked import StackedNetworks
-from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.networks._training import train_stacked
 from hf_sane.training._pretraining import prepare_run
 from hf_sane.training._settings import PretrainSettings
 

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModel
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.layers_sane import SANEPositionEmbedding, SANESinusoidalEmbedding
 from hf_sane.models.losses_sane import masked_reconstruction_loss, nt_xent_loss
-from hf_sane.models.modeling_sane import SANEModel, SANEOutput
+from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.outputs_sane import SANEOutput
 
 TINY = {
     "token_dim": 12,

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import hf_sane
-from hf_sane.networks._images import SPLITS, load_images, load_zoo_images
+from hf_sane.networks._image_sources import SPLITS
+from hf_sane.networks._images import load_images, load_zoo_images
 from hf_sane.records._errors import InvalidFileError
 
 

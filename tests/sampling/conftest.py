@@ -7,9 +7,10 @@ from hf_sane.architectures.presets import build_model, mlp
 from hf_sane.core._layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._stacked import StackedNetworks
-from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.networks._training import train_stacked
 from hf_sane.sampling._generation import NetworkCodec
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 

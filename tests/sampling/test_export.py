@@ -5,8 +5,9 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from hf_sane.architectures.presets import build_model, cifar_resnet
+from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._stacked import StackedNetworks
-from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.networks._training import train_stacked
 from hf_sane.sampling._export import Provenance, export_network
 from hf_sane.sampling._generation import Density, sample_networks, with_num_labels
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.core._adapters import load_adapter, save_adapter
+from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._stacked import StackedNetworks
-from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.networks._training import train_stacked
 from hf_sane.sampling._finetuning import (
     StepSettings,
     accuracy,

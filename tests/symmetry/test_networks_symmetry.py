@@ -7,8 +7,9 @@ from transformers import PreTrainedConfig, ResNetConfig, ViTConfig
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits, cnn_l, cnn_s, mlp, resnet
 from hf_sane.symmetry._matching import match_many, weight_similarity
-from hf_sane.symmetry._networks import permutation_spec, verify
+from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import AxisSlice, PermutationSpec
+from hf_sane.symmetry.tracing._verification import verify
 
 CONFIGS = {
     "mlp": mlp(image_size=6, hidden_sizes=(12, 9, 5)),

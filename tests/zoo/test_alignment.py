@@ -7,7 +7,8 @@ from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry.tracing._trace import trace_permutations
-from hf_sane.zoo._alignment import Alignment, align_zoo, aligned_tokens, token_permutations
+from hf_sane.zoo._alignment import align_zoo, aligned_tokens, token_permutations
+from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import ZooSettings

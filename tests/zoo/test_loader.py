@@ -12,7 +12,8 @@ from hf_sane.core._augmentation import multiplicative_noise
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo._alignment import Alignment, aligned_tokens
+from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._dataset import ZooSplit
 from hf_sane.zoo._facts import read_facts
 from hf_sane.zoo.building._build import build_zoo

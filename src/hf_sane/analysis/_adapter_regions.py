@@ -143,6 +143,3 @@ def adapter_map(
 def _shape(factors: tuple[Tensor, Tensor]) -> tuple[int, ...]:
     first, second = factors
     return (second.shape[0], *first.shape[1:])
-
-
-__all__ = ["Factors", "adapter_points", "equal_adapters", "points_from_gram", "product_gram", "shared_modules"]

@@ -53,6 +53,3 @@ def project(points: Tensor, method: Projection = "tsne", *, seed: int = 0) -> Te
 
     neighbours = min(NEIGHBOURS, len(points) - 1)
     return torch.from_numpy(UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(values)).float()
-
-
-__all__ = ["Projection", "project"]

@@ -136,6 +136,3 @@ def latent_points(
         for part in tokens.split(batch_size)
     ]
     return torch.cat(parts).flatten(1)
-
-
-__all__ = ["align_networks", "flatten_networks", "latent_points", "stack_networks", "unflatten_networks"]

@@ -121,6 +121,3 @@ def plot_scores(scores: Mapping[str, RegionScores], path: Path, *, quantity: str
     axes.grid(axis="y", alpha=0.25)
     axes.legend(fontsize=7)
     save_picture(figure, path)
-
-
-__all__ = ["plot_maps", "plot_properties", "plot_scores"]

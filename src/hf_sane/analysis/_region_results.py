@@ -104,6 +104,3 @@ class RegionScores:
         difference = first.double()[:, None] - second.double()
         better = difference > 0 if self.higher_is_better else difference < 0
         return (better.double() + 0.5 * (difference == 0)).mean().item()
-
-
-__all__ = ["GroupDistances", "Place", "RegionAccuracy", "RegionScores"]

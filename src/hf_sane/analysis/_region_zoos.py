@@ -227,6 +227,3 @@ def _chosen(zoo: Zoo, splits: Sequence[str], epoch: int | None, limit: int | Non
         if len(part):
             found.append(part)
     return found
-
-
-__all__ = ["DATA_SET", "LabelledNetworks", "zoo_networks"]

@@ -341,6 +341,3 @@ def _between_labels(values: Tensor, codes: Tensor) -> Tensor:
     """Sums of `[M, M]` values over pairs of labels: `[L, L]`."""
     members = torch.nn.functional.one_hot(codes).to(values)
     return members.mT @ values @ members
-
-
-__all__ = ["GroupDistances", "Metric", "RegionAccuracy", "RegionMap", "RegionScores", "Rule"]

@@ -97,6 +97,3 @@ def _environment() -> Environment:
 def _listed(values: Iterable[object]) -> Markup:
     """Values with commas between them; the `join` of templates would lose what is escaped already."""
     return Markup(", ".join(map(markdown_text, values)))
-
-
-__all__ = ["render", "render_model_card"]

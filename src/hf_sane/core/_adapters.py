@@ -257,19 +257,3 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
-
-
-__all__ = [
-    "ADAPTER",
-    "ADAPTER_CONFIG",
-    "ADAPTER_WEIGHTS",
-    "adapter_size",
-    "adapter_tensors",
-    "attach_lora",
-    "load_adapter",
-    "match_modules",
-    "quiet_peft",
-    "read_adapter_config",
-    "require_hub_id",
-    "save_adapter",
-]

@@ -109,6 +109,3 @@ class RegressionMetrics(evaluate.Metric):
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         return regression_scores(predictions, references)
-
-
-__all__ = ["RegressionMetrics"]

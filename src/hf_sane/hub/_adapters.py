@@ -114,6 +114,3 @@ def write_pretraining_card(folder: Path, arguments: PretrainSettings, network_co
             folder, base_config, title="LoRA adapter of SANE", network_config=network_config, datasets=datasets
         )
     return write_sane_card(folder, network_config=network_config, datasets=datasets)
-
-
-__all__ = ["save_network_adapter", "write_adapter_card", "write_pretraining_card"]

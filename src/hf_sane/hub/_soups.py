@@ -120,6 +120,3 @@ def _carry_files(source: Path | None, partial: Path) -> None:
     for name in CARRIED_FILES:
         if source is not None and (source / name).is_file():
             shutil.copyfile(source / name, partial / name)
-
-
-__all__ = ["save_adapter_soup", "save_soup", "save_soup_of_files"]

@@ -357,6 +357,3 @@ def _choice(adapter: Adapter) -> dict[str, Any]:
     """The fields that choose layers, as far as they say the same in the same words."""
     values = {key: adapter.config.get(key) for key in CHOICE}
     return {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in values.items()}
-
-
-__all__ = ["Adapter", "AdapterMixer", "AdapterSoup", "average_adapters", "open_adapters"]

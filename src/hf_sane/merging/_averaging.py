@@ -238,16 +238,3 @@ def _agreed(name: str, parts: Sequence[tuple[Ingredient, float]]) -> Tensor:
                 "and quantised weights cannot be averaged; average unquantised checkpoints of one architecture"
             )
     return value
-
-
-__all__ = [
-    "average_checkpoints",
-    "average_tensors",
-    "averaged_config",
-    "check_weights",
-    "pour",
-    "soup_dtype",
-    "to_dtype",
-    "uniform_weights",
-    "untie",
-]

@@ -348,6 +348,3 @@ def _vocabulary(path: Path) -> Any:
         return path.read_bytes()
     content = read_document(path, expected="a tokenizer").mapping()
     return {key: content.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
-
-
-__all__ = ["Ingredient", "align_ingredients", "check_compatible", "is_averaged", "open_ingredients"]

@@ -89,6 +89,3 @@ def measured_soup(method: str, mixer: Mixer, scores: Mapping[str, SplitScore]) -
         mixer.mix(list(made.weights.values()))
         results["steps"] = [asdict(step) for step in made.steps]
     return made, results
-
-
-__all__ = ["MERGE_METHODS", "MergeMethod", "RegisteredMethod", "measured_soup", "register_merge_method"]

@@ -120,6 +120,3 @@ def _unwrapped(outlines: StateDict) -> dict[str, str]:
     if AVERAGED in outlines and all(name.startswith(WRAPPER) for name in names):
         names = {name.removeprefix(WRAPPER): name for name in names}
     return names
-
-
-__all__ = ["Renamed", "carries_nothing", "complete_config", "reconcile", "tied_names"]

@@ -52,6 +52,3 @@ class ImageScore:
 
     def _compare(self) -> Metric:
         return Metric(self.metric, self.options, self.higher_is_better)
-
-
-__all__ = ["ImageScore"]

@@ -151,15 +151,3 @@ def score_ingredients(mixer: Mixer, score: Score) -> list[float]:
             raise ValueError(f"the held-out score of {name} is NaN; leave the checkpoint out or choose another metric")
         scores.append(value)
     return scores
-
-
-__all__ = [
-    "CheckpointMixer",
-    "GreedyStep",
-    "Mixer",
-    "NamesMixer",
-    "Score",
-    "Soup",
-    "equal_weights",
-    "score_ingredients",
-]

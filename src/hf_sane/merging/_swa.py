@@ -275,6 +275,3 @@ def _cycle_ends(
         )
         tensors = snapshot.tensors
         yield tensors
-
-
-__all__ = ["SWAResult", "SWASchedule", "WeightAverager", "train_stacked_swa"]

@@ -92,6 +92,3 @@ def load_released_cifar_resnet(path: str | Path) -> CIFARResNetForImageClassific
         model = CIFARResNetForImageClassification(config)
         model.load_state_dict(state_dict, strict=False)
     return model.eval()
-
-
-__all__ = ["RELEASED_PIXEL_MEAN", "RELEASED_PIXEL_STD", "load_released_cifar_resnet"]

@@ -125,6 +125,3 @@ def _single_value(name: str, found: Mapping[str, Any]) -> float:
     if not isinstance(value, int | float | np.number):
         raise ValueError(f"the metric {name!r} gives {dict(found)}: expected one number to select by; see its options")
     return float(value)
-
-
-__all__ = ["BUILT_IN", "Metric", "load_metric", "module_logits"]

@@ -216,6 +216,3 @@ class ModuleSettings(CheckedSettings):
         given = self.module_args
         arguments = read_settings(given, "--module-args") if isinstance(given, str) else given
         register_architecture(load_module(self.module, arguments), inputs, name=name)
-
-
-__all__ = ["ModuleArchitecture", "ModuleSettings", "load_module", "register_architecture"]

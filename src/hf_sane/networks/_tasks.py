@@ -202,6 +202,3 @@ class SplitScore:
     def __call__(self, model: nn.Module) -> float:
         """Score a model."""
         return self.task.measure_one(model, self.split)
-
-
-__all__ = ["Classification", "Judgement", "LabelledData", "OwnTask", "SplitScore", "Task"]

@@ -39,6 +39,3 @@ def map_on_threads(function: Callable[[Item], Result], items: Iterable[Item]) ->
             return list(pool.map(run, waiting))
     finally:
         torch.set_num_threads(threads)
-
-
-__all__ = ["map_on_threads"]

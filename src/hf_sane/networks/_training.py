@@ -345,6 +345,3 @@ class _Stack:
             second.mul_(ADAM_BETAS[1]).addcmul_(gradient, gradient, value=1 - ADAM_BETAS[1])
             scale = second.sqrt().div_(math.sqrt(1 - ADAM_BETAS[1] ** self.done)).add_(ADAM_EPSILON)
             self.parameters.addcmul_(rate, first / scale, value=-1 / (1 - ADAM_BETAS[0] ** self.done))
-
-
-__all__ = ["HyperParameters", "Optimizer", "Schedule", "Snapshot", "train_stacked"]

@@ -157,6 +157,3 @@ def _by_layer(latents: Tensor, layout: Layout, pool: Callable[[Tensor], Tensor])
 
 def _mean_and_std(layer: Tensor) -> Tensor:
     return torch.cat([layer.mean(dim=1), layer.std(dim=1, unbiased=False)], dim=1)
-
-
-__all__ = ["MOMENT_LEVELS", "POOLINGS", "Pooling", "pool_latents", "register_pooling"]

@@ -74,6 +74,3 @@ def single_lines(value: Any, limit: int = MAX_TEXT) -> Any:
 def plot_text(value: object, limit: int = 200) -> str:
     """A value as a label of matplotlib, which reads `$...$` as a formula."""
     return shorten(str(value), limit).replace("$", r"\$")
-
-
-__all__ = ["MAX_TEXT", "Markup", "markdown_code", "markdown_text", "plot_text", "python_literal", "single_lines"]

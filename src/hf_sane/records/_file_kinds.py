@@ -36,6 +36,3 @@ PICTURE = FileKind(
     "a picture",
     lambda content: content.startswith((b"\x89PNG\r\n", b"%PDF", b"<?xml", b"<svg", b"%!PS", b"\xff\xd8\xff")),
 )
-
-
-__all__ = ["PICTURE", "FileKind"]

@@ -55,6 +55,3 @@ def _import_package(name: str) -> Any:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     return importlib.import_module(name)
-
-
-__all__ = ["load_named"]

@@ -60,6 +60,3 @@ def load_plugins() -> None:
     """
     for point in entry_points(group=PLUGINS):
         point.load()
-
-
-__all__ = ["Registry", "load_plugins"]

@@ -211,16 +211,3 @@ def _exists(path: Path) -> bool:
 
 def _address(client: HfApi, repo: HubRepo, repo_type: RepoType) -> str:
     return f"{client.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
-
-
-__all__ = [
-    "HubRepo",
-    "RepoType",
-    "check_path",
-    "find_source",
-    "hub_id",
-    "parse_repo",
-    "parse_source",
-    "pretrained_arguments",
-    "source_name",
-]

@@ -10,11 +10,12 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
+from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import architecture_permutations, fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._tasks import Task
-from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.networks._training import train_stacked
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.sampling._anchors import TOP_FRACTION, choose_anchors
 from hf_sane.sampling._baselines import (

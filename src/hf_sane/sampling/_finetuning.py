@@ -176,6 +176,3 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
             for part, label in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
         )
     return right / len(labels) if len(labels) else math.nan
-
-
-__all__ = ["StepSettings", "accuracy", "add_network_lora", "finetune_network", "lora_targets"]

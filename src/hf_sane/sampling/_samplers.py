@@ -168,14 +168,3 @@ def parse_bandwidths(values: str | float | Sequence[str | float]) -> tuple[Bandw
             f"expected a bandwidth >= 0, several separated by commas, 'scott' or 'silverman', got {values!r}"
         )
     return found
-
-
-__all__ = [
-    "SAMPLERS",
-    "RegisteredSampler",
-    "Sampler",
-    "SamplingTask",
-    "parse_bandwidths",
-    "register_sampler",
-    "run_sampler",
-]

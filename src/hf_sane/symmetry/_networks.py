@@ -5,7 +5,6 @@ from transformers import PreTrainedConfig
 from hf_sane.architectures.configuration_zoo import CIFARResNetConfig, CNNConfig, MLPConfig
 from hf_sane.symmetry._permutation import AxisSlice, Dimension, PermutationSpec
 from hf_sane.symmetry._transformers_models import model_class, transformers_spec
-from hf_sane.symmetry.tracing._verification import verify
 
 Axes = dict[str, tuple[Dimension, ...]]
 
@@ -132,6 +131,3 @@ def _resnet_spec(config: CIFARResNetConfig) -> PermutationSpec:
                 axes |= _norm(f"{name}.downsample.1", outputs)
             stream = outputs
     return _spec(axes | _affine("fc", stream, None), sizes)
-
-
-__all__ = ["permutation_spec", "verify"]

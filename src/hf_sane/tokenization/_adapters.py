@@ -507,6 +507,3 @@ def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: floa
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
-
-
-__all__ = ["Adapter", "is_targeted", "open_factors", "target_name"]

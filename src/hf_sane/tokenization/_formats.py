@@ -242,6 +242,3 @@ def _is_text(head: bytes) -> bool:
             return False
         text = head[: error.start].decode("utf-8")
     return all(letter.isprintable() or letter in "\n\r\t\f" for letter in text)
-
-
-__all__ = ["FileFormat", "file_format", "register_format", "weights_reader"]

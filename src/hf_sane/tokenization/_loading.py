@@ -77,6 +77,3 @@ def _refusing_code(source: str | Path) -> Iterator[None]:
             "model with Transformers yourself and pass it as a module, or save its weights as safetensors without "
             "auto_map"
         ) from error
-
-
-__all__ = ["initial_model", "load_config", "load_model"]

@@ -106,6 +106,3 @@ def _tensors(content: Any) -> Iterable[Tensor]:
         elif isinstance(entry, Mapping | list | tuple | set) and id(entry) not in seen:  # it may hold itself
             seen.add(id(entry))
             level.extend(entry.values() if isinstance(entry, Mapping) else entry)
-
-
-__all__ = ["unpickle"]

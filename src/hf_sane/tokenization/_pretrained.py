@@ -87,6 +87,3 @@ def load_pretrained(
     check_finished(name)
     with reading_pretrained(source if subfolder is None else name, what):
         return patiently(cls.from_pretrained, name, trust_remote_code=False, **options, **where)
-
-
-__all__ = ["load_pretrained", "reading_pretrained"]

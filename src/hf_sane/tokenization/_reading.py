@@ -77,6 +77,3 @@ def _ties(source: Source) -> dict[str, str]:
             if dot + left_out in shown and dot + kept in shown:
                 ties[shown[dot + left_out]] = shown[dot + kept]
     return ties
-
-
-__all__ = ["Checkpoint", "read_network"]

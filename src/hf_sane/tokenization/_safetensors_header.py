@@ -264,15 +264,3 @@ def _no_constant(text: str) -> NoReturn:
 
 def _fail(file: str, field: str | None, got: object, expected: str) -> NoReturn:
     raise InvalidFileError(file, field=field, expected=expected, got=got, remedy=REMEDY)
-
-
-__all__ = [
-    "DTYPES",
-    "TensorEntry",
-    "fetch_entries",
-    "fetch_header",
-    "header_bytes",
-    "parse_header",
-    "read_entries",
-    "read_header",
-]

@@ -59,6 +59,3 @@ def _unwrapped(source: Any) -> Any:
             break
         source = inner[0]
     return source
-
-
-__all__ = ["as_saved"]

@@ -211,6 +211,3 @@ def _no_tensors(where: str | Path, got: str) -> InvalidFileError:
         got=got,
         remedy="save model.state_dict()",
     )
-
-
-__all__ = ["choose_state_dict", "choose_tensors", "strip_prefixes"]

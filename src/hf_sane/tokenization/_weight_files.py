@@ -136,15 +136,3 @@ def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix
     if (unread := [name for name in here if name.lower().endswith(UNREAD_SUFFIXES)]) and not found:
         found.append(f"it holds {name_some(unread)}, which is not read: take or make safetensors")
     return found
-
-
-__all__ = [
-    "INDEX_SUFFIX",
-    "PICKLE_INDEX_SUFFIX",
-    "PICKLE_SUFFIXES",
-    "SAFETENSORS_NAMES",
-    "SHARD",
-    "choose_weights",
-    "is_index",
-    "is_pickle_name",
-]

@@ -10,7 +10,7 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._layer_kinds import RUNNING
 from hf_sane.core._layout import Layout
 from hf_sane.models.configuration_sane import SANEConfig
-from hf_sane.models.modeling_sane import SANEOutput
+from hf_sane.models.outputs_sane import SANEOutput
 from hf_sane.networks._images import load_images
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
@@ -185,6 +185,3 @@ class BehaviorLoss:
         distance = self.distance(torch.cat([t[first] for t in targets]), torch.cat([d[first] for d in decoded]), step)
         share = self.weight * (1.0 if output.contrastive_loss is None else 1.0 - self.contrast_weight)
         return output.loss + share * (distance - output.reconstruction_loss)
-
-
-__all__ = ["BehaviorLoss", "behavior_distance"]

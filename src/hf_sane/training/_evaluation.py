@@ -98,13 +98,3 @@ def evaluate_reconstruction(
         decoded = reconstruct_tokens(model, tokens, layout, halo_size=halo_size, batch_size=batch_size)
         sums += reconstruction_sums(tokens, decoded, layout.weight_mask)
     return sums
-
-
-__all__ = [
-    "evaluate_reconstruction",
-    "group_by_layout",
-    "r2_from_sums",
-    "read_models",
-    "reconstruct_tokens",
-    "reconstruction_sums",
-]

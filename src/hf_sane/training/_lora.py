@@ -55,6 +55,3 @@ def add_lora(
         modules_to_save=match_modules(model, trained, excluded=excluded) or None,
     )
     return attach_lora(model, config)
-
-
-__all__ = ["LORA_TARGETS", "add_lora"]

@@ -98,6 +98,3 @@ class SupervisedLoss:
         real = (attention_mask != 0)[..., None]
         mean = (latents.float() * real).sum(1) / real.sum(1).clamp_min(1)
         return self.weight * left_out_error(mean, self.properties[indices])
-
-
-__all__ = ["SupervisedLoss", "left_out_error"]

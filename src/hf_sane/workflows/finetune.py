@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hf_sane.hub._publish import save_network
+from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import ModuleSettings, fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._tasks import Task
-from hf_sane.networks._training import HyperParameters, train_stacked
+from hf_sane.networks._training import train_stacked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.sampling._baselines import SCRATCH_SEED

@@ -106,6 +106,7 @@ def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = Non
 
 
 __all__ = [
+    "PretrainSettings",
     "PretrainingResult",
     "pretrain",
 ]

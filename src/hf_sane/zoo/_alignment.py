@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_sane.core._types import StateDict
 from hf_sane.symmetry._matching import match_many
 from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.symmetry._token_permutations import TokenPermutations, token_permutation_indices
+from hf_sane.symmetry._token_permutations import TokenPermutations
 from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import DEFAULT_CONFIG
@@ -138,13 +138,3 @@ def aligned_tokens(split: ZooSplit) -> Tensor:
     key = split.alignment.key(*(str(split.column(name)[0]) for name in ("architecture", "layout")))
     chosen = split.alignment.index(key, split.run_ids)
     return found.apply(split.stacked_tokens(), chosen)
-
-
-__all__ = [
-    "Alignment",
-    "align_folder",
-    "align_zoo",
-    "aligned_tokens",
-    "token_permutation_indices",
-    "token_permutations",
-]

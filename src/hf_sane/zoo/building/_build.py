@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._layout import Layout
-from hf_sane.networks._images import SPLITS, ImageData, load_images
+from hf_sane.networks._hyperparameters import HyperParameters
+from hf_sane.networks._image_sources import SPLITS
+from hf_sane.networks._images import ImageData, load_images
 from hf_sane.networks._stacked import StackedNetworks, empty_model, with_settings
-from hf_sane.networks._training import HyperParameters, Snapshot, StateCallback, train_stacked
+from hf_sane.networks._training import Snapshot, StateCallback, train_stacked
 from hf_sane.records._cadence import Cadence
 from hf_sane.records._documents import read_document
 from hf_sane.records._errors import InvalidFileError
@@ -32,7 +34,7 @@ from hf_sane.zoo._dataset import Zoo, open_data
 from hf_sane.zoo._facts import DEFAULT_CONFIG, ZooFacts, architecture_facts, layout_key, read_facts
 from hf_sane.zoo._records import MEASURES, ModelRecord, batched, write_parquet
 from hf_sane.zoo._writing import RECORD_NAME, is_finished, remove_state, tidy, work_folder, writing_zoo
-from hf_sane.zoo.building._settings import RunPlan, ZooSettings, hyperparameter_zoo, plan_runs, seed_zoo, split_runs
+from hf_sane.zoo.building._settings import RunPlan, ZooSettings, plan_runs, split_runs
 
 SETTINGS_NAME = "build.json"  # of an unfinished build
 SAVE_SECONDS = 60.0  # between two saves of a group in training
@@ -446,6 +448,3 @@ def _group_tensors(snapshot: Snapshot, layout: Layout) -> dict[str, Tensor]:
     largest = torch.stack([weight.flatten(1).abs().amax(dim=1) for weight in weights]).amax(dim=0)
     tensors["largest_weight"] = torch.where(largest.isfinite(), largest, torch.inf)
     return tensors
-
-
-__all__ = ["BuildProgress", "ZooSettings", "build_zoo", "hyperparameter_zoo", "seed_zoo"]

@@ -11,9 +11,9 @@ from huggingface_hub.dataclasses import strict
 from hf_sane.architectures import presets
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._token_layouts import find_token_layout
+from hf_sane.networks._hyperparameters import Optimizer
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
-from hf_sane.networks._training import Optimizer
 from hf_sane.records._documents import read_settings
 from hf_sane.records._errors import did_you_mean
 from hf_sane.records._settings import CheckedSettings, as_arguments, check_numbers, setting
