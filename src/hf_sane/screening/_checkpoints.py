@@ -178,6 +178,3 @@ def _holds_weights(folder: Path) -> bool:
     except (FileNotFoundError, InvalidFileError):
         return False
     return True
-
-
-__all__ = ["OpenCheckpoint", "Surroundings", "open_for_scan", "targets_in"]

@@ -261,6 +261,3 @@ def missing_licence(evidence: Evidence) -> Iterator[Finding]:
     """A repository whose card names no licence."""
     if evidence.surroundings.has_card and evidence.surroundings.licence is None:
         yield Finding("licence", "note", "no licence is named", "add `license:` to the front matter of README.md")
-
-
-__all__ = ["RULES", "SEVERITIES", "Evidence", "Finding", "Severity", "find_faults", "register_rule"]

@@ -60,6 +60,3 @@ def _scales(shape: tuple[int, ...]) -> list[float]:
     fan_in, fan_out = shape[1] * kernel, shape[0] * kernel
     fans = (fan_in, fan_out, (fan_in + fan_out) / 2)
     return [*FIXED_SCALES, *(math.sqrt(gain / fan) for fan in fans for gain in (1, 2))]
-
-
-__all__ = ["can_be_judged", "initialization_of"]

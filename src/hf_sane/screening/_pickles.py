@@ -32,6 +32,3 @@ def scan_pickle(path: Path) -> list[Finding]:
     what = f", which imports {listed([shorten(name) for name in unknown])}" if unknown else ""
     damaged = "; parts of it could not be scanned" if result.scan_err else ""
     return [Finding("pickle", "warning", f"a pickle{what}{damaged}", advice)]
-
-
-__all__ = ["scan_pickle"]

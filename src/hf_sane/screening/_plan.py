@@ -74,6 +74,3 @@ def _plan(entry: TensorEntry, share: float, seed: int) -> TensorPlan:
     gaps = np.floor((np.arange(count) + generator.random(count)) * (free + 1) / count).astype(np.int64)
     firsts = entry.start + unit * (gaps + length * np.arange(count))
     return TensorPlan(tuple((int(first), int(first) + unit * length) for first in firsts), is_whole=False)
-
-
-__all__ = ["TensorPlan", "plan_reads"]

@@ -236,6 +236,3 @@ def read_budget(text: str, num_bytes: int) -> int:
     if not scale or not 0 < value < float("inf") or (text.strip().endswith("%") and value > 100):
         raise ValueError(f"expected a budget such as 1% or 64MB, got {text!r}")
     return max(1, round(value * scale))
-
-
-__all__ = ["SamplingSettings", "Scan", "read_budget", "scan_checkpoint"]

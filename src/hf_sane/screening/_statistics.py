@@ -180,6 +180,3 @@ def read_blocks(parts: Iterable[bytes], outline: Tensor, name: str) -> TensorSta
     for part in parts:
         moments.add(decode(part, outline.dtype), part)
     return moments.statistics(name, outline)
-
-
-__all__ = ["Moments", "TensorStatistics", "decode", "read_blocks", "tensor_statistics"]

@@ -145,6 +145,3 @@ def joined(ranges: Sequence[Range]) -> Iterator[list[Range]]:
         run.append((start, stop))
     if run:
         yield run
-
-
-__all__ = ["HubFile", "LocalFile", "RandomAccessFile", "Range"]
