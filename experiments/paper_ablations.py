@@ -51,7 +51,7 @@ class Sizes:
     Attributes:
         seed_runs: Runs of the zoo of seeds.
         hyper_runs: Runs of the zoo of hyper-parameters. 1,000 of them train, 60 validate, 100 test; a few more
-            explode.
+            diverge.
         resnet_runs: Runs of the zoo of ResNets.
         zoo_epochs: Epochs of every run.
         train_limit: Images that they are trained on.

@@ -104,7 +104,7 @@ def test_metadata_is_that_of_the_hub():
             network_card(
                 NETWORKS["cnn"],
                 record(fine_tuning_epochs=1),
-                source="someone/network",
+                repo_id="someone/network",
                 base_model="someone/sane",
                 datasets=["someone/zoo"],
                 license_id="mit",

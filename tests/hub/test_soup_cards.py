@@ -30,7 +30,7 @@ def rows():
 
 def test_the_card_tells_every_ingredient_and_its_weight(rows):
     card = soup_card(
-        cnn_digits(), record_of(rows, aligned=True, recalibrated=True), source="me/soup", license_id="mit"
+        cnn_digits(), record_of(rows, aligned=True, recalibrated=True), repo_id="me/soup", license_id="mit"
     )
     text = str(card)
     for line in ("| some_one/a_b | 0.5 | 0.875 |", "| some/c | 0 | 0.5 |", "| local_run | 0 | 0.25 |"):
@@ -58,7 +58,7 @@ def test_a_uniform_soup_without_data_says_so(rows):
 
 def test_the_card_of_an_adapter_loads_it_onto_its_base(rows):
     adapter = {"r": 4, "lora_alpha": 4, "target_modules": ["classifier"], "base_model_name_or_path": "some/base"}
-    card = soup_card(cnn_digits(), record_of(rows), source="me/soup", adapter=adapter)
+    card = soup_card(cnn_digits(), record_of(rows), repo_id="me/soup", adapter=adapter)
     assert 'AutoModelForImageClassification.from_pretrained("some/base")' in str(card)
     assert 'PeftModel.from_pretrained(network, "me/soup")' in str(card)
     assert (card.data.base_model, card.data["base_model_relation"]) == (["some/base"], "adapter")

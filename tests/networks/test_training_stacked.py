@@ -215,17 +215,17 @@ def test_dropout_trains_differently_and_repeatably():
     assert not torch.allclose(weights[0], weights[2], atol=1e-3)
 
 
-def test_an_exploding_network_harms_nobody_else():
+def test_a_diverging_network_harms_nobody_else():
     config, data = SMALL_CNN, random_data(SMALL_CNN)
     networks = StackedNetworks.initialize(config, range(3))
     tame = mixed(3, optimizers=["sgd"] * 3)
     wild = dataclasses.replace(tame, learning_rates=[tame.learning_rates[0], 1e30, tame.learning_rates[2]])
     (calm,) = train_stacked(config, networks.tensors, data, tame, epochs=2, batch_size=5)
-    (exploded,) = train_stacked(config, networks.tensors, data, wild, epochs=2, batch_size=5)
-    assert not exploded.tensors["classifier.weight"][1].isfinite().all()
-    for name, tensor in exploded.tensors.items():
+    (diverged,) = train_stacked(config, networks.tensors, data, wild, epochs=2, batch_size=5)
+    assert not diverged.tensors["classifier.weight"][1].isfinite().all()
+    for name, tensor in diverged.tensors.items():
         torch.testing.assert_close(tensor[[0, 2]], calm.tensors[name][[0, 2]])
-    torch.testing.assert_close(exploded.train_loss[[0, 2]], calm.train_loss[[0, 2]])
+    torch.testing.assert_close(diverged.train_loss[[0, 2]], calm.train_loss[[0, 2]])
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25, 0.04])

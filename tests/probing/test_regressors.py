@@ -138,7 +138,7 @@ def test_errors(saturated, monkeypatch):
     with pytest.raises(ValueError, match="needs training targets that differ"):
         fit(LogitLinearProbe, (train[0], np.ones(len(train[0]))), valid)
     trees = fit(BoostedTrees, train, valid, grid=[(7, 0.1, 5)])
-    with pytest.raises(ValueError, match=r"the trees were fitted on 4 features, got \[200, 3\]; use the same pooling"):
+    with pytest.raises(ValueError, match=r"the probe was fitted on 4 features, got \[200, 3\]; use the same pooling"):
         trees.predict(test[0][:, :3])
     with pytest.raises(ValueError, match="expected finite features, got NaN or infinite values; leave those"):
         trees.predict(test[0] * np.nan)

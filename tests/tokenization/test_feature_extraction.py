@@ -92,16 +92,16 @@ def test_auto_feature_extractor(tmp_path):
     assert found.token_dim == 11
 
 
-def test_planted_exploded_network_changes_nothing_for_the_others():
+def test_planted_diverged_network_changes_nothing_for_the_others():
     models = [build_model(cnn_s()) for _ in range(4)]
-    exploded = {name: tensor * 1e9 for name, tensor in models[0].state_dict().items()}
+    diverged = {name: tensor * 1e9 for name, tensor in models[0].state_dict().items()}
     plain = SANEFeatureExtractor(token_dim=201).fit(models)
-    filtered = SANEFeatureExtractor(token_dim=201).fit([*models, exploded], max_abs_weight=100.0)
+    filtered = SANEFeatureExtractor(token_dim=201).fit([*models, diverged], max_abs_weight=100.0)
     assert filtered.statistics == plain.statistics
-    spoilt = SANEFeatureExtractor(token_dim=201).fit([*models, exploded])
+    spoilt = SANEFeatureExtractor(token_dim=201).fit([*models, diverged])
     ratio = spoilt.encode(models[1]).tokens.std() / plain.encode(models[1]).tokens.std()
     assert ratio < 0.1
-    robust = SANEFeatureExtractor(token_dim=201, normalization="robust").fit([*models, exploded])
+    robust = SANEFeatureExtractor(token_dim=201, normalization="robust").fit([*models, diverged])
     ratio = robust.encode(models[1]).tokens.std() / plain.encode(models[1]).tokens.std()
     assert 0.5 < ratio < 2
 

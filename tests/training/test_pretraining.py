@@ -374,7 +374,7 @@ def test_two_runs_do_not_write_one_folder(tmp_path, zoo):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_loss_that_explodes_stops_the_run(tmp_path, zoo):
+def test_a_loss_that_diverges_stops_the_run(tmp_path, zoo):
     with pytest.raises(
         FloatingPointError, match=r"expected a finite loss, got (nan|inf) at step \d+; lower learning_rate"
     ):
@@ -391,13 +391,13 @@ def test_what_is_not_finite_never_takes_the_place_of_a_good_checkpoint(tmp_path,
     kept = {path: path.read_bytes() for path in (tmp_path / "good" / "checkpoints").rglob("*") if path.is_file()}
     step = Run.train_step
 
-    def explode(run):
+    def diverge(run):
         loss = step(run)
         with torch.no_grad():
             next(iter(run.model.parameters())).view(-1)[0] = math.nan
         return loss
 
-    monkeypatch.setattr(Run, "train_step", explode)
+    monkeypatch.setattr(Run, "train_step", diverge)
     with pytest.raises(FloatingPointError, match="expected (a finite loss|finite weights), got"):
         train(settings(tmp_path / "good", resume=True, **changes), zoo)
     assert {path: path.read_bytes() for path in kept} == kept

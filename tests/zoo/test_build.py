@@ -1,4 +1,4 @@
-"""Building a zoo: what its rows say, interruptions, exploded networks, several zoos in one folder, the script."""
+"""Building a zoo: what its rows say, interruptions, diverged networks, several zoos in one folder, the script."""
 
 import importlib.util
 import json
@@ -227,7 +227,7 @@ def test_the_last_digits_of_moments_do_not_matter(tmp_path, digits):
 
 @pytest.fixture(scope="module")
 def explosive(tmp_path_factory, digits):
-    """Zoos of one plan, half of whose runs explode: the usual one, and one that keeps them."""
+    """Zoos of one plan, half of whose runs diverge: the usual one, and one that keeps them."""
     folder = tmp_path_factory.mktemp("explosive")
     arguments = {
         "num_models": 10,
@@ -241,12 +241,12 @@ def explosive(tmp_path_factory, digits):
     return plain, kept
 
 
-def test_exploded_networks_are_left_out_and_listed(explosive):
+def test_diverged_networks_are_left_out_and_listed(explosive):
     plain, kept = explosive
     excluded = {entry["run_id"]: entry for entry in plain.facts.excluded}
     assert 2 <= len(excluded) <= 7
     assert {entry["epoch"] for entry in excluded.values()} == {2}
-    assert any(entry["reason"].startswith("exploded: largest weight") for entry in excluded.values())
+    assert any(entry["reason"].startswith("diverged: largest weight") for entry in excluded.values())
     assert any(entry["reason"] == "not finite" for entry in excluded.values())
     rates = {}
     for split in kept.splits.values():
@@ -262,7 +262,7 @@ def test_exploded_networks_are_left_out_and_listed(explosive):
     assert not all(split.stacked_tokens().isfinite().all() for split in kept.splits.values())
 
 
-def test_exploded_networks_change_nothing_for_the_others(explosive, tmp_path, digits):
+def test_diverged_networks_change_nothing_for_the_others(explosive, tmp_path, digits):
     """The same runs, trained without the wild ones in their groups, and what normalisation makes of them."""
     plain, kept = explosive
     layout = plain.splits["train"].layout(0)

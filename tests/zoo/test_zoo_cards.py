@@ -58,7 +58,7 @@ def test_a_zoo_that_was_built():
         *("", *(f"- {line}" for line in OF_BUILT)),
         r"- architecture: `sane_cnn` with conv_channels [8, 6], activation gelu\_",
         "- tokens: rowwise, token_dim 9 (2 structures)",
-        "- 1 runs left out: not finite or exploded (`zoo.json` names them)",
+        "- 1 runs left out: not finite or diverged (`zoo.json` names them)",
         "",
         "| split | runs | networks | mean final test accuracy |",
         "| --- | ---: | ---: | ---: |",

@@ -35,7 +35,7 @@ def too_large(layer: str, size: float, networks: list[int] | None = None) -> str
     which = f" (networks {networks})" if networks else ""
     return (
         f"weights of {layer} are {size:.3g} once normalised, an autoencoder in single precision takes up to "
-        f"{MAX_TOKEN:g}{which}: exploded, or on another scale than the networks that the extractor was fitted on; "
+        f"{MAX_TOKEN:g}{which}: diverged, or on another scale than the networks that the extractor was fitted on; "
         "leave them out"
     )
 

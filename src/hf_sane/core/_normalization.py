@@ -62,7 +62,7 @@ class LayerStatistics:
 
         `standardize`: `mu = mean_m mean(w_m)`, `sigma = sqrt(mean_m var(w_m))` over models `m`; weights and bias of a
         layer share them, padding does not count (released code of SANE; the spread of means between models is left out
-        there too). `robust`: medians over models in place of means, so that a few exploded networks cannot set the
+        there too). `robust`: medians over models in place of means, so that a few diverged networks cannot set the
         scale.
 
         Args:

@@ -1,12 +1,10 @@
 """Adapters that are ready for the Hub: weights, run record and card in one folder, which `plan_push` uploads."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
-from hf_sane.cards._rendering import HERE
 from hf_sane.core._adapters import ADAPTER, read_adapter_config, save_adapter
 from hf_sane.hub._cards import CardOptions, adapter_card
 from hf_sane.hub._publish import write_card, write_sane_card
@@ -29,10 +27,8 @@ def save_network_adapter(
     record: RunRecord,
     *,
     base_model: str | None,
-    repo_id: str | None = None,
     title: str = "LoRA adapter of a sampled network",
-    datasets: Sequence[str] = (),
-    license_id: str | None = None,
+    **options: Unpack[CardOptions],
 ) -> Path:
     """Save the adapter of a network with its run record and card, and prove that it gives the network back.
 
@@ -42,10 +38,8 @@ def save_network_adapter(
         base: The network as it was before.
         record: Record of the fine-tuning.
         base_model: Hub id of the base; an adapter without one can be used here, but not published.
-        repo_id: Where the adapter will be published: the code of the card loads from there.
         title: Headline of the card.
-        datasets: Hub ids of the image data.
-        license_id: Hub licence identifier.
+        **options: See `hub._cards.CardOptions`.
 
     Returns:
         `folder`.
@@ -57,14 +51,7 @@ def save_network_adapter(
     with output_folder(folder, ADAPTER, replace=True) as partial:
         save_adapter(model, partial, base_model=base_model, base=base)
         record.save(partial / RECORD)
-        write_adapter_card(
-            partial,
-            base.config,
-            title=title,
-            source=repo_id or HERE,
-            datasets=datasets,
-            license_id=license_id,
-        )
+        write_adapter_card(partial, base.config, title=title, **options)
     return Path(folder)
 
 

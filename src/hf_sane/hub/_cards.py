@@ -71,12 +71,12 @@ class CardOptions(TypedDict, total=False):
     """Options of every model card in addition to its facts.
 
     Attributes:
-        source: Repo id or path that the code of the card loads from; by default the folder that the card is in.
+        repo_id: Repository that the code of the card loads from; by default the folder that the card is in.
         datasets: Hub ids of zoos or image data.
         license_id: Hub licence identifier, such as `"mit"`.
     """
 
-    source: str
+    repo_id: str | None
     datasets: Sequence[str]
     license_id: str | None
 
@@ -324,7 +324,7 @@ def _card(
         eval_results=results or None,
         **{"library_name": LIBRARY, **hub},
     )
-    source = options.get("source", HERE)
+    source = options.get("repo_id") or HERE
     return render_model_card(template, metadata, record, title=title, source=source, base=base, **facts)
 
 

@@ -5,7 +5,7 @@ else.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any, Unpack, cast
@@ -19,7 +19,6 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.image_processing_zoo import ZooImageProcessor
-from hf_sane.cards._rendering import HERE
 from hf_sane.hub._cards import CardOptions, network_card, sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
@@ -43,12 +42,10 @@ def save_sane(
     extractor: SANEFeatureExtractor,
     record: RunRecord,
     *,
-    repo_id: str | None = None,
     title: str = "SANE",
     network_config: ZooConfig | None = None,
-    datasets: Sequence[str] = (),
-    license_id: str | None = None,
     include_code: bool = False,
+    **options: Unpack[CardOptions],
 ) -> Path:
     """Save an autoencoder with its weight tokenizer, run record and card.
 
@@ -57,13 +54,11 @@ def save_sane(
         model: The autoencoder.
         extractor: Its weight tokenizer.
         record: Record of the pre-training run.
-        repo_id: Where it will be published: the code of the card loads from there.
         title: Headline of the card.
         network_config: A network of the zoo, for the code of the card.
-        datasets: Hub ids of the zoos.
-        license_id: Hub licence identifier.
         include_code: Also copy the modelling code, so that `AutoModel.from_pretrained(..., trust_remote_code=True)`
             works without this library (the weight tokenizer needs it all the same).
+        **options: See `hub._cards.CardOptions`.
 
     Returns:
         `folder`.
@@ -81,14 +76,7 @@ def save_sane(
         save_model(partial, model, auto_class="AutoModel", include_code=include_code)
         extractor.save_pretrained(partial)
         record.save(partial / RECORD)
-        write_sane_card(
-            partial,
-            title=title,
-            network_config=network_config,
-            source=repo_id or HERE,
-            datasets=datasets,
-            license_id=license_id,
-        )
+        write_sane_card(partial, title=title, network_config=network_config, **options)
     return Path(folder)
 
 
@@ -186,13 +174,11 @@ def save_network(
     network: nn.Module,
     record: RunRecord,
     *,
-    repo_id: str | None = None,
     title: str = "Sampled network",
     base_model: str | None = None,
-    datasets: Sequence[str] = (),
-    license_id: str | None = None,
     include_code: bool = False,
     provenance: Provenance | None = None,
+    **options: Unpack[CardOptions],
 ) -> Path:
     """Save a sampled network with its run record and card, and prove that it loads again bit by bit.
 
@@ -202,13 +188,11 @@ def save_network(
         network: The network.
         record: Record of the sampling run. What `data["images"]` says (`ImageData.describe`) becomes the image
             processor and the names of the classes.
-        repo_id: Where it will be published: the code of the card loads from there.
         title: Headline of the card.
         base_model: Hub id of the autoencoder it was sampled with.
-        datasets: Hub ids of the zoos or image data.
-        license_id: Hub licence identifier.
         include_code: Also copy the modelling code, so that nobody needs this library to load it.
         provenance: Where the network came from; what `export_network` noted in `folder` if `None`.
+        **options: See `hub._cards.CardOptions`.
 
     Returns:
         `folder`.
@@ -223,13 +207,11 @@ def save_network(
     card = network_card(
         network.config if isinstance(network, PreTrainedModel) else network,
         record,
-        source=repo_id or HERE,
         title=title,
         base_model=base_model,
-        datasets=datasets,
-        license_id=license_id,
         with_code=include_code,
         provenance=provenance,
+        **options,
     )
     with output_folder(folder, NETWORK, replace=True) as partial:
         if isinstance(network, PreTrainedModel):

@@ -19,11 +19,11 @@ from transformers.pytorch_utils import Conv1D
 from hf_sane.core._adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from hf_sane.core._types import StateDict
 from hf_sane.merging._averaging import average_checkpoints, check_weights, to_dtype, untie
-from hf_sane.merging._ingredients import Ingredient, check_compatible
+from hf_sane.merging._ingredients import Ingredient, check_compatible, name_sources
 from hf_sane.merging._reconciliation import complete_config
 from hf_sane.records._outputs import output_folder
 from hf_sane.records._patience import patiently
-from hf_sane.records._sources import HubRepo, hub_id, parse_source, pretrained_arguments, source_name
+from hf_sane.records._sources import HubRepo, hub_id, parse_source, pretrained_arguments
 from hf_sane.tokenization._adapters import Adapter, adapter_folder, is_targeted, target_name
 from hf_sane.tokenization._checkpoints import CheckpointSource, as_checkpoint
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
@@ -83,15 +83,8 @@ def open_adapters(
         ValueError: For fewer than two sources, another number of names, adapters of different bases or that replace
             different tensors of it, or an adapter that holds more than is understood, see `Adapter`.
     """
-    if isinstance(sources, str | Path) or len(sources) < 2:
-        got = f"the single source {str(sources)!r}" if isinstance(sources, str | Path) else len(sources)
-        raise ValueError(f"a soup needs a list of at least two adapters, got {got}")
-    if names is not None and len(names) != len(sources):
-        raise ValueError(f"expected one name per adapter, {len(sources)}, got {len(names)}")
-    given = list(names or [source_name(as_checkpoint(source).source) for source in sources])
-    unique = [f"{name}_{i}" if given.count(name) > 1 else name for i, name in enumerate(given)]
     adapters = []
-    for source, name in zip(sources, unique, strict=True):
+    for name, source in name_sources(sources, names, what="adapter").items():
         config = read_adapter_config(adapter_folder(source))
         if base_model is not None:
             config |= _base_fields(base_model)

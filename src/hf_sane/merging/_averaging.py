@@ -169,7 +169,7 @@ def _average(name: str, parts: Sequence[tuple[Ingredient, float]]) -> Tensor:
         guilty = [part.name for part, _ in parts if not part.tensor(name).isfinite().all()]
         raise ValueError(
             f"{name!r} is not finite (NaN or infinite weights) in {', '.join(guilty) or 'the sum'}; leave out "
-            "exploded checkpoints"
+            "diverged checkpoints"
         )
     return result
 

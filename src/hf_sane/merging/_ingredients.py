@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
@@ -67,6 +67,7 @@ HARMLESS_KEYS = {
     "transformers_version",
     "use_cache",
 }
+Given = TypeVar("Given", bound=Source)
 
 
 @dataclass(frozen=True)
@@ -125,17 +126,23 @@ def open_ingredients(sources: Sequence[Source], *, names: Sequence[str] | None =
         FileNotFoundError: If a file or repo does not exist.
         ValueError: For fewer than two sources, another number of names, or checkpoints that do not belong together.
     """
-    if isinstance(sources, str | Path) or len(sources) < 2:
-        got = f"the single source {str(sources)!r}" if isinstance(sources, str | Path) else len(sources)
-        raise ValueError(f"a soup needs a list of at least two checkpoints, got {got}")
-    if names is not None and len(names) != len(sources):
-        raise ValueError(f"expected one name per checkpoint, {len(sources)}, got {len(names)}")
-    given = list(names or [_default_name(source, i) for i, source in enumerate(sources)])
-    unique = [f"{name}_{i}" if given.count(name) > 1 else name for i, name in enumerate(given)]
-    ingredients = _reconciled([_open(source, name) for source, name in zip(sources, unique, strict=True)])
+    named = name_sources(sources, names, what="checkpoint")
+    ingredients = _reconciled([_open(source, name) for name, source in named.items()])
     for other in ingredients[1:]:
         check_compatible(ingredients[0], other)
     return ingredients
+
+
+def name_sources(sources: Sequence[Given], names: Sequence[str] | None, *, what: str) -> dict[str, Given]:
+    """Sources of a soup by their names, see [`open_ingredients`]; `what` is what messages call one."""
+    if isinstance(sources, str | Path) or len(sources) < 2:
+        got = f"the single source {str(sources)!r}" if isinstance(sources, str | Path) else len(sources)
+        raise ValueError(f"a soup needs a list of at least two {what}s, got {got}")
+    if names is not None and len(names) != len(sources):
+        raise ValueError(f"expected one name per {what}, {len(sources)}, got {len(names)}")
+    given = list(names or [_default_name(source, i) for i, source in enumerate(sources)])
+    unique = [f"{name}_{i}" if given.count(name) > 1 else name for i, name in enumerate(given)]
+    return dict(zip(unique, sources, strict=True))
 
 
 def check_compatible(first: Ingredient, other: Ingredient) -> None:

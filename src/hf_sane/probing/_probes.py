@@ -166,10 +166,7 @@ class RidgeProbe:
             ValueError: If the number of features differs from the fitted one.
         """
         x = torch.as_tensor(features).double().cpu()
-        if x.ndim != 2 or x.shape[1] != self.num_features:
-            raise ValueError(
-                f"the probe was fitted on {self.num_features} features, got {list(x.shape)}; use the same pooling"
-            )
+        check_features(x, self.num_features)
         return ((x - self.mean) / self.scale) @ self.weight + self.intercept
 
     def score(self, features: Values, targets: Values) -> list[float]:
@@ -243,6 +240,12 @@ def checked_splits(
             f"{valid_x.shape[1]} and {valid_y.shape[1]}; embed both splits the same way"
         )
     return train_x, train_y, valid_x, valid_y
+
+
+def check_features(x: Tensor | np.ndarray, num_features: int) -> None:
+    """Refuse features of another number than a probe was fitted on."""
+    if x.ndim != 2 or x.shape[1] != num_features:
+        raise ValueError(f"the probe was fitted on {num_features} features, got {list(x.shape)}; use the same pooling")
 
 
 def check_choices(wanted: Tensor, penalties: Sequence[float], names: Sequence[str]) -> None:

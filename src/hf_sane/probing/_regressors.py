@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from hf_sane.core._metrics import r2_score
-from hf_sane.probing._probes import PENALTIES, RidgePath, RidgeProbe, Values, check_choices, checked_splits
+from hf_sane.probing._probes import (
+    PENALTIES,
+    RidgePath,
+    RidgeProbe,
+    Values,
+    check_choices,
+    check_features,
+    checked_splits,
+)
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor
@@ -183,10 +191,7 @@ class BoostedTrees:
             ValueError: If the number of features differs from the fitted one, or values are not finite.
         """
         x = np.asarray(torch.as_tensor(features).double().cpu())
-        if x.ndim != 2 or x.shape[1] != self.num_features:
-            raise ValueError(
-                f"the trees were fitted on {self.num_features} features, got {list(x.shape)}; use the same pooling"
-            )
+        check_features(x, self.num_features)
         if not np.isfinite(x).all():  # trees would take NaN for a missing value and answer all the same
             raise ValueError("expected finite features, got NaN or infinite values; leave those networks out")
         return torch.from_numpy(np.stack([trees.predict(x) for trees in self.ensembles], axis=1))

@@ -401,7 +401,7 @@ def _check_finite(tokens: Tensor, layout: Layout, state_dict: Mapping[str, Tenso
         if not tokens[part].isfinite().all():
             largest = max(state_dict[spec.name].detach().double().abs().max().item() for spec in layer.tensors)
             raise ValueError(
-                f"weights of {layer.name} overflow once normalised: the largest is {largest:.3g}, exploded or on "
+                f"weights of {layer.name} overflow once normalised: the largest is {largest:.3g}, diverged or on "
                 "another scale than the networks that the extractor was fitted on; leave out this network"
             )
 

@@ -197,7 +197,7 @@ class Run:
             expected, got = "finite weights", "NaN or infinity among them"
         raise FloatingPointError(
             f"expected {expected}, got {got} at step {self.progress.step}; lower learning_rate, keep max_grad_norm "
-            "at 1, or look for exploded networks in the zoo"
+            "at 1, or look for diverged networks in the zoo"
         )
 
 

@@ -33,9 +33,9 @@ from hf_sane.records._errors import InvalidFileError, reading
 from hf_sane.records._outputs import MANIFEST
 from hf_sane.records._patience import patiently
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._sources import HubRepo, find_source
+from hf_sane.records._sources import HubRepo
 from hf_sane.zoo._alignment_record import Alignment
-from hf_sane.zoo._facts import DEFAULT_CONFIG, PER_RUN_SETTINGS, ZooFacts, data_folder, fetch_facts, read_facts
+from hf_sane.zoo._facts import DEFAULT_CONFIG, PER_RUN_SETTINGS, ZooFacts, data_folder, find_facts, read_facts
 from hf_sane.zoo._facts import FILE_NAME as FACTS_NAME
 from hf_sane.zoo._records import MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES, SPLITS, write_parquet
 from hf_sane.zoo._table import ZooTable
@@ -330,8 +330,7 @@ class Zoo:
             ValueError: If `config` is unknown, or missing although there are several zoos.
             InvalidFileError: If the zoo is not finished, or files were removed or changed afterwards.
         """
-        place = find_source(source, revision=revision, repo_type="dataset")
-        folder = place if isinstance(place, Path) else fetch_facts(place)
+        place, folder = find_facts(source, revision)
         known = read_facts(folder)
         config = choose_config(config, list(known), str(source))
         commit = None

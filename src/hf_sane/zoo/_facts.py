@@ -21,7 +21,7 @@ from hf_sane.records._errors import reading
 from hf_sane.records._files import write_atomically
 from hf_sane.records._patience import patiently
 from hf_sane.records._redaction import hide_folders_in
-from hf_sane.records._sources import HubRepo
+from hf_sane.records._sources import HubRepo, find_source
 
 FILE_NAME = "zoo.json"
 CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -153,15 +153,18 @@ def section_digest(section: Mapping[str, Any]) -> str:
     return sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()
 
 
-def fetch_facts(repo: HubRepo) -> Path:
-    """Download `zoo.json` of a dataset repository; the folder of its commit in the cache.
+def find_facts(source: str | Path, revision: str | None) -> tuple[Path | HubRepo, Path]:
+    """Where a zoo is, and the folder with its `zoo.json`: of a repository, that of the commit in the cache.
 
     Raises:
-        FileNotFoundError: If the repository holds no zoo.
+        FileNotFoundError: If there is no such place, or it holds no zoo.
     """
+    repo = find_source(source, revision=revision, repo_type="dataset")
+    if isinstance(repo, Path):
+        return repo, repo
     try:
         found = patiently(hf_hub_download, repo.repo_id, FILE_NAME, repo_type="dataset", revision=repo.revision)
-        return Path(found).parent
+        return repo, Path(found).parent
     except RemoteEntryNotFoundError as error:
         raise FileNotFoundError(
             f"{repo} is no zoo: expected {FILE_NAME} in it; push one with hf-sane push zoo"

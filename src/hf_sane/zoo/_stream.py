@@ -18,11 +18,10 @@ from pyarrow.dataset import ParquetFragmentScanOptions
 from hf_sane.records._errors import reading
 from hf_sane.records._outputs import MANIFEST
 from hf_sane.records._patience import patiently
-from hf_sane.records._sources import find_source
 from hf_sane.zoo._alignment_record import FILE_NAME as ALIGNMENT_NAME
 from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._dataset import REMEDY, UNREADABLE, ZooSplit, choose_config
-from hf_sane.zoo._facts import ZooFacts, data_folder, fetch_facts, read_facts
+from hf_sane.zoo._facts import ZooFacts, data_folder, find_facts, read_facts
 from hf_sane.zoo._records import FEATURES
 from hf_sane.zoo._writing import check_stream, check_zoo
 
@@ -51,8 +50,7 @@ class ZooStream:
     @classmethod
     def open(cls, source: str | Path, config: str | None = None, *, revision: str | None = None) -> "ZooStream":
         """Read facts and alignment of a zoo, see [`Zoo.load`][hf_sane.zoo._dataset.Zoo.load]; errors as there."""
-        place = find_source(source, revision=revision, repo_type="dataset")
-        folder = place if isinstance(place, Path) else fetch_facts(place)
+        place, folder = find_facts(source, revision)
         known = read_facts(folder)
         config = choose_config(config, list(known), str(source))
         if isinstance(place, Path):

@@ -325,7 +325,7 @@ class _Build:
         )
 
     def _excluded(self) -> list[dict[str, Any]]:
-        """Runs with a network that is not finite or exploded, the first such epoch, and why."""
+        """Runs with a network that is not finite or diverged, the first such epoch, and why."""
         found = []
         for number, members in enumerate(self.groups):
             with safe_open(self.group_path(number), framework="pt") as file:
@@ -335,7 +335,7 @@ class _Build:
                     if not value <= self.arguments.max_abs_weight:
                         limit = self.arguments.max_abs_weight
                         is_finite = value < float("inf")
-                        reason = f"exploded: largest weight {value:.3g} > {limit:g}" if is_finite else "not finite"
+                        reason = f"diverged: largest weight {value:.3g} > {limit:g}" if is_finite else "not finite"
                         found.append({"run_id": self.runs[i].run_id, "epoch": epoch, "reason": reason})
                         break
         return sorted(found, key=lambda entry: entry["run_id"])
