@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.scan import scan
     from hf_sane.workflows.show_zoo import load_zoo
     from hf_sane.workflows.soup import soup
+    from hf_sane.workflows.start import start
     from hf_sane.zoo._dataset import Zoo
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ _HOMES = {
     "sample": "workflows.sample",
     "scan": "workflows.scan",
     "soup": "workflows.soup",
+    "start": "workflows.start",
 }
 
 # For networks of zoos, and for what is done less often.
@@ -102,6 +104,7 @@ __all__ = [
     "sample",
     "scan",
     "soup",
+    "start",
 ]
 
 

@@ -41,6 +41,7 @@ class Verb(NamedTuple):
 
 
 VERBS = (
+    Verb("start", "start", "StartSettings", "run_start", "Make a network for a few labelled images of your own."),
     Verb("pretrain", "pretrain", "PretrainSettings", "run_pretrain", "Pre-train a SANE autoencoder on zoos."),
     Verb(
         "embed", "embed", "EmbedSettings", "run_embed", "Embed networks: one vector each, of a zoo or of checkpoints."

@@ -127,9 +127,10 @@ def network_card(
     base_model: str | None = None,
     with_code: bool = False,
     provenance: Provenance | None = None,
+    origin: str | None = None,
     **options: Unpack[CardOptions],
 ) -> ModelCard:
-    """Describe a network that was sampled with a SANE autoencoder.
+    """Describe a network that was sampled with a SANE autoencoder, or compared with such networks.
 
     Args:
         network: Its configuration, or a module without one.
@@ -141,6 +142,7 @@ def network_card(
         base_model: Hub id of the autoencoder.
         with_code: Whether the folder carries its modelling code, so that it loads without this library.
         provenance: Autoencoder, zoo, anchors and settings it was drawn with.
+        origin: Where a network comes from that was not sampled: "that was trained from scratch".
         **options: See [`CardOptions`].
 
     Returns:
@@ -165,6 +167,7 @@ def network_card(
         settings=settings,
         architecture=architecture,
         fine_tuning_epochs=record.results.get("fine_tuning_epochs"),
+        origin=origin,
         sampling=hide_folders_in(record.arguments if provenance is None else _origin(provenance)),
         **code,
     )

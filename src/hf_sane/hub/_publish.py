@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Unpack, cast
 
 import torch
-from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import ModelCard, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
@@ -26,7 +26,7 @@ from hf_sane.networks._image_sources import WHITE
 from hf_sane.records._outputs import CARD, add_file, output_folder
 from hf_sane.records._patience import patiently
 from hf_sane.records._run_record import RECORD, RunRecord
-from hf_sane.records._sources import parse_source
+from hf_sane.records._sources import HubRepo, find_source, parse_source
 from hf_sane.sampling._export import NETWORK, PROVENANCE_FILE, Provenance, check_saved, save_module
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._loading import load_config
@@ -34,6 +34,7 @@ from hf_sane.tokenization._pretrained import load_pretrained
 
 SANE = "SANE folder"  # the job of manifests
 IMAGE_PROCESSOR = "preprocessor_config.json"
+ANCHORS = "anchors"
 
 
 def save_sane(
@@ -45,6 +46,7 @@ def save_sane(
     title: str = "SANE",
     network_config: ZooConfig | None = None,
     include_code: bool = False,
+    anchors: Sequence[nn.Module] = (),
     **options: Unpack[CardOptions],
 ) -> Path:
     """Save an autoencoder with its weight tokenizer, run record and card.
@@ -58,6 +60,8 @@ def save_sane(
         network_config: A network of the zoo, for the code of the card.
         include_code: Also copy the modelling code, so that `AutoModel.from_pretrained(..., trust_remote_code=True)`
             works without this library (the weight tokenizer needs it all the same).
+        anchors: Trained networks of one architecture, to sample around where there is no zoo; best first. They are
+            saved in the subfolder `anchors`.
         **options: See `hub._cards.CardOptions`.
 
     Returns:
@@ -75,6 +79,9 @@ def save_sane(
     with output_folder(folder, SANE, replace=True) as partial:
         save_model(partial, model, auto_class="AutoModel", include_code=include_code)
         extractor.save_pretrained(partial)
+        for index, anchor in enumerate(anchors):
+            (place := partial / ANCHORS / f"anchor_{index}").mkdir(parents=True)
+            save_module(place, anchor)
         record.save(partial / RECORD)
         write_sane_card(partial, title=title, network_config=network_config, **options)
     return Path(folder)
@@ -104,6 +111,24 @@ def load_sane(
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     model = load_pretrained(SANEModel, source, "a SANE autoencoder", **where, **options)
     return model.eval(), SANEFeatureExtractor.load(source, **where)
+
+
+def find_anchors(source: str | Path, *, revision: str | None = None, subfolder: str | None = None) -> Path | None:
+    """Folder of the networks that an autoencoder brings to sample around, see [`save_sane`]; `None` without any.
+
+    Args:
+        source: Folder or Hub repo, as of [`load_sane`].
+        revision: Branch, tag or commit of a repo.
+        subfolder: Folder of it that holds the autoencoder.
+
+    Raises:
+        FileNotFoundError: If there is neither such a folder nor such a repository.
+    """
+    place, inside = find_source(source, revision=revision), PurePosixPath(subfolder or "") / ANCHORS
+    if isinstance(place, HubRepo):
+        patterns = [f"{inside}/**"]
+        place = Path(patiently(snapshot_download, place.repo_id, revision=place.revision, allow_patterns=patterns))
+    return place / inside if (place / inside).is_dir() else None
 
 
 def loaded_commit(source: str, revision: str | None, subfolder: str | None = None) -> str | None:
@@ -178,6 +203,7 @@ def save_network(
     base_model: str | None = None,
     include_code: bool = False,
     provenance: Provenance | None = None,
+    origin: str | None = None,
     **options: Unpack[CardOptions],
 ) -> Path:
     """Save a sampled network with its run record and card, and prove that it loads again bit by bit.
@@ -192,6 +218,7 @@ def save_network(
         base_model: Hub id of the autoencoder it was sampled with.
         include_code: Also copy the modelling code, so that nobody needs this library to load it.
         provenance: Where the network came from; what `export_network` noted in `folder` if `None`.
+        origin: What the card says about a network that was not sampled, see [`network_card`].
         **options: See `hub._cards.CardOptions`.
 
     Returns:
@@ -211,6 +238,7 @@ def save_network(
         base_model=base_model,
         with_code=include_code,
         provenance=provenance,
+        origin=origin,
         **options,
     )
     with output_folder(folder, NETWORK, replace=True) as partial:

@@ -139,6 +139,23 @@ class ImageData:
         moved = {f"{split}_{part}": getattr(self, f"{split}_{part}").to(device) for split in SPLITS for part in PARTS}
         return replace(self, **moved)
 
+    def with_channels(self, num_channels: int) -> "ImageData":
+        """Grey images as colour images, whose channels are equal.
+
+        Raises:
+            ValueError: If colour images are wanted in grey.
+        """
+        if num_channels == self.num_channels:
+            return self
+        if self.num_channels != 1:
+            raise ValueError(
+                f"{self.name}: expected images of {num_channels} channels, got {self.num_channels}; convert the files"
+            )
+        images: dict[str, Any] = {
+            f"{split}_images": self.split(split)[0].expand(-1, num_channels, -1, -1).contiguous() for split in SPLITS
+        }
+        return replace(self, **images, mean=self.mean * num_channels, std=self.std * num_channels)
+
     def resized(self, size: int) -> "ImageData":
         """Resize images to `size x size` pixels by area averaging, and standardise them again.
 

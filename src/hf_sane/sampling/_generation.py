@@ -284,9 +284,20 @@ def with_num_labels(networks: StackedNetworks, num_labels: int, *, seeds: Sequen
         raise TypeError(f"expected networks of a zoo configuration, got {type(networks.config).__name__}")
     if len(seeds) != networks.num_models:
         raise ValueError(f"expected one seed per network, {networks.num_models}, got {len(seeds)}")
-    settings = {**networks.config.to_dict(), "num_labels": num_labels, "id2label": None, "label2id": None}
-    fresh = StackedNetworks.initialize(type(networks.config).from_dict(settings), list(seeds))
-    classifier = list(fresh.tensors)[-1].rpartition(".")[0]  # the last layer of every zoo network
+    config = for_num_labels(networks.config, num_labels)
+    fresh = StackedNetworks.initialize(config, list(seeds))
+    classifier = classifier_name(config)
     kept = {name: tensor for name, tensor in networks.tensors.items() if name.rpartition(".")[0] != classifier}
     moved = {name: tensor.to(next(iter(kept.values())).device) for name, tensor in fresh.tensors.items()}
-    return StackedNetworks(fresh.config, {name: kept.get(name, tensor) for name, tensor in moved.items()})
+    return StackedNetworks(config, {name: kept.get(name, tensor) for name, tensor in moved.items()})
+
+
+def for_num_labels(config: ZooConfig, num_labels: int) -> ZooConfig:
+    """The configuration of the same network for another number of classes."""
+    settings = {**config.to_dict(), "num_labels": num_labels, "id2label": None, "label2id": None}
+    return type(config).from_dict(settings)
+
+
+def classifier_name(config: ZooConfig) -> str:
+    """Name of the classifier, which is the last layer of every network of a zoo configuration."""
+    return list(empty_model(config).state_dict())[-1].rpartition(".")[0]

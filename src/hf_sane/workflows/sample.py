@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import nn
 
-from hf_sane.hub._publish import load_sane, loaded_commit, save_network
+from hf_sane.hub._publish import find_anchors, load_sane, loaded_commit, save_network
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData, load_zoo_images
@@ -73,8 +73,8 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSetting
         default=None,
     )
     anchors: list[Network] = setting(
-        "Trained networks of one architecture to sample around, in place of a zoo: folders or Hub ids. Repeat the "
-        "option.",
+        "Trained networks of one architecture to sample around, in place of a zoo: folders or Hub ids; by default "
+        "those that the SANE brings along. Repeat the option.",
         factory=list,
         split=False,
     )
@@ -129,9 +129,8 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSetting
         for width in self.bandwidth:
             Density(width, self.unit, self.mode)  # type: ignore[arg-type]  # refuses what does not go together
         SAMPLERS.find(self.method)
-        if bool(self.anchors) == (self.zoo is not None):
-            given = "both" if self.anchors else "neither"
-            raise ValueError(f"expected a zoo (--zoo) or networks (--anchors) to sample around, got {given}; name one")
+        if self.anchors and self.zoo is not None:
+            raise ValueError("expected a zoo (--zoo) or networks (--anchors) to sample around, got both; name one")
         if self.zoo is not None and self.weights:
             raise ValueError("--subfolder and --variant are for networks (--anchors), got a zoo; leave them out")
         if self.anchors and self.images is None and self.evaluate is None:
@@ -226,6 +225,8 @@ def sample(
 def run_sample(settings: SampleSettings) -> SampleResult:
     """Sample networks, compare them with anchors and baselines on test images, and save them."""
     settings.register()
+    if settings.zoo is None and not settings.anchors:
+        settings = replace(settings, anchors=[_own_anchors(settings)])
     given = as_arguments(settings)
     record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
     record.arguments["prompt_statistics"] = settings.prompt_statistics
@@ -282,6 +283,24 @@ def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, Image
     task = settings.task(data)
     record.arguments |= {} if task.metric == "accuracy" else {"metric": task.metric}
     return task, data, zoo
+
+
+def _own_anchors(settings: SampleSettings) -> Path:
+    """Folder of the networks that the autoencoder brings along."""
+    sane = settings.sane
+    if isinstance(sane, str):
+        source, revision, subfolder = sane, settings.revision, settings.sane_subfolder
+    else:
+        source, revision, subfolder = sane.source or "", sane.revision, sane.subfolder
+    found = find_anchors(source, revision=revision, subfolder=subfolder) if source else None
+    if found is None:
+        raise ValueError(
+            "expected a zoo (--zoo) or networks (--anchors) to sample around, got neither, and "
+            f"{source or 'the SANE'} brings none along; name the zoo that it was trained on, or "
+            "a folder of trained networks of one architecture and images to judge by (--anchors my_networks --images "
+            "my_images)"
+        )
+    return found
 
 
 def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, task: Task) -> AnchorSet:

@@ -1,0 +1,85 @@
+"""Networks for another task: classifiers that are fitted to few labelled images, on features trained before."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.networks._images import ImageData
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.sampling._generation import classifier_name, for_num_labels
+
+RIDGE = 0.01  # of standardised features
+HEAD_SCALE = 5.0  # by how much the logit of the true class exceeds the others where the fit is exact
+
+
+def fit_heads(networks: StackedNetworks, data: ImageData) -> StackedNetworks:
+    """The same networks with a new classifier, fitted to the training images by ridge regression.
+
+    All other layers stay as they are, so that networks trained on other classes can be compared and fine-tuned on
+    these. Fitting is exact and takes no steps; fine-tuning starts from there (Kumar et al., arXiv:2202.10054).
+
+    Args:
+        networks: `M` networks of a zoo configuration, whose last layer is the classifier.
+        data: Images whose classes the new classifiers tell apart.
+
+    Returns:
+        Networks with `data.num_classes` outputs.
+    """
+    images, labels = data.split("train")
+    features = _features(networks, images)  # [M, n, H]
+    mean = features.mean(dim=1, keepdim=True)
+    std = features.std(dim=1, correction=0, keepdim=True).clamp_min(1e-6)
+    inputs = ((features - mean) / std).double()
+    targets = HEAD_SCALE * nn.functional.one_hot(labels, data.num_classes).to(inputs)
+    centre = targets.mean(dim=0)
+    gram = inputs.mT @ inputs / len(labels) + RIDGE * torch.eye(inputs.shape[2], dtype=inputs.dtype)
+    solved = torch.linalg.solve(gram, inputs.mT @ (targets - centre) / len(labels))  # [M, H, K]
+    weight = solved.mT / std
+    bias = centre - (weight * mean).sum(dim=2)
+    return _with_classifier(networks, weight.float(), bias.float())
+
+
+def _features(networks: StackedNetworks, images: Tensor) -> Tensor:
+    """Inputs `[M, n, H]` of the classifier: the outputs of one that is the identity."""
+    models, _, width = networks.tensors[f"{classifier_name(_config(networks))}.weight"].shape
+    opened = _with_classifier(networks, torch.eye(width).expand(models, -1, -1), torch.zeros(models, width))
+    with torch.no_grad():
+        return opened.logits(images)
+
+
+def _with_classifier(networks: StackedNetworks, weight: Tensor, bias: Tensor) -> StackedNetworks:
+    """The networks with classifiers `[M, K, H]` and `[M, K]`; all other tensors are shared."""
+    config = _config(networks)
+    name = classifier_name(config)
+    classifier = {f"{name}.weight": weight.contiguous(), f"{name}.bias": bias.contiguous()}
+    return StackedNetworks(for_num_labels(config, weight.shape[1]), networks.tensors | classifier)
+
+
+def _config(networks: StackedNetworks) -> ZooConfig:
+    if not isinstance(networks.config, ZooConfig):
+        raise TypeError(f"expected networks of a zoo configuration, got {type(networks.config).__name__}")
+    return networks.config
+
+
+@dataclass(frozen=True)
+class HeadScore:
+    """Scores the features of a network: accuracy on a split with a classifier fitted to training images.
+
+    An own function as `sample(..., evaluate=...)` takes it.
+
+    Attributes:
+        data: Images in three splits.
+    """
+
+    data: ImageData
+    __name__ = "accuracy_of_fitted_head"
+
+    def __call__(self, network: nn.Module, split: str) -> float:
+        """Accuracy of one network."""
+        stack = StackedNetworks.from_state_dicts(network.config, [network.state_dict()])  # type: ignore[arg-type]
+        return fit_heads(stack, self.data).evaluate(*self.data.split(split))[1].item()
+
+
+__all__ = ["HeadScore", "fit_heads"]

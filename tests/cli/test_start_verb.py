@@ -1,0 +1,138 @@
+"""From a few labelled images to a network: sampled, compared with anchors and with training from scratch, saved."""
+
+import json
+
+import numpy as np
+import onnx.reference
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from sklearn.datasets import load_digits
+from transformers import AutoModelForImageClassification, pipeline
+
+import hf_sane
+from hf_sane.networks._images import load_images
+from hf_sane.records._outputs import check_finished
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._heads import HeadScore, fit_heads
+from hf_sane.workflows.sample import sample
+from hf_sane.workflows.sane import SANE
+from hf_sane.workflows.start import start
+
+SMALL = {"num_candidates": 6, "num_starts": 2, "bandwidth": [0.2], "epochs": 3, "learning_rate": [0.003, 0.01]}
+
+
+@pytest.fixture(scope="module")
+def digit_files(tmp_path_factory):
+    """Sixty PNG files of the digits zero, one and two."""
+    root = tmp_path_factory.mktemp("files") / "digits"
+    pixels, labels = load_digits(return_X_y=True)
+    for label, name in enumerate(("zero", "one", "two")):
+        (root / name).mkdir(parents=True)
+        for index, image in enumerate(pixels[labels == label][:20]):
+            shown = Image.fromarray((image.reshape(8, 8) * 255 / 16).astype(np.uint8))
+            shown.save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_sane_folder, tiny_zoo, tmp_path_factory):
+    """The tiny SANE with three networks to sample around."""
+    anchors = [tiny_zoo.splits["train"].at_epoch(12).model(index) for index in range(3)]
+    sane = SANE.from_pretrained(tiny_sane_folder)
+    return sane.save_pretrained(tmp_path_factory.mktemp("bundle") / "sane", anchors=anchors)
+
+
+@pytest.fixture(scope="module")
+def found(bundle, digit_files, tmp_path_factory):
+    return start(digit_files, source=str(bundle), output=tmp_path_factory.mktemp("start") / "out", onnx=True, **SMALL)
+
+
+def test_the_best_network_on_validation_images_is_kept(found, digit_files):
+    assert found.comparison.keys() == {"sampled", "anchors", "scratch"}
+    data = load_images(digit_files)
+    accuracy = {
+        split: (found.network(data.split(split)[0]).logits.argmax(dim=1) == data.split(split)[1]).float().mean().item()
+        for split in ("validation", "test")
+    }
+    row = found.comparison[found.kind]
+    assert row["validation_accuracy"] == pytest.approx(accuracy["validation"])
+    assert row["test_accuracy"] == pytest.approx(accuracy["test"])
+    merits = {kind: (row["validation_accuracy"], -row["validation_loss"]) for kind, row in found.comparison.items()}
+    assert merits[found.kind] == max(merits.values())
+    assert found.notes == ["9 test images: accuracies that differ by less than 0.33 may do so by chance"]
+    table = str(found)
+    assert "anchors, fine-tuned" in table
+    assert "from scratch" in table
+
+
+def test_the_folder_holds_network_card_record_and_onnx(found, digit_files):
+    check_finished(found.output, all_digests=True)
+    folder = found.output / "network"
+    loaded = AutoModelForImageClassification.from_pretrained(folder)
+    assert loaded.config.id2label == {0: "one", 1: "two", 2: "zero"}
+    images = load_images(digit_files).test_images
+    with torch.no_grad():
+        expected = loaded(images).logits.numpy()
+    evaluator = onnx.reference.ReferenceEvaluator(str(found.output / "model.onnx"))
+    (logits,) = evaluator.run(None, {"pixel_values": images.numpy()})
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    file = next((digit_files / "two").glob("*.png"))
+    rows = pipeline("image-classification", model=str(folder))(str(file))
+    assert {row["label"] for row in rows} == {"one", "two", "zero"}
+    record = RunRecord.load(found.output / "run.json")
+    assert record.results["kind"] == found.kind
+    assert record.results["before_fine_tuning"].keys() >= {"anchors", "anchor_noise", "anchor_average", "scratch"}
+    card = str(ModelCard.load(folder / "README.md"))
+    assert ("whose weights were not trained" in card) == (found.kind == "sampled")
+
+
+def test_heads_are_ridge_regressions_on_the_last_features(bundle, digit_files):
+    data = load_images(digit_files)
+    network = AutoModelForImageClassification.from_pretrained(bundle / "anchors" / "anchor_1")
+    stack = hf_sane.networks.StackedNetworks.from_state_dicts(network.config, [network.state_dict()])
+    fitted = fit_heads(stack, data)
+    assert fitted.config.num_classes == 3
+    inputs = {}
+    network.classifier.register_forward_hook(lambda module, given, output: inputs.update(x=given[0]))
+    with torch.no_grad():
+        network(data.train_images)
+    x = inputs["x"].double().numpy()
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    y = 5.0 * np.eye(3)[data.train_labels]
+    weight = np.linalg.solve(x.T @ x / len(x) + 0.01 * np.eye(x.shape[1]), x.T @ (y - y.mean(axis=0)) / len(x))
+    expected = x @ weight + y.mean(axis=0)
+    np.testing.assert_allclose(fitted.logits(data.train_images)[0].numpy(), expected, atol=1e-4)
+    score = HeadScore(data)(network, "test")
+    assert score == pytest.approx(fitted.evaluate(*data.split("test"))[1].item())
+
+
+def test_grey_images_become_colour_for_networks_of_colour_images(digit_files):
+    data = load_images(digit_files)
+    colour = data.with_channels(3)
+    assert colour.train_images.shape[1] == 3
+    assert torch.equal(colour.test_images[:, 2:], data.test_images)
+    assert len(colour.mean) == 3
+    with pytest.raises(ValueError, match="expected images of 1 channels, got 3; convert the files"):
+        colour.with_channels(1)
+
+
+def test_sample_takes_the_networks_that_a_sane_brings(bundle, tiny_sane_folder, tmp_path):
+    options = {"num_samples": 1, "num_candidates": 2, "bandwidth": 0.1, "images": "digits"}
+    drawn = sample([], bundle, **options)
+    assert drawn.record.arguments["num_anchors"] == 3
+    assert [name.endswith(f"anchor_{i}") for i, name in enumerate(drawn.provenance[0].anchors)] == [True] * 3
+    with pytest.raises(ValueError, match=r"got neither, and .*model brings none along; name the zoo"):
+        sample([], tiny_sane_folder, **options)
+    with pytest.raises(ValueError, match=r"expected a SANE that brings networks .* without any; save it with some"):
+        start("digits", source=str(tiny_sane_folder))
+
+
+def test_the_verb_prints_the_comparison(bundle, digit_files, tmp_path, hf_sane_command):
+    arguments = ("start", "--images", digit_files, "--from", bundle, "--output", tmp_path / "out", "--json")
+    sizes = ("--num-candidates", 4, "--num-starts", 1, "--bandwidth", 0.2, "--epochs", 1, "--learning-rate", 0.01)
+    told = json.loads(hf_sane_command(*arguments, *sizes).stdout)
+    assert told["compared"].keys() == {"sampled", "anchors", "scratch"}
+    assert told["output"] == str(tmp_path / "out")
+    assert not (tmp_path / "out" / "model.onnx").exists()
