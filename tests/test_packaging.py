@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "hf_sane"
-DATA_SUFFIXES = {".py", ".md", ".typed", ".json"}
+DATA_SUFFIXES = {".py", ".md", ".typed", ".json", ".safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,8 @@ def test_the_wheel_holds_every_source_and_data_file(wheel):
         "hf_sane/py.typed",
         "hf_sane/cards/templates/sane_model.md",
         "hf_sane/cards/templates/code/sane.md",
+        "hf_sane/pretrained/small_images/model.safetensors",
+        "hf_sane/pretrained/small_images/anchors/anchor_0/model.safetensors",
     ],
 )
 def test_what_is_no_import_travels_too(wheel, name):

@@ -7,8 +7,12 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from hf_sane import SANEFeatureExtractor, SANEModel
+from hf_sane.hub._publish import find_anchors
 from hf_sane.records._outputs import check_finished
 from hf_sane.sampling._export import Provenance
+from hf_sane.workflows.networks import open_stack
+from hf_sane.workflows.sane import SANE
+from hf_sane.workflows.start import BUNDLE
 
 LARGEST_BYTES = 4_000_000
 
@@ -31,6 +35,24 @@ def tokenizer(folder):
 @pytest.fixture(scope="module")
 def network(folder):
     return AutoModelForImageClassification.from_pretrained(folder / "sampled-usps").eval()
+
+
+def test_the_package_brings_a_small_sane_with_networks_to_sample_around():
+    manifest = check_finished(BUNDLE, all_digests=True)
+    assert manifest.strangers(BUNDLE) == []
+    assert sum(path.stat().st_size for path in BUNDLE.rglob("*")) < 8_000_000
+    stack, names = open_stack([find_anchors(BUNDLE)])
+    assert (stack.config.image_size, stack.config.num_channels) == (32, 3)
+    assert len(names) == 10
+    sane = SANE.from_pretrained(BUNDLE)
+    assert sane.record.results["reconstruction_r2"] > 0.8
+    assert next(iter(sane.record.results["anchors"].values())) > 0.4  # test accuracy on CIFAR-10
+    latents, layout = sane.encode(stack.model(0))
+    rebuilt = stack.model(0)
+    rebuilt.load_state_dict(sane.decode(latents, layout))
+    images = torch.randn(200, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    same = rebuilt(images).logits.argmax(dim=1) == stack.model(0)(images).logits.argmax(dim=1)
+    assert same.float().mean() > 0.5
 
 
 def normalised_error(sane, tokenizer, network):

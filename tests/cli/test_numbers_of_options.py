@@ -37,6 +37,7 @@ NEEDED = {
     "sample": {"sane": "sane", "zoo": "zoo", "output": "out"},
     "scan": {"sources": ["a"]},
     "show": {"zoo": "zoo"},
+    "start": {"images": "digits", "output": "out"},
     "soup": {"ingredients": ["a", "b"], "output": "out"},
 }
 MAY_BE = [("build", "max_abs_weight", inf)]  # all finite networks are kept

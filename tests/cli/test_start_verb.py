@@ -15,7 +15,7 @@ import hf_sane
 from hf_sane.networks._images import load_images
 from hf_sane.records._outputs import check_finished
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._heads import HeadScore, fit_heads
+from hf_sane.sampling._heads import FittedHeads, fit_heads
 from hf_sane.workflows.sample import sample
 from hf_sane.workflows.sane import SANE
 from hf_sane.workflows.start import start
@@ -104,7 +104,7 @@ def test_heads_are_ridge_regressions_on_the_last_features(bundle, digit_files):
     weight = np.linalg.solve(x.T @ x / len(x) + 0.01 * np.eye(x.shape[1]), x.T @ (y - y.mean(axis=0)) / len(x))
     expected = x @ weight + y.mean(axis=0)
     np.testing.assert_allclose(fitted.logits(data.train_images)[0].numpy(), expected, atol=1e-4)
-    score = HeadScore(data)(network, "test")
+    score = FittedHeads(data).measure_one(network, "test")
     assert score == pytest.approx(fitted.evaluate(*data.split("test"))[1].item())
 
 

@@ -131,7 +131,6 @@ def test_a_registered_sampler_can_be_named(sane, tiny_zoo, digits, monkeypatch):
         ({"bandwidth": "wide"}, "expected a bandwidth >= 0, several separated by commas"),
         ({"bandwidth": "scott", "unit": "latent"}, "the rules 'scott' and 'silverman' are of the anchors' own"),
         ({"anchors": ["a"]}, r"expected a zoo \(--zoo\) or networks \(--anchors\) to sample around, got both"),
-        ({"zoo": None}, "got neither; name one"),
         ({"zoo": None, "anchors": ["a"]}, r"expected images to judge networks by.*\(--images\)"),
     ],
 )

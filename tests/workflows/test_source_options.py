@@ -39,6 +39,7 @@ WITHOUT = {
     "probe": "reads a zoo and a SANE",
     "compare": "reads a zoo and a SANE",
     "reconstruct": "reads zoos and a SANE",
+    "start": "reads a SANE and images",
     "push": "sends whole outputs",
     "pull": "fetches whole repositories",
     "demo": "builds its own networks",
@@ -65,7 +66,7 @@ def options_of_verbs():
 def test_every_verb_has_the_options_or_a_reason():
     found = options_of_verbs()
     with_options = {verb for verb, names in found.items() if names >= {"subfolder", "variant"}}
-    assert with_options == {"info", "analyze", "embed", "sample", "finetune", "soup", "regions", "zoo import"}
+    assert with_options == {"info", "analyze", "embed", "sample", "finetune", "soup", "regions", "scan", "zoo import"}
     assert found.keys() - with_options == WITHOUT.keys()
     assert not any(names & {"subfolder", "variant"} for verb, names in found.items() if verb in WITHOUT)
 

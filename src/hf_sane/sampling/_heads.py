@@ -1,13 +1,12 @@
 """Networks for another task: classifiers that are fitted to few labelled images, on features trained before."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._tasks import Classification
 from hf_sane.sampling._generation import classifier_name, for_num_labels
 
 RIDGE = 0.01  # of standardised features
@@ -63,23 +62,19 @@ def _config(networks: StackedNetworks) -> ZooConfig:
     return networks.config
 
 
-@dataclass(frozen=True)
-class HeadScore:
-    """Scores the features of a network: accuracy on a split with a classifier fitted to training images.
-
-    An own function as `sample(..., evaluate=...)` takes it.
-
-    Attributes:
-        data: Images in three splits.
-    """
+class FittedHeads(Classification):
+    """Judges the features of networks: by the accuracy of classifiers that are fitted to the training images."""
 
     data: ImageData
-    __name__ = "accuracy_of_fitted_head"
 
-    def __call__(self, network: nn.Module, split: str) -> float:
-        """Accuracy of one network."""
+    def measure(self, networks: StackedNetworks, split: str) -> tuple[Tensor, Tensor]:
+        """Accuracies and cross-entropies with fitted classifiers."""
+        return super().measure(fit_heads(networks, self.data), split)
+
+    def measure_one(self, network: nn.Module, split: str) -> float:
+        """Accuracy of one network of this library."""
         stack = StackedNetworks.from_state_dicts(network.config, [network.state_dict()])  # type: ignore[arg-type]
-        return fit_heads(stack, self.data).evaluate(*self.data.split(split))[1].item()
+        return self.measure(stack, split)[0].item()
 
 
-__all__ = ["HeadScore", "fit_heads"]
+__all__ = ["FittedHeads", "fit_heads"]

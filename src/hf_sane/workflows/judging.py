@@ -14,7 +14,7 @@ from hf_sane.records._settings import CheckedSettings, setting
 class JudgeSettings(CheckedSettings):
     """Settings of a function that judges networks."""
 
-    evaluate: str | Callable[..., float] | None = setting(
+    evaluate: str | Callable[..., float] | Task | None = setting(
         "Function that judges a network, as my_file.py:my_metric or my_package.my_file:my_metric: my_metric(module), "
         "or my_metric(module, split) to select with split='validation' and to report with 'test', returns a number; "
         "higher is better. Its code runs.",
@@ -24,10 +24,10 @@ class JudgeSettings(CheckedSettings):
         "Lower values are better (of the function, or of a metric of evaluate).", default=False
     )
 
-    def judgement(self) -> OwnTask | None:
+    def judgement(self) -> Task | None:
         """The function as a task, if there is one."""
-        if self.evaluate is None:
-            return None
+        if self.evaluate is None or isinstance(self.evaluate, Task):
+            return self.evaluate
         function: Judgement = (
             load_named(self.evaluate, example="my_metric") if isinstance(self.evaluate, str) else self.evaluate
         )

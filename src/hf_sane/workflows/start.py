@@ -17,7 +17,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.records._sources import hub_id
 from hf_sane.sampling._baselines import SCRATCH_SEED
-from hf_sane.sampling._heads import HeadScore, fit_heads
+from hf_sane.sampling._heads import FittedHeads, fit_heads
 from hf_sane.workflows.finetune import finetune
 from hf_sane.workflows.networks import open_images, open_stack
 from hf_sane.workflows.results import Result, Table, optional_output
@@ -58,10 +58,10 @@ class StartSettings(CheckedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_starts > self.num_candidates:
+        if 2 * self.num_starts > self.num_candidates:
             raise ValueError(
-                f"expected at most as many starts as candidates, got num_starts {self.num_starts} and num_candidates "
-                f"{self.num_candidates}"
+                f"expected at least twice as many candidates as starts, got num_candidates {self.num_candidates} and "
+                f"num_starts {self.num_starts}"
             )
         if self.onnx:
             require_onnx()
@@ -91,8 +91,11 @@ class StartResult(Result):
 
     def tables(self) -> list[Table]:
         """The kinds of networks, and which one is kept."""
-        header = ("networks", "validation accuracy", "test accuracy", "learning rate", "kept")
-        rows = [[KINDS[kind], *row.values(), kind == self.kind] for kind, row in self.comparison.items()]
+        columns = ("validation_accuracy", "test_accuracy", "learning_rate")
+        header = ("networks", *(name.replace("_", " ") for name in columns), "kept")
+        rows = [
+            [KINDS[kind], *(row[name] for name in columns), kind == self.kind] for kind, row in self.comparison.items()
+        ]
         return [Table(header, rows)]
 
     def write(self, partial: Path) -> None:
@@ -136,13 +139,12 @@ def start(images: str | Path | ImageData, **options: Any) -> StartResult:
 def run_start(settings: StartSettings) -> StartResult:
     """Make a network for a few labelled images.
 
-    Networks that were trained on other images are sampled around, with classifiers fitted to your training images.
-    Sampled networks, the best of those that they were sampled around, and networks from scratch are then fine-tuned
-    for the same number of steps, each kind with the learning rate that is best for it. Validation images decide; test
-    images are looked at once, in the report.
+    Networks that were trained on other images are sampled around, in rounds, with classifiers fitted to your training
+    images. Sampled networks, the best of those that they were sampled around, and networks from scratch are then
+    fine-tuned for the same number of steps, each kind with the learning rate that is best for it. Validation images
+    decide; test images only measure.
     """
-    arguments = as_arguments(settings)
-    record = RunRecord.start(seed=settings.seed, arguments={**arguments, "source": arguments["source"] or "hf_sane"})
+    record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     with optional_output(settings.output, StartResult.JOB) as partial:
         sane = open_sane(settings.source or BUNDLE)
         anchors, names = _open_anchors(sane)
@@ -151,10 +153,11 @@ def run_start(settings: StartSettings) -> StartResult:
         sampled = _sample(settings, sane, anchors, data)
         starts = _starts(settings, sampled, anchors, data)
         comparison, networks = _finetune(settings, starts, data)
-        kind = max(comparison, key=lambda name: tuple(_merit(comparison[name])))
-        facts = sampled.record.results["networks"]
-        record.arguments |= {"anchors": names, "method": sampled.record.arguments["method"]}
-        record.finish({"kind": kind, "compared": comparison, "before_fine_tuning": facts})
+        kind = max(comparison, key=lambda name: _merit(comparison[name]))
+        chosen = {name: sampled.record.arguments[name] for name in ("method", "bandwidth")}
+        record.arguments |= {"anchors": names, **chosen}
+        before = sampled.record.results["networks"]
+        record.finish({"kind": kind, "compared": comparison, "before_fine_tuning": before})
         result = StartResult(
             record=record,
             notes=[_caution(data)],
@@ -193,14 +196,18 @@ def _fitting_images(images: str | ImageData, config: ZooConfig) -> ImageData:
 
 
 def _sample(settings: StartSettings, sane: SANE, anchors: StackedNetworks, data: ImageData) -> SampleResult:
-    """Networks around the anchors; refined in rounds where that is better on validation images."""
-    score = HeadScore(data)
-    options: dict[str, Any] = {"num_samples": settings.num_starts, "num_candidates": settings.num_candidates}
-    options |= {"bandwidth": settings.bandwidth, "seed": settings.seed, "images": data, "evaluate": score}
-    modules = [anchors.model(index) for index in range(anchors.num_models)]
-    plain, refined = (sample(modules, sane, method=method, **options) for method in ("subsample", "bootstrap"))
-    first, second = ([score(network, "validation") for network in found] for found in (plain, refined))
-    return refined if sum(second) > sum(first) else plain
+    """Networks around the anchors, and around the best of these where that gives better ones on validation images."""
+    return sample(
+        [anchors.model(index) for index in range(anchors.num_models)],
+        sane,
+        images=data,
+        evaluate=FittedHeads(data),
+        method="bootstrap",
+        num_samples=settings.num_starts,
+        num_candidates=settings.num_candidates,
+        bandwidth=settings.bandwidth,
+        seed=settings.seed,
+    )
 
 
 def _starts(
