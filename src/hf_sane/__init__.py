@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hf_sane.architectures.configuration_zoo import CIFARResNetConfig as CIFARResNetConfig
     from hf_sane.architectures.configuration_zoo import CNNConfig as CNNConfig
     from hf_sane.architectures.configuration_zoo import MLPConfig as MLPConfig
-    from hf_sane.models.configuration_sane import SANEConfig
+    from hf_sane.models.configuration_sane import SANEConfig as SANEConfig
     from hf_sane.models.modeling_sane import SANEModel
     from hf_sane.networks._images import load_images
     from hf_sane.networks._modules import register_architecture
@@ -46,7 +46,6 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "SANE": "workflows.sane",
-    "SANEConfig": "models.configuration_sane",
     "SANEFeatureExtractor": "tokenization._feature_extraction_sane",
     "SANEModel": "models.modeling_sane",
     "Zoo": "zoo._dataset",
@@ -72,6 +71,7 @@ _HOMES = {
 
 # For networks of zoos, and for what is done less often.
 _ALSO = {
+    "SANEConfig": "models.configuration_sane",
     "CIFARResNetConfig": "architectures.configuration_zoo",
     "CNNConfig": "architectures.configuration_zoo",
     "MLPConfig": "architectures.configuration_zoo",
@@ -83,7 +83,6 @@ _ALSO = {
 
 __all__ = [
     "SANE",
-    "SANEConfig",
     "SANEFeatureExtractor",
     "SANEModel",
     "Zoo",
