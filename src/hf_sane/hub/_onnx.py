@@ -72,6 +72,3 @@ class _Logits(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Any:
         return logits_of(self.network(pixel_values))
-
-
-__all__ = ["ONNX_FILE", "export_onnx", "require_onnx"]

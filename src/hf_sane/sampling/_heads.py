@@ -75,6 +75,3 @@ class FittedHeads(Classification):
         """Accuracy of one network of this library."""
         stack = StackedNetworks.from_state_dicts(network.config, [network.state_dict()])  # type: ignore[arg-type]
         return self.measure(stack, split)[0].item()
-
-
-__all__ = ["FittedHeads", "fit_heads"]
