@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hf_sane
+from hf_sane.hub._publish import save_sane
 from hf_sane.networks._images import load_zoo_images
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
@@ -86,9 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     record.arguments, record.data = hide_folders_in(record.arguments), hide_folders_in(record.data)
     record.results |= measured | {"anchors": chosen}
     networks = [anchors.model(index) for index in range(len(anchors))]
-    sane.save_pretrained(
-        options.output, title=TITLE, license_id="mit", network_config=train.known_config(0), anchors=networks
-    )
+    options_of_card: dict[str, Any] = {"title": TITLE, "license_id": "mit", "network_config": train.known_config(0)}
+    save_sane(options.output, sane.model, sane.extractor, record, anchors=networks, **options_of_card)
     print(f"wrote {options.output}: {measured}")
 
 
