@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 RAISED = 99  # exit code of a fork that raised what nobody expected
 
 
@@ -62,6 +64,7 @@ def _run(work: Callable[[], object]) -> int:
     code = 0
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        torch.set_num_threads(1)  # the other threads of OpenMP did not come along: who waits for them waits for ever
         work()
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else RAISED
