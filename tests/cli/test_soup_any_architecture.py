@@ -1,4 +1,4 @@
-"""`hf-sane soup` of networks that are no image classifiers."""
+"""`hf-sane soup` of networks that are not image classifiers."""
 
 import json
 

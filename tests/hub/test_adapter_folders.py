@@ -120,7 +120,7 @@ def test_a_pushed_card_loads_from_the_hub(network, tmp_path):
 
 def test_the_hub_is_refused_what_nobody_could_use(network, tmp_path):
     nameless = saved(tmp_path / "nameless", network, base_model=str(tmp_path))
-    with pytest.raises(ValueError, match="belongs to None, which is no repository on the Hub"):
+    with pytest.raises(ValueError, match="belongs to None, which is not a repository on the Hub"):
         plan_push("adapter", nameless, "org/adapter")
 
 

@@ -188,14 +188,14 @@ def test_an_adapter_names_its_base_model(hub, api, adapter):
 @pytest.mark.parametrize("base", ["/home/me/sane", "./sane", "~/sane", None, "", "a/b/c"])
 def test_an_adapter_of_a_local_model_is_refused(adapter, base):
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-    with pytest.raises(ValueError, match="which is no repository on the Hub; push that model first"):
+    with pytest.raises(ValueError, match="which is not a repository on the Hub; push that model first"):
         plan_push("adapter", adapter, "org/adapter")
 
 
 def test_an_adapter_of_a_folder_that_looks_like_a_repo_id_is_refused(adapter, tmp_path, monkeypatch):
     (tmp_path / "org" / "sane").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="belongs to 'org/sane', which is no repository"):
+    with pytest.raises(ValueError, match="belongs to 'org/sane', which is not a repository"):
         plan_push("adapter", adapter, "org/adapter")
 
 
@@ -204,9 +204,9 @@ def test_an_adapter_of_a_folder_that_looks_like_a_repo_id_is_refused(adapter, tm
     [
         (
             "model",
-            r"is no SANE folder that is ready to publish: .*missing \['preprocessor_config.json'\]; save it first",
+            r"is not a complete SANE folder: .*missing \['preprocessor_config.json'\]; save it first",
         ),
-        ("adapter", "is no adapter that is ready to publish"),
+        ("adapter", "is not a complete adapter"),
     ],
 )
 def test_an_incomplete_folder_is_refused(samples, kind, message):
@@ -217,9 +217,7 @@ def test_an_incomplete_folder_is_refused(samples, kind, message):
 def test_a_network_without_card_is_refused(samples):
     for name in ("README.md", MANIFEST):
         (samples / "network_2" / name).unlink()
-    with pytest.raises(
-        ValueError, match=r"network_2 is no network that is ready to publish: .*missing \['README.md'\]"
-    ):
+    with pytest.raises(ValueError, match=r"network_2 is not a complete network: .*missing \['README.md'\]"):
         plan_push("samples", samples, "org/x")
 
 
@@ -267,7 +265,7 @@ def test_what_is_not_there_is_refused(tmp_path):
         FileNotFoundError, match="no network in .*; expected config.json there, or in folders inside it"
     ):
         push_generated("org/x", tmp_path)
-    with pytest.raises(FileNotFoundError, match="is no zoo: expected zoo.json"):
+    with pytest.raises(FileNotFoundError, match="is not a zoo: expected zoo.json"):
         plan_push("zoo", tmp_path, "org/x")
     with pytest.raises(ValueError, match="missing"):
         plan_push("model", tmp_path / "nothing", "org/x")

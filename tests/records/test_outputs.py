@@ -477,6 +477,9 @@ def test_a_file_of_an_unfinished_output_is_refused(tmp_path):
 def test_a_home_that_the_shell_left_as_it_is_is_no_name_of_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for write in (output_folder, resumable_folder):
-        with pytest.raises(ValueError, match="a folder to write to, got ~/out, with ~"), write("~/out", "sample"):
+        with (
+            pytest.raises(ValueError, match="a folder to write to, got ~/out, with a literal ~"),
+            write("~/out", "sample"),
+        ):
             pass
     assert not list(tmp_path.iterdir())

@@ -92,7 +92,7 @@ def test_a_revision_comes_from_one_place():
     assert parse_source("org/network@v1", revision="v1") == HubRepo("org/network", "v1")
     with pytest.raises(ValueError, match="two revisions of one repository: org/network@v1 and 'v2'"):
         parse_source("org/network@v1", revision="v2")
-    with pytest.raises(ValueError, match="expected a revision behind '@', got 'org/network@'"):
+    with pytest.raises(ValueError, match="expected a revision after '@', got 'org/network@'"):
         parse_source("org/network@")
     with pytest.raises(ValueError, match="got an empty name"):
         parse_source("")

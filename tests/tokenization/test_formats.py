@@ -219,7 +219,10 @@ def test_a_pointer_is_known_under_the_name_of_what_it_stands_for(name, tmp_path)
     [
         (b"<!DOCTYPE html><html>404</html>", "got a web page; download the file itself, not the page that shows it"),
         (b"Entry not found", "got a text; name the file of the weights"),
-        (b'{"error": "Repository not found"}', "got a JSON file that is no shard index; name the file of the weights"),
+        (
+            b'{"error": "Repository not found"}',
+            "got a JSON file that is not a shard index; name the file of the weights",
+        ),
     ],
 )
 def test_what_a_failed_download_leaves_under_the_name_of_safetensors_is_named(content, named, tmp_path):

@@ -71,7 +71,12 @@ def test_names_that_are_known(files, options, chosen, local):
             "not downloaded, since it could run code; ask its author for safetensors, or fetch",
         ),
         (["checkpoint.pth.tar"], {}, True, "it holds checkpoint.pth.tar, in PyTorch's format: name the file itself"),
-        (["model.gguf", "README.md"], {}, False, "it holds model.gguf, which is not read: take or make safetensors"),
+        (
+            ["model.gguf", "README.md"],
+            {},
+            False,
+            "it holds model.gguf, which cannot be read: use safetensors, or convert it",
+        ),
         (
             ["a.safetensors", "b.safetensors"],
             {},

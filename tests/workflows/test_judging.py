@@ -1,4 +1,4 @@
-"""Networks that are no image classifiers, judged by a function of the user's own."""
+"""Networks that are not image classifiers, judged by a function of the user's own."""
 
 import json
 from pathlib import Path

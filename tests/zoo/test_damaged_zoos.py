@@ -136,9 +136,9 @@ def test_an_alignment_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("index", "settings", "message"),
     [
-        (torch.tensor([[0, 1, 2], [2, 0, 0]], dtype=torch.int32), {}, "k/P: .*got rows that are no permutations"),
-        (GOOD + 1, {}, "rows that are no permutations"),
-        (GOOD - 1, {}, "rows that are no permutations"),
+        (torch.tensor([[0, 1, 2], [2, 0, 0]], dtype=torch.int32), {}, "k/P: .*got rows that are not permutations"),
+        (GOOD + 1, {}, "rows that are not permutations"),
+        (GOOD - 1, {}, "rows that are not permutations"),
         (GOOD[:1], {}, "expected a permutation for each of 2 runs, got torch.int32 .1, 3."),
         (GOOD.float(), {}, "got torch.float32"),
         (GOOD[0], {}, "got torch.int32 .3."),

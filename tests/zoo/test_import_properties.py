@@ -304,7 +304,7 @@ def test_the_gap_follows_from_accuracies_and_impossible_ones_are_left_out():
     assert "generalization_gap" not in found.rows["b"]
     wrong = typed_columns({"a": {"test_acc": 1234.0}})
     assert wrong.rows == {"a": {}}
-    assert wrong.notes == ("test_acc: 1234 is no accuracy; the column is left out",)
+    assert wrong.notes == ("test_acc: 1234 is not an accuracy; the column is left out",)
 
 
 def test_a_text_among_numbers_is_left_empty_and_said():
@@ -313,7 +313,7 @@ def test_a_text_among_numbers_is_left_empty_and_said():
     found = typed_columns(raw)
     assert "loss_x" not in found.rows["3"]
     assert found.rows["4"] == {"loss_x": 4, "epoch": 4}
-    assert "loss_x: 1 of 20 values are no numbers ('crashed'): left empty" in found.notes
+    assert "loss_x: 1 of 20 values are not numbers, left empty: 'crashed'" in found.notes
 
 
 def test_names_of_other_projects():
@@ -386,7 +386,7 @@ def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path):
     assert len(found.rows) == 9
     assert found.notes == ("t.csv: line 11 has 1 fields, its header has 2: left out",)
     path.write_text("\n".join(json.dumps({"file": str(i)}) for i in range(5)) + '\n{"file": "cu')
-    assert read_properties(path).notes == ("t.csv: line 6 is no JSON: left out",)
+    assert read_properties(path).notes == ("t.csv: line 6 is not JSON: left out",)
 
 
 def test_a_missing_table_and_one_about_other_networks_are_refused(tmp_path):

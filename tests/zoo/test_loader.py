@@ -353,7 +353,7 @@ def test_a_stream_of_plain_rows(tiny_zoo, extractor):
 def test_streams_of_something_else_are_refused(tiny_zoo, extractor):
     settings = {"window_size": 20, "batch_size": 1, "views": ("original",)}
     row = tiny_zoo.splits["test"].table.dataset[0]
-    with pytest.raises(KeyError, match="the stream is no zoo: columns .*tokens.* are missing, it has .*'x'"):
+    with pytest.raises(KeyError, match="the stream is not a zoo: columns .*tokens.* are missing, it has .*'x'"):
         new_sampler([stream_of([{"x": 1}], tiny_zoo.facts)], extractor, **settings).batch(0)
     other = stream_of([{**row, "layout": "other"}], tiny_zoo.facts)
     with pytest.raises(KeyError, match="a row has layout 'other' and architecture .*; read both from one zoo"):

@@ -172,7 +172,7 @@ def test_errors(many_groups, extractor, tmp_path, tiny_zoo_folder):
         many_groups.count("dev")
     with pytest.raises(ValueError, match="steps count from 0, got -1"):
         new_sampler([many_groups], extractor, window_size=5, batch_size=2).batch(-1)
-    with pytest.raises(FileNotFoundError, match="is no zoo"):
+    with pytest.raises(FileNotFoundError, match="is not a zoo"):
         ZooStream.open(tmp_path)
     with pytest.raises(ValueError, match="holds the zoos .*, got config='other'; name one of them"):
         ZooStream.open(tiny_zoo_folder, "other")

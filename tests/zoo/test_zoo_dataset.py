@@ -329,7 +329,7 @@ def test_zoos_stand_side_by_side_in_a_repository(tiny_zoo, local_hub):
 
 
 def test_folders_that_hold_no_zoo_are_refused(tiny_zoo, tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no zoo: expected zoo.json in it; build one"):
+    with pytest.raises(FileNotFoundError, match="is not a zoo: expected zoo.json in it; build one"):
         Zoo.load(tmp_path)
     folder = tiny_zoo.save(tmp_path / "zoo")
     with pytest.raises(ValueError, match="holds the zoos .'default'., got config='other'; name one of them"):
@@ -367,7 +367,7 @@ def test_empty_zoos_and_unknown_splits_are_refused(tiny_zoo):
 
 def test_tables_of_other_columns_are_refused(tiny_zoo):
     dataset = tiny_zoo.splits["test"].table.dataset
-    with pytest.raises(KeyError, match="this is no zoo: columns .'epoch'. are missing"):
+    with pytest.raises(KeyError, match="this is not a zoo: columns .'epoch'. are missing"):
         ZooTable(dataset.remove_columns("epoch"))
     wide = dataset.cast_column("tokens", datasets.List(datasets.Value("float64")))
     with pytest.raises(TypeError, match="expected column tokens of List.*float32.*, got List.*float64"):

@@ -224,7 +224,7 @@ class SpectrumReport:
             `path`.
 
         Raises:
-            FileExistsError: If there is a file that is no such report.
+            FileExistsError: If another file has that name.
         """
         text = json.dumps(self.to_dict(eigenvalues=eigenvalues), indent=2, allow_nan=False) + "\n"
         with output_file(path, SPECTRUM) as partial:

@@ -199,7 +199,7 @@ def adapter_card(
     Returns:
         The card; `str(card)` is the README.
     """
-    base = hub_id(adapter["base_model_name_or_path"])  # what is no repository id has no place in code or links
+    base = hub_id(adapter["base_model_name_or_path"])  # only repository ids belong in code and links
     if isinstance(base_config, SANEConfig):
         assert extractor is not None
         kind, tags, measured = "SANE autoencoder", SANE_TAGS, _reconstruction(record)

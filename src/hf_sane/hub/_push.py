@@ -196,7 +196,7 @@ def _plan_adapter(folder: Path, repo_id: str, api: HfApi) -> Upload:
     base = read_adapter_config(folder).get("base_model_name_or_path")
     if hub_id(base) is None:
         raise ValueError(
-            f"the adapter in {folder} belongs to {base!r}, which is no repository on the Hub; push that model "
+            f"the adapter in {folder} belongs to {base!r}, which is not a repository on the Hub; push that model "
             "first, and save the adapter with base_model_name_or_path set to its repo id"
         )
     files = with_texts(folder_files(folder), {CARD: address_card(_text(folder / CARD), repo_id)})

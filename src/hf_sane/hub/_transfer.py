@@ -149,6 +149,5 @@ def require_files(folder: Path, names: Sequence[str], *, what: str) -> None:
     present = {path.name.removesuffix(".index.json") for path in folder.iterdir()} if folder.is_dir() else set()
     if missing := [name for name in names if name not in present]:
         raise ValueError(
-            f"{folder} is no {what} that is ready to publish: expected {', '.join(names)}, missing {missing}; save "
-            "it first"
+            f"{folder} is not a complete {what}: expected {', '.join(names)}, missing {missing}; save it first"
         )

@@ -156,7 +156,7 @@ def average_adapters(adapters: Sequence[Adapter], weights: Sequence[float], *, r
         raise ValueError(f"the rank must be at least 1, got {rank}; leave it out for the exact soup")
     if dora := [adapter.name for adapter in adapters if adapter.magnitudes]:
         raise ValueError(
-            f"{', '.join(dora)} rescale the base (DoRA): the average of what such adapters do is no adapter of low "
+            f"{', '.join(dora)} rescale the base (DoRA): their average is not an adapter of low "
             "rank; merge each into its base (merge_and_unload) and average the merged models"
         )
     parts = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if weight]

@@ -110,7 +110,7 @@ def npz_parts(path: Path) -> dict[str, Part]:
     with (
         reading(path, expected="an .npz file of images and labels", remedy=REMEDY, also=UNREADABLE),
         _no_place(),
-        path.open("rb") as file,  # NumPy leaves a file open that is no archive
+        path.open("rb") as file,  # NumPy does not close a file that is not an archive
         np.load(file) as arrays,
     ):
         if not isinstance(arrays, np.lib.npyio.NpzFile):

@@ -38,7 +38,7 @@ def tune_allocator() -> dict[str, Any]:
 
 
 def allocator_state() -> dict[str, Any]:
-    """Which allocator serves this process and what it was told: part of every run record.
+    """The allocator of this process and its settings, for run records.
 
     Returns:
         `name` (`"glibc 2.36"`, a preloaded library, or the platform's default), `environment` (the `MALLOC_*` and
@@ -49,7 +49,7 @@ def allocator_state() -> dict[str, Any]:
 
 
 def peak_rss_bytes() -> int | None:
-    """Largest resident memory of this process so far, in bytes; `None` where the system does not tell."""
+    """Largest resident memory of this process so far, in bytes; `None` if the system does not report it."""
     if sys.platform == "linux":
         # Not getrusage: its ru_maxrss survives exec, so that a child of a large process starts with its parent's peak.
         with open("/proc/self/status") as status:

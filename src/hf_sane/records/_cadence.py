@@ -8,10 +8,10 @@ MAX_SHARE = 0.05  # of the time that saving may take
 
 
 class Cadence:
-    """Decides when to save: at intervals of time, longer ones where saving is slow. Results do not depend on it.
+    """Decides when to save progress: at intervals, which are longer if saving is slow. Results do not depend on it.
 
     Args:
-        seconds: Between two saves, at least; 0 or less: never.
+        seconds: Shortest time between two saves; 0 or less to never save.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -24,7 +24,7 @@ class Cadence:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around the saving, to measure it."""
+        """Measure how long saving takes, in a `with` statement around it."""
         start = time.monotonic()
         yield
         self._last = time.monotonic()

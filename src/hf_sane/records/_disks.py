@@ -14,7 +14,7 @@ NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Say in one sentence that a disk is full or cannot be written, whoever notices; other errors pass."""
+    """Report a disk that is full or not writable in one sentence; other errors pass unchanged."""
     try:
         yield
     except SafetensorError as error:
@@ -30,7 +30,7 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def describe_os_error(error: OSError) -> str:
-    """What the system refused to do with a file, and what to do: `PermissionError` says a number and a path only."""
+    """Why the system refused access to a file, with a remedy: `PermissionError` has only a number and a path."""
     if error.errno is None or error.filename is None:
         return str(error)
     said = f"{os.fsdecode(error.filename)}: {os.strerror(error.errno)}"
@@ -40,7 +40,7 @@ def describe_os_error(error: OSError) -> str:
 
 
 def _is_beside(name: object, place: Path) -> bool:
-    """Whether a file is `place`, inside or above it, or one that we put next to it; so is one without a name."""
+    """Whether a file is `place`, inside or above it, or a temporary file next to it; a nameless one counts, too."""
     if not isinstance(name, str | bytes | os.PathLike):
         return True
     path = Path(os.path.abspath(os.fsdecode(name)))

@@ -64,7 +64,7 @@ class Entry:
         return ((key, self._below(key, value)) for key, value in self.mapping().items())
 
     def entries(self, length: int | None = None) -> list["Entry"]:
-        """The elements of a list, of so many if `length` is given."""
+        """The elements of a list; if `length` is given, it must have that many."""
         if not isinstance(self.value, list | tuple):
             self.fail("a list")
         if length is not None and len(self.value) != length:
@@ -81,7 +81,7 @@ class Entry:
         return self.value
 
     def one_of(self, choices: Sequence[Any]) -> Any:
-        """One of some values, of the type of that value."""
+        """One of the given values, of the same type."""
         if not any(type(self.value) is type(choice) and self.value == choice for choice in choices):
             self.fail(f"one of {', '.join(map(repr, choices))}", got=repr(self.value))
         return self.value
@@ -158,7 +158,7 @@ def read_document(path: str | Path, *, expected: str, remedy: str = DOWNLOAD_AGA
 def parse_document(
     text: str, file: str | Path, *, expected: str = "a JSON object", remedy: str = DOWNLOAD_AGAIN
 ) -> Entry:
-    """Like [`read_document`], of text that was read already, such as the metadata of a safetensors file.
+    """Like [`read_document`], for text that has been read already, such as the metadata of a safetensors file.
 
     Raises:
         InvalidFileError: As there.
@@ -176,8 +176,8 @@ def read_settings(text: str, option: str) -> dict[str, Any]:
     """Settings given as a JSON object, or as the path of a file that holds one.
 
     Args:
-        text: What the user gave.
-        option: What messages call it.
+        text: The value of the option.
+        option: Its name, for messages.
 
     Raises:
         FileNotFoundError: If it is not a JSON object, and there is no such file.
@@ -189,7 +189,7 @@ def read_settings(text: str, option: str) -> dict[str, Any]:
 
 
 def _could_be(value: object, wanted: Any) -> bool:
-    """Whether a value of JSON is of a type, without a look at what is inside."""
+    """Whether a JSON value is of a type; its items are not checked."""
     origin = get_origin(wanted) or wanted
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(wanted))

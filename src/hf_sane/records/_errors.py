@@ -41,7 +41,7 @@ def _restore(file: str, field: str | None, expected: str, got: str, remedy: str)
 
 
 def shorten(value: object, limit: int = MAX_SHOWN) -> str:
-    """A value as one line of printable text of at most `limit` characters, for messages about what strangers wrote.
+    """A value as one printable line of at most `limit` characters, for messages that quote other people's files.
 
     An exception is shown with its type, so that a bare `KeyError: 'x'` does not read as `'x'`.
     """
@@ -58,7 +58,7 @@ def name_some(names: Iterable[object], limit: int = 3) -> str:
 
 
 def did_you_mean(got: object, choices: Iterable[str]) -> str:
-    """The end of a message about a value that is none of some choices: the one that was probably meant, or nothing."""
+    """Suggest the choice that was probably meant, for the end of a message; empty if none is similar."""
     close = get_close_matches(str(got), list(choices), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -110,5 +110,5 @@ def reading(
 
 
 def _is_of_a_parser(error: OSError) -> bool:
-    """Whether an error is about bytes, as those of Arrow are: those of the system have a number or a type."""
+    """Whether an `OSError` is about malformed content, as Arrow's are; the system's have a number or a subclass."""
     return type(error) is OSError and error.errno is None

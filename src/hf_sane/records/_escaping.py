@@ -43,7 +43,7 @@ def markdown_text(value: object, limit: int = MAX_TEXT) -> Markup:
 
 
 def markdown_code(value: object, limit: int = MAX_TEXT) -> Markup:
-    """A value as code inside a line of Markdown, in which nothing has a meaning; backticks become apostrophes."""
+    """A value as inline code in Markdown, where nothing is markup; backticks become apostrophes."""
     line = shorten(str(value), limit).replace("`", "'")
     return Markup(f"`{line}`" if line else "")
 

@@ -17,7 +17,7 @@ INTERRUPTED = 130  # what shells call a program that SIGINT ended
 
 
 def expected_errors() -> tuple[type[Exception], ...]:
-    """Errors about input, files and the network; asked for only when something was raised."""
+    """Exceptions about input, files and the network; imported only after something was raised."""
     from huggingface_hub.errors import HTTPError, StrictDataclassError
 
     return (ValueError, TypeError, LookupError, ArithmeticError, OSError, HTTPError, StrictDataclassError)
@@ -42,7 +42,7 @@ def run_script(main: Callable[[], object], *, name: str) -> NoReturn:
     """Run a script as the command line runs a verb: expected errors end it with a message and exit code 2.
 
     Args:
-        main: Reads the command line and works; what it returns is the exit code if it is a number.
+        main: Reads the command line and does the work; if it returns a number, that is the exit code.
         name: Name of the script, for the message. With `--debug` anywhere on the command line, the traceback is shown,
             too.
     """

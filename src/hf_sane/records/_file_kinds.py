@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a single file is, told by its content.
+    """Kind of a file, recognised by its content.
 
     Attributes:
         name: With its article, such as `"a picture"`.
-        matches: Whether some content, all of it, is of this kind.
+        matches: Whether a file with this content is of this kind.
     """
 
     name: str
@@ -20,7 +20,7 @@ class FileKind:
 
     @classmethod
     def json_with(cls, name: str, *keys: str) -> "FileKind":
-        """A JSON object that has some keys."""
+        """A JSON object with certain keys."""
 
         def matches(content: bytes) -> bool:
             with suppress(ValueError, RecursionError):

@@ -47,7 +47,7 @@ def write_atomically(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def is_partial_file(name: str) -> bool:
-    """Whether a name is of a file that [`write_atomically`] has not moved to its place."""
+    """Whether a file was left by [`write_atomically`] before it was moved to its place."""
     return _PARTIAL_FILE.fullmatch(name) is not None
 
 
@@ -65,7 +65,7 @@ def remove_partial_files(folder: Path, *, of: str | None = None) -> None:
 def files_below(folder: Path, *, unreadable: list[OSError] | None = None) -> Iterator[Path]:
     """All files in a folder and below it, links of any kind among them.
 
-    Unlike `rglob`, it does not pass over a folder that may not be listed.
+    Unlike `rglob`, it does not skip folders that cannot be listed.
 
     Args:
         folder: Where to look.
@@ -81,7 +81,7 @@ def files_below(folder: Path, *, unreadable: list[OSError] | None = None) -> Ite
 
 
 def folders_with(folder: Path, *names: str) -> list[Path]:
-    """Folders in a folder, but for hidden ones, that hold a file of one of these names; all must be readable."""
+    """Subfolders, except hidden ones, with a file of one of these names; all must be readable."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     return [path for path in inside if not set(names).isdisjoint(os.listdir(path))]
 
@@ -117,7 +117,7 @@ def recover_folder(final: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk keep a file, or the names in a folder, before anything that follows."""
+    """Flush a file, or the list of files in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,12 +13,12 @@ _finished: ContextVar[list[Path] | None] = ContextVar("finished", default=None)
 
 @contextmanager
 def explaining(describe: Callable[[], str], *, output: Path | None = None) -> Iterator[None]:
-    """Have an interruption of the block carry a note of what it left.
+    """Attach a note to an interruption of the block, which says what it left behind.
 
-    Of blocks within each other the outermost one speaks, after the others have tidied: it knows what they are part of.
+    Of nested blocks, only the outermost one attaches a note, after the inner ones have cleaned up.
 
     Args:
-        describe: Says in what state the output is, and what to do; asked when everything else has come to rest.
+        describe: Describes the state of the output and what to do next; called after all blocks have cleaned up.
         output: What is finished when the block ends; an interruption that comes later says so, see [`noting_outputs`].
     """
     if _is_inside.get():
@@ -39,7 +39,7 @@ def explaining(describe: Callable[[], str], *, output: Path | None = None) -> It
 
 @contextmanager
 def noting_outputs() -> Iterator[list[Path]]:
-    """For a program: what its writers finish while the block runs, in their order."""
+    """Collect the outputs that are finished while the block runs, in order."""
     outputs: list[Path] = []
     token = _finished.set(outputs)
     try:
@@ -49,10 +49,10 @@ def noting_outputs() -> Iterator[list[Path]]:
 
 
 def describe_interruption(interruption: KeyboardInterrupt, outputs: list[Path]) -> str:
-    """In one line, what a program leaves that was interrupted.
+    """What an interrupted program leaves behind, in one line.
 
     Args:
-        interruption: With the notes of those whom it passed.
+        interruption: With the notes that were attached on its way.
         outputs: What was finished before; from [`noting_outputs`].
     """
     notes = [*(f"{output} is finished" for output in outputs), *getattr(interruption, "__notes__", ())]

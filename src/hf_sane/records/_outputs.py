@@ -78,7 +78,7 @@ class Manifest:
 
     @classmethod
     def of(cls, folder: Path, job: str, *, facts: Mapping[str, Any] | None = None) -> "Manifest":
-        """Take stock of a folder."""
+        """List the files of a folder with their sizes and digests."""
         entries = {name: FileEntry.of(folder / name) for name in _file_names(folder)}
         return cls(job, entries, dict(facts or {}))
 
@@ -562,7 +562,7 @@ def absolute_folder(folder: str | Path) -> Path:
         ValueError: For `~`, which shells leave as it is in `--output=~/x`: a folder of that name is never meant.
     """
     if Path(folder).parts[:1] == ("~",):
-        raise ValueError(f"expected a folder to write to, got {folder}, with ~ as it is; write the whole path")
+        raise ValueError(f"expected a folder to write to, got {folder}, with a literal ~; write the full path")
     path = Path(os.path.abspath(folder))
     return path.resolve() if path.is_symlink() else path
 

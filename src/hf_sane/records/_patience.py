@@ -19,14 +19,14 @@ Result = TypeVar("Result")
 
 
 class HubBusyError(ConnectionError):
-    """The Hub answers, but not with what was asked for: too many requests, or it is out of order."""
+    """The Hub answers with an error that may pass: too many requests, or a fault of the server."""
 
 
 def patiently(call: Callable[Arguments, Result], *arguments: Arguments.args, **settings: Arguments.kwargs) -> Result:
-    """Call a function that asks the Hub, again where the answer may be another one the next time.
+    """Call a function that asks the Hub, and repeat the call if the next attempt may succeed.
 
-    `huggingface_hub` itself tries listings and downloads again, single questions (`model_info`) never; what it raises
-    in the end tells people to check their connection. Here the wait is what the Hub asks for (`Retry-After`).
+    `huggingface_hub` repeats listings and downloads, but not single requests (`model_info`), and its errors tell users
+    to check their connection. Here, the wait is the one that the Hub asks for (`Retry-After`).
 
     Args:
         call: Asks the Hub.
@@ -67,7 +67,7 @@ def patiently(call: Callable[Arguments, Result], *arguments: Arguments.args, **s
 
 
 def _hub_answer(error: BaseException) -> HfHubHTTPError | None:
-    """The Hub's answer that led to an error, if one did."""
+    """The response of the Hub that caused an error, if there is one."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, HfHubHTTPError):
@@ -86,8 +86,5 @@ def _describe(error: HfHubHTTPError, status: int, asked: float | None) -> str:
     when = "later" if asked is None else f"in {asked:.0f} s"
     remedy = f"try again {when}"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        remedy = (
-            f"it takes no more requests from here for the moment: {remedy}, or log in (hf auth login), which allows "
-            "more"
-        )
+        remedy = f"it is limiting requests from here: {remedy}, or log in (hf auth login), which allows more"
     return f"the Hub answered {name} to {error.response.request.method} {error.response.url}, repeatedly; {remedy}"

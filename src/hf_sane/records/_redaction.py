@@ -31,7 +31,7 @@ def holds_token(text: str) -> bool:
 
 
 def hide_folders(text: str) -> str:
-    """Leave of every absolute path its last part only: where files lie on a machine is nobody else's business.
+    """Shorten every absolute path to its last part, so that folders of this machine are not published.
 
     `hf-sane embed /home/ann/zoo -o=out` becomes `hf-sane embed zoo -o=out`. Relative paths, addresses and ids of
     repositories stay.

@@ -14,7 +14,7 @@ class Registry(Generic[Entry]):
     """All entries of one kind by name, in the order of registration.
 
     Args:
-        kind: What messages call an entry, such as `"sampler"`.
+        kind: Name of an entry in messages, such as `"sampler"`.
     """
 
     def __init__(self, kind: str) -> None:

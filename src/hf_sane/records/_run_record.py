@@ -138,13 +138,13 @@ class RunRecord:
         """What the file holds: unknown facts are left out, numbers of NumPy and PyTorch become Python's.
 
         Raises:
-            TypeError: For a value that JSON cannot hold, naming where it stands.
+            TypeError: For a value that JSON cannot hold; the message names its place.
         """
         known = {name: value for name, value in asdict(self).items() if value is not None and value != {}}
         return {name: _plain(value, name) for name, value in known.items()}
 
     def without_folders(self) -> "RunRecord":
-        """As it is published: without where files lie on this machine."""
+        """The record for publication, without folders of this machine."""
         return RunRecord(**hide_folders_in(self.to_dict()))
 
     def save(self, path: str | Path) -> Path:

@@ -93,7 +93,7 @@ def _listed(kind: Any, value: Any) -> Any:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Values as a list; what is no collection of values (a text, a path, a module, a mapping) is the only one."""
+    """Values as a list; what is not a collection (a text, a path, a module, a mapping) becomes its only item."""
     return list(value) if isinstance(value, list | tuple | range | Set | Iterator) else [value]
 
 
@@ -116,11 +116,11 @@ def default_of(entry: Field) -> Any:
 
 
 def as_arguments(settings: Any, kind: type | None = None) -> dict[str, Any]:
-    """Settings as a run record holds them: objects that know where they came from by their `source`.
+    """Settings in the form of a run record, where objects are represented by their `source`.
 
     Args:
         settings: A dataclass.
-        kind: One that it inherits from, if only the fields of that one are meant.
+        kind: A base class, to take only its fields.
     """
     return {entry.name: _argument(getattr(settings, entry.name)) for entry in fields(kind or settings)}
 

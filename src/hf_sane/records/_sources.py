@@ -44,7 +44,7 @@ class HubRepo:
 
 
 def parse_source(source: str | Path, *, revision: str | None = None) -> Path | HubRepo:
-    """Tell paths from repositories, without asking anyone.
+    """Decide whether a source is a path or a repository, without asking the Hub.
 
     What exists is a path, whatever it looks like. Of the rest, a repository is what can be an id of one, `owner/name`
     or `owner/name@revision`; a `Path`, and what starts with `.`, `~` or `/`, holds a backslash or more than one slash,
@@ -74,20 +74,20 @@ def parse_source(source: str | Path, *, revision: str | None = None) -> Path | H
 
 
 def parse_repo(text: str, *, revision: str | None = None) -> HubRepo:
-    """What is a repository, and nothing else: where it can be pushed to, or pulled from.
+    """Parse the id of a repository that is pushed to or pulled from.
 
     Args:
         text: `owner/name` or `owner/name@revision`.
         revision: Branch, tag or commit, in place of `@revision`.
 
     Raises:
-        HFValidationError: If it can be no id of a repository; a `ValueError`.
-        ValueError: For two revisions that differ, or none behind `@`.
+        HFValidationError: If it cannot be the id of a repository; a `ValueError`.
+        ValueError: For two different revisions, or an empty one after `@`.
     """
     repo_id, at, named = text.partition("@")
     validate_repo_id(repo_id)
     if at and not named:
-        raise ValueError(f"expected a revision behind '@', got {text!r}; write owner/name@revision, or leave '@' out")
+        raise ValueError(f"expected a revision after '@', got {text!r}; write owner/name@revision, or leave '@' out")
     if named and revision is not None and revision != named:
         raise ValueError(f"two revisions of one repository: {text} and {revision!r}; give one of them")
     return HubRepo(repo_id, named or revision)
@@ -151,7 +151,7 @@ def check_path(path: Path, *, remedy: str = "give an existing path") -> Path:
 def pretrained_arguments(
     source: str | Path, *, revision: str | None = None, subfolder: str | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """How `from_pretrained` of Transformers is called for a source, or a folder in it: its name, keyword arguments.
+    """Arguments of `from_pretrained` of Transformers for a source, or a folder in it: its name, keyword arguments.
 
     Raises:
         FileNotFoundError, ConnectionError, ValueError: As in [`find_source`].
@@ -164,7 +164,7 @@ def pretrained_arguments(
 
 
 def source_name(source: str | Path) -> str:
-    """What to call a source: the last part of a path, or the repository."""
+    """Name of a source: the last part of a path, or the repository."""
     found = parse_source(source)
     return str(found) if isinstance(found, HubRepo) else found.resolve().name
 
@@ -179,7 +179,7 @@ def hub_id(name: str | Path | None) -> str | None:
 
 
 def _explain_silence(error: Exception, repo: HubRepo, repo_type: RepoType, tried: str) -> None:
-    """The Hub gave no answer: fine for what lies in the cache."""
+    """Raise an error about a Hub that does not answer, unless the repository is in the cache."""
     name = repo_folder_name(repo_id=repo.repo_id, repo_type=repo_type)
     if (Path(constants.HF_HUB_CACHE) / name / "snapshots").is_dir():
         return

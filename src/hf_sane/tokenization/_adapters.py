@@ -171,7 +171,7 @@ class Adapter:
         return first, second.to(torch.promote_types(second.dtype, torch.float32)) * self._scale(module, rank)
 
     def added_bias(self, module: str) -> Tensor | None:
-        """What the factors add to the bias `[outputs]`, in at least single precision; `None` without `lora_bias`."""
+        """The change of the bias, `[outputs]`, in at least single precision; `None` without `lora_bias`."""
         if module not in self.added_biases:
             return None
         first, second = self._pair(module)
@@ -315,7 +315,7 @@ def is_targeted(config: Mapping[str, Any], module: str) -> bool:
 
 
 def _names(names: str | Sequence[str], module: str) -> bool:
-    """Whether a regular expression, or a list of names and ends of names, means a module."""
+    """Whether a module matches a regular expression, or a list of names and ends of names."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(f".{module}".endswith(f".{name}") for name in names)
@@ -335,7 +335,7 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
 
 
 def adapter_folder(source: str | Path | CheckpointSource) -> Path:
-    """Where the configuration of an adapter lies; that of a repository is downloaded. A loose file is its own folder.
+    """The folder with the configuration of an adapter (downloaded if necessary); a loose file is returned itself.
 
     Args:
         source: Folder or Hub repo in PEFT's format, its `adapter_model.safetensors`, or a loose file; a `Checkpoint`
@@ -402,7 +402,7 @@ def _reading_adapter(source: str | Path | CheckpointSource) -> AbstractContextMa
 
 
 def _relative(adapter: Adapter) -> list[str]:
-    """Tensors of the base on which it depends what an adapter changes."""
+    """Tensors of the base that the changes of an adapter depend on."""
     return [f"{module}.weight" for module in adapter.magnitudes] + list(adapter.whole)
 
 
@@ -483,10 +483,10 @@ def _loose_factors(source: str | Path | CheckpointSource) -> dict[str, tuple[Ten
 
 
 def _note_factor(pair: dict[str, str], side: str, name: str, source: str | Path | CheckpointSource) -> None:
-    """Keep which tensor is one of the two factors of a module.
+    """Store the name of one of the two factors of a module.
 
     Raises:
-        ValueError: If it is there under another name already: one of them would be lost.
+        ValueError: If it is already stored under another name, because one of the two would be lost.
     """
     if pair.setdefault(side, name) != name:
         raise ValueError(f"{source} holds one factor twice, as {pair[side]!r} and {name!r}; save the adapter again")

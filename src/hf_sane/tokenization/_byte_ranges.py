@@ -1,4 +1,4 @@
-"""Parts of files, on this machine or on the Hub, without the rest of them."""
+"""Reading of parts of files, on this machine or on the Hub."""
 
 import os
 import re

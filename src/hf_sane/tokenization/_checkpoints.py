@@ -43,7 +43,7 @@ MAX_DOWNLOAD_BYTES = 50 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSource:
-    """A network in a file, a folder or a repository, where its name alone does not say which.
+    """A network in a file, folder or repository, with the details that its name leaves open.
 
     Attributes:
         source: Path or Hub repo, `owner/name` or `owner/name@revision`.
@@ -100,7 +100,7 @@ def load_state_dict(
 def as_checkpoint(
     source: str | Path | CheckpointSource, *, revision: str | None = None, key: str | None = None
 ) -> CheckpointSource:
-    """A name with what else is known about it.
+    """A source as a [`CheckpointSource`].
 
     Raises:
         TypeError: If `source` is neither a name nor a checkpoint.
@@ -113,7 +113,7 @@ def as_checkpoint(
 
 
 def local_path(checkpoint: CheckpointSource, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
-    """Where a checkpoint lies on this machine; a Hub repo is downloaded first, see [`download_checkpoint`].
+    """Path of a checkpoint on this machine; a Hub repo is downloaded first, see [`download_checkpoint`].
 
     Raises:
         FileNotFoundError: If there is neither such a path nor such a repository, or the repository holds no weights.
@@ -150,11 +150,11 @@ def _files_below(folder: Path) -> list[str]:
 
 
 def read_weights(path: Path, *, key: str | None = None) -> StateDict:
-    """Read the network in a file, in the format that its first bytes say it is of.
+    """Read the network in a file; its first bytes decide the format.
 
     Args:
         path: Safetensors, an index of shards, or a file of `torch.save`.
-        key: Which state dict, where there are several.
+        key: Name of the state dict, if there are several.
 
     Raises:
         FileNotFoundError: If a shard is missing.
@@ -168,7 +168,7 @@ def read_weights(path: Path, *, key: str | None = None) -> StateDict:
 
 
 def load_whole(path: Path) -> Any:
-    """What a file without a header holds: a pickle of weights, or a file of a registered format.
+    """Read a file without a header: a pickle of weights, or a file of a registered format.
 
     Raises:
         InvalidFileError: If it is damaged, or a pickle holds more than weights.
@@ -219,10 +219,10 @@ def is_lazy(path: Path) -> bool:
 
 
 def index_shards(index: Path) -> dict[str, list[str]]:
-    """Read a shard index of which all shards are there: file name to the tensors in it.
+    """Read a shard index and check that all shards exist; returns file name to the tensors in it.
 
     Raises:
-        InvalidFileError: If it is not an index, names a file outside its own folder, or a shard is no safetensors
+        InvalidFileError: If it is not an index, names a file outside its own folder, or a shard is not a safetensors
             file, nor one of `torch.save` where the name of the index does not promise safetensors.
         FileNotFoundError: If a shard is missing.
     """
@@ -239,7 +239,7 @@ def index_shards(index: Path) -> dict[str, list[str]]:
 
 
 def parse_index(index: Path) -> dict[str, list[str]]:
-    """Read a shard index, whose shards need not be there: file name to the tensors in it.
+    """Read a shard index, whose shards need not exist; returns file name to the tensors in it.
 
     Raises:
         InvalidFileError: If it is not an index, names a file outside its own folder, or promises safetensors by its
@@ -277,7 +277,7 @@ def read_shards(index: Path, read: Callable[[Path], StateDict]) -> StateDict:
 
 
 def join_shards(index: Path, shards: Mapping[str, list[str]], read: Callable[[str], StateDict]) -> StateDict:
-    """Put the tensors of all shards together.
+    """Join the tensors of all shards.
 
     Args:
         index: The shard index, for messages.
@@ -324,8 +324,8 @@ def download_checkpoint(repo: HubRepo, checkpoint: CheckpointSource, *, max_byte
     The configuration of an adapter comes with its factors.
 
     Args:
-        repo: Where they are.
-        checkpoint: Which of its files.
+        repo: The repository.
+        checkpoint: Selects its files.
         max_bytes: Larger weights are not downloaded.
 
     Returns:

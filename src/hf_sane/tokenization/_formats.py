@@ -69,7 +69,7 @@ TAR = FileFormat(
 )
 NO_FILE = FileFormat("no file, but a folder, pipe or device", remedy="name a file", holds_weights=False)
 EMPTY = FileFormat("an empty file", remedy="save it or download it again", holds_weights=False)
-JSON = FileFormat("a JSON file that is no shard index", remedy="name the file of the weights", holds_weights=False)
+JSON = FileFormat("a JSON file that is not a shard index", remedy="name the file of the weights", holds_weights=False)
 WEB_PAGE = FileFormat("a web page", remedy="download the file itself, not the page that shows it", holds_weights=False)
 TEXT = FileFormat("a text", remedy="name the file of the weights", holds_weights=False)
 UNKNOWN = FileFormat(
@@ -121,7 +121,7 @@ FORMATS: Registry[tuple[Callable[[bytes, Path], bool], FileFormat]] = Registry("
 def register_format(
     name: str, recognises: Callable[[bytes, Path], bool], read: Callable[[Path], Mapping[str, Any]]
 ) -> FileFormat:
-    """Let every reader of this library take files of one more format; they are read as a whole.
+    """Register a file format for every reader of this library; its files are read as a whole.
 
     Args:
         name: As a sentence continues after "it is", such as `"a NumPy archive (npz)"`; must be new.
@@ -137,7 +137,7 @@ def register_format(
 
 
 def file_format(path: Path) -> FileFormat:
-    """Tell what a file is, from its first bytes (and the table of contents of a zip archive).
+    """Detect the format of a file from its first bytes (and the table of contents of a zip archive).
 
     Args:
         path: An existing file.
@@ -170,10 +170,10 @@ def file_format(path: Path) -> FileFormat:
 
 
 def weights_reader(path: Path) -> Reader:
-    """Which reader takes a file.
+    """The reader for a file.
 
     Raises:
-        InvalidFileError: If none does, with what the file is, and what to do.
+        InvalidFileError: If there is none, naming the format of the file and a remedy.
     """
     found = file_format(path)
     if found.reader is None:
@@ -198,12 +198,12 @@ def _zip_format(path: Path) -> FileFormat:
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """A length that a header may have, and the JSON object that it is the length of."""
+    """Whether the file starts with a plausible header length and a JSON object of that length."""
     return 2 <= int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES and head[8:9] == b"{"
 
 
 def _other_format(path: Path, head: bytes) -> FileFormat:
-    """What has no mark that only one format starts with."""
+    """Formats that have no unique first bytes."""
     if head[4:8] == b"TFL3":
         return TFLITE
     if head[0] == 8 and len(head) > 2 and 1 < head[1] < 32 and head[2] in ONNX_FIELDS:

@@ -28,13 +28,13 @@ from hf_sane.tokenization._weight_files import is_index
 def read_meta_state_dict(
     source: str | Path | CheckpointSource, *, revision: str | None = None, key: str | None = None
 ) -> StateDict:
-    """Read what a checkpoint holds, without its weights.
+    """Read the structure of a checkpoint, without its weights.
 
     Args:
         source: A file of safetensors or `torch.save`, a folder, a shard index, or a Hub repo (of which only the
             headers are downloaded), as in `load_state_dict`.
         revision: Branch, tag or commit of a Hub repo.
-        key: Which state dict, where there are several.
+        key: Name of the state dict, if there are several.
 
     Returns:
         Tensors on the meta device, by name, in the order of the files.
@@ -52,7 +52,7 @@ def read_meta_state_dict(
 
 
 def read_outlines(path: Path, *, key: str | None = None) -> StateDict:
-    """What `read_weights` reads, without values: tensors on the meta device."""
+    """The tensors of `read_weights` without values, on the meta device."""
     reader = weights_reader(path)
     if reader in WHOLE:  # loaded to the meta device, shared tensors would not be known as such
         return _outlines(choose_state_dict(load_whole(path), path, key=key))

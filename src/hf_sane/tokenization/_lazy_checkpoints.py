@@ -31,9 +31,9 @@ MAX_MAPPED_BYTES = 2**26
 class LazyCheckpoint(Mapping[str, Tensor]):
     """The tensors of safetensors files, by name.
 
-    Every access reads anew, and what was read is freed with the last reference to it. A mapping that stays counts as
-    memory page by page, so a file is mapped anew after every `MAX_MAPPED_BYTES`; not for every tensor, because each
-    time its header is parsed.
+    Every access reads the file again, and a tensor is freed with the last reference to it. The pages of a mapping that
+    is kept count as memory, so a file is mapped again after every `MAX_MAPPED_BYTES`; not for every tensor, because
+    its header is parsed each time.
 
     Args:
         path: A safetensors file or a shard index, whose headers are read and checked at once.
@@ -65,7 +65,7 @@ class LazyCheckpoint(Mapping[str, Tensor]):
         return self._file(path, num_bytes).get_slice(stored_name)[start:stop]
 
     def _file(self, path: Path, num_bytes: int) -> Any:
-        """The file, mapped, before so many bytes of it are read."""
+        """The mapped file, before `num_bytes` of it are read."""
         if self._mapped is None or self._mapped[0] != path or self._mapped_bytes + num_bytes > MAX_MAPPED_BYTES:
             self._mapped, self._mapped_bytes = (path, safe_open(path, framework="pt")), 0
         self._mapped_bytes += num_bytes
@@ -85,7 +85,7 @@ def open_checkpoint(source: Source, *, revision: str | None = None, key: str | N
         source: As in `load_state_dict`. Tensors in memory are shared; of safetensors only the headers are read now;
             pickles have no other way than to be loaded whole.
         revision: Branch, tag or commit of a Hub repo.
-        key: Which state dict, where there are several.
+        key: Name of the state dict, if there are several.
 
     Returns:
         Tensors by name, without wrapper prefixes.

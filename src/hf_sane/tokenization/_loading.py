@@ -1,7 +1,7 @@
-"""Models and configurations of Transformers from folders and the Hub: without running code from them.
+"""Models and configurations of Transformers from folders and the Hub, without running code from there.
 
 Where `trust_remote_code` is left out, Transformers asks on the terminal and runs the code after "y", or times out.
-Every Auto class of this library is asked through here, where the answer is no.
+This library calls Auto classes only through this module, which answers no.
 """
 
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def initial_model(auto_class: Any, config: PreTrainedConfig, **options: Any) -> 
 
 @contextmanager
 def _refusing_code(source: str | Path) -> Iterator[None]:
-    """Replace the advice of Transformers, to pass `trust_remote_code=True`, by one that can be followed here."""
+    """Replace Transformers' advice to pass `trust_remote_code=True` by advice that works here."""
     try:
         yield
     except ValueError as error:

@@ -59,7 +59,7 @@ INERT: tuple[Any, ...] = tuple(
 
 
 def unpickle(path: Path) -> Any:
-    """What a file of `torch.save` holds, if that is tensors, numbers, text and containers of them.
+    """Read a file of `torch.save` that holds only tensors, numbers, text and containers of them.
 
     Args:
         path: The file.
@@ -89,7 +89,7 @@ def unpickle(path: Path) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The blocked class where torch names one, in any of its wordings; otherwise its own first sentence, plainly."""
+    """The blocked class, if torch names one in any of its wordings; otherwise the first sentence of its message."""
     text = ESCAPES.sub("", str(error))
     if isinstance(error, pickle.UnpicklingError) and (found := BLOCKED.search(text)):
         return f"it asks for {found[1]}"

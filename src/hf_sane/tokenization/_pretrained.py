@@ -30,7 +30,7 @@ def reading_pretrained(source: str | Path, what: str) -> Iterator[None]:
 
     Raises:
         OSError: If there is no such file, or it cannot be reached.
-        InvalidFileError: For whatever else Transformers raises.
+        InvalidFileError: For any other exception of Transformers.
     """
     with reading(source, expected=what, remedy=REMEDY, also=(StrictDataclassError, SafetensorError, RuntimeError)):
         try:
@@ -51,7 +51,7 @@ def reading_pretrained(source: str | Path, what: str) -> Iterator[None]:
 
 
 def _describe_lack(folder: Path, what: str) -> str:
-    """What a folder that lacks the files of something holds in their place."""
+    """Message about a folder without the expected files, which names those that are there."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     inside = sorted(path.parent for path in folder.glob("*/config.json"))
     remedy = f"give {inside[0]}" if len(inside) == 1 else "give a folder that holds one"

@@ -14,10 +14,10 @@ from hf_sane.tokenization._state_dicts import strip_prefixes
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network as a reader gives it.
+    """A network that was read from a source.
 
     Attributes:
-        tensors: Tensors by name, without prefixes of wrappers. Those of large files are read when they are asked for.
+        tensors: Tensors by name, without prefixes of wrappers. Those of large files are read on access.
         aliases: Aliases of shared tensors, names that files leave out to those that they keep, where a module says so.
     """
 
@@ -36,13 +36,13 @@ class Checkpoint:
 
     @property
     def kinds(self) -> dict[str, tuple[LayerKind, ...]]:
-        """What each tensor may belong to, judged by names and shapes, most likely first."""
+        """Possible kinds of layers of each tensor, judged by names and shapes, most likely first."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.outlines.items()}
         return {name: possible_kinds(name, shapes) for name in shapes}
 
 
 def read_network(source: Source | Checkpoint, *, revision: str | None = None, lazy: bool = False) -> Checkpoint:
-    """Read a network from wherever it is.
+    """Read a network from any source.
 
     Args:
         source: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id. A module of
@@ -63,7 +63,7 @@ def read_network(source: Source | Checkpoint, *, revision: str | None = None, la
 
 
 def _ties(source: Source) -> dict[str, str]:
-    """Of the shared tensors of a Transformers model, names that its files leave out to those that they keep.
+    """Shared tensors of a Transformers model: names that its files omit, mapped to those that they keep.
 
     Names are those that `load_state_dict` gives; nothing for other sources.
     """

@@ -54,12 +54,12 @@ REMEDY = "the file is truncated, damaged, or of another format: download or save
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """What a header says of a tensor.
+    """The entry of a tensor in a header.
 
     Attributes:
         outline: On the meta device.
         start: Its first byte in the file.
-        stop: The one past its last.
+        stop: The byte after its last.
     """
 
     outline: Tensor
@@ -78,7 +78,7 @@ def read_header(path: Path) -> StateDict:
 
 
 def read_entries(path: Path) -> dict[str, TensorEntry]:
-    """As [`read_header`], with the place of each tensor."""
+    """Like [`read_header`], with the place of each tensor in the file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(LENGTH_BYTES)
@@ -102,7 +102,7 @@ def fetch_header(repo_id: str, file: str, *, revision: str | None = None, api: H
 
 
 def fetch_entries(file: HubFile) -> dict[str, TensorEntry]:
-    """As [`fetch_header`], with the place of each tensor."""
+    """Like [`fetch_header`], with the place of each tensor in the file."""
     start = file.read(0, FIRST_BYTES)
     end = LENGTH_BYTES + header_bytes(start[:LENGTH_BYTES], str(file), file.size)
     if end > len(start):
@@ -115,7 +115,7 @@ def header_bytes(prefix: bytes, file: str, size: int) -> int:
 
     Args:
         prefix: The first eight bytes of the file.
-        file: What messages call it.
+        file: Its name, for messages.
         size: Bytes of the whole file.
 
     Raises:
@@ -165,7 +165,7 @@ def parse_header(header: bytes, file: str, size: int) -> dict[str, TensorEntry]:
 def _entries(
     file: str, places: Mapping[str, tuple[str, list[int], list[int]]], first: int, size: int
 ) -> dict[str, TensorEntry]:
-    """Check that the tensors cover the file from byte `first` on in one piece, and lay them out."""
+    """Check that the tensors cover the file from byte `first` on without gaps, and sort them."""
     if unknown := sorted({dtype for dtype, _, _ in places.values()} - DTYPES.keys()):
         raise InvalidFileError(
             file, field="dtype", expected=f"one of {', '.join(DTYPES)}", got=unknown, remedy="convert it first"
@@ -187,7 +187,7 @@ def _entries(
 
 
 def _num_bytes(file: str, name: str, dtype: str, shape: list[int]) -> int:
-    """Product of shape and item size; what overflows on the way is refused, even if a later size is zero."""
+    """Product of shape and item size; an overflow on the way is refused, even if a later size is zero."""
     numel = 1
     for length in shape:
         numel *= length
@@ -201,7 +201,7 @@ def _num_bytes(file: str, name: str, dtype: str, shape: list[int]) -> int:
 
 def _place(file: str, name: str, info: Any) -> tuple[str, list[int], list[int]]:
     """Dtype, shape and offsets of one tensor."""
-    name.encode("utf-8")  # half a surrogate pair is no text
+    name.encode("utf-8")  # half a surrogate pair is not valid text
     if not isinstance(info, dict) or any(field not in info for field in FIELDS):
         _fail(file, name, info, f"an object with {', '.join(FIELDS)}")
     dtype, shape, offsets = (info[field] for field in FIELDS)
@@ -229,7 +229,7 @@ def _check_metadata(file: str, metadata: Any) -> None:
 
 
 def _depth(value: Any) -> int:
-    """How many brackets are within each other; no further than is of interest."""
+    """Depth of nested brackets, counted up to the limit."""
     depth, level = 0, [value]
     while level := [entry for entry in level if isinstance(entry, list | dict)]:
         depth += 1
@@ -246,7 +246,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int | float:
-    """A number that fits into 64 bits, or something that is not a whole number, as in the parser of safetensors."""
+    """A number of at most 64 bits, or a float, like the parser of safetensors."""
     if text == "-0" or len(text) > 20 or (number := int(text)) >= 2**64:
         return _finite(text)
     return number
@@ -259,7 +259,7 @@ def _finite(text: str) -> float:
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text}, which is no JSON")
+    raise ValueError(f"{text}, which is not JSON")
 
 
 def _fail(file: str, field: str | None, got: object, expected: str) -> NoReturn:

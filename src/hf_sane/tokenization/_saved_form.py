@@ -1,4 +1,4 @@
-"""Modules of Transformers in the form of their files: some types are saved under other names, and as other tensors."""
+"""Modules of Transformers in the form of their files: some types are saved with other names and tensors."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ WRAPPED = ("module", "_orig_mod")  # where DataParallel and torch.compile keep t
 
 
 def as_saved(source: Source) -> Source:
-    """A module as the state dict that `save_pretrained` writes, where that is another one than its own.
+    """The state dict that `save_pretrained` writes for a module, if it differs from the module's own.
 
     Transformers splits fused experts, renames and merges tensors on the way to a file, and leaves some out. A module
     of such a type is taken for what its file holds, so that both are the same network here. Values are not copied
@@ -42,17 +42,17 @@ def as_saved(source: Source) -> Source:
 
 
 def is_saved_otherwise(model: PreTrainedModel) -> bool:
-    """Whether Transformers saves a model by other rules than names and values: quantised ones and adapters."""
+    """Whether Transformers saves a model by special rules, as it does for quantised ones and adapters."""
     return getattr(model, "hf_quantizer", None) is not None or getattr(model, "_hf_peft_config_loaded", False)
 
 
 def _ties(model: PreTrainedModel) -> set[str]:
-    """Names that are left out for another name of the same tensor, as aliases are here, too."""
+    """Names that files omit because another name of the same tensor is kept; these are aliases here."""
     return set(getattr(model, "all_tied_weights_keys", None) or ())
 
 
 def _unwrapped(source: Any) -> Any:
-    """The network inside wrappers that do nothing but hold it."""
+    """The network inside wrappers that only hold it."""
     while isinstance(source, nn.Module) and not isinstance(source, PreTrainedModel):
         inner = [source._modules.get(name) for name in WRAPPED if list(source._modules) == [name]]
         if not inner:

@@ -1,4 +1,4 @@
-"""The state dict in a training checkpoint: found among optimisers and counters, or an error with its candidates."""
+"""Finds the state dict in a training checkpoint, or names the candidates in an error."""
 
 import re
 from collections.abc import Mapping
@@ -26,10 +26,10 @@ Value = TypeVar("Value")
 
 
 def choose_state_dict(content: object, where: str | Path, *, key: str | None = None) -> StateDict:
-    """The network in what a file or a user holds.
+    """The network in the content of a file, or in an object of the user.
 
     Candidates are all dictionaries with names and tensors, up to `MAX_DEPTH` deep, but those of optimisers; where some
-    hold matrices, only those. What is not a tensor in one, such as counters, `None` and an `_extra_state`, is left
+    hold matrices, only those. Values that are not tensors, such as counters, `None` and an `_extra_state`, are left
     out.
 
     Args:
@@ -68,11 +68,11 @@ def choose_state_dict(content: object, where: str | Path, *, key: str | None = N
 def choose_tensors(
     tensors: Mapping[str, Value], where: str | Path, *, key: str | None = None, is_module: bool = False
 ) -> dict[str, Value]:
-    """The network among tensors that lie side by side, or what stands for them, without wrapper prefixes.
+    """The network among tensors (or their placeholders) in one dictionary, without wrapper prefixes.
 
     Args:
         tensors: By name.
-        where: What messages call them.
+        where: Their source, for messages.
         key: Name of the state dict, if there is a network and an exponential moving average of it.
         is_module: Whether they are the state of one module, which is one network, whatever it is made of.
 
@@ -88,7 +88,7 @@ def choose_tensors(
 
 
 def find_state_dicts(content: Mapping[object, object]) -> dict[str, StateDict]:
-    """Every dictionary of tensors in a dictionary, by the keys that lead there; those of optimisers are left out."""
+    """All dictionaries of tensors inside a dictionary, by their paths of keys, except those of optimisers."""
     found: dict[str, StateDict] = {}
 
     def visit(entries: Mapping[object, object], path: tuple[str, ...]) -> None:
@@ -107,12 +107,12 @@ def find_state_dicts(content: Mapping[object, object]) -> dict[str, StateDict]:
 
 
 def choose_candidate(candidates: Mapping[str, str], where: str | Path, key: str | None) -> str:
-    """The key of the one that is meant.
+    """The key of the chosen candidate.
 
     Args:
-        candidates: Key to how large it is, in words.
-        where: What messages call the file.
-        key: The one that was asked for.
+        candidates: Key to a description of its size.
+        where: Name of the file, for messages.
+        key: The requested key.
 
     Raises:
         InvalidFileError: If there is none under `key`, or several and no `key`.
@@ -134,8 +134,8 @@ def split_averages(values: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
     """Separate a network from an exponential moving average in the same file, `model.*` and `model_ema.*`.
 
     Returns:
-        What belongs together, by the first part of its names, which is taken off; `ITSELF`, with whole names, where
-        nothing was parted or names have several first parts.
+        Groups of tensors by the first part of their names, which is removed; `ITSELF`, with full names, if nothing was
+        separated or names have several first parts.
     """
     heads = {name: found[1] for name in values if (found := AVERAGE.match(name))}
     averages = {head: [name for name in heads if heads[name] == head] for head in dict.fromkeys(heads.values())}
@@ -153,9 +153,9 @@ def split_averages(values: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
 
 
 def strip_prefixes(state_dict: Mapping[str, Value], prefixes: tuple[str, ...] = WRAPPER_PREFIXES) -> dict[str, Value]:
-    """Take off prefixes that every name carries, again and again.
+    """Repeatedly remove prefixes that all names share.
 
-    Up to `MAX_BOOKKEEPING` names that are a wrapper's own (`n_averaged`) may lack it; they go with it.
+    Up to `MAX_BOOKKEEPING` names that are a wrapper's own (`n_averaged`) may lack it; they are removed, too.
     """
     found = dict(state_dict)
     changed = bool(found)
@@ -187,7 +187,7 @@ def check_names(tensors: Mapping[str, object], where: str | Path) -> None:
 
 
 def _networks(found: dict[str, StateDict]) -> dict[str, StateDict]:
-    """The dictionaries that can be networks: those with floating-point matrices, or else with vectors."""
+    """The dictionaries that may be networks: those with floating-point matrices, or otherwise with vectors."""
 
     def rank(tensors: StateDict) -> int:
         return max((min(tensor.ndim, 2) for tensor in tensors.values() if tensor.is_floating_point()), default=0)

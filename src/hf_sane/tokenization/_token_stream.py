@@ -1,4 +1,4 @@
-"""Tokens of networks that do not fit into memory: a block of rows at a time, the same tokens that `encode` gives."""
+"""Tokens of networks that do not fit into memory: the same as those of `encode`, one block of rows at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,9 +42,9 @@ class TokenBlock:
 
 
 class TokenStream:
-    """The token sequence of a network, read from its file as it is consumed; iterating again reads again.
+    """The token sequence of a network, read from its file during iteration; iterating again reads it again.
 
-    Neither weights nor tokens, masks or positions are ever there as a whole: the largest thing in memory is a block of
+    Weights, tokens, masks and positions are never held as a whole: the largest thing in memory is a block of
     `max_scalars` weights (or one row, if that is longer).
 
     Args:
@@ -91,8 +91,8 @@ class TokenStream:
         """Blocks in the order of the sequence.
 
         Raises:
-            ValueError: For NaN or infinite weights, weights that overflow once normalised, or a tensor that is not
-                what the header said.
+            ValueError: For NaN or infinite weights, weights that overflow once normalised, or a tensor that differs
+                from the header.
         """
         first = 0
         for index, layer in enumerate(self.layout.layers):

@@ -36,7 +36,7 @@ def choose_weights(
     """The file to read, a safetensors file or the index of its shards.
 
     Args:
-        where: What messages call the folder or repository.
+        where: Name of the folder or repository, for messages.
         files: Paths of its files, with `/` between their parts; of a local folder, those below it that messages may
             name.
         subfolder: Which folder of it.
@@ -75,12 +75,12 @@ def is_index(file: str) -> bool:
 
 
 def is_pickle_name(file: str) -> bool:
-    """Whether a file on the Hub, judged by its name alone, is a pickle that could run code, or an index of such."""
+    """Whether a file on the Hub is a pickle (which could run code) or an index of pickles, judged by its name."""
     return file.lower().endswith((*PICKLE_SUFFIXES, PICKLE_INDEX_SUFFIX))
 
 
 def _names(name: str, variant: str | None) -> tuple[str, str]:
-    """A file and the index of its shards, as Transformers calls them."""
+    """Names that Transformers gives a file and the index of its shards."""
     if variant is None:
         return name, f"{name}{INDEX_SUFFIX}"
     stem = name.removesuffix(".safetensors")
@@ -101,7 +101,7 @@ def _lack(subfolder: str | None, variant: str | None, count: int) -> str:
 
 
 def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix: str, *, local: bool) -> list[str]:
-    """What is there, and how it is chosen."""
+    """Advice on the files that are there, and how to choose one."""
     if "zoo.json" in here:
         return ["it is a zoo of networks: name it as one (--zoo)"]
     found = []
@@ -134,5 +134,5 @@ def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix
             f"{shlex.quote(prefix + folders[0])} (subfolder=)"
         )
     if (unread := [name for name in here if name.lower().endswith(UNREAD_SUFFIXES)]) and not found:
-        found.append(f"it holds {name_some(unread)}, which is not read: take or make safetensors")
+        found.append(f"it holds {name_some(unread)}, which cannot be read: use safetensors, or convert it")
     return found

@@ -84,7 +84,7 @@ class NetworksResult(Result):
         """Publish the networks as one model repository, see [`push_generated`]; returns the URL of the commit."""
         with tempfile.TemporaryDirectory() as partial:
             folder = Path(partial) / "networks"
-            replace(self).save(folder)  # a copy: where it lies for the moment is no output
+            replace(self).save(folder)  # a copy: the temporary folder is not the output of this result
             return push_generated(repo_id, folder, **options)
 
 

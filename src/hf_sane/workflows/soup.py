@@ -137,7 +137,7 @@ class SoupResult(Result):
         """
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "soup"
-            replace(self).save(folder)  # a copy: where it lies for the moment is no output
+            replace(self).save(folder)  # a copy: the temporary folder is not the output of this result
             kind: Kind = "adapter" if (folder / ADAPTER_CONFIG).is_file() else "samples"
             upload = plan_push(kind, folder, repo_id, include_code=include_code, api=api)
             return replace(upload, title=f"Soup of {len(self.soup.weights)}").push(

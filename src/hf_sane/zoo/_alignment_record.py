@@ -106,7 +106,7 @@ class Alignment:
                 got = f"{index.dtype} {list(index.shape)}"
                 raise InvalidFileError(facts.file, field=name, expected=expected, got=got, remedy=AGAIN)
             if (index.sort(dim=1).values != torch.arange(index.shape[1])).any():
-                got = "rows that are no permutations"
+                got = "rows that are not permutations"
                 raise InvalidFileError(facts.file, field=name, expected=expected, got=got, remedy=AGAIN)
             permutations[key][axis] = index.long()
         for key, runs in run_ids.items():

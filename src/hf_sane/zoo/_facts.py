@@ -167,7 +167,7 @@ def find_facts(source: str | Path, revision: str | None) -> tuple[Path | HubRepo
         return repo, Path(found).parent
     except RemoteEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{repo} is no zoo: expected {FILE_NAME} in it; push one with hf-sane push zoo"
+            f"{repo} is not a zoo: expected {FILE_NAME} in it; push one with hf-sane push zoo"
         ) from error
 
 
@@ -190,7 +190,7 @@ def read_sections(folder: Path) -> dict[str, dict[str, Any]]:
 def _read_document(folder: Path) -> Entry:
     path = folder / FILE_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no zoo: expected {FILE_NAME} in it; build one with build_zoo()")
+        raise FileNotFoundError(f"{folder} is not a zoo: expected {FILE_NAME} in it; build one with build_zoo()")
     document = read_document(
         path, expected="the facts of a zoo", remedy="build the zoo again, or load it from elsewhere"
     )
@@ -236,7 +236,7 @@ def check_config_name(config: str) -> None:
     if not CONFIG_NAME.fullmatch(config) or config.endswith(".") or is_device or config in TAKEN:
         raise ValueError(
             "expected a name for the zoo (config) of up to 100 letters a-z, digits, '_', '-' and '.', that begins "
-            f"with a letter, a digit or '_' and is no reserved name such as 'con', 'nul' or 'data', got {config!r}"
+            f"with a letter, a digit or '_' and is not a reserved name such as 'con', 'nul' or 'data', got {config!r}"
         )
 
 

@@ -24,7 +24,7 @@ class ZooTable:
 
     def __init__(self, dataset: datasets.Dataset) -> None:
         if missing := [name for name in FEATURES if name not in dataset.column_names]:
-            raise KeyError(f"this is no zoo: columns {missing} are missing, it has {dataset.column_names}")
+            raise KeyError(f"this is not a zoo: columns {missing} are missing, it has {dataset.column_names}")
         if dataset.features["tokens"] != FEATURES["tokens"]:
             raise TypeError(f"expected column tokens of {FEATURES['tokens']}, got {dataset.features['tokens']}")
         if dataset._indices is not None:

@@ -32,7 +32,7 @@ REMEDY = "download the zoo again"
 
 @dataclass(frozen=True)
 class ArrayTensor:
-    """Which columns of the array are a tensor.
+    """The columns of the array that hold a tensor.
 
     Attributes:
         name: In PyTorch.
@@ -56,11 +56,11 @@ class ArrayZoo:
     """The networks of an array, read row by row from the memory-mapped file.
 
     Args:
-        tree: Where the files are; members of an archive are unpacked.
+        tree: The files; members of an archive are unpacked.
         folder: Folder of `weights.npy` below the root.
 
     Raises:
-        InvalidFileError: If the files are damaged, or do not fit each other.
+        InvalidFileError: If the files are damaged or inconsistent.
     """
 
     def __init__(self, tree: Tree, folder: PurePosixPath) -> None:
@@ -91,7 +91,7 @@ class ArrayZoo:
         return len(self.weights)
 
     def name(self, row: int) -> str:
-        """What a network is called."""
+        """Name of a network."""
         return f"{self.folder / WEIGHTS}/{row:06d}"
 
     def header(self) -> StateDict:

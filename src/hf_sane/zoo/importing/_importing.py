@@ -82,7 +82,7 @@ class ImportEntry:
     """Outcome for one network, or for a repository without networks.
 
     Attributes:
-        run_id: Its name in the zoo; `repo_id`, where that is not all there is with what tells it apart.
+        run_id: Its name in the zoo: `repo_id`, followed by the file if the repository holds several networks.
         status: `"failed"` if another attempt may succeed.
         reason: Reason why it was not imported.
     """
@@ -94,7 +94,7 @@ class ImportEntry:
 
 @dataclass(frozen=True)
 class ImportResult:
-    """A zoo of imported networks, and what was left out.
+    """A zoo of imported networks, and the outcome for each network.
 
     Attributes:
         zoo: The zoo.
@@ -106,7 +106,7 @@ class ImportResult:
 
     @property
     def notes(self) -> list[str]:
-        """How rows of property tables were matched with networks, and what could not be used of them."""
+        """How rows of property tables were matched with networks, and which could not be used."""
         return list(self.zoo.facts.data.get(PROPERTIES_KEY, {}).get("notes", ()))
 
 
@@ -199,7 +199,7 @@ def _compare(folder: Path, known: Mapping[str, Any], mine: Mapping[str, Any]) ->
 
 
 class _Importer:
-    """Networks taken so far, and what became of the others."""
+    """Networks imported so far, and the outcomes of all others."""
 
     def __init__(self, arguments: ImportSettings, work: Path) -> None:
         self.arguments, self.work = arguments, work
@@ -216,7 +216,7 @@ class _Importer:
         """Import the networks of a source; record the reason for those that cannot be imported."""
         name = source.label
         try:
-            name.encode()  # what is no Unicode cannot be the name of a row
+            name.encode()  # a name that is not valid Unicode cannot be stored
             for repository in source.open():
                 files = find_networks(
                     repository.files,
@@ -249,7 +249,7 @@ class _Importer:
         return self._note(ImportEntry(name, "taken"))
 
     def _with_shared_structures(self, network: ImportedNetwork) -> ImportedNetwork:
-        """Thousands of networks have few structures: each is kept once."""
+        """Store each structure once, since thousands of networks share a few."""
         layout, architecture = (str(network.properties[name]) for name in ("layout", "architecture"))
         return replace(
             network,
@@ -277,7 +277,7 @@ class _Importer:
 
 
 def _raise_if_full(error: Exception) -> None:
-    """A disk that takes no more is not a fault of a network, and the next one would fail, too."""
+    """Raise the error of a full disk, which is not the fault of a network and would recur with the next one."""
     if isinstance(error, OSError) and error.errno in (*NO_SPACE, errno.EROFS):
         raise error
 
@@ -309,11 +309,11 @@ def left_out(entries: Sequence[ImportEntry]) -> dict[tuple[str, str], list[str]]
 
 
 def group_networks(repo_ids: Sequence[str], base_models: Mapping[str, Sequence[str]]) -> list[str]:
-    """The family of each repository: the first, by name, of all that `base_model` connects it to.
+    """The family of each repository: the alphabetically first of those that `base_model` connects it to.
 
     Args:
         repo_ids: Repositories.
-        base_models: Repository to those it was made from, which need not be among `repo_ids`.
+        base_models: Repository to its base models, which need not be among `repo_ids`.
     """
     parents: dict[str, str] = {}
 
@@ -330,7 +330,7 @@ def group_networks(repo_ids: Sequence[str], base_models: Mapping[str, Sequence[s
 
 
 def _groups(importer: _Importer, runs: Mapping[str, str]) -> dict[str, str]:
-    """Network to the group that must stay in one split; `runs` are those that properties or names tell."""
+    """Network to the group that must stay in one split; `runs` are known from properties or names."""
     repo_ids = [str(network.properties["repo_id"]) for network in importer.networks.values()]
     keys = [runs.get(name, importer.sources[name].group) for name in importer.networks]
     if importer.arguments.group_by == "network":
@@ -353,7 +353,7 @@ def _parted(importer: _Importer, places: Mapping[str, str], runs: Mapping[str, s
 
 
 def _match_properties(importer: _Importer, tables: Sequence[PropertyTable]) -> tuple[Matched, PropertyColumns]:
-    """What tables and names say about each network."""
+    """Properties of each network from tables and names."""
     pattern = importer.arguments.pattern
     take = None if pattern is None else read_pattern(pattern)
     names = [_network_name(name, importer.sources[name], take) for name in importer.networks]
@@ -381,7 +381,7 @@ def _match_properties(importer: _Importer, tables: Sequence[PropertyTable]) -> t
 
 
 def _short_runs(runs: Mapping[str, str]) -> dict[str, str]:
-    """Names of runs as a zoo may publish them: absolute paths from where they part, the root by its name."""
+    """Names of runs for publication: absolute paths are shortened by their common part."""
     paths = {run for run in runs.values() if PurePosixPath(run).is_absolute()}
     common = PurePosixPath(commonpath(paths)) if len(paths) > 1 else None
     short = {}

@@ -1,4 +1,4 @@
-"""What the names of networks tell: by the pattern of their user, or as trainers write epochs and steps."""
+"""Facts in the names of networks: read with the user's pattern, or from epochs and steps as trainers write them."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -18,13 +18,13 @@ PARTS = {"d": r"[-+]?\d+", "g": r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", "s": 
 
 @dataclass(frozen=True)
 class NetworkName:
-    """What the name of a network tells.
+    """Facts in the name of a network.
 
     Attributes:
-        name: As the zoo has it: a path below the folder, or a repository and a file.
-        run: Its training run, if that is known.
+        name: Its name in the zoo: a path below the folder, or a repository and a file.
+        run: Its training run, if known.
         times: Epoch and step, if the name has them.
-        properties: What else a pattern takes from the name.
+        properties: Other fields of the pattern.
     """
 
     name: str
@@ -34,9 +34,9 @@ class NetworkName:
 
 
 def read_pattern(pattern: str) -> Callable[[str], dict[str, Any] | None]:
-    """What takes properties from a path: `{run}/epoch_{epoch:d}.pt`, where `*` stands for anything in one folder.
+    """Compile a pattern such as `{run}/epoch_{epoch:d}.pt` to a function that reads properties from a path.
 
-    `{name}` is a text without a slash, `{name:d}` a whole number, `{name:g}` a number.
+    `{name}` is a text without a slash, `{name:d}` a whole number, `{name:g}` a number, and `*` anything in one folder.
 
     Raises:
         ValueError: If the pattern has no field, or one twice.
@@ -70,7 +70,7 @@ def read_pattern(pattern: str) -> Callable[[str], dict[str, Any] | None]:
 
 
 def read_name(name: str, take: Callable[[str], dict[str, Any] | None] | None) -> NetworkName:
-    """What a name tells, by the pattern of its user or else as trainers write epochs."""
+    """Read a name with the user's pattern, or otherwise find epochs and steps as trainers write them."""
     found = take(name) if take is not None else None
     if found is not None:
         run = next((str(value) for key, value in found.items() if zoo_name(key) == "run"), None)

@@ -111,7 +111,7 @@ def typed_columns(raw: Mapping[str, Mapping[str, Any]]) -> PropertyColumns:
         notes += [f"{shorten(name)}: {note}"] if note else []
         if column in ACCURACIES and typed and max(typed.values()) > 1:
             if max(typed.values()) > PERCENT:
-                notes.append(f"{shorten(name)}: {max(typed.values()):g} is no accuracy; the column is left out")
+                notes.append(f"{shorten(name)}: {max(typed.values()):g} is not an accuracy; the column is left out")
                 continue
             typed = {network: value / PERCENT for network, value in typed.items()}
             notes.append(f"{shorten(name)}: taken as per cent, since it reaches {PERCENT * max(typed.values()):g}")
@@ -159,14 +159,14 @@ def _typed(values: Mapping[str, Any], wanted: Kind | None) -> tuple[dict[str, An
         is_number = len(numbers) >= MOSTLY * len(values) and numbers
         if is_number or wanted is not None:
             odd = [value for network, value in values.items() if network not in numbers]
-            note = f"{len(odd)} of {len(values)} values are no numbers ({_examples(odd)}): left empty" if odd else None
+            note = f"{len(odd)} of {len(values)} values are not numbers, left empty: {_examples(odd)}" if odd else None
             are_whole = all(float(value).is_integer() and abs(value) <= MAX_INTEGER for value in numbers.values())
             if wanted == "integer" or (wanted is None and all(isinstance(v, int) for v in numbers.values())):
                 if are_whole:
                     return {network: int(value) for network, value in numbers.items()}, "integer", note
                 whole = {network: int(v) for network, v in numbers.items() if float(v).is_integer()}
                 if wanted == "integer":
-                    return whole, "integer", f"{len(values) - len(whole)} values are no whole numbers: left empty"
+                    return whole, "integer", f"{len(values) - len(whole)} values are not whole numbers: left empty"
             return {network: float(value) for network, value in numbers.items()}, "float", note
     texts = {network: _text(value) for network, value in values.items()}
     distinct = len(set(texts.values()))

@@ -33,13 +33,13 @@ MOSTLY_BAD = 0.5  # share of the rows: then it is the table that is wrong
 
 @dataclass(frozen=True)
 class PropertyTable:
-    """Rows about networks, as they were read: texts where the file has texts, `None` where it has nothing.
+    """Rows about networks as in the file: text remains text, and missing values are `None`.
 
     Attributes:
         file: Name of the file.
         rows: Column to value; nested objects of JSON have columns such as `config.lr`.
-        places: Where each row is, for messages: `"line 12"`.
-        notes: What was left out of the file, and why.
+        places: Place of each row in the file, for messages: `"line 12"`.
+        notes: Rows that were left out, with the reasons.
         digest: SHA-256 of the file.
     """
 
@@ -72,7 +72,7 @@ def property_files(path: Path) -> list[Path]:
 
 
 def read_properties(path: Path) -> PropertyTable:
-    """Read a table; its first bytes say what it is.
+    """Read a table in the format that its first bytes indicate.
 
     Delimited text may have commas, semicolons, tabs or bars between its fields, a byte order mark, any line ends, and
     decimal commas (see [`numbers_of`]). JSON is a list of objects, one object per line, an object of objects by name,
@@ -164,7 +164,7 @@ def _from_json(path: Path, text: str, digest: str) -> PropertyTable:
             try:
                 found += [json.loads(line)] if line.strip() else []
             except json.JSONDecodeError:
-                bad.append(f"line {number} is no JSON")
+                bad.append(f"line {number} is not JSON")
         if len(bad) > MOSTLY_BAD * (len(found) + len(bad)):
             raise
         notes = [f"{path.name}: {name_some(bad)}: left out"] if bad else []

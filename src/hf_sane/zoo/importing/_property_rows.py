@@ -24,8 +24,8 @@ class Matched:
         rows: Network to its properties, by their names in the table.
         runs: Network to training run, where that is known.
         times: Network to epoch or step, where that is known.
-        unmatched: What no network was found for: rows of tables, with their place.
-        notes: How the rows were matched, and what was left out.
+        unmatched: Rows of tables without a network, with their places.
+        notes: How rows were matched, and which were left out.
     """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -48,7 +48,7 @@ def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName],
         key: Column that names the network or its run.
 
     Raises:
-        ValueError: If no table has anything about any network, or none has the column `key`.
+        ValueError: If a table matches no network, or none has the column `key`.
     """
     result = Matched()
     for network in networks:
@@ -107,7 +107,7 @@ def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str
 
 
 def _by_fields(table: PropertyTable, networks: Sequence[NetworkName]) -> _Match:
-    """Match what the pattern takes from names with the columns of the same names, all of them at once."""
+    """Match the fields of the pattern with the columns of the same names, all at once."""
     fields = {name for network in networks for name in network.properties}
     shared = [name for name in table.columns if name in fields]
     places: dict[tuple[str, ...], int | None] = {}
@@ -124,7 +124,7 @@ def _by_fields(table: PropertyTable, networks: Sequence[NetworkName]) -> _Match:
 
 
 def _plain(value: Any) -> str:
-    """A value as text: numbers alike, however they are written."""
+    """A value as text, in which equal numbers are equal however they were written."""
     try:
         return f"{float(value):g}"
     except (TypeError, ValueError):
@@ -132,7 +132,7 @@ def _plain(value: Any) -> str:
 
 
 def _by_file(table: PropertyTable, column: str, networks: Sequence[NetworkName]) -> _Match:
-    """Match values of a column with the names of networks, most of a path first."""
+    """Match values of a column with the names of networks, longest paths first."""
     places: dict[str, int | None] = {}
     for number, row in enumerate(table.rows):
         value = row.get(column)
@@ -165,7 +165,7 @@ def _by_file(table: PropertyTable, column: str, networks: Sequence[NetworkName])
 
 
 def _levels(name: str) -> tuple[str, ...]:
-    """Ways to name a network: its path with and without its suffix, its file name, its stem."""
+    """Ways to name a network: its path with and without suffix, its file name, its stem."""
     path = PurePosixPath(name)
     return (name, path.with_suffix("").as_posix() if path.suffix else name, path.name, path.stem)
 
@@ -191,7 +191,7 @@ def _by_run(table: PropertyTable, column: str, networks: Sequence[NetworkName], 
 
 
 def _run_names(network: NetworkName, matched: Matched) -> Iterable[str]:
-    """What a run may be called: as its pattern has it, or any folder of the network, the innermost first."""
+    """Possible names of a run: from the pattern, or any folder of the network, innermost first."""
     if network.name in matched.runs:
         yield matched.runs[network.name]
     for folder in PurePosixPath(network.name).parents:
@@ -203,7 +203,7 @@ def _run_names(network: NetworkName, matched: Matched) -> Iterable[str]:
 def _row_at(
     table: PropertyTable, numbers: Sequence[int], columns: Mapping[str, str], times: Mapping[str, int]
 ) -> int | None:
-    """The row of a run that is about a network of some epoch or step; its only row, if rows have no epochs."""
+    """The row of a run for an epoch or step; if rows have none, its only row."""
     shared = [name for name in TIMES if name in columns and name in times]
     pairs = [(columns[name], times[name]) for name in shared[:1]]
     if not pairs and len(columns) == 1 and len(times) == 1:  # one counts in epochs, the other calls it a step
@@ -223,7 +223,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _take_rows(table: PropertyTable, match: _Match, result: Matched) -> None:
-    """Add the properties of a table to those that are known; of two values for one property, the first stays."""
+    """Add the properties of a table to the known ones; of two values for one property, the first is kept."""
     roles = {name: zoo_name(name) for name in table.columns}
     has_time = any(role in TIMES for role in roles.values())
     last = _last_of_runs(match, result) if match.is_by_run and not has_time else set(match.rows)
@@ -253,7 +253,7 @@ def _take_rows(table: PropertyTable, match: _Match, result: Matched) -> None:
 
 
 def _last_of_runs(match: _Match, result: Matched) -> set[str]:
-    """The network of each run that was trained longest; none, where that is not known."""
+    """The network of each run that was trained longest; none for runs where that is unknown."""
     members: dict[str, list[str]] = defaultdict(list)
     for network, run in match.runs.items():
         members[run].append(network)

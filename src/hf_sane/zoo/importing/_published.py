@@ -29,7 +29,7 @@ BOOKKEEPING = re.compile(
 
 
 def run_folders(paths: Iterable[str]) -> set[PurePosixPath]:
-    """Folders that hold what is known about a run."""
+    """Folders with the settings and results of a run."""
     return {path.parent for path in map(PurePosixPath, paths) if path.name in (PARAMS, RESULTS)}
 
 
@@ -42,7 +42,7 @@ def find_run(path: PurePosixPath, runs: set[PurePosixPath]) -> str | None:
 
 
 def read_published_name(name: str, run: str) -> NetworkName:
-    """What the path of a checkpoint tells: its folder has the number of the epoch."""
+    """Read the epoch of a checkpoint from the name of its folder."""
     for part in reversed(PurePosixPath(name).parts):
         if CHECKPOINT_FOLDER.match(part) and (number := NUMBER.search(part)):
             return NetworkName(name, run, {"epoch": int(number[0])})
@@ -60,7 +60,7 @@ def published_table(networks: Iterable[NetworkName], fetch: Callable[[str], Path
         Rows with a run and an epoch; `None` for no rows.
 
     Raises:
-        InvalidFileError: If settings are not JSON. Lines of results that are none are counted in a note.
+        InvalidFileError: If settings are not JSON. Invalid lines of results are counted in a note.
     """
     epochs: dict[str, set[int]] = {}
     for network in networks:
@@ -75,7 +75,7 @@ def published_table(networks: Iterable[NetworkName], fetch: Callable[[str], Path
         for epoch in sorted(wanted):
             rows.append({RUN: run, EPOCH: epoch, **settings, **found.get(epoch, {})})
             places.append(f"{run} at epoch {epoch}")
-    notes = (f"{broken} lines of {RESULTS} are no JSON: left out",) if broken else ()
+    notes = (f"{broken} lines of {RESULTS} are not JSON: left out",) if broken else ()
     return PropertyTable(RESULTS, rows, places, notes) if rows else None
 
 
@@ -85,7 +85,7 @@ def _read_settings(path: Path | None) -> dict[str, Any]:
     with reading(path, expected="the settings of a run (JSON)", remedy="mend or remove it"):
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
-            raise TypeError("the JSON is no object")
+            raise TypeError("the JSON is not an object")
         return dict(flat_values(found))
 
 

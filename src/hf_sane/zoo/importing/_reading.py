@@ -44,7 +44,7 @@ MAX_SCALARS = 2**31 - 1  # of one row: Arrow's list offsets are int32
 
 @dataclass(frozen=True, slots=True)
 class ImportedNetwork:
-    """A network on its way into a zoo, as it lies in the work folder.
+    """An imported network in the work folder, before it is written to the zoo.
 
     Attributes:
         properties: Columns, `run_id`, `layout` and `architecture` among them.
@@ -62,7 +62,7 @@ class ImportedNetwork:
 
     @classmethod
     def load(cls, path: Path) -> "ImportedNetwork":
-        """Read what [`import_network`] left, and compare its digests.
+        """Read a network that [`import_network`] wrote, and compare its digests.
 
         Raises:
             InvalidFileError: If it is damaged, or was changed.
@@ -81,7 +81,7 @@ class ImportedNetwork:
         return cls(**known, content=content, path=path)
 
     def record(self, properties: Mapping[str, Any]) -> ModelRecord:
-        """The row, with these columns besides its own."""
+        """The row of the network, with additional columns."""
         with safe_open(self.path, framework="pt") as file:
             names = [entry["name"] for entry in self.layout["template"]]
             template = {name: file.get_tensor(f"template.{name}") for name in names}
@@ -112,17 +112,17 @@ def network_files(repository: Repository, file: str, arguments: ImportSettings) 
 def import_network(
     repository: Repository, file: str, files: Mapping[str, list[str] | None], arguments: ImportSettings, path: Path
 ) -> ImportedNetwork:
-    """Look at the headers, download, and write the network as tokens to `path`.
+    """Check the headers, download the files, and write the network as tokens to `path`.
 
     Layers are put in the canonical order of their names (`layer2` before `layer10`), since files do not keep the order
     of the network; those of this library's networks in their own order.
 
     Args:
-        repository: Where it is.
+        repository: The repository.
         file: Weights or index.
         files: From [`network_files`].
         arguments: Arguments of the import.
-        path: Where to leave it.
+        path: The file to write.
 
     Raises:
         ValueError: If it cannot be a row of a zoo, with the reason.
@@ -179,7 +179,7 @@ def _check_bytes(file: str, size: int, arguments: ImportSettings) -> None:
 
 
 def _check_layout(layout: Layout, arguments: ImportSettings) -> None:
-    """Refuse what does not fit into a row, from the structure alone."""
+    """Refuse networks that do not fit into a row, judged by their structure."""
     scalars = layout.num_tokens * layout.token_dim
     limit = min(MAX_PADDING * arguments.max_bytes // 4, MAX_SCALARS)
     if scalars > limit:
@@ -204,7 +204,7 @@ def _check_layout(layout: Layout, arguments: ImportSettings) -> None:
 
 
 def _checked_tokens(state_dict: StateDict, layout: Layout) -> Tensor:
-    """Tokens `[N, D]` float32 that give the weights back exactly."""
+    """Tokens `[N, D]` float32 that restore the weights exactly."""
     tokens = layout.tokens(state_dict)
     if bad := [
         name for name, tensor in state_dict.items() if tensor.is_floating_point() and not tensor.isfinite().all()
@@ -230,7 +230,7 @@ def _read_config(repository: Repository, file: str) -> dict[str, Any]:
 
 
 def _own_config(config: Mapping[str, Any], state_dict: StateDict) -> ZooConfig | None:
-    """The configuration as one of this library, if it is and its tensors are those of the network."""
+    """The configuration as one of this library, if it is one and has the tensors of the network."""
     cls = config_classes().get(str(config.get("model_type")))
     if cls is None:
         return None
@@ -240,7 +240,7 @@ def _own_config(config: Mapping[str, Any], state_dict: StateDict) -> ZooConfig |
 
 
 def _architecture(config: Mapping[str, Any], own: ZooConfig | None) -> tuple[str, dict[str, Any]]:
-    """What the `architecture` column holds, and the settings it stands for."""
+    """The value of the `architecture` column, and the settings that it refers to."""
     if own is not None:
         return architecture_facts(own)
     settings = {"model_type": IMPORTED, "config": {k: config[k] for k in sorted(config) if k not in VOLATILE}}

@@ -51,7 +51,7 @@ WHOLE_MODELS = {f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("
 
 @dataclass(frozen=True)
 class Repository:
-    """Files that belong together, on the Hub or in a folder, and how to get at them.
+    """Files that belong together, on the Hub or in a folder, and access to them.
 
     Attributes:
         repo_id: `owner/name`, or the path below the imported folder.
@@ -59,15 +59,15 @@ class Repository:
         revision: Commit on the Hub; `None` for a folder.
         state: Changes when the files do.
         files: Path to size in bytes.
-        fetch: Brings a file here.
+        fetch: Makes a file available on this machine.
         read_header: Tensors of a safetensors file on the meta device, from its header alone.
         digests: Path to SHA-256, of large files on the Hub.
-        readers: Path of every file with weights to what reads it: on the Hub by its name, in a folder by its first
-            bytes.
-        card: What is known without the weights.
-        group: What may hold other checkpoints of the same run: the repository itself on the Hub, a folder elsewhere.
-        run: The training run, where a published zoo has a folder for each.
-        properties: What an array of networks says about this one.
+        readers: Path of every file with weights to its reader, chosen by its name on the Hub and by its first bytes in
+            a folder.
+        card: Facts that are known without the weights.
+        group: Place that may hold other checkpoints of the same run: the repository on the Hub, otherwise a folder.
+        run: The training run, if a published zoo has a folder for each.
+        properties: Properties of this network in an array of networks.
     """
 
     repo_id: str
@@ -91,7 +91,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Source:
-    """A repository that has not been looked at yet: asking for it may fail, and then the next one is tried."""
+    """A repository that has not been opened yet; if that fails, the import continues with the next one."""
 
     label: str
     open: Callable[[], list[Repository]]
@@ -208,11 +208,11 @@ class _Place:
     """Files below a folder that belong together.
 
     Attributes:
-        label: What the repository is called.
-        group: What may hold other checkpoints of the same run.
-        folder: Where they are, below the root.
+        label: Name of the repository.
+        group: Place that may hold other checkpoints of the same run.
+        folder: Their folder, below the root.
         files: Their paths below the root.
-        run: Folder of the training run, where a published zoo keeps what it knows about it.
+        run: Folder of the training run in a published zoo, with its settings and results.
     """
 
     label: str
@@ -257,7 +257,7 @@ def _refuse_unread(found: FileFormat) -> None:
 
 
 def _readers_by_name(files: Iterable[str]) -> dict[str, Reader]:
-    """What reads the files with weights, by their names."""
+    """Readers of the files with weights, chosen by their names."""
     found: dict[str, Reader] = {}
     for file in files:
         if file.endswith(".safetensors"):
@@ -274,7 +274,7 @@ def _label(folder: PurePosixPath, tree: Tree) -> str:
 
 
 def _is_below(folder: PurePosixPath, subfolder: str | None) -> bool:
-    """Whether the end of a path is the wanted subfolder."""
+    """Whether a path ends with the requested subfolder."""
     wanted = PurePosixPath((subfolder or "").strip("/")).parts
     return not wanted or folder.parts[-len(wanted) :] == wanted
 
@@ -327,13 +327,13 @@ def find_networks(
     subfolder: str | None = None,
     variant: str | None = None,
 ) -> list[str]:
-    """The files of a repository that stand for one network each: weights, or the index of their shards.
+    """The files of a repository that hold one network each: weights, or the index of their shards.
 
     Args:
         files: Paths in the repository.
-        patterns: Which ones to take; as described in `ImportSettings.files` if there are none.
+        patterns: Files to take; if there are none, those described in `ImportSettings.files`.
         allow_pickle: Whether pickles may be among them.
-        readers: What reads each file with weights; told from the names if `None`.
+        readers: Reader of each file with weights; if `None`, chosen by the names.
         subfolder: The folder to look in, in place of the root.
         variant: Which one of several precisions, such as `"fp16"`: safetensors only.
 
@@ -385,6 +385,6 @@ def is_pickled(file: str, readers: Mapping[str, Reader]) -> bool:
 
 
 def _kinds(files: Mapping[str, int]) -> str:
-    """What else there is, in a few words."""
+    """The kinds of files that are there, for messages."""
     kinds = sorted({PurePosixPath(file).suffix or PurePosixPath(file).name for file in files})
     return name_some(kinds, LISTED_KINDS) or "no files"

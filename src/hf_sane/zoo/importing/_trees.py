@@ -30,8 +30,8 @@ class Tree(Protocol):
     """Files by their path below a root, with `/` between folders.
 
     Attributes:
-        name: Name of the root, for people.
-        sizes: Path to bytes, in the order in which they are read best; of broken links `None`.
+        name: Name of the root, for display.
+        sizes: Path to bytes, in the best order for reading; `None` for broken links.
         unreadable: Errors about folders below the root that may not be listed.
     """
 
@@ -43,7 +43,7 @@ class Tree(Protocol):
         """Whether a file may hold weights, whatever its name."""
 
     def fetch(self, path: str) -> Path:
-        """The file on this machine; of an archive until some more have been fetched."""
+        """The file on this machine; a member of an archive is kept until more have been fetched."""
 
     def state(self, path: str) -> str:
         """Changes when the file does."""
@@ -77,10 +77,10 @@ class FolderTree:
 
 
 class ArchiveTree:
-    """Members of a tar or zip archive; those that are needed are unpacked one by one into a temporary folder.
+    """Members of a tar or zip archive, which are unpacked one by one into a temporary folder when needed.
 
-    No member decides where it is unpacked to, and none is larger than the archive says. The members of a compressed
-    tar archive come in its own order: going back means to decompress it again.
+    No member determines where it is unpacked, and none is larger than the archive states. Members of a compressed tar
+    archive are read in its order, because going back means decompressing it again.
 
     Raises:
         InvalidFileError: If it is not an archive, or damaged.
@@ -126,7 +126,7 @@ class ArchiveTree:
         return stream
 
     def may_hold_weights(self, path: str) -> bool:
-        """By its first bytes: what it really is, is told when it has been unpacked."""
+        """By its first bytes; the exact format is detected after unpacking."""
         if path in self._unpacked:
             return format_or_unknown(self._unpacked[path]).holds_weights
         with self._reading(), self._open(path) as stream:
@@ -135,7 +135,7 @@ class ArchiveTree:
         return head.startswith(PICKLED) or is_safetensors
 
     def fetch(self, path: str) -> Path:
-        """Unpack a member; the oldest of those that were before goes."""
+        """Unpack a member; the oldest unpacked one is removed if there are too many."""
         if path not in self._unpacked:
             target = self._folder / (sha256(path.encode()).hexdigest()[:16] + "-" + PurePosixPath(path).name)
             with self._reading(), self._open(path) as stream, target.open("wb") as file:
@@ -154,7 +154,7 @@ class ArchiveTree:
         return self._unpacked[path]
 
     def state(self, path: str) -> str:
-        """That of the archive, since members have no time of their own that could be trusted."""
+        """The state of the archive, since the times of members cannot be trusted."""
         found = self.path.stat()
         return f"{found.st_size}-{found.st_mtime_ns}"
 
@@ -169,7 +169,7 @@ def open_tree(path: Path) -> FolderTree | ArchiveTree:
 
 
 def is_tree(path: Path) -> bool:
-    """Whether a path is a folder, or a file that is an archive: not one of torch.save, which may be called `.tar`."""
+    """Whether a path is a folder or an archive, but not a file of torch.save, which may be called `.tar`."""
     if not path.is_file():
         return path.is_dir()
     is_named = path.name.lower().endswith(ARCHIVE_SUFFIXES)
@@ -177,7 +177,7 @@ def is_tree(path: Path) -> bool:
 
 
 def scratch_folder(owner: object, prefix: str) -> Path:
-    """A temporary folder that lasts as long as its owner."""
+    """A temporary folder that is removed together with its owner."""
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -193,13 +193,13 @@ def _size(path: Path) -> int | None:
 
 
 def _starts_as_zip(path: Path) -> bool:
-    """By its start: a tar archive whose last member is a zip file ends like one."""
+    """Whether a file starts like a zip archive; a tar archive whose last member is one ends like it."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
 
 
 def format_or_unknown(path: Path) -> FileFormat:
-    """What a file is; unknown, where it cannot be opened: then its name decides, and whoever reads it says why."""
+    """Format of a file; unknown if it cannot be opened, and then its reader reports the reason."""
     try:
         return file_format(path)
     except OSError:
@@ -207,6 +207,6 @@ def format_or_unknown(path: Path) -> FileFormat:
 
 
 def _inside(name: str) -> str:
-    """The path of a member, or nothing for one that leads out of the archive."""
+    """The path of a member; empty if it leads out of the archive."""
     path = PurePosixPath(name.replace("\\", "/"))
     return "" if path.is_absolute() or ".." in path.parts else path.as_posix()

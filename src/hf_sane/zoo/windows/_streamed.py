@@ -73,7 +73,7 @@ class StreamedNetworks:
         groups: dict[tuple[str, str], list[int]] = {}
         for place, row in enumerate(rows):
             if missing := [name for name in FEATURES if name not in row]:
-                raise KeyError(f"the stream is no zoo: columns {missing} are missing, it has {sorted(row)}")
+                raise KeyError(f"the stream is not a zoo: columns {missing} are missing, it has {sorted(row)}")
             groups.setdefault((str(row["architecture"]), str(row["layout"])), []).append(place)
         taken = []
         for kind, places in groups.items():
