@@ -376,7 +376,8 @@ def _shared(state_dict: Mapping[str, Tensor], ties: Mapping[str, str]) -> dict[s
             groups.setdefault(
                 (*_memory(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device), []
             ).append(name)
-    roots = {tuple(names): min(names, key=lambda name: root_key(name, ties)) for names in groups.values()}
+    several = [names for names in groups.values() if len(names) > 1]
+    roots = {tuple(names): min(names, key=lambda name: root_key(name, ties)) for names in several}
     return {name: root for names, root in roots.items() for name in names if name != root}
 
 

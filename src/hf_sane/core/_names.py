@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from hf_sane.core._layer_kinds import RUNNING
@@ -10,13 +11,14 @@ EMBEDDING = re.compile(r"embed|(?:^|\.)(?:shared|wte)(?:\.|$)")
 HEAD = re.compile(r"(?:^|[._])heads?(?:[._]|$)")
 
 
-def natural_key(name: str) -> list[Any]:
+@lru_cache(maxsize=2**14)  # names of tensors are made of a few parts
+def natural_key(name: str) -> tuple[Any, ...]:
     """Sorts numbers inside names by value: `layer2` before `layer10`."""
     parts: list[Any] = re.split(r"([0-9]+)", name)
     for place in range(1, len(parts), 2):
         digits = parts[place].lstrip("0")
         parts[place] = (len(digits), digits)  # as numbers compare, of any length
-    return parts
+    return tuple(parts)
 
 
 def canonical_key(name: str) -> tuple[Any, ...]:
