@@ -30,13 +30,13 @@ def import_seconds(statement: str) -> list[float]:
     return [float(value) for value in ran.stdout.split()]
 
 
-def measure(rounds: int) -> dict[str, dict[str, float]]:
+def measure(rounds: int, discarded: int) -> dict[str, dict[str, float]]:
     """Medians over rounds, and those of their differences and ratios, by each of `CLOCKS`."""
     found: dict[str, list[list[float]]] = {name: [] for name in STATEMENTS}
-    for index in range(rounds + 1):
+    for index in range(rounds + discarded):
         for name in list(STATEMENTS) if index % 2 else list(reversed(STATEMENTS)):
             seconds = import_seconds(STATEMENTS[name])
-            if index:
+            if index >= discarded:
                 found[name].append(seconds)
     results = {}
     for place, clock in enumerate(CLOCKS):
@@ -54,9 +54,10 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Run, print, and on request save."""
     parser = new_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=11, help="Pairs of processes, after one that does not count.")
+    parser.add_argument("--rounds", type=int, default=11, help="Pairs of processes.")
+    parser.add_argument("--discarded", type=int, default=1, help="Pairs before them that do not count.")
     arguments, record = start(parser, argv)
-    results = measure(arguments.rounds)
+    results = measure(arguments.rounds, arguments.discarded)
     for clock, row in results.items():
         print(
             f"{clock.replace('_', ' ')}: {row['torch_transformers']:.2f}, with hf_sane {row['and_hf_sane']:.2f}; "

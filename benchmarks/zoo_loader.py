@@ -26,8 +26,6 @@ from hf_sane.zoo.building._settings import seed_zoo
 from hf_sane.zoo.windows._sampler import WindowSampler
 from hf_sane.zoo.windows._windows import WindowSettings
 
-BATCH_SIZE = 64
-
 
 def seconds_of(work: Callable[[int], Any], repeats: int) -> float:
     """Mean seconds per call."""
@@ -37,7 +35,7 @@ def seconds_of(work: Callable[[int], Any], repeats: int) -> float:
     return (time.perf_counter() - started) / repeats
 
 
-def measure(num_models: int, rounds: int, folder: Path) -> dict[str, Any]:
+def measure(num_models: int, rounds: int, batch_size: int, folder: Path) -> dict[str, Any]:
     """Build a small zoo, then time batches and steps in turn."""
     arguments = seed_zoo(num_models=num_models, epochs=2, keep_epochs=[0, 1, 2], progress_bar=False)
     split = build_zoo(arguments, None, folder).splits["train"]
@@ -54,7 +52,7 @@ def measure(num_models: int, rounds: int, folder: Path) -> dict[str, Any]:
         [split],
         fit_extractor([split], "standardize"),
         layout.num_tokens,
-        WindowSettings(batch_size=BATCH_SIZE),
+        WindowSettings(batch_size=batch_size),
     )
     model = SANEModel(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -72,7 +70,7 @@ def measure(num_models: int, rounds: int, folder: Path) -> dict[str, Any]:
     medians = {name: statistics.median(found[1:]) for name, found in seconds.items()}
     return {
         "ratios": {"step_over_batch": medians["step"] / medians["batch"]},
-        "windows_per_second": BATCH_SIZE / medians["batch"],
+        "windows_per_second": batch_size / medians["batch"],
         "median_seconds": medians,
         "all_seconds": seconds,
         "work": {"networks": len(split), "tokens": layout.num_tokens, "token_dim": layout.token_dim},
@@ -84,9 +82,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = new_parser(__doc__)
     parser.add_argument("--models", type=int, default=64, help="networks of the zoo")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=64)
     arguments, record = start(parser, argv)
     with tempfile.TemporaryDirectory() as folder:
-        results = measure(arguments.models, arguments.rounds, Path(folder) / "zoo")
+        results = measure(arguments.models, arguments.rounds, arguments.batch_size, Path(folder) / "zoo")
     print(f"training step over batch: {results['ratios']['step_over_batch']:.1f} x")
     return finish(record, results, arguments.output)
 

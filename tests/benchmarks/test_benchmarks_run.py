@@ -17,10 +17,10 @@ SMALL = {
     "swa_gain": "--seeds 2 --epochs 1 --cycles 2 --cycle-epochs 1 --train-limit 64 --architectures cnn_digits",
     "pretraining_step": "--hidden 16 --layers 1 --batch 2 --product 16 --repeats 1",
     "zoo_columns": "--networks 8 --rounds 1",
-    "zoo_loader": "--models 10 --rounds 1",
+    "zoo_loader": "--models 10 --rounds 1 --batch-size 4",
     "zoo_training": "--networks 4 --plain-networks 2 --batches 1 --rounds 1",
     "tokenization": "--rounds 1 --repeats 1",
-    "import_time": "--rounds 1",
+    "import_time": "--rounds 1 --discarded 0",
     "spectra": "--width 4 --values 100 --rounds 1",
 }
 # Too large for a test, or in need of files that are not in the repository.

@@ -19,10 +19,10 @@ from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.tokenization._saved_form import as_saved
 
 EXTRACTORS = [
-    SANEFeatureExtractor(token_dim=288, token_layout=token_layout, normalization="none")
+    SANEFeatureExtractor(token_dim=64, token_layout=token_layout, normalization="none")
     for token_layout in ("rowwise", "dense")
 ]
-BY_KIND = SANEFeatureExtractor(token_dim=288).fit(
+BY_KIND = SANEFeatureExtractor(token_dim=64).fit(
     [
         {"conv.weight": torch.randn(2, 3, 3, 3), "fc.weight": torch.randn(4, 5), "norm.weight": torch.ones(3)},
         {"embed.weight": torch.randn(9, 2), "norm.running_var": torch.rand(3), "norm.running_mean": torch.randn(3)},
