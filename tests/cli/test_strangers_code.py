@@ -176,7 +176,7 @@ NO_EXTRACTOR = "expected a weight tokenizer, got ValueError: expected settings s
 OTHER_LAYOUT = "the extractor was fitted on another layout"
 NO_PYTHON = "is of an architecture that needs Python code from its repository, which is never run here"
 PICKLES = "holds no safetensors; it holds model.pt, pytorch_model.bin, in PyTorch's format"
-NO_ADAPTER = ("expected a LoRA adapter, got ValueError", "holds no adapter_config.json; expected an adapter")
+NO_ADAPTER = ("expected a LoRA adapter, got no factors", "holds no adapter_config.json; expected an adapter")
 UNREADY = ("that is ready to publish", "no such file or folder")
 OF_SANE = {"known": NO_SANE + "'resnet'", "own": NO_SANE + "'sane_cnn'", "unknown": NO_SANE + "'stranger'"}
 # How verbs end that read each kind: what they say where they refuse it, of a folder and of a repository if that is not
@@ -195,7 +195,7 @@ ENDS = {
     "push samples": {**dict.fromkeys(KINDS, UNREADY), "adapter": ("no network in", UNREADY[1])},
     "finetune": {
         **dict.fromkeys(("unknown", "sane", "pickled"), NO_PYTHON),
-        "adapter": ("no network in", NO_PYTHON),
+        "adapter": "expected a network, got the adapter",
     },
     "sample": OF_SANE,
     "probe": OF_SANE,

@@ -430,6 +430,15 @@ def test_a_network_that_its_run_saved_may_not_be_missing(samples):
         plan_push("samples", samples, "org/sampled")
 
 
+def test_a_network_that_its_run_did_not_save_is_not_published_as_if_it_had(samples, tmp_path):
+    with output_folder(tmp_path / "sampled", "sample") as partial:
+        shutil.copytree(samples, partial, dirs_exist_ok=True)
+    assert plan_push("samples", tmp_path / "sampled", "org/sampled").title == "Sampled networks: 3"
+    shutil.copytree(samples / "network_0", tmp_path / "sampled" / "mine")
+    with pytest.raises(ValueError, match="also holds mine, which the run that made it did not write"):
+        plan_push("samples", tmp_path / "sampled", "org/sampled")
+
+
 @pytest.mark.parametrize("kind", ["model", "zoo"])
 def test_without_a_connection_a_push_says_so(kind, sane, tiny_zoo_folder):
     api = HfApi(endpoint="http://127.0.0.1:9", token=TOKEN)

@@ -18,7 +18,7 @@ from hf_sane.hub._transfer import RepoFile, Upload, folder_files, require_files,
 from hf_sane.records._documents import read_document
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._files import folders_with
-from hf_sane.records._outputs import AGAIN, CARD, check_finished
+from hf_sane.records._outputs import AGAIN, CARD, Manifest, check_finished
 from hf_sane.records._patience import patiently
 from hf_sane.records._redaction import hide_folders_in
 from hf_sane.records._run_record import RECORD, RunRecord
@@ -156,11 +156,21 @@ def _plan_samples(folder: Path, repo_id: str, api: HfApi) -> Upload:
 
 
 def _check_complete(folder: Path, networks: list[Path]) -> None:
-    """Refuse a folder that lacks networks that its run saved, whether or not it still has its manifest."""
+    """Refuse a folder that lacks networks that its run saved, whether or not it still has its manifest, or has others.
+
+    The card would say of them what is true of those that the run made.
+    """
+    present = {network.name for network in networks}
+    manifest = Manifest.load(folder)
+    listed = present if manifest is None else {PurePosixPath(name).parts[0] for name in manifest.files}
+    if strange := sorted(present - listed):
+        raise ValueError(
+            f"{folder} also holds {', '.join(strange)}, which the run that made it did not write; move it away, or "
+            "push it by itself"
+        )
     if not (folder / RECORD).is_file():
         return
     saved = RunRecord.load(folder / RECORD).results.get("saved", [])
-    present = {network.name for network in networks}
     if missing := [str(name) for name in saved if name not in present]:
         raise ValueError(
             f"{folder} lacks {', '.join(missing)} of the {len(saved)} networks that its {RECORD} says were saved; "

@@ -14,7 +14,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import Tensor
 
 from hf_sane.core._adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
-from hf_sane.records._errors import reading
+from hf_sane.records._errors import InvalidFileError, reading
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import find_source
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source, as_checkpoint
@@ -457,7 +457,12 @@ def _loose_factors(source: str | Path | CheckpointSource) -> dict[str, tuple[Ten
         elif not NEW_WORD.match(name):
             others.append(name)
     if not sides:
-        raise ValueError(f"{source} holds no LoRA factors (..down/..up or ..A/..B), but {list(tensors)[:3]}")
+        raise InvalidFileError(
+            str(source),
+            expected="a LoRA adapter",
+            got=f"no factors (..down/..up or ..A/..B), but {list(tensors)[:3]}",
+            remedy="name a file or folder that holds an adapter",
+        )
     if strange := [name for name in others if name.removesuffix(".alpha") not in sides]:
         raise ValueError(
             f"{source} holds {len(strange)} tensors beside LoRA factors and their alphas, such as {strange[:3]}, "

@@ -3,6 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PreTrainedConfig
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core._adapters import ADAPTER_CONFIG
 from hf_sane.core._types import StateDict
 from hf_sane.hub._cards import describe_config
 from hf_sane.hub._push import network_folders, push_generated
@@ -20,6 +22,8 @@ from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._files import folders_with
 from hf_sane.records._run_record import RECORD
 from hf_sane.records._sources import HubRepo, find_source
+from hf_sane.tokenization._adapters import REMEDY, adapter_folder
+from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.tokenization._loading import load_model
 from hf_sane.tokenization._reading import read_network
 from hf_sane.workflows.results import Result
@@ -132,8 +136,16 @@ def _open(source: Network, index: int, weights: dict[str, str]) -> list[tuple[st
     place = find_source(source)
     if isinstance(place, Path) and "variant" not in weights and (found := _open_registered(place, weights)):
         return found
+    _check_is_no_adapter(CheckpointSource(source, subfolder=weights.get("subfolder")))
     folders = [source] if isinstance(place, HubRepo) or "subfolder" in weights else network_folders(place)
     return [(str(folder), load_model(AutoModelForImageClassification, folder, **weights)) for folder in folders]
+
+
+def _check_is_no_adapter(source: CheckpointSource) -> None:
+    """Transformers would open the base that an adapter names."""
+    with suppress(FileNotFoundError):
+        if (adapter_folder(source) / ADAPTER_CONFIG).is_file():
+            raise ValueError(f"expected a network, got the adapter {source}; {REMEDY}")
 
 
 def _open_registered(place: Path, weights: dict[str, str]) -> list[tuple[str, nn.Module]]:
