@@ -2,10 +2,12 @@
 
 import stat
 
+import numpy as np
 import pytest
 from safetensors.torch import save_file
 
 from hf_sane.records._outputs import MANIFEST, Manifest, check_finished
+from hf_sane.workflows.sane import SANE
 
 NOT_THERE = ("--sane", "no/such/sane", "--zoo", "no/such/zoo")
 
@@ -20,6 +22,9 @@ def inputs(tiny_sane_folder, tiny_zoo_folder, tiny_zoo, tmp_path_factory):
         network.save_pretrained(folder / f"network_{index}")
     checkpoint = folder / "checkpoint.safetensors"
     save_file(networks[0].state_dict(), checkpoint)
+    images = folder / "few.npz"
+    np.savez(images, train_images=np.arange(40 * 64, dtype=np.uint8).reshape(40, 8, 8), train_labels=np.arange(40) % 2)
+    brings = SANE.from_pretrained(tiny_sane_folder).save_pretrained(folder / "sane" / "brings", anchors=networks)
     sane, zoo = ("--sane", tiny_sane_folder), ("--zoo", tiny_zoo_folder)
     return {
         "sample": (
@@ -35,6 +40,10 @@ def inputs(tiny_sane_folder, tiny_zoo_folder, tiny_zoo, tmp_path_factory):
         "regions": ("regions", *zoo, "--label", "initialization", "--method", "pca"),
         "finetune": ("finetune", folder, "--epochs", 1, "--train-limit", 64, "--no-scratch"),
         "soup": ("soup", folder),
+        "start": (
+            *("start", "--images", images, "--num-candidates", 2, "--num-starts", 1, "--bandwidth", 0.1),
+            *("--epochs", 1, "--learning-rate", 0.01, "--from", brings),
+        ),
     }
 
 
@@ -49,6 +58,7 @@ MISSING = {
     "regions": ("regions", "--zoo", "no/such/zoo"),
     "finetune": ("finetune", "no/such/folder"),
     "soup": ("soup", "no/such/a", "no/such/b"),
+    "start": ("start", "--images", "no/such/images"),
     "demo": ("demo",),
 }
 VERBS = [verb for verb in MISSING if verb != "demo"]  # it is interrupted in tests/workflows/demo
