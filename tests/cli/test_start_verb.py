@@ -136,3 +136,26 @@ def test_the_verb_prints_the_comparison(bundle, digit_files, tmp_path, hf_sane_c
     assert told["compared"].keys() == {"sampled", "anchors", "scratch"}
     assert told["output"] == str(tmp_path / "out")
     assert not (tmp_path / "out" / "model.onnx").exists()
+
+
+def test_a_repository_brings_its_networks(bundle, digit_files, local_hub):
+    files = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    repository = local_hub.storage.add_files("models", "org/sane", files)
+    repository.tags["v1"] = repository.head.sha
+    local_hub.storage.add_files("models", "org/sane", {"anchors/anchor_0/config.json": b"{}"})  # what is there now
+    settings = SMALL | {"num_starts": 1, "num_candidates": 2, "epochs": 1, "learning_rate": 0.01}
+    ours, theirs = (start(digit_files, source=source, **settings) for source in (str(bundle), "org/sane@v1"))
+    assert theirs.comparison == ours.comparison
+    drawn = sample([], "org/sane@v1", num_samples=1, num_candidates=2, bandwidth=0.1, images="digits")
+    assert drawn.record.arguments["num_anchors"] == 3
+
+
+def test_twenty_images_are_enough(bundle, tmp_path):
+    pixels, labels = load_digits(return_X_y=True)
+    for index in range(20):
+        (tmp_path / "few" / str(labels[index])).mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels[index].reshape(8, 8) * 15).astype(np.uint8)).save(
+            tmp_path / "few" / str(labels[index]) / f"{index}.png"
+        )
+    found = start(tmp_path / "few", source=str(bundle), **SMALL | {"epochs": 1, "learning_rate": 0.01})
+    assert found.network.config.num_labels == 10

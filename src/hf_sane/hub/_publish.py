@@ -118,16 +118,16 @@ def find_anchors(source: str | Path, *, revision: str | None = None, subfolder: 
 
     Args:
         source: Folder or Hub repo, as of [`load_sane`].
-        revision: Branch, tag or commit of a repo.
+        revision: Branch, tag or commit of a repo, such as the commit that `owner/name@branch` was loaded from.
         subfolder: Folder of it that holds the autoencoder.
 
     Raises:
         FileNotFoundError: If there is neither such a folder nor such a repository.
     """
-    place, inside = find_source(source, revision=revision), PurePosixPath(subfolder or "") / ANCHORS
+    place, inside = find_source(source), PurePosixPath(subfolder or "") / ANCHORS
     if isinstance(place, HubRepo):
-        patterns = [f"{inside}/**"]
-        place = Path(patiently(snapshot_download, place.repo_id, revision=place.revision, allow_patterns=patterns))
+        commit, patterns = revision or place.revision, [f"{inside}/**"]
+        place = Path(patiently(snapshot_download, place.repo_id, revision=commit, allow_patterns=patterns))
     return place / inside if (place / inside).is_dir() else None
 
 
