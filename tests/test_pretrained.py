@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_sane import SANEFeatureExtractor, SANEModel
 from hf_sane.hub._publish import find_anchors
@@ -97,4 +97,5 @@ def test_the_sampled_network_says_where_it_is_from(folder):
     assert provenance.test_accuracy == record["results"]["test_accuracy"]
     assert provenance.anchors
     mean, std = (record["data"]["images"][name] for name in ("mean", "std"))
+    assert tuple(AutoImageProcessor.from_pretrained(folder / "sampled-usps").image_mean) == tuple(mean)
     assert f"standardised as `(pixels - {mean}) / {std}`" in (folder / "sampled-usps" / "README.md").read_text()
