@@ -177,7 +177,7 @@ OTHER_LAYOUT = "the extractor was fitted on another layout"
 NO_PYTHON = "is of an architecture that needs Python code from its repository, which is never run here"
 PICKLES = "holds no safetensors; it holds model.pt, pytorch_model.bin, in PyTorch's format"
 NO_ADAPTER = ("expected a LoRA adapter, got no factors", "holds no adapter_config.json; expected an adapter")
-UNREADY = ("that is ready to publish", "no such file or folder")
+UNREADY = ("is not a complete", "no such file or folder")
 OF_SANE = {"known": NO_SANE + "'resnet'", "own": NO_SANE + "'sane_cnn'", "unknown": NO_SANE + "'stranger'"}
 # How verbs end that read each kind: what they say where they refuse it, of a folder and of a repository if that is not
 # the same. Of a kind that is not named they take it.
