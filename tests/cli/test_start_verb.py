@@ -20,7 +20,14 @@ from hf_sane.workflows.sample import sample
 from hf_sane.workflows.sane import SANE
 from hf_sane.workflows.start import start
 
-SMALL = {"num_candidates": 6, "num_starts": 2, "bandwidth": [0.2], "epochs": 3, "learning_rate": [0.003, 0.01]}
+SMALL = {
+    "progress_bar": False,
+    "num_candidates": 6,
+    "num_starts": 2,
+    "bandwidth": [0.2],
+    "epochs": 3,
+    "learning_rate": [0.003, 0.01],
+}
 
 
 @pytest.fixture(scope="module")

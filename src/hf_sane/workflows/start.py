@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.hub._onnx import ONNX_FILE, export_onnx, require_onnx
@@ -52,9 +53,11 @@ class StartSettings(CheckedSettings):
     bandwidth: list[float] = setting("Kernel widths to choose from.", factory=lambda: [0.1, 0.3, 0.5])
     epochs: int = setting("Passes over the training images in fine-tuning.", default=40, least=1)
     learning_rate: list[float] = setting("Learning rates to choose from.", factory=lambda: [1e-3, 3e-3, 1e-2])
+    train_limit: int | None = setting("Use at most this many training images.", default=None, least=1)
     onnx: bool = setting("Also write the network as an ONNX file (requires hf_sane[onnx]).", default=False)
     seed: int = setting("Random seed.", default=0)
     include_code: bool = setting("Save the network with its modelling code (for trust_remote_code).", default=False)
+    progress_bar: bool = setting("Show a progress bar.", default=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,11 +151,12 @@ def run_start(settings: StartSettings) -> StartResult:
     with optional_output(settings.output, StartResult.JOB) as partial:
         sane = open_sane(settings.source or BUNDLE)
         anchors, names = _open_anchors(sane)
-        data = _fitting_images(settings.images, anchors.config)  # type: ignore[arg-type]
+        data = _fitting_images(settings, anchors.config)  # type: ignore[arg-type]
         record.data["images"] = data.describe()
-        sampled = _sample(settings, sane, anchors, data)
-        starts = _starts(settings, sampled, anchors, data)
-        comparison, networks = _finetune(settings, starts, data)
+        with tqdm(total=1 + len(settings.learning_rate), disable=not settings.progress_bar, desc="sampling") as bar:
+            sampled = _sample(settings, sane, anchors, data)
+            starts = _starts(settings, sampled, anchors, data)
+            comparison, networks = _finetune(settings, starts, data, bar)
         kind = max(comparison, key=lambda name: _merit(comparison[name]))
         chosen = {name: sampled.record.arguments[name] for name in ("method", "bandwidth")}
         record.arguments |= {"anchors": names, **chosen}
@@ -186,10 +190,10 @@ def _open_anchors(sane: SANE) -> tuple[StackedNetworks, list[str]]:
     return stack, [Path(name).name for name in names]
 
 
-def _fitting_images(images: str | ImageData, config: ZooConfig) -> ImageData:
+def _fitting_images(settings: StartSettings, config: ZooConfig) -> ImageData:
     """Images in the size and with the channels of the networks."""
     size = getattr(config, "image_size", None)
-    data = open_images(images, image_size=size)
+    data = open_images(settings.images, image_size=size, train_limit=settings.train_limit)
     if size is not None:
         data = data.resized(size)
     return data.with_channels(config.num_channels)
@@ -226,7 +230,7 @@ def _starts(
 
 
 def _finetune(
-    settings: StartSettings, starts: dict[str, StackedNetworks], data: ImageData
+    settings: StartSettings, starts: dict[str, StackedNetworks], data: ImageData, bar: tqdm
 ) -> tuple[dict[str, dict[str, float]], dict[str, nn.Module]]:
     """Fine-tune all networks with every learning rate; measurements and network of the best of each kind."""
     modules = [stack.model(index) for stack in starts.values() for index in range(stack.num_models)]
@@ -235,6 +239,8 @@ def _finetune(
     rows: dict[str, dict[str, float]] = {}
     networks: dict[str, nn.Module] = {}
     for rate in settings.learning_rate:
+        bar.set_description("fine-tuning")
+        bar.update()
         tuned = finetune(modules, data, learning_rate=rate, scratch=False, seed=settings.seed, **recipe)
         loss, accuracy = tuned.stack.evaluate(*data.split("validation"))
         test = tuned.stack.evaluate(*data.split("test"))[1]
@@ -247,6 +253,7 @@ def _finetune(
             }
             if kind not in rows or _merit(row) > _merit(rows[kind]):
                 rows[kind], networks[kind] = row, tuned[index]
+    bar.update()
     return rows, networks
 
 
