@@ -42,8 +42,8 @@ OF_IMPORTED = (
     "imported: 4 networks of 2 repositories; each row names its repository, revision and file",
     f"licences: {LICENCES} and 2 more (`zoo.json` has them); **each network keeps the licence of its repository**",
     "splits by family: networks that share their family are in one split",
-    "**this split parts networks of 1 folders or repositories**, which may be of one run",
-    "columns of what the cards of the networks claim: `metric_f1_`",
+    "**this split separates networks of 1 folders or repositories**, which may be of one run",
+    "columns with metrics from the cards of the networks: `metric_f1_`",
 )
 
 
@@ -79,7 +79,7 @@ def test_an_imported_zoo():
         "| train | 4 | 4 |",
     ]
     assert 'weights = zoo.splits["train"].state_dict(0)' in text
-    assert "| `metric_*` | what its card claims; not measured again |" in text
+    assert "| `metric_*` | metrics from its card, not measured again |" in text
 
 
 def test_a_mixture_names_its_parts():
