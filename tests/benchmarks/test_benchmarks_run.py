@@ -20,6 +20,7 @@ SMALL = {
     "zoo_loader": "--models 10 --rounds 1 --batch-size 4",
     "zoo_training": "--networks 4 --plain-networks 2 --batches 1 --rounds 1",
     "tokenization": "--rounds 1 --repeats 1",
+    "zoo_import": "--networks 6 --compared 4",
     "import_time": "--rounds 1 --discarded 0",
     "spectra": "--width 4 --values 100 --rounds 1",
 }

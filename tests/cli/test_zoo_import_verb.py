@@ -260,3 +260,25 @@ def test_repositories_of_a_hub(tmp_path, monkeypatch, hf_sane_command):
     split = zoo.splits["test"]
     assert split.column("repo_id")[0].startswith("org/net-")
     assert torch.equal(split.state_dict(0)["0.weight"], network(4 * int(split.run_ids[0][-1]))[0].weight)
+
+
+def test_a_flat_folder_without_runs_is_told_of_patterns(tmp_path, hf_sane_command):
+    hint = "every file is a run of its own, since no names of runs were found"
+    for run in "ab":
+        (tmp_path / "deep" / run).mkdir(parents=True)
+        for epoch in range(2):
+            tensors = {"w": torch.randn(3, 4, generator=torch.Generator().manual_seed(2 * ord(run) + epoch))}
+            (tmp_path / "flat").mkdir(exist_ok=True)
+            save_file(tensors, tmp_path / "flat" / f"{run}_epoch{epoch}.safetensors")
+        save_file(tensors, tmp_path / "deep" / run / "model.safetensors")
+    every = ("--token-dim", 4, "--split-shares", "1,0,0")
+
+    def imported(folder, name, *options):
+        found = hf_sane_command("zoo", "import", tmp_path / folder, "--output", tmp_path / name, *every, *options)
+        assert "importing" not in found.stderr  # a bar is for terminals
+        return " ".join(found.output.split())
+
+    assert hint in imported("flat", "one")
+    assert hint not in imported("flat", "two", "--pattern", "{run}_epoch{epoch:d}.safetensors")
+    assert len(set(Zoo.load(tmp_path / "two").splits["train"].run_ids)) == 2
+    assert hint not in imported("deep", "three")

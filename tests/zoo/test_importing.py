@@ -534,11 +534,12 @@ def test_a_hub_that_dies_during_a_download_is_no_reason_to_give_up(hub, tmp_path
     head = hub.repositories["models", "org/first"].head
     head.files = Files(head.files)
     arguments = ImportSettings(repos=["org/first", "org/second"])
+    api, seen = HfApi(endpoint=hub.address, token=False), []
     with pytest.raises(ValueError, match=r"none of 2 networks could be taken \(org/first: "):
-        import_zoo(
-            arguments, tmp_path / "zoo", api=HfApi(endpoint=hub.address, token=False), on_entry=(seen := []).append
-        )
-    assert [entry.status for entry in seen] == ["failed", "failed"]
+        import_zoo(arguments, tmp_path / "zoo", api=api, on_found=seen.append, on_entry=seen.append)
+    found, *entries = seen
+    assert found == 2
+    assert [entry.status for entry in entries] == ["failed", "failed"]
 
 
 def test_what_could_not_be_reached_is_tried_again_and_nothing_else(hub, tmp_path, monkeypatch):

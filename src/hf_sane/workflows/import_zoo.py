@@ -19,6 +19,8 @@ from hf_sane.zoo._writing import REPORT_NAME
 from hf_sane.zoo.importing import _importing as importing
 from hf_sane.zoo.importing._settings import ImportSettings
 
+BAR_DELAY = 2.0  # seconds before a progress bar appears
+EXAMPLE = "--pattern '{run}_epoch{epoch:d}.pt'"
 MUCH_PADDING = 0.9  # of the scalars in the tokens of a network
 MAX_REASON = 300  # characters; the JSON has them all
 NAMES_SHOWN = 5  # networks of one reason; the JSON has them all
@@ -116,17 +118,27 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
 
     Repeat the command to continue an interrupted import.
     """
-    with tqdm(desc="importing", unit="network") as bar:
+    with tqdm(desc="importing", unit="network", delay=BAR_DELAY, disable=None) as bar:
 
         def report(entry: importing.ImportEntry) -> None:
             bar.update()
-            bar.set_postfix_str(f"{entry.status} {shorten(entry.run_id)}")
+            bar.set_postfix_str(f"{entry.status} {shorten(entry.run_id)}", refresh=False)
 
-        found = importing.import_zoo(settings, settings.output, config=settings.config, on_entry=report)
+        def expect(places: int) -> None:
+            bar.total = places
+
+        found = importing.import_zoo(
+            settings, settings.output, config=settings.config, on_entry=report, on_found=expect
+        )
     notes = [
         *found.notes,
         f"what became of each network: {data_folder(Path(settings.output), settings.config) / REPORT_NAME}",
     ]
+    if settings.folder is not None and settings.pattern is None and _lacks_runs(found.zoo):
+        notes.append(
+            "every file is a run of its own, since no names of runs were found; if some are checkpoints of one run, "
+            f"a pattern of their paths groups them: {EXAMPLE}"
+        )
     layouts = found.zoo.facts.parsed_layouts.values()
     if wasteful := sum(layout.padding_share > MUCH_PADDING for layout in layouts):
         notes.append(
@@ -141,6 +153,14 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
         zoo=found.zoo,
         entries=found.entries,
     )
+
+
+def _lacks_runs(zoo: Zoo) -> bool:
+    """Whether networks lie together in folders, so that they could be of one run, and nothing says so."""
+    runs, networks, groups = (
+        sum(split.get(name, 0) for split in zoo.facts.splits.values()) for name in ("runs", "networks", "groups")
+    )
+    return bool(0 < groups < networks == runs)
 
 
 __all__ = [

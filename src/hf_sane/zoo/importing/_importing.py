@@ -117,6 +117,7 @@ def import_zoo(
     config: str = DEFAULT_CONFIG,
     api: HfApi | None = None,
     on_entry: Callable[[ImportEntry], None] | None = None,
+    on_found: Callable[[int], None] | None = None,
 ) -> ImportResult:
     """Import networks into a zoo, whatever their architectures.
 
@@ -136,6 +137,7 @@ def import_zoo(
         config: Name of this zoo in the folder.
         api: Hub client, for another endpoint or token.
         on_entry: Called with the entry of every network.
+        on_found: Called before the first network is read, with the number of places that hold one or several.
 
     Returns:
         The zoo, as `Zoo.load(output, config)` gives it, and the outcome for each network.
@@ -166,7 +168,10 @@ def import_zoo(
     with writing_zoo(folder, config, replace=is_known) as writer:
         record = RunRecord.start(seed=arguments.seed, arguments=told)
         importer = _Importer(arguments, folder / NETWORKS_NAME / config)
-        for source in find_sources(arguments, api or HfApi(), importer.tree):
+        sources = list(find_sources(arguments, api or HfApi(), importer.tree))
+        if on_found is not None:
+            on_found(len(sources))
+        for source in sources:
             for entry in importer.take(source):
                 if on_entry is not None:
                     on_entry(entry)
