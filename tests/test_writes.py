@@ -52,6 +52,7 @@ ALLOWED = {
     ),
     "benchmarks/lazy_embedding.py:": "checkpoints in a temporary folder, deleted one after the other",
     "benchmarks/zoo_columns.py:measure_column": "a temporary folder",
+    "benchmarks/zoo_import.py:save_": "a temporary folder",
     "src/hf_sane/training/_checkpoints.py:": "checkpoints come and go inside the folder of an unfinished run",
     "src/hf_sane/training/_run_folder.py:": "logs, checkpoints and the note of an unfinished run, inside its folder",
 }

@@ -68,7 +68,7 @@ def sane(imported, tmp_path_factory, hf_sane_command) -> Path:
 
 def test_it_says_what_became_of_each_network(imported, hf_sane_command):
     folder, output = imported
-    assert "importing: 17network [" in output
+    assert "importing" not in output  # a bar is for terminals
     assert "\nskipped: 1, it holds pickles only, which can run code when they are opened" in output
     assert "\n  pickle.pt\n" in output
     assert f"what became of each network: {folder / 'data' / 'import.json'}" in output
