@@ -117,3 +117,13 @@ def test_a_soup_and_networks_of_a_zoo_know_their_classes(tmp_path):
     assert (processor.size, processor.num_channels) == (8, 1)
     assert tuple(processor.image_mean) == data.mean
     assert scores(tmp_path / "soup", tmp_path / "insects" / "ant" / "0.png").keys() == {"ant", "bee"}
+
+
+def test_networks_of_images_that_are_not_square_are_trained_and_saved(tmp_path):
+    pixels = np.arange(20 * 6 * 4, dtype=np.uint8).reshape(20, 6, 4)
+    np.savez(tmp_path / "wide.npz", train_images=pixels, train_labels=np.arange(20) % 2)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24, 2))
+    tuned = hf_sane.finetune(network, str(tmp_path / "wide.npz"), epochs=1, output=tmp_path / "out")
+    assert tuned.record.data["images"]["image_size"] == [6, 4]
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out" / "network_0")
+    assert processor(Image.fromarray(pixels[0]), return_tensors="pt")["pixel_values"].shape == (1, 1, 6, 4)

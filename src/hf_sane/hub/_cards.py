@@ -417,6 +417,7 @@ def _network_code(config: PreTrainedConfig | None, record: RunRecord, *, with_co
     if name != TASKS[0][0]:
         return facts
     described = images.get("image_size") if isinstance(images, Mapping) else None
+    described = described if isinstance(described, int) else None  # of images that are not square, two
     return facts | {
         "code": "network",
         "with_code": with_code,

@@ -284,8 +284,9 @@ def save_image_processor(partial: Path, record: RunRecord, *, include_code: bool
     images = record.data.get("images")
     if not isinstance(images, Mapping) or not images.get("mean") or (partial / IMAGE_PROCESSOR).exists():
         return
+    size = images.get("image_size")
     processor = ZooImageProcessor(
-        size=images.get("image_size"),
+        size=size if isinstance(size, int) else None,  # images that are not square keep their size
         num_channels=len(images["mean"]),
         rescale_factor=images.get("white", WHITE) / WHITE,
         image_mean=images["mean"],

@@ -132,7 +132,9 @@ class ImageData:
         counts = {split: len(self.split(split)[1]) for split in SPLITS}
         statistics = {"white": self.white, "mean": list(self.mean), "std": list(self.std)}
         named = {"classes": list(self.class_names)} if self.class_names else {}
-        return {"name": self.name, "image_size": self.image_size, **statistics, **counts, **named}
+        height, width = self.train_images.shape[2:]
+        size = height if height == width else [height, width]
+        return {"name": self.name, "image_size": size, **statistics, **counts, **named}
 
     def to(self, device: str | torch.device) -> "ImageData":
         """Move the data to a device."""
