@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 def stop_in_the_middle(process: Fork, owner: Path) -> None:
     """Wait until it holds the lock, and halt it there: however slow the second one is, the first one is at work."""
     end = time.monotonic() + MAX_SECONDS
-    while not owner.is_file():
+    while not owner.is_file() or not owner.stat().st_size:  # it says who it is, right after it has begun the file
         assert os.waitpid(process.pid, os.WNOHANG) == (0, 0), "it ended"
         assert time.monotonic() < end, "it never took the lock"
         time.sleep(0.002)
