@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.analyze import analyze
     from hf_sane.workflows.build_zoo import build_zoo
     from hf_sane.workflows.compare import compare_samplers as compare_samplers
+    from hf_sane.workflows.diff import diff
     from hf_sane.workflows.embed import embed
     from hf_sane.workflows.finetune import finetune
     from hf_sane.workflows.import_zoo import import_zoo
@@ -52,6 +53,7 @@ _HOMES = {
     "align_zoo": "workflows.align_zoo",
     "analyze": "workflows.analyze",
     "build_zoo": "workflows.build_zoo",
+    "diff": "workflows.diff",
     "embed": "workflows.embed",
     "finetune": "workflows.finetune",
     "import_zoo": "workflows.import_zoo",
@@ -89,6 +91,7 @@ __all__ = [
     "align_zoo",
     "analyze",
     "build_zoo",
+    "diff",
     "embed",
     "finetune",
     "import_zoo",

@@ -14,6 +14,7 @@ VERBS = {
     "analyze": ("analyze", "{}"),
     "analyze --sane": ("analyze", "here.safetensors", "--min-values", 3, "--sane", "{}"),
     "scan": ("scan", "{}"),
+    "diff": ("diff", "here.safetensors", "{}"),
     "embed --sane": ("embed", "here.safetensors", "--sane", "{}", *OUTPUT),
     "embed --zoo": ("embed", "--zoo", "{}", "--sane", "sane", *OUTPUT),
     "soup": ("soup", "{}", "{}", *OUTPUT),

@@ -150,6 +150,7 @@ def verbs(own, out, zoo, sane, kind):
         ("info", sane, "--extractor", own),
         ("analyze", own, "--min-values", 3, "--num-bootstrap", 0, "--no-plots"),
         ("scan", own, "--no-spectra", "--fail-on", "never"),
+        ("diff", own, own),
         ("embed", own, "--sane", sane, "-o", out / "a"),
         ("soup", own, own, "-o", out / "b"),
         ("regions", "--adapter", f"a={own}", "--adapter", f"b={own}", "-o", out / "c", "--no-plots"),
@@ -184,6 +185,7 @@ OF_SANE = {"known": NO_SANE + "'resnet'", "own": NO_SANE + "'sane_cnn'", "unknow
 ENDS = {
     "info": {"pickled": PICKLES},
     "analyze": {"adapter": "all weights are zero", "pickled": PICKLES},
+    "diff": {"adapter": "'megatron_config': {'a': 1}", "pickled": PICKLES},
     "embed": {"known": OTHER_LAYOUT, "sane": OTHER_LAYOUT, "adapter": OTHER_LAYOUT, "pickled": PICKLES},
     "soup": {"adapter": "merge it into its base", "pickled": PICKLES},
     "regions": {

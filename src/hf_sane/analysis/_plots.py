@@ -102,6 +102,29 @@ def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float
     save_picture(figure, path)
 
 
+def plot_distances(distances: Sequence[tuple[str, float]], path: Path) -> None:
+    """Draw how far the tensors of two networks are from each other, in the order of the network.
+
+    Args:
+        distances: Name and distance of each tensor, see `hf_sane.screening`.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(5.0, min(16.0, 0.2 * len(distances) + 2)), 4), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(range(len(distances)), [distance for _, distance in distances], color=DATA)
+    axes.axhline(1, color=OTHER, linewidth=0.8, linestyle=":", label="independent networks")
+    if len(distances) <= MAX_PANELS:
+        names = [plot_text(name, 40) for name, _ in distances]
+        axes.set_xticks(range(len(distances)), names, rotation=90, fontsize=6)
+    else:
+        axes.set_xlabel("tensor, in the order of the network")
+    axes.set_ylabel("distance (0: equal)")
+    axes.legend(fontsize=7)
+    save_picture(figure, path)
+
+
 def _column(report: SpectrumReport, name: str) -> np.ndarray:
     values = [getattr(layer, name) for layer in report.layers]
     return np.array([math.nan if value is None else value for value in values])

@@ -58,6 +58,7 @@ VERBS = (
     Verb("info", "info", "InfoSettings", "run_info", "Inspect a checkpoint's layers and tokens from its header."),
     Verb("analyze", "analyze", "AnalyzeSettings", "run_analyze", "Analyse the spectra of a checkpoint's weights."),
     Verb("scan", "scan", "ScanSettings", "run_scan", "Scan checkpoints for faults, by a sample of their weights."),
+    Verb("diff", "diff", "DiffSettings", "run_diff", "Compare two checkpoints, up to the order of their channels."),
     Verb("demo", "demo.run", "DemoSettings", "run_demo", "Run the full pipeline on a small example, offline."),
     Verb("push", "transfer", "PushSettings", "run_push", "Publish a zoo, model, samples or adapter on the Hub."),
     Verb("pull", "transfer", "PullSettings", "run_pull", "Fetch a repository from the Hub."),

@@ -1,0 +1,330 @@
+"""How two checkpoints differ: tensor by tensor, and whether they are one network in other clothes."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hf_sane.core._types import StateDict
+from hf_sane.screening._names import pair_names
+from hf_sane.screening._scaling import canonical_scales, scalable_axes
+from hf_sane.symmetry._matching import match_weights
+from hf_sane.symmetry._permutation import Permutation, PermutationSpec
+
+Relation = Literal["equal", "cast", "quantised", "permuted", "rescaled", "partly equal", "close", "far", "unrelated"]
+GRID = 256  # values that a row can hold if it was quantised to 8 bits
+LEVELS = (127, 128, 7, 8)  # of the largest value of a row, in 8 and 4 bits
+WHOLE = 1e-3  # that a multiple of the step may be off a whole number, by rounding
+GROUP = 32  # neighbours that formats of 4 bits quantise together
+ON_GRID = 0.999  # of the values that have to be the nearest on the grid
+MAX_QUANTISED_DISTANCE = 0.3
+EPS = 8  # machine epsilons of the coarser type that rounding may leave
+ORDERS = 3  # random orders of weight matching, after the given one
+CLOSE, UNRELATED = 0.5, 0.9  # of the distance by chance, between which networks are far apart, but no strangers
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorDifference:
+    """How far a tensor is from its counterpart.
+
+    Attributes:
+        name: In the first checkpoint.
+        other_name: In the other one.
+        shape: Of both.
+        dtypes: Types of the two.
+        gap: `|A - B|`, after the alignment and the scales that were found.
+        scale: `sqrt(|A|^2 + |B|^2)`.
+        cosine: Of the angle between them; NaN if one is zero.
+        largest: Largest absolute difference.
+        is_equal: Whether they are equal, bit by bit.
+        is_cast: Whether they are equal in the coarser of their types.
+        is_quantised: Whether one is the other, rounded to few values per row or group of neighbours.
+    """
+
+    name: str
+    other_name: str
+    shape: tuple[int, ...]
+    dtypes: tuple[str, str]
+    gap: float
+    scale: float
+    cosine: float
+    largest: float
+    is_equal: bool
+    is_cast: bool
+    is_quantised: bool
+
+    @property
+    def distance(self) -> float:
+        """Gap over scale: 0 for equal tensors, 1 for independent ones of mean zero; NaN if one is not finite."""
+        return 0.0 if self.gap == 0 else self.gap / self.scale
+
+    def row(self) -> dict[str, Any]:
+        """For JSON."""
+        values = {name: getattr(self, name) for name in (*self.__dataclass_fields__, "distance")}
+        values |= {"shape": list(self.shape), "dtypes": list(self.dtypes)}
+        return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How two checkpoints differ.
+
+    Attributes:
+        relation: What they are to each other; `None` only while that is being found out.
+        tensors: Those that both have, in the order of the first.
+        only_first: Names that only the first has.
+        only_other: Names that only the other has.
+        distance: That of all common tensors taken as one vector.
+        distance_as_stored: The same before permutations and scales were undone.
+        distance_by_chance: That of the first from the other with the values of each tensor shuffled, after the same
+            alignment: what independent networks of this size and these scales have.
+        is_permuted: Whether channels were put into another order to compare them.
+        is_rescaled: Whether scales of channels were undone.
+        unaligned: Why channels were not matched; `None` if they were.
+    """
+
+    relation: Relation | None
+    tensors: tuple[TensorDifference, ...]
+    only_first: tuple[str, ...]
+    only_other: tuple[str, ...]
+    distance: float
+    distance_as_stored: float
+    distance_by_chance: float = math.nan
+    is_permuted: bool = False
+    is_rescaled: bool = False
+    unaligned: str | None = None
+
+
+def compare_checkpoints(
+    first: Mapping[str, Tensor], other: Mapping[str, Tensor], spec: PermutationSpec | None, *, why_not: str = ""
+) -> Difference:
+    """Compare two checkpoints, as they are and after undoing what does not change the function.
+
+    Args:
+        first: Tensors by name; read one at a time.
+        other: Those of the other checkpoint. Names may have another prefix.
+        spec: Permutation symmetries of the first; `None` if they are not known.
+        why_not: Why they are not.
+
+    Raises:
+        ValueError: If they have no tensor in common.
+    """
+    pairs = pair_names(_outlines(first), _outlines(other))
+    if not pairs:
+        raise ValueError(
+            "the checkpoints have no tensor of one name and shape in common; compare networks of one architecture"
+        )
+    only = (
+        tuple(name for name in first if name not in pairs),
+        tuple(name for name in other if name not in set(pairs.values())),
+    )
+    stored = [compare_tensors(name, pairs[name], first[name], other[pairs[name]]) for name in pairs]
+    plain = Difference(
+        relation=_same(stored) if not any(only) else None,
+        tensors=tuple(stored),
+        only_first=only[0],
+        only_other=only[1],
+        distance=_total(stored),
+        distance_as_stored=_total(stored),
+        unaligned=why_not or None,
+    )
+    if plain.relation is not None:
+        return plain
+    if spec is not None and (reason := _hindrance(spec, first, other, pairs)):
+        spec, plain = None, replace(plain, unaligned=reason)
+    chance = _shuffled(first, other, pairs)
+    if spec is None:
+        return _placed(plain, _total(chance))
+    found = _undone(plain, spec, {n: first[n] for n in pairs}, {n: other[pairs[n]] for n in pairs})
+    if found.relation is not None:
+        return found
+    shuffled = {x.name: _shuffle(other[x.other_name]) for x in chance}
+    _, by_chance = _aligned(plain, spec, {n: first[n] for n in pairs}, shuffled, None)
+    return _placed(found, min(_total(chance), _total(by_chance)))
+
+
+def _hindrance(
+    spec: PermutationSpec, first: Mapping[str, Tensor], other: Mapping[str, Tensor], pairs: Mapping[str, str]
+) -> str | None:
+    """Why channels cannot be matched."""
+    if missing := [name for name in spec.axes if name not in pairs]:
+        return f"{len(missing)} tensors that move are not in both, such as {missing[0]!r}"
+    is_finite = all(first[name].isfinite().all() and other[pairs[name]].isfinite().all() for name in spec.axes)
+    return None if is_finite else "there are NaN or infinite weights"
+
+
+def _undone(plain: Difference, spec: PermutationSpec, mine: StateDict, theirs: StateDict) -> Difference:
+    """The comparison after matching channels; if that explains not all, after undoing scales, if those do."""
+    best = replace(plain, unaligned=None)
+    for is_rescaled in (False, True) if scalable_axes(spec) else (False,):
+        a, b = (canonical_scales(spec, x) if is_rescaled else x for x in (mine, theirs))
+        for attempt in range(1 + ORDERS):
+            generator = torch.Generator().manual_seed(attempt) if attempt else None
+            permutation, found = _aligned(plain, spec, a, b, generator)
+            aligned = replace(
+                best, tensors=tuple(found), distance=_total(found), is_permuted=not _is_identity(permutation)
+            )
+            if all(_is_rounding(x) for x in found):
+                return replace(aligned, relation="rescaled" if is_rescaled else "permuted", is_rescaled=is_rescaled)
+            if not is_rescaled and aligned.distance < best.distance:
+                best = aligned
+    return best
+
+
+def _aligned(
+    plain: Difference, spec: PermutationSpec, a: StateDict, b: StateDict, generator: torch.Generator | None
+) -> tuple[Permutation, list[TensorDifference]]:
+    """Match the channels of the other checkpoint to those of the first, and compare again."""
+    permutation = match_weights(
+        spec, {name: a[name] for name in spec.axes}, {name: b[name] for name in spec.axes}, generator=generator
+    )
+    moved = b | spec.apply({name: b[name] for name in spec.axes}, permutation)
+    types = {x.name: tuple(getattr(torch, name) for name in x.dtypes) for x in plain.tensors}
+    return permutation, [
+        compare_tensors(x.name, x.other_name, a[x.name], moved[x.name], dtypes=types[x.name]) for x in plain.tensors
+    ]
+
+
+def _shuffle(tensor: Tensor) -> Tensor:
+    """The same values in another order."""
+    order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(0))
+    return tensor.flatten()[order].view(tensor.shape)
+
+
+def _shuffled(
+    first: Mapping[str, Tensor], other: Mapping[str, Tensor], pairs: Mapping[str, str]
+) -> list[TensorDifference]:
+    """How far the first is from the other with its values shuffled."""
+    return [compare_tensors(name, pairs[name], first[name], _shuffle(other[pairs[name]])) for name in pairs]
+
+
+def _placed(found: Difference, by_chance: float) -> Difference:
+    """Say how far they are apart, measured by chance."""
+    matrices = [x for x in found.tensors if len(x.shape) > 1] or list(found.tensors)
+    share = found.distance / by_chance if by_chance else math.nan
+    relation: Relation = "close" if share < CLOSE else "far" if share < UNRELATED else "unrelated"
+    if 2 * sum(x.is_cast for x in matrices) >= len(matrices):
+        relation = "partly equal"
+    return replace(found, relation=relation, distance_by_chance=by_chance)
+
+
+def _is_identity(permutation: Mapping[str, Tensor]) -> bool:
+    """Whether a permutation moves nothing."""
+    return all(torch.equal(index, torch.arange(len(index))) for index in permutation.values())
+
+
+def _outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Shapes without reading, where the mapping knows them."""
+    return getattr(tensors, "outlines", tensors)
+
+
+def compare_tensors(
+    name: str, other_name: str, a: Tensor, b: Tensor, *, dtypes: tuple[torch.dtype, torch.dtype] | None = None
+) -> TensorDifference:
+    """Compare two tensors of one shape.
+
+    Args:
+        name: Of the first.
+        other_name: Of the other.
+        a: The first.
+        b: The other.
+        dtypes: Types in which they are stored, if they were converted since.
+    """
+    kinds = dtypes or (a.dtype, b.dtype)
+    x, y = (_wide(tensor) for tensor in (a, b))
+    gap, sizes = x - y, (float(x.norm()), float(y.norm()))
+    is_equal = a.dtype == b.dtype and torch.equal(a, b)
+    is_float = a.is_floating_point() and b.is_floating_point()
+    coarse = _coarser(a.dtype, b.dtype) if is_float else a.dtype
+    is_cast = is_equal or (is_float and a.dtype != b.dtype and torch.equal(a.to(coarse), b.to(coarse)))
+    found = TensorDifference(
+        name=name,
+        other_name=other_name,
+        shape=tuple(a.shape),
+        dtypes=(str(kinds[0]).removeprefix("torch."), str(kinds[1]).removeprefix("torch.")),
+        gap=float(gap.norm()),
+        scale=math.hypot(*sizes),
+        cosine=float((x * y).sum()) / (sizes[0] * sizes[1]) if sizes[0] * sizes[1] > 0 else math.nan,
+        largest=float(gap.abs().max()) if gap.numel() else 0.0,
+        is_equal=is_equal,
+        is_cast=is_cast,
+        is_quantised=False,
+    )
+    is_near = is_float and not is_cast and found.distance < MAX_QUANTISED_DISTANCE
+    return replace(found, is_quantised=True) if is_near and (is_rounded(x, y) or is_rounded(y, x)) else found
+
+
+def is_rounded(fine: Tensor, coarse: Tensor) -> bool:
+    """Whether `coarse` is `fine`, rounded to the few values that `coarse` has in the same row or group of neighbours.
+
+    In rows that are too short to see how few they are, the values have to be whole multiples of the largest over 127
+    or 7, as quantisation by the largest absolute value makes them.
+    """
+    if fine.ndim < 2:
+        return False
+    rows, grids = fine.flatten(1), coarse.flatten(1)
+    groups = [(rows, grids)]
+    if rows.shape[1] % GROUP == 0:
+        groups.append((rows.reshape(-1, GROUP), grids.reshape(-1, GROUP)))
+    return any(_is_on_grid(x, y) or _is_multiple(x, y) for x, y in groups)
+
+
+def _is_multiple(rows: Tensor, grids: Tensor) -> bool:
+    largest = grids.abs().amax(1, keepdim=True)
+    for levels in LEVELS:
+        step = torch.where(largest > 0, largest, 1.0) / levels
+        is_whole = ((grids / step).round() - grids / step).abs() < WHOLE
+        is_near = (rows - grids).abs() <= (0.5 + WHOLE) * step
+        if (is_whole & is_near).double().mean() >= ON_GRID:
+            return True
+    return False
+
+
+def _is_on_grid(rows: Tensor, grids: Tensor) -> bool:
+    hits = total = 0
+    for row, grid in zip(rows, grids, strict=True):
+        values = grid.unique()  # sorted
+        if len(values) > min(GRID, 0.75 * len(row)):
+            return False
+        place = torch.bucketize(row, (values[1:] + values[:-1]) / 2)
+        nearest = values[place]
+        step = (values[1:] - values[:-1]).min() if len(values) > 1 else torch.ones(())
+        hits += int(((nearest - grid).abs() <= 0.5 * step).sum())  # ties are rounded either way
+        total += len(row)
+    return hits >= ON_GRID * total
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    plain = tensor.detach()
+    return torch.view_as_real(plain).double() if plain.is_complex() else plain.double()
+
+
+def _coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    """The type that holds fewer values: by bits, then by precision."""
+    return max((a, b), key=lambda dtype: (-dtype.itemsize, torch.finfo(dtype).eps))
+
+
+def _is_rounding(found: TensorDifference) -> bool:
+    """Whether rounding explains the difference."""
+    types = [getattr(torch, name) for name in found.dtypes]
+    if not all(dtype.is_floating_point for dtype in types):
+        return found.is_equal or found.largest == 0
+    return found.is_cast or found.distance <= EPS * max(torch.finfo(dtype).eps for dtype in types)
+
+
+def _total(tensors: list[TensorDifference]) -> float:
+    """Distance of all tensors as one vector; NaN if one of them is not finite."""
+    gap = math.hypot(*(x.gap for x in tensors))
+    return 0.0 if gap == 0 else gap / math.hypot(*(x.scale for x in tensors))
+
+
+def _same(tensors: list[TensorDifference]) -> Relation | None:
+    """What they are to each other if they are one network as stored, or rounded."""
+    if all(x.is_equal for x in tensors):
+        return "equal"
+    if all(x.is_cast for x in tensors):
+        return "cast"
+    return "quantised" if all(x.is_cast or x.is_quantised for x in tensors) else None

@@ -1,0 +1,37 @@
+"""Which tensors of two checkpoints belong together, whatever prefix a wrapper put before their names."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from torch import Tensor
+
+MAX_PREFIXES = 4  # of each checkpoint, the most frequent
+
+
+def pair_names(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names in `first` to names in `other`, of tensors of one shape; names may differ by one prefix each.
+
+    Args:
+        first: Tensors, perhaps on the meta device.
+        other: Those of the other checkpoint.
+    """
+    shapes = {name: tensor.shape for name, tensor in other.items()}
+    best: dict[str, str] = {}
+    for mine in _prefixes(first):
+        for theirs in _prefixes(other):
+            found = {}
+            for name, tensor in first.items():
+                if name.startswith(mine) and shapes.get(theirs + name.removeprefix(mine)) == tensor.shape:
+                    found[name] = theirs + name.removeprefix(mine)
+            if len(found) > len(best):
+                best = found
+    return best
+
+
+def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
+    """What names may start with before the part that both share; nothing comes first."""
+    counts: Counter[str] = Counter()
+    for name in tensors:
+        parts = name.split(".")
+        counts.update(".".join(parts[:depth]) + "." for depth in range(1, min(3, len(parts))))
+    return ["", *(prefix for prefix, _ in counts.most_common(MAX_PREFIXES))]

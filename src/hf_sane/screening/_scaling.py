@@ -1,0 +1,67 @@
+"""Rescaling of channels: what one layer multiplies and the next divides by leaves a ReLU network as it was."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hf_sane.core._types import StateDict
+from hf_sane.symmetry._permutation import Occurrence, PermutationSpec
+
+
+def scalable_axes(spec: PermutationSpec) -> list[str]:
+    """Axes whose entries may be scaled: every tensor that holds one makes it (rows) or uses it (columns).
+
+    Where a normalisation layer takes part, or an axis is both rows and columns of a tensor, this says nothing.
+    """
+    found = []
+    for axis, places in spec.occurrences.items():
+        rows = [place for place in places if place.dim == 0]
+        columns = [place for place in places if place.dim == 1]
+        weights = {place.tensor.rpartition(".")[0] for place in rows if len(spec.axes[place.tensor]) > 1}
+        vectors = {place.tensor.rpartition(".")[0] for place in rows if len(spec.axes[place.tensor]) == 1}
+        twice = {place.tensor for place in rows} & {place.tensor for place in columns}
+        if columns and weights and vectors <= weights and not twice and len(rows) + len(columns) == len(places):
+            found.append(axis)
+    return found
+
+
+def canonical_scales(spec: PermutationSpec, tensors: Mapping[str, Tensor]) -> StateDict:
+    """The network of this class of rescaled ones in which what makes a channel has norm 1.
+
+    Weights `w` and bias `b` that make channel `j` become `w / c_j` and `b / c_j` with `c_j^2 = |w|^2 + b^2`, and what
+    uses it is multiplied by `c_j`. The function is the same if the activation is positively homogeneous,
+    `f(c x) = c f(x)` for `c > 0`, as ReLU is. Channels that are all zero stay.
+
+    Args:
+        spec: Permutation symmetries, which say where a channel is made and used. Axes are visited in its order.
+        tensors: The network.
+
+    Returns:
+        New tensors, in float64 where they are floats.
+    """
+    scaled = {name: x.double().clone() if x.is_floating_point() else x for name, x in tensors.items()}
+    for axis in scalable_axes(spec):
+        rows = [place for place in spec.occurrences[axis] if place.dim == 0]
+        columns = [place for place in spec.occurrences[axis] if place.dim == 1]
+        squares = sum(_entries(scaled[place.tensor], place).square().sum(1) for place in rows)
+        assert isinstance(squares, Tensor)
+        scales = torch.where(squares > 0, squares.sqrt(), 1.0)
+        for places, factors in ((rows, 1 / scales), (columns, scales)):
+            for place in places:
+                _multiply(scaled[place.tensor], place, factors)
+    return scaled
+
+
+def _entries(tensor: Tensor, place: Occurrence) -> Tensor:
+    """All values of each entry, `[n, values]`."""
+    moved = tensor.movedim(place.dim, 0)[place.positions.flatten()]
+    return moved.reshape(len(place.positions), -1)
+
+
+def _multiply(tensor: Tensor, place: Occurrence, factors: Tensor) -> None:
+    """Multiply each entry by a factor, in place."""
+    repeated = factors.repeat_interleave(place.positions.shape[1])
+    shape = [-1 if dim == place.dim else 1 for dim in range(tensor.ndim)]
+    index = place.positions.flatten()
+    tensor.index_copy_(place.dim, index, tensor.index_select(place.dim, index) * repeated.view(shape))

@@ -1,0 +1,46 @@
+"""The permutation symmetries of a checkpoint that nobody described: from a registered module, or its configuration."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.core._layout import Layout
+from hf_sane.networks._modules import find_architecture
+from hf_sane.records._errors import shorten
+from hf_sane.symmetry._networks import permutation_spec
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.tokenization._loading import load_config
+from hf_sane.zoo._symmetries import fit_spec, imported_spec
+
+TOKEN_DIM = 64  # of the layout, of which only names and shapes are used
+
+
+def find_symmetries(tensors: Mapping[str, Tensor], sources: Sequence[object]) -> tuple[PermutationSpec | None, str]:
+    """Which channels of a checkpoint can be exchanged.
+
+    Args:
+        tensors: Its tensors, perhaps on the meta device.
+        sources: Where a config.json may lie: folders and repositories of networks of this architecture.
+
+    Returns:
+        The symmetries, or `None` and the reason.
+    """
+    found = find_architecture(tensors)
+    if found is not None and found.example_inputs is not None:
+        return found.permutations, ""
+    layout = Layout.from_state_dict(dict(tensors), token_dim=TOKEN_DIM)
+    reasons = []
+    for source in sources:
+        if not isinstance(source, str | Path) or Path(source).is_file():
+            continue
+        try:
+            config = load_config(source)
+            if isinstance(config, ZooConfig):
+                return fit_spec(permutation_spec(config), layout), ""
+            return imported_spec(config.to_dict(), layout), ""
+        except (OSError, TypeError, ValueError) as error:
+            reasons.append(shorten(error))
+    advice = "give the code of the network: hf_sane.register_architecture, or --module"
+    return None, f"{reasons[0] if reasons else 'there is no config.json beside the weights'}; {advice}"

@@ -1,0 +1,222 @@
+"""Two checkpoints: the same network in other clothes, or how far apart they are."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import hf_sane
+from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s
+from hf_sane.symmetry import permutation_spec
+from hf_sane.zoo._dataset import Zoo
+
+
+def network(seed: int = 0, config=None) -> tuple[dict[str, torch.Tensor], object]:
+    """A network of this library with its configuration; weights are normal, so that no two channels are alike."""
+    config = config or cnn_s()
+    torch.manual_seed(seed)
+    state = build_model(config).state_dict()
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and "running" not in name:
+            state[name] = torch.randn(tensor.shape) / math.sqrt(max(1, tensor[0].numel() if tensor.ndim else 1))
+    return state, config
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Write a state dict as a folder with a configuration."""
+
+    def save(name, state, config):
+        config.save_pretrained(tmp_path / name)
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / name / "model.safetensors")
+        return tmp_path / name
+
+    return save
+
+
+def permuted(state, config, seed=1):
+    spec = permutation_spec(config)
+    moved = spec.apply(state, spec.random(generator=torch.Generator().manual_seed(seed)))
+    assert any(not torch.equal(moved[name], state[name]) for name in state)
+    return moved
+
+
+def rescaled(state, factor=3.0):
+    """Channels of the first convolution of a CNN, multiplied; the next layer divided."""
+    names = list(state)
+    first, following = [name for name in names if name.endswith("weight")][:2]
+    factors = 1 + factor * torch.rand(state[first].shape[0], generator=torch.Generator().manual_seed(0))
+    moved = dict(state)
+    shape = (-1, *(1 for _ in state[first].shape[1:]))
+    moved[first] = state[first] * factors.view(shape)
+    bias = first.replace("weight", "bias")
+    moved[bias] = state[bias] * factors
+    moved[following] = state[following] / factors.view(1, -1, *(1 for _ in state[following].shape[2:]))
+    return moved
+
+
+def quantised(tensor):
+    """To 8 bits per row, and back."""
+    if tensor.ndim < 2:
+        return tensor
+    scale = tensor.flatten(1).abs().amax(1).view(-1, *(1 for _ in tensor.shape[1:])) / 127
+    return (tensor / scale).round() * scale
+
+
+CLOTHES = {
+    "equal": lambda state, config: dict(state),
+    "cast": lambda state, config: {name: x.half() for name, x in state.items()},
+    "quantised": lambda state, config: {name: quantised(x) for name, x in state.items()},
+    "permuted": permuted,
+    "rescaled": lambda state, config: rescaled(permuted(state, config)),
+}
+
+
+@pytest.mark.parametrize("relation", CLOTHES)
+def test_a_network_is_recognised_in_other_clothes(relation, saved):
+    state, config = network()
+    result = hf_sane.diff(saved("a", state, config), saved("b", CLOTHES[relation](state, config), config))
+    assert result.difference.relation == relation, result.verdict
+    assert result.difference.is_permuted == (relation in ("permuted", "rescaled"))
+    if relation in ("permuted", "rescaled"):
+        assert result.difference.distance < 1e-6 < 0.1 < result.difference.distance_as_stored
+
+
+@pytest.mark.parametrize("relation", ["permuted", "rescaled"])
+def test_without_alignment_it_is_not(relation, saved):
+    state, config = network()
+    folders = saved("a", state, config), saved("b", CLOTHES[relation](state, config), config)
+    result = hf_sane.diff(*folders, align=False)
+    assert result.difference.relation in ("far", "unrelated")
+    assert "--no-align" in str(result)
+
+
+def test_a_permuted_copy_in_half_precision_is_still_permuted(saved):
+    state, config = network()
+    halved = {name: x.half() for name, x in permuted(state, config).items()}
+    assert hf_sane.diff(saved("a", state, config), saved("b", halved, config)).difference.relation == "permuted"
+
+
+def test_batch_norm_and_residual_streams_are_permuted_too(saved):
+    state, config = network(config=cifar_resnet(depth=20, width=4))
+    moved = permuted(state, config)
+    assert hf_sane.diff(saved("a", state, config), saved("b", moved, config)).difference.relation == "permuted"
+
+
+def test_a_prefix_does_not_matter(tmp_path):
+    state, _ = network()
+    save_file(state, tmp_path / "a.safetensors")
+    save_file({f"backbone.net.{name}": x for name, x in state.items()}, tmp_path / "b.safetensors")
+    result = hf_sane.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert result.difference.relation == "equal"
+    assert result.difference.tensors[0].other_name == f"backbone.net.{result.difference.tensors[0].name}"
+
+
+def test_what_was_fine_tuned_is_named(saved):
+    state, config = network()
+    last = [name for name in state if name.endswith("weight")][-1]
+    tuned = state | {last: state[last] + 0.1 * torch.randn(state[last].shape)}
+    result = hf_sane.diff(saved("a", state, config), saved("b", tuned, config))
+    assert result.difference.relation == "partly equal"
+    assert [x.name for x in result.difference.tensors if not x.is_equal] == [last]
+    rows = result.tables()[0].rows
+    assert [row[0] for row in rows] == [last]
+
+
+def test_distances_are_those_of_the_definition(tmp_path):
+    a, b = torch.randn(30, 20), torch.randn(30, 20)
+    save_file({"w": a, "v": torch.ones(3)}, tmp_path / "a.safetensors")
+    save_file({"w": b, "v": 2 * torch.ones(3)}, tmp_path / "b.safetensors")
+    found = hf_sane.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors").difference
+    (w,) = [x for x in found.tensors if x.name == "w"]
+    x, y = a.double(), b.double()
+    assert w.distance == pytest.approx(((x - y).norm() / (x.norm() ** 2 + y.norm() ** 2).sqrt()).item())
+    assert w.cosine == pytest.approx(((x * y).sum() / x.norm() / y.norm()).item())
+    assert w.largest == pytest.approx((x - y).abs().max().item())
+    x, y = torch.cat([x.flatten(), torch.ones(3)]), torch.cat([y.flatten(), 2 * torch.ones(3)])
+    assert found.distance == pytest.approx(((x - y).norm() / (x.norm() ** 2 + y.norm() ** 2).sqrt()).item())
+
+
+def test_independent_networks_are_unrelated_and_epochs_of_one_run_are_close(tiny_zoo: Zoo, saved):
+    split = tiny_zoo.splits["train"]
+    runs = sorted(set(split.run_ids))[:2]
+    epochs = sorted(set(split.column("epoch").tolist()))[-2:]
+    rows = {(run, epoch): i for i, (run, epoch) in enumerate(zip(split.run_ids, split.column("epoch"), strict=True))}
+    last = saved("last", split.state_dict(rows[runs[0], epochs[1]]), split.config(0))
+    before = saved("before", split.state_dict(rows[runs[0], epochs[0]]), split.config(0))
+    other = saved("other", split.state_dict(rows[runs[1], epochs[1]]), split.config(0))
+    near, far = hf_sane.diff(last, before).difference, hf_sane.diff(last, other).difference
+    assert near.relation == "close"
+    assert far.relation in ("far", "unrelated")
+    assert near.distance < 0.5 * far.distance
+    assert far.distance < far.distance_as_stored  # channels of other runs are matched as well as they can be
+
+
+def test_a_module_of_ones_own_is_aligned(tmp_path):
+    class Net(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4))
+
+    torch.manual_seed(0)
+    one = Net()
+    hf_sane.register_architecture(Net, torch.zeros(2, 6))
+    order = torch.randperm(9)
+    other = Net()
+    other.load_state_dict(
+        {
+            "0.weight": one[0].weight[order],
+            "0.bias": one[0].bias[order],
+            "2.weight": one[2].weight[:, order],
+            "2.bias": one[2].bias,
+        }
+    )
+    assert hf_sane.diff(one, other).difference.relation == "permuted"
+
+
+def test_networks_of_two_architectures_are_refused(tmp_path):
+    save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors")
+    save_file({"b": torch.ones(4)}, tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="no tensor of one name and shape in common; compare networks of one"):
+        hf_sane.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_said_and_not_aligned(value, saved):
+    state, config = network()
+    broken = dict(state)
+    name = next(iter(broken))
+    broken[name] = torch.full_like(broken[name], value)
+    result = hf_sane.diff(saved("a", state, config), saved("b", broken, config))
+    assert "there are NaN or infinite weights" in str(result)
+    assert json.loads(result.to_json())["distance"] is None
+
+
+def test_the_verb_writes_a_comparison_and_a_picture(saved, tmp_path, hf_sane_command):
+    state, config = network()
+    folders = saved("a", state, config), saved("b", permuted(state, config), config)
+    text = hf_sane_command("diff", *folders, "--output", tmp_path / "out").stdout
+    assert "the same network: equal after its channels are put into one order" in text
+    found = json.loads((tmp_path / "out" / "difference.json").read_text())
+    assert found["relation"] == "permuted"
+    assert (tmp_path / "out" / "depth.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(hf_sane_command("diff", *folders, "--json").stdout)["relation"] == "permuted"
+
+
+def test_adapters_are_compared_by_their_products(tmp_path):
+    """`A -> M A`, `B -> B M^-1` changes nothing else."""
+    a, b = torch.randn(2, 6), torch.randn(5, 2)
+    mix = torch.tensor([[2.0, 1.0], [0.0, 0.5]])
+    for name, (first, second) in {"one": (a, b), "two": (mix @ a, b @ mix.inverse())}.items():
+        (tmp_path / name).mkdir()
+        save_file(
+            {"base_model.model.fc.lora_A.weight": first, "base_model.model.fc.lora_B.weight": second},
+            tmp_path / name / "adapter_model.safetensors",
+        )
+        settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["fc"]}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
+    found = hf_sane.diff(tmp_path / "one", tmp_path / "two").difference
+    assert found.distance < 1e-6
+    assert [x.name for x in found.tensors] == ["fc"]
