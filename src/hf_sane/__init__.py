@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.analyze import analyze
     from hf_sane.workflows.build_zoo import build_zoo
     from hf_sane.workflows.compare import compare_samplers as compare_samplers
-    from hf_sane.workflows.diff import diff
+    from hf_sane.workflows.diff import diff as diff
     from hf_sane.workflows.embed import embed
     from hf_sane.workflows.finetune import finetune
     from hf_sane.workflows.import_zoo import import_zoo
@@ -53,7 +53,6 @@ _HOMES = {
     "align_zoo": "workflows.align_zoo",
     "analyze": "workflows.analyze",
     "build_zoo": "workflows.build_zoo",
-    "diff": "workflows.diff",
     "embed": "workflows.embed",
     "finetune": "workflows.finetune",
     "import_zoo": "workflows.import_zoo",
@@ -79,6 +78,7 @@ _ALSO = {
     "MLPConfig": "architectures.configuration_zoo",
     "RidgeProbe": "probing._probes",
     "compare_samplers": "workflows.compare",
+    "diff": "workflows.diff",
     "reconstruct": "workflows.reconstruct",
     "trace_permutations": "symmetry.tracing._trace",
 }
@@ -91,7 +91,6 @@ __all__ = [
     "align_zoo",
     "analyze",
     "build_zoo",
-    "diff",
     "embed",
     "finetune",
     "import_zoo",

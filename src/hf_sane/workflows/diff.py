@@ -12,6 +12,7 @@ from hf_sane.merging._adapters import are_adapters
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._sources import find_source
 from hf_sane.screening._differences import Difference, TensorDifference, compare_checkpoints
 from hf_sane.screening._symmetries import find_symmetries
 from hf_sane.tokenization._adapters import open_factors
@@ -161,6 +162,7 @@ def _tensors(source: Source, settings: DiffSettings) -> Mapping[str, Tensor]:
     """Tensors of a checkpoint, or the products of an adapter."""
     if not isinstance(source, str | Path):
         return open_checkpoint(source)
+    find_source(source)  # says at once that there is no such thing
     checkpoint = CheckpointSource(source, None, settings.subfolder, settings.variant, settings.key)
     if not are_adapters([checkpoint]):
         return open_checkpoint(checkpoint)
