@@ -233,6 +233,8 @@ def small_run(
         SmallRun("embed", ("embed", "--sane", sane, "--zoo", zoo)),
         SmallRun("probe", ("probe", "--sane", sane, "--zoo", zoo, "--poolings", "mean"), share=0),
         SmallRun("finetune", ("finetune", sampled, "--epochs", 1, "--train-limit", 32)),
+        SmallRun("scan", ("scan", sampled, "--no-spectra"), timed=("report.json",)),
+        SmallRun("diff", ("diff", sampled / "network_0", sampled / "network_1")),
         SmallRun("analyze", ("analyze", sampled / "network_0", "--num-bootstrap", 0)),
         SmallRun(
             "regions",

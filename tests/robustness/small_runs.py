@@ -26,7 +26,20 @@ OWNER = ".hf_sane-lock-owner"
 MODEL = '{"hidden_size": 8, "latent_dim": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 8}'
 
 VERBS = (  # what is cheap first
-    *("soup", "probe", "embed", "regions", "zoo align", "finetune", "zoo import", "analyze", "sample", "zoo mix"),
+    *(
+        "soup",
+        "probe",
+        "embed",
+        "regions",
+        "zoo align",
+        "finetune",
+        "zoo import",
+        "scan",
+        "diff",
+        "analyze",
+        "sample",
+        "zoo mix",
+    ),
     *("pretrain", "pull", "zoo build"),
 )
 SCRIPTS = ("finetune_lora.py", "pretrain.py", "build_zoo.py")
