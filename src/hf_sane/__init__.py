@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hf_sane.models.modeling_sane import SANEModel
     from hf_sane.networks._images import load_images
     from hf_sane.networks._modules import register_architecture
+    from hf_sane.networks._texts import load_texts as load_texts
     from hf_sane.probing._probes import RidgeProbe as RidgeProbe
     from hf_sane.symmetry.tracing._trace import trace_permutations as trace_permutations
     from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
@@ -79,6 +80,7 @@ _ALSO = {
     "RidgeProbe": "probing._probes",
     "compare_samplers": "workflows.compare",
     "diff": "workflows.diff",
+    "load_texts": "networks._texts",
     "reconstruct": "workflows.reconstruct",
     "trace_permutations": "symmetry.tracing._trace",
 }

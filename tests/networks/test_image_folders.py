@@ -88,7 +88,7 @@ def test_sizes_and_modes_are_brought_together_and_it_is_said(tmp_path, caplog):
     [
         (lambda root: None, FileNotFoundError, "no images by class in"),
         (lambda root: save(root / "a.png", 1), FileNotFoundError, "got 1 images without a class"),
-        (lambda root: pets(root, 1), ValueError, "images are too few to cut off a|no image to train on is left"),
+        (lambda root: pets(root, 1), ValueError, "examples are too few to cut off a|no image to train on is left"),
         (lambda root: save(root / "cat" / "a.png", 1), ValueError, "at least two classes, got those of 'cat' only"),
         (
             lambda root: (pets(root), deep(root / "cat" / "deep.png")),
@@ -123,7 +123,7 @@ def test_datasets_with_other_names():
     assert load_images(texts).class_names == ("a", "b")
     numbers = datasets.Dataset.from_dict({"image": [np.zeros((4, 4)).tolist()] * 20, "label": [0.5] * 20})
     with pytest.raises(
-        ValueError, match=r"several labels per image and numbers to be predicted \(regression\) are not"
+        ValueError, match=r"several labels per example and numbers to be predicted \(regression\) are not"
     ):
         load_images(numbers)
 
@@ -174,7 +174,7 @@ def test_an_imagefolder_with_a_table_of_classes(tmp_path):
         ),
         (
             ['{"file_name": "0.png", "label": ["cat", "dog"]}'],
-            r"got \['cat', 'dog'\]; several labels per image and numb",
+            r"got \['cat', 'dog'\]; several labels per example and numb",
         ),
         (["image,label", "0.png,cat"], "expected one row per image, got .*file_name"),
         (["file_name,label", "30.png,cat"], "row 1: no such image"),
@@ -191,11 +191,11 @@ def test_datasets_with_several_labels_or_without_some_are_refused():
     images = [np.zeros((4, 4)).tolist()] * 20
     several = datasets.Dataset.from_dict({"image": images, "label": [[0, 1], [1]] * 10})
     with pytest.raises(
-        ValueError, match="train: expected one class per image in 'label', got List.*several labels per"
+        ValueError, match="train: expected one class per example in 'label', got List.*several labels per"
     ):
         load_images(several)
     missing = datasets.Dataset.from_dict({"image": images, "label": ["a", None] * 10})
-    with pytest.raises(ValueError, match="train: 10 images have no label; leave them out with filter"):
+    with pytest.raises(ValueError, match="train: 10 examples have no label; leave them out with filter"):
         load_images(missing)
 
 

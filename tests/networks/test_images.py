@@ -260,9 +260,9 @@ def test_inconsistent_data_is_refused(changed, message):
         ({"train_images": np.full((40, 6, 6), None)}, InvalidFileError, "some.npz"),
         ({"train_images": np.full((40, 6, 6), "a")}, ValueError, "pixels that are numbers, got <U1"),
         ({"test_labels": np.zeros(3, dtype=np.int64)}, ValueError, "10 test images but 3 labels"),
-        ({"test_labels": np.zeros(10)}, ValueError, "expected one integer class index per image, got float64"),
+        ({"test_labels": np.zeros(10)}, ValueError, "expected one integer class index per example, got float64"),
         ({"train_images": np.zeros((40, 6, 6, 2))}, ValueError, "with 1 or 3 channels, got"),
-        ({"train_images": np.zeros((0, 6, 6)), "train_labels": np.zeros(0, dtype=int)}, ValueError, "no images in"),
+        ({"train_images": np.zeros((0, 6, 6)), "train_labels": np.zeros(0, dtype=int)}, ValueError, "no examples in"),
         (
             {"train_images": np.zeros((1, 6, 6)), "train_labels": np.zeros(1, dtype=int)},
             ValueError,

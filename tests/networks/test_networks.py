@@ -230,7 +230,7 @@ def test_foreign_tensors_are_refused(change, message):
 def test_bad_arguments_are_refused():
     networks = StackedNetworks.initialize(cnn_digits(), [0, 1])
     with pytest.raises(
-        ValueError, match=r"expected images \[B, C, H, W\] or \[2, B, C, H, W\], got \[3, 4, 1, 8, 8\]"
+        ValueError, match=r"expected images \[B, C, H, W\] or \[2, B, C, H, W\], or texts .*, got \[3, 4, 1, 8, 8\]"
     ):
         networks.logits(torch.zeros(3, 4, 1, 8, 8))
     with pytest.raises(ValueError, match="need at least one seed and one scheme per seed, got 0 and none"):

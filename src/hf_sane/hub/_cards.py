@@ -333,9 +333,9 @@ def _card(
 
 def _measured_on(record: RunRecord, measured: Sequence[Measured]) -> str:
     """What the model index says that values were measured on: images, or a zoo."""
-    images = record.data.get("images")
-    if measured and measured[0][0] == "image-classification":
-        named = images.get("name") if isinstance(images, Mapping) else images
+    data = record.data.get("images", record.data.get("texts"))
+    if measured and measured[0][0] in ("image-classification", "text-classification"):
+        named = data.get("name") if isinstance(data, Mapping) else data
     else:
         named = record.data.get("zoo")
     text = ", ".join(map(str, named)) if isinstance(named, list | tuple) else str(named or "a model zoo")

@@ -14,7 +14,13 @@ import torch
 from huggingface_hub import ModelCard, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.dynamic_module_utils import custom_object_save
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
@@ -204,6 +210,7 @@ def save_network(
     include_code: bool = False,
     provenance: Provenance | None = None,
     origin: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     **options: Unpack[CardOptions],
 ) -> Path:
     """Save a sampled network with its run record and card, and prove that it loads again bit by bit.
@@ -219,6 +226,7 @@ def save_network(
         include_code: Also copy the modelling code, so that nobody needs this library to load it.
         provenance: Where the network came from; what `export_network` noted in `folder` if `None`.
         origin: What the card says about a network that was not sampled, see [`network_card`].
+        tokenizer: Saved with a network of texts.
         **options: See `hub._cards.CardOptions`.
 
     Returns:
@@ -229,6 +237,8 @@ def save_network(
         RuntimeError: If what is read back differs from what was written.
     """
     folder = Path(folder)
+    if isinstance(network, PreTrainedModel) and not network.config.architectures:  # as saving it would note
+        network.config.architectures = [type(network).__name__]
     if provenance is None and (folder / PROVENANCE_FILE).exists():
         provenance = Provenance.load(folder)
     card = network_card(
@@ -248,6 +258,8 @@ def save_network(
         else:
             save_module(partial, network)
         save_image_processor(partial, record, include_code=include_code)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
         check_saved(network, partial)
         if provenance is not None:
             provenance.save(partial)
@@ -298,9 +310,9 @@ def save_image_processor(partial: Path, record: RunRecord, *, include_code: bool
 
 @contextmanager
 def _labelled(config: PreTrainedConfig, record: RunRecord) -> Iterator[None]:
-    """Within the block, the configuration names the classes of the run's images, if it has as many."""
-    images = record.data.get("images")
-    names = images.get("classes", ()) if isinstance(images, Mapping) else ()
+    """Within the block, the configuration names the classes of the run's data, if it has as many."""
+    data = record.data.get("images", record.data.get("texts"))
+    names = data.get("classes", ()) if isinstance(data, Mapping) else ()
     before = config.id2label, config.label2id
     if len(names) == config.num_labels:
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.models.modes_sane import modes_kept
-from hf_sane.networks._stacked import StackedNetworks, empty_model, logits_of
+from hf_sane.networks._stacked import StackedNetworks, empty_model, logits_of, run_stacked
 
 NUM_BATCHES, BATCH_SIZE = 200, 32  # of the released code
 
@@ -68,7 +68,7 @@ def condition_batch_norm(
             for count, index in enumerate(batches, start=1):
                 for norm in norms.values() if reset else ():
                     norm.momentum = 1 / count  # a mean over all batches so far; None would look at tensors, under vmap
-                torch.vmap(run, in_dims=(0, None))(part, images[index.to(images.device)])
+                run_stacked(skeleton, run, part, images[index.to(images.device)], None)
             for name in names:
                 fresh[name][start : start + networks_per_step] = part[name]
     return StackedNetworks(networks.config, {**networks.tensors, **fresh})

@@ -46,14 +46,14 @@ SPLIT_NAMES |= {
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 DEFAULT_SIZE = 32  # pixels, of images of several sizes
 LISTED = 3
-Fetch = Callable[[np.ndarray], np.ndarray]  # int64 [k] -> pixels [k, H, W] or [k, H, W, C]
+Fetch = Callable[[np.ndarray], Any]  # int64 [k] -> pixels [k, H, W] or [k, H, W, C], or k texts
 WHITE = 255.0  # of image files
 DIGITS_WHITE = 16.0
 DEEP_MODES = ("I", "I;16", "I;16B", "F")  # more than 8 bits, which Pillow cuts off when it converts
 
 MAX_CLASSES = 2**16  # the classifier has a row for each: a stray index would make it huge
 REMEDY = "see load_images() for the format"
-UNSUPPORTED = "several labels per image and numbers to be predicted (regression) are not supported"
+UNSUPPORTED = "several labels per example and numbers to be predicted (regression) are not supported"
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -65,7 +65,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Images of one source split that are read, or decoded, only when chosen."""
+    """Images or texts of one source split that are read, or decoded, only when chosen."""
 
     labels: np.ndarray  # [n] integers
     fetch: Fetch
@@ -77,7 +77,7 @@ class Part:
 def _labels(name: str, labels: np.ndarray) -> np.ndarray:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"{name}: expected one integer class index per image, got {labels.dtype} {labels.shape}; {UNSUPPORTED}"
+            f"{name}: expected one integer class index per example, got {labels.dtype} {labels.shape}; {UNSUPPORTED}"
         )
     if labels.size and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
         raise ValueError(
@@ -367,21 +367,50 @@ def dataset_parts(source: datasets.Dataset | datasets.DatasetDict, image_size: i
     Raises:
         KeyError: If there is no training split, or a column is missing.
     """
+    splits = labelled_splits(source)
+    names = label_names(splits["train"])
+    return {split: _dataset_part(split, part, names, image_size) for split, part in splits.items()}
+
+
+def labelled_splits(source: datasets.Dataset | datasets.DatasetDict) -> dict[str, datasets.Dataset]:
+    """The splits of a `datasets` object under our names, the training split first.
+
+    Splits that only have the label -1, as the test splits of competitions, are left out.
+
+    Raises:
+        KeyError: If there is no training split.
+    """
     splits = dict(source) if isinstance(source, datasets.DatasetDict) else {"train": source}
     given = sorted(map(str, splits))
     splits = {SPLIT_NAMES.get(str(name).lower(), str(name)): part for name, part in reversed(splits.items())}
     if "train" not in splits:
         raise KeyError(f"the dataset has splits {given}; expected 'train', and perhaps 'validation' and 'test'")
-    return {split: _dataset_part(split, splits[split], image_size) for split in SPLITS if split in splits}
+    return {
+        split: splits[split]
+        for split in SPLITS
+        if split in splits and (split == "train" or not _is_unlabelled(splits[split]))
+    }
 
 
-def _dataset_part(split: str, dataset: datasets.Dataset, image_size: int | None) -> Part:
-    features = dataset.features
-    image_column = _column(dataset, IMAGE_COLUMNS, [n for n, f in features.items() if isinstance(f, datasets.Image)])
-    label_column = _column(
-        dataset, LABEL_COLUMNS, [n for n, f in features.items() if isinstance(f, datasets.ClassLabel)]
-    )
-    if image_column is None or label_column is None:
+def _is_unlabelled(dataset: datasets.Dataset) -> bool:
+    column = label_column(dataset)
+    feature = None if column is None else dataset.features[column]
+    if column is None or not isinstance(feature, datasets.ClassLabel) or not len(dataset):
+        return False
+    return bool((np.asarray(dataset.with_format("numpy")[column][:]) == -1).all())
+
+
+def label_column(dataset: datasets.Dataset) -> str | None:
+    """The column of a usual name for labels, or else the only one of their type."""
+    typed = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
+    return find_column(dataset, LABEL_COLUMNS, typed)
+
+
+def _dataset_part(split: str, dataset: datasets.Dataset, names: tuple[str, ...], image_size: int | None) -> Part:
+    features, labels_from = dataset.features, label_column(dataset)
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    image_column = find_column(dataset, IMAGE_COLUMNS, typed)
+    if image_column is None or labels_from is None:
         raise KeyError(
             f"expected an image column ({', '.join(IMAGE_COLUMNS)}) and a label column "
             f"({', '.join(LABEL_COLUMNS)}), got {dataset.column_names}; rename_column() helps"
@@ -397,28 +426,42 @@ def _dataset_part(split: str, dataset: datasets.Dataset, image_size: int | None)
             )
         return np.stack(arrays)
 
-    names, labels = _dataset_labels(split, dataset, label_column)
+    labels = dataset_labels(split, dataset, labels_from, names)
     return Part(labels, fetch, names, white=WHITE if is_file else None)
 
 
-def _dataset_labels(split: str, dataset: datasets.Dataset, column: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names, where they are known, and class indices."""
-    feature = dataset.features[column]
-    is_text = isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "bool")
-    if not is_text and not isinstance(feature, datasets.ClassLabel | datasets.Value):
-        raise ValueError(f"{split}: expected one class per image in {column!r}, got {feature}; {UNSUPPORTED}")
-    if missing := dataset.data.column(column).null_count:
-        raise ValueError(f"{split}: {missing} images have no {column}; leave them out with filter()")
-    values = np.asarray(dataset.with_format("numpy")[column][:])
+def label_names(dataset: datasets.Dataset, column: str | None = None) -> tuple[str, ...]:
+    """Names of the classes of a training split, where they are known: of other splits, some may be missing."""
+    column = column or label_column(dataset)
+    feature = None if column is None else dataset.features[column]
     if isinstance(feature, datasets.ClassLabel):
-        return tuple(feature.names), _labels(split, values)
-    if not is_text:
-        return (), _labels(split, values)
-    texts, values = np.unique(values.astype(str), return_inverse=True)
-    return tuple(map(str, texts)), _labels(split, values)
+        return tuple(feature.names)
+    if not _is_text(feature):
+        return ()
+    return tuple(sorted({str(value) for value in dataset.unique(column) if value is not None}))
 
 
-def _column(dataset: datasets.Dataset, known: Sequence[str], typed: Sequence[str]) -> str | None:
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "bool")
+
+
+def dataset_labels(split: str, dataset: datasets.Dataset, column: str, names: tuple[str, ...]) -> np.ndarray:
+    """Class indices of a split, whose labels are indices or `names`."""
+    feature = dataset.features[column]
+    if not _is_text(feature) and not isinstance(feature, datasets.ClassLabel | datasets.Value):
+        raise ValueError(f"{split}: expected one class per example in {column!r}, got {feature}; {UNSUPPORTED}")
+    if missing := dataset.data.column(column).null_count:
+        raise ValueError(f"{split}: {missing} examples have no {column}; leave them out with filter()")
+    if not _is_text(feature):
+        return _labels(split, np.asarray(dataset.with_format("numpy")[column][:]))
+    numbers = {name: number for number, name in enumerate(names)}
+    texts = list(map(str, dataset[column]))
+    if foreign := sorted(set(texts) - numbers.keys()):
+        raise ValueError(f"the {split} split has classes that train lacks: {', '.join(foreign[:LISTED])}")
+    return np.array([numbers[text] for text in texts], dtype=np.int64)
+
+
+def find_column(dataset: datasets.Dataset, known: Sequence[str], typed: Sequence[str]) -> str | None:
     """A column of a usual name, or else the only one of the type."""
     named = next((column for column in known if column in dataset.column_names), None)
     return named or (typed[0] if len(typed) == 1 else None)

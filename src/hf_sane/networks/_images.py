@@ -269,7 +269,7 @@ def load_zoo_images(facts: TrainedOnImages, *, path: str | Path | None = None) -
 def _assemble(
     name: str, parts: dict[str, Part], sizes: Mapping[str, int], limits: Mapping[str, int | None], seed: int
 ) -> ImageData:
-    chosen = _choose(name, parts, sizes, seed)
+    chosen = choose_splits(name, parts, sizes, seed)
     names = parts["train"].class_names
     fetched, labels = {}, {}
     for split in SPLITS:
@@ -308,13 +308,13 @@ def _moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > 0, std, 1.0)
 
 
-def _choose(
+def choose_splits(
     name: str, parts: Mapping[str, Part], sizes: Mapping[str, int], seed: int
 ) -> dict[str, tuple[str, np.ndarray]]:
     """For every split, the source split and the order in which images are taken from it."""
     counts = {split: len(part.labels) for split, part in parts.items()}
     if empty := [split for split, count in counts.items() if not count]:
-        raise ValueError(f"{name}: no images in {empty}; expected at least one per split")
+        raise ValueError(f"{name}: no examples in {empty}; expected at least one per split")
     generator = np.random.default_rng(seed)
     orders = {split: generator.permutation(counts[split]) for split in SPLITS if split in counts}
     if parts["train"].is_stratified and len(parts) < len(SPLITS):
@@ -325,7 +325,9 @@ def _choose(
             origin, order = chosen["train"]
             size = sizes.get(split, max(1, round(DEFAULT_SHARE * counts["train"])))
             if len(order) <= size:
-                raise ValueError(f"{name}: {counts['train']} images are too few to cut off a {split} split; give more")
+                raise ValueError(
+                    f"{name}: {counts['train']} examples are too few to cut off a {split} split; give more"
+                )
             chosen[split] = (origin, order[:size])
             chosen["train"] = (origin, order[size:])
     origin, order = chosen["train"]

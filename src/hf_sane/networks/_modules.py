@@ -1,13 +1,15 @@
 """User-defined architectures: modules outside this library, recognised by their tensors."""
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._layout import Layout
@@ -18,6 +20,7 @@ from hf_sane.records._own_code import load_named
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.symmetry._transformers_models import model_class
 from hf_sane.symmetry.tracing._trace import trace_permutations
 
 EXAMPLES = 4  # inputs that symmetries are verified with
@@ -116,11 +119,35 @@ def register_architecture(
 def find_architecture(network: Layout | nn.Module | Mapping[str, Tensor]) -> ModuleArchitecture | None:
     """The registered architecture with these tensors, or `None`."""
     if isinstance(network, Layout):
-        shapes = {tensor.name: tuple(tensor.shape) for layer in network.layers for tensor in layer.tensors}
-        shapes |= {name: tuple(tensor.shape) for name, tensor in network.template.items()}
-        shapes |= {name: shapes[first] for name, first in network.aliases.items()}
-        return _REGISTERED.get(frozenset(shapes.items()))
+        return _REGISTERED.get(_layout_shapes(network))
     return _REGISTERED.get(_shapes(network.state_dict() if isinstance(network, nn.Module) else network))
+
+
+def transformers_architecture(settings: Mapping[str, Any], layout: Layout) -> ModuleArchitecture | None:
+    """The architecture of a class of Transformers, from the configuration that came with imported networks.
+
+    Args:
+        settings: Content of `config.json`; its `architectures` name the class.
+        layout: Layout of the networks.
+
+    Returns:
+        `None` if there is no such class, or its networks have other tensors.
+    """
+    found = _from_settings(json.dumps(settings, sort_keys=True))
+    return found if found is not None and _shapes(found.structure.state_dict()) == _layout_shapes(layout) else None
+
+
+@lru_cache(maxsize=16)
+def _from_settings(text: str) -> ModuleArchitecture | None:
+    settings = json.loads(text)
+    if settings.get("model_type") not in CONFIG_MAPPING:
+        return None
+    config = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
+    if (network := model_class(config)) is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        structure = network(config).eval()
+    return ModuleArchitecture(network.__name__, _reset_copies(structure), structure)
 
 
 def has_registered() -> bool:
@@ -158,8 +185,17 @@ def load_module(place: str, arguments: Mapping[str, Any] | None = None) -> Calla
     return lambda: maker(**given)
 
 
+def _layout_shapes(layout: Layout) -> Shapes:
+    shapes = {tensor.name: tuple(tensor.shape) for layer in layout.layers for tensor in layer.tensors}
+    shapes |= {name: tuple(tensor.shape) for name, tensor in layout.template.items()}
+    shapes |= {name: shapes[first] for name, first in layout.aliases.items()}
+    return frozenset(shapes.items())
+
+
 def _reset_copies(network: nn.Module) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
+        if isinstance(network, PreTrainedModel):  # initialises itself, its single parameters and embeddings, too
+            return type(network)(copy.deepcopy(network.config)).eval()
         fresh = copy.deepcopy(network)
         for part in fresh.modules():
             if callable(reset := getattr(part, "reset_parameters", None)):

@@ -1,10 +1,12 @@
 """Many networks of one architecture as stacked tensors: initialise, run and evaluate them together."""
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +19,16 @@ from hf_sane.core._types import StateDict
 from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks._stacked_layers import pooled_convolution, stacked_dropout, stacked_linear
 from hf_sane.networks._threads import map_on_threads
+from hf_sane.records._errors import shorten
+
+logger = logging.getLogger(__name__)
 
 DROPOUT_BUFFER = "dropout_rate"
 CACHE_BYTES = 4 * 2**20  # activations of the networks that run together on a CPU
 EVALUATION_BATCH = 64
+MAX_REASON = 200  # characters
+# What is known of modules: by mode, and axis of the inputs, whether `torch.vmap` runs them.
+_STACKABLE: WeakKeyDictionary[nn.Module, dict[tuple[bool, int | None], bool]] = WeakKeyDictionary()
 
 # (tensors {name: [m, *shape]}, images [m or 1, B, C, H, W], dropout [m] or None, generator) -> logits [m, B, K]
 Forward = Callable[[Mapping[str, Tensor], Tensor, Tensor | None, torch.Generator | None], Tensor]
@@ -77,8 +85,8 @@ def _vmap_forward(network: ZooConfig | nn.Module) -> Forward:
     skeleton = empty_model(network) if isinstance(network, ZooConfig) else network
     has_dropout = DROPOUT_BUFFER in dict(skeleton.named_buffers())
 
-    def run(tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        positional, named = call_arguments(images)
+    def run(tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        positional, named = call_arguments(inputs)
         return logits_of(functional_call(skeleton, dict(tensors), positional, named))
 
     def forward(
@@ -90,9 +98,65 @@ def _vmap_forward(network: ZooConfig | nn.Module) -> Forward:
         images, image_axis = (images, 0) if len(images) == models else (images[0], None)
         with modes_kept(skeleton):  # it may be the caller's own
             skeleton.train(dropout is not None)
-            return torch.vmap(run, in_dims=(0, image_axis), randomness="different")(dict(tensors), images)
+            return run_stacked(skeleton, run, dict(tensors), images, image_axis)
 
     return forward
+
+
+def run_stacked(
+    skeleton: nn.Module,
+    run: Callable[[dict[str, Tensor], Tensor], Tensor],
+    tensors: dict[str, Tensor],
+    inputs: Tensor,
+    input_axis: int | None,
+) -> Tensor:
+    """Run a function of one network on a stack of them: under `torch.vmap`, or else one after the other.
+
+    Texts, and modules that `torch.vmap` cannot run (recurrent layers, control flow that depends on inputs), run one
+    after the other, which is slower; it is logged once.
+
+    Args:
+        skeleton: Module that the function runs; decides which way to go.
+        run: `run(tensors, inputs)`.
+        tensors: `{name: [m, *shape]}`.
+        inputs: `[m, B, ...]` if `input_axis` is 0, or `[B, ...]` for all networks if it is `None`.
+        input_axis: 0 or `None`.
+    """
+    if inputs.is_floating_point() and _can_stack(skeleton, run, tensors, inputs, input_axis):
+        return torch.vmap(run, in_dims=(0, input_axis), randomness="different")(tensors, inputs)
+    return torch.stack(
+        [
+            run(
+                {name: tensor[index] for name, tensor in tensors.items()},
+                inputs if input_axis is None else inputs[index],
+            )
+            for index in range(len(next(iter(tensors.values()))))
+        ]
+    )
+
+
+def _can_stack(
+    skeleton: nn.Module,
+    run: Callable[[dict[str, Tensor], Tensor], Tensor],
+    tensors: dict[str, Tensor],
+    inputs: Tensor,
+    input_axis: int | None,
+) -> bool:
+    """Whether `torch.vmap` runs a module in its mode, tried once on copies of two networks."""
+    key = (skeleton.training, input_axis)
+    known = _STACKABLE.setdefault(skeleton, {})
+    if key not in known:
+        copies = {name: tensor[:2].detach().clone() for name, tensor in tensors.items()}
+        few = inputs[:2] if input_axis is None else inputs[:2, :2]
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.vmap(run, in_dims=(0, input_axis), randomness="different")(copies, few)
+            known[key] = True
+        except RuntimeError as error:  # what torch.func raises for all that it cannot do
+            known[key] = False
+            name, reason = type(skeleton).__name__, shorten(str(error).partition("\n")[0], MAX_REASON)
+            logger.warning("%s cannot run in a stack (%s); its networks run one after the other", name, reason)
+    return known[key]
 
 
 def call_arguments(inputs: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -251,7 +315,7 @@ class StackedNetworks:
         """Run all networks in evaluation mode; differentiable.
 
         Args:
-            images: `[B, C, H, W]` for all networks, or `[M, B, C, H, W]`.
+            images: `[B, C, H, W]` for all networks, or `[M, B, C, H, W]`; or texts, see `call_arguments`.
             generic: Use `torch.vmap` in any case.
 
         Returns:
@@ -260,12 +324,14 @@ class StackedNetworks:
         Raises:
             ValueError: If `images` has neither shape.
         """
-        if images.ndim not in (4, 5) or (images.ndim == 5 and len(images) != self.num_models):
+        alone = 4 if images.is_floating_point() else 3  # axes of a batch: images, or texts
+        if images.ndim not in (alone, alone + 1) or (images.ndim > alone and len(images) != self.num_models):
             raise ValueError(
-                f"expected images [B, C, H, W] or [{self.num_models}, B, C, H, W], got {list(images.shape)}"
+                f"expected images [B, C, H, W] or [{self.num_models}, B, C, H, W], or texts [B, 2, L], got "
+                f"{list(images.shape)}"
             )
         forward = stacked_forward(self.config, generic=generic)
-        shared = images.ndim == 4
+        shared = images.ndim == alone
         images = images.unsqueeze(0) if shared else images
         step = stack_size(self.config, images.shape[1], images.device) or self.num_models
         parts = []

@@ -21,6 +21,7 @@ from hf_sane.networks._stacked import (
     stack_size,
     stacked_forward,
 )
+from hf_sane.networks._tasks import LabelledData
 from hf_sane.networks._threads import map_on_threads
 
 Schedule = Literal["constant", "one_cycle"]
@@ -57,7 +58,7 @@ class Snapshot:
 def train_stacked(
     config: ZooConfig | nn.Module,
     tensors: Mapping[str, Tensor],
-    data: ImageData,
+    data: LabelledData,
     hyper_parameters: HyperParameters,
     *,
     epochs: int,
@@ -84,7 +85,7 @@ def train_stacked(
     Args:
         config: Architecture, or a module of it (see `stacked_forward`).
         tensors: `{name: [M, *shape]}` to start from: fresh networks, or sampled ones for fine-tuning. Not changed.
-        data: Images; training runs on their device.
+        data: Images or texts; training runs on their device.
         hyper_parameters: One entry per network.
         epochs: Passes over the training images, >= 0.
         keep_epochs: Epochs to yield, in `[0, epochs]`; the last one if `None`. 0 is the start.
@@ -125,9 +126,11 @@ def train_stacked(
     return _snapshots(run, range(done + 1, epochs + 1), keep, train_evaluation_limit, on_epoch, on_state)
 
 
-def _check_images(config: ZooConfig | nn.Module, data: ImageData) -> None:
+def _check_images(config: ZooConfig | nn.Module, data: LabelledData) -> None:
     if not isinstance(config, ZooConfig):
         return
+    if not isinstance(data, ImageData):
+        raise ValueError(f"the networks take images, {data.name} holds texts; take networks that read texts")
     expected = (config.num_channels, getattr(config, "image_size", data.image_size), config.num_classes)
     if expected[:2] != (data.num_channels, data.image_size) or config.num_classes < data.num_classes:
         raise ValueError(
@@ -162,7 +165,7 @@ class _Run:
     def __init__(
         self,
         networks: StackedNetworks,
-        data: ImageData,
+        data: LabelledData,
         hyper_parameters: HyperParameters,
         batch_size: int,
         momentum: float,
@@ -171,15 +174,16 @@ class _Run:
         generic: bool,
     ) -> None:
         self.networks, self.data, self.epochs = networks, data, epochs
+        self.inputs, self.labels = data.split("train")
         self.hyper_parameters = hyper_parameters
-        self.batch_size = min(batch_size, len(data.train_images))
-        self.steps = len(data.train_images) // self.batch_size
+        self.batch_size = min(batch_size, len(self.inputs))
+        self.steps = len(self.inputs) // self.batch_size
         self.schedule = schedule
         forward = stacked_forward(networks.config, generic=generic)
         # functional_call puts its tensors into the one module, so the generic way cannot run twice at a time.
         has_own_way = isinstance(networks.config, CNNConfig | MLPConfig) and not generic
-        self.may_thread = has_own_way and data.train_images.device.type == "cpu"
-        size = stack_size(networks.config, self.batch_size, data.train_images.device) or networks.num_models
+        self.may_thread = has_own_way and self.inputs.device.type == "cpu"
+        size = stack_size(networks.config, self.batch_size, self.inputs.device) or networks.num_models
         self.stacks = []
         for optimizer in ("adam", "sgd"):
             rows = [i for i, name in enumerate(hyper_parameters.optimizers) if name == optimizer]
@@ -225,11 +229,11 @@ class _Run:
         for stack in self.stacks:
             for name, value in stack.tensors().items():
                 tensors[name][stack.rows] = value.detach().to(tensors[name].device)
-        device = self.data.train_images.device
+        device = self.inputs.device
         current = StackedNetworks(self.networks.config, {name: tensor.to(device) for name, tensor in tensors.items()})
         measures = {}
-        limit = min(train_limit or len(self.data.train_images), len(self.data.train_images))
-        losses, correct = current.per_image(self.data.train_images[:limit], self.data.train_labels[:limit])
+        limit = min(train_limit or len(self.inputs), len(self.inputs))
+        losses, correct = current.per_image(self.inputs[:limit], self.labels[:limit])
         seen = self._seen(limit).to(device)
         measures["train_loss"] = _masked_mean(losses, seen)
         measures["train_accuracy"] = _masked_mean(correct.float(), seen)
@@ -243,7 +247,7 @@ class _Run:
 
     def _seen(self, limit: int) -> Tensor:
         """Which of the first `limit` training images each network may see, bool `[M, limit]`; all if none of them."""
-        seen = torch.zeros(len(self.hyper_parameters), len(self.data.train_images), dtype=torch.bool)
+        seen = torch.zeros(len(self.hyper_parameters), len(self.inputs), dtype=torch.bool)
         for i, (seed, fraction) in enumerate(
             zip(self.hyper_parameters.seeds, self.hyper_parameters.data_fractions, strict=True)
         ):
@@ -263,7 +267,7 @@ class _Stack:
     def __init__(
         self,
         networks: StackedNetworks,
-        data: ImageData,
+        data: LabelledData,
         hyper_parameters: HyperParameters,
         rows: list[int],
         forward: Forward,
@@ -271,8 +275,9 @@ class _Stack:
         momentum: float,
     ) -> None:
         self.rows, self.forward, self.optimizer, self.momentum = rows, forward, optimizer, momentum
-        self.data, self.hyper_parameters = data, hyper_parameters.select(rows)
-        device = data.train_images.device
+        self.inputs, self.labels = data.split("train")
+        self.hyper_parameters = hyper_parameters.select(rows)
+        device = self.inputs.device
         module = empty_model(networks.config) if isinstance(networks.config, ZooConfig) else networks.config
         start = {name: tensor[rows].detach().to(device, copy=True) for name, tensor in networks.tensors.items()}
         names = [name for name, _ in module.named_parameters()]
@@ -320,16 +325,16 @@ class _Stack:
     def order(self, epoch: int, steps: int, batch_size: int) -> Tensor:
         """Image indices of one epoch: int64 `[steps, m, B]`."""
         orders = [
-            image_order(seed, epoch, len(self.data.train_images), fraction, steps * batch_size)
+            image_order(seed, epoch, len(self.inputs), fraction, steps * batch_size)
             for seed, fraction in zip(self.hyper_parameters.seeds, self.hyper_parameters.data_fractions, strict=True)
         ]
         stacked = torch.from_numpy(np.stack(orders)).view(len(orders), steps, batch_size)
-        return stacked.transpose(0, 1).to(self.data.train_images.device)
+        return stacked.transpose(0, 1).to(self.inputs.device)
 
     def update(self, index: Tensor, factor: float) -> None:
         """One step of every network on its own batch; `index` is `[m, B]`."""
-        images, labels = self.data.train_images[index], self.data.train_labels[index]
-        loss = cross_entropy(self.forward(self.tensors(), images, self.dropout, self.generator), labels)
+        inputs, labels = self.inputs[index], self.labels[index]
+        loss = cross_entropy(self.forward(self.tensors(), inputs, self.dropout, self.generator), labels)
         (gradient,) = torch.autograd.grad(loss.sum(), self.parameters)
         with torch.no_grad():
             if self.decays:

@@ -1,4 +1,4 @@
-"""Fine-tune networks on images and compare them with networks trained from scratch."""
+"""Fine-tune networks on images or texts and compare them with networks trained from scratch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,12 +11,13 @@ from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import ModuleSettings, fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
-from hf_sane.networks._tasks import Task
+from hf_sane.networks._tasks import LabelledData, Task
+from hf_sane.networks._texts import TextData
 from hf_sane.networks._training import train_stacked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.sampling._baselines import SCRATCH_SEED
-from hf_sane.workflows.judging import MetricSettings
+from hf_sane.workflows.judging import MetricSettings, TextSettings
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output
 from hf_sane.workflows.shared import SourceSettings
@@ -25,28 +26,36 @@ RECORDED = ("epochs", "learning_rate", "weight_decay", "optimizer", "schedule", 
 
 
 @dataclass(kw_only=True)
-class FinetuneSettings(SourceSettings, ModuleSettings, MetricSettings):
+class FinetuneSettings(SourceSettings, ModuleSettings, MetricSettings, TextSettings):
     """Settings of [`finetune`]."""
 
     networks: list[Network] = setting(
         "Networks of one architecture: folders, a folder of such folders, or Hub repo ids.", positional=True
     )
     output: Path | None = setting("New folder, with one subfolder per network.", short="-o")
-    images: str | ImageData = setting(
-        f"{IMAGE_KINDS}.",
-        default="digits",
-    )
+    images: str | ImageData | None = setting(f"{IMAGE_KINDS}; by default digits.", default=None)
     image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
-    epochs: int = setting("Number of passes over the training images.", default=5)
+    epochs: int = setting("Number of passes over the training images or texts.", default=5)
     learning_rate: float = setting("Peak learning rate of every network.", default=1e-3)
     weight_decay: float = setting("Weight decay of every network.", default=0.0)
     optimizer: Literal["adam", "sgd"] = setting("Optimizer of every network.", default="adam")
     schedule: Literal["constant", "one_cycle"] = setting("Schedule of the learning rate.", default="constant")
     batch_size: int = setting("Batch size per network.", default=32, least=1)
-    train_limit: int | None = setting("Use at most this many training images.", default=None, least=1)
+    train_limit: int | None = setting("Use at most this many training images or texts.", default=None, least=1)
     scratch: bool = setting("Also train the same number of networks from scratch.", default=True)
     seed: int = setting("Random seed for the order of the images and for networks trained from scratch.", default=0)
     include_code: bool = setting("Save networks with their modelling code (for trust_remote_code).", default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images is not None and self.texts is not None:
+            raise ValueError("expected images (--images) or texts (--texts) to fine-tune on, got both; name one")
+
+    def open_data(self) -> ImageData | TextData:
+        """What networks are fine-tuned on."""
+        if self.texts is not None:
+            return self.open_texts(self.networks, train_limit=self.train_limit)
+        return open_images(self.images or "digits", train_limit=self.train_limit, image_size=self.image_size)
 
 
 @dataclass(kw_only=True)
@@ -82,14 +91,15 @@ class FinetuneResult(NetworksResult):
                 replace(self.record, results=results),
                 title=f"Sampled network {index}, fine-tuned",
                 include_code=self.include_code,
+                tokenizer=self.tokenizer,
             )
         super().write(partial)
 
 
 def finetune(
-    networks: Network | Sequence[Network] | NetworksResult, images: str | ImageData = "digits", **options: Any
+    networks: Network | Sequence[Network] | NetworksResult, images: str | ImageData | None = None, **options: Any
 ) -> FinetuneResult:
-    """Fine-tune networks on images, together with the same number of networks trained from scratch.
+    """Fine-tune networks on images or texts, together with the same number of networks trained from scratch.
 
     ```python
     tuned = hf_sane.finetune(sane.sample("org/zoo", num_samples=5), "digits", epochs=2)
@@ -97,25 +107,27 @@ def finetune(
 
     Args:
         networks: Networks of one architecture: a result of `sample`, modules, folders or Hub repo ids.
-        images: Images, or a source for `load_images`.
+        images: Images, or a source for `load_images`; the digits if there are no `texts=` either.
         **options: Other fields of [`FinetuneSettings`].
 
     Raises:
         ValueError: If the networks have different architectures.
     """
-    given = networks.modules() if isinstance(networks, NetworksResult) else networks
-    return run_finetune(FinetuneSettings(**{"output": None, "networks": given, "images": images, **options}))
+    known: dict[str, Any] = {"output": None, "networks": networks, "images": images}
+    if isinstance(networks, NetworksResult):
+        known |= {"networks": networks.modules(), "tokenizer": networks.tokenizer}
+    return run_finetune(FinetuneSettings(**{**known, **options}))
 
 
 def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
-    """Fine-tune networks on images and report what is measured at each epoch."""
+    """Fine-tune networks on images or texts and report what is measured at each epoch."""
     settings.register()
     given = as_arguments(settings)
     record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
     with optional_output(settings.output, FinetuneResult.JOB) as partial:
         stack, names = open_stack(settings.networks, **settings.weights)
-        data = open_images(settings.images, train_limit=settings.train_limit, image_size=settings.image_size)
-        record.data["images"] = data.describe()
+        data = settings.open_data()
+        record.data["texts" if isinstance(data, TextData) else "images"] = data.describe()
         curves: dict[str, list[list[float]]] = {}
         task = settings.task(data)
         trained, curves["networks"] = _train(stack, data, task, settings)
@@ -132,6 +144,7 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
             curves=curves,
             measured=measured,
             include_code=settings.include_code,
+            tokenizer=data.tokenizer if isinstance(data, TextData) else None,
         )
         if partial is not None:
             result.write(partial)
@@ -140,7 +153,7 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
 
 
 def _train(
-    stack: StackedNetworks, data: ImageData, task: Task, settings: FinetuneSettings
+    stack: StackedNetworks, data: LabelledData, task: Task, settings: FinetuneSettings
 ) -> tuple[StackedNetworks, list[list[float]]]:
     """Train networks together; return them and what is measured, `[epochs + 1][networks]`, from before training on."""
     hyper_parameters = HyperParameters.repeat(

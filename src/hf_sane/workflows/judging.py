@@ -1,13 +1,22 @@
 """Settings of what networks are judged by: a metric on examples, or a function of the user's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import datasets
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_sane.hub._push import network_folders
 from hf_sane.networks._metrics import load_metric
 from hf_sane.networks._tasks import Classification, Judgement, LabelledData, OwnTask, Task
+from hf_sane.networks._texts import MAX_TOKENS, TEXT_KINDS, TextData, load_texts
 from hf_sane.records._documents import parse_document
 from hf_sane.records._own_code import load_named
 from hf_sane.records._settings import CheckedSettings, setting
+from hf_sane.records._sources import HubRepo, find_source
 
 
 @dataclass(kw_only=True)
@@ -65,4 +74,52 @@ class MetricSettings(JudgeSettings):
         return Classification(data, compare)
 
 
-__all__ = ["JudgeSettings", "MetricSettings"]
+@dataclass(kw_only=True)
+class TextSettings(CheckedSettings):
+    """Settings of texts for networks that read them."""
+
+    texts: str | TextData | datasets.Dataset | datasets.DatasetDict | None = setting(
+        f"{TEXT_KINDS}, for networks that classify texts.", default=None
+    )
+    tokenizer: str | PreTrainedTokenizerBase | None = setting(
+        "Tokenizer of the texts, a folder or Hub id; by default that of the first network.", default=None
+    )
+    text_column: str | None = setting("Column of the texts; by default a usual name or the only one.", default=None)
+    label_column: str | None = setting("Column of the labels; by default a usual name or type.", default=None)
+    max_tokens: int = setting("Cut texts after this many tokens.", default=MAX_TOKENS, least=1)
+
+    def open_texts(self, networks: Sequence[str | Path | nn.Module], **options: Any) -> TextData:
+        """Load and tokenize the texts.
+
+        Args:
+            networks: The first one names the tokenizer, if the settings do not.
+            **options: Further options of `load_texts`.
+
+        Raises:
+            ValueError: If no tokenizer is known.
+        """
+        assert self.texts is not None
+        if isinstance(self.texts, TextData):
+            return self.texts
+        tokenizer: Any = self.tokenizer or next(filter(None, map(_tokenizer_place, networks)), None)
+        if tokenizer is None:
+            raise ValueError("expected a tokenizer for the texts, got none; name its folder or Hub id (--tokenizer)")
+        return load_texts(
+            self.texts,
+            tokenizer,
+            text_column=self.text_column,
+            label=self.label_column,
+            max_tokens=self.max_tokens,
+            **options,
+        )
+
+
+def _tokenizer_place(network: str | Path | nn.Module) -> str | Path | None:
+    """Where a tokenizer may lie beside a network: its folder or repository, or the first of a folder of networks."""
+    if isinstance(network, nn.Module):
+        return getattr(getattr(network, "config", None), "name_or_path", None) or None
+    place = find_source(network)
+    return network if isinstance(place, HubRepo) else network_folders(place)[0]
+
+
+__all__ = ["JudgeSettings", "MetricSettings", "TextSettings"]

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification, PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._adapters import ADAPTER_CONFIG
 from hf_sane.core._types import StateDict
-from hf_sane.hub._cards import describe_config
+from hf_sane.hub._cards import auto_class, describe_config
 from hf_sane.hub._push import network_folders, push_generated
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.networks._modules import find_architecture, has_registered
@@ -24,7 +25,7 @@ from hf_sane.records._run_record import RECORD
 from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.tokenization._adapters import REMEDY, adapter_folder
 from hf_sane.tokenization._checkpoints import CheckpointSource
-from hf_sane.tokenization._loading import load_model
+from hf_sane.tokenization._loading import load_config, load_model
 from hf_sane.tokenization._reading import read_network
 from hf_sane.workflows.results import Result
 
@@ -41,10 +42,12 @@ class NetworksResult(Result):
     Attributes:
         stack: All networks, stacked so that they run together.
         include_code: Whether the modelling code is saved along with the networks.
+        tokenizer: Tokenizer of networks of texts, which is saved along with them.
     """
 
     stack: StackedNetworks
     include_code: bool = False
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     def __len__(self) -> int:
         return self.stack.num_models
@@ -138,7 +141,15 @@ def _open(source: Network, index: int, weights: dict[str, str]) -> list[tuple[st
         return found
     _check_is_no_adapter(CheckpointSource(source, subfolder=weights.get("subfolder")))
     folders = [source] if isinstance(place, HubRepo) or "subfolder" in weights else network_folders(place)
-    return [(str(folder), load_model(AutoModelForImageClassification, folder, **weights)) for folder in folders]
+    return [(str(folder), load_network(folder, **weights)) for folder in folders]
+
+
+def load_network(source: str | Path, **weights: str) -> PreTrainedModel:
+    """Load a model of Transformers with the Auto class of its architecture, see [`auto_class`]."""
+    where = {name: value for name, value in weights.items() if name == "subfolder"}
+    name, _ = auto_class(load_config(source, **where))
+    network: PreTrainedModel = load_model(getattr(transformers, name), source, **weights)
+    return network
 
 
 def _check_is_no_adapter(source: CheckpointSource) -> None:

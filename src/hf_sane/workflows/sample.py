@@ -14,7 +14,8 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData, load_zoo_images
 from hf_sane.networks._modules import ModuleSettings
-from hf_sane.networks._tasks import Task
+from hf_sane.networks._tasks import LabelledData, Task
+from hf_sane.networks._texts import TextData
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import hub_id
@@ -25,7 +26,7 @@ from hf_sane.sampling._generation import Density, NetworkCodec
 from hf_sane.sampling._samplers import SAMPLERS, SamplingTask, parse_bandwidths, run_sampler
 from hf_sane.sampling._selection import Judge, SelectedNetworks
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.workflows.judging import MetricSettings
+from hf_sane.workflows.judging import MetricSettings, TextSettings
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output, rows_of
 from hf_sane.workflows.shared import SaneSettings, SourceSettings
@@ -63,7 +64,7 @@ class Autoencoder(Protocol):
 
 
 @dataclass(kw_only=True)
-class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSettings):
+class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSettings, TextSettings):
     """Settings of [`sample`]."""
 
     sane: str | Autoencoder = setting("SANE folder or Hub repo id.")
@@ -133,10 +134,12 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSetting
             raise ValueError("expected a zoo (--zoo) or networks (--anchors) to sample around, got both; name one")
         if self.zoo is not None and self.weights:
             raise ValueError("--subfolder and --variant are for networks (--anchors), got a zoo; leave them out")
-        if self.anchors and self.images is None and self.evaluate is None:
+        if self.images is not None and self.texts is not None:
+            raise ValueError("expected images (--images) or texts (--texts) to judge networks by, got both; name one")
+        if self.anchors and self.images is None and self.texts is None and self.evaluate is None:
             raise ValueError(
-                "expected images to judge networks by, since anchors do not name theirs; name them (--images), or a "
-                "function (--evaluate)"
+                "expected images to judge networks by, since anchors do not name theirs; name them (--images), or "
+                "texts (--texts), or a function (--evaluate)"
             )
 
 
@@ -186,6 +189,7 @@ class SampleResult(NetworksResult):
                 datasets=[found for found in [hub_id(facts.get("zoo"))] if found],
                 include_code=self.include_code,
                 provenance=provenance,
+                tokenizer=self.tokenizer,
             )
         super().write(partial)
 
@@ -241,7 +245,7 @@ def run_sample(settings: SampleSettings) -> SampleResult:
 def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
     task, data, zoo = _open_task(settings, record)
     anchors = _open_anchors(settings, record, zoo, task)
-    images = data.train_images if data is not None and settings.condition else None
+    images = data.split("train")[0] if data is not None and settings.condition else None
     judge = Judge(task.rank, conditioning_images=images)
     generator = torch.Generator().manual_seed(settings.seed)
     sampling = SamplingTask(
@@ -265,21 +269,25 @@ def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
         provenance=_provenance(settings, record, anchors, selected, task),
         comparison=rows,
         include_code=settings.include_code,
+        tokenizer=data.tokenizer if isinstance(data, TextData) else None,
     )
 
 
-def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, ImageData | None, Zoo | None]:
-    """What networks are judged by, images if there are any, and the zoo; their sources are recorded."""
+def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, LabelledData | None, Zoo | None]:
+    """What networks are judged by, images or texts if there are any, and the zoo; their sources are recorded."""
     zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.config)
     record.arguments["zoo_revision"] = None if zoo is None else zoo.revision
     record.data |= {} if zoo is None else {"zoo": zoo.facts.name}
-    data = None
-    if settings.images is not None:
+    data: ImageData | TextData | None = None
+    if settings.texts is not None:
+        data = settings.open_texts(settings.anchors)
+    elif settings.images is not None:
         data = open_images(settings.images, image_size=settings.image_size)
     elif settings.evaluate is None:
         assert zoo is not None
         data = load_zoo_images(zoo.facts)
-    record.data |= {} if data is None else {"images": data.describe()}
+    if data is not None:
+        record.data["texts" if isinstance(data, TextData) else "images"] = data.describe()
     task = settings.task(data)
     record.arguments |= {} if task.metric == "accuracy" else {"metric": task.metric}
     return task, data, zoo

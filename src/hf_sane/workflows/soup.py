@@ -32,19 +32,20 @@ from hf_sane.merging._soups import CheckpointMixer, Mixer, NamesMixer, Soup
 from hf_sane.networks._batchnorm import NUM_BATCHES
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
-from hf_sane.networks._tasks import SplitScore
+from hf_sane.networks._tasks import LabelledData, SplitScore
+from hf_sane.networks._texts import TextData
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
-from hf_sane.tokenization._loading import initial_model, load_config, load_model
-from hf_sane.workflows.judging import MetricSettings
-from hf_sane.workflows.networks import open_images
+from hf_sane.tokenization._loading import initial_model, load_config
+from hf_sane.workflows.judging import MetricSettings, TextSettings
+from hf_sane.workflows.networks import load_network, open_images
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.shared import WeightsSettings
 
 
 @dataclass(kw_only=True)
-class SoupSettings(WeightsSettings, MetricSettings):
+class SoupSettings(WeightsSettings, MetricSettings, TextSettings):
     """Settings of [`soup`]."""
 
     ingredients: list[Any] = setting(
@@ -77,12 +78,19 @@ class SoupSettings(WeightsSettings, MetricSettings):
     seed: int = setting("Random seed for the images on which BatchNorm statistics are re-estimated.", default=0)
     include_code: bool = setting("Save the network with its modelling code (for trust_remote_code).", default=False)
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is anything to measure by."""
+        return any(given is not None for given in (self.data, self.texts, self.evaluate))
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if MERGE_METHODS.find(self.method).needs_score and self.data is None and self.evaluate is None:
+        if self.data is not None and self.texts is not None:
+            raise ValueError("expected images (--data) or texts (--texts) to select by, got both; name one")
+        if MERGE_METHODS.find(self.method).needs_score and not self.is_measured:
             raise ValueError(
-                f"a {self.method} soup is selected on held-out data, got none; name it (--data), or a function "
-                "(--evaluate), or use --method uniform"
+                f"a {self.method} soup is selected on held-out data, got none; name it (--data), or texts (--texts), "
+                "or a function (--evaluate), or use --method uniform"
             )
         if self.recalibrate and self.data is None:
             raise ValueError(
@@ -176,12 +184,16 @@ def run_soup(settings: SoupSettings) -> SoupResult:
         },
     )
     with optional_output(settings.output, SoupResult.JOB) as partial:
-        images = None if settings.data is None else open_images(settings.data)
-        scores = _scores(images, settings)
+        data: ImageData | TextData | None = None
+        if settings.data is not None:
+            data = open_images(settings.data)
+        elif settings.texts is not None:
+            data = settings.open_texts(settings.ingredients)
+        scores = _scores(data, settings)
         record.arguments |= {"metric": scores["validation"].task.metric} if scores else {}
-        record.data |= {} if images is None else _describe(images)
+        record.data |= {} if data is None else _describe(data)
         record.arguments |= settings.weights
-        result = _cook(settings, record, scores, images)
+        result = _cook(settings, record, scores, data)
         result.notes += scores["validation"].task.notes if scores else []
         if partial is not None:
             result.write(partial)
@@ -190,7 +202,7 @@ def run_soup(settings: SoupSettings) -> SoupResult:
 
 
 def _cook(
-    settings: SoupSettings, record: RunRecord, scores: dict[str, SplitScore], images: ImageData | None
+    settings: SoupSettings, record: RunRecord, scores: dict[str, SplitScore], data: LabelledData | None
 ) -> SoupResult:
     sources: list[Any] = settings.ingredients
     if all(isinstance(x, str | Path) for x in sources):
@@ -203,22 +215,24 @@ def _cook(
     opened = open_ingredients(
         [CheckpointSource(x, **settings.weights) if isinstance(x, str | Path) else x for x in sources]
     )
-    return _soup_of_checkpoints(settings, opened, record, scores, images)
+    return _soup_of_checkpoints(settings, opened, record, scores, data)
 
 
-def _scores(images: ImageData | None, settings: SoupSettings) -> dict[str, SplitScore]:
+def _scores(data: LabelledData | None, settings: SoupSettings) -> dict[str, SplitScore]:
     """Measure on held-out and on test data; empty without data and function."""
-    if images is None and settings.evaluate is None:
+    if not settings.is_measured:
         return {}
-    task = settings.task(images)
+    task = settings.task(data)
     return {split: SplitScore(task, split) for split in ("validation", "test")}
 
 
-def _describe(images: ImageData) -> dict[str, Any]:
+def _describe(data: ImageData | TextData) -> dict[str, Any]:
+    kind = "texts" if isinstance(data, TextData) else "images"
+    count = {split: len(data.split(split)[1]) for split in ("validation", "test")}
     return {
-        "images": images.describe(),
-        "held_out_split": f"validation, {len(images.validation_labels)} images",
-        "test_split": f"{len(images.test_labels)} images",
+        kind: data.describe(),
+        "held_out_split": f"validation, {count['validation']} {kind}",
+        "test_split": f"{count['test']} {kind}",
     }
 
 
@@ -227,12 +241,12 @@ def _soup_of_checkpoints(
     opened: list[Ingredient],
     record: RunRecord,
     scores: dict[str, SplitScore],
-    images: ImageData | None,
+    data: LabelledData | None,
 ) -> SoupResult:
     """Average checkpoints. Without measurements, files of any architecture are averaged without making a model."""
     dtype, notes = _dtype(opened)
     record.arguments |= {"dtype": dtype}
-    uses = {"--data": images, "--align": settings.align, "--include-code": settings.include_code}
+    uses = {"--data": settings.data, "--align": settings.align, "--include-code": settings.include_code}
     needs = [option for option, value in uses.items() if value]
     config = complete_config(opened[0].config)
     if not needs and not scores and not isinstance(config, ZooConfig) and opened[0].folder is not None:
@@ -250,7 +264,7 @@ def _soup_of_checkpoints(
     mixed = align_known(opened, model.config, align=settings.align)
     record.arguments |= {"aligned": any(ingredient.permutation is not None for ingredient in mixed)}
     record.arguments |= {"recalibrated": settings.recalibrate}
-    calibration = images.train_images if images is not None and settings.recalibrate else None
+    calibration = data.split("train")[0] if data is not None and settings.recalibrate else None
     mixer = CheckpointMixer(model, mixed, calibration, settings.recalibration_batches, seed=settings.seed)
     made = _measure(settings, mixer, record, scores)
 
@@ -320,7 +334,7 @@ def _soup_of_adapters(
                 f"--data takes adapters of image classifiers, their base {named} is {kind}; leave it out for a "
                 "uniform soup"
             )
-        mixer = AdapterMixer(load_model(getattr(transformers, auto_class(config)[0]), named).eval(), adapters)
+        mixer = AdapterMixer(load_network(named).eval(), adapters)
     made = _measure(settings, mixer, record, scores)
     averaged = average_adapters(adapters, list(made.weights.values()), rank=settings.rank)
     error = max(averaged.errors.values(), default=0.0)

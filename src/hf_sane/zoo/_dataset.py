@@ -26,7 +26,7 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import build_model
 from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
-from hf_sane.networks._modules import find_architecture
+from hf_sane.networks._modules import find_architecture, transformers_architecture
 from hf_sane.networks._stacked import StackedNetworks, with_settings
 from hf_sane.records._disks import NO_SPACE
 from hf_sane.records._errors import InvalidFileError, reading
@@ -141,18 +141,22 @@ class ZooSplit:
     def config(self, index: int) -> ZooConfig | nn.Module:
         """Configuration of one network, with the activation, initialisation and dropout of its run.
 
-        For an imported network, this is a module of the architecture that was registered for its tensors.
+        For an imported network, this is a module of the architecture that was registered for its tensors, or of the
+        class of Transformers that its configuration names.
 
         Raises:
-            ValueError: If it was imported, and its architecture is not registered.
+            ValueError: If it was imported, and its architecture is neither registered nor one of Transformers.
         """
         if (config := self.known_config(index)) is not None:
             return config
-        if (found := find_architecture(self.layout(index))) is not None:
+        layout = self.layout(index)
+        settings = self.facts.architectures[self.table.column("architecture")[self.rows[index]]]
+        if found := find_architecture(layout) or transformers_architecture(settings["config"], layout):
             return found.structure
         raise ValueError(
-            f"the architecture of {self.run_ids[index]!r} is not one of this library, which has its weights only; "
-            "give its code: hf_sane.register_architecture(MyModule, example_inputs), or --module my_file.py:MyModule"
+            f"the architecture of {self.run_ids[index]!r} is not one of this library or of Transformers (there "
+            "are its weights only); give its code: hf_sane.register_architecture(MyModule, example_inputs), or "
+            "--module my_file.py:MyModule"
         )
 
     def known_config(self, index: int) -> ZooConfig | None:

@@ -243,7 +243,10 @@ def _architecture(config: Mapping[str, Any], own: ZooConfig | None) -> tuple[str
     """The value of the `architecture` column, and the settings that it refers to."""
     if own is not None:
         return architecture_facts(own)
-    settings = {"model_type": IMPORTED, "config": {k: config[k] for k in sorted(config) if k not in VOLATILE}}
+    known = {key: config[key] for key in sorted(config) if key not in VOLATILE}
+    if isinstance(config.get("id2label"), dict):  # the number of classes is in the labels alone
+        known["num_labels"] = len(config["id2label"])
+    settings = {"model_type": IMPORTED, "config": known}
     return architecture_key(settings), settings
 
 

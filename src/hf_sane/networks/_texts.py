@@ -1,0 +1,188 @@
+"""Text classification data: three fixed splits of tokenized texts, from any dataset."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hf_sane.networks._image_sources import (
+    LABEL_COLUMNS,
+    SPLITS,
+    Part,
+    dataset_labels,
+    find_column,
+    label_column,
+    label_names,
+    labelled_splits,
+)
+from hf_sane.networks._images import choose_splits
+from hf_sane.records._errors import reading
+from hf_sane.records._patience import patiently
+from hf_sane.records._sources import HubRepo, parse_source
+from hf_sane.tokenization._pretrained import load_pretrained
+
+TEXT_KINDS = "A dataset on the Hub, a folder or file (CSV, JSON, parquet) with texts and labels, or a saved dataset"
+TEXT_COLUMNS = ("text", "sentence", "content", "review", "question", "tweet", "title")
+MAX_TOKENS = 128
+BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`
+UNREADABLE = (datasets.exceptions.DatasetsError,)
+
+TextSource: TypeAlias = str | Path | datasets.Dataset | datasets.DatasetDict
+
+
+@dataclass(frozen=True, slots=True)
+class TextData:
+    """Tokenized texts and labels in three splits.
+
+    Attributes:
+        name: Name in records and cards.
+        inputs: Split to `[n, 2, L]` int64: token ids, and the mask of those that count. `L` is the length of the
+            longest text.
+        labels: Split to `[n]` int64 in `[0, K)`.
+        num_classes: `K`.
+        class_names: Names of the classes; may be empty.
+        tokenizer: Made the tokens.
+    """
+
+    name: str
+    inputs: Mapping[str, Tensor]
+    labels: Mapping[str, Tensor]
+    num_classes: int
+    class_names: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+
+    def split(self, name: str) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of `"train"`, `"validation"` or `"test"`.
+
+        Raises:
+            ValueError: If the name is unknown.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"expected one of the splits {', '.join(SPLITS)}, got {name!r}")
+        return self.inputs[name], self.labels[name]
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for records and cards: name, classes, tokens of the longest text, texts per split."""
+        counts = {split: len(self.labels[split]) for split in SPLITS}
+        named = {"classes": list(self.class_names)} if self.class_names else {}
+        return {"name": self.name, "tokens": self.inputs["train"].shape[2], **counts, **named}
+
+
+def load_texts(
+    source: TextSource,
+    tokenizer: str | Path | PreTrainedTokenizerBase,
+    *,
+    name: str | None = None,
+    text_column: str | None = None,
+    label: str | None = None,
+    max_tokens: int = MAX_TOKENS,
+    train_limit: int | None = None,
+    seed: int = 0,
+) -> TextData:
+    """Load text classification data, split it reproducibly as `load_images` does, and tokenize it.
+
+    Args:
+        source: A dataset on the Hub, `owner/name`; a folder or file of CSV, JSON or parquet; a folder from
+            `save_to_disk`; or a `datasets` object.
+        tokenizer: A tokenizer, or the folder or repository of one.
+        name: Name of the data; if `None`, it is derived from the source.
+        text_column: Column of texts; a usual name (text, sentence, ...), or else the only text column, if `None`.
+        label: Column of labels (indices, `ClassLabel` or texts); found like the other if `None`.
+        max_tokens: Longer texts are cut.
+        train_limit: Largest number of training texts.
+        seed: Random seed for splits and draws.
+
+    Raises:
+        FileNotFoundError: If there is no such source or tokenizer.
+        KeyError: If a column is missing.
+        InvalidFileError: If a file is damaged.
+        ValueError: If a split is empty, labels are not classes, a text is missing, or the tokenizer cannot pad.
+    """
+    loaded, label_of = _open(source)
+    splits = labelled_splits(loaded)
+    names = label_names(splits["train"], label)
+    parts = {split: _part(split, part, text_column, label, names) for split, part in splits.items()}
+    chosen = choose_splits(name or label_of, parts, {}, seed)
+    encoder = _open_tokenizer(tokenizer)
+    texts, labels = {}, {}
+    for split in SPLITS:
+        origin, indices = chosen[split]
+        indices = np.sort(indices[:train_limit] if split == "train" else indices)
+        texts[split] = parts[origin].fetch(indices)
+        labels[split] = torch.from_numpy(parts[origin].labels[indices].astype(np.int64))
+    encoded = encoder(
+        [text for split in SPLITS for text in texts[split]],
+        truncation=True,
+        max_length=min(max_tokens, encoder.model_max_length),
+        padding=True,
+        return_tensors="pt",
+    )
+    stacked = torch.stack([encoded["input_ids"], encoded["attention_mask"]], dim=1)
+    return TextData(
+        name=name or label_of,
+        inputs=dict(zip(SPLITS, stacked.split([len(texts[split]) for split in SPLITS]), strict=True)),
+        labels=labels,
+        num_classes=max(len(names), *(1 + int(part.labels.max()) for part in parts.values())),
+        class_names=names,
+        tokenizer=encoder,
+    )
+
+
+def _open(source: TextSource) -> tuple[datasets.Dataset | datasets.DatasetDict, str]:
+    """A `datasets` object, and its name."""
+    if isinstance(source, datasets.Dataset | datasets.DatasetDict):
+        return source, "dataset"
+    place = parse_source(source)
+    if isinstance(place, HubRepo):
+        loaded = patiently(datasets.load_dataset, place.repo_id, revision=place.revision)
+        return loaded, place.repo_id.rpartition("/")[2]
+    if not place.exists():
+        raise FileNotFoundError(f"no texts at {place}; expected {TEXT_KINDS[0].lower()}{TEXT_KINDS[1:]}")
+    with reading(place, expected="a dataset of texts and labels", remedy="see load_texts()", also=UNREADABLE):
+        if any((place / file).is_file() for file in SAVED):
+            return datasets.load_from_disk(str(place)), place.resolve().name
+        if place.is_dir():
+            return datasets.load_dataset(str(place)), place.resolve().name
+        if place.suffix not in BUILDERS:
+            raise ValueError(f"a file that ends with {place.suffix or 'nothing'}, not {', '.join(BUILDERS)}")
+        options = {"sep": "\t"} if place.suffix == ".tsv" else {}
+        return datasets.load_dataset(BUILDERS[place.suffix], data_files=str(place), **options), place.stem
+
+
+def _part(split: str, dataset: datasets.Dataset, text: str | None, label: str | None, names: tuple[str, ...]) -> Part:
+    labels_from = label or label_column(dataset)
+    strings = [n for n, f in dataset.features.items() if f == datasets.Value("string") and n != labels_from]
+    texts_from = text or find_column(dataset, TEXT_COLUMNS, strings)
+    if not {texts_from, labels_from} <= set(dataset.column_names):
+        raise KeyError(
+            f"expected a text column ({text or ', '.join(TEXT_COLUMNS)}) and a label column "
+            f"({label or ', '.join(LABEL_COLUMNS)}), got {dataset.column_names}; name them (--text-column, "
+            "--label-column)"
+        )
+    assert texts_from is not None
+    assert labels_from is not None
+    if missing := dataset.data.column(texts_from).null_count:
+        raise ValueError(f"{split}: {missing} examples have no {texts_from}; leave them out")
+    return Part(dataset_labels(split, dataset, labels_from, names), lambda index: dataset.select(index)[texts_from])
+
+
+def _open_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    found: Any = tokenizer
+    if isinstance(tokenizer, str | Path):
+        found = load_pretrained(AutoTokenizer, tokenizer, "a tokenizer")
+    if found.pad_token is None:
+        raise ValueError(
+            f"expected a tokenizer that can pad texts to one length, got {type(found).__name__} without a pad token; "
+            "set it, in the configuration of the networks, too"
+        )
+    return found
+
+
+__all__ = ["TextData", "load_texts"]
