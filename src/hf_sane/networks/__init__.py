@@ -8,18 +8,15 @@ if TYPE_CHECKING:
     from hf_sane.networks._images import load_images
     from hf_sane.networks._modules import ModuleArchitecture, register_architecture
     from hf_sane.networks._stacked import StackedNetworks
-    from hf_sane.networks._texts import load_texts
 
 __all__ = [
     "ModuleArchitecture",
     "StackedNetworks",
     "load_images",
-    "load_texts",
     "register_architecture",
 ]
 _HOMES = {
     "load_images": "_images",
-    "load_texts": "_texts",
     "ModuleArchitecture": "_modules",
     "register_architecture": "_modules",
     "StackedNetworks": "_stacked",
