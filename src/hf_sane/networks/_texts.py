@@ -183,6 +183,3 @@ def _open_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrain
             "set it, in the configuration of the networks, too"
         )
     return found
-
-
-__all__ = ["TextData", "load_texts"]
