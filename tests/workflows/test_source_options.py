@@ -66,7 +66,18 @@ def options_of_verbs():
 def test_every_verb_has_the_options_or_a_reason():
     found = options_of_verbs()
     with_options = {verb for verb, names in found.items() if names >= {"subfolder", "variant"}}
-    assert with_options == {"info", "analyze", "embed", "sample", "finetune", "soup", "regions", "scan", "zoo import"}
+    assert with_options == {
+        "info",
+        "analyze",
+        "diff",
+        "embed",
+        "sample",
+        "finetune",
+        "soup",
+        "regions",
+        "scan",
+        "zoo import",
+    }
     assert found.keys() - with_options == WITHOUT.keys()
     assert not any(names & {"subfolder", "variant"} for verb, names in found.items() if verb in WITHOUT)
 
