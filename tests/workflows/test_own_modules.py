@@ -184,6 +184,22 @@ def test_the_command_line_takes_the_module(own, zoo, sane, tmp_path, hf_sane_com
     assert (tmp_path / "out/network_0/model.safetensors").is_file()
 
 
+def test_bare_state_dicts_are_averaged_with_the_module(own, tmp_path, hf_sane_command):
+    files = [own / "nets" / f"net{index}.safetensors" for index in range(3)]
+    refused = hf_sane_command("soup", *files, "-o", tmp_path / "soup", exit_code=2).stderr
+    assert "or the code of its module (--module)" in refused
+    flags = ("--module", f"{own / 'two_heads.py'}:TwoHeads", "--module-input", "1,8,8")
+    hf_sane_command("soup", *files, *flags, "-o", tmp_path / "soup")
+    states, saved = [load_file(file) for file in files], load_file(tmp_path / "soup/model.safetensors")
+    for name, tensor in saved.items():
+        torch.testing.assert_close(tensor, torch.stack([state[name] for state in states]).mean(dim=0))
+    assert "network = TwoHeads()" in (tmp_path / "soup/README.md").read_text()
+    greedy = hf_sane.soup(files, method="greedy", data="digits", align=True)
+    images, labels = load_images("digits").split("test")
+    accuracy = (greedy.model(images)[0].argmax(1) == labels).float().mean().item()
+    assert greedy.record.results["test_accuracy"] == pytest.approx(accuracy)
+
+
 @pytest.mark.parametrize(
     ("place", "reason"),
     [

@@ -155,8 +155,7 @@ def network_card(
     else:
         architecture = type(network).__name__
         tag = TASKS[0][1] if record.data.get("images") else None
-        settings = {"class": architecture, "parameters": sum(p.numel() for p in network.parameters())}
-        code = {"code": "module", "class_name": architecture, "standardised": _standardised(record)}
+        settings, code = _describe_module(network), _module_code(network, record)
     return _card(
         "sampled_network.md",
         record,
@@ -228,7 +227,7 @@ def adapter_card(
 
 
 def soup_card(
-    config: PreTrainedConfig | None,
+    config: PreTrainedConfig | nn.Module | None,
     record: RunRecord,
     *,
     title: str = "Model soup",
@@ -239,7 +238,8 @@ def soup_card(
     """Describe a soup.
 
     Args:
-        config: Configuration of the network, or of the base of adapters; `None` if that is not known.
+        config: Configuration of the network, or of the base of adapters, or a module without one; `None` if that is
+            not known.
         record: Record of the run: `arguments` with `recipe` (`"greedy"` or `"uniform"`), `metric`, `aligned`,
             `recalibrated`; `results["ingredients"]` as `{name: {"weight": ..., "held_out_score": ...}}`; other results
             become tables, those called `test_...` and `validation_...` entries of the model index.
@@ -262,8 +262,12 @@ def soup_card(
     base = None if adapter is None else hub_id(adapter.get("base_model_name_or_path"))
     parents = [parse_repo(name).repo_id for name, row in rows.items() if row["weight"] and _is_repo_id(name)]
     base_model = ([base] if base and _is_repo_id(base) else list(dict.fromkeys(parents))) or None
-    code = _network_code(config, record, with_code=with_code)
-    if adapter is None:
+    own = config if isinstance(config, nn.Module) else None
+    config = None if isinstance(config, nn.Module) else config
+    code = _network_code(config, record, with_code=with_code) if own is None else _module_code(own, record)
+    if own is not None:
+        settings = _describe_module(own)
+    elif adapter is None:
         settings = {} if config is None else describe_config(config)
     else:
         settings = {name: adapter.get(name) for name in SOUP_SETTINGS}
@@ -283,7 +287,7 @@ def soup_card(
         options=options,
         settings=settings,
         base=base,
-        kind=None if config is None else config.model_type.removeprefix("sane_"),
+        kind=code.get("class_name") if config is None else config.model_type.removeprefix("sane_"),
         metric=metric,
         is_adapter=adapter is not None,
         is_greedy=record.arguments.get("recipe") == "greedy",
@@ -425,6 +429,15 @@ def _network_code(config: PreTrainedConfig | None, record: RunRecord, *, with_co
         "num_channels": getattr(config, "num_channels", 3),
         "image_size": getattr(config, "image_size", None) or described or 32,
     }
+
+
+def _module_code(network: nn.Module, record: RunRecord) -> dict[str, Any]:
+    """Facts of the code that loads a module of the user's own."""
+    return {"code": "module", "class_name": type(network).__name__, "standardised": _standardised(record)}
+
+
+def _describe_module(network: nn.Module) -> dict[str, Any]:
+    return {"class": type(network).__name__, "parameters": sum(p.numel() for p in network.parameters())}
 
 
 def auto_class(config: PreTrainedConfig) -> tuple[str, str | None]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sane.hub._cards import soup_card
@@ -20,11 +21,12 @@ from hf_sane.merging._ingredients import CARRIED_FILES, CONFIG_FILE, Ingredient
 from hf_sane.merging._reconciliation import complete_config
 from hf_sane.records._outputs import output_folder
 from hf_sane.records._run_record import RECORD, RunRecord
+from hf_sane.sampling._export import save_module
 
 
 def save_soup(
     folder: str | Path,
-    model: PreTrainedModel,
+    model: nn.Module,
     record: RunRecord,
     *,
     include_code: bool = False,
@@ -46,9 +48,12 @@ def save_soup(
     Raises:
         FileExistsError: If `folder` holds something else, or files that were changed.
     """
-    card = soup_card(model.config, record, with_code=include_code)
+    card = soup_card(model.config if isinstance(model, PreTrainedModel) else model, record, with_code=include_code)
     with output_folder(folder, SOUP, replace=True) as partial:
-        save_model(partial, model, auto_class="AutoModelForImageClassification", include_code=include_code)
+        if isinstance(model, PreTrainedModel):
+            save_model(partial, model, auto_class="AutoModelForImageClassification", include_code=include_code)
+        else:
+            save_module(partial, model)
         _carry_files(files_from, partial)
         save_image_processor(partial, record, include_code=include_code)
         record.save(partial / RECORD)
@@ -77,7 +82,10 @@ def save_soup_of_files(
     """
     first = ingredients[0]
     if not first.config or first.folder is None:
-        raise ValueError(f"{first.name} has no config.json, so its architecture is unknown; give the whole folder")
+        raise ValueError(
+            f"{first.name} has no config.json, so its architecture is unknown; give the whole folder, or the code of "
+            "its module (--module)"
+        )
     with output_folder(folder, SOUP, replace=True) as partial:
         tensors = average_checkpoints(ingredients, weights)
         config = averaged_config(ingredients, tensors)

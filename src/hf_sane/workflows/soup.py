@@ -1,5 +1,6 @@
 """Average checkpoints of one architecture, or LoRA adapters of one base model."""
 
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,13 +26,14 @@ from hf_sane.merging._adapters import (
     open_adapters,
 )
 from hf_sane.merging._averaging import soup_dtype, uniform_weights
-from hf_sane.merging._ingredients import Ingredient, align_known, expand_folders, open_ingredients
+from hf_sane.merging._ingredients import Ingredient, align_ingredients, align_known, expand_folders, open_ingredients
 from hf_sane.merging._methods import MERGE_METHODS, measured_soup
 from hf_sane.merging._reconciliation import complete_config
 from hf_sane.merging._soups import CheckpointMixer, Mixer, NamesMixer, Soup
 from hf_sane.networks._batchnorm import NUM_BATCHES
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
+from hf_sane.networks._modules import ModuleSettings, find_architecture
 from hf_sane.networks._tasks import LabelledData, SplitScore
 from hf_sane.networks._texts import TextData
 from hf_sane.records._run_record import RunRecord
@@ -45,7 +47,7 @@ from hf_sane.workflows.shared import WeightsSettings
 
 
 @dataclass(kw_only=True)
-class SoupSettings(WeightsSettings, MetricSettings, TextSettings):
+class SoupSettings(WeightsSettings, MetricSettings, TextSettings, ModuleSettings):
     """Settings of [`soup`]."""
 
     ingredients: list[Any] = setting(
@@ -174,6 +176,7 @@ def soup(ingredients: str | Path | Sequence[Source], **options: Any) -> SoupResu
 
 def run_soup(settings: SoupSettings) -> SoupResult:
     """Average the weights of networks of one architecture; write a model repo whose card lists the ingredients."""
+    settings.register()
     record = RunRecord.start(
         seed=settings.seed,
         arguments={
@@ -249,7 +252,9 @@ def _soup_of_checkpoints(
     uses = {"--data": settings.data, "--align": settings.align, "--include-code": settings.include_code}
     needs = [option for option, value in uses.items() if value]
     config = complete_config(opened[0].config)
-    if not needs and not scores and not isinstance(config, ZooConfig) and opened[0].folder is not None:
+    own = None if opened[0].config else find_architecture(opened[0].outlines)
+    is_model_needed = needs or scores or own is not None or isinstance(config, ZooConfig)
+    if not is_model_needed and opened[0].folder is not None:
         record.arguments |= {"aligned": False, "recalibrated": False}
         mixer: Mixer = NamesMixer(tuple(ingredient.name for ingredient in opened))
         made = _measure(settings, mixer, record, scores)
@@ -260,8 +265,12 @@ def _soup_of_checkpoints(
             soup=made,
             fill=lambda partial: save_soup_of_files(partial, opened, shares, record),
         )
-    model = _empty_model(opened, needs)
-    mixed = align_known(opened, model.config, align=settings.align)
+    if own is not None:
+        model: nn.Module = copy.deepcopy(own.structure)
+        mixed = align_ingredients(opened, own.permutations) if settings.align else opened
+    else:
+        made_of = _empty_model(opened, needs)
+        model, mixed = made_of, align_known(opened, made_of.config, align=settings.align)
     record.arguments |= {"aligned": any(ingredient.permutation is not None for ingredient in mixed)}
     record.arguments |= {"recalibrated": settings.recalibrate}
     calibration = data.split("train")[0] if data is not None and settings.recalibrate else None
@@ -298,7 +307,10 @@ def _empty_model(ingredients: list[Ingredient], needs: list[str]) -> PreTrainedM
     """
     first = ingredients[0]
     if not first.config:
-        raise ValueError(f"{first.name} has no config.json, so its architecture is unknown; give the whole folder")
+        raise ValueError(
+            f"{first.name} has no config.json, so its architecture is unknown; give the whole folder, "
+            "or the code of its module (--module)"
+        )
     config = complete_config(first.config) if first.folder is None else load_config(first.folder)
     name, _ = auto_class(config)
     if name != AutoModelForImageClassification.__name__ and needs:
