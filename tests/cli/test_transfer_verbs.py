@@ -7,6 +7,7 @@ import pytest
 from hub_server import TOKEN
 
 from hf_sane.architectures.presets import build_model, cnn_digits
+from hf_sane.cards._tables import fact_text
 from hf_sane.hub._adapters import save_network_adapter
 from hf_sane.hub._publish import save_network
 from hf_sane.hub._pull import parse_size
@@ -22,7 +23,7 @@ def test_a_zoo_goes_there_and_comes_back(local_hub, tiny_zoo_folder, tmp_path, h
     assert not local_hub.repositories
     assert "nothing was sent" in listed
     for path in (tiny_zoo_folder / "data").glob("*.parquet"):
-        assert re.search(rf"data/{path.name} +{path.stat().st_size:,}\n", listed)
+        assert re.search(rf"data/{path.name} +{fact_text(path.stat().st_size)}\n", listed)
     pushed = hf_sane_command("push", "zoo", tiny_zoo_folder, "org/zoo", "--private").output
     assert "/datasets/org/zoo/commit/" in pushed
     assert local_hub.repositories["datasets", "org/zoo"].private
@@ -59,7 +60,9 @@ def test_every_kind_is_listed_sent_and_fetched(local_hub, artefacts, tmp_path, h
         sizes = dict(re.findall(r"^(\S+\.\S+) +([\d,]+)$", listed, flags=re.MULTILINE))
         hf_sane_command("push", kind, folder, repo_id)
         arrived = local_hub.repositories["models", repo_id].files
-        assert sizes == {path: f"{len(content):,}" for path, content in arrived.items() if path != ".gitattributes"}
+        assert sizes == {
+            path: fact_text(len(content)) for path, content in arrived.items() if path != ".gitattributes"
+        }
         hf_sane_command("pull", repo_id, "--output", fetched)
         for path in sizes:
             assert (fetched / path).read_bytes() == arrived[path]
