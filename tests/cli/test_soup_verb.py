@@ -234,7 +234,7 @@ def test_a_soup_of_adapters(adapters, tmp_path, hf_sane_command):
     assert results["test_accuracy"] == pytest.approx(ImageScore(*load_images("digits").split("test"))(merged))
     assert results["largest_relative_error_of_a_layer"] == 0
     card = ModelCard.load(tmp_path / "soup" / "README.md")
-    assert "the products of their factors, not the factors" in str(card)
+    assert "the products of the factors), not over the factors" in str(card)
     assert "name no base model on the Hub" in str(card)
     assert str(adapters) not in (tmp_path / "soup" / "adapter_config.json").read_text()  # where the base lies here
     assert card.data.library_name == "peft"
