@@ -230,6 +230,32 @@ def small_run(
             ),
         ),
         SmallRun("soup", ("soup", sampled)),
+        SmallRun(
+            "compare",
+            (
+                *(
+                    "compare",
+                    "--sane",
+                    sane,
+                    "--zoo",
+                    zoo,
+                    "--num-candidates",
+                    3,
+                    "--num-kept",
+                    1,
+                    "--finetune-epochs",
+                ),
+                *(0, "--methods", "sane_subsampled", "--bandwidths", 0.1),
+            ),
+        ),
+        SmallRun("reconstruct", ("reconstruct", "--sane", sane, "--zoo", zoo, "--images", "digits")),
+        SmallRun(
+            "start",
+            (
+                *("start", "--images", "digits", "--num-candidates", 4, "--num-starts", 1, "--epochs", 1),
+                *("--learning-rate", 1e-3, "--bandwidth", 0.1, "--train-limit", 40, "--no-progress-bar"),
+            ),
+        ),
         SmallRun("embed", ("embed", "--sane", sane, "--zoo", zoo)),
         SmallRun("probe", ("probe", "--sane", sane, "--zoo", zoo, "--poolings", "mean"), share=0),
         SmallRun("finetune", ("finetune", sampled, "--epochs", 1, "--train-limit", 32)),

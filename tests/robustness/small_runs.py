@@ -43,7 +43,7 @@ VERBS = (  # what is cheap first
     *("pretrain", "pull", "zoo build"),
 )
 SCRIPTS = ("finetune_lora.py", "pretrain.py", "build_zoo.py")
-LONG = ("demo",)  # its small run takes ten seconds and more
+LONG = ("compare", "reconstruct", "start", "demo")  # by `make kill` alone
 
 
 def nothing(place: Path) -> None:
