@@ -94,7 +94,9 @@ def refitted_accuracy(networks: StackedNetworks, data: ImageData) -> Tensor:
     width = networks.tensors["classifier.weight"].shape[2]
     identity = torch.eye(width).expand(networks.num_models, width, width)
     changed = {"classifier.weight": identity, "classifier.bias": torch.zeros(networks.num_models, width)}
-    body = StackedNetworks(with_settings(networks.config, num_labels=width), {**networks.tensors, **changed})
+    names = {str(index): f"feature {index}" for index in range(width)}
+    outputs = {"num_labels": width, "id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+    body = StackedNetworks(with_settings(networks.config, **outputs), {**networks.tensors, **changed})
     train, test = (body.logits(data.split(name)[0]).double() for name in ("train", "test"))
     mean = train.mean(dim=1, keepdim=True)
     train, test = train - mean, test - mean

@@ -196,7 +196,8 @@ ENDS = {
     "push": dict.fromkeys(KINDS, UNREADY),
     "push samples": {**dict.fromkeys(KINDS, UNREADY), "adapter": ("no network in", UNREADY[1])},
     "finetune": {
-        **dict.fromkeys(("unknown", "sane", "pickled"), NO_PYTHON),
+        **dict.fromkeys(("unknown", "pickled"), NO_PYTHON),
+        "sane": "expected a network, got the SANE autoencoder",
         "adapter": "expected a network, got the adapter",
     },
     "sample": OF_SANE,

@@ -7,8 +7,8 @@ import pytest
 from hf_sane.records._errors import InvalidFileError, reading
 
 
-def read(error: Exception, also: tuple[type[Exception], ...] = ()) -> None:
-    with reading("some.file", expected="rows", remedy="take another", also=also):
+def read(error: Exception, also: tuple[type[Exception], ...] = (), *, by_arrow: bool = True) -> None:
+    with reading("some.file", expected="rows", remedy="take another", also=also, by_arrow=by_arrow):
         raise error
 
 
@@ -31,3 +31,8 @@ def test_disks_and_networks_are_not_the_fault_of_the_file(error):
 def test_unless_the_reader_says_so():
     with pytest.raises(InvalidFileError):
         read(FileNotFoundError("x"), also=(FileNotFoundError,))
+
+
+def test_only_arrow_reports_damage_as_an_error_of_the_system():
+    with pytest.raises(OSError, match="no such repository"):  # as Transformers has it
+        read(OSError("no such repository"), by_arrow=False)

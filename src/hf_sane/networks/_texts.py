@@ -149,11 +149,12 @@ def _open(source: TextSource) -> tuple[datasets.Dataset | datasets.DatasetDict, 
         if any((place / file).is_file() for file in SAVED):
             return datasets.load_from_disk(str(place)), place.resolve().name
         if place.is_dir():
-            return datasets.load_dataset(str(place)), place.resolve().name
+            return patiently(datasets.load_dataset, str(place)), place.resolve().name
         if place.suffix not in BUILDERS:
             raise ValueError(f"a file that ends with {place.suffix or 'nothing'}, not {', '.join(BUILDERS)}")
         options = {"sep": "\t"} if place.suffix == ".tsv" else {}
-        return datasets.load_dataset(BUILDERS[place.suffix], data_files=str(place), **options), place.stem
+        loaded = patiently(datasets.load_dataset, BUILDERS[place.suffix], data_files=str(place), **options)
+        return loaded, place.stem
 
 
 def _part(split: str, dataset: datasets.Dataset, text: str | None, label: str | None, names: tuple[str, ...]) -> Part:

@@ -85,6 +85,7 @@ def reading(
     remedy: str,
     field: str | None = None,
     also: tuple[type[Exception], ...] = (),
+    by_arrow: bool = False,
 ) -> Iterator[None]:
     """Turn whatever a parser raises for malformed content into an [`InvalidFileError`] about `file`.
 
@@ -94,11 +95,13 @@ def reading(
         remedy: What the user can do.
         field: Which part of the file the block reads.
         also: Further exceptions of the parser, such as `SafetensorError` or `yaml.YAMLError`.
+        by_arrow: Whether Arrow parses it, which says of damaged bytes what the system says of a damaged disk, but
+            without the system's number.
 
     Raises:
         InvalidFileError: If the block raises one of `MALFORMED` or `also`. One that the block raises itself passes.
     """
-    caught: tuple[type[Exception], ...] = (OSError, *MALFORMED, *also)
+    caught: tuple[type[Exception], ...] = (*((OSError,) if by_arrow else ()), *MALFORMED, *also)
     try:
         yield
     except InvalidFileError:

@@ -439,7 +439,7 @@ def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revi
             raise InvalidFileError(
                 data, expected=expected, got=f"{len(paths)} files, {wrong[0]} among them", remedy=REMEDY
             )
-    with reading(data, expected="the parquet files of a zoo", remedy=REMEDY, also=UNREADABLE):
+    with reading(data, expected="the parquet files of a zoo", remedy=REMEDY, also=UNREADABLE, by_arrow=True):
         with _room_for_copies(cache_dir):
             loaded = datasets.load_dataset(
                 "parquet",

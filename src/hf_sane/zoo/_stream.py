@@ -93,7 +93,9 @@ class ZooStream:
         Raises:
             InvalidFileError: If files are damaged.
         """
-        with reading(self.source, expected="the parquet files of a zoo", remedy=REMEDY, also=UNREADABLE):
+        with reading(
+            self.source, expected="the parquet files of a zoo", remedy=REMEDY, also=UNREADABLE, by_arrow=True
+        ):
             stream = patiently(
                 datasets.load_dataset,
                 *self._place(split),
