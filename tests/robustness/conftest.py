@@ -233,7 +233,7 @@ def small_run(
         SmallRun(
             "compare",
             (
-                *("compare", "--sane", sane, "--zoo", zoo, "--num-candidates", 3, "--num-kept", 2),
+                *("compare", "--sane", sane, "--zoo", zoo, "--num-candidates", 4, "--num-kept", 2),
                 *("--num-anchors", 2, "--finetune-epochs", 0, "--methods", "sane_subsampled", "--bandwidths", 0.1),
             ),
         ),
