@@ -135,15 +135,17 @@ def compare_checkpoints(
         return plain
     if spec is not None and (reason := _hindrance(spec, first, other, pairs)):
         spec, plain = None, replace(plain, unaligned=reason)
-    chance = _shuffled(first, other, pairs)
     if spec is None:
+        chance = [compare_tensors(n, pairs[n], first[n], _shuffle(other[pairs[n]])) for n in pairs]
         return _placed(plain, _total(chance))
-    found = _undone(plain, spec, {n: first[n] for n in pairs}, {n: other[pairs[n]] for n in pairs})
+    mine, theirs = {n: first[n] for n in pairs}, {n: other[pairs[n]] for n in pairs}
+    found = _undone(plain, spec, mine, theirs)
     if found.relation is not None:
         return found
-    shuffled = {x.name: _shuffle(other[x.other_name]) for x in chance}
-    _, by_chance = _aligned(plain, spec, {n: first[n] for n in pairs}, shuffled, None)
-    return _placed(found, min(_total(chance), _total(by_chance)))
+    shuffled = {name: _shuffle(tensor) for name, tensor in theirs.items()}
+    chance = [compare_tensors(n, pairs[n], mine[n], shuffled[n]) for n in pairs]
+    _, aligned = _aligned(plain, spec, mine, shuffled, None)
+    return _placed(found, min(_total(chance), _total(aligned)))
 
 
 def _hindrance(
@@ -192,13 +194,6 @@ def _shuffle(tensor: Tensor) -> Tensor:
     """The same values in another order."""
     order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(0))
     return tensor.flatten()[order].view(tensor.shape)
-
-
-def _shuffled(
-    first: Mapping[str, Tensor], other: Mapping[str, Tensor], pairs: Mapping[str, str]
-) -> list[TensorDifference]:
-    """How far the first is from the other with its values shuffled."""
-    return [compare_tensors(name, pairs[name], first[name], _shuffle(other[pairs[name]])) for name in pairs]
 
 
 def _placed(found: Difference, by_chance: float) -> Difference:

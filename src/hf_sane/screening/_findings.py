@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from hf_sane.analysis._report import SpectrumReport
-from hf_sane.records._errors import shorten
+from hf_sane.records._errors import name_some, shorten
 from hf_sane.records._registry import Registry
 from hf_sane.screening._checkpoints import Surroundings
 from hf_sane.screening._initialization import can_be_judged, initialization_of
@@ -16,7 +16,6 @@ from hf_sane.screening._statistics import TensorStatistics
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-MAX_NAMES = 3
 MAX_FLOAT16 = 65504.0
 MIN_PEERS = 8  # matrices that an outlier must stand out from
 OUTLIER = 6.0  # robust standard deviations of the logarithm of the scale
@@ -91,12 +90,6 @@ def find_faults(evidence: Evidence) -> list[Finding]:
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(shorten(name) for name in names[:MAX_NAMES]) + more
-
-
 @register_rule("nan")
 def not_finite(evidence: Evidence) -> Iterator[Finding]:
     """NaN and infinite values."""
@@ -108,7 +101,7 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "nan",
             "error",
-            f"{what} of {read:,} values that were read, in {listed([x.name for x in broken])}",
+            f"{what} of {read:,} values that were read, in {name_some([x.name for x in broken])}",
             "the network gives no sensible output: take an earlier checkpoint",
             tuple(x.name for x in broken),
         )
@@ -123,7 +116,7 @@ def constant(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "untrained",
             "warning",
-            f"the second factor is all zero in {listed(fresh)}: the adapter changes nothing",
+            f"the second factor is all zero in {name_some(fresh)}: the adapter changes nothing",
             "train it, or take the trained one",
             tuple(fresh),
         )
@@ -131,7 +124,7 @@ def constant(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "constant",
             "warning",
-            f"all values that were read are equal in {listed(names)}",
+            f"all values that were read are equal in {name_some(names)}",
             "such a layer passes nothing on: see whether it was saved before training, or pruned",
             tuple(names),
         )
@@ -150,9 +143,9 @@ def duplicate(evidence: Evidence) -> Iterator[Finding]:
         where = "" if all(x.is_whole for x in group) else ", wherever they were read"
         if all(any(word in name for word in TIED) for name in names):
             message, remedy = "tied copies", "save them once (safetensors.torch.save_model keeps one of them)"
-            yield Finding("tied", "note", f"{message}: {listed(names)} are equal{where}", remedy, tuple(names))
+            yield Finding("tied", "note", f"{message}: {name_some(names)} are equal{where}", remedy, tuple(names))
         else:
-            message = f"{listed(names)} hold the same values{where}"
+            message = f"{name_some(names)} hold the same values{where}"
             yield Finding(
                 "duplicate", "warning", message, "trained layers never do: see whether one was copied", tuple(names)
             )
@@ -170,7 +163,7 @@ def untrained(evidence: Evidence) -> Iterator[Finding]:
         message = f"{len(drawn)} of {len(judged)} matrices are as an initialisation draws them ({kinds})"
         remedy = "load trained weights before use"
     else:
-        message = f"as an initialisation draws them ({kinds}), unlike the other matrices: {listed(list(drawn))}"
+        message = f"as an initialisation draws them ({kinds}), unlike the other matrices: {name_some(list(drawn))}"
         remedy = "a head that was added for fine-tuning has to be trained"
     yield Finding("untrained", "warning", message, remedy, tuple(drawn))
 
@@ -202,7 +195,7 @@ def rank_collapse(evidence: Evidence) -> Iterator[Finding]:
     """Matrices of low rank."""
     layers = evidence.spectra.layers if evidence.spectra is not None else ()
     if names := [layer.name for layer in layers if layer.phase == "rank-collapse"]:
-        message = f"rank collapse in {listed(names)}"
+        message = f"rank collapse in {name_some(names)}"
         remedy = "the layer uses few directions: see hf-sane analyze; a smaller rank may do"
         yield Finding("rank", "warning", message, remedy, tuple(names))
 
@@ -217,7 +210,7 @@ def overflow(evidence: Evidence) -> Iterator[Finding]:
             "overflow",
             "warning",
             f"values up to {largest:,.0f} in float16, which ends at {MAX_FLOAT16:,.0f}, in "
-            f"{listed([x.name for x in near])}",
+            f"{name_some([x.name for x in near])}",
             "store them as bfloat16 or float32",
             tuple(x.name for x in near),
         )
@@ -226,7 +219,7 @@ def overflow(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "overflow",
             "note",
-            f"values up to {max(x.largest for x in wide):.3g} in {listed([x.name for x in wide])}",
+            f"values up to {max(x.largest for x in wide):.3g} in {name_some([x.name for x in wide])}",
             "a cast to float16 would make them infinite",
             tuple(x.name for x in wide),
         )
@@ -239,7 +232,7 @@ def remote_code(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "remote-code",
             "warning",
-            f"code comes with the weights: {listed(code)}",
+            f"code comes with the weights: {name_some(code)}",
             "read it before trust_remote_code=True; this scan ran none of it",
         )
 
@@ -251,7 +244,7 @@ def pickles(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "pickle",
             "warning",
-            f"pickles, which could run code when they are opened: {listed(names)}",
+            f"pickles, which could run code when they are opened: {name_some(names)}",
             "load safetensors instead; open pickles with weights_only=True",
         )
 

@@ -4,8 +4,8 @@ import logging
 from importlib.util import find_spec
 from pathlib import Path
 
-from hf_sane.records._errors import shorten
-from hf_sane.screening._findings import Finding, listed
+from hf_sane.records._errors import name_some
+from hf_sane.screening._findings import Finding
 from hf_sane.tokenization._formats import TORCHSCRIPT, file_format
 
 INSTALL = "pip install 'hf_sane[scan]'"
@@ -26,9 +26,9 @@ def scan_pickle(path: Path) -> list[Finding]:
     result = scan_file_path(str(path))
     calls = sorted({f"{x.module}.{x.name}" for x in result.globals if x.safety == SafetyLevel.Dangerous})
     if calls:
-        message = f"opening it would run {listed([shorten(call) for call in calls])}"
+        message = f"opening it would run {name_some(calls)}"
         return [Finding("pickle", "error", message, "do not open it without weights_only=True; tell its author")]
     unknown = sorted({f"{x.module}.{x.name}" for x in result.globals if x.safety == SafetyLevel.Suspicious})
-    what = f", which imports {listed([shorten(name) for name in unknown])}" if unknown else ""
+    what = f", which imports {name_some(unknown)}" if unknown else ""
     damaged = "; parts of it could not be scanned" if result.scan_err else ""
     return [Finding("pickle", "warning", f"a pickle{what}{damaged}", advice)]
