@@ -109,7 +109,7 @@ def run_analyze(settings: AnalyzeSettings) -> AnalyzeResult:
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     if isinstance(source, str | Path):
         source = CheckpointSource(source, settings.revision, settings.subfolder, settings.variant, settings.key)
-    with optional_output(settings.output, AnalyzeResult.JOB) as partial:
+    with optional_output(settings.output, AnalyzeResult.JOB) as output:
         report = analyze_spectrum(source, spectrum)
         spread = None
         if settings.sane is not None:
@@ -127,10 +127,7 @@ def run_analyze(settings: AnalyzeSettings) -> AnalyzeResult:
             eigenvalues=settings.eigenvalues,
             plots=settings.plots,
         )
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
-    return result
+        return output.write(result)
 
 
 def _cells(layer: LayerSpectrum) -> list[Any]:

@@ -180,14 +180,11 @@ def run_compare(settings: CompareSettings) -> ComparisonResult:
     """
     settings.register()
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
-    with optional_output(settings.output, ComparisonResult.JOB) as partial:
+    with optional_output(settings.output, ComparisonResult.JOB) as output:
         result = _compare(settings, record)
         if settings.finetune_epochs:
             result.finetune(settings.finetune_epochs)
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
-    return result
+        return output.write(result)
 
 
 def _compare(settings: CompareSettings, record: RunRecord) -> ComparisonResult:

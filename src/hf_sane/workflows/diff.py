@@ -141,7 +141,7 @@ def run_diff(settings: DiffSettings) -> DiffResult:
         raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
     record = RunRecord.start(arguments=as_arguments(settings))
     settings.register()
-    with optional_output(settings.output, DiffResult.JOB) as partial:
+    with optional_output(settings.output, DiffResult.JOB) as output:
         first, other = (_tensors(source, settings) for source in (settings.first, settings.other))
         spec, why_not = None, "--no-align was given"
         outlines = getattr(first, "outlines", first)
@@ -152,10 +152,7 @@ def run_diff(settings: DiffSettings) -> DiffResult:
         found = compare_checkpoints(first, other, spec, why_not=why_not)
         record.finish({"relation": found.relation, "distance": _known(found.distance)})
         result = DiffResult(record=record, difference=found, plots=settings.plots)
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
-    return result
+        return output.write(result)
 
 
 def _tensors(source: Source, settings: DiffSettings) -> Mapping[str, Tensor]:

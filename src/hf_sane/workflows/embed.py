@@ -126,7 +126,7 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
     if settings.output is not None:
         settings.require_matplotlib()
     names = parse_poolings(settings.poolings)
-    with optional_output(settings.output, EmbedResult.JOB) as partial:
+    with optional_output(settings.output, EmbedResult.JOB) as output:
         record = RunRecord.start(arguments=as_arguments(settings) | {"poolings": names})
         zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.config)
         sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
@@ -139,10 +139,7 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
                 result.map = _draw(result.splits, names, settings.color)
             except UndrawableError as reason:
                 result.notes.append(f"no map: {reason}")
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
-    return result
+        return output.write(result)
 
 
 class UndrawableError(ValueError):

@@ -124,7 +124,7 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
     settings.register()
     given = as_arguments(settings)
     record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
-    with optional_output(settings.output, FinetuneResult.JOB) as partial:
+    with optional_output(settings.output, FinetuneResult.JOB) as output:
         stack, names = open_stack(settings.networks, **settings.weights)
         data = settings.open_data()
         record.data["texts" if isinstance(data, TextData) else "images"] = data.describe()
@@ -146,10 +146,7 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
             include_code=settings.include_code,
             tokenizer=data.tokenizer if isinstance(data, TextData) else None,
         )
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
-    return result
+        return output.write(result)
 
 
 def _train(

@@ -118,7 +118,7 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
     """
     steps = {entry.name: getattr(settings, entry.name) for entry in fields(StepSettings)}
     lora: dict[str, Any] = {"rank": settings.rank, "alpha": settings.alpha}
-    with optional_output(settings.output, FinetuneLoraResult.JOB) as partial:
+    with optional_output(settings.output, FinetuneLoraResult.JOB) as output:
         data = open_images(settings.images, train_limit=settings.train_limit, image_size=settings.image_size)
         record = RunRecord.start(
             seed=settings.seed,
@@ -139,9 +139,7 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
         result = FinetuneLoraResult(
             record=record, model=model, base=base, base_model=settings.base, repo_id=settings.push_to
         )
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
+        output.write(result)
     if settings.push_to is not None and settings.output is not None:
         upload = plan_push("adapter", settings.output, settings.push_to)
         result.published = [upload.push(private=settings.private or None)]

@@ -119,7 +119,7 @@ def probe(zoo: str | Path | Zoo, sane: str | Path | SANE, **options: Any) -> Pro
 def run_probe(settings: ProbeSettings) -> ProbeResult:
     """Fit probes on embeddings and baselines; report how well they predict properties of test networks."""
     record = RunRecord.start(arguments=as_arguments(settings))
-    with optional_output(settings.output, ProbeResult.JOB) as partial:
+    with optional_output(settings.output, ProbeResult.JOB) as output:
         zoos = open_zoos([settings.zoo, *settings.transfer], settings.config)
         for split in (split for zoo in zoos.values() for split in zoo.splits.values()):
             for name in settings.properties:
@@ -135,10 +135,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
         record.arguments["aligned"] = first.is_aligned
         record.finish(_measured(table, transfer), data={"networks": first.counts})
         result = ProbeResult(record=record, notes=first.notes, table=table, transfer=transfer)
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
-    return result
+        return output.write(result)
 
 
 def _features(zoo: Zoo, sane: SANE, settings: ProbeSettings) -> ZooFeatures:

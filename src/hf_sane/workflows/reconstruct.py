@@ -76,7 +76,7 @@ def run_reconstruct(settings: ReconstructSettings) -> ReconstructionResult:
     """Encode and decode the test networks of zoos; report R2 of their weights, and accuracy before and after."""
     settings.register()
     record = RunRecord.start(arguments=as_arguments(settings))
-    with optional_output(settings.output, ReconstructionResult.JOB) as partial:
+    with optional_output(settings.output, ReconstructionResult.JOB) as output:
         zoos = open_zoos(settings.zoo, settings.config)
         sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
         data = open_images(settings.images)
@@ -87,10 +87,7 @@ def run_reconstruct(settings: ReconstructSettings) -> ReconstructionResult:
             total += sums
         measured = {"reconstruction_r2": r2_from_sums(total), "reconstruction": parts}
         result = ReconstructionResult(record=record.finish(measured, data={"images": data.describe()}))
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
-    return result
+        return output.write(result)
 
 
 def _reconstruct(

@@ -202,7 +202,7 @@ def run_regions(settings: RegionsSettings) -> RegionsResult:
             **({} if task is None else {"measured": task.label("test")}),
         },
     )
-    with optional_output(settings.output, RegionsResult.JOB) as partial:
+    with optional_output(settings.output, RegionsResult.JOB) as output:
         if settings.zoo:
             maps, scores, notes = _map_zoos(settings, task)
         else:
@@ -228,10 +228,7 @@ def run_regions(settings: RegionsSettings) -> RegionsResult:
             scores=scores,
             pictures=settings.plots,
         )
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
-    return result
+        return output.write(result)
 
 
 def _map_zoos(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -122,14 +122,37 @@ class Result:
         return text.getvalue().rstrip()
 
 
+AnyResult = TypeVar("AnyResult", bound=Result)
+
+
+@dataclass(frozen=True)
+class OptionalOutput:
+    """The output folder of a workflow, if there is one; from [`optional_output`].
+
+    Attributes:
+        output: Where the folder will be.
+        partial: Where its files are written until then.
+    """
+
+    output: Path | None
+    partial: Path | None
+
+    def write(self, result: AnyResult) -> AnyResult:
+        """Write the files of a result, if there is a folder for them; gives the result, which knows its folder."""
+        if self.partial is not None:
+            result.write(self.partial)
+        result.output = self.output
+        return result
+
+
 @contextmanager
-def optional_output(output: str | Path | None, job: str) -> Iterator[Path | None]:
+def optional_output(output: Path | None, job: str) -> Iterator[OptionalOutput]:
     """As [`output_folder`], for workflows whose output is optional."""
     if output is None:
-        yield None
+        yield OptionalOutput(None, None)
     else:
         with output_folder(output, job) as partial:
-            yield partial
+            yield OptionalOutput(output, partial)
 
 
 def rows_of(measured: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:

@@ -234,12 +234,9 @@ def run_sample(settings: SampleSettings) -> SampleResult:
     given = as_arguments(settings)
     record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
     record.arguments["prompt_statistics"] = settings.prompt_statistics
-    with optional_output(settings.output, SampleResult.JOB) as partial:
+    with optional_output(settings.output, SampleResult.JOB) as output:
         result = _sample(settings, record)
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
-    return result
+        return output.write(result)
 
 
 def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:

@@ -188,7 +188,7 @@ def run_scan(settings: ScanSettings) -> ScanResult:
     """
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     sampling = SamplingSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SamplingSettings)})
-    with optional_output(settings.output, ScanResult.JOB) as partial:
+    with optional_output(settings.output, ScanResult.JOB) as output:
         scans = [
             scan_checkpoint(target, sampling, is_named=target.source in settings.sources)
             for target in _targets(settings)
@@ -196,10 +196,7 @@ def run_scan(settings: ScanSettings) -> ScanResult:
         failures = [text for wanted in settings.fail_on for text in _failures(wanted, scans)]
         result = ScanResult(record=record, scans=scans, failures=failures)
         record.finish({"checkpoints": len(scans), "findings": len(result.findings), "failures": len(failures)})
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
-    return result
+        return output.write(result)
 
 
 def _targets(settings: ScanSettings) -> Iterable[CheckpointSource]:

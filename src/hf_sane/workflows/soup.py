@@ -186,7 +186,7 @@ def run_soup(settings: SoupSettings) -> SoupResult:
             "ingredients": as_arguments(settings)["ingredients"],
         },
     )
-    with optional_output(settings.output, SoupResult.JOB) as partial:
+    with optional_output(settings.output, SoupResult.JOB) as output:
         data: ImageData | TextData | None = None
         if settings.data is not None:
             data = open_images(settings.data)
@@ -198,10 +198,7 @@ def run_soup(settings: SoupSettings) -> SoupResult:
         record.arguments |= settings.weights
         result = _cook(settings, record, scores, data)
         result.notes += scores["validation"].task.notes if scores else []
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
-    return result
+        return output.write(result)
 
 
 def _cook(

@@ -148,7 +148,7 @@ def run_start(settings: StartSettings) -> StartResult:
     decide; test images only measure.
     """
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
-    with optional_output(settings.output, StartResult.JOB) as partial:
+    with optional_output(settings.output, StartResult.JOB) as output:
         sane = open_sane(settings.source or BUNDLE)
         anchors, names = _open_anchors(sane)
         data = _fitting_images(settings, anchors.config)  # type: ignore[arg-type]
@@ -172,10 +172,7 @@ def run_start(settings: StartSettings) -> StartResult:
             include_code=settings.include_code,
             onnx=settings.onnx,
         )
-        if partial is not None:
-            result.write(partial)
-    result.output = settings.output
-    return result
+        return output.write(result)
 
 
 def _open_anchors(sane: SANE) -> tuple[StackedNetworks, list[str]]:
