@@ -58,7 +58,7 @@ IMPORT_FEATURES = Features(
 )
 METRIC_PREFIX = "metric_"  # of columns that hold what cards claim: float64, null where a card says nothing
 REPEATING = (*CHOICES, "author", "base_model", "license", "library_name", "pipeline_tag")  # stored once per file
-ROW_GROUP_BYTES = 64 * 2**20  # one Arrow batch; list offsets are int32, so it must stay below 2^31 scalars
+ROW_GROUP_BYTES = 32 * 2**20  # one Arrow batch; list offsets are int32, so it must stay below 2^31 scalars
 MAX_ROWS_PER_GROUP = 1000
 SHARD_BYTES = 500 * 2**20
 

@@ -237,13 +237,14 @@ def _local_repositories(tree: Tree) -> Iterator[_Place]:
         yield _Place(
             _label(folder, tree), run or _label(group, tree), folder, [str(path) for path in beside[folder]], run
         )
+    shards = {folder: [str(path) for path in found if SHARD.search(path.name)] for folder, found in beside.items()}
     for path in paths:
-        if SHARD.search(path.name) or any(folder in path.parents for folder in folders):
+        if SHARD.search(path.name) or not folders.isdisjoint(path.parents):
             continue
         if path.name.lower().endswith(CHECKPOINT_SUFFIXES) or tree.may_hold_weights(str(path)):
-            parts = [str(p) for p in beside[path.parent] if p == path or SHARD.search(p.name)]
             run = find_run(path, runs)
-            yield _Place(str(path), run or _label(path.parent, tree), path.parent, parts, run)
+            files = [str(path), *shards[path.parent]]
+            yield _Place(str(path), run or _label(path.parent, tree), path.parent, files, run)
 
 
 def _read_local_header(path: Path) -> StateDict:
