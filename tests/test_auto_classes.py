@@ -9,7 +9,7 @@ import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
 import hf_sane
-from hf_sane import auto_classes
+from hf_sane import _auto_classes as auto_classes
 from hf_sane.architectures.presets import MODEL_CLASSES, build_model, cnn_digits
 from hf_sane.hub._pipeline import WeightFeatureExtractionPipeline
 from hf_sane.hub._publish import save_network, save_sane
@@ -99,7 +99,7 @@ PROGRAMS = ["python", "/usr/bin/hf-sane"]
 def test_importing_loads_two_modules_only(program):
     """Measured in seconds by benchmarks/import_time.py; here by what is loaded, whatever the program is called."""
     alone = loaded_modules(f"import sys\nsys.argv[0] = {program!r}\nimport hf_sane\n")
-    assert {name for name in alone if name.startswith("hf_sane")} == {"hf_sane", "hf_sane.auto_classes"}
+    assert {name for name in alone if name.startswith("hf_sane")} == {"hf_sane", "hf_sane._auto_classes"}
     assert not {"torch", "transformers", *NOT_LOADED} & alone
 
 
@@ -110,7 +110,7 @@ before = set(sys.modules)
 for sys.argv[0] in {PROGRAMS}:
     import hf_sane
     added = set(sys.modules) - before
-    assert added == {{"hf_sane", "hf_sane.auto_classes"}}, added
+    assert added == {{"hf_sane", "hf_sane._auto_classes"}}, added
     for name in added:
         del sys.modules[name]
 """
@@ -122,7 +122,7 @@ def test_transformers_alone_loads_what_it_did_before():
     extra = {name for name in ours - plain if not name.startswith("hf_sane")}
     assert not {name.partition(".")[0] for name in extra} & {"torch", *NOT_LOADED}
     assert {name for name in ours if name.startswith("hf_sane.")} == {
-        "hf_sane.auto_classes",
+        "hf_sane._auto_classes",
         *("hf_sane.architectures", "hf_sane.architectures.configuration_zoo"),
         *("hf_sane.models", "hf_sane.models.configuration_sane"),
     }

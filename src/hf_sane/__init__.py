@@ -8,7 +8,7 @@ Transformers nor PyTorch is loaded for that.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hf_sane.auto_classes import register_auto_classes
+from hf_sane._auto_classes import register_auto_classes
 
 if TYPE_CHECKING:
     from hf_sane.architectures.configuration_zoo import CIFARResNetConfig as CIFARResNetConfig

@@ -7,8 +7,8 @@ from transformers import AutoModelForImageClassification, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_sane
+from hf_sane._auto_classes import register_auto_classes
 from hf_sane.architectures.presets import build_model, cnn_digits, cnn_s
-from hf_sane.auto_classes import register_auto_classes
 from hf_sane.hub._pipeline import TASK, WeightFeatureExtractionPipeline
 from hf_sane.hub._publish import save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig

@@ -167,9 +167,7 @@ __all__ = [
     "cnn_digits",
     "cnn_l",
     "cnn_s",
-    "find_preset",
     "mlp",
     "register_architecture",
-    "register_remote_code",
     "resnet",
 ]

@@ -92,7 +92,4 @@ def main() -> None:
     app(prog_name="hf-sane")
 
 
-__all__ = [
-    "app",
-    "main",
-]
+__all__ = ["app", "main"]

@@ -93,8 +93,4 @@ def _door(verb: Verb) -> Callable[[typer.Context], None]:
     return run
 
 
-__all__ = [
-    "VERBS",
-    "ZOO_VERBS",
-    "Verb",
-]
+__all__ = ["VERBS", "ZOO_VERBS"]

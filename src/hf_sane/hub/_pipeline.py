@@ -20,7 +20,7 @@ from hf_sane.tokenization._checkpoints import Source
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._token_stream import MAX_MEMORY_BYTES, stream_if_large
 
-TASK = "weight-feature-extraction"  # `hf_sane.auto_classes` registers it
+TASK = "weight-feature-extraction"  # `hf_sane._auto_classes` registers it
 DEFAULT_BATCH_SIZE = 16
 
 

@@ -203,10 +203,6 @@ class SANEProjectionHead(nn.Module):
 
 
 __all__ = [
-    "SANEAttention",
-    "SANEBranchLinear",
-    "SANELayer",
-    "SANEPathLinear",
     "SANEPositionEmbedding",
     "SANEProjectionHead",
     "SANESinusoidalEmbedding",

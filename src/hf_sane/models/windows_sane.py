@@ -112,4 +112,4 @@ def map_windows(
     return joined
 
 
-__all__ = ["halo_spans", "map_windows", "window_index"]
+__all__ = ["halo_spans"]

@@ -119,8 +119,4 @@ def _fixed(spec: PermutationSpec) -> list[str]:
     ]
 
 
-__all__ = [
-    "AlignZooResult",
-    "AlignZooSettings",
-    "align_zoo",
-]
+__all__ = ["AlignZooResult", "AlignZooSettings", "align_zoo"]

@@ -73,7 +73,4 @@ def run_build_zoo(settings: BuildZooSettings, *, data: ImageData | None = None) 
     return ZooResult(record=record, output=Path(settings.output), zoo=zoo)
 
 
-__all__ = [
-    "BuildZooSettings",
-    "build_zoo",
-]
+__all__ = ["BuildZooSettings", "build_zoo"]

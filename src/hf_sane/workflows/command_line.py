@@ -280,6 +280,4 @@ def script(settings: type, run: Callable[[Any], Result], *, name: str) -> Callab
     return main
 
 
-__all__ = [
-    "script",
-]
+__all__ = ["script"]

@@ -214,4 +214,4 @@ def _compare(settings: CompareSettings, record: RunRecord) -> ComparisonResult:
     )
 
 
-__all__ = ["CompareSettings", "ComparisonResult", "compare_samplers", "comparison_table", "run_compare"]
+__all__ = ["CompareSettings", "ComparisonResult", "compare_samplers"]

@@ -176,4 +176,4 @@ def _train(
     return trained, curve
 
 
-__all__ = ["FinetuneResult", "FinetuneSettings", "finetune", "run_finetune"]
+__all__ = ["FinetuneResult", "FinetuneSettings", "finetune"]

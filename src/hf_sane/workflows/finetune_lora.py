@@ -156,4 +156,4 @@ def _check_fit(base: ZooPreTrainedModel, data: ImageData) -> None:
         )
 
 
-__all__ = ["FinetuneLoraResult", "FinetuneLoraSettings", "finetune_lora", "run_finetune_lora"]
+__all__ = ["FinetuneLoraResult", "FinetuneLoraSettings", "finetune_lora"]

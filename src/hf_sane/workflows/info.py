@@ -117,8 +117,4 @@ def _shown(value: Any) -> Any:
     return value
 
 
-__all__ = [
-    "InfoResult",
-    "InfoSettings",
-    "info",
-]
+__all__ = ["InfoResult", "InfoSettings", "info"]

@@ -186,4 +186,4 @@ def _facts(model: nn.Module, ignored: Sequence[str]) -> dict[str, Any]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-__all__ = ["Network", "NetworksResult", "open_images", "open_stack"]
+__all__ = ["NetworksResult"]

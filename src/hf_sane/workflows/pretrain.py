@@ -105,8 +105,4 @@ def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = Non
     return PretrainingResult(record=record, output=found.folder, is_silent=is_silent, run=found, base=base)
 
 
-__all__ = [
-    "PretrainSettings",
-    "PretrainingResult",
-    "pretrain",
-]
+__all__ = ["PretrainSettings", "PretrainingResult", "pretrain"]

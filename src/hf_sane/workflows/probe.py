@@ -199,8 +199,4 @@ def _is_known(split: ZooSplit, name: str) -> bool:
     return bool(np.isfinite(values).all()) and len(set(values.tolist())) > 1
 
 
-__all__ = [
-    "ProbeResult",
-    "ProbeSettings",
-    "probe",
-]
+__all__ = ["ProbeResult", "ProbeSettings", "probe"]

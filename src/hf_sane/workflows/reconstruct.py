@@ -113,4 +113,4 @@ def _reconstruct(
     }, sums
 
 
-__all__ = ["ReconstructSettings", "ReconstructionResult", "reconstruct", "run_reconstruct"]
+__all__ = ["ReconstructSettings", "ReconstructionResult", "reconstruct"]

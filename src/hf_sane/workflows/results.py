@@ -179,7 +179,4 @@ def _print_table(table: Table, console: Console) -> None:
         console.file.write(line.rstrip() + "\n")
 
 
-__all__ = [
-    "Result",
-    "Table",
-]
+__all__ = ["Result", "Table"]

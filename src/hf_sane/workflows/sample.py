@@ -371,4 +371,4 @@ def _scores(measured: dict[str, float]) -> dict[str, Any]:
     return {"scores": {name: value for name, value in measured.items() if math.isfinite(value)}}
 
 
-__all__ = ["Autoencoder", "SampleResult", "SampleSettings", "run_sample", "sample"]
+__all__ = ["Autoencoder", "SampleResult", "SampleSettings", "sample"]

@@ -183,7 +183,4 @@ def _windows(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in ("halo_size", "batch_size")}
 
 
-__all__ = [
-    "SANE",
-    "open_sane",
-]
+__all__ = ["SANE"]

@@ -299,4 +299,4 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     ]
 
 
-__all__ = ["ScanResult", "ScanSettings", "run_scan", "scan"]
+__all__ = ["ScanResult", "ScanSettings", "scan"]

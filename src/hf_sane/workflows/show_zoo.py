@@ -179,11 +179,4 @@ def _spread(values: np.ndarray) -> list[float] | None:
     return np.quantile(known, (0, 0.5, 1)).tolist() if len(known) else None
 
 
-__all__ = [
-    "ShowZooSettings",
-    "ZooResult",
-    "is_zoo",
-    "load_zoo",
-    "open_zoos",
-    "show_zoo",
-]
+__all__ = ["ShowZooSettings", "ZooResult", "load_zoo", "show_zoo"]

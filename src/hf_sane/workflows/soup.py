@@ -359,4 +359,4 @@ def _soup_of_adapters(
     )
 
 
-__all__ = ["SoupResult", "SoupSettings", "run_soup", "soup"]
+__all__ = ["SoupResult", "SoupSettings", "soup"]

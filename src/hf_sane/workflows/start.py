@@ -266,4 +266,4 @@ def _caution(data: ImageData) -> str:
     return f"{count} test images: accuracies that differ by less than {1 / count**0.5:.2f} may do so by chance"
 
 
-__all__ = ["StartResult", "StartSettings", "run_start", "start"]
+__all__ = ["StartResult", "StartSettings", "start"]

@@ -189,7 +189,4 @@ def describe_zoo(zoo: Zoo) -> dict[str, Any]:
     }
 
 
-__all__ = [
-    "demo",
-    "run_demo",
-]
+__all__ = ["demo"]

@@ -70,6 +70,4 @@ class DemoSettings(CheckedSettings):
         return {name: value for name, value in self.sizes().items() if name in vars(ComparisonSettings())}
 
 
-__all__ = [
-    "DemoSettings",
-]
+__all__ = ["DemoSettings"]
