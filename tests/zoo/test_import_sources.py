@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from pathlib import PurePosixPath
 
 import pytest
 import torch
@@ -243,3 +244,17 @@ def test_a_path_among_repositories_is_skipped_and_the_rest_goes_on(tmp_path, loc
     assert [entry.status for entry in result.entries] == ["skipped", "skipped", "taken"]
     assert "got a path, which does not exist" in result.entries[0].reason
     assert "got a path, which is on this machine: give it as folder (--folder)" in result.entries[1].reason
+
+
+@pytest.mark.parametrize("name", ["{}.safetensors", "{}/model.safetensors"], ids=["files", "model folders"])
+def test_each_file_is_compared_with_few_others(tmp_path, monkeypatch, name):
+    """10,000 files in a folder were compared with each other: most of the time of an import."""
+    for index in range(count := 100):
+        path = tmp_path / name.format(index)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(save({"w": torch.zeros(1)}))
+    equal, comparisons = PurePosixPath.__eq__, []
+    monkeypatch.setattr(PurePosixPath, "__eq__", lambda a, b: comparisons.append(a) or equal(a, b))
+    sources = list(find_sources(ImportSettings(folder=tmp_path), HfApi(), open_tree(tmp_path)))
+    assert len({source.label for source in sources}) == count
+    assert len(comparisons) < 10 * count

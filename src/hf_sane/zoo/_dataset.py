@@ -15,6 +15,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import torch
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi, snapshot_download
@@ -42,6 +43,8 @@ from hf_sane.zoo._table import ZooTable
 from hf_sane.zoo._writing import CACHE_NAME, RECORD_NAME, check_zoo, writing_zoo
 
 REMEDY = "load the zoo from elsewhere, or build it again"
+# Row groups are read one by one: by default, Arrow reads files of 500 MB as a whole before it decodes the first row.
+ONE_BY_ONE = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
 UNREADABLE = (datasets.exceptions.DatasetsError, pa.ArrowException)  # a damaged file of parquet
 
 
@@ -445,6 +448,7 @@ def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revi
                 "parquet",
                 data_files={split: [glob.escape(path) for path in paths] for split, paths in files.items()},
                 cache_dir=str(cache_dir) if cache_dir else None,
+                fragment_scan_options=ONE_BY_ONE,
             )
         tables = {split: ZooTable(rows) for split, rows in loaded.items()}
         for split in empty:  # has no file, since readers refuse those without rows
