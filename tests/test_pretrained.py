@@ -11,8 +11,7 @@ from hf_sane.hub._publish import find_anchors
 from hf_sane.records._outputs import check_finished
 from hf_sane.sampling._export import Provenance
 from hf_sane.workflows.networks import open_stack
-from hf_sane.workflows.sane import SANE
-from hf_sane.workflows.start import BUNDLE
+from hf_sane.workflows.sane import BUNDLE, SANE
 
 LARGEST_BYTES = 4_000_000
 

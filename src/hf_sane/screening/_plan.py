@@ -10,7 +10,8 @@ import numpy as np
 from hf_sane.tokenization._byte_ranges import Range
 from hf_sane.tokenization._safetensors_header import TensorEntry
 
-BLOCK_BYTES = 2**17  # read in one piece; several rows, or a part of a long one
+BLOCK_BYTES = 2**17  # read in one piece, at most; several rows, or a part of a long one
+LEAST_BLOCK_BYTES = 2**12  # of a small share: to read less takes as long
 WHOLE_BYTES = 2**15  # tensors up to this are always read whole: biases, norms
 MIN_BLOCKS = 4  # of a sampled tensor: fewer say nothing of their spread
 WHOLE_BLOCK_BYTES = 2**22  # of tensors that are read whole, at a time
@@ -43,7 +44,7 @@ def plan_reads(entries: Mapping[str, TensorEntry], budget: int, *, seed: int = 0
 
     Args:
         entries: Tensors of one file.
-        budget: Bytes to read. Small tensors and the first blocks of the others are read in any case.
+        budget: Bytes to read. Small tensors and a few kilobytes of each other one are read in any case.
         seed: Random seed of the places.
 
     Returns:
@@ -59,13 +60,14 @@ def plan_reads(entries: Mapping[str, TensorEntry], budget: int, *, seed: int = 0
 def _plan(entry: TensorEntry, share: float, seed: int) -> TensorPlan:
     size, outline = entry.stop - entry.start, entry.outline
     count = max(MIN_BLOCKS, round(share * size / BLOCK_BYTES))
-    if share >= 1 or size <= WHOLE_BYTES or count * BLOCK_BYTES >= size:
+    longest = min(BLOCK_BYTES, max(LEAST_BLOCK_BYTES, round(share * size / count)))
+    if share >= 1 or size <= WHOLE_BYTES or count * longest >= size:
         step = WHOLE_BLOCK_BYTES - WHOLE_BLOCK_BYTES % outline.itemsize
         starts = range(entry.start, entry.stop, step)
         return TensorPlan(tuple((start, min(start + step, entry.stop)) for start in starts), is_whole=True)
     row = math.prod(outline.shape[1:]) * outline.itemsize
-    unit = row if row <= BLOCK_BYTES else outline.itemsize
-    length = BLOCK_BYTES // unit
+    unit = row if row <= longest else outline.itemsize
+    length = longest // unit
     # Not `hash`, which differs from process to process.
     text = f"{seed} {list(outline.shape)} {outline.dtype}"
     generator = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hf_sane.core._types import StateDict
 from hf_sane.records._errors import InvalidFileError, shorten
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.screening._checkpoints import OpenCheckpoint, open_for_scan
+from hf_sane.screening._embedding import Encoder, SampledEmbedding, TokenSample, embed_tensors
 from hf_sane.screening._findings import Evidence, Finding, Severity, find_faults
 from hf_sane.screening._pickles import scan_pickle
 from hf_sane.screening._plan import plan_reads
@@ -59,6 +59,7 @@ class Scan:
         bytes_downloaded: Bytes that came from the Hub, headers included; `None` for files of this machine.
         seconds: Time that it took.
         skipped: Matrices without a spectrum, and why.
+        embedding: Embedding by a SANE; `None` if none was asked for.
     """
 
     source: str
@@ -71,6 +72,7 @@ class Scan:
     bytes_downloaded: int | None = None
     seconds: float = 0.0
     skipped: dict[str, str] = field(default_factory=dict)
+    embedding: SampledEmbedding | None = None
 
     @property
     def num_weights(self) -> int:
@@ -96,15 +98,23 @@ class Scan:
             "findings": [vars(finding) | {"tensors": list(finding.tensors)} for finding in self.findings],
             "tensors": layers,
             "skipped": self.skipped,
+            "embedding": self.embedding and self.embedding.row(),
         }
 
 
-def scan_checkpoint(checkpoint: CheckpointSource, settings: SamplingSettings, *, is_named: bool = True) -> Scan:
+def scan_checkpoint(
+    checkpoint: CheckpointSource,
+    settings: SamplingSettings,
+    *,
+    encoder: Encoder | None = None,
+    is_named: bool = True,
+) -> Scan:
     """Scan one checkpoint. What cannot be read is a finding, not an error.
 
     Args:
         checkpoint: A file, a folder with one checkpoint, or a repository on the Hub.
         settings: How much to read.
+        encoder: SANE that embeds it.
         is_named: Whether the user named it; otherwise it lay in a folder, which may hold other files than weights.
 
     Raises:
@@ -120,10 +130,12 @@ def scan_checkpoint(checkpoint: CheckpointSource, settings: SamplingSettings, *,
         statistics = [tensor_statistics(name, tensor) for name, tensor in opened.whole.items()]
         num_bytes = read = sum(tensor.nbytes for tensor in opened.whole.values())
         kept = {name: tensor for name, tensor in opened.whole.items() if _has_spectrum(tensor)}
+        embedding = None if encoder is None else embed_tensors(encoder, opened.whole, seed=settings.seed)
     else:
         num_bytes = sum(entry.stop - entry.start for entry in opened.entries.values())
-        reading = _Reading(opened, settings, num_bytes)
+        reading = _Reading(opened, settings, num_bytes, encoder)
         statistics, kept, read = list(reading), reading.kept, reading.bytes_read
+        embedding = None if reading.sample is None else reading.sample.embed()
     spectra, skipped = _spectra(kept, settings, opened.source)
     findings = find_faults(Evidence(statistics, spectra, opened.surroundings))
     if opened.path is not None:
@@ -139,19 +151,27 @@ def scan_checkpoint(checkpoint: CheckpointSource, settings: SamplingSettings, *,
         bytes_downloaded=opened.bytes_downloaded,
         seconds=time.perf_counter() - started,
         skipped=skipped,
+        embedding=embedding,
     )
 
 
 class _Reading:
     """Statistics of the tensors of a checkpoint, file by file in the order of their bytes."""
 
-    def __init__(self, opened: OpenCheckpoint, settings: SamplingSettings, num_bytes: int) -> None:
+    def __init__(
+        self, opened: OpenCheckpoint, settings: SamplingSettings, num_bytes: int, encoder: Encoder | None
+    ) -> None:
         self._files = opened.files
         self._plans = plan_reads(opened.entries, read_budget(settings.budget, num_bytes), seed=settings.seed)
         self._spectra = settings.spectra
         self._label = opened.source
         self.kept: StateDict = {}
         self.bytes_read = 0
+        self.sample: TokenSample | None = None
+        if encoder is not None:
+            outlines = {name: entry.outline for name, entry in opened.entries.items()}
+            counts = {name: plan.num_bytes // outlines[name].itemsize for name, plan in self._plans.items()}
+            self.sample = TokenSample(encoder, outlines, counts, settings.seed)
 
     def __iter__(self) -> Iterator[TensorStatistics]:
         total = sum(plan.num_bytes for plan in self._plans.values())
@@ -165,9 +185,11 @@ class _Reading:
                     outline, plan = entries[name].outline, self._plans[name]
                     moments, values = Moments(), []
                     is_kept = self._keeps(outline) and plan.is_whole
-                    for part in islice(parts, len(plan.blocks)):
+                    for (start, _), part in zip(plan.blocks, parts, strict=False):
                         block = decode(part, outline.dtype)
                         moments.add(block, part)
+                        if self.sample is not None:
+                            self.sample.add(name, (start - entries[name].start) // outline.itemsize, block)
                         if is_kept:
                             values.append(block)
                         self.bytes_read += len(part)

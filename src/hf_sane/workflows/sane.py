@@ -25,6 +25,8 @@ from hf_sane.workflows.sample import SampleResult, sample
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
+BUNDLE = Path(__file__).parents[1] / "pretrained" / "small_images"  # the SANE that comes with this package
+
 
 @dataclass(frozen=True)
 class SANE:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
@@ -15,11 +16,17 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import parse_source
 from hf_sane.screening._checkpoints import targets_in
+from hf_sane.screening._embedding import Encoder
 from hf_sane.screening._findings import RULES, SEVERITIES, Finding
+from hf_sane.screening._known_models import KnownModels, embed_known_models, read_known_models
 from hf_sane.screening._scan import SamplingSettings, Scan, scan_checkpoint
 from hf_sane.tokenization._checkpoints import CheckpointSource
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.results import Result, Table, optional_output
-from hf_sane.workflows.shared import WeightsSettings
+from hf_sane.workflows.sane import BUNDLE, SANE, open_sane
+from hf_sane.workflows.shared import SaneSettings, WeightsSettings
+from hf_sane.workflows.show_zoo import is_zoo, load_zoo
+from hf_sane.zoo._dataset import Zoo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +45,7 @@ SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 @dataclass(kw_only=True)
-class ScanSettings(SamplingSettings, WeightsSettings):
+class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings):
     """Settings of [`scan`]."""
 
     sources: list[str] = setting(
@@ -52,6 +59,14 @@ class ScanSettings(SamplingSettings, WeightsSettings):
         "What makes the exit code 1: names of rules (nan), severities (error, warning, note), or conditions on a "
         "tensor such as 'alpha>8' or 'std>1'; 'never' for nothing.",
         factory=lambda: ["error"],
+    )
+    sane: str | Path | SANE | None = setting(
+        "SANE that embeds the checkpoints (folder or Hub repo id); by default the one in this package, where it fits.",
+        default=None,
+    )
+    index: str | Path | Zoo | None = setting(
+        "Known networks, of which the nearest are told: a zoo, or what hf-sane embed wrote with the same SANE.",
+        default=None,
     )
     revision: str | None = setting("Branch, tag or commit of the Hub repos.", default=None)
 
@@ -70,12 +85,14 @@ class ScanResult(Result):
     Attributes:
         scans: One per checkpoint.
         failures: What of it makes the exit code 1, as sentences.
+        nearest: Names and distances of the nearest known networks, by checkpoint.
     """
 
     JOB: ClassVar[str] = "scan"
 
     scans: list[Scan]
     failures: list[str] = field(default_factory=list)
+    nearest: dict[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
 
     @property
     def findings(self) -> list[tuple[str, Finding]]:
@@ -89,7 +106,12 @@ class ScanResult(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """All scans, and what failed."""
-        return {"scans": [scan.to_dict() for scan in self.scans], "failures": self.failures}
+        scans = [
+            scan.to_dict()
+            | {"nearest": [{"name": name, "distance": value} for name, value in self.nearest.get(scan.source, ())]}
+            for scan in self.scans
+        ]
+        return {"scans": scans, "failures": self.failures}
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per tensor, as a pandas table."""
@@ -110,6 +132,7 @@ class ScanResult(Result):
             f"{scan.source}: {scan.format}, {scan.num_weights:,} weights in {len(scan.tensors)} tensors",
             f"read {scan.bytes_read:,} of {scan.num_bytes:,} bytes ({scan.bytes_read / scan.num_bytes:.1%}) "
             f"in {scan.seconds:.1f} s",
+            *_embedding_lines(scan, self.nearest.get(scan.source, ()), is_asked=self.record.arguments["sane"]),
         ]
 
     def tables(self) -> list[Table]:
@@ -189,14 +212,55 @@ def run_scan(settings: ScanSettings) -> ScanResult:
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     sampling = SamplingSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SamplingSettings)})
     with optional_output(settings.output, ScanResult.JOB) as output:
+        encoder = _encoder(settings)
+        known = _known_models(settings.index, encoder)
         scans = [
-            scan_checkpoint(target, sampling, is_named=target.source in settings.sources)
+            scan_checkpoint(target, sampling, encoder=encoder, is_named=target.source in settings.sources)
             for target in _targets(settings)
         ]
+        nearest = {
+            scan.source: known.nearest(scan.embedding.vector)
+            for scan in scans
+            if known is not None and scan.embedding is not None and scan.embedding.vector
+        }
         failures = [text for wanted in settings.fail_on for text in _failures(wanted, scans)]
-        result = ScanResult(record=record, scans=scans, failures=failures)
+        result = ScanResult(record=record, scans=scans, failures=failures, nearest=nearest)
         record.finish({"checkpoints": len(scans), "findings": len(result.findings), "failures": len(failures)})
         return output.write(result)
+
+
+def _encoder(settings: ScanSettings) -> Encoder:
+    """The SANE, of which only the weight tokenizer is read before a checkpoint fits it."""
+    source, subfolder = settings.sane, settings.sane_subfolder
+    if isinstance(source, SANE):
+        return Encoder(source.source or "a SANE", source.extractor, lambda: source.model)
+    place = str(source or BUNDLE)
+    load = cache(lambda: open_sane(place, subfolder=subfolder).model)
+    return Encoder(place if source else BUNDLE.name, SANEFeatureExtractor.load(place, subfolder=subfolder), load)
+
+
+def _known_models(index: str | Path | Zoo | None, encoder: Encoder) -> KnownModels | None:
+    if index is None:
+        return None
+    if is_zoo(index) or not Path(str(index)).is_dir():
+        return embed_known_models(load_zoo(index), encoder)
+    return read_known_models(Path(str(index)))
+
+
+def _embedding_lines(scan: Scan, nearest: Sequence[tuple[str, float]], *, is_asked: object) -> list[str]:
+    """The embedding, and the nearest known networks. That the SANE of this package does not fit is no news."""
+    found = scan.embedding
+    if found is None or (found.reason and not is_asked):
+        return []
+    if found.reason:
+        return [f"not embedded by {found.sane}: {found.reason}"]
+    lines = [
+        f"embedded by {found.sane} from {found.tokens_read:,} of {found.num_tokens:,} tokens, "
+        f"standard error {found.error:.2g}"
+    ]
+    if nearest:
+        lines.append("nearest: " + ", ".join(f"{name} ({distance:.3g})" for name, distance in nearest))
+    return lines
 
 
 def _targets(settings: ScanSettings) -> Iterable[CheckpointSource]:

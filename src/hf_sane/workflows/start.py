@@ -23,9 +23,8 @@ from hf_sane.workflows.finetune import finetune
 from hf_sane.workflows.networks import open_images, open_stack
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sample import TRAINING_ONLY, SampleResult, sample
-from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.sane import BUNDLE, SANE, open_sane
 
-BUNDLE = Path(__file__).parents[1] / "pretrained" / "small_images"
 SCHEMES = ("kaiming_uniform", "kaiming_normal", "uniform", "normal")  # of networks from scratch
 KINDS = {"sampled": "sampled, fine-tuned", "anchors": "anchors, fine-tuned", "scratch": "from scratch"}
 # What cards say about networks that were not sampled.
