@@ -17,11 +17,11 @@ from torch import Tensor
 
 from hf_sane.core._layer_kinds import possible_kinds
 from hf_sane.records._failures import run_script
+from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 from hf_sane.tokenization._checkpoints import load_state_dict
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.tokenization._token_stream import TokenStream
-from hf_sane.tokenization._weight_files import PICKLE_SUFFIXES
 
 TOKEN_DIM = 288
 

@@ -20,12 +20,12 @@ from hf_sane.cards._rendering import address_card
 from hf_sane.hub._publish import save_network, save_sane
 from hf_sane.hub._pull import check_path, check_size, find_repository, plan_pull, pull
 from hf_sane.hub._push import plan_push, push_generated
-from hf_sane.hub._transfer import RepoFile, folder_files
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._outputs import MANIFEST, Manifest, output_folder
 from hf_sane.records._run_record import RunRecord
+from hf_sane.records._uploads import RepoFile, folder_files
 from hf_sane.sampling._export import Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._dataset import Zoo
@@ -418,6 +418,8 @@ def test_a_zoo_on_the_hub_names_no_folder_of_this_machine(local_hub, tiny_zoo, t
         facts = json.loads(files["zoo.json"])["configs"]["default"]
         assert facts["arguments"]["folder"] == "networks"
     assert Zoo.load(tmp_path / "zoo").facts.arguments["folder"] == "/home/ann/networks"
+    pushed, saved = (local_hub.repositories["datasets", f"org/{name}"].files for name in ("pushed", "saved"))
+    assert {path: content.replace(b"org/pushed", b"org/saved") for path, content in pushed.items()} == saved
 
 
 def test_a_network_that_its_run_saved_may_not_be_missing(samples):

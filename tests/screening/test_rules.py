@@ -48,12 +48,12 @@ FAULTY = {
     "duplicate": (
         changed("layer4.weight", trained(7)),
         "warning",
-        "layer4.weight, layer7.weight hold the same values",
+        "the same values, in layer4.weight, layer7.weight",
     ),
     "tied": (
         network() | {"embed.weight": trained(20), "lm_head.weight": trained(20)},
         "note",
-        "tied copies: embed.weight, lm_head.weight are equal",
+        "tied copies: embed.weight, lm_head.weight",
     ),
     "untrained": (
         changed("layer4.weight", 0.02 * torch.randn(80, 60, generator=torch.Generator().manual_seed(0))),

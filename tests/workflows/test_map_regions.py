@@ -1,6 +1,7 @@
 """Maps of regions from Python: zoos or adapters in, tables and pictures out; the verb does the same."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,7 +58,9 @@ def test_adapters_are_given_by_label(tmp_path):
     assert found.record.results["distances"] == found.maps["weights"].distances("cosine").tolist()
     found.save(tmp_path / "saved")
     assert {path.name for path in (tmp_path / "saved").iterdir()} >= {"map.png", "run.json"}
-    few = map_regions({"cats": paths[:1], "dogs": paths[2:3]})
+    few = map_regions({"cats": paths[0], "dogs": Path(paths[2])})
+    assert list(few.maps["weights"].labels["label"]) == ["cats", "dogs"]
+    assert few.record.arguments["adapters"] == [f"cats={paths[0]}", f"dogs={paths[2]}"]
     assert few.notes == ["no map: a picture needs at least 4 networks"]
     assert "every label has one network, so there are no regions; distances (cosine)" in str(few)
 

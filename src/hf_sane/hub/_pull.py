@@ -13,7 +13,6 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile as HubFile
 from huggingface_hub.utils import validate_repo_id
 
-from hf_sane.hub._transfer import PICKLES, RepoFile
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._outputs import (
     MANIFEST,
@@ -26,6 +25,7 @@ from hf_sane.records._outputs import (
 )
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import RepoType, parse_repo
+from hf_sane.records._uploads import PICKLES, RepoFile
 
 MAX_BYTES = 20 * 2**30
 SHA256_DIGITS = 64

@@ -14,20 +14,16 @@ from hf_sane.cards._rendering import address_card, render
 from hf_sane.cards._tables import fact_text, markdown_table
 from hf_sane.core._adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from hf_sane.hub._publish import code_files
-from hf_sane.hub._transfer import RepoFile, Upload, folder_files, require_files, with_texts
 from hf_sane.records._documents import read_document
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._files import folders_with
 from hf_sane.records._outputs import AGAIN, CARD, Manifest, check_finished
-from hf_sane.records._patience import patiently
 from hf_sane.records._redaction import hide_folders_in
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.records._sources import hub_id
+from hf_sane.records._uploads import RepoFile, Upload, folder_files, require_files, with_texts
 from hf_sane.sampling._export import PROVENANCE_FILE, Provenance
-from hf_sane.zoo._cards import zoo_card
-from hf_sane.zoo._facts import FILE_NAME as FACTS_NAME
-from hf_sane.zoo._facts import ZooFacts, data_folder, facts_json, read_facts
-from hf_sane.zoo._writing import check_zoo
+from hf_sane.zoo._publishing import plan_zoo
 
 Kind = Literal["model", "zoo", "samples", "adapter"]
 NETWORK_FILES = (CARD, "config.json", "model.safetensors")
@@ -213,42 +209,13 @@ def _plan_adapter(folder: Path, repo_id: str, api: HfApi) -> Upload:
     return Upload(repo_id, "model", files, title=f"Adapter for {base}")
 
 
-def _plan_zoo(folder: Path, repo_id: str, api: HfApi) -> Upload:
-    """Add all zoos of a folder to those in the repository; parquet files of their earlier versions are removed."""
-    mine = read_facts(folder)
-    for config in mine:
-        check_zoo(folder, config, all_digests=True)
-    mine = {config: facts.without_folders() for config, facts in mine.items()}
-    there = _remote_facts(repo_id, api)
-    prefixes = [data_folder(Path(), config).as_posix() for config in mine]
-    files = tuple(file for file in folder_files(folder) if file.path.split("/")[0] in prefixes)
-    if not files:
-        raise FileNotFoundError(f"{folder} has {FACTS_NAME} but no data in {prefixes}; build the zoo again")
-    known = {**there, **mine}
-    files = with_texts(files, {FACTS_NAME: facts_json(known), CARD: zoo_card(known, source=repo_id)})
-    stale: tuple[str, ...] = ()
-    if there:
-        present = patiently(api.list_repo_files, repo_id, repo_type="dataset")
-        kept = {file.path for file in files}
-        stale = tuple(path for path in present if path.split("/")[0] in prefixes and path not in kept)
-    return Upload(repo_id, "dataset", files, stale, title=f"Model zoo: {', '.join(sorted(mine))}")
-
-
-def _remote_facts(repo_id: str, api: HfApi) -> dict[str, ZooFacts]:
-    if not patiently(api.repo_exists, repo_id, repo_type="dataset"):
-        return {}
-    if not patiently(api.file_exists, repo_id, FACTS_NAME, repo_type="dataset"):
-        return {}
-    return read_facts(Path(patiently(api.hf_hub_download, repo_id, FACTS_NAME, repo_type="dataset")).parent)
-
-
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
 PLANS: dict[str, Callable[[Path, str, HfApi], Upload]] = {
     "model": _plan_model,
-    "zoo": _plan_zoo,
+    "zoo": plan_zoo,
     "samples": _plan_samples,
     "adapter": _plan_adapter,
 }

@@ -50,22 +50,16 @@ REALIGNED = 3  # nearest training networks that are aligned to each network to m
 
 @strict
 @dataclass(kw_only=True)
-class ComparisonSettings(CheckedSettings):
-    """Settings of a comparison: how many networks are drawn, and how they are selected."""
+class SelectionSettings(CheckedSettings):
+    """Settings of a comparison that the demo has, too: how many networks are drawn, and how they are selected."""
 
     seed: int = setting("Random seed.", default=0)
     anchor_fraction: float = setting(
         "Share of the training runs, best first, to take anchors from.", default=TOP_FRACTION
     )
-    num_anchors: int | None = setting("Number of anchors; by default all of that share.", default=None)
-    anchor_epoch: int | None = setting("Epoch of the anchors; by default the last epoch of each run.", default=None)
     bandwidths: list[float] = setting(
         "Kernel widths to choose from on validation images; 0 would only copy anchors.",
         factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4],
-    )
-    unit: BandwidthUnit = setting(
-        "Unit of the bandwidths: the anchors' spread, that of all their tokens (for a single anchor), or latents.",
-        default="anchor_std",
     )
     accuracy_share: float = setting(
         "The largest bandwidth wins whose kept networks have this share of the best validation accuracy.",
@@ -82,6 +76,19 @@ class ComparisonSettings(CheckedSettings):
             )
         if not self.bandwidths or min(self.bandwidths) <= 0:
             raise ValueError(f"expected bandwidths > 0, which 0 is not: it copies anchors; got {self.bandwidths}")
+
+
+@strict
+@dataclass(kw_only=True)
+class ComparisonSettings(SelectionSettings):
+    """Settings of a comparison."""
+
+    num_anchors: int | None = setting("Number of anchors; by default all of that share.", default=None)
+    anchor_epoch: int | None = setting("Epoch of the anchors; by default the last epoch of each run.", default=None)
+    unit: BandwidthUnit = setting(
+        "Unit of the bandwidths: the anchors' spread, that of all their tokens (for a single anchor), or latents.",
+        default="anchor_std",
+    )
 
 
 @dataclass(frozen=True)

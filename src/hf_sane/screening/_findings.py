@@ -43,6 +43,11 @@ class Finding:
     tensors: tuple[str, ...] = ()
 
 
+def about(rule: str, severity: Severity, message: str, names: Sequence[str], remedy: str) -> Finding:
+    """A finding about tensors, whose names end its message."""
+    return Finding(rule, severity, f"{message} {name_some(names)}", remedy, tuple(names))
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What rules look at.
@@ -98,13 +103,9 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
         counts = [(sum(x.nan for x in broken), "NaN"), (sum(x.infinite for x in broken), "infinite")]
         what = " and ".join(f"{count:,} {word}" for count, word in counts if count)
         read = sum(x.num_read for x in broken)
-        yield Finding(
-            "nan",
-            "error",
-            f"{what} of {read:,} values that were read, in {name_some([x.name for x in broken])}",
-            "the network gives no sensible output: take an earlier checkpoint",
-            tuple(x.name for x in broken),
-        )
+        remedy = "the network gives no sensible output: take an earlier checkpoint"
+        message = f"{what} of {read:,} values that were read, in"
+        yield about("nan", "error", message, [x.name for x in broken], remedy)
 
 
 @register_rule("constant")
@@ -113,21 +114,11 @@ def constant(evidence: Evidence) -> Iterator[Finding]:
     flat = [x for x in evidence.tensors if len(x.shape) >= 2 and x.num_read > 1 and x.low == x.high]
     fresh = [x.name for x in flat if "lora_B" in x.name or "lora_up" in x.name]
     if fresh:
-        yield Finding(
-            "untrained",
-            "warning",
-            f"the second factor is all zero in {name_some(fresh)}: the adapter changes nothing",
-            "train it, or take the trained one",
-            tuple(fresh),
-        )
+        message = "the adapter changes nothing: the second factor is all zero in"
+        yield about("untrained", "warning", message, fresh, "train it, or take the trained one")
     if names := [x.name for x in flat if x.name not in fresh and "float" in x.dtype]:
-        yield Finding(
-            "constant",
-            "warning",
-            f"all values that were read are equal in {name_some(names)}",
-            "such a layer passes nothing on: see whether it was saved before training, or pruned",
-            tuple(names),
-        )
+        remedy = "such a layer passes nothing on: see whether it was saved before training, or pruned"
+        yield about("constant", "warning", "all values that were read are equal in", names, remedy)
 
 
 @register_rule("duplicate")
@@ -142,13 +133,11 @@ def duplicate(evidence: Evidence) -> Iterator[Finding]:
             continue
         where = "" if all(x.is_whole for x in group) else ", wherever they were read"
         if all(any(word in name for word in TIED) for name in names):
-            message, remedy = "tied copies", "save them once (safetensors.torch.save_model keeps one of them)"
-            yield Finding("tied", "note", f"{message}: {name_some(names)} are equal{where}", remedy, tuple(names))
+            remedy = "save them once (safetensors.torch.save_model keeps one of them)"
+            yield about("tied", "note", f"tied copies{where}:", names, remedy)
         else:
-            message = f"{name_some(names)} hold the same values{where}"
-            yield Finding(
-                "duplicate", "warning", message, "trained layers never do: see whether one was copied", tuple(names)
-            )
+            remedy = "trained layers never hold the same values: see whether one was copied"
+            yield about("duplicate", "warning", f"the same values{where}, in", names, remedy)
 
 
 @register_rule("untrained")
@@ -195,9 +184,8 @@ def rank_collapse(evidence: Evidence) -> Iterator[Finding]:
     """Matrices of low rank."""
     layers = evidence.spectra.layers if evidence.spectra is not None else ()
     if names := [layer.name for layer in layers if layer.phase == "rank-collapse"]:
-        message = f"rank collapse in {name_some(names)}"
         remedy = "the layer uses few directions: see hf-sane analyze; a smaller rank may do"
-        yield Finding("rank", "warning", message, remedy, tuple(names))
+        yield about("rank", "warning", "rank collapse in", names, remedy)
 
 
 @register_rule("overflow")
@@ -205,24 +193,15 @@ def overflow(evidence: Evidence) -> Iterator[Finding]:
     """Values that the type can barely hold, or that a common cast would lose."""
     finite = [x for x in evidence.tensors if math.isfinite(x.largest)]
     if near := [x for x in finite if x.dtype == "float16" and x.largest > MAX_FLOAT16 / 2]:
-        largest = max(x.largest for x in near)
-        yield Finding(
-            "overflow",
-            "warning",
-            f"values up to {largest:,.0f} in float16, which ends at {MAX_FLOAT16:,.0f}, in "
-            f"{name_some([x.name for x in near])}",
-            "store them as bfloat16 or float32",
-            tuple(x.name for x in near),
-        )
+        message = f"values up to {max(x.largest for x in near):,.0f} in float16, which ends at {MAX_FLOAT16:,.0f}, in"
+        yield about("overflow", "warning", message, [x.name for x in near], "store them as bfloat16 or float32")
     wide = [x for x in finite if x.dtype in ("bfloat16", "float32", "float64") and x.largest > MAX_FLOAT16]
     if wide:
-        yield Finding(
-            "overflow",
-            "note",
-            f"values up to {max(x.largest for x in wide):.3g} in {name_some([x.name for x in wide])}",
-            "a cast to float16 would make them infinite",
-            tuple(x.name for x in wide),
+        message, remedy = (
+            f"values up to {max(x.largest for x in wide):.3g} in",
+            "a cast to float16 makes them infinite",
         )
+        yield about("overflow", "note", message, [x.name for x in wide], remedy)
 
 
 @register_rule("remote-code")

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from pathlib import PurePosixPath
 
 from hf_sane.records._errors import name_some
+from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 
 SAFETENSORS_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
-PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl", ".pickle", ".pth.tar", ".pt.tar")
 INDEX_SUFFIX = ".index.json"
 PICKLE_INDEX_SUFFIX = ".bin.index.json"  # of shards that are pickles, as Transformers names it
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.(safetensors|bin)$")

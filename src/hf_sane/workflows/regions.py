@@ -159,7 +159,8 @@ class RegionsResult(Result):
 
 
 def map_regions(
-    networks: str | Path | Zoo | Sequence[str | Path | Zoo] | Mapping[str, str | Sequence[str]], **options: Any
+    networks: str | Path | Zoo | Sequence[str | Path | Zoo] | Mapping[str, str | Path | Sequence[str | Path]],
+    **options: Any,
 ) -> RegionsResult:
     """Map networks by what they were trained for: distances, nearest regions, points inside regions.
 

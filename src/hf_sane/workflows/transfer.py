@@ -8,10 +8,10 @@ from typing import Any, Literal
 from hf_sane.hub._pull import check_size, find_repository, parse_size, plan_pull
 from hf_sane.hub._pull import pull as fetch
 from hf_sane.hub._push import plan_push
-from hf_sane.hub._transfer import RepoFile, Upload
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import check_path, parse_repo
+from hf_sane.records._uploads import RepoFile, Upload
 from hf_sane.workflows.results import Result, Table
 
 

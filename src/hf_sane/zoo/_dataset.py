@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import glob
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,13 +30,13 @@ from hf_sane.networks._modules import find_architecture, transformers_architectu
 from hf_sane.networks._stacked import StackedNetworks, with_settings
 from hf_sane.records._disks import NO_SPACE
 from hf_sane.records._errors import InvalidFileError, reading
-from hf_sane.records._outputs import MANIFEST
 from hf_sane.records._patience import patiently
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._sources import HubRepo
 from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._facts import DEFAULT_CONFIG, PER_RUN_SETTINGS, ZooFacts, data_folder, find_facts, read_facts
 from hf_sane.zoo._facts import FILE_NAME as FACTS_NAME
+from hf_sane.zoo._publishing import plan_zoo
 from hf_sane.zoo._records import MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES, SPLITS, write_parquet
 from hf_sane.zoo._table import ZooTable
 from hf_sane.zoo._writing import CACHE_NAME, RECORD_NAME, check_zoo, writing_zoo
@@ -397,25 +396,10 @@ class Zoo:
             URL of the commit.
         """
         api = HfApi(token=token)
-        patiently(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
+        record = None if self.run_record is None else self.run_record.without_folders()
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            if patiently(api.file_exists, repo_id, FACTS_NAME, repo_type="dataset"):
-                shutil.copy(
-                    patiently(api.hf_hub_download, repo_id, FACTS_NAME, repo_type="dataset"), folder / FACTS_NAME
-                )
-            record = None if self.run_record is None else self.run_record.without_folders()
-            replace(self, facts=self.facts.without_folders(), run_record=record).save(folder, config_name)
-            commit = patiently(
-                api.upload_folder,
-                repo_id=repo_id,
-                repo_type="dataset",
-                folder_path=folder,
-                commit_message=f"Zoo {self.facts.name} ({config_name})",
-                delete_patterns=[f"{data_folder(Path(), config_name)}/*"],
-                ignore_patterns=[f"*{MANIFEST}"],
-            )
-        return str(commit.commit_url)
+            folder = replace(self, run_record=record).save(name, config_name)
+            return plan_zoo(folder, repo_id, api).push(api, private=private)
 
 
 def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revision: str | None = None) -> Zoo:

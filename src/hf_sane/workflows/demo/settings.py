@@ -1,25 +1,24 @@
 """What the demo builds and how much of it; every number that shapes the result is here."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
 from hf_sane.networks._image_sources import IMAGE_KINDS
-from hf_sane.records._settings import CheckedSettings, setting
-from hf_sane.sampling._comparison import ComparisonSettings
+from hf_sane.records._settings import setting
+from hf_sane.sampling._comparison import SelectionSettings
 
 SANE_TITLE, NETWORK_TITLE = "SANE of the demo", "Sampled digits CNN"  # headlines of cards
 
 
 @strict
 @dataclass(kw_only=True)
-class DemoSettings(CheckedSettings):
+class DemoSettings(SelectionSettings):
     """Sizes of the demo. The defaults fill about eight minutes on two CPU cores; tests use far smaller ones."""
 
     output: Path = setting("New or empty folder.", default=Path("demo_output"), short="-o")
-    seed: int = setting("Random seed.", default=0)
     images: str = setting(f"Images that the zoos are trained on: {IMAGE_KINDS}.", default="digits")
     seed_zoo_networks: int = setting("Number of networks that differ only in their seed, to sample from.", default=128)
     hyperparameter_zoo_networks: int = setting(
@@ -39,19 +38,6 @@ class DemoSettings(CheckedSettings):
     pretrain_epochs: int = setting("Number of windows per training network.", default=6)
     batch_size: int = setting("Number of windows per optimizer step.", default=64)
     learning_rate: float = setting("Peak of the one-cycle schedule.", default=1e-3)
-    anchor_fraction: float = setting(
-        "Best share of the seed zoo's training networks that serve as anchors (the paper: 0.3).", default=0.3
-    )
-    bandwidths: list[float] = setting(
-        "Candidates for the bandwidth, in standard deviations of the anchors' latents; 0 would only copy anchors.",
-        factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4],
-    )
-    accuracy_share: float = setting(
-        "The largest bandwidth wins whose kept networks have this share of the best validation accuracy.",
-        default=0.95,
-    )
-    num_candidates: int = setting("Number of networks drawn for subsampling.", default=400)
-    num_kept: int = setting("Number of networks kept, of every method.", default=10)
     finetune_epochs: int = setting("Epochs of fine-tuning; sampling is reported at epochs 0, 1 and 5.", default=5)
 
     def sizes(self) -> dict[str, Any]:
@@ -67,7 +53,7 @@ class DemoSettings(CheckedSettings):
 
     def comparison(self) -> dict[str, Any]:
         """The part about sampling, as options of [`compare_samplers`]."""
-        return {name: value for name, value in self.sizes().items() if name in vars(ComparisonSettings())}
+        return {field.name: getattr(self, field.name) for field in fields(SelectionSettings)}
 
 
 __all__ = ["DemoSettings"]

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from hf_sane.core._types import StateDict
 from hf_sane.records._errors import name_some
+from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 from hf_sane.records._outputs import CARD, check_finished
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import parse_source
@@ -21,7 +22,6 @@ from hf_sane.tokenization._safetensors_header import fetch_header, read_header
 from hf_sane.tokenization._weight_files import (
     INDEX_SUFFIX,
     PICKLE_INDEX_SUFFIX,
-    PICKLE_SUFFIXES,
     SAFETENSORS_NAMES,
     SHARD,
     choose_weights,

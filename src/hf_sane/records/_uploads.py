@@ -6,12 +6,12 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 from hf_sane.records._files import files_below
 from hf_sane.records._interruptions import explaining
 from hf_sane.records._outputs import MANIFEST
 from hf_sane.records._patience import patiently
 from hf_sane.records._redaction import holds_token
-from hf_sane.tokenization._weight_files import PICKLE_SUFFIXES
 
 TEXT_SUFFIXES = (".md", ".json", ".py", ".txt", ".yaml", ".csv")
 PICKLES = (*PICKLE_SUFFIXES, ".joblib")
