@@ -83,6 +83,7 @@ _ALSO = {
     "load_texts": "networks._texts",
     "reconstruct": "workflows.reconstruct",
     "trace_permutations": "symmetry.tracing._trace",
+    "zoo_structure": "workflows.zoo_structure",
 }
 
 __all__ = [

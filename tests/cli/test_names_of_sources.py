@@ -21,6 +21,7 @@ VERBS = {
     "regions --zoo": ("regions", "--zoo", "{}", *OUTPUT, "--no-plots"),
     "regions --adapter": ("regions", "--adapter", "a={}", "--adapter", "b={}", *OUTPUT, "--no-plots"),
     "zoo show": ("zoo", "show", "{}"),
+    "zoo structure": ("zoo", "structure", "{}"),
     "zoo mix": ("zoo", "mix", "a={}", *OUTPUT),
     "probe": ("probe", "--zoo", "{}", "--sane", "{}"),
     "compare": ("compare", "--zoo", "{}", "--sane", "sane"),

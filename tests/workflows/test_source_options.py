@@ -47,6 +47,7 @@ WITHOUT = {
     "zoo mix": "reads zoos",
     "zoo align": "reads a zoo",
     "zoo show": "reads a zoo",
+    "zoo structure": "reads a zoo",
 }
 
 

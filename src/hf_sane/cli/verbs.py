@@ -70,6 +70,13 @@ ZOO_VERBS = (
     Verb("mix", "mix_zoos", "MixZoosSettings", "run_mix_zoos", "Join several zoos into one."),
     Verb("align", "align_zoo", "AlignZooSettings", "run_align_zoo", "Permute all networks of a zoo onto a reference."),
     Verb("show", "show_zoo", "ShowZooSettings", "run_show_zoo", "Show what a zoo holds."),
+    Verb(
+        "structure",
+        "zoo_structure",
+        "ZooStructureSettings",
+        "run_zoo_structure",
+        "Measure the linear structure that the runs of a zoo share.",
+    ),
 )
 
 

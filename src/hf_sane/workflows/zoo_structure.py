@@ -1,0 +1,177 @@
+"""Measure the linear structure that the runs of a zoo share, before anything is trained on it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from hf_sane.analysis._region_zoos import LabelledNetworks, zoo_networks
+from hf_sane.analysis._structure import SharedStructure, shared_structure
+from hf_sane.analysis._structure_plot import plot_structure
+from hf_sane.networks._modules import ModuleSettings
+from hf_sane.records._errors import name_some
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.symmetry._matching import match_many
+from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.shared import PlotSettings
+from hf_sane.workflows.show_zoo import load_zoo
+from hf_sane.zoo._dataset import Zoo
+
+SIDES = {"training": ("train",), "held_out": ("validation", "test")}
+WHOLE = "all"  # tensors, in records
+PICTURE_NAME = "structure.png"
+
+
+@dataclass(kw_only=True)
+class ZooStructureSettings(ModuleSettings, PlotSettings):
+    """Settings of [`zoo_structure`]."""
+
+    zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.", positional=True)
+    output: Path | None = setting("New folder for the run record and a plot.", default=None, short="-o")
+    config: str | None = setting("Name of the zoo, if there are several.", default=None)
+    revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
+    epoch: int | None = setting("Epoch of every run; by default the last.", default=None)
+    since: int | None = setting("Take what training changed since this epoch, in place of the weights.", default=None)
+    limit: int | None = setting("Use at most this many networks for each side.", default=None, least=3)
+    align: bool = setting("Permute channels to match the first network.", default=True)
+    seed: int = setting("Random seed of shuffles and intervals.", default=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_matplotlib()
+
+
+@dataclass(kw_only=True)
+class ZooStructureResult(Result):
+    """What runs of a zoo share.
+
+    Attributes:
+        structures: Of whole networks by the name `""`, and of every tensor.
+        pictures: Whether to draw a plot.
+    """
+
+    JOB: ClassVar[str] = "structure of a zoo"
+
+    structures: dict[str, SharedStructure] = field(default_factory=dict)
+    pictures: bool = False
+
+    def tables(self) -> list[Table]:
+        """Whole networks by the number of directions, then all tensors at the largest number."""
+        whole, *_ = self.structures.values()
+        rows = zip(whole.directions, whole.explained, whole.intervals, whole.chance, whole.gains, strict=True)
+        tensors = [
+            [name, found.explained[-1], _interval(found.intervals[-1]), found.chance[-1], found.gains[-1]]
+            for name, found in self.structures.items()
+            if name
+        ]
+        header = ("held-out variance explained", "95 % interval", "by chance", "gain")
+        count = whole.directions[-1]
+        return [
+            Table(
+                ("directions", *header),
+                [[number, found, _interval(interval), *others] for number, found, interval, *others in rows],
+                title=f"principal directions of {count + 1} runs, {self.record.data['held_out']} other runs",
+                caption=self._verdict(whole),
+            ),
+            Table((f"tensor, {count} directions of its own", *header), tensors),
+        ]
+
+    def _verdict(self, whole: SharedStructure) -> str:
+        number, found, by_chance, gain = (
+            values[whole.best] for values in (whole.directions, whole.explained, whole.chance, whole.gains)
+        )
+        told = f"{number} directions explain {found:.1%} of other runs, chance {by_chance:.1%}"
+        if not whole.is_shared:
+            return (
+                f"{told}: no shared linear structure was found; do not expect a code to compress runs it has not seen"
+            )
+        return f"{told}: the runs share {gain:.1%} of what chance leaves"
+
+    def write(self, partial: Path) -> None:
+        """Write the run record and structure.png."""
+        if self.pictures:
+            plot_structure(self.structures[""], partial / PICTURE_NAME)
+        super().write(partial)
+
+
+def zoo_structure(zoo: str | Path | Zoo, **options: Any) -> ZooStructureResult:
+    """Measure the linear structure that the runs of a zoo share.
+
+    ```python
+    print(hf_sane.zoo_structure("org/zoo-mnist"))
+    ```
+
+    Args:
+        zoo: A zoo of one architecture, its folder or Hub id.
+        **options: Other fields of [`ZooStructureSettings`].
+
+    Raises:
+        ValueError: For several architectures, fewer than three training networks or two others, or networks whose
+            symmetries are not known, unless `align=False`.
+    """
+    return run_zoo_structure(ZooStructureSettings(zoo=zoo, **options))
+
+
+def run_zoo_structure(settings: ZooStructureSettings) -> ZooStructureResult:
+    """Measure how much of the held-out networks of a zoo the principal directions of its training networks explain.
+
+    A code that is learned from runs can compress other runs only as far as they share structure. Networks that were
+    trained from independent seeds share almost none, even when they are aligned; those that started from one network
+    do. Say so before pre-training: the share is compared with directions of shuffled weights.
+    """
+    settings.register()
+    given = as_arguments(settings)
+    record = RunRecord.start(seed=settings.seed, arguments=given)
+    with optional_output(settings.output, ZooStructureResult.JOB) as output:
+        zoo = load_zoo(settings.zoo, settings.config, revision=settings.revision)
+        training, held_out = _weights(zoo, settings)
+        structures = shared_structure(training, held_out, seed=settings.seed)
+        counts = (len(next(iter(side.values()))) for side in (training, held_out))
+        record.data |= dict(zip(SIDES, counts, strict=True))
+        results = {name or WHOLE: found.to_dict() for name, found in structures.items()}
+        return output.write(
+            ZooStructureResult(record=record.finish(results), structures=structures, pictures=settings.plots)
+        )
+
+
+def _weights(zoo: Zoo, settings: ZooStructureSettings) -> list[dict[str, Tensor]]:
+    """Weights of the training and of the held-out networks, or what training changed, aligned to one network."""
+    sides = [[name for name in part if len(zoo.splits.get(name, ()))] for part in SIDES.values()]
+    if not all(sides):
+        raise ValueError(
+            f"expected networks in 'train' and in 'validation' or 'test', the zoo has {', '.join(zoo.splits)}; import "
+            "it again with three splits (--split-shares)"
+        )
+    networks = [zoo_networks([zoo], splits=part, epoch=settings.epoch, limit=settings.limit) for part in sides]
+    chosen = [part.tensors for part in networks]
+    if settings.since is not None:
+        starts = [zoo_networks([zoo], splits=part, epoch=settings.since) for part in sides]
+        chosen = [_change(*pair) for pair in zip(starts, networks, strict=True)]
+    if settings.align:
+        spec, reference = networks[0].spec, {name: tensor[0] for name, tensor in networks[0].tensors.items()}
+        chosen = [
+            spec.apply(tensors, match_many(spec, reference, part.tensors), batch_dims=1)
+            for tensors, part in zip(chosen, networks, strict=True)
+        ]
+    layers = [layer for layout in zoo.facts.parsed_layouts.values() for layer in layout.layers]
+    # Running statistics are no weights, and would be most of the variance.
+    names = {tensor.name for layer in layers if layer.kind != "running_statistics" for tensor in layer.tensors}
+    return [{name: tensor for name, tensor in tensors.items() if name in names} for tensors in chosen]
+
+
+def _change(start: LabelledNetworks, end: LabelledNetworks) -> dict[str, Tensor]:
+    """What training changed in every network of `end`."""
+    if missing := sorted(set(end.runs) - set(start.runs)):
+        raise ValueError(f"runs without a network at that epoch: {name_some(missing)}; choose another one (--since)")
+    rows = [start.runs.index(run) for run in end.runs]
+    return {name: tensor - start.tensors[name][rows] for name, tensor in end.tensors.items()}
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    low, high = ends
+    return f"{low:.3f} to {high:.3f}"
+
+
+__all__ = ["ZooStructureResult", "ZooStructureSettings", "zoo_structure"]
