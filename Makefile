@@ -63,11 +63,11 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-# The figures of docs/results/performance.md, one benchmark after the other; about fifteen minutes on two quiet cores.
+# The figures of docs/results/performance.md, one benchmark after the other; about twenty minutes on two quiet cores.
 # Each kind of processor has a folder of its own: BENCHMARKS_OUT=runs/benchmarks/avx2.
 benchmarks: $(BIN)/.installed
 	mkdir -p $(BENCHMARKS_OUT)
-	for name in tokenization pretraining_step kde_sampling alignment zoo_training zoo_loader zoo_columns; do \
+	for name in tokenization pretraining_step kde_sampling alignment zoo_training zoo_loader zoo_columns zoo_import; do \
 		$(BIN)/python benchmarks/$$name.py --output $(BENCHMARKS_OUT)/$$name.json || exit 1; done
 	$(BIN)/python experiments/update_results.py
 

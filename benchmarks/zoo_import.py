@@ -4,9 +4,11 @@
 
 Files of `torch.save`, each a network of about 10,000 weights; the same files are opened by `torch.load` before and
 after. Importing, embedding and aligning 1,000 of these are compared with as many networks of this library of the same
-shapes. About ten minutes on 2 cores.
+shapes. Tracing loads the exporter of PyTorch, once in a process: a second or two that are told apart. About three
+minutes on 2 cores.
 """
 
+import importlib
 import tempfile
 import threading
 import time
@@ -129,6 +131,7 @@ def measure(count: int, compared: int, folder: Path) -> dict[str, Any]:
         seconds, zoo = seconds_of(lambda: import_all(folder / "many", folder / "zoo of many"))
     after, _ = seconds_of(lambda: open_all(folder / "many"))
     opening = (before + after) / 2
+    exporter, _ = seconds_of(lambda: importlib.import_module("torch.export._trace"))
     register_architecture(Foreign, torch.zeros(1, 1, 8, 8))
     save_foreign(folder / "foreign", compared)
     save_own(folder / "own", compared)
@@ -140,6 +143,8 @@ def measure(count: int, compared: int, folder: Path) -> dict[str, Any]:
         "peak_anonymous_bytes": memory["bytes"],
         "seconds_to_open": opening,
         "ratio_to_opening": seconds / opening,
+        "gigabytes": memory["bytes"] / 1e9,
+        "seconds_to_load_exporter": exporter,
         "networks_per_second": rates,
         "own_over_foreign": {name: rates["own"][name] / rate for name, rate in rates["foreign"].items()},
     }
