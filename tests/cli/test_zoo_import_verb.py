@@ -226,7 +226,7 @@ def test_bad_options_are_refused(tmp_path, hf_sane_command):
         ((), "nothing to import from: name repositories"),
         (("--folder", tmp_path / "none"), "folder must be an existing folder"),
         (("a/b", "--max-size", "many"), "expected a size such as 500MB or 1.5GiB, got 'many'"),
-        (("--folder", tmp_path), "none of 0 networks could be taken (nothing was found)"),
+        (("--folder", tmp_path), "; expected files of safetensors or torch.save, folders of models"),
     ):
         assert (
             message in hf_sane_command("zoo", "import", "--output", tmp_path / "zoo", *arguments, exit_code=2).stderr

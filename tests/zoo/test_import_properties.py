@@ -146,8 +146,17 @@ def test_file_names_that_several_networks_share_are_not_guessed():
     found = match_rows([table({"file": "a.pt", "v": 1}, {"file": "b.pt", "v": 2})], networks)
     assert found.rows == {"x/a.pt": {}, "y/a.pt": {}, "y/b.pt": {"v": 2}}
     assert found.unmatched == ["t.csv, line 2"]
-    with pytest.raises(ValueError, match="no row is about any of 1 networks"):
-        match_rows([table({"file": "a.pt", "v": 1}, {"file": "a.pt", "v": 2})], names("a.pt"))  # two rows for one name
+
+
+@pytest.mark.parametrize("rows", [[{"file": "a.pt"}] * 2, [{"run": "x", "epoch": 3}] * 2, [{"run": "x"}] * 2], ids=str)
+def test_rows_that_repeat_others_are_taken_once_and_those_that_differ_are_not_guessed(rows):
+    networks = names("x/a.pt" if "file" in rows[0] else "x/epoch_3.pt")
+    found = match_rows([table(*({**row, "v": 1} for row in rows))], networks)
+    assert found.rows == {networks[0].name: {"v": 1}}
+    assert found.unmatched == []
+    assert "1 rows repeat others: taken once" in found.notes
+    with pytest.raises(ValueError, match=r"t.csv: 1 networks have several rows each, which differ; expected one per"):
+        match_rows([table(*({**row, "v": number} for number, row in enumerate(rows)))], networks)
 
 
 def test_runs_and_epochs_find_their_rows():
@@ -221,6 +230,24 @@ def test_epochs_are_recognised_in_names(path, times):
     assert read_name(path, None).times == times
 
 
+@pytest.mark.parametrize(
+    ("path", "run"),
+    [
+        ("a/run_3/epoch_5.pt", "a/run_3"),
+        ("run/model-epoch=3-step=400.pth.tar", "run"),
+        ("run/epoch_3/model.safetensors", "run"),
+        ("run/checkpoint-500", "run"),
+        ("run/net3_epoch_5.pt", None),  # perhaps one of several runs
+        ("epoch_5/net3.pt", None),
+        ("run/epoch=3-val_loss=0.31.ckpt", None),
+        ("run/model.pt", None),
+        ("epoch_5.pt", None),
+    ],
+)
+def test_a_folder_of_names_that_are_nothing_but_times_is_a_run(path, run):
+    assert read_name(path, None).run == run
+
+
 def test_patterns():
     take = read_pattern("*/{run}/epoch_{epoch:d}.pt")
     assert take("x/r1/epoch_012.pt") == {"run": "r1", "epoch": 12}
@@ -257,6 +284,7 @@ def test_a_pattern_keeps_runs_together_and_gives_columns(tmp_path):
         (["0.5", "1e-3", ".5", "inf"], [0.5, 1e-3, 0.5, float("inf")]),
         (["0,5", "12,25"], [0.5, 12.25]),
         (["0,123", "0,456"], [0.123, 0.456]),
+        (["26.5%", "3 %", "0,5%"], [0.265, 0.03, 0.005]),
         (["1,234", "5,678"], []),  # thousands or decimals: nobody knows
         (["1.234,5"], []),
         (["a", "0.5x"], []),

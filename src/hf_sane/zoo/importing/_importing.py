@@ -175,13 +175,16 @@ def import_zoo(
             for entry in importer.take(source):
                 if on_entry is not None:
                     on_entry(entry)
+        if not importer.entries:
+            raise ValueError(
+                f"no network was found{'' if arguments.folder is None else f' in {arguments.folder}'}; expected files "
+                "of safetensors or torch.save, folders of models, or an archive of these"
+            )
         if not importer.networks:
             reasons = "; ".join(
                 f"{name_some(names)}: {reason}" for (_, reason), names in left_out(importer.entries).items()
             )
-            raise ValueError(
-                f"none of {len(importer.entries)} networks could be taken ({reasons or 'nothing was found'})"
-            )
+            raise ValueError(f"none of {len(importer.entries)} networks could be taken ({reasons})")
         stage = writer.begin()
         facts = _write_rows(importer, stage, told, tables)
         became = [asdict(entry) for entry in importer.entries]

@@ -12,6 +12,8 @@ TIMES = ("epoch", "step")
 # As trainers name checkpoints: `epoch=3-step=400.ckpt`, `checkpoint_000007`, `net_ep12.pt`.
 EPOCH = re.compile(r"(?:^|[^a-z])(?:epoch|ep)[-_=]?(\d+)", re.IGNORECASE)
 STEP = re.compile(r"(?:^|[^a-z])(?:global_step|step|iteration|iter|checkpoint|ckpt)[-_=]?(\d+)", re.IGNORECASE)
+# What names say beside times that tells no run from another: `model_epoch_3.pt`, `epoch=3-step=400.ckpt`.
+NO_RUN = re.compile(r"(model|network|net|weights|checkpoints?|ckpt|\W|_)*(\.\w+){0,2}", re.IGNORECASE)
 FIELD = re.compile(r"\{(?P<name>[A-Za-z_]\w*)(?::(?P<kind>[dgs]))?\}|(?P<wildcard>\*+)")
 PARTS = {"d": r"[-+]?\d+", "g": r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", "s": r"[^/]+?"}
 
@@ -70,7 +72,10 @@ def read_pattern(pattern: str) -> Callable[[str], dict[str, Any] | None]:
 
 
 def read_name(name: str, take: Callable[[str], dict[str, Any] | None] | None) -> NetworkName:
-    """Read a name with the user's pattern, or otherwise find epochs and steps as trainers write them."""
+    """Read a name with the user's pattern, or otherwise find epochs and steps as trainers write them.
+
+    What lies in one folder under names that are nothing but times is one run: `run_3/epoch_5.pt`.
+    """
     found = take(name) if take is not None else None
     if found is not None:
         run = next((str(value) for key, value in found.items() if zoo_name(key) == "run"), None)
@@ -83,4 +88,12 @@ def read_name(name: str, take: Callable[[str], dict[str, Any] | None] | None) ->
             if numbers := expression.findall(part):
                 times[key] = int(numbers[-1])
                 break
-    return NetworkName(name, times=times)
+    return NetworkName(name, _run_of(name), times)
+
+
+def _run_of(name: str) -> str | None:
+    """The folder above the parts that say nothing but when a network was saved."""
+    parts, has_time = list(PurePosixPath(name).parts), False
+    while parts and NO_RUN.fullmatch(rest := STEP.sub("", EPOCH.sub("", parts[-1]))):
+        has_time |= rest != parts.pop()
+    return "/".join(parts) if parts and has_time else None

@@ -178,8 +178,13 @@ def numbers_of(values: Mapping[str, Any]) -> dict[str, int | float]:
     """The values that are numbers, of texts those that read as one.
 
     A comma is a decimal comma, unless all values with a comma could have it between thousands (`1,234`): such columns
-    are ambiguous, and hold no numbers.
+    are ambiguous, and hold no numbers. `26.9%` is 0.269.
     """
+    shares = {name: value for name, value in values.items() if isinstance(value, str) and value.endswith("%")}
+    if shares:
+        bare = {name: value[:-1].rstrip() for name, value in shares.items()}
+        rest = {name: value for name, value in values.items() if name not in shares}
+        return numbers_of(rest) | {name: value / PERCENT for name, value in numbers_of(bare).items()}
     texts = [value for value in values.values() if isinstance(value, str)]
     with_comma = [text for text in texts if "," in text]
     may_be_thousands = bool(with_comma) and all(

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -75,9 +75,11 @@ class _Match:
     rows: Mapping[str, int]
     runs: Mapping[str, str] = field(default_factory=dict)
     is_by_run: bool = False
+    several: int = 0  # networks of which several rows tell different things
 
 
 def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str | None, result: Matched) -> None:
+    table = _without_repeats(table)
     columns = [name for name in table.columns if zoo_name(name) not in NO_NAMES]
     if key is not None and key in table.columns:
         columns = [key]
@@ -85,6 +87,13 @@ def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str
     by_run = [_by_run(table, column, networks, result) for column in columns]
     by_fields = [_by_fields(table, networks)] if key is None else []
     best = max([*by_fields, *by_file, *by_run], key=lambda match: len(match.rows), default=None)  # the first of equals
+    if (best is None or not best.rows) and (
+        several := max((match.several for match in (*by_file, *by_run)), default=0)
+    ):
+        raise ValueError(
+            f"{table.file}: {several} networks have several rows each, which differ; expected one per network, or per "
+            "run and epoch; leave out the others, or say which part of a path is the epoch (--pattern)"
+        )
     if best is None or not best.rows:
         named = ", ".join(repr(shorten(next(iter(row.values()), ""))) for row in table.rows[:LISTED])
         raise ValueError(
@@ -104,6 +113,17 @@ def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str
         *([f"{table.file}: {len(free)} rows are about no network ({name_some(free)})"] if free else []),
         *([f"{table.file}: nothing about {len(missing)} networks ({name_some(missing)})"] if missing else []),
     ]
+
+
+def _without_repeats(table: PropertyTable) -> PropertyTable:
+    """The table with rows that say the same once."""
+    first = {repr(sorted(row.items(), key=str)): number for number, row in reversed([*enumerate(table.rows)])}
+    kept = sorted(first.values())
+    if len(kept) == len(table.rows):
+        return table
+    note = f"{len(table.rows) - len(kept)} rows repeat others: taken once"
+    rows, places = ([values[number] for number in kept] for values in (table.rows, table.places))
+    return replace(table, rows=rows, places=places, notes=(*table.notes, note))
 
 
 def _by_fields(table: PropertyTable, networks: Sequence[NetworkName]) -> _Match:
@@ -161,7 +181,8 @@ def _by_file(table: PropertyTable, column: str, networks: Sequence[NetworkName])
             if found is not None and counts[level][name] == 1:
                 rows[network.name] = found
                 break
-    return _Match(column, rows)
+    several = sum(any(name in places and places[name] is None for name in names) for names in levels)
+    return _Match(column, rows, several=several)
 
 
 def _levels(name: str) -> tuple[str, ...]:
@@ -180,14 +201,16 @@ def _by_run(table: PropertyTable, column: str, networks: Sequence[NetworkName], 
     times = {str(zoo_name(name)): name for name in reversed(table.columns) if zoo_name(name) in TIMES}
     rows: dict[str, int] = {}
     runs: dict[str, str] = {}
+    several = 0
     for network in networks:
         found = next((name for name in _run_names(network, matched) if name in of_value), None)
         if found is None:
             continue
-        place = _row_at(table, of_value[found], times, matched.times[network.name])
-        if place is not None:
-            rows[network.name], runs[network.name] = place, found
-    return _Match(column, rows, runs, is_by_run=True)
+        places = _rows_at(table, of_value[found], times, matched.times[network.name])
+        if len(places) == 1:
+            rows[network.name], runs[network.name] = places[0], found
+        several += len(places) > 1
+    return _Match(column, rows, runs, is_by_run=True, several=several)
 
 
 def _run_names(network: NetworkName, matched: Matched) -> Iterable[str]:
@@ -200,18 +223,17 @@ def _run_names(network: NetworkName, matched: Matched) -> Iterable[str]:
             yield folder.name
 
 
-def _row_at(
+def _rows_at(
     table: PropertyTable, numbers: Sequence[int], columns: Mapping[str, str], times: Mapping[str, int]
-) -> int | None:
-    """The row of a run for an epoch or step; if rows have none, its only row."""
+) -> Sequence[int]:
+    """The rows of a run for an epoch or step, if rows have any."""
     shared = [name for name in TIMES if name in columns and name in times]
     pairs = [(columns[name], times[name]) for name in shared[:1]]
     if not pairs and len(columns) == 1 and len(times) == 1:  # one counts in epochs, the other calls it a step
         pairs = [(next(iter(columns.values())), next(iter(times.values())))]
     for column, time in pairs:
-        found = [number for number in numbers if _whole(table.rows[number].get(column)) == time]
-        return found[0] if len(found) == 1 else None
-    return numbers[0] if len(numbers) == 1 else None
+        return [number for number in numbers if _whole(table.rows[number].get(column)) == time]
+    return numbers
 
 
 def _whole(value: Any) -> int | None:
