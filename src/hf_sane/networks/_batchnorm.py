@@ -5,12 +5,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.models.modes_sane import modes_kept
-from hf_sane.networks._stacked import StackedNetworks, empty_model, logits_of, run_stacked
+from hf_sane.networks._stacked import StackedNetworks, empty_model, run_stacked, tied_tensors, with_tensors
 
 NUM_BATCHES, BATCH_SIZE = 200, 32  # of the released code
 
@@ -55,11 +54,8 @@ def condition_batch_norm(
         return networks
     names = [f"{name}.{key}" for name in norms for key in ("running_mean", "running_var", "num_batches_tracked")]
     fresh = {name: torch.empty_like(networks.tensors[name]) for name in names}
-
-    def run(tensors: dict[str, Tensor], batch: Tensor) -> Tensor:
-        output = functional_call(skeleton, tensors, (batch,))  # updates running statistics among the tensors in place
-        return logits_of(output)
-
+    run = with_tensors(skeleton)  # updates running statistics among the tensors in place
+    tied = {name: first for name, first in tied_tensors(skeleton).items() if first in fresh}
     with _only_norms_train(skeleton, norms.values()), torch.no_grad():
         for start in range(0, networks.num_models, networks_per_step):
             part = {name: tensor[start : start + networks_per_step] for name, tensor in networks.tensors.items()}
@@ -71,6 +67,7 @@ def condition_batch_norm(
                 run_stacked(skeleton, run, part, images[index.to(images.device)], None)
             for name in names:
                 fresh[name][start : start + networks_per_step] = part[name]
+    fresh |= {name: fresh[first] for name, first in tied.items()}
     return StackedNetworks(networks.config, {**networks.tensors, **fresh})
 
 

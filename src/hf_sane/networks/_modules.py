@@ -2,9 +2,10 @@
 
 import copy
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._documents import read_settings
+from hf_sane.records._errors import name_some
 from hf_sane.records._own_code import load_named
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.symmetry._networks import permutation_spec
@@ -23,7 +25,10 @@ from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry._transformers_models import model_class
 from hf_sane.symmetry.tracing._trace import trace_permutations
 
+logger = logging.getLogger(__name__)
+
 EXAMPLES = 4  # inputs that symmetries are verified with
+LISTED = 5  # tensors in a message
 Shapes = frozenset[tuple[str, tuple[int, ...]]]
 _REGISTERED: dict[Shapes, "ModuleArchitecture"] = {}
 
@@ -92,7 +97,9 @@ def register_architecture(
 
     Args:
         module: A class or function that makes a network without arguments; or a network, whose copies are
-            initialised with the `reset_parameters` methods of its layers.
+            initialised with the `reset_parameters` methods of its layers. Parameters of layers without that method
+            get their values in a random order, so that they keep their scale and nothing that was learnt; a log
+            message names them. Prefer the class.
         example_inputs: Inputs of the module: a tensor, a tuple of positional arguments or a dictionary of keyword
             arguments. Only their shapes matter. Without them, symmetries are not traced.
         name: Name in records and cards; by default the name of the class.
@@ -197,11 +204,29 @@ def _reset_copies(network: nn.Module) -> Callable[[], nn.Module]:
         if isinstance(network, PreTrainedModel):  # initialises itself, its single parameters and embeddings, too
             return type(network)(copy.deepcopy(network.config)).eval()
         fresh = copy.deepcopy(network)
-        for part in fresh.modules():
-            if callable(reset := getattr(part, "reset_parameters", None)):
-                reset()
+        shuffled = []
+        for prefix, part in fresh.named_modules():
+            # Attention and Transformer layers of PyTorch call it _reset_parameters.
+            found = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
+            if callable(found):
+                found()
+                continue
+            for name, parameter in part.named_parameters(prefix, recurse=False):
+                with torch.no_grad():
+                    parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
+                shuffled.append(name)
+        if shuffled and not told:
+            told.append(True)
+            logger.warning(
+                "new networks of %s get the values of %s in a random order, since layers without reset_parameters() "
+                "do not say how they are initialised; register the class instead of a network: "
+                "hf_sane.register_architecture(MyModule)",
+                type(network).__name__,
+                name_some(shuffled, LISTED),
+            )
         return fresh
 
+    told: list[bool] = []
     return make
 
 
@@ -227,7 +252,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 class ModuleSettings(CheckedSettings):
     """Settings of a user-defined module, for networks whose architecture is not part of this library."""
 
-    module: str | None = setting(
+    module: str | Callable | None = setting(
         "Class or function that makes the networks' module, as my_file.py:MyModule or my_package.my_file:MyModule. "
         "Its code runs.",
         default=None,
@@ -241,14 +266,29 @@ class ModuleSettings(CheckedSettings):
         least=1,
     )
 
-    def register(self) -> None:
-        """Register the module, if one is given."""
+    @property
+    def module_arguments(self) -> dict[str, Any]:
+        """Arguments of the module as a dictionary."""
+        given = self.module_args
+        return dict((read_settings(given, "--module-args") if isinstance(given, str) else given) or {})
+
+    def register(self, example_inputs: Tensor | Mapping[str, Any] | None = None) -> ModuleArchitecture | None:
+        """Register the module, if one is given.
+
+        Args:
+            example_inputs: Inputs of the module, where no shape of them is given.
+        """
         if self.module is None:
             if self.module_args or self.module_input:
                 raise ValueError("expected a module (--module) for its arguments or inputs, got none; name it")
-            return
-        inputs = torch.zeros(1, *self.module_input) if self.module_input else None
-        name = self.module.rpartition(":")[2]
-        given = self.module_args
-        arguments = read_settings(given, "--module-args") if isinstance(given, str) else given
-        register_architecture(load_module(self.module, arguments), inputs, name=name)
+            return None
+        inputs = torch.zeros(1, *self.module_input) if self.module_input else example_inputs
+        if isinstance(self.module, str):
+            made: Callable[[], nn.Module] = load_module(self.module, self.module_arguments)
+            return register_architecture(made, inputs, name=self.module.rpartition(":")[2])
+        if isinstance(self.module, nn.Module) and self.module_args:
+            raise ValueError("expected the class of the module for its arguments (module_args), got a network")
+        module = self.module
+        return register_architecture(
+            module if isinstance(module, nn.Module) else partial(module, **self.module_arguments), inputs
+        )

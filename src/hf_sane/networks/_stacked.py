@@ -2,7 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -49,7 +50,7 @@ def stacked_forward(network: ZooConfig | nn.Module, *, generic: bool = False) ->
         `forward(tensors, images, dropout, generator)`: logits `[m, B, K]` of tensors `{name: [m, *shape]}` and images
         `[m, B, C, H, W]` (`[1, ...]`: the same for all). With `dropout` (`[m]` rates) the networks are in training
         mode: they drop, and running statistics among the tensors are updated in place; with `None` in evaluation mode.
-        `generator` serves the dropout of CNNs and MLPs; `torch.vmap` draws from the global one.
+        What is drawn depends on `generator` alone.
     """
     if isinstance(network, CNNConfig | MLPConfig) and not generic:
         return _batch_last_forward(network)
@@ -84,10 +85,7 @@ def _batch_last_forward(config: CNNConfig | MLPConfig) -> Forward:
 def _vmap_forward(network: ZooConfig | nn.Module) -> Forward:
     skeleton = empty_model(network) if isinstance(network, ZooConfig) else network
     has_dropout = DROPOUT_BUFFER in dict(skeleton.named_buffers())
-
-    def run(tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        positional, named = call_arguments(inputs)
-        return logits_of(functional_call(skeleton, dict(tensors), positional, named))
+    run = with_tensors(skeleton)
 
     def forward(
         tensors: Mapping[str, Tensor], images: Tensor, dropout: Tensor | None, generator: torch.Generator | None
@@ -96,24 +94,64 @@ def _vmap_forward(network: ZooConfig | nn.Module) -> Forward:
         if has_dropout:
             tensors = {**tensors, DROPOUT_BUFFER: images.new_zeros(models) if dropout is None else dropout}
         images, image_axis = (images, 0) if len(images) == models else (images[0], None)
-        with modes_kept(skeleton):  # it may be the caller's own
+        with modes_kept(skeleton), _drawing_from(generator, images.device):  # it may be the caller's own
             skeleton.train(dropout is not None)
             return run_stacked(skeleton, run, dict(tensors), images, image_axis)
 
     return forward
 
 
+@contextmanager
+def _drawing_from(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+    """Let modules, which know the global random state only, draw what a generator decides."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def tied_tensors(module: nn.Module) -> dict[str, str]:
+    """Names of parameters and buffers that are others under a second name, and which ones: tied weights."""
+    first: dict[int, str] = {}
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return {name: first[id(tensor)] for name, tensor in named if first.setdefault(id(tensor), name) != name}
+
+
+def with_tensors(skeleton: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+    """The function `run(tensors, inputs)`: logits of a module with other tensors; of tied ones, the first count."""
+    tied = tied_tensors(skeleton)
+    # functional_call puts tensors into modules and takes them out again, which must not happen twice to a module that
+    # has two names.
+    first_names = {id(part): name for name, part in reversed([*skeleton.named_modules(remove_duplicate=False)])}
+
+    def is_first(name: str) -> bool:
+        owner = name.rpartition(".")[0]
+        return first_names[id(skeleton.get_submodule(owner))] == owner
+
+    twice = {name for name in tied if not is_first(name)}
+
+    def run(tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        chosen = {name: tensors[tied.get(name, name)] for name in tensors if name not in twice}
+        positional, named = call_arguments(inputs)
+        return logits_of(functional_call(skeleton, chosen, positional, named, tie_weights=False))
+
+    return run
+
+
 def run_stacked(
     skeleton: nn.Module,
-    run: Callable[[dict[str, Tensor], Tensor], Tensor],
+    run: Callable[[Mapping[str, Tensor], Tensor], Tensor],
     tensors: dict[str, Tensor],
     inputs: Tensor,
     input_axis: int | None,
 ) -> Tensor:
     """Run a function of one network on a stack of them: under `torch.vmap`, or else one after the other.
 
-    Texts, and modules that `torch.vmap` cannot run (recurrent layers, control flow that depends on inputs), run one
-    after the other, which is slower; it is logged once.
+    Texts, whose networks `torch.vmap` rarely runs well, and modules that it cannot run (recurrent layers, control flow
+    that depends on inputs) run one after the other. Of modules, it is logged once.
 
     Args:
         skeleton: Module that the function runs; decides which way to go.
@@ -137,7 +175,7 @@ def run_stacked(
 
 def _can_stack(
     skeleton: nn.Module,
-    run: Callable[[dict[str, Tensor], Tensor], Tensor],
+    run: Callable[[Mapping[str, Tensor], Tensor], Tensor],
     tensors: dict[str, Tensor],
     inputs: Tensor,
     input_axis: int | None,
@@ -153,9 +191,10 @@ def _can_stack(
                 torch.vmap(run, in_dims=(0, input_axis), randomness="different")(copies, few)
             known[key] = True
         except RuntimeError as error:  # what torch.func raises for all that it cannot do
-            known[key] = False
             name, reason = type(skeleton).__name__, shorten(str(error).partition("\n")[0], MAX_REASON)
-            logger.warning("%s cannot run in a stack (%s); its networks run one after the other", name, reason)
+            if all(known.values()):
+                logger.warning("%s cannot run in a stack (%s); its networks run one after the other", name, reason)
+            known[key] = False
     return known[key]
 
 

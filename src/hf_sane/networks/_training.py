@@ -1,5 +1,6 @@
 """Train many networks at once, each with its own hyper-parameters; for zoos and for fine-tuning sampled networks."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,17 @@ from hf_sane.networks._images import ImageData
 from hf_sane.networks._stacked import (
     Forward,
     StackedNetworks,
+    call_arguments,
     cross_entropy,
     empty_model,
+    logits_of,
     stack_size,
     stacked_forward,
+    tied_tensors,
 )
 from hf_sane.networks._tasks import LabelledData
 from hf_sane.networks._threads import map_on_threads
+from hf_sane.records._errors import shorten
 
 Schedule = Literal["constant", "one_cycle"]
 StateCallback = Callable[[int, Callable[[], dict[str, Tensor]]], None]
@@ -120,15 +125,14 @@ def train_stacked(
         raise ValueError(f"keep_epochs must lie in [0, {epochs}], and be one at least, got {keep}")
     if len(hyper_parameters) != networks.num_models:
         raise ValueError(f"got {len(hyper_parameters)} hyper-parameters for {networks.num_models} networks")
-    _check_images(config, data)
+    if isinstance(config, ZooConfig):
+        _check_images(config, data)
     run = _Run(networks, data, hyper_parameters, batch_size, momentum, schedule, epochs, generic)
     done = run.restore(start) if start is not None else -1
     return _snapshots(run, range(done + 1, epochs + 1), keep, train_evaluation_limit, on_epoch, on_state)
 
 
-def _check_images(config: ZooConfig | nn.Module, data: LabelledData) -> None:
-    if not isinstance(config, ZooConfig):
-        return
+def _check_images(config: ZooConfig, data: LabelledData) -> None:
     if not isinstance(data, ImageData):
         raise ValueError(f"the networks take images, {data.name} holds texts; take networks that read texts")
     expected = (config.num_channels, getattr(config, "image_size", data.image_size), config.num_classes)
@@ -138,6 +142,39 @@ def _check_images(config: ZooConfig | nn.Module, data: LabelledData) -> None:
             f"images of {data.name} have {data.num_channels}, {data.image_size} and {data.num_classes}; change the "
             "configuration"
         )
+
+
+def trained_parameters(config: ZooConfig | nn.Module, data: LabelledData) -> list[str]:
+    """Names of the parameters that training changes.
+
+    Of a module, those that require gradients (all, if none does) and that its logits depend on. An optimiser of
+    PyTorch leaves the others as they are, too: it would not even let the weight decay act on a second output head.
+
+    Raises:
+        ValueError: If a module cannot run on the data, or its logits are not as many as the classes.
+    """
+    if isinstance(config, ZooConfig):
+        return [name for name, _ in empty_model(config).named_parameters()]
+    inputs, kind = data.split("train")[0][:2], type(config).__name__
+    module = copy.deepcopy(config).to(inputs.device).train()
+    parameters = dict(module.named_parameters())
+    trained = {name: each for name, each in parameters.items() if each.requires_grad} or parameters
+    positional, named = call_arguments(inputs)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        for parameter in trained.values():
+            parameter.requires_grad_()
+        try:
+            logits = logits_of(module(*positional, **named))
+        except RuntimeError as error:  # PyTorch's word for shapes that do not fit
+            reason = shorten(str(error).partition("\n")[0])
+            raise ValueError(f"{kind} cannot run on {data.name}, inputs {list(inputs.shape)}: {reason}") from error
+        if logits.ndim != 2 or logits.shape[1] < data.num_classes:
+            raise ValueError(
+                f"expected logits [B, {data.num_classes}] from {kind} for the classes of {data.name}, got "
+                f"{list(logits.shape)}; they are what it returns, the entry 'logits' of that, or its first part"
+            )
+        gradients = torch.autograd.grad(logits.sum(), list(trained.values()), allow_unused=True)
+    return [name for name, gradient in zip(trained, gradients, strict=True) if gradient is not None]
 
 
 def _snapshots(
@@ -184,12 +221,15 @@ class _Run:
         has_own_way = isinstance(networks.config, CNNConfig | MLPConfig) and not generic
         self.may_thread = has_own_way and self.inputs.device.type == "cpu"
         size = stack_size(networks.config, self.batch_size, self.inputs.device) or networks.num_models
+        trained = trained_parameters(networks.config, data)
         self.stacks = []
         for optimizer in ("adam", "sgd"):
             rows = [i for i, name in enumerate(hyper_parameters.optimizers) if name == optimizer]
             for start in range(0, len(rows), size):
                 chosen = rows[start : start + size]
-                self.stacks.append(_Stack(networks, data, hyper_parameters, chosen, forward, optimizer, momentum))
+                self.stacks.append(
+                    _Stack(networks, trained, data, hyper_parameters, chosen, forward, optimizer, momentum)
+                )
 
     def train_epoch(self, epoch: int) -> None:
         """Give every network one epoch of updates; each stack at a stretch, so that it stays in the cache.
@@ -267,6 +307,7 @@ class _Stack:
     def __init__(
         self,
         networks: StackedNetworks,
+        trained: Sequence[str],
         data: LabelledData,
         hyper_parameters: HyperParameters,
         rows: list[int],
@@ -280,11 +321,11 @@ class _Stack:
         device = self.inputs.device
         module = empty_model(networks.config) if isinstance(networks.config, ZooConfig) else networks.config
         start = {name: tensor[rows].detach().to(device, copy=True) for name, tensor in networks.tensors.items()}
-        names = [name for name, _ in module.named_parameters()]
-        self.shapes = {name: start[name].shape for name in names}
-        self.widths = [start[name][0].numel() for name in names]
-        self.buffers = {name: tensor for name, tensor in start.items() if name not in self.shapes}
-        self.parameters = torch.cat([start[name].flatten(1) for name in names], dim=1).requires_grad_()
+        self.shapes = {name: start[name].shape for name in trained}
+        self.widths = [start[name][0].numel() for name in trained]
+        self.tied = {name: first for name, first in tied_tensors(module).items() if name in start}
+        self.buffers = {name: tensor for name, tensor in start.items() if name not in {*self.shapes, *self.tied}}
+        self.parameters = torch.cat([start[name].flatten(1) for name in trained], dim=1).requires_grad_()
 
         def column(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=self.parameters.dtype, device=device).unsqueeze(1)
@@ -320,7 +361,8 @@ class _Stack:
         """Views of the parameters, and the buffers."""
         parts = self.parameters.split(self.widths, dim=1)
         views = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return {**views, **self.buffers}
+        known = {**views, **self.buffers}
+        return known | {name: known[first] for name, first in self.tied.items()}
 
     def order(self, epoch: int, steps: int, batch_size: int) -> Tensor:
         """Image indices of one epoch: int64 `[steps, m, B]`."""

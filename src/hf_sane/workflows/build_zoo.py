@@ -7,19 +7,21 @@ from typing import Any, Literal, Self
 from huggingface_hub.dataclasses import strict
 
 from hf_sane.networks._images import ImageData
+from hf_sane.networks._tasks import LabelledData
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import setting
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.workflows.judging import TextSettings
 from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.building import _build as build
-from hf_sane.zoo.building._settings import RECIPES, ZooSettings
+from hf_sane.zoo.building._settings import OF_PRESETS, RECIPES, ZooSettings
 
 
 @strict
 @dataclass(kw_only=True)
-class BuildZooSettings(ZooSettings):
-    """Settings of [`build_zoo`]: those of the zoo, and its output folder."""
+class BuildZooSettings(ZooSettings, TextSettings):
+    """Settings of [`build_zoo`]: those of the zoo, texts in place of images, and its output folder."""
 
     output: str | Path = setting(
         "Folder of the zoo; it may hold other zoos under other names.", short="-o", formerly="--output_dir"
@@ -30,10 +32,30 @@ class BuildZooSettings(ZooSettings):
         default=None,
     )
 
+    def validate_texts(self) -> None:
+        """Check that texts are given with a module and its tokenizer, and without limits that they do not have."""
+        if self.texts is None:
+            return
+        if self.module is None:
+            raise ValueError("expected a module (--module) that reads the texts, got none; name it")
+        limits = ("validation_limit", "test_limit", "image_size")
+        if given := [name for name in limits if getattr(self, name) is not None]:
+            raise ValueError(f"texts have no {', '.join(given)}; leave them out")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings of the zoo, with texts in place of images if it is trained on them."""
+        known = super().to_dict()
+        if self.texts is None:
+            return known
+        texts = {name: value for name, value in as_arguments(self, TextSettings).items() if value is not None}
+        return {name: value for name, value in known.items() if name != "images"} | texts
+
     @classmethod
     def from_options(cls, **given: Any) -> Self:
-        """Settings with the defaults of a recipe, if one is given."""
-        return cls(**{**RECIPES.get(given.get("recipe"), {}), **given})
+        """Settings with the defaults of a recipe, if one is given, for what a module of the user does not decide."""
+        own = OF_PRESETS if given.get("module") is not None else {}
+        recipe = {name: value for name, value in RECIPES.get(given.get("recipe"), {}).items() if name not in own}
+        return cls(**{**recipe, **given})
 
 
 def build_zoo(images: str | Path | ImageData = "digits", *, output: str | Path | None = None, **options: Any) -> Zoo:
@@ -41,7 +63,12 @@ def build_zoo(images: str | Path | ImageData = "digits", *, output: str | Path |
 
     ```python
     zoo = hf_sane.build_zoo("digits", recipe="hyperparameter", num_models=100, epochs=10, output="zoo")
+    zoo = hf_sane.build_zoo("my_images", module=MyCNN, num_models=100, epochs=10, output="my_zoo")
     ```
+
+    With `module=`, a class or function that makes a module, the networks are your own. They are trained stacked
+    (`torch.func`), or one after the other where that fails, which is logged. With `texts=` and `tokenizer=`, they read
+    texts instead of images.
 
     Args:
         images: Images from [`load_images`], or a source for it: `"digits"`, a folder, a file, a Hub dataset.
@@ -49,25 +76,30 @@ def build_zoo(images: str | Path | ImageData = "digits", *, output: str | Path |
         **options: Other fields of [`BuildZooSettings`].
 
     Returns:
-        The zoo, aligned.
+        The zoo; aligned, unless a module cannot be traced.
 
     Raises:
         ValueError: If settings do not fit the images, or the folder holds a build with other settings.
         FileExistsError: If the folder holds something else.
     """
     data = images if isinstance(images, ImageData) else None
-    named = {} if isinstance(images, ImageData) else {"images": str(images)}
+    named = {} if data is not None else {"images": str(images)}
     place = output or temporary_folder("zoo")
     return run_build_zoo(BuildZooSettings.from_options(output=place, **named, **options), data=data).zoo
 
 
-def run_build_zoo(settings: BuildZooSettings, *, data: ImageData | None = None) -> ZooResult:
-    """Train many networks and save them as a zoo; an interrupted build continues where it stopped.
+def run_build_zoo(settings: BuildZooSettings, *, data: LabelledData | None = None) -> ZooResult:
+    """Train many networks, of this library or of a module of yours, and save them as a zoo.
+
+    An interrupted build continues where it stopped. A module (--module) is trained stacked where torch.vmap runs it,
+    and otherwise one network after the other.
 
     Args:
         settings: Settings of the zoo, and its output folder.
-        data: Images to use instead of those named in the settings.
+        data: Images or texts to use instead of those named in the settings.
     """
+    if settings.texts is not None:
+        data = settings.open_texts([], train_limit=settings.train_limit)
     zoo = build.build_zoo(settings, data, settings.output, config=settings.config)
     record = zoo.run_record or RunRecord.start(seed=settings.seed, arguments=settings.to_dict())
     return ZooResult(record=record, output=Path(settings.output), zoo=zoo)

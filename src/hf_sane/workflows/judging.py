@@ -1,7 +1,7 @@
 """Settings of what networks are judged by: a metric on examples, or a function of the user's own."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hf_sane.records._documents import parse_document
 from hf_sane.records._own_code import load_named
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.records._sources import HubRepo, find_source
+from hf_sane.zoo._facts import ZooFacts
 
 
 @dataclass(kw_only=True)
@@ -112,6 +113,18 @@ class TextSettings(CheckedSettings):
             max_tokens=self.max_tokens,
             **options,
         )
+
+
+def recorded_texts(facts: ZooFacts) -> TextData | None:
+    """The texts that the networks of a zoo were trained on; `None` if it was trained on something else."""
+    known = {
+        entry.name: facts.arguments[entry.name] for entry in fields(TextSettings) if entry.name in facts.arguments
+    }
+    if not known:
+        return None
+    if unnamed := [name for name in ("texts", "tokenizer") if str(known.get(name, "<")).startswith("<")]:
+        raise ValueError(f"the zoo {facts.name!r} does not say where its {' and '.join(unnamed)} are; name them")
+    return TextSettings(**known).open_texts([], train_limit=facts.arguments.get("train_limit"))
 
 
 def _tokenizer_place(network: str | Path | nn.Module) -> str | Path | None:

@@ -26,7 +26,7 @@ from hf_sane.sampling._generation import Density, NetworkCodec
 from hf_sane.sampling._samplers import SAMPLERS, SamplingTask, parse_bandwidths, run_sampler
 from hf_sane.sampling._selection import Judge, SelectedNetworks
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.workflows.judging import MetricSettings, TextSettings
+from hf_sane.workflows.judging import MetricSettings, TextSettings, recorded_texts
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output, rows_of
 from hf_sane.workflows.shared import SaneSettings, SourceSettings
@@ -282,7 +282,7 @@ def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, Label
         data = open_images(settings.images, image_size=settings.image_size)
     elif settings.evaluate is None:
         assert zoo is not None
-        data = load_zoo_images(zoo.facts)
+        data = recorded_texts(zoo.facts) or load_zoo_images(zoo.facts)
     if data is not None:
         record.data["texts" if isinstance(data, TextData) else "images"] = data.describe()
     task = settings.task(data)

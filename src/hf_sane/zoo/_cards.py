@@ -15,7 +15,7 @@ from hf_sane.cards._rendering import render
 from hf_sane.cards._tables import markdown_table
 from hf_sane.records._errors import shorten
 from hf_sane.records._escaping import Markup, markdown_code, markdown_text
-from hf_sane.zoo._facts import DEFAULT_CONFIG, IMPORT_KEY, IMPORTED, MIX_KEY, ZooFacts, data_folder
+from hf_sane.zoo._facts import DEFAULT_CONFIG, IMPORT_KEY, IMPORTED, MIX_KEY, MODULE_ARGUMENTS, ZooFacts, data_folder
 from hf_sane.zoo._records import SPLITS
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -48,6 +48,7 @@ def zoo_card(zoos: Mapping[str, ZooFacts], *, source: str = PLACEHOLDER) -> str:
         names=", ".join(names),
         zoos=[_section(config, facts) for config, facts in zoos.items()],
         are_imported=any(IMPORT_KEY in data for _, _, data in _all_parts(zoos)),
+        own_modules=sorted({name for facts in zoos.values() for name in _own_modules(facts)}),
         source=source,
         first_config=next(iter(zoos)),
     )
@@ -77,6 +78,12 @@ def _metadata(zoos: Mapping[str, ZooFacts], names: Sequence[str]) -> DatasetCard
             for config, facts in zoos.items()
         ],
     )
+
+
+def _own_modules(facts: ZooFacts) -> list[str]:
+    """Names of the users' own modules that networks were built of."""
+    known = (settings.get("config", {}) for settings in facts.architectures.values())
+    return [str(config["architectures"][0]) for config in known if MODULE_ARGUMENTS in config]
 
 
 def _license_id(licenses: set[str | None]) -> str | None:
@@ -152,7 +159,9 @@ def _describe(settings: Mapping[str, object]) -> Markup:
         assert isinstance(config, Mapping)
         found = config.get("architectures") or config.get("model_type") or "no configuration"
         names = found if isinstance(found, list) else [found]
-        return Markup(f"imported: {markdown_text(', '.join(map(str, names)), MAX_ARCHITECTURE)}")
+        origin = "module of its authors" if MODULE_ARGUMENTS in config else "imported"
+        given = "".join(f", {name} {value!r}" for name, value in (config.get(MODULE_ARGUMENTS) or {}).items())
+        return Markup(f"{origin}: {markdown_text(', '.join(map(str, names)) + given, MAX_ARCHITECTURE)}")
     rest = {name: value for name, value in settings.items() if name not in ("model_type", "id2label")}
     described = ", ".join(f"{markdown_text(name)} {_value(value)}" for name, value in rest.items())
     return Markup(f"{markdown_code(settings['model_type'])} with {described}")

@@ -38,6 +38,9 @@ PROPERTIES_KEY = "properties"  # in `data`, of imported zoos that tables or name
 MAX_ROW_SCALARS = 2**31 - 1  # Arrow's list offsets are int32
 STRICT = (StrictDataclassError,)  # what configurations raise
 IMPORTED = "imported"  # model_type of networks whose code the library does not have
+MODULE_ARGUMENTS = "module_args"  # in the settings of a user's own module, which networks were built of
+# Settings in a config.json of Transformers that do not belong to an architecture.
+VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map", "id2label", "label2id")
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class ZooFacts:
         name: Name of the images and the zoo, for people.
         layouts: Structures (`Layout.to_dict`) by the first digits of their signature, as in the `layout` column.
         architectures: Configurations (`to_dict`) by the key in the `architecture` column; activation, initialisation
-            and dropout of a row are columns of their own. Imported networks of other families have the `model_type`
-            "imported" and under `config` what their repository says about them, if it does.
+            and dropout of a row are columns of their own. Networks of other families, imported or built of a user's
+            module, have the `model_type` "imported" and under `config` what is known about them.
         arguments: How the zoo was built.
         data: The images: name, counts, pixel statistics. Of imported zoos: numbers of networks and repositories,
             licences, metrics of the cards, SHA-256 of all weights. Of mixtures: what the zoos in it said.
@@ -259,6 +262,15 @@ def architecture_facts(config: ZooConfig) -> tuple[str, dict[str, Any]]:
     settings |= {"id2label": labels} if named else {"num_labels": len(labels)}
     known = json.loads(json.dumps({"model_type": config.model_type, **settings}, sort_keys=True))
     return architecture_key(known), known
+
+
+def foreign_facts(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The same for an architecture of another library, from its `config.json` or what is known instead."""
+    known = {key: config[key] for key in sorted(config) if key not in VOLATILE}
+    if isinstance(config.get("id2label"), dict):  # the number of classes is in the labels alone
+        known["num_labels"] = len(config["id2label"])
+    settings = json.loads(json.dumps({"model_type": IMPORTED, "config": known}))
+    return architecture_key(settings), settings
 
 
 def architecture_key(settings: Mapping[str, Any]) -> str:

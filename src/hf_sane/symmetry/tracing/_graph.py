@@ -1,6 +1,7 @@
 """Walk through the exported graph of a model and find the type of every axis of every parameter."""
 
 import operator
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,9 @@ def type_model(model: nn.Module, inputs: Inputs) -> TypedModel:
         ValueError: If it cannot be exported.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # It says so where a module caches its weights in a list, as recurrent layers do.
+            warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export", UserWarning)
             program = torch.export.export(OutputOf(model), inputs.arguments, dict(inputs.keywords), strict=False)
     except RuntimeError as error:  # of the model itself, or of torch.export, whose errors derive from it
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedConfig
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._layout import Layout
 from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._image_sources import SPLITS
 from hf_sane.networks._images import ImageData, load_images
+from hf_sane.networks._modules import ModuleArchitecture
 from hf_sane.networks._stacked import StackedNetworks, empty_model, with_settings
+from hf_sane.networks._tasks import LabelledData
 from hf_sane.networks._training import Snapshot, StateCallback, train_stacked
 from hf_sane.records._cadence import Cadence
 from hf_sane.records._documents import read_document
@@ -30,8 +34,17 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._checkpoints import read_safetensors
 from hf_sane.tokenization._safetensors_header import read_header
 from hf_sane.zoo._alignment import align_zoo
+from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._dataset import Zoo, open_data
-from hf_sane.zoo._facts import DEFAULT_CONFIG, ZooFacts, architecture_facts, layout_key, read_facts
+from hf_sane.zoo._facts import (
+    DEFAULT_CONFIG,
+    MODULE_ARGUMENTS,
+    ZooFacts,
+    architecture_facts,
+    foreign_facts,
+    layout_key,
+    read_facts,
+)
 from hf_sane.zoo._records import MEASURES, ModelRecord, batched, write_parquet
 from hf_sane.zoo._writing import RECORD_NAME, is_finished, remove_state, tidy, work_folder, writing_zoo
 from hf_sane.zoo.building._settings import RunPlan, ZooSettings, plan_runs, split_runs
@@ -40,6 +53,8 @@ SETTINGS_NAME = "build.json"  # of an unfinished build
 SAVE_SECONDS = 60.0  # between two saves of a group in training
 MAY_DIFFER = ("progress_bar",)  # between a build and its continuation
 
+
+logger = logging.getLogger(__name__)
 
 GROUP_REMEDY = "remove it: the group is trained again"
 
@@ -59,7 +74,7 @@ class BuildProgress:
 
 def build_zoo(
     arguments: ZooSettings,
-    data: ImageData | None,
+    data: LabelledData | None,
     output: str | Path,
     *,
     config: str = DEFAULT_CONFIG,
@@ -77,13 +92,13 @@ def build_zoo(
 
     Args:
         arguments: All settings; see [`seed_zoo`] and [`hyperparameter_zoo`].
-        data: Images; loaded as the arguments say if `None`.
+        data: Images, or texts for a module that reads them; loaded as the arguments say if `None`.
         output: Folder of the zoo; it may hold others under other names.
         config: Name of this zoo in the folder.
         on_progress: Called after every epoch of a group.
 
     Returns:
-        The zoo, aligned, as `Zoo.load(output, config)` gives it.
+        The zoo as `Zoo.load(output, config)` gives it; aligned, unless a user's module cannot be traced.
 
     Raises:
         ValueError: If the folder holds a build with other arguments or images, the images do not fit the architecture,
@@ -98,21 +113,20 @@ def build_zoo(
         return Zoo.load(output, config)
     with writing_zoo(output, config) as writer:
         build = _Build(arguments, data or _load(arguments), writer.work)
-        record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict(), data=build.images)
+        record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict(), data=build.examples)
         build.check_continues(output, config)
         stage = writer.begin()
         build.claim()
         build.train(on_progress)
         facts = build.write_rows(stage)
-        alignment = align_zoo(open_data(stage, facts, writer.cache)).alignment
-        assert alignment is not None
-        alignment.save(stage)
+        if (alignment := build.align(open_data(stage, facts, writer.cache))) is not None:
+            alignment.save(stage)
         record.finish({"splits": facts.splits, "excluded": len(facts.excluded)}).save(stage / RECORD_NAME)
         writer.publish(facts)
     return Zoo.load(output, config)
 
 
-def _load(arguments: ZooSettings) -> ImageData:
+def _load(arguments: ZooSettings) -> LabelledData:
     limits = {f"{split}_limit": getattr(arguments, f"{split}_limit") for split in SPLITS}
     return load_images(arguments.images, image_size=arguments.image_size, **limits)
 
@@ -120,20 +134,20 @@ def _load(arguments: ZooSettings) -> ImageData:
 class _Build:
     """One build: its plan, its group files, its rows."""
 
-    def __init__(self, arguments: ZooSettings, data: ImageData, work: Path) -> None:
+    def __init__(self, arguments: ZooSettings, data: LabelledData, work: Path) -> None:
         self.arguments, self.data, self.work = arguments, data, work
         self.architecture = arguments.network_config(data)
         self.runs = plan_runs(arguments, self.architecture)
         self.layout = _layout(self.architecture, arguments)
-        self.images = _image_facts(data)
+        self.examples = _data_facts(data)
         self.accuracy = math.nan  # of the group in training, at its last kept epoch
-        by_activation: dict[str, list[int]] = {}
+        by_activation: dict[str | None, list[int]] = {}
         for i, run in enumerate(self.runs):
             by_activation.setdefault(run.activation, []).append(i)
         size = arguments.group_size
         self.groups = [
             members[start : start + size]
-            for _, members in sorted(by_activation.items())
+            for _, members in sorted(by_activation.items(), key=lambda entry: entry[0] or "")
             for start in range(0, len(members), size)
         ]
 
@@ -156,13 +170,13 @@ class _Build:
     def settings(self) -> dict[str, Any]:
         """What has to be the same for a build to continue."""
         arguments = {k: v for k, v in self.arguments.to_dict().items() if k not in MAY_DIFFER}
-        return json.loads(json.dumps({**arguments, "data": self.images}))
+        return json.loads(json.dumps({**arguments, "data": self.examples, "layout": layout_key(self.layout)}))
 
     def check_finished(self, folder: Path, config: str) -> None:
         """Refuse a finished zoo that was built with other settings."""
         facts = read_facts(folder)[config]
         known = {k: v for k, v in facts.arguments.items() if k not in MAY_DIFFER}
-        self._compare({**known, "data": facts.data}, folder, config)
+        self._compare({**known, "data": facts.data, "layout": next(iter(facts.layouts), None)}, folder, config)
 
     def check_continues(self, folder: Path, config: str) -> None:
         """Refuse an unfinished build that was begun with other settings."""
@@ -170,7 +184,8 @@ class _Build:
             known = read_document(
                 path, expected="the settings of a build", remedy=f"remove {self.work} to start again"
             )
-            self._compare({"data": {}, **known.mapping()}, folder, config)
+            # Builds of earlier versions did not note the layout, which followed from the rest.
+            self._compare({"data": {}, "layout": layout_key(self.layout), **known.mapping()}, folder, config)
 
     def claim(self) -> None:
         """Note the settings."""
@@ -262,21 +277,17 @@ class _Build:
         start: Mapping[str, Tensor] | None,
     ) -> Iterator[Snapshot]:
         runs = [self.runs[i] for i in members]
-        config = self.architecture
-        if hasattr(config, "activation"):
-            drops = any(run.dropout > 0 for run in runs)
-            config = with_settings(config, activation=runs[0].activation, dropout=0.0 if drops else None)
-        networks = StackedNetworks.initialize(config, [run.seed for run in runs], [run.initialization for run in runs])
+        networks = self._start(runs)
         hyper_parameters = HyperParameters(
             seeds=[run.seed for run in runs],
             learning_rates=[run.learning_rate for run in runs],
             weight_decays=[run.weight_decay for run in runs],
             optimizers=[run.optimizer for run in runs],
-            dropouts=[run.dropout for run in runs],
+            dropouts=[run.dropout or 0.0 for run in runs],
             data_fractions=[run.data_fraction for run in runs],
         )
         return train_stacked(
-            config,
+            networks.config,
             networks.tensors,
             self.data,
             hyper_parameters,
@@ -291,6 +302,38 @@ class _Build:
             start=start,
         )
 
+    def _start(self, runs: list[RunPlan]) -> StackedNetworks:
+        """Networks before training, each from the seed of its run."""
+        config, seeds = self.architecture, [run.seed for run in runs]
+        if isinstance(config, ModuleArchitecture):
+            return config.fresh(seeds)
+        if hasattr(config, "activation"):
+            drops = any(run.dropout for run in runs)
+            config = with_settings(config, activation=runs[0].activation, dropout=0.0 if drops else None)
+        return StackedNetworks.initialize(config, seeds, [str(run.initialization) for run in runs])
+
+    def align(self, zoo: Zoo) -> Alignment | None:
+        """Permutations onto the reference; none of a user's module that cannot be traced, which is logged."""
+        try:
+            return align_zoo(zoo).alignment
+        except ValueError as error:
+            if not isinstance(self.architecture, ModuleArchitecture):
+                raise
+            logger.warning(
+                "the zoo is not aligned: %s; pretrain SANE on it with --views original,original",
+                str(error).partition("\n")[0],
+            )
+            return None
+
+    def _architecture_facts(self) -> tuple[str, dict[str, Any]]:
+        if not isinstance(self.architecture, ModuleArchitecture):
+            return architecture_facts(self.architecture)
+        config = getattr(self.architecture.structure, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            return foreign_facts({**config.to_dict(), "architectures": [type(self.architecture.structure).__name__]})
+        own = {"architectures": [self.architecture.name], MODULE_ARGUMENTS: self.arguments.module_arguments}
+        return foreign_facts(own)
+
     def write_rows(self, folder: Path) -> ZooFacts:
         """Turn finished groups into parquet files."""
         place = {
@@ -300,7 +343,7 @@ class _Build:
         excluded = self._excluded()
         left_out = set() if self.arguments.include_excluded else {entry["run_id"] for entry in excluded}
         kept = [run_id for run_id in by_id if run_id not in left_out]
-        architecture, settings = architecture_facts(self.architecture)
+        architecture, settings = self._architecture_facts()
         columns = {"layout": layout_key(self.layout), "architecture": architecture}
         splits = {}
         for split, run_ids in split_runs(kept, self.arguments.split_shares, self.arguments.seed).items():
@@ -319,7 +362,7 @@ class _Build:
             layouts={columns["layout"]: self.layout.to_dict()},
             architectures={architecture: settings},
             arguments=self.arguments.to_dict(),
-            data=self.images,
+            data=self.examples,
             excluded=tuple(excluded),
             splits=splits,
         )
@@ -403,13 +446,16 @@ def _noting(records: Iterator[ModelRecord], epoch: int, accuracies: list[float])
         yield record
 
 
-def _layout(config: ZooConfig, arguments: ZooSettings) -> Layout:
-    state = {
-        name: tensor if tensor.is_floating_point() else torch.zeros(tensor.shape, dtype=tensor.dtype)
-        for name, tensor in empty_model(config).state_dict().items()
-    }
+def _layout(config: ZooConfig | ModuleArchitecture, arguments: ZooSettings) -> Layout:
     settings: dict[str, Any] = {"token_layout": arguments.token_layout, "batch_norm": arguments.batch_norm}
-    settings["order"] = "given"  # that of the computation
+    if isinstance(config, ModuleArchitecture):
+        state = config.structure.state_dict()
+    else:
+        state = {
+            name: tensor if tensor.is_floating_point() else torch.zeros(tensor.shape, dtype=tensor.dtype)
+            for name, tensor in empty_model(config).state_dict().items()
+        }
+        settings["order"] = "given"  # that of the computation
     token_dim = arguments.token_dim
     if token_dim is None:
         layers = Layout.from_state_dict(state, token_dim=1, **settings).layers
@@ -417,16 +463,16 @@ def _layout(config: ZooConfig, arguments: ZooSettings) -> Layout:
     return Layout.from_state_dict(state, token_dim=token_dim, **settings)
 
 
-def _image_facts(data: ImageData) -> dict[str, Any]:
-    """What identifies the images: name, counts, statistics, and a digest of the pixels and labels."""
+def _data_facts(data: LabelledData) -> dict[str, Any]:
+    """What identifies images or texts: name, counts, statistics or length, and a digest of the inputs and labels."""
     digest = sha256()
     for split in SPLITS:
         for tensor in data.split(split):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    counts = {split: len(data.split(split)[1]) for split in SPLITS}
-    statistics = {"mean": list(data.mean), "std": list(data.std)}
-    named = {"classes": list(data.class_names)} if data.class_names else {}
-    facts = {"name": data.name, **counts, "num_classes": data.num_classes, **named, **statistics}
+    known = data.describe()
+    own = ("mean", "std") if isinstance(data, ImageData) else ("tokens",)
+    facts = {name: known[name] for name in ("name", *SPLITS)} | {"num_classes": data.num_classes}
+    facts |= {name: known[name] for name in ("classes", *own) if name in known}
     return facts | {"sha256": digest.hexdigest()}
 
 

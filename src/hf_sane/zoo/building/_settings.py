@@ -2,11 +2,12 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
 
 from hf_sane.architectures import presets
 from hf_sane.architectures.configuration_zoo import ZooConfig
@@ -14,18 +15,31 @@ from hf_sane.core._token_layouts import find_token_layout
 from hf_sane.networks._hyperparameters import Optimizer
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
+from hf_sane.networks._modules import EXAMPLES, ModuleArchitecture, ModuleSettings
+from hf_sane.networks._stacked import call_arguments
+from hf_sane.networks._tasks import LabelledData
 from hf_sane.records._documents import read_settings
 from hf_sane.records._errors import did_you_mean
-from hf_sane.records._settings import CheckedSettings, as_arguments, check_numbers, setting
+from hf_sane.records._settings import as_arguments, check_numbers, setting
 
 USUAL_EPOCHS = (0, 1, 2, 4, 8, 12, 16, 25, 35, 50)
 SPLIT_STREAM = 2**32  # beyond every run number: the seed of the split
+# Settings that a user's own module has no use for, and their defaults.
+OF_PRESETS: dict[str, Any] = {
+    "architecture": "cnn_digits",
+    "architecture_settings": None,
+    "initializations": ["kaiming_uniform"],
+    "activations": [],
+    "dropout": [0.0],
+}
 
 
 @strict
 @dataclass(kw_only=True)
-class ZooSettings(CheckedSettings):
-    """Settings of one zoo. The text next to each field is its documentation and its help text.
+class ZooSettings(ModuleSettings):
+    """Settings of one zoo, of an architecture of this library or of a user's own module.
+
+    The text next to each field is its documentation and its help text.
 
     A hyper-parameter with one value is fixed; one with two values is drawn between them for each run. See
     [`seed_zoo`] and [`hyperparameter_zoo`] for two recipes.
@@ -42,7 +56,10 @@ class ZooSettings(CheckedSettings):
     validation_limit: int | None = setting("Largest number of validation images.", default=None, least=1)
     test_limit: int | None = setting("Largest number of test images.", default=None, least=1)
     image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
-    architecture: str = setting(f"Architecture of the networks: {', '.join(presets.PRESETS)}.", default="cnn_digits")
+    architecture: str = setting(
+        f"Architecture of the networks, unless --module names one of yours: {', '.join(presets.PRESETS)}.",
+        default="cnn_digits",
+    )
     architecture_settings: dict[str, Any] | str | None = setting(
         "Further settings of the preset: a JSON object, or the path of a JSON file.", default=None
     )
@@ -157,12 +174,26 @@ class ZooSettings(CheckedSettings):
         """`keep_epochs` as a list."""
         return list(self.keep_epochs or ())
 
-    def network_config(self, data: ImageData) -> ZooConfig:
-        """Configuration of the networks for these images.
+    def validate_module(self) -> None:
+        """Check that nothing is varied that a user's own module decides."""
+        if self.module is None:
+            return
+        if given := [name for name, default in OF_PRESETS.items() if getattr(self, name) != default]:
+            raise ValueError(
+                f"a module of yours (--module) decides itself on its {', '.join(given)}; leave them out, or pass them "
+                "on as its arguments (--module-args)"
+            )
+
+    def network_config(self, data: LabelledData) -> ZooConfig | ModuleArchitecture:
+        """Architecture of the networks for these images or texts; a user's own module is registered.
 
         Raises:
-            ValueError: If the architecture does not have a hyper-parameter that is varied.
+            ValueError: If the architecture does not have a hyper-parameter that is varied, or reads no texts.
         """
+        if (own := self.register(_examples(data))) is not None:
+            return own
+        if not isinstance(data, ImageData):
+            raise ValueError(f"{self.architecture} takes images, {data.name} holds texts; name a module (--module)")
         settings = self.architecture_settings if isinstance(self.architecture_settings, dict) else {}
         shape = {"num_channels": data.num_channels, "num_labels": data.num_classes}
         preset = presets.find_preset(self.architecture)
@@ -178,8 +209,19 @@ class ZooSettings(CheckedSettings):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields of this class in a form that JSON supports."""
-        return as_arguments(self, ZooSettings)
+        """All fields of this class in a form that JSON supports; a module in place of an architecture, or none."""
+        other = [entry.name for entry in fields(ModuleSettings)] if self.module is None else OF_PRESETS
+        known = {name: value for name, value in as_arguments(self, ZooSettings).items() if name not in other}
+        if self.module is not None and not isinstance(self.module, str):
+            made = type(self.module) if isinstance(self.module, nn.Module) else self.module
+            known["module"] = getattr(made, "__name__", type(made).__name__)
+        return known
+
+
+def _examples(data: LabelledData) -> Tensor | dict[str, Tensor]:
+    """What a module is traced with."""
+    positional, named = call_arguments(data.split("train")[0][:EXAMPLES])
+    return positional[0] if positional else named
 
 
 # Defaults of two kinds of zoo: homogeneous, for sampling; and with a wide range of accuracies, for probing.
@@ -221,16 +263,16 @@ class RunPlan:
 
     run_id: str
     seed: int
-    initialization: str
-    activation: str
+    initialization: str | None  # of a user's own module, these three are not known
+    activation: str | None
     optimizer: Optimizer
     learning_rate: float
     weight_decay: float
-    dropout: float
+    dropout: float | None
     data_fraction: float
 
 
-def plan_runs(arguments: ZooSettings, config: ZooConfig) -> list[RunPlan]:
+def plan_runs(arguments: ZooSettings, config: ZooConfig | ModuleArchitecture) -> list[RunPlan]:
     """Draw the hyper-parameters of every run; run `i` depends only on the seed and `i`, not on the number of runs."""
     activations = arguments.activations or [getattr(config, "activation", "relu")]
     plans = []
@@ -263,6 +305,8 @@ def plan_runs(arguments: ZooSettings, config: ZooConfig) -> list[RunPlan]:
                 data_fraction=draw(arguments.data_fraction),
             )
         )
+    if isinstance(config, ModuleArchitecture):
+        return [replace(plan, initialization=None, activation=None, dropout=None) for plan in plans]
     return plans
 
 

@@ -22,11 +22,11 @@ from hf_sane.records._files import write_atomically
 from hf_sane.tokenization._checkpoints import load_state_dict, parse_index, read_safetensors
 from hf_sane.tokenization._state_dicts import choose_tensors
 from hf_sane.zoo._facts import (
-    IMPORTED,
     PER_RUN_SETTINGS,
     architecture_facts,
     architecture_key,
     config_classes,
+    foreign_facts,
     layout_key,
 )
 from hf_sane.zoo._records import ModelRecord
@@ -35,7 +35,6 @@ from hf_sane.zoo.importing._sources import Repository, is_pickled
 
 CONFIG_NAMES = ("config.json", "adapter_config.json")
 MAX_CONFIG_BYTES = 2**20
-VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map", "id2label", "label2id")
 MAX_PADDING = (
     8  # tokens may take so many times the bytes that a file may have: rows much shorter than a token are padded
 )
@@ -149,7 +148,7 @@ def import_network(
     layout = Layout.from_state_dict(state_dict, order=order, **arguments.token_settings)
     _check_layout(layout, arguments)
     tokens = _checked_tokens(state_dict, layout)
-    architecture, settings = _architecture(config, own)
+    architecture, settings = foreign_facts(config) if own is None else architecture_facts(own)
     properties = {
         **repository.card.columns,
         **{name: getattr(own, name) for name in PER_RUN_SETTINGS if hasattr(own, name)},
@@ -237,17 +236,6 @@ def _own_config(config: Mapping[str, Any], state_dict: StateDict) -> ZooConfig |
     own = cls.from_dict(dict(config))
     expected = {name: tensor.shape for name, tensor in empty_model(own).state_dict().items()}
     return own if expected == {name: tensor.shape for name, tensor in state_dict.items()} else None
-
-
-def _architecture(config: Mapping[str, Any], own: ZooConfig | None) -> tuple[str, dict[str, Any]]:
-    """The value of the `architecture` column, and the settings that it refers to."""
-    if own is not None:
-        return architecture_facts(own)
-    known = {key: config[key] for key in sorted(config) if key not in VOLATILE}
-    if isinstance(config.get("id2label"), dict):  # the number of classes is in the labels alone
-        known["num_labels"] = len(config["id2label"])
-    settings = {"model_type": IMPORTED, "config": known}
-    return architecture_key(settings), settings
 
 
 def _content(layout: Layout, tensors: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,212 @@
+"""Zoos of a user's own module: trained stacked as each network would be alone, continued, refused, found again."""
+
+from functools import partial
+
+import datasets
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+import hf_sane
+from hf_sane.networks import _modules
+from hf_sane.networks._hyperparameters import HyperParameters, image_order
+from hf_sane.networks._images import ImageData
+from hf_sane.networks._training import train_stacked
+from hf_sane.workflows.build_zoo import BuildZooSettings
+from hf_sane.workflows.judging import recorded_texts
+from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo.building._build import build_zoo
+from hf_sane.zoo.building._settings import ZooSettings
+
+CODE = '''
+from torch import nn
+
+
+class Own(nn.Module):
+    """Group and batch normalisation, a grouped convolution, tied and frozen weights, a second output head."""
+
+    def __init__(self, width=4, drop=0.0, classes=10):
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, stride=2)
+        self.norm = nn.GroupNorm(2, width)
+        self.grouped = nn.Conv2d(width, width, 2, groups=2)
+        self.batch_norm = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(drop)
+        self.mix = nn.Linear(width, width)
+        self.again = self.mix
+        self.frozen = nn.Linear(width, width, bias=False).requires_grad_(False)
+        self.parity = nn.Linear(width, 1)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, images):
+        hidden = self.grouped(self.norm(self.stem(images)).relu()).relu()
+        hidden = self.drop(self.batch_norm(hidden)).mean((2, 3))
+        hidden = hidden + self.again(self.mix(self.frozen(hidden)).tanh())
+        return {"parity": self.parity(hidden), "logits": self.head(hidden)}
+'''
+
+
+class Recurrent(nn.Module):
+    """Reads an image row by row: nothing that `torch.vmap` could run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(8, 4, batch_first=True)
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, images):
+        return self.head(self.norm(self.gru(images[:, 0])[0][:, -1])), None
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(8, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, input_ids, attention_mask):
+        mask = attention_mask[..., None].float()
+        return self.head((self.embed(input_ids) * mask).sum(1) / mask.sum(1))
+
+
+@pytest.fixture(autouse=True)
+def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_modules, "_REGISTERED", {})
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    path = tmp_path_factory.mktemp("code") / "own.py"
+    path.write_text(CODE)
+    return f"{path}:Own"
+
+
+@pytest.fixture(scope="module")
+def few(digits) -> ImageData:
+    parts = {split: digits.split(split) for split in ("train", "validation", "test")}
+    limits = {"train": 64, "validation": 40, "test": 40}
+    images = {f"{split}_images": part[0][: limits[split]] for split, part in parts.items()}
+    labels = {f"{split}_labels": part[1][: limits[split]] for split, part in parts.items()}
+    return ImageData("few digits", **images, **labels, num_classes=10)
+
+
+def settings(module, **given):
+    usual = {"num_models": 3, "epochs": 1, "group_size": 2, "optimizers": ["adam", "sgd"], "progress_bar": False}
+    usual |= {"learning_rate": [0.01, 0.05], "weight_decay": [0.01], "data_fraction": [0.5, 1.0], "batch_size": 16}
+    return ZooSettings(**{"module": module, **usual, **given})
+
+
+def trained_alone(make, split, index: int, data: ImageData) -> nn.Module:
+    """As anybody would train it with PyTorch, on the images of a run in their order."""
+    run = {name: split.column(name)[index].item() for name in ("seed", "learning_rate", "weight_decay")}
+    torch.manual_seed(run["seed"])
+    network, is_adam = make().train(), split.column("optimizer")[index] == "adam"
+    kind = torch.optim.Adam if is_adam else partial(torch.optim.SGD, momentum=0.9)
+    optimizer = kind(network.parameters(), lr=run["learning_rate"], weight_decay=run["weight_decay"])
+    fraction, count = float(split.column("data_fraction")[index]), len(data.train_images)
+    for chosen in image_order(run["seed"], 1, count, fraction, count).reshape(-1, 16):
+        optimizer.zero_grad()
+        output = network(data.train_images[chosen])
+        logits = output["logits"] if isinstance(output, dict) else output[0]
+        nn.functional.cross_entropy(logits, data.train_labels[chosen]).backward()
+        optimizer.step()
+    return network.eval()
+
+
+def check_runs(zoo: Zoo, make, data: ImageData) -> None:
+    for split in zoo.splits.values():
+        last = split.at_epoch(1)
+        for index in range(len(last)):
+            for name, tensor in trained_alone(make, last, index, data).state_dict().items():
+                torch.testing.assert_close(last.state_dict(index)[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_runs_are_trained_as_each_would_be_alone(own, few, tmp_path):
+    zoo = build_zoo(settings(own, module_args='{"width": 6}'), few, tmp_path)
+    make = _modules.load_module(own, {"width": 6})
+    check_runs(zoo, make, few)
+    split = zoo.splits["train"]
+    torch.manual_seed(int(split.column("seed")[0]))
+    start = make().state_dict()
+    assert all(torch.equal(split.at_epoch(0).state_dict(0)[name], tensor) for name, tensor in start.items())
+    network = split.model(1)
+    with torch.no_grad():
+        answers = network(few.test_images)["logits"].argmax(1)
+    assert (answers == few.test_labels).float().mean().item() == pytest.approx(split.column("test_accuracy")[1])
+    assert network.mix.weight is network.again.weight
+    assert zoo.alignment is not None  # traced with the images
+    assert split.column("initialization")[0] is None
+    card = (tmp_path / "README.md").read_text()
+    assert "- architecture: module of its authors: Own, width 6" in card
+    assert "hf_sane.register_architecture" in card
+    with pytest.raises(ValueError, match="other settings of layout, module_args: expected"):
+        build_zoo(settings(own), few, tmp_path)
+    _modules._REGISTERED.clear()
+    with pytest.raises(ValueError, match="give its code"):
+        split.model(0)
+
+
+def test_a_recurrent_module_runs_one_network_after_the_other_and_says_so(few, tmp_path, caplog):
+    zoo = build_zoo(settings(Recurrent), few, tmp_path)
+    assert caplog.text.count("Recurrent cannot run in a stack (Batching rule not implemented for aten::gru") == 1
+    check_runs(zoo, Recurrent, few)
+    assert zoo.alignment is None
+    assert "the zoo is not aligned: Recurrent has no permutation symmetry" in caplog.text
+
+
+def test_what_a_module_draws_is_the_same_after_an_interruption(own, few):
+    architecture = _modules.register_architecture(_modules.load_module(own, {"drop": 0.5}))
+    networks = architecture.fresh([1, 2])
+    plan = HyperParameters.repeat([1, 2], learning_rate=0.01)
+    states = []
+
+    def train(seed: int, **options) -> dict[str, Tensor]:
+        torch.manual_seed(seed)  # what the process draws does not matter
+        return list(train_stacked(networks.config, networks.tensors, few, plan, epochs=2, **options))[-1].tensors
+
+    whole = train(3, on_state=lambda epoch, state: states.append(state()))
+    rest = train(4, start=states[1])
+    assert all(torch.equal(tensor, rest[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"module_args": {"classes": 7}}, r"expected logits \[B, 10\] from Own .* got \[2, 7\]"),
+        ({"module": None, "module_args": {"width": 6}}, r"expected a module \(--module\) for its arguments"),
+        ({"module": nn.Linear(8, 10), "module_args": {"width": 6}}, "expected the class of the module"),
+        ({"module": lambda: nn.Linear(9, 10)}, "Linear cannot run on few digits, inputs .*: mat1 and mat2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(given, message, own, few, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        build_zoo(settings(**{"module": own, **given}), few, tmp_path)
+
+
+@pytest.mark.parametrize("given", [{"dropout": [0.0, 0.1]}, {"architecture": "cnn_s"}, {"activations": ["relu"]}])
+def test_what_a_module_decides_itself_is_not_set(given):
+    with pytest.raises(
+        StrictDataclassClassValidationError, match=f"decides itself on its {next(iter(given))}; .*-args"
+    ):
+        settings("own.py:Own", **given)
+    assert BuildZooSettings.from_options(module="own.py:Own", recipe="hyperparameter", output="x").sgd_factor == 5
+
+
+def test_texts_train_a_module_that_reads_them(tmp_path):
+    known = {word: index for index, word in enumerate(("[PAD]", "a", "good", "bad", "film"))}
+    words = Tokenizer(models.WordLevel(known, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="a")
+    rows = {"text": ["a good film", "a bad film"] * 30, "label": ["yes", "no"] * 30}
+    options = {"num_models": 3, "epochs": 8, "learning_rate": 0.1, "progress_bar": False, "token_dim": 4}
+    options |= {"texts": datasets.Dataset.from_dict(rows), "tokenizer": tokenizer, "output": tmp_path / "zoo"}
+    zoo = hf_sane.build_zoo(module=Words, **options)
+    assert {split.column("test_accuracy")[-1] for split in zoo.splits.values()} == {1.0}
+    assert "images" not in zoo.facts.arguments
+    assert "- texts: dataset (42 train, 9 validation, 9 test; 2 classes)" in (tmp_path / "zoo/README.md").read_text()
+    with pytest.raises(ValueError, match="does not say where its texts and tokenizer are; name them"):
+        recorded_texts(zoo.facts)
