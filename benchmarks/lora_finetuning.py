@@ -1,6 +1,6 @@
 """Compare LoRA on sampled networks, full fine-tuning and training from scratch after the same number of steps.
 
-    hf-sane sample --sane demo_output/sane --zoo demo_output/zoos --config seed --num-samples 5 --images digits \
+    hf-sane sample --sane demo_output/sane --zoo demo_output/zoos --zoo-config seed --num-samples 5 --images digits \
         --output runs/tmp/sampled
     python benchmarks/lora_finetuning.py --networks runs/tmp/sampled --output runs/lora/finetuning_digits.json
 

@@ -1,7 +1,10 @@
 """The program: its verbs, their help, and how it fails."""
 
 import errno
+import io
+import json
 import runpy
+import shlex
 import sys
 
 import pytest
@@ -9,9 +12,12 @@ import typer
 from forks import Fork, run_in_fork
 from typer.testing import CliRunner
 
+import hf_sane
 from hf_sane.cli import app as program
 from hf_sane.cli.app import app
-from hf_sane.records._failures import describe_error
+from hf_sane.cli.verbs import GROUPS, ZOO_VERBS
+from hf_sane.cli.verbs import VERBS as DOORS
+from hf_sane.records._failures import describe_error, print_error
 
 VERBS = [
     ("zoo", "build"),
@@ -50,8 +56,82 @@ def test_every_verb_explains_its_options(verb, hf_sane_command):
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_an_unknown_option_is_refused(verb, hf_sane_command):
     result = hf_sane_command(*verb, "--no-such-option", exit_code=2)
-    assert "No such option" in result.stderr
-    assert f"Usage: hf-sane {' '.join(verb)}" in result.stderr
+    assert result.stderr.startswith("hf-sane: No such option: --no-such-option")
+    assert result.stderr.endswith(f"; see hf-sane {' '.join(verb)} --help\n")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--no-such",), "No such option: --no-such; see hf-sane --help"),
+        (("infos",), "No such command 'infos'. Did you mean 'info'? see hf-sane --help"),
+        (("zoo", "bild"), "No such command 'bild'. Did you mean 'build'? see hf-sane zoo --help"),
+    ],
+)
+def test_wrong_use_of_the_program_is_one_line(arguments, message, hf_sane_command):
+    assert hf_sane_command(*arguments, exit_code=2).stderr == f"hf-sane: {message}\n"
+
+
+def test_every_verb_is_listed_under_what_it_is_for(hf_sane_command):
+    shown = hf_sane_command("--help").stdout
+    places = [shown.index(f"\n{group}:\n") for group in GROUPS]
+    assert places == sorted(places)
+    verbs = {verb.name: verb for verb in DOORS} | {f"zoo {verb.name}": verb for verb in ZOO_VERBS}
+    assert {verb.group for verb in verbs.values()} == set(GROUPS)
+    for name, verb in verbs.items():
+        section = shown[shown.index(f"\n{verb.group}:\n") :][1:].partition("\n\n")[0]
+        assert f"\n  {name} " in section
+
+
+def test_the_version(hf_sane_command):
+    assert hf_sane_command("--version").stdout == f"hf-sane {hf_sane.__version__}\n"
+
+
+def test_shells_complete_verbs():
+    def words(line):
+        environment = {"_HF_SANE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        return CliRunner().invoke(app, [], env=environment, prog_name="hf-sane").stdout.split()
+
+    assert words("hf-sane p") == ["pretrain", "probe", "push", "pull"]
+    assert words("hf-sane zoo ") == ["build", "import", "mix", "align", "show", "structure"]
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "environment", "is_red"),
+    [(True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False), (True, {"TERM": "dumb"}, False)],
+)
+def test_errors_are_red_on_a_terminal_only(is_terminal, environment, is_red, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return is_terminal
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    print_error("no such file", 2, name="hf-sane")
+    line = "hf-sane: no such file"
+    assert sys.stderr.getvalue() == (f"\33[31m{line}\33[0m\n" if is_red else f"{line}\n")
+
+
+def test_an_interruption_ends_with_the_command_that_goes_on(tmp_path, monkeypatch):
+    """Whatever is in it, a shell takes it as it was given."""
+
+    def interrupt(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_sane.workflows.info.run_info", interrupt)
+    words = ["info", str(tmp_path / "it's a $file"), "--key", "a b"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 130
+    start, _, command = result.stderr.partition("; to start again: ")
+    assert start == "\nhf-sane: interrupted: nothing was written"
+    assert shlex.split(command) == ["hf-sane", *words]
+    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stderr)
+    assert told["exit_code"] == 130
+    assert told["error"].startswith("interrupted: nothing was written; to start again: hf-sane info ")
 
 
 def test_no_arguments_give_help(hf_sane_command):

@@ -123,7 +123,8 @@ def test_errors_of_json_verbs_are_json(path, arguments):
     assert refused.exit_code == 2
     assert refused.stdout == ""
     answer = json.loads(refused.stderr)
-    assert list(answer) == ["error"]
+    assert answer.keys() == {"error", "exit_code"}
+    assert answer["exit_code"] == 2
     assert len(answer["error"]) > 20
 
 

@@ -17,7 +17,7 @@ def folder(tiny_zoo, tmp_path_factory):
 
 def probe(folder, sane, *more):
     common = ("--poolings", "mean", "--properties", "test_accuracy")
-    return ("probe", "--sane", sane, "--zoo", folder, "--config", "first", *common, *more)
+    return ("probe", "--sane", sane, "--zoo", folder, "--zoo-config", "first", *common, *more)
 
 
 def test_two_configurations_of_one_folder(folder, tiny_sane_folder, tmp_path, hf_sane_command):

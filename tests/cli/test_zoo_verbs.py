@@ -27,9 +27,9 @@ def test_a_built_zoo_can_be_shown_and_is_not_built_twice(tmp_path, hf_sane_comma
 
 def test_a_folder_may_hold_several_zoos(tmp_path, hf_sane_command):
     for config in ("one", "two"):
-        hf_sane_command("zoo", "build", "--output", tmp_path, "--config", config, *BUILD)
+        hf_sane_command("zoo", "build", "--output", tmp_path, "--zoo-config", config, *BUILD)
     assert "holds the zoos ['one', 'two']" in hf_sane_command("zoo", "show", tmp_path, exit_code=2).stderr
-    assert "zoo digits" in hf_sane_command("zoo", "show", tmp_path, "--config", "two").output
+    assert "zoo digits" in hf_sane_command("zoo", "show", tmp_path, "--zoo-config", "two").output
 
 
 def test_facts_are_also_json(tiny_zoo, tiny_zoo_folder, hf_sane_command):

@@ -19,6 +19,14 @@ from hf_sane.records._outputs import (
 KIND = FileKind.json_with("a record", "command")
 
 
+COMMAND = "python script.py --zoo 'a zoo'"
+
+
+@pytest.fixture(autouse=True)
+def _command_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["script.py", "--zoo", "a zoo"])
+
+
 def said(capsys, work):
     """The line of a script that is interrupted."""
 
@@ -35,7 +43,7 @@ def said(capsys, work):
 
 
 def test_before_anything_was_written(capsys):
-    line = "script: interrupted: nothing was written; the same command starts again\n"
+    line = f"script: interrupted: nothing was written; to start again: {COMMAND}\n"
     assert said(capsys, lambda: None) == line
 
 
@@ -49,7 +57,7 @@ def test_inside_an_output_that_is_swapped_in(tmp_path, capsys, there_before):
 
     if there_before:
         fill(interrupted=False)
-    line = f"script: interrupted: nothing was written to {tmp_path / 'out'}; the same command starts again\n"
+    line = f"script: interrupted: nothing was written to {tmp_path / 'out'}; to start again: {COMMAND}\n"
     assert said(capsys, lambda: fill(interrupted=True)) == line
     assert said(capsys, lambda: fill(interrupted=False)) == f"script: interrupted: {tmp_path / 'out'} is finished\n"
 
@@ -80,11 +88,8 @@ def test_inside_a_folder_that_is_continued(tmp_path, capsys):
             if stop_at == "end":
                 raise KeyboardInterrupt
 
-    nothing = f"script: interrupted: nothing was written to {tmp_path / 'out'}; the same command starts again\n"
-    kept = (
-        f"script: interrupted: what was finished is kept in {tmp_path / 'out'}; the same command continues from "
-        "there\n"
-    )
+    nothing = f"script: interrupted: nothing was written to {tmp_path / 'out'}; to start again: {COMMAND}\n"
+    kept = f"script: interrupted: what was finished is kept in {tmp_path / 'out'}; to continue: {COMMAND}\n"
     finished = f"script: interrupted: {tmp_path / 'out'} is finished\n"
     expected = {"start": nothing, "middle": kept, "end": finished}
     for stop_at, line in expected.items():
@@ -98,10 +103,7 @@ def test_the_outermost_block_speaks_after_the_others_have_tidied(tmp_path, capsy
             with output_folder(folder / "sane", "SANE"):
                 raise KeyboardInterrupt
 
-    line = (
-        f"script: interrupted: what was finished is kept in {tmp_path / 'out'}; the same command continues from "
-        "there\n"
-    )
+    line = f"script: interrupted: what was finished is kept in {tmp_path / 'out'}; to continue: {COMMAND}\n"
     assert said(capsys, work) == line
 
 
@@ -112,7 +114,7 @@ def test_a_single_file(tmp_path, capsys):
             if interrupted:
                 raise KeyboardInterrupt
 
-    line = f"script: interrupted: nothing was written to {tmp_path / 'run.json'}; the same command starts again\n"
+    line = f"script: interrupted: nothing was written to {tmp_path / 'run.json'}; to start again: {COMMAND}\n"
     assert said(capsys, lambda: write(interrupted=True)) == line
     assert (
         said(capsys, lambda: write(interrupted=False)) == f"script: interrupted: {tmp_path / 'run.json'} is finished\n"

@@ -44,7 +44,7 @@ class FilesSettings:
     """Settings with an argument that has no name."""
 
     files: list[str] = setting("Files.", positional=True)
-    config: str | None = setting("Which.", default=None)
+    which: str | None = setting("Which.", default=None)
 
 
 @dataclass(kw_only=True)
@@ -115,7 +115,7 @@ def test_old_spellings_work_and_say_what_to_use(argv, expected, note, capsys):
 
 
 def test_arguments_without_a_name_keep_their_commas():
-    assert run("a,b", "c", "--config", "d", settings=FilesSettings) == FilesSettings(files=["a,b", "c"], config="d")
+    assert run("a,b", "c", "--which", "d", settings=FilesSettings) == FilesSettings(files=["a,b", "c"], which="d")
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_a_replacement_that_fails_changes_nothing(tiny_zoo, folder, monkeypatch)
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as interruption:
             patched.setattr("hf_sane.zoo._writing.move_folder", fail)
             half.save(place, config, replace=True)
-        assert interruption.value.__notes__ == [f"nothing was written to {place}; the same command starts again"]
+        assert interruption.value.__notes__ == [f"nothing was written to {place}; to start again, repeat the call"]
         assert content(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == ["zoo"]
     half.save(folder, replace=True)

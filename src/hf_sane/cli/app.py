@@ -1,18 +1,21 @@
 """The program `hf-sane`: its commands and its error handling."""
 
-import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from hf_sane.cli.verbs import VERBS, ZOO_VERBS, add_verb, plugin_verbs
+import hf_sane
+from hf_sane.cli.verbs import GROUPS, VERBS, ZOO_VERBS, add_verb, plugin_verbs
 from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._command import running
 from hf_sane.records._errors import did_you_mean
-from hf_sane.records._failures import EXIT_CODE, INTERRUPTED, describe_error, expected_errors
-from hf_sane.records._interruptions import describe_interruption, noting_outputs
+from hf_sane.records._failures import EXIT_CODE, print_error, reporting
 
+PROGRAM, JSON = "hf-sane", "--json"
 USAGE_ERROR: Any = typer.BadParameter.__base__  # of typer's own copy of click
 NOT_ONE_OF = re.compile(r"'(?P<got>[^']*)' is not one of (?P<choices>.*)")
 
@@ -20,37 +23,51 @@ NOT_ONE_OF = re.compile(r"'(?P<got>[^']*)' is not one of (?P<choices>.*)")
 class Program(TyperGroup):
     """A group of verbs that reports what the user can mend in one line, and everything else with its traceback.
 
-    With `--json`, errors are JSON too: `{"error": "..."}` on standard error.
+    With `--json`, errors are JSON, too: `{"error": "...", "exit_code": 2}` on standard error.
     """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the program's own options."""
+        with _refusing(args):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb; expected errors end the program with a message and exit code 2, unless `--debug` is given.
 
         An interruption (Ctrl-C, SIGINT) ends it with exit code 130 and a line that says what is kept.
         """
-        as_json = "--json" in (*ctx._protected_args, *ctx.args)
-        with noting_outputs() as outputs:
-            try:
-                return super().invoke(ctx)
-            except USAGE_ERROR as error:
-                error.message = _explain_choice(error.message)
-                if not as_json:
-                    raise
-                _report(error.format_message(), as_json=True)
-                raise typer.Exit(EXIT_CODE) from error
-            except expected_errors() as error:
-                if ctx.params.get("debug"):
-                    raise
-                _report(describe_error(error), as_json=as_json)
-                raise typer.Exit(EXIT_CODE) from error
-            except KeyboardInterrupt as interruption:
-                typer.echo(err=True)
-                _report(describe_interruption(interruption, outputs), as_json=as_json)
-                raise typer.Exit(INTERRUPTED) from interruption
+        words = [*ctx._protected_args, *ctx.args]
+        debug = ctx.params.get("debug", False)
+        with running([PROGRAM, *words]), reporting(PROGRAM, as_json=JSON in words, debug=debug), _refusing(words):
+            return super().invoke(ctx)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List all verbs, those of `zoo` with them, by what they are for."""
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}
+        doors: dict[str, Any]
+        for name, command in self.commands.items():
+            inner = getattr(command, "commands", None)
+            doors = {name: command} if inner is None else {f"{name} {verb}": door for verb, door in inner.items()}
+            for verb, door in doors.items():
+                groups.setdefault(door.rich_help_panel, []).append((verb, door.help))
+        for group, verbs in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(verbs)
 
 
-def _report(message: str, *, as_json: bool) -> None:
-    typer.echo(json.dumps({"error": message}) if as_json else f"hf-sane: {message}", err=True)
+@contextmanager
+def _refusing(words: list[str]) -> Iterator[None]:
+    """Refuse wrong use in one line that ends with where to look."""
+    try:
+        yield
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # which prints the help
+            raise
+        message = _explain_choice(error.format_message()).rstrip(".")
+        if error.ctx is not None:
+            message += f"{'' if message.endswith('?') else ';'} see {error.ctx.command_path} --help"
+        print_error(message, EXIT_CODE, name=PROGRAM, as_json=JSON in words)
+        raise typer.Exit(EXIT_CODE) from error
 
 
 def _explain_choice(message: str) -> str:
@@ -62,10 +79,9 @@ def _explain_choice(message: str) -> str:
 
 
 app = typer.Typer(
-    name="hf-sane",
+    name=PROGRAM,
     cls=Program,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -77,9 +93,18 @@ for verb in ZOO_VERBS:
     add_verb(zoo_app, verb)
 
 
-@app.callback()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {hf_sane.__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Each verb explains its options and gives an example: hf-sane VERB --help.")
 def program(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Zoos of neural networks, SANE autoencoders over their weights, probing and sampling."""
 
@@ -89,7 +114,7 @@ def main() -> None:
     tune_allocator()  # before PyTorch allocates anything
     for verb in plugin_verbs():
         add_verb(app, verb)
-    app(prog_name="hf-sane")
+    app(prog_name=PROGRAM)
 
 
 __all__ = ["app", "main"]

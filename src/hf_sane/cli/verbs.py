@@ -24,6 +24,8 @@ class Verb(NamedTuple):
         settings: Its settings dataclass.
         run: Its function.
         help: One sentence for the list of verbs.
+        group: Heading that the verb is listed under.
+        example: A command, without the name of the program and the verb.
         package: What the module is in, with a dot; nothing for a module of its own.
     """
 
@@ -32,6 +34,8 @@ class Verb(NamedTuple):
     settings: str
     run: str
     help: str
+    group: str = "Verbs of other packages"
+    example: str = ""
     package: str = "hf_sane.workflows."
 
     def load(self) -> tuple[type, Callable[[Any], Any]]:
@@ -40,44 +44,110 @@ class Verb(NamedTuple):
         return getattr(workflow, self.settings), getattr(workflow, self.run)
 
 
+START, ZOOS, LEARN, GENERATE = "Start here", "Collect networks", "Learn from weights", "Make new networks"
+INSPECT, SHARE = "Inspect and compare checkpoints", "Share on the Hub"
+
 VERBS = (
-    Verb("start", "start", "StartSettings", "run_start", "Make a network for a few labelled images of your own."),
-    Verb("pretrain", "pretrain", "PretrainSettings", "run_pretrain", "Pre-train a SANE autoencoder on zoos."),
     Verb(
-        "embed", "embed", "EmbedSettings", "run_embed", "Embed networks: one vector each, of a zoo or of checkpoints."
+        *("demo", "demo.run", "DemoSettings", "run_demo", "Run the full pipeline on a small example, offline."),
+        *(START, "--output demo_output"),
     ),
-    Verb("probe", "probe", "ProbeSettings", "run_probe", "Predict properties of networks from their embeddings."),
     Verb(
-        "sample", "sample", "SampleSettings", "run_sample", "Sample networks around those of a zoo, and compare them."
+        *("start", "start", "StartSettings", "run_start", "Make a network for a few labelled images of your own."),
+        *(START, "--images my_images --output my_network"),
     ),
-    Verb("compare", "compare", "CompareSettings", "run_compare", "Compare methods to generate networks."),
-    Verb("reconstruct", "reconstruct", "ReconstructSettings", "run_reconstruct", "Measure what a SANE preserves."),
-    Verb("finetune", "finetune", "FinetuneSettings", "run_finetune", "Fine-tune networks on images."),
-    Verb("soup", "soup", "SoupSettings", "run_soup", "Average networks of one architecture, or LoRA adapters."),
-    Verb("regions", "regions", "RegionsSettings", "run_regions", "Map networks by what they were trained for."),
-    Verb("info", "info", "InfoSettings", "run_info", "Inspect a checkpoint's layers and tokens from its header."),
-    Verb("analyze", "analyze", "AnalyzeSettings", "run_analyze", "Analyse the spectra of a checkpoint's weights."),
-    Verb("scan", "scan", "ScanSettings", "run_scan", "Scan checkpoints for faults, by a sample of their weights."),
-    Verb("diff", "diff", "DiffSettings", "run_diff", "Compare two checkpoints, up to the order of their channels."),
-    Verb("demo", "demo.run", "DemoSettings", "run_demo", "Run the full pipeline on a small example, offline."),
-    Verb("push", "transfer", "PushSettings", "run_push", "Publish a zoo, model, samples or adapter on the Hub."),
-    Verb("pull", "transfer", "PullSettings", "run_pull", "Fetch a repository from the Hub."),
+    Verb(
+        *("pretrain", "pretrain", "PretrainSettings", "run_pretrain", "Pre-train a SANE autoencoder on zoos."),
+        *(LEARN, "--zoo my_zoo --output my_run"),
+    ),
+    Verb(
+        *("embed", "embed", "EmbedSettings", "run_embed", "Embed networks: one vector each, of a zoo or checkpoints."),
+        *(LEARN, "--zoo my_zoo --sane my_run/model --output my_embeddings"),
+    ),
+    Verb(
+        *("probe", "probe", "ProbeSettings", "run_probe", "Predict properties of networks from their embeddings."),
+        *(LEARN, "--zoo my_zoo --sane my_run/model --output my_probe"),
+    ),
+    Verb(
+        *("reconstruct", "reconstruct", "ReconstructSettings", "run_reconstruct", "Measure what a SANE preserves."),
+        *(LEARN, "--zoo my_zoo --sane my_run/model --images digits"),
+    ),
+    Verb(
+        *(
+            "sample",
+            "sample",
+            "SampleSettings",
+            "run_sample",
+            "Sample networks around trained ones; compare them.",
+        ),
+        *(GENERATE, "--zoo my_zoo --sane my_run/model --output my_networks"),
+    ),
+    Verb(
+        *("compare", "compare", "CompareSettings", "run_compare", "Compare methods to generate networks."),
+        *(GENERATE, "--zoo my_zoo --sane my_run/model --output my_comparison"),
+    ),
+    Verb(
+        *("finetune", "finetune", "FinetuneSettings", "run_finetune", "Fine-tune networks on images."),
+        *(GENERATE, "my_networks --images digits --epochs 5 --output my_tuned_networks"),
+    ),
+    Verb(
+        *("soup", "soup", "SoupSettings", "run_soup", "Average networks of one architecture, or LoRA adapters."),
+        *(GENERATE, "run_a run_b run_c --method greedy --data digits --output my_soup"),
+    ),
+    Verb(
+        *("info", "info", "InfoSettings", "run_info", "Inspect a checkpoint's layers and tokens from its header."),
+        *(INSPECT, "org/some-network --token-dim 289"),
+    ),
+    Verb(
+        *("scan", "scan", "ScanSettings", "run_scan", "Scan checkpoints for faults, by a sample of their weights."),
+        *(INSPECT, "downloads --fail-on error,warning --output my_scan"),
+    ),
+    Verb(
+        *("diff", "diff", "DiffSettings", "run_diff", "Compare two checkpoints, up to the order of their channels."),
+        *(INSPECT, "my_model org/their-model"),
+    ),
+    Verb(
+        *("analyze", "analyze", "AnalyzeSettings", "run_analyze", "Analyse the spectra of a checkpoint's weights."),
+        *(INSPECT, "model.safetensors --output my_spectra"),
+    ),
+    Verb(
+        *("regions", "regions", "RegionsSettings", "run_regions", "Map networks by what they were trained for."),
+        *(INSPECT, "--zoo zoo_a --zoo zoo_b --label data_set --output my_map"),
+    ),
+    Verb(
+        *("push", "transfer", "PushSettings", "run_push", "Publish a zoo, model, samples or adapter on the Hub."),
+        *(SHARE, "zoo my_zoo org/my-zoo --dry-run"),
+    ),
+    Verb(
+        *("pull", "transfer", "PullSettings", "run_pull", "Fetch a repository from the Hub."),
+        *(SHARE, "org/their-zoo --output their_zoo"),
+    ),
 )
 
 ZOO_VERBS = (
-    Verb("build", "build_zoo", "BuildZooSettings", "run_build_zoo", "Train many networks and save them as a zoo."),
-    Verb("import", "import_zoo", "ImportZooSettings", "run_import_zoo", "Import existing networks into a zoo."),
-    Verb("mix", "mix_zoos", "MixZoosSettings", "run_mix_zoos", "Join several zoos into one."),
-    Verb("align", "align_zoo", "AlignZooSettings", "run_align_zoo", "Permute all networks of a zoo onto a reference."),
-    Verb("show", "show_zoo", "ShowZooSettings", "run_show_zoo", "Show what a zoo holds."),
     Verb(
-        "structure",
-        "zoo_structure",
-        "ZooStructureSettings",
-        "run_zoo_structure",
-        "Measure the linear structure that the runs of a zoo share.",
+        *("build", "build_zoo", "BuildZooSettings", "run_build_zoo", "Train many networks and save them as a zoo."),
+        *(ZOOS, "--images digits --num-models 128 --output my_zoo"),
+    ),
+    Verb(
+        *("import", "import_zoo", "ImportZooSettings", "run_import_zoo", "Import existing networks into a zoo."),
+        *(ZOOS, "checkpoints --properties runs.csv --output my_zoo"),
+    ),
+    Verb(
+        *("mix", "mix_zoos", "MixZoosSettings", "run_mix_zoos", "Join several zoos into one."),
+        *(ZOOS, "digits=zoo_a mnist=zoo_b --output my_zoo"),
+    ),
+    Verb(
+        *("align", "align_zoo", "AlignZooSettings", "run_align_zoo"),
+        *("Permute all networks of a zoo onto a reference.", ZOOS, "my_zoo"),
+    ),
+    Verb("show", "show_zoo", "ShowZooSettings", "run_show_zoo", "Show what a zoo holds.", ZOOS, "my_zoo"),
+    Verb(
+        *("structure", "zoo_structure", "ZooStructureSettings", "run_zoo_structure"),
+        *("Measure the linear structure that the runs of a zoo share.", ZOOS, "my_zoo"),
     ),
 )
+GROUPS = (START, ZOOS, LEARN, GENERATE, INSPECT, SHARE)
 
 
 def plugin_verbs() -> list[Verb]:
@@ -88,14 +158,14 @@ def plugin_verbs() -> list[Verb]:
 
 def add_verb(app: typer.Typer, verb: Verb) -> None:
     """Add a verb to the program or one of its groups."""
-    app.command(verb.name, help=verb.help, **PASS_THROUGH)(_door(verb))
+    app.command(verb.name, help=verb.help, rich_help_panel=verb.group, **PASS_THROUGH)(_door(verb))
 
 
 def _door(verb: Verb) -> Callable[[typer.Context], None]:
     def run(ctx: typer.Context) -> None:
         from hf_sane.workflows.command_line import run_workflow
 
-        run_workflow(*verb.load(), list(ctx.args), name=ctx.command_path)
+        run_workflow(*verb.load(), list(ctx.args), name=ctx.command_path, example=verb.example)
 
     return run
 

@@ -1,10 +1,14 @@
 """Errors that users can fix, reported in one line without a traceback, by the command line and by scripts."""
 
+import json
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
+from hf_sane.records._command import running
 from hf_sane.records._disks import describe_os_error
 from hf_sane.records._errors import did_you_mean, shorten
 from hf_sane.records._interruptions import describe_interruption, noting_outputs
@@ -38,6 +42,45 @@ def describe_error(error: Exception) -> str:
     return shorten(message, MAX_MESSAGE) or type(error).__name__
 
 
+def print_error(message: str, exit_code: int, *, name: str, as_json: bool = False) -> None:
+    """Print the one line with which a program fails, on standard error: red on a terminal, or a JSON object.
+
+    NO_COLOR (https://no-color.org) is honoured.
+    """
+    line = f"{name}: {message}"
+    if as_json:
+        line = json.dumps({"error": message, "exit_code": exit_code})
+    elif sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+        line = f"\33[31m{line}\33[0m"
+    # After an interruption on a line of its own, whatever a progress bar has left.
+    sys.stderr.write("\n" * (exit_code == INTERRUPTED) + line + "\n")
+
+
+@contextmanager
+def reporting(name: str, *, as_json: bool = False, debug: bool = False) -> Iterator[None]:
+    """End the program with one line and an exit code for whatever its user can mend; other errors pass.
+
+    Args:
+        name: Name of the program, for the line.
+        as_json: See [`print_error`].
+        debug: Let expected errors pass, too, so that their traceback is shown.
+
+    Raises:
+        SystemExit: With exit code 2 for an expected error, 130 for an interruption (Ctrl-C, SIGINT).
+    """
+    with noting_outputs() as outputs:
+        try:
+            yield
+        except expected_errors() as error:
+            if debug:
+                raise
+            print_error(describe_error(error), EXIT_CODE, name=name, as_json=as_json)
+            raise SystemExit(EXIT_CODE) from error
+        except KeyboardInterrupt as interruption:
+            print_error(describe_interruption(interruption, outputs), INTERRUPTED, name=name, as_json=as_json)
+            raise SystemExit(INTERRUPTED) from interruption
+
+
 def run_script(main: Callable[[], object], *, name: str) -> NoReturn:
     """Run a script as the command line runs a verb: expected errors end it with a message and exit code 2.
 
@@ -48,16 +91,6 @@ def run_script(main: Callable[[], object], *, name: str) -> NoReturn:
     """
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    with noting_outputs() as outputs:
-        try:
-            result = main()
-        except expected_errors() as error:
-            if debug:
-                raise
-            sys.stderr.write(f"{name}: {describe_error(error)}\n")
-            raise SystemExit(EXIT_CODE) from error
-        except KeyboardInterrupt as interruption:
-            # On a line of its own, whatever a progress bar has left.
-            sys.stderr.write(f"\n{name}: {describe_interruption(interruption, outputs)}\n")
-            raise SystemExit(INTERRUPTED) from interruption
+    with running(["python", *sys.argv]), reporting(name, debug=debug):
+        result = main()
     raise SystemExit(result if isinstance(result, int) else 0)

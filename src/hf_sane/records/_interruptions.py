@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-NOTHING = "nothing was written; the same command starts again"
+from hf_sane.records._command import again
 
 _is_inside: ContextVar[bool] = ContextVar("is_inside", default=False)
 _finished: ContextVar[list[Path] | None] = ContextVar("finished", default=None)
@@ -56,4 +56,4 @@ def describe_interruption(interruption: KeyboardInterrupt, outputs: list[Path]) 
         outputs: What was finished before; from [`noting_outputs`].
     """
     notes = [*(f"{output} is finished" for output in outputs), *getattr(interruption, "__notes__", ())]
-    return f"interrupted: {'; '.join(notes) or NOTHING}"
+    return f"interrupted: {'; '.join(notes) or 'nothing was written; ' + again('start again')}"

@@ -2,9 +2,7 @@
 
 import json
 import os
-import shlex
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -12,8 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from hf_sane.records._command import command_line
 from hf_sane.records._errors import shorten
-from hf_sane.records._redaction import redact_tokens
 
 LOCK = ".hf_sane-lock"
 
@@ -67,9 +65,8 @@ def remove_left_lock(folder: Path) -> None:
 
 
 def _this_process() -> dict[str, str | int]:
-    command = redact_tokens(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])) if sys.argv else "python"
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"pid": os.getpid(), "machine": socket.gethostname(), "since": started, "command": command}
+    return {"pid": os.getpid(), "machine": socket.gethostname(), "since": started, "command": command_line()}
 
 
 def _describe(owner: Path) -> str:

@@ -9,9 +9,7 @@ end by writing a manifest of every file with its size and digest. Loaders and pu
 
 import json
 import os
-import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +17,7 @@ from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hf_sane.records._command import again, command_line
 from hf_sane.records._disks import writing
 from hf_sane.records._errors import InvalidFileError, name_some, reading
 from hf_sane.records._file_kinds import FileKind
@@ -34,7 +33,7 @@ from hf_sane.records._files import (
 )
 from hf_sane.records._interruptions import explaining
 from hf_sane.records._locks import folder_lock, is_locked
-from hf_sane.records._redaction import redact_tokens
+from hf_sane.records._run_files import claim_run_file, write_run_file
 
 MANIFEST = "hf_sane_manifest.json"
 UNFINISHED = ".hf_sane_unfinished.json"
@@ -270,14 +269,15 @@ def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Ite
             raise
         return
     partial = folder.with_name(f".{folder.name}{PARTIAL}")
+    claim_run_file(folder)
     mine: Manifest | None = None
 
     def describe() -> str:
         if _read_note(folder) is not None:  # it was moved in file by file
-            return f"{folder} is unfinished; the same command starts it again"
+            return f"{folder} is unfinished; {again('start again')}"
         if mine is not None and Manifest.load(folder) == mine:
             return f"{folder} is finished"
-        return f"nothing was written to {folder}; the same command starts again"
+        return f"nothing was written to {folder}; {again('start again')}"
 
     with explaining(describe, output=folder):
         with _tidied(folder):
@@ -292,6 +292,7 @@ def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Ite
             try:
                 _write_note(partial, job)
                 yield partial
+                write_run_file(folder, partial)
                 mine = finish_folder(partial, job)
                 _swap_in(partial, folder, job)
             finally:
@@ -328,13 +329,14 @@ def resumable_folder(
     """
     folder = absolute_folder(folder)
     before = _stamp(folder / MANIFEST)
+    claim_run_file(folder)
 
     def describe_rest() -> str:
         if _read_note(folder) is not None:
-            return f"what was finished is kept in {folder}; the same command continues from there"
+            return f"what was finished is kept in {folder}; {again('continue')}"
         if _stamp(folder / MANIFEST) not in (None, before):
             return f"{folder} is finished"
-        return f"nothing was written to {folder}; the same command starts again"
+        return f"nothing was written to {folder}; {again('start again')}"
 
     with explaining(describe or describe_rest, output=folder):
         with _tidied(folder):
@@ -392,7 +394,7 @@ def output_file(path: str | Path, kind: FileKind) -> Iterator[Path]:
     def describe() -> str:
         if _stamp(path) not in (None, before):
             return f"{path} is finished"
-        return f"nothing was written to {path}; the same command starts again"
+        return f"nothing was written to {path}; {again('start again')}"
 
     check_may_replace(path, kind)
     errors = writing(path) if _open.isdisjoint(path.parents) else nullcontext()
@@ -417,6 +419,7 @@ def begin_folder(folder: Path, job: str) -> None:
     """Note that the folder is unfinished, and the command that continues it."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_note(folder, job)
+    write_run_file(folder, folder)
 
 
 def unfinished_command(folder: Path) -> str | None:
@@ -427,6 +430,7 @@ def unfinished_command(folder: Path) -> str | None:
 
 def finish_folder(folder: Path, job: str, *, facts: Mapping[str, Any] | None = None) -> Manifest:
     """Write the manifest of everything in the folder, then take the note away that it is unfinished."""
+    write_run_file(folder, folder)
     for name in sorted(_file_names(folder)):
         sync(folder / name)
     _open_permissions(folder)
@@ -457,9 +461,8 @@ def _check_entry(path: Path, name: str, entry: FileEntry) -> None:
 
 
 def _write_note(folder: Path, job: str) -> None:
-    command = redact_tokens(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])) if sys.argv else ""
     with write_atomically(folder / UNFINISHED) as partial:
-        partial.write_text(json.dumps({"job": job, "command": command}) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps({"job": job, "command": command_line()}) + "\n", encoding="utf-8")
 
 
 def _check_no_note(home: Path, folder: Path) -> None:

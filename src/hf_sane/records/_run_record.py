@@ -7,7 +7,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from hf_sane.records._allocator import allocator_state, peak_rss_bytes
+from hf_sane.records._command import command_line
 from hf_sane.records._documents import read_document
 from hf_sane.records._file_kinds import FileKind
 from hf_sane.records._outputs import output_file
@@ -101,11 +101,9 @@ class RunRecord:
             arguments: Resolved settings.
             data: What will be used.
         """
-        if command is None:
-            command = [Path(sys.argv[0]).name, *sys.argv[1:]]
         commit, has_uncommitted_changes = read_commit(PACKAGE)
         return cls(
-            command=redact_tokens(shlex.join(command)),
+            command=command_line() if command is None else redact_tokens(shlex.join(command)),
             seed=seed,
             commit=commit,
             has_uncommitted_changes=has_uncommitted_changes,

@@ -20,6 +20,7 @@ def setting(
     split: bool = True,
     opposite: str | None = None,
     only_python: bool = False,
+    once: bool = False,
     least: int = 0,
 ) -> Any:
     """Declare a field of a settings dataclass. On the command line, `num_models` becomes `--num-models`.
@@ -36,6 +37,7 @@ def setting(
         split: Whether the values of a list may be given as one, separated by commas. Not for paths.
         opposite: Spelling that switches a flag off, such as `"--public"`; by default `--no-` and the name.
         only_python: Whether the field has no option.
+        once: Whether it is about one call alone, so that a run file does not repeat it.
         least: Smallest number that the field, or an item of it, can be; for [`check_numbers`].
     """
     older = (formerly,) if isinstance(formerly, str) else formerly
@@ -48,6 +50,7 @@ def setting(
         "split": split,
         "opposite": opposite,
         "only_python": only_python,
+        "once": once,
         "least": least,
     }
     if factory is not MISSING:

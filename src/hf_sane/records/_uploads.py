@@ -6,12 +6,14 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from hf_sane.records._command import again
 from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 from hf_sane.records._files import files_below
 from hf_sane.records._interruptions import explaining
 from hf_sane.records._outputs import MANIFEST
 from hf_sane.records._patience import patiently
 from hf_sane.records._redaction import holds_token
+from hf_sane.records._run_files import RUN_FILE
 
 TEXT_SUFFIXES = (".md", ".json", ".py", ".txt", ".yaml", ".csv")
 PICKLES = (*PICKLE_SUFFIXES, ".joblib")
@@ -72,7 +74,7 @@ class Upload:
         Returns:
             Address of the commit.
         """
-        with explaining(lambda: f"{self.repo_id} holds all of the upload or nothing of it; the same command goes on"):
+        with explaining(lambda: f"{self.repo_id} holds all of the upload or nothing of it; {again('continue')}"):
             return self._commit(api or HfApi(), private, revision)
 
     def _commit(self, api: HfApi, private: bool | None, revision: str | None) -> str:
@@ -97,7 +99,7 @@ class Upload:
 
 
 def folder_files(folder: Path, *, prefix: str = "") -> tuple[RepoFile, ...]:
-    """All files of a folder and its subfolders, but for hidden ones (such as `.cache`) and manifests, sorted by path.
+    """All files below a folder but hidden ones (such as `.cache`), manifests and run files, sorted by path.
 
     Args:
         folder: To read.
@@ -113,7 +115,7 @@ def folder_files(folder: Path, *, prefix: str = "") -> tuple[RepoFile, ...]:
     files = []
     for path in sorted(files_below(folder)):
         name = path.relative_to(folder)
-        if path.is_dir() or path.name == MANIFEST or any(part.startswith(".") for part in name.parts):
+        if path.is_dir() or path.name in (MANIFEST, RUN_FILE) or any(part.startswith(".") for part in name.parts):
             continue
         if not path.resolve().is_relative_to(home):
             raise ValueError(

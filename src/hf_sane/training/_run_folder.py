@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from hf_sane.records._command import again
 from hf_sane.records._documents import read_document
 from hf_sane.records._files import write_atomically
 from hf_sane.records._locks import remove_left_lock
@@ -29,7 +30,6 @@ from hf_sane.training._settings import PretrainSettings
 JOB = "pre-training run"
 SETTINGS = "arguments.json"
 OLD_NAMES = {"output_dir": "output"}  # of settings, in runs of earlier versions
-RESUME = "--resume (in Python: resume=True)"
 
 
 class RunFolder:
@@ -66,7 +66,7 @@ class RunFolder:
                 else f"an interrupted run with the checkpoint {checkpoints[-1].name}"
             )
             raise FileExistsError(
-                f"{self.path} already holds {what}; continue it with {RESUME}, or choose another output folder"
+                f"{self.path} already holds {what}; choose another output folder, or {again('continue', '--resume')}"
             )
         if self.is_finished or checkpoints:  # otherwise nothing is lost by starting anew
             arguments.check_continues(begun)
@@ -92,8 +92,8 @@ class RunFolder:
         if self.is_finished:
             return f"{self.path} is finished"
         if checkpoints := list_checkpoints(self.checkpoints):
-            return f"{checkpoints[-1]} is kept; the same command with {RESUME} continues from there"
-        return f"{self.path} holds no checkpoint yet; the same command starts the run again"
+            return f"{checkpoints[-1]} is kept; {again('continue', '--resume')}"
+        return f"{self.path} holds no checkpoint yet; {again('start again')}"
 
     def _read_settings(self) -> dict[str, Any] | None:
         if not self.settings.is_file():

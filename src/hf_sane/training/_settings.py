@@ -151,7 +151,9 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         default=0,
     )
     keep_checkpoints: int = setting("Number of checkpoints to keep; older ones are removed.", default=2)
-    resume: bool = setting("Continue from the newest checkpoint in the run folder, if there is one.", default=False)
+    resume: bool = setting(
+        "Continue from the newest checkpoint in the run folder, if there is one.", default=False, once=True
+    )
     log_every_steps: int = setting("Number of optimizer steps between logged losses.", default=10)
     log_with: Literal["tensorboard", "none"] = setting("Logger of the losses.", default="tensorboard")
     progress_bar: bool = setting("Show a progress bar.", default=True)

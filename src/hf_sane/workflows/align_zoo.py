@@ -11,6 +11,7 @@ from hf_sane.records._sources import check_path
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.shared import ZOO_CONFIG
 from hf_sane.zoo import _alignment as alignment
 from hf_sane.zoo._dataset import Zoo, choose_config
 from hf_sane.zoo._facts import read_facts
@@ -23,7 +24,7 @@ class AlignZooSettings(ModuleSettings):
     """Settings of [`run_align_zoo`]."""
 
     zoo: Path = setting("Folder of the zoo.", positional=True)
-    config: str | None = setting("Name of the zoo, if the folder holds several.", default=None)
+    config: str | None = setting("Name of the zoo, if the folder holds several.", default=None, **ZOO_CONFIG)
 
 
 @dataclass(kw_only=True)

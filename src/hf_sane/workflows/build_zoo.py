@@ -11,7 +11,7 @@ from hf_sane.networks._tasks import LabelledData
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.judging import TextSettings
-from hf_sane.workflows.shared import temporary_folder
+from hf_sane.workflows.shared import ZOO_CONFIG, temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.building import _build as build
@@ -26,7 +26,7 @@ class BuildZooSettings(ZooSettings, TextSettings):
     output: str | Path = setting(
         "Folder of the zoo; it may hold other zoos under other names.", short="-o", formerly="--output_dir"
     )
-    config: str = setting("Name of the zoo in the folder.", default="default")
+    config: str = setting("Name of the zoo in the folder.", default="default", **ZOO_CONFIG)
     recipe: Literal["seed", "hyperparameter"] | None = setting(
         "Start from other defaults: 'seed' (networks that differ in their seed) or 'hyperparameter' (in everything).",
         default=None,

@@ -7,7 +7,7 @@ place.
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -15,15 +15,34 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 
 from hf_sane.records._errors import shorten
+from hf_sane.records._progress import quietly
 from hf_sane.records._registry import load_plugins
+from hf_sane.records._run_files import RUN_FILE, leaving_run_file, read_run_file
+from hf_sane.records._run_files import SUFFIXES as RUN_FILE_SUFFIXES
 from hf_sane.records._settings import default_of, option_name
 from hf_sane.workflows.results import MAX_LINE, Result
 
+# Options that all verbs share, whatever their settings.
+SHARED: dict[str, tuple[type, Any]] = {
+    "as_json": (bool, typer.Option("--json", help="Print the result as JSON; errors, too, on standard error.")),
+    "quiet": (bool, typer.Option("--quiet", "-q", help="Print errors, and with --json the result, but nothing else.")),
+    "run_file": (
+        str,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            show_default=False,
+            help=f"Take settings from the {RUN_FILE} beside an earlier output; options given as well replace them.",
+        ),
+    ),
+}
 OLD_SPELLINGS_END = "0.2"  # the version that refuses them
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
-def run_workflow(settings: type, run: Callable[[Any], Result], argv: Sequence[str], *, name: str) -> Result:
+def run_workflow(
+    settings: type, run: Callable[[Any], Result], argv: Sequence[str], *, name: str, example: str = ""
+) -> Result:
     """Read settings from a command line, run the workflow, and print its result; `--json` prints it as JSON.
 
     Args:
@@ -32,65 +51,108 @@ def run_workflow(settings: type, run: Callable[[Any], Result], argv: Sequence[st
         run: Function that takes the settings and returns a [`Result`].
         argv: Arguments without the name of the program.
         name: Name of the program and its command, for usage messages.
+        example: A command line of it, for its help.
     """
     outcome: list[Result] = []
 
-    def work(made: Any, *, as_json: bool) -> None:
+    def work(made: Any, given: Mapping[str, Any]) -> None:
         hide_loading_bars()
-        result = run(made)
+        with leaving_run_file(name, made), quietly(given["quiet"]):
+            result = run(made)
         outcome.append(result)
         if result.is_silent:
             return
-        for note in result.notes:
+        for note in () if given["quiet"] else result.notes:
             typer.echo(shorten(note, MAX_LINE), err=True)
-        if as_json:
+        if given["as_json"]:
             typer.echo(result.to_json())
-        else:
+        elif not given["quiet"]:
             result.print(notes=False)
         if result.exit_code:
             raise typer.Exit(result.exit_code)
 
-    _parse(settings, argv, name, (inspect.getdoc(run) or "").partition("\n\nArgs:")[0], work)
+    about = (inspect.getdoc(run) or "").partition("\n\nArgs:")[0]
+    _parse(settings, argv, name, work, about=about, example=example and f"{name} {example}")
     return outcome[0]
 
 
 def parse_settings(settings: type, argv: Sequence[str], *, name: str) -> Any:
     """Read settings from a command line; arguments as in [`run_workflow`]."""
     outcome: list[Any] = []
-    _parse(settings, argv, name, "", lambda made, as_json: outcome.append(made))
+    _parse(settings, argv, name, lambda made, given: outcome.append(made))
     return outcome[0]
 
 
-def _parse(settings: type, argv: Sequence[str], name: str, about: str, work: Callable[..., None]) -> None:
-    """Parse settings from a command line; call `work` with them and with whether to print JSON."""
+def _parse(settings: type, argv: Sequence[str], name: str, work: Callable[..., None], **texts: str) -> None:
+    """Parse settings from a command line; call `work` with them and the options that all verbs share."""
     load_plugins()
-    own = settings.__annotations__  # before what is inherited
-    options = sorted(fields(settings), key=lambda entry: entry.name not in own)
-    options = [entry for entry in options if not entry.metadata.get("only_python")]
+    options = own_options(settings)
+    named_zoos = any("--config" in entry.metadata.get("formerly", ()) for entry in options)
+    path, rest = _run_file_of(argv, has_old_meaning=named_zoos)
+    stored = {} if path is None else read_run_file(path, name, settings)
     make = getattr(settings, "from_options", settings)
-    parameters = [
-        *map(_parameter, options),
-        inspect.Parameter(
-            "as_json",
-            inspect.Parameter.KEYWORD_ONLY,
-            annotation=Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
-            default=False,
-        ),
-    ]
 
     def command(**given: Any) -> None:
         chosen = {entry.name: _value(entry, given[entry.name]) for entry in options if given[entry.name] is not None}
-        work(make(**chosen), as_json=given["as_json"])
+        work(make(**{**stored, **chosen}), given)
 
+    verb = make_command(options, command, known=stored, **texts)
+    # Not `main`, which would turn an interruption into a return value.
+    with verb.make_context(name, modern_arguments(options, rest, program=name)) as context:
+        verb.invoke(context)
+
+
+def own_options(settings: type) -> list[Field]:
+    """The fields of settings that have an option; those that are inherited come last."""
+    own = settings.__annotations__
+    options = sorted(fields(settings), key=lambda entry: entry.name not in own)
+    return [entry for entry in options if not entry.metadata.get("only_python")]
+
+
+def make_command(
+    options: Sequence[Field],
+    command: Callable[..., None],
+    *,
+    known: Collection[str] = (),
+    about: str = "",
+    example: str = "",
+) -> Any:
+    """The command of typer for the options of a verb, and those that all verbs share.
+
+    Args:
+        options: From [`own_options`].
+        command: Called with all options.
+        known: Fields that need not be given.
+        about: What the verb does.
+        example: A command line.
+    """
+    parameters = [_parameter(entry, is_known=entry.name in known) for entry in options]
+    for field_name, (kind, option) in SHARED.items():
+        annotation = Annotated[kind, option]  # type: ignore[valid-type]
+        parameters.append(
+            inspect.Parameter(field_name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=kind())
+        )
     command.__doc__ = about
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     vars(command)["__signature__"] = inspect.Signature(parameters)
     inner = typer.Typer(add_completion=False, rich_markup_mode=None)
-    inner.command()(command)
-    verb = typer.main.get_command(inner)
-    # Not `main`, which would turn an interruption into a return value.
-    with verb.make_context(name, modern_arguments(options, argv, program=name)) as context:
-        verb.invoke(context)
+    inner.command(epilog=f"\b\nExample:\n  {example}" if example else None)(command)
+    return typer.main.get_command(inner)
+
+
+def _run_file_of(argv: Sequence[str], *, has_old_meaning: bool) -> tuple[str | None, list[str]]:
+    """The run file that a command line names, and what else it says; `--config` used to mean the name of a zoo."""
+    path, rest, words = None, [], list(argv)
+    while words:
+        word, equals, value = words[0].partition("=")
+        if word == "--":
+            break
+        value = value if equals else words[1] if len(words) > 1 else ""
+        if word == "--config" and value and not (has_old_meaning and not value.lower().endswith(RUN_FILE_SUFFIXES)):
+            path, words = value, words[1 if equals else 2 :]
+        else:
+            rest.append(words.pop(0))
+    return path, [*rest, *words]
 
 
 def hide_loading_bars() -> None:
@@ -177,10 +239,10 @@ def _is_option(word: str) -> bool:
     return word.startswith("-") and not word[1:2].isdigit() and word[1:2] != "."
 
 
-def _parameter(entry: Field) -> inspect.Parameter:
+def _parameter(entry: Field, *, is_known: bool) -> inspect.Parameter:
     """The option of a field; its default is `None`, so that the dataclass applies its own default."""
     kind, default = _kind(entry), default_of(entry)
-    is_required = default is MISSING
+    is_required = default is MISSING and not is_known
     described: dict[str, Any] = {"help": f"{entry.metadata.get('help', '')}{_shown(default)}", "show_default": False}
     if get_origin(kind) is list:
         (item,) = get_args(kind)

@@ -22,7 +22,7 @@ from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sample import SampleResult
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import CodecSettings, SaneSettings
+from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
@@ -46,7 +46,7 @@ class CompareSettings(ComparisonSettings, CodecSettings, SaneSettings, ModuleSet
     finetune_epochs: int = setting("Epochs to fine-tune the networks of all methods; 0 for none.", default=0)
     condition: bool = setting("Re-estimate BatchNorm statistics on training images.", default=True)
     judge: Judge | None = setting("Selects networks, instead of validation accuracy.", default=None, only_python=True)
-    config: str | None = setting("Name of the zoo, if there are several.", default=None)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
     def validate_methods(self) -> None:

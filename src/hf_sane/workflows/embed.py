@@ -22,7 +22,7 @@ from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import HaloSettings, PlotSettings, SaneSettings, WeightsSettings
+from hf_sane.workflows.shared import ZOO_CONFIG, HaloSettings, PlotSettings, SaneSettings, WeightsSettings
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo
 
@@ -40,7 +40,7 @@ class EmbedSettings(WeightsSettings, HaloSettings, SaneSettings, PlotSettings):
     )
     zoo: str | Path | Zoo | None = setting("Zoo folder or Hub dataset id, instead of checkpoints.", default=None)
     poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"])
-    config: str | None = setting("Name of the zoo, if there are several.", default=None)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     aligned: bool | None = setting(
         "Align networks to the zoo's reference first; by default if the zoo is aligned.", default=None
     )

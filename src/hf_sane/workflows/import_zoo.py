@@ -12,7 +12,7 @@ from hf_sane.records._errors import shorten
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import setting
 from hf_sane.workflows.results import Result, Table
-from hf_sane.workflows.shared import temporary_folder
+from hf_sane.workflows.shared import ZOO_CONFIG, temporary_folder
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import PROPERTIES_KEY, data_folder
 from hf_sane.zoo._writing import REPORT_NAME
@@ -32,7 +32,7 @@ class ImportZooSettings(ImportSettings):
     """Settings of [`import_zoo`]: what to import, and the output folder."""
 
     output: str | Path = setting("Folder of the zoo; it may hold other zoos under other names.", short="-o")
-    config: str = setting("Name of the zoo in the folder.", default="default")
+    config: str = setting("Name of the zoo in the folder.", default="default", **ZOO_CONFIG)
 
 
 @dataclass(kw_only=True)
@@ -145,7 +145,7 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
             f"{wasteful} structures are {MUCH_PADDING:.0%} padding or more: --token-layout dense takes less room"
         )
     if any(entry.status == "failed" for entry in found.entries):
-        notes.append("some could not be reached: the same command tries those again")
+        notes.append("some could not be reached: the same call tries those again")
     return ImportZooResult(
         record=found.zoo.run_record or RunRecord.start(seed=settings.seed, arguments=settings.to_dict()),
         output=Path(settings.output),

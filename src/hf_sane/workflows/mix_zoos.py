@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
-from hf_sane.workflows.shared import temporary_folder
+from hf_sane.workflows.shared import ZOO_CONFIG, temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult, load_zoo
 from hf_sane.zoo import _mixing as mixing
 from hf_sane.zoo._dataset import Zoo
@@ -22,7 +22,7 @@ class MixZoosSettings(CheckedSettings):
         positional=True,
     )
     output: str | Path = setting("Folder of the mixture; it may hold other zoos under other names.", short="-o")
-    config: str = setting("Name of the mixture in the folder.", default="default")
+    config: str = setting("Name of the mixture in the folder.", default="default", **ZOO_CONFIG)
     name: str | None = setting("Name of the mixture on its card; by default the names of the zoos.", default=None)
     token_dim: int | None = setting("Scalars per token; by default the largest of the zoos.", default=None, least=1)
     token_layout: str | None = setting("How weights are arranged in tokens; by default as in the zoos.", default=None)

@@ -15,7 +15,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import HaloSettings, SaneSettings
+from hf_sane.workflows.shared import ZOO_CONFIG, HaloSettings, SaneSettings
 from hf_sane.workflows.show_zoo import open_zoos
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import PROPERTIES_KEY
@@ -39,7 +39,7 @@ class ProbeSettings(HaloSettings, SaneSettings):
         factory=list,
     )
     poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["all"])
-    config: str | None = setting("Name of the zoo, if there are several.", default=None)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     aligned: bool | None = setting(
         "Align networks to the zoo's reference first; by default if the zoo is aligned.", default=None
     )

@@ -18,7 +18,7 @@ from hf_sane.training._evaluation import r2_from_sums, reconstruction_sums
 from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table, optional_output, rows_of
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import CodecSettings, SaneSettings
+from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings
 from hf_sane.workflows.show_zoo import open_zoos
 from hf_sane.zoo._alignment import aligned_tokens
 from hf_sane.zoo._dataset import Zoo
@@ -34,7 +34,7 @@ class ReconstructSettings(CodecSettings, SaneSettings, ModuleSettings):
     )
     images: str | ImageData = setting(f"Images to test the networks on: {IMAGE_KINDS}.")
     output: Path | None = setting("New folder for the run record.", default=None, short="-o")
-    config: str | None = setting("Name of the zoo, if there are several.", default=None)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
 

@@ -22,7 +22,7 @@ from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.workflows.judging import JudgeSettings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import PlotSettings, SaneSettings, SourceSettings
+from hf_sane.workflows.shared import ZOO_CONFIG, PlotSettings, SaneSettings, SourceSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
@@ -46,7 +46,7 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSetting
     base: str | None = setting(
         "Base model of the adapters; those with DoRA, biases or whole modules need it.", default=None
     )
-    config: str | None = setting("Name of the zoo, where there are several.", default=None)
+    config: str | None = setting("Name of the zoo, where there are several.", default=None, **ZOO_CONFIG)
     label: list[str] = setting(
         "Levels: 'data_set', a level of --groups, or a column of the zoos. Repeat the option.",
         factory=list,

@@ -29,7 +29,7 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.judging import MetricSettings, TextSettings, recorded_texts
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output, rows_of
-from hf_sane.workflows.shared import SaneSettings, SourceSettings
+from hf_sane.workflows.shared import ZOO_CONFIG, SaneSettings, SourceSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
@@ -114,7 +114,7 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSetting
         "For layers that the SANE was not trained on: take their scale from the zoo's training networks.",
         default=False,
     )
-    config: str | None = setting("Name of the zoo, if there are several.", default=None)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     seed: int = setting("Random seed.", default=0)
     include_code: bool = setting("Save networks with their modelling code (for trust_remote_code).", default=False)
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)

@@ -11,6 +11,9 @@ from hf_sane.records._settings import CheckedSettings, setting
 
 logger = logging.getLogger(__name__)
 
+# Of fields that name a zoo in a folder; `--config` takes a run file.
+ZOO_CONFIG: Any = {"option": "--zoo-config", "formerly": "--config"}
+
 
 @dataclass(kw_only=True)
 class SourceSettings(CheckedSettings):

@@ -10,6 +10,7 @@ import numpy as np
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.shared import ZOO_CONFIG
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import FILE_NAME, IMPORTED
 from hf_sane.zoo._writing import JOB
@@ -23,7 +24,7 @@ class ShowZooSettings:
     """Settings of [`show_zoo`]."""
 
     zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.", positional=True)
-    config: str | None = setting("Name of the zoo, if there are several.", default=None)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
 
 

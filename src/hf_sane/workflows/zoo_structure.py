@@ -15,7 +15,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.symmetry._matching import match_many
 from hf_sane.workflows.results import Result, Table, optional_output
-from hf_sane.workflows.shared import PlotSettings
+from hf_sane.workflows.shared import ZOO_CONFIG, PlotSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
@@ -30,7 +30,7 @@ class ZooStructureSettings(ModuleSettings, PlotSettings):
 
     zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.", positional=True)
     output: Path | None = setting("New folder for the run record and a plot.", default=None, short="-o")
-    config: str | None = setting("Name of the zoo, if there are several.", default=None)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
     epoch: int | None = setting("Epoch of every run; by default the last.", default=None)
     since: int | None = setting("Take what training changed since this epoch, in place of the weights.", default=None)

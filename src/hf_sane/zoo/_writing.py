@@ -15,6 +15,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+from hf_sane.records._command import again
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._files import is_partial_file, move_folder, recover_folder, write_atomically
 from hf_sane.records._locks import folder_lock, is_locked
@@ -29,6 +30,7 @@ from hf_sane.records._outputs import (
     resumable_folder,
     unfinished_command,
 )
+from hf_sane.records._run_files import RUN_FILE, write_run_file
 from hf_sane.zoo._alignment_record import FILE_NAME as ALIGNMENT_NAME
 from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._cards import zoo_card
@@ -84,6 +86,8 @@ class ZooWriter:
         done = None
         try:
             card = self._write_card(before, {**before, self.config: facts})
+            if not (self.stage / RUN_FILE).exists():  # an alignment leaves what repeats the building
+                write_run_file(self.folder, self.stage)
             section = save_facts(self.folder, self.config, facts)
             self._published = done = finish_folder(
                 self.stage, JOB, facts={SECTION_FACT: section_digest(section), **card}
@@ -122,8 +126,8 @@ class ZooWriter:
         work = [path for path in (self.work, self.folder / NETWORKS_NAME / self.config) if path.is_dir()]
         kept = [str(path) for path in work if any(path.glob("*.safetensors"))]
         if not kept:
-            return f"nothing was written to {self.folder}; the same command starts again"
-        return f"what was finished is kept in {' and '.join(kept)}; the same command continues from there"
+            return f"nothing was written to {self.folder}; {again('start again')}"
+        return f"what was finished is kept in {' and '.join(kept)}; {again('continue')}"
 
     def check_data(self, *, replace: bool) -> None:
         """Refuse files of somebody else where the data go, and a finished zoo unless it shall be replaced."""
@@ -320,7 +324,7 @@ def _manifests(folder: Path, known: dict[str, ZooFacts]) -> list[Manifest]:
 def _is_zoo_file(name: str) -> bool:
     """Names that a data folder has had since before there were manifests."""
     is_rows = name.endswith(".parquet") and name.partition("-")[0] in SPLITS
-    return is_rows or name in (ALIGNMENT_NAME, RECORD_NAME, REPORT_NAME)
+    return is_rows or name in (ALIGNMENT_NAME, RECORD_NAME, REPORT_NAME, RUN_FILE)
 
 
 def _link(source: Path, target: Path) -> None:
