@@ -113,11 +113,14 @@ def probing_block(folder: Path) -> str:
         probe_rows("Kendall's tau, probes of ranks", ranks, "kendall_tau"),
     ]
     note = (
-        f"SANE's best pooling exceeds s(W) (bold) in {wins} of {cells} cells for R2, the metric by which it is "
+        "The best features of each row are bold. "
+        f"SANE's best pooling exceeds s(W) in {wins} of {cells} cells for R2, the metric by which it is "
         f"chosen, in {cells_won(values, 'kendall_tau')} for Kendall's tau of the same probes, and in "
         f"{cells_won(ranks, 'kendall_tau')} for Kendall's tau of rank probes. It exceeds all of W, s(W) and spectra "
         f"in {cells_won(values, 'r2', WITHOUT_MODEL)} cells for R2 and in "
-        f"{cells_won(ranks, 'kendall_tau', WITHOUT_MODEL)} for rank probes. SANE: mean ± standard deviation over "
+        f"{cells_won(ranks, 'kendall_tau', WITHOUT_MODEL)} for rank probes; the profile of W, which needs no "
+        f"autoencoder, in {cells_won(values, 'r2', ('weight_best',))} and "
+        f"{cells_won(ranks, 'kendall_tau', ('weight_best',))}. SANE: mean ± standard deviation over "
         "seeds; features of the weights have no seed. *spectra of W*: norms, exponent of the tail, stable rank and "
         "correlation of every weight matrix. *profile of W*: the statistics that the poolings `decoded_profile` "
         "and `decoded_distribution` compute from decoded weights, computed from the original weights; the better "
@@ -138,11 +141,11 @@ def probed(folder: Path, part: str) -> dict[str, list[Row]]:
 
 def is_won(rows: Sequence[Row], metric: str, rivals: Sequence[str] = ("layer_statistics",)) -> bool:
     """Whether SANE's best pooling is above all rivals in the mean over seeds."""
+    return all(_mean_score(rows, "sane_best", metric) > _mean_score(rows, kind, metric) for kind in rivals)
 
-    def mean(kind: str) -> float:
-        return statistics.mean(row[kind][metric] for row in rows)
 
-    return all(mean("sane_best") > mean(kind) for kind in rivals)
+def _mean_score(rows: Sequence[Row], kind: str, metric: str) -> float:
+    return statistics.mean(row[kind][metric] for row in rows)
 
 
 def cells_won(cells: Mapping[str, Sequence[Row]], metric: str, rivals: Sequence[str] = ("layer_statistics",)) -> int:
@@ -155,7 +158,8 @@ def probe_rows(title: str, cells: Mapping[str, Sequence[Row]], metric: str) -> s
     lines = []
     for name, rows in cells.items():
         shown = [_probe_cell([row[kind][metric] for row in rows], kind) for kind in FEATURES]
-        shown[-1] = f"**{shown[-1]}**" if is_won(rows, metric) else shown[-1]
+        best = max(range(len(shown)), key=lambda index: _mean_score(rows, [*FEATURES][index], metric))
+        shown[best] = f"**{shown[best]}**"
         lines.append([name, *shown])
     return markdown_table([f"{title}: zoo and property", *FEATURES.values()], lines, numbers=True)
 
@@ -226,8 +230,8 @@ def goals(runs: Sequence[dict[str, Any]]) -> str:
         rival = max(RIVALS, key=lambda name: mean(name, epoch))
         won = "above" if mean(best, epoch) > mean(rival, epoch) else "not above"
         parts.append(
-            f"epoch {epoch}: {METHODS[best]} {mean(best, epoch):.3f}, {won} the best alternative ({METHODS[rival]}, "
-            f"{mean(rival, epoch):.3f})"
+            f"epoch {epoch}: {METHODS[best]} {mean(best, epoch):.3f}, {won} the best other new network "
+            f"({METHODS[rival]}, {mean(rival, epoch):.3f})"
         )
     gap = mean("sane_bootstrapped", "0") - mean("anchors", "0")
     parts.append(f"BOOT {'reaches' if gap >= 0 else 'does not reach'} the anchors ({gap:+.3f})")
