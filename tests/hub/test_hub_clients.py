@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, constants
 import hf_sane.zoo._dataset
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.hub._publish import save_network, save_sane
-from hf_sane.hub._push import plan_push, push_generated
+from hf_sane.hub._push import plan_push
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._outputs import MANIFEST
@@ -162,7 +162,7 @@ def hub(tmp_path_factory, tiny_zoo):
         plan_push("model", folder / "sane 1", "org/private", api=api).push(api, private=True)
         for index, network in enumerate(networks):
             save_network(folder / "sampled" / f"network_{index}", network, record)
-        push_generated("org/sampled", folder / "sampled", api=api)
+        plan_push("samples", folder / "sampled", "org/sampled", api=api).push(api)
         for config in ("mnist-cnn-s", "usps-cnn-s"):
             tiny_zoo.save(folder / "zoo", config)
         plan_push("zoo", folder / "zoo", "org/zoo", api=api).push(api)

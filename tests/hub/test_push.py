@@ -19,7 +19,7 @@ from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cards._rendering import address_card
 from hf_sane.hub._publish import save_network, save_sane
 from hf_sane.hub._pull import check_path, check_size, find_repository, plan_pull, pull
-from hf_sane.hub._push import plan_push, push_generated
+from hf_sane.hub._push import plan_push
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._errors import InvalidFileError
@@ -93,7 +93,7 @@ def snapshot(folder):
 
 def test_sampled_networks_become_one_repository_with_the_best_at_its_root(hub, api, samples, tmp_path):
     before = snapshot(samples)
-    address = push_generated("org/sampled", samples, api=api)
+    address = plan_push("samples", samples, "org/sampled", api=api).push(api)
     assert "org/sampled/commit/" in address
     assert snapshot(samples) == before
     files = hub.repositories["models", "org/sampled"].files
@@ -264,7 +264,7 @@ def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="no network in .*; expected config.json there, or in folders inside it"
     ):
-        push_generated("org/x", tmp_path)
+        plan_push("samples", tmp_path, "org/x")
     with pytest.raises(FileNotFoundError, match="is not a zoo: expected zoo.json"):
         plan_push("zoo", tmp_path, "org/x")
     with pytest.raises(ValueError, match="missing"):
@@ -274,7 +274,7 @@ def test_what_is_not_there_is_refused(tmp_path):
     ):
         folder_files(tmp_path / "nothing")
     with pytest.raises(
-        ValueError, match="expected a kind of artefact out of model, zoo, samples, adapter, got 'cake'"
+        ValueError, match="expected a kind of artefact, one of model, zoo, samples, adapter, got 'cake'"
     ):
         plan_push("cake", tmp_path, "org/x")
 
@@ -396,7 +396,7 @@ def test_what_is_pushed_names_no_folder_of_this_machine(hub, api, tmp_path):
     provenance = Provenance("subsampled", sane_model="/home/ann/sane", zoo="/home/ann/zoo", index=0)
     for name, known in (("with", provenance), ("without", None)):
         folder = save_network(tmp_path / name, build_model(cnn_digits()), record, provenance=known)
-        push_generated(f"org/{name}", folder, api=api)
+        plan_push("samples", folder, f"org/{name}", api=api).push(api)
         files = hub.repositories["models", f"org/{name}"].files
         assert [path for path, content in files.items() if b"/home/ann" in content] == []
         assert "hf-sane finetune networks -o out" in files["README.md"].decode()

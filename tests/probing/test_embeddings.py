@@ -155,7 +155,7 @@ def test_networks_that_are_not_finite_are_named(layout, raw_tokens, extractor, m
 def test_pooling_errors(layout):
     with pytest.raises(ValueError, match=r"expected latents \[M, 10, Z\] of this layout, got \[2, 9, 3\]"):
         pool_latents(torch.zeros(2, 9, 3), layout, "mean")
-    with pytest.raises(ValueError, match="expected a pooling out of mean, .* got 'max'"):
+    with pytest.raises(ValueError, match="expected a pooling, one of mean, .* got 'max'"):
         pool_latents(torch.zeros(2, 10, 3), layout, "max")
 
 

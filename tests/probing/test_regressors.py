@@ -103,7 +103,7 @@ def test_tables_take_any_regressor(saturated, regressor):
     assert row["sane_mean"].r2 > 0.7
     assert (row["sane_mean"].penalty is None) == (regressor == "gradient_boosting")
     with pytest.raises(
-        ValueError, match="expected a regressor out of ridge, logit_linear, gradient_boosting, got 'oracle'"
+        ValueError, match="expected a regressor, one of ridge, logit_linear, gradient_boosting, got 'oracle'"
     ):
         probe_table(features, targets, regressor="oracle")
 
@@ -152,7 +152,7 @@ def test_errors(saturated, monkeypatch):
     labels = {"train": train[1], "validation": valid[1], "test": test[1]}
     with pytest.raises(ValueError, match="expected features and targets of the same zoos, two at least"):
         transfer_table({"a": zoo}, {"a": labels})
-    with pytest.raises(ValueError, match="expected a regressor out of"):
+    with pytest.raises(ValueError, match="expected a regressor, one of"):
         transfer_table({"a": zoo, "b": zoo}, {"a": labels, "b": labels}, regressor="oracle")
     broken = {"sane_mean": {**zoo["sane_mean"], "test": test[0] * np.nan}}
     with pytest.raises(ValueError, match="'sane_mean' of the test networks of b is not finite"):

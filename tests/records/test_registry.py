@@ -15,7 +15,7 @@ def test_entries_keep_their_order_and_unknown_names_are_refused():
     assert registry.find("one") == 1
     assert "one" in registry
     assert "three" not in registry
-    with pytest.raises(ValueError, match=r"^expected a number out of two, one, got 'onee'; did you mean 'one'\?$"):
+    with pytest.raises(ValueError, match=r"^expected a number, one of two, one, got 'onee'; did you mean 'one'\?$"):
         registry.find("onee")
     with pytest.raises(ValueError, match="there is a number 'one' already; choose another name"):
         registry.add("one", 3)

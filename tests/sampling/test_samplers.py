@@ -57,7 +57,7 @@ def test_one_of_several_bandwidths_is_chosen_before(codec, anchors, judge):
 def test_methods_and_bandwidths_that_are_none(bandwidths, codec, anchors, judge):
     task = SamplingTask(codec, anchors, judge, Density(0.0))
     with pytest.raises(
-        ValueError, match="expected a sampler out of subsample, bootstrap, kde.*, got 'subsampel'; did you"
+        ValueError, match="expected a sampler, one of subsample, bootstrap, kde.*, got 'subsampel'; did you"
     ):
         run_sampler("subsampel", task, [0.1])
     with pytest.raises(ValueError, match=r"expected one bandwidth, or several numbers to choose from, got \["):

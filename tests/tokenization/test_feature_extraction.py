@@ -200,7 +200,7 @@ def test_misspelt_settings_are_refused(tmp_path):
     [
         (lambda s: s.update(token_dim="289"), "token_dim to be a whole number >= 1, got '289'"),
         (lambda s: s.update(token_dim=0), "token_dim to be a whole number >= 1, got 0"),
-        (lambda s: s.update(token_layout="columns"), "expected a token layout out of"),
+        (lambda s: s.update(token_layout="columns"), "expected a token layout, one of"),
         (lambda s: s.update(batch_norm=None), "expected batch_norm among"),
         (lambda s: s["statistics"]["means"].update({"0:4": float("nan")}), "expected a finite mean"),
         (lambda s: s["statistics"]["stds"].update({"0:4": 0.0}), "a finite standard deviation above 0 for '0:4'"),

@@ -127,7 +127,7 @@ def test_a_registered_sampler_can_be_named(sane, tiny_zoo, digits, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"method": "boot"}, "expected a sampler out of subsample, bootstrap, kde, got 'boot'"),
+        ({"method": "boot"}, "expected a sampler, one of subsample, bootstrap, kde, got 'boot'"),
         ({"bandwidth": "wide"}, "expected a bandwidth >= 0, several separated by commas"),
         ({"bandwidth": "scott", "unit": "latent"}, "the rules 'scott' and 'silverman' are of the anchors' own"),
         ({"anchors": ["a"]}, r"expected a zoo \(--zoo\) or networks \(--anchors\) to sample around, got both"),

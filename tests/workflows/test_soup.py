@@ -78,7 +78,7 @@ def test_a_registered_method_can_be_named(folder, digits, monkeypatch):
 
 
 def test_unknown_methods_and_mixers_without_a_model():
-    with pytest.raises(ValueError, match="expected a merge method out of uniform, greedy, got 'greddy'; did you mean"):
+    with pytest.raises(ValueError, match="one of uniform, greedy, got 'greddy'; did you mean"):
         SoupSettings(ingredients=["a"], output=None, method="greddy")
     with pytest.raises(TypeError, match="needs no model; register it with needs_score=True"):
         _ = NamesMixer(("a", "b")).model

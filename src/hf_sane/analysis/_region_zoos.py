@@ -176,9 +176,9 @@ def score_zoo_regions(
 
     Args:
         zoos: Their images are used, unless there is a task.
-        networks: From [`zoo_networks`].
+        networks: Networks that [`zoo_networks`] returned.
         found: Map of their weights.
-        levels: Whose regions.
+        levels: Levels whose regions are mapped.
         num_points: Points on lines, and in hulls, of each region.
         seed: Random seed of the points.
         task: Judges networks, in place of accuracy on the zoos' images; batch-norm statistics are then averaged.

@@ -224,7 +224,7 @@ class RegionMap:
         Args:
             level: Level of `labels`.
             label: Region.
-            num_points: How many, >= 1.
+            num_points: Number of points, >= 1.
             kind: `"line"`: on the line between two networks of different runs, drawn at random, anywhere on it;
                 `"hull"`: averages of all networks with weights drawn evenly from the simplex. Of many corners these
                 crowd around their mean.

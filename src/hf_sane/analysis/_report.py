@@ -125,7 +125,7 @@ class LayerSpectrum:
         The density integrates to the share of eigenvalues that is positive and known.
 
         Args:
-            bins: How many.
+            bins: Number of bins.
             logarithmic: Whether bins are equally wide in the logarithm of the eigenvalue.
         """
         positive = self.eigenvalues[: self.rank]
@@ -143,7 +143,7 @@ class SpectrumReport:
 
     Attributes:
         source: What was analysed: path, repo id or class.
-        settings: By name.
+        settings: Settings by their names.
         layers: In the order of the network.
         skipped: Tensors without a spectrum, and why.
     """

@@ -61,11 +61,11 @@ def render_model_card(template: str, metadata: CardData, record: RunRecord, **fa
 
 
 def address_card(text: str, repo_id: str, *, subfolder: str | None = None) -> str:
-    """Let the code of a card load from the Hub in place of the folder it stands in.
+    """Let the code of a card load from the Hub in place of the folder that it is in.
 
     Args:
         text: Text of the card.
-        repo_id: Where it goes.
+        repo_id: Repository that the card is published in.
         subfolder: Folder of the artefact inside the repository.
     """
     validate_repo_id(repo_id)

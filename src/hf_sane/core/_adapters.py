@@ -64,7 +64,7 @@ def match_modules(model: nn.Module, names: Sequence[str], *, excluded: Sequence[
     """Full names of the modules that `names` mean to PEFT: a full name, or the last parts of one.
 
     Args:
-        model: Where to look.
+        model: Model to search.
         names: Such as `"q_proj"` or `"encoder.0.attention.q_proj"`.
         excluded: Modules that are left out with all they hold.
 

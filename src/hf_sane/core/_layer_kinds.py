@@ -68,7 +68,7 @@ def is_stack_of_matrices(shape: tuple[int, ...], possible: tuple[LayerKind, ...]
 
     Args:
         shape: Shape of three axes.
-        possible: From [`possible_kinds`].
+        possible: Kinds that [`possible_kinds`] returned.
     """
     if possible in (("conv",), ("low_rank",)):
         return False

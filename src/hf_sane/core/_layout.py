@@ -243,7 +243,7 @@ class Layout:
         Args:
             tensors: Name to `[*batch, *shape]`.
             batch: Leading axes that count models.
-            device: Where the template goes.
+            device: Device for the template.
         """
         template = {
             name: value.to(device).expand([*batch, *value.shape]).clone()

@@ -376,7 +376,7 @@ def _standardised(record: RunRecord) -> str | None:
 
 
 def _origin(provenance: Provenance) -> dict[str, Any]:
-    """How a network was drawn; what was measured on it stands elsewhere on the card."""
+    """How a network was drawn; other parts of the card say what was measured on it."""
     facts = {entry.name: getattr(provenance, entry.name) for entry in fields(provenance)}
     anchors = [f"{len(provenance.anchors)} runs: {', '.join(provenance.anchors)}"] if provenance.anchors else []
     measured = ("validation_accuracy", "test_accuracy", "scores", "nearest_training_distance")

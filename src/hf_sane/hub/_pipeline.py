@@ -33,7 +33,7 @@ class WeightFeatureExtractionPipeline(Pipeline):
     embeddings = embed([first, second], pooling="layer_mean_std")  # one per network
     ```
 
-    Networks of one structure that stand in one batch are encoded together. Networks longer than the training window go
+    Networks of one structure in one batch are encoded together. Networks longer than the training window go
     through in windows with halo (`SANEModel.encode_sequences`). Networks of more than `max_memory_bytes` are read as a
     stream and pooled as they are read (`embed_stream`), with the same result up to rounding, where the pooling allows
     it; of safetensors then never more than a few megabytes are in memory.

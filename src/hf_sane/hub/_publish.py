@@ -274,8 +274,8 @@ def save_model(partial: Path, model: PreTrainedModel, *, auto_class: str, includ
     Code that came with what was loaded is neither copied nor named: Transformers would run it for whoever trusts us.
 
     Args:
-        partial: From [`output_folder`].
-        model: To save.
+        partial: Folder that [`output_folder`] made.
+        model: Model to save.
         auto_class: That loads it.
         include_code: Whether its code is copied.
     """

@@ -1,6 +1,7 @@
 """The kinds of artefacts that can be pushed: required files, completion of the card, further checks."""
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -51,7 +52,7 @@ def plan_push(
     """
     validate_repo_id(repo_id)
     if kind not in PLANS:
-        raise ValueError(f"expected a kind of artefact out of {', '.join(PLANS)}, got {kind!r}")
+        raise ValueError(f"expected a kind of artefact, one of {', '.join(PLANS)}, got {kind!r}")
     check_finished(folder, all_digests=True)
     upload = PLANS[kind](Path(folder), repo_id, api or HfApi())
     upload = replace(upload, files=with_texts(upload.files, _without_folders(upload.files)))
@@ -66,39 +67,38 @@ def plan_push(
     return replace(upload, files=with_texts(upload.files, texts))
 
 
-def push_generated(
+def push_saved(
+    save: Callable[[Path], object],
     repo_id: str,
-    folder: str | Path,
     *,
+    kind: Kind = "samples",
+    title: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
     include_code: bool = True,
     api: HfApi | None = None,
 ) -> str:
-    """Publish sampled networks, such as `hf-sane sample` or `save_network` leave them, as one model repository.
-
-    `AutoModelForImageClassification.from_pretrained(repo_id)` loads the best of them on validation images,
-    `from_pretrained(repo_id, subfolder="network_3")` another one. The cards tell where each came from (autoencoder,
-    zoo, anchors, method, seed), what was measured, and how to use it.
+    """Publish what a function saves to a folder; see [`plan_push`] for errors.
 
     Args:
-        repo_id: `user/name`; made if missing.
-        folder: One network, or a folder of several.
-        private: Whether a new repository is private; the account's default if `None`.
-        revision: Branch; the default branch if `None`.
-        include_code: Add the modelling code, so that nobody needs this library.
-        api: Client to use, for another endpoint or token.
+        save: Writes an artefact to the folder that it is given.
+        repo_id: `user/name`; created if missing.
+        kind: Kind of artefact; a soup of adapters is recognised.
+        title: Title of the commit; by default what the artefact is.
+        private: Whether a new repository is private; if `None`, the account's default.
+        revision: Branch; if `None`, the default branch.
+        include_code: Add the modelling code, so that the networks load without this library.
+        api: Client for another endpoint or token.
 
     Returns:
-        Address of the commit.
-
-    Raises:
-        HFValidationError: If `repo_id` is not a valid repo id.
-        FileNotFoundError: If the folder holds no network.
-        ValueError: If a network lacks files, or holds pickles or tokens.
+        URL of the commit.
     """
-    upload = plan_push("samples", folder, repo_id, include_code=include_code, api=api)
-    return upload.push(api, private=private, revision=revision)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / kind
+        save(folder)
+        found: Kind = "adapter" if kind == "samples" and (folder / ADAPTER_CONFIG).is_file() else kind
+        upload = plan_push(found, folder, repo_id, include_code=include_code, api=api)
+        return replace(upload, title=title or upload.title).push(api, private=private, revision=revision)
 
 
 def _without_folders(files: Sequence[RepoFile]) -> dict[str, str]:

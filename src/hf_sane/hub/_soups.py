@@ -106,7 +106,7 @@ def save_adapter_soup(
 
     Args:
         folder: Receives adapter_config.json, adapter_model.safetensors, run.json and README.md.
-        soup: From `average_adapters`.
+        soup: Average that `average_adapters` returned.
         config: Configuration of the base model; `None` if it is not known.
         record: Record of the run.
 

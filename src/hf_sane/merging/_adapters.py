@@ -144,7 +144,7 @@ def average_adapters(adapters: Sequence[Adapter], weights: Sequence[float], *, r
     saved whole are averaged as they are.
 
     Args:
-        adapters: From [`open_adapters`].
+        adapters: Adapters that [`open_adapters`] returned.
         weights: One per adapter, >= 0, with sum 1.
         rank: Rank of the soup, >= 1; the sum of ranks when `None`.
 
@@ -191,7 +191,7 @@ class AdapterMixer:
 
     Attributes:
         model: The base model; its target modules are overwritten by every mixture.
-        adapters: From [`open_adapters`].
+        adapters: Adapters that [`open_adapters`] returned.
     """
 
     model: nn.Module

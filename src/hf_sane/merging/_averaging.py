@@ -187,7 +187,7 @@ def averaged_config(ingredients: Sequence[Ingredient], tensors: StateDict) -> di
     needed.
 
     Args:
-        ingredients: From [`open_ingredients`].
+        ingredients: Networks that [`open_ingredients`] returned.
         tensors: Their average.
     """
     first = ingredients[0]

@@ -93,7 +93,7 @@ def embed_tokens(
     halo_size: int = 0,
     batch_size: int = 64,
 ) -> dict[str, Tensor]:
-    """Embed networks of one architecture from their *normalised* tokens, all in one go.
+    """Embed networks of one architecture from their *normalised* tokens, in one pass.
 
     Args:
         model: SANE autoencoder; runs on its own device, in evaluation mode.

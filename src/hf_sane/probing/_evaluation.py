@@ -131,10 +131,9 @@ def _fitted(
     names: Sequence[str],
     regressor: RegressorName,
 ) -> Regressor:
-    if regressor not in FITTERS:
-        raise ValueError(f"expected a regressor out of {', '.join(FITTERS)}, got {regressor!r}")
+    fit = FITTERS.find(regressor)
     if runs is None:
-        fitted: Regressor = FITTERS[regressor](
+        fitted: Regressor = fit(
             features["train"],
             targets["train"],
             validation_features=features["validation"],

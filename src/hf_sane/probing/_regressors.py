@@ -19,6 +19,7 @@ from hf_sane.probing._probes import (
     check_features,
     checked_splits,
 )
+from hf_sane.records._registry import Registry
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor
@@ -197,8 +198,6 @@ class BoostedTrees:
         return torch.from_numpy(np.stack([trees.predict(x) for trees in self.ensembles], axis=1))
 
 
-FITTERS: dict[RegressorName, Any] = {
-    "ridge": RidgeProbe.fit,
-    "logit_linear": LogitLinearProbe.fit,
-    "gradient_boosting": BoostedTrees.fit,
-}
+FITTERS: Registry[Any] = Registry("regressor")
+for _name, _kind in (("ridge", RidgeProbe), ("logit_linear", LogitLinearProbe), ("gradient_boosting", BoostedTrees)):
+    FITTERS.add(_name, _kind.fit)

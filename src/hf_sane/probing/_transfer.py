@@ -73,8 +73,7 @@ def transfer_table(
         raise ValueError(
             f"expected features and targets of the same zoos, two at least, got {list(features)}, {list(targets)}"
         )
-    if regressor not in FITTERS:
-        raise ValueError(f"expected a regressor out of {', '.join(FITTERS)}, got {regressor!r}")
+    fit = FITTERS.find(regressor)
     wanted = {
         zoo: {split: torch.as_tensor(part).double().cpu() for split, part in found.items()}
         for zoo, found in targets.items()
@@ -94,7 +93,7 @@ def transfer_table(
         table[kind] = {}
         for source, found in features.items():
             choices: dict[str, Any] = {"grid": grid} if regressor == "gradient_boosting" else {"penalties": penalties}
-            fitted = FITTERS[regressor](
+            fitted = fit(
                 found[kind]["train"], fitted_to[source]["train"], validation_features=found[kind]["validation"],
                 validation_targets=fitted_to[source]["validation"], **choices,
             )  # fmt: skip

@@ -67,7 +67,7 @@ def read_zoo_features(
     """Features and properties of the networks of a zoo whose properties are all known.
 
     Args:
-        zoo: Whose networks.
+        zoo: Zoo with the networks.
         properties: Columns of the zoo.
         model: SANE autoencoder.
         extractor: Its weight tokenizer.

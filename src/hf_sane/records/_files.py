@@ -68,7 +68,7 @@ def files_below(folder: Path, *, unreadable: list[OSError] | None = None) -> Ite
     Unlike `rglob`, it does not skip folders that cannot be listed.
 
     Args:
-        folder: Where to look.
+        folder: Folder to search.
         unreadable: Takes the errors about such folders; by default the first one is raised.
     """
 

@@ -117,7 +117,7 @@ class Manifest:
         """Compare the folder with the manifest.
 
         Args:
-            folder: Where the manifest was read.
+            folder: Folder that the manifest was read from.
             all_digests: Compare the digests of files above 256 MiB, too.
             within: Only the files below this folder.
 

@@ -39,7 +39,7 @@ class Registry(Generic[Entry]):
         """
         if not isinstance(name, str) or name not in self._entries:
             meant = did_you_mean(name, self._entries)
-            raise ValueError(f"expected a {self._kind} out of {', '.join(self)}, got {name!r}{meant}")
+            raise ValueError(f"expected a {self._kind}, one of {', '.join(self)}, got {name!r}{meant}")
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

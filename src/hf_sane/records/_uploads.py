@@ -102,7 +102,7 @@ def folder_files(folder: Path, *, prefix: str = "") -> tuple[RepoFile, ...]:
     """All files below a folder but hidden ones (such as `.cache`), manifests and run files, sorted by path.
 
     Args:
-        folder: To read.
+        folder: Folder to list.
         prefix: Folder in the repository that they go to.
 
     Raises:

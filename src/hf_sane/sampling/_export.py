@@ -99,7 +99,7 @@ def export_network(networks: StackedNetworks, index: int, folder: str | Path, *,
         index: Which of them.
         folder: Receives `config.json`, `model.safetensors` and `provenance.json`. A network there that nobody has
             changed is replaced.
-        provenance: Where it came from.
+        provenance: Origin of the network.
 
     Returns:
         The network as loaded from `folder`, in evaluation mode.
@@ -122,7 +122,7 @@ def save_module(partial: Path, model: nn.Module) -> None:
     """Write a network: with `save_pretrained` where it has that, else its tensors and the name of its class.
 
     Args:
-        partial: From [`output_folder`].
+        partial: Folder that [`output_folder`] made.
         model: A Transformers model, or any module: `MyModule().load_state_dict(load_file(...))` reads that.
     """
     save = getattr(model, "save_pretrained", None)

@@ -105,7 +105,7 @@ def keep_best(
         draw: Called with the number of candidates wanted; at most `chunk_size` and what is kept are in memory at a
             time.
         judge: Scores them.
-        num_candidates: To draw in total.
+        num_candidates: Number of networks to draw in total.
         num_kept: To keep, `K`; at most as many as there are.
         chunk_size: Candidates per call of `draw`.
         rivals: Networks already judged, which compete for a place.

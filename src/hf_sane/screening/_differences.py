@@ -31,9 +31,9 @@ class TensorDifference:
     """How far a tensor is from its counterpart.
 
     Attributes:
-        name: In the first checkpoint.
-        other_name: In the other one.
-        shape: Of both.
+        name: Name in the first checkpoint.
+        other_name: Name in the other checkpoint.
+        shape: Shape of both tensors.
         dtypes: Types of the two.
         gap: `|A - B|`, after the alignment and the scales that were found.
         scale: `sqrt(|A|^2 + |B|^2)`.
@@ -222,8 +222,8 @@ def compare_tensors(
     """Compare two tensors of one shape.
 
     Args:
-        name: Of the first.
-        other_name: Of the other.
+        name: Name of the first tensor.
+        other_name: Name of the other tensor.
         a: The first.
         b: The other.
         dtypes: Types in which they are stored, if they were converted since.

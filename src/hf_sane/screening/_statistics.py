@@ -20,7 +20,7 @@ class TensorStatistics:
     """What is known of the values of a tensor; moments are those of its finite values.
 
     Attributes:
-        name: Of the tensor.
+        name: Name of the tensor.
         shape: Its shape.
         dtype: Its type, such as `"float16"`.
         num_values: Values that it has.

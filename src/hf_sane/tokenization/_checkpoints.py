@@ -281,7 +281,7 @@ def join_shards(index: Path, shards: Mapping[str, list[str]], read: Callable[[st
 
     Args:
         index: The shard index, for messages.
-        shards: From [`parse_index`].
+        shards: Shards that [`parse_index`] returned.
         read: Reads a shard, or its header, by its name in the index.
 
     Raises:

@@ -53,7 +53,7 @@ def initial_model(auto_class: Any, config: PreTrainedConfig, **options: Any) -> 
 
     Args:
         auto_class: Such as `AutoModelForImageClassification`.
-        config: From [`load_config`].
+        config: Configuration that [`load_config`] returned.
         **options: Of `from_config`, such as `dtype`.
 
     Raises:

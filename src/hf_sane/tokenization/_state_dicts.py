@@ -71,7 +71,7 @@ def choose_tensors(
     """The network among tensors (or their placeholders) in one dictionary, without wrapper prefixes.
 
     Args:
-        tensors: By name.
+        tensors: Tensors by their names.
         where: Their source, for messages.
         key: Name of the state dict, if there is a network and an exponential moving average of it.
         is_module: Whether they are the state of one module, which is one network, whatever it is made of.

@@ -29,7 +29,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, *, keep: 
 
     Args:
         accelerator: Holds what was prepared and registered.
-        folder: Where checkpoints live.
+        folder: Folder with the checkpoints.
         step: Optimizer steps done.
         keep: Newest checkpoints that stay.
 

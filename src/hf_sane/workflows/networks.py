@@ -1,7 +1,6 @@
 """Inputs and results of workflows on networks: image classifiers of one architecture, in one stack."""
 
 import copy
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._adapters import ADAPTER_CONFIG
 from hf_sane.core._types import StateDict
 from hf_sane.hub._cards import auto_class, describe_config
-from hf_sane.hub._push import network_folders, push_generated
+from hf_sane.hub._push import network_folders, push_saved
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.networks._modules import find_architecture, has_registered
@@ -89,11 +88,16 @@ class NetworksResult(Result):
         return Path(folder)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Publish the networks as one model repository, see [`push_generated`]; returns the URL of the commit."""
-        with tempfile.TemporaryDirectory() as partial:
-            folder = Path(partial) / "networks"
-            replace(self).save(folder)  # a copy: the temporary folder is not the output of this result
-            return push_generated(repo_id, folder, **options)
+        """Publish the networks as one model repository, the best on validation images at its root.
+
+        Args:
+            repo_id: `user/name`; created if missing.
+            **options: `private`, `revision`, `include_code` and `api`, see [`push_saved`].
+
+        Returns:
+            URL of the commit.
+        """
+        return push_saved(replace(self).save, repo_id, **options)  # a copy: its output is a temporary folder
 
 
 def open_images(images: str | ImageData, **options: Any) -> ImageData:

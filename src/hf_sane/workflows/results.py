@@ -130,7 +130,7 @@ class OptionalOutput:
     """The output folder of a workflow, if there is one; from [`optional_output`].
 
     Attributes:
-        output: Where the folder will be.
+        output: Path of the folder once it is complete.
         partial: Where its files are written until then.
     """
 

@@ -1,8 +1,8 @@
 """The SANE autoencoder and its weight tokenizer in one object."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
 from hf_sane.hub._publish import load_record, load_sane, loaded_commit, save_sane
-from hf_sane.hub._push import plan_push
+from hf_sane.hub._push import push_saved
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.probing._zoo_features import embed_split, stacked_features
@@ -96,9 +96,8 @@ class SANE:
         Raises:
             HFValidationError: If `repo_id` is not a valid repo id.
         """
-        with tempfile.TemporaryDirectory() as place:
-            folder = self.save_pretrained(Path(place) / "sane", repo_id=repo_id, **options)
-            return plan_push("model", folder, repo_id, api=api).push(api, private=private, revision=revision)
+        save = partial(self.save_pretrained, repo_id=repo_id, **options)
+        return push_saved(save, repo_id, kind="model", private=private, revision=revision, api=api)
 
     def encode(self, network: Source, *, halo_size: int = 0) -> tuple[Tensor, Layout]:
         """Encode a network as latents.

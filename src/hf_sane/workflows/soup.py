@@ -1,21 +1,18 @@
 """Average checkpoints of one architecture, or LoRA adapters of one base model."""
 
 import copy
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
-from huggingface_hub import HfApi
 from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.core._adapters import ADAPTER_CONFIG
 from hf_sane.hub._cards import auto_class
-from hf_sane.hub._push import Kind, plan_push
+from hf_sane.hub._push import push_saved
 from hf_sane.hub._soups import save_adapter_soup, save_soup, save_soup_of_files
 from hf_sane.merging._adapters import (
     SOUP,
@@ -131,28 +128,9 @@ class SoupResult(Result):
         """Write a model repo: weights, card and run record."""
         self.fill(partial)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        include_code: bool = True,
-        api: HfApi | None = None,
-    ) -> str:
-        """Publish the soup as a model repository, or an adapter; arguments as of `hf_sane.hub.push_generated`.
-
-        Returns:
-            Address of the commit.
-        """
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place) / "soup"
-            replace(self).save(folder)  # a copy: the temporary folder is not the output of this result
-            kind: Kind = "adapter" if (folder / ADAPTER_CONFIG).is_file() else "samples"
-            upload = plan_push(kind, folder, repo_id, include_code=include_code, api=api)
-            return replace(upload, title=f"Soup of {len(self.soup.weights)}").push(
-                api, private=private, revision=revision
-            )
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish the soup as a model repository, or as an adapter; see `NetworksResult.push_to_hub`."""
+        return push_saved(replace(self).save, repo_id, title=f"Soup of {len(self.soup.weights)}", **options)
 
 
 def soup(ingredients: str | Path | Sequence[Source], **options: Any) -> SoupResult:

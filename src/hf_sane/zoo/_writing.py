@@ -130,7 +130,7 @@ class ZooWriter:
         return f"what was finished is kept in {' and '.join(kept)}; {again('continue')}"
 
     def check_data(self, *, replace: bool) -> None:
-        """Refuse files of somebody else where the data go, and a finished zoo unless it shall be replaced."""
+        """Refuse files of somebody else where the data go, and a finished zoo unless it is to be replaced."""
         recover_folder(self.data)
         if not self.data.exists():
             return

@@ -17,8 +17,8 @@ class Inputs:
     """Arguments of a model.
 
     Attributes:
-        arguments: By position.
-        keywords: By name.
+        arguments: Positional arguments.
+        keywords: Keyword arguments.
     """
 
     arguments: tuple[Any, ...] = ()

@@ -40,7 +40,7 @@ def type_model(model: nn.Module, inputs: Inputs) -> TypedModel:
     what an operation does to axes is in `entry_operations`, `shape_operations` and `layer_operations`.
 
     Args:
-        model: In evaluation mode.
+        model: Module in evaluation mode.
         inputs: What it is called with.
 
     Raises:

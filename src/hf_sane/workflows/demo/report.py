@@ -120,7 +120,7 @@ def verdict(found: Sequence[Goal]) -> str:
 
 @dataclass(kw_only=True)
 class DemoResult(Result):
-    """What the demo measured; its record is `report.json`, whose results stand at the top level."""
+    """What the demo measured; its record is `report.json`, whose results are at the top level."""
 
     JOB: ClassVar[str] = "demo"
 

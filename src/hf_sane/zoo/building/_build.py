@@ -403,7 +403,7 @@ def check_group(path: Path, layout: Layout, *, epochs: int, runs: int) -> None:
         path: The file.
         layout: Layout of one network.
         epochs: That are kept.
-        runs: In the group.
+        runs: Training runs of the group.
 
     Raises:
         FileNotFoundError: If there is none.

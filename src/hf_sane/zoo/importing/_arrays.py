@@ -35,9 +35,9 @@ class ArrayTensor:
     """The columns of the array that hold a tensor.
 
     Attributes:
-        name: In PyTorch.
+        name: Name in PyTorch.
         start: First column.
-        shape: In the array.
+        shape: Shape in the array.
         axes: Order of its axes in PyTorch.
     """
 

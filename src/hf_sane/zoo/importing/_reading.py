@@ -119,7 +119,7 @@ def import_network(
     Args:
         repository: The repository.
         file: Weights or index.
-        files: From [`network_files`].
+        files: Files that [`network_files`] returned.
         arguments: Arguments of the import.
         path: The file to write.
 

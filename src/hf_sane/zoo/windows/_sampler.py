@@ -67,7 +67,7 @@ class WindowSampler:
         """The batch of one step: a pure function of the seed and `step`, so nothing has to be stored to resume.
 
         Args:
-            step: From 0.
+            step: Number of the step, from 0.
             with_indices: Add which networks the windows are from; streams do not number theirs.
 
         Returns:
