@@ -12,13 +12,15 @@ from sklearn.datasets import load_digits
 from transformers import AutoModelForImageClassification, pipeline
 
 import hf_sane
+from hf_sane.architectures.image_processing_zoo import ZooImageProcessor
+from hf_sane.cards._tables import fact_text
 from hf_sane.networks._images import load_images
 from hf_sane.records._outputs import check_finished
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._heads import FittedHeads, fit_heads
 from hf_sane.workflows.sample import sample
 from hf_sane.workflows.sane import SANE
-from hf_sane.workflows.start import start
+from hf_sane.workflows.start import KINDS, _verdict, start
 
 SMALL = {
     "progress_bar": False,
@@ -70,12 +72,18 @@ def test_the_best_network_on_validation_images_is_kept(found, digit_files):
     assert merits[found.kind] == max(merits.values())
     assert found.notes == ["9 test images: accuracies that differ by less than 0.33 may do so by chance"]
     table = str(found)
+    assert found.verdict[0] == "42 images to train on, 9 to choose by (validation), 9 to report on (test)"
+    assert found.verdict[1].startswith(f"kept: {KINDS[found.kind]}, best on the 9 validation images (")
     assert "anchors, fine-tuned" in table
     assert "from scratch" in table
 
 
 def test_the_folder_holds_network_card_record_and_onnx(found, digit_files):
     check_finished(found.output, all_digests=True)
+    report = (found.output / "report.md").read_text()
+    assert all(f"- {line}\n" in report for line in (*found.verdict, *found.notes))
+    assert f"| from scratch | {fact_text(found.comparison['scratch']['validation_accuracy'])} |" in report
+    assert "anchor noise" in report
     folder = found.output / "network"
     loaded = AutoModelForImageClassification.from_pretrained(folder)
     assert loaded.config.id2label == {0: "one", 1: "two", 2: "zero"}
@@ -93,6 +101,23 @@ def test_the_folder_holds_network_card_record_and_onnx(found, digit_files):
     assert record.results["before_fine_tuning"].keys() >= {"anchors", "anchor_noise", "anchor_average", "scratch"}
     card = str(ModelCard.load(folder / "README.md"))
     assert ("whose weights were not trained" in card) == (found.kind == "sampled")
+
+
+@pytest.mark.parametrize(
+    ("test", "winner"),
+    [((0.9, 0.5, 0.4), "sampled, fine-tuned wins"), ((0.5, 0.4, 0.6), "no kind wins by more than chance")],
+)
+def test_the_verdict_says_who_wins_on_how_many_images(test, winner, digit_files):
+    kinds = dict(zip(KINDS, test, strict=True))
+    rows = {kind: {"validation_accuracy": 0.75, "test_accuracy": value} for kind, value in kinds.items()}
+    rows["scratch"]["validation_accuracy"] = 0.5
+    split, kept, told = _verdict("anchors", rows, load_images(digit_files))
+    assert split == "42 images to train on, 9 to choose by (validation), 9 to report on (test)"
+    assert kept == (
+        "kept: anchors, fine-tuned, best on the 9 validation images (0.75; as accurate there, with a larger loss: "
+        "sampled, fine-tuned)"
+    )
+    assert told.startswith(f"on the 9 test images, {winner}: ")
 
 
 def test_heads_are_ridge_regressions_on_the_last_features(bundle, digit_files):
@@ -115,14 +140,28 @@ def test_heads_are_ridge_regressions_on_the_last_features(bundle, digit_files):
     assert score == pytest.approx(fitted.evaluate(*data.split("test"))[1].item())
 
 
-def test_grey_images_become_colour_for_networks_of_colour_images(digit_files):
+def test_grey_images_become_colour_and_colour_ones_grey_as_networks_need_them(digit_files, tmp_path, caplog):
     data = load_images(digit_files)
     colour = data.with_channels(3)
     assert colour.train_images.shape[1] == 3
     assert torch.equal(colour.test_images[:, 2:], data.test_images)
     assert len(colour.mean) == 3
-    with pytest.raises(ValueError, match="expected images of 1 channels, got 3; convert the files"):
-        colour.with_channels(1)
+    assert not caplog.records
+    generator = np.random.default_rng(0)
+    for index in range(20):
+        (tmp_path / "colour" / str(index % 2)).mkdir(parents=True, exist_ok=True)
+        shown = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        shown.save(tmp_path / "colour" / str(index % 2) / f"{index}.png")
+    grey = load_images(tmp_path / "colour").with_channels(1)
+    assert "colour images are taken as grey, by their luminance" in caplog.text
+    described = grey.describe()
+    processor = ZooImageProcessor(num_channels=1, image_mean=described["mean"], image_std=described["std"])
+    files = [Image.open(file) for file in sorted((tmp_path / "colour").rglob("*.png"))]
+    seen = processor(files, return_tensors="pt").pixel_values
+    assert all((seen - image).abs().amax(dim=(1, 2, 3)).min() < 0.6 / grey.std[0] for image in grey.test_images)
+    assert grey.train_images.mean().abs() < 1e-6
+    with pytest.raises(ValueError, match="expected images of 2 channels, got 1; convert the files"):
+        grey.with_channels(2)
 
 
 def test_sample_takes_the_networks_that_a_sane_brings(bundle, tiny_sane_folder, tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 from typer.testing import CliRunner
 
 from hf_sane.architectures.presets import build_model, cnn_digits
@@ -86,6 +86,8 @@ def test_an_adapter_leaves_its_base_as_it_is(networks, digits, tmp_path):
         f"wrote {tmp_path / 'adapter'}",
     ]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "adapter")
+    assert (processor.image_mean, processor.size, processor.num_channels) == (list(digits.mean), 8, 1)
     predicted = (found.model(digits.test_images).logits.argmax(dim=1) == digits.test_labels).float().mean().item()
     assert predicted == pytest.approx(results["test_accuracy"])
 

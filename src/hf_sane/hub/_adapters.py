@@ -7,7 +7,7 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.core._adapters import ADAPTER, read_adapter_config, save_adapter
 from hf_sane.hub._cards import CardOptions, adapter_card
-from hf_sane.hub._publish import write_card, write_sane_card
+from hf_sane.hub._publish import save_image_processor, write_card, write_sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records._outputs import output_folder
 from hf_sane.records._run_record import RECORD, RunRecord
@@ -33,7 +33,8 @@ def save_network_adapter(
     """Save the adapter of a network with its run record and card, and prove that it gives the network back.
 
     Args:
-        folder: Receives adapter_config.json, adapter_model.safetensors, run.json and README.md.
+        folder: Receives adapter_config.json, adapter_model.safetensors, preprocessor_config.json (if the record
+            describes its images), run.json and README.md.
         model: The network with its adapter.
         base: The network as it was before.
         record: Record of the fine-tuning.
@@ -51,6 +52,7 @@ def save_network_adapter(
     with output_folder(folder, ADAPTER, replace=True) as partial:
         save_adapter(model, partial, base_model=base_model, base=base)
         record.save(partial / RECORD)
+        save_image_processor(partial, record, include_code=False)
         write_adapter_card(partial, base.config, title=title, **options)
     return Path(folder)
 

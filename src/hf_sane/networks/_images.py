@@ -30,6 +30,7 @@ PARTS = ("images", "labels")
 DIGITS_SIZES = {"validation": 297, "test": 500}  # of 1,797; 1,000 are left to train on
 MIN_PER_CLASS = 5  # of a folder of images: what is said to be enough
 LISTED = 3
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601), as Pillow and the image processor weigh them
 DEFAULT_SHARE = 0.15  # of a set that comes without a validation or test split
 
 
@@ -142,21 +143,36 @@ class ImageData:
         return replace(self, **moved)
 
     def with_channels(self, num_channels: int) -> "ImageData":
-        """Grey images as colour images, whose channels are equal.
+        """Grey images as colour images, whose channels are equal, or colour images in grey, by their luminance.
 
         Raises:
-            ValueError: If colour images are wanted in grey.
+            ValueError: If the number of channels is neither 1 nor 3.
         """
         if num_channels == self.num_channels:
             return self
-        if self.num_channels != 1:
+        if {num_channels, self.num_channels} != {1, 3}:
             raise ValueError(
                 f"{self.name}: expected images of {num_channels} channels, got {self.num_channels}; convert the files"
             )
+        if num_channels == 1:
+            logger.warning("%s: colour images are taken as grey, by their luminance", self.name)
+            return self._in_grey()
         images: dict[str, Any] = {
             f"{split}_images": self.split(split)[0].expand(-1, num_channels, -1, -1).contiguous() for split in SPLITS
         }
         return replace(self, **images, mean=self.mean * num_channels, std=self.std * num_channels)
+
+    def _in_grey(self) -> "ImageData":
+        mean, std, weights = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std, LUMINANCE))
+        grey = {
+            split: ((self.split(split)[0].cpu() * std + mean) * weights).sum(dim=1, keepdim=True) for split in SPLITS
+        }
+        moments = _moments(grey["train"])
+        device = self.train_images.device
+        images: dict[str, Any] = {
+            f"{split}_images": standardize(part, *moments).to(device) for split, part in grey.items()
+        }
+        return replace(self, **images, mean=tuple(moments[0].tolist()), std=tuple(moments[1].tolist()))
 
     def resized(self, size: int) -> "ImageData":
         """Resize images to `size x size` pixels by area averaging, and standardise them again.

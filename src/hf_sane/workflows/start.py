@@ -9,11 +9,13 @@ from torch import nn
 from tqdm import tqdm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.cards._tables import fact_text, markdown_table, result_tables
 from hf_sane.hub._onnx import ONNX_FILE, export_onnx, require_onnx
 from hf_sane.hub._publish import find_anchors, save_network
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.records._escaping import markdown_text
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.records._sources import hub_id
@@ -32,6 +34,7 @@ ORIGINS = {
     "anchors": "that was trained on other images, and then fine-tuned on these",
     "scratch": "that was trained on these images from a random initialisation",
 }
+REPORT_FILE = "report.md"
 FEW = 16  # training images per step, so that few images make many steps
 
 
@@ -77,6 +80,7 @@ class StartResult(Result):
         network: The network, in evaluation mode.
         kind: Where it started: `"sampled"`, `"anchors"` or `"scratch"`.
         comparison: `{kind: {measurement: value}}`, of the best network of each kind.
+        verdict: Sentences about which kind is best, on which images.
         data: The images.
         include_code: Whether the modelling code is saved along.
         onnx: Whether an ONNX file is saved along.
@@ -87,9 +91,14 @@ class StartResult(Result):
     network: nn.Module
     kind: str
     comparison: dict[str, dict[str, float]] = field(default_factory=dict)
+    verdict: list[str] = field(default_factory=list)
     data: ImageData
     include_code: bool = False
     onnx: bool = False
+
+    def summary(self) -> list[str]:
+        """The verdict."""
+        return self.verdict
 
     def tables(self) -> list[Table]:
         """The kinds of networks, and which one is kept."""
@@ -101,7 +110,7 @@ class StartResult(Result):
         return [Table(header, rows)]
 
     def write(self, partial: Path) -> None:
-        """Write the network with its card, the ONNX file, and the run record."""
+        """Write the network with its card, the report, the ONNX file, and the run record."""
         chosen = self.comparison[self.kind]
         epochs = self.record.arguments["epochs"]
         results = {**chosen, "fine_tuning_epochs": epochs, "compared": self.comparison}
@@ -114,9 +123,23 @@ class StartResult(Result):
             include_code=self.include_code,
             origin=ORIGINS.get(self.kind),
         )
+        (partial / REPORT_FILE).write_text(self.to_markdown(), encoding="utf-8")
         if self.onnx:
             export_onnx(self.network, self.data.test_images[[0, 0]], partial / ONNX_FILE)
         super().write(partial)
+
+    def to_markdown(self) -> str:
+        """The report: who wins on which images, before and after fine-tuning."""
+        lines = "\n".join(f"- {line}" for line in (*self.verdict, *self.notes))
+        (table,) = self.tables()
+        rows = [[fact_text(cell) for cell in row] for row in table.rows]
+        before = {"before fine-tuning": self.record.results["before_fine_tuning"]}
+        return (
+            f"# Networks for {markdown_text(self.data.name)}\n\n{lines}\n\n"
+            f"{markdown_table(table.header, rows, numbers=True)}\n\n"
+            f"With a fitted last layer, on test images:\n\n{result_tables(before)}\n\n"
+            "The network is in `network/`; settings and versions are in `run.json`.\n"
+        )
 
 
 def start(images: str | Path | ImageData, **options: Any) -> StartResult:
@@ -160,13 +183,15 @@ def run_start(settings: StartSettings) -> StartResult:
         chosen = {name: sampled.record.arguments[name] for name in ("method", "bandwidth")}
         record.arguments |= {"anchors": names, **chosen}
         before = sampled.record.results["networks"]
-        record.finish({"kind": kind, "compared": comparison, "before_fine_tuning": before})
+        verdict = _verdict(kind, comparison, data)
+        record.finish({"kind": kind, "verdict": verdict, "compared": comparison, "before_fine_tuning": before})
         result = StartResult(
             record=record,
             notes=[_caution(data)],
             network=networks[kind],
             kind=kind,
             comparison=comparison,
+            verdict=verdict,
             data=data,
             include_code=settings.include_code,
             onnx=settings.onnx,
@@ -259,10 +284,33 @@ def _merit(row: dict[str, float]) -> tuple[float, float]:
     return row["validation_accuracy"], -loss if loss == loss else -torch.inf
 
 
+def _verdict(kind: str, comparison: dict[str, dict[str, float]], data: ImageData) -> list[str]:
+    """How the images were split, which network is kept, and which kind wins on the test images."""
+    count = {split: len(data.split(split)[1]) for split in ("train", "validation", "test")}
+    best = comparison[kind]["validation_accuracy"]
+    ties = [KINDS[k] for k, row in comparison.items() if k != kind and row["validation_accuracy"] == best]
+    test = {k: row["test_accuracy"] for k, row in comparison.items()}
+    first, second = sorted(test, key=lambda k: -test[k])[:2]
+    reached = ", ".join(f"{KINDS[k]} {fact_text(test[k])}" for k in sorted(test, key=lambda k: -test[k]))
+    margin = test[first] - test[second]
+    winner = f"{KINDS[first]} wins" if margin > _chance(data) else "no kind wins by more than chance"
+    return [
+        f"{count['train']} images to train on, {count['validation']} to choose by (validation), {count['test']} to "
+        "report on (test)",
+        f"kept: {KINDS[kind]}, best on the {count['validation']} validation images ({fact_text(best)}"
+        + (f"; as accurate there, with a larger loss: {' and '.join(ties)})" if ties else ")"),
+        f"on the {count['test']} test images, {winner}: {reached}",
+    ]
+
+
+def _chance(data: ImageData) -> float:
+    """By how much accuracies on the test images differ by chance: two standard errors, at most."""
+    return 1 / len(data.test_labels) ** 0.5
+
+
 def _caution(data: ImageData) -> str:
-    """By how much accuracies on so few images differ by chance: two standard errors, at most."""
     count = len(data.test_labels)
-    return f"{count} test images: accuracies that differ by less than {1 / count**0.5:.2f} may do so by chance"
+    return f"{count} test images: accuracies that differ by less than {_chance(data):.2f} may do so by chance"
 
 
 __all__ = ["StartResult", "StartSettings", "start"]
