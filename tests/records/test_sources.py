@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from threading import Event
 
 import pytest
 from huggingface_hub import constants
@@ -139,6 +140,29 @@ def test_offline_mode_reads_paths_and_the_cache(tmp_path, local_hub):
     ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert "FileNotFoundError: no such file or folder, and in offline mode (HF_HUB_OFFLINE) only" in ran.stderr
     assert questions(local_hub) == []
+
+
+def test_a_name_inside_a_folder_that_is_here_is_a_path(here, local_hub):
+    """The Hub is not asked: no wait, no advice to check the connection."""
+    (here / "org").mkdir()
+    local_hub.storage.add_files("models", "org/network", {"config.json": b"{}"})
+    with pytest.raises(FileNotFoundError, match=r"the folder org is here: .* or org/network@main for the repository"):
+        find_source("org/network")
+    assert questions(local_hub) == []
+    assert find_source("org/network@main") == HubRepo("org/network", "main")
+    assert find_source("org/network", revision="main") == HubRepo("org/network", "main")
+
+
+def test_a_host_that_is_not_found_costs_a_moment(monkeypatch):
+    class Api:
+        endpoint = "https://hub"
+
+        def repo_info(self, *_, **__):
+            Event().wait(60)
+
+    monkeypatch.setattr("hf_sane.records._sources.ASK_SECONDS", 0.01)
+    with pytest.raises(ConnectionError, match="no such file or folder, and the Hub cannot be reached"):
+        find_source("my_zoo", api=Api())
 
 
 def test_a_busy_hub_is_left_to_whoever_reads(local_hub, monkeypatch):

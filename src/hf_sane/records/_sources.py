@@ -1,7 +1,10 @@
 """Sources: decides whether a name is a path on this machine or a repository on the Hub."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any, Literal
 
 from huggingface_hub import HfApi, constants
@@ -23,7 +26,7 @@ FILE_SUFFIXES = (
     *(".safetensors", ".json", ".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle", ".tar", ".gz", ".zip"),
     *(".gguf", ".onnx", ".h5", ".hdf5", ".keras", ".npz", ".npy", ".pb", ".msgpack", ".parquet"),
 )
-ASK_SECONDS = 10.0  # until the Hub must have said whether it has a repository
+ASK_SECONDS = 5.0  # until the Hub must have said whether it has a repository
 TOKEN_HINT = "if it is private or gated, log in with an account that may read it (hf auth login)"
 
 
@@ -115,10 +118,18 @@ def find_source(
     found = parse_source(source, revision=revision)
     if isinstance(found, Path):
         return check_path(found, remedy="give an existing path or a Hub repo id (owner/name)")
+    if (beside := _folder_of(found)) is not None:
+        raise FileNotFoundError(
+            f"no such file or folder: {source} (tried {Path(str(source)).absolute()}); the folder {beside} is here: "
+            f"give an existing path, or {found}@main for the repository on the Hub"
+        )
     client = api or HfApi()
     tried = f"tried {Path(str(source)).absolute()} and {_address(client, found, repo_type)}"
     try:
-        client.repo_info(found.repo_id, revision=found.revision, repo_type=repo_type, timeout=ASK_SECONDS)
+        _within(
+            ASK_SECONDS,
+            lambda: client.repo_info(found.repo_id, revision=found.revision, repo_type=repo_type, timeout=ASK_SECONDS),
+        )
     except GatedRepoError:
         pass  # some of its files may be open to everyone
     except RevisionNotFoundError as error:
@@ -176,6 +187,38 @@ def hub_id(name: str | Path | None) -> str | None:
     """
     found = parse_source(name) if name else None
     return found.repo_id if isinstance(found, HubRepo) else None
+
+
+def _folder_of(repo: HubRepo) -> str | None:
+    """The folder on this machine that a name without revision begins with: it means something that is not in there."""
+    owner, slash, _ = repo.repo_id.partition("/")
+    return owner if slash and repo.revision is None and Path(owner).is_dir() else None
+
+
+def _within(seconds: float, ask: Callable[[], object]) -> None:
+    """Ask the Hub; time limits of requests begin after the name of its host is found, which may take half a minute.
+
+    Raises:
+        TimeoutError: If there is no answer in time.
+        Exception: What `ask` raises.
+    """
+    answers: Queue[Exception | None] = Queue()
+
+    def answer() -> None:
+        try:
+            ask()
+        except (HTTPError, OSError, ValueError) as error:
+            answers.put(error)
+        else:
+            answers.put(None)
+
+    Thread(target=answer, daemon=True).start()
+    try:
+        error = answers.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+    if error is not None:
+        raise error
 
 
 def _explain_silence(error: Exception, repo: HubRepo, repo_type: RepoType, tried: str) -> None:
