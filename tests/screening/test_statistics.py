@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_sane.screening._initialization import initialization_of
 from hf_sane.screening._plan import plan_reads
-from hf_sane.screening._statistics import TensorStatistics, read_blocks, tensor_statistics
+from hf_sane.screening._statistics import Moments, TensorStatistics, decode, tensor_statistics
 from hf_sane.tokenization._safetensors_header import DTYPES, TensorEntry
 
 
@@ -18,7 +18,10 @@ def sampled(tensor: torch.Tensor, budget: int, seed: int = 0) -> TensorStatistic
     content = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     entry = TensorEntry(tensor.to("meta"), 0, len(content))
     (plan,) = plan_reads({"x": entry}, budget, seed=seed).values()
-    return read_blocks((content[start:stop] for start, stop in plan.blocks), tensor, "x")
+    moments = Moments()
+    for start, stop in plan.blocks:
+        moments.add(decode(content[start:stop], tensor.dtype), content[start:stop])
+    return moments.statistics("x", tensor)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])

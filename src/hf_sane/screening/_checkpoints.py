@@ -2,15 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download
+from torch import Tensor
 
 from hf_sane.core._types import StateDict
 from hf_sane.records._documents import read_document
 from hf_sane.records._errors import InvalidFileError, shorten
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, find_source
+from hf_sane.screening._experts import Experts
+from hf_sane.screening._other_formats import OPENERS, Encoding
 from hf_sane.tokenization._byte_ranges import HubFile, LocalFile, RandomAccessFile
 from hf_sane.tokenization._checkpoints import (
     CheckpointSource,
@@ -56,6 +61,10 @@ class OpenCheckpoint:
         whole: Tensors of such a file.
         path: The file, if it has to be read whole.
         surroundings: What lies beside it.
+        experts: Which tensors are one of the experts that are stored in one tensor.
+        encodings: How those tensors are stored that are no plain values.
+        metadata: What the file says of itself.
+        skipped: Tensors whose values cannot be read, and why.
     """
 
     source: str
@@ -64,8 +73,24 @@ class OpenCheckpoint:
     whole: StateDict = field(default_factory=dict)
     path: Path | None = None
     surroundings: Surroundings = field(default_factory=Surroundings)
+    experts: Experts = field(default_factory=Experts)
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def outlines(self) -> dict[str, Tensor]:
+        """Tensors as they are stored, experts in one, on the meta device."""
+        entries = self.entries
+        found = {name: entry.outline for name, entry in entries.items() if name not in self.experts.places}
+        return found | self.experts.wholes
+
+    def encoding(self, name: str) -> Encoding:
+        """How a tensor is stored."""
+        whole, _ = self.experts.places.get(name, (name, 0))
+        return self.encodings.get(whole) or Encoding.plain(self.entries[name].outline.dtype)
+
+    @cached_property
     def entries(self) -> dict[str, TensorEntry]:
         """All tensors that are read by ranges."""
         return {name: entry for _, entries in self.files for name, entry in entries.items()}
@@ -90,7 +115,21 @@ def open_for_scan(checkpoint: CheckpointSource) -> OpenCheckpoint:
         return _open_repository(place, checkpoint)
     path = weights_path(checkpoint)
     surroundings = _around(place) if place.is_dir() else Surroundings()
-    found = file_format(path)
+    found, experts = file_format(path), Experts()
+    if found in OPENERS:
+        other = OPENERS[found](path)
+        return OpenCheckpoint(
+            str(place),
+            other.name,
+            ((LocalFile(path), experts.split(other.entries)),) if other.entries else (),
+            whole=other.whole,
+            path=path if other.whole else None,
+            surroundings=surroundings,
+            experts=experts,
+            encodings=other.encodings,
+            metadata=other.metadata,
+            skipped=other.skipped,
+        )
     if found.reader in WHOLE:
         tensors = read_weights(path, key=checkpoint.key)
         return OpenCheckpoint(str(place), found.name, whole=tensors, path=path, surroundings=surroundings)
@@ -101,8 +140,8 @@ def open_for_scan(checkpoint: CheckpointSource) -> OpenCheckpoint:
         raise InvalidFileError(
             unread[0], expected="a safetensors file", got=file_format(unread[0]).name, remedy="scan the shards alone"
         )
-    files = tuple((LocalFile(shard), read_entries(shard)) for shard in shards)
-    return OpenCheckpoint(str(place), found.name, files, surroundings=surroundings)
+    files = tuple((LocalFile(shard), experts.split(read_entries(shard))) for shard in shards)
+    return OpenCheckpoint(str(place), found.name, files, surroundings=surroundings, experts=experts)
 
 
 def _open_repository(repo: HubRepo, checkpoint: CheckpointSource) -> OpenCheckpoint:
@@ -118,9 +157,10 @@ def _open_repository(repo: HubRepo, checkpoint: CheckpointSource) -> OpenCheckpo
         index = Path(patiently(hf_hub_download, repo.repo_id, name, revision=info.sha))
         names = [(PurePosixPath(name).parent / shard).as_posix() for shard in parse_index(index)]
     files = [HubFile(repo.repo_id, name, info.sha, api) for name in names]
-    parts = tuple((file, fetch_entries(file)) for file in files)
+    experts = Experts()
+    parts = tuple((file, experts.split(fetch_entries(file))) for file in files)
     kind = "a safetensors file" if len(names) == 1 else f"{len(names)} safetensors files"
-    return OpenCheckpoint(str(repo), kind, parts, surroundings=surroundings)
+    return OpenCheckpoint(str(repo), kind, parts, surroundings=surroundings, experts=experts)
 
 
 def _around(folder: Path) -> Surroundings:

@@ -11,6 +11,7 @@ from hf_sane.analysis._report import SpectrumReport
 from hf_sane.records._errors import name_some, shorten
 from hf_sane.records._registry import Registry
 from hf_sane.screening._checkpoints import Surroundings
+from hf_sane.screening._experts import expert_group
 from hf_sane.screening._initialization import can_be_judged, initialization_of
 from hf_sane.screening._statistics import TensorStatistics
 
@@ -21,6 +22,8 @@ MIN_PEERS = 8  # matrices that an outlier must stand out from
 OUTLIER = 6.0  # robust standard deviations of the logarithm of the scale
 LEAST_SPREAD = 0.25  # of these logarithms: networks whose layers are all alike are no reason to blame the next one
 MOST = 0.9  # of the matrices that look as if they were initialised: then the whole network does
+MIN_EXPERTS = 3  # of which one can be strange
+STRANGE_EXPERT = 4.0  # times as large or as small as the median of its siblings
 TIED = ("embed", "wte", "lm_head", "decoder", "shared", "output_projection")
 
 
@@ -65,7 +68,7 @@ class Evidence:
     @property
     def matrices(self) -> list[TensorStatistics]:
         """Tensors of two and more axes with finite values that differ."""
-        return [x for x in self.tensors if len(x.shape) >= 2 and "float" in x.dtype and x.std > 0]
+        return [x for x in self.tensors if len(x.shape) >= 2 and x.is_floating and x.std > 0]
 
 
 Rule = Callable[[Evidence], Iterator[Finding]]
@@ -116,7 +119,7 @@ def constant(evidence: Evidence) -> Iterator[Finding]:
     if fresh:
         message = "the adapter changes nothing: the second factor is all zero in"
         yield about("untrained", "warning", message, fresh, "train it, or take the trained one")
-    if names := [x.name for x in flat if x.name not in fresh and "float" in x.dtype]:
+    if names := [x.name for x in flat if x.name not in fresh and x.is_floating]:
         remedy = "such a layer passes nothing on: see whether it was saved before training, or pruned"
         yield about("constant", "warning", "all values that were read are equal in", names, remedy)
 
@@ -177,6 +180,29 @@ def outlier(evidence: Evidence) -> Iterator[Finding]:
                 "see whether training diverged there, or whether the layer was rescaled",
                 (tensor.name,),
             )
+
+
+@register_rule("expert")
+def strange_expert(evidence: Evidence) -> Iterator[Finding]:
+    """Experts on another scale than their siblings."""
+    groups: dict[str, list[TensorStatistics]] = {}
+    for tensor in evidence.matrices:
+        if (group := expert_group(tensor.name)) is not None:
+            groups.setdefault(group, []).append(tensor)
+    for siblings in groups.values():
+        middle = float(np.median([x.std for x in siblings]))
+        for tensor in siblings if len(siblings) >= MIN_EXPERTS else ():
+            ratio = tensor.std / middle
+            if max(ratio, 1 / ratio) > STRANGE_EXPERT:
+                size = f"{ratio:.3g} times as large as" if ratio > 1 else f"{1 / ratio:.3g} times as small as"
+                yield Finding(
+                    "expert",
+                    "warning",
+                    f"{shorten(tensor.name)} has a standard deviation of {tensor.std:.3g}, {size} the median of the "
+                    f"{len(siblings)} experts",
+                    "a dead expert if it is small: see how often it is chosen",
+                    (tensor.name,),
+                )
 
 
 @register_rule("rank")

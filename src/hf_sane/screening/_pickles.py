@@ -6,9 +6,8 @@ from pathlib import Path
 
 from hf_sane.records._errors import name_some
 from hf_sane.screening._findings import Finding
+from hf_sane.screening._other_formats import INSTALL
 from hf_sane.tokenization._formats import TORCHSCRIPT, file_format
-
-INSTALL = "pip install 'hf_sane[scan]'"
 
 
 def scan_pickle(path: Path) -> list[Finding]:

@@ -59,13 +59,13 @@ def plan_reads(entries: Mapping[str, TensorEntry], budget: int, *, seed: int = 0
 
 def _plan(entry: TensorEntry, share: float, seed: int) -> TensorPlan:
     size, outline = entry.stop - entry.start, entry.outline
+    row = math.prod(outline.shape[1:]) * outline.itemsize
     count = max(MIN_BLOCKS, round(share * size / BLOCK_BYTES))
     longest = min(BLOCK_BYTES, max(LEAST_BLOCK_BYTES, round(share * size / count)))
     if share >= 1 or size <= WHOLE_BYTES or count * longest >= size:
-        step = WHOLE_BLOCK_BYTES - WHOLE_BLOCK_BYTES % outline.itemsize
+        step = WHOLE_BLOCK_BYTES - WHOLE_BLOCK_BYTES % (row if 0 < row <= BLOCK_BYTES else outline.itemsize)
         starts = range(entry.start, entry.stop, step)
         return TensorPlan(tuple((start, min(start + step, entry.stop)) for start in starts), is_whole=True)
-    row = math.prod(outline.shape[1:]) * outline.itemsize
     unit = row if row <= longest else outline.itemsize
     length = longest // unit
     # Not `hash`, which differs from process to process.

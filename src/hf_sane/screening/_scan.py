@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from hf_sane.records._errors import InvalidFileError, shorten
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.screening._checkpoints import OpenCheckpoint, open_for_scan
 from hf_sane.screening._embedding import Encoder, SampledEmbedding, TokenSample, embed_tensors
+from hf_sane.screening._experts import split_tensors
 from hf_sane.screening._findings import Evidence, Finding, Severity, find_faults
+from hf_sane.screening._other_formats import Encoding
 from hf_sane.screening._pickles import scan_pickle
 from hf_sane.screening._plan import plan_reads
-from hf_sane.screening._statistics import Moments, TensorStatistics, decode, tensor_statistics
+from hf_sane.screening._statistics import Moments, TensorStatistics, tensor_statistics
 from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.tokenization._formats import file_format
+from hf_sane.tokenization._safetensors_header import TensorEntry
 
 MAX_SIDE = 2048  # of a matrix whose spectrum is part of a scan: a larger one takes seconds
 MAX_KEPT_BYTES = 2**28  # of matrices that wait for their spectra
@@ -60,6 +63,7 @@ class Scan:
         seconds: Time that it took.
         skipped: Matrices without a spectrum, and why.
         embedding: Embedding by a SANE; `None` if none was asked for.
+        metadata: What a file of GGUF or ONNX says of itself.
     """
 
     source: str
@@ -73,6 +77,7 @@ class Scan:
     seconds: float = 0.0
     skipped: dict[str, str] = field(default_factory=dict)
     embedding: SampledEmbedding | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_weights(self) -> int:
@@ -98,6 +103,7 @@ class Scan:
             "findings": [vars(finding) | {"tensors": list(finding.tensors)} for finding in self.findings],
             "tensors": layers,
             "skipped": self.skipped,
+            "metadata": self.metadata,
             "embedding": self.embedding and self.embedding.row(),
         }
 
@@ -127,9 +133,10 @@ def scan_checkpoint(
     except InvalidFileError as error:
         return _unreadable(checkpoint, error, is_named=is_named)
     if opened.path is not None:
-        statistics = [tensor_statistics(name, tensor) for name, tensor in opened.whole.items()]
-        num_bytes = read = sum(tensor.nbytes for tensor in opened.whole.values())
-        kept = {name: tensor for name, tensor in opened.whole.items() if _has_spectrum(tensor)}
+        tensors = split_tensors(opened.whole)
+        statistics = [tensor_statistics(name, tensor) for name, tensor in tensors.items()]
+        num_bytes = read = sum(tensor.nbytes for tensor in tensors.values())
+        kept = {name: tensor for name, tensor in tensors.items() if _has_spectrum(tensor)}
         embedding = None if encoder is None else embed_tensors(encoder, opened.whole, seed=settings.seed)
     else:
         num_bytes = sum(entry.stop - entry.start for entry in opened.entries.values())
@@ -150,8 +157,9 @@ def scan_checkpoint(
         bytes_read=read,
         bytes_downloaded=opened.bytes_downloaded,
         seconds=time.perf_counter() - started,
-        skipped=skipped,
+        skipped={**opened.skipped, **skipped},
         embedding=embedding,
+        metadata=dict(opened.metadata),
     )
 
 
@@ -161,47 +169,62 @@ class _Reading:
     def __init__(
         self, opened: OpenCheckpoint, settings: SamplingSettings, num_bytes: int, encoder: Encoder | None
     ) -> None:
-        self._files = opened.files
-        self._plans = plan_reads(opened.entries, read_budget(settings.budget, num_bytes), seed=settings.seed)
+        self._opened = opened
+        self._encodings = {name: opened.encoding(name) for name in opened.entries}
+        planned = {name: _blocks(entry, self._encodings[name]) for name, entry in opened.entries.items()}
+        self._plans = plan_reads(planned, read_budget(settings.budget, num_bytes), seed=settings.seed)
         self._spectra = settings.spectra
         self._label = opened.source
         self.kept: StateDict = {}
         self.bytes_read = 0
         self.sample: TokenSample | None = None
         if encoder is not None:
-            outlines = {name: entry.outline for name, entry in opened.entries.items()}
-            counts = {name: plan.num_bytes // outlines[name].itemsize for name, plan in self._plans.items()}
-            self.sample = TokenSample(encoder, outlines, counts, settings.seed)
+            counts: dict[str, int] = {}
+            for name, plan in self._plans.items():
+                whole, _ = opened.experts.places.get(name, (name, 0))
+                encoding = self._encodings[name]
+                counts[whole] = counts.get(whole, 0) + plan.num_bytes * encoding.values // encoding.size
+            self.sample = TokenSample(encoder, opened.outlines, counts, settings.seed)
 
     def __iter__(self) -> Iterator[TensorStatistics]:
         total = sum(plan.num_bytes for plan in self._plans.values())
         with tqdm(
             total=total, desc=shorten(self._label, 40), unit="B", unit_scale=True, delay=BAR_DELAY, leave=False
         ) as bar:
-            for file, entries in self._files:
+            for file, entries in self._opened.files:
                 names = sorted(entries, key=lambda name: entries[name].start)
                 parts = file.read_ranges([block for name in names for block in self._plans[name].blocks])
                 for name in names:
-                    outline, plan = entries[name].outline, self._plans[name]
+                    outline, plan, encoding = entries[name].outline, self._plans[name], self._encodings[name]
+                    whole, first = self._opened.experts.places.get(name, (name, 0))
                     moments, values = Moments(), []
                     is_kept = self._keeps(outline) and plan.is_whole
                     for (start, _), part in zip(plan.blocks, parts, strict=False):
-                        block = decode(part, outline.dtype)
+                        block = encoding.decode(part)
                         moments.add(block, part)
                         if self.sample is not None:
-                            self.sample.add(name, (start - entries[name].start) // outline.itemsize, block)
+                            place = (start - entries[name].start) * encoding.values // encoding.size
+                            self.sample.add(whole, first + place, block)
                         if is_kept:
                             values.append(block)
                         self.bytes_read += len(part)
                         bar.update(len(part))
                     if is_kept:
                         self.kept[name] = torch.cat(values).view(outline.shape)
-                    yield moments.statistics(name, outline)
+                    yield moments.statistics(name, outline, encoding.name)
 
     def _keeps(self, outline: Tensor) -> bool:
         """Whether a matrix waits for its spectrum."""
         held = sum(tensor.nbytes for tensor in self.kept.values())
         return self._spectra and _has_spectrum(outline) and held + outline.nbytes <= MAX_KEPT_BYTES
+
+
+def _blocks(entry: TensorEntry, encoding: Encoding) -> TensorEntry:
+    """The entry as reads are planned: values that are stored together are read together."""
+    if encoding.values == 1:
+        return entry
+    shape = (entry.outline.numel() // encoding.values, encoding.size)
+    return replace(entry, outline=torch.empty(shape, dtype=torch.uint8, device="meta"))
 
 
 def _has_spectrum(tensor: Tensor) -> bool:

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +60,11 @@ class TensorStatistics:
         return self.num_read == self.num_values
 
     @property
+    def is_floating(self) -> bool:
+        """Whether its values are real numbers, quantised ones included."""
+        return not self.dtype.startswith(("int", "uint", "bool", "complex"))
+
+    @property
     def largest(self) -> float:
         """Largest absolute value read."""
         return max(abs(self.low), abs(self.high))
@@ -105,8 +109,8 @@ class Moments:
             low, high = (float(x) for x in finite.aminmax())
             self._low, self._high = min(self._low, low), max(self._high, high)
 
-    def statistics(self, name: str, outline: Tensor) -> TensorStatistics:
-        """What the blocks say of the tensor they are from."""
+    def statistics(self, name: str, outline: Tensor, dtype: str | None = None) -> TensorStatistics:
+        """What the blocks say of the tensor they are from; `dtype` is its type, if it is quantised."""
         counts = np.array(self._counts, np.int64).reshape(-1, len(COUNTS))
         sums = np.array(self._sums, np.float64).reshape(-1, len(SUMS))
         read, nan, infinite, zeros = (int(total) for total in counts.sum(0))
@@ -116,7 +120,7 @@ class Moments:
         return TensorStatistics(
             name=name,
             shape=tuple(outline.shape),
-            dtype=str(outline.dtype).removeprefix("torch."),
+            dtype=dtype or str(outline.dtype).removeprefix("torch."),
             num_values=num_values,
             num_read=read,
             nan=nan,
@@ -172,11 +176,3 @@ def tensor_statistics(name: str, tensor: Tensor) -> TensorStatistics:
 def decode(content: bytes, dtype: torch.dtype) -> Tensor:
     """Values from bytes of a file, which hold whole ones."""
     return torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
-
-
-def read_blocks(parts: Iterable[bytes], outline: Tensor, name: str) -> TensorStatistics:
-    """Statistics of a tensor from blocks of its bytes."""
-    moments = Moments()
-    for part in parts:
-        moments.add(decode(part, outline.dtype), part)
-    return moments.statistics(name, outline)

@@ -80,10 +80,11 @@ _GGUF_REMEDY = (
     "load it with Transformers (from_pretrained(folder, gguf_file=name)) and save it with save_pretrained, or take "
     "the safetensors it was made from"
 )
+GGUF = FileFormat("a GGUF file", remedy=_GGUF_REMEDY)
 # In the order in which they are tried.
 BY_START: tuple[tuple[bytes, FileFormat], ...] = (
     (b"version https://git-lfs.github.com/spec/", LFS_POINTER),
-    (b"GGUF", FileFormat("a GGUF file", remedy=_GGUF_REMEDY)),
+    (b"GGUF", GGUF),
     (b"lmgg", FileFormat("a GGML file", remedy=_GGUF_REMEDY)),
     (b"tjgg", FileFormat("a GGML file", remedy=_GGUF_REMEDY)),
     (

@@ -1,0 +1,159 @@
+"""GGUF, ONNX and fused experts: every tensor has its line, and the numbers are those of the values."""
+
+import gguf
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+
+import hf_sane
+from hf_sane.screening import _other_formats
+from hf_sane.screening._statistics import tensor_statistics
+
+
+def heavy(*shape: int, seed: int = 0) -> np.ndarray:
+    """Values with the tail of trained weights, no initialisation's."""
+    generator = np.random.default_rng(seed)
+    return (generator.standard_normal(shape) * (1 + generator.random((*shape[:-1], 1)))).astype(np.float32)
+
+
+KINDS = {"q8_0": gguf.GGMLQuantizationType.Q8_0, "q4_0": gguf.GGMLQuantizationType.Q4_0}
+
+
+def write_gguf(path, tensors, quantised):
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("a small one")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    for name, array in tensors.items():
+        writer.add_tensor(name, array)
+    for name, (array, kind) in quantised.items():
+        writer.add_tensor(name, gguf.quants.quantize(array, KINDS[kind]), raw_dtype=KINDS[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_read_by_its_header_and_its_values(tmp_path):
+    plain = {"token_embd.weight": heavy(40, 64), "output_norm.weight": np.ones(64, np.float16)}
+    packed = {
+        "blk.0.attn_q.weight": (heavy(96, 64, seed=1), "q8_0"),
+        "blk.0.up.weight": (heavy(64, 32, seed=2), "q4_0"),
+    }
+    write_gguf(tmp_path / "model.gguf", plain, packed)
+    (scan,) = hf_sane.scan(tmp_path / "model.gguf").scans
+    assert scan.format == "a GGUF file (llama: 1 F32, 1 F16, 1 Q8_0, 1 Q4_0)"
+    assert scan.metadata["general.name"] == "a small one"
+    assert "tokenizer.ggml.tokens" not in scan.metadata
+    found = {x.name: x for x in scan.tensors}
+    assert {name: (x.shape, x.dtype) for name, x in found.items()} == {
+        "token_embd.weight": ((40, 64), "float32"),
+        "output_norm.weight": ((64,), "float16"),
+        "blk.0.attn_q.weight": ((96, 64), "q8_0"),
+        "blk.0.up.weight": ((64, 32), "q4_0"),
+    }
+    for name, (array, kind) in packed.items():
+        stored = gguf.quants.dequantize(gguf.quants.quantize(array, KINDS[kind]), KINDS[kind])
+        assert found[name].std == pytest.approx(stored.std(), rel=1e-5)
+        assert found[name].num_read == array.size
+    assert found["token_embd.weight"].std == pytest.approx(plain["token_embd.weight"].std(), rel=1e-5)
+    assert scan.findings == ()
+
+
+def test_a_sample_of_quantised_values_keeps_to_its_budget(tmp_path):
+    array = heavy(2000, 1024)
+    write_gguf(tmp_path / "model.gguf", {}, {"w.weight": (array, "q4_0")})
+    (scan,) = hf_sane.scan(tmp_path / "model.gguf", budget="10%").scans
+    (found,) = scan.tensors
+    assert scan.bytes_read == pytest.approx(0.1 * scan.num_bytes, rel=0.05)
+    assert scan.bytes_read % 18 == 0
+    assert found.num_read == scan.bytes_read // 18 * 32
+    assert abs(found.std - array.std()) < 5 * found.std_error < 0.2
+
+
+@pytest.mark.parametrize("size", [24, 200, 3000], ids=lambda size: f"{size} bytes")
+def test_a_gguf_file_that_is_cut_off_is_unreadable(size, tmp_path):
+    write_gguf(tmp_path / "whole.gguf", {"w": heavy(40, 64)}, {})
+    (tmp_path / "cut.gguf").write_bytes((tmp_path / "whole.gguf").read_bytes()[:size])
+    (scan,) = hf_sane.scan(tmp_path / "cut.gguf").scans
+    assert [(x.rule, x.severity) for x in scan.findings] == [("unreadable", "error")]
+
+
+def onnx_model(**arrays: np.ndarray) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    return helper.make_model(graph, producer_name="tester", producer_version="3")
+
+
+@pytest.mark.parametrize("external", [False, True], ids=["inside", "beside"])
+def test_the_initialisers_of_an_onnx_file_are_its_tensors(external, tmp_path):
+    weight, broken = heavy(60, 50), np.full((4,), np.nan, np.float32)
+    options = {"save_as_external_data": True, "location": "values", "size_threshold": 0} if external else {}
+    onnx.save(onnx_model(weight=weight, broken=broken), tmp_path / "model.onnx", **options)
+    (scan,) = hf_sane.scan(tmp_path / "model.onnx").scans
+    assert scan.format == "an ONNX file"
+    assert scan.metadata["producer"] == "tester 3"
+    assert [x.row() for x in scan.tensors] == [
+        tensor_statistics(name, torch.from_numpy(x)).row() for name, x in (("weight", weight), ("broken", broken))
+    ]
+    assert [(x.rule, x.tensors) for x in scan.findings] == [("nan", ("broken",))]
+
+
+def test_a_damaged_onnx_file_and_one_without_its_values_are_unreadable(tmp_path):
+    onnx.save(
+        onnx_model(w=heavy(60, 50)), tmp_path / "x.onnx", save_as_external_data=True, location="v", size_threshold=0
+    )
+    (tmp_path / "v").unlink()
+    onnx.save(onnx_model(w=heavy(60, 50)), tmp_path / "cut.onnx")
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "cut.onnx").read_bytes()[:500])
+    for name in ("x.onnx", "cut.onnx"):
+        (scan,) = hf_sane.scan(tmp_path / name).scans
+        assert [(x.rule, x.severity) for x in scan.findings] == [("unreadable", "error")], name
+
+
+@pytest.mark.parametrize("package", ["gguf", "onnx"])
+def test_a_missing_package_is_named(package, tmp_path, monkeypatch):
+    monkeypatch.setattr(_other_formats, "find_spec", lambda name: None)
+    content = {"gguf": b"GGUF" + bytes(60), "onnx": onnx_model(w=heavy(4, 5)).SerializeToString()}
+    (tmp_path / "model").write_bytes(content[package])
+    (scan,) = hf_sane.scan(tmp_path / "model").scans
+    assert f"which takes the package {package}" in scan.findings[0].message
+    assert scan.findings[0].remedy == "pip install 'hf_sane[scan]'"
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_experts_in_one_tensor_have_a_line_and_findings_each(suffix, tmp_path):
+    experts = torch.from_numpy(heavy(6, 60, 50))
+    experts[1], experts[3], experts[4] = 0, experts[2], 0.001 * experts[4]
+    tensors = {"mlp.experts.gate_up_proj": experts, "mlp.router.weight": torch.from_numpy(heavy(6, 50, seed=3))}
+    path = tmp_path / f"moe.{suffix}"
+    save_file(tensors, path) if suffix == "safetensors" else torch.save(tensors, path)
+    (scan,) = hf_sane.scan(path).scans
+    names = [f"mlp.experts.gate_up_proj[{index}]" for index in range(6)]
+    assert {x.name: x.shape for x in scan.tensors} == {**dict.fromkeys(names, (60, 50)), "mlp.router.weight": (6, 50)}
+    for index, name in enumerate(names):
+        (found,) = [x for x in scan.tensors if x.name == name]
+        assert found.row() == tensor_statistics(name, experts[index]).row()
+    assert {(x.rule, x.tensors) for x in scan.findings if x.rule != "pickle"} == {
+        ("constant", (names[1],)),
+        ("duplicate", (names[2], names[3])),
+        ("expert", (names[4],)),
+    }
+
+
+def test_experts_of_their_own_tensors_are_compared_with_their_siblings(tmp_path):
+    tensors = {f"layers.0.experts.{i}.w1.weight": torch.from_numpy(heavy(60, 50, seed=i)) for i in range(5)}
+    tensors["layers.0.experts.3.w1.weight"] *= 10
+    tensors["layers.1.experts.0.conv.weight"] = torch.from_numpy(heavy(6, 5, 3))  # a kernel, not several experts
+    save_file(tensors, tmp_path / "moe.safetensors")
+    (scan,) = hf_sane.scan(tmp_path / "moe.safetensors").scans
+    assert [(x.rule, x.tensors) for x in scan.findings] == [("expert", ("layers.0.experts.3.w1.weight",))]
+    assert "10.1 times as large as the median of the 5 experts" in scan.findings[0].message
+    assert {x.name for x in scan.tensors} == set(tensors)
