@@ -51,6 +51,8 @@ ALLOWED = {
         "removes damaged files, and those of an older commit, inside a folder from resumable_folder"
     ),
     "benchmarks/lazy_embedding.py:": "checkpoints in a temporary folder, deleted one after the other",
+    "benchmarks/scan_large.py:": "a checkpoint in a temporary folder",
+    "benchmarks/scan_budgets.py:": "checkpoints in a temporary folder",
     "benchmarks/zoo_columns.py:measure_column": "a temporary folder",
     "benchmarks/zoo_import.py:save_": "a temporary folder",
     "src/hf_sane/training/_checkpoints.py:": "checkpoints come and go inside the folder of an unfinished run",

@@ -14,6 +14,11 @@ SMALL = {
     ),
     "alignment": "--networks 6 --loop-networks 2 --repeats 1 --resnet-width 2",
     "kde_sampling": "--tokens 30 --latent-dim 4 --anchors 5 --samples 3 --subset 4 --rounds 1",
+    "scan_budgets": (
+        "--networks 6 --width 30 --epochs 1 --train-limit 64 --test-limit 32 --steps 1 --seeds 0 "
+        "--checkpoints src/hf_sane/pretrained/small_images/anchors/anchor_0"
+    ),
+    "scan_large": "--hidden-size 64 --intermediate-size 80 --layers 1 --vocabulary 50 --budgets 1% 100%",
     "swa_gain": "--seeds 2 --epochs 1 --cycles 2 --cycle-epochs 1 --train-limit 64 --architectures cnn_digits",
     "pretraining_step": "--hidden 16 --layers 1 --batch 2 --product 16 --repeats 1",
     "zoo_columns": "--networks 8 --rounds 1",
