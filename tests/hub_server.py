@@ -242,7 +242,7 @@ class Handler(BaseHTTPRequestHandler):
         tag = sha256(content) if is_large(path, len(content)) else git_hash(content)
         headers = {"ETag": f'"{tag}"', "X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
         status, wanted = 200, re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-        if wanted and self.command == "GET":
+        if wanted and self.command == "GET" and self.hub.has_ranges:
             status, total = 206, len(content)
             start = int(wanted[1]) if wanted[1] else max(0, total - int(wanted[2]))
             if start >= total:
@@ -300,6 +300,7 @@ class Hub:
         log: Requests that were answered, oldest first.
         die_after_uploads: Large objects it takes before it dies in the middle of the next one; never when `None`.
         faults: Wrong answers to come.
+        has_ranges: Whether parts of files are sent where a part is asked for.
     """
 
     def __init__(self) -> None:
@@ -307,6 +308,7 @@ class Hub:
         self.log: list[Request] = []
         self.die_after_uploads: int | None = None
         self.faults: list[Fault] = []
+        self.has_ranges = True
         self.port = 0
         self.died = threading.Event()
         self.receiving = threading.Lock()  # clients upload on several threads

@@ -51,6 +51,7 @@ ALLOWED = {
         "removes damaged files, and those of an older commit, inside a folder from resumable_folder"
     ),
     "benchmarks/lazy_embedding.py:": "checkpoints in a temporary folder, deleted one after the other",
+    "src/hf_sane/tokenization/_kept_ranges.py:": "parts of files on the Hub, in the folder of the client's assets",
     "benchmarks/scan_large.py:": "a checkpoint in a temporary folder",
     "benchmarks/scan_budgets.py:": "checkpoints in a temporary folder",
     "benchmarks/zoo_columns.py:measure_column": "a temporary folder",

@@ -17,8 +17,9 @@ from safetensors.torch import save, save_file
 
 import hf_sane
 from hf_sane.screening import _pickles
-from hf_sane.screening._statistics import tensor_statistics
+from hf_sane.screening._statistics import Moments, tensor_statistics
 from hf_sane.tokenization._byte_ranges import JOINED_GAP, joined
+from hf_sane.tokenization._kept_ranges import kept_bytes
 
 
 def network(scale: float = 1.0, size: int = 700) -> dict[str, torch.Tensor]:
@@ -83,6 +84,84 @@ def test_a_repository_is_scanned_like_the_folder_it_is_a_copy_of_with_few_bytes(
     sent = sum(answer.sent for answer in answers)
     assert there.bytes_downloaded == sent < 0.2 * total
     assert here.bytes_downloaded is None
+
+
+def downloads(hub, start=0):
+    """Bytes of weights that the Hub sent, answer by answer."""
+    return [x.sent for x in hub.log[start:] if x.path.endswith(".safetensors") and x.status < 300 and x.sent]
+
+
+def test_an_interrupted_scan_goes_on_with_what_it_has_read(local_hub, monkeypatch, hf_sane_command):
+    content = save(network(size=3000))
+    local_hub.storage.add_files("models", "org/big", {"model.safetensors": content})
+    (whole,) = hf_sane.scan("org/big", budget="40%").scans
+    add, count = Moments.add, iter(range(1000))
+
+    def interrupt(self, values, part):
+        if next(count) == 20:
+            raise KeyboardInterrupt
+        add(self, values, part)
+
+    start = len(local_hub.log)
+    with monkeypatch.context() as patch:
+        patch.setattr(Moments, "add", interrupt)
+        told = hf_sane_command("scan", "org/big", "--budget", "40%", exit_code=130)
+    assert re.search(
+        r"bytes that were read from the Hub are kept; to continue: .*scan org/big --budget 40%", told.stderr
+    )
+    before = sum(downloads(local_hub, start))
+    assert before > 0
+    start = len(local_hub.log)
+    (again,) = hf_sane.scan("org/big", budget="40%").scans
+    assert [x.row() for x in again.tensors] == [x.row() for x in whole.tensors]
+    assert sum(downloads(local_hub, start)) + before == whole.bytes_downloaded
+    assert kept_bytes() == 0
+
+
+def test_a_hub_that_fails_for_good_leaves_what_was_read(local_hub, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    content = save(network(size=3000))
+    local_hub.storage.add_files("models", "org/big", {"model.safetensors": content})
+    patience, calls = Moments.add, iter(range(1000))
+
+    def fail(self, values, part):
+        if next(calls) == 3:
+            local_hub.faults.append(Fault(pattern="safetensors$", status=503, times=1000))
+        patience(self, values, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Moments, "add", fail)
+        with pytest.raises(ConnectionError, match="bytes that were read from the Hub are kept; to continue, repeat"):
+            hf_sane.scan("org/big", budget="40%")
+    local_hub.faults.clear()
+    assert hf_sane.scan("org/big", budget="40%").scans[0].findings
+
+
+def test_a_server_without_ranges_is_read_once_or_refused(local_hub):
+    local_hub.has_ranges = False
+    content = save(network())
+    local_hub.storage.add_files("models", "org/plain", {"model.safetensors": content})
+    (scan,) = hf_sane.scan("org/plain", budget="100%").scans
+    assert downloads(local_hub) == [len(content)]
+    assert scan.bytes_downloaded == len(content)
+    assert scan.num_weights == sum(x.numel() for x in network().values())
+    start = len(local_hub.log)
+    (refused,) = hf_sane.scan("org/plain", budget="10%").scans
+    (found,) = refused.findings
+    assert (found.rule, found.severity) == ("unreadable", "error")
+    assert f"got the whole file of {len(content):,} bytes" in found.message
+    assert "--budget 100%" in found.remedy
+    assert kept_bytes() == 0
+    assert hf_sane.info("org/plain").to_dict()["total"]["weights"] == scan.num_weights
+    assert len(downloads(local_hub, start)) == 2  # one that was broken off, and one
+
+
+def test_a_repository_that_is_missing_does_not_stop_the_others(local_hub):
+    local_hub.storage.add_files("models", "org/there", {"model.safetensors": save(network())})
+    there, missing = hf_sane.scan("org/there", "org/missing").scans
+    assert there.num_weights > 0
+    assert [(x.rule, x.severity) for x in missing.findings] == [("unreadable", "error")]
+    assert "org/missing" in missing.findings[0].message
 
 
 def test_neighbours_are_asked_for_in_one_request():

@@ -1,6 +1,6 @@
 """The tensors of a checkpoint as byte ranges of files, on this machine or on the Hub, and what lies beside them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -101,9 +101,19 @@ class OpenCheckpoint:
         remote = [file.bytes_read for file, _ in self.files if isinstance(file, HubFile)]
         return sum(remote) if remote else None
 
+    def forget(self) -> None:
+        """Remove what was kept of files on the Hub: the scan is finished."""
+        for file, _ in self.files:
+            if isinstance(file, HubFile):
+                file.forget()
 
-def open_for_scan(checkpoint: CheckpointSource) -> OpenCheckpoint:
+
+def open_for_scan(checkpoint: CheckpointSource, *, takes_whole: Callable[[int], bool]) -> OpenCheckpoint:
     """Read the headers of a checkpoint. Files without one are read as a whole; pickles on the Hub are not touched.
+
+    Args:
+        checkpoint: A file, a folder with one checkpoint, or a repository on the Hub.
+        takes_whole: Whether a file of so many bytes may be downloaded as a whole.
 
     Raises:
         FileNotFoundError: If there is no such file, or no safetensors in a folder or repository.
@@ -112,7 +122,7 @@ def open_for_scan(checkpoint: CheckpointSource) -> OpenCheckpoint:
     """
     place = find_source(checkpoint.source, revision=checkpoint.revision)
     if isinstance(place, HubRepo):
-        return _open_repository(place, checkpoint)
+        return _open_repository(place, checkpoint, takes_whole)
     path = weights_path(checkpoint)
     surroundings = _around(place) if place.is_dir() else Surroundings()
     found, experts = file_format(path), Experts()
@@ -144,7 +154,9 @@ def open_for_scan(checkpoint: CheckpointSource) -> OpenCheckpoint:
     return OpenCheckpoint(str(place), found.name, files, surroundings=surroundings, experts=experts)
 
 
-def _open_repository(repo: HubRepo, checkpoint: CheckpointSource) -> OpenCheckpoint:
+def _open_repository(
+    repo: HubRepo, checkpoint: CheckpointSource, takes_whole: Callable[[int], bool]
+) -> OpenCheckpoint:
     api = HfApi()
     info = patiently(api.model_info, repo.repo_id, revision=repo.revision)
     surroundings = _around_remote(repo, info)
@@ -156,7 +168,7 @@ def _open_repository(repo: HubRepo, checkpoint: CheckpointSource) -> OpenCheckpo
     if is_index(name):
         index = Path(patiently(hf_hub_download, repo.repo_id, name, revision=info.sha))
         names = [(PurePosixPath(name).parent / shard).as_posix() for shard in parse_index(index)]
-    files = [HubFile(repo.repo_id, name, info.sha, api) for name in names]
+    files = [HubFile(repo.repo_id, name, info.sha, api, takes_whole=takes_whole, keeps=True) for name in names]
     experts = Experts()
     parts = tuple((file, experts.split(fetch_entries(file))) for file in files)
     kind = "a safetensors file" if len(names) == 1 else f"{len(names)} safetensors files"

@@ -129,7 +129,7 @@ def scan_checkpoint(
     """
     started = time.perf_counter()
     try:
-        opened = open_for_scan(checkpoint)
+        opened = open_for_scan(checkpoint, takes_whole=lambda size: read_budget(settings.budget, size) >= size)
     except InvalidFileError as error:
         return _unreadable(checkpoint, error, is_named=is_named)
     if opened.path is not None:
@@ -143,6 +143,7 @@ def scan_checkpoint(
         reading = _Reading(opened, settings, num_bytes, encoder)
         statistics, kept, read = list(reading), reading.kept, reading.bytes_read
         embedding = None if reading.sample is None else reading.sample.embed()
+    opened.forget()
     spectra, skipped = _spectra(kept, settings, opened.source)
     findings = find_faults(Evidence(statistics, spectra, opened.surroundings))
     if opened.path is not None:

@@ -2,21 +2,25 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from http import HTTPStatus
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Protocol
+from threading import Lock
+from typing import Any, Protocol
 
 from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from huggingface_hub.utils._http import http_stream_backoff
 
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._patience import patiently
+from hf_sane.tokenization._kept_ranges import KeptRanges
 
 REQUESTS = 8  # to the Hub at a time
 AHEAD = 32  # requests that are sent before the answer to the first is used: what bounds the memory
+MAX_WHOLE_BYTES = 2**26  # of a file that a server without ranges sends where only a part is wanted
 JOINED_GAP = 2**16  # bytes between two ranges that are cheaper to read than to ask for the second range
 
 Range = tuple[int, int]  # the first byte, and the one past the last
@@ -69,16 +73,33 @@ class HubFile:
         name: Path in the repository.
         revision: Branch, tag or commit. Only that of a commit cannot change between two requests.
         api: Hub client, for another endpoint or token.
+        takes_whole: Whether a file of so many bytes may be read as a whole, once, from a server that does not answer
+            ranges.
+        keeps: Whether to keep what was read on disk until [`forget`], for another process to go on with.
 
     Attributes:
         size: Bytes of the whole file; known after the first request.
         bytes_read: Bytes downloaded.
     """
 
-    def __init__(self, repo_id: str, name: str, revision: str | None = None, api: HfApi | None = None) -> None:
+    def __init__(
+        self,
+        repo_id: str,
+        name: str,
+        revision: str | None = None,
+        api: HfApi | None = None,
+        *,
+        takes_whole: Callable[[int], bool] = lambda size: size <= MAX_WHOLE_BYTES,
+        keeps: bool = False,
+    ) -> None:
         self._api = api or HfApi()
         self._url = hf_hub_url(repo_id, name, revision=revision, endpoint=self._api.endpoint)
         self._name = f"{repo_id}/{name}"
+        self._takes_whole = takes_whole
+        self._kept = KeptRanges(self._url)
+        self._keeps = keeps
+        self._content: bytes | None = None  # of a file that came as a whole
+        self._lock = Lock()
         self.size = 0
         self.bytes_read = 0
 
@@ -120,19 +141,61 @@ class HubFile:
                         )
                     yield part
 
+    def forget(self) -> None:
+        """Remove what was kept: nobody will go on with it."""
+        self._kept.forget()
+
     def _fetch(self, start: int, stop: int) -> bytes:
+        if self._content is not None:
+            return self._content[start:stop]
+        if self._keeps and self._kept.whole is not None:
+            file = LocalFile(self._kept.whole)
+            self.size = file.size
+            return file.read(start, stop)
+        if self._keeps and (found := self._kept.find(start, stop)) is not None:
+            content, self.size = found
+            return content
         headers = {**build_hf_headers(token=self._api.token), "Range": f"bytes={start}-{stop - 1}"}
-        response = http_backoff("GET", self._url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # the range of an empty file
-            return b""
-        hf_raise_for_status(response)
-        self.bytes_read += len(response.content)
-        found = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        if found is None:  # a server without ranges
-            self.size = len(response.content)
-            return response.content[start:stop]
-        self.size = int(found[1])
-        return response.content
+        with http_stream_backoff(
+            "GET", self._url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        ) as response:
+            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # the range of an empty file
+                return b""
+            hf_raise_for_status(response)
+            found_range = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
+            if found_range is None:
+                return self._take_whole(response, start, stop)
+            content = response.read()
+        with self._lock:
+            self.bytes_read += len(content)
+        self.size = int(found_range[1])
+        if self._keeps:
+            self._kept.keep(start, stop, content, self.size)
+        return content
+
+    def _take_whole(self, response: Any, start: int, stop: int) -> bytes:
+        """Read the whole file once, from a server that does not answer ranges; later parts come from what was read."""
+
+        def parts() -> Iterator[bytes]:
+            size = int(response.headers.get("Content-Length") or 0)
+            for part in chain([b""], response.iter_bytes()):
+                self.bytes_read += len(part)
+                if not self._takes_whole(max(size, self.bytes_read)):
+                    raise InvalidFileError(
+                        str(self),
+                        expected="a server that sends the part of a file that is asked for",
+                        got=f"the whole file of {max(size, self.bytes_read):,} bytes",
+                        remedy="read all of it (--budget 100%), or download it first (hf-sane pull)",
+                    )
+                yield part
+
+        if self._keeps:
+            file = LocalFile(self._kept.keep_whole(parts()))
+            self.size = file.size
+            return file.read(start, stop)
+        self._content = b"".join(parts())
+        self.size = len(self._content)
+        return self._content[start:stop]
 
 
 def joined(ranges: Sequence[Range]) -> Iterator[list[Range]]:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
 from hf_sane.cards._tables import fact_text
+from hf_sane.records._command import again
 from hf_sane.records._errors import did_you_mean
 from hf_sane.records._escaping import markdown_text
+from hf_sane.records._failures import describe_error
+from hf_sane.records._interruptions import explaining
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import parse_source
@@ -22,6 +25,7 @@ from hf_sane.screening._known_models import KnownModels, embed_known_models, rea
 from hf_sane.screening._scan import SamplingSettings, Scan, scan_checkpoint
 from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._kept_ranges import kept_bytes
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import BUNDLE, SANE, open_sane
 from hf_sane.workflows.shared import SaneSettings, WeightsSettings
@@ -211,13 +215,10 @@ def run_scan(settings: ScanSettings) -> ScanResult:
     """
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     sampling = SamplingSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SamplingSettings)})
-    with optional_output(settings.output, ScanResult.JOB) as output:
+    with explaining(_describe_kept), optional_output(settings.output, ScanResult.JOB) as output:
         encoder = _encoder(settings)
         known = _known_models(settings.index, encoder)
-        scans = [
-            scan_checkpoint(target, sampling, encoder=encoder, is_named=target.source in settings.sources)
-            for target in _targets(settings)
-        ]
+        scans = [_scan(target, sampling, encoder, settings.sources) for target in _targets(settings)]
         nearest = {
             scan.source: known.nearest(scan.embedding.vector)
             for scan in scans
@@ -227,6 +228,26 @@ def run_scan(settings: ScanSettings) -> ScanResult:
         result = ScanResult(record=record, scans=scans, failures=failures, nearest=nearest)
         record.finish({"checkpoints": len(scans), "findings": len(result.findings), "failures": len(failures)})
         return output.write(result)
+
+
+def _scan(target: CheckpointSource, sampling: SamplingSettings, encoder: Encoder, named: Sequence[str]) -> Scan:
+    """Scan one of several checkpoints; if it cannot be reached, the others are scanned all the same."""
+    try:
+        return scan_checkpoint(target, sampling, encoder=encoder, is_named=target.source in named)
+    except OSError as error:  # also what the Hub answers
+        if named == [target.source]:
+            if isinstance(error, ConnectionError) and kept_bytes():
+                raise type(error)(f"{describe_error(error)}; {_describe_kept()}") from error
+            raise
+        problem = Finding("unreadable", "error", describe_error(error), "scan it again, alone")
+        return Scan(source=str(target), format="not read: it cannot be reached", findings=(problem,))
+
+
+def _describe_kept() -> str:
+    """What an interrupted scan leaves behind."""
+    if kept := kept_bytes():
+        return f"{kept:,} bytes that were read from the Hub are kept; {again('continue')}"
+    return f"nothing was written; {again('start again')}"
 
 
 def _encoder(settings: ScanSettings) -> Encoder:
