@@ -1,14 +1,17 @@
 """`hf-sane info`: the paper's token counts from a file whose weights are never read."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
+import hf_sane
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_l, cnn_s
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.workflows import info
 
 
 @pytest.mark.parametrize(
@@ -112,10 +115,38 @@ def test_of_a_repository_only_headers_are_read(sharded, tmp_path, local_hub, hf_
     assert 0 < local_hub.sent(r"safetensors$") < weights / 2
 
 
-def test_it_says_that_values_are_not_read(tmp_path, hf_sane_command):
-    save_file({"w.weight": torch.full((4, 4), torch.nan)}, tmp_path / "broken.safetensors")
+def test_nan_is_told_of_small_files_and_that_large_ones_were_not_read(tmp_path, hf_sane_command, monkeypatch):
+    save_file({"w.weight": torch.full((4, 4), torch.nan), "v": torch.ones(3)}, tmp_path / "broken.safetensors")
     output = hf_sane_command("info", tmp_path / "broken.safetensors").output
-    assert "from headers only: values were not read, so NaN would not show; `hf-sane analyze` reads them" in output
-    assert (
-        json.loads(hf_sane_command("info", tmp_path / "broken.safetensors", "--json").output)["values_read"] is False
-    )
+    assert "NaN or infinite: 16 in w.weight" in output
+    facts = json.loads(hf_sane_command("info", tmp_path / "broken.safetensors", "--json").output)
+    assert (facts["values_read"], facts["not_finite"]) == (True, {"w.weight": 16})
+    monkeypatch.setattr(info, "READ_BYTES", 19)
+    output = hf_sane_command("info", tmp_path / "broken.safetensors").output
+    assert "from headers only: values were not read, so NaN would not show; `hf-sane scan` reads them" in output
+    facts = json.loads(hf_sane_command("info", tmp_path / "broken.safetensors", "--json").output)
+    assert (facts["values_read"], facts["not_finite"]) == (False, None)
+
+
+def test_a_module_in_memory_is_looked_at():
+    network = build_model(cnn_s())
+    assert hf_sane.info(network).facts["not_finite"] == {}
+    network.classifier.bias.data[1] = torch.inf
+    assert hf_sane.info(network).facts["not_finite"] == {"classifier.bias": 1}
+
+
+def test_of_a_folder_of_checkpoints_every_file_has_a_line(tmp_path, hf_sane_command):
+    (tmp_path / "empty").mkdir()
+    build_model(cnn_s()).save_pretrained(tmp_path / "whole")
+    save_file({"w.weight": torch.full((4, 4), torch.nan)}, tmp_path / "broken.safetensors")
+    (tmp_path / "llama.gguf").write_bytes(b"GGUF" + bytes(40))
+    (tmp_path / "notes.txt").write_text("nothing")
+    found = json.loads(hf_sane_command("info", tmp_path, "--json").output)["checkpoints"]
+    assert {Path(name).name for name in found} == {"empty", "whole", "broken.safetensors", "llama.gguf", "notes.txt"}
+    assert found[str(tmp_path / "whole")]["weights"] == 2464
+    assert found[str(tmp_path / "broken.safetensors")]["not_finite"] == {"w.weight": 16}
+    assert "a GGUF file" in found[str(tmp_path / "llama.gguf")]["reason"]
+    assert "holds no safetensors" in found[str(tmp_path / "empty")]["reason"]
+    output = hf_sane_command("info", tmp_path).output
+    assert "NaN or infinite: 16 in w.weight" in output
+    assert "all values are finite" in output

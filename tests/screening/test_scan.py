@@ -195,7 +195,9 @@ def mixed(tmp_path: Path) -> Path:
     save_file(network(), folder / "deep" / "one" / "model.safetensors")
     save_file(network() | {"layers.0.bias": torch.full((700,), torch.nan)}, folder / "broken.safetensors")
     (folder / "cut.safetensors").write_bytes(save(network())[:1000])
+    (folder / "empty").mkdir()
     (folder / "empty.bin").write_bytes(b"")
+    (folder / "gone.safetensors").symlink_to(folder / "nowhere")
     (folder / "llama.gguf").write_bytes(b"GGUF" + bytes(40))
     (folder / "keras.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(40))
     (folder / "notes.txt").write_text("nothing")
@@ -215,7 +217,9 @@ def test_every_file_of_a_folder_has_a_line_and_none_stops_the_others(mixed, monk
         "broken.safetensors": [("nan", "error")],
         "cut.safetensors": [("unreadable", "error")],
         "one": [("licence", "note")],
+        "empty": [],
         "empty.bin": [("unreadable", "warning")],
+        "gone.safetensors": [("unreadable", "error")],
         "keras.h5": [("unreadable", "warning")],
         "llama.gguf": [("unreadable", "warning")],
         "notes.txt": [],
@@ -227,6 +231,7 @@ def test_every_file_of_a_folder_has_a_line_and_none_stops_the_others(mixed, monk
     assert "opening it would run" in found["runs.pkl"].findings[0].message
     assert "expected a whole GGUF file" in found["llama.gguf"].findings[0].message
     assert found["keras.h5"].format == "not read: an HDF5 file (Keras)"
+    assert found["empty"].format == "no weights: an empty folder"
     assert found["notes.txt"].format == "no weights: a text"
     assert not (tmp_path / "planted_code_ran").exists()
     assert result.exit_code == 1
@@ -273,7 +278,7 @@ def test_reports_are_written_and_hold_what_was_found(mixed, tmp_path, hf_sane_co
     (mixed / "x](http:evil) *.safetensors").write_bytes(b"?" * 20)
     hf_sane_command("scan", mixed, "--output", tmp_path / "out", "--fail-on", "never", exit_code=0)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert len(report["scans"]) == 12
+    assert len(report["scans"]) == 14
     sarif = json.loads((tmp_path / "out" / "report.sarif").read_text())
     results = sarif["runs"][0]["results"]
     uris = {x["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for x in results}
@@ -282,7 +287,7 @@ def test_reports_are_written_and_hold_what_was_found(mixed, tmp_path, hf_sane_co
     assert {x["level"] for x in results} == {"error", "warning", "note"}
     assert {x["ruleId"] for x in results} == {x["id"] for x in sarif["runs"][0]["tool"]["driver"]["rules"]}
     card = (tmp_path / "out" / "report.md").read_text()
-    assert card.count("\n- ") == 12
+    assert card.count("\n- ") == 14
     assert r"x\](http:evil) \*.safetensors" in card
     assert "**error** (nan)" in card
 

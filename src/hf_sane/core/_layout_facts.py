@@ -48,7 +48,7 @@ def describe_layout(layout: Layout) -> dict[str, Any]:
         "shared_tensors": len(layout.aliases),
         "uncertain_kinds": sum(len(layer["possible_kinds"]) > 1 for layer in layers),
     }
-    return {"layers": layers, "kinds": kinds, "template": template, "total": total, "values_read": False}
+    return {"layers": layers, "kinds": kinds, "template": template, "total": total}
 
 
 def _layer_facts(layer: LayerSpec, count: int, token_dim: int, shapes: Shapes) -> dict[str, Any]:

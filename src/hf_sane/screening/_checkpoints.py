@@ -27,7 +27,7 @@ from hf_sane.tokenization._checkpoints import (
 )
 from hf_sane.tokenization._formats import WHOLE, file_format
 from hf_sane.tokenization._safetensors_header import TensorEntry, fetch_entries, read_entries
-from hf_sane.tokenization._weight_files import is_index, is_pickle_name
+from hf_sane.tokenization._weight_files import SAFETENSORS_NAMES, is_index, is_pickle_name
 from hf_sane.zoo.importing._cards import CardFacts
 
 CONFIG, CARD = "config.json", "README.md"
@@ -213,20 +213,34 @@ def _code(names: list[str], config: Path | None) -> tuple[str, ...]:
 
 
 def targets_in(folder: Path) -> Iterator[Path]:
-    """What a folder holds: itself if its files are one checkpoint; otherwise files, and folders of weights in it."""
+    """What a folder holds: itself if its files are one checkpoint; otherwise files, and folders of weights in it.
+
+    A folder in it that is empty, or may not be read, counts as one file.
+    """
     if _holds_weights(folder):
         yield folder
         return
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        yield from targets_in(path) if path.is_dir() else (path,)
+        yield from targets_in(path) if _has_content(path) else (path,)
+
+
+def _has_content(path: Path) -> bool:
+    """Whether it is a folder that holds something."""
+    try:
+        return path.is_dir() and any(not inside.name.startswith(".") for inside in path.iterdir())
+    except PermissionError:
+        return False
 
 
 def _holds_weights(folder: Path) -> bool:
-    """Whether the files of a folder are one checkpoint."""
+    """Whether the files of a folder are one checkpoint: under a usual name, or the only file of weights."""
     try:
-        weights_path(CheckpointSource(folder))
+        chosen = weights_path(CheckpointSource(folder))
     except (FileNotFoundError, InvalidFileError):
         return False
-    return True
+    if is_index(chosen.name) or chosen.name in SAFETENSORS_NAMES:
+        return True
+    others = (path for path in chosen.parent.iterdir() if path.is_file() and path != chosen)
+    return not any(file_format(path).holds_weights for path in others if not path.name.startswith("."))

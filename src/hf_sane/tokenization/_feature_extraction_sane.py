@@ -392,9 +392,9 @@ def _by_name(layer: LayerSpec) -> tuple[Any, ...]:
 def _check_finite(tokens: Tensor, layout: Layout, state_dict: Mapping[str, Tensor]) -> None:
     """Check all weights in one cheap pass, and locate bad ones only if it fails."""
     template = [tensor for tensor in layout.template.values() if tensor.is_floating_point()]
-    if torch.isfinite(tokens.sum()) and not any(map(_not_finite, template)):
+    if torch.isfinite(tokens.sum()) and not any(map(not_finite, template)):
         return
-    counts = {name: _not_finite(tensor) for name, tensor in state_dict.items() if tensor.is_floating_point()}
+    counts = {name: not_finite(tensor) for name, tensor in state_dict.items() if tensor.is_floating_point()}
     if bad := {name: count for name, count in counts.items() if count}:
         raise ValueError(f"NaN or infinite weights (tensor: count): {bad}; repair or leave out this network")
     for layer, part in zip(layout.layers, layout.token_slices, strict=True):
@@ -406,6 +406,6 @@ def _check_finite(tokens: Tensor, layout: Layout, state_dict: Mapping[str, Tenso
             )
 
 
-def _not_finite(tensor: Tensor) -> int:
+def not_finite(tensor: Tensor) -> int:
     """Number of entries that are NaN or infinite; float8 has no `isfinite`."""
     return int((~torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float())).sum())

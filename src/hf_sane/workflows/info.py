@@ -4,27 +4,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor, nn
+
 from hf_sane.core._layout import Layout
 from hf_sane.core._layout_facts import describe_layout
-from hf_sane.records._errors import shorten
+from hf_sane.records._errors import name_some, shorten
+from hf_sane.records._failures import describe_error
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.tokenization._checkpoints import CheckpointSource, Source
-from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.records._sources import HubRepo, parse_source
+from hf_sane.screening._checkpoints import targets_in
+from hf_sane.tokenization._checkpoints import CheckpointSource, Source, load_state_dict, weights_path
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor, not_finite
 from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.shared import SaneSettings, WeightsSettings
+from hf_sane.workflows.show_zoo import is_zoo
 
 MAX_UNSURE = 20  # layers listed one by one
 COLUMNS = ("name", "kind", "shape", "dtype", "tokens", "padding")
-NOT_READ = "from headers only: values were not read, so NaN would not show; `hf-sane analyze` reads them"
+READ_BYTES = 2**26  # of files whose values are looked at, too
+NOT_READ = "from headers only: values were not read, so NaN would not show; `hf-sane scan` reads them"
+FINITE = "all values are finite"
 
 
 @dataclass(kw_only=True)
 class InfoSettings(WeightsSettings, SaneSettings):
     """Settings of [`info`]."""
 
-    checkpoint: Source = setting("Safetensors file, folder, weights-only pickle, or Hub repo id.", positional=True)
+    checkpoint: Source = setting(
+        "Safetensors file, folder, weights-only pickle, or Hub repo id; or a folder of checkpoints.", positional=True
+    )
     extractor: str | SANEFeatureExtractor | None = setting(
         "SANE folder or Hub repo id; its weight tokenizer replaces the next three options.", default=None
     )
@@ -42,7 +52,8 @@ class InfoResult(Result):
 
     Attributes:
         layout: Layers and tensors, and the tokens that they are arranged in.
-        facts: Description from [`describe_layout`].
+        facts: Description from [`describe_layout`]; `not_finite` counts NaN and infinite values by tensor, `None` if
+            values were not read.
     """
 
     layout: Layout
@@ -65,7 +76,7 @@ class InfoResult(Result):
         tables = [
             Table(COLUMNS, layers),
             Table(("kind", "layers", "weights", "tokens", "padding"), kinds),
-            Table(("total", ""), total, caption="\n".join([NOT_READ, *carried])),
+            Table(("total", ""), total, caption="\n".join([_values(facts["not_finite"]), *carried])),
         ]
         if unsure := [layer for layer in facts["layers"] if len(layer["possible_kinds"]) > 1]:
             title = f"kind not certain from name and shape alone, {len(unsure)} layers (tokens do not depend on it):"
@@ -75,23 +86,50 @@ class InfoResult(Result):
         return tables
 
 
-def info(checkpoint: Source, **options: Any) -> InfoResult:
-    """Describe the layers, tokens and memory of a network.
+@dataclass(kw_only=True)
+class FolderInfoResult(Result):
+    """What lies in a folder of checkpoints.
+
+    Attributes:
+        checkpoints: Totals of each, or why it was not read, by path.
+    """
+
+    checkpoints: dict[str, dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Totals by path."""
+        return {"checkpoints": self.checkpoints}
+
+    def tables(self) -> list[Table]:
+        """A line for each file, and for each folder that is one checkpoint."""
+        columns = ("layers", "weights", "tokens")
+        rows = [
+            [path, *(found.get(column) for column in columns), found.get("reason") or _values(found["not_finite"])]
+            for path, found in self.checkpoints.items()
+        ]
+        return [Table(("checkpoint", *columns, ""), rows)]
+
+
+def info(checkpoint: Source, **options: Any) -> InfoResult | FolderInfoResult:
+    """Describe the layers, tokens and memory of a network, or of each in a folder.
 
     ```python
     print(hf_sane.info("org/some-network", token_dim=289))
     ```
 
     Args:
-        checkpoint: A module, state dict, path or Hub repo id; only the headers of files are read.
+        checkpoint: A module, state dict, path or Hub repo id. The headers of files are read, and the values of small
+            ones, to find NaN.
         **options: Other fields of [`InfoSettings`].
     """
     return run_info(InfoSettings(checkpoint=checkpoint, **options))
 
 
-def run_info(settings: InfoSettings) -> InfoResult:
-    """Show the layers, tokens and memory of a checkpoint from its headers; weights are neither read nor checked."""
-    source: Any = settings.checkpoint
+def run_info(settings: InfoSettings) -> InfoResult | FolderInfoResult:
+    """Show the layers, tokens and memory of a checkpoint from its headers, and whether a small one holds NaN.
+
+    Of a folder of checkpoints, every file gets a line.
+    """
     record = RunRecord.start(arguments=as_arguments(settings))
     extractor = settings.extractor
     if extractor is None:
@@ -100,12 +138,64 @@ def run_info(settings: InfoSettings) -> InfoResult:
         )
     elif isinstance(extractor, str):
         extractor = SANEFeatureExtractor.load(extractor, subfolder=settings.sane_subfolder)
+    if inside := _checkpoints_in(settings):
+        found = {str(path): _outline(extractor, CheckpointSource(path, key=settings.key)) for path in inside}
+        return FolderInfoResult(record=record.finish({"checkpoints": len(found)}), checkpoints=found)
+    source: Any = settings.checkpoint
     if isinstance(source, str | Path):
-        source = read_meta_state_dict(
-            CheckpointSource(source, settings.revision, settings.subfolder, settings.variant, settings.key)
-        )
-    layout = extractor.layout(source)
-    return InfoResult(record=record.finish({}), layout=layout, facts=describe_layout(layout))
+        source = CheckpointSource(source, settings.revision, settings.subfolder, settings.variant, settings.key)
+    layout, facts = _describe(extractor, source)
+    return InfoResult(record=record.finish({}), layout=layout, facts=facts)
+
+
+def _checkpoints_in(settings: InfoSettings) -> list[Path]:
+    """What a folder of several checkpoints holds; nothing for every other source."""
+    source = settings.checkpoint
+    if not isinstance(source, str | Path) or settings.subfolder or settings.variant or is_zoo(source):
+        return []
+    place = parse_source(source, revision=settings.revision)
+    if not isinstance(place, Path) or not place.is_dir():
+        return []
+    inside = list(targets_in(place))
+    return [] if inside == [place] else inside
+
+
+def _describe(extractor: SANEFeatureExtractor, source: Any) -> tuple[Layout, dict[str, Any]]:
+    """Layout and facts of one network."""
+    tensors = read_meta_state_dict(source) if isinstance(source, CheckpointSource) else source
+    layout = extractor.layout(tensors)
+    counts = _not_finite(source, layout)
+    return layout, describe_layout(layout) | {"values_read": counts is not None, "not_finite": counts}
+
+
+def _outline(extractor: SANEFeatureExtractor, source: CheckpointSource) -> dict[str, Any]:
+    """Totals of one of several checkpoints, or why it was not read."""
+    try:
+        layout, facts = _describe(extractor, source)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return {"reason": describe_error(error)}
+    return {"layers": len(layout.layers)} | facts["total"] | {"not_finite": facts["not_finite"]}
+
+
+def _not_finite(source: Any, layout: Layout) -> dict[str, int] | None:
+    """NaN and infinite values by tensor; `None` of large files, and of those that are not on this machine."""
+    if isinstance(source, CheckpointSource):
+        is_small = 4 * layout.num_weights <= READ_BYTES
+        if not is_small or isinstance(parse_source(source.source, revision=source.revision), HubRepo):
+            return None
+        source = load_state_dict(weights_path(source), key=source.key)
+    tensors = source.state_dict() if isinstance(source, nn.Module) else source
+    values = {name: x for name, x in tensors.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    if any(x.is_meta for x in values.values()):
+        return None
+    return {name: count for name, x in values.items() if (count := not_finite(x))}
+
+
+def _values(counts: dict[str, int] | None) -> str:
+    """What is known of the values."""
+    if not counts:
+        return NOT_READ if counts is None else FINITE
+    return f"NaN or infinite: {name_some([f'{count:,} in {name}' for name, count in counts.items()])}"
 
 
 def _shown(value: Any) -> Any:
@@ -117,4 +207,4 @@ def _shown(value: Any) -> Any:
     return value
 
 
-__all__ = ["InfoResult", "InfoSettings", "info"]
+__all__ = ["FolderInfoResult", "InfoResult", "InfoSettings", "info"]

@@ -232,6 +232,9 @@ def run_scan(settings: ScanSettings) -> ScanResult:
 
 def _scan(target: CheckpointSource, sampling: SamplingSettings, encoder: Encoder, named: Sequence[str]) -> Scan:
     """Scan one of several checkpoints; if it cannot be reached, the others are scanned all the same."""
+    place = Path(target.source)
+    if place.is_dir() and target.source not in named and not any(place.iterdir()):
+        return Scan(source=str(target), format="no weights: an empty folder")
     try:
         return scan_checkpoint(target, sampling, encoder=encoder, is_named=target.source in named)
     except OSError as error:  # also what the Hub answers
