@@ -3,6 +3,7 @@
 The same for a module of one's own with the same layers, which the library runs under `torch.vmap`.
 
     python benchmarks/zoo_training.py --output runs/benchmarks/zoo_training.json
+    OMP_NUM_THREADS=1 python benchmarks/zoo_training.py --networks 64 --plain-networks 16 --output modules.json
 
 The plain loop has one module and one `torch.optim.Adam` per network: zero_grad, forward, backward, step. Both sides
 train the same networks on the same batches, in turn, in one process and under one allocator; medians over rounds.

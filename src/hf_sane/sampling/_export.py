@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model as load_safetensors
-from safetensors.torch import save_model as save_safetensors
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -129,7 +128,9 @@ def save_module(partial: Path, model: nn.Module) -> None:
     if callable(save):
         save(partial)
     if not (partial / WEIGHTS).is_file():
-        save_safetensors(model, str(partial / WEIGHTS))
+        # Tied weights under all their names, as load_state_dict() expects them.
+        tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+        save_file(tensors, partial / WEIGHTS)
     if not (partial / CONFIG).is_file():
         named = {"architectures": [type(model).__name__], "library_name": "pytorch"}
         (partial / CONFIG).write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
@@ -145,7 +146,7 @@ def check_saved(model: nn.Module, folder: Path) -> nn.Module:
         loaded: nn.Module = type(model).from_pretrained(folder)
     else:
         loaded = copy.deepcopy(model)
-        load_safetensors(loaded, folder / WEIGHTS)
+        loaded.load_state_dict(load_file(folder / WEIGHTS))
     loaded = loaded.eval()
     written, read = model.state_dict(), loaded.state_dict()
     if differing := [
