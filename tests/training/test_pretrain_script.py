@@ -1,5 +1,6 @@
 """scripts/pretrain.py, run as its docstring says, and through `main`."""
 
+import gc
 import os
 import runpy
 import sys
@@ -7,9 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from forks import Fork
 from torch.distributed import TCPStore
+from torch.nn.parallel import DistributedDataParallel
 
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._images import load_images
@@ -57,6 +60,14 @@ def test_two_processes_train_as_torchrun_starts_them(flags, tmp_path):
     shared |= {"OMP_NUM_THREADS": 1}  # unless it is set already
 
     def train(rank):
+        end_training = Accelerator.end_training
+
+        def end(accelerator):
+            wrapped = [found for found in gc.get_objects() if type(found) is DistributedDataParallel]
+            sys.stderr.write(f"still wrapped {len(wrapped)}\n")
+            end_training(accelerator)
+
+        Accelerator.end_training = end  # of this fork
         os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
         sys.argv = [str(SCRIPT), *flags, "--output_dir", str(tmp_path / "run"), "--log_with", "none"]
         runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -66,4 +77,7 @@ def test_two_processes_train_as_torchrun_starts_them(flags, tmp_path):
     lines = [line.split() for line in first.stdout.splitlines() if line.startswith("processes")]
     assert lines == [["processes", "2"]]
     assert second.stdout == ""
+    # One that outlives the connections between processes can wait for ever for their threads.
+    for ending in (first, second):
+        assert [line for line in ending.stderr.splitlines() if line.startswith("still")] == ["still wrapped 0"]
     assert SANEModel.from_pretrained(tmp_path / "run" / "model").config.window_size == 8

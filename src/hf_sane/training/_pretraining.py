@@ -179,6 +179,17 @@ class Run:
                     describe(partial, self.arguments, self.data.network_config)
         accelerator.wait_for_everyone()
 
+    def end(self) -> None:
+        """Close the logs and the connections between processes.
+
+        What wraps the model for several processes has to be gone before: as the last owner of the connections, it
+        would wait for their threads without giving up Python's lock, which these need to free the last tensors.
+        """
+        if self.accelerator.num_processes > 1:
+            self.model = self.accelerator.unwrap_model(self.model)
+            self.accelerator.free_memory()
+        self.accelerator.end_training()
+
     def require_finite(self, loss: Tensor, *, weights: bool) -> float:
         """Refuse to go on with numbers that are none; gives the mean loss over processes.
 
@@ -282,7 +293,7 @@ def pretrain(
         if accelerator.is_main_process:
             folder.finish(keep_checkpoints=arguments.checkpoint_every_steps > 0)
     is_main_process = accelerator.is_main_process
-    accelerator.end_training()
+    run.end()
     return PretrainResult(
         folder=Path(arguments.output) / MODEL,
         reconstruction_r2=results["reconstruction_r2"],
