@@ -42,48 +42,105 @@ def with_nan() -> torch.Tensor:
     return weight
 
 
-FAULTY = {
-    "nan": (changed("layer4.weight", with_nan()), "error", "1 NaN and 1 infinite of 4,800 values"),
-    "constant": (changed("layer4.weight", torch.ones(80, 60)), "warning", "all values that were read are equal"),
+def low_rank() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(80, 2, generator=generator) @ torch.randn(2, 60, generator=generator)
+
+
+def drawn(std: float) -> torch.Tensor:
+    return std * torch.randn(80, 60, generator=torch.Generator().manual_seed(0))
+
+
+def experts(scale: float) -> dict[str, torch.Tensor]:
+    return network() | {f"experts.{i}.w": trained(20 + i, scale if i == 1 else 0.1) for i in range(4)}
+
+
+def with_value(value: float, dtype: torch.dtype) -> torch.Tensor:
+    weight = trained(4)
+    weight[0, 0] = value
+    return weight.to(dtype)
+
+
+def nudged(weight: torch.Tensor) -> torch.Tensor:
+    weight[5, 7] += 1e-3
+    return weight
+
+
+CODE, PICKLES = Surroundings(code=("modeling_x.py",), licence="mit"), Surroundings(pickles=("x.bin",), licence="mit")
+# Rule: what it finds, how severe that is and a part of the message; and what resembles it, but is no fault.
+TABLE = {
+    "nan": (
+        changed("layer4.weight", with_nan()),
+        "error",
+        "1 NaN and 1 infinite of 4,800 values",
+        changed("layer4.weight", with_value(3e38, torch.float32)),
+    ),
+    "constant": (
+        changed("layer4.weight", torch.ones(80, 60)),
+        "warning",
+        "all values that were read are equal",
+        network() | {"layer4.bias": torch.ones(80), "positions": torch.zeros(3, 4, dtype=torch.int64)},
+    ),
     "duplicate": (
         changed("layer4.weight", trained(7)),
         "warning",
-        "the same values, in layer4.weight, layer7.weight",
+        "layer4.weight, layer7.weight",
+        changed("layer4.weight", nudged(trained(7))) | {"layer0.other_shape": trained(7).T.contiguous()},
     ),
     "tied": (
         network() | {"embed.weight": trained(20), "lm_head.weight": trained(20)},
         "note",
-        "tied copies: embed.weight, lm_head.weight",
+        "embed.weight, lm_head.weight",
+        network() | {"embed.weight": trained(20), "lm_head.weight": trained(21)},
     ),
     "untrained": (
-        changed("layer4.weight", 0.02 * torch.randn(80, 60, generator=torch.Generator().manual_seed(0))),
+        changed("layer4.weight", drawn(0.02)),
         "warning",
-        "as an initialisation draws them (normal with std 0.02), unlike the other matrices: layer4.weight",
+        "normal with std 0.02",
+        changed("layer4.weight", drawn(0.05)),
     ),
-    "outlier": (changed("layer4.weight", trained(4, 10.0)), "warning", "times as large as the median of the matrices"),
+    "outlier": (
+        changed("layer4.weight", trained(4, 10.0)),
+        "warning",
+        "times as large as the median of the matrices",
+        changed("layer4.weight", trained(4, 0.3)),
+    ),
+    "expert": (experts(0.001), "warning", "as small as the median of the 4 experts", experts(0.05)),
+    "rank": (
+        changed("layer4.weight", low_rank()),
+        "warning",
+        "layer4.weight",
+        changed("layer4.weight", low_rank() + drawn(1.0)),
+    ),
     "overflow": (
-        changed("layer4.weight", trained(4, 1e4).half()),
+        changed("layer4.weight", with_value(4e4, torch.float16)),
         "warning",
-        "in float16, which ends at 65,504, in layer4.weight",
+        "in float16, which ends at 65,504",
+        changed("layer4.weight", with_value(3e4, torch.float16)) | {"layer5.weight": with_value(6e4, torch.float32)},
     ),
+    "remote-code": (CODE, "warning", "modeling_x.py", PICKLES),
+    "pickle": (PICKLES, "warning", "x.bin", CODE),
+    "licence": (Surroundings(has_card=True), "note", "no licence", Surroundings(licence="mit", has_card=True)),
 }
 
 
-@pytest.mark.parametrize("rule", FAULTY)
-def test_a_fault_is_found(rule):
-    tensors, severity, text = FAULTY[rule]
-    found = [finding for finding in findings(tensors) if finding.rule == rule]
-    assert len(found) == 1
-    assert (found[0].severity, text in found[0].message) == (severity, True), found[0].message
-    assert set(found[0].tensors) <= tensors.keys()
-    assert found[0].remedy
+def judged(case: dict[str, torch.Tensor] | Surroundings, rule: str) -> list[Finding]:
+    tensors, around = (network(), case) if isinstance(case, Surroundings) else (case, GOOD)
+    return [finding for finding in findings(tensors, around, spectra=rule == "rank") if finding.rule == rule]
 
 
-def test_rank_collapse_is_found():
-    generator = torch.Generator().manual_seed(0)
-    low = torch.randn(80, 2, generator=generator) @ torch.randn(2, 60, generator=generator)
-    found = findings(changed("layer4.weight", low), spectra=True)
-    assert [(x.rule, x.tensors) for x in found if x.rule == "rank"] == [("rank", ("layer4.weight",))]
+def test_every_rule_is_in_the_table():
+    assert TABLE.keys() == {*RULES, "tied"}  # which the rule `duplicate` finds
+
+
+@pytest.mark.parametrize("rule", TABLE)
+def test_a_rule_finds_its_fault_and_nothing_that_resembles_it(rule):
+    faulty, severity, text, spared = TABLE[rule]
+    (found,) = judged(faulty, rule)
+    assert (found.severity, text in found.message) == (severity, True), found.message
+    assert found.remedy
+    assert set(found.tensors) <= (faulty.keys() if isinstance(faulty, dict) else set())
+    assert judged(spared, rule) == []
 
 
 def test_a_fresh_network_is_untrained_as_a_whole():
@@ -104,18 +161,6 @@ def test_what_a_cast_would_lose_is_a_note():
     wide[0, 0] = 1e6
     found = [x for x in findings(changed("layer4.weight", wide)) if x.rule == "overflow"]
     assert [(x.severity, x.message) for x in found] == [("note", "values up to 1e+06 in layer4.weight")]
-
-
-@pytest.mark.parametrize(
-    ("around", "rule", "severity"),
-    [
-        (Surroundings(code=("modeling_x.py",), licence="mit"), "remote-code", "warning"),
-        (Surroundings(pickles=("pytorch_model.bin",), licence="mit"), "pickle", "warning"),
-        (Surroundings(has_card=True), "licence", "note"),
-    ],
-)
-def test_what_lies_beside_the_weights(around, rule, severity):
-    assert [(x.rule, x.severity) for x in findings(network(), around)] == [(rule, severity)]
 
 
 def test_a_single_file_needs_no_licence():
