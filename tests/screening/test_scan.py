@@ -164,6 +164,15 @@ def test_a_repository_that_is_missing_does_not_stop_the_others(local_hub):
     assert "org/missing" in missing.findings[0].message
 
 
+def test_a_repository_of_other_formats_says_that_nothing_was_read(local_hub):
+    files = {"llama.gguf": b"GGUF" + bytes(40), "README.md": b"---\nlicense: mit\n---\n"}
+    local_hub.storage.add_files("models", "org/gguf", files)
+    (scan,) = hf_sane.scan("org/gguf").scans
+    (found,) = scan.findings
+    assert (found.rule, found.severity) == ("unreadable", "warning")
+    assert "it holds llama.gguf, which cannot be read" in found.message
+
+
 def test_neighbours_are_asked_for_in_one_request():
     gap = JOINED_GAP
     assert list(joined([(0, 5), (5, 9), (9 + gap, 20 + gap), (21 + 2 * gap, 22 + 2 * gap)])) == [

@@ -146,6 +146,9 @@ def scan_checkpoint(
     opened.forget()
     spectra, skipped = _spectra(kept, settings, opened.source)
     findings = find_faults(Evidence(statistics, spectra, opened.surroundings))
+    if not statistics:
+        what = f"no tensors were read: {opened.format.removeprefix('not read: ')}"
+        findings.append(Finding("unreadable", "warning", what, "name a file of weights, or ask its author for some"))
     if opened.path is not None:
         findings = [*scan_pickle(opened.path), *findings]
     return Scan(
