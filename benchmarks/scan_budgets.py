@@ -7,8 +7,8 @@
    kurtosis against those of all its values, and how often the standard deviation lies within twice the error that is
    told.
 2. `population`: a zoo of MLPs with wide layers, trained here on a part of the images with several learning rates, and
-   a SANE of it. A ridge probe is fitted on embeddings of whole networks and predicts the test accuracy of others from
-   embeddings of a sample.
+   a SANE of it: distance of embeddings of a sample from those of whole networks, and what a ridge probe, which was
+   fitted on statistics of whole networks, predicts of the test accuracy of others from those of a sample.
 
 Every budget is measured with several random seeds of the places that are read. About ten minutes on one core.
 """
@@ -95,8 +95,7 @@ def build_population(images: str, options: argparse.Namespace, folder: Path) -> 
         num_models=options.networks,
         epochs=options.epochs,
         keep_epochs=[1, options.epochs],
-        learning_rate=[2e-5, 5e-3],
-        data_fraction=[0.1, 1.0],
+        learning_rate=[1e-5, 3e-3],
         split_shares=[0.5, 0.1, 0.4],
         token_dim=TOKEN_DIM,
         recipe="hyperparameter",
@@ -116,24 +115,23 @@ def build_population(images: str, options: argparse.Namespace, folder: Path) -> 
 
 
 def measure_population(sane: hf_sane.SANE, zoo: Any, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Distance of sampled embeddings from whole ones, and what a probe predicts from them."""
+    """Distance of sampled embeddings from whole ones, and what a probe predicts from sampled statistics."""
     encoder = Encoder("SANE", sane.extractor, lambda: sane.model)
     paths: dict[str, list[Path]] = {"train": [], "test": []}
-    accuracies: dict[str, list[float]] = {"train": [], "test": []}
-    for name in paths:
-        split = zoo.splits[name]
-        for index, accuracy in enumerate(split.column("test_accuracy").tolist()):
-            path = folder / f"{name}_{index}.safetensors"
-            save_file(split.state_dict(index), path)
-            paths[name].append(path)
-            accuracies[name].append(accuracy)
-    whole = {name: np.stack([_vector(scan_of(x, "100%", 0, encoder)) for x in paths[name]]) for name in paths}
-    predict = _fit_probe(whole["train"], np.array(accuracies["train"]))
-    true, test = np.array(accuracies["test"]), whole["test"]
-    apart = np.median([np.linalg.norm(a - b) for i, a in enumerate(test) for b in test[:i]])
-    found: dict[str, Any] = {
+    for name, found in paths.items():
+        for index in range(len(zoo.splits[name])):
+            found.append(folder / f"{name}_{index}.safetensors")
+            save_file(zoo.splits[name].state_dict(index), found[-1])
+    accuracies = {name: zoo.splits[name].column("test_accuracy") for name in paths}
+    whole = [scan_of(path, "100%", 0, encoder) for path in paths["test"]]
+    features = np.stack([_features(scan_of(path, "100%", 0)) for path in paths["train"]])
+    predict = _fit_probe(features, accuracies["train"])
+    true, vectors = accuracies["test"], np.stack([_vector(scan) for scan in whole])
+    predicted = predict(np.stack([_features(scan) for scan in whole]))
+    apart = np.median([np.linalg.norm(a - b) for i, a in enumerate(vectors) for b in vectors[:i]])
+    results: dict[str, Any] = {
         "networks": {name: len(x) for name, x in paths.items()},
-        "weights": scan_of(paths["test"][0], "100%", 0).num_weights,
+        "weights": whole[0].num_weights,
         "accuracy_std": float(true.std()),
         "distance_between_networks": float(apart),
         "budgets": {},
@@ -141,25 +139,28 @@ def measure_population(sane: hf_sane.SANE, zoo: Any, folder: Path, seeds: Sequen
     for budget in BUDGETS:
         rows = []
         for seed in seeds if budget != "100%" else seeds[:1]:
-            scans = [scan_of(x, budget, seed, encoder) for x in paths["test"]]
-            vectors = np.stack([_vector(x) for x in scans])
-            distances = np.linalg.norm(vectors - test, axis=1)
-            nearest = [int(np.linalg.norm(test - x, axis=1).argmin()) for x in vectors]
+            scans = whole if budget == "100%" else [scan_of(path, budget, seed, encoder) for path in paths["test"]]
+            distances = np.linalg.norm(np.stack([_vector(scan) for scan in scans]) - vectors, axis=1)
+            said = predict(np.stack([_features(scan) for scan in scans]))
+            embeddings = [scan.embedding for scan in scans if scan.embedding is not None]
             rows.append(
                 {
                     "bytes_read_share": sum(x.bytes_read for x in scans) / sum(x.num_bytes for x in scans),
-                    "tokens_read_share": float(
-                        np.mean([x.embedding.tokens_read / x.embedding.num_tokens for x in scans])  # type: ignore[union-attr]
-                    ),
+                    "tokens_read_share": float(np.mean([x.tokens_read / x.num_tokens for x in embeddings])),
                     "distance": float(np.sqrt(np.mean(distances**2))),
-                    "told_error": float(np.sqrt(np.mean([x.embedding.error**2 for x in scans]))),  # type: ignore[union-attr]
-                    "nearest_is_itself": float(np.mean([i == place for i, place in enumerate(nearest)])),
-                    "prediction_error": float(np.abs(predict(vectors) - predict(test)).mean()),
-                    "r2": float(1 - np.square(predict(vectors) - true).sum() / np.square(true - true.mean()).sum()),
+                    "told_error": float(np.sqrt(np.mean([x.error**2 for x in embeddings]))),
+                    "prediction_error": float(np.abs(said - predicted).mean()),
+                    "r2": float(1 - np.square(said - true).sum() / np.square(true - true.mean()).sum()),
                 }
             )
-        found["budgets"][budget] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    return found
+        results["budgets"][budget] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return results
+
+
+def _features(scan: Scan) -> NDArray[np.float64]:
+    """Of every tensor: mean over standard deviation, and the logarithms of standard deviation and kurtosis."""
+    rows = sorted((x.name, x.mean / x.std, np.log(x.std), np.log(x.kurtosis)) for x in scan.tensors)
+    return np.array([row[1:] for row in rows]).ravel()
 
 
 def _vector(scan: Scan) -> NDArray[np.float64]:
@@ -187,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--train-limit", type=int, default=2000)
     parser.add_argument("--test-limit", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=200, help="of pre-training")
+    parser.add_argument("--steps", type=int, default=80, help="of pre-training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     options, record = start(parser, argv, hidden=("checkpoints",))
     with tempfile.TemporaryDirectory() as scratch:

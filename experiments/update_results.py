@@ -24,6 +24,7 @@ from results import (
     probing,
     readme,
     regions,
+    scanning,
     symmetries,
 )
 
@@ -46,6 +47,7 @@ PAGES = (
     paper,
     cross_architecture,
     ablations,
+    scanning,
 )
 
 

@@ -1,0 +1,107 @@
+"""docs/results/scanning.md: what each budget of a scan gets wrong, and a scan of 6.7 billion weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_sane.cards._tables import markdown_table
+
+PAGE = "docs/results/scanning.md"
+SECONDS, MEMORY, WHOLE_MEMORY = 30.0, 0.5e9, 1e9  # targets for 6.7 billion weights: of 1 %, and of everything
+
+
+def _record(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / "runs" / "benchmarks" / name).read_text(encoding="utf-8"))
+
+
+def _link(name: str) -> str:
+    return f"[{name}](../../runs/benchmarks/{name})"
+
+
+def statistics_block(folder: Path) -> str:
+    """Errors of statistics, by checkpoint and budget."""
+    record = _record(folder, "scan_budgets.json")
+    sizes = record["results"]["checkpoints"]
+    rows = []
+    for name, budgets in record["results"]["statistics"].items():
+        reads: dict[float, list[str]] = {}
+        for budget, found in budgets.items():
+            if found["tensors"]:
+                reads.setdefault(found["bytes_read_share"], []).append(budget)
+        for share, alike in reads.items():
+            found = budgets[alike[0]]
+            errors = [f"{found[key]['median']:.2%}, {found[key]['p95']:.2%}" for key in ("std", "mean", "kurtosis")]
+            title = f"{name} ({sizes[name] / 1e6:.1f} MB)"
+            within = f"{found['std_within_two_errors']:.0%}"
+            rows.append([title, ", ".join(alike), f"{share:.2%}", f"{found['tensors']}", *errors, within])
+    header = ["checkpoint", "budget", "read", "sampled tensors", "std", "mean", "kurtosis", "within 2 errors"]
+    return (
+        "Of tensors that were read in part, the relative error of the standard deviation and of the kurtosis, and "
+        "that of the mean in standard deviations: median, 95th percentile over tensors and "
+        f"{len(record['arguments']['seeds'])} seeds. The last column is how often the standard deviation lies within "
+        f"twice the error that the scan tells ({_link('scan_budgets.json')}).\n\n"
+        f"{markdown_table(header, rows, numbers=True)}\n\n"
+        "Tensors of up to 32 KiB are always read whole, and four blocks of 4 KiB of each other one, so that small "
+        "checkpoints are read beyond a small budget."
+    )
+
+
+def population_block(folder: Path) -> str:
+    """Errors of embeddings and predictions."""
+    found = _record(folder, "scan_budgets.json")["results"]["population"]
+    rows = [
+        [
+            budget,
+            f"{row['bytes_read_share']:.1%}",
+            f"{row['distance']:.3f}",
+            f"{row['told_error']:.3f}",
+            f"{row['prediction_error']:.4f}",
+            f"{row['r2']:.2f}",
+        ]
+        for budget, row in found["budgets"].items()
+    ]
+    header = ["budget", "read", "embedding distance", "told error", "change of the prediction", "R²"]
+    networks = found["networks"]
+    return (
+        f"{networks['test']} MLPs of {found['weights']:,} weights, and a SANE and a ridge probe of "
+        f"{networks['train']} others. The probe predicts the test accuracy (standard deviation "
+        f"{found['accuracy_std']:.3f}) from statistics of the layers. Distances are root mean squares; two of the "
+        f"networks are {found['distance_between_networks']:.3f} apart.\n\n"
+        f"{markdown_table(header, rows, numbers=True)}"
+    )
+
+
+def large_block(folder: Path) -> str:
+    """Seconds and memory of a scan of 6.7 billion weights, and whether the targets were met."""
+    record = _record(folder, "scan_large.json")
+    results, hardware = record["results"], record["hardware"]
+    budgets = results["budgets"]
+    rows = [
+        [
+            budget,
+            f"{found['bytes_read'] / 1e6:,.0f} MB",
+            f"{found['seconds']:.1f} s",
+            f"{found['peak_anonymous_bytes'] / 1e9:.2f} GB",
+        ]
+        for budget, found in budgets.items()
+    ]
+    weights = budgets["1%"]["weights"]
+    part, whole = budgets["1%"], budgets["100%"]["peak_anonymous_bytes"]
+    is_met = part["seconds"] < SECONDS and part["peak_anonymous_bytes"] < MEMORY and whole < WHOLE_MEMORY
+    return (
+        f"{weights / 1e9:.1f} billion weights in float16, {results['weight_bytes'] / 1e9:.1f} GB in "
+        f"{results['shards']} shards, from a local disk, with {hardware['torch_threads']} threads on "
+        f"{hardware['cpu']} ({_link('scan_large.json')}). The target, 1 % in {SECONDS:.0f} s and "
+        f"{MEMORY / 1e9:.1f} GB of anonymous memory and the whole in {WHOLE_MEMORY / 1e9:.0f} GB, is "
+        f"{'met' if is_met else '**not met**'}.\n\n"
+        f"{markdown_table(['budget', 'read', 'time', 'peak anonymous memory'], rows, numbers=True)}"
+    )
+
+
+def blocks(root: Path) -> dict[str, str]:
+    """All blocks of the page."""
+    return {
+        "statistics": statistics_block(root),
+        "population": population_block(root),
+        "large_scan": large_block(root),
+    }
