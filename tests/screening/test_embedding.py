@@ -48,6 +48,16 @@ def test_of_a_network_that_is_read_whole_it_is_exact(token_layout, token_dim, su
     torch.testing.assert_close(torch.tensor(found.vector), autoencoder.embed(path), rtol=1e-4, atol=1e-5)
 
 
+def test_experts_in_one_tensor_and_packed_integers_do_not_change_it(tmp_path):
+    torch.manual_seed(0)
+    tensors = {"mlp.experts.up": torch.randn(4, 30, 20), "out.weight": torch.randn(5, 30), "out.bias": torch.randn(5)}
+    save_file(tensors | {"packed": torch.randint(9, (40, 30))}, tmp_path / "moe.safetensors")
+    autoencoder = sane()
+    (scan,) = hf_sane.scan(tmp_path / "moe.safetensors", sane=autoencoder).scans
+    whole = autoencoder.embed(tmp_path / "moe.safetensors")
+    torch.testing.assert_close(torch.tensor(scan.embedding.vector), whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("token_layout", ["rowwise", "dense"])
 def test_of_a_sample_it_is_as_near_as_its_error_says(token_layout, tmp_path, monkeypatch):
     monkeypatch.setattr(_embedding, "MAX_TOKENS", 400)

@@ -107,12 +107,14 @@ class TokenSample:
         except (KeyError, TypeError, ValueError) as error:
             self._reason = describe_error(error)
             return
-        self._names = {place: name for name, place in stored.items()}
         rule, dim = find_token_layout(self._layout.token_layout), self._layout.token_dim
         # Any so many values of a weight hold a token as a whole.
         self._least = {
             layer.weight.name: 2 * min(dim, layer.weight.numel // rule.rows(layer)) for layer in self._layout.layers
         }
+        used = {spec.name for layer in self._layout.layers for spec in layer.tensors}
+        # Others, such as packed integers, would fill the memory.
+        self._names = {place: name for name, place in stored.items() if name in used}
         total = sum(self.num_read[stored[name]] for name in self._least)
         self._share = min(1.0, MAX_TOKENS * dim / total) if self._layout.num_tokens > MAX_TOKENS else 1.0
         self._generator = np.random.default_rng(self.seed)

@@ -11,8 +11,7 @@ from threading import Lock
 from typing import Any, Protocol
 
 from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
-from huggingface_hub.utils._http import http_stream_backoff
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._patience import patiently

@@ -14,7 +14,6 @@ from hf_sane.records._command import again
 from hf_sane.records._errors import did_you_mean
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._failures import describe_error
-from hf_sane.records._interruptions import explaining
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import parse_source
@@ -215,10 +214,15 @@ def run_scan(settings: ScanSettings) -> ScanResult:
     """
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     sampling = SamplingSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SamplingSettings)})
-    with explaining(_describe_kept), optional_output(settings.output, ScanResult.JOB) as output:
+    with optional_output(settings.output, ScanResult.JOB) as output:
         encoder = _encoder(settings)
         known = _known_models(settings.index, encoder)
-        scans = [_scan(target, sampling, encoder, settings.sources) for target in _targets(settings)]
+        try:
+            scans = [_scan(target, sampling, encoder, settings.sources) for target in _targets(settings)]
+        except KeyboardInterrupt as interruption:
+            if note := _describe_kept():
+                interruption.add_note(note)
+            raise
         nearest = {
             scan.source: known.nearest(scan.embedding.vector)
             for scan in scans
@@ -239,18 +243,17 @@ def _scan(target: CheckpointSource, sampling: SamplingSettings, encoder: Encoder
         return scan_checkpoint(target, sampling, encoder=encoder, is_named=target.source in named)
     except OSError as error:  # also what the Hub answers
         if named == [target.source]:
-            if isinstance(error, ConnectionError) and kept_bytes():
-                raise type(error)(f"{describe_error(error)}; {_describe_kept()}") from error
+            if isinstance(error, ConnectionError) and (note := _describe_kept()):
+                raise type(error)(f"{describe_error(error)}; {note}") from error
             raise
         problem = Finding("unreadable", "error", describe_error(error), "scan it again, alone")
         return Scan(source=str(target), format="not read: it cannot be reached", findings=(problem,))
 
 
 def _describe_kept() -> str:
-    """What an interrupted scan leaves behind."""
-    if kept := kept_bytes():
-        return f"{kept:,} bytes that were read from the Hub are kept; {again('continue')}"
-    return f"nothing was written; {again('start again')}"
+    """What an interrupted scan of the Hub leaves behind; nothing of files on this machine."""
+    kept = kept_bytes()
+    return f"{kept:,} bytes that were read from the Hub are kept; {again('continue')}" if kept else ""
 
 
 def _encoder(settings: ScanSettings) -> Encoder:
