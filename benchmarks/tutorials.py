@@ -1,4 +1,4 @@
-"""The tutorials with the released wheel, in empty folders: seconds from the start of Python to the end of each section.
+"""The tutorials with the released wheel, in empty folders: seconds from the start of Python to the end of sections.
 
     python benchmarks/tutorials.py --output runs/benchmarks/tutorials.json
 

@@ -70,7 +70,7 @@ def test_sizes_and_modes_are_brought_together_and_it_is_said(tmp_path, caplog):
     save(tmp_path / "cat" / "grey.png", 7, size=(64, 64))
     data = load_images(tmp_path)
     assert data.train_images.shape[1:] == (3, 32, 32)
-    assert "images have 2 sizes; all are cropped to squares at their centre and resized to 32x32" in caplog.text
+    assert "images are of 2 sizes; all are cropped to squares at their centre and resized to 32x32" in caplog.text
     assert "1 grey images among colour images are taken as colour" in caplog.text
     assert load_images(tmp_path, image_size=16).image_size == 16
     cropped = Image.new("RGB", (40, 30))  # only the middle 30 columns are kept
@@ -83,11 +83,44 @@ def test_sizes_and_modes_are_brought_together_and_it_is_said(tmp_path, caplog):
     np.testing.assert_allclose(white[0, 0].numpy() * shown.std[0] + shown.mean[0], 255, rtol=1e-3)
 
 
+def test_images_below_the_folder_of_a_class_are_left_out_and_that_is_said(tmp_path, caplog):
+    pets(tmp_path, 5)
+    pets(tmp_path / "cat", 1)
+    assert sum(len(load_images(tmp_path).split(split)[1]) for split in ("train", "validation", "test")) == 10
+    assert "2 images are left out, since they are not right in the folder of a class" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["saved", "parquet folder", "parquet file", "npz"])
+def test_images_in_files_of_other_libraries(kind, tmp_path):
+    pixels = np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4)
+    names = datasets.ClassLabel(names=["cat", "dog"])
+    features = datasets.Features({"picture": datasets.Image(), "kind": names, "label": names})
+    labels = [index % 2 for index in range(20)]
+    table = {"picture": list(map(Image.fromarray, pixels)), "kind": labels[::-1], "label": labels}
+    source = tmp_path / "pets"
+    if kind == "saved":
+        datasets.Dataset.from_dict(table, features=features).save_to_disk(source)
+    elif kind == "npz":
+        np.savez(source := tmp_path / "pets.npz", x_train=pixels, y_train=np.array(labels))
+    else:
+        source.mkdir()
+        datasets.Dataset.from_dict(table, features=features).to_parquet(source / "train.parquet")
+        source = source / "train.parquet" if kind == "parquet file" else source
+    data = load_images(source)
+    assert data.name == ("train" if kind == "parquet file" else "pets")
+    assert data.class_names == (() if kind == "npz" else ("cat", "dog"))
+    raw = data.test_images * data.std[0] + data.mean[0]
+    index = (raw[:, 0, 0, 0].round().long() % 256) // 16
+    assert [len(data.split(split)[1]) for split in ("train", "validation", "test")] == [14, 3, 3]
+    assert all(label == place % 2 for label, place in zip(data.test_labels.tolist(), index.tolist(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "reason"),
     [
         (lambda root: None, FileNotFoundError, "no images by class in"),
         (lambda root: save(root / "a.png", 1), FileNotFoundError, "got 1 images without a class"),
+        (lambda root: pets(root / "data", 1), FileNotFoundError, "got 2 images in deeper folders"),
         (lambda root: pets(root, 1), ValueError, "examples are too few to cut off a|no image to train on is left"),
         (lambda root: save(root / "cat" / "a.png", 1), ValueError, "at least two classes, got those of 'cat' only"),
         (
@@ -102,7 +135,7 @@ def test_sizes_and_modes_are_brought_together_and_it_is_said(tmp_path, caplog):
         ),
         (lambda root: (pets(root), (root / "cat" / "x.png").write_bytes(b"")), InvalidFileError, "that Pillow can"),
     ],
-    ids=["empty", "loose", "few", "one class", "16 bits", "text", "empty file"],
+    ids=["empty", "loose", "deeper", "few", "one class", "16 bits", "text", "empty file"],
 )
 def test_folders_that_will_not_do_say_why(make, error, reason, tmp_path):
     make(tmp_path)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 # What the help of options says.
-IMAGE_KINDS = "'digits', a folder of image files by class, a dataset on the Hub, or an .npz file"
+IMAGE_KINDS = "'digits', a folder of image files by class, a dataset on the Hub or a saved one, or an .npz file"
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 FILE_COLUMN = "file_name"  # of an imagefolder's metadata
@@ -43,6 +43,10 @@ SPLIT_NAMES |= {
     "test": "test",
     "testing": "test",
 }
+# Arrays of an .npz file that people call otherwise, as Keras does: x_train, y_train.
+ARRAY_NAMES = {"images": "train_images", "labels": "train_labels", "x": "train_images", "y": "train_labels"}
+ARRAY_NAMES |= {f"x_{name}": f"{split}_images" for name, split in SPLIT_NAMES.items()}
+ARRAY_NAMES |= {f"y_{name}": f"{split}_labels" for name, split in SPLIT_NAMES.items()}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 DEFAULT_SIZE = 32  # pixels, of images of several sizes
 LISTED = 3
@@ -54,6 +58,8 @@ DEEP_MODES = ("I", "I;16", "I;16B", "F")  # more than 8 bits, which Pillow cuts 
 MAX_CLASSES = 2**16  # the classifier has a row for each: a stray index would make it huge
 REMEDY = "see load_images() for the format"
 UNSUPPORTED = "several labels per example and numbers to be predicted (regression) are not supported"
+BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -106,6 +112,8 @@ def npz_parts(path: Path) -> dict[str, Part]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no image file {path}; expected {IMAGE_KINDS}")
+    if path.suffix.lower() != ".npz":
+        raise ValueError(f"expected {IMAGE_KINDS}, got the file {path}; unpack archives, and name folders of images")
     parts = {}
     with (
         reading(path, expected="an .npz file of images and labels", remedy=REMEDY, also=UNREADABLE),
@@ -116,19 +124,18 @@ def npz_parts(path: Path) -> dict[str, Part]:
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise TypeError("a single array")
         _check_claims(path)
-        keys = set(arrays.files)
+        keys = {ARRAY_NAMES.get(key.lower(), key): key for key in arrays.files}
         for split in SPLITS:
             is_jpeg = f"{split}_jpeg" in keys
             needed = [f"{split}_jpeg", f"{split}_offsets"] if is_jpeg else [f"{split}_images"]
             missing = [key for key in [*needed, f"{split}_labels"] if key not in keys]
-            if split != "train" and not keys & {f"{split}_images", f"{split}_jpeg", f"{split}_labels"}:
+            if split != "train" and keys.keys().isdisjoint((f"{split}_images", f"{split}_jpeg", f"{split}_labels")):
                 continue  # it is cut off from the training split
             if missing:
-                raise InvalidFileError(path, expected=f"arrays {missing}", got=sorted(keys), remedy=REMEDY)
-            labels = _labels(f"{path} {split}", arrays[f"{split}_labels"])
-            fetch, count = (
-                _jpeg_fetch(path, arrays[needed[0]], arrays[needed[1]]) if is_jpeg else _array_fetch(arrays[needed[0]])
-            )
+                raise InvalidFileError(path, expected=f"arrays {missing}", got=sorted(arrays.files), remedy=REMEDY)
+            labels = _labels(f"{path} {split}", arrays[keys[f"{split}_labels"]])
+            found = [arrays[keys[name]] for name in needed]
+            fetch, count = _jpeg_fetch(path, *found) if is_jpeg else _array_fetch(*found)
             if count != len(labels):
                 raise ValueError(
                     f"{path}: {count} {split} images but {len(labels)} labels; expected one label per image"
@@ -203,13 +210,19 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
     found = {SPLIT_NAMES[path.name.lower()]: path for path in _folders(root) if path.name.lower() in SPLIT_NAMES}
     places = found if "train" in found else {"train": root}
     files = {split: _classified(place) for split, place in places.items()}
+    below = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in root.rglob("*"))
     if not files["train"]:
         loose = len(_image_files(root))
         raise FileNotFoundError(
             f"no images by class in {root}: expected one folder per class with files such as "
             f"{', '.join(IMAGE_SUFFIXES[:LISTED])}, perhaps below train/, validation/ and test/, or a "
             f"{METADATA_FILES[0]} with the columns {FILE_COLUMN} and label"
-            + (f"; got {loose} images without a class" if loose else "")
+            + (f"; got {loose} images without a class" if loose else f"; got {below} images in deeper folders")
+        )
+    has_table = any((place / name).is_file() for place in places.values() for name in METADATA_FILES)
+    if (left := below - sum(map(len, files.values()))) > 0 and not has_table:
+        logger.warning(
+            "%s: %d images are left out, since they are not right in the folder of a class", root.name, left
         )
     given = {label for _, label in files["train"]}
     names = sorted(given, key=int if all(map(str.isdecimal, given)) else str)
@@ -320,9 +333,9 @@ def _conversion(root: Path, files: Sequence[Path], image_size: int | None) -> _C
     else:
         size = image_size or DEFAULT_SIZE
         logger.warning(
-            "%s: images have %d sizes; all are cropped to squares at their centre and resized to %dx%d (--image-size)",
+            "%s: images are %s; all are cropped to squares at their centre and resized to %dx%d (--image-size)",
             root.name,
-            len(shapes),
+            f"of {len(shapes)} sizes" if len(shapes) > 1 else f"{width}x{height}",
             size,
             size,
         )
@@ -351,6 +364,35 @@ def _decoding(file: Path) -> Iterator[None]:
     also = (OSError, SyntaxError, Image.DecompressionBombError)  # Pillow's words for damaged images
     with reading(file, expected="an image that Pillow can decode", remedy="remove or replace it", also=also):
         yield
+
+
+def is_dataset(place: Path) -> bool:
+    """Whether a folder is one of `save_to_disk`, or holds parquet files, or a path is a file of a table."""
+    if not place.is_dir():
+        return place.suffix in BUILDERS and place.is_file()
+    return any((place / name).is_file() for name in SAVED) or next(place.rglob("*.parquet"), None) is not None
+
+
+def dataset_name(place: Path) -> str:
+    """Name of the data in a folder or file."""
+    return place.resolve().name if place.is_dir() else place.stem
+
+
+def open_dataset(place: Path, expected: str, remedy: str) -> datasets.Dataset | datasets.DatasetDict:
+    """A `datasets` object from a folder of `save_to_disk`, from a folder of files, or from a file of a table.
+
+    Raises:
+        InvalidFileError: If it is something else, or damaged.
+    """
+    with reading(place, expected=expected, remedy=remedy, also=(datasets.exceptions.DatasetsError,)):
+        if any((place / file).is_file() for file in SAVED):
+            return datasets.load_from_disk(str(place))
+        if place.is_dir():
+            return patiently(datasets.load_dataset, str(place))
+        if place.suffix not in BUILDERS:
+            raise ValueError(f"a file that ends with {place.suffix or 'nothing'}, not {', '.join(BUILDERS)}")
+        options = {"sep": "\t"} if place.suffix == ".tsv" else {}
+        return patiently(datasets.load_dataset, BUILDERS[place.suffix], data_files=str(place), **options)
 
 
 def hub_parts(repo: HubRepo, image_size: int | None = None) -> dict[str, Part]:

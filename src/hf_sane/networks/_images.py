@@ -16,11 +16,14 @@ from hf_sane.networks._image_sources import (
     SPLITS,
     WHITE,
     Part,
+    dataset_name,
     dataset_parts,
     digits_parts,
     folder_parts,
     hub_parts,
+    is_dataset,
     npz_parts,
+    open_dataset,
 )
 from hf_sane.records._sources import HubRepo, parse_source
 
@@ -215,10 +218,11 @@ def load_images(
 
     Args:
         source: `"digits"` (scikit-learn's, 8x8); a folder of image files by class, see [`folder_parts`]; a dataset on
-            the Hub, `owner/name`; a path to an `.npz` file with `train_images` `[n, H, W]` or `[n, H, W, C]`,
-            `train_labels` `[n]`, and optionally the same for `test` and `validation` (or, instead of images,
-            `train_jpeg`, a uint8 blob, with `train_offsets` `[n + 1]`); or a `datasets` object with an image column
-            (PIL images or arrays) and a label column (indices, `ClassLabel` or texts).
+            the Hub, `owner/name`, or a folder of `save_to_disk` or of parquet files; an `.npz` file with
+            `train_images` `[n, H, W]` or `[n, H, W, C]`, `train_labels` `[n]` (or `x_train`, `y_train`), and
+            optionally the same for `test` and `validation` (or, instead of images, `train_jpeg`, a uint8 blob, with
+            `train_offsets` `[n + 1]`); or a `datasets` object with an image column (PIL images or arrays) and a label
+            column (indices, `ClassLabel` or texts).
         name: Name of the data in cards and columns; if `None`, it is derived from the source.
         train_limit: Largest number of training images; they are drawn at random, and only these are decoded.
         validation_limit: Largest number of validation images.
@@ -257,6 +261,9 @@ def _named_parts(source: str | Path, image_size: int | None) -> tuple[dict[str, 
     place = parse_source(source)
     if isinstance(place, HubRepo):
         return hub_parts(place, image_size), place.repo_id.rpartition("/")[2]
+    if is_dataset(place):
+        loaded = open_dataset(place, "a dataset of images and labels", "see load_images()")
+        return dataset_parts(loaded, image_size), dataset_name(place)
     if place.is_dir():
         return folder_parts(place, image_size), place.resolve().name
     return npz_parts(place), place.stem

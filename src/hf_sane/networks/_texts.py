@@ -16,13 +16,14 @@ from hf_sane.networks._image_sources import (
     SPLITS,
     Part,
     dataset_labels,
+    dataset_name,
     find_column,
     label_column,
     label_names,
     labelled_splits,
+    open_dataset,
 )
 from hf_sane.networks._images import choose_splits
-from hf_sane.records._errors import reading
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, parse_source
 from hf_sane.tokenization._pretrained import load_pretrained
@@ -30,9 +31,6 @@ from hf_sane.tokenization._pretrained import load_pretrained
 TEXT_KINDS = "A dataset on the Hub, a folder or file (CSV, JSON, parquet) with texts and labels, or a saved dataset"
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "question", "tweet", "title")
 MAX_TOKENS = 128
-BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`
-UNREADABLE = (datasets.exceptions.DatasetsError,)
 
 TextSource: TypeAlias = str | Path | datasets.Dataset | datasets.DatasetDict
 
@@ -145,16 +143,7 @@ def _open(source: TextSource) -> tuple[datasets.Dataset | datasets.DatasetDict, 
         return loaded, place.repo_id.rpartition("/")[2]
     if not place.exists():
         raise FileNotFoundError(f"no texts at {place}; expected {TEXT_KINDS[0].lower()}{TEXT_KINDS[1:]}")
-    with reading(place, expected="a dataset of texts and labels", remedy="see load_texts()", also=UNREADABLE):
-        if any((place / file).is_file() for file in SAVED):
-            return datasets.load_from_disk(str(place)), place.resolve().name
-        if place.is_dir():
-            return patiently(datasets.load_dataset, str(place)), place.resolve().name
-        if place.suffix not in BUILDERS:
-            raise ValueError(f"a file that ends with {place.suffix or 'nothing'}, not {', '.join(BUILDERS)}")
-        options = {"sep": "\t"} if place.suffix == ".tsv" else {}
-        loaded = patiently(datasets.load_dataset, BUILDERS[place.suffix], data_files=str(place), **options)
-        return loaded, place.stem
+    return open_dataset(place, "a dataset of texts and labels", "see load_texts()"), dataset_name(place)
 
 
 def _part(split: str, dataset: datasets.Dataset, text: str | None, label: str | None, names: tuple[str, ...]) -> Part:
