@@ -26,6 +26,7 @@ from results import (
     regions,
     scanning,
     symmetries,
+    tutorials,
 )
 
 from hf_sane.records._failures import run_script
@@ -48,6 +49,7 @@ PAGES = (
     cross_architecture,
     ablations,
     scanning,
+    *tutorials.PAGES,
 )
 
 
