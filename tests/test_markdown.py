@@ -39,6 +39,6 @@ def test_there_is_one_folder_for_each_kind_of_page():
     assert [page.name for page in PAGES if page.parent == ROOT / "docs"] == ["architecture.md", "index.md"]
 
 
-def test_generated_blocks_are_on_pages_of_results():
+def test_generated_blocks_are_on_pages_of_results_and_tell_how_long_tutorials_take():
     generated = {page.parent.name for page in PAGES if re.search(r"<!-- \w+:start -->", page.read_text("utf-8"))}
-    assert generated == {"results", ROOT.name}  # and the README
+    assert generated == {"results", "tutorials", ROOT.name}  # and the README
