@@ -21,7 +21,7 @@ import datasets
 import numpy as np
 
 from hf_sane.architectures.image_processing_zoo import read_pixels
-from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.records._errors import InvalidFileError, name_some, reading
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo
 
@@ -48,6 +48,7 @@ ARRAY_NAMES = {"images": "train_images", "labels": "train_labels", "x": "train_i
 ARRAY_NAMES |= {f"x_{name}": f"{split}_images" for name, split in SPLIT_NAMES.items()}
 ARRAY_NAMES |= {f"y_{name}": f"{split}_labels" for name, split in SPLIT_NAMES.items()}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+MAX_DECODED = 10_000  # images of a folder that are decoded to find damaged ones; of more, only the headers
 DEFAULT_SIZE = 32  # pixels, of images of several sizes
 LISTED = 3
 Fetch = Callable[[np.ndarray], Any]  # int64 [k] -> pixels [k, H, W] or [k, H, W, C], or k texts
@@ -204,7 +205,7 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
 
     Raises:
         FileNotFoundError: If there is no image, or no class.
-        InvalidFileError: If an image cannot be decoded, or has more than 8 bits per channel.
+        InvalidFileError: If no image can be decoded, or one has more than 8 bits per channel.
         ValueError: If there is a single class, splits have other classes, or the targets are not classes.
     """
     found = {SPLIT_NAMES[path.name.lower()]: path for path in _folders(root) if path.name.lower() in SPLIT_NAMES}
@@ -224,10 +225,11 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
         logger.warning(
             "%s: %d images are left out, since they are not right in the folder of a class", root.name, left
         )
+    files = _readable(root, files)
     given = {label for _, label in files["train"]}
     names = sorted(given, key=int if all(map(str.isdecimal, given)) else str)
     if len(names) < 2:
-        raise ValueError(f"{root}: expected images of at least two classes, got those of {names[0]!r} only")
+        raise ValueError(f"{root}: expected images of at least two classes, got those of {''.join(names)!r} only")
     for split, pairs in files.items():
         if foreign := sorted({label for _, label in pairs} - set(names)):
             raise ValueError(f"{root}: the {split} split has classes that train lacks: {', '.join(foreign[:LISTED])}")
@@ -243,6 +245,30 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
         )
         for split, pairs in files.items()
     }
+
+
+def _readable(root: Path, files: dict[str, list[tuple[Path, str]]]) -> dict[str, list[tuple[Path, str]]]:
+    """Leave out, and name, images that Pillow cannot open or, unless there are very many, decode."""
+    from PIL import Image
+
+    decodes = sum(map(len, files.values())) <= MAX_DECODED
+    errors: dict[str, InvalidFileError] = {}
+    kept: dict[str, list[tuple[Path, str]]] = {split: [] for split in files}
+    for split, pairs in files.items():
+        for file, label in pairs:
+            try:
+                with _decoding(file), Image.open(file) as image:
+                    if decodes:
+                        image.load()
+            except InvalidFileError as error:
+                errors[str(file.relative_to(root))] = error
+            else:
+                kept[split].append((file, label))
+    if errors and not any(kept.values()):
+        raise next(iter(errors.values()))
+    if errors:
+        logger.warning("%s: %d images that cannot be read are left out: %s", root.name, len(errors), name_some(errors))
+    return kept
 
 
 def _folders(root: Path) -> list[Path]:
