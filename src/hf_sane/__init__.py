@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from hf_sane.workflows.sample import sample
     from hf_sane.workflows.sane import SANE
     from hf_sane.workflows.scan import scan
+    from hf_sane.workflows.search import index_networks as index_networks
+    from hf_sane.workflows.search import search as search
     from hf_sane.workflows.show_zoo import load_zoo
     from hf_sane.workflows.soup import soup
     from hf_sane.workflows.start import start
@@ -80,8 +82,10 @@ _ALSO = {
     "RidgeProbe": "probing._probes",
     "compare_samplers": "workflows.compare",
     "diff": "workflows.diff",
+    "index_networks": "workflows.search",
     "load_texts": "networks._texts",
     "reconstruct": "workflows.reconstruct",
+    "search": "workflows.search",
     "trace_permutations": "symmetry.tracing._trace",
     "zoo_structure": "workflows.zoo_structure",
 }

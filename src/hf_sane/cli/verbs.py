@@ -107,6 +107,14 @@ VERBS = (
         *(INSPECT, "my_model org/their-model"),
     ),
     Verb(
+        *("index", "search", "IndexSettings", "run_index", "Index networks by fingerprints of their weights."),
+        *(INSPECT, "my_zoo org/some-network --output known"),
+    ),
+    Verb(
+        *("search", "search", "SearchSettings", "run_search", "Find copies and relatives of a network in an index."),
+        *(INSPECT, "model.safetensors --index known"),
+    ),
+    Verb(
         *("analyze", "analyze", "AnalyzeSettings", "run_analyze", "Analyse the spectra of a checkpoint's weights."),
         *(INSPECT, "model.safetensors --output my_spectra"),
     ),

@@ -1,0 +1,165 @@
+"""An index of known networks by their fingerprints, and the nearest ones of a network."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_sane.records._documents import Entry, read_document
+from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.records._outputs import check_finished
+from hf_sane.screening._fingerprints import DIGEST_DIGITS, NUM_FEATURES, Fingerprint
+from hf_sane.screening._names import pair_names
+from hf_sane.tokenization._checkpoints import read_safetensors
+
+INDEX, FEATURES = "index.json", "fingerprints.safetensors"
+FORMAT_VERSION = 1
+AGAIN = "build the index again with hf-sane index"
+SAME, RELATED = 0.02, 0.6  # distances up to which rounding, or a common ancestor, explains the difference
+HALF = 0.5  # of the matrices of either network that two networks must share to be compared
+
+Likeness = Literal["equal", "same", "related", "other"]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A known network, and how far it is.
+
+    Attributes:
+        source: What it is called in the index.
+        likeness: `equal` weights in some order; the `same` up to rounding and scales; `related`; or none of these.
+        distance: Root mean square difference of the features: about 1 for independent networks.
+        shared: Share of the matrices of the network that the known one has, too.
+    """
+
+    source: str
+    likeness: Likeness
+    distance: float
+    shared: float
+
+
+@dataclass
+class _Group:
+    """Networks with matrices of the same names and shapes."""
+
+    shapes: dict[str, tuple[int, ...]]
+    sources: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)  # [M, matrices, NUM_FEATURES]
+
+    def stacked(self) -> Tensor:
+        """Features of all its networks."""
+        self.features = [torch.cat(self.features)]
+        return self.features[0]
+
+
+class NetworkIndex:
+    """Fingerprints of known networks."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[tuple[str, tuple[int, ...]], ...], _Group] = {}
+
+    def __len__(self) -> int:
+        return sum(len(group.sources) for group in self._groups.values())
+
+    def add(self, source: str, found: Fingerprint) -> None:
+        """Add a network."""
+        group = self._groups.setdefault(tuple(found.shapes.items()), _Group(dict(found.shapes)))
+        group.sources.append(source)
+        group.digests.append(found.digest)
+        group.features.append(found.features[None])
+
+    def nearest(self, found: Fingerprint, count: int = 5) -> list[Neighbour]:
+        """The nearest known networks, of those that have half of their matrices in common with it.
+
+        Args:
+            found: Fingerprint of a network.
+            count: How many at most.
+        """
+        neighbours = [near for group in self._groups.values() for near in _nearest_of(group, found, count)]
+        return sorted(neighbours, key=lambda near: (near.likeness != "equal", near.distance))[:count]
+
+    def save(self, folder: Path) -> None:
+        """Write index.json and fingerprints.safetensors to a folder made by the one writer."""
+        groups = list(self._groups.values())
+        save_file({str(i): group.stacked().contiguous() for i, group in enumerate(groups)}, folder / FEATURES)
+        content = [
+            {"shapes": list(group.shapes.items()), "sources": group.sources, "digests": group.digests}
+            for group in groups
+        ]
+        text = json.dumps({"format_version": FORMAT_VERSION, "groups": content})
+        (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "NetworkIndex":
+        """Read what [`save`] wrote.
+
+        Raises:
+            FileNotFoundError: If there is no index in the folder.
+            InvalidFileError: If it is damaged.
+        """
+        folder = Path(folder)
+        if not (folder / INDEX).is_file():
+            raise FileNotFoundError(f"{folder} holds no {INDEX}; build an index with hf-sane index")
+        check_finished(folder)
+        document = read_document(folder / INDEX, expected="an index of networks (a JSON object)", remedy=AGAIN)
+        document["format_version"].one_of((FORMAT_VERSION,))
+        stored, made = read_safetensors(folder / FEATURES), cls()
+        for i, entry in enumerate(document["groups"].entries()):
+            group = _read_group(entry, stored.get(str(i)), folder / FEATURES, str(i))
+            made._groups[tuple(group.shapes.items())] = group
+        return made
+
+
+def _read_group(entry: Entry, features: Tensor | None, path: Path, name: str) -> _Group:
+    shapes = {}
+    for pair in entry["shapes"].entries():
+        matrix, shape = pair.entries(length=2)
+        shapes[matrix.text()] = tuple(size.whole() for size in shape.entries())
+    sources = [source.text() for source in entry["sources"].entries()]
+    digests = [digest.text() for digest in entry["digests"].entries(length=len(sources))]
+    wanted = (len(sources), len(shapes), NUM_FEATURES)
+    with reading(path, field=name, expected=f"float32 {list(wanted)}", remedy=AGAIN):
+        if features is None or features.dtype != torch.float32 or tuple(features.shape) != wanted:
+            got = "nothing" if features is None else f"{features.dtype} {list(features.shape)}"
+            raise InvalidFileError(path, field=name, expected=f"float32 {list(wanted)}", got=got, remedy=AGAIN)
+    if bad := [digest for digest in digests if len(digest) != DIGEST_DIGITS]:
+        entry["digests"].fail(f"digests of {DIGEST_DIGITS} digits", got=bad[0])
+    return _Group(shapes, sources, digests, [features])
+
+
+def _nearest_of(group: _Group, found: Fingerprint, count: int) -> Iterable[Neighbour]:
+    equal = {i for i, digest in enumerate(group.digests) if digest == found.digest}
+    pairs = pair_names(_outlines(found.shapes), _outlines(group.shapes))
+    is_enough = len(pairs) >= HALF * max(len(found.shapes), len(group.shapes)) and pairs
+    if not is_enough:
+        return [
+            Neighbour(group.sources[i], "equal", 0.0 if not found.shapes else math.nan, 0.0) for i in sorted(equal)
+        ]
+    mine, theirs = list(found.shapes), list(group.shapes)
+    known = group.stacked()
+    if list(pairs.values()) != theirs:
+        known = known[:, [theirs.index(name) for name in pairs.values()]]
+    gaps = known - found.features[[mine.index(name) for name in pairs]]
+    distances = gaps.square().mean((1, 2)).sqrt()
+    chosen = equal.union(distances.topk(min(count, len(distances)), largest=False).indices.tolist())
+    shared = len(pairs) / len(found.shapes)
+    return [_neighbour(group.sources[i], i in equal, float(distances[i]), shared) for i in sorted(chosen)]
+
+
+def _neighbour(source: str, is_equal: bool, distance: float, shared: float) -> Neighbour:
+    likeness: Likeness = (
+        "equal" if is_equal else "same" if distance < SAME else "related" if distance < RELATED else "other"
+    )
+    return Neighbour(source, likeness, distance, shared)
+
+
+def _outlines(shapes: Shapes) -> dict[str, Tensor]:
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}

@@ -1,0 +1,228 @@
+"""Index networks by their fingerprints, and search for a network in such an index."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tqdm import tqdm
+
+from hf_sane.records._errors import shorten
+from hf_sane.records._outputs import output_folder
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import CheckedSettings, as_arguments, setting
+from hf_sane.records._sources import parse_source
+from hf_sane.screening._checkpoints import targets_in
+from hf_sane.screening._fingerprints import Fingerprint, fingerprint, fingerprint_many
+from hf_sane.screening._index import Neighbour, NetworkIndex
+from hf_sane.tokenization._checkpoints import CheckpointSource, Source
+from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
+from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.shared import WeightsSettings
+from hf_sane.workflows.show_zoo import is_zoo, load_zoo
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STACKED_BYTES = 2**26  # networks of a zoo that are fingerprinted together
+LIKENESS = {
+    "equal": "equal weights, perhaps in another order",
+    "same": "the same up to rounding and scales of channels",
+    "related": "related: fine-tuned, or of a common ancestor",
+    "other": "not related",
+}
+MAX_SKIPPED = 20  # of a printed list
+
+
+@dataclass(kw_only=True)
+class IndexSettings(CheckedSettings):
+    """Settings of [`index_networks`]."""
+
+    sources: list[str | Path | Zoo] = setting(
+        "Networks: zoos, files, folders of checkpoints, Hub repo ids.", positional=True
+    )
+    output: Path = setting("New folder for the index.", short="-o")
+    zoos: list[str] = setting("Zoos on the Hub: dataset ids.", factory=list)
+
+
+@dataclass(kw_only=True)
+class IndexResult(Result):
+    """An index of networks.
+
+    Attributes:
+        index: The index.
+        skipped: What has no fingerprint, and why.
+    """
+
+    JOB: ClassVar[str] = "index"
+
+    index: NetworkIndex
+    skipped: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Number of networks, and what was skipped."""
+        return {"networks": len(self.index), "skipped": self.skipped}
+
+    def summary(self) -> list[str]:
+        """As sentences."""
+        lines = [f"{len(self.index):,} network{'' if len(self.index) == 1 else 's'}"]
+        lines += [f"skipped {name}: {reason}" for name, reason in list(self.skipped.items())[:MAX_SKIPPED]]
+        more = len(self.skipped) - MAX_SKIPPED
+        return [*lines, f"and {more} more: see --json"] if more > 0 else lines
+
+    def write(self, partial: Path) -> None:
+        """Write the index and the run record."""
+        self.index.save(partial)
+        super().write(partial)
+
+
+@dataclass(kw_only=True)
+class SearchSettings(WeightsSettings):
+    """Settings of [`search`]."""
+
+    query: Source = setting("Checkpoint: a file, folder or Hub repo id.", positional=True)
+    index: str | Path | NetworkIndex = setting("Folder of an index that hf-sane index wrote.")
+    count: int = setting("Number of networks to list.", default=5, least=1)
+
+
+@dataclass(kw_only=True)
+class SearchResult(Result):
+    """Known networks that are like another one, the nearest first.
+
+    Attributes:
+        neighbours: The networks.
+        num_known: Networks in the index.
+        digest: Digest of the network that was looked for.
+    """
+
+    JOB: ClassVar[str] = "search"
+
+    neighbours: list[Neighbour]
+    num_known: int
+    digest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The networks, and the digest."""
+        rows: list[dict[str, Any]] = [asdict(near) for near in self.neighbours]
+        for row in rows:
+            row["distance"] = row["distance"] if row["distance"] == row["distance"] else None
+        return {"digest": self.digest, "known": self.num_known, "neighbours": rows}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per network, as a pandas table."""
+        import pandas as pd
+
+        return pd.DataFrame(self.to_dict()["neighbours"], columns=list(Neighbour.__dataclass_fields__))
+
+    def summary(self) -> list[str]:
+        """The fingerprint, and what the nearest network is."""
+        lines = [f"fingerprint {self.digest}, among {self.num_known:,} networks"]
+        if not self.neighbours:
+            return [*lines, "no known network has half of its matrices"]
+        nearest = self.neighbours[0]
+        return [*lines, f"nearest: {nearest.source} ({LIKENESS[nearest.likeness]})"]
+
+    def tables(self) -> list[Table]:
+        """One row per network."""
+        header = ("network", "likeness", "distance", "shared matrices")
+        rows = [[near.source, near.likeness, near.distance, f"{near.shared:.0%}"] for near in self.neighbours]
+        return [Table(header, rows)] if rows else []
+
+
+def index_networks(sources: object, output: str | Path, **options: Any) -> IndexResult:
+    """Index networks by fingerprints that the order and scales of channels do not change.
+
+    ```python
+    hf_sane.index_networks(["my_zoo", "org/some-model"], "known")
+    ```
+
+    Args:
+        sources: A zoo, file, folder of checkpoints or Hub repo id; or a list of them.
+        output: New folder for the index.
+        **options: Other fields of [`IndexSettings`].
+    """
+    return run_index(IndexSettings(sources=sources, output=Path(output), **options))  # type: ignore[arg-type]
+
+
+def run_index(settings: IndexSettings) -> IndexResult:
+    """Write an index of networks, in which hf-sane search finds copies and relatives of a network.
+
+    What cannot be read is listed, and stops nothing else.
+    """
+    record = RunRecord.start(arguments=as_arguments(settings))
+    with output_folder(settings.output, IndexResult.JOB) as partial:
+        index, skipped = NetworkIndex(), {}
+        for name, found in tqdm(_networks(settings), desc="fingerprints", delay=2, leave=False):
+            if isinstance(found, Fingerprint):
+                index.add(name, found)
+            else:
+                skipped[name] = found
+        if not len(index):
+            raise ValueError(f"expected networks, found none that can be read: {shorten(skipped) or 'no files'}")
+        record.finish({"networks": len(index), "skipped": len(skipped)})
+        result = IndexResult(record=record, index=index, skipped=skipped)
+        result.write(partial)
+    result.output = settings.output
+    return result
+
+
+def _networks(settings: IndexSettings) -> Iterator[tuple[str, Fingerprint | str]]:
+    """Names and fingerprints of all networks; in place of a fingerprint, why there is none."""
+    for source in (*settings.sources, *map(load_zoo, settings.zoos)):
+        if isinstance(source, Zoo) or is_zoo(source):
+            zoo = source if isinstance(source, Zoo) else load_zoo(source)
+            for split in zoo.splits.values():
+                yield from _of_zoo(zoo.source or zoo.facts.name, split)
+            continue
+        place = parse_source(source)
+        for target in targets_in(place) if isinstance(place, Path) and place.is_dir() else (source,):
+            try:
+                yield str(target), fingerprint(open_checkpoint(CheckpointSource(target)))
+            except (OSError, TypeError, ValueError) as error:
+                yield str(target), shorten(error)
+
+
+def _of_zoo(name: str, split: ZooSplit) -> Iterator[tuple[str, Fingerprint]]:
+    """Networks of one layout are fingerprinted together, some at a time."""
+    layouts = split.column("layout")
+    for layout in dict.fromkeys(layouts.tolist()):
+        rows = split.select(layouts == layout)
+        step = max(1, STACKED_BYTES // max(1, rows.tokens(0).nbytes))
+        for start in range(0, len(rows), step):
+            part = rows.select(slice(start, start + step))
+            found = fingerprint_many(part.stacked_tensors())
+            for run, epoch, one in zip(part.run_ids, part.column("epoch").tolist(), found, strict=True):
+                yield f"{name}: {run}, epoch {epoch}", one
+
+
+def search(query: Source, index: str | Path | NetworkIndex, **options: Any) -> SearchResult:
+    """Find copies and relatives of a network among known ones, whatever the order and scales of its channels.
+
+    ```python
+    print(hf_sane.search("org/unknown", "known"))
+    ```
+
+    Args:
+        query: A module, state dict, path or Hub repo id.
+        index: Folder that [`index_networks`] wrote.
+        **options: Other fields of [`SearchSettings`].
+    """
+    return run_search(SearchSettings(query=query, index=index, **options))
+
+
+def run_search(settings: SearchSettings) -> SearchResult:
+    """Find known networks that equal another one up to order, scales and precision, or are related to it."""
+    record = RunRecord.start(arguments=as_arguments(settings))
+    known = settings.index
+    index = known if isinstance(known, NetworkIndex) else NetworkIndex.load(known)
+    source = settings.query
+    if isinstance(source, str | Path):
+        source = CheckpointSource(source, None, settings.subfolder, settings.variant, settings.key)
+    found = fingerprint(open_checkpoint(source))
+    neighbours = index.nearest(found, settings.count)
+    record.finish({"known": len(index), "nearest": neighbours[0].source if neighbours else None})
+    return SearchResult(record=record, neighbours=neighbours, num_known=len(index), digest=found.digest)
+
+
+__all__ = ["index_networks", "search"]

@@ -1,0 +1,170 @@
+"""Fingerprints: what changes them, what does not, and how networks are found by them."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from traced_networks import network, traced
+
+import hf_sane
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.screening._fingerprints import fingerprint, fingerprint_many, matrix_features
+from hf_sane.zoo._dataset import Zoo
+
+
+def distance(a, b):
+    return (a.features - b.features).square().mean().sqrt().item()
+
+
+def state_dict(name):
+    return dict(network(name)[0].state_dict())
+
+
+def permuted(name, state, seed=0):
+    spec = traced(name)
+    known = {key: tensor for key, tensor in state.items() if key in spec.axes}
+    return state | spec.apply(known, spec.random(generator=torch.Generator().manual_seed(seed)))
+
+
+@pytest.mark.parametrize("name", ["resnet_20", "dense", "grouped", "bert"])
+def test_no_symmetry_of_a_traced_network_changes_its_fingerprint(name):
+    state = state_dict(name)
+    moved = permuted(name, state)
+    assert any(not torch.equal(moved[key], state[key]) for key in state)
+    assert fingerprint(moved).digest == fingerprint(state).digest
+    assert distance(fingerprint(moved), fingerprint(state)) < 1e-5
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_any_order_of_any_dimension_leaves_the_digest_and_any_other_value_changes_it(data):
+    shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    moved = tensor
+    for dim, size in enumerate(shape):
+        moved = moved.index_select(dim, torch.tensor(data.draw(st.permutations(range(size)))))
+    assert fingerprint({"b": moved}).digest == fingerprint({"a": tensor}).digest
+    place = data.draw(st.integers(0, tensor.numel() - 1))
+    changed = moved.flatten().clone()
+    changed[place] = torch.nextafter(changed[place], torch.tensor(math.inf))
+    assert fingerprint({"a": changed.view(shape)}).digest != fingerprint({"a": tensor}).digest
+
+
+def test_the_values_of_a_matrix_in_an_order_that_tears_rows_apart_are_another_network():
+    tensor = torch.randn(6, 5)
+    torn = tensor.clone()
+    torn[0, 0], torn[1, 1] = tensor[1, 1], tensor[0, 0]
+    assert fingerprint({"w": torn}).digest != fingerprint({"w": tensor}).digest
+
+
+def test_names_exact_casts_signs_of_zero_and_ties_do_not_change_the_digest():
+    state = {"w": torch.randn(9, 4).half(), "b": torch.tensor([0.0, 1.5])}
+    saved_otherwise = {
+        "net.body.w": state["w"].double(),
+        "net.head.w": state["w"],
+        "net.body.b": torch.tensor([1.5, -0.0]).bfloat16(),
+        "net.steps": torch.tensor(7),
+    }
+    assert fingerprint(saved_otherwise).digest == fingerprint(state).digest
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_features_survive_rounding_and_tell_independent_networks_apart(dtype):
+    state = state_dict("resnet_20")
+    rounded = {name: x.to(dtype) if x.is_floating_point() else x for name, x in permuted("resnet_20", state).items()}
+    other = {name: torch.randn_like(x) if x.is_floating_point() else x for name, x in state.items()}
+    mine = fingerprint(state)
+    assert fingerprint(rounded).digest != mine.digest
+    assert distance(fingerprint(rounded), mine) < 0.01 < 0.8 < distance(fingerprint(other), mine)
+
+
+def test_features_are_those_of_the_class_of_rescaled_matrices_and_not_of_their_signs():
+    matrix, rows, columns = torch.randn(1, 12, 7, 3), torch.rand(12, 1, 1) * 9 + 0.1, torch.rand(7, 1) * 9 + 0.1
+    found = matrix_features(matrix)
+    torch.testing.assert_close(matrix_features(matrix * rows * columns), found, atol=1e-5, rtol=1e-5)
+    flipped = matrix.clone()
+    flipped[:, 0] *= -1
+    assert (matrix_features(flipped) - found).abs().max() > 0.1
+
+
+def test_stacked_networks_have_the_fingerprints_that_each_has(tiny_zoo: Zoo):
+    split = tiny_zoo.splits["train"].select(range(3))
+    for i, found in enumerate(fingerprint_many(split.stacked_tensors())):
+        alone = fingerprint(split.state_dict(i))
+        assert found.digest == alone.digest
+        assert found.shapes == alone.shapes
+        torch.testing.assert_close(found.features, alone.features, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def index(tiny_zoo_folder, tmp_path_factory):
+    """Networks of a zoo, of a folder, and a file that is none."""
+    folder = tmp_path_factory.mktemp("index")
+    (folder / "mixed").mkdir()
+    save_file({name: x.contiguous() for name, x in state_dict("vgg").items()}, folder / "mixed" / "vgg.safetensors")
+    (folder / "mixed" / "broken.safetensors").write_bytes(b"nothing")
+    made = hf_sane.index_networks([tiny_zoo_folder, folder / "mixed"], folder / "known")
+    assert list(made.skipped) == [str(folder / "mixed" / "broken.safetensors")]
+    assert made.to_dict()["networks"] == len(Zoo.load(tiny_zoo_folder)) + 1
+    return folder / "known"
+
+
+def clothed(kind, split, row):
+    """A network of a zoo as a stranger might publish it."""
+    state = split.state_dict(row)
+    spec = hf_sane.trace_permutations(split.model(row), {"pixel_values": torch.randn(2, 1, 8, 8)})
+    moved = spec.apply(state, spec.random(generator=torch.Generator().manual_seed(3)))
+    if kind == "half":
+        return {f"model.{name}": x.half() for name, x in moved.items()}
+    if kind == "rescaled":
+        first, bias, following = [name for name in state if "running" not in name][:3]
+        factors = torch.rand(len(moved[first])) + 0.5
+        moved[first] = moved[first] * factors.view(-1, 1, 1, 1)
+        moved[bias] = moved[bias] * factors
+        moved[following] = moved[following] / factors.view(1, -1, 1, 1)
+    if kind == "fine-tuned":
+        moved = {name: x + 0.05 * x.std().nan_to_num() * torch.randn_like(x) for name, x in moved.items()}
+    return moved
+
+
+@pytest.mark.parametrize(
+    ("kind", "likeness"), [("permuted", "equal"), ("half", "same"), ("rescaled", "same"), ("fine-tuned", "related")]
+)
+def test_a_copy_is_found_in_an_index(kind, likeness, index, tiny_zoo: Zoo):
+    split = tiny_zoo.splits["train"]
+    result = hf_sane.search(clothed(kind, split, 11), index)
+    nearest = result.neighbours[0]
+    assert nearest.source.endswith(f"{split.run_ids[11]}, epoch {split.column('epoch')[11]}")
+    assert nearest.likeness == likeness
+    assert result.to_frame()["source"][0] == nearest.source
+
+
+def test_a_stranger_is_not_related_and_another_architecture_has_no_neighbours(index, tiny_zoo: Zoo):
+    state = {name: torch.randn_like(x) for name, x in tiny_zoo.splits["train"].state_dict(0).items()}
+    assert {near.likeness for near in hf_sane.search(state, index).neighbours} == {"other"}
+    assert hf_sane.search({"w": torch.randn(3, 4)}, index).neighbours == []
+
+
+def test_the_verbs_build_and_search(index, tmp_path, hf_sane_command):
+    save_file({name: x.contiguous() for name, x in state_dict("vgg").items()}, tmp_path / "copy.safetensors")
+    text = hf_sane_command("index", tmp_path / "copy.safetensors", "--output", tmp_path / "known").stdout
+    assert "1 networks" not in text
+    assert "1 network" in text
+    found = json.loads(
+        hf_sane_command("search", tmp_path / "copy.safetensors", "--index", index, "--count", 1, "--json").stdout
+    )
+    assert [near["likeness"] for near in found["neighbours"]] == ["equal"]
+    assert "no index.json" in hf_sane_command("search", index / "x", "--index", tmp_path, exit_code=2).stderr
+
+
+def test_a_damaged_index_is_refused(index, tmp_path):
+    text = json.loads((index / "index.json").read_text())
+    text["groups"][0]["sources"].append("another")
+    (tmp_path / "index.json").write_text(json.dumps(text))
+    (tmp_path / "fingerprints.safetensors").write_bytes((index / "fingerprints.safetensors").read_bytes())
+    with pytest.raises(InvalidFileError, match=r"groups\[0\]\.digests: expected a list of"):
+        hf_sane.search({"w": torch.randn(3, 4)}, tmp_path)
