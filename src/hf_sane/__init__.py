@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.finetune import finetune
     from hf_sane.workflows.import_zoo import import_zoo
     from hf_sane.workflows.info import info
+    from hf_sane.workflows.lineage import lineage as lineage
     from hf_sane.workflows.mix_zoos import mix_zoos
     from hf_sane.workflows.pretrain import pretrain
     from hf_sane.workflows.probe import probe
@@ -83,6 +84,7 @@ _ALSO = {
     "compare_samplers": "workflows.compare",
     "diff": "workflows.diff",
     "index_networks": "workflows.search",
+    "lineage": "workflows.lineage",
     "load_texts": "networks._texts",
     "reconstruct": "workflows.reconstruct",
     "search": "workflows.search",

@@ -15,6 +15,7 @@ VERBS = {
     "analyze --sane": ("analyze", "here.safetensors", "--min-values", 3, "--sane", "{}"),
     "scan": ("scan", "{}"),
     "diff": ("diff", "here.safetensors", "{}"),
+    "lineage": ("lineage", "here.safetensors", "{}"),
     "search": ("search", "{}", "--index", "here"),
     "embed --sane": ("embed", "here.safetensors", "--sane", "{}", *OUTPUT),
     "embed --zoo": ("embed", "--zoo", "{}", "--sane", "sane", *OUTPUT),

@@ -29,6 +29,7 @@ NEEDED = {
     "import": {"repos": ["a/b"], "output": "out"},
     "index": {"sources": ["a"], "output": "out"},
     "info": {"checkpoint": "a"},
+    "lineage": {"sources": ["a", "b"]},
     "mix": {"zoos": ["a=b"], "output": "out"},
     "pretrain": {"zoo": ["zoo"], "output": "out"},
     "probe": {"sane": "sane", "zoo": "zoo"},

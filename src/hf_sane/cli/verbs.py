@@ -107,6 +107,10 @@ VERBS = (
         *(INSPECT, "my_model org/their-model"),
     ),
     Verb(
+        *("lineage", "lineage", "LineageSettings", "run_lineage", "Find out which networks were made from which."),
+        *(INSPECT, "org/base my_model their_model --claims"),
+    ),
+    Verb(
         *("index", "search", "IndexSettings", "run_index", "Index networks by fingerprints of their weights."),
         *(INSPECT, "my_zoo org/some-network --output known"),
     ),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_sane.core._types import StateDict
-from hf_sane.screening._names import pair_names
+from hf_sane.screening._names import outlines, pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
 from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import Permutation, PermutationSpec
@@ -112,7 +112,7 @@ def compare_checkpoints(
     Raises:
         ValueError: If they have no tensor in common.
     """
-    pairs = pair_names(_outlines(first), _outlines(other))
+    pairs = pair_names(outlines(first), outlines(other))
     if not pairs:
         raise ValueError(
             "the checkpoints have no tensor of one name and shape in common; compare networks of one architecture"
@@ -209,11 +209,6 @@ def _placed(found: Difference, by_chance: float) -> Difference:
 def _is_identity(permutation: Mapping[str, Tensor]) -> bool:
     """Whether a permutation moves nothing."""
     return all(torch.equal(index, torch.arange(len(index))) for index in permutation.values())
-
-
-def _outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Shapes without reading, where the mapping knows them."""
-    return getattr(tensors, "outlines", tensors)
 
 
 def compare_tensors(

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_sane.records._documents import Entry, read_document
 from hf_sane.records._errors import InvalidFileError, reading
 from hf_sane.records._outputs import check_finished
-from hf_sane.screening._fingerprints import DIGEST_DIGITS, NUM_FEATURES, Fingerprint
+from hf_sane.screening._fingerprints import DIGEST_DIGITS, LEVELS, NUM_FEATURES, Fingerprint
 from hf_sane.screening._names import pair_names
 from hf_sane.tokenization._checkpoints import read_safetensors
 
@@ -86,16 +86,16 @@ class NetworkIndex:
         neighbours = [near for group in self._groups.values() for near in _nearest_of(group, found, count)]
         return sorted(neighbours, key=lambda near: (near.likeness != "equal", near.distance))[:count]
 
-    def save(self, folder: Path) -> None:
+    def save(self, partial: Path) -> None:
         """Write index.json and fingerprints.safetensors to a folder made by the one writer."""
         groups = list(self._groups.values())
-        save_file({str(i): group.stacked().contiguous() for i, group in enumerate(groups)}, folder / FEATURES)
+        save_file({str(i): group.stacked().contiguous() for i, group in enumerate(groups)}, partial / FEATURES)
         content = [
             {"shapes": list(group.shapes.items()), "sources": group.sources, "digests": group.digests}
             for group in groups
         ]
         text = json.dumps({"format_version": FORMAT_VERSION, "groups": content})
-        (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+        (partial / INDEX).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> "NetworkIndex":
@@ -118,6 +118,21 @@ class NetworkIndex:
         return made
 
 
+def signed_gap(first: Fingerprint, other: Fingerprint) -> float:
+    """Distance by the means alone, which pruning and coarse rounding change little, as they change absolute values.
+
+    Infinite if the networks do not have half of their matrices in common.
+    """
+    group = _Group(dict(other.shapes), [""], [other.digest], [_means(other.features)[None]])
+    near = _nearest_of(group, replace(first, features=_means(first.features)), 1)
+    return min((one.distance for one in near if one.shared), default=math.inf)
+
+
+def _means(features: Tensor) -> Tensor:
+    """Features of means; those of absolute values alternate with them."""
+    return features.unflatten(1, (-1, 2, len(LEVELS)))[:, :, 0].flatten(1)
+
+
 def _read_group(entry: Entry, features: Tensor | None, path: Path, name: str) -> _Group:
     shapes = {}
     for pair in entry["shapes"].entries():
@@ -135,7 +150,7 @@ def _read_group(entry: Entry, features: Tensor | None, path: Path, name: str) ->
     return _Group(shapes, sources, digests, [features])
 
 
-def _nearest_of(group: _Group, found: Fingerprint, count: int) -> Iterable[Neighbour]:
+def _nearest_of(group: _Group, found: Fingerprint, count: int) -> list[Neighbour]:
     equal = {i for i, digest in enumerate(group.digests) if digest == found.digest}
     pairs = pair_names(_outlines(found.shapes), _outlines(group.shapes))
     is_enough = len(pairs) >= HALF * max(len(found.shapes), len(group.shapes)) and pairs

@@ -8,6 +8,11 @@ from torch import Tensor
 MAX_PREFIXES = 4  # of each checkpoint, the most frequent
 
 
+def outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Shapes without reading, where the mapping knows them."""
+    return getattr(tensors, "outlines", tensors)
+
+
 def pair_names(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, str]:
     """Names in `first` to names in `other`, of tensors of one shape; names may differ by one prefix each.
 

@@ -1,6 +1,6 @@
 """Rescaling of channels: what one layer multiplies and the next divides by leaves a ReLU network as it was."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -26,8 +26,10 @@ def scalable_axes(spec: PermutationSpec) -> list[str]:
     return found
 
 
-def canonical_scales(spec: PermutationSpec, tensors: Mapping[str, Tensor]) -> StateDict:
-    """The network of this class of rescaled ones in which what makes a channel has norm 1.
+def canonical_scales(
+    spec: PermutationSpec, tensors: Mapping[str, Tensor], *, like: Mapping[str, Tensor] | None = None
+) -> StateDict:
+    """The network of this class of rescaled ones in which what makes a channel has norm 1, or that of another network.
 
     Weights `w` and bias `b` that make channel `j` become `w / c_j` and `b / c_j` with `c_j^2 = |w|^2 + b^2`, and what
     uses it is multiplied by `c_j`. The function is the same if the activation is positively homogeneous,
@@ -36,6 +38,7 @@ def canonical_scales(spec: PermutationSpec, tensors: Mapping[str, Tensor]) -> St
     Args:
         spec: Permutation symmetries, which say where a channel is made and used. Axes are visited in its order.
         tensors: The network.
+        like: Network whose norms are taken in place of 1.
 
     Returns:
         New tensors, in float64 where they are floats.
@@ -44,13 +47,20 @@ def canonical_scales(spec: PermutationSpec, tensors: Mapping[str, Tensor]) -> St
     for axis in scalable_axes(spec):
         rows = [place for place in spec.occurrences[axis] if place.dim == 0]
         columns = [place for place in spec.occurrences[axis] if place.dim == 1]
-        squares = sum(_entries(scaled[place.tensor], place).square().sum(1) for place in rows)
-        assert isinstance(squares, Tensor)
-        scales = torch.where(squares > 0, squares.sqrt(), 1.0)
+        norms = _norms(scaled, rows)
+        scales = torch.where(norms > 0, norms, 1.0)
+        if like is not None:
+            wanted = _norms(like, rows)
+            scales = torch.where((norms > 0) & (wanted > 0), norms / wanted, 1.0)
         for places, factors in ((rows, 1 / scales), (columns, scales)):
             for place in places:
                 _multiply(scaled[place.tensor], place, factors)
     return scaled
+
+
+def _norms(tensors: Mapping[str, Tensor], rows: Iterable[Occurrence]) -> Tensor:
+    """Norm of what makes each entry."""
+    return torch.cat([_entries(tensors[place.tensor], place).double() for place in rows], dim=1).norm(dim=1)
 
 
 def _entries(tensor: Tensor, place: Occurrence) -> Tensor:

@@ -1,0 +1,221 @@
+"""Find out which networks were made from which, and whether their cards say so."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from huggingface_hub import HfApi
+from torch import Tensor
+
+from hf_sane.networks._modules import ModuleSettings
+from hf_sane.records._patience import patiently
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._sources import HubRepo, find_source
+from hf_sane.screening._checkpoints import CARD
+from hf_sane.screening._lineage import Lineage, trace_lineage
+from hf_sane.screening._names import outlines
+from hf_sane.screening._symmetries import find_symmetries
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.tokenization._checkpoints import CheckpointSource, Source
+from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
+from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.shared import WeightsSettings
+from hf_sane.zoo.importing._cards import CardFacts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Verdict = Literal["supported", "contradicted", "unknown"]
+LIKELY = 0.8  # confidence from which a claim is supported or contradicted
+
+
+@dataclass(kw_only=True)
+class LineageSettings(ModuleSettings, WeightsSettings):
+    """Settings of [`lineage`]."""
+
+    sources: list[Source] = setting("Checkpoints: files, folders, Hub repo ids; two or more.", positional=True)
+    output: Path | None = setting("New folder for the trees and the run record.", default=None, short="-o")
+    claims: bool = setting("Compare with the base models that the cards name.", default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.sources) < 2:
+            raise ValueError(f"expected two checkpoints or more, got {len(self.sources)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What the card of a network says of its origin, and what the weights say.
+
+    Attributes:
+        network: The network.
+        base_model: The base model that its card names.
+        verdict: Whether the weights support it.
+        confidence: In the verdict; 0 if it is unknown.
+        reason: Why, as a sentence continues.
+    """
+
+    network: str
+    base_model: str
+    verdict: Verdict
+    confidence: float
+    reason: str
+
+
+@dataclass(kw_only=True)
+class LineageResult(Result):
+    """Which networks were made from which.
+
+    Attributes:
+        lineage: Trees, and how sure their edges are.
+        claims: Claims of cards.
+    """
+
+    JOB: ClassVar[str] = "lineage"
+
+    lineage: Lineage
+    claims: list[Claim] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Descents, roots, alignments, claims."""
+        found = self.lineage
+        descents = [asdict(descent) | {"parents": list(descent.parents)} for descent in found.descents]
+        return {
+            "descents": descents,
+            "roots": list(found.roots),
+            "aligned": dict(found.aligned),
+            "claims": list(map(asdict, self.claims)),
+        }
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per child and parent, as a pandas table."""
+        import pandas as pd
+
+        rows = [
+            {
+                "child": x.child,
+                "parent": parent,
+                "change": x.change,
+                "distance": x.distance,
+                "confidence": x.confidence,
+            }
+            for x in self.lineage.descents
+            for parent in x.parents
+        ]
+        return pd.DataFrame(rows, columns=["child", "parent", "change", "distance", "confidence"])
+
+    def summary(self) -> list[str]:
+        """The trees, indented."""
+        return [line for root in self.lineage.roots for line in _branch(self.lineage, root, 0)]
+
+    def tables(self) -> list[Table]:
+        """Claims, if there are any."""
+        rows = [[x.network, x.base_model, x.verdict, x.confidence or None, x.reason] for x in self.claims]
+        return [Table(("network", "base model of its card", "verdict", "confidence", ""), rows)] if rows else []
+
+    def write(self, partial: Path) -> None:
+        """Write lineage.json and the run record."""
+        (partial / "lineage.json").write_text(self.to_json() + "\n", encoding="utf-8")
+        super().write(partial)
+
+
+def lineage(*sources: Source, **options: Any) -> LineageResult:
+    """Find out which networks were fine-tuned, pruned, quantised or averaged from which, from their weights alone.
+
+    ```python
+    print(hf_sane.lineage("org/base", "me/tuned", "you/pruned", claims=True))
+    ```
+
+    Args:
+        *sources: Modules, state dicts, paths or Hub repo ids.
+        **options: Other fields of [`LineageSettings`].
+    """
+    return run_lineage(LineageSettings(sources=list(sources), **options))
+
+
+def run_lineage(settings: LineageSettings) -> LineageResult:
+    """Find trees of networks that were made from each other, from their weights alone.
+
+    Channels are matched where the symmetries are known: from config.json, or with --module.
+    """
+    record = RunRecord.start(arguments=as_arguments(settings))
+    settings.register()
+    with optional_output(settings.output, LineageResult.JOB) as output:
+        sources = dict(_named(settings.sources))
+        networks = {name: _open(source, settings) for name, source in sources.items()}
+        found = trace_lineage(networks, partial(_symmetries, networks, sources))
+        claims = list(_claims(found, sources)) if settings.claims else []
+        record.finish({"networks": len(networks), "trees": len(found.roots)})
+        return output.write(LineageResult(record=record, lineage=found, claims=claims))
+
+
+def _named(sources: Sequence[Source]) -> Iterator[tuple[str, Source]]:
+    for number, source in enumerate(sources, start=1):
+        yield str(source) if isinstance(source, str | Path) else f"network {number}", source
+
+
+def _open(source: Source, settings: LineageSettings) -> Mapping[str, Tensor]:
+    if isinstance(source, str | Path):
+        source = CheckpointSource(source, None, settings.subfolder, settings.variant, settings.key)
+    return open_checkpoint(source)
+
+
+def _symmetries(
+    networks: Mapping[str, Mapping[str, Tensor]], sources: Mapping[str, Source], name: str
+) -> PermutationSpec | None:
+    spec, _ = find_symmetries(outlines(networks[name]), (sources[name],))
+    return spec
+
+
+def _claims(found: Lineage, sources: Mapping[str, Source]) -> Iterator[Claim]:
+    """What the cards say, judged."""
+    for name, source in sources.items():
+        for base in _base_models(source):
+            verdict, confidence, reason = _judge(found, name, base, sources)
+            yield Claim(network=name, base_model=base, verdict=verdict, confidence=confidence, reason=reason)
+
+
+def _base_models(source: Source) -> tuple[str, ...]:
+    if not isinstance(source, str | Path):
+        return ()
+    place = find_source(source)
+    if isinstance(place, HubRepo):
+        info = patiently(HfApi().model_info, place.repo_id, revision=place.revision)
+        return CardFacts.from_info(info).base_models
+    card = place / CARD
+    return CardFacts.from_file(card).base_models if card.is_file() else ()
+
+
+def _judge(found: Lineage, name: str, base: str, sources: Mapping[str, Source]) -> tuple[Verdict, float, str]:
+    named = [other for other in sources if other == base or Path(other).name == Path(base).name]
+    if len(named) != 1:
+        return "unknown", 0.0, "it is not among the networks" if not named else "several networks have its name"
+    other = named[0]
+    above = found.ancestors(name).get(other, 0.0)
+    below = found.ancestors(other).get(name, 0.0)
+    if above >= LIKELY:
+        return "supported", above, "it is an ancestor"
+    if below >= LIKELY:
+        return "contradicted", below, "it was made from this network"
+    if found.root_of(name) != found.root_of(other):
+        return "contradicted", LIKELY, "their weights are not related"
+    return "unknown", 0.0, "they are related, but which came first is not certain"
+
+
+def _branch(found: Lineage, name: str, depth: int) -> Iterator[str]:
+    descent = next((x for x in found.descents if x.child == name), None)
+    how = ""
+    if descent is not None:
+        others = f" of {' and '.join(descent.parents)}" if len(descent.parents) > 1 else ""
+        how = f" ({descent.change}{others}, distance {descent.distance:.3g}, confidence {descent.confidence:.2f})"
+    how += f" [channels {found.aligned[name]}]" if name in found.aligned else ""
+    yield "  " * depth + name + how
+    for child in found.descents:
+        if child.parents[0] == name:
+            yield from _branch(found, child.child, depth + 1)
+
+
+__all__ = ["lineage"]
