@@ -214,12 +214,13 @@ def search(query: Source, index: str | Path | NetworkIndex, **options: Any) -> S
 def run_search(settings: SearchSettings) -> SearchResult:
     """Find known networks that equal another one up to order, scales and precision, or are related to it."""
     record = RunRecord.start(arguments=as_arguments(settings))
-    known = settings.index
-    index = known if isinstance(known, NetworkIndex) else NetworkIndex.load(known)
     source = settings.query
     if isinstance(source, str | Path):
         source = CheckpointSource(source, None, settings.subfolder, settings.variant, settings.key)
-    found = fingerprint(open_checkpoint(source))
+    tensors = open_checkpoint(source)  # says at once that there is no such thing
+    known = settings.index
+    index = known if isinstance(known, NetworkIndex) else NetworkIndex.load(known)
+    found = fingerprint(tensors)
     neighbours = index.nearest(found, settings.count)
     record.finish({"known": len(index), "nearest": neighbours[0].source if neighbours else None})
     return SearchResult(record=record, neighbours=neighbours, num_known=len(index), digest=found.digest)
