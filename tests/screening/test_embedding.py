@@ -98,6 +98,17 @@ def test_the_nearest_of_an_index_is_the_network_itself(makes, tiny_zoo, tiny_zoo
     assert f"nearest: {name} (" in str(result)
 
 
+def test_the_nearest_by_fingerprint_is_the_network_itself(tiny_zoo, tiny_zoo_folder, tmp_path):
+    hf_sane.index_networks(tiny_zoo_folder, tmp_path / "index")
+    split = tiny_zoo.splits["test"]
+    save_file(split.state_dict(0), tmp_path / "unknown.safetensors")
+    result = hf_sane.scan(tmp_path / "unknown.safetensors", index=tmp_path / "index")
+    name, distance = result.nearest[str(tmp_path / "unknown.safetensors")][0]
+    assert name.endswith(f"{split.run_ids[0]}, epoch {split.column('epoch')[0]}")
+    assert distance == pytest.approx(0, abs=1e-5)
+    assert "nearest: " in str(result)
+
+
 def test_the_sane_of_the_package_embeds_what_fits_it_and_is_silent_about_the_rest(network, tmp_path):
     anchor = BUNDLE / "anchors" / "anchor_0"
     fitting = hf_sane.scan(anchor)

@@ -20,11 +20,14 @@ from hf_sane.records._sources import parse_source
 from hf_sane.screening._checkpoints import targets_in
 from hf_sane.screening._embedding import Encoder
 from hf_sane.screening._findings import RULES, SEVERITIES, Finding
+from hf_sane.screening._fingerprints import fingerprint
+from hf_sane.screening._index import INDEX, NetworkIndex
 from hf_sane.screening._known_models import KnownModels, embed_known_models, read_known_models
 from hf_sane.screening._scan import SamplingSettings, Scan, scan_checkpoint
 from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._kept_ranges import kept_bytes
+from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import BUNDLE, SANE, open_sane
 from hf_sane.workflows.shared import SaneSettings, WeightsSettings
@@ -68,7 +71,8 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings):
         default=None,
     )
     index: str | Path | Zoo | None = setting(
-        "Known networks, of which the nearest are told: a zoo, or what hf-sane embed wrote with the same SANE.",
+        "Known networks, of which the nearest are told: a zoo, what hf-sane embed wrote with the same SANE, or what "
+        "hf-sane index wrote (for checkpoints that are read whole).",
         default=None,
     )
     revision: str | None = setting("Branch, tag or commit of the Hub repos.", default=None)
@@ -223,11 +227,7 @@ def run_scan(settings: ScanSettings) -> ScanResult:
             if note := _describe_kept():
                 interruption.add_note(note)
             raise
-        nearest = {
-            scan.source: known.nearest(scan.embedding.vector)
-            for scan in scans
-            if known is not None and scan.embedding is not None and scan.embedding.vector
-        }
+        nearest = {scan.source: found for scan in scans if (found := _nearest(scan, known))}
         failures = [text for wanted in settings.fail_on for text in _failures(wanted, scans)]
         result = ScanResult(record=record, scans=scans, failures=failures, nearest=nearest)
         record.finish({"checkpoints": len(scans), "findings": len(result.findings), "failures": len(failures)})
@@ -266,25 +266,42 @@ def _encoder(settings: ScanSettings) -> Encoder:
     return Encoder(place if source else BUNDLE.name, SANEFeatureExtractor.load(place, subfolder=subfolder), load)
 
 
-def _known_models(index: str | Path | Zoo | None, encoder: Encoder) -> KnownModels | None:
+def _known_models(index: str | Path | Zoo | None, encoder: Encoder) -> KnownModels | NetworkIndex | None:
     if index is None:
         return None
+    if isinstance(index, str | Path) and (Path(index) / INDEX).is_file():
+        return NetworkIndex.load(index)
     if is_zoo(index) or not Path(str(index)).is_dir():
         return embed_known_models(load_zoo(index), encoder)
     return read_known_models(Path(str(index)))
 
 
+def _nearest(scan: Scan, known: KnownModels | NetworkIndex | None) -> tuple[tuple[str, float], ...]:
+    """Names and distances of the nearest known networks; fingerprints take whole ones."""
+    if isinstance(known, NetworkIndex):
+        is_whole = scan.num_bytes and scan.bytes_read == scan.num_bytes and not scan.bytes_downloaded
+        if not is_whole or any(tensor.nan or tensor.infinite for tensor in scan.tensors):
+            return ()
+        try:
+            found = fingerprint(open_checkpoint(CheckpointSource(scan.source)))
+        except (TypeError, ValueError):  # of a format that only a scan reads
+            return ()
+        return tuple((near.source, near.distance) for near in known.nearest(found))
+    if known is None or scan.embedding is None or not scan.embedding.vector:
+        return ()
+    return known.nearest(scan.embedding.vector)
+
+
 def _embedding_lines(scan: Scan, nearest: Sequence[tuple[str, float]], *, is_asked: object) -> list[str]:
     """The embedding, and the nearest known networks. That the SANE of this package does not fit is no news."""
-    found = scan.embedding
-    if found is None or (found.reason and not is_asked):
-        return []
-    if found.reason:
-        return [f"not embedded by {found.sane}: {found.reason}"]
-    lines = [
-        f"embedded by {found.sane} from {found.tokens_read:,} of {found.num_tokens:,} tokens, "
-        f"standard error {found.error:.2g}"
-    ]
+    found, lines = scan.embedding, []
+    if found is not None and found.reason and is_asked:
+        lines.append(f"not embedded by {found.sane}: {found.reason}")
+    if found is not None and not found.reason:
+        lines.append(
+            f"embedded by {found.sane} from {found.tokens_read:,} of {found.num_tokens:,} tokens, "
+            f"standard error {found.error:.2g}"
+        )
     if nearest:
         lines.append("nearest: " + ", ".join(f"{name} ({distance:.3g})" for name, distance in nearest))
     return lines
