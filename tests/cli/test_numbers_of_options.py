@@ -23,6 +23,7 @@ NEEDED = {
     "build": {"output": "out"},
     "compare": {"sane": "sane", "zoo": "zoo"},
     "demo": {"output": Path("out")},
+    "doctor": {},
     "diff": {"first": "a", "other": "b"},
     "embed": {"sane": "sane", "checkpoints": ["a"], "output": "out"},
     "finetune": {"networks": ["a"], "output": "out"},

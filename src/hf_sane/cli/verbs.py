@@ -45,7 +45,7 @@ class Verb(NamedTuple):
 
 
 START, ZOOS, LEARN, GENERATE = "Start here", "Collect networks", "Learn from weights", "Make new networks"
-INSPECT, SHARE = "Inspect and compare checkpoints", "Share on the Hub"
+INSPECT, SHARE, MACHINE = "Inspect and compare checkpoints", "Share on the Hub", "This machine"
 
 VERBS = (
     Verb(
@@ -134,6 +134,10 @@ VERBS = (
         *("pull", "transfer", "PullSettings", "run_pull", "Fetch a repository from the Hub."),
         *(SHARE, "org/their-zoo --output their_zoo"),
     ),
+    Verb(
+        *("doctor", "doctor", "DoctorSettings", "run_doctor", "Check this machine, with a self-test."),
+        *(MACHINE, "--no-self-test"),
+    ),
 )
 
 ZOO_VERBS = (
@@ -159,7 +163,7 @@ ZOO_VERBS = (
         *("Measure the linear structure that the runs of a zoo share.", ZOOS, "my_zoo"),
     ),
 )
-GROUPS = (START, ZOOS, LEARN, GENERATE, INSPECT, SHARE)
+GROUPS = (START, ZOOS, LEARN, GENERATE, INSPECT, SHARE, MACHINE)
 
 
 def plugin_verbs() -> list[Verb]:

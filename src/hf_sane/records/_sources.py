@@ -126,7 +126,7 @@ def find_source(
     client = api or HfApi()
     tried = f"tried {Path(str(source)).absolute()} and {_address(client, found, repo_type)}"
     try:
-        _within(
+        within(
             ASK_SECONDS,
             lambda: client.repo_info(found.repo_id, revision=found.revision, repo_type=repo_type, timeout=ASK_SECONDS),
         )
@@ -195,7 +195,7 @@ def _folder_of(repo: HubRepo) -> str | None:
     return owner if slash and repo.revision is None and Path(owner).is_dir() else None
 
 
-def _within(seconds: float, ask: Callable[[], object]) -> None:
+def within(seconds: float, ask: Callable[[], object]) -> None:
     """Ask the Hub; time limits of requests begin after the name of its host is found, which may take half a minute.
 
     Raises:
