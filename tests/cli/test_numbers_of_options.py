@@ -43,6 +43,7 @@ NEEDED = {
     "search": {"query": "a", "index": "b"},
     "show": {"zoo": "zoo"},
     "start": {"images": "digits", "output": "out"},
+    "structure": {"zoo": "zoo", "plots": False},
     "soup": {"ingredients": ["a", "b"], "output": "out"},
 }
 MAY_BE = [("build", "max_abs_weight", inf)]  # all finite networks are kept

@@ -1,0 +1,56 @@
+"""The page on the command line lists what the program has; `python tests/cli/test_command_line_page.py` writes it."""
+
+from dataclasses import MISSING
+from pathlib import Path
+
+from hf_sane.cli.verbs import GROUPS, VERBS, ZOO_VERBS
+from hf_sane.records._settings import default_of, option_name
+from hf_sane.workflows.command_line import _shown, own_options
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "command_line.md"
+START = "## Verbs\n"
+
+
+def row(entry):
+    """An option of a verb, what it means, and its default."""
+    name = option_name(entry) if not entry.metadata["positional"] else entry.name.upper()
+    names = ", ".join(f"`{one}`" for one in (name, entry.metadata["short"]) if one)
+    default = default_of(entry)
+    text = entry.metadata["help"].replace("|", "\\|").replace("<", "&lt;")
+    shown = "required" if default is MISSING else _shown(default).strip().removeprefix("[default: ").removesuffix("]")
+    return f"| {names} | {text} | {shown if shown in ('', 'required') else f'`{shown}`'} |"
+
+
+def verbs():
+    """All verbs of the program by what they are for."""
+    lines = []
+    named = [(f"hf-sane {verb.name}", verb) for verb in VERBS]
+    named += [(f"hf-sane zoo {verb.name}", verb) for verb in ZOO_VERBS]
+    for group in GROUPS:
+        lines += ["", f"### {group}"]
+        for name, verb in named:
+            if verb.group == group:
+                lines += ["", f"#### {name}", "", verb.help, "", "```bash", f"{name} {verb.example}", "```", ""]
+                options = own_options(verb.load()[0])
+                lines += ["| option | meaning | default |", "| --- | --- | --- |", *map(row, options)]
+    return "\n".join([*lines, ""])
+
+
+def by_hand():
+    """What comes before the list."""
+    return PAGE.read_text(encoding="utf-8").partition(START)[0]
+
+
+def test_the_page_lists_all_verbs_and_options():
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == by_hand() + START + verbs(), f"run: python {Path(__file__).name}"
+    assert text.count("\n#### hf-sane ") == len(VERBS) + len(ZOO_VERBS)
+
+
+def test_the_page_names_every_exit_code():
+    for code in ("| 0 | done |", "| 1 | done, and", "| 2 | wrong use", "| 130 | interrupted"):
+        assert code in by_hand()
+
+
+if __name__ == "__main__":
+    PAGE.write_text(by_hand() + START + verbs(), encoding="utf-8")
