@@ -43,6 +43,7 @@ WITHOUT = {
     "push": "sends whole outputs",
     "pull": "fetches whole repositories",
     "demo": "builds its own networks",
+    "doctor": "reads no networks",
     "index": "reads zoos and folders of many networks",
     "zoo build": "trains its own networks",
     "zoo mix": "reads zoos",
