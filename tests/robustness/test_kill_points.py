@@ -109,6 +109,7 @@ def true_line(run: SmallRun, output: str, what: str, *, is_finished: bool, is_ne
 def stop_everywhere(run: SmallRun, place: Path) -> dict[str, Any]:
     """All of it; gives the counts, and the failures."""
     run.fresh(place)
+    fresh = run.state(place)
     whole = in_child(program(run, place), place=place)
     assert whole.code == 0, whole.output
     total = len(whole.events)
@@ -119,7 +120,7 @@ def stop_everywhere(run: SmallRun, place: Path) -> dict[str, Any]:
     killed = [*spread(total, min(most, run.most or most))]
     interrupted = killed if POINTS == "all" else [total // 2]
     failures: list[str] = []
-    mended: set[tuple[str, ...]] = set()
+    mended: set[tuple[str, ...]] = set() if run.varies else {(fresh,)}  # clients of the Hub keep files elsewhere
     for by, events in ((signal.SIGKILL, killed), (signal.SIGINT, interrupted)):
         for event in events:
             try:

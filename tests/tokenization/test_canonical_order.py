@@ -42,7 +42,7 @@ SANE = sane()
 
 def resnet():
     torch.manual_seed(1)
-    return build_model(cifar_resnet(20, width=2))
+    return build_model(cifar_resnet(width=2, depths=(1, 1, 1)))
 
 
 def gpt2():

@@ -39,6 +39,10 @@ model-index:
     - {{type: accuracy, value: {accuracy}}}
 ---
 """
+BERT = {
+    **{"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 4, "intermediate_size": 4},
+    **{"num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9, "max_position_embeddings": 8},
+}
 
 
 def mlp(*widths: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -71,7 +75,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         card = CARD.format(accuracy=0.9 + index / 100)
         write(folder, f"ours/cnn-{index}/model.safetensors", model.state_dict(), model.config.to_dict(), card)
         write(folder, f"mlps/{index}.safetensors", mlp(4, 8, 3, seed=index))
-    write(folder, "deep/model.safetensors", mlp(*[3] * 13), {"model_type": "bert", "architectures": ["BertModel"]})
+    write(folder, "deep/model.safetensors", mlp(*[3] * 13), BERT)
     resnet = build_model(cifar_resnet(20, width=2)).state_dict()
     write(folder, "resnet.pt", {"state_dict": {f"module.{name}": tensor for name, tensor in resnet.items()}})
     write(folder, "half.safetensors", {name: tensor.bfloat16() for name, tensor in mlp(4, 8, 3).items()})
@@ -221,7 +225,7 @@ def test_layers_are_in_natural_order(imported):
 def test_architectures_keep_what_their_configuration_says(imported):
     facts = imported[1].zoo.facts
     configs = [settings["config"] for settings in facts.architectures.values() if settings["model_type"] == "imported"]
-    assert {"model_type": "bert", "architectures": ["BertModel"]} in configs
+    assert BERT in configs
     assert {} in configs
     assert sum(settings["model_type"] == "imported" for settings in facts.architectures.values()) == 2
     card = (imported[0] / "README.md").read_text()
