@@ -158,7 +158,10 @@ def test_the_verbs_build_and_search(index, tmp_path, hf_sane_command):
         hf_sane_command("search", tmp_path / "copy.safetensors", "--index", index, "--count", 1, "--json").stdout
     )
     assert [near["likeness"] for near in found["neighbours"]] == ["equal"]
-    assert "no index.json" in hf_sane_command("search", index / "x", "--index", tmp_path, exit_code=2).stderr
+    assert (
+        "no index.json"
+        in hf_sane_command("search", tmp_path / "copy.safetensors", "--index", tmp_path, exit_code=2).stderr
+    )
 
 
 def test_a_damaged_index_is_refused(index, tmp_path):
