@@ -42,7 +42,6 @@ NEEDED = {
     "scan": {"sources": ["a"]},
     "search": {"query": "a", "index": "b"},
     "show": {"zoo": "zoo"},
-    "structure": {"zoo": "zoo"},
     "start": {"images": "digits", "output": "out"},
     "structure": {"zoo": "zoo", "plots": False},
     "soup": {"ingredients": ["a", "b"], "output": "out"},

@@ -55,7 +55,10 @@ def test_pretrain_leaves_a_sane_folder_with_its_card(tiny_sane_run, tiny_zoo_fol
     record = RunRecord.load(output / "model" / "run.json")
     assert card.data.eval_results[0].metric_value == record.results["reconstruction_r2"]
     refused = hf_sane_command("pretrain", "--zoo", tiny_zoo_folder, "--output", output, exit_code=2)
-    assert "already holds a finished run; continue it with --resume" in refused.stderr
+    assert (
+        f"{output} already holds a finished run; choose another output folder; to continue: hf-sane" in refused.stderr
+    )
+    assert refused.stderr.endswith(f"hf-sane pretrain --zoo {tiny_zoo_folder} --output {output} --resume\n")
 
 
 def test_a_misspelt_model_setting_is_refused(tiny_zoo_folder, tmp_path, hf_sane_command):

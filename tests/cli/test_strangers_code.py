@@ -183,7 +183,7 @@ OF_SANE = {"known": NO_SANE + "'resnet'", "own": NO_SANE + "'sane_cnn'", "unknow
 # How verbs end that read each kind: what they say where they refuse it, of a folder and of a repository if that is not
 # the same. Of a kind that is not named they take it.
 ENDS = {
-    "info": {"pickled": PICKLES},
+    "info": {"pickled": (None, PICKLES)},  # a folder has a line for each file
     "analyze": {"adapter": "all weights are zero", "pickled": PICKLES},
     "diff": {"adapter": "'megatron_config': {'a': 1}", "pickled": PICKLES},
     "embed": {"known": OTHER_LAYOUT, "sane": OTHER_LAYOUT, "adapter": OTHER_LAYOUT, "pickled": PICKLES},

@@ -131,8 +131,8 @@ def test_template_of_another_network_is_refused():
     [
         ({"token_dim": 0}, "expected token_dim >= 1 and batch_norm 'tokens' or 'template', got 0 and 'tokens'"),
         ({"token_dim": 4, "batch_norm": "drop"}, "got 4 and 'drop'"),
-        ({"token_dim": 4, "token_layout": "dence"}, "out of rowwise, dense, got 'dence'; did you mean 'dense'"),
-        ({"token_dim": 4, "token_layout": ["dense"]}, r"out of rowwise, dense, got \['dense'\]"),
+        ({"token_dim": 4, "token_layout": "dence"}, "one of rowwise, dense, got 'dence'; did you mean 'dense'"),
+        ({"token_dim": 4, "token_layout": ["dense"]}, r"one of rowwise, dense, got \['dense'\]"),
     ],
 )
 def test_unknown_choices_are_refused(choice, message):

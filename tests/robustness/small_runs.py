@@ -17,6 +17,7 @@ from huggingface_hub import constants
 
 from hf_sane.cli.app import app
 from hf_sane.records._outputs import CARD, MANIFEST, check_finished
+from hf_sane.records._run_files import RUN_FILE
 from hf_sane.zoo._writing import check_zoo
 
 STRANGERS = {"notes.txt": "theirs", ".hidden": "theirs, too", "out.txt": "theirs as well", "other/file": "deep"}
@@ -130,6 +131,8 @@ class SmallRun:
                     found[relative] = {**manifest, "files": listed, "timed": sorted(manifest["files"].keys() - listed)}
                 elif name == CARD:
                     found[relative] = [line for line in path.read_text().splitlines() if not TIMED_LINE.match(line)]
+                elif name == RUN_FILE:
+                    found[relative] = path.read_text().replace(str(place), "")
                 else:
                     found[relative] = None if self._is_timed(name) else path.read_bytes()
         return found
@@ -146,7 +149,7 @@ class SmallRun:
 
     def _is_timed(self, name: str) -> bool:
         last = name.rpartition("/")[2]
-        return last in ("run.json", CARD, *self.timed)
+        return last in ("run.json", CARD, RUN_FILE, *self.timed)
 
 
 def program(run: SmallRun, place: Path, *flags: str) -> Callable[[], None]:

@@ -118,7 +118,7 @@ def test_configuration_follows_the_images(digits):
         ({"initializations": []}, "initializations is empty: name at least one"),
         ({"optimizers": []}, "optimizers is empty: name at least one"),
         ({"optimizers": ["adamw"]}, r"expected optimizers to be among 'adam', 'sgd', got \['adamw'\]"),
-        ({"token_layout": "rowise"}, "a token layout out of rowwise, dense, got 'rowise'; did you mean 'rowwise'"),
+        ({"token_layout": "rowise"}, "a token layout, one of rowwise, dense, got 'rowise'; did you mean 'rowwise'"),
         ({"architecture": "vgg"}, "architecture"),
         ({"epochs": "many", "keep_epochs": [0]}, "epochs"),
         ({"epoch": 3}, "unexpected keyword argument 'epoch'"),

@@ -66,7 +66,7 @@ class RunFolder:
                 else f"an interrupted run with the checkpoint {checkpoints[-1].name}"
             )
             raise FileExistsError(
-                f"{self.path} already holds {what}; choose another output folder, or {again('continue', '--resume')}"
+                f"{self.path} already holds {what}; choose another output folder; {again('continue', '--resume')}"
             )
         if self.is_finished or checkpoints:  # otherwise nothing is lost by starting anew
             arguments.check_continues(begun)

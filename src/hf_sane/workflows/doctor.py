@@ -263,7 +263,8 @@ def _run_through(folder: Path) -> None:
     )
     sampled = sane.sample(zoo, images=data, num_samples=1, num_candidates=2, top_fraction=1.0, bandwidth=[0.1])
     sampled.save_pretrained(folder / "networks")
-    loaded = AutoModelForImageClassification.from_pretrained(folder / "networks" / "network_0")
+    network = folder / "networks" / "network_0"
+    loaded = AutoModelForImageClassification.from_pretrained(network, trust_remote_code=False)
     logits = loaded(pixels[:2]).logits
     if logits.shape != (2, 10) or not logits.isfinite().all():
         raise ValueError(f"expected finite logits of 2 images and 10 classes, got {tuple(logits.shape)}")
