@@ -67,7 +67,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 # Each kind of processor has a folder of its own: BENCHMARKS_OUT=runs/benchmarks/avx2.
 benchmarks: $(BIN)/.installed
 	mkdir -p $(BENCHMARKS_OUT)
-	for name in tokenization pretraining_step kde_sampling alignment zoo_training zoo_loader zoo_columns zoo_import; do \
+	for name in tokenization pretraining_step kde_sampling alignment zoo_training zoo_loader zoo_columns zoo_import tutorials; do \
 		$(BIN)/python benchmarks/$$name.py --output $(BENCHMARKS_OUT)/$$name.json || exit 1; done
 	$(BIN)/python experiments/update_results.py
 

@@ -143,7 +143,6 @@ def measure(count: int, compared: int, folder: Path) -> dict[str, Any]:
         "peak_anonymous_bytes": memory["bytes"],
         "seconds_to_open": opening,
         "ratio_to_opening": seconds / opening,
-        "gigabytes": memory["bytes"] / 1e9,
         "seconds_to_load_exporter": exporter,
         "networks_per_second": rates,
         "own_over_foreign": {name: rates["own"][name] / rate for name, rate in rates["foreign"].items()},

@@ -1,8 +1,9 @@
-"""The built wheel holds everything that runs: templates, the typing marker."""
+"""The built wheel holds everything that runs: templates, the typing marker, what tutorials need."""
 
-import shutil
+import importlib
+import json
+import os
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,20 +15,16 @@ DATA_SUFFIXES = {".py", ".md", ".typed", ".json", ".safetensors"}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel built from a copy of the sources, so that nothing is written into them."""
-    folder = tmp_path_factory.mktemp("packaging")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(PACKAGE, folder / "src" / "hf_sane", ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "dist")],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    (built,) = (folder / "dist").glob("*.whl")
-    with zipfile.ZipFile(built) as archive:
+def tutorials():
+    """The benchmark that runs tutorials."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        return importlib.import_module("tutorials")
+
+
+@pytest.fixture(scope="module")
+def wheel(tutorials, tmp_path_factory):
+    with zipfile.ZipFile(tutorials.build_wheel(tmp_path_factory.mktemp("packaging"))) as archive:
         yield archive
 
 
@@ -62,6 +59,18 @@ def test_the_wheel_says_what_it_is(wheel):
     (entry_points,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("entry_points.txt"))
     assert "hf-sane = hf_sane.cli.app:main" in entry_points
     assert not [name for name in wheel.namelist() if name.startswith("tests/")]
+
+
+def test_the_tutorials_run_with_the_wheel_in_empty_folders(wheel, tutorials, fresh_python, tmp_path):
+    wheel.extractall(tmp_path / "released")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    arguments = (tmp_path / "released", *tutorials.PAGES)
+    (tmp_path / "pages").mkdir()
+    printed = fresh_python(tutorials.PROGRAM, *arguments, env=environment, cwd=tmp_path / "pages")
+    ended = json.loads(printed.splitlines()[-1])
+    assert ended.keys() == {page.stem for page in (ROOT / "docs" / "tutorials").glob("*.md")}
+    assert {"3. Encode, embed and rebuild a network"} <= ended["first_steps"].keys()
+    assert {"5. Sample new networks, and load them"} <= ended["your_networks"].keys()
 
 
 def test_make_demo_leaves_the_checkout_clean():

@@ -26,7 +26,7 @@ SMALL = {
 }
 # Too large for a test, or in need of files that are not in the repository.
 BY_HAND = {"released_resnets"}
-ELSEWHERE = {  # in test_lora_benchmarks.py and files of their own names
+ELSEWHERE = {  # in test_lora_benchmarks.py, tests/test_packaging.py and files of their own names
     "accuracy_transfer",
     "adapt_sane",
     "beyond_vision",
@@ -35,6 +35,7 @@ ELSEWHERE = {  # in test_lora_benchmarks.py and files of their own names
     "regions",
     "round_trip",
     "soup_vs_sampling",
+    "tutorials",
 }
 
 
