@@ -1,19 +1,23 @@
 """Zoos of a user's own module: trained stacked as each network would be alone, continued, refused, found again."""
 
 from functools import partial
+from pathlib import Path
 
 import datasets
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 import hf_sane
+from hf_sane.merging._swa import train_stacked_swa
 from hf_sane.networks import _modules
 from hf_sane.networks._hyperparameters import HyperParameters, image_order
 from hf_sane.networks._images import ImageData
+from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import train_stacked
 from hf_sane.workflows.build_zoo import BuildZooSettings
 from hf_sane.workflows.judging import recorded_texts
@@ -21,6 +25,8 @@ from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import ZooSettings
 
+WIDTH = {"width": 6}
+SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 CODE = '''
 from torch import nn
 
@@ -125,9 +131,15 @@ def check_runs(zoo: Zoo, make, data: ImageData) -> None:
                 torch.testing.assert_close(last.state_dict(index)[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_runs_are_trained_as_each_would_be_alone(own, few, tmp_path):
-    zoo = build_zoo(settings(own, module_args='{"width": 6}'), few, tmp_path)
-    make = _modules.load_module(own, {"width": 6})
+@pytest.fixture(scope="module")
+def built(own, few, tmp_path_factory) -> Zoo:
+    return build_zoo(settings(own, module_args=WIDTH), few, tmp_path_factory.mktemp("zoo") / "built")
+
+
+def test_runs_are_trained_as_each_would_be_alone(built, own, few):
+    zoo, folder = built, Path(built.source)
+    make = _modules.load_module(own, WIDTH)
+    _modules.register_architecture(make)
     check_runs(zoo, make, few)
     split = zoo.splits["train"]
     torch.manual_seed(int(split.column("seed")[0]))
@@ -140,14 +152,58 @@ def test_runs_are_trained_as_each_would_be_alone(own, few, tmp_path):
     assert network.mix.weight is network.again.weight
     assert zoo.alignment is not None  # traced with the images
     assert split.column("initialization")[0] is None
-    card = (tmp_path / "README.md").read_text()
+    card = (folder / "README.md").read_text()
     assert "- architecture: module of its authors: Own, width 6" in card
     assert "hf_sane.register_architecture" in card
     with pytest.raises(ValueError, match="other settings of layout, module_args: expected"):
-        build_zoo(settings(own), few, tmp_path)
+        build_zoo(settings(own), few, folder)
     _modules._REGISTERED.clear()
     with pytest.raises(ValueError, match="give its code"):
         split.model(0)
+
+
+def test_its_networks_are_sampled_conditioned_averaged_and_mapped(built, own, few, tmp_path):
+    make = _modules.load_module(own, WIDTH)
+    architecture = _modules.register_architecture(make, torch.zeros(1, 1, 8, 8))
+    networks = [split.model(1) for split in built.splits.values()]
+    extractor = hf_sane.SANEFeatureExtractor(width := built.splits["train"].layout(0).token_dim).fit(networks)
+    config = hf_sane.SANEConfig(token_dim=width, window_size=32, latent_dim=4, **SMALL)
+    sane = hf_sane.SANE(hf_sane.SANEModel(config).eval(), extractor)
+    drawn = hf_sane.sample(networks, sane, images=few, num_samples=1, num_candidates=3, bandwidth=0.1)
+    drawn.save_pretrained(tmp_path / "drawn")
+    mine = make()
+    mine.load_state_dict(load_file(tmp_path / "drawn/network_0/model.safetensors"))
+    with torch.no_grad():
+        answers = mine.eval()(few.test_images)["logits"].argmax(1)
+        hidden = mine.grouped(mine.norm(mine.stem(few.train_images)).relu()).relu()
+    assert (answers == few.test_labels).float().mean().item() == pytest.approx(drawn.provenance[0].test_accuracy)
+    # Batches of random images: running statistics are those of the training images, not what was decoded.
+    torch.testing.assert_close(mine.batch_norm.running_mean, hidden.mean((0, 2, 3)), rtol=0.05, atol=0.01)
+    tuned = hf_sane.finetune(drawn, few, epochs=1, scratch=False)[0]
+    assert torch.equal(tuned.frozen.weight, mine.frozen.weight)
+    assert torch.equal(tuned.parity.weight, mine.parity.weight)
+    assert not torch.equal(tuned.mix.weight, mine.mix.weight)
+
+    stack = StackedNetworks.from_state_dicts(architecture.structure, [network.state_dict() for network in networks])
+    plan = HyperParameters.repeat(range(len(networks)), learning_rate=0.01)
+    swa = train_stacked_swa(stack, few, plan, cycles=2, num_batches=2)
+    ends = [
+        snapshot.tensors["mix.weight"]
+        for snapshot in train_stacked(stack.config, stack.tensors, few, plan, epochs=2, keep_epochs=[1, 2])
+    ]
+    torch.testing.assert_close(swa.averaged.tensors["mix.weight"], sum(ends) / 2)
+    torch.testing.assert_close(swa.averaged.tensors["again.weight"], swa.averaged.tensors["mix.weight"])
+
+    averaged = hf_sane.soup(networks, data=few, recalibrate=True, recalibration_batches=2)
+    torch.testing.assert_close(averaged.model.stem.bias, sum(network.stem.bias for network in networks) / 3)
+    found = hf_sane.map_regions(built, label=["optimizer"], align=False, plots=False, num_points=2, evaluate=steepness)
+    finals = [split.at_epoch(1) for split in built.splits.values()]
+    chosen = [steepness(s.model(i)) for s in finals for i in range(len(s)) if s.column("optimizer")[i] == "adam"]
+    assert found.scores["optimizer: adam"].corners.tolist() == pytest.approx(chosen)
+
+
+def steepness(module: nn.Module) -> float:
+    return module.head.weight.abs().sum().item()
 
 
 def test_a_recurrent_module_runs_one_network_after_the_other_and_says_so(few, tmp_path, caplog):

@@ -226,6 +226,10 @@ def adapter_card(
     )
 
 
+# What networks were measured at, by the name of their data in the run record.
+TASKS_OF_DATA = {"texts": "text-classification", "images": "image-classification"}
+
+
 def soup_card(
     config: PreTrainedConfig | nn.Module | None,
     record: RunRecord,
@@ -254,8 +258,9 @@ def soup_card(
     rows: Mapping[str, Mapping[str, Any]] = record.results["ingredients"]
     others = {name: value for name, value in record.results.items() if name != "ingredients"}
     metric = str(record.arguments.get("metric", "accuracy"))
+    task = next((tag for kind, tag in TASKS_OF_DATA.items() if kind in record.data), "other")
     measured = [
-        ("image-classification", metric, f"{split} {metric}", others[f"{split}_{metric}"])
+        (task, metric, f"{split} {metric}", others[f"{split}_{metric}"])
         for split in ("test", "validation")
         if others.get(f"{split}_{metric}") is not None
     ]
@@ -338,7 +343,7 @@ def _card(
 def _measured_on(record: RunRecord, measured: Sequence[Measured]) -> str:
     """What the model index says that values were measured on: images, or a zoo."""
     data = record.data.get("images", record.data.get("texts"))
-    if measured and measured[0][0] in ("image-classification", "text-classification"):
+    if measured and measured[0][0] in TASKS_OF_DATA.values():
         named = data.get("name") if isinstance(data, Mapping) else data
     else:
         named = record.data.get("zoo")

@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn, update_bn
 
 from hf_sane.networks._batchnorm import condition_batch_norm
 from hf_sane.networks._hyperparameters import HyperParameters
-from hf_sane.networks._images import ImageData
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._tasks import LabelledData
 from hf_sane.networks._training import train_stacked
 
 SWAKind = Literal["constant", "cyclical"]
@@ -174,7 +174,7 @@ class SWAResult:
 
 def train_stacked_swa(
     networks: StackedNetworks,
-    data: ImageData,
+    data: LabelledData,
     hyper_parameters: HyperParameters,
     *,
     cycles: int,
@@ -191,7 +191,7 @@ def train_stacked_swa(
 
     Args:
         networks: To continue; trained networks, as SWA starts from. Not changed.
-        data: Images; training images also re-estimate batch-norm statistics.
+        data: Images or texts; those to train on also re-estimate batch-norm statistics.
         hyper_parameters: One entry per network.
         cycles: Networks per average, >= 2.
         cycle_epochs: Epochs between them.
@@ -228,7 +228,7 @@ def train_stacked_swa(
         averaged |= {name: tensor for name, tensor in tensors.items() if name not in floating}
     means = condition_batch_norm(
         StackedNetworks(networks.config, averaged),
-        data.train_images,
+        data.split("train")[0],
         num_batches=num_batches,
         batch_size=batch_size,
         generator=torch.Generator().manual_seed(hyper_parameters.seeds[0]),
@@ -238,7 +238,7 @@ def train_stacked_swa(
 
 def _cycle_ends(
     networks: StackedNetworks,
-    data: ImageData,
+    data: LabelledData,
     hyper_parameters: HyperParameters,
     cycles: int,
     cycle_epochs: int,

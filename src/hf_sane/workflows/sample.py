@@ -321,7 +321,7 @@ def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, 
     options: dict[str, Any] = {"halo_size": settings.halo_size}
     if zoo is None:
         stack, names = open_stack(settings.anchors, ignored=TRAINING_ONLY, **settings.weights)
-        layout = extractor.lay_out(stack.state_dict(0))
+        layout = extractor.lay_out(stack.model(0).state_dict())  # its tied weights share memory
         tokens = layout.tokens(stack.tensors, batch_dims=1)
         extractor = extractor.extended([(layout, tokens)]) if settings.prompt_statistics else extractor
         codec = NetworkCodec(model, extractor, layout, stack.config, **options)
