@@ -1,0 +1,213 @@
+"""What a scan gets wrong when it reads .1, 1, 10 or 100 % of a checkpoint: statistics, embeddings, predictions.
+
+    python benchmarks/scan_budgets.py --checkpoints crepe/full.pth checkpoints --images mnist.npz \
+        --output runs/benchmarks/scan_budgets.json
+
+1. `statistics`: of every tensor of the checkpoints that was not read whole, the error of mean, standard deviation and
+   kurtosis against those of all its values, and how often the standard deviation lies within twice the error that is
+   told.
+2. `population`: a zoo of MLPs with wide layers, trained here on a part of the images with several learning rates, and
+   a SANE of it. A ridge probe is fitted on embeddings of whole networks and predicts the test accuracy of others from
+   embeddings of a sample.
+
+Every budget is measured with several random seeds of the places that are read. About ten minutes on one core.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from running import finish, new_parser, start
+from safetensors.torch import save_file
+
+import hf_sane
+from hf_sane.records._failures import run_script
+from hf_sane.screening._embedding import Encoder
+from hf_sane.screening._scan import SamplingSettings, Scan, scan_checkpoint
+from hf_sane.screening._statistics import TensorStatistics
+from hf_sane.tokenization._checkpoints import CheckpointSource, load_state_dict
+from hf_sane.tokenization._weight_files import is_pickle_name
+
+BUDGETS = ("0.1%", "1%", "10%", "100%")
+TOKEN_DIM = 98  # an eighth of the rows of the first layer
+PENALTY = 1.0  # of the ridge probe, for standardised embeddings
+
+
+def scan_of(path: Path, budget: str, seed: int, encoder: Encoder | None = None) -> Scan:
+    """A scan without spectra."""
+    settings = SamplingSettings(budget=budget, seed=seed, spectra=False)
+    return scan_checkpoint(CheckpointSource(path), settings, encoder=encoder)
+
+
+def checkpoints_in(places: Sequence[Path], folder: Path) -> Iterator[Path]:
+    """Every checkpoint as a safetensors file, of which parts can be read."""
+    for place in places:
+        inside = sorted(place.rglob("*")) if place.is_dir() else [place]
+        for path in (x for x in inside if x.suffix == ".safetensors" or is_pickle_name(x.name)):
+            copy = folder / f"{path.stem}.safetensors"
+            save_file({name: x.contiguous() for name, x in load_state_dict(path).items()}, copy)
+            yield copy
+
+
+def measure_statistics(paths: Sequence[Path], seeds: Sequence[int]) -> dict[str, Any]:
+    """Errors by budget, over all sampled tensors of floating-point values, checkpoints and seeds."""
+    whole = {path: {x.name: x for x in scan_of(path, "100%", 0).tensors} for path in paths}
+    found: dict[str, Any] = {}
+    for budget in BUDGETS[:-1]:
+        scans = [(path, scan_of(path, budget, seed)) for path in paths for seed in seeds]
+        pairs = [
+            (x, whole[path][x.name])
+            for path, scan in scans
+            for x in scan.tensors
+            if not x.is_whole and whole[path][x.name].std > 0
+        ]
+        found[budget] = {
+            "bytes_read_share": sum(x.bytes_read for _, x in scans) / sum(x.num_bytes for _, x in scans),
+            "tensors": len(pairs),
+            **_errors(pairs),
+        }
+    return found
+
+
+def _errors(pairs: Sequence[tuple[TensorStatistics, TensorStatistics]]) -> dict[str, Any]:
+    """Median and 95th percentile of the errors of sampled statistics."""
+    errors = {
+        "std": [abs(x.std / true.std - 1) for x, true in pairs],
+        "mean": [abs(x.mean - true.mean) / true.std for x, true in pairs],
+        "kurtosis": [abs(x.kurtosis / true.kurtosis - 1) for x, true in pairs],
+    }
+    within = [abs(x.std - true.std) <= 2 * x.std_error for x, true in pairs]
+    return {
+        **{name: {"median": np.median(x), "p95": np.quantile(x, 0.95)} for name, x in errors.items()},
+        "std_within_two_errors": float(np.mean(within)),
+    }
+
+
+def build_population(images: str, options: argparse.Namespace, folder: Path) -> tuple[hf_sane.SANE, Any]:
+    """The zoo, and a SANE of it."""
+    zoo = hf_sane.build_zoo(
+        images,
+        output=folder / "zoo",
+        train_limit=options.train_limit,
+        validation_limit=200,
+        test_limit=options.test_limit,
+        architecture="mlp",
+        architecture_settings={"hidden_sizes": [options.width, options.width], "activation": "relu"},
+        num_models=options.networks,
+        epochs=options.epochs,
+        keep_epochs=[1, options.epochs],
+        learning_rate=[2e-5, 5e-3],
+        data_fraction=[0.1, 1.0],
+        split_shares=[0.5, 0.1, 0.4],
+        token_dim=TOKEN_DIM,
+        recipe="hyperparameter",
+        progress_bar=False,
+    )
+    model = {"hidden_size": 64, "latent_dim": 32, "num_hidden_layers": 2, "window_size": 256}
+    sane = hf_sane.pretrain(
+        zoo,
+        output=folder / "sane",
+        model=model | {"num_attention_heads": 4, "position_embedding": "sinusoidal"},
+        max_steps=options.steps,
+        eval_every_epochs=0,
+        log_with="none",
+        progress_bar=False,
+    )
+    return sane, zoo
+
+
+def measure_population(sane: hf_sane.SANE, zoo: Any, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Distance of sampled embeddings from whole ones, and what a probe predicts from them."""
+    encoder = Encoder("SANE", sane.extractor, lambda: sane.model)
+    paths: dict[str, list[Path]] = {"train": [], "test": []}
+    accuracies: dict[str, list[float]] = {"train": [], "test": []}
+    for name in paths:
+        split = zoo.splits[name]
+        for index, accuracy in enumerate(split.column("test_accuracy").tolist()):
+            path = folder / f"{name}_{index}.safetensors"
+            save_file(split.state_dict(index), path)
+            paths[name].append(path)
+            accuracies[name].append(accuracy)
+    whole = {name: np.stack([_vector(scan_of(x, "100%", 0, encoder)) for x in paths[name]]) for name in paths}
+    predict = _fit_probe(whole["train"], np.array(accuracies["train"]))
+    true, test = np.array(accuracies["test"]), whole["test"]
+    apart = np.median([np.linalg.norm(a - b) for i, a in enumerate(test) for b in test[:i]])
+    found: dict[str, Any] = {
+        "networks": {name: len(x) for name, x in paths.items()},
+        "weights": scan_of(paths["test"][0], "100%", 0).num_weights,
+        "accuracy_std": float(true.std()),
+        "distance_between_networks": float(apart),
+        "budgets": {},
+    }
+    for budget in BUDGETS:
+        rows = []
+        for seed in seeds if budget != "100%" else seeds[:1]:
+            scans = [scan_of(x, budget, seed, encoder) for x in paths["test"]]
+            vectors = np.stack([_vector(x) for x in scans])
+            distances = np.linalg.norm(vectors - test, axis=1)
+            nearest = [int(np.linalg.norm(test - x, axis=1).argmin()) for x in vectors]
+            rows.append(
+                {
+                    "bytes_read_share": sum(x.bytes_read for x in scans) / sum(x.num_bytes for x in scans),
+                    "tokens_read_share": float(
+                        np.mean([x.embedding.tokens_read / x.embedding.num_tokens for x in scans])  # type: ignore[union-attr]
+                    ),
+                    "distance": float(np.sqrt(np.mean(distances**2))),
+                    "told_error": float(np.sqrt(np.mean([x.embedding.error**2 for x in scans]))),  # type: ignore[union-attr]
+                    "nearest_is_itself": float(np.mean([i == place for i, place in enumerate(nearest)])),
+                    "prediction_error": float(np.abs(predict(vectors) - predict(test)).mean()),
+                    "r2": float(1 - np.square(predict(vectors) - true).sum() / np.square(true - true.mean()).sum()),
+                }
+            )
+        found["budgets"][budget] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return found
+
+
+def _vector(scan: Scan) -> NDArray[np.float64]:
+    assert scan.embedding is not None
+    assert scan.embedding.vector, scan.embedding.reason
+    return np.array(scan.embedding.vector)
+
+
+def _fit_probe(features: NDArray[np.float64], targets: NDArray[np.float64]) -> Any:
+    """Ridge regression on standardised features."""
+    middle, scale = features.mean(0), features.std(0) + 1e-12
+    standard = (features - middle) / scale
+    gram = standard.T @ standard + PENALTY * np.eye(standard.shape[1])
+    weights = np.linalg.solve(gram, standard.T @ (targets - targets.mean()))
+    return lambda x: (x - middle) / scale @ weights + targets.mean()
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, and write the record when asked to."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="files, or folders of them")
+    parser.add_argument("--images", default="digits", help="what the population is trained on")
+    parser.add_argument("--networks", type=int, default=40, help="of the population")
+    parser.add_argument("--width", type=int, default=512, help="of their hidden layers")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--train-limit", type=int, default=2000)
+    parser.add_argument("--test-limit", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=200, help="of pre-training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    options, record = start(parser, argv, hidden=("checkpoints",))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "copies").mkdir()
+        paths = list(checkpoints_in(options.checkpoints, folder / "copies"))
+        results: dict[str, Any] = {
+            "checkpoints": {path.stem: path.stat().st_size for path in paths},
+            "statistics": measure_statistics(paths, options.seeds) if paths else {},
+        }
+        print(results, flush=True)
+        sane, zoo = build_population(options.images, options, folder)
+        results["population"] = measure_population(sane, zoo, folder, options.seeds)
+    return finish(record, results, options.output, shows=True)
+
+
+if __name__ == "__main__":
+    run_script(main, name="scan_budgets.py")
