@@ -19,16 +19,14 @@ import argparse
 import json
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from running import finish, new_parser, start
+from running import finish, new_parser, start, watched_memory
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel, ViTConfig, ViTModel
@@ -42,7 +40,6 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._token_stream import TokenStream
 
 SHARD_BYTES = 2**27
-SAMPLE_SECONDS = 0.02
 POOLINGS = ("mean", "layer_mean_std")
 BATCH_SIZES = (1, 7, 64)
 TOKEN_DIM = 288
@@ -107,32 +104,6 @@ def write_checkpoint(make: Callable[[], nn.Module], folder: Path) -> int:
 def _values(outline: Tensor, generator: torch.Generator) -> Tensor:
     tensor = torch.zeros(outline.shape, dtype=outline.dtype)
     return tensor.uniform_(-0.05, 0.05, generator=generator) if tensor.is_floating_point() else tensor
-
-
-def anonymous_bytes() -> int:
-    """Memory of this process that no file backs (Linux)."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) * 1024
-
-
-@contextmanager
-def watched_memory() -> Iterator[dict[str, int]]:
-    """Sample anonymous memory until the block ends; `peak` is its largest."""
-    seen = {"before": anonymous_bytes(), "peak": 0}
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(SAMPLE_SECONDS):
-            seen["peak"] = max(seen["peak"], anonymous_bytes())
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        stop.set()
-        thread.join()
-        seen["peak"] = max(seen["peak"], anonymous_bytes())
 
 
 def measure_network(

@@ -1,14 +1,18 @@
-"""What all benchmarks share: their command line, their record, and how they end."""
+"""What all benchmarks share: their command line, their record, their memory, and how they end."""
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._redaction import hide_folders_in
 from hf_sane.records._run_record import RunRecord
+
+SAMPLE_SECONDS = 0.02  # between two looks at the memory
 
 
 def new_parser(description: str | None, *, needs_output: bool = False) -> argparse.ArgumentParser:
@@ -64,3 +68,29 @@ def finish(
     if output is not None:
         record.save(output)
     return results
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs (Linux)."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1024
+
+
+@contextmanager
+def watched_memory() -> Iterator[dict[str, int]]:
+    """Sample anonymous memory until the block ends; `peak` is its largest."""
+    seen = {"before": anonymous_bytes(), "peak": 0}
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(SAMPLE_SECONDS):
+            seen["peak"] = max(seen["peak"], anonymous_bytes())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        thread.join()
+        seen["peak"] = max(seen["peak"], anonymous_bytes())

@@ -53,22 +53,17 @@ def checkpoints_in(places: Sequence[Path], folder: Path) -> Iterator[Path]:
             yield copy
 
 
-def measure_statistics(paths: Sequence[Path], seeds: Sequence[int]) -> dict[str, Any]:
-    """Errors by budget, over all sampled tensors of floating-point values, checkpoints and seeds."""
-    whole = {path: {x.name: x for x in scan_of(path, "100%", 0).tensors} for path in paths}
+def measure_statistics(path: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Errors by budget, over all tensors that were sampled and seeds."""
+    whole = {x.name: x for x in scan_of(path, "100%", 0).tensors}
     found: dict[str, Any] = {}
     for budget in BUDGETS[:-1]:
-        scans = [(path, scan_of(path, budget, seed)) for path in paths for seed in seeds]
-        pairs = [
-            (x, whole[path][x.name])
-            for path, scan in scans
-            for x in scan.tensors
-            if not x.is_whole and whole[path][x.name].std > 0
-        ]
+        scans = [scan_of(path, budget, seed) for seed in seeds]
+        sampled = [x for scan in scans for x in scan.tensors if not x.is_whole and whole[x.name].std > 0]
         found[budget] = {
-            "bytes_read_share": sum(x.bytes_read for _, x in scans) / sum(x.num_bytes for _, x in scans),
-            "tensors": len(pairs),
-            **_errors(pairs),
+            "bytes_read_share": sum(x.bytes_read for x in scans) / sum(x.num_bytes for x in scans),
+            "tensors": len(sampled) // len(seeds),
+            **(_errors([(x, whole[x.name]) for x in sampled]) if sampled else {}),
         }
     return found
 
@@ -82,7 +77,7 @@ def _errors(pairs: Sequence[tuple[TensorStatistics, TensorStatistics]]) -> dict[
     }
     within = [abs(x.std - true.std) <= 2 * x.std_error for x, true in pairs]
     return {
-        **{name: {"median": np.median(x), "p95": np.quantile(x, 0.95)} for name, x in errors.items()},
+        **{name: {"median": float(np.median(x)), "p95": float(np.quantile(x, 0.95))} for name, x in errors.items()},
         "std_within_two_errors": float(np.mean(within)),
     }
 
@@ -201,9 +196,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         paths = list(checkpoints_in(options.checkpoints, folder / "copies"))
         results: dict[str, Any] = {
             "checkpoints": {path.stem: path.stat().st_size for path in paths},
-            "statistics": measure_statistics(paths, options.seeds) if paths else {},
+            "statistics": {path.stem: measure_statistics(path, options.seeds) for path in paths},
         }
-        print(results, flush=True)
         sane, zoo = build_population(options.images, options, folder)
         results["population"] = measure_population(sane, zoo, folder, options.seeds)
     return finish(record, results, options.output, shows=True)
