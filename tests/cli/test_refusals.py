@@ -114,7 +114,7 @@ def test_python_gets_the_choices_too():
     ("path", "arguments"),
     [
         *((path, arguments) for path in JSON_VERBS for arguments in (("no/such/thing",), ("--no-such-option",))),
-        *((path, ()) for path in JSON_VERBS if path != ("demo",)),  # which needs no arguments
+        *((path, ()) for path in JSON_VERBS if path not in (("demo",), ("doctor",))),  # which need none
     ],
     ids=lambda value: "-".join(value) or "none",
 )

@@ -37,7 +37,10 @@ QUESTIONS = {
     *("create_repo", "create_branch", "create_commit", "upload_folder", "upload_file", "delete_file", "whoami"),
     *("fetch_header", "load_dataset", "get_config_dict"),
 }
-ON_THIS_MACHINE = {"zoo/_dataset.py": "load_dataset"}  # reads files that are here
+ASKED_ONCE = {
+    ("zoo/_dataset.py", "load_dataset"),  # reads files that are here
+    *(("workflows/doctor.py", name) for name in ("whoami", "repo_exists")),  # whose answer is told, whatever it is
+}
 
 
 def direct_questions(path):
@@ -70,8 +73,7 @@ def test_every_question_to_the_hub_is_asked_patiently():
         for path in PACKAGE.rglob("*.py")
         for name, line in direct_questions(path)
     }
-    assert {entry for entry in found if ON_THIS_MACHINE.get(entry[0]) != entry[1]} == set()
-    assert len(found) == len(ON_THIS_MACHINE)
+    assert {entry[:2] for entry in found} == ASKED_ONCE
 
 
 NETWORK = {"fc.weight": torch.arange(12.0).reshape(3, 4), "fc.bias": torch.ones(3)}

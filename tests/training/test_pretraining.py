@@ -287,7 +287,7 @@ def test_continuing_from_a_trained_model(tmp_path, zoo):
     assert "stranger" not in (third.folder / "config.json").read_text()
 
 
-REMEDY = r"choose another output folder, or to continue, repeat the call with resume=True"
+REMEDY = r"choose another output folder; to continue, repeat the call with resume=True"
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, zoo):
