@@ -2,9 +2,11 @@
 
 import json
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
 
@@ -220,3 +222,26 @@ def test_adapters_are_compared_by_their_products(tmp_path):
     found = hf_sane.diff(tmp_path / "one", tmp_path / "two").difference
     assert found.distance < 1e-6
     assert [x.name for x in found.tensors] == ["fc"]
+
+
+@pytest.mark.filterwarnings("ignore:Adapter 'default'. 1 LoRA tensor")  # the bias of a factor
+def test_an_adapter_is_compared_with_a_model_through_its_base(tmp_path):
+    torch.manual_seed(0)
+    base = nn.Sequential(OrderedDict(fc=nn.Linear(6, 5), last=nn.Linear(5, 3)))
+    save_file({name: x.clone() for name, x in base.state_dict().items()}, tmp_path / "base.safetensors")
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["fc"], init_lora_weights=False, lora_bias=True)
+    adapted = get_peft_model(base, config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = adapted.merge_and_unload().state_dict()
+    save_file({name: x.clone() for name, x in merged.items()}, tmp_path / "merged.safetensors")
+    found = hf_sane.diff(tmp_path / "adapter", tmp_path / "merged.safetensors", base=tmp_path / "base.safetensors")
+    assert found.difference.distance < 1e-6
+    frame = found.to_frame()
+    assert sorted(frame["name"]) == ["fc.bias", "fc.weight", "last.bias", "last.weight"]
+    apart = hf_sane.diff(tmp_path / "base.safetensors", tmp_path / "adapter", base=str(tmp_path / "base.safetensors"))
+    assert {x.name for x in apart.difference.tensors if not x.is_equal} == {"fc.weight", "fc.bias"}
+    with pytest.raises(ValueError, match="adapter does not name its base model; name it"):
+        hf_sane.diff(tmp_path / "adapter", tmp_path / "merged.safetensors")
+    save_file({"other.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"the base of adapter lacks \['fc.weight', 'fc.bias'\]; name the model"):
+        hf_sane.diff(tmp_path / "adapter", tmp_path / "merged.safetensors", base=tmp_path / "other.safetensors")

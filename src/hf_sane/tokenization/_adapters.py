@@ -397,6 +397,39 @@ def open_factors(
         return _loose_factors(source)
 
 
+def merge_adapter(source: str | Path | CheckpointSource, base: Source | None = None) -> dict[str, Tensor]:
+    """The base model with what an adapter changes in it: `W + s B A` in the dtype of `W`.
+
+    Args:
+        source: Folder or Hub repo in PEFT's format.
+        base: The base model; when `None`, the one that the adapter names.
+
+    Raises:
+        ValueError: If the base is not named, or the adapter does not fit it.
+        InvalidFileError: As in [`open_factors`].
+    """
+    folder = adapter_folder(source)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{source} has no {ADAPTER_CONFIG}; merge it into its base first, or compare two adapters")
+    with _reading_adapter(source):
+        adapter = Adapter(folder.name, open_checkpoint(source), read_adapter_config(folder))
+    base = base or adapter.config.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{adapter.name} does not name its base model; name it (--base)")
+    found = dict(open_checkpoint(base))
+    for module in adapter.modules:
+        weight, bias = f"{module}.weight", f"{module}.bias"
+        added = adapter.added_bias(module)
+        if missing := [name for name in (weight, *([] if added is None else [bias])) if name not in found]:
+            raise ValueError(f"the base of {adapter.name} lacks {missing}; name the model that it was trained on")
+        transposed = adapter.is_embedding(module) or bool(adapter.config.get("fan_in_fan_out"))
+        change = adapter.change(module, found[weight], transposed=transposed)
+        found[weight] = (found[weight] + change).to(found[weight].dtype)
+        if added is not None:
+            found[bias] = (found[bias] + added).to(found[bias].dtype)
+    return found | {name: adapter.tensors[stored] for name, stored in adapter.whole.items()}
+
+
 def _reading_adapter(source: str | Path | CheckpointSource) -> AbstractContextManager[None]:
     return reading(str(source), expected="a LoRA adapter", remedy="save the adapter again", also=(RuntimeError,))
 

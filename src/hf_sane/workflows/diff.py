@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -15,11 +15,14 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import find_source
 from hf_sane.screening._differences import Difference, TensorDifference, compare_checkpoints
 from hf_sane.screening._symmetries import find_symmetries
-from hf_sane.tokenization._adapters import open_factors
+from hf_sane.tokenization._adapters import merge_adapter, open_factors
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.shared import WeightsSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_ROWS = 60  # tensors in a printed table, the most different ones
 MAX_ALIGNED_VALUES = 2 * 10**8  # of a checkpoint whose channels are matched: that needs it in memory, in double
@@ -45,7 +48,11 @@ class DiffSettings(ModuleSettings, WeightsSettings):
     output: Path | None = setting(
         "New folder for the comparison, a picture and the run record.", default=None, short="-o"
     )
-    base: str | None = setting("Base model of adapters whose changes depend on it (DoRA).", default=None)
+    base: str | None = setting(
+        "Base model of an adapter that is compared with a model, by default the one that it names; or of two adapters "
+        "whose changes depend on it (DoRA).",
+        default=None,
+    )
     align: bool = setting("Undo permutations and scales of channels, where the symmetries are known.", default=True)
     plots: bool = setting("Draw the distance over depth (requires matplotlib).", default=True)
 
@@ -77,6 +84,12 @@ class DiffResult(Result):
         found = vars(self.difference) | {"tensors": [x.row() for x in self.difference.tensors]}
         numbers = {name: _known(found[name]) for name in ("distance", "distance_as_stored", "distance_by_chance")}
         return {**found, **numbers, "verdict": self.verdict}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per tensor that both checkpoints have, as a pandas table."""
+        import pandas as pd
+
+        return pd.DataFrame([x.row() for x in self.difference.tensors])
 
     def summary(self) -> list[str]:
         """The verdict and the distances."""
@@ -135,14 +148,14 @@ def run_diff(settings: DiffSettings) -> DiffResult:
     """Compare two checkpoints: say whether they are the same network, and otherwise where and how far they part.
 
     Channels are matched where the symmetries are known: from config.json, or with --module. Of two LoRA adapters the
-    products of the factors are compared.
+    products of the factors are compared; one adapter is added to its base.
     """
     if settings.output is not None and settings.plots and find_spec("matplotlib") is None:
         raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
     record = RunRecord.start(arguments=as_arguments(settings))
     settings.register()
     with optional_output(settings.output, DiffResult.JOB) as output:
-        first, other = (_tensors(source, settings) for source in (settings.first, settings.other))
+        first, other = _both(settings)
         spec, why_not = None, "--no-align was given"
         outlines = getattr(first, "outlines", first)
         if settings.align and sum(tensor.numel() for tensor in outlines.values()) > MAX_ALIGNED_VALUES:
@@ -155,15 +168,29 @@ def run_diff(settings: DiffSettings) -> DiffResult:
         return output.write(result)
 
 
-def _tensors(source: Source, settings: DiffSettings) -> Mapping[str, Tensor]:
-    """Tensors of a checkpoint, or the products of an adapter."""
+def _both(settings: DiffSettings) -> list[Mapping[str, Tensor]]:
+    """Tensors of both checkpoints: of two adapters the products, of one the base with its product."""
+    sources = [_checkpoint(source, settings) for source in (settings.first, settings.other)]
+    adapters = [source for source in sources if isinstance(source, CheckpointSource) and are_adapters([source])]
+    if len(adapters) == len(sources):
+        return [_products(source, settings.base) for source in adapters]
+    return [
+        merge_adapter(source, settings.base)
+        if isinstance(source, CheckpointSource) and source in adapters
+        else open_checkpoint(source)
+        for source in sources
+    ]
+
+
+def _checkpoint(source: Source, settings: DiffSettings) -> Source | CheckpointSource:
     if not isinstance(source, str | Path):
-        return open_checkpoint(source)
+        return source
     find_source(source)  # says at once that there is no such thing
-    checkpoint = CheckpointSource(source, None, settings.subfolder, settings.variant, settings.key)
-    if not are_adapters([checkpoint]):
-        return open_checkpoint(checkpoint)
-    pairs = open_factors(checkpoint, base=settings.base)
+    return CheckpointSource(source, None, settings.subfolder, settings.variant, settings.key)
+
+
+def _products(source: CheckpointSource, base: Source | None) -> dict[str, Tensor]:
+    pairs = open_factors(source, base=base)
     return {name: b.flatten(1) @ a.flatten(1).to(b.dtype) for name, (a, b) in pairs.items()}
 
 
