@@ -36,6 +36,8 @@ def test_the_wheel_holds_every_source_and_data_file(wheel):
     }
     assert len(expected) > 50
     assert expected <= set(wheel.namelist())
+    # Experiments and benchmarks stay in the repository.
+    assert {name.partition("/")[0].partition("-")[0] for name in wheel.namelist()} == {"hf_sane"}
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,10 @@ class Adapter:
         found = FACTOR.match(self.modules[module][0])
         return found is not None and found["embedding"] is not None
 
+    def is_transposed(self, module: str) -> bool:
+        """Whether the weight of a target module is stored as `[inputs, outputs]`, as far as the adapter tells."""
+        return self.is_embedding(module) or bool(self.config.get("fan_in_fan_out"))
+
     def dtype(self, module: str) -> torch.dtype:
         """Dtype of the stored factors."""
         return self.tensors[self.modules[module][0]].dtype
@@ -422,7 +426,7 @@ def merge_adapter(source: str | Path | CheckpointSource, base: Source | None = N
         added = adapter.added_bias(module)
         if missing := [name for name in (weight, *([] if added is None else [bias])) if name not in found]:
             raise ValueError(f"the base of {adapter.name} lacks {missing}; name the model that it was trained on")
-        transposed = adapter.is_embedding(module) or bool(adapter.config.get("fan_in_fan_out"))
+        transposed = adapter.is_transposed(module)
         change = adapter.change(module, found[weight], transposed=transposed)
         found[weight] = (found[weight] + change).to(found[weight].dtype)
         if added is not None:
@@ -455,7 +459,7 @@ def _changes(adapter: Adapter, base: Mapping[str, Tensor] | None) -> dict[str, t
         if base is None or module not in adapter.magnitudes:
             found[module] = adapter.factors(module)
         else:
-            transposed = adapter.is_embedding(module) or bool(adapter.config.get("fan_in_fan_out"))
+            transposed = adapter.is_transposed(module)
             change = adapter.change(module, base[f"{module}.weight"], transposed=transposed)
             found[module] = _as_product(change.mT if transposed else change)
         if (bias := adapter.added_bias(module)) is not None:
