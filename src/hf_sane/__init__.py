@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from hf_sane.probing._probes import RidgeProbe as RidgeProbe
     from hf_sane.symmetry.tracing._trace import trace_permutations as trace_permutations
     from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-    from hf_sane.workflows.align_zoo import align_zoo
-    from hf_sane.workflows.analyze import analyze
+    from hf_sane.workflows.align_zoo import align_zoo as align_zoo
+    from hf_sane.workflows.analyze import analyze as analyze
     from hf_sane.workflows.build_zoo import build_zoo
     from hf_sane.workflows.compare import compare_samplers as compare_samplers
     from hf_sane.workflows.diff import diff as diff
     from hf_sane.workflows.embed import embed
     from hf_sane.workflows.finetune import finetune
     from hf_sane.workflows.import_zoo import import_zoo
-    from hf_sane.workflows.info import info
+    from hf_sane.workflows.info import info as info
     from hf_sane.workflows.lineage import lineage as lineage
-    from hf_sane.workflows.mix_zoos import mix_zoos
+    from hf_sane.workflows.mix_zoos import mix_zoos as mix_zoos
     from hf_sane.workflows.pretrain import pretrain
     from hf_sane.workflows.probe import probe
     from hf_sane.workflows.reconstruct import reconstruct as reconstruct
-    from hf_sane.workflows.regions import map_regions
+    from hf_sane.workflows.regions import map_regions as map_regions
     from hf_sane.workflows.sample import sample
     from hf_sane.workflows.sane import SANE
     from hf_sane.workflows.scan import scan
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.show_zoo import load_zoo
     from hf_sane.workflows.soup import soup
     from hf_sane.workflows.start import start
+    from hf_sane.workflows.zoo_structure import zoo_structure as zoo_structure
     from hf_sane.zoo._dataset import Zoo
 
 __version__ = "0.1.0"
@@ -54,17 +55,12 @@ _HOMES = {
     "SANEFeatureExtractor": "tokenization._feature_extraction_sane",
     "SANEModel": "models.modeling_sane",
     "Zoo": "zoo._dataset",
-    "align_zoo": "workflows.align_zoo",
-    "analyze": "workflows.analyze",
     "build_zoo": "workflows.build_zoo",
     "embed": "workflows.embed",
     "finetune": "workflows.finetune",
     "import_zoo": "workflows.import_zoo",
-    "info": "workflows.info",
     "load_images": "networks._images",
     "load_zoo": "workflows.show_zoo",
-    "map_regions": "workflows.regions",
-    "mix_zoos": "workflows.mix_zoos",
     "pretrain": "workflows.pretrain",
     "probe": "workflows.probe",
     "register_architecture": "networks._modules",
@@ -74,18 +70,23 @@ _HOMES = {
     "start": "workflows.start",
 }
 
-# For networks of zoos, and for what is done less often.
+# Used less often: configurations, and further workflows. `dir(hf_sane)` lists them, `import *` does not.
 _ALSO = {
     "SANEConfig": "models.configuration_sane",
     "CIFARResNetConfig": "architectures.configuration_zoo",
     "CNNConfig": "architectures.configuration_zoo",
     "MLPConfig": "architectures.configuration_zoo",
     "RidgeProbe": "probing._probes",
+    "align_zoo": "workflows.align_zoo",
+    "analyze": "workflows.analyze",
     "compare_samplers": "workflows.compare",
     "diff": "workflows.diff",
     "index_networks": "workflows.search",
+    "info": "workflows.info",
     "lineage": "workflows.lineage",
     "load_texts": "networks._texts",
+    "map_regions": "workflows.regions",
+    "mix_zoos": "workflows.mix_zoos",
     "reconstruct": "workflows.reconstruct",
     "search": "workflows.search",
     "trace_permutations": "symmetry.tracing._trace",
@@ -97,17 +98,12 @@ __all__ = [
     "SANEFeatureExtractor",
     "SANEModel",
     "Zoo",
-    "align_zoo",
-    "analyze",
     "build_zoo",
     "embed",
     "finetune",
     "import_zoo",
-    "info",
     "load_images",
     "load_zoo",
-    "map_regions",
-    "mix_zoos",
     "pretrain",
     "probe",
     "register_architecture",
@@ -128,7 +124,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES, *_ALSO})
 
 
 register_auto_classes()
