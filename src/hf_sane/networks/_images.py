@@ -12,19 +12,10 @@ import torch
 from torch import Tensor
 
 from hf_sane.architectures.image_processing_zoo import fit_square, standardize
-from hf_sane.networks._image_sources import (
-    SPLITS,
-    WHITE,
-    Part,
-    dataset_name,
-    dataset_parts,
-    digits_parts,
-    folder_parts,
-    hub_parts,
-    is_dataset,
-    npz_parts,
-    open_dataset,
-)
+from hf_sane.networks._image_arrays import npz_parts
+from hf_sane.networks._image_folders import folder_parts
+from hf_sane.networks._image_sources import SPLITS, WHITE, Part, digits_parts
+from hf_sane.networks._labelled_datasets import dataset_name, dataset_parts, hub_parts, is_dataset, open_dataset
 from hf_sane.records._sources import HubRepo, parse_source
 
 logger = logging.getLogger(__name__)

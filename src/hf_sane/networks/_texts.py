@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_sane.networks._image_sources import (
-    LABEL_COLUMNS,
-    SPLITS,
-    Part,
+from hf_sane.networks._image_sources import LABEL_COLUMNS, SPLITS, Part
+from hf_sane.networks._images import choose_splits
+from hf_sane.networks._labelled_datasets import (
     dataset_labels,
     dataset_name,
     find_column,
@@ -23,7 +22,6 @@ from hf_sane.networks._image_sources import (
     labelled_splits,
     open_dataset,
 )
-from hf_sane.networks._images import choose_splits
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, parse_source
 from hf_sane.tokenization._pretrained import load_pretrained

@@ -1,0 +1,232 @@
+"""Image files in folders of classes, or listed in a table of an `imagefolder`."""
+
+import csv
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_sane.architectures.image_processing_zoo import read_pixels
+from hf_sane.networks._image_sources import (
+    DEEP_MODES,
+    LABEL_COLUMNS,
+    LISTED,
+    SPLIT_NAMES,
+    UNSUPPORTED,
+    WHITE,
+    Fetch,
+    Part,
+)
+from hf_sane.records._errors import InvalidFileError, name_some, reading
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+FILE_COLUMN = "file_name"  # of an imagefolder's metadata
+MAX_DECODED = 10_000  # images of a folder that are decoded to find damaged ones; of more, only the headers
+DEFAULT_SIZE = 32  # pixels, of images of several sizes
+
+
+def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
+    """Image files by class, perhaps below folders called train, validation and test.
+
+    The class is the name of a file's folder or, in folders with a metadata.csv or metadata.jsonl, the column `label`
+    of its row (an `imagefolder` of datasets). Classes are numbered in the order of their names. Images of several
+    sizes, or that are not square, are cropped to squares at their centre and resized to `image_size` (32 pixels if
+    that is `None`); in colour unless all are grey. What was done is logged.
+
+    Raises:
+        FileNotFoundError: If there is no image, or no class.
+        InvalidFileError: If no image can be decoded, or one has more than 8 bits per channel.
+        ValueError: If there is a single class, splits have other classes, or the targets are not classes.
+    """
+    found = {SPLIT_NAMES[path.name.lower()]: path for path in _folders(root) if path.name.lower() in SPLIT_NAMES}
+    places = found if "train" in found else {"train": root}
+    files = {split: _classified(place) for split, place in places.items()}
+    below = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in root.rglob("*"))
+    if not files["train"]:
+        loose = len(_image_files(root))
+        raise FileNotFoundError(
+            f"no images by class in {root}: expected one folder per class with files such as "
+            f"{', '.join(IMAGE_SUFFIXES[:LISTED])}, perhaps below train/, validation/ and test/, or a "
+            f"{METADATA_FILES[0]} with the columns {FILE_COLUMN} and label"
+            + (f"; got {loose} images without a class" if loose else f"; got {below} images in deeper folders")
+        )
+    has_table = any((place / name).is_file() for place in places.values() for name in METADATA_FILES)
+    if (left := below - sum(map(len, files.values()))) > 0 and not has_table:
+        logger.warning(
+            "%s: %d images are left out, since they are not right in the folder of a class", root.name, left
+        )
+    files = _readable(root, files)
+    given = {label for _, label in files["train"]}
+    names = sorted(given, key=int if all(map(str.isdecimal, given)) else str)
+    if len(names) < 2:
+        raise ValueError(f"{root}: expected images of at least two classes, got those of {''.join(names)!r} only")
+    for split, pairs in files.items():
+        if foreign := sorted({label for _, label in pairs} - set(names)):
+            raise ValueError(f"{root}: the {split} split has classes that train lacks: {', '.join(foreign[:LISTED])}")
+    convert = _conversion(root, [file for pairs in files.values() for file, _ in pairs], image_size)
+    numbers = {name: index for index, name in enumerate(names)}
+    return {
+        split: Part(
+            np.array([numbers[label] for _, label in pairs], np.int64),
+            _file_fetch([file for file, _ in pairs], convert),
+            tuple(names),
+            is_stratified=True,
+            white=WHITE,
+        )
+        for split, pairs in files.items()
+    }
+
+
+def _readable(root: Path, files: dict[str, list[tuple[Path, str]]]) -> dict[str, list[tuple[Path, str]]]:
+    """Leave out, and name, images that Pillow cannot open or, unless there are very many, decode."""
+    from PIL import Image
+
+    decodes = sum(map(len, files.values())) <= MAX_DECODED
+    errors: dict[str, InvalidFileError] = {}
+    kept: dict[str, list[tuple[Path, str]]] = {split: [] for split in files}
+    for split, pairs in files.items():
+        for file, label in pairs:
+            try:
+                with _decoding(file), Image.open(file) as image:
+                    if decodes:
+                        image.load()
+            except InvalidFileError as error:
+                errors[str(file.relative_to(root))] = error
+            else:
+                kept[split].append((file, label))
+    if errors and not any(kept.values()):
+        raise next(iter(errors.values()))
+    if errors:
+        logger.warning("%s: %d images that cannot be read are left out: %s", root.name, len(errors), name_some(errors))
+    return kept
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def _classified(place: Path) -> list[tuple[Path, str]]:
+    """Image files and their classes, class by class."""
+    for name in METADATA_FILES:
+        if (place / name).is_file():
+            return sorted(_metadata(place / name), key=lambda pair: (pair[1], pair[0]))
+    return [(file, folder.name) for folder in _folders(place) for file in _image_files(folder)]
+
+
+def _metadata(path: Path) -> list[tuple[Path, str]]:
+    """Files and classes from the metadata of an `imagefolder`."""
+    with reading(path, expected="one row per image", remedy=f"give it the columns {FILE_COLUMN} and label"):
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".csv":
+            rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
+        else:
+            rows = [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
+        columns = [name for name in rows[0] if name is not None] if rows else []
+        if FILE_COLUMN not in columns:
+            raise KeyError(FILE_COLUMN)
+    others = [name for name in columns if name != FILE_COLUMN]
+    label = next((name for name in LABEL_COLUMNS if name in columns), others[0] if len(others) == 1 else None)
+    if label is None:
+        raise ValueError(
+            f"{path}: expected one column with the class of each image (label), got {', '.join(others) or 'none'}; "
+            f"{UNSUPPORTED}"
+        )
+    pairs = []
+    for number, row in enumerate(rows, start=1):
+        file, value = path.parent / str(row.get(FILE_COLUMN)), row.get(label)
+        if not file.is_file():
+            raise FileNotFoundError(f"{path}, row {number}: no such image: {file}")
+        pairs.append((file, _class_name(path, number, value)))
+    return pairs
+
+
+def _class_name(path: Path, number: int, value: Any) -> str:
+    """A class from metadata, which is a text or a whole number."""
+    is_real = isinstance(value, float)
+    if isinstance(value, str):
+        with suppress(ValueError):
+            is_real = not float(value).is_integer() or "." in value
+    if isinstance(value, bool | int | str) and str(value).strip() and not is_real:
+        return str(value).strip()
+    got = "an empty cell" if value is None or value == "" else repr(value)
+    raise ValueError(f"{path}, row {number}: expected the class of an image, got {got}; {UNSUPPORTED}")
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """What happens to image files so that all have one shape."""
+
+    num_channels: int
+    size: int | None  # of squares; `None` where nothing is done
+
+
+def _conversion(root: Path, files: Sequence[Path], image_size: int | None) -> _Conversion:
+    """Look at all headers, and say what has to be done."""
+    from PIL import Image
+
+    shapes: Counter[tuple[int, int]] = Counter()
+    grey = 0
+    for file in files:
+        with _decoding(file), Image.open(file) as image:
+            shapes[image.size] += 1
+            grey += image.mode in ("1", "L", "LA")
+            if image.mode in DEEP_MODES:
+                raise InvalidFileError(
+                    file,
+                    expected="8 bits per channel",
+                    got=f"mode {image.mode}",
+                    remedy="convert the images to 8 bits",
+                )
+    (width, height), _ = shapes.most_common(1)[0]
+    if len(shapes) == 1 and width == height:
+        size = image_size
+    else:
+        size = image_size or DEFAULT_SIZE
+        logger.warning(
+            "%s: images are %s; all are cropped to squares at their centre and resized to %dx%d (--image-size)",
+            root.name,
+            f"of {len(shapes)} sizes" if len(shapes) > 1 else f"{width}x{height}",
+            size,
+            size,
+        )
+    if 0 < grey < len(files):
+        logger.warning("%s: %d grey images among colour images are taken as colour", root.name, grey)
+    return _Conversion(1 if grey == len(files) else 3, size)
+
+
+def _file_fetch(files: Sequence[Path], convert: _Conversion) -> Fetch:
+    def fetch(indices: np.ndarray) -> np.ndarray:
+        from PIL import Image
+
+        pixels = []
+        for index in indices:
+            with _decoding(files[index]), Image.open(files[index]) as image:
+                pixels.append(read_pixels(image, num_channels=convert.num_channels, size=convert.size))
+        return np.moveaxis(np.stack([image.numpy() for image in pixels]), 1, -1)
+
+    return fetch
+
+
+@contextmanager
+def _decoding(file: Path) -> Iterator[None]:
+    from PIL import Image
+
+    also = (OSError, SyntaxError, Image.DecompressionBombError)  # Pillow's words for damaged images
+    with reading(file, expected="an image that Pillow can decode", remedy="remove or replace it", also=also):
+        yield

@@ -1,0 +1,181 @@
+"""Images, or labels alone, of `datasets` objects, saved or on the Hub."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hf_sane.architectures.image_processing_zoo import read_pixels
+from hf_sane.networks._image_sources import (
+    DEEP_MODES,
+    LABEL_COLUMNS,
+    LISTED,
+    SPLIT_NAMES,
+    SPLITS,
+    UNSUPPORTED,
+    WHITE,
+    Part,
+    check_labels,
+)
+from hf_sane.records._errors import reading
+from hf_sane.records._patience import patiently
+from hf_sane.records._sources import HubRepo
+
+IMAGE_COLUMNS = ("image", "img", "pixel_values")
+BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`
+
+
+def is_dataset(place: Path) -> bool:
+    """Whether a folder is one of `save_to_disk`, or holds parquet files, or a path is a file of a table."""
+    if not place.is_dir():
+        return place.suffix in BUILDERS and place.is_file()
+    return any((place / name).is_file() for name in SAVED) or next(place.rglob("*.parquet"), None) is not None
+
+
+def dataset_name(place: Path) -> str:
+    """Name of the data in a folder or file."""
+    return place.resolve().name if place.is_dir() else place.stem
+
+
+def open_dataset(place: Path, expected: str, remedy: str) -> datasets.Dataset | datasets.DatasetDict:
+    """A `datasets` object from a folder of `save_to_disk`, from a folder of files, or from a file of a table.
+
+    Raises:
+        InvalidFileError: If it is something else, or damaged.
+    """
+    with reading(place, expected=expected, remedy=remedy, also=(datasets.exceptions.DatasetsError,)):
+        if any((place / file).is_file() for file in SAVED):
+            return datasets.load_from_disk(str(place))
+        if place.is_dir():
+            return patiently(datasets.load_dataset, str(place))
+        if place.suffix not in BUILDERS:
+            raise ValueError(f"a file that ends with {place.suffix or 'nothing'}, not {', '.join(BUILDERS)}")
+        options = {"sep": "\t"} if place.suffix == ".tsv" else {}
+        return patiently(datasets.load_dataset, BUILDERS[place.suffix], data_files=str(place), **options)
+
+
+def hub_parts(repo: HubRepo, image_size: int | None = None) -> dict[str, Part]:
+    """Images of a dataset repository; no code of it runs."""
+    loaded = patiently(datasets.load_dataset, repo.repo_id, revision=repo.revision)
+    return dataset_parts(loaded, image_size)
+
+
+def dataset_parts(source: datasets.Dataset | datasets.DatasetDict, image_size: int | None = None) -> dict[str, Part]:
+    """Images of a `datasets` object: an image column and a label column, found by type or name.
+
+    With an `image_size`, images are cropped to squares at their centre and resized.
+
+    Raises:
+        KeyError: If there is no training split, or a column is missing.
+    """
+    splits = labelled_splits(source)
+    names = label_names(splits["train"])
+    return {split: _dataset_part(split, part, names, image_size) for split, part in splits.items()}
+
+
+def labelled_splits(source: datasets.Dataset | datasets.DatasetDict) -> dict[str, datasets.Dataset]:
+    """The splits of a `datasets` object under our names, the training split first.
+
+    Splits that only have the label -1, as the test splits of competitions, are left out.
+
+    Raises:
+        KeyError: If there is no training split.
+    """
+    splits = dict(source) if isinstance(source, datasets.DatasetDict) else {"train": source}
+    given = sorted(map(str, splits))
+    splits = {SPLIT_NAMES.get(str(name).lower(), str(name)): part for name, part in reversed(splits.items())}
+    if "train" not in splits:
+        raise KeyError(f"the dataset has splits {given}; expected 'train', and perhaps 'validation' and 'test'")
+    return {
+        split: splits[split]
+        for split in SPLITS
+        if split in splits and (split == "train" or not _is_unlabelled(splits[split]))
+    }
+
+
+def _is_unlabelled(dataset: datasets.Dataset) -> bool:
+    column = label_column(dataset)
+    feature = None if column is None else dataset.features[column]
+    if column is None or not isinstance(feature, datasets.ClassLabel) or not len(dataset):
+        return False
+    return bool((np.asarray(dataset.with_format("numpy")[column][:]) == -1).all())
+
+
+def label_column(dataset: datasets.Dataset) -> str | None:
+    """The column of a usual name for labels, or else the only one of their type."""
+    typed = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
+    return find_column(dataset, LABEL_COLUMNS, typed)
+
+
+def _dataset_part(split: str, dataset: datasets.Dataset, names: tuple[str, ...], image_size: int | None) -> Part:
+    features, labels_from = dataset.features, label_column(dataset)
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    image_column = find_column(dataset, IMAGE_COLUMNS, typed)
+    if image_column is None or labels_from is None:
+        raise KeyError(
+            f"expected an image column ({', '.join(IMAGE_COLUMNS)}) and a label column "
+            f"({', '.join(LABEL_COLUMNS)}), got {dataset.column_names}; rename_column() helps"
+        )
+    is_file = isinstance(features[image_column], datasets.Image)
+
+    def fetch(indices: np.ndarray) -> np.ndarray:
+        arrays = [_pixels(image, image_size) for image in dataset.select(indices)[image_column]]
+        if len(shapes := {array.shape for array in arrays}) > 1:
+            raise ValueError(
+                f"{split} images have several shapes, {sorted(shapes)}; resize them (--image-size, "
+                "image_size=), or bring them to one size and mode with map()"
+            )
+        return np.stack(arrays)
+
+    labels = dataset_labels(split, dataset, labels_from, names)
+    return Part(labels, fetch, names, white=WHITE if is_file else None)
+
+
+def label_names(dataset: datasets.Dataset, column: str | None = None) -> tuple[str, ...]:
+    """Names of the classes of a training split, where they are known: of other splits, some may be missing."""
+    column = column or label_column(dataset)
+    feature = None if column is None else dataset.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names)
+    if not _is_text(feature):
+        return ()
+    return tuple(sorted({str(value) for value in dataset.unique(column) if value is not None}))
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "bool")
+
+
+def dataset_labels(split: str, dataset: datasets.Dataset, column: str, names: tuple[str, ...]) -> np.ndarray:
+    """Class indices of a split, whose labels are indices or `names`."""
+    feature = dataset.features[column]
+    if not _is_text(feature) and not isinstance(feature, datasets.ClassLabel | datasets.Value):
+        raise ValueError(f"{split}: expected one class per example in {column!r}, got {feature}; {UNSUPPORTED}")
+    if missing := dataset.data.column(column).null_count:
+        raise ValueError(f"{split}: {missing} examples have no {column}; leave them out with filter()")
+    if not _is_text(feature):
+        return check_labels(split, np.asarray(dataset.with_format("numpy")[column][:]))
+    numbers = {name: number for number, name in enumerate(names)}
+    texts = list(map(str, dataset[column]))
+    if foreign := sorted(set(texts) - numbers.keys()):
+        raise ValueError(f"the {split} split has classes that train lacks: {', '.join(foreign[:LISTED])}")
+    return np.array([numbers[text] for text in texts], dtype=np.int64)
+
+
+def find_column(dataset: datasets.Dataset, known: Sequence[str], typed: Sequence[str]) -> str | None:
+    """A column of a usual name, or else the only one of the type."""
+    named = next((column for column in known if column in dataset.column_names), None)
+    return named or (typed[0] if len(typed) == 1 else None)
+
+
+def _pixels(image: Any, size: int | None) -> np.ndarray:
+    """A Pillow image as pixels `[H, W]` or `[H, W, C]`; nested lists as an array."""
+    if not hasattr(image, "mode"):
+        return np.asarray(image)
+    if image.mode in DEEP_MODES:
+        raise ValueError(f"expected images of 8 bits per channel, got mode {image.mode}; convert them to 8 bits")
+    pixels = read_pixels(image, num_channels=1 if image.mode in ("1", "L", "LA") else 3, size=size).numpy()
+    return pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
