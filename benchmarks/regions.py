@@ -36,7 +36,7 @@ from hf_sane.networks._images import ImageData, load_zoo_images
 from hf_sane.networks._stacked import StackedNetworks, with_settings
 from hf_sane.networks._training import train_stacked
 from hf_sane.records._failures import run_script
-from hf_sane.tokenization._adapters import open_factors
+from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.zoo._dataset import Zoo
 
 TASK, GENERAL, SHUFFLED = "task", "general", "shuffled labels"

@@ -24,7 +24,7 @@ from hf_sane.hub._publish import SANE
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records._failures import run_script
 from hf_sane.records._files import write_atomically
-from hf_sane.records._outputs import MANIFEST, Manifest
+from hf_sane.records._manifests import MANIFEST, Manifest
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._export import NETWORK, Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor

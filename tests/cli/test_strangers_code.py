@@ -29,7 +29,7 @@ from hf_sane.hub._push import plan_push
 from hf_sane.merging._ingredients import open_ingredients
 from hf_sane.networks._metrics import load_metric
 from hf_sane.records._errors import MALFORMED
-from hf_sane.tokenization._adapters import open_factors
+from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.tokenization._checkpoints import load_state_dict
 from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.tokenization._loading import initial_model, load_config, load_model

@@ -11,7 +11,7 @@ from hf_sane.cards._tables import fact_text
 from hf_sane.hub._adapters import save_network_adapter
 from hf_sane.hub._publish import save_network
 from hf_sane.hub._pull import parse_size
-from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._manifests import MANIFEST
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._finetuning import add_network_lora
 

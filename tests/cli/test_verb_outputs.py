@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from hf_sane.records._outputs import MANIFEST, Manifest, check_finished
+from hf_sane.records._manifests import MANIFEST, Manifest
+from hf_sane.records._outputs import check_finished
 from hf_sane.workflows.sane import SANE
 
 NOT_THERE = ("--sane", "no/such/sane", "--zoo", "no/such/zoo")

@@ -25,11 +25,11 @@ from hf_sane.networks._images import load_images
 from hf_sane.probing._probes import RidgeProbe
 from hf_sane.records._documents import read_settings
 from hf_sane.records._errors import InvalidFileError
-from hf_sane.records._outputs import MANIFEST, Manifest
+from hf_sane.records._manifests import MANIFEST, Manifest
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._export import PROVENANCE_FILE, Provenance
 from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.tokenization._adapters import open_factors
+from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.tokenization._checkpoints import load_state_dict, parse_index
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._headers import read_meta_state_dict

@@ -18,7 +18,7 @@ from hf_sane.hub._push import plan_push
 from hf_sane.merging._ingredients import open_ingredients
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.tokenization._adapters import open_factors
+from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.tokenization._checkpoints import load_state_dict
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._headers import read_meta_state_dict

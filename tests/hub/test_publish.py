@@ -15,7 +15,7 @@ from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.hub._publish import code_files, load_sane, save_network, save_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._manifests import MANIFEST
 from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 

@@ -11,7 +11,8 @@ from huggingface_hub import HfApi, constants
 from hf_sane.hub._pull import pull
 from hf_sane.records import _patience as patience
 from hf_sane.records._errors import InvalidFileError
-from hf_sane.records._outputs import MANIFEST, UNFINISHED, check_finished
+from hf_sane.records._manifests import MANIFEST, UNFINISHED
+from hf_sane.records._outputs import check_finished
 from hf_sane.records._patience import HubBusyError, patiently
 from hf_sane.tokenization._checkpoints import load_state_dict
 from hf_sane.zoo.importing._importing import import_zoo

@@ -23,7 +23,8 @@ from hf_sane.hub._push import plan_push
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._errors import InvalidFileError
-from hf_sane.records._outputs import MANIFEST, Manifest, output_folder
+from hf_sane.records._manifests import MANIFEST, Manifest
+from hf_sane.records._outputs import output_folder
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._uploads import RepoFile, folder_files
 from hf_sane.sampling._export import Provenance
@@ -243,7 +244,7 @@ def test_networks_beside_each_other_are_checked_one_by_one(samples):
 
 
 def test_large_files_are_compared_byte_by_byte_and_manifests_stay_at_home(sane, monkeypatch):
-    monkeypatch.setattr("hf_sane.records._outputs.MAX_BYTES_READ", 0)
+    monkeypatch.setattr("hf_sane.records._manifests.MAX_BYTES_READ", 0)
     files = {file.path for file in plan_push("model", sane, "org/x").files}
     assert files & {MANIFEST} == set()
     assert Manifest.load(sane).files.keys() - {"README.md"} <= files

@@ -22,7 +22,8 @@ from hf_sane.hub._adapters import write_adapter_card
 from hf_sane.hub._publish import load_sane, save_network, write_sane_card
 from hf_sane.probing._probes import RidgeProbe
 from hf_sane.records._errors import InvalidFileError
-from hf_sane.records._outputs import MANIFEST, Manifest, check_finished
+from hf_sane.records._manifests import MANIFEST, Manifest
+from hf_sane.records._outputs import check_finished
 from hf_sane.sampling._export import Provenance
 
 

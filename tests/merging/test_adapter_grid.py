@@ -13,7 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from hf_sane.core._adapters import read_adapter_config
 from hf_sane.merging._adapters import AdapterMixer, average_adapters, open_adapters
-from hf_sane.tokenization._adapters import Adapter, open_factors
+from hf_sane.tokenization._adapter_changes import open_factors
+from hf_sane.tokenization._adapters import Adapter
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of tied weights, biases and embeddings

@@ -18,10 +18,8 @@ from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._file_kinds import PICTURE, FileKind
 from hf_sane.records._files import move_folder, recover_folder, write_atomically
 from hf_sane.records._locks import FolderInUseError, folder_lock
+from hf_sane.records._manifests import MANIFEST, UNFINISHED, Manifest
 from hf_sane.records._outputs import (
-    MANIFEST,
-    UNFINISHED,
-    Manifest,
     add_file,
     begin_folder,
     check_finished,

@@ -16,7 +16,8 @@ from hub_server import TOKEN, Hub
 from huggingface_hub import constants
 
 from hf_sane.cli.app import app
-from hf_sane.records._outputs import CARD, MANIFEST, check_finished
+from hf_sane.records._manifests import CARD, MANIFEST
+from hf_sane.records._outputs import check_finished
 from hf_sane.records._run_files import RUN_FILE
 from hf_sane.zoo._writing import check_zoo
 

@@ -7,7 +7,8 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
-from hf_sane.tokenization._adapters import Adapter, open_factors
+from hf_sane.tokenization._adapter_changes import open_factors
+from hf_sane.tokenization._adapters import Adapter
 
 FIRST, SECOND = torch.arange(12.0).reshape(2, 6), torch.arange(10.0).reshape(5, 2) - 4
 STYLES = {

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from hf_sane.core._adapters import adapter_size, load_adapter, read_adapter_config, save_adapter
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._manifests import MANIFEST
 from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._evaluation import evaluate_reconstruction, r2_from_sums

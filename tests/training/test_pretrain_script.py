@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._images import load_images
-from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._manifests import MANIFEST
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import ZooSettings
 

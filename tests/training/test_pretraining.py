@@ -16,7 +16,8 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._images import load_images
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._locks import folder_lock
-from hf_sane.records._outputs import MANIFEST, UNFINISHED, check_finished
+from hf_sane.records._manifests import MANIFEST, UNFINISHED
+from hf_sane.records._outputs import check_finished
 from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._evaluation import (

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from hf_sane.cli.app import app
-from hf_sane.records._outputs import UNFINISHED
+from hf_sane.records._manifests import UNFINISHED
 from hf_sane.workflows.align_zoo import AlignZooSettings, align_zoo, run_align_zoo
 from hf_sane.workflows.build_zoo import BuildZooSettings, build_zoo, run_build_zoo
 from hf_sane.workflows.import_zoo import ImportZooSettings, import_zoo, run_import_zoo

@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard
 from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import train_stacked
-from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._manifests import MANIFEST
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.building._build import build_zoo

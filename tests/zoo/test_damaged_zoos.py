@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_sane.records._errors import InvalidFileError
-from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._manifests import MANIFEST
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.zoo._alignment_record import FILE_NAME, Alignment
 from hf_sane.zoo._dataset import Zoo

@@ -9,7 +9,7 @@ import torch
 
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._locks import FolderInUseError, folder_lock
-from hf_sane.records._outputs import MANIFEST, Manifest
+from hf_sane.records._manifests import MANIFEST, Manifest
 from hf_sane.zoo._alignment import align_folder
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import read_sections

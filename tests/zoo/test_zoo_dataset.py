@@ -16,7 +16,7 @@ from hf_sane.architectures.configuration_zoo import MLPConfig
 from hf_sane.architectures.presets import cifar_resnet, cnn_digits, mlp
 from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.records._errors import InvalidFileError
-from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._manifests import MANIFEST
 from hf_sane.zoo import _records as records
 from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._dataset import Zoo, ZooSplit

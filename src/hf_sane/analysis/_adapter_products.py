@@ -5,7 +5,8 @@ from pathlib import Path
 
 from hf_sane.analysis._matrices import LOW_RANK_FACTOR, LayerMatrices, reason_to_skip
 from hf_sane.core._adapters import ADAPTER_CONFIG
-from hf_sane.tokenization._adapters import adapter_folder, open_factors
+from hf_sane.tokenization._adapter_changes import open_factors
+from hf_sane.tokenization._adapters import adapter_folder
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 
 UNKNOWN_SCALE = "the file does not tell alpha / r: norms are those of B A alone"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_sane.analysis._regions import RegionMap
-from hf_sane.tokenization._adapters import open_factors
+from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.tokenization._checkpoints import CheckpointSource
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # target module to A [r, inputs] and s B [outputs, r]

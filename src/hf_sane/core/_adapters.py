@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from hf_sane.records._documents import Entry, read_document
 from hf_sane.records._errors import reading
-from hf_sane.records._outputs import CARD, check_finished, output_folder
+from hf_sane.records._manifests import CARD
+from hf_sane.records._outputs import check_finished, output_folder
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, find_source, hub_id
 

@@ -29,7 +29,8 @@ from hf_sane.hub._cards import CardOptions, network_card, sane_card
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._image_sources import WHITE
-from hf_sane.records._outputs import CARD, add_file, output_folder
+from hf_sane.records._manifests import CARD
+from hf_sane.records._outputs import add_file, output_folder
 from hf_sane.records._patience import patiently
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.records._sources import HubRepo, find_source, parse_source

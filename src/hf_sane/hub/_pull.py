@@ -14,15 +14,8 @@ from huggingface_hub.hf_api import RepoFile as HubFile
 from huggingface_hub.utils import validate_repo_id
 
 from hf_sane.records._errors import InvalidFileError
-from hf_sane.records._outputs import (
-    MANIFEST,
-    UNFINISHED,
-    Manifest,
-    begin_folder,
-    check_may_write,
-    finish_folder,
-    resumable_folder,
-)
+from hf_sane.records._manifests import MANIFEST, UNFINISHED, Manifest
+from hf_sane.records._outputs import begin_folder, check_may_write, finish_folder, resumable_folder
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import RepoType, parse_repo
 from hf_sane.records._uploads import PICKLES, RepoFile

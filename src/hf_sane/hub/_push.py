@@ -18,7 +18,8 @@ from hf_sane.hub._publish import code_files
 from hf_sane.records._documents import read_document
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._files import folders_with
-from hf_sane.records._outputs import AGAIN, CARD, Manifest, check_finished
+from hf_sane.records._manifests import AGAIN, CARD, Manifest
+from hf_sane.records._outputs import check_finished
 from hf_sane.records._redaction import hide_folders_in
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.records._sources import hub_id

@@ -10,7 +10,7 @@ from hf_sane.records._command import again
 from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 from hf_sane.records._files import files_below
 from hf_sane.records._interruptions import explaining
-from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._manifests import MANIFEST
 from hf_sane.records._patience import patiently
 from hf_sane.records._redaction import holds_token
 from hf_sane.records._run_files import RUN_FILE

@@ -14,15 +14,8 @@ from hf_sane.records._command import again
 from hf_sane.records._documents import read_document
 from hf_sane.records._files import write_atomically
 from hf_sane.records._locks import remove_left_lock
-from hf_sane.records._outputs import (
-    AGAIN,
-    UNFINISHED,
-    Manifest,
-    begin_folder,
-    check_finished,
-    check_may_write,
-    resumable_folder,
-)
+from hf_sane.records._manifests import AGAIN, UNFINISHED, Manifest
+from hf_sane.records._outputs import begin_folder, check_finished, check_may_write, resumable_folder
 from hf_sane.records._run_record import RECORD
 from hf_sane.training._checkpoints import clear_unfinished, list_checkpoints
 from hf_sane.training._settings import PretrainSettings

@@ -15,7 +15,7 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import find_source
 from hf_sane.screening._differences import Difference, TensorDifference, compare_checkpoints
 from hf_sane.screening._symmetries import find_symmetries
-from hf_sane.tokenization._adapters import merge_adapter, open_factors
+from hf_sane.tokenization._adapter_changes import merge_adapter, open_factors
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.workflows.results import Result, Table, optional_output

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from hf_sane.records._outputs import CARD
+from hf_sane.records._manifests import CARD
 from hf_sane.records._patience import patiently
 from hf_sane.records._uploads import Upload, folder_files, with_texts
 from hf_sane.zoo._cards import zoo_card

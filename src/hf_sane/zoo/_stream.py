@@ -16,7 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from hf_sane.records._errors import reading
-from hf_sane.records._outputs import MANIFEST
+from hf_sane.records._manifests import MANIFEST
 from hf_sane.records._patience import patiently
 from hf_sane.zoo._alignment_record import FILE_NAME as ALIGNMENT_NAME
 from hf_sane.zoo._alignment_record import Alignment

@@ -19,10 +19,8 @@ from hf_sane.records._command import again
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._files import is_partial_file, move_folder, recover_folder, write_atomically
 from hf_sane.records._locks import folder_lock, is_locked
+from hf_sane.records._manifests import AGAIN, CARD, Manifest
 from hf_sane.records._outputs import (
-    AGAIN,
-    CARD,
-    Manifest,
     absolute_folder,
     begin_folder,
     check_finished,

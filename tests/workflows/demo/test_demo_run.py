@@ -7,7 +7,8 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoModel, AutoModelForImageClassification
 
 from hf_sane.records._errors import InvalidFileError
-from hf_sane.records._outputs import MANIFEST, check_finished
+from hf_sane.records._manifests import MANIFEST
+from hf_sane.records._outputs import check_finished
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._comparison import METHODS
 from hf_sane.sampling._export import Provenance

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from hf_sane.core._types import StateDict
 from hf_sane.records._errors import name_some
 from hf_sane.records._file_kinds import PICKLE_SUFFIXES
-from hf_sane.records._outputs import CARD, check_finished
+from hf_sane.records._manifests import CARD
+from hf_sane.records._outputs import check_finished
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import parse_source
 from hf_sane.tokenization._formats import FileFormat, Reader, file_format
