@@ -36,6 +36,14 @@ page = importlib.import_module("results.paper")
 BANDWIDTHS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 REFERENCES = ("anchors", "reconstructed_anchors")  # whatever the bandwidth
 METHODS = {name: page.METHODS[name] for name in page.SELECTED_METHODS}
+DRAWN: Mapping[str, tuple[str, dict[str, str]]] = {  # colours of Okabe and Ito, which colour-blind people tell apart
+    "sane_subsampled": ("sampled with SANE, subsampling", {"color": "#0072B2", "marker": "o"}),
+    "sane_bootstrapped": (
+        "sampled with SANE, bootstrapping",
+        {"color": "#56B4E9", "marker": "s", "linestyle": "--"},
+    ),
+    "anchor_noise_selected": ("noise on anchors, same distance and selection", {"color": "#D55E00", "marker": "^"}),
+}
 
 
 def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -91,17 +99,21 @@ def curve(runs: Sequence[Mapping[str, Any]], method: str) -> tuple[list[float], 
 
 def draw(families: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """One panel per family: accuracy before fine-tuning against the distance to the nearest training network."""
-    figure = Figure(figsize=(3.4 * len(families), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.1 * len(families), 3.3), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, runs) in zip(figure.subplots(1, len(families), squeeze=False)[0], families.items(), strict=True):
-        for method, title in METHODS.items():
-            distances, means, spreads = curve(runs, method)
-            axes.errorbar(distances, means, yerr=spreads, marker="o", markersize=3, capsize=2, label=title)
         anchors = statistics.mean(statistics.mean(run["references"]["anchors"]["test_accuracy"]) for run in runs)
-        axes.axhline(anchors, color="black", linestyle=":", label="anchors")
-        axes.set(title=name, xlabel="distance to nearest training network")
+        axes.axhline(anchors, color="black", linestyle=":", label="trained networks (anchors)")
+        for method, (title, style) in DRAWN.items():
+            distances, means, spreads = curve(runs, method)
+            axes.errorbar(distances, means, yerr=spreads, markersize=4, capsize=2, label=title, **style)
+        axes.set(title=page.FAMILIES[name])
+        axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("test accuracy, no fine-tuning")
-    figure.axes[0].legend(fontsize="small")
+    figure.supxlabel(
+        "distance to the nearest training network (standard deviations of the weights)", fontsize="medium"
+    )
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     save_picture(figure, path)
 
 
