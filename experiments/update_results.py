@@ -25,6 +25,7 @@ from results import (
     readme,
     regions,
     scanning,
+    starting,
     symmetries,
     tutorials,
 )
@@ -49,6 +50,7 @@ PAGES = (
     cross_architecture,
     ablations,
     scanning,
+    starting,
     *tutorials.PAGES,
 )
 

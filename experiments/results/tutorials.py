@@ -22,10 +22,10 @@ class Tutorial:
         record = json.loads((root / RECORD).read_text(encoding="utf-8"))
         ended = record["results"]["seconds"][Path(self.PAGE).stem]
         machine = f"{record['hardware']['usable_cores']} cores of an {record['hardware']['cpu']}"
-        times = "; ".join(f"{title} {seconds:.0f} s" for title, seconds in ended.items())
+        times = ", ".join(f"*{title}* {seconds:.0f} s" for title, seconds in ended.items())
         return {
-            "timing": f"With the released wheel on {machine}, sections ended so long after the start of Python: "
-            f"{times} ([record](../../{RECORD}))."
+            "timing": f"Measured on {machine}, with the package installed from its wheel: the sections are finished "
+            f"the following times after Python starts: {times} ([record](../../{RECORD}))."
         }
 
 
