@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO_OUT ?= demo_output
 BENCHMARKS_OUT ?= runs/benchmarks
 
-# glibc returns large blocks to the kernel after every operation; keeping them is worth up to 15x (docs/explanation/performance.md).
+# glibc returns large blocks to the kernel after every operation; keeping them is several times faster (docs/explanation/performance.md).
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 100000000000
 export MALLOC_TOP_PAD_ := 268435456
