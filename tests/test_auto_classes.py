@@ -124,7 +124,7 @@ def test_transformers_alone_loads_what_it_did_before():
     assert {name for name in ours if name.startswith("hf_sane.")} == {
         "hf_sane._auto_classes",
         *("hf_sane.architectures", "hf_sane.architectures.configuration_zoo"),
-        *("hf_sane.models", "hf_sane.models.configuration_sane"),
+        *("hf_sane.models", "hf_sane.models.configuration_linear", "hf_sane.models.configuration_sane"),
     }
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.import_zoo import import_zoo
     from hf_sane.workflows.info import info as info
     from hf_sane.workflows.lineage import lineage as lineage
+    from hf_sane.workflows.linear_code import fit_linear as fit_linear
     from hf_sane.workflows.mix_zoos import mix_zoos as mix_zoos
     from hf_sane.workflows.pretrain import pretrain
     from hf_sane.workflows.probe import probe
@@ -81,6 +82,7 @@ _ALSO = {
     "analyze": "workflows.analyze",
     "compare_samplers": "workflows.compare",
     "diff": "workflows.diff",
+    "fit_linear": "workflows.linear_code",
     "index_networks": "workflows.search",
     "info": "workflows.info",
     "lineage": "workflows.lineage",

@@ -32,18 +32,22 @@ class _Place(NamedTuple):
 # here because the classes that have it are not loaded yet (tests compare).
 CONFIGS = {
     "sane": _Place("models.configuration_sane", "SANEConfig"),
+    "sane_linear": _Place("models.configuration_linear", "LinearCodeConfig"),
     "sane_cnn": _Place("architectures.configuration_zoo", "CNNConfig"),
     "sane_mlp": _Place("architectures.configuration_zoo", "MLPConfig"),
     "sane_resnet": _Place("architectures.configuration_zoo", "CIFARResNetConfig"),
 }
-MODELS = {"sane": _Place("models.modeling_sane", "SANEModel")}
+MODELS = {
+    "sane": _Place("models.modeling_sane", "SANEModel"),
+    "sane_linear": _Place("models.modeling_linear", "LinearCode"),
+}
 CLASSIFIERS = {
     "sane_cnn": _Place("architectures.modeling_zoo", "CNNForImageClassification"),
     "sane_mlp": _Place("architectures.modeling_zoo", "MLPForImageClassification"),
     "sane_resnet": _Place("architectures.modeling_resnet", "CIFARResNetForImageClassification"),
 }
 IMAGE_PROCESSORS = dict.fromkeys(CLASSIFIERS, _Place("architectures.image_processing_zoo", "BACKENDS"))
-FEATURE_EXTRACTORS = {"sane": _Place("tokenization._feature_extraction_sane", "SANEFeatureExtractor")}
+FEATURE_EXTRACTORS = dict.fromkeys(MODELS, _Place("tokenization._feature_extraction_sane", "SANEFeatureExtractor"))
 PIPELINE = "hf_sane.hub._pipeline.WeightFeatureExtractionPipeline"
 
 

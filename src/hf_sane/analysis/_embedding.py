@@ -3,13 +3,15 @@
 import torch
 
 from hf_sane.core._finite import check_results, check_sizes
-from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.tokenization._checkpoints import Source
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 
 @torch.no_grad()
-def layer_embedding_spread(model: SANEModel, extractor: SANEFeatureExtractor, source: Source) -> dict[str, float]:
+def layer_embedding_spread(
+    model: WeightAutoencoder, extractor: SANEFeatureExtractor, source: Source
+) -> dict[str, float]:
     """Standard deviation over the token latents of each layer (SANE, arXiv:2406.09997, section 4.2).
 
     The paper draws this scalar over depth next to the metrics of spectra.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hf_sane.core._finite import check_sizes
 from hf_sane.core._types import StateDict
-from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.symmetry._matching import match_many
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
@@ -104,7 +104,7 @@ def unflatten_networks(points: Tensor, template: Mapping[str, Tensor]) -> dict[s
 
 
 def latent_points(
-    model: SANEModel,
+    model: WeightAutoencoder,
     extractor: SANEFeatureExtractor,
     tensors: Mapping[str, Tensor],
     *,

@@ -61,6 +61,14 @@ VERBS = (
         *(LEARN, "--zoo my_zoo --output my_run"),
     ),
     Verb(
+        *("linear", "linear_code", "LinearCodeSettings", "run_fit_linear"),
+        *(
+            "Fit a linear code, the yardstick of every SANE.",
+            LEARN,
+            "--zoo my_zoo --output my_code",
+        ),
+    ),
+    Verb(
         *("embed", "embed", "EmbedSettings", "run_embed", "Embed networks: one vector each, of a zoo or checkpoints."),
         *(LEARN, "--zoo my_zoo --sane my_run/model --output my_embeddings"),
     ),

@@ -17,7 +17,7 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import build_model
 from hf_sane.cards._rendering import HERE, render_model_card
 from hf_sane.cards._tables import fact_text, is_known, markdown_table
-from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.configuration_sane import CheckedConfig, SANEConfig
 from hf_sane.records._errors import shorten
 from hf_sane.records._escaping import Markup, markdown_text, single_lines
 from hf_sane.records._redaction import hide_folders, hide_folders_in
@@ -40,6 +40,7 @@ SANE_SETTINGS = (
     "position_embedding",
     "contrast_weight",
     "initialization",
+    "grouping",
 )
 # PEFT's name of a setting to ours.
 ADAPTER_SETTINGS = {
@@ -82,7 +83,7 @@ class CardOptions(TypedDict, total=False):
 
 
 def sane_card(
-    config: SANEConfig,
+    config: CheckedConfig,
     extractor: SANEFeatureExtractor,
     record: RunRecord,
     *,
@@ -90,7 +91,7 @@ def sane_card(
     network_config: ZooConfig | None = None,
     **options: Unpack[CardOptions],
 ) -> ModelCard:
-    """Describe a SANE autoencoder.
+    """Describe a SANE autoencoder, or a linear code.
 
     Args:
         config: Configuration of the model.
@@ -104,7 +105,7 @@ def sane_card(
     Returns:
         The card; `str(card)` is the README.
     """
-    settings = {name: getattr(config, name) for name in SANE_SETTINGS}
+    settings = {name: getattr(config, name) for name in SANE_SETTINGS if hasattr(config, name)}
     settings |= {name: getattr(extractor, name) for name in ("token_layout", "batch_norm", "normalization")}
     return _card(
         "sane_model.md",
@@ -114,6 +115,7 @@ def sane_card(
         hub={"tags": SANE_TAGS},
         options=options,
         settings=settings,
+        is_linear=config.model_type != SANEConfig.model_type,
         standardised=None,
         **_sane_code(config, extractor, network_config),
     )
@@ -404,9 +406,7 @@ def _ingredients_table(rows: Mapping[str, Mapping[str, Any]], metric: str) -> Ma
     return markdown_table(["ingredient", *columns.values()], lines, numbers=True)
 
 
-def _sane_code(
-    config: SANEConfig, extractor: SANEFeatureExtractor, network_config: ZooConfig | None
-) -> dict[str, Any]:
+def _sane_code(config: Any, extractor: SANEFeatureExtractor, network_config: ZooConfig | None) -> dict[str, Any]:
     """Facts of the code that reconstructs a network."""
     facts = {"token_dim": config.token_dim, "latent_dim": config.latent_dim, "window_size": config.window_size}
     network: dict[str, Any] = {}

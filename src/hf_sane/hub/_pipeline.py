@@ -9,8 +9,7 @@ from transformers import Pipeline
 from transformers.utils import ModelOutput
 
 from hf_sane.core._types import TokenSequence
-from hf_sane.models.configuration_sane import SANEConfig
-from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.autoencoder_sane import AUTOENCODERS, WeightAutoencoder
 from hf_sane.probing._accumulation import STREAM_POOLINGS, StreamPooling
 from hf_sane.probing._embeddings import embed_tokens
 from hf_sane.probing._poolings import POOLINGS
@@ -34,7 +33,7 @@ class WeightFeatureExtractionPipeline(Pipeline):
     ```
 
     Networks of one structure in one batch are encoded together. Networks longer than the training window go
-    through in windows with halo (`SANEModel.encode_sequences`). Networks of more than `max_memory_bytes` are read as a
+    through in windows with halo (`encode_sequences`). Networks of more than `max_memory_bytes` are read as a
     stream and pooled as they are read (`embed_stream`), with the same result up to rounding, where the pooling allows
     it; of safetensors then never more than a few megabytes are in memory.
 
@@ -62,7 +61,7 @@ class WeightFeatureExtractionPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if self.model.name_or_path:
             check_finished(self.model.name_or_path)
-        if self.model.config.model_type != SANEConfig.model_type:
+        if self.model.config.model_type not in AUTOENCODERS:
             raise TypeError(
                 f"{TASK} takes a SANE autoencoder, got {type(self.model).__name__}: that is a network "
                 'to embed; pass it to the pipeline of a SANE model, pipeline(...)("org/network")'
@@ -158,7 +157,7 @@ class WeightFeatureExtractionPipeline(Pipeline):
         """Embed networks of one structure, or one stream."""
         networks: list[dict[str, Any]] = input_tensors["networks"]
         pooling: str = forward_parameters.pop("pooling", "mean")
-        model = cast(SANEModel, self.model)
+        model = cast(WeightAutoencoder, self.model)
         if "stream" in networks[0]:
             name = cast(StreamPooling, pooling)
             streamed = embed_stream(model, networks[0]["stream"], poolings=(name,), **forward_parameters)

@@ -26,7 +26,10 @@ from transformers.dynamic_module_utils import custom_object_save
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.image_processing_zoo import ZooImageProcessor
 from hf_sane.hub._cards import CardOptions, network_card, sane_card
-from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
+from hf_sane.models.configuration_linear import LinearCodeConfig
+from hf_sane.models.configuration_sane import CheckedConfig
+from hf_sane.models.modeling_linear import LinearCode
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._image_sources import WHITE
 from hf_sane.records._manifests import CARD
@@ -46,7 +49,7 @@ ANCHORS = "anchors"
 
 def save_sane(
     folder: str | Path,
-    model: SANEModel,
+    model: WeightAutoencoder,
     extractor: SANEFeatureExtractor,
     record: RunRecord,
     *,
@@ -100,8 +103,8 @@ def load_sane(
     revision: str | None = None,
     subfolder: str | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[SANEModel, SANEFeatureExtractor]:
-    """Read an autoencoder, in evaluation mode, and its weight tokenizer.
+) -> tuple[WeightAutoencoder, SANEFeatureExtractor]:
+    """Read an autoencoder (a SANE, or a linear code), in evaluation mode, and its weight tokenizer.
 
     Args:
         source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
@@ -116,8 +119,19 @@ def load_sane(
     """
     where = {"revision": revision, "subfolder": subfolder}
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    model = load_pretrained(SANEModel, source, "a SANE autoencoder", **where, **options)
+    model = load_pretrained(_Autoencoder, source, "a SANE autoencoder", **where, **options)
     return model.eval(), SANEFeatureExtractor.load(source, **where)
+
+
+class _Autoencoder:
+    """An autoencoder, of the class that its model type names; for [`load_pretrained`]."""
+
+    @staticmethod
+    def from_pretrained(name: str, **options: Any) -> WeightAutoencoder:
+        where = {key: options[key] for key in ("revision", "subfolder") if key in options}
+        found, _ = PreTrainedConfig.get_config_dict(name, **where)
+        is_linear = found.get("model_type") == LinearCodeConfig.model_type
+        return (LinearCode if is_linear else SANEModel).from_pretrained(name, **options)
 
 
 def find_anchors(source: str | Path, *, revision: str | None = None, subfolder: str | None = None) -> Path | None:
@@ -191,7 +205,7 @@ def write_sane_card(
         FileExistsError: If there is a README.md that somebody else wrote or edited.
     """
     card = sane_card(
-        load_pretrained(SANEConfig, folder, "the configuration of a SANE autoencoder"),
+        cast(CheckedConfig, load_config(folder)),
         SANEFeatureExtractor.from_pretrained(folder),
         RunRecord.load(Path(folder) / RECORD),
         title=title,
@@ -334,10 +348,10 @@ def code_files(folder: Path) -> dict[str, str]:
         already, or Transformers has it.
     """
     config: Any = load_config(folder)
-    is_ours = isinstance(config, SANEConfig | ZooConfig)
+    is_ours = isinstance(config, CheckedConfig | ZooConfig)
     if getattr(config, "auto_map", None) or not is_ours:
         return {}
-    auto_class = AutoModel if isinstance(config, SANEConfig) else AutoModelForImageClassification
+    auto_class = AutoModel if isinstance(config, CheckedConfig) else AutoModelForImageClassification
     model_class = cast(type[PreTrainedModel], auto_class._model_mapping[type(config)])
     classes = [(type(config), "AutoConfig"), (model_class, auto_class.__name__)]
     is_network = auto_class is AutoModelForImageClassification and (folder / IMAGE_PROCESSOR).is_file()

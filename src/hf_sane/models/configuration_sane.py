@@ -24,8 +24,33 @@ TRANSFORMERS_KEYS = {
 }
 
 
+class CheckedConfig(PreTrainedConfig):
+    """A configuration that refuses keys that it does not know, and those of another model type."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a configuration from the result of `to_dict`.
+
+        Raises:
+            ValueError: If it is the configuration of another model type.
+        """
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(f"expected model_type {cls.model_type!r}, got {str(kind)[:80]!r}")
+        return super().from_dict(config_dict, **kwargs)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        names = {field.name for field in fields(self)}
+        for key in kwargs:
+            if key not in TRANSFORMERS_KEYS and not key.startswith("_"):
+                close = get_close_matches(key, names, n=1)
+                remedy = f"did you mean {close[0]!r}?" if close else f"its fields are {', '.join(sorted(names))}"
+                raise TypeError(f"{type(self).__name__} has no field {key!r}; {remedy}")
+        super().__post_init__(**kwargs)
+
+
 @strict
-class SANEConfig(PreTrainedConfig):
+class SANEConfig(CheckedConfig):
     """Configuration of a [`SANEModel`].
 
     Axis letters: `W` tokens of a window, `D` scalars of a token, `H` width of the residual stream, `Z` latent scalars
@@ -100,25 +125,7 @@ class SANEConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
     layer_norm_eps: float | int = 1e-5
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make a configuration from the result of `to_dict`.
-
-        Raises:
-            ValueError: If it is the configuration of another model type.
-        """
-        kind = config_dict.get("model_type", cls.model_type)
-        if kind != cls.model_type:
-            raise ValueError(f"expected model_type {cls.model_type!r}, got {str(kind)[:80]!r}")
-        return super().from_dict(config_dict, **kwargs)
-
     def __post_init__(self, **kwargs: Any) -> None:
-        names = {field.name for field in fields(self)}
-        for key in kwargs:
-            if key not in TRANSFORMERS_KEYS and not key.startswith("_"):
-                close = get_close_matches(key, names, n=1)
-                remedy = f"did you mean {close[0]!r}?" if close else f"its fields are {', '.join(sorted(names))}"
-                raise TypeError(f"SANEConfig has no field {key!r}; {remedy}")
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         self.max_positions = tuple(self.max_positions)

@@ -5,17 +5,16 @@ token, `H` residual stream, `Z` latent, `P` projection.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .autoencoder_sane import WeightAutoencoder, zero_padding
 from .configuration_sane import SANEConfig
 from .initialization_sane import principal_directions
 from .layers_sane import (
@@ -28,20 +27,15 @@ from .layers_sane import (
     SANESinusoidalEmbedding,
 )
 from .losses_sane import masked_reconstruction_loss, nt_xent_loss
-from .modes_sane import modes_kept
 from .outputs_sane import SANEOutput
-from .windows_sane import map_windows
 
 FLAGS = ("output_hidden_states", "output_attentions", "use_cache")  # what decorators and Trainer pass along
 
 
-class SANEPreTrainedModel(PreTrainedModel):
+class SANEPreTrainedModel(WeightAutoencoder):
     """Base class with the attributes that Transformers requires, and the initialisation of all modules."""
 
     config: SANEConfig
-    base_model_prefix = "sane"
-    main_input_name = "tokens"
-    input_modalities = ["weights"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch: Trainer must average it over accumulation steps
     _no_split_modules = ["SANELayer"]  # noqa: RUF012
@@ -52,15 +46,6 @@ class SANEPreTrainedModel(PreTrainedModel):
         "hidden_states": OutputRecorder(SANELayer, index=0, layer_name="encoder"),
         "attentions": OutputRecorder(SANEAttention, index=1, layer_name="encoder"),
     }
-
-    @property
-    def dummy_inputs(self) -> dict[str, Tensor]:
-        """The smallest valid input."""
-        shape = (1, min(4, self.config.window_size))
-        return {
-            "tokens": torch.zeros(*shape, self.config.token_dim),
-            "positions": torch.zeros(*shape, 3, dtype=torch.long),
-        }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -132,7 +117,7 @@ class SANEModel(SANEPreTrainedModel):
         """
         self._check(tokens, positions, self.config.token_dim, "tokens [B, W, token_dim]")
         stream = self.token_in(tokens.to(self.token_in.weight.dtype)) + self.encoder_positions(positions)
-        return _zero_padding(self.latent_out(self._transform(stream, self.encoder, attention_mask)), attention_mask)
+        return zero_padding(self.latent_out(self._transform(stream, self.encoder, attention_mask)), attention_mask)
 
     def decode(self, latents: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Map windows of latents back to tokens.
@@ -147,15 +132,7 @@ class SANEModel(SANEPreTrainedModel):
         """
         self._check(latents, positions, self.config.latent_dim, "latents [B, W, latent_dim]")
         stream = self.latent_in(latents.to(self.latent_in.weight.dtype)) + self.decoder_positions(positions)
-        return _zero_padding(self.token_out(self._transform(stream, self.decoder, attention_mask)), attention_mask)
-
-    @staticmethod
-    def _check(features: Tensor, positions: Tensor, width: int, expected: str) -> None:
-        if features.ndim != 3 or features.shape[2] != width or positions.shape != (*features.shape[:2], 3):
-            raise ValueError(
-                f"expected {expected} with last axis {width} and positions [B, W, 3], got {tuple(features.shape)} and "
-                f"{tuple(positions.shape)}; was the model tokenised with another token_dim?"
-            )
+        return zero_padding(self.token_out(self._transform(stream, self.decoder, attention_mask)), attention_mask)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -308,88 +285,10 @@ class SANEModel(SANEPreTrainedModel):
         self.token_out.bias.copy_(mean)
         return r2
 
-    @torch.no_grad()
-    def encode_sequences(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        window_size: int | None = None,
-        halo_size: int = 0,
-        batch_size: int = 64,
-    ) -> Tensor:
-        """Encode whole models of any length, window by window (see [`halo_spans`]).
-
-        Args:
-            tokens: `[M, N, D]` normalised tokens, on any device.
-            positions: `[N, 3]` or `[M, N, 3]` int64.
-            window_size: Tokens per window, including the halo; if `None`, the training window. Models that fit in a
-                window are encoded in one pass.
-            halo_size: Context tokens on each side, which are encoded and then dropped.
-            batch_size: Windows per pass; the result does not depend on it.
-
-        Returns:
-            `[M, N, Z]` float32, on the device of `tokens`, without gradient or dropout.
-
-        Raises:
-            ValueError: If shapes or sizes do not fit, or a position is outside the learned tables.
-        """
-        return self._map_sequences(self.encode, tokens, positions, window_size, halo_size, batch_size)
-
-    @torch.no_grad()
-    def decode_sequences(
-        self,
-        latents: Tensor,
-        positions: Tensor,
-        *,
-        window_size: int | None = None,
-        halo_size: int = 0,
-        batch_size: int = 64,
-    ) -> Tensor:
-        """Decode whole models of any length: the counterpart of [`encode_sequences`], with the same arguments.
-
-        Args:
-            latents: `[M, N, Z]`, on any device.
-            positions: `[N, 3]` or `[M, N, 3]` int64.
-            window_size: Tokens per window, halo included.
-            halo_size: Context tokens on each side, which are encoded and then dropped.
-            batch_size: Windows per pass.
-
-        Returns:
-            `[M, N, D]` float32 normalised tokens, on the device of `latents`, without gradient or dropout.
-        """
-        return self._map_sequences(self.decode, latents, positions, window_size, halo_size, batch_size)
-
-    def _map_sequences(
-        self,
-        method: Callable,
-        features: Tensor,
-        positions: Tensor,
-        window_size: int | None,
-        halo: int,
-        batch_size: int,
-    ) -> Tensor:
-        """Run `method` over the windows of whole models, in eval mode, on the model's device."""
-        with modes_kept(self):
-            self.eval()
-            return map_windows(
-                lambda window, where: method(window.to(self.device), where.to(self.device)),
-                features,
-                positions,
-                window_size=window_size or self.config.window_size,
-                halo_size=halo,
-                batch_size=batch_size,
-            )
-
 
 def _join(views: list[Tensor]) -> Tensor:
     """Join views along the batch; a single view is not copied."""
     return views[0] if len(views) == 1 else torch.cat(views)
-
-
-def _zero_padding(features: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Set padded tokens of `[B, W, *]` to zero."""
-    return features if attention_mask is None else features.masked_fill((attention_mask == 0)[..., None], 0.0)
 
 
 __all__ = ["SANEModel", "SANEOutput", "SANEPreTrainedModel"]

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from hf_sane.core._finite import check_results, check_sizes
 from hf_sane.core._layout import Layout
-from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.probing._poolings import POOLINGS
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 
 @torch.no_grad()
 def embed_networks(
-    model: SANEModel,
+    model: WeightAutoencoder,
     extractor: SANEFeatureExtractor,
     layout: Layout,
     raw_tokens: Tensor,
@@ -84,7 +84,7 @@ def embed_networks(
 
 @torch.no_grad()
 def embed_tokens(
-    model: SANEModel,
+    model: WeightAutoencoder,
     layout: Layout,
     tokens: Tensor,
     *,

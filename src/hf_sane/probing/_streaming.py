@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from hf_sane.core._finite import MAX_TOKEN, check_results, too_large
 from hf_sane.core._layout import Layout
-from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.models.modes_sane import modes_kept
 from hf_sane.models.windows_sane import halo_spans
 from hf_sane.probing._accumulation import STREAM_POOLINGS, LatentAccumulator, StreamPooling
@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def embed_stream(
-    model: SANEModel,
+    model: WeightAutoencoder,
     stream: TokenStream,
     *,
     poolings: Sequence[StreamPooling] = ("mean",),
@@ -83,7 +83,7 @@ def embed_stream(
 
 
 def embed_checkpoint(
-    model: SANEModel,
+    model: WeightAutoencoder,
     extractor: SANEFeatureExtractor,
     source: Source,
     *,

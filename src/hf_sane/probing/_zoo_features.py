@@ -1,14 +1,13 @@
 """Features of every network of a zoo: embeddings and baselines."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sane.core._layout import Layout
-from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.probing._baselines import flattened_weights, layer_statistics
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._evaluation import ProbeTable, probe_table
@@ -16,10 +15,8 @@ from hf_sane.probing._poolings import POOLINGS
 from hf_sane.probing._regressors import RegressorName
 from hf_sane.probing._spectra import spectral_features, weight_profile
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._alignment import token_blocks
 from hf_sane.zoo._dataset import Zoo, ZooSplit
-
-NETWORKS_PER_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class ZooFeatures:
 def read_zoo_features(
     zoo: Zoo,
     properties: Sequence[str],
-    model: SANEModel,
+    model: WeightAutoencoder,
     extractor: SANEFeatureExtractor,
     *,
     aligned: bool | None = None,
@@ -109,7 +106,7 @@ def read_zoo_features(
 
 def zoo_features(
     zoo: Zoo,
-    model: SANEModel,
+    model: WeightAutoencoder,
     extractor: SANEFeatureExtractor,
     *,
     aligned: bool,
@@ -167,7 +164,7 @@ def zoo_features(
 
 
 def embed_split(
-    model: SANEModel,
+    model: WeightAutoencoder,
     extractor: SANEFeatureExtractor,
     split: ZooSplit,
     *,
@@ -196,17 +193,6 @@ def embed_split(
             parts[name].append(values)
     places = np.argsort(np.concatenate(order))
     return {name: stacked_features(values)[places] for name, values in parts.items()}
-
-
-def token_blocks(split: ZooSplit, *, aligned: bool) -> Iterator[tuple[np.ndarray, Layout, Tensor]]:
-    """Raw tokens of a split in blocks of one layout: positions in the split `[m]`, layout, tokens `[m, N, D]`."""
-    keys = np.char.add(split.column("architecture").astype(str), split.column("layout").astype(str))
-    for key in dict.fromkeys(keys.tolist()):
-        members = np.flatnonzero(keys == key)
-        for start in range(0, len(members), NETWORKS_PER_BLOCK):
-            block = members[start : start + NETWORKS_PER_BLOCK]
-            part = split.select(block)
-            yield block, part.layout(0), aligned_tokens(part) if aligned else part.stacked_tokens()
 
 
 def stacked_features(parts: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._finite import check_results, check_sizes
 from hf_sane.core._kde import BandwidthRule, SamplingMode, sample_latents
 from hf_sane.core._layout import Layout
-from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.networks._stacked import StackedNetworks, empty_model
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
@@ -105,7 +105,7 @@ class NetworkCodec:
         ValueError: If model, layout and architecture do not belong together.
     """
 
-    model: SANEModel
+    model: WeightAutoencoder
     extractor: SANEFeatureExtractor
     layout: Layout
     config: ZooConfig | nn.Module

@@ -14,7 +14,7 @@ from hf_sane.core._finite import MAX_TOKEN, too_large
 from hf_sane.core._layout import Layout
 from hf_sane.core._token_layouts import LayerSpec, find_token_layout
 from hf_sane.core._types import StateDict
-from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.records._failures import describe_error
 from hf_sane.screening._plan import MIN_BLOCKS
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
@@ -35,7 +35,7 @@ class Encoder:
 
     name: str
     extractor: SANEFeatureExtractor
-    load: Callable[[], SANEModel]
+    load: Callable[[], WeightAutoencoder]
 
 
 @dataclass(frozen=True, kw_only=True)

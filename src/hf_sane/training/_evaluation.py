@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_sane.core._layout import Layout
-from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._dataset import ZooSplit
 
@@ -62,7 +62,7 @@ def r2_from_sums(sums: Tensor) -> float:
 
 @torch.no_grad()
 def reconstruct_tokens(
-    model: SANEModel, tokens: Tensor, layout: Layout, *, halo_size: int = 0, batch_size: int = 64
+    model: WeightAutoencoder, tokens: Tensor, layout: Layout, *, halo_size: int = 0, batch_size: int = 64
 ) -> Tensor:
     """Encode and decode whole models: normalised tokens `[M, N, D]` in, `[M, N, D]` out."""
     latents = model.encode_sequences(tokens, layout.positions, halo_size=halo_size, batch_size=batch_size)
@@ -71,7 +71,7 @@ def reconstruct_tokens(
 
 @torch.no_grad()
 def evaluate_reconstruction(
-    model: SANEModel,
+    model: WeightAutoencoder,
     extractor: SANEFeatureExtractor,
     split: ZooSplit,
     indices: Sequence[int],

@@ -14,7 +14,6 @@ from hf_sane.analysis._projection import MIN_POINTS, project
 from hf_sane.analysis._region_plots import plot_properties
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._streaming import embed_checkpoint
-from hf_sane.probing._zoo_features import token_blocks
 from hf_sane.records._failures import describe_error, expected_errors
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
@@ -24,6 +23,7 @@ from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import ZOO_CONFIG, HaloSettings, PlotSettings, SaneSettings, WeightsSettings
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
+from hf_sane.zoo._alignment import token_blocks
 from hf_sane.zoo._dataset import Zoo
 
 COLORS = ("test_accuracy", "validation_accuracy", "epoch", "weights")  # of maps, where they are known

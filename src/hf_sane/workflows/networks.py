@@ -16,7 +16,7 @@ from hf_sane.core._adapters import ADAPTER_CONFIG
 from hf_sane.core._types import StateDict
 from hf_sane.hub._cards import auto_class, describe_config
 from hf_sane.hub._push import network_folders, push_saved
-from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.autoencoder_sane import AUTOENCODERS
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.networks._modules import find_architecture, has_registered
 from hf_sane.networks._stacked import StackedNetworks
@@ -153,7 +153,7 @@ def load_network(source: str | Path, **weights: str) -> PreTrainedModel:
     """Load a model of Transformers with the Auto class of its architecture, see [`auto_class`]."""
     where = {name: value for name, value in weights.items() if name == "subfolder"}
     config = load_config(source, **where)
-    if config.model_type == SANEConfig.model_type:
+    if config.model_type in AUTOENCODERS:
         raise ValueError(f"expected a network, got the SANE autoencoder {source}; sample networks from it first")
     name, _ = auto_class(config)
     network: PreTrainedModel = load_model(getattr(transformers, name), source, **weights)

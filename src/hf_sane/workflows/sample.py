@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hf_sane.hub._publish import find_anchors, load_sane, loaded_commit, save_network
-from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData, load_zoo_images
 from hf_sane.networks._modules import ModuleSettings
@@ -43,7 +43,7 @@ class Autoencoder(Protocol):
     """The part of `SANE` that sampling needs; `SANE` itself imports this module."""
 
     @property
-    def model(self) -> SANEModel:
+    def model(self) -> WeightAutoencoder:
         """The autoencoder."""
 
     @property

@@ -14,7 +14,7 @@ from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
 from hf_sane.hub._publish import load_record, load_sane, loaded_commit, save_sane
 from hf_sane.hub._push import push_saved
-from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.probing._zoo_features import embed_split, stacked_features
 from hf_sane.records._run_record import RunRecord
@@ -46,7 +46,7 @@ class SANE:
         subfolder: Folder of the source that it was loaded from.
     """
 
-    model: SANEModel
+    model: WeightAutoencoder
     extractor: SANEFeatureExtractor
     source: str | None = None
     revision: str | None = None

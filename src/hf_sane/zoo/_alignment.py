@@ -1,12 +1,13 @@
 """Alignment of the networks of a zoo to one reference by permuting channels, without changing their outputs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
 from hf_sane.symmetry._matching import match_many
 from hf_sane.symmetry._permutation import PermutationSpec
@@ -17,6 +18,7 @@ from hf_sane.zoo._facts import DEFAULT_CONFIG
 from hf_sane.zoo._symmetries import Specs, network_spec
 from hf_sane.zoo._writing import writing_zoo
 
+NETWORKS_PER_BLOCK = 512
 MATCH_BYTES = 512 * 2**20  # weights held at a time
 
 
@@ -138,3 +140,14 @@ def aligned_tokens(split: ZooSplit) -> Tensor:
     key = split.alignment.key(*(str(split.column(name)[0]) for name in ("architecture", "layout")))
     chosen = split.alignment.index(key, split.run_ids)
     return found.apply(split.stacked_tokens(), chosen)
+
+
+def token_blocks(split: ZooSplit, *, aligned: bool) -> Iterator[tuple[np.ndarray, Layout, Tensor]]:
+    """Raw tokens of a split in blocks of one layout: positions in the split `[m]`, layout, tokens `[m, N, D]`."""
+    keys = np.char.add(split.column("architecture").astype(str), split.column("layout").astype(str))
+    for key in dict.fromkeys(keys.tolist()):
+        members = np.flatnonzero(keys == key)
+        for start in range(0, len(members), NETWORKS_PER_BLOCK):
+            block = members[start : start + NETWORKS_PER_BLOCK]
+            part = split.select(block)
+            yield block, part.layout(0), aligned_tokens(part) if aligned else part.stacked_tokens()

@@ -1,0 +1,58 @@
+"""Configuration of the linear code of weight tokens."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_sane import CheckedConfig
+
+Grouping = Literal["all", "kind", "layer", "position"]
+
+
+@strict
+class LinearCodeConfig(CheckedConfig):
+    """Configuration of a [`LinearCode`].
+
+    Args:
+        token_dim (`int`, *optional*, defaults to 289): Scalars per weight token, `D`.
+        latent_dim (`int`, *optional*, defaults to 64): Latents per token, `Z`.
+        grouping (`str`, *optional*, defaults to `"kind"`):
+            Which tokens share principal components: `"all"`, those of layers of a `"kind"` (convolutions, linear maps,
+            ...), those of a `"layer"`, or those at a `"position"` of the network.
+        groups (`list[int]`, *optional*, defaults to `[0]`):
+            Group of each layer, by its index; of each token with `"position"`; not used with `"all"`.
+        window_size (`int`, *optional*, defaults to 256): Tokens at a time. Results do not depend on it.
+
+    Raises:
+        TypeError: If a key is not a field.
+        StrictDataclassFieldValidationError: If a value has the wrong type or is not among the choices.
+        StrictDataclassClassValidationError: If a value is out of range.
+    """
+
+    model_type = "sane_linear"
+
+    token_dim: int = 289
+    latent_dim: int = 64
+    grouping: Grouping = "kind"
+    groups: list[int] | tuple[int, ...] = (0,)
+    window_size: int = 256
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.groups = list(self.groups)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups, `G`."""
+        return max(self.groups) + 1
+
+    def validate_sizes(self) -> None:
+        """Check that sizes are positive, and that groups are numbers from 0."""
+        for name in ("token_dim", "latent_dim", "window_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.groups or min(self.groups) < 0:
+            raise ValueError(f"expected groups >= 0, at least one, got {list(self.groups)[:10]}")
+
+
+__all__ = ["LinearCodeConfig"]

@@ -1,0 +1,141 @@
+"""The linear code: principal components of weight tokens, the yardstick of every learned autoencoder of weights."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .autoencoder_sane import WeightAutoencoder, zero_padding
+from .configuration_linear import LinearCodeConfig
+from .outputs_sane import SANEOutput
+
+MAX_SCALARS = 2**26  # of the covariances that are summed up at a time: 512 MiB
+
+
+class LinearCode(WeightAutoencoder):
+    """Principal component analysis of weight tokens, with the interface of [`SANEModel`].
+
+    `z = V_g^T (t - mu_g)` and `t_hat = mu_g + V_g z`: `mu_g` is the mean of the training tokens of group `g`, `V_g`
+    the `Z` leading eigenvectors of their covariance. No code with `Z` latents per token that is linear in each group
+    has a smaller squared error on the training tokens (Eckart and Young, 1936). With `Z >= D` nothing is lost, and
+    latents beyond `D` are zero.
+
+    All tokens are *normalised* and zero at padding.
+    """
+
+    config: LinearCodeConfig
+    config_class = LinearCodeConfig
+
+    def __init__(self, config: LinearCodeConfig) -> None:
+        super().__init__(config)
+        # What is fitted, not trained: optimizers leave parameters without gradient alone.
+        self.mean = nn.Parameter(torch.empty(config.num_groups, config.token_dim), requires_grad=False)
+        self.directions = nn.Parameter(
+            torch.empty(config.num_groups, config.token_dim, config.latent_dim), requires_grad=False
+        )
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Keep the first scalars of a token until something is fitted."""
+        super()._init_weights(module)
+        if isinstance(module, LinearCode):
+            init.zeros_(module.mean)
+            init.copy_(module.directions, torch.eye(*module.directions.shape[1:]).expand_as(module.directions))
+
+    def encode(self, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Map windows of tokens to latents; arguments and errors as of [`SANEModel.encode`]."""
+        self._check(tokens, positions, self.config.token_dim, "tokens [B, W, token_dim]")
+        tokens = tokens.to(self.mean.dtype)
+        latents = tokens.new_empty(*tokens.shape[:2], self.config.latent_dim)
+        for group, members in self._members(positions):
+            latents[members] = (tokens[members] - self.mean[group]) @ self.directions[group]
+        return zero_padding(latents, attention_mask)
+
+    def decode(self, latents: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Map windows of latents back to tokens; arguments and errors as of [`SANEModel.decode`]."""
+        self._check(latents, positions, self.config.latent_dim, "latents [B, W, latent_dim]")
+        latents = latents.to(self.mean.dtype)
+        tokens = latents.new_empty(*latents.shape[:2], self.config.token_dim)
+        for group, members in self._members(positions):
+            tokens[members] = self.mean[group] + latents[members] @ self.directions[group].T
+        return zero_padding(tokens, attention_mask)
+
+    def forward(self, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None = None, **_: Any) -> SANEOutput:
+        """Latents and reconstruction of windows."""
+        latents = self.encode(tokens, positions, attention_mask)
+        return SANEOutput(latents=latents, reconstruction=self.decode(latents, positions, attention_mask))
+
+    def _members(self, positions: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Each group that occurs at positions `[..., 3]`, and where, `[...]` bool."""
+        found = token_groups(self.config, positions)
+        for group in found.unique().tolist():
+            yield group, found == group
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, config: LinearCodeConfig, read: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> "LinearCode":
+        """Fit means and directions to the tokens of training networks.
+
+        Covariances are summed up in float64, for as many groups at a time as memory holds; training networks are read
+        once for each such part.
+
+        Args:
+            config: Sizes and groups.
+            read: Yields normalised tokens `[M, N, D]` and positions `[N, 3]`, in blocks; may be called repeatedly.
+
+        Returns:
+            The code, in evaluation mode. Groups without tokens keep the mean zero.
+
+        Raises:
+            ValueError: If there are no networks, or their tokens do not fit the configuration.
+        """
+        model = cls(config).eval()
+        size = config.token_dim
+        at_once = max(1, MAX_SCALARS // size**2)
+        for start in range(0, config.num_groups, at_once):
+            part = range(start, min(start + at_once, config.num_groups))
+            count = torch.zeros(len(part), dtype=torch.float64)
+            total = torch.zeros(len(part), size, dtype=torch.float64)
+            products = torch.zeros(len(part), size, size, dtype=torch.float64)
+            for tokens, positions in read():
+                where = token_groups(config, positions)
+                for group in {*part} & {*where.tolist()}:
+                    chosen = tokens[:, where == group].flatten(0, 1).double()
+                    count[group - start] += len(chosen)
+                    total[group - start] += chosen.sum(0)
+                    products[group - start] += chosen.T @ chosen
+            if not count.any():
+                raise ValueError("expected tokens of training networks, got none")
+            mean = total / count.clamp_min(1)[:, None]
+            covariance = products / count.clamp_min(1)[:, None, None] - mean[:, :, None] * mean[:, None, :]
+            rank = min(size, config.latent_dim)
+            for index, group in enumerate(part):
+                model.mean[group] = mean[index]
+                model.directions[group] = 0.0
+                model.directions[group, :, :rank] = torch.linalg.eigh(covariance[index])[1].flip(1)[:, :rank].float()
+        return model
+
+
+def token_groups(config: LinearCodeConfig, positions: Tensor) -> Tensor:
+    """Group of each token at positions `[..., 3]`: `[...]` int64.
+
+    Raises:
+        ValueError: For a position that the code was not fitted on.
+    """
+    if config.grouping == "all":
+        return torch.zeros_like(positions[..., 0])
+    by_token = config.grouping == "position"
+    index = positions[..., 0 if by_token else 1]
+    if index.numel() and int(index.max()) >= len(config.groups):
+        what = "tokens" if by_token else "layers"
+        raise ValueError(
+            f"the linear code was fitted on networks of {len(config.groups)} {what}, got one with more; fit it on "
+            "networks of this architecture, or with grouping='all'"
+        )
+    return torch.tensor(config.groups, device=index.device)[index]
+
+
+__all__ = ["LinearCode"]

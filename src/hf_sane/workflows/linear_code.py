@@ -1,0 +1,137 @@
+"""Fit a linear code to zoos: principal components of weight tokens, the yardstick of every SANE."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hf_sane.core._layout import Layout
+from hf_sane.hub._publish import save_sane
+from hf_sane.models.configuration_linear import Grouping
+from hf_sane.models.modeling_linear import LinearCode
+from hf_sane.networks._modules import ModuleSettings
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, as_list, setting
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._linear_code import fit_linear_code
+from hf_sane.training._evaluation import r2_from_sums, reconstruct_tokens, reconstruction_sums
+from hf_sane.training._preparation import fit_extractor
+from hf_sane.workflows.results import Result, Table, rows_of
+from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.shared import ZOO_CONFIG, SaneSettings
+from hf_sane.workflows.show_zoo import open_zoos
+from hf_sane.zoo._alignment import token_blocks
+from hf_sane.zoo._dataset import Zoo, ZooSplit
+
+
+@dataclass(kw_only=True)
+class LinearCodeSettings(SaneSettings, ModuleSettings):
+    """Settings of [`fit_linear`]."""
+
+    zoo: list[str | Path | Zoo] = setting(
+        "Zoos to fit on (folders or Hub ids, or FOLDER:CONFIG). Repeat the option.", split=False
+    )
+    output: Path | None = setting("New folder for the code, which opens like that of a SANE.", short="-o")
+    sane: str | Path | SANE | None = setting(
+        "SANE to compare with: its weight tokenizer and its number of latents are taken.", default=None
+    )
+    latent_dim: int | None = setting("Latents per token; by default those of the SANE, or 64.", default=None, least=1)
+    grouping: Literal["all", "kind", "layer", "position"] = setting(
+        "Tokens that share principal components: all, those of a kind of layer, of a layer, or at a position.",
+        default="kind",
+    )
+    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
+    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
+
+
+@dataclass(kw_only=True)
+class LinearCodeResult(Result):
+    """A linear code, which is used like a SANE.
+
+    Attributes:
+        sane: The code and its weight tokenizer.
+    """
+
+    sane: SANE
+
+    def tables(self) -> list[Table]:
+        """R2 of each split."""
+        return [Table(("split", "R2", "networks"), rows_of(self.record.results["reconstruction"]))]
+
+
+def fit_linear(zoo: str | Path | Zoo | Sequence[str | Path | Zoo], **options: Any) -> SANE:
+    """Fit a linear code, which embeds, reconstructs and samples networks like a SANE.
+
+    ```python
+    linear = hf_sane.fit_linear("org/zoo", sane="org/sane-cnn")
+    ```
+
+    Args:
+        zoo: A zoo, its folder or its Hub dataset id; or a list of these, which must share one token size.
+        **options: Other fields of [`LinearCodeSettings`].
+
+    Raises:
+        ValueError: If zoos do not fit each other or the SANE, or layers of one index are of several kinds.
+    """
+    return run_fit_linear(LinearCodeSettings(**{"zoo": as_list(zoo), "output": None, **options})).sane
+
+
+def run_fit_linear(settings: LinearCodeSettings) -> LinearCodeResult:
+    """Fit principal components to the weight tokens of training networks.
+
+    What is written opens wherever a SANE does (--sane): what a SANE achieves beyond this code, it has learned.
+    """
+    settings.register()
+    record = RunRecord.start(arguments=as_arguments(settings))
+    zoos = list(open_zoos(settings.zoo, settings.config).values())
+    training = [zoo.splits["train"] for zoo in zoos]
+    latent_dim, extractor = settings.latent_dim or 64, None
+    if settings.sane is not None:
+        sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
+        latent_dim, extractor = settings.latent_dim or sane.model.config.latent_dim, sane.extractor
+    extractor = extractor or fit_extractor(training, "standardize")
+    model = fit_on_splits(training, extractor, latent_dim=latent_dim, grouping=settings.grouping)
+    record.arguments["latent_dim"] = latent_dim
+    found = {
+        name: _reconstruction(model, extractor, [zoo.splits[name] for zoo in zoos if len(zoo.splits.get(name, ()))])
+        for name in ("train", "validation", "test")
+    }
+    record.finish(
+        {"reconstruction_r2": found["test"]["r2"], "reconstruction": found},
+        data={"zoos": ", ".join(zoo.facts.name for zoo in zoos), "networks": sum(map(len, training))},
+    )
+    code = SANE(model, extractor, record=record)
+    if settings.output is not None:
+        save_sane(settings.output, model, extractor, record, title="Linear code of weights")
+    return LinearCodeResult(record=record, output=settings.output, sane=code)
+
+
+def fit_on_splits(
+    splits: Sequence[ZooSplit], extractor: SANEFeatureExtractor, *, latent_dim: int, grouping: Grouping
+) -> LinearCode:
+    """Fit a linear code to training splits, see [`fit_linear_code`]; their networks are aligned if the zoo is."""
+    layouts = [layout for split in splits for layout in split.facts.parsed_layouts.values()]
+    return fit_linear_code(partial(_blocks, splits), layouts, extractor, latent_dim=latent_dim, grouping=grouping)
+
+
+def _blocks(splits: Sequence[ZooSplit]) -> Iterator[tuple[Layout, Tensor]]:
+    for split in splits:
+        for _, layout, raw in token_blocks(split, aligned=split.alignment is not None):
+            yield layout, raw
+
+
+def _reconstruction(
+    model: LinearCode, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit]
+) -> dict[str, float]:
+    sums = torch.zeros(4, dtype=torch.float64)
+    for layout, raw in _blocks(splits):
+        tokens = extractor.normalize(raw, layout)
+        sums += reconstruction_sums(tokens, reconstruct_tokens(model, tokens, layout), layout.weight_mask)
+    return {"r2": r2_from_sums(sums), "networks": sum(map(len, splits))}
+
+
+__all__ = ["LinearCodeSettings", "fit_linear"]

@@ -1,0 +1,64 @@
+"""A linear code is fitted to a zoo, saved, and used wherever a SANE is."""
+
+import pytest
+import torch
+
+import hf_sane
+from hf_sane.models.modeling_linear import LinearCode
+from hf_sane.tokenization._linear_code import fit_linear_code
+from hf_sane.workflows.linear_code import LinearCodeSettings, run_fit_linear
+from hf_sane.zoo._alignment import aligned_tokens
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_zoo_folder, tmp_path_factory):
+    """Folder of a code of full rank."""
+    output = tmp_path_factory.mktemp("linear") / "code"
+    run_fit_linear(LinearCodeSettings(zoo=[tiny_zoo_folder], latent_dim=73, output=output))
+    return output
+
+
+def test_a_code_of_full_rank_gives_networks_back(folder, tiny_zoo):
+    linear = hf_sane.SANE.from_pretrained(folder)
+    assert isinstance(linear.model, LinearCode)
+    assert linear.record.results["reconstruction_r2"] == pytest.approx(1, abs=1e-6)
+    network = tiny_zoo.splits["test"].state_dict(0)
+    decoded = linear.decode(*linear.encode(network))
+    assert decoded.keys() == network.keys()
+    for name, tensor in network.items():
+        torch.testing.assert_close(decoded[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_it_embeds_reconstructs_and_has_a_card(folder, tiny_zoo, digits):
+    linear = hf_sane.SANE.from_pretrained(folder)
+    assert linear.embed(tiny_zoo).shape == (48, 73)
+    found = hf_sane.reconstruct(tiny_zoo, linear, digits).to_dict()
+    assert found["reconstruction_r2"] == pytest.approx(1, abs=1e-6)
+    (row,) = found["reconstruction"].values()
+    assert row["accuracy_kept"] == pytest.approx(1, abs=1e-3)
+    card = (folder / "README.md").read_text()
+    assert "A linear code of neural-network weights" in card
+    assert "grouping" in card
+
+
+def test_it_takes_tokens_and_latents_from_a_sane(tiny_zoo):
+    """Principal components of the aligned training tokens of each kind of layer, as many as the SANE has latents."""
+    split = tiny_zoo.splits["train"]
+    layout = split.layout(0)
+    extractor = hf_sane.SANEFeatureExtractor(layout.token_dim).fit([(layout, split.stacked_tokens())])
+    config = hf_sane.SANEConfig(token_dim=layout.token_dim, hidden_size=16, latent_dim=6, num_attention_heads=2)
+    linear = hf_sane.fit_linear(tiny_zoo, sane=hf_sane.SANE(hf_sane.SANEModel(config), extractor))
+    assert linear.extractor is extractor
+    assert linear.model.config.latent_dim == 6
+    assert linear.model.config.groups == [0, 0, 0, 1, 1]  # convolutions, linear maps
+    tokens = extractor.normalize(aligned_tokens(split), layout)[:, layout.layer_index >= 3].flatten(0, 1).double()
+    values = torch.linalg.svdvals(tokens - tokens.mean(0)).square()
+    latents = linear.model.encode_sequences(tokens[None].float(), torch.tensor([[0, 3, 0]]).expand(len(tokens), 3))
+    torch.testing.assert_close(latents[0].double().square().sum(0), values[:6], rtol=1e-4, atol=0)
+
+
+def test_layers_of_several_kinds_are_not_mixed(tiny_zoo):
+    layouts = [tiny_zoo.splits["train"].layout(0)]
+    other = hf_sane.SANEFeatureExtractor(73).lay_out({"fc.weight": torch.zeros(4, 5)})
+    with pytest.raises(ValueError, match=r"layer 0 is of kind 'conv' in some networks and 'linear' in others"):
+        fit_linear_code(lambda: [], [*layouts, other], hf_sane.SANEFeatureExtractor(73), latent_dim=2)
