@@ -36,6 +36,7 @@ WRONG = save({"wrong": torch.ones(2, 2)})
 # Verbs without the options, and why. A SANE and a zoo are repositories of their own; both take repo@revision.
 WITHOUT = {
     "pretrain": "reads zoos and a SANE",
+    "linear": "reads zoos and a SANE",
     "probe": "reads a zoo and a SANE",
     "compare": "reads a zoo and a SANE",
     "reconstruct": "reads zoos and a SANE",
