@@ -36,13 +36,13 @@ def statistics_block(folder: Path) -> str:
             rows.append([title, ", ".join(alike), f"{share:.2%}", f"{found['tensors']}", *errors, within])
     header = ["checkpoint", "budget", "read", "sampled tensors", "std", "mean", "kurtosis", "within 2 errors"]
     return (
-        "Of tensors that were read in part, the relative error of the standard deviation and of the kurtosis, and "
-        "that of the mean in standard deviations: median, 95th percentile over tensors and "
-        f"{len(record['arguments']['seeds'])} seeds. The last column is how often the standard deviation lies within "
-        f"twice the error that the scan tells ({_link('scan_budgets.json')}).\n\n"
+        "Errors for tensors that were read in part: relative errors of the standard deviation and of the kurtosis, "
+        "and errors of the mean in standard deviations, each as the median and the 95th percentile over tensors and "
+        f"{len(record['arguments']['seeds'])} seeds. The last column shows how often the standard deviation is within "
+        f"twice the error that the scan reports ({_link('scan_budgets.json')}).\n\n"
         f"{markdown_table(header, rows, numbers=True)}\n\n"
-        "Tensors of up to 32 KiB are always read whole, and four blocks of 4 KiB of each other one, so that small "
-        "checkpoints are read beyond a small budget."
+        "Tensors of up to 32 KiB are always read completely, and at least four blocks of 4 KiB of each other tensor. "
+        "For small checkpoints, this can exceed the budget."
     )
 
 
@@ -60,13 +60,14 @@ def population_block(folder: Path) -> str:
         ]
         for budget, row in found["budgets"].items()
     ]
-    header = ["budget", "read", "embedding distance", "told error", "change of the prediction", "R²"]
+    header = ["budget", "read", "embedding distance", "reported error", "change of the prediction", "R²"]
     networks = found["networks"]
     return (
-        f"{networks['test']} MLPs of {found['weights']:,} weights, and a SANE and a ridge probe of "
-        f"{networks['train']} others. The probe predicts the test accuracy (standard deviation "
-        f"{found['accuracy_std']:.3f}) from statistics of the layers. Distances are root mean squares; two of the "
-        f"networks are {found['distance_between_networks']:.3f} apart.\n\n"
+        f"{networks['test']} MLPs of {found['weights']:,} weights were scanned; a SANE and a ridge probe were trained "
+        f"on {networks['train']} others. The probe predicts the test accuracy (standard deviation "
+        f"{found['accuracy_std']:.3f}) from statistics of the layers. *Embedding distance* is the root mean square "
+        "distance to the embedding of the whole network; between two of the networks it is "
+        f"{found['distance_between_networks']:.3f} ({_link('scan_budgets.json')}).\n\n"
         f"{markdown_table(header, rows, numbers=True)}"
     )
 
@@ -91,9 +92,9 @@ def large_block(folder: Path) -> str:
     return (
         f"{weights / 1e9:.1f} billion weights in float16, {results['weight_bytes'] / 1e9:.1f} GB in "
         f"{results['shards']} shards, from a local disk, with {hardware['torch_threads']} threads on "
-        f"{hardware['cpu']} ({_link('scan_large.json')}). The target, 1 % in {SECONDS:.0f} s and "
-        f"{MEMORY / 1e9:.1f} GB of anonymous memory and the whole in {WHOLE_MEMORY / 1e9:.0f} GB, is "
-        f"{'met' if is_met else '**not met**'}.\n\n"
+        f"{hardware['cpu']} ({_link('scan_large.json')}). The target is {'met' if is_met else '**not met**'}: 1 % in less than "
+        f"{SECONDS:.0f} s and {MEMORY / 1e9:.1f} GB of anonymous memory, and everything in less than "
+        f"{WHOLE_MEMORY / 1e9:.0f} GB.\n\n"
         f"{markdown_table(['budget', 'read', 'time', 'peak anonymous memory'], rows, numbers=True)}"
     )
 
