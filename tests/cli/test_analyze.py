@@ -80,7 +80,7 @@ def test_pictures_need_matplotlib(checkpoint, tmp_path, hf_sane_command, monkeyp
     )
     arguments = ("analyze", checkpoint, "--num-bootstrap", 0, "--output", tmp_path / "out")
     message = hf_sane_command(*arguments, exit_code=2).stderr
-    assert "pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots" in message
+    assert "plots require matplotlib: pip install 'hf_sane[analysis]', or pass --no-plots" in message
     hf_sane_command(*arguments, "--no-plots")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "spectrum.json",

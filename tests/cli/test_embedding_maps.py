@@ -42,7 +42,7 @@ def test_the_colour_is_chosen_or_refused(tiny_sane_folder, tiny_zoo, tmp_path):
     network = tiny_zoo.splits["train"].model(0)
     few = embed(sane, [network, network], output=tmp_path / "few")
     assert few.map is None
-    assert few.notes == ["no map: it takes 4 networks of different properties"]
+    assert few.notes == ["no map: it needs 4 networks with different properties"]
     assert not (tmp_path / "few" / "map.png").exists()
 
 

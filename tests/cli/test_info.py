@@ -72,9 +72,9 @@ def test_what_names_and_shapes_leave_open_is_said(tmp_path, hf_sane_command):
     assert facts["total"]["template_bytes"] == 41
     assert facts["kinds"]["linear"] == {"layers": 2, "weights": 170, "tokens": 42, "padding": 1 - 170 / (42 * 8)}
     lines = hf_sane_command("info", tmp_path, "--token-dim", 8).output.splitlines()
-    assert "carried along, not tokens: 2 tensors of int8, 32 bytes" in lines
+    assert "stored unchanged, not as tokens: 2 int8 tensors, 32 bytes" in lines
     assert "  items: linear or embedding" in lines
-    assert "kind not certain from name and shape alone, 2 layers (tokens do not depend on it):" in lines
+    assert "2 layers whose kind is uncertain (tokens do not depend on it):" in lines
 
 
 def test_a_long_list_of_doubts_is_cut(tmp_path, hf_sane_command):
@@ -123,7 +123,7 @@ def test_nan_is_told_of_small_files_and_that_large_ones_were_not_read(tmp_path, 
     assert (facts["values_read"], facts["not_finite"]) == (True, {"w.weight": 16})
     monkeypatch.setattr(info, "READ_BYTES", 19)
     output = hf_sane_command("info", tmp_path / "broken.safetensors").output
-    assert "from headers only: values were not read, so NaN would not show; `hf-sane scan` reads them" in output
+    assert "read from headers only, so NaN values would not be found; `hf-sane scan` reads the values" in output
     facts = json.loads(hf_sane_command("info", tmp_path / "broken.safetensors", "--json").output)
     assert (facts["values_read"], facts["not_finite"]) == (False, None)
 

@@ -301,7 +301,7 @@ def test_networks_of_two_architectures_are_refused(sampled, tmp_path, hf_sane_co
     refused = hf_sane_command(
         "finetune", output / "network_0", tmp_path / "relu", "--output", tmp_path / "tuned", exit_code=2
     )
-    assert "is of another architecture" in refused.stderr
+    assert "expected networks of one architecture" in refused.stderr
 
 
 def test_the_demo_passes_its_settings_on(tmp_path, monkeypatch, hf_sane_command):
@@ -344,7 +344,7 @@ def test_probes_with_other_regressors_and_across_zoos(tiny_sane_folder, tiny_zoo
         *("probe", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--output", tmp_path / "probe"),
         *("--poolings", "mean", "--properties", "test_accuracy", "--regressor", "logit_linear", "--transfer", copy),
     )
-    assert "R2 of test_accuracy: fitted on a row's zoo, tested on a column's" in result.output
+    assert "R2 of test_accuracy: fitted on the zoo of the row, tested on the zoo of the column" in result.output
     results = RunRecord.load(tmp_path / "probe" / "run.json").results
     table = results["transfer"]["test_accuracy"]
     assert table.keys() == {"weights", "layer_statistics", "sane_mean"}

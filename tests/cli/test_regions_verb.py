@@ -88,8 +88,8 @@ def test_adapters_by_what_they_were_trained_for(adapters, tmp_path, hf_sane_comm
     assert (tmp_path / "out" / "map.png").exists()
     mixed = ["--adapter", pairs[0], "--adapter", pairs[1], "--adapter", pairs[2]]
     output = hf_sane_command("regions", *mixed, "--output", tmp_path / "mixed").output
-    assert "nearest region: skipped, some labels have one network" in output
-    assert "no map: a picture needs at least 4 networks" in output
+    assert "nearest region: skipped, since some labels have only one network" in output
+    assert "no map: it needs at least 4 networks" in output
 
 
 def test_layers_that_not_all_adapters_change_are_said_to_be_left_out(adapters, tmp_path, hf_sane_command):
@@ -132,9 +132,9 @@ def test_adapters_whose_changes_depend_on_their_base_need_it(tmp_path, hf_sane_c
 def test_single_adapters_per_label_are_said_to_be_no_regions(adapters, tmp_path, hf_sane_command):
     chosen = [part for label, path in zip("abc", adapters, strict=False) for part in ("--adapter", f"{label}={path}")]
     output = hf_sane_command("regions", *chosen, "--output", tmp_path / "out").output
-    assert "every label has one network, so there are no regions; distances (cosine)" in output
+    assert "no regions, since every label has only one network; distances (cosine)" in output
     results = RunRecord.load(tmp_path / "out" / "run.json").results
-    assert results["weights"]["label"]["skipped"] == "every label has one network"
+    assert results["weights"]["label"]["skipped"] == "every label has only one network"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_pictures_need_matplotlib(tmp_path, hf_sane_command, monkeypatch):
 
     monkeypatch.setattr(shared, "find_spec", lambda name: None)
     error = hf_sane_command("regions", "--zoo", "a", "--output", tmp_path / "out", exit_code=2).stderr
-    assert "pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots" in error
+    assert "plots require matplotlib: pip install 'hf_sane[analysis]', or pass --no-plots" in error
 
 
 def test_zoos_of_one_seed_are_pointed_out(digits, tmp_path, hf_sane_command):
@@ -168,7 +168,7 @@ def test_zoos_of_one_seed_are_pointed_out(digits, tmp_path, hf_sane_command):
         build_zoo(arguments, digits, tmp_path / name)
     zoos = ("--zoo", tmp_path / "one", "--zoo", tmp_path / "two")
     output = hf_sane_command("regions", *zoos, "--no-plots", "--output", tmp_path / "out").output
-    assert "8 networks started from the same weights as one of another data set" in output
+    assert "8 networks started from the same weights as a network of another data set" in output
 
 
 def test_one_data_set_is_no_map(tiny_zoo_folder, tmp_path, hf_sane_command):

@@ -73,7 +73,7 @@ def test_dtypes_that_differ_are_said(llamas, tmp_path, hf_sane_command):
     for index, dtype in enumerate((torch.float16, torch.bfloat16)):
         llama(index).to(dtype).save_pretrained(llamas / f"{index}")
     printed = hf_sane_command("soup", llamas, "-o", tmp_path / "soup").output
-    assert "dtypes differ (0 float16, 1 bfloat16): the soup is in float32, which holds the values of all" in printed
+    assert "dtypes differ (0 float16, 1 bfloat16): the soup uses float32, which can represent all values" in printed
     assert json.loads((tmp_path / "soup" / "config.json").read_text())["dtype"] == "float32"
 
 
@@ -88,7 +88,7 @@ def test_dtypes_that_differ_are_said(llamas, tmp_path, hf_sane_command):
 )
 def test_what_needs_images_says_so(arguments, named, llamas, tmp_path, hf_sane_command):
     refused = hf_sane_command("soup", llamas, *arguments, "-o", tmp_path / "soup", exit_code=2).stderr
-    assert f"{named} take image classifiers, 0 is a LlamaForCausalLM; leave them out for a uniform soup" in refused
+    assert f"{named} require image classifiers, 0 is a LlamaForCausalLM; leave them out for a uniform soup" in refused
     assert "ViT" not in refused  # no list of all classes that would do
     assert not (tmp_path / "soup").exists()
 
@@ -137,7 +137,7 @@ def test_adapters_of_language_models(is_there, adapters, tmp_path, hf_sane_comma
         ),
         exit_code=2,
     ).stderr
-    assert "--data takes adapters of image classifiers, their base" in refused
+    assert "--data requires adapters of image classifiers, their base" in refused
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")

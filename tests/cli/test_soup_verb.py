@@ -303,7 +303,7 @@ def test_ingredients_that_do_not_fit_are_refused(folder, adapters, tmp_path, hf_
     assert "has no config.json, so its architecture is unknown" in refused(*files)
     assert "no such file or folder" in refused(one, tmp_path / "missing")
     with_adapters = hf_sane_command("soup", adapters / "in", "--align", "-o", tmp_path / "soup", exit_code=2)
-    assert "adapters share their base model: nothing to align" in with_adapters.stderr
+    assert "adapters of one base model need no alignment" in with_adapters.stderr
 
 
 def test_folders_of_networks_are_opened(folder, local_hub):

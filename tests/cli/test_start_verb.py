@@ -70,9 +70,9 @@ def test_the_best_network_on_validation_images_is_kept(found, digit_files):
     assert row["test_accuracy"] == pytest.approx(accuracy["test"])
     merits = {kind: (row["validation_accuracy"], -row["validation_loss"]) for kind, row in found.comparison.items()}
     assert merits[found.kind] == max(merits.values())
-    assert found.notes == ["9 test images: accuracies that differ by less than 0.33 may do so by chance"]
+    assert found.notes == ["9 test images: differences in accuracy below 0.33 may be due to chance"]
     table = str(found)
-    assert found.verdict[0] == "42 images to train on, 9 to choose by (validation), 9 to report on (test)"
+    assert found.verdict[0] == "42 images for training, 9 for selection (validation), 9 for the report (test)"
     assert found.verdict[1].startswith(f"kept: {KINDS[found.kind]}, best on the 9 validation images (")
     assert "anchors, fine-tuned" in table
     assert "from scratch" in table
@@ -112,9 +112,9 @@ def test_the_verdict_says_who_wins_on_how_many_images(test, winner, digit_files)
     rows = {kind: {"validation_accuracy": 0.75, "test_accuracy": value} for kind, value in kinds.items()}
     rows["scratch"]["validation_accuracy"] = 0.5
     split, kept, told = _verdict("anchors", rows, load_images(digit_files))
-    assert split == "42 images to train on, 9 to choose by (validation), 9 to report on (test)"
+    assert split == "42 images for training, 9 for selection (validation), 9 for the report (test)"
     assert kept == (
-        "kept: anchors, fine-tuned, best on the 9 validation images (0.75; as accurate there, with a larger loss: "
+        "kept: anchors, fine-tuned, best on the 9 validation images (0.75; equally accurate there, with a larger loss: "
         "sampled, fine-tuned)"
     )
     assert told.startswith(f"on the 9 test images, {winner}: ")
@@ -169,9 +169,9 @@ def test_sample_takes_the_networks_that_a_sane_brings(bundle, tiny_sane_folder, 
     drawn = sample([], bundle, **options)
     assert drawn.record.arguments["num_anchors"] == 3
     assert [name.endswith(f"anchor_{i}") for i, name in enumerate(drawn.provenance[0].anchors)] == [True] * 3
-    with pytest.raises(ValueError, match=r"got neither, and .*model brings none along; name the zoo"):
+    with pytest.raises(ValueError, match=r"got neither, and .*model has no anchors of its own; name the zoo"):
         sample([], tiny_sane_folder, **options)
-    with pytest.raises(ValueError, match=r"expected a SANE that brings networks .* without any; save it with some"):
+    with pytest.raises(ValueError, match=r"expected a SANE that comes with networks .* without; save it with some"):
         start("digits", source=str(tiny_sane_folder))
 
 

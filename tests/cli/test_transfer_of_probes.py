@@ -32,8 +32,8 @@ def test_two_configurations_of_one_folder(folder, tiny_sane_folder, tmp_path, hf
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--transfer", "{folder}:first"), "expected different zoos to compare, got {folder}:first twice"),
-        (("--transfer", "{folder}"), "expected different zoos to compare, got {folder}:first twice"),
+        (("--transfer", "{folder}:first"), "expected different zoos, got {folder}:first twice"),
+        (("--transfer", "{folder}"), "expected different zoos, got {folder}:first twice"),
         (("--transfer", "{folder}:third"), "third"),
         (("--transfer", "{folder}/nowhere"), "nowhere"),
         (("--transfer", "{folder}:second", "--properties", "nothing"), "nothing"),

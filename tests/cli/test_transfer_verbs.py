@@ -30,7 +30,7 @@ def test_a_zoo_goes_there_and_comes_back(local_hub, tiny_zoo_folder, tmp_path, h
     refused = hf_sane_command("pull", "org/zoo", "--output", tmp_path / "zoo", "--max-size", "1K", exit_code=2).output
     assert "more than the limit of 1,000" in refused
     listed = hf_sane_command("pull", "org/zoo", "--output", tmp_path / "zoo", "--dry-run").output
-    assert "nothing was fetched" in listed
+    assert "nothing was downloaded" in listed
     assert not (tmp_path / "zoo").exists()
     pulled = hf_sane_command("pull", "org/zoo", "--output", tmp_path / "zoo", "--repo-type", "dataset").output
     assert TOKEN not in listed + pushed + refused + pulled

@@ -71,7 +71,7 @@ def test_it_says_what_became_of_each_network(imported, hf_sane_command):
     assert "importing" not in output  # a bar is for terminals
     assert "\nskipped: 1, it holds pickles only, which can run code when they are opened" in output
     assert "\n  pickle.pt\n" in output
-    assert f"what became of each network: {folder / 'data' / 'import.json'}" in output
+    assert f"outcome for each network: {folder / 'data' / 'import.json'}" in output
     assert f"wrote {folder}" in output
     shown = hf_sane_command("zoo", "show", folder).output
     assert "zoo mixed (not aligned)" in shown
@@ -129,7 +129,7 @@ def test_a_stream_of_it_trains_too(imported, tmp_path, hf_sane_command):
 def test_rows_that_are_mostly_padding_are_pointed_out(imported, tmp_path, hf_sane_command):
     save_file({"w": torch.randn(20, 2)}, tmp_path / "narrow.safetensors")
     arguments = ("zoo", "import", "--folder", tmp_path, "--split-shares", "1,0,0", "--output")
-    hint = "1 structures are 90% padding or more: --token-layout dense takes less room"
+    hint = "1 layouts are at least 90% padding: --token-layout dense takes less space"
     assert hint in hf_sane_command(*arguments, tmp_path / "rowwise").output
     assert (
         hint

@@ -160,7 +160,7 @@ def test_the_script_takes_images_from_a_file_and_refuses_those_that_do_not_fit(m
 
     flags = ["--images", str(path), "--steps", "2", "--rank", "1", "--output", str(tmp_path / "adapter")]
     write(12, 8)
-    with pytest.raises(ValueError, match="the network tells 10 classes apart, images has 12"):
+    with pytest.raises(ValueError, match="the network distinguishes 10 classes, images has 12"):
         main([str(network_folder), *flags])
     write(4, 16)
     with pytest.raises(ValueError, match=r"expected pixel_values \[batch, 1, 8, 8\], got \[1, 1, 16, 16\]"):

@@ -200,7 +200,7 @@ def test_the_verb_writes_a_comparison_and_a_picture(saved, tmp_path, hf_sane_com
     state, config = network()
     folders = saved("a", state, config), saved("b", permuted(state, config), config)
     text = hf_sane_command("diff", *folders, "--output", tmp_path / "out").stdout
-    assert "the same network: equal after its channels are put into one order" in text
+    assert "the same network: equal once the channels are in the same order" in text
     found = json.loads((tmp_path / "out" / "difference.json").read_text())
     assert found["relation"] == "permuted"
     assert (tmp_path / "out" / "depth.png").read_bytes().startswith(b"\x89PNG")

@@ -150,4 +150,4 @@ def test_the_verb_prints_trees_and_writes_them(family, tmp_path, hf_sane_command
     assert lines[1].startswith("  ")
     assert "fine-tuned, distance" in lines[1]
     assert len(json.loads((tmp_path / "out" / "lineage.json").read_text())["descents"]) == 1
-    assert "expected two checkpoints or more, got 1" in hf_sane_command("lineage", folder / "a", exit_code=2).stderr
+    assert "expected at least two checkpoints, got 1" in hf_sane_command("lineage", folder / "a", exit_code=2).stderr

@@ -240,7 +240,7 @@ def test_every_file_of_a_folder_has_a_line_and_none_stops_the_others(mixed, monk
     assert "opening it would run" in found["runs.pkl"].findings[0].message
     assert "expected a whole GGUF file" in found["llama.gguf"].findings[0].message
     assert found["keras.h5"].format == "not read: an HDF5 file (Keras)"
-    assert found["empty"].format == "no weights: an empty folder"
+    assert found["empty"].format == "no weights: the folder is empty"
     assert found["notes.txt"].format == "no weights: a text"
     assert not (tmp_path / "planted_code_ran").exists()
     assert result.exit_code == 1
@@ -320,7 +320,7 @@ def test_frames_have_a_row_per_tensor(tmp_path):
 @pytest.mark.parametrize("make", [lambda f: None, lambda f: f.mkdir()], ids=["nothing", "an empty folder"])
 def test_nothing_to_scan_is_an_error(make, tmp_path):
     make(tmp_path / "folder")
-    with pytest.raises(FileNotFoundError, match="no such file or folder|is an empty folder"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder|got the empty folder"):
         hf_sane.scan(tmp_path / "folder")
 
 

@@ -53,16 +53,16 @@ def test_a_self_test_that_fails_is_a_fault(monkeypatch):
 
     monkeypatch.setattr(doctor, "_run_through", refuse)
     assert doctor.check_itself() == Check(
-        "self-test", "fault", "no", "please report this, with `hf-sane doctor --json`"
+        "self-test", "fault", "no", "please report this with the output of `hf-sane doctor --json`"
     )
 
 
 @pytest.mark.parametrize(
     ("token", "verdict", "found"),
     [
-        (TOKEN, "ok", "is reached as someone"),
+        (TOKEN, "ok", "can be reached, logged in as someone"),
         (WRONG, "fault", "does not accept the token"),
-        (None, "note", "is reached, without a token"),
+        (None, "note", "can be reached; no token is set"),
     ],
 )
 def test_the_hub_and_the_token_which_is_not_printed(token, verdict, found, local_hub, monkeypatch):
@@ -80,4 +80,4 @@ def test_the_hub_and_the_token_which_is_not_printed(token, verdict, found, local
 def test_a_hub_that_is_not_reached_is_no_fault(local_hub):
     local_hub.stop()
     check = doctor.check_hub()
-    assert (check.verdict, check.remedy) == ("note", "local files work without it")
+    assert (check.verdict, check.remedy) == ("note", "local files work without the Hub")

@@ -107,7 +107,8 @@ def test_the_base_is_named_alike_everywhere(capsys):
 
 def test_an_adapter_without_a_folder_is_not_published(networks):
     with pytest.raises(
-        ValueError, match=r"expected a folder to publish the adapter from, got none; name it \(--output\)"
+        ValueError,
+        match=r"expected an output folder, from which to publish the adapter, got none; name it \(--output\)",
     ):
         FinetuneLoraSettings(network="org/net", output=None, push_to="org/adapter")
     with pytest.raises(ValueError, match="steps and batch_size must be at least 1, got 0 and 32"):

@@ -61,8 +61,8 @@ def test_adapters_are_given_by_label(tmp_path):
     few = map_regions({"cats": paths[0], "dogs": Path(paths[2])})
     assert list(few.maps["weights"].labels["label"]) == ["cats", "dogs"]
     assert few.record.arguments["adapters"] == [f"cats={paths[0]}", f"dogs={paths[2]}"]
-    assert few.notes == ["no map: a picture needs at least 4 networks"]
-    assert "every label has one network, so there are no regions; distances (cosine)" in str(few)
+    assert few.notes == ["no map: it needs at least 4 networks"]
+    assert "no regions, since every label has only one network; distances (cosine)" in str(few)
 
 
 def test_a_zoo_comes_once(tiny_zoo, tiny_zoo_folder):

@@ -90,7 +90,7 @@ def test_the_place_may_be_left_out_in_one_process(tiny_zoo, tmp_path, monkeypatc
     found = pretrain(tiny_zoo, model=MODEL, **OPTIONS)
     assert f"no output folder was given: the run goes to {found.source.removesuffix('/model')}" in caplog.text
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="several processes that train together need one output folder"):
+    with pytest.raises(ValueError, match="expected an output folder that all training processes share"):
         pretrain(tiny_zoo, model=MODEL, **OPTIONS)
 
 

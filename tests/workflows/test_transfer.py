@@ -38,7 +38,7 @@ def test_public_is_the_opposite_of_private(local_hub, tiny_zoo_folder, hf_sane_c
 def test_pickles_are_left_out_and_named(local_hub, tmp_path, hf_sane_command):
     local_hub.storage.add_files("models", "org/old", {"weights.pt": b"x" * 10, "config.json": b"{}"})
     found = pull("org/old", tmp_path / "old", dry_run=True)
-    assert found.notes == ["left out: weights.pt is a pickle (--allow-pickle takes it)"]
+    assert found.notes == ["left out: weights.pt is a pickle (--allow-pickle downloads it)"]
     assert "config.json" in found.to_dict()["files"]
     assert "weights.pt" not in found.to_dict()["files"]
     result = hf_sane_command("pull", "org/old", "-o", tmp_path / "old", "--type", "model")

@@ -16,7 +16,7 @@ from hf_sane.zoo import _alignment as alignment
 from hf_sane.zoo._dataset import Zoo, choose_config
 from hf_sane.zoo._facts import read_facts
 
-SHOWN_PLACES = 3  # of each reason why something stays
+SHOWN_PLACES = 3  # examples shown for each reason
 
 
 @dataclass(kw_only=True)
@@ -33,14 +33,14 @@ class AlignZooResult(Result):
 
     Attributes:
         zoo: The zoo.
-        specs: Symmetries of each architecture.
+        specs: Symmetries, by architecture.
     """
 
     zoo: Zoo
     specs: dict[str, PermutationSpec] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Runs, free permutations and reference of every architecture, and what is not permuted, grouped by reason."""
+        """Runs, free permutations and reference by architecture, and what is not permuted, grouped by reason."""
         found = _alignment(self.zoo)
         return {
             key: {
@@ -64,17 +64,17 @@ class AlignZooResult(Result):
 
 
 def align_zoo(zoo: str | Path | Zoo, **options: Any) -> Zoo:
-    """Permute the channels of all networks of a zoo onto a reference, which changes no function.
+    """Align a zoo: permute the channels of its networks to match a reference, without changing their outputs.
 
     Args:
-        zoo: Folder of a zoo, where the alignment is stored; or a zoo in memory, whose files stay as they are.
+        zoo: Folder of a zoo, where the alignment is stored; or a zoo in memory, whose files are not changed.
         **options: For a folder, further fields of [`AlignZooSettings`]; for a zoo, `reference` and `specs`.
 
     Returns:
-        The zoo with its alignment, which `Zoo.save` stores with it.
+        The zoo with its alignment; `Zoo.save` stores both.
 
     Raises:
-        ValueError: If symmetries are not known, or `reference` is given for several architectures.
+        ValueError: If the symmetries are unknown, or `reference` is given for several architectures.
     """
     if isinstance(zoo, Zoo):
         return alignment.align_zoo(zoo, **options)
@@ -85,8 +85,8 @@ def run_align_zoo(settings: AlignZooSettings) -> AlignZooResult:
     """Permute channels, neurons and heads of all networks to match a reference; their outputs do not change.
 
     Only the permutations are written, next to the zoo; the views 'aligned' and 'permuted' of `hf-sane pretrain` need
-    them. What can be reordered is traced from the configuration of imported networks (Transformers) and proven by
-    running them; what cannot be proven is not permuted, and is listed with the reason.
+    them. For imported networks (Transformers), the symmetries are traced from the configuration and verified by
+    running the networks; dimensions that cannot be verified are not permuted, and are listed with the reason.
     """
     settings.register()
     record = RunRecord.start(arguments=as_arguments(settings))

@@ -15,17 +15,17 @@ from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import PlotSettings, SaneSettings, WeightsSettings
 
-FINDING = 1  # exit code: the analysis is done, and something is wrong with the checkpoint
+FINDING = 1  # exit code: the analysis succeeded, but the checkpoint is faulty
 COLUMNS = ("layer", "N x M", "alpha", "95 %", "alpha-w", "spikes", "st. rank", "log F", "log max", "w. corr", "phase")
 
 
 @dataclass(kw_only=True)
 class AnalyzeSettings(SpectrumSettings, WeightsSettings, SaneSettings, PlotSettings):
-    """Settings of [`analyze`]: how spectra are computed and fitted, and what is written."""
+    """Settings of [`analyze`]: how to compute and fit spectra, and what to write."""
 
     checkpoint: Source = setting("Safetensors file, folder, weights-only pickle, or Hub repo id.", positional=True)
     output: Path | None = setting("New folder for the report, the plots and the run record.", default=None, short="-o")
-    sane: str | SANE | None = setting("SANE folder or Hub repo id with which to embed the same layers.", default=None)
+    sane: str | SANE | None = setting("SANE (folder or Hub repo id) that embeds the same layers.", default=None)
     eigenvalues: bool = setting("Include every eigenvalue in the report.", default=False)
     revision: str | None = setting("Branch, tag or commit of the Hub repo.", default=None)
 
@@ -36,13 +36,13 @@ class AnalyzeSettings(SpectrumSettings, WeightsSettings, SaneSettings, PlotSetti
 
 @dataclass(kw_only=True)
 class AnalyzeResult(Result):
-    """Spectra of the layers of a network.
+    """Spectra of a network's layers.
 
     Attributes:
-        report: One record per layer, and the reason why each other layer was skipped.
+        report: One record per analysed layer, and the reason why each of the others was skipped.
         spread: Spread of the latents of each layer, by weight tensor; `None` unless a SANE was given.
-        eigenvalues: Whether all eigenvalues are written.
-        plots: Whether plots are drawn.
+        eigenvalues: Whether to write all eigenvalues.
+        plots: Whether to draw plots.
     """
 
     JOB: ClassVar[str] = "analysis"
@@ -100,7 +100,7 @@ def analyze(checkpoint: Source, **options: Any) -> AnalyzeResult:
 def run_analyze(settings: AnalyzeSettings) -> AnalyzeResult:
     """Analyse spectra: bulk, spikes, heavy tails, norms and the training phase they suggest, layer by layer.
 
-    The exit code is 1 if the checkpoint has NaN or infinite weights; their tensors are named on standard error.
+    If the checkpoint has NaN or infinite weights, their tensors are named on standard error and the exit code is 1.
     """
     if settings.output is not None:
         settings.require_matplotlib()

@@ -1,4 +1,4 @@
-"""Build a zoo: train many networks, store each at several epochs, and align them."""
+"""Build a zoo: train many networks, store each at several epochs, and align them to a reference."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,23 +21,24 @@ from hf_sane.zoo.building._settings import OF_PRESETS, RECIPES, ZooSettings
 @strict
 @dataclass(kw_only=True)
 class BuildZooSettings(ZooSettings, TextSettings):
-    """Settings of [`build_zoo`]: those of the zoo, texts in place of images, and its output folder."""
+    """Settings of [`build_zoo`]: the zoo, optional texts to train on instead of images, and the output folder."""
 
     output: str | Path = setting(
-        "Folder of the zoo; it may hold other zoos under other names.", short="-o", formerly="--output_dir"
+        "Folder of the zoo; it may already hold zoos under other names.", short="-o", formerly="--output_dir"
     )
     config: str = setting("Name of the zoo in the folder.", default="default", **ZOO_CONFIG)
     recipe: Literal["seed", "hyperparameter"] | None = setting(
-        "Start from other defaults: 'seed' (networks that differ in their seed) or 'hyperparameter' (in everything).",
+        "Defaults to start from: 'seed' (networks differ only in their seed) or 'hyperparameter' (in all "
+        "hyper-parameters).",
         default=None,
     )
 
     def validate_texts(self) -> None:
-        """Check that texts are given with a module and its tokenizer, and without limits that they do not have."""
+        """Check that texts come with a module and a tokenizer, and without settings that apply to images only."""
         if self.texts is None:
             return
         if self.module is None:
-            raise ValueError("expected a module (--module) that reads the texts, got none; name it")
+            raise ValueError("expected a module that reads the texts, got none; name it (--module)")
         limits = ("validation_limit", "test_limit", "image_size")
         if given := [name for name in limits if getattr(self, name) is not None]:
             raise ValueError(f"texts have no {', '.join(given)}; leave them out")
@@ -52,23 +53,23 @@ class BuildZooSettings(ZooSettings, TextSettings):
 
     @classmethod
     def from_options(cls, **given: Any) -> Self:
-        """Settings with the defaults of a recipe, if one is given, for what a module of the user does not decide."""
+        """Settings with the defaults of the recipe, if one is given, except for what the user's own module decides."""
         own = OF_PRESETS if given.get("module") is not None else {}
         recipe = {name: value for name, value in RECIPES.get(given.get("recipe"), {}).items() if name not in own}
         return cls(**{**recipe, **given})
 
 
 def build_zoo(images: str | Path | ImageData = "digits", *, output: str | Path | None = None, **options: Any) -> Zoo:
-    """Train many networks and save them as a zoo; repeat an interrupted call to continue it.
+    """Train many networks and save them as a zoo; repeat the call to continue an interrupted build.
 
     ```python
     zoo = hf_sane.build_zoo("digits", recipe="hyperparameter", num_models=100, epochs=10, output="zoo")
     zoo = hf_sane.build_zoo("my_images", module=MyCNN, num_models=100, epochs=10, output="my_zoo")
     ```
 
-    With `module=`, a class or function that makes a module, the networks are your own. They are trained stacked
-    (`torch.func`), or one after the other where that fails, which is logged. With `texts=` and `tokenizer=`, they read
-    texts instead of images.
+    Pass `module=`, a class or function that makes a module, to train networks of your own. They are trained stacked
+    (`torch.func`) or, if that fails, one after the other, which is logged. With `texts=` and `tokenizer=` they are
+    trained on texts instead of images.
 
     Args:
         images: Images from [`load_images`], or a source for it: `"digits"`, a folder, a file, a Hub dataset.
@@ -76,10 +77,10 @@ def build_zoo(images: str | Path | ImageData = "digits", *, output: str | Path |
         **options: Other fields of [`BuildZooSettings`].
 
     Returns:
-        The zoo; aligned, unless a module cannot be traced.
+        The zoo, which is aligned unless the module cannot be traced.
 
     Raises:
-        ValueError: If settings do not fit the images, or the folder holds a build with other settings.
+        ValueError: If settings do not fit the images, or the folder holds a build with different settings.
         FileExistsError: If the folder holds something else.
     """
     data = images if isinstance(images, ImageData) else None
@@ -89,10 +90,10 @@ def build_zoo(images: str | Path | ImageData = "digits", *, output: str | Path |
 
 
 def run_build_zoo(settings: BuildZooSettings, *, data: LabelledData | None = None) -> ZooResult:
-    """Train many networks, of this library or of a module of yours, and save them as a zoo.
+    """Train many networks of a built-in architecture or of your own module, and save them as a zoo.
 
-    An interrupted build continues where it stopped. A module (--module) is trained stacked where torch.vmap runs it,
-    and otherwise one network after the other.
+    Repeat the command to continue an interrupted build. Networks of your own module (--module) are trained stacked if
+    torch.vmap supports it, otherwise one after the other.
 
     Args:
         settings: Settings of the zoo, and its output folder.

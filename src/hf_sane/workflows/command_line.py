@@ -1,6 +1,6 @@
-"""Run a workflow from a command line: its options come from the settings dataclass, and its result is printed.
+"""Run a workflow from a command line: derive the options from its settings dataclass, and print its result.
 
-The program `hf-sane` and the scripts both use this module, so that each option is named, described and checked in one
+Both the program `hf-sane` and the scripts use this module, so that each option is named, described and checked in one
 place.
 """
 
@@ -22,21 +22,21 @@ from hf_sane.records._run_files import SUFFIXES as RUN_FILE_SUFFIXES
 from hf_sane.records._settings import default_of, option_name
 from hf_sane.workflows.results import MAX_LINE, Result
 
-# Options that all verbs share, whatever their settings.
+# Options of all commands.
 SHARED: dict[str, tuple[type, Any]] = {
-    "as_json": (bool, typer.Option("--json", help="Print the result as JSON; errors, too, on standard error.")),
-    "quiet": (bool, typer.Option("--quiet", "-q", help="Print errors, and with --json the result, but nothing else.")),
+    "as_json": (bool, typer.Option("--json", help="Print the result as JSON, and errors as JSON on standard error.")),
+    "quiet": (bool, typer.Option("--quiet", "-q", help="Print nothing but errors and, with --json, the result.")),
     "run_file": (
         str,
         typer.Option(
             "--config",
             metavar="FILE",
             show_default=False,
-            help=f"Take settings from the {RUN_FILE} beside an earlier output; options given as well replace them.",
+            help=f"Take settings from the {RUN_FILE} of an earlier output; other options override them.",
         ),
     ),
 }
-OLD_SPELLINGS_END = "0.2"  # the version that refuses them
+OLD_SPELLINGS_END = "0.2"  # the version that rejects them
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
@@ -46,12 +46,12 @@ def run_workflow(
     """Read settings from a command line, run the workflow, and print its result; `--json` prints it as JSON.
 
     Args:
-        settings: A dataclass whose fields are declared with `setting`, and which checks their values. It is made by
-            its class method `from_options`, if there is one, from the fields that were given.
-        run: Function that takes the settings and returns a [`Result`].
-        argv: Arguments without the name of the program.
-        name: Name of the program and its command, for usage messages.
-        example: A command line of it, for its help.
+        settings: A dataclass that validates its fields, which are declared with `setting`. If it has a class method
+            `from_options`, that makes it from the given fields.
+        run: The workflow: takes the settings and returns a [`Result`].
+        argv: Arguments, without the program's name.
+        name: Name of the program and command, for usage messages.
+        example: An example command line for the help.
     """
     outcome: list[Result] = []
 
@@ -77,14 +77,14 @@ def run_workflow(
 
 
 def parse_settings(settings: type, argv: Sequence[str], *, name: str) -> Any:
-    """Read settings from a command line; arguments as in [`run_workflow`]."""
+    """Read settings from a command line; for the arguments see [`run_workflow`]."""
     outcome: list[Any] = []
     _parse(settings, argv, name, lambda made, given: outcome.append(made))
     return outcome[0]
 
 
 def _parse(settings: type, argv: Sequence[str], name: str, work: Callable[..., None], **texts: str) -> None:
-    """Parse settings from a command line; call `work` with them and the options that all verbs share."""
+    """Parse settings from a command line, then call `work` with them and the options of all commands."""
     load_plugins()
     options = own_options(settings)
     named_zoos = any("--config" in entry.metadata.get("formerly", ()) for entry in options)
@@ -97,13 +97,13 @@ def _parse(settings: type, argv: Sequence[str], name: str, work: Callable[..., N
         work(make(**{**stored, **chosen}), given)
 
     verb = make_command(options, command, known=stored, **texts)
-    # Not `main`, which would turn an interruption into a return value.
+    # Not `main`, which turns an interruption into a return value.
     with verb.make_context(name, modern_arguments(options, rest, program=name)) as context:
         verb.invoke(context)
 
 
 def own_options(settings: type) -> list[Field]:
-    """The fields of settings that have an option; those that are inherited come last."""
+    """The fields of settings that are options; inherited fields come last."""
     own = settings.__annotations__
     options = sorted(fields(settings), key=lambda entry: entry.name not in own)
     return [entry for entry in options if not entry.metadata.get("only_python")]
@@ -117,13 +117,13 @@ def make_command(
     about: str = "",
     example: str = "",
 ) -> Any:
-    """The command of typer for the options of a verb, and those that all verbs share.
+    """Make a typer command with the given options and those of all commands.
 
     Args:
         options: From [`own_options`].
-        command: Called with all options.
-        known: Fields that need not be given.
-        about: What the verb does.
+        command: Called with the values of all options.
+        known: Fields that are not required, since their values are known.
+        about: What the command does.
         example: A command line.
     """
     parameters = [_parameter(entry, is_known=entry.name in known) for entry in options]
@@ -141,7 +141,7 @@ def make_command(
 
 
 def _run_file_of(argv: Sequence[str], *, has_old_meaning: bool) -> tuple[str | None, list[str]]:
-    """The run file that a command line names, and what else it says; `--config` used to mean the name of a zoo."""
+    """Split a command line into its run file and the rest; `--config` used to mean the name of a zoo."""
     path, rest, words = None, [], list(argv)
     while words:
         word, equals, value = words[0].partition("=")
@@ -156,7 +156,7 @@ def _run_file_of(argv: Sequence[str], *, has_old_meaning: bool) -> tuple[str | N
 
 
 def hide_loading_bars() -> None:
-    """Hide the progress bars of Transformers and Datasets for small files; those of downloads remain."""
+    """Hide the progress bars of Transformers and Datasets for small files, but not those of downloads."""
     import datasets
     from transformers.utils import logging
 
@@ -165,9 +165,9 @@ def hide_loading_bars() -> None:
 
 
 def modern_arguments(options: Sequence[Field], argv: Sequence[str], *, program: str) -> list[str]:
-    """Translate arguments of earlier versions: `--num_models`, renamed options, `--flag True`, `--values 1 2 3`.
+    """Translate the spellings of earlier versions: `--num_models`, renamed options, `--flag True`, `--values 1 2 3`.
 
-    Each is named once on standard error, with its replacement.
+    Standard error names each old spelling once, with its replacement.
     """
     known = {option_name(entry): entry for entry in options}
     former = dict(_former_spellings(options))
@@ -196,7 +196,7 @@ def modern_arguments(options: Sequence[Field], argv: Sequence[str], *, program: 
 
 
 def _former_spellings(options: Sequence[Field]) -> Iterator[tuple[str, str]]:
-    """Former and current names; a former flag `--greedy=greedy` stands for its option with that value."""
+    """Former and current names; a former flag `--greedy=greedy` now means its option with that value."""
     for entry in options:
         for old in entry.metadata.get("formerly", ()):
             name, equals, value = old.partition("=")
@@ -204,7 +204,7 @@ def _former_spellings(options: Sequence[Field]) -> Iterator[tuple[str, str]]:
 
 
 def _current_name(word: str, known: dict[str, Field], former: dict[str, str]) -> str:
-    """The current name of an option, which may be the given one."""
+    """The current name of an option, which may be the given name."""
     dashes = "--" + word[2:].replace("_", "-")
     negated = "--" + dashes[len("--no-") :] if dashes.startswith("--no-") else None
     underscores = "--" + word[2:].replace("-", "_")
@@ -218,7 +218,7 @@ def _current_name(word: str, known: dict[str, Field], former: dict[str, str]) ->
 def _joined_values(
     entry: Field, option: str, rest: list[str], notes: list[str], *, alone: bool
 ) -> tuple[str, list[str]]:
-    """A flag or list option in one word, if its values are given as in earlier versions."""
+    """Join a flag or list option with its values if they are written as in earlier versions."""
     if _kind(entry) is bool and rest and rest[0].lower() in (*TRUE, *FALSE) and alone:
         plain = option if rest[0].lower() in TRUE else f"--no-{option[2:]}"
         notes.append(f"{option} {rest[0]} is now {plain}")
@@ -240,7 +240,7 @@ def _is_option(word: str) -> bool:
 
 
 def _parameter(entry: Field, *, is_known: bool) -> inspect.Parameter:
-    """The option of a field; its default is `None`, so that the dataclass applies its own default."""
+    """The option of a field. Its default is `None`, so that the dataclass applies its own."""
     kind, default = _kind(entry), default_of(entry)
     is_required = default is MISSING and not is_known
     described: dict[str, Any] = {"help": f"{entry.metadata.get('help', '')}{_shown(default)}", "show_default": False}
@@ -251,7 +251,7 @@ def _parameter(entry: Field, *, is_known: bool) -> inspect.Parameter:
         kind = list[str]
     elif (
         get_origin(kind) in (Union, UnionType) or get_origin(kind) is dict
-    ):  # an object in Python, a name or JSON on the command line
+    ):  # an object in Python; a name or JSON on the command line
         kind = str
     if entry.metadata.get("positional"):
         info: Any = typer.Argument(
@@ -272,7 +272,7 @@ def _parameter(entry: Field, *, is_known: bool) -> inspect.Parameter:
 
 
 def _value(entry: Field, given: Any) -> Any:
-    """The value for the dataclass, from the value on the command line."""
+    """Convert a command-line value to the value that the dataclass expects."""
     kind = _kind(entry)
     if get_origin(kind) is not list:
         return given
@@ -297,7 +297,7 @@ def _number(entry: Field, kind: Callable[[str], Any], text: str) -> Any:
 
 
 def _kind(entry: Field) -> Any:
-    """The type of a field; `X` for `X | None`, and a list of `X` for `X | list[X]`."""
+    """The type of a field: `X` for `X | None`, a list of `X` for `X | list[X]`."""
     kind: Any = entry.type
     if get_origin(kind) not in (Union, UnionType):
         return kind
@@ -326,8 +326,8 @@ def _shown(default: Any) -> str:
 
 
 def script(settings: type, run: Callable[[Any], Result], *, name: str) -> Callable[..., Result]:
-    """The `main` of a script that runs a workflow; it takes the arguments of the process by default."""
-    usage: Any = typer.BadParameter.__base__  # of typer's own copy of click
+    """Make the `main` of a script that runs a workflow; by default it takes the arguments of the process."""
+    usage: Any = typer.BadParameter.__base__  # from typer's own copy of click
     leave: Any = typer.Exit
 
     def main(argv: Sequence[str] | None = None) -> Result:

@@ -1,4 +1,4 @@
-"""Compare two checkpoints, tensor by tensor and up to what leaves a network the same."""
+"""Compare two checkpoints tensor by tensor, and up to changes that do not affect the network's outputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,18 +24,18 @@ from hf_sane.workflows.shared import WeightsSettings
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_ROWS = 60  # tensors in a printed table, the most different ones
-MAX_ALIGNED_VALUES = 2 * 10**8  # of a checkpoint whose channels are matched: that needs it in memory, in double
+MAX_ROWS = 60  # most different tensors to print
+MAX_ALIGNED_VALUES = 2 * 10**8  # limit for matching channels, which is done in memory, in double precision
 VERDICTS = {
     "equal": "the same network, bit by bit",
     "cast": "the same network in another precision: equal in the coarser of the two types",
-    "quantised": "the same network, quantised: one is the other, rounded to few values per row or group",
-    "permuted": "the same network: equal after its channels are put into one order",
-    "rescaled": "the same network up to positive scales of its channels, if its activation is ReLU",
-    "partly equal": "half of the matrices or more are equal: one was made from the other, or both from a third",
-    "close": "closer than independent networks are: one was probably trained from the other, or both from a third",
-    "far": "far from each other, but closer than independent networks of one size",
-    "unrelated": "as far from each other as independent networks",
+    "quantised": "the same network, quantised: one is the other, rounded to a few values per row or group",
+    "permuted": "the same network: equal once the channels are in the same order",
+    "rescaled": "the same network up to positive scales of its channels, provided its activation is ReLU",
+    "partly equal": "at least half of the matrices are equal: one was made from the other, or both from a third",
+    "close": "closer than independent networks: one was probably trained from the other, or both from a third",
+    "far": "far apart, but closer than independent networks of the same size",
+    "unrelated": "as far apart as independent networks",
 }
 
 
@@ -43,18 +43,19 @@ VERDICTS = {
 class DiffSettings(ModuleSettings, WeightsSettings):
     """Settings of [`diff`]."""
 
-    first: Source = setting("Checkpoint: a file, folder or Hub repo id; or a LoRA adapter.", positional=True)
-    other: Source = setting("Checkpoint to compare it with.", positional=True)
+    first: Source = setting("Checkpoint (file, folder or Hub repo id) or LoRA adapter.", positional=True)
+    other: Source = setting("Checkpoint or adapter to compare it with.", positional=True)
     output: Path | None = setting(
-        "New folder for the comparison, a picture and the run record.", default=None, short="-o"
+        "New folder for the comparison, a plot and the run record.", default=None, short="-o"
     )
     base: str | None = setting(
-        "Base model of an adapter that is compared with a model, by default the one that it names; or of two adapters "
+        "Base model of an adapter that is compared with a model (by default the one that it names), or of two "
+        "adapters "
         "whose changes depend on it (DoRA).",
         default=None,
     )
-    align: bool = setting("Undo permutations and scales of channels, where the symmetries are known.", default=True)
-    plots: bool = setting("Draw the distance over depth (requires matplotlib).", default=True)
+    align: bool = setting("Undo permutations and scales of channels if the symmetries are known.", default=True)
+    plots: bool = setting("Plot the distance over depth (requires matplotlib).", default=True)
 
 
 @dataclass(kw_only=True)
@@ -62,8 +63,8 @@ class DiffResult(Result):
     """How two checkpoints differ.
 
     Attributes:
-        difference: Relation, distances, tensors.
-        plots: Whether a picture is drawn.
+        difference: Relation, distances and tensors.
+        plots: Whether to draw a plot.
     """
 
     JOB: ClassVar[str] = "comparison"
@@ -73,14 +74,14 @@ class DiffResult(Result):
 
     @property
     def verdict(self) -> str:
-        """What the two checkpoints are to each other, in a sentence."""
+        """How the two checkpoints are related, as a sentence."""
         found = self.difference
         how = [text for text, holds in (("reordered", found.is_permuted), ("rescaled", found.is_rescaled)) if holds]
         after = f" (channels {' and '.join(how)} before the comparison)" if how else ""
         return VERDICTS[found.relation or "unrelated"] + after
 
     def to_dict(self) -> dict[str, Any]:
-        """Relation, verdict, distances, tensors."""
+        """Relation, verdict, distances and tensors."""
         found = vars(self.difference) | {"tensors": [x.row() for x in self.difference.tensors]}
         numbers = {name: _known(found[name]) for name in ("distance", "distance_as_stored", "distance_by_chance")}
         return {**found, **numbers, "verdict": self.verdict}
@@ -107,7 +108,7 @@ class DiffResult(Result):
         return lines
 
     def tables(self) -> list[Table]:
-        """Tensors that differ, the most different first, and those that only one checkpoint has."""
+        """Tensors that differ, sorted by distance, and tensors that only one checkpoint has."""
         found = self.difference
         differing = sorted((x for x in found.tensors if not x.is_equal), key=_order)
         header = ("tensor", "shape", "dtypes", "distance", "cosine", "largest", "")
@@ -120,7 +121,7 @@ class DiffResult(Result):
         return [Table(header if rows else (), rows, caption="\n".join(lines))]
 
     def write(self, partial: Path) -> None:
-        """Write difference.json, the picture and the run record."""
+        """Write difference.json, the plot and the run record."""
         (partial / "difference.json").write_text(self.to_json() + "\n", encoding="utf-8")
         if self.plots:
             from hf_sane.analysis._plots import plot_distances
@@ -130,14 +131,14 @@ class DiffResult(Result):
 
 
 def diff(first: Source, other: Source, **options: Any) -> DiffResult:
-    """Compare two checkpoints: bit by bit, across types and prefixes, and after matching their channels.
+    """Compare two checkpoints: bit by bit, across dtypes and name prefixes, and after matching their channels.
 
     ```python
     print(hf_sane.diff("my_model", "org/their-model"))
     ```
 
     Args:
-        first: A module, state dict, path or Hub repo id; or a LoRA adapter.
+        first: A module, state dict, path, Hub repo id or LoRA adapter.
         other: What to compare it with.
         **options: Other fields of [`DiffSettings`].
     """
@@ -145,13 +146,13 @@ def diff(first: Source, other: Source, **options: Any) -> DiffResult:
 
 
 def run_diff(settings: DiffSettings) -> DiffResult:
-    """Compare two checkpoints: say whether they are the same network, and otherwise where and how far they part.
+    """Compare two checkpoints: say whether they are the same network, and if not, where and how much they differ.
 
-    Channels are matched where the symmetries are known: from config.json, or with --module. Of two LoRA adapters the
-    products of the factors are compared; one adapter is added to its base.
+    Channels are matched if the symmetries are known, from config.json or with --module. Two LoRA adapters are compared
+    by the products of their factors; a single adapter is added to its base model first.
     """
     if settings.output is not None and settings.plots and find_spec("matplotlib") is None:
-        raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
+        raise ValueError("plots require matplotlib: pip install 'hf_sane[analysis]', or pass --no-plots")
     record = RunRecord.start(arguments=as_arguments(settings))
     settings.register()
     with optional_output(settings.output, DiffResult.JOB) as output:
@@ -169,7 +170,7 @@ def run_diff(settings: DiffSettings) -> DiffResult:
 
 
 def _both(settings: DiffSettings) -> list[Mapping[str, Tensor]]:
-    """Tensors of both checkpoints: of two adapters the products, of one the base with its product."""
+    """Tensors of both checkpoints: products for two adapters, base plus product for a single adapter."""
     sources = [_checkpoint(source, settings) for source in (settings.first, settings.other)]
     adapters = [source for source in sources if isinstance(source, CheckpointSource) and are_adapters([source])]
     if len(adapters) == len(sources):
@@ -185,7 +186,7 @@ def _both(settings: DiffSettings) -> list[Mapping[str, Tensor]]:
 def _checkpoint(source: Source, settings: DiffSettings) -> Source | CheckpointSource:
     if not isinstance(source, str | Path):
         return source
-    find_source(source)  # says at once that there is no such thing
+    find_source(source)  # raises an error at once if it does not exist
     return CheckpointSource(source, None, settings.subfolder, settings.variant, settings.key)
 
 

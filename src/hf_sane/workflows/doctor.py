@@ -25,7 +25,7 @@ from hf_sane.workflows.build_zoo import build_zoo
 from hf_sane.workflows.pretrain import pretrain
 from hf_sane.workflows.results import Result
 
-# What the extras of the package are for.
+# What each optional extra of the package provides.
 EXTRAS = {
     "train": "TensorBoard logs of pre-training, and LoRA",
     "analysis": "plots, maps, digits as images, and gradient boosting",
@@ -36,7 +36,7 @@ MIN_FREE_BYTES = 2**30
 HUB_SECONDS = 5.0
 BLOCK = 2**22  # numbers in a temporary tensor: 16 MiB
 ROUNDS = 10
-SLOW_ALLOCATION = 2.0  # a fresh temporary may take this many times as long as one that is kept
+SLOW_ALLOCATION = 2.0  # a new temporary tensor may take this many times as long as a reused one
 MODEL = {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 8}
 Verdict = Literal["ok", "note", "fault"]
 
@@ -45,20 +45,21 @@ Verdict = Literal["ok", "note", "fault"]
 class DoctorSettings(CheckedSettings):
     """Settings of [`run_doctor`]."""
 
-    hub: bool = setting("Ask the Hub whether it is reached, and whose token this is.", default=True)
+    hub: bool = setting("Check that the Hub can be reached, and whose token is used.", default=True)
     self_test: bool = setting(
-        "Build a tiny zoo, pre-train for a step, sample, save and load; takes less than a minute.", default=True
+        "Build a tiny zoo, pre-train for one step, sample, save and load; takes less than a minute.", default=True
     )
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found of one thing.
+    """The outcome of one check.
 
     Attributes:
-        name: The thing.
-        verdict: `"fault"` if something does not work; `"note"` for what could be better, or is absent on purpose.
-        found: What is there.
+        name: What was checked.
+        verdict: `"fault"` if something does not work; `"note"` if something could be better, or is optional and
+            missing.
+        found: What was found.
         remedy: What the user can do.
     """
 
@@ -80,11 +81,11 @@ class DoctorResult(Result):
         return int(any(check.verdict == "fault" for check in self.checks))
 
     def to_dict(self) -> dict[str, Any]:
-        """The checks, and whether none found a fault."""
+        """The checks, and whether all passed."""
         return {"healthy": self.exit_code == 0, "checks": [asdict(check) for check in self.checks]}
 
     def summary(self) -> list[str]:
-        """A line for each check, and one for its remedy."""
+        """A line for each check, and a line for each remedy."""
         lines = []
         for check in self.checks:
             lines.append(f"{check.verdict}: {check.name}: {check.found}")
@@ -93,9 +94,9 @@ class DoctorResult(Result):
 
 
 def run_doctor(settings: DoctorSettings) -> DoctorResult:
-    """Check what this library needs of this machine; exit code 1 if something does not work.
+    """Check that this machine has what the library needs; the exit code is 1 if something does not work.
 
-    Access tokens are used to ask the Hub whose they are, and never printed.
+    Access tokens are never printed; they are only sent to the Hub, to ask whose they are.
     """
     record = RunRecord.start(arguments=as_arguments(settings))
     checks = [check_versions(), *check_extras(), check_torch(), check_threads(), check_allocator(), *check_disks()]
@@ -107,7 +108,7 @@ def run_doctor(settings: DoctorSettings) -> DoctorResult:
 
 
 def check_versions() -> Check:
-    """The packages that are needed, in the versions that are."""
+    """Check the versions of the required packages."""
     needed = [Requirement(text) for text in requires("hf_sane") or () if "extra ==" not in text]
     found = {one.name: installed(one.name) for one in needed}
     wrong = [str(one) for one in needed if not one.specifier.contains(found[one.name] or "0", prereleases=True)]
@@ -120,7 +121,7 @@ def check_versions() -> Check:
 
 
 def check_extras() -> Iterator[Check]:
-    """Optional packages, and what they are for."""
+    """Check the optional packages."""
     listed = [Requirement(text) for text in requires("hf_sane") or ()]
     for extra, purpose in EXTRAS.items():
         names = [one.name for one in listed if one.marker is not None and one.marker.evaluate({"extra": extra})]
@@ -137,7 +138,7 @@ def install(extra: str) -> str:
 
 
 def installed(name: str) -> str | None:
-    """The version of a package, if it is there."""
+    """The version of a package, if it is installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -145,7 +146,7 @@ def installed(name: str) -> str | None:
 
 
 def check_torch() -> Check:
-    """The build of PyTorch."""
+    """Check the build of PyTorch."""
     hardware = read_hardware()
     gpus = hardware.get("gpus") or ["no GPU"]
     parts = [torch.__version__, hardware["vector_instructions"], *gpus]
@@ -155,16 +156,16 @@ def check_torch() -> Check:
 
 
 def check_threads() -> Check:
-    """Threads of PyTorch beside the cores that this process may use."""
+    """Compare PyTorch's number of threads with the cores that this process may use."""
     threads, cores = torch.get_num_threads(), read_hardware().get("usable_cores") or os.cpu_count() or 1
     found = f"{threads} on {cores} usable cores"
     if threads > cores:
-        return Check("threads", "note", f"{found}: they wait for each other", f"set OMP_NUM_THREADS={cores}")
+        return Check("threads", "note", f"{found}: threads wait for each other", f"set OMP_NUM_THREADS={cores}")
     return Check("threads", "ok", found)
 
 
 def check_allocator() -> Check:
-    """What the memory allocator costs: the time of fresh temporaries beside that of one that is kept."""
+    """Measure what the memory allocator costs: the time for new temporary tensors, relative to a reused one."""
     kept = torch.empty(BLOCK)
     kept.fill_(0.0)
     fresh_seconds = _seconds(lambda: torch.empty(BLOCK).fill_(1.0))
@@ -172,8 +173,8 @@ def check_allocator() -> Check:
     ratio = fresh_seconds / max(kept_seconds, 1e-9)
     state = allocator_state()
     tuned = ", ".join([*state["environment"], *state["tuned"]]) or "default settings"
-    found = f"{state['name']} ({tuned}): a temporary of 16 MiB takes {fresh_seconds * 1e3:.2g} ms, {ratio:.2g} x"
-    found += " that of one that is kept"
+    found = f"{state['name']} ({tuned}): a new 16 MiB tensor takes {fresh_seconds * 1e3:.2g} ms, {ratio:.2g} times"
+    found += " as long as a reused one"
     if ratio > SLOW_ALLOCATION:
         remedy = "export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456"
         return Check("allocator", "note", found, remedy)
@@ -181,7 +182,7 @@ def check_allocator() -> Check:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Median time of a call."""
+    """Median duration of a call."""
     times = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
@@ -191,14 +192,14 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def check_disks() -> Iterator[Check]:
-    """Room and permissions where outputs and downloads go."""
+    """Check free space and permissions of the folders for outputs and downloads."""
     places = {"this folder": Path.cwd(), "Hub cache": Path(constants.HF_HUB_CACHE)}
     for name, place in places.items():
         home = next(path for path in (place, *place.parents) if path.exists())
         free = shutil.disk_usage(home).free
         found = f"{place}: {free / 2**30:.1f} GiB free"
         if not os.access(home, os.W_OK):
-            yield Check(name, "fault", f"{place} cannot be written", "make it writable, or set HF_HOME for the cache")
+            yield Check(name, "fault", f"{place} is not writable", "make it writable, or set HF_HOME for the cache")
         elif free < MIN_FREE_BYTES:
             yield Check(name, "fault", found, "free some space, or set HF_HOME for the cache")
         else:
@@ -206,9 +207,9 @@ def check_disks() -> Iterator[Check]:
 
 
 def check_hub() -> Check:
-    """Whether the Hub is reached, and whether it knows the token."""
+    """Check that the Hub can be reached and accepts the token."""
     if constants.is_offline_mode():
-        return Check("Hub", "note", "offline mode (HF_HUB_OFFLINE): repositories in the cache alone", "unset it")
+        return Check("Hub", "note", "offline mode (HF_HUB_OFFLINE): only cached repositories can be used", "unset it")
     api, has_token, answers = HfApi(), get_token() is not None, []
 
     def ask() -> None:
@@ -223,21 +224,31 @@ def check_hub() -> Check:
         return Check("Hub", "note", f"{api.endpoint} answered {status}", "try again later")
     except (HTTPError, OSError) as error:
         return Check(
-            "Hub", "note", f"{api.endpoint} is not reached ({describe_error(error)})", "local files work without it"
+            "Hub",
+            "note",
+            f"{api.endpoint} cannot be reached ({describe_error(error)})",
+            "local files work without the Hub",
         )
     if not has_token:
-        return Check("Hub", "note", f"{api.endpoint} is reached, without a token", "for private ones: hf auth login")
-    return Check("Hub", "ok", f"{api.endpoint} is reached as {answers[0]}")
+        return Check(
+            "Hub", "note", f"{api.endpoint} can be reached; no token is set", "for private repositories: hf auth login"
+        )
+    return Check("Hub", "ok", f"{api.endpoint} can be reached, logged in as {answers[0]}")
 
 
 def check_itself() -> Check:
-    """A tiny zoo, one step of pre-training, a sampled network that is saved and loaded back."""
+    """Build a tiny zoo, pre-train for one step, sample a network, save it and load it again."""
     start = time.perf_counter()
     try:
         with TemporaryDirectory(prefix="hf_sane-doctor-") as name:
             _run_through(Path(name))
     except expected_errors() as error:
-        return Check("self-test", "fault", describe_error(error), "please report this, with `hf-sane doctor --json`")
+        return Check(
+            "self-test",
+            "fault",
+            describe_error(error),
+            "please report this with the output of `hf-sane doctor --json`",
+        )
     seconds = time.perf_counter() - start
     return Check("self-test", "ok", f"zoo, pre-training, sampling, saving and loading in {seconds:.0f} s")
 

@@ -1,4 +1,4 @@
-"""Embed networks as one vector each: those of a zoo, or checkpoints on disk or on the Hub."""
+"""Embed each network of a zoo, or checkpoints on disk or on the Hub, as one vector."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._alignment import token_blocks
 from hf_sane.zoo._dataset import Zoo
 
-COLORS = ("test_accuracy", "validation_accuracy", "epoch", "weights")  # of maps, where they are known
+COLORS = ("test_accuracy", "validation_accuracy", "epoch", "weights")  # properties that can colour the map
 
 
 @dataclass(kw_only=True)
@@ -34,21 +34,23 @@ class EmbedSettings(WeightsSettings, HaloSettings, SaneSettings, PlotSettings):
     """Settings of [`embed`]."""
 
     sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
-    output: Path | None = setting("New folder: one parquet file per split, a map and a run record.", short="-o")
+    output: Path | None = setting("New folder for one parquet file per split, a map and a run record.", short="-o")
     checkpoints: list[Source] = setting(
-        "Networks: safetensors files, folders, weights-only pickles, Hub repo ids.", factory=list, positional=True
+        "Networks: safetensors files, folders, weights-only pickles, Hub repo ids.",
+        factory=list,
+        positional=True,
     )
     zoo: str | Path | Zoo | None = setting("Zoo folder or Hub dataset id, instead of checkpoints.", default=None)
     poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"])
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     aligned: bool | None = setting(
-        "Align networks to the zoo's reference first; by default if the zoo is aligned.", default=None
+        "Align networks to the zoo's reference first; by default only if the zoo is aligned.", default=None
     )
     max_memory_bytes: int | None = setting(
-        "Read checkpoints with more bytes of weights than this as a stream; 256 MiB by default.", default=None
+        "Stream checkpoints with more bytes of weights than this; 256 MiB by default.", default=None
     )
     color: str | None = setting(
-        "Property of the networks that colours the map; by default the first known of accuracy, epoch and size.",
+        "Property that colours the map; by default the first known of accuracy, epoch and size.",
         default=None,
     )
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
@@ -65,10 +67,10 @@ class EmbedResult(Result):
     """Embeddings of networks.
 
     Attributes:
-        splits: `{split: {column: [M]}}`: properties and embeddings of every network; checkpoints form the split
+        splits: `{split: {column: [M]}}`: properties and embeddings of all networks; checkpoints form the split
             `train`.
         skipped: Checkpoints that could not be embedded, with the reason.
-        map: Title, coordinates `[M, 2]` and colours `[M]` of the map; `None` if there is none.
+        map: Title, coordinates `[M, 2]` and colours `[M]` of the map, if there is one.
     """
 
     JOB: ClassVar[str] = "embedding"
@@ -78,7 +80,7 @@ class EmbedResult(Result):
     map: tuple[str, np.ndarray, list[float]] | None = None
 
     def tables(self) -> list[Table]:
-        """Number of networks and length of their embeddings."""
+        """Number of networks, and length of their embeddings."""
         names = self.record.arguments["poolings"]
         lengths = [f"{name} (scalars)" for name in names]
         if self.record.arguments["zoo"] is None:
@@ -93,7 +95,7 @@ class EmbedResult(Result):
         return [Table(("split", "networks", *lengths), rows_of_splits)]
 
     def write(self, partial: Path) -> None:
-        """One parquet file per split, which `datasets.load_dataset(folder)` reads, and map.png."""
+        """Write one parquet file per split, for `datasets.load_dataset(folder)`, and map.png."""
         if self.map is not None:
             title, points, values = self.map
             plot_properties(points, {title: values}, partial / "map.png")
@@ -119,7 +121,7 @@ def embed(sane: str | Path | SANE, networks: Source | Zoo | Sequence[Source], **
 def run_embed(settings: EmbedSettings) -> EmbedResult:
     """Embed all networks of a zoo, or checkpoints; `datasets.load_dataset(OUTPUT)` reads the result.
 
-    Checkpoints may be larger than memory: safetensors files are then read a few megabytes at a time, which all
+    Checkpoints may be larger than memory: large safetensors files are read a few megabytes at a time, which all
     poolings support except concat and those that decode. map.png shows the networks on two principal components of
     their embeddings, coloured by a property (--no-plots leaves it out).
     """
@@ -143,17 +145,17 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
 
 
 class UndrawableError(ValueError):
-    """There is nothing that a map could show."""
+    """The embeddings cannot be drawn as a map."""
 
 
 def _draw(
     splits: Mapping[str, Mapping[str, Sequence[Any]]], poolings: Sequence[str], color: str | None
 ) -> tuple[str, np.ndarray, list[float]]:
-    """Two principal components of the embeddings of all splits, and the property that colours them.
+    """Two principal components of all embeddings, and the property that colours them.
 
     Raises:
         UndrawableError: For fewer than four networks, or embeddings of different lengths.
-        ValueError: If the property that is asked for is not known, or not a number.
+        ValueError: If the requested property is unknown or not a number.
     """
     columns = {
         name: [value for split in splits.values() for value in split[name]] for name in next(iter(splits.values()))
@@ -168,7 +170,7 @@ def _draw(
         raise UndrawableError("the networks have embeddings of several lengths; --poolings mean gives one length")
     vectors = torch.tensor(columns[pooling], dtype=torch.float64)
     if len(vectors) < MIN_POINTS or vectors.shape[1] < 2 or not known:
-        raise UndrawableError(f"it takes {MIN_POINTS} networks of different properties")
+        raise UndrawableError(f"it needs {MIN_POINTS} networks with different properties")
     scale = vectors.std(dim=0)
     points = project((vectors - vectors.mean(dim=0)) / torch.where(scale > 0, scale, 1.0), "pca")
     chosen = color or next((name for name in COLORS if name in known), next(iter(known)))
@@ -176,7 +178,7 @@ def _draw(
 
 
 def _tell_apart(values: Sequence[Any]) -> bool:
-    """Whether these are numbers, and at least two of them."""
+    """Whether these are numbers with at least two different values."""
     return all(isinstance(value, Real) for value in values) and len({v for v in values if v == v}) > 1
 
 
@@ -198,7 +200,7 @@ def _embed_zoo(sane: SANE, zoo: Zoo, settings: EmbedSettings, names: list[Any], 
 
 
 def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], record: RunRecord) -> EmbedResult:
-    """One row per checkpoint; those that cannot be embedded are reported and skipped, unless all fail."""
+    """Embed checkpoints, one row each; report and skip those that cannot be embedded, unless all fail."""
     options = settings.windows
     if settings.max_memory_bytes is not None:
         options["max_memory_bytes"] = settings.max_memory_bytes
@@ -224,7 +226,7 @@ def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], re
 
 
 def _lengths(vectors: Sequence[Sequence[float] | None]) -> Any:
-    """Length of the embeddings: one number or a range."""
+    """Length of the embeddings, as a number or a range."""
     found = sorted({len(vector or ()) for vector in vectors})
     return found[0] if len(found) == 1 else f"{found[0]}-{found[-1]}" if found else "-"
 

@@ -30,20 +30,20 @@ class FinetuneSettings(SourceSettings, ModuleSettings, MetricSettings, TextSetti
     """Settings of [`finetune`]."""
 
     networks: list[Network] = setting(
-        "Networks of one architecture: folders, a folder of such folders, or Hub repo ids.", positional=True
+        "Networks of one architecture: folders, a folder that contains them, or Hub repo ids.", positional=True
     )
     output: Path | None = setting("New folder, with one subfolder per network.", short="-o")
     images: str | ImageData | None = setting(f"{IMAGE_KINDS}; by default digits.", default=None)
     image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
     epochs: int = setting("Number of passes over the training images or texts.", default=5)
-    learning_rate: float = setting("Peak learning rate of every network.", default=1e-3)
-    weight_decay: float = setting("Weight decay of every network.", default=0.0)
-    optimizer: Literal["adam", "sgd"] = setting("Optimizer of every network.", default="adam")
-    schedule: Literal["constant", "one_cycle"] = setting("Schedule of the learning rate.", default="constant")
-    batch_size: int = setting("Batch size per network.", default=32, least=1)
+    learning_rate: float = setting("Peak learning rate.", default=1e-3)
+    weight_decay: float = setting("Weight decay.", default=0.0)
+    optimizer: Literal["adam", "sgd"] = setting("Optimizer.", default="adam")
+    schedule: Literal["constant", "one_cycle"] = setting("Learning rate schedule.", default="constant")
+    batch_size: int = setting("Batch size, per network.", default=32, least=1)
     train_limit: int | None = setting("Use at most this many training images or texts.", default=None, least=1)
     scratch: bool = setting("Also train the same number of networks from scratch.", default=True)
-    seed: int = setting("Random seed for the order of the images and for networks trained from scratch.", default=0)
+    seed: int = setting("Random seed for the order of images and for networks trained from scratch.", default=0)
     include_code: bool = setting("Save networks with their modelling code (for trust_remote_code).", default=False)
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class FinetuneSettings(SourceSettings, ModuleSettings, MetricSettings, TextSetti
             raise ValueError("expected images (--images) or texts (--texts) to fine-tune on, got both; name one")
 
     def open_data(self) -> ImageData | TextData:
-        """What networks are fine-tuned on."""
+        """Open the images or texts to fine-tune on."""
         if self.texts is not None:
             return self.open_texts(self.networks, train_limit=self.train_limit)
         return open_images(self.images or "digits", train_limit=self.train_limit, image_size=self.image_size)
@@ -60,12 +60,12 @@ class FinetuneSettings(SourceSettings, ModuleSettings, MetricSettings, TextSetti
 
 @dataclass(kw_only=True)
 class FinetuneResult(NetworksResult):
-    """Fine-tuned networks, in the order of the given networks.
+    """Fine-tuned networks, in the order in which they were given.
 
     Attributes:
-        names: Names of the networks, which are also those of their folders.
-        curves: `{"networks" or "scratch": [epochs + 1][networks]}`: what was measured, starting before training.
-        measured: Name of what was measured.
+        names: Names of the networks and of their folders.
+        curves: `{"networks" or "scratch": [epochs + 1][networks]}`: measurements, starting before training.
+        measured: Name of the measured quantity.
     """
 
     JOB: ClassVar[str] = "fine-tuning"
@@ -75,13 +75,13 @@ class FinetuneResult(NetworksResult):
     measured: str = "test_accuracy"
 
     def tables(self) -> list[Table]:
-        """Mean of what was measured at each epoch."""
+        """Mean measurement at each epoch."""
         header = ("epoch", *(f"{name}: mean {self.measured.replace('_', ' ')}" for name in self.curves))
         rows = zip(*([sum(row) / len(row) for row in curve] for curve in self.curves.values()), strict=True)
         return [Table(header, [[epoch, *row] for epoch, row in enumerate(rows)])]
 
     def write(self, partial: Path) -> None:
-        """Write one folder per network, with a card and the name of the network that was fine-tuned."""
+        """Write one folder per network, with a card that names the network it was fine-tuned from."""
         short = [Path(name).name for name in self.names]
         for index, (name, value) in enumerate(zip(short, self.curves["networks"][-1], strict=True)):
             results = {self.measured: value, "fine_tuning_epochs": self.record.arguments["epochs"]}
@@ -106,8 +106,8 @@ def finetune(
     ```
 
     Args:
-        networks: Networks of one architecture: a result of `sample`, modules, folders or Hub repo ids.
-        images: Images, or a source for `load_images`; the digits if there are no `texts=` either.
+        networks: Networks of one architecture: the result of `sample`, modules, folders or Hub repo ids.
+        images: Images, or a source for `load_images`; by default the digits, unless `texts=` is given.
         **options: Other fields of [`FinetuneSettings`].
 
     Raises:
@@ -120,7 +120,7 @@ def finetune(
 
 
 def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
-    """Fine-tune networks on images or texts and report what is measured at each epoch."""
+    """Fine-tune networks on images or texts and report a metric at each epoch."""
     settings.register()
     given = as_arguments(settings)
     record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
@@ -152,7 +152,7 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
 def _train(
     stack: StackedNetworks, data: LabelledData, task: Task, settings: FinetuneSettings
 ) -> tuple[StackedNetworks, list[list[float]]]:
-    """Train networks together; return them and what is measured, `[epochs + 1][networks]`, from before training on."""
+    """Train networks together; return them and measurements `[epochs + 1][networks]`, starting before training."""
     hyper_parameters = HyperParameters.repeat(
         range(settings.seed, settings.seed + stack.num_models),
         learning_rate=settings.learning_rate,
@@ -171,7 +171,7 @@ def _train(
         keep_epochs=range(settings.epochs + 1),
     ):
         trained = StackedNetworks(stack.config, snapshot.tensors)
-        is_known = task.label("test") == "test_accuracy"  # of the very data that training measures on
+        is_known = task.label("test") == "test_accuracy"  # on the same data that training measures
         curve.append((snapshot.test_accuracy if is_known else task.measure(trained, "test")[0]).tolist())
     return trained, curve
 

@@ -38,13 +38,13 @@ class FinetuneLoraSettings(StepSettings):
     image_size: int | None = setting("Resize the images to this many pixels.", default=None)
     train_limit: int | None = setting("Use at most this many training images.", default=None)
     rank: int = setting("Rank of the adapter.", default=4)
-    alpha: float = setting("Alpha of the adapter, which is scaled by alpha / rank.", default=8.0)
+    alpha: float = setting("Scale of the adapter, whose output is multiplied by alpha / rank.", default=8.0)
     targets: list[str] = setting(
         "Layers to adapt, by name; by default all linear and convolutional layers.", factory=list
     )
     learning_rate: float = setting("Learning rate of Adam.", default=3e-3)
     base: str | None = setting(
-        "Hub repo id of the network, if it is given as a folder.", default=None, formerly="--base-model"
+        "Hub repo id of the network, if the network is a local folder.", default=None, formerly="--base-model"
     )
     push_to: str | None = setting("Hub repo id under which to publish the adapter.", default=None)
     private: bool = setting("Make a new repository private.", default=False)
@@ -53,21 +53,23 @@ class FinetuneLoraSettings(StepSettings):
         self.validate_ranges()
         named = self.network if isinstance(self.network, str | Path) else None
         self.base = hub_id(named) if self.base is None else require_hub_id(self.base)
-        if self.push_to is not None:  # refused before the work, not after it
+        if self.push_to is not None:  # raised before the work, not after it
             require_hub_id(self.base)
             if self.output is None:
-                raise ValueError("expected a folder to publish the adapter from, got none; name it (--output)")
+                raise ValueError(
+                    "expected an output folder, from which to publish the adapter, got none; name it (--output)"
+                )
 
 
 @dataclass(kw_only=True)
 class FinetuneLoraResult(Result):
-    """A trained adapter and its network.
+    """A trained adapter and its base model.
 
     Attributes:
         model: The network with its adapter, in evaluation mode.
         base: The network without the adapter.
         base_model: Hub id of the network.
-        repo_id: Where the adapter will be published.
+        repo_id: Hub repo id under which the adapter will be published.
         published: URL of the commit, if the adapter was published.
     """
 
@@ -104,7 +106,7 @@ def finetune_lora(network: Network, images: str | ImageData = "digits", **option
         **options: Other fields of [`FinetuneLoraSettings`].
 
     Raises:
-        ValueError: If the network does not accept the images, or a layer cannot be adapted.
+        ValueError: If the network does not fit the images, or a layer cannot be adapted.
     """
     return run_finetune_lora(FinetuneLoraSettings(network=network, images=images, **{"output": None, **options}))
 
@@ -112,9 +114,10 @@ def finetune_lora(network: Network, images: str | ImageData = "digits", **option
 def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
     """Fine-tune a network on images with a LoRA adapter, and optionally publish the adapter.
 
-    All linear and convolutional layers get low-rank maps, unless `--targets` names others; batch norms are trained and
-    saved whole, with their statistics; grouped convolutions are refused. The adapter names its base by Hub repo id. If
-    the network is a folder, `--base` says where it is published; without that, the adapter cannot be published.
+    All linear and convolutional layers get low-rank updates, unless `--targets` names other layers. BatchNorm layers
+    are trained and saved in full, with their statistics; grouped convolutions are not supported. The adapter refers to
+    its base model by Hub repo id. If the network is a folder, name its repo id with `--base`, without which the
+    adapter cannot be published.
     """
     steps = {entry.name: getattr(settings, entry.name) for entry in fields(StepSettings)}
     lora: dict[str, Any] = {"rank": settings.rank, "alpha": settings.alpha}
@@ -130,7 +133,7 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
             base = load_model(AutoModelForImageClassification, base)
         if not isinstance(base, ZooPreTrainedModel):
             kind = type(base).__name__
-            raise ValueError(f"expected a network of this library's architectures, got a {kind}; use PEFT itself")
+            raise ValueError(f"expected a network of this library's architectures, got a {kind}; use PEFT directly")
         _check_fit(base, data)
         model = add_network_lora(deepcopy(base), **lora, targets=settings.targets or None)
         measured = finetune_network(model, data, settings, report_at=[0])
@@ -147,12 +150,12 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
 
 
 def _check_fit(base: ZooPreTrainedModel, data: ImageData) -> None:
-    """Raise an error if the network does not accept the images."""
+    """Raise an error if the network does not fit the images."""
     base.check_images(data.train_images[:1])
     if data.num_classes > base.config.num_classes:
         raise ValueError(
-            f"the network tells {base.config.num_classes} classes apart, {data.name} has {data.num_classes}; give it "
-            "other images, or a network with a larger classifier"
+            f"the network distinguishes {base.config.num_classes} classes, {data.name} has {data.num_classes}; use "
+            "other images or a network with a larger classifier"
         )
 
 

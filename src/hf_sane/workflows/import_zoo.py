@@ -21,9 +21,9 @@ from hf_sane.zoo.importing._settings import ImportSettings
 
 BAR_DELAY = 2.0  # seconds before a progress bar appears
 EXAMPLE = "--pattern '{run}_epoch{epoch:d}.pt'"
-MUCH_PADDING = 0.9  # of the scalars in the tokens of a network
-MAX_REASON = 300  # characters; the JSON has them all
-NAMES_SHOWN = 5  # networks of one reason; the JSON has them all
+MUCH_PADDING = 0.9  # share of the scalars in a network's tokens
+MAX_REASON = 300  # characters; the JSON is complete
+NAMES_SHOWN = 5  # networks per reason; the JSON lists all
 
 
 @strict
@@ -31,17 +31,17 @@ NAMES_SHOWN = 5  # networks of one reason; the JSON has them all
 class ImportZooSettings(ImportSettings):
     """Settings of [`import_zoo`]: what to import, and the output folder."""
 
-    output: str | Path = setting("Folder of the zoo; it may hold other zoos under other names.", short="-o")
+    output: str | Path = setting("Folder of the zoo; it may already hold zoos under other names.", short="-o")
     config: str = setting("Name of the zoo in the folder.", default="default", **ZOO_CONFIG)
 
 
 @dataclass(kw_only=True)
 class ImportZooResult(Result):
-    """A zoo of imported networks, and the outcome for every network.
+    """A zoo of imported networks, and the outcome for each network.
 
     Attributes:
         zoo: The zoo.
-        entries: One entry per network, or per repository without networks.
+        entries: One entry per network, and per repository without networks.
     """
 
     JOB: ClassVar[str] = "zoo"
@@ -50,7 +50,7 @@ class ImportZooResult(Result):
     entries: tuple[importing.ImportEntry, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Networks per split, names of the imported networks, and all others by status and reason."""
+        """Networks per split, names of imported networks, and all others by status and reason."""
         left_out = importing.left_out(self.entries)
         return {
             "splits": {name: len(split) for name, split in self.zoo.splits.items()},
@@ -62,7 +62,7 @@ class ImportZooResult(Result):
         }
 
     def summary(self) -> list[str]:
-        """What was not imported, by reason."""
+        """Networks that were not imported, by reason."""
         lines = []
         for (status, reason), names in importing.left_out(self.entries).items():
             lines.append(f"{status}: {len(names)}, {shorten(reason, MAX_REASON)}")
@@ -71,7 +71,7 @@ class ImportZooResult(Result):
         return ["not taken", *lines] if lines else []
 
     def tables(self) -> list[Table]:
-        """Number of networks, repositories and structures per split."""
+        """Number of networks, repositories and layouts per split."""
         rows = [
             [name, len(split), *(len(set(split.column(key))) for key in ("repo_id", "layout"))]
             for name, split in self.zoo.splits.items()
@@ -94,13 +94,13 @@ def import_zoo(
     ```
 
     Args:
-        folder: Folder that is searched for networks, with its subfolders.
-        properties: One or several tables of their properties: accuracies, hyper-parameters, runs, epochs.
+        folder: Folder to search for networks, including its subfolders.
+        properties: One or several tables of properties: accuracies, hyper-parameters, runs, epochs.
         output: Folder of the zoo; if `None`, a temporary folder, whose path is logged.
         **options: Other fields of [`ImportZooSettings`].
 
     Returns:
-        The zoo. Networks that were left out are listed with the reason in the `import.json` of its folder, and in the
+        The zoo. Networks that were left out are listed with the reason in `import.json` in its folder, and in the
         result of [`run_import_zoo`].
 
     Raises:
@@ -132,20 +132,20 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
         )
     notes = [
         *found.notes,
-        f"what became of each network: {data_folder(Path(settings.output), settings.config) / REPORT_NAME}",
+        f"outcome for each network: {data_folder(Path(settings.output), settings.config) / REPORT_NAME}",
     ]
     if settings.folder is not None and settings.pattern is None and _lacks_runs(found.zoo):
         notes.append(
-            "every file is a run of its own, since no names of runs were found; if some are checkpoints of one run, "
-            f"a pattern of their paths groups them: {EXAMPLE}"
+            "no run names were found, so every file counts as its own run; if some are checkpoints of one run, "
+            f"group them by a pattern of their paths: {EXAMPLE}"
         )
     layouts = found.zoo.facts.parsed_layouts.values()
     if wasteful := sum(layout.padding_share > MUCH_PADDING for layout in layouts):
         notes.append(
-            f"{wasteful} structures are {MUCH_PADDING:.0%} padding or more: --token-layout dense takes less room"
+            f"{wasteful} layouts are at least {MUCH_PADDING:.0%} padding: --token-layout dense takes less space"
         )
     if any(entry.status == "failed" for entry in found.entries):
-        notes.append("some could not be reached: the same call tries those again")
+        notes.append("some networks could not be reached: repeat the call to try them again")
     return ImportZooResult(
         record=found.zoo.run_record or RunRecord.start(seed=settings.seed, arguments=settings.to_dict()),
         output=Path(settings.output),
@@ -156,7 +156,7 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
 
 
 def _lacks_runs(zoo: Zoo) -> bool:
-    """Whether networks lie together in folders, so that they could be of one run, and nothing says so."""
+    """Whether networks share folders, so that they could be of one run, but no run names were found."""
     runs, networks, groups = (
         sum(split.get(name, 0) for split in zoo.facts.splits.values()) for name in ("runs", "networks", "groups")
     )

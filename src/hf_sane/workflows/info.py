@@ -21,10 +21,10 @@ from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.shared import SaneSettings, WeightsSettings
 from hf_sane.workflows.show_zoo import is_zoo
 
-MAX_UNSURE = 20  # layers listed one by one
+MAX_UNSURE = 20  # layers to list one by one
 COLUMNS = ("name", "kind", "shape", "dtype", "tokens", "padding")
-READ_BYTES = 2**26  # of files whose values are looked at, too
-NOT_READ = "from headers only: values were not read, so NaN would not show; `hf-sane scan` reads them"
+READ_BYTES = 2**26  # size of files whose values are read, too
+NOT_READ = "read from headers only, so NaN values would not be found; `hf-sane scan` reads the values"
 FINITE = "all values are finite"
 
 
@@ -41,7 +41,7 @@ class InfoSettings(WeightsSettings, SaneSettings):
     token_dim: int = setting("Scalars per token.", default=289, least=1)
     token_layout: Literal["rowwise", "dense"] = setting("How weights are arranged in tokens.", default="rowwise")
     batch_norm: Literal["tokens", "template"] = setting(
-        "Whether BatchNorm tensors become tokens or are stored unchanged.", default="tokens"
+        "Whether BatchNorm tensors are tokenized or stored unchanged.", default="tokens"
     )
     revision: str | None = setting("Branch, tag or commit of the Hub repo.", default=None)
 
@@ -51,26 +51,26 @@ class InfoResult(Result):
     """Layers and tokens of a checkpoint.
 
     Attributes:
-        layout: Layers and tensors, and the tokens that they are arranged in.
-        facts: Description from [`describe_layout`]; `not_finite` counts NaN and infinite values by tensor, `None` if
-            values were not read.
+        layout: Layers, tensors, and how they are arranged in tokens.
+        facts: Description from [`describe_layout`]; `not_finite` counts NaN and infinite values by tensor; it is
+            `None` if values were not read.
     """
 
     layout: Layout
     facts: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Layers, kinds, tensors that are stored unchanged, and totals."""
+        """Layers, kinds, tensors stored unchanged, and totals."""
         return dict(self.facts)
 
     def tables(self) -> list[Table]:
-        """Layers, kinds, totals, tensors that are stored unchanged, and layers of uncertain kind."""
+        """Layers, kinds, totals, tensors stored unchanged, and layers of uncertain kind."""
         facts = self.facts
         layers = [[_shown(layer[column]) for column in COLUMNS] for layer in facts["layers"]]
         kinds = [[name, *map(_shown, found.values())] for name, found in facts["kinds"].items()]
         total = [[name.replace("_", " "), _shown(value)] for name, value in facts["total"].items()]
         carried = [
-            f"carried along, not tokens: {found['tensors']} tensors of {dtype}, {found['bytes']:,} bytes"
+            f"stored unchanged, not as tokens: {found['tensors']} {dtype} tensors, {found['bytes']:,} bytes"
             for dtype, found in facts["template"].items()
         ]
         tables = [
@@ -79,7 +79,7 @@ class InfoResult(Result):
             Table(("total", ""), total, caption="\n".join([_values(facts["not_finite"]), *carried])),
         ]
         if unsure := [layer for layer in facts["layers"] if len(layer["possible_kinds"]) > 1]:
-            title = f"kind not certain from name and shape alone, {len(unsure)} layers (tokens do not depend on it):"
+            title = f"{len(unsure)} layers whose kind is uncertain (tokens do not depend on it):"
             lines = [f"  {shorten(layer['name'])}: {' or '.join(layer['possible_kinds'])}" for layer in unsure]
             more = [f"  and {len(unsure) - MAX_UNSURE} more: see --json"] if len(unsure) > MAX_UNSURE else []
             tables.append(Table(title=title, caption="\n".join([*lines[:MAX_UNSURE], *more])))
@@ -88,10 +88,10 @@ class InfoResult(Result):
 
 @dataclass(kw_only=True)
 class FolderInfoResult(Result):
-    """What lies in a folder of checkpoints.
+    """The checkpoints of a folder.
 
     Attributes:
-        checkpoints: Totals of each, or why it was not read, by path.
+        checkpoints: For each path, the totals of a checkpoint, or why it was not read.
     """
 
     checkpoints: dict[str, dict[str, Any]]
@@ -101,7 +101,7 @@ class FolderInfoResult(Result):
         return {"checkpoints": self.checkpoints}
 
     def tables(self) -> list[Table]:
-        """A line for each file, and for each folder that is one checkpoint."""
+        """A row for each file, and for each folder that is one checkpoint."""
         columns = ("layers", "weights", "tokens")
         rows = [
             [path, *(found.get(column) for column in columns), found.get("reason") or _values(found["not_finite"])]
@@ -111,24 +111,24 @@ class FolderInfoResult(Result):
 
 
 def info(checkpoint: Source, **options: Any) -> InfoResult | FolderInfoResult:
-    """Describe the layers, tokens and memory of a network, or of each in a folder.
+    """Describe the layers, tokens and memory of a network, or of each network in a folder.
 
     ```python
     print(hf_sane.info("org/some-network", token_dim=289))
     ```
 
     Args:
-        checkpoint: A module, state dict, path or Hub repo id. The headers of files are read, and the values of small
-            ones, to find NaN.
+        checkpoint: A module, state dict, path or Hub repo id. Only the headers of files are read, and the values of
+            small files, to find NaN.
         **options: Other fields of [`InfoSettings`].
     """
     return run_info(InfoSettings(checkpoint=checkpoint, **options))
 
 
 def run_info(settings: InfoSettings) -> InfoResult | FolderInfoResult:
-    """Show the layers, tokens and memory of a checkpoint from its headers, and whether a small one holds NaN.
+    """Show the layers, tokens and memory of a checkpoint from its headers, and find NaN values in small ones.
 
-    Of a folder of checkpoints, every file gets a line.
+    For a folder of checkpoints, every file gets a row.
     """
     record = RunRecord.start(arguments=as_arguments(settings))
     extractor = settings.extractor
@@ -149,7 +149,7 @@ def run_info(settings: InfoSettings) -> InfoResult | FolderInfoResult:
 
 
 def _checkpoints_in(settings: InfoSettings) -> list[Path]:
-    """What a folder of several checkpoints holds; nothing for every other source."""
+    """The checkpoints in a folder of several; empty for any other source."""
     source = settings.checkpoint
     if not isinstance(source, str | Path) or settings.subfolder or settings.variant or is_zoo(source):
         return []
@@ -161,7 +161,7 @@ def _checkpoints_in(settings: InfoSettings) -> list[Path]:
 
 
 def _describe(extractor: SANEFeatureExtractor, source: Any) -> tuple[Layout, dict[str, Any]]:
-    """Layout and facts of one network."""
+    """Layout and description of one network."""
     tensors = read_meta_state_dict(source) if isinstance(source, CheckpointSource) else source
     layout = extractor.layout(tensors)
     counts = _not_finite(source, layout)
@@ -169,7 +169,7 @@ def _describe(extractor: SANEFeatureExtractor, source: Any) -> tuple[Layout, dic
 
 
 def _outline(extractor: SANEFeatureExtractor, source: CheckpointSource) -> dict[str, Any]:
-    """Totals of one of several checkpoints, or why it was not read."""
+    """Totals of a checkpoint, or why it was not read."""
     try:
         layout, facts = _describe(extractor, source)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -178,7 +178,7 @@ def _outline(extractor: SANEFeatureExtractor, source: CheckpointSource) -> dict[
 
 
 def _not_finite(source: Any, layout: Layout) -> dict[str, int] | None:
-    """NaN and infinite values by tensor; `None` of large files, and of those that are not on this machine."""
+    """NaN and infinite values by tensor; `None` for files that are large or on the Hub."""
     if isinstance(source, CheckpointSource):
         is_small = 4 * layout.num_weights <= READ_BYTES
         if not is_small or isinstance(parse_source(source.source, revision=source.revision), HubRepo):
@@ -192,14 +192,14 @@ def _not_finite(source: Any, layout: Layout) -> dict[str, int] | None:
 
 
 def _values(counts: dict[str, int] | None) -> str:
-    """What is known of the values."""
+    """What is known about the values."""
     if not counts:
         return NOT_READ if counts is None else FINITE
     return f"NaN or infinite: {name_some([f'{count:,} in {name}' for name, count in counts.items()])}"
 
 
 def _shown(value: Any) -> Any:
-    """A human-readable cell: shapes as `16x3x3x3 + 16`, shares as percentages."""
+    """A human-readable table cell: shapes as `16x3x3x3 + 16`, shares as percentages."""
     if isinstance(value, float):
         return f"{value:.1%}"
     if isinstance(value, list):

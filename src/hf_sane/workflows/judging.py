@@ -1,4 +1,4 @@
-"""Settings of what networks are judged by: a metric on examples, or a function of the user's own."""
+"""Settings for judging networks, by a metric on labelled examples or by a function of the user."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -26,16 +26,17 @@ class JudgeSettings(CheckedSettings):
 
     evaluate: str | Callable[..., float] | Task | None = setting(
         "Function that judges a network, as my_file.py:my_metric or my_package.my_file:my_metric: my_metric(module), "
-        "or my_metric(module, split) to select with split='validation' and to report with 'test', returns a number; "
-        "higher is better. Its code runs.",
+        "or my_metric(module, split), which selects with split='validation' and reports with 'test'. Returns a "
+        "number; "
+        "higher is better. The file's code is run.",
         default=None,
     )
     lower_is_better: bool = setting(
-        "Lower values are better (of the function, or of a metric of evaluate).", default=False
+        "Lower values of the function, or of a metric of evaluate, are better.", default=False
     )
 
     def judgement(self) -> Task | None:
-        """The function as a task, if there is one."""
+        """The function as a task, if one is given."""
         if self.evaluate is None or isinstance(self.evaluate, Task):
             return self.evaluate
         function: Judgement = (
@@ -46,13 +47,13 @@ class JudgeSettings(CheckedSettings):
 
 @dataclass(kw_only=True)
 class MetricSettings(JudgeSettings):
-    """Settings of a function that judges networks, or of a metric on labelled examples."""
+    """Settings for judging networks by a function or by a metric on labelled examples."""
 
     metric: str = setting(
-        "'accuracy', 'cross_entropy', the name of a metric of evaluate, or the path of a script (./...).",
+        "'accuracy', 'cross_entropy', a metric of evaluate, or the path of a metric script (./...).",
         default="accuracy",
     )
-    metric_options: str = setting('Arguments of the metric, as JSON: {"average": "macro"}.', default="{}")
+    metric_options: str = setting('Arguments of the metric as JSON, such as {"average": "macro"}.', default="{}")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,10 +61,10 @@ class MetricSettings(JudgeSettings):
             raise ValueError("expected a function (--evaluate) or a metric (--metric), got both; name one")
 
     def task(self, data: LabelledData | None) -> Task:
-        """What networks are judged by: the function, or the metric on the data.
+        """The task that networks are judged by: the function, or the metric on the data.
 
         Raises:
-            ValueError: If there are neither data nor a function.
+            ValueError: If there is neither data nor a function.
         """
         if (own := self.judgement()) is not None:
             return own
@@ -77,23 +78,23 @@ class MetricSettings(JudgeSettings):
 
 @dataclass(kw_only=True)
 class TextSettings(CheckedSettings):
-    """Settings of texts for networks that read them."""
+    """Settings of texts, for networks that classify them."""
 
     texts: str | TextData | datasets.Dataset | datasets.DatasetDict | None = setting(
         f"{TEXT_KINDS}, for networks that classify texts.", default=None
     )
     tokenizer: str | PreTrainedTokenizerBase | None = setting(
-        "Tokenizer of the texts, a folder or Hub id; by default that of the first network.", default=None
+        "Tokenizer of the texts (folder or Hub id); by default that of the first network.", default=None
     )
-    text_column: str | None = setting("Column of the texts; by default a usual name or the only one.", default=None)
-    label_column: str | None = setting("Column of the labels; by default a usual name or type.", default=None)
-    max_tokens: int = setting("Cut texts after this many tokens.", default=MAX_TOKENS, least=1)
+    text_column: str | None = setting("Column with the texts; by default found by name or type.", default=None)
+    label_column: str | None = setting("Column with the labels; by default found by name or type.", default=None)
+    max_tokens: int = setting("Truncate texts to this many tokens.", default=MAX_TOKENS, least=1)
 
     def open_texts(self, networks: Sequence[str | Path | nn.Module], **options: Any) -> TextData:
         """Load and tokenize the texts.
 
         Args:
-            networks: The first one names the tokenizer, if the settings do not.
+            networks: The first one provides the tokenizer, unless the settings name one.
             **options: Further options of `load_texts`.
 
         Raises:
@@ -104,7 +105,7 @@ class TextSettings(CheckedSettings):
             return self.texts
         tokenizer: Any = self.tokenizer or next(filter(None, map(_tokenizer_place, networks)), None)
         if tokenizer is None:
-            raise ValueError("expected a tokenizer for the texts, got none; name its folder or Hub id (--tokenizer)")
+            raise ValueError("expected a tokenizer for the texts, got none; pass its folder or Hub id (--tokenizer)")
         return load_texts(
             self.texts,
             tokenizer,
@@ -116,19 +117,21 @@ class TextSettings(CheckedSettings):
 
 
 def recorded_texts(facts: ZooFacts) -> TextData | None:
-    """The texts that the networks of a zoo were trained on; `None` if it was trained on something else."""
+    """The texts that a zoo's networks were trained on; `None` if they were trained on something else."""
     known = {
         entry.name: facts.arguments[entry.name] for entry in fields(TextSettings) if entry.name in facts.arguments
     }
     if not known:
         return None
     if unnamed := [name for name in ("texts", "tokenizer") if str(known.get(name, "<")).startswith("<")]:
-        raise ValueError(f"the zoo {facts.name!r} does not say where its {' and '.join(unnamed)} are; name them")
+        raise ValueError(
+            f"the zoo {facts.name!r} does not record where its {' and '.join(unnamed)} came from; name them"
+        )
     return TextSettings(**known).open_texts([], train_limit=facts.arguments.get("train_limit"))
 
 
 def _tokenizer_place(network: str | Path | nn.Module) -> str | Path | None:
-    """Where a tokenizer may lie beside a network: its folder or repository, or the first of a folder of networks."""
+    """Where to look for a network's tokenizer: in its folder or repository, or in the first folder of several."""
     if isinstance(network, nn.Module):
         return getattr(getattr(network, "config", None), "name_or_path", None) or None
     place = find_source(network)

@@ -1,4 +1,4 @@
-"""Find out which networks were made from which, and whether their cards say so."""
+"""Find out which networks were made from which others, and whether their cards agree."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Verdict = Literal["supported", "contradicted", "unknown"]
-LIKELY = 0.8  # confidence from which a claim is supported or contradicted
+LIKELY = 0.8  # least confidence that supports or contradicts a claim
 
 
 @dataclass(kw_only=True)
 class LineageSettings(ModuleSettings, WeightsSettings):
     """Settings of [`lineage`]."""
 
-    sources: list[Source] = setting("Checkpoints: files, folders, Hub repo ids; two or more.", positional=True)
-    output: Path | None = setting("New folder for the trees and the run record.", default=None, short="-o")
-    claims: bool = setting("Compare with the base models that the cards name.", default=False)
+    sources: list[Source] = setting("Two or more checkpoints: files, folders or Hub repo ids.", positional=True)
+    output: Path | None = setting("New folder for the family trees and the run record.", default=None, short="-o")
+    claims: bool = setting("Check the base models that the cards name.", default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.sources) < 2:
-            raise ValueError(f"expected two checkpoints or more, got {len(self.sources)}")
+            raise ValueError(f"expected at least two checkpoints, got {len(self.sources)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the card of a network says of its origin, and what the weights say.
+    """What a network's card says about its origin, and what the weights say.
 
     Attributes:
         network: The network.
         base_model: The base model that its card names.
-        verdict: Whether the weights support it.
-        confidence: In the verdict; 0 if it is unknown.
-        reason: Why, as a sentence continues.
+        verdict: Whether the weights support the card.
+        confidence: Confidence in the verdict; 0 if it is unknown.
+        reason: The reason, as the end of a sentence.
     """
 
     network: str
@@ -67,11 +67,11 @@ class Claim:
 
 @dataclass(kw_only=True)
 class LineageResult(Result):
-    """Which networks were made from which.
+    """Which networks were made from which others.
 
     Attributes:
-        lineage: Trees, and how sure their edges are.
-        claims: Claims of cards.
+        lineage: Family trees, and the confidence in their edges.
+        claims: Claims of the cards.
     """
 
     JOB: ClassVar[str] = "lineage"
@@ -80,7 +80,7 @@ class LineageResult(Result):
     claims: list[Claim] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Descents, roots, alignments, claims."""
+        """Descents, roots, alignments and claims."""
         found = self.lineage
         descents = [asdict(descent) | {"parents": list(descent.parents)} for descent in found.descents]
         return {
@@ -108,7 +108,7 @@ class LineageResult(Result):
         return pd.DataFrame(rows, columns=["child", "parent", "change", "distance", "confidence"])
 
     def summary(self) -> list[str]:
-        """The trees, indented."""
+        """The trees, as indented lines."""
         return [line for root in self.lineage.roots for line in _branch(self.lineage, root, 0)]
 
     def tables(self) -> list[Table]:
@@ -123,7 +123,7 @@ class LineageResult(Result):
 
 
 def lineage(*sources: Source, **options: Any) -> LineageResult:
-    """Find out which networks were fine-tuned, pruned, quantised or averaged from which, from their weights alone.
+    """Find out from weights alone which networks were fine-tuned, pruned, quantised or averaged from which others.
 
     ```python
     print(hf_sane.lineage("org/base", "me/tuned", "you/pruned", claims=True))
@@ -137,9 +137,9 @@ def lineage(*sources: Source, **options: Any) -> LineageResult:
 
 
 def run_lineage(settings: LineageSettings) -> LineageResult:
-    """Find trees of networks that were made from each other, from their weights alone.
+    """Find family trees of networks from their weights alone.
 
-    Channels are matched where the symmetries are known: from config.json, or with --module.
+    Channels are matched if the symmetries are known, from config.json or with --module.
     """
     record = RunRecord.start(arguments=as_arguments(settings))
     settings.register()
@@ -171,7 +171,7 @@ def _symmetries(
 
 
 def _claims(found: Lineage, sources: Mapping[str, Source]) -> Iterator[Claim]:
-    """What the cards say, judged."""
+    """The claims of the cards, with verdicts."""
     for name, source in sources.items():
         for base in _base_models(source):
             verdict, confidence, reason = _judge(found, name, base, sources)
@@ -202,7 +202,7 @@ def _judge(found: Lineage, name: str, base: str, sources: Mapping[str, Source]) 
         return "contradicted", below, "it was made from this network"
     if found.root_of(name) != found.root_of(other):
         return "contradicted", LIKELY, "their weights are not related"
-    return "unknown", 0.0, "they are related, but which came first is not certain"
+    return "unknown", 0.0, "they are related, but it is uncertain which came first"
 
 
 def _branch(found: Lineage, name: str, depth: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Join zoos of several data sets or architectures into one."""
+"""Mix zoos of several data sets or architectures into one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ class MixZoosSettings(CheckedSettings):
         "Zoos as NAME=SOURCE or NAME=SOURCE@CONFIG; SOURCE: folder, Hub dataset, or dataset@revision.",
         positional=True,
     )
-    output: str | Path = setting("Folder of the mixture; it may hold other zoos under other names.", short="-o")
+    output: str | Path = setting("Folder of the mixture; it may already hold zoos under other names.", short="-o")
     config: str = setting("Name of the mixture in the folder.", default="default", **ZOO_CONFIG)
-    name: str | None = setting("Name of the mixture on its card; by default the names of the zoos.", default=None)
-    token_dim: int | None = setting("Scalars per token; by default the largest of the zoos.", default=None, least=1)
+    name: str | None = setting("Title of the mixture's card; by default the names of the zoos.", default=None)
+    token_dim: int | None = setting("Scalars per token; by default the largest in the zoos.", default=None, least=1)
     token_layout: str | None = setting("How weights are arranged in tokens; by default as in the zoos.", default=None)
 
 
 def mix_zoos(zoos: Mapping[str, str | Path | Zoo], *, output: str | Path | None = None, **options: Any) -> Zoo:
-    """Join zoos into one that a single SANE can be pre-trained on.
+    """Mix zoos into one, so that a single SANE can be pre-trained on all of them.
 
     Args:
-        zoos: Zoos or their sources, by their names in the mixture.
+        zoos: Zoos or their sources, by name in the mixture.
         output: Folder of the mixture; if `None`, a temporary folder, whose path is logged.
         **options: `config`, `name`, `token_dim`, `token_layout`, see [`MixZoosSettings`].
 
@@ -40,14 +40,14 @@ def mix_zoos(zoos: Mapping[str, str | Path | Zoo], *, output: str | Path | None 
         The mixture.
 
     Raises:
-        ValueError: If there is no zoo, a name cannot be part of a run's name, or the zoos do not fit together.
+        ValueError: If there is no zoo, a name is not allowed in the names of runs, or the zoos do not fit together.
         FileExistsError: If the folder holds something else.
     """
     return run_mix_zoos(MixZoosSettings(zoos=zoos, output=output or temporary_folder("zoo"), **options)).zoo
 
 
 def run_mix_zoos(settings: MixZoosSettings) -> ZooResult:
-    """Join zoos of different data sets or architectures; all tokens get one size, and splits are kept."""
+    """Mix zoos of different data sets or architectures; all tokens get the same size, and splits are kept."""
     mixture = mixing.mix_zoos(
         _open(settings.zoos),
         settings.output,
@@ -67,15 +67,15 @@ def _open(zoos: list[str] | Mapping[str, str | Path | Zoo]) -> dict[str, Zoo]:
     for text in zoos:
         label, source, config = parse_source(text)
         if label in opened:
-            raise ValueError(f"two zoos are called {label!r}; give each a name of its own")
+            raise ValueError(f"two zoos are called {label!r}; rename one")
         opened[label] = load_zoo(source, config)
     return opened
 
 
 def parse_source(text: str) -> tuple[str, str, str | None]:
-    """Name, folder or dataset id, and config name of `NAME=SOURCE[@CONFIG]`.
+    """Split `NAME=SOURCE[@CONFIG]` into the name, the folder or dataset id, and the config name.
 
-    An existing folder is used even if its name contains `@`. `owner/name@revision@config` also names a revision; its
+    An existing folder is used even if its name contains `@`. `owner/name@revision@config` also names a revision; the
     config may be empty.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Inputs and results of workflows on networks: image classifiers of one architecture, in one stack."""
+"""Inputs and results of workflows on networks of one architecture, which run together in a stack."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -35,14 +35,14 @@ Network = str | Path | nn.Module
 
 @dataclass(kw_only=True)
 class NetworksResult(Result):
-    """Networks that a workflow made: `result[0]` is a module, `len(result)` is their number.
+    """Networks made by a workflow: `result[0]` is a module, `len(result)` is their number.
 
-    Networks of this library are Transformers models; others are instances of the module that was given or registered.
+    Networks of this library are Transformers models; others are instances of the given or registered module.
 
     Attributes:
         stack: All networks, stacked so that they run together.
-        include_code: Whether the modelling code is saved along with the networks.
-        tokenizer: Tokenizer of networks of texts, which is saved along with them.
+        include_code: Whether to save the modelling code with the networks.
+        tokenizer: Tokenizer that is saved with networks that classify texts.
     """
 
     stack: StackedNetworks
@@ -74,7 +74,7 @@ class NetworksResult(Result):
         return self.stack.evaluate(*open_images(images).split(split))[1]
 
     def write(self, partial: Path) -> None:
-        """Write the record of the run, which lists the networks that were saved before."""
+        """Write the run record, which lists the networks that were already saved."""
         saved = sorted(path.parent.name for path in partial.glob("*/config.json"))
         replace(self.record, results={**self.record.results, "saved": saved}).save(partial / RECORD)
 
@@ -88,7 +88,7 @@ class NetworksResult(Result):
         return Path(folder)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Publish the networks as one model repository, the best on validation images at its root.
+        """Publish the networks as one model repository, with the best on validation images at its root.
 
         Args:
             repo_id: `user/name`; created if missing.
@@ -97,7 +97,7 @@ class NetworksResult(Result):
         Returns:
             URL of the commit.
         """
-        return push_saved(replace(self).save, repo_id, **options)  # a copy: its output is a temporary folder
+        return push_saved(replace(self).save, repo_id, **options)  # a copy, since its output is a temporary folder
 
 
 def open_images(images: str | ImageData, **options: Any) -> ImageData:
@@ -111,13 +111,13 @@ def open_stack(
     """Open networks of one architecture; return them and their names.
 
     Args:
-        sources: Modules, folders of networks, folders that hold such folders, Hub repo ids. Files and folders with
-            the tensors of a registered module are opened as that module.
-        ignored: Settings of the configuration that may differ; the stack uses those of the first network.
+        sources: Modules, folders of networks, folders that contain these, or Hub repo ids. Files and folders with the
+            tensors of a registered module are opened as that module.
+        ignored: Configuration settings that may differ; the stack uses those of the first network.
         **weights: Which weights to read from each folder or repository: `subfolder`, `variant`.
 
     Raises:
-        FileNotFoundError: If a folder neither is nor contains a network.
+        FileNotFoundError: If a folder is not a network and contains none.
         ValueError: If there are no networks, or their configurations differ.
     """
     named = [pair for index, source in enumerate(sources) for pair in _open(source, index, weights)]
@@ -128,7 +128,7 @@ def open_stack(
     for name, model in rest:
         if type(model) is not type(first) or _facts(model, ignored) != known:
             raise ValueError(
-                f"{name} is of another architecture than {first_name}; expected networks of one architecture: take "
+                f"expected networks of one architecture, but {name} differs from {first_name}: pass "
                 "them one after the other"
             )
     own = getattr(first, "config", None)
@@ -150,7 +150,7 @@ def _open(source: Network, index: int, weights: dict[str, str]) -> list[tuple[st
 
 
 def load_network(source: str | Path, **weights: str) -> PreTrainedModel:
-    """Load a model of Transformers with the Auto class of its architecture, see [`auto_class`]."""
+    """Load a Transformers model with the Auto class of its architecture, see [`auto_class`]."""
     where = {name: value for name, value in weights.items() if name == "subfolder"}
     config = load_config(source, **where)
     if config.model_type in AUTOENCODERS:
@@ -161,14 +161,14 @@ def load_network(source: str | Path, **weights: str) -> PreTrainedModel:
 
 
 def _check_is_no_adapter(source: CheckpointSource) -> None:
-    """Transformers would open the base that an adapter names."""
+    """Raise an error for an adapter, since Transformers would open its base model instead."""
     with suppress(FileNotFoundError):
         if (adapter_folder(source) / ADAPTER_CONFIG).is_file():
             raise ValueError(f"expected a network, got the adapter {source}; {REMEDY}")
 
 
 def _open_registered(place: Path, weights: dict[str, str]) -> list[tuple[str, nn.Module]]:
-    """Networks of a registered module in a file, a folder, or the folders inside it; empty if there are none."""
+    """Networks of a registered module in a file, a folder or its subfolders; empty if there are none."""
     if not has_registered():
         return []
     place = place / weights.get("subfolder", "")
@@ -183,7 +183,7 @@ def _open_registered(place: Path, weights: dict[str, str]) -> list[tuple[str, nn
 
 
 def _facts(model: nn.Module, ignored: Sequence[str]) -> dict[str, Any]:
-    """What networks of one architecture share: their configuration, or the shapes of their tensors."""
+    """What networks of one architecture have in common: their configuration, or the shapes of their tensors."""
     config = getattr(model, "config", None)
     if isinstance(config, PreTrainedConfig):
         return {name: value for name, value in describe_config(config).items() if name not in ignored}

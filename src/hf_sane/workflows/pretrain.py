@@ -26,7 +26,7 @@ class PretrainingResult(Result):
 
     Attributes:
         run: Measurements of the run, and its folder.
-        base: SANE that a LoRA run adapted; otherwise `None`.
+        base: The SANE that was adapted in a LoRA run; otherwise `None`.
     """
 
     JOB: ClassVar[str] = JOB
@@ -36,7 +36,7 @@ class PretrainingResult(Result):
 
     @property
     def sane(self) -> SANE:
-        """The autoencoder; after a LoRA run, the base with the adapter merged into it."""
+        """The autoencoder; after a LoRA run, the base with the adapter merged in."""
         folder = self.run.folder
         if self.base is None:
             return SANE.from_pretrained(folder)
@@ -66,13 +66,13 @@ def pretrain(
     ```
 
     Args:
-        zoo: A zoo, its folder or its Hub dataset id; or a list of these, which must share one token size.
+        zoo: A zoo, its folder or its Hub dataset id; or a list of these with the same token size.
         output: Run folder; if `None`, a temporary folder, whose path is logged.
         **options: Other fields of [`PretrainSettings`].
 
     Returns:
-        The autoencoder with its weight tokenizer. After a LoRA run (`lora=True`), whose folder holds only the adapter,
-        this is the base with the adapter merged into it.
+        The autoencoder with its weight tokenizer. After a LoRA run (`lora=True`), this is the base with the adapter
+        merged in, while the folder holds only the adapter.
 
     Raises:
         ValueError: If settings are out of range or do not fit the zoo.
@@ -81,7 +81,7 @@ def pretrain(
     zoos: list[str | Path | Zoo] = as_list(zoo)
     names = [str(x.source or x.facts.name) if isinstance(x, Zoo) else str(x) for x in zoos]
     if output is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("several processes that train together need one output folder, got none; give output=...")
+        raise ValueError("expected an output folder that all training processes share, got none; pass output=...")
     settings = PretrainSettings(zoo=names, output=output or temporary_folder("run"), **options)
     opened = [
         x if isinstance(x, Zoo) else Zoo.load(x, settings.zoo_config, revision=settings.zoo_revision) for x in zoos

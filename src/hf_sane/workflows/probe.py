@@ -1,4 +1,4 @@
-"""Probe a zoo: predict properties of its networks from embeddings and from the baselines W and s(W)."""
+"""Probe a zoo: predict properties of its networks from embeddings and the baselines W and s(W)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ from hf_sane.zoo._facts import PROPERTIES_KEY
 METRICS = {"r2": "R2", "kendall_tau": "Kendall tau", "mae": "mean absolute error"}
 TRANSFER_METRICS = ("r2", "kendall_tau")
 USUAL = ("test_accuracy", "epoch", "generalization_gap")
-POOLINGS_HELP = "Poolings of the latents; 'all' for every one."
+POOLINGS_HELP = "Poolings of the latents, or 'all'."
 
 
 @dataclass(kw_only=True)
@@ -34,25 +34,25 @@ class ProbeSettings(HaloSettings, SaneSettings):
     zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.")
     output: Path | None = setting("New folder for the results and the run record.", default=None, short="-o")
     properties: list[str] = setting(
-        "Columns of the zoo to predict; by default test_accuracy, epoch and generalization_gap, as far as they are "
-        "known, or else every number that an import brought along.",
+        "Columns of the zoo to predict; by default test_accuracy, epoch and generalization_gap, if they are "
+        "known, and otherwise all imported numeric columns.",
         factory=list,
     )
     poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["all"])
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     aligned: bool | None = setting(
-        "Align networks to the zoo's reference first; by default if the zoo is aligned.", default=None
+        "Align networks to the zoo's reference first; by default only if the zoo is aligned.", default=None
     )
-    spectral: bool = setting("Add spectra of weight matrices as a further baseline.", default=False)
+    spectral: bool = setting("Add spectra of weight matrices as a baseline.", default=False)
     profile: bool = setting(
-        "Add profiles of each layer as baselines: quantiles of its weights, with and without spectra.", default=False
+        "Add layer profiles as baselines: quantiles of each layer's weights, with and without spectra.", default=False
     )
     regressor: Literal["ridge", "logit_linear", "gradient_boosting"] = setting(
-        "Regression from features to properties.", default="ridge"
+        "Regression method that predicts properties from features.", default="ridge"
     )
-    ranks: bool = setting("Fit the ranks of the properties instead of their values, to rank networks.", default=False)
+    ranks: bool = setting("Fit ranks of properties instead of values, to rank networks.", default=False)
     transfer: list[str | Path | Zoo] = setting(
-        "More zoos (folders or Hub ids, or FOLDER:CONFIG): fit on each, test on each. Repeat the option.",
+        "More zoos (folders, Hub ids or FOLDER:CONFIG): probes are fitted on each and tested on each. Repeatable.",
         factory=list,
         split=False,
     )
@@ -65,7 +65,7 @@ class ProbeResult(Result):
 
     Attributes:
         table: `{property: {features: ProbeResult}}`.
-        transfer: `{property: {features: {fitted on: {tested on: ProbeResult}}}}`; empty unless other zoos are given.
+        transfer: `{property: {features: {fitted on: {tested on: ProbeResult}}}}`; empty unless more zoos are given.
     """
 
     JOB: ClassVar[str] = "probe"
@@ -92,7 +92,7 @@ class ProbeResult(Result):
                     for source, row in by_source.items()
                 ]
                 zoos = list(next(iter(table.values())))
-                title = f"{METRICS[metric]} of {name}: fitted on a row's zoo, tested on a column's"
+                title = f"{METRICS[metric]} of {name}: fitted on the zoo of the row, tested on the zoo of the column"
                 found.append(Table(("features: fitted on", *zoos), rows, title=title))
         return found
 
@@ -123,7 +123,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
         zoos = open_zoos([settings.zoo, *settings.transfer], settings.config)
         for split in (split for zoo in zoos.values() for split in zoo.splits.values()):
             for name in settings.properties:
-                split.column(name)  # refuses what a zoo lacks, before anything is computed
+                split.column(name)  # rejects properties that a zoo lacks, before anything is computed
         wanted = settings.properties or _known_properties(list(zoos.values()))
         settings = replace(settings, properties=wanted)
         record.arguments["properties"] = wanted
@@ -154,7 +154,7 @@ def _features(zoo: Zoo, sane: SANE, settings: ProbeSettings) -> ZooFeatures:
 
 
 def parse_poolings(names: list[str]) -> list[Any]:
-    """Names of poolings, or `["all"]` for every pooling; `embed_networks` checks them."""
+    """Names of poolings; `["all"]` means every pooling. `embed_networks` validates them."""
     return list(POOLINGS) if names == ["all"] else names
 
 
@@ -181,7 +181,7 @@ def _measured(table: ProbeTable, transfer: dict[str, TransferTable]) -> dict[str
 
 
 def _known_properties(zoos: Sequence[Zoo]) -> list[str]:
-    """Properties that can be predicted in all zoos: the usual ones, or else numbers that differ between networks."""
+    """Properties that can be predicted in all zoos: the defaults, or else numbers that differ between networks."""
     brought = [name for zoo in zoos for name in zoo.facts.data.get(PROPERTIES_KEY, {}).get("columns", {})]
     for names in (USUAL, list(dict.fromkeys(brought))):
         known = [
@@ -189,7 +189,7 @@ def _known_properties(zoos: Sequence[Zoo]) -> list[str]:
         ]
         if known:
             return known
-    return list(USUAL)  # whose refusal says what is missing
+    return list(USUAL)  # whose error says what is missing
 
 
 def _is_known(split: ZooSplit, name: str) -> bool:

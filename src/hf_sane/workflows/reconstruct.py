@@ -1,4 +1,4 @@
-"""Reconstruct the test networks of zoos, and measure how much of their weights and accuracy a SANE preserves."""
+"""Reconstruct the test networks of zoos, and measure how well a SANE preserves their weights and accuracy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ class ReconstructSettings(CodecSettings, SaneSettings, ModuleSettings):
 
     sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
     zoo: list[str | Path | Zoo] | Mapping[str, str | Path | Zoo] = setting(
-        "Aligned zoos of one architecture each (folders or Hub ids, or FOLDER:CONFIG). Repeat the option.", split=False
+        "Aligned zoos of one architecture each (folders, Hub ids or FOLDER:CONFIG). Repeatable.", split=False
     )
-    images: str | ImageData = setting(f"Images to test the networks on: {IMAGE_KINDS}.")
+    images: str | ImageData = setting(f"Images to evaluate the networks on: {IMAGE_KINDS}.")
     output: Path | None = setting("New folder for the run record.", default=None, short="-o")
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
@@ -40,7 +40,7 @@ class ReconstructSettings(CodecSettings, SaneSettings, ModuleSettings):
 
 @dataclass(kw_only=True)
 class ReconstructionResult(Result):
-    """R2 over all test networks, and for each zoo R2 and the accuracies before and after."""
+    """R2 over all test networks, and R2 and the accuracies before and after for each zoo."""
 
     JOB: ClassVar[str] = "reconstruction"
 
@@ -58,12 +58,12 @@ def reconstruct(
     images: str | ImageData,
     **options: Any,
 ) -> ReconstructionResult:
-    """Encode and decode the test networks of zoos; measure R2 of all checkpoints and accuracy of the final ones.
+    """Encode and decode the test networks of zoos; measure R2 of all checkpoints, and accuracy of the final ones.
 
     Args:
         zoos: An aligned zoo of one architecture, its folder or its Hub dataset id; or several, as a list or by name.
         sane: A SANE, its folder or its Hub repo id.
-        images: Images to test the networks on, or a source for `load_images`.
+        images: Images to evaluate the networks on, or a source for `load_images`.
         **options: Other fields of [`ReconstructSettings`].
 
     Raises:
@@ -93,7 +93,7 @@ def run_reconstruct(settings: ReconstructSettings) -> ReconstructionResult:
 def _reconstruct(
     zoo: Zoo, sane: SANE, data: ImageData, settings: ReconstructSettings
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    """Measurements of one zoo, and the sums that its R2 is made of."""
+    """Measurements of one zoo, and the sums from which its R2 is computed."""
     test = zoo.splits["test"]
     final = test.final_epochs()
     layout, config = final.layout_and_config()

@@ -1,4 +1,4 @@
-"""Map networks in weight space by what they were trained for, and evaluate points between them."""
+"""Map networks in weight space by the task they were trained for, and evaluate points between them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 SPLITS = ("train", "validation", "test")
-SCORE_HEADER = ("networks", "line", "hull", "outside", "line beats outside", "hull beats outside")
+SCORE_HEADER = ("networks", "line", "hull", "outside", "line better than outside", "hull better than outside")
 
 
 @dataclass(kw_only=True)
@@ -36,33 +36,33 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSetting
 
     output: Path | None = setting("New folder for the run record and plots.", short="-o", formerly="--out")
     zoo: list[str | Path | Zoo] = setting(
-        "Zoos of one architecture (folders or Hub ids). Repeat the option.", factory=list, split=False
+        "Zoos of one architecture (folders or Hub ids). Repeatable.", factory=list, split=False
     )
     adapter: list[str] = setting(
-        "LABEL=SOURCE, instead of zoos: what a LoRA adapter was trained for, and the adapter. Repeat the option.",
+        "LoRA adapters instead of zoos, as LABEL=SOURCE; the label says what the adapter was trained for. Repeatable.",
         factory=list,
         split=False,
     )
     base: str | None = setting(
-        "Base model of the adapters; those with DoRA, biases or whole modules need it.", default=None
+        "Base model of the adapters, required for adapters with DoRA, biases or fully trained modules.", default=None
     )
-    config: str | None = setting("Name of the zoo, where there are several.", default=None, **ZOO_CONFIG)
+    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     label: list[str] = setting(
-        "Levels: 'data_set', a level of --groups, or a column of the zoos. Repeat the option.",
+        "Levels by which to group networks: 'data_set', a level of --groups, or a column of the zoos. Repeatable.",
         factory=list,
         split=False,
     )
     groups: Path | None = setting('JSON file of coarser levels: {"task": {"mnist": "digits", ...}}.', default=None)
-    splits: list[str] = setting("Splits with the networks to map.", factory=lambda: list(SPLITS))
-    epoch: int | None = setting("Epoch of every run; by default the last.", default=None)
+    splits: list[str] = setting("Splits whose networks are mapped.", factory=lambda: list(SPLITS))
+    epoch: int | None = setting("Epoch to take from every run; by default the last.", default=None)
     limit: int | None = setting("Use at most this many networks per zoo.", default=None, least=1)
     align: bool = setting("Permute channels to match the first network.", default=True)
     metric: Literal["euclidean", "cosine"] | None = setting(
-        "Metric of distances; by default euclidean for zoos, cosine for adapters.", default=None
+        "Distance metric; by default euclidean for zoos and cosine for adapters.", default=None
     )
-    sane: str | SANE | None = setting("SANE folder or Hub id, to map its latent space as well.", default=None)
+    sane: str | SANE | None = setting("SANE (folder or Hub id) whose latent space is mapped as well.", default=None)
     num_points: int = setting(
-        "Number of points inside each region to run on the zoos' images, or to judge by --evaluate.", default=0
+        "Number of points inside each region to evaluate on the zoos' images or by --evaluate.", default=0
     )
     method: Literal["tsne", "umap", "pca"] = setting(
         "Projection of the map; umap requires umap-learn.", default="tsne"
@@ -72,12 +72,12 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSetting
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.zoo) == bool(self.adapter):
-            raise ValueError("expected zoos (--zoo) or adapters (--adapter), one kind; name at least one")
+            raise ValueError("expected either zoos (--zoo) or adapters (--adapter); name at least one")
         if self.zoo and self.base is not None:
             raise ValueError("--base is the base model of adapters (--adapter); leave it out")
         if self.evaluate is not None and not (self.zoo and self.num_points):
             raise ValueError(
-                "expected zoos and points to judge (--zoo, --num-points 20) for a function (--evaluate); name them"
+                "expected zoos and a number of points for a function (--evaluate); pass --zoo and --num-points 20"
             )
         if self.zoo and self.weights:
             raise ValueError("--subfolder and --variant are for adapters (--adapter), got zoos; leave them out")
@@ -92,8 +92,8 @@ class RegionsResult(Result):
 
     Attributes:
         maps: Maps of `weights` and, if there is an autoencoder, of `latents`.
-        levels: Properties by which networks are labelled.
-        scores: Test accuracy inside regions, `{"level: label": scores}`, if requested.
+        levels: Properties by which networks are grouped.
+        scores: Test accuracies inside regions, `{"level: label": scores}`, if requested.
         pictures: Whether to draw plots.
     """
 
@@ -105,14 +105,14 @@ class RegionsResult(Result):
     pictures: bool = False
 
     def tables(self) -> list[Table]:
-        """For each space and level: distances within and between labels, and accuracy of the nearest region."""
+        """Distances within and between labels, and accuracy of the nearest region, for each space and level."""
         found = [self._level(space, level) for space in self.maps for level in self.levels]
         rows = [_score_row(name, scores) for name, scores in self.scores.items()]
         return [*found, Table((f"{self._measured} of", *SCORE_HEADER), rows)] if rows else found
 
     @property
     def _measured(self) -> str:
-        """What scores are, for people."""
+        """Human-readable name of the scores."""
         return str(self.record.arguments.get("measured", "test_accuracy")).replace("_", " ")
 
     def _level(self, space: str, level: str) -> Table:
@@ -120,14 +120,14 @@ class RegionsResult(Result):
         counts: dict[str, int] = measured["counts"]
         if "skipped" in measured:
             rows = zip(counts, self.maps[space].distances(metric).tolist(), strict=True)
-            title = f"{space}, {level}: {measured['skipped']}, so there are no regions; distances ({metric})"
+            title = f"{space}, {level}: no regions, since {measured['skipped']}; distances ({metric})"
             return Table((level, *counts), [[name, *row] for name, row in rows], title=title)
         distances = measured["distances"]
         table = distances["table"]
         lines = [
             f"within {distances['mean_within']:.4g}, between {distances['mean_between']:.4g}, ratio "
             f"{distances['ratio']:.3f} (p {distances['p_value']:.3g})",
-            "nearest region: skipped, some labels have one network",
+            "nearest region: skipped, since some labels have only one network",
         ]
         if "nearest_centroid" in measured:
             centroid, neighbour = measured["nearest_centroid"], measured["nearest_neighbour"]
@@ -170,11 +170,11 @@ def map_regions(
     ```
 
     Args:
-        networks: Zoos of one architecture, or their folders or Hub ids; or LoRA adapters as `{label: [sources]}`.
+        networks: Zoos of one architecture, their folders or Hub ids; or LoRA adapters as `{label: [sources]}`.
         **options: Other fields of [`RegionsSettings`].
 
     Raises:
-        ValueError: If a zoo or adapter is given twice, or a level has a single label.
+        ValueError: If a zoo or adapter is given twice, or a level has only one label.
     """
     if isinstance(networks, Mapping):
         pairs = [f"{label}={source}" for label, sources in networks.items() for source in as_list(sources)]
@@ -219,7 +219,7 @@ def run_regions(settings: RegionsSettings) -> RegionsResult:
         if settings.adapter:
             results["distances"] = maps["weights"].distances(metric).tolist()
         if settings.plots and not _can_draw(maps):
-            notes.append(f"no map: a picture needs at least {MIN_POINTS} networks")
+            notes.append(f"no map: it needs at least {MIN_POINTS} networks")
         record.data["networks"] = len(next(iter(maps.values())).points)
         result = RegionsResult(
             record=record.finish(results),
@@ -235,7 +235,7 @@ def run_regions(settings: RegionsSettings) -> RegionsResult:
 def _map_zoos(
     settings: RegionsSettings, task: Task | None
 ) -> tuple[dict[str, RegionMap], dict[str, RegionScores], list[str]]:
-    """Maps of weight space and, with an autoencoder, of its latent space; scores of regions; notes."""
+    """Maps of weight space and, with an autoencoder, of its latent space; scores of regions; and notes."""
     coarser: dict[str, dict[str, str]] = {}
     if settings.groups is not None:
         coarser = read_document(settings.groups, expected="groups by level").of_type(dict[str, dict[str, str]])
@@ -246,8 +246,9 @@ def _map_zoos(
     notes = []
     if networks.num_shared_starts:
         notes.append(
-            f"{networks.num_shared_starts} networks started from the same weights as one of another data set, which "
-            "draws these together; build zoos with different seeds"
+            f"{networks.num_shared_starts} networks started from the same weights as a network of another data set, "
+            f"which "
+            "makes their regions appear closer; build zoos with different seeds"
         )
     maps = {"weights": RegionMap.from_networks(networks.tensors, networks.labels, runs=networks.runs)}
     if settings.sane is not None:
@@ -257,7 +258,7 @@ def _map_zoos(
     if not settings.num_points:
         return maps, {}, notes
     notes += [] if task is None else task.notes
-    # Of columns it is not known which images belong to a label.
+    # For columns, it is unknown which images belong to a label.
     levels = [level for level in settings.label if task is not None or level not in columns]
     scores = score_zoo_regions(
         zoos, networks, maps["weights"], levels, num_points=settings.num_points, seed=settings.seed, task=task
@@ -271,7 +272,7 @@ def _read_networks(
     """Zoos and their networks, aligned to the first network if requested."""
     named = [source.source or id(source) if isinstance(source, Zoo) else str(Path(source)) for source in settings.zoo]
     if len(set(named)) < len(named):
-        raise ValueError(f"name each zoo once, got {', '.join(map(str, named))}; its networks would count twice")
+        raise ValueError(f"expected different zoos, got {', '.join(map(str, named))}; name each only once")
     zoos = [load_zoo(source, settings.config) for source in settings.zoo]
     found = zoo_networks(
         zoos, columns=columns, groups=groups, splits=settings.splits, epoch=settings.epoch, limit=settings.limit
@@ -284,7 +285,7 @@ def _describe(found: RegionMap, level: str, metric: Any, *, seed: int) -> dict[s
     labels = list(found.labels[level])
     counts = {name: labels.count(name) for name in dict.fromkeys(labels)}
     if found.runs == () and max(counts.values()) < 2:
-        return {"counts": counts, "skipped": "every label has one network"}
+        return {"counts": counts, "skipped": "every label has only one network"}
     distances = found.group_distances(level, metric=metric, generator=torch.Generator().manual_seed(seed))
     results: dict[str, Any] = {"counts": counts, "distances": distances.to_dict()}
     if min(counts.values()) < 2:

@@ -1,4 +1,4 @@
-"""Results of workflows, which are printed as tables, converted to JSON, and saved with a run record."""
+"""Results of workflows: printed as tables, converted to JSON, and saved with a run record."""
 
 import io
 import json
@@ -18,12 +18,12 @@ from hf_sane.records._outputs import output_folder
 from hf_sane.records._run_record import RECORD, RunRecord
 
 MAX_LINE = 4000  # characters
-UNLIMITED = 10_000  # columns: a table that goes into a file or a pipe is not folded
+UNLIMITED = 10_000  # columns: tables in files and pipes are not wrapped
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header. The first column holds names, the others are aligned to the right.
+    """A table. The first column holds names, the others are right-aligned.
 
     Attributes:
         header: Titles of the columns; if empty, only title and caption are printed.
@@ -40,16 +40,16 @@ class Table:
 
 @dataclass(kw_only=True)
 class Result:
-    """Base of the results of all workflows.
+    """Base class of all results.
 
     Attributes:
         record: Command, settings, versions and measurements of the run.
         output: The folder or file that was written; `None` if nothing was.
-        notes: Sentences for the user, such as what was left out.
+        notes: Messages for the user, such as what was left out.
         is_silent: Whether another process prints the result.
     """
 
-    JOB: ClassVar[str] = ""  # what manifests call the folder
+    JOB: ClassVar[str] = ""  # the folder's name in manifests
 
     record: RunRecord
     output: Path | None = None
@@ -62,7 +62,7 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the command: 1 if the workflow found a fault in its input."""
+        """Exit code of the command: 1 if the workflow found a fault in the input."""
         return 0
 
     def tables(self) -> list[Table]:
@@ -70,11 +70,11 @@ class Result:
         return []
 
     def to_dict(self) -> dict[str, Any]:
-        """The measurements in a form that JSON supports: non-finite numbers are `None`."""
+        """The measurements in a form that JSON supports, with `None` for non-finite numbers."""
         return self.record.to_dict().get("results", {})
 
     def to_json(self) -> str:
-        """The content of [`to_dict`] and the output folder as JSON text."""
+        """The content of [`to_dict`] and the output folder, as JSON text."""
         found = self.to_dict()
         found |= {} if self.output is None else {"output": str(self.output)}
         found |= {"notes": self.notes} if self.notes else {}
@@ -96,7 +96,7 @@ class Result:
         self.record.save(partial / RECORD)
 
     def print(self, console: Console | None = None, *, notes: bool = True) -> None:
-        """Print notes (unless they are shown elsewhere), tables, and the path of the output."""
+        """Print notes (unless they were already shown), tables, and the output path."""
         console = console or Console(soft_wrap=True)
         wide = console if console.is_terminal else Console(file=console.file, width=UNLIMITED)
         shown = self.notes if notes else []
@@ -127,18 +127,18 @@ AnyResult = TypeVar("AnyResult", bound=Result)
 
 @dataclass(frozen=True)
 class OptionalOutput:
-    """The output folder of a workflow, if there is one; from [`optional_output`].
+    """The output folder of a workflow, if it has one; made by [`optional_output`].
 
     Attributes:
         output: Path of the folder once it is complete.
-        partial: Where its files are written until then.
+        partial: Folder that holds its files until then.
     """
 
     output: Path | None
     partial: Path | None
 
     def write(self, result: AnyResult) -> AnyResult:
-        """Write the files of a result, if there is a folder for them; gives the result, which knows its folder."""
+        """Write the files of a result, if there is an output folder; return the result with its folder."""
         if self.partial is not None:
             result.write(self.partial)
         result.output = self.output
@@ -147,7 +147,7 @@ class OptionalOutput:
 
 @contextmanager
 def optional_output(output: Path | None, job: str) -> Iterator[OptionalOutput]:
-    """As [`output_folder`], for workflows whose output is optional."""
+    """Like [`output_folder`], for workflows whose output is optional."""
     if output is None:
         yield OptionalOutput(None, None)
     else:
@@ -161,7 +161,7 @@ def rows_of(measured: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
 
 
 def _text(line: str, *, style: str = "") -> Text:
-    """A line that may contain untrusted names, without markup and terminal control sequences."""
+    """Strip markup and terminal control sequences from a line that may contain untrusted names."""
     indent = line[: len(line) - len(line.lstrip(" "))]
     return Text(indent + shorten(line, MAX_LINE), style=style)
 

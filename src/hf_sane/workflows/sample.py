@@ -1,4 +1,4 @@
-"""Sample networks from the latent space of a SANE and compare them with baselines without an autoencoder."""
+"""Sample networks from the latent space of a SANE, and compare them with baselines that need no autoencoder."""
 
 import math
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ from hf_sane.workflows.shared import ZOO_CONFIG, SaneSettings, SourceSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
-# Settings that the run record and the cards of the networks show.
+# Settings shown in the run record and on the networks' cards.
 RECORDED = ("sane", "zoo", "config", "method", "mode", "unit", "num_candidates", "top_fraction", "halo_size")
 
-TRAINING_ONLY = ("initialization", "dropout")  # settings of a network that its weights do not depend on
+TRAINING_ONLY = ("initialization", "dropout")  # settings that do not affect a network's weights
 
 
 class Autoencoder(Protocol):
-    """The part of `SANE` that sampling needs; `SANE` itself imports this module."""
+    """The part of `SANE` that sampling needs, since `SANE` itself imports this module."""
 
     @property
     def model(self) -> WeightAutoencoder:
@@ -52,7 +52,7 @@ class Autoencoder(Protocol):
 
     @property
     def source(self) -> str | None:
-        """Folder or repository that it was loaded from."""
+        """Folder or repository that the autoencoder was loaded from."""
 
     @property
     def revision(self) -> str | None:
@@ -60,7 +60,7 @@ class Autoencoder(Protocol):
 
     @property
     def subfolder(self) -> str | None:
-        """Folder of the source that it was loaded from."""
+        """Subfolder of the source that holds the autoencoder."""
 
 
 @dataclass(kw_only=True)
@@ -70,48 +70,47 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSetting
     sane: str | Autoencoder = setting("SANE folder or Hub repo id.")
     output: Path | None = setting("New folder, with one subfolder per network.", short="-o")
     zoo: str | Path | Zoo | None = setting(
-        "Zoo of one architecture (folder or Hub dataset id); the best of its training networks are the anchors.",
+        "Zoo of one architecture (folder or Hub dataset id), whose best training networks are the anchors.",
         default=None,
     )
     anchors: list[Network] = setting(
-        "Trained networks of one architecture to sample around, in place of a zoo: folders or Hub ids; by default "
-        "those that the SANE brings along. Repeat the option.",
+        "Trained networks of one architecture to sample around instead of a zoo (folders or Hub ids); by default "
+        "the SANE's own anchors. Repeatable.",
         factory=list,
         split=False,
     )
     images: str | ImageData | None = setting(
-        f"{IMAGE_KINDS}: validation images choose networks, test images measure them; by default the "
+        f"{IMAGE_KINDS}: validation images select networks, test images evaluate them; by default the "
         "images that the zoo was trained on.",
         default=None,
     )
     image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
     method: str = setting(
-        "Sampler: subsample keeps the best of many, bootstrap samples again around the best, kde keeps every network. "
-        "Plug-ins can add others.",
+        "Sampler: subsample keeps the best of many, bootstrap samples again around the best, kde keeps all networks. "
+        "Plug-ins can add more.",
         default="subsample",
     )
     num_samples: int = setting("Number of networks to keep.", default=10, least=1)
     num_candidates: int = setting("Number of networks to draw and evaluate in each round.", default=200, least=1)
     num_rounds: int = setting("Number of rounds of bootstrapping.", default=3)
     bandwidth: list[str | float] | str | float = setting(
-        "Kernel width: a number, several to choose from on validation images, or a rule (scott, silverman).",
+        "Kernel width: a number, several numbers to select from on validation images, or a rule (scott, silverman).",
         factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
     )
     unit: Literal["anchor_std", "latent_std", "latent"] = setting(
-        "Unit of the bandwidth: the anchors' spread, that of all their tokens, or latents.", default="anchor_std"
+        "Unit of the bandwidth: the spread of the anchors or of all their tokens, or latents.",
+        default="anchor_std",
     )
     mode: Literal["joint", "token", "scalar"] = setting(
         "Whether a whole network, a token or a scalar is drawn from one anchor.", default="joint"
     )
-    num_anchors: int | None = setting("Number of anchors; by default all of the top fraction.", default=None, least=1)
-    top_fraction: float = setting(
-        "Share of the training runs, best first, to take anchors from.", default=TOP_FRACTION
-    )
+    num_anchors: int | None = setting("Number of anchors; by default the whole top fraction.", default=None, least=1)
+    top_fraction: float = setting("Share of the best training runs to take anchors from.", default=TOP_FRACTION)
     epoch: int | None = setting("Epoch of the anchors; by default the last epoch of each run.", default=None)
     halo_size: int = setting("Context tokens on each side of a window.", default=0)
     condition: bool = setting("Re-estimate BatchNorm statistics on training images.", default=True)
     prompt_statistics: bool = setting(
-        "For layers that the SANE was not trained on: take their scale from the zoo's training networks.",
+        "Take the scale of layers that the SANE was not trained on from the zoo's training networks.",
         default=False,
     )
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
@@ -123,7 +122,7 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSetting
         super().__post_init__()
         if self.num_samples > self.num_candidates:
             raise ValueError(
-                "expected at most as many networks as candidates that they are chosen from, got num_samples "
+                "expected at most as many networks as candidates to choose from, got num_samples "
                 f"{self.num_samples} and num_candidates {self.num_candidates}"
             )
         self.bandwidth = list(parse_bandwidths(self.bandwidth))
@@ -138,14 +137,14 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSetting
             raise ValueError("expected images (--images) or texts (--texts) to judge networks by, got both; name one")
         if self.anchors and self.images is None and self.texts is None and self.evaluate is None:
             raise ValueError(
-                "expected images to judge networks by, since anchors do not name theirs; name them (--images), or "
-                "texts (--texts), or a function (--evaluate)"
+                "expected images to judge networks by, since anchors do not record theirs; pass images (--images), "
+                "texts (--texts) or a function (--evaluate)"
             )
 
 
 @dataclass(kw_only=True)
 class SampleResult(NetworksResult):
-    """Sampled networks, best first on validation data.
+    """Sampled networks, sorted from best to worst on validation data.
 
     ```python
     networks[0]  # a Transformers model
@@ -154,9 +153,9 @@ class SampleResult(NetworksResult):
 
     Attributes:
         provenance: Origin of each network.
-        comparison: `{networks: {measurement: value}}`, for sampled networks and for baselines without an autoencoder.
-        measured: Further measurements of each network, for its record and card; may be empty.
-        title: Title of the cards, followed by the number of the network.
+        comparison: `{networks: {measurement: value}}`, for sampled networks and baselines.
+        measured: Additional measurements of each network, for its record and card; may be empty.
+        title: Title of the cards, to which the network's number is added.
     """
 
     JOB: ClassVar[str] = "sample"
@@ -175,7 +174,7 @@ class SampleResult(NetworksResult):
         return [Table(header, rows_of(self.comparison))]
 
     def write(self, partial: Path) -> None:
-        """Write the run record and one folder per network, with provenance, record and card."""
+        """Write the run record and one folder per network with its provenance, record and card."""
         facts = self.record.arguments
         for index, provenance in enumerate(self.provenance):
             found = {name: value for name in MEASURED if (value := getattr(provenance, name)) is not None}
@@ -210,13 +209,13 @@ def sample(
     ```
 
     Args:
-        anchors: A zoo, its folder or its Hub dataset id, whose best training networks are the anchors; or a module, or
-            a list of networks (modules, folders, Hub repo ids) of one architecture, which requires `images`.
+        anchors: A zoo, its folder or its Hub dataset id, whose best training networks become the anchors; or a module
+            or a list of networks (modules, folders, Hub repo ids) of one architecture, which requires `images`.
         sane: A SANE, its folder or its Hub repo id.
         **options: Other fields of [`SampleSettings`].
 
     Raises:
-        ValueError: If settings contradict each other, or there are fewer networks than requested anchors.
+        ValueError: If settings contradict each other, or the zoo has fewer networks than requested anchors.
     """
     if isinstance(anchors, str | Path | Zoo):
         chosen: dict[str, Any] = {"zoo": anchors}
@@ -271,7 +270,7 @@ def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
 
 
 def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, LabelledData | None, Zoo | None]:
-    """What networks are judged by, images or texts if there are any, and the zoo; their sources are recorded."""
+    """The task that networks are judged by, its images or texts, and the zoo; records their sources."""
     zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.config)
     record.arguments["zoo_revision"] = None if zoo is None else zoo.revision
     record.data |= {} if zoo is None else {"zoo": zoo.facts.name}
@@ -291,7 +290,7 @@ def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, Label
 
 
 def _own_anchors(settings: SampleSettings) -> Path:
-    """Folder of the networks that the autoencoder brings along."""
+    """Folder of the anchors that come with the autoencoder."""
     sane = settings.sane
     if isinstance(sane, str):
         source, revision, subfolder = sane, settings.revision, settings.sane_subfolder
@@ -301,7 +300,7 @@ def _own_anchors(settings: SampleSettings) -> Path:
     if found is None:
         raise ValueError(
             "expected a zoo (--zoo) or networks (--anchors) to sample around, got neither, and "
-            f"{source or 'the SANE'} brings none along; name the zoo that it was trained on, or "
+            f"{source or 'the SANE'} has no anchors of its own; name the zoo that it was trained on, or "
             "a folder of trained networks of one architecture and images to judge by (--anchors my_networks --images "
             "my_images)"
         )
@@ -309,7 +308,7 @@ def _own_anchors(settings: SampleSettings) -> Path:
 
 
 def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, task: Task) -> AnchorSet:
-    """Networks to sample around, and the autoencoder, which is recorded."""
+    """Open the networks to sample around and the autoencoder, which is recorded."""
     if isinstance(settings.sane, str):
         model, extractor = load_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
         subfolder = settings.sane_subfolder
@@ -321,7 +320,7 @@ def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, 
     options: dict[str, Any] = {"halo_size": settings.halo_size}
     if zoo is None:
         stack, names = open_stack(settings.anchors, ignored=TRAINING_ONLY, **settings.weights)
-        layout = extractor.lay_out(stack.model(0).state_dict())  # its tied weights share memory
+        layout = extractor.lay_out(stack.model(0).state_dict())  # since tied weights share memory
         tokens = layout.tokens(stack.tensors, batch_dims=1)
         extractor = extractor.extended([(layout, tokens)]) if settings.prompt_statistics else extractor
         codec = NetworkCodec(model, extractor, layout, stack.config, **options)
@@ -365,7 +364,7 @@ def _provenance(
 
 
 def _scores(measured: dict[str, float]) -> dict[str, Any]:
-    """Fields of the provenance: accuracies have their own."""
+    """Scores as fields of the provenance, where accuracies have fields of their own."""
     if "test_accuracy" in measured:
         return measured
     return {"scores": {name: value for name, value in measured.items() if math.isfinite(value)}}

@@ -25,7 +25,7 @@ from hf_sane.workflows.sample import SampleResult, sample
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
-BUNDLE = Path(__file__).parents[1] / "pretrained" / "small_images"  # the SANE that comes with this package
+BUNDLE = Path(__file__).parents[1] / "pretrained" / "small_images"  # the SANE that ships with this package
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class SANE:
     Attributes:
         model: The autoencoder, in evaluation mode.
         extractor: Converts networks to tokens and tokens to networks.
-        source: Folder or repository that it was loaded from; `None` if it was made in this process.
+        source: Folder or repository that it was loaded from; `None` if it was created in this process.
         revision: Commit of the repository.
         record: Record of the pre-training run, if it was trained in this process or its folder or repository has one.
-        subfolder: Folder of the source that it was loaded from.
+        subfolder: Subfolder of the source that holds it.
     """
 
     model: WeightAutoencoder
@@ -68,7 +68,7 @@ class SANE:
         return cls(model, extractor, str(source), commit, load_record(str(source), commit, subfolder), subfolder)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
-        """Save model, weight tokenizer, run record and card; see `hf_sane.hub.save_sane`."""
+        """Save the model, weight tokenizer, run record and card; see `hf_sane.hub.save_sane`."""
         record = self.record or RunRecord.start(arguments={"source": self.source}).finish({})
         return save_sane(folder, self.model, self.extractor, record, **options)
 
@@ -81,7 +81,7 @@ class SANE:
         api: HfApi | None = None,
         **options: Any,
     ) -> str:
-        """Publish model, weight tokenizer, run record and card as a model repository.
+        """Publish the model, weight tokenizer, run record and card as a model repository.
 
         Args:
             repo_id: `user/name`; created if missing.
@@ -118,7 +118,7 @@ class SANE:
 
         Args:
             latents: `[N, Z]`.
-            layout: Layout from [`encode`]; it also holds the tensors that are not tokens, such as counters.
+            layout: Layout from [`encode`], which also holds tensors that are not tokenized, such as counters.
             halo_size: Context tokens on each side of a window.
         """
         tokens = self.model.decode_sequences(latents[None], layout.positions, halo_size=halo_size)
@@ -137,16 +137,16 @@ class SANE:
 
         Args:
             networks: A module, state dict, path or Hub repo id; a list of these; a zoo, its folder, or a split of one.
-            pooling: How to combine the latents of a network in one vector, see `POOLINGS`.
-            aligned: Whether to align networks of a zoo to its reference first; by default if the zoo is aligned.
+            pooling: How to combine a network's latents into one vector, see `POOLINGS`.
+            aligned: Whether to align a zoo's networks to its reference first; by default only if the zoo is aligned.
             halo_size: Context tokens on each side of a window.
             batch_size: Number of networks and of windows processed at a time.
 
         Returns:
-            `[F]` float32 on the CPU for one network, otherwise `[M, F]`; the networks of a zoo are ordered by split.
+            `[F]` float32 on the CPU for one network, otherwise `[M, F]`; a zoo's networks are ordered by split.
 
         Raises:
-            ValueError: If there are no networks, or different architectures have embeddings of different lengths.
+            ValueError: If there are no networks, or their embeddings differ in length.
         """
         options: dict[str, Any] = {"poolings": (pooling,), "halo_size": halo_size, "batch_size": batch_size}
         if is_zoo(networks):

@@ -1,4 +1,4 @@
-"""Scan checkpoints for faults, by a sample of their weights."""
+"""Scan checkpoints for faults, using a sample of their weights."""
 
 import json
 import re
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FINDING = 1  # exit code
-MAX_ROWS = 40  # tensors in a printed table
+MAX_ROWS = 40  # tensors to print
 CONDITION = re.compile(r"\s*(?P<measure>[a-z_]+)\s*(?P<sign>[<>])\s*(?P<limit>[-+.\deE]+)\s*")
 MEASURES: dict[str, str] = {
     "alpha": "exponent of the tail of the spectrum",
@@ -55,24 +55,24 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings):
     """Settings of [`scan`]."""
 
     sources: list[str] = setting(
-        "Checkpoints: files, folders, Hub repo ids. Of a folder without weights of its own, all that is in it.",
+        "Checkpoints: files, folders or Hub repo ids. A folder without weights of its own means all in it.",
         positional=True,
     )
     output: Path | None = setting(
         "New folder for the report (JSON, Markdown, SARIF) and the run record.", default=None, short="-o"
     )
     fail_on: list[str] = setting(
-        "What makes the exit code 1: names of rules (nan), severities (error, warning, note), or conditions on a "
+        "What sets the exit code to 1: names of rules (nan), severities (error, warning, note), or conditions on a "
         "tensor such as 'alpha>8' or 'std>1'; 'never' for nothing.",
         factory=lambda: ["error"],
     )
     sane: str | Path | SANE | None = setting(
-        "SANE that embeds the checkpoints (folder or Hub repo id); by default the one in this package, where it fits.",
+        "SANE that embeds the checkpoints (folder or Hub repo id); by default the built-in one, if it fits.",
         default=None,
     )
     index: str | Path | Zoo | None = setting(
-        "Known networks, of which the nearest are told: a zoo, what hf-sane embed wrote with the same SANE, or what "
-        "hf-sane index wrote (for checkpoints that are read whole).",
+        "Known networks, of which the nearest are listed: a zoo, the output of hf-sane embed with the same SANE, or "
+        "the output of hf-sane index (for checkpoints that are read in full).",
         default=None,
     )
     revision: str | None = setting("Branch, tag or commit of the Hub repos.", default=None)
@@ -91,7 +91,7 @@ class ScanResult(Result):
 
     Attributes:
         scans: One per checkpoint.
-        failures: What of it makes the exit code 1, as sentences.
+        failures: Findings that set the exit code to 1, as sentences.
         nearest: Names and distances of the nearest known networks, by checkpoint.
     """
 
@@ -103,16 +103,16 @@ class ScanResult(Result):
 
     @property
     def findings(self) -> list[tuple[str, Finding]]:
-        """Findings of all checkpoints, with what they are about."""
+        """Findings of all checkpoints, each with its location."""
         return [(scan.source, finding) for scan in self.scans for finding in scan.findings]
 
     @property
     def exit_code(self) -> int:
-        """1 if something that `fail_on` names was found."""
+        """1 if `fail_on` names something that was found."""
         return FINDING if self.failures else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """All scans, and what failed."""
+        """All scans and failures."""
         scans = [
             scan.to_dict()
             | {"nearest": [{"name": name, "distance": value} for name, value in self.nearest.get(scan.source, ())]}
@@ -129,7 +129,7 @@ class ScanResult(Result):
         )
 
     def summary(self) -> list[str]:
-        """What was read, of a single checkpoint."""
+        """What was read, if there is only one checkpoint."""
         if len(self.scans) != 1:
             return []
         scan = self.scans[0]
@@ -143,7 +143,7 @@ class ScanResult(Result):
         ]
 
     def tables(self) -> list[Table]:
-        """Checkpoints if there are several, findings, and the tensors of a single one."""
+        """The checkpoints (if several), findings, and tensors (if there is only one checkpoint)."""
         if len(self.scans) != 1:
             columns = ("checkpoint", "format", "tensors", "weights", "read", "findings")
             rows = [[*_facts(scan), _counts(scan.findings)] for scan in self.scans]
@@ -166,7 +166,7 @@ class ScanResult(Result):
         return "\n".join([*lines, "", f"Made by `hf-sane scan` (hf_sane {self.record.versions['hf_sane']})."]) + "\n"
 
     def to_sarif(self) -> dict[str, Any]:
-        """The findings in the Static Analysis Results Interchange Format 2.1.0, which code hosts show."""
+        """The findings in the Static Analysis Results Interchange Format (SARIF) 2.1.0, which code hosts display."""
         results = [
             {
                 "ruleId": finding.rule,
@@ -193,9 +193,9 @@ class ScanResult(Result):
 
 
 def scan(*sources: str | Path, **options: Any) -> ScanResult:
-    """Scan checkpoints: headers, statistics of a sample of their weights, and what is wrong with them.
+    """Scan checkpoints for faults: read their headers, and statistics of a sample of their weights.
 
-    Nothing that comes with a checkpoint is run. Of safetensors on the Hub, only the bytes that are asked for are
+    No code that comes with a checkpoint is run. From safetensors files on the Hub, only the required bytes are
     downloaded.
 
     ```python
@@ -213,8 +213,8 @@ def scan(*sources: str | Path, **options: Any) -> ScanResult:
 def run_scan(settings: ScanSettings) -> ScanResult:
     """Scan checkpoints for faults: headers first, then a stratified sample of their values.
 
-    Nothing that comes with a checkpoint is run, and of safetensors on the Hub only the bytes that are needed are
-    downloaded. The exit code is 1 if something that --fail-on names was found.
+    No code that comes with a checkpoint is run, and from safetensors files on the Hub only the required bytes are
+    downloaded. The exit code is 1 if --fail-on names something that was found.
     """
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     sampling = SamplingSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SamplingSettings)})
@@ -235,29 +235,29 @@ def run_scan(settings: ScanSettings) -> ScanResult:
 
 
 def _scan(target: CheckpointSource, sampling: SamplingSettings, encoder: Encoder, named: Sequence[str]) -> Scan:
-    """Scan one of several checkpoints; if it cannot be reached, the others are scanned all the same."""
+    """Scan one of several checkpoints; if it cannot be reached, the others are still scanned."""
     place = Path(target.source)
     if place.is_dir() and target.source not in named and not any(place.iterdir()):
-        return Scan(source=str(target), format="no weights: an empty folder")
+        return Scan(source=str(target), format="no weights: the folder is empty")
     try:
         return scan_checkpoint(target, sampling, encoder=encoder, is_named=target.source in named)
-    except OSError as error:  # also what the Hub answers
+    except OSError as error:  # including errors from the Hub
         if named == [target.source]:
             if isinstance(error, ConnectionError) and (note := _describe_kept()):
                 raise type(error)(f"{describe_error(error)}; {note}") from error
             raise
-        problem = Finding("unreadable", "error", describe_error(error), "scan it again, alone")
-        return Scan(source=str(target), format="not read: it cannot be reached", findings=(problem,))
+        problem = Finding("unreadable", "error", describe_error(error), "scan it again on its own")
+        return Scan(source=str(target), format="not read: could not be reached", findings=(problem,))
 
 
 def _describe_kept() -> str:
-    """What an interrupted scan of the Hub leaves behind; nothing of files on this machine."""
+    """Describe what an interrupted scan of the Hub has kept; empty for local files."""
     kept = kept_bytes()
-    return f"{kept:,} bytes that were read from the Hub are kept; {again('continue')}" if kept else ""
+    return f"{kept:,} bytes read from the Hub are kept; {again('continue')}" if kept else ""
 
 
 def _encoder(settings: ScanSettings) -> Encoder:
-    """The SANE, of which only the weight tokenizer is read before a checkpoint fits it."""
+    """The SANE, whose model is not loaded until a checkpoint fits its weight tokenizer."""
     source, subfolder = settings.sane, settings.sane_subfolder
     if isinstance(source, SANE):
         return Encoder(source.source or "a SANE", source.extractor, lambda: source.model)
@@ -277,14 +277,14 @@ def _known_models(index: str | Path | Zoo | None, encoder: Encoder) -> KnownMode
 
 
 def _nearest(scan: Scan, known: KnownModels | NetworkIndex | None) -> tuple[tuple[str, float], ...]:
-    """Names and distances of the nearest known networks; fingerprints take whole ones."""
+    """Names and distances of the nearest known networks; fingerprints require that a checkpoint is read in full."""
     if isinstance(known, NetworkIndex):
         is_whole = scan.num_bytes and scan.bytes_read == scan.num_bytes and not scan.bytes_downloaded
         if not is_whole or any(tensor.nan or tensor.infinite for tensor in scan.tensors):
             return ()
         try:
             found = fingerprint(open_checkpoint(CheckpointSource(scan.source)))
-        except (TypeError, ValueError):  # of a format that only a scan reads
+        except (TypeError, ValueError):  # in a format that only scans can read
             return ()
         return tuple((near.source, near.distance) for near in known.nearest(found))
     if known is None or scan.embedding is None or not scan.embedding.vector:
@@ -293,7 +293,7 @@ def _nearest(scan: Scan, known: KnownModels | NetworkIndex | None) -> tuple[tupl
 
 
 def _embedding_lines(scan: Scan, nearest: Sequence[tuple[str, float]], *, is_asked: object) -> list[str]:
-    """The embedding, and the nearest known networks. That the SANE of this package does not fit is no news."""
+    """Lines about the embedding and the nearest known networks; silent if the built-in SANE does not fit."""
     found, lines = scan.embedding, []
     if found is not None and found.reason and is_asked:
         lines.append(f"not embedded by {found.sane}: {found.reason}")
@@ -317,13 +317,15 @@ def _targets(settings: ScanSettings) -> Iterable[CheckpointSource]:
             continue
         inside = list(targets_in(place))
         if not inside:
-            raise FileNotFoundError(f"{place} is an empty folder; name a checkpoint, or a folder with some")
+            raise FileNotFoundError(
+                f"expected checkpoints, got the empty folder {place}; name a checkpoint or a folder that contains some"
+            )
         is_one = inside == [place] or settings.subfolder is not None or settings.variant is not None
         yield from [checkpoint] if is_one else (CheckpointSource(path, key=settings.key) for path in inside)
 
 
 def _condition(wanted: str) -> Callable[[Scan], Iterable[str]]:
-    """What a word of `--fail-on` finds in a scan, as sentences."""
+    """Findings of a scan that match a word of `--fail-on`, as sentences."""
     if wanted == "never":
         return lambda scan: ()
     if wanted in SEVERITIES:
@@ -382,7 +384,7 @@ def _counts(findings: Sequence[Finding]) -> str:
 
 
 def _list_of(scan: Scan, *, title: str) -> Table:
-    """Findings line by line: sentences are hard to read in columns."""
+    """Findings line by line, since sentences are hard to read in columns."""
     lines = [f"  {x.severity} ({x.rule}): {x.message}\n    {x.remedy}" for x in scan.findings]
     return Table(title=title, caption="\n".join(lines))
 

@@ -1,4 +1,4 @@
-"""Index networks by their fingerprints, and search for a network in such an index."""
+"""Index networks by their fingerprints, and search an index for a network."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,14 +25,14 @@ from hf_sane.zoo._dataset import Zoo, ZooSplit
 if TYPE_CHECKING:
     import pandas as pd
 
-STACKED_BYTES = 2**26  # networks of a zoo that are fingerprinted together
+STACKED_BYTES = 2**26  # zoo networks to fingerprint together
 LIKENESS = {
     "equal": "equal weights, perhaps in another order",
     "same": "the same up to rounding and scales of channels",
-    "related": "related: fine-tuned, or of a common ancestor",
+    "related": "related: fine-tuned from each other, or from a common ancestor",
     "other": "not related",
 }
-MAX_SKIPPED = 20  # of a printed list
+MAX_SKIPPED = 20  # networks to print
 
 
 @dataclass(kw_only=True)
@@ -40,10 +40,10 @@ class IndexSettings(CheckedSettings):
     """Settings of [`index_networks`]."""
 
     sources: list[str | Path | Zoo] = setting(
-        "Networks: zoos, files, folders of checkpoints, Hub repo ids.", positional=True
+        "Networks: zoos, files, folders of checkpoints or Hub repo ids.", positional=True
     )
     output: Path = setting("New folder for the index.", short="-o")
-    zoos: list[str] = setting("Zoos on the Hub: dataset ids.", factory=list)
+    zoos: list[str] = setting("Dataset ids of zoos on the Hub.", factory=list)
 
 
 @dataclass(kw_only=True)
@@ -52,7 +52,7 @@ class IndexResult(Result):
 
     Attributes:
         index: The index.
-        skipped: What has no fingerprint, and why.
+        skipped: Networks without a fingerprint, with the reason.
     """
 
     JOB: ClassVar[str] = "index"
@@ -61,11 +61,11 @@ class IndexResult(Result):
     skipped: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Number of networks, and what was skipped."""
+        """Number of networks, and skipped networks."""
         return {"networks": len(self.index), "skipped": self.skipped}
 
     def summary(self) -> list[str]:
-        """As sentences."""
+        """The number of networks, and skipped networks, as sentences."""
         lines = [f"{len(self.index):,} network{'' if len(self.index) == 1 else 's'}"]
         lines += [f"skipped {name}: {reason}" for name, reason in list(self.skipped.items())[:MAX_SKIPPED]]
         more = len(self.skipped) - MAX_SKIPPED
@@ -82,18 +82,18 @@ class SearchSettings(WeightsSettings):
     """Settings of [`search`]."""
 
     query: Source = setting("Checkpoint: a file, folder or Hub repo id.", positional=True)
-    index: str | Path | NetworkIndex = setting("Folder of an index that hf-sane index wrote.")
+    index: str | Path | NetworkIndex = setting("Folder of the index, from hf-sane index.")
     count: int = setting("Number of networks to list.", default=5, least=1)
 
 
 @dataclass(kw_only=True)
 class SearchResult(Result):
-    """Known networks that are like another one, the nearest first.
+    """Known networks similar to the query, sorted by distance.
 
     Attributes:
         neighbours: The networks.
         num_known: Networks in the index.
-        digest: Digest of the network that was looked for.
+        digest: Digest of the query.
     """
 
     JOB: ClassVar[str] = "search"
@@ -116,10 +116,10 @@ class SearchResult(Result):
         return pd.DataFrame(self.to_dict()["neighbours"], columns=list(Neighbour.__dataclass_fields__))
 
     def summary(self) -> list[str]:
-        """The fingerprint, and what the nearest network is."""
+        """The fingerprint, and how the nearest network is related."""
         lines = [f"fingerprint {self.digest}, among {self.num_known:,} networks"]
         if not self.neighbours:
-            return [*lines, "no known network has half of its matrices"]
+            return [*lines, "no known network shares half of its matrices"]
         nearest = self.neighbours[0]
         return [*lines, f"nearest: {nearest.source} ({LIKENESS[nearest.likeness]})"]
 
@@ -131,7 +131,7 @@ class SearchResult(Result):
 
 
 def index_networks(sources: object, output: str | Path, **options: Any) -> IndexResult:
-    """Index networks by fingerprints that the order and scales of channels do not change.
+    """Index networks by fingerprints that do not depend on the order and scales of channels.
 
     ```python
     hf_sane.index_networks(["my_zoo", "org/some-model"], "known")
@@ -146,9 +146,9 @@ def index_networks(sources: object, output: str | Path, **options: Any) -> Index
 
 
 def run_index(settings: IndexSettings) -> IndexResult:
-    """Write an index of networks, in which hf-sane search finds copies and relatives of a network.
+    """Write an index of networks, in which hf-sane search finds copies and relatives of a given network.
 
-    What cannot be read is listed, and stops nothing else.
+    Sources that cannot be read are listed, and the others are indexed.
     """
     record = RunRecord.start(arguments=as_arguments(settings))
     with output_folder(settings.output, IndexResult.JOB) as partial:
@@ -168,7 +168,7 @@ def run_index(settings: IndexSettings) -> IndexResult:
 
 
 def _networks(settings: IndexSettings) -> Iterator[tuple[str, Fingerprint | str]]:
-    """Names and fingerprints of all networks; in place of a fingerprint, why there is none."""
+    """Names and fingerprints of all networks; if a network has no fingerprint, the reason takes its place."""
     for source in (*settings.sources, *map(load_zoo, settings.zoos)):
         if isinstance(source, Zoo) or is_zoo(source):
             zoo = source if isinstance(source, Zoo) else load_zoo(source)
@@ -184,7 +184,7 @@ def _networks(settings: IndexSettings) -> Iterator[tuple[str, Fingerprint | str]
 
 
 def _of_zoo(name: str, split: ZooSplit) -> Iterator[tuple[str, Fingerprint]]:
-    """Networks of one layout are fingerprinted together, some at a time."""
+    """Fingerprint a zoo's networks, a batch of the same layout at a time."""
     layouts = split.column("layout")
     for layout in dict.fromkeys(layouts.tolist()):
         rows = split.select(layouts == layout)
@@ -197,7 +197,7 @@ def _of_zoo(name: str, split: ZooSplit) -> Iterator[tuple[str, Fingerprint]]:
 
 
 def search(query: Source, index: str | Path | NetworkIndex, **options: Any) -> SearchResult:
-    """Find copies and relatives of a network among known ones, whatever the order and scales of its channels.
+    """Find copies and relatives of a network among known networks, regardless of the order and scales of channels.
 
     ```python
     print(hf_sane.search("org/unknown", "known"))
@@ -212,12 +212,12 @@ def search(query: Source, index: str | Path | NetworkIndex, **options: Any) -> S
 
 
 def run_search(settings: SearchSettings) -> SearchResult:
-    """Find known networks that equal another one up to order, scales and precision, or are related to it."""
+    """Find known networks that equal a network up to channel order, scales and precision, or are related to it."""
     record = RunRecord.start(arguments=as_arguments(settings))
     source = settings.query
     if isinstance(source, str | Path):
         source = CheckpointSource(source, None, settings.subfolder, settings.variant, settings.key)
-    tensors = open_checkpoint(source)  # says at once that there is no such thing
+    tensors = open_checkpoint(source)  # raises an error at once if it does not exist
     known = settings.index
     index = known if isinstance(known, NetworkIndex) else NetworkIndex.load(known)
     found = fingerprint(tensors)

@@ -11,7 +11,7 @@ from hf_sane.records._settings import CheckedSettings, setting
 
 logger = logging.getLogger(__name__)
 
-# Of fields that name a zoo in a folder; `--config` takes a run file.
+# For fields that name a zoo in a folder, since `--config` takes a run file.
 ZOO_CONFIG: Any = {"option": "--zoo-config", "formerly": "--config"}
 
 
@@ -20,7 +20,7 @@ class SourceSettings(CheckedSettings):
     """Settings that select the weights in a folder or repository."""
 
     subfolder: str | None = setting("Subfolder with the weights, in the folder or repository.", default=None)
-    variant: str | None = setting("Variant of the weights: fp16 reads model.fp16.safetensors.", default=None)
+    variant: str | None = setting("Variant of the weights, such as fp16 for model.fp16.safetensors.", default=None)
 
     @property
     def weights(self) -> dict[str, str]:
@@ -45,7 +45,7 @@ class SaneSettings(CheckedSettings):
 
 @dataclass(kw_only=True)
 class HaloSettings(CheckedSettings):
-    """Settings for networks that are longer than the training window."""
+    """Settings for networks with more tokens than the training window."""
 
     halo_size: int = setting("Context tokens on each side of a window.", default=0)
     batch_size: int = setting("Number of networks and of windows processed at a time.", default=64, least=1)
@@ -61,7 +61,7 @@ class CodecSettings(HaloSettings):
     """Settings for networks that are encoded and decoded."""
 
     window_size: int | None = setting(
-        "Tokens in a window, context included; by default as in training.", default=None, least=1
+        "Tokens per window, including context; by default as in training.", default=None, least=1
     )
 
     @property
@@ -77,17 +77,17 @@ class PlotSettings(CheckedSettings):
     plots: bool = setting("Draw plots (requires matplotlib).", default=True)
 
     def require_matplotlib(self) -> None:
-        """Refuse to draw plots without matplotlib."""
+        """Raise an error if plots are requested without matplotlib."""
         if self.plots and find_spec("matplotlib") is None:
-            raise ValueError("pictures need matplotlib: pip install 'hf_sane[analysis]', or give --no-plots")
+            raise ValueError("plots require matplotlib: pip install 'hf_sane[analysis]', or pass --no-plots")
 
 
 def temporary_folder(job: str) -> Path:
     """Create a temporary output folder and log its path; it remains until the system clears it."""
     with TemporaryDirectory(prefix=f"hf_sane-{job}-") as name:
-        folder = Path(name)  # given back at once: the one writer makes it
-    logger.warning("no output folder was given: the %s goes to %s", job, folder)
+        folder = Path(name)  # removed at once, since the output writer creates it
+    logger.warning("no output folder was given; the %s is written to %s", job, folder)
     return folder
 
 
-__all__: list[str] = []  # what other workflows are made of
+__all__: list[str] = []  # building blocks of other workflows

@@ -15,7 +15,7 @@ from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import FILE_NAME, IMPORTED
 from hf_sane.zoo._writing import JOB
 
-MAX_SHOWN = 10  # architectures and layouts
+MAX_SHOWN = 10  # architectures and layouts to print
 SHOWN_PROPERTIES = ("test_accuracy", "validation_accuracy", "generalization_gap")
 
 
@@ -74,7 +74,7 @@ class ZooResult(Result):
 
 
 def load_zoo(source: str | Path | Zoo, config: str | None = None, *, revision: str | None = None) -> Zoo:
-    """Open a zoo from a folder or the Hub; an open zoo is returned unchanged.
+    """Open a zoo from a folder or the Hub; return an open zoo unchanged.
 
     ```python
     zoo = hf_sane.load_zoo("org/zoo")
@@ -88,7 +88,7 @@ def load_zoo(source: str | Path | Zoo, config: str | None = None, *, revision: s
     Raises:
         FileNotFoundError: If the folder holds no zoo.
         ValueError: If `config` is unknown, or missing although there are several zoos.
-        InvalidFileError: If the zoo is not finished, or files were removed or changed afterwards.
+        InvalidFileError: If the zoo is incomplete, or files were removed or changed.
     """
     return source if isinstance(source, Zoo) else Zoo.load(source, config, revision=revision)
 
@@ -96,7 +96,7 @@ def load_zoo(source: str | Path | Zoo, config: str | None = None, *, revision: s
 def open_zoos(
     sources: Sequence[str | Path | Zoo] | Mapping[str, str | Path | Zoo], config: str | None = None
 ) -> dict[str, Zoo]:
-    """Open zoos by their names in records; `FOLDER:CONFIG` names one of several in a folder.
+    """Open zoos, by the names that records use for them; `FOLDER:CONFIG` selects one of several in a folder.
 
     Raises:
         ValueError: If a zoo is given twice.
@@ -113,20 +113,22 @@ def open_zoos(
             label = place if part is None else f"{place}:{part}"
             zoo = opened[label] if label in opened else Zoo.load(place, part)
         if label in opened:
-            raise ValueError(f"expected different zoos to compare, got {label} twice; name its zoos as FOLDER:CONFIG")
+            raise ValueError(
+                f"expected different zoos, got {label} twice; name zoos of the same folder as FOLDER:CONFIG"
+            )
         opened[label] = zoo
     return opened
 
 
 def split_config(source: str) -> tuple[str, str | None]:
-    """Folder or dataset id, and configuration, of `SOURCE` or `SOURCE:CONFIG`; an existing path is not split."""
+    """Split `SOURCE:CONFIG` into folder or dataset id and configuration; an existing path is not split."""
     place, colon, config = source.rpartition(":")
     is_path = Path(source).exists() or "/" in config or "\\" in config
     return (source, None) if is_path or not place or not colon or not config else (place, config)
 
 
 def is_zoo(source: object) -> bool:
-    """Whether a source is a zoo, or the folder of one."""
+    """Whether a source is a zoo or the folder of one."""
     return isinstance(source, Zoo) or (isinstance(source, str | Path) and Path(source, FILE_NAME).is_file())
 
 
@@ -143,7 +145,7 @@ def run_show_zoo(settings: ShowZooSettings) -> ZooResult:
 
 
 def describe_zoo(zoo: Zoo) -> dict[str, Any]:
-    """Facts about a zoo in a form that JSON supports."""
+    """Facts about a zoo, in a form that JSON supports."""
     splits: dict[str, Any] = {}
     for name, split in zoo.splits.items():
         final = split.final_epochs()
@@ -167,7 +169,7 @@ def describe_zoo(zoo: Zoo) -> dict[str, Any]:
 
 
 def describe_architecture(settings: Mapping[str, Any]) -> str:
-    """Settings of an architecture in one line; for an imported one, its name in the repository."""
+    """Settings of an architecture in one line; for an imported architecture, its name in the repository."""
     if settings["model_type"] == IMPORTED:
         config = settings["config"]
         return ", ".join(map(str, config.get("architectures") or [config.get("model_type", "no configuration")]))

@@ -48,12 +48,13 @@ class SoupSettings(WeightsSettings, MetricSettings, TextSettings, ModuleSettings
     """Settings of [`soup`]."""
 
     ingredients: list[Any] = setting(
-        "Model folders, a folder of them, Hub repo ids (repo@revision), or LoRA adapters.", positional=True
+        "Model folders, a folder that contains them, Hub repo ids (repo@revision), or LoRA adapters.", positional=True
     )
-    output: Path | None = setting("New folder for a model repo with its card.", short="-o", formerly="--out")
+    output: Path | None = setting("New folder for the averaged model and its card.", short="-o", formerly="--out")
     method: str = setting(
-        "Merge method: uniform averages everything, greedy keeps what helps on held-out data. Plug-ins can add "
-        "others.",
+        "Merge method: uniform averages all ingredients, greedy keeps those that help on held-out data. Plug-ins "
+        "can add "
+        "more.",
         default="uniform",
         formerly=("--greedy=greedy", "--uniform=uniform"),
     )
@@ -62,24 +63,24 @@ class SoupSettings(WeightsSettings, MetricSettings, TextSettings, ModuleSettings
         default=None,
     )
     align: bool | None = setting(
-        "Permute channels before averaging; by default for networks of this library.", default=None
+        "Permute channels before averaging; by default only for networks of this library.", default=None
     )
-    recalibrate: bool = setting("Re-estimate BatchNorm statistics of averages.", default=False)
+    recalibrate: bool = setting("Re-estimate the BatchNorm statistics of averages.", default=False)
     recalibration_batches: int = setting(
-        "Number of batches of 32 training images for the re-estimation of BatchNorm statistics.",
+        "Number of batches of 32 training images from which to re-estimate BatchNorm statistics.",
         default=NUM_BATCHES,
         least=1,
     )
     rank: int | None = setting(
-        "Rank of a soup of adapters; by default the sum of ranks, which is exact.", default=None, least=1
+        "Rank of a soup of adapters; by default the sum of their ranks, which is exact.", default=None, least=1
     )
-    base: str | None = setting("Base model of adapters, instead of the one they name.", default=None)
+    base: str | None = setting("Base model of the adapters, instead of the one that they name.", default=None)
     seed: int = setting("Random seed for the images on which BatchNorm statistics are re-estimated.", default=0)
     include_code: bool = setting("Save the network with its modelling code (for trust_remote_code).", default=False)
 
     @property
     def is_measured(self) -> bool:
-        """Whether there is anything to measure by."""
+        """Whether there is data or a function to evaluate with."""
         return any(given is not None for given in (self.data, self.texts, self.evaluate))
 
     def __post_init__(self) -> None:
@@ -88,12 +89,12 @@ class SoupSettings(WeightsSettings, MetricSettings, TextSettings, ModuleSettings
             raise ValueError("expected images (--data) or texts (--texts) to select by, got both; name one")
         if MERGE_METHODS.find(self.method).needs_score and not self.is_measured:
             raise ValueError(
-                f"a {self.method} soup is selected on held-out data, got none; name it (--data), or texts (--texts), "
+                f"a {self.method} soup is selected on held-out data, got none; pass images (--data), texts (--texts) "
                 "or a function (--evaluate), or use --method uniform"
             )
         if self.recalibrate and self.data is None:
             raise ValueError(
-                "BatchNorm statistics are re-estimated from training images, got none; name them (--data)"
+                "BatchNorm statistics are re-estimated from training images, got none; pass them (--data)"
             )
 
 
@@ -103,8 +104,8 @@ class SoupResult(Result):
 
     Attributes:
         soup: Weight of each ingredient and, if there is data, held-out scores.
-        model: Model with the averaged weights; `None` if files or adapters were averaged without a measurement.
-        fill: Writes the soup to a folder.
+        model: Model with the averaged weights; `None` if files or adapters were averaged without evaluation.
+        fill: Function that writes the soup to a folder.
     """
 
     JOB: ClassVar[str] = SOUP
@@ -114,7 +115,7 @@ class SoupResult(Result):
     fill: Callable[[Path], object] = field(repr=False)
 
     def tables(self) -> list[Table]:
-        """Weights of the ingredients, and measurements."""
+        """Weights of the ingredients, and scores."""
         rows = [[name, *row.values()] for name, row in self.record.results["ingredients"].items()]
         header = ("ingredient", "weight", *(["held-out score"] if self.soup.ingredient_scores else []))
         others = {name: value for name, value in self.record.results.items() if name not in ("ingredients", "steps")}
@@ -125,7 +126,7 @@ class SoupResult(Result):
         return [Table(header, rows, caption="\n".join(lines))]
 
     def write(self, partial: Path) -> None:
-        """Write a model repo: weights, card and run record."""
+        """Write a model repository: weights, card and run record."""
         self.fill(partial)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -153,7 +154,7 @@ def soup(ingredients: str | Path | Sequence[Source], **options: Any) -> SoupResu
 
 
 def run_soup(settings: SoupSettings) -> SoupResult:
-    """Average the weights of networks of one architecture; write a model repo whose card lists the ingredients."""
+    """Average the weights of networks of one architecture; write a model repository whose card lists them."""
     settings.register()
     record = RunRecord.start(
         seed=settings.seed,
@@ -189,7 +190,7 @@ def _cook(
         if are_adapters(sources):
             return _soup_of_adapters(settings, sources, record, scores)
     if settings.rank is not None or settings.base is not None:
-        raise ValueError("--rank and --base are for LoRA adapters, these are checkpoints; leave them out")
+        raise ValueError("--rank and --base are for LoRA adapters, got checkpoints; leave them out")
     opened = open_ingredients(
         [CheckpointSource(x, **settings.weights) if isinstance(x, str | Path) else x for x in sources]
     )
@@ -197,7 +198,7 @@ def _cook(
 
 
 def _scores(data: LabelledData | None, settings: SoupSettings) -> dict[str, SplitScore]:
-    """Measure on held-out and on test data; empty without data and function."""
+    """Scores on held-out and test data; empty without data or a function."""
     if not settings.is_measured:
         return {}
     task = settings.task(data)
@@ -221,7 +222,7 @@ def _soup_of_checkpoints(
     scores: dict[str, SplitScore],
     data: LabelledData | None,
 ) -> SoupResult:
-    """Average checkpoints. Without measurements, files of any architecture are averaged without making a model."""
+    """Average checkpoints. Without evaluation, files of any architecture are averaged and no model is created."""
     dtype, notes = _dtype(opened)
     record.arguments |= {"dtype": dtype}
     uses = {"--data": settings.data, "--align": settings.align, "--include-code": settings.include_code}
@@ -265,25 +266,25 @@ def _measure(settings: SoupSettings, mixer: Mixer, record: RunRecord, scores: di
 
 
 def _dtype(ingredients: list[Ingredient]) -> tuple[str, list[str]]:
-    """Dtype of the soup and, if those of the ingredients differ, a note that names them."""
+    """Dtype of the soup and, if the ingredients differ in dtype, a note that names their dtypes."""
     found = {ingredient.name: str(soup_dtype([ingredient])).removeprefix("torch.") for ingredient in ingredients}
     dtype = str(soup_dtype(ingredients)).removeprefix("torch.")
     if len(set(found.values())) == 1:
         return dtype, []
     listed = ", ".join(f"{name} {value}" for name, value in found.items())
-    return dtype, [f"dtypes differ ({listed}): the soup is in {dtype}, which holds the values of all"]
+    return dtype, [f"dtypes differ ({listed}): the soup uses {dtype}, which can represent all values"]
 
 
 def _empty_model(ingredients: list[Ingredient], needs: list[str]) -> PreTrainedModel:
     """A model of the ingredients' architecture, to load averages into.
 
     Raises:
-        ValueError: If their architecture is unknown, or something is wanted that only image classifiers can do.
+        ValueError: If their architecture is unknown, or an option requires image classifiers.
     """
     first = ingredients[0]
     if not first.config:
         raise ValueError(
-            f"{first.name} has no config.json, so its architecture is unknown; give the whole folder, "
+            f"{first.name} has no config.json, so its architecture is unknown; pass the whole folder "
             "or the code of its module (--module)"
         )
     config = complete_config(first.config) if first.folder is None else load_config(first.folder)
@@ -291,8 +292,8 @@ def _empty_model(ingredients: list[Ingredient], needs: list[str]) -> PreTrainedM
     if name != AutoModelForImageClassification.__name__ and needs:
         kind = (config.architectures or [config.model_type])[0]
         raise ValueError(
-            f"{' and '.join(needs)} take image classifiers, {first.name} is a {kind}; leave them out for a uniform "
-            "soup, or select by a function of your own (--evaluate)"
+            f"{' and '.join(needs)} require image classifiers, {first.name} is a {kind}; leave them out for a uniform "
+            "soup, or select with your own function (--evaluate)"
         )
     model: PreTrainedModel = initial_model(getattr(transformers, name), config, dtype=soup_dtype(ingredients))
     return model.eval()
@@ -303,22 +304,22 @@ def _soup_of_adapters(
 ) -> SoupResult:
     """Average adapters; load the average into the base model if anything is measured."""
     if settings.align or settings.recalibrate:
-        raise ValueError("adapters share their base model: nothing to align or recalibrate; leave both options out")
+        raise ValueError("adapters of one base model need no alignment or recalibration; leave both options out")
     adapters = open_adapters(sources, base_model=settings.base)
     named = adapters[0].config.get("base_model_name_or_path")
     if named is None:
-        raise ValueError(f"{adapters[0].name} does not name its base model; name it (--base)")
+        raise ValueError(f"{adapters[0].name} does not name its base model; pass it (--base)")
     if (revision := adapters[0].config.get("revision")) is not None and not Path(named).exists():
         named = f"{named}@{revision}"
     config = base_config(named)
-    average_adapters(adapters, uniform_weights(adapters), rank=settings.rank)  # says at once if these cannot be
+    average_adapters(adapters, uniform_weights(adapters), rank=settings.rank)  # raises errors early
     mixer: Mixer = NamesMixer(tuple(adapter.name for adapter in adapters))
     if scores:
         is_classifier = config is not None and type(config) in AutoModelForImageClassification._model_mapping
         if config is None or (settings.data is not None and not is_classifier):
             kind = "not found" if config is None else f"a {config.model_type}"
             raise ValueError(
-                f"--data takes adapters of image classifiers, their base {named} is {kind}; leave it out for a "
+                f"--data requires adapters of image classifiers, their base {named} is {kind}; leave it out for a "
                 "uniform soup"
             )
         mixer = AdapterMixer(load_network(named).eval(), adapters)
@@ -326,7 +327,7 @@ def _soup_of_adapters(
     averaged = average_adapters(adapters, list(made.weights.values()), rank=settings.rank)
     error = max(averaged.errors.values(), default=0.0)
     record.results |= {"rank": averaged.config["r"], "largest_relative_error_of_a_layer": error}
-    if settings.rank is not None and isinstance(mixer, AdapterMixer):  # what is written is not quite what was selected
+    if settings.rank is not None and isinstance(mixer, AdapterMixer):  # differs slightly from the selected soup
         mixer.load(averaged)
         record.results |= {score.label: score(mixer.model) for score in scores.values()}
     return SoupResult(

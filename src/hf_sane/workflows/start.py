@@ -1,4 +1,4 @@
-"""Start from a few labelled images: sample around trained networks, fine-tune, compare with simpler ways."""
+"""Start from a few labelled images: sample around trained networks, fine-tune, and compare with baselines."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,15 +27,15 @@ from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sample import TRAINING_ONLY, SampleResult, sample
 from hf_sane.workflows.sane import BUNDLE, SANE, open_sane
 
-SCHEMES = ("kaiming_uniform", "kaiming_normal", "uniform", "normal")  # of networks from scratch
+SCHEMES = ("kaiming_uniform", "kaiming_normal", "uniform", "normal")  # title of networks trained from scratch
 KINDS = {"sampled": "sampled, fine-tuned", "anchors": "anchors, fine-tuned", "scratch": "from scratch"}
-# What cards say about networks that were not sampled.
+# How cards describe networks that were not sampled.
 ORIGINS = {
-    "anchors": "that was trained on other images, and then fine-tuned on these",
+    "anchors": "that was trained on other images and then fine-tuned on these",
     "scratch": "that was trained on these images from a random initialisation",
 }
 REPORT_FILE = "report.md"
-FEW = 16  # training images per step, so that few images make many steps
+FEW = 16  # training images per step; small, so that few images give many steps
 
 
 @dataclass(kw_only=True)
@@ -43,17 +43,17 @@ class StartSettings(CheckedSettings):
     """Settings of [`start`]."""
 
     images: str | ImageData = setting(f"Your labelled images: {IMAGE_KINDS}.")
-    output: Path | None = setting("New folder for the best network, with its card and the run record.", short="-o")
+    output: Path | None = setting("New folder for the best network, its card and the run record.", short="-o")
     source: str | Path | SANE | None = setting(
-        "SANE that brings networks to sample around (folder or Hub repo id); by default the one in this package, for "
-        "colour or grey images of 32 pixels.",
+        "SANE that comes with networks to sample around (folder or Hub repo id); by default the built-in one, for "
+        "colour or greyscale images of 32 pixels.",
         default=None,
         option="--from",
     )
-    num_candidates: int = setting("Number of networks to draw and judge in each round.", default=60, least=2)
-    num_starts: int = setting("Networks of each kind to fine-tune; the best is chosen.", default=4, least=1)
+    num_candidates: int = setting("Number of networks to draw and evaluate in each round.", default=60, least=2)
+    num_starts: int = setting("Number of networks of each kind to fine-tune; the best is kept.", default=4, least=1)
     bandwidth: list[float] = setting("Kernel widths to choose from.", factory=lambda: [0.1, 0.3, 0.5])
-    epochs: int = setting("Passes over the training images in fine-tuning.", default=40, least=1)
+    epochs: int = setting("Number of passes over the training images in fine-tuning.", default=40, least=1)
     learning_rate: list[float] = setting("Learning rates to choose from.", factory=lambda: [1e-3, 3e-3, 1e-2])
     train_limit: int | None = setting("Use at most this many training images.", default=None, least=1)
     onnx: bool = setting("Also write the network as an ONNX file (requires hf_sane[onnx]).", default=False)
@@ -74,16 +74,16 @@ class StartSettings(CheckedSettings):
 
 @dataclass(kw_only=True)
 class StartResult(Result):
-    """The network that is best on validation images, and what it was compared with.
+    """The best network on validation images, and its comparison with the others.
 
     Attributes:
         network: The network, in evaluation mode.
-        kind: Where it started: `"sampled"`, `"anchors"` or `"scratch"`.
-        comparison: `{kind: {measurement: value}}`, of the best network of each kind.
-        verdict: Sentences about which kind is best, on which images.
+        kind: How it was initialised: `"sampled"`, `"anchors"` or `"scratch"`.
+        comparison: `{kind: {measurement: value}}`, for the best network of each kind.
+        verdict: Sentences that say which kind is best, and on which images.
         data: The images.
-        include_code: Whether the modelling code is saved along.
-        onnx: Whether an ONNX file is saved along.
+        include_code: Whether to save the modelling code.
+        onnx: Whether to save an ONNX file.
     """
 
     JOB: ClassVar[str] = "start"
@@ -101,7 +101,7 @@ class StartResult(Result):
         return self.verdict
 
     def tables(self) -> list[Table]:
-        """The kinds of networks, and which one is kept."""
+        """The kinds of networks, and which one was kept."""
         columns = ("validation_accuracy", "test_accuracy", "learning_rate")
         header = ("networks", *(name.replace("_", " ") for name in columns), "kept")
         rows = [
@@ -110,7 +110,7 @@ class StartResult(Result):
         return [Table(header, rows)]
 
     def write(self, partial: Path) -> None:
-        """Write the network with its card, the report, the ONNX file, and the run record."""
+        """Write the network with its card, the report, the ONNX file and the run record."""
         chosen = self.comparison[self.kind]
         epochs = self.record.arguments["epochs"]
         results = {**chosen, "fine_tuning_epochs": epochs, "compared": self.comparison}
@@ -129,7 +129,7 @@ class StartResult(Result):
         super().write(partial)
 
     def to_markdown(self) -> str:
-        """The report: who wins on which images, before and after fine-tuning."""
+        """The report: which kind wins on which images, before and after fine-tuning."""
         lines = "\n".join(f"- {line}" for line in (*self.verdict, *self.notes))
         (table,) = self.tables()
         rows = [[fact_text(cell) for cell in row] for row in table.rows]
@@ -137,13 +137,13 @@ class StartResult(Result):
         return (
             f"# Networks for {markdown_text(self.data.name)}\n\n{lines}\n\n"
             f"{markdown_table(table.header, rows, numbers=True)}\n\n"
-            f"With a fitted last layer, on test images:\n\n{result_tables(before)}\n\n"
+            f"With only the last layer fitted, on test images:\n\n{result_tables(before)}\n\n"
             "The network is in `network/`; settings and versions are in `run.json`.\n"
         )
 
 
 def start(images: str | Path | ImageData, **options: Any) -> StartResult:
-    """Make a network for a few labelled images, starting from networks that were trained on others.
+    """Make a network for a few labelled images, starting from networks that were trained on other images.
 
     ```python
     found = hf_sane.start("my_images", output="my_network")
@@ -151,11 +151,11 @@ def start(images: str | Path | ImageData, **options: Any) -> StartResult:
     ```
 
     Args:
-        images: Images, or a source for `load_images`: a folder with one folder of image files per class.
+        images: Images, or a source for `load_images`: a folder with one subfolder of image files per class.
         **options: Other fields of [`StartSettings`].
 
     Raises:
-        ValueError: If the images do not fit the networks, or the SANE brings none along.
+        ValueError: If the images do not fit the networks, or the SANE comes without networks.
     """
     given = str(images) if isinstance(images, Path) else images
     return run_start(StartSettings(**{"output": None, "images": given, **options}))
@@ -164,10 +164,10 @@ def start(images: str | Path | ImageData, **options: Any) -> StartResult:
 def run_start(settings: StartSettings) -> StartResult:
     """Make a network for a few labelled images.
 
-    Networks that were trained on other images are sampled around, in rounds, with classifiers fitted to your training
-    images. Sampled networks, the best of those that they were sampled around, and networks from scratch are then
-    fine-tuned for the same number of steps, each kind with the learning rate that is best for it. Validation images
-    decide; test images only measure.
+    New networks are sampled, in rounds, around networks that were trained on other images, with classifiers fitted to
+    your training images. The sampled networks, the best of the networks that they were sampled around, and networks
+    trained from scratch are then fine-tuned for the same number of steps, each kind with its best learning rate.
+    Validation images select; test images only evaluate.
     """
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     with optional_output(settings.output, StartResult.JOB) as output:
@@ -200,11 +200,11 @@ def run_start(settings: StartSettings) -> StartResult:
 
 
 def _open_anchors(sane: SANE) -> tuple[StackedNetworks, list[str]]:
-    """The networks that an autoencoder brings along, best first, and their names."""
+    """The networks that come with an autoencoder, sorted from best to worst, and their names."""
     folder = find_anchors(sane.source or "", revision=sane.revision, subfolder=sane.subfolder) if sane.source else None
     if folder is None:
         raise ValueError(
-            f"expected a SANE that brings networks to sample around, got {sane.source or 'one'} without any; save it "
+            f"expected a SANE that comes with networks to sample around, got {sane.source or 'one'} without; save it "
             "with some: sane.save_pretrained(folder, anchors=[network, ...])"
         )
     stack, names = open_stack([folder], ignored=TRAINING_ONLY)
@@ -212,7 +212,7 @@ def _open_anchors(sane: SANE) -> tuple[StackedNetworks, list[str]]:
 
 
 def _fitting_images(settings: StartSettings, config: ZooConfig) -> ImageData:
-    """Images in the size and with the channels of the networks."""
+    """The images, with the size and channels that the networks expect."""
     size = getattr(config, "image_size", None)
     data = open_images(settings.images, image_size=size, train_limit=settings.train_limit)
     if size is not None:
@@ -221,7 +221,7 @@ def _fitting_images(settings: StartSettings, config: ZooConfig) -> ImageData:
 
 
 def _sample(settings: StartSettings, sane: SANE, anchors: StackedNetworks, data: ImageData) -> SampleResult:
-    """Networks around the anchors, and around the best of these where that gives better ones on validation images."""
+    """Networks sampled around the anchors, then around the best so far as long as validation results improve."""
     return sample(
         [anchors.model(index) for index in range(anchors.num_models)],
         sane,
@@ -238,7 +238,7 @@ def _sample(settings: StartSettings, sane: SANE, anchors: StackedNetworks, data:
 def _starts(
     settings: StartSettings, sampled: SampleResult, anchors: StackedNetworks, data: ImageData
 ) -> dict[str, StackedNetworks]:
-    """As many networks of each kind to fine-tune, those from other tasks with a fitted classifier."""
+    """The same number of networks of each kind to fine-tune; those from other tasks get a fitted classifier."""
     fitted = fit_heads(anchors, data)
     loss, accuracy = fitted.evaluate(*data.split("validation"))
     order = sorted(range(anchors.num_models), key=lambda i: (-accuracy[i].item(), loss[i].item()))
@@ -253,7 +253,7 @@ def _starts(
 def _finetune(
     settings: StartSettings, starts: dict[str, StackedNetworks], data: ImageData, bar: tqdm
 ) -> tuple[dict[str, dict[str, float]], dict[str, nn.Module]]:
-    """Fine-tune all networks with every learning rate; measurements and network of the best of each kind."""
+    """Fine-tune all networks with every learning rate; return the best network of each kind and its measurements."""
     modules = [stack.model(index) for stack in starts.values() for index in range(stack.num_models)]
     kinds = [kind for kind, stack in starts.items() for _ in range(stack.num_models)]
     recipe: dict[str, Any] = {"epochs": settings.epochs, "schedule": "one_cycle", "batch_size": FEW}
@@ -279,13 +279,13 @@ def _finetune(
 
 
 def _merit(row: dict[str, float]) -> tuple[float, float]:
-    """What is better on validation images: accuracy, then loss; a loss that is not a number is worst."""
+    """Sort key on validation images: accuracy, then loss; a NaN loss ranks last."""
     loss = row["validation_loss"]
     return row["validation_accuracy"], -loss if loss == loss else -torch.inf
 
 
 def _verdict(kind: str, comparison: dict[str, dict[str, float]], data: ImageData) -> list[str]:
-    """How the images were split, which network is kept, and which kind wins on the test images."""
+    """Sentences: how the images were split, which network was kept, and which kind wins on the test images."""
     count = {split: len(data.split(split)[1]) for split in ("train", "validation", "test")}
     best = comparison[kind]["validation_accuracy"]
     ties = [KINDS[k] for k, row in comparison.items() if k != kind and row["validation_accuracy"] == best]
@@ -295,22 +295,22 @@ def _verdict(kind: str, comparison: dict[str, dict[str, float]], data: ImageData
     margin = test[first] - test[second]
     winner = f"{KINDS[first]} wins" if margin > _chance(data) else "no kind wins by more than chance"
     return [
-        f"{count['train']} images to train on, {count['validation']} to choose by (validation), {count['test']} to "
-        "report on (test)",
+        f"{count['train']} images for training, {count['validation']} for selection (validation), {count['test']} for "
+        "the report (test)",
         f"kept: {KINDS[kind]}, best on the {count['validation']} validation images ({fact_text(best)}"
-        + (f"; as accurate there, with a larger loss: {' and '.join(ties)})" if ties else ")"),
+        + (f"; equally accurate there, with a larger loss: {' and '.join(ties)})" if ties else ")"),
         f"on the {count['test']} test images, {winner}: {reached}",
     ]
 
 
 def _chance(data: ImageData) -> float:
-    """By how much accuracies on the test images differ by chance: two standard errors, at most."""
+    """Largest difference of test accuracies that may be due to chance: two standard errors, at most."""
     return 1 / len(data.test_labels) ** 0.5
 
 
 def _caution(data: ImageData) -> str:
     count = len(data.test_labels)
-    return f"{count} test images: accuracies that differ by less than {_chance(data):.2f} may do so by chance"
+    return f"{count} test images: differences in accuracy below {_chance(data):.2f} may be due to chance"
 
 
 __all__ = ["StartResult", "StartSettings", "start"]

@@ -1,4 +1,4 @@
-"""Publish artefacts on the Hub and download repositories, with a list of all files."""
+"""Publish artefacts on the Hub, download repositories, and list all files involved."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,24 +20,24 @@ class PushSettings:
     """Settings of [`push`]."""
 
     kind: Literal["zoo", "model", "samples", "adapter"] = setting("Kind of artefact in the folder.", positional=True)
-    folder: Path = setting("Folder with the artefact, which is not changed.", positional=True)
+    folder: Path = setting("Folder of the artefact; it is not changed.", positional=True)
     repo_id: str = setting("user/name or user/name@branch on the Hub; created if missing.", positional=True)
     private: bool | None = setting(
         "Whether a new repository is private; by default as set in the account.", default=None, opposite="--public"
     )
-    revision: str | None = setting("Branch; by default the main branch of the repository.", default=None)
+    revision: str | None = setting("Branch; by default the repository's main branch.", default=None)
     include_code: bool = setting(
         "Add the modelling code of autoencoders and networks (for trust_remote_code).", default=True
     )
-    dry_run: bool = setting("List the files and stop.", default=False)
+    dry_run: bool = setting("Only list the files.", default=False)
 
 
 @dataclass(kw_only=True)
 class PushResult(Result):
-    """An upload.
+    """The result of an upload.
 
     Attributes:
-        upload: Files that are added, replaced and removed.
+        upload: Files that were or would be added, replaced and removed.
         commit: URL of the commit; `None` after a dry run.
     """
 
@@ -53,7 +53,7 @@ class PushResult(Result):
     def tables(self) -> list[Table]:
         """Every file with its size, and the repository."""
         place = parse_repo(self.upload.repo_id, revision=self.record.arguments["revision"])
-        not_sent = f"nothing was sent; without --dry-run, this goes to {place} ({self.upload.repo_type})"
+        not_sent = f"nothing was sent; without --dry-run, these files go to {place} ({self.upload.repo_type})"
         removed = [f"removed: {path}" for path in self.upload.deleted]
         return [_file_table(self.upload.files, [*removed, self.commit or not_sent])]
 
@@ -71,7 +71,7 @@ def push(kind: str, folder: str | Path, repo_id: str, **options: Any) -> PushRes
 
 
 def run_push(settings: PushSettings) -> PushResult:
-    """Publish an artefact in one commit; repeat the command to continue after a broken connection."""
+    """Publish an artefact in one commit; repeat the command to resume after a broken connection."""
     record = RunRecord.start(arguments=as_arguments(settings))
     place = parse_repo(settings.repo_id, revision=settings.revision)
     record.arguments["revision"] = place.revision
@@ -92,19 +92,19 @@ class PullSettings:
     )
     revision: str | None = setting("Branch, tag or commit.", default=None)
     max_size: str = setting("Largest total size to download, such as 500M or 20G.", default="20G")
-    allow_pickle: bool = setting("Download pickle files, too.", default=False)
-    dry_run: bool = setting("List the files and stop.", default=False)
+    allow_pickle: bool = setting("Also download pickle files.", default=False)
+    dry_run: bool = setting("Only list the files.", default=False)
 
 
 @dataclass(kw_only=True)
 class PullResult(Result):
-    """A download.
+    """The result of a download.
 
     Attributes:
         repo_id: Repository on the Hub.
         repo_type: `"model"` or `"dataset"`.
         revision: Commit, or the requested branch or tag.
-        files: All files of the repository that are in the folder.
+        files: Files of the repository that are now in the folder.
     """
 
     repo_id: str
@@ -119,7 +119,7 @@ class PullResult(Result):
 
     def tables(self) -> list[Table]:
         """Every file with its size."""
-        return [_file_table(self.files, [] if self.output else ["nothing was fetched (--dry-run)"])]
+        return [_file_table(self.files, [] if self.output else ["nothing was downloaded (--dry-run)"])]
 
 
 def pull(repo_id: str, output: str | Path, **options: Any) -> PullResult:
@@ -134,7 +134,7 @@ def pull(repo_id: str, output: str | Path, **options: Any) -> PullResult:
 
 
 def run_pull(settings: PullSettings) -> PullResult:
-    """Download a repository; repeat the command to continue after a broken connection."""
+    """Download a repository; repeat the command to resume after a broken connection."""
     record = RunRecord.start(arguments=as_arguments(settings))
     limit, place = parse_size(settings.max_size), parse_repo(settings.repo_id, revision=settings.revision)
     repo_id, revision = place.repo_id, place.revision
@@ -150,7 +150,7 @@ def run_pull(settings: PullSettings) -> PullResult:
     return PullResult(
         record=record.finish({}),
         output=None if settings.dry_run else settings.output,
-        notes=[f"left out: {path} is a pickle (--allow-pickle takes it)" for path in refused],
+        notes=[f"left out: {path} is a pickle (--allow-pickle downloads it)" for path in refused],
         repo_id=repo_id,
         repo_type=repo_type,
         revision=revision,

@@ -1,4 +1,4 @@
-"""Measure the linear structure that the runs of a zoo share, before anything is trained on it."""
+"""Measure the linear structure that a zoo's runs share, before anything is trained on them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 SIDES = {"training": ("train",), "held_out": ("validation", "test")}
-WHOLE = "all"  # tensors, in records
+WHOLE = "all"  # tensors to list in records
 PICTURE_NAME = "structure.png"
 
 
@@ -32,11 +32,11 @@ class ZooStructureSettings(ModuleSettings, PlotSettings):
     output: Path | None = setting("New folder for the run record and a plot.", default=None, short="-o")
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
-    epoch: int | None = setting("Epoch of every run; by default the last.", default=None)
-    since: int | None = setting("Take what training changed since this epoch, in place of the weights.", default=None)
-    limit: int | None = setting("Use at most this many networks for each side.", default=None, least=3)
+    epoch: int | None = setting("Epoch to take from every run; by default the last.", default=None)
+    since: int | None = setting("Use the change of the weights since this epoch instead of the weights.", default=None)
+    limit: int | None = setting("Use at most this many training and held-out networks each.", default=None, least=3)
     align: bool = setting("Permute channels to match the first network.", default=True)
-    seed: int = setting("Random seed of shuffles and intervals.", default=0)
+    seed: int = setting("Random seed for shuffles and confidence intervals.", default=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,10 +45,10 @@ class ZooStructureSettings(ModuleSettings, PlotSettings):
 
 @dataclass(kw_only=True)
 class ZooStructureResult(Result):
-    """What runs of a zoo share.
+    """The structure that a zoo's runs share.
 
     Attributes:
-        structures: Of whole networks by the name `""`, and of every tensor.
+        structures: Structures by tensor name; `""` for whole networks.
         pictures: Whether to draw a plot.
     """
 
@@ -58,7 +58,7 @@ class ZooStructureResult(Result):
     pictures: bool = False
 
     def tables(self) -> list[Table]:
-        """Whole networks by the number of directions, then all tensors at the largest number."""
+        """Whole networks by number of directions, then all tensors at the largest number."""
         whole, *_ = self.structures.values()
         rows = zip(whole.directions, whole.explained, whole.intervals, whole.chance, whole.gains, strict=True)
         tensors = [
@@ -75,19 +75,19 @@ class ZooStructureResult(Result):
                 title=f"principal directions of {count + 1} runs, {self.record.data['held_out']} other runs",
                 caption=self._verdict(whole),
             ),
-            Table((f"tensor, {count} directions of its own", *header), tensors),
+            Table((f"tensor, with {count} directions of its own", *header), tensors),
         ]
 
     def _verdict(self, whole: SharedStructure) -> str:
         number, found, by_chance, gain = (
             values[whole.best] for values in (whole.directions, whole.explained, whole.chance, whole.gains)
         )
-        told = f"{number} directions explain {found:.1%} of other runs, chance {by_chance:.1%}"
+        told = f"{number} directions explain {found:.1%} of the variance of other runs, {by_chance:.1%} by chance"
         if not whole.is_shared:
             return (
-                f"{told}: no shared linear structure was found; do not expect a code to compress runs it has not seen"
+                f"{told}: no shared linear structure was found; an autoencoder is not expected to compress unseen runs"
             )
-        return f"{told}: the runs share {gain:.1%} of what chance leaves"
+        return f"{told}: the runs share {gain:.1%} of the rest"
 
     def write(self, partial: Path) -> None:
         """Write the run record and structure.png."""
@@ -97,7 +97,7 @@ class ZooStructureResult(Result):
 
 
 def zoo_structure(zoo: str | Path | Zoo, **options: Any) -> ZooStructureResult:
-    """Measure the linear structure that the runs of a zoo share.
+    """Measure the linear structure that a zoo's runs share.
 
     ```python
     print(hf_sane.zoo_structure("org/zoo-mnist"))
@@ -108,18 +108,19 @@ def zoo_structure(zoo: str | Path | Zoo, **options: Any) -> ZooStructureResult:
         **options: Other fields of [`ZooStructureSettings`].
 
     Raises:
-        ValueError: For several architectures, fewer than three training networks or two others, or networks whose
-            symmetries are not known, unless `align=False`.
+        ValueError: If the zoo has several architectures, fewer than three training networks, fewer than two others or,
+            unless `align=False`, networks of unknown symmetries.
     """
     return run_zoo_structure(ZooStructureSettings(zoo=zoo, **options))
 
 
 def run_zoo_structure(settings: ZooStructureSettings) -> ZooStructureResult:
-    """Measure how much of the held-out networks of a zoo the principal directions of its training networks explain.
+    """Measure how much of a zoo's held-out networks the principal directions of its training networks explain.
 
-    A code that is learned from runs can compress other runs only as far as they share structure. Networks that were
-    trained from independent seeds share almost none, even when they are aligned; those that started from one network
-    do. Say so before pre-training: the share is compared with directions of shuffled weights.
+    An autoencoder that is trained on some runs can compress others only as far as they share structure. Networks
+    trained from independent seeds share almost none, even when they are aligned; networks that started from the same
+    weights do. This command tells before pre-training, by comparing the explained share with that of directions of
+    shuffled weights.
     """
     settings.register()
     given = as_arguments(settings)
@@ -137,7 +138,7 @@ def run_zoo_structure(settings: ZooStructureSettings) -> ZooStructureResult:
 
 
 def _weights(zoo: Zoo, settings: ZooStructureSettings) -> list[dict[str, Tensor]]:
-    """Weights of the training and of the held-out networks, or what training changed, aligned to one network."""
+    """Weights of the training and held-out networks, or their changes in training, aligned to one network."""
     sides = [[name for name in part if len(zoo.splits.get(name, ()))] for part in SIDES.values()]
     if not all(sides):
         raise ValueError(
@@ -156,13 +157,13 @@ def _weights(zoo: Zoo, settings: ZooStructureSettings) -> list[dict[str, Tensor]
             for tensors, part in zip(chosen, networks, strict=True)
         ]
     layers = [layer for layout in zoo.facts.parsed_layouts.values() for layer in layout.layers]
-    # Running statistics are no weights, and would be most of the variance.
+    # Running statistics are not weights, and would dominate the variance.
     names = {tensor.name for layer in layers if layer.kind != "running_statistics" for tensor in layer.tensors}
     return [{name: tensor for name, tensor in tensors.items() if name in names} for tensors in chosen]
 
 
 def _change(start: LabelledNetworks, end: LabelledNetworks) -> dict[str, Tensor]:
-    """What training changed in every network of `end`."""
+    """The change in training of every network in `end`."""
     if missing := sorted(set(end.runs) - set(start.runs)):
         raise ValueError(f"runs without a network at that epoch: {name_some(missing)}; choose another one (--since)")
     rows = [start.runs.index(run) for run in end.runs]

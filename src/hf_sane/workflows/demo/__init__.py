@@ -1,1 +1,1 @@
-"""The main job end to end: two zoos, one SANE, a probe table, sampled networks, one report."""
+"""The full pipeline on a small example: two zoos, a SANE, probes, sampled networks and a report."""

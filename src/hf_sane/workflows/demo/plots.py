@@ -1,4 +1,4 @@
-"""The demo's two pictures: where networks lie in latent space, and what sampled networks are worth."""
+"""The demo's two plots: a map of embeddings, and accuracy during fine-tuning."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from hf_sane.analysis._pictures import save_picture
 
-# One colour per family: SANE in blues, the zoo's own networks in greens, what costs nothing in greys and reds.
+# One hue per family: SANE in blues, the zoo's own networks in greens, cheap baselines in greys and reds.
 COLOURS = {
     "anchors": "#1b7837",
     "reconstructed_anchors": "#7fbf7b",
@@ -24,7 +24,7 @@ COLOURS = {
 
 
 def plane(embeddings: np.ndarray, *, seed: int) -> np.ndarray:
-    """Map embeddings `[M, F]` to the plane `[M, 2]` for plots: PCA to 30 dimensions, then t-SNE (scikit-learn)."""
+    """Project embeddings `[M, F]` to `[M, 2]` for plots: PCA to 30 dimensions, then t-SNE (scikit-learn)."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -37,10 +37,10 @@ def plane(embeddings: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> None:
-    """Draw mean test accuracy over fine-tuning epochs, one line with its spread per method.
+    """Plot mean test accuracy over fine-tuning epochs, with one line and its spread per method.
 
     Args:
-        curves: Method to accuracies `[epochs + 1, networks]`; row 0 is before any training.
+        curves: Accuracies `[epochs + 1, networks]` by method; row 0 is before any training.
         path: PNG to write.
     """
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""What the demo measured, against what, and whether each goal was reached: as tables, as JSON, and as a page."""
+"""The demo's report: its goals, measurements and baselines as tables, as JSON and as a page."""
 
 import json
 import math
@@ -23,7 +23,7 @@ PROPERTY_TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One goal of the demo: what was asked, what came (`None` and NaN: undefined), and whether it suffices."""
+    """One goal of the demo: the claim, the target, and the result (`None` or NaN if undefined)."""
 
     name: str
     wanted: float | None
@@ -32,23 +32,23 @@ class Goal:
 
     @property
     def reached(self) -> bool:
-        """Whether `got` is at least `wanted` (above it when `strict`); what is undefined reaches nothing."""
-        if self.got is None or self.wanted is None:  # NaN, as JSON holds it
+        """Whether `got` is at least `wanted` (greater, if `strict`); an undefined result does not reach its goal."""
+        if self.got is None or self.wanted is None:  # NaN, as stored in JSON
             return False
         return self.got > self.wanted if self.strict else self.got >= self.wanted
 
 
 def goals(results: Mapping[str, Any]) -> list[Goal]:
-    """Compare the demo's results with what it set out to reach.
+    """Compare the demo's results with its goals.
 
-    Each goal compares two results of the same run, or a share with a bound that has room to spare, so that it holds on
-    any processor: other processors round otherwise, which moves results by some hundredths.
+    Each goal compares two results of the same run, or a share with a generous bound, so that it holds on any
+    processor: rounding differs between processors, which moves results by a few hundredths.
 
     Args:
         results: The `results` part of the demo's run record.
 
     Returns:
-        One `Goal` per claim, in the order of the pipeline.
+        One `Goal` per claim, in pipeline order.
     """
     reconstruction, sampling = results["reconstruction"], results["sampling"]
     start, first = sampling["epoch_0"], sampling["epoch_1"]
@@ -82,7 +82,7 @@ def _shown(value: float | None) -> str:
 
 
 def goals_table(found: Sequence[Goal]) -> Table:
-    """Every goal: wanted, got, reached or not."""
+    """Every goal: its target, the result, and whether it was reached."""
     rows = [
         [goal.name, f"{'>' if goal.strict else '>='} {_shown(goal.wanted)}", _shown(goal.got), goal.reached]
         for goal in found
@@ -95,22 +95,22 @@ def probe_table(details: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Tab
     header = ["embedding"] + [f"{PROPERTY_TITLES[p]} {m}" for p in details for m in ("R2", "tau")]
     names = list(next(iter(details.values())))
     rows = [[n] + [details[p][n][m] for p in details for m in ("r2", "kendall_tau")] for n in names]
-    return Table(header, rows, title="What embeddings know")
+    return Table(header, rows, title="Properties predicted from embeddings")
 
 
 def sampling_table(sampling: Mapping[str, Any]) -> Table:
-    """One row per method: accuracy at each reported epoch, and distance to the nearest training network."""
-    return replace(comparison_table(sampling), title="Networks that were never trained")
+    """One row per method: accuracy at the reported epochs, and distance to the nearest training network."""
+    return replace(comparison_table(sampling), title="Networks generated without training")
 
 
 def short_table(details: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
-    """R2 on test networks of the rows that the record promises."""
+    """R2 on test networks, for the rows that the record lists."""
     rows = ("weights", "layer_statistics", "sane_mean", "sane_best")
     return {p: {name: row[name]["r2"] for name in rows} for p, row in details.items()}
 
 
 def verdict(found: Sequence[Goal]) -> str:
-    """Whether all goals were reached, else which were not."""
+    """Say whether all goals were reached, and otherwise which were not."""
     missed = [goal for goal in found if not goal.reached]
     if not missed:
         return "Every goal was reached."
@@ -120,7 +120,7 @@ def verdict(found: Sequence[Goal]) -> str:
 
 @dataclass(kw_only=True)
 class DemoResult(Result):
-    """What the demo measured; its record is `report.json`, whose results are at the top level."""
+    """Results of the demo; its record is `report.json`, with the results at the top level."""
 
     JOB: ClassVar[str] = "demo"
 
@@ -129,7 +129,7 @@ class DemoResult(Result):
         return [verdict(goals(self.to_dict()))]
 
     def tables(self) -> list[Table]:
-        """Goals, probes, and networks that were never trained."""
+        """Goals, probes, and networks generated without training."""
         report = self.to_dict()
         return [
             goals_table(goals(report)),
@@ -143,7 +143,7 @@ class DemoResult(Result):
         return content | content.pop("results")
 
     def write(self, partial: Path) -> None:
-        """`report.json`, `report.md`, and the tables of probes and of sampled networks."""
+        """Write `report.json`, `report.md`, and the tables of probes and sampled networks."""
         report = self.to_dict()
         pages = {
             "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
@@ -157,13 +157,13 @@ class DemoResult(Result):
 
 
 def render_report(record: Mapping[str, Any]) -> str:
-    """Write the demo's page from its run record.
+    """Render the demo's page from its run record.
 
     Args:
         record: The JSON of the run record, as saved.
 
     Returns:
-        Markdown; links only to files in the same folder.
+        Markdown that links only to files in the same folder.
     """
     found = goals(record)
     zoos = [
@@ -190,7 +190,7 @@ def render_report(record: Mapping[str, Any]) -> str:
 
 
 def to_markdown(table: Table) -> Markup:
-    """A table of numbers as Markdown, with what was not reached in bold."""
+    """A table of numbers as Markdown, with missed goals in bold."""
     rows = [["**no**" if cell is False else fact_text(cell) for cell in row] for row in table.rows]
     return markdown_table(table.header, rows, numbers=True)
 

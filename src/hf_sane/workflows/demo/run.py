@@ -27,19 +27,19 @@ from hf_sane.workflows.reconstruct import reconstruct
 from hf_sane.workflows.sane import SANE
 from hf_sane.zoo._dataset import Zoo
 
-NUM_SAVED = 3  # sampled networks that are saved with a card
+NUM_SAVED = 3  # sampled networks to save with a card
 SETTINGS_FILE = "settings.json"
 
 
 class Stages:
-    """Announces each stage and notes how long it took."""
+    """Announces each stage and measures how long it takes."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time the body of the `with` statement under `name`."""
+        """Record the duration of the `with` block under `name`."""
         tqdm.write(f"--- {name}")
         start = time.perf_counter()
         yield
@@ -50,7 +50,7 @@ def demo(output: str | Path = "demo_output", **options: Any) -> DemoResult:
     """Run the full pipeline on a small example, offline and on the CPU.
 
     Args:
-        output: New or empty folder, or one that an interrupted demo with the same settings left.
+        output: New or empty folder, or that of an interrupted demo with the same settings.
         **options: Further fields of [`DemoSettings`].
     """
     return run_demo(DemoSettings(output=Path(output), **options))
@@ -60,7 +60,7 @@ def run_demo(settings: DemoSettings) -> DemoResult:
     """Train two small zoos, pre-train SANE, probe it, sample from it, and write a report; offline, on the CPU.
 
     The folder receives `zoos/`, `sane/`, `sampled/`, `probe_table.md`, `sampling_table.md`, two plots, `report.md` and
-    `report.json`. A demo that was interrupted there with the same settings is continued.
+    `report.json`. If it holds an interrupted demo with the same settings, that is continued.
     """
     with resumable_folder(settings.output, DemoResult.JOB) as folder:
         claim_folder(folder, settings)
@@ -72,7 +72,7 @@ def run_demo(settings: DemoSettings) -> DemoResult:
 
 
 def claim_folder(folder: Path, settings: DemoSettings) -> None:
-    """Note the settings, or compare them with those of the demo that was interrupted here.
+    """Store the settings in the folder, or compare them with those of the demo that was interrupted there.
 
     Raises:
         FileExistsError: If they differ.
@@ -80,7 +80,7 @@ def claim_folder(folder: Path, settings: DemoSettings) -> None:
     path, text = folder / SETTINGS_FILE, json.dumps(settings.sizes(), indent=2) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise FileExistsError(
-            f"{folder} holds an interrupted demo with other settings ({SETTINGS_FILE}); give the same, or choose "
+            f"{folder} holds an interrupted demo with other settings ({SETTINGS_FILE}); use the same settings or "
             "another folder"
         )
     begin_folder(folder, DemoResult.JOB)
@@ -89,7 +89,7 @@ def claim_folder(folder: Path, settings: DemoSettings) -> None:
 
 
 def fill_folder(output: Path, settings: DemoSettings) -> DemoResult:
-    """All stages; zoos and the autoencoder that an interrupted demo had finished are taken as they are."""
+    """Run all stages; zoos and an autoencoder that an interrupted demo had finished are reused."""
     record = RunRecord.start(seed=settings.seed, arguments=settings.sizes())
     stages = Stages()
     data = load_images(settings.images)
@@ -122,7 +122,7 @@ def fill_folder(output: Path, settings: DemoSettings) -> DemoResult:
 
 
 def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[str, Zoo]:
-    """Train the seed zoo (for sampling) and the hyper-parameter zoo (for probing), as two configurations."""
+    """Train the seed zoo (for sampling) and the hyper-parameter zoo (for probing) as two configurations."""
     common: dict[str, Any] = {"output": folder, "architecture_settings": {"activation": "gelu"}}
     seeds = build_zoo(
         data,
@@ -151,7 +151,7 @@ def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[st
 
 
 def pretrain_sane(folder: Path, zoos: dict[str, Zoo], settings: DemoSettings) -> SANE:
-    """Pre-train one autoencoder on the training networks of both zoos; windows hold whole networks."""
+    """Pre-train one autoencoder on the training networks of both zoos, with whole networks as windows."""
     layout = zoos["seed"].splits["train"].layout(0)
     return pretrain(
         list(zoos.values()),
@@ -177,7 +177,7 @@ def pretrain_sane(folder: Path, zoos: dict[str, Zoo], settings: DemoSettings) ->
 
 
 def describe_zoo(zoo: Zoo) -> dict[str, Any]:
-    """Size and quality of a zoo, for the record."""
+    """Size and accuracy of a zoo, for the record."""
     finals = [split.final_epochs() for split in zoo.splits.values()]
     accuracy = np.concatenate([split.column("test_accuracy") for split in finals])
     return {
