@@ -121,7 +121,7 @@ def test_adapters_whose_changes_depend_on_their_base_need_it(tmp_path, hf_sane_c
         (folder / "adapter_config.json").write_text(json.dumps(config))
         pairs += ["--adapter", f"{index}={folder}"]
     arguments = ("regions", *pairs, "--metric", "euclidean", "--no-plots", "--output", tmp_path / "out")
-    assert "what it changes depends on the base model" in hf_sane_command(*arguments, exit_code=2).stderr
+    assert "its changes depend on the base model" in hf_sane_command(*arguments, exit_code=2).stderr
     assert not (tmp_path / "out").exists()
     hf_sane_command(*arguments, "--base", tmp_path / "base.safetensors")
     found = torch.tensor(RunRecord.load(tmp_path / "out" / "run.json").results["distances"])
@@ -189,4 +189,4 @@ def test_an_adapter_that_comes_twice_is_refused(adapters, tmp_path, hf_sane_comm
 def test_a_zoo_that_comes_twice_is_refused(tiny_zoo_folder, tmp_path, hf_sane_command):
     zoos = ("--zoo", tiny_zoo_folder, "--zoo", f"{tiny_zoo_folder}/")
     error = hf_sane_command("regions", *zoos, "--output", tmp_path / "out", exit_code=2).stderr
-    assert "name each zoo once, got" in error
+    assert "expected different zoos, got" in error

@@ -59,7 +59,7 @@ def test_what_is_not_there_is_said_with_what_to_do(repo, hf_sane_command):
     said = hf_sane_command("embed", "x", "--sane", "org/run@v1", "-o", "e", exit_code=2).stderr
     assert said == (
         "hf-sane: org/run@v1: expected a SANE autoencoder, got a repository without its files there; if they are in a "
-        "folder of it, name that, too (subfolder=; --sane-subfolder for a SANE)\n"
+        "subfolder, pass that, too (subfolder=; --sane-subfolder for a SANE)\n"
     )
     said = hf_sane_command("embed", "x", "--sane", "local", "--sane-subfolder", "a", "-o", "e", exit_code=2).stderr
     assert said.startswith("hf-sane: no such file or folder: local/a (tried ")

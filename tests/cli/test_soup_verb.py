@@ -257,7 +257,7 @@ def test_an_adapter_without_a_base_needs_one(adapters, tmp_path, hf_sane_command
         path = tmp_path / "in" / f"{index}" / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
     refused = hf_sane_command("soup", tmp_path / "in", "-o", tmp_path / "soup", exit_code=2)
-    assert "0 does not name its base model; name it (--base)" in refused.stderr
+    assert "0 does not name its base model; pass it (--base)" in refused.stderr
     hf_sane_command("soup", tmp_path / "in", "--base", adapters / "base", "-o", tmp_path / "other")
     assert (tmp_path / "other" / "adapter_model.safetensors").exists()
 

@@ -175,7 +175,7 @@ def verbs(own, out, zoo, sane, kind):
 NO_SANE = "expected a SANE autoencoder, got ValueError: expected model_type 'sane', got "
 NO_EXTRACTOR = "expected a weight tokenizer, got ValueError: expected settings such as token_dim"
 OTHER_LAYOUT = "the extractor was fitted on another layout"
-NO_PYTHON = "is of an architecture that needs Python code from its repository, which is never run here"
+NO_PYTHON = "has an architecture that requires Python code from its repository, which is never run here"
 PICKLES = "holds no safetensors; it holds model.pt, pytorch_model.bin, in PyTorch's format"
 NO_ADAPTER = ("expected a LoRA adapter, got no factors", "holds no adapter_config.json; expected an adapter")
 UNREADY = ("is not a complete", "no such file or folder")
@@ -299,7 +299,7 @@ def test_an_architecture_that_needs_its_code_is_refused_with_what_to_do(planted)
     for work in (load_config, lambda folder: load_model(AutoModelForImageClassification, folder)):
         said = attempt(lambda work=work: work(planted / "unknown"))
         assert said.startswith(
-            f"{planted / 'unknown'} is of an architecture that needs Python code from its repository"
+            f"{planted / 'unknown'} has an architecture that requires Python code from its repository"
         )
         assert "pass it as a module" in said
         assert "trust_remote_code" not in said

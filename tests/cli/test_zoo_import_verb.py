@@ -263,7 +263,7 @@ def test_repositories_of_a_hub(tmp_path, monkeypatch, hf_sane_command):
 
 
 def test_a_flat_folder_without_runs_is_told_of_patterns(tmp_path, hf_sane_command):
-    hint = "every file is a run of its own, since no names of runs were found"
+    hint = "no run names were found, so every file counts as its own run"
     for run in "ab":
         (tmp_path / "deep" / run).mkdir(parents=True)
         for epoch in range(2):

@@ -61,9 +61,9 @@ def test_weights_that_overflow_once_normalised_are_refused_with_their_layer(tmp_
     small = {"a.weight": torch.randn(4, 5), "b.weight": torch.randn(4, 5) * 1e-6}
     extractor = SANEFeatureExtractor(5).fit([small])
     large = {**small, "b.weight": torch.full((4, 5), 3e37)}
-    with pytest.raises(ValueError, match=r"weights of b overflow once normalised: the largest is 3e\+37"):
+    with pytest.raises(ValueError, match=r"weights of b overflow when normalised: the largest is 3e\+37"):
         extractor.encode(large)
-    with pytest.raises(ValueError, match="in b, or some that overflow once normalised"):
+    with pytest.raises(ValueError, match="in b, or weights that overflow when normalised"):
         list(TokenStream(large, extractor))
 
 

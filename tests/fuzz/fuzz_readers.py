@@ -521,4 +521,4 @@ def is_exempt(error: InvalidFileError) -> bool:
     """Refused on purpose though safetensors accepts it: what torch cannot hold and the format forbids."""
     unknown_dtype = error.field == "dtype"
     too_large = "fits into 64 bits" in error.expected
-    return unknown_dtype or too_large or "is there twice" in error.got or "an object with dtype" in error.expected
+    return unknown_dtype or too_large or "occurs twice" in error.got or "an object with dtype" in error.expected

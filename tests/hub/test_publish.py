@@ -146,7 +146,7 @@ def test_a_folder_that_is_no_sane_says_what_it_holds_and_which_one_is_meant(tmp_
         with pytest.raises(FileNotFoundError) as refused:
             read(tmp_path / "run")
         holds = f"{tmp_path / 'run'}: expected {what}, got a folder with arguments.json"
-        assert str(refused.value) == f"{holds}; give a folder that holds one"
+        assert str(refused.value) == f"{holds}; pass a folder that holds one"
         (tmp_path / "run/model").mkdir()
         (tmp_path / "run/model/config.json").write_text("{}")
         with pytest.raises(FileNotFoundError) as refused:

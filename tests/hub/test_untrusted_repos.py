@@ -29,12 +29,14 @@ def test_a_client_refuses_them_before_it_downloads(tmp_path, local_hub, capfd):
     local_hub.storage.add_files("models", "org/climbs", {"model.safetensors.index.json": index})
     local_hub.storage.add_files("models", "org/pickled", {"pytorch_model.bin": pickle.dumps(Evil())})
     local_hub.storage.add_files("models", "org/large", {"model.safetensors": save({"w": torch.zeros(64)})})
-    with pytest.raises(ValueError, match="expected the name of a file beside the index, got '../../evil.safetensors'"):
+    with pytest.raises(
+        ValueError, match="expected the name of a file next to the index, got '../../evil.safetensors'"
+    ):
         load_state_dict("org/climbs")
     pickled = "it holds pytorch_model.bin, in PyTorch's format: not downloaded, since it could run code"
     with pytest.raises(FileNotFoundError, match=pickled):
         load_state_dict("org/pickled")
-    large = "bytes of weights, more than the limit of 100; give a larger max_bytes"
+    large = "bytes of weights, more than the limit of 100; pass a larger max_bytes"
     with pytest.raises(ValueError, match=large):
         load_state_dict("org/large", max_bytes=100)
     assert len(load_state_dict("org/large")["w"]) == 64
@@ -46,7 +48,7 @@ def test_a_client_refuses_them_before_it_downloads(tmp_path, local_hub, capfd):
 
 def test_a_pickle_that_runs_code_is_not_opened(tmp_path, capsys):
     (tmp_path / "model.pt").write_bytes(pickle.dumps({"w": Evil()}, protocol=2))
-    with pytest.raises(ValueError, match="a Python pickle that torch.save did not write; opening it could run code"):
+    with pytest.raises(ValueError, match="a Python pickle not written by torch.save; opening it could run code"):
         load_state_dict(tmp_path / "model.pt")
     with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
         unpickle(tmp_path / "model.pt")

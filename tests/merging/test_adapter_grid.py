@@ -150,7 +150,7 @@ def test_every_field_against_the_merge_of_peft(field, crossed, tmp_path):
     check_same(mixer.model.state_dict(), expected, start)
     needs_base = settings.get("use_dora") or "modules_to_save" in settings or "bias" in settings
     if needs_base:
-        with pytest.raises(ValueError, match="depends on the base model; name the base"):
+        with pytest.raises(ValueError, match="depend on the base model; pass the base"):
             open_factors(tmp_path / "a")
     counters = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")}
     check_same(from_factors(base, tmp_path / "a") | counters, expected, start)

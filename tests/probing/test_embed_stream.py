@@ -164,7 +164,8 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match="expected max_scalars >= 1, got 0"):
         TokenStream(NETWORKS["cnn"], extractor, max_scalars=0)
     with pytest.raises(
-        ValueError, match="NaN or infinite weights in b, or some that overflow once normalised; leave this network out"
+        ValueError,
+        match="NaN or infinite weights in b, or weights that overflow when normalised; leave this network out",
     ):
         list(TokenStream({"a.weight": torch.ones(2, 3), "b.weight": torch.tensor([[float("inf")]])}, extractor))
     broken = {"a.weight": torch.ones(500, 3), "b.weight": torch.full((500, 3), float("nan"))}

@@ -240,7 +240,7 @@ def test_an_adapter_is_compared_with_a_model_through_its_base(tmp_path):
     assert sorted(frame["name"]) == ["fc.bias", "fc.weight", "last.bias", "last.weight"]
     apart = hf_sane.diff(tmp_path / "base.safetensors", tmp_path / "adapter", base=str(tmp_path / "base.safetensors"))
     assert {x.name for x in apart.difference.tensors if not x.is_equal} == {"fc.weight", "fc.bias"}
-    with pytest.raises(ValueError, match="adapter does not name its base model; name it"):
+    with pytest.raises(ValueError, match="adapter does not name its base model; pass it"):
         hf_sane.diff(tmp_path / "adapter", tmp_path / "merged.safetensors")
     save_file({"other.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"the base of adapter lacks \['fc.weight', 'fc.bias'\]; name the model"):

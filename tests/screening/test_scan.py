@@ -106,9 +106,7 @@ def test_an_interrupted_scan_goes_on_with_what_it_has_read(local_hub, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Moments, "add", interrupt)
         told = hf_sane_command("scan", "org/big", "--budget", "40%", exit_code=130)
-    assert re.search(
-        r"bytes that were read from the Hub are kept; to continue: .*scan org/big --budget 40%", told.stderr
-    )
+    assert re.search(r"bytes read from the Hub are kept; to continue: .*scan org/big --budget 40%", told.stderr)
     before = sum(downloads(local_hub, start))
     assert before > 0
     start = len(local_hub.log)
@@ -131,7 +129,7 @@ def test_a_hub_that_fails_for_good_leaves_what_was_read(local_hub, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Moments, "add", fail)
-        with pytest.raises(ConnectionError, match="bytes that were read from the Hub are kept; to continue, repeat"):
+        with pytest.raises(ConnectionError, match="bytes read from the Hub are kept; to continue, repeat"):
             hf_sane.scan("org/big", budget="40%")
     local_hub.faults.clear()
     assert hf_sane.scan("org/big", budget="40%").scans[0].findings

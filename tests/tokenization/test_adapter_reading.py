@@ -99,7 +99,9 @@ def test_what_is_no_adapter_is_refused(tmp_path):
 def test_a_factor_under_two_names_is_refused(tmp_path):
     names = [f"q.{side}.weight" for side in ("lora_down", "lora_up", "lora_A", "lora_B")]
     tensors = dict(zip(names, (FIRST, SECOND, FIRST.clone(), 3 * SECOND), strict=True))
-    with pytest.raises(ValueError, match=r"holds one factor twice, as 'q.lora_\w+.weight' and 'q.lora_\w+.weight'"):
+    with pytest.raises(
+        ValueError, match=r"holds the same factor twice, as 'q.lora_\w+.weight' and 'q.lora_\w+.weight'"
+    ):
         open_factors(write(tmp_path / "twice.safetensors", tensors))
     stored = {
         f"{prefix}q.lora_{side}.weight": t.clone()
@@ -107,7 +109,7 @@ def test_a_factor_under_two_names_is_refused(tmp_path):
         for side, t in zip("AB", (FIRST, SECOND), strict=True)
     }
     config = {"peft_type": "LORA", "r": len(FIRST), "lora_alpha": 1}
-    with pytest.raises(ValueError, match=r"holds one factor twice, as 'q.lora_A.weight' and 'base_model.model.q"):
+    with pytest.raises(ValueError, match=r"holds the same factor twice, as 'q.lora_A.weight' and 'base_model.model.q"):
         _ = Adapter("twice", stored, config).modules
 
 

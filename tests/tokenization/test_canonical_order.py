@@ -265,7 +265,7 @@ def test_configurations_without_a_version_are_read_as_they_were_made(tmp_path):
     old.format_version = 2
     assert torch.equal(old.encode(module).tokens, extractor.encode(module).tokens)
     file.write_text(json.dumps({**stored, "format_version": 3}))
-    with pytest.raises(ValueError, match="expected a format_version from 1 to 2, got 3; a newer hf_sane wrote it"):
+    with pytest.raises(ValueError, match="expected a format_version from 1 to 2, got 3, written by a newer hf_sane"):
         SANEFeatureExtractor.from_pretrained(tmp_path)
 
 

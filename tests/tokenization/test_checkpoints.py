@@ -78,10 +78,12 @@ class Malicious:
 def test_pickles_with_code_are_refused(tmp_path, capsys):
     path = tmp_path / "evil.pt"
     torch.save({"w": torch.ones(2), "x": Malicious()}, path)
-    with pytest.raises(ValueError, match="cannot be opened with weights_only=True.*could run code; convert it"):
+    with pytest.raises(
+        ValueError, match="cannot be opened with weights_only=True.*could run code; if you trust it, convert it"
+    ):
         load_state_dict(path)
     path.write_bytes(pickle.dumps(Malicious(), protocol=2))
-    with pytest.raises(ValueError, match="a Python pickle that torch.save did not write; opening it could run code"):
+    with pytest.raises(ValueError, match="a Python pickle not written by torch.save; opening it could run code"):
         load_state_dict(path)
     with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
         unpickle(path)
@@ -112,7 +114,7 @@ def test_an_index_that_points_outside_is_refused(sharded, file):
     index = sharded / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a.weight": file}}))
     with pytest.raises(
-        ValueError, match="expected the name of a file beside the index, got .*; do not trust this folder"
+        ValueError, match="expected the name of a file next to the index, got .*; do not trust this folder"
     ):
         load_state_dict(sharded)
 
@@ -134,7 +136,7 @@ def test_broken_indices(sharded):
         ('{"weight_map": {}}', "weight_map: expected a file name for every tensor"),
         ('{"weight_map": {"a": 1}}', "weight_map.a: expected text, got 1"),
         ('{"weight_map": {"a": null}}', "weight_map.a: expected text, got null"),
-        ('{"weight_map": {"a": "b\\u0000"}}', "weight_map.a: expected the name of a file beside the index"),
+        ('{"weight_map": {"a": "b\\u0000"}}', "weight_map.a: expected the name of a file next to the index"),
         ("{}", "expected a field 'weight_map', got an empty object"),
         ("{", "expected a shard index"),
         ("[]", "expected a shard index"),
@@ -164,7 +166,7 @@ def test_an_index_must_know_every_tensor_of_its_shards(sharded):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (pickle.dumps(Malicious(), protocol=2), r"\(it asks for builtins.print\)|\(it asks for print\)"),
+        (pickle.dumps(Malicious(), protocol=2), r"\(it requires builtins.print\)|\(it requires print\)"),
         (b"", r"\(EOFError\)"),
         (b"\x80\x02K", "cannot be opened with weights_only=True"),
         (b"PK\x03\x04 no archive", "cannot be opened with weights_only=True"),
@@ -181,7 +183,7 @@ def test_what_torch_says_becomes_one_plain_sentence(content, reason, tmp_path):
 
 def test_a_module_names_its_class(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "network.pt")
-    with pytest.raises(InvalidFileError, match=r"it asks for torch.nn.modules.linear.Linear\)"):
+    with pytest.raises(InvalidFileError, match=r"it requires torch.nn.modules.linear.Linear\)"):
         load_state_dict(tmp_path / "network.pt")
 
 

@@ -87,7 +87,7 @@ def test_the_shards_of_an_index_must_be_safetensors(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": "part.safetensors"}}))
     for content, got in (
-        (UNREAD["lfs"][0], "a Git LFS pointer, which stands for the file; fetch the file itself: git lfs pull"),
+        (UNREAD["lfs"][0], "a Git LFS pointer in place of the file; fetch the file itself with git lfs pull"),
         (torch_file(TENSORS), "expected a safetensors file, got a PyTorch file"),
     ):
         (tmp_path / "part.safetensors").write_bytes(content)
@@ -125,7 +125,7 @@ def test_an_index_of_pickles_is_read_shard_by_shard(tmp_path):
     }
     assert all(tensor.is_meta for tensor in outlines.values())
     with pytest.raises(
-        FileNotFoundError, match=r"pytorch_model.bin.index.json, in PyTorch's format: name the file itself"
+        FileNotFoundError, match=r"pytorch_model.bin.index.json, in PyTorch's format: pass the file itself"
     ):
         load_state_dict(tmp_path)
 
@@ -138,7 +138,7 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"b": Evil()}, r"got a file that cannot be opened with weights_only=True \(it asks for (builtins\.)?print\)"),
+        ({"b": Evil()}, r"got a file that cannot be opened with weights_only=True \(it requires (builtins\.)?print\)"),
         ({"b": {"c": torch.ones(1)}}, "expected a shard: tensors by name, got an object of the type dict"),
         ([torch.ones(1)], "expected a shard: tensors by name, got an object of the type list"),
         (
@@ -178,19 +178,19 @@ UNREAD = {
         "a TorchScript archive",
         "torch.jit.load",
     ),
-    "pickle": (pickle.dumps({"w": [1, 2]}), "a Python pickle that torch.save did not write", "could run code"),
+    "pickle": (pickle.dumps({"w": [1, 2]}), "a Python pickle not written by torch.save", "could run code"),
     "msgpack": (b"\x81\xa6params\x80" + bytes(8), "a MessagePack file", "flax.serialization"),
     "tflite": (b"\x1c\0\0\0TFL3" + bytes(40), "a TensorFlow Lite file", "converted from"),
-    "json": (b'{"architectures": ["Bert"]}', "a JSON file", "name the file of the weights"),
+    "json": (b'{"architectures": ["Bert"]}', "a JSON file", "pass the weights file"),
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", "a web page", "download the file itself"),
-    "text": ("Gewichte: keine. Größe: 3".encode(), "a text", "name the file of the weights"),
+    "text": ("Gewichte: keine. Größe: 3".encode(), "a text", "pass the weights file"),
     "tf index": (
         bytes(range(200, 256)) + bytes.fromhex("57fb808b247547db"),
         "a TensorFlow checkpoint",
         "load_checkpoint",
     ),
     "empty": (b"", "an empty file", "download it again"),
-    "noise": (bytes(range(128, 256)), "a file of a kind that is not known", "download it again"),
+    "noise": (bytes(range(128, 256)), "a file of unknown format", "download it again"),
 }
 
 
@@ -210,7 +210,7 @@ def test_what_is_not_read_is_named_with_a_remedy(kind, name, tmp_path):
 @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "model"])
 def test_a_pointer_is_known_under_the_name_of_what_it_stands_for(name, tmp_path):
     (tmp_path / name).write_bytes(UNREAD["lfs"][0])
-    with pytest.raises(InvalidFileError, match="a Git LFS pointer, which stands for the file; fetch .*git lfs pull"):
+    with pytest.raises(InvalidFileError, match="a Git LFS pointer in place of the file; fetch .*git lfs pull"):
         load_state_dict(tmp_path / name)
 
 
@@ -218,10 +218,10 @@ def test_a_pointer_is_known_under_the_name_of_what_it_stands_for(name, tmp_path)
     ("content", "named"),
     [
         (b"<!DOCTYPE html><html>404</html>", "got a web page; download the file itself, not the page that shows it"),
-        (b"Entry not found", "got a text; name the file of the weights"),
+        (b"Entry not found", "got a text; pass the weights file"),
         (
             b'{"error": "Repository not found"}',
-            "got a JSON file that is not a shard index; name the file of the weights",
+            "got a JSON file that is not a shard index; pass the weights file",
         ),
     ],
 )
@@ -236,7 +236,7 @@ def test_a_text_whose_last_letter_is_cut_by_the_head_is_a_text(tmp_path):
     (tmp_path / "text").write_text("a" * 511 + "ä" + "b" * 100, encoding="utf-8")
     assert file_format(tmp_path / "text").name == "a text"
     (tmp_path / "noise").write_bytes(b"a" * 300 + b"\xff" + b"a" * 300)
-    assert file_format(tmp_path / "noise").name == "a file of a kind that is not known"
+    assert file_format(tmp_path / "noise").name == "a file of unknown format"
 
 
 def test_a_header_length_must_be_one_that_the_format_allows(tmp_path):

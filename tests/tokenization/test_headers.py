@@ -94,7 +94,7 @@ def test_a_folder_must_say_which_file(tmp_path):
         read_meta_state_dict(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "one.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "two.safetensors")
-    with pytest.raises(FileNotFoundError, match="holds 2 safetensors files and none of .*; name the file itself"):
+    with pytest.raises(FileNotFoundError, match="holds 2 safetensors files and none of .*; pass the file itself"):
         read_meta_state_dict(tmp_path)
 
 
@@ -147,9 +147,9 @@ def test_an_index_that_promises_safetensors_and_names_pickles_is_refused_before_
     with pytest.raises(InvalidFileError) as caught:
         read(tmp_path if place == "folder" else "someone/network")
     assert str(caught.value).endswith(
-        "model.safetensors.index.json: weight_map.a: expected a safetensors file, as the name of the index promises, "
-        "got 'pytorch_model-00001-of-00001.bin'; do not trust this folder, or, if it is yours, call the index "
-        "pytorch_model.bin.index.json and name it itself"
+        "model.safetensors.index.json: weight_map.a: expected a safetensors file, as the name of the index says, "
+        "got 'pytorch_model-00001-of-00001.bin'; do not trust this folder; if it is yours, rename the index to "
+        "pytorch_model.bin.index.json and pass its path"
     )
     assert not [request for request in local_hub.log if request.path.endswith(".bin")]
     (tmp_path / "model.safetensors.index.json").rename(tmp_path / "pytorch_model.bin.index.json")

@@ -118,7 +118,7 @@ def test_a_tensor_that_is_there_twice_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     one = json.dumps(ONE).encode()
     path.write_bytes(file_of(b'{"a":' + one + b',"a":' + one + b"}"))
-    with pytest.raises(InvalidFileError, match="'a' is there twice"):
+    with pytest.raises(InvalidFileError, match="'a' occurs twice"):
         read_header(path)
 
 

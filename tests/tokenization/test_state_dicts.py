@@ -187,9 +187,7 @@ def test_a_tensor_without_a_name_is_refused(tmp_path):
     nameless = {"": torch.ones(2, 2), "w": torch.ones(2, 2)}
     save_file(nameless, tmp_path / "x.safetensors")
     for source in (nameless, save(nameless, "x.pt", tmp_path=tmp_path), tmp_path / "x.safetensors"):
-        with pytest.raises(
-            InvalidFileError, match="expected a name for every tensor, got one that is named ''; name it"
-        ):
+        with pytest.raises(InvalidFileError, match="expected a name for every tensor, got one named ''; name it"):
             load_state_dict(source)
     with pytest.raises(InvalidFileError, match="expected a name for every tensor"):
         read_meta_state_dict(tmp_path / "x.safetensors")
@@ -208,7 +206,7 @@ def test_a_whole_module_names_the_class_and_what_to_do(legacy, tmp_path):
     with pytest.raises(InvalidFileError) as caught:
         load_state_dict(path)
     said = str(caught.value)
-    assert "it asks for torch.nn.modules.container.Sequential" in said
+    assert "it requires torch.nn.modules.container.Sequential" in said
     assert "save model.state_dict()" in said
     assert said.isprintable()
     assert "[1m" not in said

@@ -66,5 +66,5 @@ def test_adapters_are_given_by_label(tmp_path):
 
 
 def test_a_zoo_comes_once(tiny_zoo, tiny_zoo_folder):
-    with pytest.raises(ValueError, match="name each zoo once, got"):
+    with pytest.raises(ValueError, match="expected different zoos, got"):
         map_regions([tiny_zoo, tiny_zoo_folder], plots=False)

@@ -88,7 +88,7 @@ def test_an_adapter_is_merged_into_its_base(sane, tiny_zoo, run_folder, tmp_path
 def test_the_place_may_be_left_out_in_one_process(tiny_zoo, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = pretrain(tiny_zoo, model=MODEL, **OPTIONS)
-    assert f"no output folder was given: the run goes to {found.source.removesuffix('/model')}" in caplog.text
+    assert f"no output folder was given; the run is written to {found.source.removesuffix('/model')}" in caplog.text
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="expected an output folder that all training processes share"):
         pretrain(tiny_zoo, model=MODEL, **OPTIONS)

@@ -14,7 +14,7 @@ def test_a_zoo_goes_to_the_hub_and_back(local_hub, tiny_zoo_folder, tmp_path, hf
     assert not local_hub.repositories
     assert planned.commit is None
     assert str(planned) == hf_sane_command("push", "zoo", tiny_zoo_folder, "org/zoo@main", "--dry-run").output.rstrip()
-    assert str(planned).endswith("nothing was sent; without --dry-run, this goes to org/zoo@main (dataset)")
+    assert str(planned).endswith("nothing was sent; without --dry-run, these files go to org/zoo@main (dataset)")
     sent = push("zoo", tiny_zoo_folder, "org/zoo", private=True)
     assert sent.commit in str(sent)
     assert local_hub.repositories["datasets", "org/zoo"].private

@@ -116,7 +116,7 @@ def test_images_may_be_given_and_the_place_left_out(digits, tmp_path, monkeypatc
     zoo = build_zoo(digits, progress_bar=False, **TINY | dict.fromkeys(LIMITS))
     (folder,) = tmp_path.glob("hf_sane-zoo-*")
     assert zoo.source == str(folder)
-    assert f"no output folder was given: the zoo goes to {folder}" in caplog.text
+    assert f"no output folder was given; the zoo is written to {folder}" in caplog.text
     assert zoo.facts.data["train"] == len(digits.split("train")[1])
 
 

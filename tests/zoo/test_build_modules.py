@@ -270,5 +270,5 @@ def test_texts_train_a_module_that_reads_them(tmp_path):
     assert {split.column("test_accuracy")[-1] for split in zoo.splits.values()} == {1.0}
     assert "images" not in zoo.facts.arguments
     assert "- texts: dataset (42 train, 9 validation, 9 test; 2 classes)" in (tmp_path / "zoo/README.md").read_text()
-    with pytest.raises(ValueError, match="does not say where its texts and tokenizer are; name them"):
+    with pytest.raises(ValueError, match="does not record where its texts and tokenizer came from; name them"):
         recorded_texts(zoo.facts)

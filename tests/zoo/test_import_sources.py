@@ -210,7 +210,7 @@ def test_a_folder_is_taken_or_listed_file_by_file_whatever_their_names(tmp_path)
         "model.h5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "it is an HDF5 file (Keras), which is not read"),
         "array": (b"\x93NUMPY\x01\0" + bytes(60), "it is a NumPy array, which is not read"),
         "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-        "plain.pkl": (pickle.dumps({"w": [1.0]}), "a Python pickle that torch.save did not write"),
+        "plain.pkl": (pickle.dumps({"w": [1.0]}), "a Python pickle not written by torch.save"),
         "several.ckpt": (torch_bytes({"model": networks[0], "model_ema": networks[6]}), "2 state dicts: 'model' ("),
     }
     ignored = {"README.md": b"# Networks", "config.json": b"{}", "log.txt": b"epoch 1", "picture.png": b"\x89PNG\r\n"}

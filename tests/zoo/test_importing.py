@@ -113,7 +113,7 @@ REASONS = {
     "bad/config": "config.json: expected a JSON object",
     "bad/list": "config.json: expected a JSON object, got TypeError",
     "bad/cut.safetensors": "the file is truncated",
-    "bad/index": "expected the name of a file beside the index, got '../../resnet.pt'",
+    "bad/index": "expected the name of a file next to the index, got '../../resnet.pt'",
     "bad/shard": "names shards that are not there: a.safetensors",
     "bad/lacking": "a.safetensors lacks ['w'], which its index places there",
     "bad/code.pt": "cannot be opened with weights_only=True",
@@ -454,7 +454,7 @@ def test_only_what_is_needed_is_downloaded(hub, tmp_path):
         "pickle": "it holds pickles only, which can run code",
         "gguf": "it holds no safetensors and no pickled weights, but .gguf",
         "secret": "Repository Not Found",
-        "evil": "expected the name of a file beside the index, got '../../etc/passwd'",
+        "evil": "expected the name of a file next to the index, got '../../etc/passwd'",
         "none": "Repository Not Found",
         "small@nowhere": "Revision Not Found",
     }.items():

@@ -1,4 +1,4 @@
-"""Reading of parts of files, on this machine or on the Hub."""
+"""Read parts of files, on this machine or on the Hub."""
 
 import os
 import re
@@ -17,26 +17,26 @@ from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._patience import patiently
 from hf_sane.tokenization._kept_ranges import KeptRanges
 
-REQUESTS = 8  # to the Hub at a time
-AHEAD = 32  # requests that are sent before the answer to the first is used: what bounds the memory
-MAX_WHOLE_BYTES = 2**26  # of a file that a server without ranges sends where only a part is wanted
-JOINED_GAP = 2**16  # bytes between two ranges that are cheaper to read than to ask for the second range
+REQUESTS = 8  # concurrent requests to the Hub
+AHEAD = 32  # requests sent before the first answer is used, which bounds the memory
+MAX_WHOLE_BYTES = 2**26  # of a file that a server without ranges sends when only a part is requested
+JOINED_GAP = 2**16  # gaps up to this size are cheaper to read than to make a second request
 
-Range = tuple[int, int]  # the first byte, and the one past the last
+Range = tuple[int, int]  # the first byte, and the byte after the last
 
 
 class RandomAccessFile(Protocol):
-    """A file of which any part can be read."""
+    """A file whose parts can be read in any order."""
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file."""
+        """Size of the file in bytes."""
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop`, or to the end of the file."""
+        """Read bytes `start` to `stop`, or to the end of the file."""
 
     def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
-        """Several parts, in the order of `ranges`."""
+        """Read several parts, in the order of `ranges`."""
 
 
 class LocalFile:
@@ -50,11 +50,11 @@ class LocalFile:
         return str(self.path)
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop`, or to the end of the file."""
+        """Read bytes `start` to `stop`, or to the end of the file."""
         return b"".join(self.read_ranges([(start, stop)]))
 
     def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
-        """Several parts, in the order of `ranges`."""
+        """Read several parts, in the order of `ranges`."""
         with self.path.open("rb", buffering=0) as file:
             for start, stop in ranges:
                 parts, place = [], start
@@ -65,19 +65,19 @@ class LocalFile:
 
 
 class HubFile:
-    """A file in a repository on the Hub, of which only the bytes that are asked for are downloaded.
+    """A file in a repository on the Hub, from which only the requested bytes are downloaded.
 
     Args:
         repo_id: `user/name`.
         name: Path in the repository.
-        revision: Branch, tag or commit. Only that of a commit cannot change between two requests.
+        revision: Branch, tag or commit. Only with a commit can the file not change between requests.
         api: Hub client, for another endpoint or token.
-        takes_whole: Whether a file of so many bytes may be read as a whole, once, from a server that does not answer
-            ranges.
-        keeps: Whether to keep what was read on disk until [`forget`], for another process to go on with.
+        takes_whole: Function of the file's size: whether the file may be downloaded in full, once, from a server that
+            does not support ranges.
+        keeps: Whether to keep the parts on disk until [`forget`], so that another process can continue.
 
     Attributes:
-        size: Bytes of the whole file; known after the first request.
+        size: Size of the file in bytes, which is known after the first request.
         bytes_read: Bytes downloaded.
     """
 
@@ -97,7 +97,7 @@ class HubFile:
         self._takes_whole = takes_whole
         self._kept = KeptRanges(self._url)
         self._keeps = keeps
-        self._content: bytes | None = None  # of a file that came as a whole
+        self._content: bytes | None = None  # content of a file that was sent in full
         self._lock = Lock()
         self.size = 0
         self.bytes_read = 0
@@ -106,7 +106,7 @@ class HubFile:
         return self._name
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop`, or to the end of the file.
+        """Read bytes `start` to `stop`, or to the end of the file.
 
         Raises:
             EntryNotFoundError, RepositoryNotFoundError: If there is no such file.
@@ -115,10 +115,10 @@ class HubFile:
         return patiently(self._fetch, start, stop)
 
     def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
-        """Several parts, in the order of `ranges`: neighbours in one request, several requests at a time.
+        """Read several parts, in the order of `ranges`: adjacent parts in one request, several requests at a time.
 
         Raises:
-            InvalidFileError: If the file ends before one of them does.
+            InvalidFileError: If the file ends before one of the parts.
             ConnectionError: If the Hub cannot be reached, or is busy.
         """
         requests = iter(joined(ranges))
@@ -141,7 +141,7 @@ class HubFile:
                     yield part
 
     def forget(self) -> None:
-        """Remove what was kept: nobody will go on with it."""
+        """Remove the kept parts, which are no longer needed."""
         self._kept.forget()
 
     def _fetch(self, start: int, stop: int) -> bytes:
@@ -173,7 +173,7 @@ class HubFile:
         return content
 
     def _take_whole(self, response: Any, start: int, stop: int) -> bytes:
-        """Read the whole file once, from a server that does not answer ranges; later parts come from what was read."""
+        """Download the file in full, from a server that does not support ranges; later parts are taken from it."""
 
         def parts() -> Iterator[bytes]:
             size = int(response.headers.get("Content-Length") or 0)
@@ -182,9 +182,9 @@ class HubFile:
                 if not self._takes_whole(max(size, self.bytes_read)):
                     raise InvalidFileError(
                         str(self),
-                        expected="a server that sends the part of a file that is asked for",
+                        expected="a server that sends the requested part of a file",
                         got=f"the whole file of {max(size, self.bytes_read):,} bytes",
-                        remedy="read all of it (--budget 100%), or download it first (hf-sane pull)",
+                        remedy="read it in full (--budget 100%), or download it first (hf-sane pull)",
                     )
                 yield part
 
@@ -198,7 +198,7 @@ class HubFile:
 
 
 def joined(ranges: Sequence[Range]) -> Iterator[list[Range]]:
-    """Runs of ranges that follow one another in the file, with gaps of at most `JOINED_GAP` bytes."""
+    """Group ranges that follow each other in the file with gaps of at most `JOINED_GAP` bytes."""
     run: list[Range] = []
     for start, stop in ranges:
         if run and not 0 <= start - run[-1][1] <= JOINED_GAP:

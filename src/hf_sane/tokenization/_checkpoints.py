@@ -1,4 +1,4 @@
-"""State dicts from all sources of networks: memory, safetensors, weights-only pickles, the Hub."""
+"""Read state dicts from any source: memory, safetensors, weights-only pickles, the Hub."""
 
 import os
 import struct
@@ -30,7 +30,7 @@ from hf_sane.tokenization._weight_files import SHARD, choose_weights, is_index
 
 AGAIN = "download or save it again"
 NOT_AS_PROMISED = (
-    "do not trust this folder, or, if it is yours, call the index pytorch_model.bin.index.json and name it itself"
+    "do not trust this folder; if it is yours, rename the index to pytorch_model.bin.index.json and pass its path"
 )
 OF_OTHER_READERS: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
@@ -43,14 +43,14 @@ MAX_DOWNLOAD_BYTES = 50 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSource:
-    """A network in a file, folder or repository, with the details that its name leaves open.
+    """A network in a file, folder or repository, with details that select its weights.
 
     Attributes:
         source: Path or Hub repo, `owner/name` or `owner/name@revision`.
         revision: Branch, tag or commit of a repo.
-        subfolder: Folder in which the weights lie.
-        variant: Which of several precisions, as in Transformers: `"fp16"` reads `model.fp16.safetensors`.
-        key: Which of several state dicts in a file; see `choose_state_dict`.
+        subfolder: Subfolder with the weights.
+        variant: Which of several precisions to read, as in Transformers: `"fp16"` reads `model.fp16.safetensors`.
+        key: Which of several state dicts in a file to read; see `choose_state_dict`.
     """
 
     source: str | Path
@@ -75,18 +75,18 @@ def load_state_dict(
         source: A state dict or module (tensors are shared, not copied); a path to a file of safetensors or
             `torch.save`, whatever its name, or to a folder or index of shards; a Hub repo, `owner/name` or
             `owner/name@revision`, of which only safetensors are downloaded; or a [`CheckpointSource`] of those. Files
-            of `torch.save` are opened with `weights_only=True`; a state dict somewhere inside a dictionary is found.
-            Prefixes that *all* names carry (`module.`, `_orig_mod.`; `model.` inside a training checkpoint) are taken
-            off, whatever the source.
+            of `torch.save` are opened with `weights_only=True`; a state dict nested inside a dictionary is found.
+            Prefixes that *all* names share (`module.`, `_orig_mod.`; `model.` inside a training checkpoint) are
+            removed, for every source.
         revision: Branch, tag or commit of a Hub repo.
-        key: Which state dict, where there are several, such as a network and its moving average.
-        max_bytes: Weights of a Hub repo that are larger are not downloaded.
+        key: Which state dict to read if there are several, such as a network and its moving average.
+        max_bytes: Larger weights of a Hub repo are not downloaded.
 
     Raises:
-        FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
-        ValueError: If a file is truncated, of a format that is not read, or holds no network or several, an index
+        FileNotFoundError: If a path or shard is missing, or a folder or repo holds no safetensors.
+        ValueError: If a file is truncated, has an unsupported format, or holds no network or several; if an index
             points outside its folder, a pickle holds more than weights, or a repo is too large.
-        TypeError: If `source` is nothing of the above.
+        TypeError: If `source` is none of the above.
     """
     if isinstance(source, nn.Module):
         tensors = {name: value for name, value in source.state_dict().items() if isinstance(value, Tensor)}
@@ -100,10 +100,10 @@ def load_state_dict(
 def as_checkpoint(
     source: str | Path | CheckpointSource, *, revision: str | None = None, key: str | None = None
 ) -> CheckpointSource:
-    """A source as a [`CheckpointSource`].
+    """Convert a source to a [`CheckpointSource`].
 
     Raises:
-        TypeError: If `source` is neither a name nor a checkpoint.
+        TypeError: If `source` is neither a string or path nor a `CheckpointSource`.
     """
     if isinstance(source, CheckpointSource):
         return replace(source, revision=source.revision or revision, key=source.key or key)
@@ -113,11 +113,12 @@ def as_checkpoint(
 
 
 def local_path(checkpoint: CheckpointSource, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
-    """Path of a checkpoint on this machine; a Hub repo is downloaded first, see [`download_checkpoint`].
+    """Local path of a checkpoint; a Hub repo is downloaded first, see [`download_checkpoint`].
 
     Raises:
-        FileNotFoundError: If there is neither such a path nor such a repository, or the repository holds no weights.
-        InvalidFileError: If it is a folder of ours that is unfinished, or lost or changed files since it was written.
+        FileNotFoundError: If there is no such path or repository, or the repository holds no weights.
+        InvalidFileError: If it is a folder of this library that is incomplete, or in which files were removed or
+            changed.
         ValueError: If the weights are too large, or an index names files outside its folder.
     """
     place = find_source(checkpoint.source, revision=checkpoint.revision)
@@ -128,7 +129,7 @@ def local_path(checkpoint: CheckpointSource, *, max_bytes: int = MAX_DOWNLOAD_BY
 
 
 def weights_path(checkpoint: CheckpointSource, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
-    """The file with the weights of a checkpoint, or their index, on this machine.
+    """Local path of the file with a checkpoint's weights, or of their index.
 
     Raises:
         FileNotFoundError, InvalidFileError, ValueError: As in [`local_path`]; also if a folder holds no weights.
@@ -142,15 +143,15 @@ def weights_path(checkpoint: CheckpointSource, *, max_bytes: int = MAX_DOWNLOAD_
 
 
 def _files_below(folder: Path) -> list[str]:
-    """Files of a folder and of those in it, two deep."""
-    os.scandir(folder).close()  # `glob` finds nothing in a folder that may not be read, and does not say so
+    """Files of a folder, down to its subfolders' subfolders."""
+    os.scandir(folder).close()  # `glob` silently finds nothing in an unreadable folder
     found = (path.relative_to(folder) for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern))
     visible = (path for path in found if not any(part.startswith(".") for part in path.parts))
     return [path.as_posix() for path in visible if (folder / path).is_file()]
 
 
 def read_weights(path: Path, *, key: str | None = None) -> StateDict:
-    """Read the network in a file; its first bytes decide the format.
+    """Read the network in a file, whose format is detected from its first bytes.
 
     Args:
         path: Safetensors, an index of shards, or a file of `torch.save`.
@@ -158,7 +159,7 @@ def read_weights(path: Path, *, key: str | None = None) -> StateDict:
 
     Raises:
         FileNotFoundError: If a shard is missing.
-        InvalidFileError: If the file is damaged, of a format that is not read, or holds no network or several.
+        InvalidFileError: If the file is damaged, has an unsupported format, or holds no network or several.
     """
     reader = weights_reader(path)
     if reader in WHOLE:
@@ -181,23 +182,23 @@ def load_whole(path: Path) -> Any:
 
 
 def read_safetensors(path: Path) -> StateDict:
-    """All tensors of one safetensors file.
+    """Read all tensors of a safetensors file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        InvalidFileError: If it is damaged, or holds tensors of a dtype that torch does not know.
+        InvalidFileError: If it is damaged, or holds tensors of a dtype that torch lacks.
     """
-    read_header(path)  # says what is wrong with a file; safetensors says that something is
+    read_header(path)  # explains what is wrong with a file, which safetensors does not
     with reading(path, expected="a whole safetensors file", remedy=AGAIN, also=(SafetensorError,)):
         return load_file(path)
 
 
 def read_shard(path: Path) -> StateDict:
-    """All tensors of one shard, a safetensors file or one of `torch.save`.
+    """Read all tensors of a shard, which is a file of safetensors or `torch.save`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        InvalidFileError: If it is damaged, or a pickle that holds more than tensors by name.
+        InvalidFileError: If it is damaged, or is a pickle that holds more than named tensors.
     """
     if weights_reader(path) not in WHOLE:
         return read_safetensors(path)
@@ -211,7 +212,7 @@ def read_shard(path: Path) -> StateDict:
 
 
 def is_lazy(path: Path) -> bool:
-    """Whether tensors of a file, or of the shards of an index, can be read one by one."""
+    """Whether the tensors of a file, or of an index's shards, can be read one by one."""
     reader = weights_reader(path)
     if reader == "index":
         return all(weights_reader(path.parent / file) == "safetensors" for file in index_shards(path))
@@ -219,18 +220,18 @@ def is_lazy(path: Path) -> bool:
 
 
 def index_shards(index: Path) -> dict[str, list[str]]:
-    """Read a shard index and check that all shards exist; returns file name to the tensors in it.
+    """Read a shard index and check that all shards exist; return the tensor names of each file.
 
     Raises:
-        InvalidFileError: If it is not an index, names a file outside its own folder, or a shard is not a safetensors
-            file, nor one of `torch.save` where the name of the index does not promise safetensors.
+        InvalidFileError: If it is not an index, names a file outside its folder, or a shard has an unexpected format
+            (`torch.save` is allowed unless the index is named as one of safetensors).
         FileNotFoundError: If a shard is missing.
     """
     shards = parse_index(index)
     for file in shards:
         if not (index.parent / file).exists():
             raise FileNotFoundError(f"{index} names the shard {file}, which is missing; download the folder again")
-        is_open = not is_index(index.name)  # what the name of an index promises, its shards are
+        is_open = not is_index(index.name)  # shards must have the format that the index is named after
         if weights_reader(index.parent / file) not in ("safetensors", *(WHOLE if is_open else ())):
             expected = "a safetensors file" + (" or one of torch.save" if is_open else "")
             got = file_format(index.parent / file).name
@@ -239,20 +240,20 @@ def index_shards(index: Path) -> dict[str, list[str]]:
 
 
 def parse_index(index: Path) -> dict[str, list[str]]:
-    """Read a shard index, whose shards need not exist; returns file name to the tensors in it.
+    """Read a shard index, whose shards need not exist; return the tensor names of each file.
 
     Raises:
-        InvalidFileError: If it is not an index, names a file outside its own folder, or promises safetensors by its
-            name and names others.
+        InvalidFileError: If it is not an index, names a file outside its folder, or is named as an index of
+            safetensors but lists other files.
     """
     document = read_document(index, expected="a shard index, with a 'weight_map'", remedy=AGAIN)
     shards: dict[str, list[str]] = {}
     for name, entry in document["weight_map"].items():
         file = entry.text()
         if Path(file).name != file or file in ("", ".", "..") or not file.isprintable() or "\\" in file:
-            entry.fail("the name of a file beside the index", remedy="do not trust this folder")
+            entry.fail("the name of a file next to the index", remedy="do not trust this folder")
         if is_index(index.name) and not file.endswith(".safetensors"):
-            entry.fail("a safetensors file, as the name of the index promises", remedy=NOT_AS_PROMISED)
+            entry.fail("a safetensors file, as the name of the index says", remedy=NOT_AS_PROMISED)
         shards.setdefault(file, []).append(name)
     if not shards:
         document["weight_map"].fail("a file name for every tensor")
@@ -263,11 +264,11 @@ def parse_index(index: Path) -> dict[str, list[str]]:
 
 
 def read_shards(index: Path, read: Callable[[Path], StateDict]) -> StateDict:
-    """Read every shard of an index, and of each shard the tensors that the index places there.
+    """Read every shard of an index, with the tensors that the index lists for it.
 
     Args:
         index: The shard index.
-        read: Reads one shard, or its header.
+        read: Function that reads one shard, or its header.
 
     Raises:
         FileNotFoundError: If a shard is missing.
@@ -281,11 +282,11 @@ def join_shards(index: Path, shards: Mapping[str, list[str]], read: Callable[[st
 
     Args:
         index: The shard index, for messages.
-        shards: Shards that [`parse_index`] returned.
-        read: Reads a shard, or its header, by its name in the index.
+        shards: Shards from [`parse_index`].
+        read: Function that reads a shard, or its header, by its name in the index.
 
     Raises:
-        InvalidFileError: If a shard lacks a tensor, or holds one that the index does not know.
+        InvalidFileError: If a shard lacks a tensor, or holds one that the index does not list.
     """
     tensors: StateDict = {}
     known = {name for names in shards.values() for name in names}
@@ -308,7 +309,7 @@ def join_shards(index: Path, shards: Mapping[str, list[str]], read: Callable[[st
 
 
 def find_remote_weights(repo: HubRepo, checkpoint: CheckpointSource, info: ModelInfo) -> str:
-    """The file of a Hub repo with the weights of a checkpoint, or their index.
+    """Name of the file in a Hub repo that holds the weights, or of their index.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -319,20 +320,20 @@ def find_remote_weights(repo: HubRepo, checkpoint: CheckpointSource, info: Model
 
 
 def download_checkpoint(repo: HubRepo, checkpoint: CheckpointSource, *, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Path:
-    """Bring the weights of a Hub repo into the local cache; safetensors only, all files of one commit.
+    """Download the weights of a Hub repo to the local cache: safetensors only, all files from one commit.
 
-    The configuration of an adapter comes with its factors.
+    An adapter's configuration is downloaded, too.
 
     Args:
         repo: The repository.
-        checkpoint: Selects its files.
+        checkpoint: Selects the files.
         max_bytes: Larger weights are not downloaded.
 
     Returns:
-        The safetensors file, or the shard index with its shards next to it.
+        Path of the safetensors file, or of the shard index with its shards next to it.
 
     Raises:
-        FileNotFoundError: If the repo holds no safetensors under a known name.
+        FileNotFoundError: If the repo holds no safetensors file with a known name.
         ValueError: If the weights are too large, or the index names files outside its folder.
     """
     info = patiently(HfApi().model_info, repo.repo_id, revision=repo.revision, files_metadata=True)
@@ -340,7 +341,7 @@ def download_checkpoint(repo: HubRepo, checkpoint: CheckpointSource, *, max_byte
     download = partial(patiently, hf_hub_download, repo.repo_id, revision=info.sha)
     name = find_remote_weights(repo, checkpoint, info)
     if (settings := (PurePosixPath(name).parent / ADAPTER_CONFIG).as_posix()) in sizes:
-        download(settings)  # what the factors of an adapter mean
+        download(settings)  # gives an adapter's factors their meaning
     if not is_index(name):
         _check_size(str(repo), sizes[name], max_bytes)
         return Path(download(name))
@@ -355,6 +356,6 @@ def download_checkpoint(repo: HubRepo, checkpoint: CheckpointSource, *, max_byte
 def _check_size(repo_id: str, num_bytes: int, max_bytes: int) -> None:
     if num_bytes > max_bytes:
         raise ValueError(
-            f"{repo_id} holds {num_bytes:,} bytes of weights, more than the limit of {max_bytes:,}; give a larger "
+            f"{repo_id} holds {num_bytes:,} bytes of weights, more than the limit of {max_bytes:,}; pass a larger "
             "max_bytes if they fit into memory"
         )

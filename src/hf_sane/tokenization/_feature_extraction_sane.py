@@ -27,10 +27,10 @@ from hf_sane.tokenization._reading import Checkpoint, read_network
 
 Normalization = Literal["standardize", "robust", "none"]
 DIGEST_DIGITS = 16
-# 1: layers of architectures that were not fitted stand in the order of the source, which a file does not share with a
-# module. 2: in the canonical order of their names. A configuration without a version is of format 1.
+# 1: layers of architectures that were not fitted are in the order of the source, which may differ between a file and a
+# module. 2: they are in the canonical order of their names. A configuration without a version has format 1.
 FORMAT_VERSION = 2
-# What transformers itself writes into preprocessor_config.json, or passes along when it reads one.
+# Keys that transformers itself writes to preprocessor_config.json, or adds when it reads one.
 FOREIGN_KEYS = {
     "feature_extractor_type",
     "processor_class",
@@ -45,21 +45,20 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
     """Weight tokenizer: converts networks to token sequences, and token sequences to networks.
 
     Every floating-point tensor becomes tokens (see `Layout`), so that `decode(encode(network))` restores every
-    tensor: bit by bit with `normalization="none"`, up to rounding otherwise. With `"standardize"` (the paper's) or
-        `"robust"` the
-    extractor must be fitted on training networks first; the statistics are saved with it.
+    tensor: bit by bit with `normalization="none"`, up to rounding otherwise. With `"standardize"` (used in the paper)
+    or `"robust"`, the extractor must first be fitted on training networks; the statistics are saved with it.
 
     Args:
-        token_dim: Scalars per token, `D`. The paper: 289 for CNNs, 288 for ResNets.
-        token_layout: `"rowwise"` (the paper's) or `"dense"`.
+        token_dim: Scalars per token, `D`. The paper uses 289 for CNNs and 288 for ResNets.
+        token_layout: `"rowwise"` (used in the paper) or `"dense"`.
         batch_norm: `"tokens"`, or `"template"` to store BatchNorm tensors unchanged.
         normalization: `"standardize"`, `"robust"` or `"none"`.
         statistics: Fitted statistics, `{"means": {...}, "stds": {...}}`; set by `fit`.
         layer_orders: Layers of each fitted architecture in order; set by `fit`. Files do not preserve the order of
-            layers. Sources of a fitted architecture therefore use the order in which it was fitted, and all others
-            the canonical order of their names: file, state dict and module give the same tokens.
-        format_version: Version of the format, which decides the order of architectures that are not in `layer_orders`;
-            1 for configurations without a version.
+            layers. Networks of a fitted architecture therefore use the order in which it was fitted, and all others
+            the canonical order of their names, so that file, state dict and module give the same tokens.
+        format_version: Version of the format, which determines the order of architectures that are not in
+            `layer_orders`; 1 for configurations without a version.
         fitted_digest: Digest of statistics and layer orders in a saved extractor, verified when it is loaded.
 
     Raises:
@@ -88,8 +87,8 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             )
         if type(format_version) is not int or not 1 <= format_version <= FORMAT_VERSION:
             raise ValueError(
-                f"expected a format_version from 1 to {FORMAT_VERSION}, got {format_version!r}; a newer hf_sane "
-                "wrote it: update this one"
+                f"expected a format_version from 1 to {FORMAT_VERSION}, got {format_version!r}, written by a newer "
+                "hf_sane; update hf_sane"
             )
         if normalization not in ("standardize", "robust", "none"):
             raise ValueError(f"expected normalization 'standardize', 'robust' or 'none', got {normalization!r}")
@@ -99,7 +98,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         if batch_norm not in get_args(BatchNormStorage):
             raise ValueError(f"expected batch_norm among {get_args(BatchNormStorage)}, got {batch_norm!r}")
         if statistics is not None:
-            LayerStatistics(**statistics)  # refuses what is not finite
+            LayerStatistics(**statistics)  # rejects values that are not finite
         if fitted_digest not in (None, found := _digest(statistics, layer_orders)):
             raise ValueError(
                 f"expected the statistics and layer orders with digest {fitted_digest}, got {found}: they were "
@@ -116,10 +115,10 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make an extractor from the content of preprocessor_config.json, as `from_pretrained` does.
+        """Create an extractor from the content of preprocessor_config.json, as `from_pretrained` does.
 
         Raises:
-            ValueError: If it belongs to another feature extractor.
+            ValueError: If the content belongs to another feature extractor.
         """
         if "token_dim" not in feature_extractor_dict:
             raise ValueError(f"expected settings such as token_dim, got {sorted(feature_extractor_dict) or 'none'}")
@@ -129,7 +128,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> "SANEFeatureExtractor":
-        """Load an extractor from a folder or a Hub repo; arguments as in Transformers.
+        """Load an extractor from a folder or a Hub repo; the arguments are those of Transformers.
 
         Raises:
             OSError: If there is no extractor.
@@ -142,23 +141,23 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
     def load(
         source: str | Path, *, revision: str | None = None, subfolder: str | None = None
     ) -> "SANEFeatureExtractor":
-        """As `from_pretrained`, but also accepts `owner/name@revision`.
+        """Like `from_pretrained`, but also accept `owner/name@revision`.
 
         Raises:
-            FileNotFoundError: If there is no such folder and no such repository.
-            InvalidFileError: As in `from_pretrained`; also if the folder is unfinished, or files were removed or
-                changed after it was written.
+            FileNotFoundError: If there is no such folder or repository.
+            InvalidFileError: As in `from_pretrained`; also if the folder is incomplete, or files were removed or
+                changed.
         """
         name, where = pretrained_arguments(source, revision=revision, subfolder=subfolder)
         check_finished(name)
         return SANEFeatureExtractor.from_pretrained(name, **where)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings in the saved form, with a digest of the fitted statistics and orders."""
+        """The settings as they are saved, with a digest of the fitted statistics and orders."""
         return {**super().to_dict(), "fitted_digest": _digest(self.statistics, self.layer_orders)}
 
     def layout(self, source: Source, *, revision: str | None = None) -> Layout:
-        """Lay out a network without reading its values, which may be meta tensors."""
+        """Compute a network's layout without reading its values, which may be meta tensors."""
         return self.lay_out(read_network(source, revision=revision))
 
     def encode(self, source: Source, *, revision: str | None = None) -> TokenSequence:
@@ -173,9 +172,9 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
             Normalised tokens with mask, positions and the layout that `decode` needs.
 
         Raises:
-            ValueError: If weights are NaN or infinite (also in the template), overflow when they are normalised, or
-                are meta tensors; or if the extractor is not fitted.
-            KeyError: If the extractor was fitted on other architectures only.
+            ValueError: If weights are NaN or infinite (also in the template), overflow when normalised, or are meta
+                tensors; or if the extractor is not fitted.
+            KeyError: If the extractor was fitted only on other architectures.
         """
         weights = read_network(source, revision=revision)
         state_dict = weights.tensors
@@ -188,7 +187,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         return TokenSequence(tokens, layout.weight_mask, layout.positions, layout)
 
     def lay_out(self, weights: Checkpoint | Mapping[str, Tensor]) -> Layout:
-        """Layout, in the order of [`arranged`], of a network from [`read_network`] or of (meta) tensors."""
+        """Layout of a network from [`read_network`], or of (meta) tensors, in the order of [`arranged`]."""
         known = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
         layout = Layout.from_state_dict(
             known.outlines,
@@ -203,8 +202,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
     def arranged(self, layout: Layout) -> Layout:
         """Reorder the layers of a network into the order that this extractor uses.
 
-        This is the order in which its architecture was fitted; for any other architecture, it is the canonical order
-        of its names.
+        This is the order in which the architecture was fitted, or the canonical order of names if it was not.
         """
         ordered = layout.layers if self.format_version == 1 else sorted(layout.layers, key=_by_name)
         by_key: dict[str, list[LayerSpec]] = {}
@@ -242,7 +240,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         """Convert tokens to a state dict.
 
         Args:
-            tokens: `[N, D]`, normalised as by `encode`.
+            tokens: `[N, D]`, normalised as in `encode`.
             layout: The layout of the network, from `encode`.
 
         Returns:
@@ -261,11 +259,11 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         max_abs_weight: float | None = None,
         by_kind: bool = False,
     ) -> "SANEFeatureExtractor":
-        """Fit the per-layer statistics; use training networks only.
+        """Fit the per-layer statistics. Pass training networks only.
 
         Args:
             sources: Networks, or pairs of a layout and *raw* tokens `[M, N, D]`.
-            max_abs_weight: Leave out networks with a larger weight, because one diverged network would dominate every
+            max_abs_weight: Leave out networks with a larger weight, since one diverged network would dominate every
                 scale.
             by_kind: Also fit each kind of layer (conv, linear, ...), for networks with layers that no training network
                 has. Zoos of mixed architectures need this.
@@ -284,7 +282,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
         if self.normalization == "none":
             for _ in batches():
-                pass  # there is nothing to fit but the orders
+                pass  # only the orders are fitted
             return self.learn_orders(layouts.values())
         fitted = LayerStatistics.fit(batches(), self.normalization, by_kind=by_kind)
         self.layer_orders = []
@@ -295,11 +293,11 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
     def extended(
         self, sources: Iterable[Source | tuple[Layout, Tensor]], *, max_abs_weight: float | None = None
     ) -> "SANEFeatureExtractor":
-        """Return a copy with statistics of further layers, fitted on a few networks that have them.
+        """Return a copy with statistics of additional layers, fitted on a few networks that have these layers.
 
         With anchors of a new architecture as `sources` (the *prompt examples* of arXiv:2406.09997, section 4.4),
         networks of that architecture can be encoded and sampled. Layers with a known name and row length keep their
-        statistics: networks of the training zoo are encoded as before.
+        statistics, so that networks of the training zoo are encoded as before.
 
         Args:
             sources: Networks, or pairs of a layout and *raw* tokens `[M, N, D]`.
@@ -338,7 +336,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         return LayerStatistics(self.statistics["means"], self.statistics["stds"])
 
     def scales(self, layout: Layout) -> list[tuple[float, float]]:
-        """Per layer, the factor and the offset that normalise a weight: `(1 / sigma, -mu / sigma)`.
+        """The factor and offset of each layer that normalise its weights: `(1 / sigma, -mu / sigma)`.
 
         Raises:
             ValueError: If the extractor is not fitted.
@@ -347,11 +345,11 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
         return [(1.0, 0.0)] * len(layout.layers) if self.normalization == "none" else self._statistics().scales(layout)
 
     def normalize(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """Normalise raw tokens `[*batch, N, D]`; padding stays zero."""
+        """Normalise raw tokens `[*batch, N, D]`; padding remains zero."""
         return tokens if self.normalization == "none" else self._statistics().apply(tokens, layout)
 
     def denormalize(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """Convert normalised tokens `[*batch, N, D]` to raw tokens; differentiable, and padding stays zero."""
+        """Convert normalised tokens `[*batch, N, D]` to raw tokens; differentiable, and padding remains zero."""
         return tokens if self.normalization == "none" else self._statistics().invert(tokens, layout)
 
     def __call__(self, sources: Source | Sequence[Source], return_tensors: str | None = "pt") -> BatchFeature:
@@ -359,7 +357,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             sources: A network, or a list of them.
-            return_tensors: Type of the tensors, as in Transformers; only `"pt"`.
+            return_tensors: Type of the tensors, as in Transformers; only `"pt"` is supported.
 
         Returns:
             `tokens` `[B, N, D]`, `positions` `[B, N, 3]`, `weight_mask` `[B, N, D]`, `attention_mask` `[B, N]`.
@@ -401,11 +399,11 @@ def _check_finite(tokens: Tensor, layout: Layout, state_dict: Mapping[str, Tenso
         if not tokens[part].isfinite().all():
             largest = max(state_dict[spec.name].detach().double().abs().max().item() for spec in layer.tensors)
             raise ValueError(
-                f"weights of {layer.name} overflow once normalised: the largest is {largest:.3g}, diverged or on "
-                "another scale than the networks that the extractor was fitted on; leave out this network"
+                f"weights of {layer.name} overflow when normalised: the largest is {largest:.3g}, diverged or on "
+                "a different scale than the networks that the extractor was fitted on; leave out this network"
             )
 
 
 def not_finite(tensor: Tensor) -> int:
-    """Number of entries that are NaN or infinite; float8 has no `isfinite`."""
+    """Number of entries that are NaN or infinite, for all dtypes, since float8 has no `isfinite`."""
     return int((~torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float())).sum())

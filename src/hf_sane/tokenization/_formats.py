@@ -13,15 +13,15 @@ from hf_sane.records._registry import Registry
 from hf_sane.tokenization._weight_files import is_index
 
 HEAD_BYTES = 512
-MAGIC_BYTES = 32  # in which that of legacy files must lie, whatever the protocol
+MAGIC_BYTES = 32  # bytes in which the mark of legacy files must be, for any protocol
 MAX_INDEX_BYTES = 2**27
 TAR_MARK = slice(257, 262)
 TORCH_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # 0x1950a86a20f9469cfc6c, the first object of legacy files
-MAX_HEADER_BYTES = 100_000_000  # of safetensors, as the format has it
+MAX_HEADER_BYTES = 100_000_000  # limit of the safetensors format
 BROKEN_ZIP: tuple[type[Exception], ...] = (zipfile.BadZipFile, struct.error, NotImplementedError, OSError, *MALFORMED)
-SAVE_AS = "load it with what wrote it, and save the tensors with safetensors.torch.save_file"
+SAVE_AS = "load it with the program that wrote it, and save the tensors with safetensors.torch.save_file"
 Reader = Literal["safetensors", "pickle", "index", "registered"]
-WHOLE: tuple[Reader, ...] = ("pickle", "registered")  # these have no header: such files are read as a whole
+WHOLE: tuple[Reader, ...] = ("pickle", "registered")  # without a header: such files are read in full
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,11 @@ class FileFormat:
     """A kind of file that may hold weights.
 
     Attributes:
-        name: As a sentence continues after "it is".
-        reader: Which of the readers of this library takes it; `None` if none does.
-        remedy: What the user of a file that is not read can do.
-        holds_weights: Whether such files hold weights, or may.
-        read: Reader of a format from [`register_format`]: file to tensors by name, or to a dictionary that holds them
-            somewhere.
+        name: Name, as a continuation of "it is".
+        reader: Which of this library's readers supports it; `None` if none does.
+        remedy: What to do with a file that is not supported.
+        holds_weights: Whether such files may hold weights.
+        read: Reader of a format from [`register_format`]: returns tensors by name, or a dictionary that contains them.
     """
 
     name: str
@@ -49,12 +48,13 @@ TORCH_ZIP = FileFormat("a PyTorch file", "pickle")
 TORCH_LEGACY = FileFormat("a PyTorch file of the format before version 1.6", "pickle")
 INDEX = FileFormat("a shard index", "index")
 LFS_POINTER = FileFormat(
-    "a Git LFS pointer, which stands for the file",
-    remedy="fetch the file itself: git lfs pull, in the clone it lies in",
+    "a Git LFS pointer in place of the file",
+    remedy="fetch the file itself with git lfs pull in its clone",
 )
 PICKLE = FileFormat(
-    "a Python pickle that torch.save did not write",
-    remedy="opening it could run code: where you trust it, load it with what wrote it and save the tensors with "
+    "a Python pickle not written by torch.save",
+    remedy="opening it could run code: if you trust it, load it with the program that wrote it and save the tensors "
+    "with "
     "safetensors.torch.save_file",
 )
 TORCHSCRIPT = FileFormat("a TorchScript archive", remedy="save torch.jit.load(file).state_dict() with torch.save")
@@ -62,26 +62,28 @@ NUMPY_ARCHIVE = FileFormat("a NumPy archive (npz)", remedy="save its arrays with
 KERAS = FileFormat(
     "a Keras archive", remedy="load it with Keras, and save its weights with safetensors.numpy.save_file"
 )
-ZIP = FileFormat("a zip archive without PyTorch's data.pkl", remedy="unpack it, and name what is in it")
+ZIP = FileFormat("a zip archive without PyTorch's data.pkl", remedy="unpack it, and pass what is in it")
 TAR = FileFormat(
     "a tar archive",
-    remedy="unpack it, and name what is in it (a PyTorch file from before version 0.2: " + SAVE_AS + ")",
+    remedy="unpack it, and pass what is in it (a PyTorch file from before version 0.2: " + SAVE_AS + ")",
 )
-NO_FILE = FileFormat("no file, but a folder, pipe or device", remedy="name a file", holds_weights=False)
+NO_FILE = FileFormat("a folder, pipe or device, not a file", remedy="name a file", holds_weights=False)
 EMPTY = FileFormat("an empty file", remedy="save it or download it again", holds_weights=False)
-JSON = FileFormat("a JSON file that is not a shard index", remedy="name the file of the weights", holds_weights=False)
+JSON = FileFormat(
+    "a JSON file that is not a shard index", remedy="pass the weights file", holds_weights=False
+)
 WEB_PAGE = FileFormat("a web page", remedy="download the file itself, not the page that shows it", holds_weights=False)
-TEXT = FileFormat("a text", remedy="name the file of the weights", holds_weights=False)
+TEXT = FileFormat("a text", remedy="pass the weights file", holds_weights=False)
 UNKNOWN = FileFormat(
-    "a file of a kind that is not known", remedy="it may be damaged: save it or download it again", holds_weights=False
+    "a file of unknown format", remedy="it may be damaged: save it or download it again", holds_weights=False
 )
 
 _GGUF_REMEDY = (
-    "load it with Transformers (from_pretrained(folder, gguf_file=name)) and save it with save_pretrained, or take "
-    "the safetensors it was made from"
+    "load it with Transformers (from_pretrained(folder, gguf_file=name)) and save it with save_pretrained, or use "
+    "the safetensors that it was made from"
 )
 GGUF = FileFormat("a GGUF file", remedy=_GGUF_REMEDY)
-# In the order in which they are tried.
+# In the order in which they are tested.
 BY_START: tuple[tuple[bytes, FileFormat], ...] = (
     (b"version https://git-lfs.github.com/spec/", LFS_POINTER),
     (b"GGUF", GGUF),
@@ -93,19 +95,19 @@ BY_START: tuple[tuple[bytes, FileFormat], ...] = (
             "an HDF5 file (Keras)", remedy="load it with Keras or h5py, and save with safetensors.numpy.save_file"
         ),
     ),
-    (b"\x93NUMPY", FileFormat("a NumPy array", remedy="save it under a name with safetensors.numpy.save_file")),
+    (b"\x93NUMPY", FileFormat("a NumPy array", remedy="give it a name and save it with safetensors.numpy.save_file")),
     (
         b"\x08\x01\x12",
         FileFormat("a TensorFlow SavedModel", remedy="load it with TensorFlow, and save as safetensors"),
     ),
-    (b"\x1f\x8b", FileFormat("a gzip archive", remedy="unpack it, and name what is in it")),
-    (b"BZh", FileFormat("a bzip2 archive", remedy="unpack it, and name what is in it")),
-    (b"\xfd7zXZ\x00", FileFormat("an xz archive", remedy="unpack it, and name what is in it")),
-    (b"\x28\xb5\x2f\xfd", FileFormat("a zstandard archive", remedy="unpack it, and name what is in it")),
-    (b"7z\xbc\xaf\x27\x1c", FileFormat("a 7-Zip archive", remedy="unpack it, and name what is in it")),
-    (b"PAR1", FileFormat("a Parquet file", remedy="a zoo is read by its folder; name that", holds_weights=False)),
+    (b"\x1f\x8b", FileFormat("a gzip archive", remedy="unpack it, and pass what is in it")),
+    (b"BZh", FileFormat("a bzip2 archive", remedy="unpack it, and pass what is in it")),
+    (b"\xfd7zXZ\x00", FileFormat("an xz archive", remedy="unpack it, and pass what is in it")),
+    (b"\x28\xb5\x2f\xfd", FileFormat("a zstandard archive", remedy="unpack it, and pass what is in it")),
+    (b"7z\xbc\xaf\x27\x1c", FileFormat("a 7-Zip archive", remedy="unpack it, and pass what is in it")),
+    (b"PAR1", FileFormat("a Parquet file", remedy="zoos are read from their folder; pass that", holds_weights=False)),
 )
-TFLITE = FileFormat("a TensorFlow Lite file", remedy="take the network that it was converted from")
+TFLITE = FileFormat("a TensorFlow Lite file", remedy="use the network that it was converted from")
 ONNX = FileFormat("an ONNX file", remedy="save onnx.numpy_helper.to_array of its initializers as safetensors")
 TF_CHECKPOINT = FileFormat(
     "the index of a TensorFlow checkpoint", remedy="read it with tf.train.load_checkpoint, and save as safetensors"
@@ -115,22 +117,25 @@ ONNX_FIELDS = b"\x12\x1a\x22\x2a\x32\x3a\x42"  # what follows the version: strin
 TF_INDEX_END = bytes.fromhex("57fb808b247547db")
 
 
-# Recognises a file by its first bytes and its path; asked before the formats that are known here, but for safetensors.
+# Registered functions that recognise a file by its first bytes and path; tried before all built-in formats but
+# safetensors.
 FORMATS: Registry[tuple[Callable[[bytes, Path], bool], FileFormat]] = Registry("format")
 
 
 def register_format(
     name: str, recognises: Callable[[bytes, Path], bool], read: Callable[[Path], Mapping[str, Any]]
 ) -> FileFormat:
-    """Register a file format for every reader of this library; its files are read as a whole.
+    """Register a file format for all readers of this library; its files are read in full.
 
     Args:
-        name: As a sentence continues after "it is", such as `"a NumPy archive (npz)"`; must be new.
-        recognises: Whether a file is of the format, from its first 512 bytes and its path. It must not raise.
-        read: File to tensors by name, or to a dictionary that holds them somewhere, as training checkpoints do.
+        name: Name, as a continuation of "it is", such as `"a NumPy archive (npz)"`; must be new.
+        recognises: Function that tells from the first 512 bytes and the path whether a file has this format. It must
+            not raise.
+        read: Function that returns a file's tensors by name, or a dictionary that contains them, as training
+            checkpoints do.
 
     Raises:
-        ValueError: If there is a format of that name.
+        ValueError: If the name is taken.
     """
     found = FileFormat(name, "registered", read=read)
     FORMATS.add(name, (recognises, found))
@@ -144,8 +149,8 @@ def file_format(path: Path) -> FileFormat:
         path: An existing file.
 
     Returns:
-        `UNKNOWN` for what no rule knows; a file that should be safetensors by its name and has no other signs is taken
-        for one, so that its reader says what is wrong.
+        The format, or `UNKNOWN` if no rule matches. A file that is named as safetensors and matches no other rule
+        counts as safetensors, so that its reader explains what is wrong.
     """
     if path.exists() and not path.is_file():
         return NO_FILE  # a pipe might never end
@@ -153,7 +158,7 @@ def file_format(path: Path) -> FileFormat:
         head = file.read(HEAD_BYTES)
     if not head:
         return EMPTY
-    if _is_safetensors(head):  # first, since the length that it starts with may be any mark of two bytes
+    if _is_safetensors(head):  # first, since its length prefix may look like any two-byte mark
         return SAFETENSORS
     for recognises, found in map(FORMATS.find, FORMATS):
         if recognises(head, path):
@@ -174,7 +179,7 @@ def weights_reader(path: Path) -> Reader:
     """The reader for a file.
 
     Raises:
-        InvalidFileError: If there is none, naming the format of the file and a remedy.
+        InvalidFileError: If there is none; the message names the file's format and a remedy.
     """
     found = file_format(path)
     if found.reader is None:
@@ -189,7 +194,7 @@ def _zip_format(path: Path) -> FileFormat:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except BROKEN_ZIP:
-        return TORCH_ZIP  # cut off, most likely: its reader says so
+        return TORCH_ZIP  # probably truncated, which its reader explains
     inside = {name.rpartition("/")[2] for name in names}
     if "data.pkl" in inside:
         return TORCHSCRIPT if "constants.pkl" in inside else TORCH_ZIP
@@ -239,7 +244,7 @@ def _is_text(head: bytes) -> bool:
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3 or len(head) < HEAD_BYTES:  # not a letter that the end of the head cuts
+        if error.start < len(head) - 3 or len(head) < HEAD_BYTES:  # not a character truncated at the end of the head
             return False
         text = head[: error.start].decode("utf-8")
     return all(letter.isprintable() or letter in "\n\r\t\f" for letter in text)

@@ -1,4 +1,4 @@
-"""Names, shapes and dtypes of a checkpoint without its weights: tensors on the meta device, enough for a layout."""
+"""Read a checkpoint's structure without its weights: tensors on the meta device, which suffice for a layout."""
 
 from pathlib import Path, PurePosixPath
 
@@ -28,11 +28,11 @@ from hf_sane.tokenization._weight_files import is_index
 def read_meta_state_dict(
     source: str | Path | CheckpointSource, *, revision: str | None = None, key: str | None = None
 ) -> StateDict:
-    """Read the structure of a checkpoint, without its weights.
+    """Read names, shapes and dtypes of a checkpoint, without its weights.
 
     Args:
-        source: A file of safetensors or `torch.save`, a folder, a shard index, or a Hub repo (of which only the
-            headers are downloaded), as in `load_state_dict`.
+        source: A file of safetensors or `torch.save`, a folder, a shard index, or a Hub repo (only headers are
+            downloaded), as in `load_state_dict`.
         revision: Branch, tag or commit of a Hub repo.
         key: Name of the state dict, if there are several.
 
@@ -41,7 +41,7 @@ def read_meta_state_dict(
 
     Raises:
         FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
-        InvalidFileError: If a header is damaged, names an unknown dtype, a file is of a format that is not read, or
+        InvalidFileError: If a header is damaged or names an unknown dtype, or a file has an unsupported format or
             holds no network or several.
     """
     checkpoint = as_checkpoint(source, revision=revision, key=key)
@@ -54,7 +54,7 @@ def read_meta_state_dict(
 def read_outlines(path: Path, *, key: str | None = None) -> StateDict:
     """The tensors of `read_weights` without values, on the meta device."""
     reader = weights_reader(path)
-    if reader in WHOLE:  # loaded to the meta device, shared tensors would not be known as such
+    if reader in WHOLE:  # loading to the meta device would lose which tensors are shared
         return _outlines(choose_state_dict(load_whole(path), path, key=key))
     return choose_tensors(
         read_shards(path, _read_shard_header) if reader == "index" else read_header(path), path, key=key
@@ -81,11 +81,11 @@ def _read_repository(repo: HubRepo, checkpoint: CheckpointSource) -> StateDict:
 
 
 def _outlines(tensors: StateDict) -> StateDict:
-    """The same tensors without their values; those that share memory share it again."""
+    """The tensors without their values; tensors that share memory still share it."""
     storages: dict[int, torch.UntypedStorage] = {}
     outlines = {}
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_quantized:  # no tokens, as a layout says
+        if tensor.layout != torch.strided or tensor.is_quantized:  # not tokenized by the layout
             outlines[name] = tensor.to("meta")
             continue
         memory = tensor.untyped_storage()

@@ -1,4 +1,4 @@
-"""Parts of files on the Hub that were read, kept on disk until the work that reads them is done."""
+"""Downloaded parts of files on the Hub, kept on disk until the work that reads them is done."""
 
 import hashlib
 import shutil
@@ -9,31 +9,31 @@ from huggingface_hub import constants
 
 from hf_sane.records._files import write_atomically
 
-WHOLE = "whole"  # name of a file that came as a whole
+WHOLE = "whole"  # name of a file that was sent in full
 
 
 def kept_root() -> Path:
-    """The folder of all parts that are kept."""
+    """Folder of all kept parts."""
     return Path(constants.HF_ASSETS_CACHE) / "hf_sane" / "ranges"
 
 
 def kept_bytes() -> int:
-    """Bytes of all parts that are kept."""
+    """Total size of all kept parts, in bytes."""
     return sum(path.stat().st_size for path in kept_root().rglob("*") if path.is_file())
 
 
 class KeptRanges:
-    """The parts of one file.
+    """The kept parts of one file.
 
     Args:
-        address: Of the file, at a commit, so that it cannot change.
+        address: Address of the file at a commit, so that it cannot change.
     """
 
     def __init__(self, address: str) -> None:
         self.folder = kept_root() / hashlib.sha256(address.encode()).hexdigest()[:32]
 
     def find(self, start: int, stop: int) -> tuple[bytes, int] | None:
-        """What `keep` was given for these bounds, and the size of the file."""
+        """The part kept for these bounds, and the size of the file."""
         for path in self.folder.glob(f"{start}-{stop}-of-*"):
             return path.read_bytes(), int(path.name.rpartition("-")[2])
         return None

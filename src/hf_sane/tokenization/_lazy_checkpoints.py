@@ -1,4 +1,4 @@
-"""A checkpoint as a mapping that reads tensors on access, so that large checkpoints need not fit in memory."""
+"""Checkpoints as mappings that read tensors on access, so that large ones need not fit in memory."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,14 +29,14 @@ MAX_MAPPED_BYTES = 2**26
 
 
 class LazyCheckpoint(Mapping[str, Tensor]):
-    """The tensors of safetensors files, by name.
+    """The tensors of safetensors files by name, read on access.
 
-    Every access reads the file again, and a tensor is freed with the last reference to it. The pages of a mapping that
-    is kept count as memory, so a file is mapped again after every `MAX_MAPPED_BYTES`; not for every tensor, because
-    its header is parsed each time.
+    Every access reads the file again, and a tensor is freed with its last reference. Pages of a memory-mapped file
+    count as memory, so the file is mapped again after every `MAX_MAPPED_BYTES`, but not for every tensor, since that
+    parses its header each time.
 
     Args:
-        path: A safetensors file or a shard index, whose headers are read and checked at once.
+        path: A safetensors file or a shard index; headers are read and checked immediately.
         key: Name of the network, if the file also holds an average of it.
 
     Attributes:
@@ -59,13 +59,13 @@ class LazyCheckpoint(Mapping[str, Tensor]):
             return self._file(path, self.outlines[name].nbytes).get_tensor(stored_name)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Some rows of a tensor (of its first axis); only they are read."""
+        """Read only some rows of a tensor, along its first axis."""
         path, stored_name = self._places[name]
         num_bytes = self.outlines[name][start:stop].nbytes
         return self._file(path, num_bytes).get_slice(stored_name)[start:stop]
 
     def _file(self, path: Path, num_bytes: int) -> Any:
-        """The mapped file, before `num_bytes` of it are read."""
+        """The mapped file, ready to read `num_bytes` of it."""
         if self._mapped is None or self._mapped[0] != path or self._mapped_bytes + num_bytes > MAX_MAPPED_BYTES:
             self._mapped, self._mapped_bytes = (path, safe_open(path, framework="pt")), 0
         self._mapped_bytes += num_bytes
@@ -82,8 +82,8 @@ def open_checkpoint(source: Source, *, revision: str | None = None, key: str | N
     """Read a network's tensors one at a time.
 
     Args:
-        source: As in `load_state_dict`. Tensors in memory are shared; of safetensors only the headers are read now;
-            pickles have no other way than to be loaded whole.
+        source: As in `load_state_dict`. Tensors in memory are shared; only the headers of safetensors are read
+            immediately; pickles have to be loaded in full.
         revision: Branch, tag or commit of a Hub repo.
         key: Name of the state dict, if there are several.
 

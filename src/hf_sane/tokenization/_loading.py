@@ -1,7 +1,7 @@
-"""Models and configurations of Transformers from folders and the Hub, without running code from there.
+"""Load Transformers models and configurations from folders and the Hub without running code from there.
 
-Where `trust_remote_code` is left out, Transformers asks on the terminal and runs the code after "y", or times out.
-This library calls Auto classes only through this module, which answers no.
+Without `trust_remote_code`, Transformers asks on the terminal and runs the code after "y", or times out. This library
+calls Auto classes only through this module, which always answers no.
 """
 
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ def load_config(source: str | Path, **options: Any) -> PreTrainedConfig:
 
     Args:
         source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
-        **options: Of `AutoConfig.from_pretrained`, such as `revision`.
+        **options: Options of `AutoConfig.from_pretrained`, such as `revision`.
 
     Raises:
-        FileNotFoundError: If there is neither such a folder nor such a repository.
-        ValueError: If the configuration can be read only by running code that came with it.
-        InvalidFileError: If it is damaged, or the folder unfinished or changed.
+        FileNotFoundError: If there is no such folder or repository.
+        ValueError: If the configuration can be read only by running its code.
+        InvalidFileError: If it is damaged, or the folder is incomplete or was changed.
     """
     with _refusing_code(source):
         config: PreTrainedConfig = load_pretrained(AutoConfig, source, "a configuration", **options)
@@ -35,14 +35,14 @@ def load_model(auto_class: Any, source: str | Path, **options: Any) -> Any:
     """`auto_class.from_pretrained`, without the code of the repository.
 
     Args:
-        auto_class: Such as `AutoModelForImageClassification`.
+        auto_class: An Auto class such as `AutoModelForImageClassification`.
         source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
-        **options: Of `from_pretrained`, such as `revision` and `dtype`.
+        **options: Options of `from_pretrained`, such as `revision` and `dtype`.
 
     Raises:
-        FileNotFoundError: If there is neither such a folder nor such a repository.
-        ValueError: If the model can be loaded only by running code that came with it.
-        InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
+        FileNotFoundError: If there is no such folder or repository.
+        ValueError: If the model can be loaded only by running its code.
+        InvalidFileError: If the folder is incomplete, or files in it were removed or changed.
     """
     with _refusing_code(source):
         return load_pretrained(auto_class, source, "a saved model", **options)
@@ -52,9 +52,9 @@ def initial_model(auto_class: Any, config: PreTrainedConfig, **options: Any) -> 
     """`auto_class.from_config`, without the code that the configuration may name.
 
     Args:
-        auto_class: Such as `AutoModelForImageClassification`.
-        config: Configuration that [`load_config`] returned.
-        **options: Of `from_config`, such as `dtype`.
+        auto_class: An Auto class such as `AutoModelForImageClassification`.
+        config: Configuration from [`load_config`].
+        **options: Options of `from_config`, such as `dtype`.
 
     Raises:
         ValueError: If the model can be built only by running code that the configuration names.
@@ -65,15 +65,15 @@ def initial_model(auto_class: Any, config: PreTrainedConfig, **options: Any) -> 
 
 @contextmanager
 def _refusing_code(source: str | Path) -> Iterator[None]:
-    """Replace Transformers' advice to pass `trust_remote_code=True` by advice that works here."""
+    """Replace Transformers' advice to pass `trust_remote_code=True` with advice that works here."""
     try:
         yield
     except ValueError as error:
         if not any("trust_remote_code" in str(part) for part in (error, error.__cause__)):
             raise
         raise ValueError(
-            f"{source} is of an architecture that needs Python code from its repository, which is never run here: "
-            "expected one that Transformers or hf_sane knows; if you have read that code and trust it, load the "
+            f"{source} has an architecture that requires Python code from its repository, which is never run here: "
+            "expected an architecture of Transformers or hf_sane; if you have read that code and trust it, load the "
             "model with Transformers yourself and pass it as a module, or save its weights as safetensors without "
             "auto_map"
         ) from error

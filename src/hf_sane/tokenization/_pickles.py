@@ -1,4 +1,4 @@
-"""Weights-only pickles, opened without running code."""
+"""Open weights-only pickles without running code."""
 
 import pickle
 import re
@@ -17,12 +17,12 @@ from torch import Tensor
 from hf_sane.records._errors import MALFORMED, InvalidFileError, shorten
 
 REMEDY = (
-    "it is damaged, or holds more than tensors and could run code; convert it to safetensors where you trust it "
-    "(load it with what wrote it, and save model.state_dict())"
+    "it is damaged, or holds more than tensors and could run code; if you trust it, convert it to safetensors "
+    "(load it with the program that wrote it, and save model.state_dict())"
 )
 FAILURES: tuple[type[Exception], ...] = (
     *MALFORMED,
-    AssertionError,  # of torch's unpickler
+    AssertionError,  # messages of torch's unpickler
     RuntimeError,
     pickle.UnpicklingError,
     struct.error,
@@ -32,13 +32,13 @@ FAILURES: tuple[type[Exception], ...] = (
 )
 BLOCKED = re.compile(r"(?:GLOBAL|but got|[Uu]nsupported class) (?:<class ')?([\w.]+)")
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
-# A few bytes can claim a tensor of any size (strides of zero, a bytearray): more than this beyond the file is no
-# checkpoint.
+# A few bytes can claim a tensor of any size (strides of zero, a bytearray): anything this much larger than its file is
+# not a checkpoint.
 MAX_UNBACKED_BYTES = 2**26
 
 
 class Unread:
-    """Placeholder for objects in checkpoints that are irrelevant for weights: accepts any arguments, does nothing."""
+    """Placeholder for objects in checkpoints that are irrelevant to weights: accepts any arguments, does nothing."""
 
     def __new__(cls, *_: object) -> "Unread":
         return super().__new__(cls)
@@ -47,7 +47,7 @@ class Unread:
         return
 
 
-# Measurements and settings. The real classes are never touched: an object that does nothing takes their place.
+# Measurements and settings. A placeholder that does nothing replaces the real classes, which are never used.
 INERT: tuple[Any, ...] = tuple(
     (Unread, name)
     for name in (
@@ -59,19 +59,20 @@ INERT: tuple[Any, ...] = tuple(
 
 
 def unpickle(path: Path) -> Any:
-    """Read a file of `torch.save` that holds only tensors, numbers, text and containers of them.
+    """Read a file of `torch.save` that holds only tensors, numbers, text and containers of these.
 
     Args:
         path: The file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        InvalidFileError: If it is damaged, asks for a class that could run code, or claims far more than it holds.
+        InvalidFileError: If it is damaged, requires a class that could run code, or claims far more data than it
+            holds.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of TorchScript archives, which are refused next, and of old formats
-            # A path that ends in .safetensors would be read as that, whatever it is.
+            warnings.simplefilter("ignore")  # about TorchScript archives, which are rejected next, and old formats
+            # torch reads any path that ends in .safetensors as safetensors.
             with path.open("rb") as file, torch.serialization.safe_globals(list(INERT)):
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except FAILURES as error:
@@ -92,7 +93,7 @@ def _reason(error: BaseException) -> str:
     """The blocked class, if torch names one in any of its wordings; otherwise the first sentence of its message."""
     text = ESCAPES.sub("", str(error))
     if isinstance(error, pickle.UnpicklingError) and (found := BLOCKED.search(text)):
-        return f"it asks for {found[1]}"
+        return f"it requires {found[1]}"
     sentence = re.split(r"\. [A-Z]|\n", text.rpartition("WeightsUnpickler error: ")[2])[0]
     return f"{type(error).__name__}: {shorten(sentence)}" if sentence else type(error).__name__
 
@@ -103,6 +104,6 @@ def _tensors(content: Any) -> Iterable[Tensor]:
         entry = level.pop()
         if isinstance(entry, Tensor):
             yield entry
-        elif isinstance(entry, Mapping | list | tuple | set) and id(entry) not in seen:  # it may hold itself
+        elif isinstance(entry, Mapping | list | tuple | set) and id(entry) not in seen:  # it may contain itself
             seen.add(id(entry))
             level.extend(entry.values() if isinstance(entry, Mapping) else entry)

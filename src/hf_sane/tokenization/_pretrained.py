@@ -1,4 +1,4 @@
-"""Loading with Transformers, whose exceptions are converted to `InvalidFileError`."""
+"""Load with Transformers, and convert its exceptions to `InvalidFileError`."""
 
 import json
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ from hf_sane.records._patience import patiently
 from hf_sane.records._sources import pretrained_arguments
 
 NO_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
-LACKS = "does not appear to have a file named"  # what Transformers says of a repository
-LISTED = 5  # files that a message names
+LACKS = "does not appear to have a file named"  # part of Transformers' message about a repository
+LISTED = 5  # files to name in a message
 REMEDY = "save it again with save_pretrained(), or load it from elsewhere"
 
 
 @contextmanager
 def reading_pretrained(source: str | Path, what: str) -> Iterator[None]:
-    """Read something with `from_pretrained`.
+    """Context in which `from_pretrained` is called.
 
     Args:
         source: Folder, file or Hub repo id, for messages.
-        what: What it should hold: `"a SANE autoencoder"`.
+        what: What the source should hold: `"a SANE autoencoder"`.
 
     Raises:
         OSError: If there is no such file, or it cannot be reached.
@@ -35,26 +35,26 @@ def reading_pretrained(source: str | Path, what: str) -> Iterator[None]:
     with reading(source, expected=what, remedy=REMEDY, also=(StrictDataclassError, SafetensorError, RuntimeError)):
         try:
             yield
-        except OSError as error:  # Transformers raises it for damaged JSON, too
+        except OSError as error:  # Transformers also raises it for damaged JSON
             if isinstance(error.__context__, NO_JSON):
                 raise InvalidFileError(source, expected=what, got=error, remedy=REMEDY) from error
-            # Transformers has one sentence for every file that it does not find: about its own address on the Hub.
+            # For every file that it does not find, Transformers refers to an address on the Hub.
             folder = next((path for path in (Path(source), Path(source).parent) if path.is_dir()), None)
             if error.errno is None and folder is not None:
                 raise FileNotFoundError(_describe_lack(folder, what)) from error
             if error.errno is None and LACKS in str(error):
                 raise FileNotFoundError(
-                    f"{source}: expected {what}, got a repository without its files there; if they are in a folder of "
-                    "it, name that, too (subfolder=; --sane-subfolder for a SANE)"
+                    f"{source}: expected {what}, got a repository without its files there; if they are in a "
+                    "subfolder, pass that, too (subfolder=; --sane-subfolder for a SANE)"
                 ) from error
             raise
 
 
 def _describe_lack(folder: Path, what: str) -> str:
-    """Message about a folder without the expected files, which names those that are there."""
+    """Message about a folder without the expected files, which names the files that it holds."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     inside = sorted(path.parent for path in folder.glob("*/config.json"))
-    remedy = f"give {inside[0]}" if len(inside) == 1 else "give a folder that holds one"
+    remedy = f"give {inside[0]}" if len(inside) == 1 else "pass a folder that holds one"
     return f"{folder}: expected {what}, got a folder with {name_some(names, LISTED) or 'nothing'}; {remedy}"
 
 
@@ -70,16 +70,16 @@ def load_pretrained(
     """Call `from_pretrained` of a Transformers class: checked, with retries, and without remote code.
 
     Args:
-        cls: Such as `SANEModel` or `AutoConfig`.
+        cls: A class such as `SANEModel` or `AutoConfig`.
         source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
-        what: What it should hold, for messages: `"a SANE autoencoder"`.
+        what: What the source should hold, for messages: `"a SANE autoencoder"`.
         revision: Branch, tag or commit of a repo.
-        subfolder: Folder of it.
-        **options: Of `from_pretrained`, such as `dtype`.
+        subfolder: Subfolder of the source.
+        **options: Options of `from_pretrained`, such as `dtype`.
 
     Raises:
         FileNotFoundError: If there is neither such a folder nor such a repository.
-        OSError: If it holds no such file, or cannot be reached.
+        OSError: If the source does not hold the file, or cannot be reached.
         InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was
             written.
     """

@@ -1,4 +1,4 @@
-"""Reading of networks from any source for the weight tokenizer: tensors and facts about them."""
+"""Read networks from any source for the weight tokenizer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ class Checkpoint:
     """A network that was read from a source.
 
     Attributes:
-        tensors: Tensors by name, without prefixes of wrappers. Those of large files are read on access.
-        aliases: Aliases of shared tensors, names that files leave out to those that they keep, where a module says so.
+        tensors: Tensors by name, without wrapper prefixes; those of large files are read on access.
+        aliases: Names of shared tensors that files omit, mapped to the names that they keep, if a module defines them.
     """
 
     tensors: Mapping[str, Tensor]
@@ -26,7 +26,7 @@ class Checkpoint:
 
     @property
     def outlines(self) -> Mapping[str, Tensor]:
-        """Tensors of which only name, shape, dtype and sharing are used."""
+        """Tensors for which only name, shape, dtype and sharing matter."""
         return self.tensors.outlines if isinstance(self.tensors, LazyCheckpoint) else self.tensors
 
     @property
@@ -36,7 +36,7 @@ class Checkpoint:
 
     @property
     def kinds(self) -> dict[str, tuple[LayerKind, ...]]:
-        """Possible kinds of layers of each tensor, judged by names and shapes, most likely first."""
+        """Possible layer kinds of each tensor, guessed from names and shapes, most likely first."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.outlines.items()}
         return {name: possible_kinds(name, shapes) for name in shapes}
 
@@ -45,14 +45,14 @@ def read_network(source: Source | Checkpoint, *, revision: str | None = None, la
     """Read a network from any source.
 
     Args:
-        source: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id. A module of
-            Transformers is taken as `save_pretrained` would write it, see [`as_saved`].
+        source: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id. A Transformers
+            module is read as `save_pretrained` would write it, see [`as_saved`].
         revision: Branch, tag or commit of a Hub repo.
-        lazy: Whether tensors of safetensors are read when they are asked for.
+        lazy: Whether to read tensors of safetensors on access.
 
     Raises:
         FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
-        InvalidFileError: If a file is damaged, or of a format that is not read.
+        InvalidFileError: If a file is damaged or has an unsupported format.
         TypeError: If `source` is nothing of the above.
     """
     if isinstance(source, Checkpoint):
@@ -63,9 +63,9 @@ def read_network(source: Source | Checkpoint, *, revision: str | None = None, la
 
 
 def _ties(source: Source) -> dict[str, str]:
-    """Shared tensors of a Transformers model: names that its files omit, mapped to those that they keep.
+    """Shared tensors of a Transformers model: names that its files omit, mapped to the names that they keep.
 
-    Names are those that `load_state_dict` gives; nothing for other sources.
+    The names are those of `load_state_dict`; empty for other sources.
     """
     if not isinstance(source, nn.Module):
         return {}

@@ -1,7 +1,7 @@
 """Strict reader of safetensors headers, from disk or over the network.
 
-Format: https://huggingface.co/docs/safetensors. Eight bytes give the length of a JSON object, which gives dtype, shape
-and place of every tensor; the tensors cover the rest of the file without gaps.
+Format: https://huggingface.co/docs/safetensors. Eight bytes give the length of a JSON object, which gives the dtype,
+shape and position of every tensor; the tensors fill the rest of the file without gaps.
 """
 
 import json
@@ -19,7 +19,7 @@ from hf_sane.core._types import StateDict
 from hf_sane.records._errors import InvalidFileError, reading
 from hf_sane.tokenization._byte_ranges import HubFile
 
-# The names of the safetensors format (https://huggingface.co/docs/safetensors), as far as networks use them.
+# Dtype names of the safetensors format (https://huggingface.co/docs/safetensors), as far as networks use them.
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -43,13 +43,13 @@ if hasattr(torch, "float8_e8m0fnu"):  # since PyTorch 2.7
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # a limit of the format
-FIRST_BYTES = 100_000  # of a file on the Hub: nearly every header ends within them
-MAX_DEPTH = 127  # of brackets, a limit of the parser that safetensors uses
-MAX_SIZE = 2**63 - 1  # what torch can count
+FIRST_BYTES = 100_000  # first bytes of a file on the Hub, which contain nearly every header
+MAX_DEPTH = 127  # nesting of brackets, limited by the parser of safetensors
+MAX_SIZE = 2**63 - 1  # the largest size in torch
 METADATA = "__metadata__"
 FIELDS = ("dtype", "shape", "data_offsets")
 EXPECTED = "a whole safetensors file"
-REMEDY = "the file is truncated, damaged, or of another format: download or save it again"
+REMEDY = "the file is truncated, damaged or has another format: download or save it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class TensorEntry:
     """The entry of a tensor in a header.
 
     Attributes:
-        outline: On the meta device.
-        start: Its first byte in the file.
-        stop: The byte after its last.
+        outline: The tensor on the meta device.
+        start: Offset of its first byte in the file.
+        stop: Offset after its last byte.
     """
 
     outline: Tensor
@@ -68,17 +68,17 @@ class TensorEntry:
 
 
 def read_header(path: Path) -> StateDict:
-    """Tensors of a safetensors file on the meta device, in the order of the header.
+    """Read the tensors of a safetensors file on the meta device, in header order.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        InvalidFileError: If `safetensors` would refuse the file, a tensor is there twice, or its dtype is not known.
+        InvalidFileError: If `safetensors` would reject the file, or a tensor occurs twice or has an unknown dtype.
     """
     return {name: entry.outline for name, entry in read_entries(path).items()}
 
 
 def read_entries(path: Path) -> dict[str, TensorEntry]:
-    """Like [`read_header`], with the place of each tensor in the file."""
+    """Like [`read_header`], with the position of each tensor in the file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(LENGTH_BYTES)
@@ -86,7 +86,7 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
 
 
 def fetch_header(repo_id: str, file: str, *, revision: str | None = None, api: HfApi | None = None) -> StateDict:
-    """Tensors of a safetensors file on the Hub, as [`read_header`] gives them; only its header is downloaded.
+    """Like [`read_header`], for a safetensors file on the Hub, of which only the header is downloaded.
 
     Args:
         repo_id: `user/name`.
@@ -102,7 +102,7 @@ def fetch_header(repo_id: str, file: str, *, revision: str | None = None, api: H
 
 
 def fetch_entries(file: HubFile) -> dict[str, TensorEntry]:
-    """Like [`fetch_header`], with the place of each tensor in the file."""
+    """Like [`fetch_header`], with the position of each tensor in the file."""
     start = file.read(0, FIRST_BYTES)
     end = LENGTH_BYTES + header_bytes(start[:LENGTH_BYTES], str(file), file.size)
     if end > len(start):
@@ -116,10 +116,10 @@ def header_bytes(prefix: bytes, file: str, size: int) -> int:
     Args:
         prefix: The first eight bytes of the file.
         file: Its name, for messages.
-        size: Bytes of the whole file.
+        size: Size of the file in bytes.
 
     Raises:
-        InvalidFileError: If the file has no eight bytes, or not as many as its header claims.
+        InvalidFileError: If the file is shorter than eight bytes, or than its header claims.
     """
     length = int.from_bytes(prefix, "little")
     if len(prefix) < LENGTH_BYTES:
@@ -137,12 +137,12 @@ def header_bytes(prefix: bytes, file: str, size: int) -> int:
 
 
 def parse_header(header: bytes, file: str, size: int) -> dict[str, TensorEntry]:
-    """Tensors from the bytes of a header.
+    """Parse the bytes of a header.
 
     Args:
-        header: What follows the first eight bytes, as long as those say.
+        header: The bytes after the first eight, which give their number.
         file: Path or address, for messages.
-        size: Bytes of the whole file.
+        size: Size of the file in bytes.
 
     Raises:
         InvalidFileError: As in [`read_header`].
@@ -165,7 +165,7 @@ def parse_header(header: bytes, file: str, size: int) -> dict[str, TensorEntry]:
 def _entries(
     file: str, places: Mapping[str, tuple[str, list[int], list[int]]], first: int, size: int
 ) -> dict[str, TensorEntry]:
-    """Check that the tensors cover the file from byte `first` on without gaps, and sort them."""
+    """Check that the tensors fill the file from byte `first` without gaps, and sort them."""
     if unknown := sorted({dtype for dtype, _, _ in places.values()} - DTYPES.keys()):
         raise InvalidFileError(
             file, field="dtype", expected=f"one of {', '.join(DTYPES)}", got=unknown, remedy="convert it first"
@@ -173,7 +173,7 @@ def _entries(
     end = 0
     for name, (dtype, shape, (start, stop)) in sorted(places.items(), key=lambda item: item[1][2]):
         if start != end or stop < start:
-            _fail(file, f"{name}.data_offsets", [start, stop], f"[{end}, ...], where the tensor before it ends")
+            _fail(file, f"{name}.data_offsets", [start, stop], f"[{end}, ...], where the previous tensor ends")
         wanted = _num_bytes(file, name, dtype, shape)
         if stop - start != wanted:
             _fail(file, f"{name}.data_offsets", [start, stop], f"{wanted:,} bytes for {dtype} {shape}")
@@ -187,13 +187,13 @@ def _entries(
 
 
 def _num_bytes(file: str, name: str, dtype: str, shape: list[int]) -> int:
-    """Product of shape and item size; an overflow on the way is refused, even if a later size is zero."""
+    """Product of shape and item size; an intermediate overflow is an error, even if a later size is zero."""
     numel = 1
     for length in shape:
         numel *= length
         if numel > MAX_SIZE or length > MAX_SIZE:
             _fail(file, f"{name}.shape", shape, "a size that fits into 64 bits")
-    strides = math.prod(max(1, length) for length in shape)  # torch keeps them, also of tensors without elements
+    strides = math.prod(max(1, length) for length in shape)  # torch stores sizes even of tensors without elements
     if (num_bytes := numel * DTYPES[dtype].itemsize) > MAX_SIZE or strides > MAX_SIZE:
         _fail(file, f"{name}.shape", shape, "a size that fits into 64 bits")
     return num_bytes
@@ -211,11 +211,11 @@ def _place(file: str, name: str, info: Any) -> tuple[str, list[int], list[int]]:
         if not isinstance(value, list) or any(type(entry) is not int or entry < 0 for entry in value):
             _fail(file, f"{name}.{field}", value, "a list of whole numbers >= 0")
     if len(offsets) != 2:
-        _fail(file, f"{name}.data_offsets", offsets, "the first byte and the one past the last")
+        _fail(file, f"{name}.data_offsets", offsets, "the first byte and the byte after the last")
     for field, value in info.items():
         field.encode("utf-8")
         if field not in FIELDS and _depth(value) > MAX_DEPTH - 2:
-            _fail(file, name, f"a field {field[:20]!r}", f"at most {MAX_DEPTH} brackets within each other")
+            _fail(file, name, f"a field {field[:20]!r}", f"at most {MAX_DEPTH} nested brackets")
     return dtype, shape, offsets
 
 
@@ -241,12 +241,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return content
 
 
 def _whole(text: str) -> int | float:
-    """A number of at most 64 bits, or a float, like the parser of safetensors."""
+    """A number of at most 64 bits, or a float, as in the parser of safetensors."""
     if text == "-0" or len(text) > 20 or (number := int(text)) >= 2**64:
         return _finite(text)
     return number

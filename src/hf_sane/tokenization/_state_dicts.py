@@ -1,4 +1,4 @@
-"""Finds the state dict in a training checkpoint, or names the candidates in an error."""
+"""Find the state dict in a training checkpoint, or name the candidates in an error."""
 
 import re
 from collections.abc import Mapping
@@ -11,31 +11,31 @@ from hf_sane.core._types import StateDict
 from hf_sane.records._errors import InvalidFileError, name_some
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, AveragedModel and torch.compile
-# Of a network inside a Lightning module. Networks of Transformers have names of their own that begin so, but they are
-# not saved inside a larger dictionary.
+# Prefixes of a network inside a Lightning module. Names in Transformers networks may also start like this, but those
+# are not saved inside a larger dictionary.
 NESTED_PREFIXES = (*WRAPPER_PREFIXES, "model.")
-# What wrappers keep next to the network.
+# Tensors that wrappers store next to the network.
 BOOKKEEPING = ("n_averaged", "num_updates", "decay", "step", "global_step", "epoch", "iteration", "initted")
 MAX_BOOKKEEPING = 2
-MAX_DEPTH = 3  # of dictionaries in dictionaries
-ITSELF = "."  # key of the tensors that lie in the dictionary itself
-MAX_NAMED = 8  # candidates, or keys
+MAX_DEPTH = 3  # levels of nested dictionaries
+ITSELF = "."  # key of tensors directly in the dictionary
+MAX_NAMED = 8  # candidates or keys to list
 AVERAGE = re.compile(r"((?:[^.]*_)?ema(?:_[^.]*)?)\.")  # first part of the names of an exponential moving average
-MIN_COPY = 0.5  # tensors of an average for every tensor that is averaged; less is a part of the network
+MIN_COPY = 0.5  # least share of averaged tensors; with fewer, they are part of the network
 Value = TypeVar("Value")
 
 
 def choose_state_dict(content: object, where: str | Path, *, key: str | None = None) -> StateDict:
-    """The network in the content of a file, or in an object of the user.
+    """Choose the network in the content of a file, or in an object of the user.
 
-    Candidates are all dictionaries with names and tensors, up to `MAX_DEPTH` deep, but those of optimisers; where some
-    hold matrices, only those. Values that are not tensors, such as counters, `None` and an `_extra_state`, are left
-    out.
+    Candidates are all dictionaries with named tensors, up to `MAX_DEPTH` levels deep, except those of optimizers; if
+    some hold matrices, only these. Values that are not tensors, such as counters, `None` and an `_extra_state`, are
+    left out.
 
     Args:
-        content: A state dict, or a dictionary with one somewhere in it.
-        where: What messages call it.
-        key: Which one, as messages name them: the keys that lead there, with `/` between them.
+        content: A state dict, or a dictionary that contains one.
+        where: Name of the content, for messages.
+        key: Key of the state dict, as in messages: the keys that lead to it, joined by `/`.
 
     Returns:
         Tensors by name, without wrapper prefixes.
@@ -68,13 +68,13 @@ def choose_state_dict(content: object, where: str | Path, *, key: str | None = N
 def choose_tensors(
     tensors: Mapping[str, Value], where: str | Path, *, key: str | None = None, is_module: bool = False
 ) -> dict[str, Value]:
-    """The network among tensors (or their placeholders) in one dictionary, without wrapper prefixes.
+    """Choose the network among tensors (or their placeholders) in one dictionary, without wrapper prefixes.
 
     Args:
-        tensors: Tensors by their names.
+        tensors: Tensors by name.
         where: Their source, for messages.
-        key: Name of the state dict, if there is a network and an exponential moving average of it.
-        is_module: Whether they are the state of one module, which is one network, whatever it is made of.
+        key: Name of the state dict, if there are both a network and its exponential moving average.
+        is_module: Whether they are the state of one module, which counts as one network regardless of its parts.
 
     Raises:
         InvalidFileError: If a tensor has no name, or there are several networks and no `key`, or none under `key`.
@@ -88,7 +88,7 @@ def choose_tensors(
 
 
 def find_state_dicts(content: Mapping[object, object]) -> dict[str, StateDict]:
-    """All dictionaries of tensors inside a dictionary, by their paths of keys, except those of optimisers."""
+    """All dictionaries of tensors inside a dictionary, by their path of keys, except those of optimizers."""
     found: dict[str, StateDict] = {}
 
     def visit(entries: Mapping[object, object], path: tuple[str, ...]) -> None:
@@ -107,12 +107,12 @@ def find_state_dicts(content: Mapping[object, object]) -> dict[str, StateDict]:
 
 
 def choose_candidate(candidates: Mapping[str, str], where: str | Path, key: str | None) -> str:
-    """The key of the chosen candidate.
+    """Choose a candidate and return its key.
 
     Args:
-        candidates: Key to a description of its size.
+        candidates: Description of each candidate's size, by key.
         where: Name of the file, for messages.
-        key: The requested key.
+        key: Requested key, if any.
 
     Raises:
         InvalidFileError: If there is none under `key`, or several and no `key`.
@@ -134,8 +134,8 @@ def split_averages(values: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
     """Separate a network from an exponential moving average in the same file, `model.*` and `model_ema.*`.
 
     Returns:
-        Groups of tensors by the first part of their names, which is removed; `ITSELF`, with full names, if nothing was
-        separated or names have several first parts.
+        Groups of tensors by the first part of their names, which is removed; a single group `ITSELF` with full names
+        if nothing was separated.
     """
     heads = {name: found[1] for name in values if (found := AVERAGE.match(name))}
     averages = {head: [name for name in heads if heads[name] == head] for head in dict.fromkeys(heads.values())}
@@ -155,7 +155,7 @@ def split_averages(values: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
 def strip_prefixes(state_dict: Mapping[str, Value], prefixes: tuple[str, ...] = WRAPPER_PREFIXES) -> dict[str, Value]:
     """Repeatedly remove prefixes that all names share.
 
-    Up to `MAX_BOOKKEEPING` names that are a wrapper's own (`n_averaged`) may lack it; they are removed, too.
+    Up to `MAX_BOOKKEEPING` names that belong to a wrapper (`n_averaged`) may lack the prefix; they are removed, too.
     """
     found = dict(state_dict)
     changed = bool(found)
@@ -164,7 +164,7 @@ def strip_prefixes(state_dict: Mapping[str, Value], prefixes: tuple[str, ...] = 
         for prefix in prefixes:
             others = [name for name in found if not name.startswith(prefix)]
             own = len(others) <= MAX_BOOKKEEPING and all(name in BOOKKEEPING for name in others)
-            # A name that is nothing but the prefix would be left without one.
+            # A name that equals the prefix would become empty.
             if own and len(others) < len(found) and prefix not in found:
                 found = _without({name: value for name, value in found.items() if name not in others}, prefix)
                 changed = True
@@ -172,7 +172,7 @@ def strip_prefixes(state_dict: Mapping[str, Value], prefixes: tuple[str, ...] = 
 
 
 def check_names(tensors: Mapping[str, object], where: str | Path) -> None:
-    """Refuse tensors without a name.
+    """Raise an error for tensors without a name.
 
     Raises:
         InvalidFileError: If there is one.
@@ -181,13 +181,13 @@ def check_names(tensors: Mapping[str, object], where: str | Path) -> None:
         raise InvalidFileError(
             where,
             expected="a name for every tensor",
-            got="one that is named ''",
+            got="one named ''",
             remedy="name it, and save the file again",
         )
 
 
 def _networks(found: dict[str, StateDict]) -> dict[str, StateDict]:
-    """The dictionaries that may be networks: those with floating-point matrices, or otherwise with vectors."""
+    """Dictionaries that may be networks: those with floating-point matrices or, if there are none, vectors."""
 
     def rank(tensors: StateDict) -> int:
         return max((min(tensor.ndim, 2) for tensor in tensors.values() if tensor.is_floating_point()), default=0)
@@ -207,7 +207,7 @@ def _outline(tensors: StateDict) -> str:
 def _no_tensors(where: str | Path, got: str) -> InvalidFileError:
     return InvalidFileError(
         where,
-        expected="a dictionary of tensors, or one somewhere inside a dictionary",
+        expected="a dictionary of tensors, which may be nested inside other dictionaries",
         got=got,
         remedy="save model.state_dict()",
     )

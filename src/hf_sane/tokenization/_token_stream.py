@@ -1,4 +1,4 @@
-"""Tokens of networks that do not fit into memory: the same as those of `encode`, one block of rows at a time."""
+"""Tokenize networks that do not fit into memory, one block of rows at a time, with the same result as `encode`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from hf_sane.tokenization._headers import read_outlines
 from hf_sane.tokenization._lazy_checkpoints import LazyCheckpoint
 from hf_sane.tokenization._reading import Checkpoint, read_network
 
-MAX_SCALARS = 2**22  # read at a time: 16 MiB of float32
-MAX_MEMORY_BYTES = 2**28  # of weights that are still tokenised all at once
+MAX_SCALARS = 2**22  # weights to read at a time: 16 MiB of float32
+MAX_MEMORY_BYTES = 2**28  # largest weights that are tokenized all at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class TokenBlock:
     """Consecutive tokens of one layer.
 
     Attributes:
-        tokens: `[n, D]` normalised, float32 (float64 if the layer is).
-        positions: `[n, 3]` int64: token in the network, layer, channel.
+        tokens: `[n, D]` normalised, float32 (float64 for float64 layers).
+        positions: `[n, 3]` int64: indices of token, layer and channel in the network.
         layer: Index of the layer.
     """
 
@@ -42,22 +42,23 @@ class TokenBlock:
 
 
 class TokenStream:
-    """The token sequence of a network, read from its file during iteration; iterating again reads it again.
+    """A network's token sequence, read from its file during iteration; iterating again reads the file again.
 
-    Weights, tokens, masks and positions are never held as a whole: the largest thing in memory is a block of
-    `max_scalars` weights (or one row, if that is longer).
+    Weights, tokens, masks and positions are never all in memory: the largest object is a block of `max_scalars`
+    weights (or one row, if that is longer).
 
     Args:
-        source: As `SANEFeatureExtractor.encode` takes it. Of safetensors, sharded too, only headers are read at first;
-            a pickle is loaded whole.
+        source: A source as in `SANEFeatureExtractor.encode`. At first, only headers of safetensors (or their shards)
+            are read; a pickle is loaded in full.
         extractor: Fitted weight tokenizer.
         revision: Branch, tag or commit of a Hub repo.
-        max_scalars: Weights read at a time.
+        max_scalars: Number of weights to read at a time.
 
     Attributes:
-        layout: Layout of the network. Use its `layers`: its masks and positions would be as large as the network.
+        layout: Layout of the network. Use only its `layers`, since its masks and positions are as large as the
+            network.
         num_tokens: `N`.
-        layer_sizes: Tokens of each layer.
+        layer_sizes: Number of tokens of each layer.
 
     Raises:
         FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
@@ -88,11 +89,11 @@ class TokenStream:
         return self.num_tokens
 
     def __iter__(self) -> Iterator[TokenBlock]:
-        """Blocks in the order of the sequence.
+        """Yield blocks in the order of the sequence.
 
         Raises:
-            ValueError: For NaN or infinite weights, weights that overflow once normalised, or a tensor that differs
-                from the header.
+            ValueError: If weights are NaN or infinite, or overflow when normalised, or a tensor differs from the
+                header.
         """
         first = 0
         for index, layer in enumerate(self.layout.layers):
@@ -100,9 +101,9 @@ class TokenStream:
             for tokens in self._layer_tokens(index, layer):
                 if (
                     not tokens.sum().isfinite() and not tokens.isfinite().all()
-                ):  # the sum is cheap and tells nearly always
+                ):  # the sum is cheap and nearly always finds them
                     raise ValueError(
-                        f"NaN or infinite weights in {layer.name}, or some that overflow once normalised; leave "
+                        f"NaN or infinite weights in {layer.name}, or weights that overflow when normalised; leave "
                         "this network out"
                     )
                 place = torch.arange(done, done + len(tokens))
@@ -136,7 +137,7 @@ class TokenStream:
     def _rows(
         self, weight: TensorSpec, bias: TensorSpec | None, count: int, channels: int, width: int
     ) -> Iterator[Tensor]:
-        """Rows `[weight | bias]` of several channels, up to `max_scalars`: `[r, width]`, float32 or wider."""
+        """Yield rows `[weight | bias]`, up to `max_scalars` at a time: `[r, width]`, float32 or wider."""
         size = max(1, self.max_scalars // width)
         extra = None if bias is None else self._slice(bias, 0, count * channels).reshape(count, channels)
         for start, stop in pairwise([*range(0, count, size), count]):
@@ -146,7 +147,7 @@ class TokenStream:
             yield rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
 
     def _slice(self, spec: TensorSpec, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of a tensor, or all of one without axes."""
+        """Rows `start` to `stop` of a tensor, or the whole tensor if it has no axes."""
         if isinstance(self._tensors, LazyCheckpoint):
             return self._tensors.rows(spec.name, start, stop) if spec.shape else self._tensors[spec.name]
         tensor = self._tensors[spec.name].detach()
@@ -160,21 +161,21 @@ def stream_if_large(
     revision: str | None = None,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
 ) -> TokenStream | None:
-    """A stream of a network that should not be tokenised as a whole.
+    """Return a stream for a network that is too large to tokenize all at once.
 
     Args:
-        source: As `SANEFeatureExtractor.encode` takes it. Of safetensors only headers are read here; a pickle is
-            loaded whole anyway and never streamed.
+        source: A source as in `SANEFeatureExtractor.encode`. Only headers of safetensors are read here; a pickle is
+            always loaded in full and never streamed.
         extractor: Fitted weight tokenizer.
         revision: Branch, tag or commit of a Hub repo.
-        max_memory_bytes: Weights that take more are streamed.
+        max_memory_bytes: Larger weights are streamed.
 
     Returns:
-        The stream, or `None` for a network that `encode` may take.
+        The stream, or `None` for a network that `encode` can handle.
 
     Raises:
         FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
-        TypeError: If `source` is nothing that `encode` takes.
+        TypeError: If `encode` does not accept `source`.
     """
     if isinstance(source, str | Path | CheckpointSource):
         checkpoint = as_checkpoint(source, revision=revision)
@@ -187,12 +188,12 @@ def stream_if_large(
         found = read_network(source)
         tensors = dict(found.tensors)
         if any(tensor.is_meta for tensor in tensors.values()):
-            return None  # without values: `encode` says so
+            return None  # without values, which `encode` reports
     if sum(tensor.nbytes for tensor in tensors.values()) <= max_memory_bytes:
         return None
     return TokenStream(found, extractor)
 
 
 def _changed(weights: Tensor, scale: float, shift: float) -> Tensor:
-    """`scale * w + shift`, rounded as `Layout.tokens` rounds it."""
+    """`scale * w + shift`, rounded as in `Layout.tokens`."""
     return weights if (scale, shift) == (1.0, 0.0) else torch.add(weights.new_tensor(shift), weights, alpha=scale)

@@ -1,4 +1,4 @@
-"""The file with the weights in a folder or repository, and the error if there is none."""
+"""Choose the file with the weights in a folder or repository, or explain why there is none."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 
 SAFETENSORS_NAMES = ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
 INDEX_SUFFIX = ".index.json"
-PICKLE_INDEX_SUFFIX = ".bin.index.json"  # of shards that are pickles, as Transformers names it
+PICKLE_INDEX_SUFFIX = ".bin.index.json"  # Transformers' name for an index of pickle shards
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.(safetensors|bin)$")
 # The same weights in another precision, or averaged: `model.fp16.safetensors`.
 VARIANT = re.compile(r"(?P<stem>.+)\.(?P<variant>fp16|fp32|bf16|fp8|int8|non_ema|ema)\.safetensors$")
@@ -33,21 +33,21 @@ UNREAD_SUFFIXES = (
 def choose_weights(
     where: str, files: Collection[str], *, subfolder: str | None = None, variant: str | None = None, local: bool
 ) -> str:
-    """The file to read, a safetensors file or the index of its shards.
+    """Choose the file to read, a safetensors file or the index of its shards.
 
     Args:
         where: Name of the folder or repository, for messages.
-        files: Paths of its files, with `/` between their parts; of a local folder, those below it that messages may
-            name.
-        subfolder: Which folder of it.
-        variant: Which one of several precisions, as in Transformers: `fp16` for `model.fp16.safetensors`.
-        local: Whether it is a folder of this machine, whose files can be named one by one.
+        files: Paths of its files, separated by `/`; for a local folder, the files that messages may name.
+        subfolder: Subfolder to read from.
+        variant: Which of several precisions to read, as in Transformers: `fp16` for `model.fp16.safetensors`.
+        local: Whether it is a local folder, whose files can be passed by path.
 
     Returns:
-        One of `files`: under a name that Transformers, PEFT or diffusers give it, or the only safetensors file.
+        One of `files`: a file with a name used by Transformers, PEFT or diffusers, or the only safetensors file.
 
     Raises:
-        FileNotFoundError: If there is none, or nothing says which, with what is there and how it is chosen.
+        FileNotFoundError: If there is none, or the choice is ambiguous; the message lists the candidates and how to
+            choose.
     """
     prefix = f"{subfolder.strip('/')}/" if subfolder and subfolder.strip("/") else ""
     inside = {path.removeprefix(prefix) for path in files if path.startswith(prefix)}
@@ -80,7 +80,7 @@ def is_pickle_name(file: str) -> bool:
 
 
 def _names(name: str, variant: str | None) -> tuple[str, str]:
-    """Names that Transformers gives a file and the index of its shards."""
+    """Transformers' names for a file and the index of its shards."""
     if variant is None:
         return name, f"{name}{INDEX_SUFFIX}"
     stem = name.removesuffix(".safetensors")
@@ -101,12 +101,12 @@ def _lack(subfolder: str | None, variant: str | None, count: int) -> str:
 
 
 def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix: str, *, local: bool) -> list[str]:
-    """Advice on the files that are there, and how to choose one."""
+    """Advice on which files exist, and how to choose one."""
     if "zoo.json" in here:
-        return ["it is a zoo of networks: name it as one (--zoo)"]
+        return ["it is a zoo of networks: pass it as a zoo (--zoo)"]
     found = []
     if fitting:
-        found.append(f"{'name the file itself' if local else 'fetch one (hf-sane pull)'}: {name_some(fitting)}")
+        found.append(f"{'pass the file itself' if local else 'download one (hf-sane pull)'}: {name_some(fitting)}")
     variants = {variant: name for name in here if (variant := _variant(name)) is not None and name not in fitting}
     if variants:
         found.append(
@@ -118,10 +118,10 @@ def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix
     if plain and not fitting:
         found.append(f"it holds {name_some(plain)}: leave the variant out")
     if pickles := [name for name in here if is_pickle_name(name) and not SHARD.search(name)]:
-        how = "name the file itself, it is opened with weights_only=True"
+        how = "pass the file itself, which is opened with weights_only=True"
         if not local:
             how = (
-                "not downloaded, since it could run code; ask its author for safetensors, or fetch it with hf-sane "
+                "not downloaded, since it could run code; ask its author for safetensors, or download it with hf-sane "
                 "pull --allow-pickle"
             )
         found.append(f"it holds {name_some(pickles)}, in PyTorch's format: {how}")
@@ -134,5 +134,5 @@ def _advice(here: list[str], fitting: list[str], inside: Collection[str], prefix
             f"{shlex.quote(prefix + folders[0])} (subfolder=)"
         )
     if (unread := [name for name in here if name.lower().endswith(UNREAD_SUFFIXES)]) and not found:
-        found.append(f"it holds {name_some(unread)}, which cannot be read: use safetensors, or convert it")
+        found.append(f"it holds {name_some(unread)}, which cannot be read: use safetensors, or convert the file")
     return found
