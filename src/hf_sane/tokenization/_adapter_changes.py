@@ -17,32 +17,32 @@ from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 # Files without a configuration: `...to_q_lora.down.weight` (diffusers), `unet:3:up` (cloneofsimo),
 # `..._q.lora_up.weight` (kohya).
 LOOSE_FACTOR = re.compile(r"^(?P<module>.+?)[._:](?:lora[._:](?:embedding_)?)?(?P<side>down|up|A|B)(\.weight)?$")
-NEW_WORD = re.compile(r"^<[^<>]+>$")  # the embedding of a word that the base does not have: changes no weight of it
+NEW_WORD = re.compile(r"^<[^<>]+>$")  # embeddings of new words: they change no weight of the base
 
 
 def open_factors(
     source: str | Path | CheckpointSource, *, base: Source | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Read what a LoRA adapter adds to its base: `s B A` per target module.
+    """Read the changes that a LoRA adapter adds to its base: `s B A` per target module.
 
-    Loose files do not always contain their scale `s = alpha / r`: it is 1 without a tensor `<module>.alpha`.
+    Loose files do not always contain their scale `s = alpha / r`; without a tensor `<module>.alpha` it is 1.
 
     Args:
         source: Folder or Hub repo in PEFT's format, or a safetensors file with the keys of PEFT, diffusers,
-            cloneofsimo's lora or kohya's scripts; a `Checkpoint` says in which subfolder, and of which variant.
-        base: The base model, for adapters in PEFT's format whose changes depend on it: those with magnitudes (DoRA),
-            and those that replace tensors.
+            cloneofsimo's lora or kohya's scripts; a `Checkpoint` selects the subfolder and variant.
+        base: The base model, required for adapters in PEFT's format with magnitudes (DoRA) or replaced tensors, whose
+            changes depend on it.
 
     Returns:
         Target module to `A` `[r, inputs, ...]` as stored and `s B` `[outputs, r, ...]` in at least single precision.
-        Biases and replaced tensors come under their full names. Changes of full rank have the change as `A` and the
-        identity as `s B`.
+        Biases and replaced tensors have their full names. For a change of full rank, `A` is the change and `s B` is
+        the identity.
 
     Raises:
         FileNotFoundError: If there is no such file, folder or repo, or it holds no adapter.
-        InvalidFileError: If it holds no factors, lacks one of a pair, factors do not fit each other or are not finite,
-            or a tensor is not understood.
-        ValueError: If the base is needed, or is another one.
+        InvalidFileError: If it holds no factors or lacks one of a pair, if factors do not fit each other or are not
+            finite, or if a tensor is unexpected.
+        ValueError: If the base is required but missing, or is the wrong model.
     """
     folder = adapter_folder(source)
     if (folder / ADAPTER_CONFIG).is_file():
@@ -58,14 +58,14 @@ def open_factors(
 
 
 def merge_adapter(source: str | Path | CheckpointSource, base: Source | None = None) -> dict[str, Tensor]:
-    """The base model with what an adapter changes in it: `W + s B A` in the dtype of `W`.
+    """The base model with an adapter's changes merged in: `W + s B A` in the dtype of `W`.
 
     Args:
         source: Folder or Hub repo in PEFT's format.
-        base: The base model; when `None`, the one that the adapter names.
+        base: The base model; if `None`, the one that the adapter names.
 
     Raises:
-        ValueError: If the base is not named, or the adapter does not fit it.
+        ValueError: If the base is unknown, or the adapter does not fit it.
         InvalidFileError: As in [`open_factors`].
     """
     folder = adapter_folder(source)
@@ -75,13 +75,13 @@ def merge_adapter(source: str | Path | CheckpointSource, base: Source | None = N
         adapter = Adapter(folder.name, open_checkpoint(source), read_adapter_config(folder))
     base = base or adapter.config.get("base_model_name_or_path")
     if not base:
-        raise ValueError(f"{adapter.name} does not name its base model; name it (--base)")
+        raise ValueError(f"{adapter.name} does not name its base model; pass it (--base)")
     found = dict(open_checkpoint(base))
     for module in adapter.modules:
         weight, bias = f"{module}.weight", f"{module}.bias"
         added = adapter.added_bias(module)
         if missing := [name for name in (weight, *([] if added is None else [bias])) if name not in found]:
-            raise ValueError(f"the base of {adapter.name} lacks {missing}; name the model that it was trained on")
+            raise ValueError(f"the base of {adapter.name} lacks {missing}; pass the model that it was trained on")
         transposed = adapter.is_transposed(module)
         change = adapter.change(module, found[weight], transposed=transposed)
         found[weight] = (found[weight] + change).to(found[weight].dtype)
@@ -95,21 +95,21 @@ def _reading_adapter(source: str | Path | CheckpointSource) -> AbstractContextMa
 
 
 def _relative(adapter: Adapter) -> list[str]:
-    """Tensors of the base that the changes of an adapter depend on."""
+    """Tensors of the base that an adapter's changes depend on."""
     return [f"{module}.weight" for module in adapter.magnitudes] + list(adapter.whole)
 
 
 def _changes(adapter: Adapter, base: Mapping[str, Tensor] | None) -> dict[str, tuple[Tensor, Tensor]]:
-    """All that an adapter changes, as products."""
+    """All changes of an adapter, as products."""
     relative = _relative(adapter)
     if base is None and relative:
         kinds = {"magnitudes (DoRA)": adapter.magnitudes, "tensors that replace those of the base": adapter.whole}
         raise ValueError(
             f"{adapter.name} holds {' and '.join(kind for kind, found in kinds.items() if found)}, such as "
-            f"{relative[:3]}: what it changes depends on the base model; name the base"
+            f"{relative[:3]}: its changes depend on the base model; pass the base"
         )
     if missing := [name for name in relative if name not in (base or {})]:
-        raise ValueError(f"the base of {adapter.name} lacks {missing[:3]}; name the model that it was trained on")
+        raise ValueError(f"the base of {adapter.name} lacks {missing[:3]}; pass the model that it was trained on")
     found = {}
     for module in adapter.modules:
         if base is None or module not in adapter.magnitudes:
@@ -128,7 +128,7 @@ def _changes(adapter: Adapter, base: Mapping[str, Tensor] | None) -> dict[str, t
                 f"{name!r} is {list(tensor.shape)} in {adapter.name} and {list(start.shape)} in its base; name the "
                 "model that it was trained on"
             )
-        if tensor.is_floating_point() and tensor.ndim:  # no counters
+        if tensor.is_floating_point() and tensor.ndim:  # not counters
             change = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) - start
             found[name] = _as_product(change if change.ndim > 1 else change[:, None])
     return found
@@ -139,7 +139,7 @@ def _as_product(change: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _loose_factors(source: str | Path | CheckpointSource) -> dict[str, tuple[Tensor, Tensor]]:
-    """Factors of a file without a configuration."""
+    """Factors from a file without a configuration."""
     tensors = open_checkpoint(source)
     sides: dict[str, dict[str, str]] = {}
     others = []
@@ -154,12 +154,12 @@ def _loose_factors(source: str | Path | CheckpointSource) -> dict[str, tuple[Ten
             str(source),
             expected="a LoRA adapter",
             got=f"no factors (..down/..up or ..A/..B), but {list(tensors)[:3]}",
-            remedy="name a file or folder that holds an adapter",
+            remedy="pass a file or folder that holds an adapter",
         )
     if strange := [name for name in others if name.removesuffix(".alpha") not in sides]:
         raise ValueError(
             f"{source} holds {len(strange)} tensors beside LoRA factors and their alphas, such as {strange[:3]}, "
-            "which change what the adapter does in ways that are not read here (DoRA, Tucker factors, LoHa, LoKr, "
+            "which change what the adapter does in unsupported ways (DoRA, Tucker factors, LoHa, LoKr, "
             f"OFT, full differences, biases); {REMEDY}"
         )
     if lonely := sorted(module for module, pair in sides.items() if len(pair) < 2):
@@ -167,7 +167,7 @@ def _loose_factors(source: str | Path | CheckpointSource) -> dict[str, tuple[Ten
     factors = {}
     for module, pair in sides.items():
         first, second = tensors[pair["down"]], tensors[pair["up"]]
-        is_low = min(first.dtype.itemsize, second.dtype.itemsize) < 2  # 8-bit floats: not to be computed with
+        is_low = min(first.dtype.itemsize, second.dtype.itemsize) < 2  # 8-bit floats do not support arithmetic
         if min(first.ndim, second.ndim) < 2 or is_low or second.shape[1] != len(first) or not len(first):
             raise ValueError(
                 f"factors of {module!r} in {source} do not fit: {list(first.shape)}, {list(second.shape)}; expected "

@@ -1,4 +1,4 @@
-"""Reading of LoRA adapters: the factors of every target module, from PEFT's folders and from loose files."""
+"""Read LoRA adapters: the factors of every target module, from PEFT folders and from loose files."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ MAGNITUDE = re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(\.weight)?$")
 ADDED_BIAS = re.compile(r"^(?P<module>.+)\.lora_B\.bias$")
 REMEDY = "merge it into its base (merge_and_unload) and use the merged model"
 
-# Fields of adapter_config.json that are read here, and those that say nothing about what a trained adapter does. Any
-# other field that is set may change it, in ways that are not known here.
+# Fields of adapter_config.json that are read here, and fields that do not affect what a trained adapter does. Any
+# other field that is set may affect it in unknown ways.
 USED_FIELDS = {
     "alpha_pattern",
     "base_model_name_or_path",
@@ -47,10 +47,10 @@ USED_FIELDS = {
 }
 HARMLESS_FIELDS = {
     "auto_mapping",
-    "corda_config",  # of an initialisation; which one it was tells `init_lora_weights`
+    "corda_config",  # of an initialisation, which `init_lora_weights` names
     "ensure_weight_tying",  # both ends are stored
     "eva_config",
-    "fan_in_fan_out",  # PEFT goes by the type of the module, too
+    "fan_in_fan_out",  # PEFT also considers the module's type
     "inference_mode",
     "loftq_config",
     "lora_dropout",
@@ -63,26 +63,26 @@ HARMLESS_FIELDS = {
     "velora_config",  # of the backward pass
 }
 CHOOSING_FIELDS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
-# Other named initialisations take something out of the base, which the adapter is then relative to.
+# Other named initialisations change the base, and the adapter is relative to the changed base.
 STARTS_OF_AN_UNCHANGED_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-# Of models whose vocabulary was resized, PEFT stores the embeddings without noting them in `modules_to_save`.
+# If the vocabulary was resized, PEFT stores the embeddings without noting them in `modules_to_save`.
 EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "shared", "word_embeddings", "embed_in", "embed_out")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One LoRA adapter in PEFT's format: for every target module, `W + s B A`, and all else that it changes.
+    """One LoRA adapter in PEFT's format: `W + s B A` for every target module, and everything else it changes.
 
-    With magnitudes `m` (DoRA) it is `m (W + s B A) / |W + s B A|`, with the norm of every output.
+    With magnitudes `m` (DoRA) it is `m (W + s B A) / |W + s B A|`, where the norm is taken per output.
 
     Attributes:
         name: Name in reports and cards.
-        tensors: As stored; lazy where the adapter is a file.
+        tensors: Tensors as stored; read on access if the adapter is a file.
         config: Content of adapter_config.json.
 
     Raises:
-        ValueError: If a field or a tensor would change what the adapter does in a way that is not understood here, a
-            factor is missing, or tensors and configuration contradict each other.
+        ValueError: If a field or tensor has an unsupported effect, a factor is missing, or tensors and configuration
+            contradict each other.
     """
 
     name: str
@@ -94,27 +94,27 @@ class Adapter:
         strange = [name for name in self.tensors if not self._is_known(name)]
         if strange:
             raise ValueError(
-                f"{self.name} holds {len(strange)} tensors that are not understood, such as {strange[:3]}: neither "
-                f"LoRA factors nor biases or modules that its configuration names; {REMEDY}"
+                f"{self.name} holds {len(strange)} unexpected tensors, such as {strange[:3]}: neither "
+                f"LoRA factors, nor biases or modules named in its configuration; {REMEDY}"
             )
         for field, places in (("use_dora", self.magnitudes), ("lora_bias", self.added_biases)):
             wanted = self.modules.keys() if self.config.get(field) else set()
             if differing := sorted(wanted ^ places.keys()):
                 raise ValueError(
-                    f"{field} is {self.config.get(field)!r} in the configuration of {self.name}, which its tensors of "
-                    f"{differing[:3]} contradict; save the adapter again"
+                    f"{field} is {self.config.get(field)!r} in the configuration of {self.name}, but the tensors of "
+                    f"{differing[:3]} contradict that; save the adapter again"
                 )
-        tied = self.config.get("ensure_weight_tying")  # brings in a head that the configuration does not name
+        tied = self.config.get("ensure_weight_tying")  # adds a head that the configuration does not name
         if unused := [module for module in self.modules if not tied and not is_targeted(self.config, module)]:
             fields = ", ".join(field for field in CHOOSING_FIELDS if self.config.get(field))
             raise ValueError(
-                f"{self.name} holds factors of {unused[:3]}, which its configuration leaves out ({fields}), so that "
+                f"{self.name} holds factors of {unused[:3]}, which its configuration leaves out ({fields}), so "
                 "PEFT does not load them; correct the configuration"
             )
 
     @cached_property
     def modules(self) -> dict[str, tuple[str, str]]:
-        """Target modules: names of `A` and `B` among the tensors."""
+        """Names of the tensors `A` and `B`, by target module."""
         sides: dict[str, dict[str, str]] = {}
         for name in self.tensors:
             if found := FACTOR.match(name):
@@ -125,19 +125,19 @@ class Adapter:
 
     @cached_property
     def magnitudes(self) -> dict[str, str]:
-        """Target modules with a magnitude (DoRA): its name among the tensors."""
+        """Name of the magnitude (DoRA), by target module that has one."""
         return self._matching(MAGNITUDE)
 
     @cached_property
     def added_biases(self) -> dict[str, str]:
-        """Target modules with a bias in addition to the factors (`lora_bias`): its name among the tensors."""
+        """Name of the bias that is added beside the factors (`lora_bias`), by target module that has one."""
         return self._matching(ADDED_BIAS)
 
     @cached_property
     def whole(self) -> dict[str, str]:
-        """Tensors of the base that are replaced: their names among the tensors.
+        """Names of the tensors that replace tensors of the base, by name in the base.
 
-        Modules that are saved whole, trained biases, and the base's own weights of targeted embeddings.
+        These are modules saved in full, trained biases, and the base's own weights of targeted embeddings.
         """
         special = (FACTOR, MAGNITUDE, ADDED_BIAS)
         return {
@@ -155,7 +155,7 @@ class Adapter:
         stated = _by_pattern(self.config.get("rank_pattern"), module, self.config["r"])
         if second.shape[1] != rank or rank != stated:
             raise ValueError(
-                f"factors of {module!r} in {self.name} are {list(first.shape)} and {list(second.shape)}, the "
+                f"factors of {module!r} in {self.name} are {list(first.shape)} and {list(second.shape)}, but the "
                 f"configuration says rank {stated}; LoRA on grouped convolutions cannot be averaged"
             )
         self._check_finite(module, first, second)
@@ -171,25 +171,25 @@ class Adapter:
         return bias.to(torch.promote_types(bias.dtype, torch.float32)) * scale
 
     def change(self, module: str, weight: Tensor, *, transposed: bool) -> Tensor:
-        """Change of the weight of a target module.
+        """Change of a target module's weight.
 
         Args:
             module: One of `modules`.
             weight: Weight of the base.
-            transposed: Whether it is stored as `[inputs, outputs]`: embeddings, and the linear maps of GPT-2.
+            transposed: Whether it is stored as `[inputs, outputs]`, as for embeddings and the linear maps of GPT-2.
 
         Returns:
-            In the shape of `weight`, in at least single precision.
+            A tensor in the shape of `weight`, in at least single precision.
 
         Raises:
-            ValueError: If the adapter does not fit the weight, or as in [`factors`].
+            ValueError: If the adapter does not fit the weight; also as in [`factors`].
         """
         first, second = self.factors(module)
         change = second.flatten(1) @ first.flatten(1).to(second)
         oriented = weight.mT if transposed else weight
         if change.numel() != oriented.numel() or change.shape[0] != oriented.shape[0]:
             raise ValueError(
-                f"{self.name} changes {module!r} by {list(change.shape)}, the model has {list(weight.shape)} there; "
+                f"{self.name} changes {module!r} by {list(change.shape)}, but the model has {list(weight.shape)}; "
                 "load the base model of the adapters"
             )
         if module in self.magnitudes:
@@ -201,12 +201,12 @@ class Adapter:
         return change.mT if transposed else change
 
     def is_embedding(self, module: str) -> bool:
-        """Whether a target module is a table of embeddings, whose weight is stored transposed."""
+        """Whether a target module is an embedding table, whose weight is stored transposed."""
         found = FACTOR.match(self.modules[module][0])
         return found is not None and found["embedding"] is not None
 
     def is_transposed(self, module: str) -> bool:
-        """Whether the weight of a target module is stored as `[inputs, outputs]`, as far as the adapter tells."""
+        """Whether a target module's weight is stored as `[inputs, outputs]`, as far as the adapter says."""
         return self.is_embedding(module) or bool(self.config.get("fan_in_fan_out"))
 
     def dtype(self, module: str) -> torch.dtype:
@@ -214,15 +214,15 @@ class Adapter:
         return self.tensors[self.modules[module][0]].dtype
 
     def shape(self, module: str) -> tuple[int, ...]:
-        """Outputs and inputs of a target module, without the rank."""
+        """Number of outputs and inputs of a target module."""
         first, second = self._pair(module)
         return (second.shape[0], *first.shape[1:])
 
     def _is_known(self, name: str) -> bool:
-        """Whether a tensor is one that this class uses."""
+        """Whether this class uses a tensor."""
         for pattern in (FACTOR, MAGNITUDE, ADDED_BIAS):
             if found := pattern.match(name):
-                return ".base_layer" not in found["module"]  # nested: target_parameters, attention of PyTorch
+                return ".base_layer" not in found["module"]  # nested: target_parameters, PyTorch's attention
         module, _, leaf = target_name(name).rpartition(".")
         if ".base_layer." in name:
             return leaf == "weight" or (leaf == "bias" and self.config.get("bias", "none") != "none")
@@ -253,7 +253,7 @@ class Adapter:
         return first, second
 
     def _one_per_output(self, module: str, name: str, outputs: int) -> Tensor:
-        """A magnitude or a bias, flat."""
+        """A magnitude or bias as a vector, one value per output."""
         tensor = self.tensors[name].flatten()
         if len(tensor) != outputs:
             raise ValueError(
@@ -275,17 +275,17 @@ class Adapter:
 
 
 def target_name(stored: str) -> str:
-    """The name in the base model of a tensor that an adapter replaces."""
+    """Name in the base model of a tensor that an adapter replaces."""
     return stored.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
 def is_targeted(config: Mapping[str, Any], module: str) -> bool:
-    """Whether the configuration of an adapter gives factors to a module, by the rules of PEFT.
+    """Whether an adapter's configuration targets a module, by PEFT's rules.
 
     Args:
-        config: Content of adapter_config.json. Without `target_modules`, or with `"all-linear"`, they depend on the
-            base model, and everything that is not left out counts as targeted.
-        module: Its full name.
+        config: Content of adapter_config.json. Without `target_modules`, or with `"all-linear"`, the targets depend on
+            the base model; then every module that is not excluded counts as targeted.
+        module: Full name of the module.
     """
     excluded, targets = config.get("exclude_modules"), config.get("target_modules")
     if excluded and _names(excluded, module):
@@ -310,7 +310,7 @@ def is_targeted(config: Mapping[str, Any], module: str) -> bool:
 
 
 def _names(names: str | Sequence[str], module: str) -> bool:
-    """Whether a module matches a regular expression, or a list of names and ends of names."""
+    """Whether a module matches a regular expression, or a list of names and name endings."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(f".{module}".endswith(f".{name}") for name in names)
@@ -318,9 +318,7 @@ def _names(names: str | Sequence[str], module: str) -> bool:
 
 def _check_config(name: str, config: Mapping[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
-        raise ValueError(
-            f"{name} is a {config.get('peft_type')} adapter; only LORA adapters can be read here; {REMEDY}"
-        )
+        raise ValueError(f"{name} is a {config.get('peft_type')} adapter; only LORA adapters can be read; {REMEDY}")
     used = {key: value for key, value in config.items() if value and key not in USED_FIELDS | HARMLESS_FIELDS}
     start = config.get("init_lora_weights", True)
     if not any(start is known or start == known for known in STARTS_OF_AN_UNCHANGED_BASE):
@@ -330,11 +328,11 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
 
 
 def adapter_folder(source: str | Path | CheckpointSource) -> Path:
-    """The folder with the configuration of an adapter (downloaded if necessary); a loose file is returned itself.
+    """Folder with an adapter's configuration, downloaded if necessary; a loose file is returned unchanged.
 
     Args:
         source: Folder or Hub repo in PEFT's format, its `adapter_model.safetensors`, or a loose file; a `Checkpoint`
-            says in which subfolder.
+            selects the subfolder.
 
     Raises:
         FileNotFoundError: If there is neither such a path nor such a repository, or the repository holds no adapter.
@@ -356,17 +354,19 @@ def adapter_folder(source: str | Path | CheckpointSource) -> Path:
 
 
 def note_factor(pair: dict[str, str], side: str, name: str, source: str | Path | CheckpointSource) -> None:
-    """Store the name of one of the two factors of a module.
+    """Store the name of one of a module's two factors.
 
     Raises:
-        ValueError: If it is already stored under another name, because one of the two would be lost.
+        ValueError: If another name is already stored, since one of the two would be lost.
     """
     if pair.setdefault(side, name) != name:
-        raise ValueError(f"{source} holds one factor twice, as {pair[side]!r} and {name!r}; save the adapter again")
+        raise ValueError(
+            f"{source} holds the same factor twice, as {pair[side]!r} and {name!r}; save the adapter again"
+        )
 
 
 def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    """A setting of one module, found as PEFT does: the first pattern that the end of its name matches."""
+    """A module's setting, found as in PEFT: that of the first pattern that matches the end of its name."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
