@@ -140,8 +140,8 @@ def test_single_adapters_per_label_are_said_to_be_no_regions(adapters, tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"expected zoos \(--zoo\) or adapters \(--adapter\), one kind; name at least one"),
-        (["--zoo", "a", "--adapter", "b=c"], r"expected zoos \(--zoo\) or adapters"),
+        ([], r"expected either zoos \(--zoo\) or adapters \(--adapter\); name at least one"),
+        (["--zoo", "a", "--adapter", "b=c"], r"expected either zoos \(--zoo\) or adapters"),
         (["--adapter", "b"], r"expected adapters as LABEL=SOURCE, got \['b'\]; say what each was trained for"),
         (["--adapter", "=b"], r"expected adapters as LABEL=SOURCE, got \['=b'\]"),
     ],

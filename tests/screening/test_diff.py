@@ -243,5 +243,5 @@ def test_an_adapter_is_compared_with_a_model_through_its_base(tmp_path):
     with pytest.raises(ValueError, match="adapter does not name its base model; pass it"):
         hf_sane.diff(tmp_path / "adapter", tmp_path / "merged.safetensors")
     save_file({"other.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"the base of adapter lacks \['fc.weight', 'fc.bias'\]; name the model"):
+    with pytest.raises(ValueError, match=r"the base of adapter lacks \['fc.weight', 'fc.bias'\]; pass the model"):
         hf_sane.diff(tmp_path / "adapter", tmp_path / "merged.safetensors", base=tmp_path / "other.safetensors")

@@ -84,7 +84,7 @@ def test_folders_of_peft_know_their_scale(tmp_path):
 
 def test_what_is_no_adapter_is_refused(tmp_path):
     down, up = STYLES["diffusers"]
-    with pytest.raises(ValueError, match=r"got no factors .*, but \['weight'\]; name a file or"):
+    with pytest.raises(ValueError, match=r"got no factors .*, but \['weight'\]; pass a file or"):
         open_factors(write(tmp_path / "a.safetensors", {"weight": FIRST}))
     with pytest.raises(ValueError, match="lacks one of the factors of .*; save the adapter again"):
         open_factors(write(tmp_path / "b.safetensors", {down: FIRST}))
