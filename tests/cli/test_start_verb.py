@@ -114,8 +114,8 @@ def test_the_verdict_says_who_wins_on_how_many_images(test, winner, digit_files)
     split, kept, told = _verdict("anchors", rows, load_images(digit_files))
     assert split == "42 images for training, 9 for selection (validation), 9 for the report (test)"
     assert kept == (
-        "kept: anchors, fine-tuned, best on the 9 validation images (0.75; equally accurate there, with a larger loss: "
-        "sampled, fine-tuned)"
+        "kept: anchors, fine-tuned, best on the 9 validation images (0.75; equally accurate there, with a larger "
+        "loss: sampled, fine-tuned)"
     )
     assert told.startswith(f"on the 9 test images, {winner}: ")
 
