@@ -69,9 +69,7 @@ TAR = FileFormat(
 )
 NO_FILE = FileFormat("a folder, pipe or device, not a file", remedy="name a file", holds_weights=False)
 EMPTY = FileFormat("an empty file", remedy="save it or download it again", holds_weights=False)
-JSON = FileFormat(
-    "a JSON file that is not a shard index", remedy="pass the weights file", holds_weights=False
-)
+JSON = FileFormat("a JSON file that is not a shard index", remedy="pass the weights file", holds_weights=False)
 WEB_PAGE = FileFormat("a web page", remedy="download the file itself, not the page that shows it", holds_weights=False)
 TEXT = FileFormat("a text", remedy="pass the weights file", holds_weights=False)
 UNKNOWN = FileFormat(
