@@ -47,10 +47,9 @@ from hf_sane.zoo._stream import ZooStream
 from hf_sane.zoo.building._build import check_group, read_group_state
 from hf_sane.zoo.importing._arrays import ArrayZoo
 from hf_sane.zoo.importing._cards import CardFacts
-from hf_sane.zoo.importing._network_names import NetworkName
 from hf_sane.zoo.importing._property_columns import typed_columns
 from hf_sane.zoo.importing._property_files import PropertyTable, read_properties
-from hf_sane.zoo.importing._published import published_table
+from hf_sane.zoo.importing._published import read_run_settings
 from hf_sane.zoo.importing._trees import ArchiveTree, FolderTree
 
 MAX_MESSAGE = 2000
@@ -353,9 +352,8 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         ),
         "settings of a published run": Reader(
             "params.json",
-            lambda f: published_table([NetworkName("r/checkpoint_1/x", ".", {"epoch": 1})], lambda path: f / path),
+            lambda f: read_run_settings(f / "params.json"),
             (b'{"lr": 0.1, "model::nlin": "relu", "seed": null}',),
-            others={"result.json": b'{"training_iteration": 1, "test_acc": 0.5, "config": {"lr": 0.1}}\n'},
         ),
         "zoo": Reader(
             "train-00000-of-00001.parquet",

@@ -16,7 +16,7 @@ from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.importing._importing import ImportResult, import_zoo
 from hf_sane.zoo.importing._network_names import read_name, read_pattern
 from hf_sane.zoo.importing._property_columns import numbers_of, typed_columns, zoo_name
-from hf_sane.zoo.importing._property_files import PropertyTable, property_files, read_properties
+from hf_sane.zoo.importing._property_files import PropertyTable, read_properties, read_tables
 from hf_sane.zoo.importing._property_rows import match_rows
 from hf_sane.zoo.importing._settings import ImportSettings
 
@@ -63,6 +63,9 @@ FORMATS = {
     "windows.csv": lambda path: path.write_bytes(b"\xef\xbb\xbf" + delimited(",", end="\r\n").encode()),
     "excel.csv": lambda path: path.write_text(delimited(";", ","), encoding="utf-8-sig"),
     "unicode.txt": lambda path: path.write_text(delimited("\t", ","), encoding="utf-16"),
+    "says_its_separator.csv": lambda path: path.write_text("sep=;\r\n" + delimited(";", end="\r\n")),
+    "comments.csv": lambda path: path.write_text(f"# my runs\n# of May\n{delimited(',')}"),
+    "of_its_own_name.csv": lambda path: path.write_text(delimited(",").replace("file,", f"{path.name},", 1)),
     "bars.txt": lambda path: path.write_text(delimited("|")),
     "packed.csv.gz": lambda path: path.write_bytes(gzip.compress(delimited(",").encode())),
     "list.json": lambda path: path.write_text(json.dumps(OBJECTS)),
@@ -72,6 +75,12 @@ FORMATS = {
     ),
     "columns.json": lambda path: path.write_text(
         json.dumps({name: [row[name] for row in OBJECTS] for name in HEADER})
+    ),
+    "pandas.json": lambda path: path.write_text(
+        json.dumps({name: {row["file"]: row[name] for row in OBJECTS} for name in HEADER[1:]})
+    ),
+    "split.json": lambda path: path.write_text(
+        json.dumps({"columns": HEADER[1:], "index": [row[0] for row in ROWS], "data": [row[1:] for row in ROWS]})
     ),
     "nested.json": lambda path: path.write_text(
         json.dumps(
@@ -91,22 +100,32 @@ FORMATS = {
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_columns(name, tmp_path):
-    folder = save(tmp_path / "nets", "a.safetensors", "b.safetensors", "c.safetensors")
     FORMATS[name](tmp_path / name)
-    result = import_all(folder, tmp_path / "zoo", properties=[tmp_path / name])
+    matched = match_rows([read_properties(tmp_path / name)], names("a.safetensors", "b.safetensors", "c.safetensors"))
+    found = typed_columns(matched.rows)
+    depth = "config_depth" if name == "nested.json" else "depth"
+    assert found.rows == {
+        "a.safetensors": {"test_accuracy": 0.5, depth: 3, "activation": "relu"},
+        "b.safetensors": {"test_accuracy": 0.75, depth: 3, "activation": "gelu"},
+        "c.safetensors": {depth: 4, "activation": "relu"},
+    }
+    assert found.features[depth].dtype == "int64"
+    assert (matched.unmatched, found.notes) == ([], ())
+    assert any(f"{name}: 3 of 3 networks found by the column" in note for note in matched.notes)
+
+
+def test_properties_become_columns_of_the_zoo(tmp_path):
+    folder = save(tmp_path / "nets", "a.safetensors", "b.safetensors", "c.safetensors")
+    FORMATS["excel.csv"](tmp_path / "excel.csv")
+    result = import_all(folder, tmp_path / "zoo", properties=[tmp_path / "excel.csv"])
     found = column(result.zoo, "test_accuracy")
     assert (found["a.safetensors"], found["b.safetensors"]) == (0.5, 0.75)
     assert np.isnan(found["c.safetensors"])
-    depth = "config_depth" if name == "nested.json" else "depth"
-    assert column(result.zoo, depth) == {"a.safetensors": 3, "b.safetensors": 3, "c.safetensors": 4}
-    assert column(result.zoo, "activation") == {
-        "a.safetensors": "relu",
-        "b.safetensors": "gelu",
-        "c.safetensors": "relu",
-    }
+    assert column(result.zoo, "depth") == {"a.safetensors": 3, "b.safetensors": 3, "c.safetensors": 4}
+    assert list(column(result.zoo, "activation").values()) == ["relu", "gelu", "relu"]
     features = result.zoo.splits["train"].table.dataset.features
-    assert (features[depth].dtype, features["test_accuracy"].dtype) == ("int64", "float32")
-    assert f"{name}: 3 of 3 networks found by the column" in result.notes[0]
+    assert (features["depth"].dtype, features["test_accuracy"].dtype) == ("int64", "float32")
+    assert result.notes == ["excel.csv: 3 of 3 networks found by the column 'file'"]
     assert Zoo.load(tmp_path / "zoo").facts.data["properties"]["columns"]["test_accuracy"]["known"] == 2
 
 
@@ -183,6 +202,26 @@ def test_one_row_per_run_gives_measures_to_its_last_network_only():
         "r2/epoch_3.pt": {"test_acc": 0.8, "lr": 0.2},
     }
     assert any("given to the last network of each run only" in note for note in found.notes)
+
+
+def test_a_row_that_fits_several_networks_of_a_run_gives_measures_to_the_last():
+    """The pattern names no run: what differs in nothing but its times is one."""
+    pattern = "job_{id:d}/e{epoch:d}.pt"
+    networks = names("job_1/e1.pt", "job_1/e20.pt", "job_2/e5.pt", pattern=pattern)
+    found = match_rows([table({"id": "1", "acc": 0.9, "lr": 0.1}, {"id": "2", "acc": 0.8, "lr": 0.2})], networks)
+    assert {name: (found.runs[name], row.get("lr")) for name, row in found.rows.items()} == {
+        "job_1/e1.pt": ("job_1/e", 0.1),
+        "job_1/e20.pt": ("job_1/e", 0.1),
+        "job_2/e5.pt": ("job_2/e", 0.2),
+    }
+    measured = match_rows([table({"id": "1", "test_acc": 0.9}, {"id": "2", "test_acc": 0.8})], networks).rows
+    assert {name: row.get("test_acc") for name, row in measured.items()} == {
+        "job_1/e1.pt": None,
+        "job_1/e20.pt": 0.9,
+        "job_2/e5.pt": 0.8,
+    }
+    assert names("x-12.pt", pattern="{id}-{epoch:d}.pt")[0].run == "x"
+    assert names("r1/epoch_12.pt", pattern="*/epoch_{epoch:d}.pt")[0].run == "r1"
 
 
 def test_what_a_pattern_takes_from_names_joins_with_the_columns_of_that_name():
@@ -367,13 +406,20 @@ def test_exports_of_trackers(tmp_path):
     board.mkdir()
     (board / "run-r1-tag-val_acc.csv").write_text("Wall time,Step,Value\n1.5,1,0.5\n2.5,2,0.75\n")
     (board / "run-r2-tag-val_acc.json").write_text("[[1.5, 1, 0.25]]")
-    assert [file.name for file in property_files(board)] == ["run-r1-tag-val_acc.csv", "run-r2-tag-val_acc.json"]
-    scalars = [read_properties(file) for file in property_files(board)]
+    (board / "run-r2-tag-loss.csv").write_text("Wall time,Step,Value\n1.5,1,2.5\n")
+    (board / "run-r2-tag-cut.csv").write_text("")
+    (scalars,) = read_tables(board)  # one table, whatever the number of files
     networks = names("r1/step_2.pt", "r2/step_1.pt")
-    assert match_rows(scalars, networks).rows == {
-        "r1/step_2.pt": {"val_acc": "0.75"},
-        "r2/step_1.pt": {"val_acc": 0.25},
-    }
+    found = match_rows([scalars], networks)
+    assert found.rows == {"r1/step_2.pt": {"val_acc": "0.75"}, "r2/step_1.pt": {"val_acc": 0.25, "loss": "2.5"}}
+    assert found.unmatched == ["board, step 1.0 of r1"]
+    assert any(note.startswith("run-r2-tag-cut.csv: expected a table") for note in found.notes)
+    (board / "other.csv").write_text("name,x\nelsewhere,1\n")
+    assert "1 tables of the folder are about no network: other.csv" in match_rows(read_tables(board), networks).notes
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "events.out.tfevents.1.host").write_bytes(b"\x18")
+    with pytest.raises(FileNotFoundError, match="It has event files of TensorBoard: download the scalars from"):
+        read_tables(tmp_path / "logs")
     wandb = tmp_path / "wandb.csv"
     wandb.write_text('"Step","r1 - val_acc","r1 - val_acc__MIN","r2 - val_acc"\n1,0.1,0.1,0.25\n2,0.75,0.7,\n')
     assert match_rows([read_properties(wandb)], networks).rows == {
@@ -397,6 +443,18 @@ def test_exports_of_trackers(tmp_path):
         (b'{"a": [1], "b": [1, 2]}', "expected a table of properties"),
         (b"PAR1 no parquet", "expected a table of properties"),
         (b"\x1f\x8b no gzip", "expected a table of properties"),
+        (
+            b"PK\x03\x04xl/workbook.xml",
+            "got an Excel or OpenDocument table, or another zip archive; open it, and save",
+        ),
+        (
+            b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+            "got an Excel table of before 2007; open it, and save it as CSV (UTF-8)",
+        ),
+        (b"SQLite format 3\x00", "got an SQLite database; export its table as CSV"),
+        (b"\x80\x04\x95.", "got a Python pickle"),
+        (b"<!doctype html><table>", "got a web page"),
+        (b"{}", "expected rows about networks, got none"),
     ],
 )
 def test_files_that_are_no_table_say_so(content, reason, tmp_path):

@@ -3,9 +3,10 @@
 import gzip
 import io
 import json
+import pickle
 import tarfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.zoo._dataset import Zoo
-from hf_sane.zoo.importing._arrays import ArrayZoo
+from hf_sane.zoo.importing._arrays import LAYOUT, WEIGHTS, ArrayZoo
 from hf_sane.zoo.importing._importing import ImportResult, import_zoo
 from hf_sane.zoo.importing._settings import ImportSettings
 from hf_sane.zoo.importing._trees import ArchiveTree, open_tree
@@ -63,7 +64,11 @@ def write_run(folder: Path, run: int) -> None:
         checkpoint = place / f"checkpoint_{epoch:06d}"
         checkpoint.mkdir()
         torch.save(network(10 * run + epoch).state_dict(), checkpoint / "checkpoints")
-        torch.save({"state": {}, "param_groups": []}, checkpoint / "optimizer")
+        torch.save({"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}, checkpoint / "optimizer")
+        (checkpoint / ".is_checkpoint").touch()
+        (checkpoint / "checkpoints.tune_metadata").write_bytes(pickle.dumps({"iteration": epoch}))
+    (place / "params.pkl").write_bytes(pickle.dumps(settings))
+    torch.save({"trainset": torch.zeros(4, 2)}, folder / "dataset.pt")
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +80,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def import_published(folder: Path, output: Path) -> ImportResult:
-    settings = ImportSettings(folder=folder, token_dim=40, allow_pickle=True, files=["*checkpoints"])
-    return import_zoo(settings, output)
+    return import_zoo(ImportSettings(folder=folder, token_dim=40, allow_pickle=True), output)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,7 @@ def rows(zoo: Zoo) -> dict[tuple[str, int], tuple]:
 def test_a_published_zoo_has_its_epochs_accuracies_and_settings(imported):
     found = rows(imported.zoo)
     assert len(found) == RUNS * len(EPOCHS)
+    assert {entry.status for entry in imported.entries} == {"taken"}  # nothing is said of what belongs to the format
     _, index, split = found["NN_tune_trainable_00002_seed=2", 5]
     expected = {"train_accuracy": 0.82, "test_accuracy": 0.7, "test_loss": 1.6, "learning_rate": 0.003}
     assert {key: split.column(key)[index] for key in expected} == pytest.approx(expected)
@@ -135,13 +140,13 @@ def test_an_archive_is_read_without_unpacking_it(kind, published, imported, tmp_
 
     def watch(_: object) -> None:
         nonlocal most
-        unpacked = [f.stat().st_size for d in tmp_path.glob("hf_sane-archive-*") for f in d.iterdir()]
+        unpacked = [file.stat().st_size for file in tmp_path.glob("hf_sane-archive-*/*/*")]
         most = max(most, sum(unpacked))
 
     listed = []
     list_members = ArchiveTree._list
     monkeypatch.setattr(ArchiveTree, "_list", lambda tree: listed.append(tree.path) or list_members(tree))
-    settings = ImportSettings(folder=path, token_dim=40, allow_pickle=True, files=["*checkpoints"])
+    settings = ImportSettings(folder=path, token_dim=40, allow_pickle=True)
     zoo = import_zoo(settings, tmp_path / "zoo", on_entry=watch).zoo
     assert listed == [path]  # once, for the networks and what is known about their runs
     whole = sum(file.stat().st_size for file in published.rglob("*") if file.is_file())
@@ -153,6 +158,60 @@ def test_an_archive_is_read_without_unpacking_it(kind, published, imported, tmp_
         assert name == other_name
         assert torch.equal(split.tokens(index), other_split.tokens(other))
         assert split.column("test_accuracy")[index] == other_split.column("test_accuracy")[other]
+
+
+def test_damaged_runs_are_told_and_the_rest_goes_on(tmp_path):
+    folder = tmp_path / "zoo_mnist"
+    for run in range(RUNS):
+        write_run(folder, run)
+    first, second, third, fourth = sorted(path for path in folder.iterdir() if path.is_dir())
+    (first / "params.json").write_text('{"seed": ')
+    (second / "result.json").unlink()
+    (third / "checkpoint_000001" / "checkpoints").write_bytes(b"")
+    cut = third / "checkpoint_000005" / "checkpoints"
+    cut.write_bytes(cut.read_bytes()[:400])
+    (folder / "interrupted").mkdir()
+    (folder / "interrupted" / "params.json").write_text("{}")
+    (folder / "nothing").mkdir()
+    result = import_zoo(ImportSettings(folder=folder, token_dim=40, allow_pickle=True), tmp_path / "zoo")
+    reasons = {entry.run_id: entry.reason for entry in result.entries if entry.status != "taken"}
+    assert reasons.pop(f"{third.name}/checkpoint_000005/checkpoints").startswith("expected nothing but tensors, got")
+    assert reasons == {
+        f"{third.name}/checkpoint_000001": "no network is in this folder: checkpoints is an empty file",
+        "interrupted": "no network is in this folder: params.json is a JSON file that is not a shard index",
+        "nothing": "no network is in this folder: it is empty",
+    }
+    found = rows(result.zoo)
+    assert len(found) == RUNS * len(EPOCHS) - 2
+    for run, known in ((first, [None, 0.7]), (second, [0.002, None]), (fourth, [0.004, 0.7])):
+        _, index, split = found[run.name, 5]
+        values = [split.column(name)[index] for name in ("learning_rate", "test_accuracy")]
+        assert [None if np.isnan(value) else round(value, 4) for value in values] == known
+    assert f"no settings for 1 runs, whose params.json is missing or no JSON object: {first.name}" in result.notes
+    assert any("result.json tells nothing about 3 networks" in note for note in result.notes)
+
+
+def test_archives_are_known_by_their_first_bytes(published, tmp_path):
+    """A zip of a zoo that was cut off ends in the zip of a network: it is still no file of PyTorch."""
+    whole = tmp_path / "zoo.zip"
+    with zipfile.ZipFile(whole, "w") as archive:
+        for file in sorted(published.rglob("*/checkpoints")):
+            archive.write(file, file.relative_to(published))
+    nameless = whole.rename(tmp_path / "zoo")
+    assert open_tree(nameless).sizes.keys() == {
+        str(file.relative_to(published)) for file in published.rglob("*/checkpoints")
+    }
+    assert ImportSettings(folder=nameless).folder == str(nameless)
+    content = nameless.read_bytes()
+    end = content.index(b"PK\x05\x06") + 22  # of the first network
+    for name, wrong, reason in (
+        ("cut.zip", content[:end], "an archive that is damaged, or was cut off"),
+        ("page.zip", b"<!doctype html>", "got a web page; download the file itself"),
+        ("empty.tar.gz", b"", "expected a folder, or a tar or zip archive, got an empty file"),
+    ):
+        (tmp_path / name).write_bytes(wrong)
+        with pytest.raises(InvalidFileError, match=reason):
+            import_zoo(ImportSettings(folder=tmp_path / name), tmp_path / "out")
 
 
 def test_damaged_and_hostile_archives_are_refused(tmp_path):
@@ -247,16 +306,32 @@ def test_the_array_of_small_cnns_is_a_zoo(tmp_path, monkeypatch):
         ({"rows": 7}, "expected as many networks as metrics.csv.gz has rows, 7, got 8"),
         ({"weights": np.zeros((8, 9), np.float32)}, "expected floating-point rows of 55 weights"),
         ({"weights": np.array([[{}]], dtype=object)}, "expected an array of weights"),
+        ({"weights.npy": b""}, "expected an array of weights (npy), got an empty file"),
+        ({"layout.csv": None}, "expected the file layout.csv beside it, which says where each tensor is, got none"),
         ({"layout": "varname,start_idx\nx,1"}, "expected the columns varname, start_idx, end_idx, shape"),
         ({"layout": 'varname,start_idx,end_idx,shape\nx/bias:0,1,5,"(4,)"'}, "starts at column 0"),
         ({"layout": 'varname,start_idx,end_idx,shape\nx/bias:0,0,4,"__import__(1)"'}, "a shape such as"),
     ],
 )
-def test_arrays_that_do_not_fit_say_so(changes, reason, tmp_path):
-    write_arrays(tmp_path / "in", **changes)
-    with pytest.raises(InvalidFileError) as error:
-        import_zoo(ImportSettings(folder=tmp_path / "in", token_dim=13), tmp_path / "zoo")
-    assert reason in str(error.value)
+def test_arrays_that_do_not_fit_say_so_and_the_rest_goes_on(changes, reason, tmp_path):
+    write_arrays(tmp_path / "in" / "cnns", **changes)
+    for name in (WEIGHTS, LAYOUT):
+        if name in changes:
+            (tmp_path / "in" / "cnns" / name).write_bytes(changes[name] or b"")
+            if changes[name] is None:
+                (tmp_path / "in" / "cnns" / name).unlink()
+    torch.save(network(0).state_dict(), tmp_path / "in" / "loose.pt")
+    settings = ImportSettings(folder=tmp_path / "in", token_dim=13, allow_pickle=True, split_shares=[1, 0, 0])
+    damaged, loose = import_zoo(settings, tmp_path / "zoo").entries
+    assert (damaged.run_id, damaged.status, loose.status) == ("cnns/weights.npy", "skipped", "taken")
+    assert reason in damaged.reason
+
+
+def test_an_array_without_properties_warns_that_its_runs_are_unknown(tmp_path, caplog):
+    write_arrays(tmp_path / "cnns")
+    (tmp_path / "cnns" / "metrics.csv.gz").unlink()
+    assert len(ArrayZoo(open_tree(tmp_path), PurePosixPath("cnns"))) == 8
+    assert "cnns/weights.npy: no metrics.csv beside it, so that nothing is known about its networks" in caplog.text
 
 
 def test_a_folder_may_be_named_without_its_option(tmp_path):

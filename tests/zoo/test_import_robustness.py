@@ -12,7 +12,7 @@ from safetensors.torch import save, save_file
 
 from hf_sane.records._outputs import begin_folder, output_folder
 from hf_sane.zoo._dataset import Zoo
-from hf_sane.zoo.importing._importing import import_zoo
+from hf_sane.zoo.importing._importing import import_zoo, left_out
 from hf_sane.zoo.importing._settings import ImportSettings
 
 
@@ -123,6 +123,17 @@ def test_a_name_that_is_no_unicode_is_skipped(tmp_path):
     result = import_zoo(arguments, tmp_path / "zoo")
     assert Counter(entry.status for entry in result.entries) == {"taken": 1, "skipped": 1}
     assert "not valid Unicode" in next(entry.reason for entry in result.entries if entry.status == "skipped")
+
+
+def test_damaged_files_share_a_reason(tmp_path):
+    save_file(weights(0), tmp_path / "good.safetensors")
+    content = (tmp_path / "good.safetensors").read_bytes()
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).write_bytes(b"<html>")
+        (tmp_path / name.replace("pt", "safetensors")).write_bytes(content[:-4])
+    settings = ImportSettings(folder=tmp_path, token_dim=4, split_shares=[1, 0, 0], allow_pickle=True)
+    found = left_out(import_zoo(settings, tmp_path / "zoo").entries)
+    assert list(found.values()) == [["a.pt", "b.pt"], ["a.safetensors", "b.safetensors"]]
 
 
 def test_the_same_reason_is_said_once_with_a_count(tmp_path, monkeypatch):

@@ -62,7 +62,9 @@ def remove_partial_files(folder: Path, *, of: str | None = None) -> None:
             entry.unlink(missing_ok=True)
 
 
-def files_below(folder: Path, *, unreadable: list[OSError] | None = None) -> Iterator[Path]:
+def files_below(
+    folder: Path, *, unreadable: list[OSError] | None = None, empty: list[Path] | None = None
+) -> Iterator[Path]:
     """All files in a folder and below it, links of any kind among them.
 
     Unlike `rglob`, it does not skip folders that cannot be listed.
@@ -70,12 +72,15 @@ def files_below(folder: Path, *, unreadable: list[OSError] | None = None) -> Ite
     Args:
         folder: Folder to search.
         unreadable: Takes the errors about such folders; by default the first one is raised.
+        empty: Takes the subfolders with nothing in them.
     """
 
     def stop(error: OSError) -> None:
         raise error
 
     for place, folders, names in os.walk(folder, onerror=stop if unreadable is None else unreadable.append):
+        if empty is not None and not names and not folders and Path(place) != folder:
+            empty.append(Path(place))
         links = (name for name in folders if Path(place, name).is_symlink())
         yield from (Path(place, name) for name in (*names, *links))
 

@@ -7,6 +7,7 @@ height, width).
 """
 
 import ast
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -17,8 +18,11 @@ from torch import Tensor
 
 from hf_sane.core._types import StateDict
 from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.tokenization._formats import file_format
 from hf_sane.zoo.importing._property_files import STEP, PropertyTable, read_properties
 from hf_sane.zoo.importing._trees import Tree
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS, LAYOUT, METRICS = "weights.npy", "layout.csv", ("metrics.csv", "metrics.csv.gz")
 ARRAY_FILES = (WEIGHTS, LAYOUT, *METRICS)
@@ -65,10 +69,16 @@ class ArrayZoo:
 
     def __init__(self, tree: Tree, folder: PurePosixPath) -> None:
         self.folder = folder
+        if str(folder / LAYOUT) not in tree.sizes:
+            expected = f"the file {LAYOUT} beside it, which says where each tensor is"
+            raise InvalidFileError(str(folder / WEIGHTS), expected=expected, got="none", remedy=REMEDY)
         self.table = self._properties(tree)  # small files first: an archive keeps only a few unpacked
         self.tensors = _read_layout(tree.fetch(str(folder / LAYOUT)))
         path = tree.fetch(str(folder / WEIGHTS))
-        with reading(path, expected="an array of weights (npy)", remedy=REMEDY):
+        expected = "an array of weights (npy)"
+        if not (found := file_format(path)).holds_weights:
+            raise InvalidFileError(path, expected=expected, got=found.name, remedy=REMEDY)
+        with reading(path, expected=expected, remedy=REMEDY):
             self.weights = np.load(path, mmap_mode="r", allow_pickle=False)
         wanted = max(tensor.start + tensor.size for tensor in self.tensors)
         shape = self.weights.shape
@@ -120,13 +130,18 @@ class ArrayZoo:
                     return table
                 rows = [{EPOCH if name == STEP else name: v for name, v in row.items()} for row in table.rows]
                 return replace(table, rows=rows)
+        logger.warning(
+            "%s: no %s beside it, so that nothing is known about its networks, and each counts as a run of its own",
+            self.folder / WEIGHTS,
+            METRICS[0],
+        )
         return None
 
 
 def find_arrays(tree: Tree) -> Iterator[PurePosixPath]:
     """Folders that hold a zoo as one array."""
     for path in map(PurePosixPath, tree.sizes):
-        if path.name == WEIGHTS and str(path.parent / LAYOUT) in tree.sizes:
+        if path.name == WEIGHTS and any(str(path.parent / name) in tree.sizes for name in (LAYOUT, *METRICS)):
             yield path.parent
 
 

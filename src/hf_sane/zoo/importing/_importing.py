@@ -47,7 +47,7 @@ from hf_sane.zoo._writing import (
 from hf_sane.zoo.building._settings import split_runs
 from hf_sane.zoo.importing._network_names import NetworkName, read_name, read_pattern
 from hf_sane.zoo.importing._property_columns import PropertyColumns, typed_columns
-from hf_sane.zoo.importing._property_files import PropertyTable, property_files, read_properties
+from hf_sane.zoo.importing._property_files import PropertyTable, read_tables
 from hf_sane.zoo.importing._property_rows import Matched, match_rows
 from hf_sane.zoo.importing._published import published_table, read_published_name
 from hf_sane.zoo.importing._reading import ImportedNetwork, import_network, network_files
@@ -151,7 +151,7 @@ def import_zoo(
     """
     folder = Path(output)
     report = data_folder(folder, config) / REPORT_NAME
-    tables = [read_properties(file) for path in arguments.properties for file in property_files(Path(path))]
+    tables = [table for path in arguments.properties for table in read_tables(Path(path))]
     told = arguments.to_dict()
     if tables:
         told["properties"] = [{"file": table.file, "sha256": table.digest} for table in tables]
@@ -240,14 +240,14 @@ class _Importer:
                     yield self._attempt(repository, file, name)
         except EXPECTED as error:
             _raise_if_full(error)
-            yield self._note(ImportEntry(name, _status(error), _reason(error)))
+            yield self._note(ImportEntry(name, _status(error), _reason(error, name)))
 
     def _attempt(self, repository: Repository, file: str, name: str) -> ImportEntry:
         try:
             network = self._import(repository, file)
         except EXPECTED as error:
             _raise_if_full(error)
-            return self._note(ImportEntry(name, _status(error), _reason(error)))
+            return self._note(ImportEntry(name, _status(error), _reason(error, name)))
         network = self._with_shared_structures(network)
         if (first := self._contents.setdefault(network.content, name)) != name:
             return self._note(ImportEntry(name, "skipped", f"it has the same weights as {first}"))
@@ -297,13 +297,14 @@ def _status(error: Exception) -> Literal["skipped", "failed"]:
     return "skipped"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, name: str) -> str:
     if isinstance(error, UnicodeEncodeError):
         return "its name is not valid Unicode; rename it"
     text = describe_error(error)
     file = error.file if isinstance(error, InvalidFileError) else getattr(error, "filename", None)
-    if file:  # reasons are published with the zoo: no path of this machine
-        text = text.replace(str(file), Path(str(file)).name)
+    if file:  # reasons are published with the zoo: no path of this machine; one reason for many files is told once
+        own = Path(str(file)).name
+        text = text.replace(str(file), own).removeprefix(f"{own}: " if own == PurePosixPath(name).name else "")
     return shorten(text, MAX_REASON)
 
 

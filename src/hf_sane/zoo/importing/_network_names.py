@@ -1,7 +1,7 @@
 """Facts in the names of networks: read with the user's pattern, or from epochs and steps as trainers write them."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -38,6 +38,8 @@ class NetworkName:
 def read_pattern(pattern: str) -> Callable[[str], dict[str, Any] | None]:
     """Compile a pattern such as `{run}/epoch_{epoch:d}.pt` to a function that reads properties from a path.
 
+    A path without its times is the `run`, unless the pattern has a field for it.
+
     `{name}` is a text without a slash, `{name:d}` a whole number, `{name:g}` a number, and `*` anything in one folder.
 
     Raises:
@@ -63,12 +65,24 @@ def read_pattern(pattern: str) -> Callable[[str], dict[str, Any] | None]:
         )
     matcher = re.compile("".join(parts))
     types: dict[str, Callable[[str], Any]] = {"d": int, "g": float, "s": str}
+    times = [name for name in names if zoo_name(name) in TIMES]
+    names_runs = not times or any(zoo_name(name) == "run" for name in names)
 
     def take(path: str) -> dict[str, Any] | None:
         found = matcher.fullmatch(path)
-        return None if found is None else {name: types[kind](found[name]) for name, kind in names.items()}
+        if found is None:
+            return None
+        values = {name: types[kind](found[name]) for name, kind in names.items()}
+        return values if names_runs else {"run": _run_of(path) or _without(path, map(found.span, times)), **values}
 
     return take
+
+
+def _without(path: str, spans: Iterable[tuple[int, int]]) -> str:
+    """A path without some of its letters, and its suffix."""
+    for start, end in sorted(spans, reverse=True):
+        path = path[:start] + path[end:]
+    return path.removesuffix(PurePosixPath(path).suffix).rstrip("-_=./ ") or path
 
 
 def read_name(name: str, take: Callable[[str], dict[str, Any] | None] | None) -> NetworkName:

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_sane.records._errors import InvalidFileError, name_some, reading, shorten
+from hf_sane.tokenization._formats import file_format
+from hf_sane.zoo.importing._property_columns import zoo_name
 
 MAX_BYTES = 2**30
 DELIMITERS = ",;\t|"
@@ -28,6 +30,16 @@ SCALARS_FILE = re.compile(r"(?:run-(?P<run>.*)-tag-)?(?P<tag>.+?)(?:\.csv|\.json
 HISTORY_COLUMN = re.compile(r"(?P<run>.+) - (?P<metric>.+?)(?P<bound>__MIN|__MAX)?")
 HISTORY_STEPS = ("step", "_step", "epoch", "relative time (process)", "wall time")
 REMEDY = "save the table again as CSV (UTF-8), JSON or parquet, one row per network"
+# Tables and logs of other kinds, by their first bytes.
+SAVE_AS_CSV = "open it, and save it as CSV (UTF-8)"
+NO_TABLES = (
+    (b"PK\x03\x04", "an Excel or OpenDocument table, or another zip archive", SAVE_AS_CSV),
+    (b"\xd0\xcf\x11\xe0", "an Excel table of before 2007", SAVE_AS_CSV),
+    (b"SQLite format 3", "an SQLite database", "export its table as CSV"),
+)
+EVENTS = "tfevents"  # in the names of TensorBoard's logs
+EVENTS_REMEDY = "download the scalars from TensorBoard as CSV (Show data download links), and name their folder"
+SEPARATOR = re.compile(r'"?sep=(?P<mark>.)"?', re.IGNORECASE)  # the first line of what Excel writes
 MOSTLY_BAD = 0.5  # share of the rows: then it is the table that is wrong
 
 
@@ -41,6 +53,7 @@ class PropertyTable:
         places: Place of each row in the file, for messages: `"line 12"`.
         notes: Rows that were left out, with the reasons.
         digest: SHA-256 of the file.
+        is_one_of_many: Whether it was found in a folder, so that others do not depend on it.
     """
 
     file: str
@@ -48,6 +61,7 @@ class PropertyTable:
     places: Sequence[str]
     notes: tuple[str, ...] = ()
     digest: str = ""
+    is_one_of_many: bool = False
 
     @property
     def columns(self) -> list[str]:
@@ -55,20 +69,57 @@ class PropertyTable:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
-def property_files(path: Path) -> list[Path]:
-    """A file itself, or all tables below a folder (such as the CSV files of a TensorBoard export).
+def read_tables(path: Path) -> list[PropertyTable]:
+    """The table of a file, or all tables below a folder, of which damaged ones are left out with a note.
+
+    The files that TensorBoard exports, one for every run and scalar, become one table.
 
     Raises:
         FileNotFoundError: If there is no such file, or no table in the folder.
+        InvalidFileError: If it is none, or there are only damaged ones in the folder.
     """
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES) and file.is_file())
-        if not found:
-            raise FileNotFoundError(f"{path} holds no table of properties; expected files such as runs.csv")
-        return found
-    if not path.is_file():
+    if path.is_file():
+        return [read_properties(path)]
+    if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file; expected a table of properties (CSV, JSON or parquet)")
-    return [path]
+    files = sorted(file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES) and file.is_file())
+    if not files:
+        has_logs = next(path.rglob(f"*{EVENTS}*"), None) is not None
+        advice = f" It has event files of TensorBoard: {EVENTS_REMEDY}." if has_logs else ""
+        raise FileNotFoundError(f"{path} holds no table of properties; expected files such as runs.csv.{advice}")
+    found: list[PropertyTable] = []
+    errors = []
+    for file in files:
+        try:
+            found.append(replace(read_properties(file), is_one_of_many=True))
+        except InvalidFileError as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    scalars = [table for table in found if set(table.columns[:2]) == {RUN, STEP}]
+    tables = [table for table in found if table not in scalars] + ([_joined(path, scalars)] if scalars else [])
+    notes = tuple(str(error).replace(f"{path}/", "") + ": left out" for error in errors)
+    return [replace(tables[0], notes=(*notes, *tables[0].notes)), *tables[1:]]
+
+
+def _joined(path: Path, scalars: Sequence[PropertyTable]) -> PropertyTable:
+    """One row for each run and step, with all scalars."""
+    rows: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for table in scalars:
+        for row in table.rows:
+            rows.setdefault((row[RUN], _number(row[STEP])), {}).update(row)
+    places = [f"step {step} of {run}" for run, step in rows]
+    notes = tuple(note for table in scalars for note in table.notes)
+    digest = sha256("".join(table.digest for table in scalars).encode()).hexdigest()
+    return PropertyTable(path.name, list(rows.values()), places, notes, digest, is_one_of_many=True)
+
+
+def _number(step: Any) -> Any:
+    """A step as a number, whatever the format of its file."""
+    try:
+        return float(step)
+    except (TypeError, ValueError):
+        return step
 
 
 def read_properties(path: Path) -> PropertyTable:
@@ -92,12 +143,24 @@ def read_properties(path: Path) -> PropertyTable:
             content = gzip.decompress(content)
         if content.startswith(b"PAR1"):
             return _from_objects(path, pq.read_table(BytesIO(content)).to_pylist(), digest)
+        _refuse_others(path, content)
         text = _decode(path, content).strip("\n\r")
         if not text.strip():
             raise InvalidFileError(path, expected="a table of properties", got="an empty file", remedy=REMEDY)
         if text.lstrip()[0] in "{[":
             return _from_json(path, text, digest)
         return _from_text(path, text, digest)
+
+
+def _refuse_others(path: Path, content: bytes) -> None:
+    """Name what is known, and no table that can be read."""
+    kinds = [(name, remedy) for start, name, remedy in NO_TABLES if content.startswith(start)]
+    if EVENTS in path.name:
+        kinds = [("an event file of TensorBoard", EVENTS_REMEDY)]
+    elif not kinds and content.lstrip()[:1] in (b"<", b"\x80", b"\x93"):
+        kinds = [(file_format(path).name, REMEDY)]
+    if kinds:
+        raise InvalidFileError(path, expected="a table of properties", got=kinds[0][0], remedy=kinds[0][1])
 
 
 def _decode(path: Path, content: bytes) -> str:
@@ -107,7 +170,7 @@ def _decode(path: Path, content: bytes) -> str:
 
 
 def _from_text(path: Path, text: str, digest: str) -> PropertyTable:
-    delimiter = _delimiter(text)
+    text, skipped, delimiter = _without_preamble(text)
     # Lines are counted by the reader: a quoted field may hold some.
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     header = [name.strip() for name in next(reader)]
@@ -123,10 +186,10 @@ def _from_text(path: Path, text: str, digest: str) -> PropertyTable:
         if not any(field.strip() for field in fields):
             continue
         if len(fields) != len(header):
-            bad.append(f"line {reader.line_num} has {len(fields)} fields")
+            bad.append(f"line {skipped + reader.line_num} has {len(fields)} fields")
             continue
         rows.append({name: _present(field) for name, field in zip(header, fields, strict=True) if name})
-        places.append(f"line {reader.line_num}")
+        places.append(f"line {skipped + reader.line_num}")
     if bad and len(bad) > MOSTLY_BAD * (len(rows) + len(bad)):
         raise InvalidFileError(
             path,
@@ -145,10 +208,20 @@ def _from_text(path: Path, text: str, digest: str) -> PropertyTable:
     return _unfolded(table, header) if _is_history(header) else _checked(path, table)
 
 
-def _delimiter(text: str) -> str:
-    """The separator that cuts the header into most fields."""
-    header = text.splitlines()[0]
-    return max(DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+def _without_preamble(text: str) -> tuple[str, int, str]:
+    """The table behind comments and `sep=;`, the number of lines before it, and its separator.
+
+    That is the one which the file names, or which cuts the header into most fields.
+    """
+    named, skipped = None, 0
+    while True:
+        header, *rest = text.split("\n", 1) if "\n" in text else text.split("\r", 1)
+        fields = {mark: len(next(csv.reader([header.strip()], delimiter=mark), [])) for mark in DELIMITERS}
+        found = SEPARATOR.fullmatch(header.strip())
+        is_comment = header.startswith("#") and max(fields.values()) == 1
+        if not rest or not (found or is_comment):
+            return text, skipped, named or max(DELIMITERS, key=lambda mark: fields[mark])
+        named, skipped, text = found["mark"] if found else named, skipped + 1, rest[0]
 
 
 def _present(field: str) -> str | None:
@@ -169,7 +242,14 @@ def _from_json(path: Path, text: str, digest: str) -> PropertyTable:
             raise
         notes = [f"{path.name}: {name_some(bad)}: left out"] if bad else []
         return _from_objects(path, found, digest, notes)
+    if isinstance(found, dict) and {"columns", "data"} <= found.keys():  # pandas, orient="split"
+        rows = [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
+        names = found.get("index", range(len(rows)))
+        return _from_objects(path, [{**row, NAME: name} for row, name in zip(rows, names, strict=True)], digest)
     if isinstance(found, dict) and found and all(isinstance(value, Mapping) for value in found.values()):
+        if _is_by_column(found):
+            names = dict.fromkeys(name for column in found.values() for name in column)
+            found = {name: {key: column.get(name) for key, column in found.items()} for name in names}
         return _from_objects(path, [{NAME: name, **value} for name, value in found.items()], digest)
     if isinstance(found, dict) and found and all(isinstance(value, list) for value in found.values()):
         rows = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
@@ -181,10 +261,18 @@ def _from_json(path: Path, text: str, digest: str) -> PropertyTable:
     return _from_objects(path, found, digest)
 
 
+def _is_by_column(found: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the outer names are columns and the inner ones those of rows, as pandas writes by default."""
+    inner = {name for column in found.values() for name in column}
+    return all(name.isdigit() for name in inner) or (
+        any(zoo_name(name) for name in found) and not any(zoo_name(name) for name in inner)
+    )
+
+
 def _from_objects(path: Path, objects: Sequence[Any], digest: str, notes: Sequence[str] = ()) -> PropertyTable:
     if wrong := [value for value in objects if not isinstance(value, Mapping)]:
         raise TypeError(f"expected objects with a name for every value, got {shorten(json.dumps(wrong[0]))}")
-    rows = [dict(flat_values(value)) for value in objects]
+    rows = [dict(flat_values(value)) for value in objects if value]
     places = [f"row {number}" for number in range(1, len(rows) + 1)]
     return _checked(path, PropertyTable(path.name, rows, places, tuple(notes), digest))
 

@@ -48,7 +48,7 @@ def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName],
         key: Column that names the network or its run.
 
     Raises:
-        ValueError: If a table matches no network, or none has the column `key`.
+        ValueError: If a table (of a folder of tables, all) matches no network, or none has the column `key`.
     """
     result = Matched()
     for network in networks:
@@ -62,8 +62,20 @@ def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName],
             f"expected a column {key!r} that names the networks, got {', '.join(map(shorten, columns))}"
             f"{did_you_mean(key, columns)}"
         )
+    errors: dict[str, ValueError] = {}
+    unused = 0
     for table in tables:
-        _match_table(table, networks, key, result)
+        try:
+            _match_table(table, networks, key, result)
+        except ValueError as error:
+            if not table.is_one_of_many:
+                raise
+            errors[table.file] = error
+            unused += 1
+    if unused and unused == len(tables):
+        raise next(iter(errors.values()))
+    if unused:
+        result.notes.append(f"{unused} tables of the folder are about no network: {name_some(errors)}")
     return result
 
 
@@ -247,8 +259,7 @@ def _whole(value: Any) -> int | None:
 def _take_rows(table: PropertyTable, match: _Match, result: Matched) -> None:
     """Add the properties of a table to the known ones; of two values for one property, the first is kept."""
     roles = {name: zoo_name(name) for name in table.columns}
-    has_time = any(role in TIMES for role in roles.values())
-    last = _last_of_runs(match, result) if match.is_by_run and not has_time else set(match.rows)
+    last = _last_of_rows(match, result)
     partial = 0
     for network, number in match.rows.items():
         row = table.rows[number]
@@ -274,11 +285,11 @@ def _take_rows(table: PropertyTable, match: _Match, result: Matched) -> None:
         )
 
 
-def _last_of_runs(match: _Match, result: Matched) -> set[str]:
-    """The network of each run that was trained longest; none for runs where that is unknown."""
-    members: dict[str, list[str]] = defaultdict(list)
-    for network, run in match.runs.items():
-        members[run].append(network)
+def _last_of_rows(match: _Match, result: Matched) -> set[str]:
+    """Of the networks of a run that share a row, that which was trained longest; none where that is unknown."""
+    members: dict[tuple[int, str], list[str]] = defaultdict(list)
+    for network, number in match.rows.items():
+        members[number, result.runs.get(network, match.runs.get(network, network))].append(network)
     last = set()
     for names in members.values():
         reached = {name: max(result.times[name].values(), default=None) for name in names}

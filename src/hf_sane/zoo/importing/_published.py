@@ -7,13 +7,16 @@ Ray Tune writes such folders: `params.json` (settings), `result.json` (one JSON 
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hf_sane.records._errors import reading
+from hf_sane.records._errors import InvalidFileError, name_some, reading
 from hf_sane.zoo.importing._network_names import NetworkName
 from hf_sane.zoo.importing._property_files import RUN, PropertyTable, flat_values
 
+# What the code of these zoos and Ray Tune write beside networks.
+BESIDE = re.compile(r"(optimizer|dataset)(\.pt)?|params\.pkl|.*\.tune_metadata")
 PARAMS, RESULTS = "params.json", "result.json"
 EPOCH = "training_iteration"  # what Ray Tune counts
 # Folders that are one run together with those next to them, as trainers name them.
@@ -59,8 +62,7 @@ def published_table(networks: Iterable[NetworkName], fetch: Callable[[str], Path
     Returns:
         Rows with a run and an epoch; `None` for no rows.
 
-    Raises:
-        InvalidFileError: If settings are not JSON. Invalid lines of results are counted in a note.
+    What is missing or damaged is said in notes.
     """
     epochs: dict[str, set[int]] = {}
     for network in networks:
@@ -68,20 +70,37 @@ def published_table(networks: Iterable[NetworkName], fetch: Callable[[str], Path
             epochs.setdefault(network.run, set()).update(network.times.values())
     rows: list[Mapping[str, Any]] = []
     places, broken = [], 0
+    without_settings, without_results = [], []
     for run, wanted in epochs.items():
-        settings = _read_settings(fetch(f"{run}/{PARAMS}"))
+        path = fetch(f"{run}/{PARAMS}")
+        settings = {}
+        with suppress(InvalidFileError):  # its networks are good without them
+            settings = {} if path is None else read_run_settings(path)
+        without_settings += [] if settings else [run]
         found, bad = _read_results(fetch(f"{run}/{RESULTS}"), wanted)
         broken += bad
         for epoch in sorted(wanted):
+            place = f"{run} at epoch {epoch}"
+            without_results += [] if epoch in found else [place]
             rows.append({RUN: run, EPOCH: epoch, **settings, **found.get(epoch, {})})
-            places.append(f"{run} at epoch {epoch}")
-    notes = (f"{broken} lines of {RESULTS} are not JSON: left out",) if broken else ()
-    return PropertyTable(RESULTS, rows, places, notes) if rows else None
+            places.append(place)
+    notes = [f"{broken} lines of {RESULTS} are not JSON: left out"] if broken else []
+    if without_settings:
+        notes.append(
+            f"no settings for {len(without_settings)} runs, whose {PARAMS} is missing or no JSON object: "
+            f"{name_some(without_settings)}"
+        )
+    if without_results:
+        notes.append(f"{RESULTS} tells nothing about {len(without_results)} networks: {name_some(without_results)}")
+    return PropertyTable(RESULTS, rows, places, tuple(notes)) if rows else None
 
 
-def _read_settings(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def read_run_settings(path: Path) -> dict[str, Any]:
+    """The settings of a run.
+
+    Raises:
+        InvalidFileError: If they are not JSON.
+    """
     with reading(path, expected="the settings of a run (JSON)", remedy="mend or remove it"):
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):

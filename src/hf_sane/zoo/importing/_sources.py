@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from hf_sane.core._types import StateDict
-from hf_sane.records._errors import name_some
+from hf_sane.records._errors import InvalidFileError, name_some
 from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 from hf_sane.records._manifests import CARD
 from hf_sane.records._outputs import check_finished
@@ -31,7 +31,7 @@ from hf_sane.tokenization._weight_files import (
 )
 from hf_sane.zoo.importing._arrays import ARRAY_FILES, WEIGHTS, ArrayZoo, find_arrays
 from hf_sane.zoo.importing._cards import CardFacts
-from hf_sane.zoo.importing._published import CHECKPOINT_FOLDER, find_run, run_folders
+from hf_sane.zoo.importing._published import BESIDE, CHECKPOINT_FOLDER, find_run, run_folders
 from hf_sane.zoo.importing._settings import ImportSettings
 from hf_sane.zoo.importing._trees import FolderTree, Tree, format_or_unknown, scratch_folder
 
@@ -46,6 +46,7 @@ NO_NETWORK = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)
 INDICES = (f".safetensors{INDEX_SUFFIX}", PICKLE_INDEX_SUFFIX)
 CHECKPOINT_SUFFIXES = (".safetensors", *INDICES, *PICKLE_SUFFIXES)
 LISTED_KINDS = 5
+SHOWN_FILES = 2  # of a folder without networks
 # What a folder has in it that is one model.
 WHOLE_MODELS = {f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")}
 
@@ -123,15 +124,45 @@ def find_sources(arguments: ImportSettings, api: HfApi, tree: Tree | None = None
         for folder in arrays:
             yield from _array_sources(tree, folder)
         theirs = {str(folder / name) for folder in arrays for name in ARRAY_FILES}
-        for place in _local_repositories(tree):
-            if place.label not in theirs and _is_below(place.folder, arguments.subfolder):
+        places = [place for place in _local_repositories(tree) if place.label not in theirs]
+        for place in places:
+            if _is_below(place.folder, arguments.subfolder):
                 yield Source(place.label, partial(_open_local, tree, place))
+        if arguments.subfolder is None:
+            yield from _idle_folders(tree, places, arrays)
         for error in tree.unreadable:
             yield Source(PurePosixPath(error.filename).name, partial(_refuse, error))
 
 
-def _refuse(error: OSError) -> list[Repository]:
+def _refuse(error: Exception) -> list[Repository]:
     raise error
+
+
+def _idle_folders(tree: Tree, places: Sequence["_Place"], arrays: Sequence[PurePosixPath]) -> Iterator[Source]:
+    """Folders without networks, if they are empty or most of those beside them hold some: a run that left none."""
+    holding = [PurePosixPath("_"), *(place.folder / "_" for place in places), *(folder / "_" for folder in arrays)]
+    used = {folder for path in holding for folder in path.parents}
+    models = {place.folder for place in places if place.is_model}
+    idle: dict[PurePosixPath, dict[PurePosixPath, list[str]]] = {}  # parent to folder to files
+    for path in (*tree.sizes, *(f"{folder}/" for folder in tree.empty)):
+        above = [PurePosixPath(path) if path.endswith("/") else PurePosixPath(path).parent]
+        above += above[0].parents
+        found = next((folder for folder in reversed(above) if folder not in used), None)
+        is_hidden = any(part.startswith((".", "__")) for part in above[0].parts)
+        if found is not None and not is_hidden and models.isdisjoint(above):
+            idle.setdefault(found.parent, {}).setdefault(found, []).extend([path] * (not path.endswith("/")))
+    for parent, folders in idle.items():
+        beside = sum(folder.parent == parent for folder in used if folder.name)
+        for folder, files in folders.items():
+            if not files or beside > len(folders):
+                yield Source(str(folder), partial(_refuse_folder, tree, files))
+
+
+def _refuse_folder(tree: Tree, files: Sequence[str]) -> list[Repository]:
+    names = {name: file for file in files if not (name := PurePosixPath(file).name).startswith(".")}
+    shown = [name for name in names if not BESIDE.fullmatch(name)][:SHOWN_FILES]
+    kinds = (f"{name} is {format_or_unknown(tree.fetch(names[name])).name}" for name in shown)
+    raise ValueError(f"no network is in this folder: {name_some(kinds) or 'it is empty'}")
 
 
 def _open_named(api: HfApi, text: str) -> list[Repository]:
@@ -172,7 +203,11 @@ def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Reposit
 
 def _array_sources(tree: Tree, folder: PurePosixPath) -> Iterator[Source]:
     """One source for every row of an array of networks, with its properties as they are in the table next to it."""
-    zoo = ArrayZoo(tree, folder)
+    try:
+        zoo = ArrayZoo(tree, folder)
+    except (InvalidFileError, OSError) as error:
+        yield Source(str(folder / WEIGHTS), partial(_refuse, error))
+        return
     file = scratch_folder(zoo, "hf_sane-rows-") / "row.safetensors"
     state = tree.state(str(folder / WEIGHTS))
     header = zoo.header()
@@ -214,6 +249,7 @@ class _Place:
         folder: Their folder, below the root.
         files: Their paths below the root.
         run: Folder of the training run in a published zoo, with its settings and results.
+        is_model: Whether the whole folder is one model.
     """
 
     label: str
@@ -221,6 +257,7 @@ class _Place:
     folder: PurePosixPath
     files: Sequence[str]
     run: str | None = None
+    is_model: bool = False
 
 
 def _local_repositories(tree: Tree) -> Iterator[_Place]:
@@ -229,15 +266,15 @@ def _local_repositories(tree: Tree) -> Iterator[_Place]:
     beside: dict[PurePosixPath, list[PurePosixPath]] = {}
     for path in paths:
         beside.setdefault(path.parent, []).append(path)
-    runs = run_folders(map(str, paths))
+    if runs := run_folders(map(str, paths)):
+        paths = [path for path in paths if not BESIDE.fullmatch(path.name)]
     folders = {path.parent for path in paths if path.name in WHOLE_MODELS}
     for folder in sorted(folders):
         is_checkpoint = folder.name != "" and CHECKPOINT_FOLDER.search(folder.name) is not None
         run = find_run(folder, runs)
         group = folder.parent if is_checkpoint else folder
-        yield _Place(
-            _label(folder, tree), run or _label(group, tree), folder, [str(path) for path in beside[folder]], run
-        )
+        files = [str(path) for path in beside[folder]]
+        yield _Place(_label(folder, tree), run or _label(group, tree), folder, files, run, is_model=True)
     shards = {folder: [str(path) for path in found if SHARD.search(path.name)] for folder, found in beside.items()}
     for path in paths:
         if SHARD.search(path.name) or not folders.isdisjoint(path.parents):
@@ -286,7 +323,7 @@ def _open_local(tree: Tree, place: _Place) -> list[Repository]:
     sizes = {name: size for name, path in names.items() if (size := tree.sizes[path]) is not None}
     if broken := [name for name in names if name not in sizes and name.endswith(CHECKPOINT_SUFFIXES)]:
         raise FileNotFoundError(f"{name_some(broken)}: a link to a file that does not exist")
-    if isinstance(tree, FolderTree) and any(name in WHOLE_MODELS for name in names):
+    if isinstance(tree, FolderTree) and place.is_model:
         check_finished(tree.root / place.folder)
 
     def fetch(file: str) -> Path:
@@ -355,6 +392,8 @@ def find_networks(
         readers = {file: reader for file, reader in readers.items() if file.startswith(prefix)}
         files = {file: size for file, size in files.items() if file.startswith(prefix)}
     networks = [file for file in readers if not SHARD.search(file) and not NO_NETWORK.search(file)]
+    if readers and not networks and not patterns:
+        raise ValueError(f"judged by their names, {name_some(readers)} hold no network, but the state of a training")
     pickles = [file for file in networks if is_pickled(file, readers)]
     weights = [file for file in networks if file not in pickles]
     if patterns:

@@ -8,7 +8,7 @@ import weakref
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from lzma import LZMAError
@@ -17,7 +17,7 @@ from typing import IO, Protocol
 
 from hf_sane.records._errors import InvalidFileError, reading
 from hf_sane.records._files import files_below
-from hf_sane.tokenization._formats import HEAD_BYTES, UNKNOWN, FileFormat, file_format
+from hf_sane.tokenization._formats import HEAD_BYTES, TAR, TORCH_ZIP, UNKNOWN, ZIP, FileFormat, file_format
 
 KEPT_FILES = 8  # members of an archive that are kept unpacked at a time
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -32,11 +32,13 @@ class Tree(Protocol):
     Attributes:
         name: Name of the root, for display.
         sizes: Path to bytes, in the best order for reading; `None` for broken links.
+        empty: Folders with nothing in them.
         unreadable: Errors about folders below the root that may not be listed.
     """
 
     name: str
     sizes: Mapping[str, int | None]
+    empty: Sequence[str]
     unreadable: list[OSError]
 
     def may_hold_weights(self, path: str) -> bool:
@@ -55,12 +57,14 @@ class FolderTree:
     def __init__(self, root: Path) -> None:
         self.root, self.name = root, root.resolve().name
         self.unreadable: list[OSError] = []
+        nothing: list[Path] = []
         # What is there and no file, such as a pipe, might never end; what may not be asked, whoever opens it explains.
-        found = files_below(root, unreadable=self.unreadable)
+        found = files_below(root, unreadable=self.unreadable, empty=nothing)
         files = (path for path in found if os.path.isfile(path) or not os.path.exists(path))
         self.sizes: Mapping[str, int | None] = {
             path.relative_to(root).as_posix(): _size(path) for path in sorted(files)
         }
+        self.empty: Sequence[str] = [path.relative_to(root).as_posix() for path in sorted(nothing)]
 
     def may_hold_weights(self, path: str) -> bool:
         """By its first bytes."""
@@ -91,8 +95,12 @@ class ArchiveTree:
         self._folder = scratch_folder(self, "hf_sane-archive-")
         self._unpacked: OrderedDict[str, Path] = OrderedDict()
         self.unreadable: list[OSError] = []
+        self.empty: Sequence[str] = ()
         with self._reading():
-            self._zip = zipfile.ZipFile(path) if _starts_as_zip(path) else None
+            is_zip = _starts_as_zip(path)
+            if is_zip and _is_cut(path):
+                raise zipfile.BadZipFile("an archive that is damaged, or was cut off")
+            self._zip = zipfile.ZipFile(path) if is_zip else None
             self._tar = None if self._zip is not None else tarfile.open(path)  # noqa: SIM115 - read while it lasts
             weakref.finalize(self, (self._zip or self._tar).close)  # type: ignore[union-attr]
             self._members = self._list()
@@ -137,7 +145,9 @@ class ArchiveTree:
     def fetch(self, path: str) -> Path:
         """Unpack a member; the oldest unpacked one is removed if there are too many."""
         if path not in self._unpacked:
-            target = self._folder / (sha256(path.encode()).hexdigest()[:16] + "-" + PurePosixPath(path).name)
+            # In a folder of its own: messages name the file as the archive does.
+            target = self._folder / sha256(path.encode()).hexdigest()[:16] / PurePosixPath(path).name
+            target.parent.mkdir(exist_ok=True)
             with self._reading(), self._open(path) as stream, target.open("wb") as file:
                 shutil.copyfileobj(stream, file)
             if target.stat().st_size != (size := self._members[path][0]):
@@ -150,7 +160,7 @@ class ArchiveTree:
                 )
             self._unpacked[path] = target
             while len(self._unpacked) > KEPT_FILES:
-                self._unpacked.popitem(last=False)[1].unlink()
+                shutil.rmtree(self._unpacked.popitem(last=False)[1].parent)
         return self._unpacked[path]
 
     def state(self, path: str) -> str:
@@ -163,17 +173,24 @@ def open_tree(path: Path) -> FolderTree | ArchiveTree:
     """A folder, or an archive.
 
     Raises:
-        InvalidFileError: If it is a damaged archive.
+        InvalidFileError: If it is neither, or a damaged archive.
     """
-    return FolderTree(path) if path.is_dir() else ArchiveTree(path)
+    if path.is_dir():
+        return FolderTree(path)
+    if not (found := file_format(path)).holds_weights:
+        expected = "a folder, or a tar or zip archive"
+        raise InvalidFileError(path, expected=expected, got=found.name, remedy=found.remedy)
+    return ArchiveTree(path)
 
 
 def is_tree(path: Path) -> bool:
     """Whether a path is a folder or an archive, but not a file of torch.save, which may be called `.tar`."""
     if not path.is_file():
         return path.is_dir()
+    found = format_or_unknown(path)
     is_named = path.name.lower().endswith(ARCHIVE_SUFFIXES)
-    return is_named and format_or_unknown(path).reader is None
+    # Of a zip archive that was cut off, nothing but its name tells of what.
+    return found in (TAR, ZIP) or (is_named and (found.reader is None or (found is TORCH_ZIP and _is_cut(path))))
 
 
 def scratch_folder(owner: object, prefix: str) -> Path:
@@ -196,6 +213,15 @@ def _starts_as_zip(path: Path) -> bool:
     """Whether a file starts like a zip archive; a tar archive whose last member is one ends like it."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a zip archive lacks its end; what seems to be that may be the end of an archive inside of it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return min((entry.header_offset for entry in archive.infolist()), default=0) > 0
+    except BROKEN:
+        return True
 
 
 def format_or_unknown(path: Path) -> FileFormat:
