@@ -99,7 +99,7 @@ def test_a_card_is_silent_about_what_is_not_known(kind):
         "```",
         "## Data",
         "## Training",
-        "Measured",
+        "Results",
         "modules saved",
     ):
         assert absent not in text, absent

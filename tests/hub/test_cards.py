@@ -155,7 +155,7 @@ def test_unknown_facts_are_absent(kind):
         "| null",
         "| nan",
         "| seed",
-        "Measured",
+        "Results",
         "Training data",
         "## Data",
         "model-index",

@@ -50,7 +50,7 @@ def test_a_uniform_soup_without_data_says_so(rows):
     rows = {"run_0": {"weight": 0.5}, "run_1": {"weight": 0.5}}
     record = RunRecord.start(seed=0, arguments={"recipe": "uniform"}).finish({"ingredients": rows})
     card = soup_card(cnn_digits(), record)
-    assert "nothing was selected" in str(card)
+    assert "no ingredients were selected" in str(card)
     assert "held-out" not in str(card).partition("## Intended use")[0]
     assert card.data.base_model is None
     assert card.data.eval_results is None
@@ -65,7 +65,7 @@ def test_the_card_of_an_adapter_loads_it_onto_its_base(rows):
     assert "| r | 4 |" in str(card)
     unnamed = soup_card(cnn_digits(), record_of(rows), adapter=adapter | {"base_model_name_or_path": None})
     assert "```python" not in str(unnamed)
-    assert "name no base model on the Hub" in str(unnamed)
+    assert "do not name a base model on the Hub" in str(unnamed)
 
 
 def test_adapters_of_a_model_that_is_no_classifier_are_loaded_onto_it(rows):

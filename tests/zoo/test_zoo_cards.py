@@ -42,7 +42,7 @@ OF_IMPORTED = (
     "imported: 4 networks of 2 repositories; each row names its repository, revision and file",
     f"licences: {LICENCES} and 2 more (`zoo.json` has them); **each network keeps the licence of its repository**",
     "splits by family: networks that share their family are in one split",
-    "**this split separates networks of 1 folders or repositories**, which may be of one run",
+    "**networks of 1 folders or repositories are in different splits**, although they may come from one run",
     "columns with metrics from the cards of the networks: `metric_f1_`",
 )
 
