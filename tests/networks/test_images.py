@@ -155,6 +155,25 @@ def test_dataset_dict_of_arrays_with_other_column_names():
     assert [len(data.split(name)[1]) for name in ("train", "validation", "test")] == [20, 20, 20]
 
 
+def test_classes_of_an_npz_may_have_names_or_be_numbered_from_one(tmp_path, caplog):
+    """Labels from 1 made an eleventh class of ten, that no image has."""
+    pixels = np.zeros((6, 6, 6), dtype=np.uint8)
+    names = np.array(["cat", "dog", "cow"])
+    path = tmp_path / "named.npz"
+    np.savez(path, x_train=pixels, y_train=names.repeat(2), x_test=pixels[:2], y_test=names[:2])
+    named = load_images(path)
+    assert (named.num_classes, named.class_names) == (3, ("cat", "cow", "dog"))
+    assert named.test_labels.tolist() == [0, 2]
+    np.savez(path, x_train=pixels, y_train=names.repeat(2), x_test=pixels[:1], y_test=np.array(["hen"]))
+    with pytest.raises(InvalidFileError, match="the test split has classes that train lacks: hen"):
+        load_images(path)
+    np.savez(tmp_path / "a.npz", x_train=pixels, y_train=np.arange(6) % 3 + 1, x_test=pixels[:2], y_test=[2, 3])
+    numbered = load_images(tmp_path / "a.npz")
+    assert (numbered.num_classes, numbered.class_names) == (3, ("1", "2", "3"))
+    assert numbered.test_labels.tolist() == [1, 2]
+    assert "a: classes are numbered from 1 to 3, and are taken as 0 to 2" in caplog.text
+
+
 def test_labels_belong_to_their_images():
     count = 30
     source = datasets.Dataset.from_dict(

@@ -1,5 +1,6 @@
 """The whole road for classifiers of texts: import, probe, pre-train, sample by a metric of `evaluate`, fine-tune."""
 
+import copy
 from pathlib import Path
 
 import datasets
@@ -12,11 +13,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     PreTrainedTokenizerFast,
     pipeline,
 )
 
 import hf_sane
+from hf_sane.networks._metrics import module_logits
 from hf_sane.networks._modules import fresh_networks
 from hf_sane.networks._stacked import StackedNetworks, cross_entropy
 from hf_sane.networks._tasks import Classification
@@ -208,6 +212,55 @@ def test_texts_come_as_people_have_them(kind, reviews, tokenizer, tmp_path):
     }
     assert sizes == whole.get(kind, {"train": 68, "validation": 14, "test": 14})
     assert data.class_names == ("bad", "good")
+
+
+def test_pairs_of_texts_are_one_input(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    columns = {"premise": ["a great film", "a"] * 20, "hypothesis": ["fine", "dull film"] * 20, "label": [0, 1] * 20}
+    pairs = datasets.Dataset.from_dict(columns)
+    data = load_texts(pairs, tokenizer)
+    assert data.describe()["pairs"] == ["premise", "hypothesis"]  # found by their names
+    inputs, labels = data.split("train")
+    ids, mask, types = inputs[labels == 1][0]
+    assert ids.tolist() == [WORDS.index(word) for word in ("a", "dull", "film", "[PAD]")]
+    assert mask.tolist() == [1, 1, 1, 0]
+    assert types.tolist() == [0, 1, 1, 0]
+    torch.manual_seed(0)
+    network = BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **SIZES))
+    network.eval()
+    expected = network(input_ids=inputs[:, 0], attention_mask=inputs[:, 1], token_type_ids=inputs[:, 2]).logits
+    torch.testing.assert_close(module_logits(network, inputs), expected)
+    named = load_texts(pairs, tokenizer, text_column="hypothesis, premise")
+    assert named.split("train")[0][named.split("train")[1] == 1][0, 0].tolist()[:2] == list(
+        map(WORDS.index, ("dull", "film"))
+    )
+    assert load_texts(pairs, tokenizer, text_column="premise").split("train")[0].shape[1] == 2
+    with pytest.raises(ValueError, match="expected a column of texts, or two of pairs, got a, b, c"):
+        load_texts(pairs, tokenizer, text_column="a,b,c")
+
+
+def test_the_end_of_text_fills_up_where_no_token_is_for_padding(tokenizer, caplog):
+    """A network that reads the last token must know which ones are none, also where it is saved."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token, tokenizer.eos_token = None, "very"
+    texts = ["fine", "a great film", "dull", "the poor film"] * 10
+    data = load_texts(datasets.Dataset.from_dict({"text": texts, "label": [1, 1, 0, 0] * 10}), tokenizer)
+    assert "has no pad token: texts are filled up with very" in caplog.text
+    assert (data.tokenizer.pad_token, tokenizer.pad_token) == ("very", None)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(WORDS), n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None
+    )
+    network = GPT2ForSequenceClassification(config).eval()
+    inputs, labels = data.split("test")
+    alone = [network(input_ids=ids[mask == 1][None]).logits.argmax().item() for ids, mask in inputs]
+    measured = Classification(data).measure_one(network, "test")
+    assert measured == pytest.approx((torch.tensor(alone) == labels).float().mean().item())
+    assert network.config.pad_token_id == WORDS.index("very")
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="without a pad token and an end-of-text token; set tokenizer.pad_token"):
+        load_texts(datasets.Dataset.from_dict({"text": texts, "label": [1, 1, 0, 0] * 10}), tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_sane.networks._image_sources import IMAGE_KINDS, REMEDY, SPLIT_NAMES, SPLITS, Fetch, Part, check_labels
+from hf_sane.networks._image_sources import (
+    IMAGE_KINDS,
+    REMEDY,
+    SPLIT_NAMES,
+    SPLITS,
+    Fetch,
+    Part,
+    check_labels,
+    named_labels,
+)
 from hf_sane.records._errors import InvalidFileError, reading
 
 # Arrays of an .npz file that people call otherwise, as Keras does: x_train, y_train.
@@ -40,7 +49,8 @@ def npz_parts(path: Path) -> dict[str, Part]:
         raise FileNotFoundError(f"no image file {path}; expected {IMAGE_KINDS}")
     if path.suffix.lower() != ".npz":
         raise ValueError(f"expected {IMAGE_KINDS}, got the file {path}; unpack archives, and name folders of images")
-    parts = {}
+    parts: dict[str, Part] = {}
+    names: tuple[str, ...] = ()
     with (
         reading(path, expected="an .npz file of images and labels", remedy=REMEDY, also=UNREADABLE),
         _no_place(),
@@ -59,14 +69,19 @@ def npz_parts(path: Path) -> dict[str, Part]:
                 continue  # it is cut off from the training split
             if missing:
                 raise InvalidFileError(path, expected=f"arrays {missing}", got=sorted(arrays.files), remedy=REMEDY)
-            labels = check_labels(f"{path} {split}", arrays[keys[f"{split}_labels"]])
+            labels = arrays[keys[f"{split}_labels"]]
+            if labels.ndim == 1 and labels.dtype.kind in "SU":
+                texts = labels.astype(str).tolist()
+                names = names or tuple(sorted(set(texts)))  # of the training split, which comes first
+                labels = named_labels(split, texts, names)
+            labels = check_labels(f"{path} {split}", labels)
             found = [arrays[keys[name]] for name in needed]
             fetch, count = _jpeg_fetch(path, *found) if is_jpeg else _array_fetch(*found)
             if count != len(labels):
                 raise ValueError(
                     f"{path}: {count} {split} images but {len(labels)} labels; expected one label per image"
                 )
-            parts[split] = Part(labels, fetch)
+            parts[split] = Part(labels, fetch, names)
     return parts
 
 

@@ -1,8 +1,8 @@
 """What all sources of images have in common: splits with labels, and images that are decoded when chosen."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,25 @@ def check_labels(name: str, labels: np.ndarray) -> np.ndarray:
             "number the classes from 0"
         )
     return labels
+
+
+def named_labels(split: str, texts: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Class indices `[n]` of labels that are `names`, or a `ValueError` that says which are not."""
+    numbers = {name: number for number, name in enumerate(names)}
+    if foreign := sorted(set(texts) - numbers.keys()):
+        raise ValueError(f"the {split} split has classes that train lacks: {', '.join(foreign[:LISTED])}")
+    return np.array([numbers[text] for text in texts], dtype=np.int64)
+
+
+def numbered_from_zero(name: str, parts: dict[str, Part]) -> dict[str, Part]:
+    """Classes without names that are numbered from 1 are numbered from 0, which is logged, and keep it as a name."""
+    labels = [part.labels for part in parts.values() if part.labels.size]
+    if not labels or min(int(found.min()) for found in labels) != 1 or parts["train"].class_names:
+        return parts
+    last = max(int(found.max()) for found in labels)
+    logger.warning("%s: classes are numbered from 1 to %d, and are taken as 0 to %d", name, last, last - 1)
+    names = tuple(str(number) for number in range(1, last + 1))
+    return {split: replace(part, labels=part.labels - 1, class_names=names) for split, part in parts.items()}
 
 
 def digits_parts() -> dict[str, Part]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_sane.architectures.image_processing_zoo import fit_square, standardize
 from hf_sane.networks._image_arrays import npz_parts
 from hf_sane.networks._image_folders import folder_parts
-from hf_sane.networks._image_sources import SPLITS, WHITE, Part, digits_parts
+from hf_sane.networks._image_sources import SPLITS, WHITE, Part, digits_parts, numbered_from_zero
 from hf_sane.networks._labelled_datasets import dataset_name, dataset_parts, hub_parts, is_dataset, open_dataset
 from hf_sane.records._sources import HubRepo, parse_source
 
@@ -283,6 +283,7 @@ def load_zoo_images(facts: TrainedOnImages, *, path: str | Path | None = None) -
 def _assemble(
     name: str, parts: dict[str, Part], sizes: Mapping[str, int], limits: Mapping[str, int | None], seed: int
 ) -> ImageData:
+    parts = numbered_from_zero(name, parts)
     chosen = choose_splits(name, parts, sizes, seed)
     names = parts["train"].class_names
     fetched, labels = {}, {}

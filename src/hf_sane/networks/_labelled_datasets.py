@@ -11,13 +11,13 @@ from hf_sane.architectures.image_processing_zoo import read_pixels
 from hf_sane.networks._image_sources import (
     DEEP_MODES,
     LABEL_COLUMNS,
-    LISTED,
     SPLIT_NAMES,
     SPLITS,
     UNSUPPORTED,
     WHITE,
     Part,
     check_labels,
+    named_labels,
 )
 from hf_sane.records._errors import reading
 from hf_sane.records._patience import patiently
@@ -158,11 +158,7 @@ def dataset_labels(split: str, dataset: datasets.Dataset, column: str, names: tu
         raise ValueError(f"{split}: {missing} examples have no {column}; leave them out with filter()")
     if not _is_text(feature):
         return check_labels(split, np.asarray(dataset.with_format("numpy")[column][:]))
-    numbers = {name: number for number, name in enumerate(names)}
-    texts = list(map(str, dataset[column]))
-    if foreign := sorted(set(texts) - numbers.keys()):
-        raise ValueError(f"the {split} split has classes that train lacks: {', '.join(foreign[:LISTED])}")
-    return np.array([numbers[text] for text in texts], dtype=np.int64)
+    return named_labels(split, list(map(str, dataset[column])), names)
 
 
 def find_column(dataset: datasets.Dataset, known: Sequence[str], typed: Sequence[str]) -> str | None:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 DROPOUT_BUFFER = "dropout_rate"
 CACHE_BYTES = 4 * 2**20  # activations of the networks that run together on a CPU
 EVALUATION_BATCH = 64
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # what the rows of texts are, for a module
 MAX_REASON = 200  # characters
 # What is known of modules: by mode, and axis of the inputs, whether `torch.vmap` runs them.
 _STACKABLE: WeakKeyDictionary[nn.Module, dict[tuple[bool, int | None], bool]] = WeakKeyDictionary()
@@ -202,11 +203,12 @@ def call_arguments(inputs: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor
     """How a module is called with a batch, by position and by name.
 
     Args:
-        inputs: Images `[B, C, H, W]`, or texts `[B, 2, L]` int64: token ids, and the mask of those that count.
+        inputs: Images `[B, C, H, W]`, or texts `[B, 2, L]` int64: token ids, the mask of those that count, and of some
+            pairs of texts also token types.
     """
     if inputs.is_floating_point():
         return (inputs,), {}
-    return (), {"input_ids": inputs[:, 0], "attention_mask": inputs[:, 1]}
+    return (), dict(zip(TEXT_INPUTS, inputs.unbind(1), strict=False))
 
 
 def logits_of(output: Any) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks._metrics import BUILT_IN, EVALUATION_BATCH, Metric, module_logits
 from hf_sane.networks._stacked import StackedNetworks, example_losses
+from hf_sane.networks._texts import TextData
 
 # Judges a module; may also take `split`, "validation" or "test".
 Judgement = Callable[..., float]
@@ -111,6 +112,7 @@ class Classification(Task):
     @torch.no_grad()
     def measure(self, networks: StackedNetworks, split: str) -> tuple[Tensor, Tensor]:
         """Values of the metric, and cross-entropies."""
+        self._prepare(networks.config)
         inputs, labels = self.data.split(split)
         if self.metric == "accuracy":
             losses, accuracies = networks.evaluate(inputs, labels)
@@ -121,8 +123,13 @@ class Classification(Task):
 
     def measure_one(self, network: nn.Module, split: str) -> float:
         """Value of the metric."""
+        self._prepare(network)
         inputs, labels = self.data.split(split)
         return self.compare(module_logits(network, inputs), labels)
+
+    def _prepare(self, network: object) -> None:
+        if isinstance(self.data, TextData):
+            self.data.set_padding(network)
 
 
 @dataclass(frozen=True)

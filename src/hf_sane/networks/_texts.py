@@ -1,6 +1,8 @@
 """Text classification data: three fixed splits of tokenized texts, from any dataset."""
 
-from collections.abc import Mapping
+import copy
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,9 +11,9 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from hf_sane.networks._image_sources import LABEL_COLUMNS, SPLITS, Part
+from hf_sane.networks._image_sources import LABEL_COLUMNS, SPLITS, Part, numbered_from_zero
 from hf_sane.networks._images import choose_splits
 from hf_sane.networks._labelled_datasets import (
     dataset_labels,
@@ -26,7 +28,13 @@ from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, parse_source
 from hf_sane.tokenization._pretrained import load_pretrained
 
+logger = logging.getLogger(__name__)
+
 TEXT_KINDS = "A dataset on the Hub, a folder or file (CSV, JSON, parquet) with texts and labels, or a saved dataset"
+PAIR_COLUMNS = (
+    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")),
+    *(("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("query", "passage")),
+)
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "question", "tweet", "title")
 MAX_TOKENS = 128
 
@@ -39,12 +47,13 @@ class TextData:
 
     Attributes:
         name: Name in records and cards.
-        inputs: Split to `[n, 2, L]` int64: token ids, and the mask of those that count. `L` is the length of the
-            longest text.
+        inputs: Split to `[n, 2, L]` int64: token ids, and the mask of those that count; of pairs of texts `[n, 3, L]`
+            with token types, if the tokenizer tells the two texts apart by these. `L` is the length of the longest.
         labels: Split to `[n]` int64 in `[0, K)`.
         num_classes: `K`.
         class_names: Names of the classes; may be empty.
         tokenizer: Made the tokens.
+        columns: Columns of the texts, two of pairs.
     """
 
     name: str
@@ -53,6 +62,7 @@ class TextData:
     num_classes: int
     class_names: tuple[str, ...]
     tokenizer: PreTrainedTokenizerBase
+    columns: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """Inputs and labels of `"train"`, `"validation"` or `"test"`.
@@ -68,7 +78,14 @@ class TextData:
         """Facts for records and cards: name, classes, tokens of the longest text, texts per split."""
         counts = {split: len(self.labels[split]) for split in SPLITS}
         named = {"classes": list(self.class_names)} if self.class_names else {}
-        return {"name": self.name, "tokens": self.inputs["train"].shape[2], **counts, **named}
+        pairs = {"pairs": list(self.columns)} if len(self.columns) > 1 else {}
+        return {"name": self.name, "tokens": self.inputs["train"].shape[2], **counts, **named, **pairs}
+
+    def set_padding(self, network: object) -> None:
+        """Tell a network of Transformers, if it does not know it, which token fills texts up."""
+        config = getattr(network, "config", None)
+        if isinstance(config, PreTrainedConfig) and getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = self.tokenizer.pad_token_id
 
 
 def load_texts(
@@ -76,7 +93,7 @@ def load_texts(
     tokenizer: str | Path | PreTrainedTokenizerBase,
     *,
     name: str | None = None,
-    text_column: str | None = None,
+    text_column: str | Sequence[str] | None = None,
     label: str | None = None,
     max_tokens: int = MAX_TOKENS,
     train_limit: int | None = None,
@@ -89,7 +106,8 @@ def load_texts(
             `save_to_disk`; or a `datasets` object.
         tokenizer: A tokenizer, or the folder or repository of one.
         name: Name of the data; if `None`, it is derived from the source.
-        text_column: Column of texts; a usual name (text, sentence, ...), or else the only text column, if `None`.
+        text_column: Column of texts, or two columns of pairs (also as `"premise,hypothesis"`); if `None`, two or one
+            of usual names (premise and hypothesis, text, sentence, ...), or else the only text column.
         label: Column of labels (indices, `ClassLabel` or texts); found like the other if `None`.
         max_tokens: Longer texts are cut.
         train_limit: Largest number of training texts.
@@ -99,12 +117,16 @@ def load_texts(
         FileNotFoundError: If there is no such source or tokenizer.
         KeyError: If a column is missing.
         InvalidFileError: If a file is damaged.
-        ValueError: If a split is empty, labels are not classes, a text is missing, or the tokenizer cannot pad.
+        ValueError: If a split is empty, labels are not classes, a text is missing, or the tokenizer has no token to
+            pad with.
     """
     loaded, label_of = _open(source)
     splits = labelled_splits(loaded)
     names = label_names(splits["train"], label)
-    parts = {split: _part(split, part, text_column, label, names) for split, part in splits.items()}
+    columns = _text_columns(splits["train"], text_column, label)
+    parts = {split: _part(split, part, columns, label, names) for split, part in splits.items()}
+    parts = numbered_from_zero(name or label_of, parts)
+    names = parts["train"].class_names
     chosen = choose_splits(name or label_of, parts, {}, seed)
     encoder = _open_tokenizer(tokenizer)
     texts, labels = {}, {}
@@ -113,14 +135,18 @@ def load_texts(
         indices = np.sort(indices[:train_limit] if split == "train" else indices)
         texts[split] = parts[origin].fetch(indices)
         labels[split] = torch.from_numpy(parts[origin].labels[indices].astype(np.int64))
+    every = [text for split in SPLITS for text in texts[split]]
     encoded = encoder(
-        [text for split in SPLITS for text in texts[split]],
+        *map(list, zip(*every, strict=True)),  # the texts, or the first and the second ones
         truncation=True,
         max_length=min(max_tokens, encoder.model_max_length),
         padding=True,
         return_tensors="pt",
     )
-    stacked = torch.stack([encoded["input_ids"], encoded["attention_mask"]], dim=1)
+    rows = [encoded["input_ids"], encoded["attention_mask"]]
+    if len(columns) > 1 and "token_type_ids" in encoded:
+        rows.append(encoded["token_type_ids"])
+    stacked = torch.stack(rows, dim=1)
     return TextData(
         name=name or label_of,
         inputs=dict(zip(SPLITS, stacked.split([len(texts[split]) for split in SPLITS]), strict=True)),
@@ -128,6 +154,7 @@ def load_texts(
         num_classes=max(len(names), *(1 + int(part.labels.max()) for part in parts.values())),
         class_names=names,
         tokenizer=encoder,
+        columns=columns,
     )
 
 
@@ -144,21 +171,43 @@ def _open(source: TextSource) -> tuple[datasets.Dataset | datasets.DatasetDict, 
     return open_dataset(place, "a dataset of texts and labels", "see load_texts()"), dataset_name(place)
 
 
-def _part(split: str, dataset: datasets.Dataset, text: str | None, label: str | None, names: tuple[str, ...]) -> Part:
+def _text_columns(dataset: datasets.Dataset, given: str | Sequence[str] | None, label: str | None) -> tuple[str, ...]:
+    """The column of texts, or the two of pairs."""
+    there = dataset.column_names
+    if given is not None:
+        found = (given,) if isinstance(given, str) and given in there else given
+        columns = tuple(part.strip() for part in found.split(",")) if isinstance(found, str) else tuple(found)
+        if len(columns) > 2:
+            raise ValueError(f"expected a column of texts, or two of pairs, got {', '.join(columns)}")
+        return columns
+    if pair := next((pair for pair in PAIR_COLUMNS if set(pair) <= set(there)), None):
+        return pair
     labels_from = label or label_column(dataset)
     strings = [n for n, f in dataset.features.items() if f == datasets.Value("string") and n != labels_from]
-    texts_from = text or find_column(dataset, TEXT_COLUMNS, strings)
-    if not {texts_from, labels_from} <= set(dataset.column_names):
+    found_by_name = find_column(dataset, TEXT_COLUMNS, strings)
+    return TEXT_COLUMNS if found_by_name is None else (found_by_name,)
+
+
+def _part(
+    split: str, dataset: datasets.Dataset, columns: tuple[str, ...], label: str | None, names: tuple[str, ...]
+) -> Part:
+    labels_from = label or label_column(dataset)
+    if not {*columns, labels_from} <= set(dataset.column_names):
         raise KeyError(
-            f"expected a text column ({text or ', '.join(TEXT_COLUMNS)}) and a label column "
+            f"expected a text column ({', '.join(columns)}) and a label column "
             f"({label or ', '.join(LABEL_COLUMNS)}), got {dataset.column_names}; name them (--text-column, "
             "--label-column)"
         )
-    assert texts_from is not None
     assert labels_from is not None
-    if missing := dataset.data.column(texts_from).null_count:
-        raise ValueError(f"{split}: {missing} examples have no {texts_from}; leave them out")
-    return Part(dataset_labels(split, dataset, labels_from, names), lambda index: dataset.select(index)[texts_from])
+    for column in columns:
+        if missing := dataset.data.column(column).null_count:
+            raise ValueError(f"{split}: {missing} examples have no {column}; leave them out")
+
+    def fetch(indices: np.ndarray) -> list[tuple[str, ...]]:
+        chosen = dataset.select(indices)
+        return list(zip(*(chosen[column] for column in columns), strict=True))
+
+    return Part(dataset_labels(split, dataset, labels_from, names), fetch, names)
 
 
 def _open_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -166,8 +215,12 @@ def _open_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrain
     if isinstance(tokenizer, str | Path):
         found = load_pretrained(AutoTokenizer, tokenizer, "a tokenizer")
     if found.pad_token is None:
-        raise ValueError(
-            f"expected a tokenizer that can pad texts to one length, got {type(found).__name__} without a pad token; "
-            "set it, in the configuration of the networks, too"
-        )
+        if found.eos_token is None:
+            raise ValueError(
+                f"expected a tokenizer that can pad texts to one length, got {type(found).__name__} without a pad "
+                "token and an end-of-text token; set tokenizer.pad_token, in the configuration of the networks, too"
+            )
+        found = copy.deepcopy(found)
+        found.pad_token = found.eos_token
+        logger.warning("%s has no pad token: texts are filled up with %s", type(found).__name__, found.eos_token)
     return found

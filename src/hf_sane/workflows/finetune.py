@@ -128,6 +128,8 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
         stack, names = open_stack(settings.networks, **settings.weights)
         data = settings.open_data()
         record.data["texts" if isinstance(data, TextData) else "images"] = data.describe()
+        if isinstance(data, TextData):
+            data.set_padding(stack.config)
         curves: dict[str, list[list[float]]] = {}
         task = settings.task(data)
         trained, curves["networks"] = _train(stack, data, task, settings)

@@ -86,7 +86,10 @@ class TextSettings(CheckedSettings):
     tokenizer: str | PreTrainedTokenizerBase | None = setting(
         "Tokenizer of the texts (folder or Hub id); by default that of the first network.", default=None
     )
-    text_column: str | None = setting("Column with the texts; by default found by name or type.", default=None)
+    text_column: str | None = setting(
+        "Column with the texts, or two columns of pairs, as premise,hypothesis; by default found by name or type.",
+        default=None,
+    )
     label_column: str | None = setting("Column with the labels; by default found by name or type.", default=None)
     max_tokens: int = setting("Truncate texts to this many tokens.", default=MAX_TOKENS, least=1)
 
