@@ -1,11 +1,13 @@
 """What verbs leave on disk: all of it or nothing, never over somebody's files, and refused before any work."""
 
+import json
 import stat
 
 import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from hf_sane.records import _progress
 from hf_sane.records._manifests import MANIFEST, Manifest
 from hf_sane.records._outputs import check_finished
 from hf_sane.workflows.sane import SANE
@@ -65,6 +67,21 @@ MISSING = {
 VERBS = [verb for verb in MISSING if verb != "demo"]  # it is interrupted in tests/workflows/demo
 
 
+def bars_of(monkeypatch):
+    """The bars of progress that are made from now on."""
+    made = []
+
+    class Noted(_progress.Bar):
+        """A bar that is noted."""
+
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            made.append(self)
+
+    monkeypatch.setattr(_progress, "Bar", Noted)
+    return made
+
+
 def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -92,8 +109,12 @@ def test_a_verb_that_stops_in_the_middle_leaves_nothing_and_its_rerun_is_whole(
         with pytest.raises(RuntimeError, match="stopped"):
             hf_sane_command(*inputs[verb], "--output", tmp_path / "new/out")
     assert list(tmp_path.iterdir()) == []
-    printed = hf_sane_command(*inputs[verb], "--output", tmp_path / "new/out").output
-    assert printed.splitlines()[-1] == f"wrote {tmp_path / 'new/out'}"
+    bars = bars_of(monkeypatch)
+    told = hf_sane_command(*inputs[verb], "--output", tmp_path / "new/out", "--json")
+    assert json.loads(told.stdout)["output"] == str(tmp_path / "new/out")
+    assert told.stderr == ""
+    assert bars, "long work that nobody sees the progress of"
+    assert all(bar.disable for bar in bars)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
     manifest = check_finished(tmp_path / "new/out", all_digests=True)
     assert manifest is not None

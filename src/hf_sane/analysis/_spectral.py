@@ -28,6 +28,7 @@ from hf_sane.core._spectra import (
     top_singular_values,
     weight_correlation,
 )
+from hf_sane.records._progress import tracked
 from hf_sane.records._settings import setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source, as_checkpoint, local_path
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
@@ -116,7 +117,7 @@ def analyze_spectrum(
         raise ValueError(f"{label} holds no tensors; expected the weights of a network")
     skipped: dict[str, str] = {}
     found = layer_matrices(tensors, settings.conv, skipped)
-    layers = tuple(analyze_layer(layer, settings) for layer in found)
+    layers = tuple(analyze_layer(layer, settings) for layer in tracked(found, desc="spectra", unit="matrix"))
     if isinstance(source, str | Path | CheckpointSource) and (
         factors := [name for name in tensors if LOW_RANK.search(name)]
     ):

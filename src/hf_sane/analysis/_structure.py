@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_sane.records._errors import name_some
+from hf_sane.records._progress import tracked
 
 SHUFFLES = 5  # draws of the chance level
 RESAMPLES = 1000  # of the held-out networks, for intervals
@@ -92,7 +93,8 @@ def shared_structure(
     if bad := [name for side in (training, held_out) for name, tensor in side.items() if not tensor.isfinite().all()]:
         raise ValueError(f"NaN or infinite weights in {name_some(bad)}; leave these networks out of the zoo")
     generator = torch.Generator().manual_seed(seed)
-    products = {name: _Products.of(training[name], held_out[name], generator) for name in training}
+    names = tracked(training, desc="structure", unit="tensor")
+    products = {name: _Products.of(training[name], held_out[name], generator) for name in names}
     varying = {name: found for name, found in products.items() if found.varies}
     if not varying:
         raise ValueError("no weight differs between the networks; expected trained networks of several runs")

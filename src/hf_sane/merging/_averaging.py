@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from hf_sane.core._types import StateDict
 from hf_sane.merging._ingredients import Ingredient, is_averaged
 from hf_sane.merging._reconciliation import carries_nothing, tied_names
+from hf_sane.records._progress import tracked
 
 COUNTER = "num_batches_tracked"  # of batch norm: the one integer that legitimately differs between runs
 SUM_TOLERANCE = 1e-6
@@ -60,7 +61,7 @@ def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float])
     """
     check_weights(ingredients, weights)
     parts = [(ingredient, weight) for ingredient, weight in zip(ingredients, weights, strict=True) if weight]
-    for name in parts[0][0].outlines:
+    for name in tracked(parts[0][0].outlines, desc="averaging", unit="tensor"):
         yield name, _average(name, parts)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from hf_sane.merging._soups import GreedyStep, Mixer, Score, Soup, equal_weights, score_ingredients
+from hf_sane.records._progress import tracked
 
 
 def greedy_soup(mixer: Mixer, score: Score | None, *, higher_is_better: bool = True) -> Soup:
@@ -55,7 +56,7 @@ def select_greedily(
     order = sorted(range(len(scores)), key=lambda index: -sign * scores[index])
     chosen, best = [order[0]], scores[order[0]]
     steps = [(order[0], best, True)]
-    for index in order[1:]:
+    for index in tracked(order[1:], desc="greedy soup", unit="network"):
         value = score_of([*chosen, index])
         kept = sign * value >= sign * best  # False for NaN
         if kept:

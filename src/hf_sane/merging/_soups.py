@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hf_sane.merging._averaging import pour
 from hf_sane.merging._ingredients import Ingredient
 from hf_sane.networks._batchnorm import BATCH_SIZE, NUM_BATCHES, condition_module
+from hf_sane.records._progress import tracked
 
 Score = Callable[[nn.Module], float]
 
@@ -144,7 +145,7 @@ def score_ingredients(mixer: Mixer, score: Score) -> list[float]:
         ValueError: If one is not a number.
     """
     scores = []
-    for index, name in enumerate(mixer.names):
+    for index, name in enumerate(tracked(mixer.names, desc="measuring ingredients", unit="network")):
         mixer.mix(equal_weights([index], len(mixer.names)))
         value = score(mixer.model)
         if math.isnan(value):

@@ -28,6 +28,7 @@ from hf_sane.networks._stacked import (
 from hf_sane.networks._tasks import LabelledData
 from hf_sane.networks._threads import map_on_threads
 from hf_sane.records._errors import shorten
+from hf_sane.records._progress import tracked
 
 Schedule = Literal["constant", "one_cycle"]
 StateCallback = Callable[[int, Callable[[], dict[str, Tensor]]], None]
@@ -185,7 +186,8 @@ def _snapshots(
     on_epoch: Callable[[int], None] | None,
     on_state: StateCallback | None,
 ) -> Iterator[Snapshot]:
-    for epoch in epochs:
+    is_told = on_epoch is not None  # by the caller, who knows how many groups there are
+    for epoch in tracked(epochs, desc="training", unit="epoch", wanted=not is_told):
         if epoch:
             run.train_epoch(epoch)
             if on_epoch is not None:

@@ -10,6 +10,7 @@ from hf_sane.core._finite import check_results, check_sizes
 from hf_sane.core._layout import Layout
 from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.probing._poolings import POOLINGS
+from hf_sane.records._progress import tracked
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 
@@ -61,7 +62,7 @@ def embed_networks(
     if not poolings or (unknown := [name for name in poolings if name not in POOLINGS]):
         raise ValueError(f"expected poolings among {', '.join(POOLINGS)}, got {unknown if poolings else 'none'}")
     parts: dict[str, list[Tensor]] = {name: [] for name in poolings}
-    for start in range(0, len(raw_tokens), batch_size):
+    for start in tracked(range(0, len(raw_tokens), batch_size), desc="embedding", unit="batch"):
         batch = raw_tokens[start : start + batch_size]
         if bad := (start + (~batch.flatten(1).isfinite().all(dim=1)).nonzero().flatten()).tolist():
             raise ValueError(f"NaN or infinite weights in networks {bad}; leave them out")

@@ -11,6 +11,7 @@ from hf_sane.core._metrics import regression_scores
 from hf_sane.probing._probes import PENALTIES, RidgeProbe, Values
 from hf_sane.probing._ranks import FITTED, rank_targets
 from hf_sane.probing._regressors import FITTERS, Regressor, RegressorName
+from hf_sane.records._progress import tracked
 
 SPLITS = ("train", "validation", "test")
 BEST = "sane_best"
@@ -93,7 +94,7 @@ def probe_table(
     fitted = {name: rank_targets(parts, name=repr(name)) for name, parts in columns.items()} if ranks else columns
     stacked = {split: torch.stack([parts[split] for parts in fitted.values()], dim=1) for split in SPLITS}
     table: ProbeTable = {name: {} for name in targets}
-    for kind, parts in features.items():
+    for kind, parts in tracked(features.items(), desc="probes", unit="probe"):
         probe = _fitted(parts, stacked, runs if regressor == "ridge" else None, penalties, list(targets), regressor)
         predictions = probe.predict(parts["test"]).numpy()
         if len(predictions) != len(stacked["test"]):

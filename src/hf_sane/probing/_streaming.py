@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hf_sane.core._finite import MAX_TOKEN, check_results, too_large
 from hf_sane.core._layout import Layout
@@ -17,6 +16,7 @@ from hf_sane.models.windows_sane import halo_spans
 from hf_sane.probing._accumulation import STREAM_POOLINGS, LatentAccumulator, StreamPooling
 from hf_sane.probing._embeddings import embed_tokens
 from hf_sane.probing._poolings import POOLINGS
+from hf_sane.records._progress import progress
 from hf_sane.tokenization._checkpoints import Source
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._token_stream import MAX_MEMORY_BYTES, TokenStream, stream_if_large
@@ -33,7 +33,6 @@ def embed_stream(
     window_size: int | None = None,
     halo_size: int = 0,
     batch_size: int = 64,
-    progress_bar: bool = False,
 ) -> dict[str, Tensor]:
     """Embed one network of any size.
 
@@ -49,7 +48,6 @@ def embed_stream(
         window_size: Tokens per window, halo included; the training window when `None`.
         halo_size: Context tokens on each side of a window that are seen but not kept.
         batch_size: Windows per pass; the result does not depend on it.
-        progress_bar: Show how far it is.
 
     Returns:
         `{pooling: [F]}` float32 on the CPU.
@@ -64,8 +62,7 @@ def embed_stream(
             "others need all latents at once: embed_networks()"
         )
     gathered = LatentAccumulator(stream.layer_sizes, model.config.latent_dim, poolings)
-    bar = tqdm(total=len(stream), desc="embedding", unit="token", unit_scale=True, disable=not progress_bar)
-    with modes_kept(model), bar:
+    with modes_kept(model), progress(total=len(stream), desc="embedding", unit="token") as bar:
         model.eval()
         batches = _window_batches(stream, window_size or model.config.window_size, halo_size, batch_size)
         for tokens, positions, keep in _prepared(batches):

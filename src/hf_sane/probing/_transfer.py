@@ -11,6 +11,7 @@ from hf_sane.core._metrics import regression_scores
 from hf_sane.probing._probes import PENALTIES, Values
 from hf_sane.probing._ranks import rank_targets
 from hf_sane.probing._regressors import BOOSTING_GRID, FITTERS, RegressorName
+from hf_sane.records._progress import tracked
 
 ZooFeatures = Mapping[str, Mapping[str, Mapping[str, Values]]]  # zoo, kind of features, split
 ZooTargets = Mapping[str, Mapping[str, Values]]  # zoo, split
@@ -81,7 +82,7 @@ def transfer_table(
     fitted_to = {zoo: rank_targets(found, name=repr(zoo)) for zoo, found in wanted.items()} if ranks else wanted
     kinds = list(next(iter(features.values())))
     table: dict[str, dict[str, dict[str, TransferResult]]] = {}
-    for kind in kinds:
+    for kind in tracked(kinds, desc="probes across zoos", unit="probe"):
         widths = {zoo: {np.shape(part)[1] for part in found.get(kind, {}).values()} for zoo, found in features.items()}
         if len(set.union(*widths.values())) != 1 or not all(widths.values()):
             raise ValueError(f"{kind!r} differs between zoos: features {widths}; use those that all zoos share")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_sane.core._layout import Layout
 from hf_sane.core._normalization import LayerStatistics
+from hf_sane.records._progress import tracked
 from hf_sane.sampling._generation import check_raw_tokens
 from hf_sane.symmetry._matching import match_many
 from hf_sane.symmetry._permutation import PermutationSpec
@@ -152,7 +153,7 @@ def nearest_training_distance(
     if not realigned or permutations is None:
         return distances
     order = rms_distances(candidates, training).argsort(dim=1)[:, :realigned]
-    for i in range(len(candidates)):
+    for i in tracked(range(len(candidates)), desc="distances", unit="network"):
         own = space.layout.state_dict(candidate_tokens[i])
         closer = space.points(align_tokens(training_tokens[order[i]], space.layout, permutations, own))
         distances[i] = torch.minimum(distances[i], nearest_distances(candidates[i : i + 1], closer)[0][0])

@@ -13,6 +13,7 @@ from hf_sane.core._adapters import attach_lora, match_modules
 from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks._hyperparameters import image_order
 from hf_sane.networks._images import ImageData
+from hf_sane.records._progress import tracked
 from hf_sane.records._settings import setting
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def finetune_network(
     # The batched kernels differ from the plain ones in rounding only; the plain ones are easier to trust.
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     found = {}
-    for step in range(settings.steps + 1):
+    for step in tracked(range(settings.steps + 1), desc="fine-tuning", unit="step"):
         if step in wanted:
             found[step] = {f"{name}_accuracy": accuracy(network, *data.split(name)) for name in ("validation", "test")}
         if step == settings.steps:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_sane.networks._batchnorm import BATCH_SIZE, NUM_BATCHES, condition_batch_norm
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.records._progress import tracked
 from hf_sane.sampling._generation import Density, NetworkCodec
 
 # Losses and scores of networks, `[M]` each: a lower loss and a higher score are better.
@@ -123,7 +124,7 @@ def keep_best(
         )
     best = rivals
     scores = []
-    for start in range(0, num_candidates, chunk_size):
+    for start in tracked(range(0, num_candidates, chunk_size), desc="sampling", unit="batch"):
         sources, networks = draw(min(chunk_size, num_candidates - start))
         networks, loss, score = judge(networks)
         scores.append(score)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_sane.core._types import StateDict
+from hf_sane.records._progress import tracked
 from hf_sane.screening._names import outlines, pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
 from hf_sane.symmetry._matching import match_weights
@@ -121,7 +122,8 @@ def compare_checkpoints(
         tuple(name for name in first if name not in pairs),
         tuple(name for name in other if name not in set(pairs.values())),
     )
-    stored = [compare_tensors(name, pairs[name], first[name], other[pairs[name]]) for name in pairs]
+    named = tracked(pairs.items(), desc="comparing", unit="tensor")
+    stored = [compare_tensors(name, other_name, first[name], other[other_name]) for name, other_name in named]
     plain = Difference(
         relation=_same(stored) if not any(only) else None,
         tensors=tuple(stored),

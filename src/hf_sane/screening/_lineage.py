@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_sane.core._types import StateDict
+from hf_sane.records._progress import tracked
 from hf_sane.screening._differences import is_rounded
 from hf_sane.screening._fingerprints import Fingerprint, fingerprint
 from hf_sane.screening._index import RELATED, signed_gap
@@ -105,7 +106,7 @@ def trace_lineage(
     """
     families: list[list[_Member]] = []
     aligned: dict[str, str] = {}
-    for name, tensors in networks.items():
+    for name, tensors in tracked(networks.items(), desc="families", unit="network"):
         me = _Member(name, tensors, fingerprint(tensors))
         homes = sorted((_nearest(me, family) for family in families), key=lambda home: home[0])
         for gap, relative in homes:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hf_sane.analysis._report import SpectrumReport
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.core._types import StateDict
 from hf_sane.records._errors import InvalidFileError, shorten
+from hf_sane.records._progress import progress
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.screening._checkpoints import OpenCheckpoint, open_for_scan
 from hf_sane.screening._embedding import Encoder, SampledEmbedding, TokenSample, embed_tensors
@@ -29,7 +29,6 @@ from hf_sane.tokenization._safetensors_header import TensorEntry
 
 MAX_SIDE = 2048  # of a matrix whose spectrum is part of a scan: a larger one takes seconds
 MAX_KEPT_BYTES = 2**28  # of matrices that wait for their spectra
-BAR_DELAY = 2.0  # seconds before a progress bar appears
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEFAULT_SHARE, READ_WHOLE = 0.01, 64 * 10**6
 
@@ -192,9 +191,7 @@ class _Reading:
 
     def __iter__(self) -> Iterator[TensorStatistics]:
         total = sum(plan.num_bytes for plan in self._plans.values())
-        with tqdm(
-            total=total, desc=shorten(self._label, 40), unit="B", unit_scale=True, delay=BAR_DELAY, leave=False
-        ) as bar:
+        with progress(total=total, desc=shorten(self._label, 40), unit="B") as bar:
             for file, entries in self._opened.files:
                 names = sorted(entries, key=lambda name: entries[name].start)
                 parts = file.read_ranges([block for name in names for block in self._plans[name].blocks])

@@ -6,6 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from hf_sane.records._progress import tracked
 from hf_sane.symmetry._blocks import Blocks
 from hf_sane.symmetry._parts import reorder
 from hf_sane.symmetry._permutation import Occurrence, Permutation, PermutationSpec, gather_stacked
@@ -95,7 +96,7 @@ def match_many(
     model_bytes = max(1, sum(8 * tensor.numel() for tensor in fixed.values()))
     chunk = max(1, CHUNK_BYTES // model_bytes)
     parts = []
-    for start in range(0, num_models, chunk):
+    for start in tracked(range(0, num_models, chunk), desc="aligning", unit="batch"):
         part = {name: tensors[name][start : start + chunk].detach() for name in names}
         moving = {name: tensor.to(torch.float64, copy=True) for name, tensor in part.items()}  # permuted in place
         _check_finite(moving, start)

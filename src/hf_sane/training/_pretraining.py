@@ -13,12 +13,12 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._adapters import adapter_size, save_adapter
 from hf_sane.records._cadence import Cadence
 from hf_sane.records._outputs import check_finished, output_folder
+from hf_sane.records._progress import progress
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._behavior import BehaviorLoss
@@ -308,25 +308,26 @@ def pretrain(
 
 def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) -> dict[str, Any]:
     """All steps that are left; gives the results of the run."""
-    arguments, accelerator, progress = run.arguments, run.accelerator, run.progress
-    bar = tqdm(
+    arguments, accelerator, done = run.arguments, run.accelerator, run.progress
+    bar = progress(
         total=run.num_steps,
-        initial=progress.step,
+        initial=done.step,
         desc="pre-training",
-        disable=not (arguments.progress_bar and accelerator.is_main_process),
+        unit="step",
+        wanted=arguments.progress_bar and accelerator.is_main_process,
     )
-    loss, r2 = torch.tensor(progress.loss), math.nan
-    while progress.step < run.num_steps:
+    loss, r2 = torch.tensor(done.loss), math.nan
+    while done.step < run.num_steps:
         loss = run.train_step()
         bar.update()
-        step, last = progress.step, progress.step == run.num_steps
+        step, last = done.step, done.step == run.num_steps
         if on_step is not None:
             on_step(step, accelerator.reduce(loss, "mean").item())
         is_due, is_logged = checkpoints.is_due(step, last=last), step % arguments.log_every_steps == 0 or last
         if is_due or is_logged:
-            progress.loss = run.require_finite(loss, weights=is_due or last)
+            done.loss = run.require_finite(loss, weights=is_due or last)
         if is_logged:
-            values = {"loss": progress.loss, "learning_rate": run.optimizer.param_groups[0]["lr"]}
+            values = {"loss": done.loss, "learning_rate": run.optimizer.param_groups[0]["lr"]}
             accelerator.log(values, step=step)
             shown = {} if math.isnan(r2) else {"r2": f"{r2:.4f}"}
             bar.set_postfix({"loss": f"{values['loss']:.4f}", **shown})
@@ -339,7 +340,7 @@ def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) ->
     bar.close()
     if math.isnan(r2):  # resumed at its last step
         r2 = run.evaluate()
-    results = {"reconstruction_r2": r2, "loss": accelerator.reduce(loss, "mean").item(), "steps": progress.step}
+    results = {"reconstruction_r2": r2, "loss": accelerator.reduce(loss, "mean").item(), "steps": done.step}
     results["num_processes"] = accelerator.num_processes
     size = {"adapter": adapter_size(accelerator.unwrap_model(run.model))} if arguments.lora else {}
     return results | size

@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._tasks import LabelledData
+from hf_sane.records._progress import quietly
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.judging import TextSettings
@@ -101,7 +102,8 @@ def run_build_zoo(settings: BuildZooSettings, *, data: LabelledData | None = Non
     """
     if settings.texts is not None:
         data = settings.open_texts([], train_limit=settings.train_limit)
-    zoo = build.build_zoo(settings, data, settings.output, config=settings.config)
+    with quietly(not settings.progress_bar):
+        zoo = build.build_zoo(settings, data, settings.output, config=settings.config)
     record = zoo.run_record or RunRecord.start(seed=settings.seed, arguments=settings.to_dict())
     return ZooResult(record=record, output=Path(settings.output), zoo=zoo)
 

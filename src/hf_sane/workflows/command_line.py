@@ -8,6 +8,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 
 from hf_sane.records._errors import shorten
-from hf_sane.records._progress import quietly
+from hf_sane.records._progress import keeping_warnings, quietly
 from hf_sane.records._registry import load_plugins
 from hf_sane.records._run_files import RUN_FILE, leaving_run_file, read_run_file
 from hf_sane.records._run_files import SUFFIXES as RUN_FILE_SUFFIXES
@@ -24,7 +25,7 @@ from hf_sane.workflows.results import MAX_LINE, Result
 
 # Options of all commands.
 SHARED: dict[str, tuple[type, Any]] = {
-    "as_json": (bool, typer.Option("--json", help="Print the result as JSON, and errors as JSON on standard error.")),
+    "as_json": (bool, typer.Option("--json", help="Print the result as JSON only; errors, too, on standard error.")),
     "quiet": (bool, typer.Option("--quiet", "-q", help="Print nothing but errors and, with --json, the result.")),
     "run_file": (
         str,
@@ -57,16 +58,20 @@ def run_workflow(
 
     def work(made: Any, given: Mapping[str, Any]) -> None:
         hide_loading_bars()
-        with leaving_run_file(name, made), quietly(given["quiet"]):
+        is_quiet = given["quiet"] or given["as_json"]
+        warnings: list[str] = []  # which are notes, like others, to readers of the JSON
+        kept = keeping_warnings(warnings) if is_quiet else nullcontext()
+        with leaving_run_file(name, made), quietly(is_quiet), kept:
             result = run(made)
+        result.notes += warnings
         outcome.append(result)
         if result.is_silent:
             return
-        for note in () if given["quiet"] else result.notes:
-            typer.echo(shorten(note, MAX_LINE), err=True)
         if given["as_json"]:
             typer.echo(result.to_json())
-        elif not given["quiet"]:
+        elif not is_quiet:
+            for note in result.notes:
+                typer.echo(shorten(note, MAX_LINE), err=True)
             result.print(notes=False)
         if result.exit_code:
             raise typer.Exit(result.exit_code)

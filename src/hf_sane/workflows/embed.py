@@ -15,6 +15,7 @@ from hf_sane.analysis._region_plots import plot_properties
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.records._failures import describe_error, expected_errors
+from hf_sane.records._progress import tracked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
@@ -206,7 +207,7 @@ def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], re
         options["max_memory_bytes"] = settings.max_memory_bytes
     columns: dict[str, list[Any]] = {name: [] for name in ("checkpoint", "weights", "tokens", *names)}
     skipped: dict[str, str] = {}
-    for index, given in enumerate(settings.checkpoints):
+    for index, given in enumerate(tracked(settings.checkpoints, desc="embedding", unit="checkpoint")):
         checkpoint = str(given) if isinstance(given, str | Path | CheckpointSource) else f"network_{index}"
         source = CheckpointSource(given, **settings.weights) if isinstance(given, str | Path) else given
         try:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from tqdm import tqdm
 
 from hf_sane.records._errors import shorten
+from hf_sane.records._progress import progress
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import setting
 from hf_sane.workflows.results import Result, Table
@@ -19,7 +19,6 @@ from hf_sane.zoo._writing import REPORT_NAME
 from hf_sane.zoo.importing import _importing as importing
 from hf_sane.zoo.importing._settings import ImportSettings
 
-BAR_DELAY = 2.0  # seconds before a progress bar appears
 EXAMPLE = "--pattern '{run}_epoch{epoch:d}.pt'"
 MUCH_PADDING = 0.9  # share of the scalars in a network's tokens
 MAX_REASON = 300  # characters; the JSON is complete
@@ -118,7 +117,7 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
 
     Repeat the command to continue an interrupted import.
     """
-    with tqdm(desc="importing", unit="network", delay=BAR_DELAY, disable=None) as bar:
+    with progress(desc="importing", unit="network") as bar:
 
         def report(entry: importing.ImportEntry) -> None:
             bar.update()

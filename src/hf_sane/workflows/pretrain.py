@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from hf_sane.core._adapters import load_adapter
 from hf_sane.hub._adapters import write_pretraining_card
+from hf_sane.records._progress import quietly
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.records._settings import as_list
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
@@ -99,7 +100,8 @@ def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = Non
         zoos: The zoos, if they are already open.
     """
     settings.register()
-    found = pretraining.pretrain(settings, zoos=zoos, describe=write_pretraining_card)
+    with quietly(not settings.progress_bar):
+        found = pretraining.pretrain(settings, zoos=zoos, describe=write_pretraining_card)
     record = RunRecord.load(found.folder / RECORD)
     is_silent, base = not found.is_main_process, settings.pretrained if settings.lora else None
     return PretrainingResult(record=record, output=found.folder, is_silent=is_silent, run=found, base=base)

@@ -11,6 +11,7 @@ import torch
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import ModuleSettings
+from hf_sane.records._progress import tracked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.sampling._generation import NetworkCodec
@@ -82,7 +83,7 @@ def run_reconstruct(settings: ReconstructSettings) -> ReconstructionResult:
         data = open_images(settings.images)
         total = torch.zeros(4, dtype=torch.float64)
         parts = {}
-        for name, zoo in zoos.items():
+        for name, zoo in tracked(zoos.items(), desc="reconstructing", unit="zoo"):
             parts[name], sums = _reconstruct(zoo, sane, data, settings)
             total += sums
         measured = {"reconstruction_r2": r2_from_sums(total), "reconstruction": parts}

@@ -14,6 +14,7 @@ from hf_sane.records._command import again
 from hf_sane.records._errors import did_you_mean
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._failures import describe_error
+from hf_sane.records._progress import tracked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import parse_source
@@ -222,7 +223,8 @@ def run_scan(settings: ScanSettings) -> ScanResult:
         encoder = _encoder(settings)
         known = _known_models(settings.index, encoder)
         try:
-            scans = [_scan(target, sampling, encoder, settings.sources) for target in _targets(settings)]
+            targets = tracked(list(_targets(settings)), desc="scanning", unit="checkpoint")
+            scans = [_scan(target, sampling, encoder, settings.sources) for target in targets]
         except KeyboardInterrupt as interruption:
             if note := _describe_kept():
                 interruption.add_note(note)

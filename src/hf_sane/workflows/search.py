@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tqdm import tqdm
-
 from hf_sane.records._errors import shorten
 from hf_sane.records._outputs import output_folder
+from hf_sane.records._progress import tracked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.records._sources import parse_source
@@ -153,7 +152,7 @@ def run_index(settings: IndexSettings) -> IndexResult:
     record = RunRecord.start(arguments=as_arguments(settings))
     with output_folder(settings.output, IndexResult.JOB) as partial:
         index, skipped = NetworkIndex(), {}
-        for name, found in tqdm(_networks(settings), desc="fingerprints", delay=2, leave=False):
+        for name, found in tracked(_networks(settings), desc="fingerprints", unit="network"):
             if isinstance(found, Fingerprint):
                 index.add(name, found)
             else:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.cards._tables import fact_text, markdown_table, result_tables
@@ -16,6 +15,7 @@ from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._escaping import markdown_text
+from hf_sane.records._progress import quietly, tracked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.records._sources import hub_id
@@ -175,10 +175,10 @@ def run_start(settings: StartSettings) -> StartResult:
         anchors, names = _open_anchors(sane)
         data = _fitting_images(settings, anchors.config)  # type: ignore[arg-type]
         record.data["images"] = data.describe()
-        with tqdm(total=1 + len(settings.learning_rate), disable=not settings.progress_bar, desc="sampling") as bar:
+        with quietly(not settings.progress_bar):
             sampled = _sample(settings, sane, anchors, data)
             starts = _starts(settings, sampled, anchors, data)
-            comparison, networks = _finetune(settings, starts, data, bar)
+            comparison, networks = _finetune(settings, starts, data)
         kind = max(comparison, key=lambda name: _merit(comparison[name]))
         chosen = {name: sampled.record.arguments[name] for name in ("method", "bandwidth")}
         record.arguments |= {"anchors": names, **chosen}
@@ -251,7 +251,7 @@ def _starts(
 
 
 def _finetune(
-    settings: StartSettings, starts: dict[str, StackedNetworks], data: ImageData, bar: tqdm
+    settings: StartSettings, starts: dict[str, StackedNetworks], data: ImageData
 ) -> tuple[dict[str, dict[str, float]], dict[str, nn.Module]]:
     """Fine-tune all networks with every learning rate; return the best network of each kind and its measurements."""
     modules = [stack.model(index) for stack in starts.values() for index in range(stack.num_models)]
@@ -259,9 +259,7 @@ def _finetune(
     recipe: dict[str, Any] = {"epochs": settings.epochs, "schedule": "one_cycle", "batch_size": FEW}
     rows: dict[str, dict[str, float]] = {}
     networks: dict[str, nn.Module] = {}
-    for rate in settings.learning_rate:
-        bar.set_description("fine-tuning")
-        bar.update()
+    for rate in tracked(settings.learning_rate, desc="fine-tuning", unit="learning rate"):
         tuned = finetune(modules, data, learning_rate=rate, scratch=False, seed=settings.seed, **recipe)
         loss, accuracy = tuned.stack.evaluate(*data.split("validation"))
         test = tuned.stack.evaluate(*data.split("test"))[1]
@@ -274,7 +272,6 @@ def _finetune(
             }
             if kind not in rows or _merit(row) > _merit(rows[kind]):
                 rows[kind], networks[kind] = row, tuned[index]
-    bar.update()
     return rows, networks
 
 

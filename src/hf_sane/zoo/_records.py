@@ -13,6 +13,8 @@ from datasets import Features, List, Value
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from hf_sane.records._progress import tracked
+
 SPLITS = ("train", "validation", "test")
 MEASURES = (
     "train_loss",
@@ -130,7 +132,7 @@ def write_parquet(tables: Iterable[pa.Table], folder: Path, split: str) -> list[
     partial: list[Path] = []
     writer: pq.ParquetWriter | None = None
     written = 0
-    for table in tables:
+    for table in tracked(tables, desc=f"writing {split}", unit="block"):
         if writer is None or written + table.nbytes > SHARD_BYTES:
             if writer is not None:
                 writer.close()

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from hf_sane.analysis._region_plots import plot_properties
 from hf_sane.hub._publish import save_sane
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.records._files import write_atomically
 from hf_sane.records._outputs import begin_folder, finish_folder, output_folder, resumable_folder
+from hf_sane.records._progress import announce
 from hf_sane.records._run_record import RunRecord
 from hf_sane.workflows.build_zoo import build_zoo
 from hf_sane.workflows.compare import compare_samplers
@@ -40,7 +40,7 @@ class Stages:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Record the duration of the `with` block under `name`."""
-        tqdm.write(f"--- {name}")
+        announce(f"--- {name}")
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start

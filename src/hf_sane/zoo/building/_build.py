@@ -14,7 +14,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
@@ -30,6 +29,7 @@ from hf_sane.records._cadence import Cadence
 from hf_sane.records._documents import read_document
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._files import write_atomically
+from hf_sane.records._progress import Bar, progress
 from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._checkpoints import read_safetensors
 from hf_sane.tokenization._safetensors_header import read_header
@@ -205,11 +205,11 @@ class _Build:
     def train(self, on_progress: Callable[[BuildProgress], None] | None) -> None:
         """Train the groups that are not on disk yet."""
         epochs, finished = self.arguments.epochs, 0
-        bar = tqdm(
+        bar = progress(
             total=len(self.runs) * max(1, epochs),
             desc=f"zoo {self.arguments.name or self.data.name}",
             unit="epoch",
-            disable=not self.arguments.progress_bar,
+            wanted=self.arguments.progress_bar,
         )
         with bar:
             for number, members in enumerate(self.groups):
@@ -220,7 +220,7 @@ class _Build:
                 self._train_group(number, members, self._reporter(bar, members, finished, on_progress), bar)
                 finished += len(members)
 
-    def _train_group(self, number: int, members: list[int], on_epoch: Callable[[int], None], bar: tqdm) -> None:
+    def _train_group(self, number: int, members: list[int], on_epoch: Callable[[int], None], bar: Bar) -> None:
         """Train a group, from where an interrupted build has kept it, and write its file."""
         kept, start = self._read_state(number)
         if start is not None:
@@ -254,7 +254,7 @@ class _Build:
             return [], None
 
     def _reporter(
-        self, bar: tqdm, members: list[int], finished: int, on_progress: Callable[[BuildProgress], None] | None
+        self, bar: Bar, members: list[int], finished: int, on_progress: Callable[[BuildProgress], None] | None
     ) -> Callable[[int], None]:
         """What to do after each epoch of a group."""
         self.accuracy = math.nan

@@ -1,0 +1,77 @@
+"""Bars of long work: on a terminal after two seconds, with rate and remaining time; none when it shall be quiet."""
+
+import ast
+import io
+import logging
+import re
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import pytest
+from huggingface_hub.utils import are_progress_bars_disabled
+
+import hf_sane
+from hf_sane.records import _progress
+from hf_sane.records._progress import announce, keeping_warnings, progress, quietly, tracked
+
+PACKAGE = Path(hf_sane.__file__).parent
+
+
+class Terminal(io.StringIO):
+    """What a terminal was told."""
+
+    def isatty(self):
+        """As it is."""
+        return True
+
+
+@pytest.fixture(autouse=True)
+def without_delay(monkeypatch):
+    monkeypatch.setattr(_progress, "DELAY", 1e-9)
+
+
+def work():
+    """Something long; gives what a terminal shows of it."""
+    with redirect_stderr(Terminal()) as terminal:
+        announce("--- a stage")
+        with progress(total=30_000, desc="reading", unit="token") as bar:
+            for _ in tracked(range(3), desc="training", unit="epoch"):
+                bar.update(10_000)
+                bar.refresh()
+    return terminal.getvalue()
+
+
+def test_a_bar_tells_how_far_how_fast_and_how_long():
+    told = work()
+    assert told.startswith("--- a stage\n")
+    assert re.search(r"reading: +67%\|.+\| 20\.0k/30\.0k \[\d\d:\d\d<\d\d:\d\d, .*token/s\]", told)
+    assert "training:  33%|" in told
+
+
+def test_short_work_shows_no_bar(monkeypatch):
+    monkeypatch.setattr(_progress, "DELAY", 600.0)
+    assert "training" not in work()
+
+
+def test_quiet_work_shows_nothing_of_downloads_neither():
+    warnings = []
+    assert not are_progress_bars_disabled()
+    with quietly(), keeping_warnings(warnings):
+        assert work() == ""
+        assert are_progress_bars_disabled()
+        logging.getLogger("hf_sane.some.module").warning("%d images left out", 3)
+    assert warnings == ["3 images left out"]
+    assert not are_progress_bars_disabled()
+    with quietly(), quietly(is_quiet=False):
+        assert work() == ""
+
+
+def test_no_other_module_makes_bars():
+    makers = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and any(name.startswith("tqdm") for name in (getattr(node, "module", "") or "", *(a.name for a in node.names)))
+    }
+    assert makers == {"records/_progress.py"}
