@@ -1,6 +1,5 @@
 """Bars of long work: on a terminal after two seconds, with rate and remaining time; none when it shall be quiet."""
 
-import ast
 import io
 import logging
 import re
@@ -45,12 +44,13 @@ def test_a_bar_tells_how_far_how_fast_and_how_long():
     told = work()
     assert told.startswith("--- a stage\n")
     assert re.search(r"reading: +67%\|.+\| 20\.0k/30\.0k \[\d\d:\d\d<\d\d:\d\d, .*token/s\]", told)
-    assert "training:  33%|" in told
 
 
 def test_short_work_shows_no_bar(monkeypatch):
     monkeypatch.setattr(_progress, "DELAY", 600.0)
-    assert "training" not in work()
+    with redirect_stderr(Terminal()) as terminal:
+        assert list(tracked(range(3), desc="training", unit="epoch")) == [0, 1, 2]
+    assert terminal.getvalue() == ""
 
 
 def test_quiet_work_shows_nothing_of_downloads_neither():
@@ -67,11 +67,5 @@ def test_quiet_work_shows_nothing_of_downloads_neither():
 
 
 def test_no_other_module_makes_bars():
-    makers = {
-        path.relative_to(PACKAGE).as_posix()
-        for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        and any(name.startswith("tqdm") for name in (getattr(node, "module", "") or "", *(a.name for a in node.names)))
-    }
-    assert makers == {"records/_progress.py"}
+    makers = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"(from|import) tqdm", path.read_text())}
+    assert makers == {"_progress.py"}

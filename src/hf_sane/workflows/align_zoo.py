@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypedDict
 
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._run_record import RunRecord
@@ -27,6 +27,22 @@ class AlignZooSettings(ModuleSettings):
     config: str | None = setting("Name of the zoo, if the folder holds several.", default=None, **ZOO_CONFIG)
 
 
+class AlignmentJson(TypedDict):
+    """How networks of one architecture were aligned.
+
+    Attributes:
+        runs: Runs that were aligned.
+        free_permutations: Permutations that leave the function unchanged.
+        reference: Run that the others are matched to.
+        fixed: Dimensions that are not permuted, by the reason.
+    """
+
+    runs: int
+    free_permutations: int
+    reference: str
+    fixed: dict[str, list[str]]
+
+
 @dataclass(kw_only=True)
 class AlignZooResult(Result):
     """An aligned zoo.
@@ -35,6 +51,8 @@ class AlignZooResult(Result):
         zoo: The zoo.
         specs: Symmetries, by architecture.
     """
+
+    JSON: ClassVar[Any] = dict[str, AlignmentJson]
 
     zoo: Zoo
     specs: dict[str, PermutationSpec] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, NotRequired, TypedDict
 
 from hf_sane.analysis._embedding import layer_embedding_spread
 from hf_sane.analysis._report import NOT_FINITE, LayerSpectrum, SpectrumReport, grouped_names
@@ -13,6 +13,7 @@ from hf_sane.records._settings import as_arguments, check_numbers, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import PlotSettings, SaneSettings, WeightsSettings
 
 FINDING = 1  # exit code: the analysis succeeded, but the checkpoint is faulty
@@ -34,6 +35,24 @@ class AnalyzeSettings(SpectrumSettings, WeightsSettings, SaneSettings, PlotSetti
         check_numbers(self)
 
 
+class AnalyzeJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        source: The checkpoint.
+        settings: Settings of the analysis.
+        summary: Means over layers, and counts.
+        layers: Spectrum of each matrix; eigenvalues only with --eigenvalues.
+        skipped: Tensors without a spectrum, and why.
+    """
+
+    source: str
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+    layers: list[Annotated[LayerSpectrum, Fields(eigenvalues=NotRequired[list[float]])]]
+    skipped: dict[str, str]
+
+
 @dataclass(kw_only=True)
 class AnalyzeResult(Result):
     """Spectra of a network's layers.
@@ -45,6 +64,7 @@ class AnalyzeResult(Result):
         plots: Whether to draw plots.
     """
 
+    JSON: ClassVar[Any] = AnalyzeJson
     JOB: ClassVar[str] = "analysis"
 
     report: SpectrumReport

@@ -22,10 +22,12 @@ from hf_sane.records._run_files import RUN_FILE, leaving_run_file, read_run_file
 from hf_sane.records._run_files import SUFFIXES as RUN_FILE_SUFFIXES
 from hf_sane.records._settings import default_of, option_name
 from hf_sane.workflows.results import MAX_LINE, Result
+from hf_sane.workflows.schemas import result_schema
 
 # Options of all commands.
 SHARED: dict[str, tuple[type, Any]] = {
     "as_json": (bool, typer.Option("--json", help="Print the result as JSON only; errors, too, on standard error.")),
+    "schema": (bool, typer.Option("--json-schema", help="Print the JSON Schema of the result and exit.")),
     "quiet": (bool, typer.Option("--quiet", "-q", help="Print nothing but errors and, with --json, the result.")),
     "run_file": (
         str,
@@ -54,6 +56,9 @@ def run_workflow(
         name: Name of the program and command, for usage messages.
         example: An example command line for the help.
     """
+    if "--json-schema" in argv:
+        typer.echo(json.dumps(result_schema(inspect.signature(run).return_annotation, f"{name} --json"), indent=2))
+        raise typer.Exit
     outcome: list[Result] = []
 
     def work(made: Any, given: Mapping[str, Any]) -> None:

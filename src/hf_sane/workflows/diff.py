@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from hf_sane.tokenization._adapter_changes import merge_adapter, open_factors
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import WeightsSettings
 
 if TYPE_CHECKING:
@@ -67,6 +68,13 @@ class DiffResult(Result):
         plots: Whether to draw a plot.
     """
 
+    JSON: ClassVar[Any] = Annotated[
+        Difference,
+        Fields(
+            tensors=list[Annotated[TensorDifference, Fields(distance=float)]],
+            verdict=Annotated[str, "The relation, as a sentence."],
+        ),
+    ]
     JOB: ClassVar[str] = "comparison"
 
     difference: Difference

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from huggingface_hub import HfApi, constants, get_token
@@ -69,9 +69,23 @@ class Check:
     remedy: str = ""
 
 
+class DoctorJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        healthy: Whether nothing is wrong.
+        checks: What was looked at.
+    """
+
+    healthy: bool
+    checks: list[Check]
+
+
 @dataclass(kw_only=True)
 class DoctorResult(Result):
     """All checks."""
+
+    JSON: ClassVar[Any] = DoctorJson
 
     checks: list[Check] = field(default_factory=list)
 

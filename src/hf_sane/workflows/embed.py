@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import datasets
 import numpy as np
@@ -63,6 +63,20 @@ class EmbedSettings(WeightsSettings, HaloSettings, SaneSettings, PlotSettings):
             raise ValueError(f"expected checkpoints or a zoo (--zoo), got {given}; name one of them")
 
 
+class EmbedJson(TypedDict):
+    """What `--json` prints; the embeddings are in the output folder.
+
+    Attributes:
+        networks: Embedded networks: their number, or that of each split of a zoo.
+        tokens: Tokens of all checkpoints.
+        skipped: Checkpoints that could not be embedded, and why.
+    """
+
+    networks: int | dict[str, int]
+    tokens: NotRequired[int]
+    skipped: NotRequired[dict[str, str]]
+
+
 @dataclass(kw_only=True)
 class EmbedResult(Result):
     """Embeddings of networks.
@@ -74,6 +88,7 @@ class EmbedResult(Result):
         map: Title, coordinates `[M, 2]` and colours `[M]` of the map, if there is one.
     """
 
+    JSON: ClassVar[Any] = EmbedJson
     JOB: ClassVar[str] = "embedding"
 
     splits: Mapping[str, Mapping[str, Sequence[Any]]]

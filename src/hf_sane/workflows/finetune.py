@@ -68,6 +68,7 @@ class FinetuneResult(NetworksResult):
         measured: Name of the measured quantity.
     """
 
+    JSON: ClassVar[Any] = dict[str, dict[str, list[list[float]]]]
     JOB: ClassVar[str] = "fine-tuning"
 
     names: list[str]

@@ -3,7 +3,7 @@
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
 from transformers import AutoModelForImageClassification
 
@@ -20,6 +20,7 @@ from hf_sane.sampling._finetuning import StepSettings, add_network_lora, finetun
 from hf_sane.tokenization._loading import load_model
 from hf_sane.workflows.networks import Network, open_images
 from hf_sane.workflows.results import Result, optional_output
+from hf_sane.workflows.schemas import Fields
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -61,6 +62,16 @@ class FinetuneLoraSettings(StepSettings):
                 )
 
 
+class FinetuneLoraJson(TypedDict):
+    """What is printed as JSON; further fields are measurements before and after.
+
+    Attributes:
+        adapter: Size of the adapter.
+    """
+
+    adapter: dict[str, float]
+
+
 @dataclass(kw_only=True)
 class FinetuneLoraResult(Result):
     """A trained adapter and its base model.
@@ -73,6 +84,7 @@ class FinetuneLoraResult(Result):
         published: URL of the commit, if the adapter was published.
     """
 
+    JSON: ClassVar[Any] = Annotated[FinetuneLoraJson, Fields(float)]
     JOB: ClassVar[str] = ADAPTER
 
     model: "PeftModel"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from huggingface_hub.dataclasses import strict
 
@@ -34,6 +34,36 @@ class ImportZooSettings(ImportSettings):
     config: str = setting("Name of the zoo in the folder.", default="default", **ZOO_CONFIG)
 
 
+class LeftOutJson(TypedDict):
+    """Networks that were not imported for one reason.
+
+    Attributes:
+        status: What became of them.
+        reason: Why.
+        networks: Their names.
+    """
+
+    status: str
+    reason: str
+    networks: list[str]
+
+
+class ImportZooJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        splits: Networks by split.
+        taken: Names of the imported networks.
+        properties: How tables of properties were matched with networks.
+        left_out: What was not imported, by reason.
+    """
+
+    splits: dict[str, int]
+    taken: list[str]
+    properties: dict[str, Any]
+    left_out: list[LeftOutJson]
+
+
 @dataclass(kw_only=True)
 class ImportZooResult(Result):
     """A zoo of imported networks, and the outcome for each network.
@@ -43,6 +73,7 @@ class ImportZooResult(Result):
         entries: One entry per network, and per repository without networks.
     """
 
+    JSON: ClassVar[Any] = ImportZooJson
     JOB: ClassVar[str] = "zoo"
 
     zoo: Zoo

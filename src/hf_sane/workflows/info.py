@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from hf_sane.tokenization._checkpoints import CheckpointSource, Source, load_sta
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor, not_finite
 from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import SaneSettings, WeightsSettings
 from hf_sane.workflows.show_zoo import is_zoo
 
@@ -46,6 +47,80 @@ class InfoSettings(WeightsSettings, SaneSettings):
     revision: str | None = setting("Branch, tag or commit of the Hub repo.", default=None)
 
 
+class LayerJson(TypedDict):
+    """A layer.
+
+    Attributes:
+        name: Its name.
+        kind: What it is.
+        possible_kinds: What it could be, by names and shapes.
+        shape: Shapes of its tensors.
+        dtype: Type of its weights.
+        tokens: Tokens that it takes.
+        padding: Share of these that is padding.
+    """
+
+    name: str
+    kind: str
+    possible_kinds: list[str]
+    shape: list[list[int]]
+    dtype: str
+    tokens: int
+    padding: float
+
+
+class TotalJson(TypedDict):
+    """Totals of a network.
+
+    Attributes:
+        layers: Layers.
+        weights: Weights that become tokens.
+        tokens: Tokens.
+        token_dim: Weights in a token.
+        padding: Share of the tokens that is padding.
+        weight_bytes: Bytes of the weights.
+        token_bytes: Bytes of the tokens in float32.
+        encoding_bytes: The same with mask and positions.
+        template_tensors: Tensors that are stored unchanged.
+        template_bytes: Their bytes.
+        shared_tensors: Tensors that are stored once under several names.
+        uncertain_kinds: Layers of which it is not certain what they are.
+    """
+
+    layers: int
+    weights: int
+    tokens: int
+    token_dim: int
+    padding: float
+    weight_bytes: int
+    token_bytes: int
+    encoding_bytes: int
+    template_tensors: int
+    template_bytes: int
+    shared_tensors: int
+    uncertain_kinds: int
+
+
+class InfoJson(TypedDict):
+    """What `--json` prints of one checkpoint.
+
+    Attributes:
+        layers: Its layers.
+        kinds: Layers, weights, tokens and padding of each kind of layer.
+        template: Tensors and bytes that are stored unchanged, by type.
+        total: Totals.
+        values_read: Whether values were looked at, which they are in small files.
+        not_finite: NaN and infinite values by tensor; null if they were not looked at.
+    """
+
+    layers: list[LayerJson]
+    kinds: dict[str, dict[str, float]]
+    template: dict[str, dict[str, int]]
+    total: TotalJson
+    values_read: bool
+    not_finite: dict[str, int] | None
+
+
 @dataclass(kw_only=True)
 class InfoResult(Result):
     """Layers and tokens of a checkpoint.
@@ -55,6 +130,8 @@ class InfoResult(Result):
         facts: Description from [`describe_layout`]; `not_finite` counts NaN and infinite values by tensor; it is
             `None` if values were not read.
     """
+
+    JSON: ClassVar[Any] = InfoJson
 
     layout: Layout
     facts: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +163,26 @@ class InfoResult(Result):
         return tables
 
 
+class UnreadJson(TypedDict):
+    """A file that was not read.
+
+    Attributes:
+        reason: Why.
+    """
+
+    reason: str
+
+
+class FolderInfoJson(TypedDict):
+    """What `--json` prints of a folder of checkpoints.
+
+    Attributes:
+        checkpoints: Totals by path, or why there are none.
+    """
+
+    checkpoints: dict[str, Annotated[TotalJson, Fields(not_finite=dict[str, int] | None)] | UnreadJson]
+
+
 @dataclass(kw_only=True)
 class FolderInfoResult(Result):
     """The checkpoints of a folder.
@@ -93,6 +190,8 @@ class FolderInfoResult(Result):
     Attributes:
         checkpoints: For each path, the totals of a checkpoint, or why it was not read.
     """
+
+    JSON: ClassVar[Any] = FolderInfoJson
 
     checkpoints: dict[str, dict[str, Any]]
 

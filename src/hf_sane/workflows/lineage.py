@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from huggingface_hub import HfApi
 from torch import Tensor
@@ -22,6 +22,7 @@ from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import WeightsSettings
 from hf_sane.zoo.importing._cards import CardFacts
 
@@ -74,6 +75,7 @@ class LineageResult(Result):
         claims: Claims of the cards.
     """
 
+    JSON: ClassVar[Any] = Annotated[Lineage, Fields(claims=Annotated[list[Claim], "Claims of cards (--claims)."])]
     JOB: ClassVar[str] = "lineage"
 
     lineage: Lineage

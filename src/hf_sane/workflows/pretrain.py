@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 from hf_sane.core._adapters import load_adapter
 from hf_sane.hub._adapters import write_pretraining_card
@@ -21,6 +21,24 @@ from hf_sane.workflows.shared import temporary_folder
 from hf_sane.zoo._dataset import Zoo
 
 
+class PretrainingJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        reconstruction_r2: R2 of reconstructed tokens of validation networks.
+        loss: Training loss of the last step.
+        steps: Optimizer steps.
+        num_processes: Processes that trained.
+        adapter: Size of the adapter, of runs with LoRA.
+    """
+
+    reconstruction_r2: float
+    loss: float
+    steps: int
+    num_processes: int
+    adapter: NotRequired[dict[str, float]]
+
+
 @dataclass(kw_only=True)
 class PretrainingResult(Result):
     """A pre-trained SANE, or a LoRA adapter of one.
@@ -30,6 +48,7 @@ class PretrainingResult(Result):
         base: The SANE that was adapted in a LoRA run; otherwise `None`.
     """
 
+    JSON: ClassVar[Any] = PretrainingJson
     JOB: ClassVar[str] = JOB
 
     run: pretraining.PretrainResult

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
 import numpy as np
 
+from hf_sane.probing._evaluation import ProbeResult as PropertyResult
 from hf_sane.probing._evaluation import ProbeTable, table_to_dict
 from hf_sane.probing._poolings import POOLINGS
-from hf_sane.probing._transfer import TransferTable, transfer_table
+from hf_sane.probing._transfer import TransferResult, TransferTable, transfer_table
 from hf_sane.probing._zoo_features import ZooFeatures, read_zoo_features
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
@@ -59,6 +60,18 @@ class ProbeSettings(HaloSettings, SaneSettings):
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
 
+class ProbeJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        probe: By property and kind of features.
+        transfer: By property, kind of features, zoo that is fitted on and zoo that is tested on.
+    """
+
+    probe: dict[str, dict[str, PropertyResult]]
+    transfer: NotRequired[dict[str, dict[str, dict[str, dict[str, TransferResult]]]]]
+
+
 @dataclass(kw_only=True)
 class ProbeResult(Result):
     """Scores of probes on the test networks.
@@ -68,6 +81,7 @@ class ProbeResult(Result):
         transfer: `{property: {features: {fitted on: {tested on: ProbeResult}}}}`; empty unless more zoos are given.
     """
 
+    JSON: ClassVar[Any] = ProbeJson
     JOB: ClassVar[str] = "probe"
 
     table: ProbeTable

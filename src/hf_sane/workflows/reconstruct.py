@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypedDict, cast
 
 import torch
 
@@ -39,10 +39,41 @@ class ReconstructSettings(CodecSettings, SaneSettings, ModuleSettings):
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
 
+class ZooReconstructionJson(TypedDict):
+    """What is preserved of one zoo.
+
+    Attributes:
+        r2: R2 of the weights of test networks.
+        accuracy_original: Their mean test accuracy.
+        accuracy_reconstructed: The same after encoding and decoding.
+        accuracy_kept: The second over the first.
+        networks: Test networks.
+    """
+
+    r2: float
+    accuracy_original: float
+    accuracy_reconstructed: float
+    accuracy_kept: float
+    networks: int
+
+
+class ReconstructionJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        reconstruction_r2: R2 over all zoos.
+        reconstruction: By zoo.
+    """
+
+    reconstruction_r2: float
+    reconstruction: dict[str, ZooReconstructionJson]
+
+
 @dataclass(kw_only=True)
 class ReconstructionResult(Result):
     """R2 over all test networks, and R2 and the accuracies before and after for each zoo."""
 
+    JSON: ClassVar[Any] = ReconstructionJson
     JOB: ClassVar[str] = "reconstruction"
 
     def tables(self) -> list[Table]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
 import torch
 
@@ -11,7 +11,7 @@ from hf_sane.analysis._adapter_regions import adapter_map
 from hf_sane.analysis._projection import MIN_POINTS
 from hf_sane.analysis._region_networks import align_networks, latent_points
 from hf_sane.analysis._region_plots import plot_maps, plot_scores
-from hf_sane.analysis._region_results import RegionScores
+from hf_sane.analysis._region_results import GroupDistances, RegionAccuracy, RegionScores
 from hf_sane.analysis._region_zoos import LabelledNetworks, score_zoo_regions, zoo_networks
 from hf_sane.analysis._regions import RegionMap
 from hf_sane.networks._modules import ModuleSettings
@@ -86,6 +86,40 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSetting
         self.label = self.label or (["data_set"] if self.zoo else ["label"])
 
 
+class LevelJson(TypedDict):
+    """Groups of one level.
+
+    Attributes:
+        counts: Networks of each label.
+        distances: Within and between labels.
+        nearest_centroid: How often the region whose mean is nearest is correct.
+        nearest_neighbour: How often the region of the nearest network is correct.
+        skipped: Why nothing was measured.
+    """
+
+    counts: dict[str, int]
+    distances: NotRequired[GroupDistances]
+    nearest_centroid: NotRequired[RegionAccuracy]
+    nearest_neighbour: NotRequired[RegionAccuracy]
+    skipped: NotRequired[str]
+
+
+class RegionsJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        weights: Groups in weight space, by level.
+        latents: Groups in the latent space of a SANE, by level.
+        interior: Scores inside and outside of regions, by label: corners, line, hull, outside.
+        distances: Distances between all pairs of adapters.
+    """
+
+    weights: dict[str, LevelJson]
+    latents: NotRequired[dict[str, LevelJson]]
+    interior: NotRequired[dict[str, Any]]
+    distances: NotRequired[list[list[float]]]
+
+
 @dataclass(kw_only=True)
 class RegionsResult(Result):
     """Regions of weight space.
@@ -97,6 +131,7 @@ class RegionsResult(Result):
         pictures: Whether to draw plots.
     """
 
+    JSON: ClassVar[Any] = RegionsJson
     JOB: ClassVar[str] = "map of regions"
 
     maps: dict[str, RegionMap]

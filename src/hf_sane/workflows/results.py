@@ -50,6 +50,7 @@ class Result:
     """
 
     JOB: ClassVar[str] = ""  # the folder's name in manifests
+    JSON: ClassVar[Any] = dict[str, Any]  # type of `to_dict`, see [`result_schema`]
 
     record: RunRecord
     output: Path | None = None

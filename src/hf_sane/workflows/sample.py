@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypedDict
 
 import torch
 from torch import nn
@@ -142,6 +142,16 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSetting
             )
 
 
+class SampleJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        networks: What sampled networks and simpler ones reach on test data, and how far they are from trained ones.
+    """
+
+    networks: dict[str, dict[str, float]]
+
+
 @dataclass(kw_only=True)
 class SampleResult(NetworksResult):
     """Sampled networks, sorted from best to worst on validation data.
@@ -158,6 +168,7 @@ class SampleResult(NetworksResult):
         title: Title of the cards, to which the network's number is added.
     """
 
+    JSON: ClassVar[Any] = SampleJson
     JOB: ClassVar[str] = "sample"
 
     provenance: list[Provenance]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NotRequired, TypedDict
 from urllib.parse import quote
 
 from hf_sane.cards._tables import fact_text
@@ -19,18 +19,20 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import parse_source
 from hf_sane.screening._checkpoints import targets_in
-from hf_sane.screening._embedding import Encoder
+from hf_sane.screening._embedding import Encoder, SampledEmbedding
 from hf_sane.screening._findings import RULES, SEVERITIES, Finding
 from hf_sane.screening._fingerprints import fingerprint
 from hf_sane.screening._index import INDEX, NetworkIndex
 from hf_sane.screening._known_models import KnownModels, embed_known_models, read_known_models
 from hf_sane.screening._scan import SamplingSettings, Scan, scan_checkpoint
+from hf_sane.screening._statistics import TensorStatistics
 from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._kept_ranges import kept_bytes
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import BUNDLE, SANE, open_sane
+from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import SaneSettings, WeightsSettings
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo
@@ -86,6 +88,72 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings):
             _condition(wanted)
 
 
+SPECTRUM = Fields(
+    alpha=NotRequired[float | None],
+    rank=NotRequired[int | None],
+    stable_rank=NotRequired[float | None],
+    phase=NotRequired[str | None],
+)
+
+
+class NearestJson(TypedDict):
+    """A known network near a checkpoint.
+
+    Attributes:
+        name: The network.
+        distance: Distance of the embeddings, or of the fingerprints.
+    """
+
+    name: str
+    distance: float
+
+
+class CheckpointJson(TypedDict):
+    """Scan of one checkpoint.
+
+    Attributes:
+        source: What was scanned.
+        format: What it is; why it was not read, if it was not.
+        weights: Values of all tensors.
+        bytes: Bytes of all tensors.
+        bytes_read: Bytes that were read of them.
+        bytes_downloaded: Bytes that came from the Hub, headers included; null for files of this machine.
+        seconds: Time that it took.
+        findings: What is wrong, the gravest first.
+        tensors: Statistics by tensor, with the spectrum of those that were read whole.
+        skipped: Matrices without a spectrum, and why.
+        metadata: What a file of GGUF or ONNX says of itself.
+        embedding: Embedding by a SANE; null if none was asked for.
+        nearest: Nearest known networks.
+    """
+
+    source: str
+    format: str
+    weights: int
+    bytes: int
+    bytes_read: int
+    bytes_downloaded: int | None
+    seconds: float
+    findings: list[Finding]
+    tensors: list[Annotated[TensorStatistics, SPECTRUM]]
+    skipped: dict[str, str]
+    metadata: dict[str, Any]
+    embedding: SampledEmbedding | None
+    nearest: list[NearestJson]
+
+
+class ScanJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        scans: One per checkpoint.
+        failures: What of it makes the exit code 1, as sentences.
+    """
+
+    scans: list[CheckpointJson]
+    failures: list[str]
+
+
 @dataclass(kw_only=True)
 class ScanResult(Result):
     """What a scan found.
@@ -96,6 +164,7 @@ class ScanResult(Result):
         nearest: Names and distances of the nearest known networks, by checkpoint.
     """
 
+    JSON: ClassVar[Any] = ScanJson
     JOB: ClassVar[str] = "scan"
 
     scans: list[Scan]

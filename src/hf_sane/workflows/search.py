@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from hf_sane.records._errors import shorten
 from hf_sane.records._outputs import output_folder
@@ -45,6 +45,18 @@ class IndexSettings(CheckedSettings):
     zoos: list[str] = setting("Dataset ids of zoos on the Hub.", factory=list)
 
 
+class IndexJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        networks: Networks in the index.
+        skipped: What could not be read, and why.
+    """
+
+    networks: int
+    skipped: dict[str, str]
+
+
 @dataclass(kw_only=True)
 class IndexResult(Result):
     """An index of networks.
@@ -54,6 +66,7 @@ class IndexResult(Result):
         skipped: Networks without a fingerprint, with the reason.
     """
 
+    JSON: ClassVar[Any] = IndexJson
     JOB: ClassVar[str] = "index"
 
     index: NetworkIndex
@@ -85,6 +98,20 @@ class SearchSettings(WeightsSettings):
     count: int = setting("Number of networks to list.", default=5, least=1)
 
 
+class SearchJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        digest: Fingerprint of the network: equal for equal weights in any order.
+        known: Networks in the index.
+        neighbours: Nearest known networks.
+    """
+
+    digest: str
+    known: int
+    neighbours: list[Neighbour]
+
+
 @dataclass(kw_only=True)
 class SearchResult(Result):
     """Known networks similar to the query, sorted by distance.
@@ -95,6 +122,7 @@ class SearchResult(Result):
         digest: Digest of the query.
     """
 
+    JSON: ClassVar[Any] = SearchJson
     JOB: ClassVar[str] = "search"
 
     neighbours: list[Neighbour]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict
 
 import numpy as np
 
@@ -28,6 +28,56 @@ class ShowZooSettings:
     revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
 
 
+class TokensJson(TypedDict):
+    """Tokens of networks of one layout.
+
+    Attributes:
+        tokens: Tokens of a network.
+        token_dim: Weights in a token.
+        token_layout: How channels are cut into tokens.
+    """
+
+    tokens: int
+    token_dim: int
+    token_layout: str
+
+
+class SplitJson(TypedDict):
+    """A split of a zoo.
+
+    Attributes:
+        networks: Networks, at all epochs.
+        runs: Training runs.
+        epochs: Epochs that are kept.
+        final: Smallest, median and largest value of properties at the last epoch; null if they are not known.
+    """
+
+    networks: int
+    runs: int
+    epochs: list[int]
+    final: dict[str, list[float] | None]
+
+
+class ZooJson(TypedDict):
+    """What `--json` prints of a zoo.
+
+    Attributes:
+        name: Name of the zoo.
+        architectures: Settings of each architecture.
+        layouts: Tokens of each layout.
+        excluded: Runs that were left out, and why.
+        is_aligned: Whether permutations onto a reference are stored.
+        splits: Networks by split.
+    """
+
+    name: str
+    architectures: dict[str, dict[str, Any]]
+    layouts: dict[str, TokensJson]
+    excluded: list[dict[str, Any]]
+    is_aligned: bool
+    splits: dict[str, SplitJson]
+
+
 @dataclass(kw_only=True)
 class ZooResult(Result):
     """A zoo and its description.
@@ -36,6 +86,7 @@ class ZooResult(Result):
         zoo: The zoo.
     """
 
+    JSON: ClassVar[Any] = ZooJson
     JOB: ClassVar[str] = JOB
 
     zoo: Zoo

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, NotRequired, TypedDict
 
 import transformers
 from torch import nn
@@ -40,6 +40,7 @@ from hf_sane.tokenization._loading import initial_model, load_config
 from hf_sane.workflows.judging import MetricSettings, TextSettings
 from hf_sane.workflows.networks import load_network, open_images
 from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import WeightsSettings
 
 
@@ -98,6 +99,34 @@ class SoupSettings(WeightsSettings, MetricSettings, TextSettings, ModuleSettings
             )
 
 
+class IngredientJson(TypedDict):
+    """An ingredient of a soup.
+
+    Attributes:
+        weight: Its share.
+        held_out_score: Its own score on held-out data.
+    """
+
+    weight: float
+    held_out_score: NotRequired[float]
+
+
+class SoupJson(TypedDict):
+    """What `--json` prints; further fields are measurements of the soup.
+
+    Attributes:
+        ingredients: What was averaged.
+        steps: What a greedy soup tried, in order.
+        rank: Rank of an averaged adapter.
+        largest_relative_error_of_a_layer: What that rank loses.
+    """
+
+    ingredients: dict[str, IngredientJson]
+    steps: NotRequired[list[Any]]
+    rank: NotRequired[int]
+    largest_relative_error_of_a_layer: NotRequired[float]
+
+
 @dataclass(kw_only=True)
 class SoupResult(Result):
     """The average of several networks or adapters.
@@ -108,6 +137,7 @@ class SoupResult(Result):
         fill: Function that writes the soup to a folder.
     """
 
+    JSON: ClassVar[Any] = Annotated[SoupJson, Fields(float)]
     JOB: ClassVar[str] = SOUP
 
     soup: Soup

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import nn
@@ -72,6 +72,22 @@ class StartSettings(CheckedSettings):
             require_onnx()
 
 
+class StartJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        kind: What the network that is kept was made from.
+        verdict: How the images were split, what is kept, and who wins, as sentences.
+        compared: Accuracy, loss and learning rate of each kind of start after fine-tuning.
+        before_fine_tuning: What the networks reach as they were sampled.
+    """
+
+    kind: Literal["sampled", "anchors", "scratch"]
+    verdict: list[str]
+    compared: dict[str, dict[str, float]]
+    before_fine_tuning: dict[str, dict[str, float]]
+
+
 @dataclass(kw_only=True)
 class StartResult(Result):
     """The best network on validation images, and its comparison with the others.
@@ -86,6 +102,7 @@ class StartResult(Result):
         onnx: Whether to save an ONNX file.
     """
 
+    JSON: ClassVar[Any] = StartJson
     JOB: ClassVar[str] = "start"
 
     network: nn.Module

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 from hf_sane.hub._pull import check_size, find_repository, parse_size, plan_pull
 from hf_sane.hub._pull import pull as fetch
@@ -32,6 +32,24 @@ class PushSettings:
     dry_run: bool = setting("Only list the files.", default=False)
 
 
+class PushJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        repo_id: Repository.
+        repo_type: `"model"` or `"dataset"`.
+        commit: Address of the commit; null with --dry-run.
+        files: Bytes of each file.
+        removed: Files of the repository that are deleted.
+    """
+
+    repo_id: str
+    repo_type: str
+    commit: str | None
+    files: dict[str, int]
+    removed: list[str]
+
+
 @dataclass(kw_only=True)
 class PushResult(Result):
     """The result of an upload.
@@ -40,6 +58,8 @@ class PushResult(Result):
         upload: Files that were or would be added, replaced and removed.
         commit: URL of the commit; `None` after a dry run.
     """
+
+    JSON: ClassVar[Any] = PushJson
 
     upload: Upload
     commit: str | None = None
@@ -96,6 +116,22 @@ class PullSettings:
     dry_run: bool = setting("Only list the files.", default=False)
 
 
+class PullJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        repo_id: Repository.
+        repo_type: `"model"` or `"dataset"`.
+        revision: Commit, or the requested branch or tag.
+        files: Bytes of each file.
+    """
+
+    repo_id: str
+    repo_type: str
+    revision: str | None
+    files: dict[str, int]
+
+
 @dataclass(kw_only=True)
 class PullResult(Result):
     """The result of a download.
@@ -106,6 +142,8 @@ class PullResult(Result):
         revision: Commit, or the requested branch or tag.
         files: Files of the repository that are now in the folder.
     """
+
+    JSON: ClassVar[Any] = PullJson
 
     repo_id: str
     repo_type: str

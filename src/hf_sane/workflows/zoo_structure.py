@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.symmetry._matching import match_many
 from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import ZOO_CONFIG, PlotSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
@@ -52,6 +53,7 @@ class ZooStructureResult(Result):
         pictures: Whether to draw a plot.
     """
 
+    JSON: ClassVar[Any] = dict[str, Annotated[SharedStructure, Fields(gains=list[float])]]
     JOB: ClassVar[str] = "structure of a zoo"
 
     structures: dict[str, SharedStructure] = field(default_factory=dict)

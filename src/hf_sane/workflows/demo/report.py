@@ -122,6 +122,7 @@ def verdict(found: Sequence[Goal]) -> str:
 class DemoResult(Result):
     """Results of the demo; its record is `report.json`, with the results at the top level."""
 
+    JSON: ClassVar[Any] = dict[str, Any]
     JOB: ClassVar[str] = "demo"
 
     def summary(self) -> list[str]:
