@@ -7,11 +7,12 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
 import hf_sane
 from hf_sane.records import _progress
 from hf_sane.records._progress import announce, keeping_warnings, progress, quietly, tracked
+from hf_sane.workflows.command_line import hide_loading_bars
 
 PACKAGE = Path(hf_sane.__file__).parent
 
@@ -55,6 +56,8 @@ def test_short_work_shows_no_bar(monkeypatch):
 
 def test_quiet_work_shows_nothing_of_downloads_neither():
     warnings = []
+    enable_progress_bars()
+    hide_loading_bars()
     assert not are_progress_bars_disabled()
     with quietly(), keeping_warnings(warnings):
         assert work() == ""

@@ -10,13 +10,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from tqdm import tqdm as Bar
+from tqdm import tqdm
 
 DELAY = 2.0  # seconds before a bar is shown
 SCALED = ("token", "weight", "B")  # units that come in thousands
 
 _is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 Item = TypeVar("Item")
+
+
+class Bar(tqdm):
+    """A bar of progress."""
 
 
 @contextmanager

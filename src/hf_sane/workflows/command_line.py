@@ -166,12 +166,16 @@ def _run_file_of(argv: Sequence[str], *, has_old_meaning: bool) -> tuple[str | N
 
 
 def hide_loading_bars() -> None:
-    """Hide the progress bars of Transformers and Datasets for small files, but not those of downloads."""
+    """Hide the progress bars of Transformers and Datasets for small files; those of downloads remain."""
     import datasets
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
+    shows_downloads = not are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # which hides those of downloads, too
+    if shows_downloads:
+        enable_progress_bars()
 
 
 def modern_arguments(options: Sequence[Field], argv: Sequence[str], *, program: str) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -48,6 +48,30 @@ class LinearCodeSettings(SaneSettings, ModuleSettings):
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
 
+class SplitReconstructionJson(TypedDict):
+    """What a split keeps of its weights.
+
+    Attributes:
+        r2: R2 of decoded weights.
+        networks: Number of networks.
+    """
+
+    r2: float
+    networks: int
+
+
+class LinearCodeJson(TypedDict):
+    """What `--json` prints.
+
+    Attributes:
+        reconstruction_r2: R2 of the weights of test networks.
+        reconstruction: R2 by split.
+    """
+
+    reconstruction_r2: float
+    reconstruction: dict[str, SplitReconstructionJson]
+
+
 @dataclass(kw_only=True)
 class LinearCodeResult(Result):
     """A linear code, which is used like a SANE.
@@ -55,6 +79,8 @@ class LinearCodeResult(Result):
     Attributes:
         sane: The code and its weight tokenizer.
     """
+
+    JSON: ClassVar[Any] = LinearCodeJson
 
     sane: SANE
 
