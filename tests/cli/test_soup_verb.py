@@ -102,7 +102,7 @@ def test_a_uniform_soup_of_a_folder_needs_no_data(folder, tmp_path, hf_sane_comm
     record = RunRecord.load(tmp_path / "soup" / "run.json")
     assert record.results == {"ingredients": {f"network_{index}": {"weight": 0.25} for index in range(4)}}
     card = str(ModelCard.load(tmp_path / "soup" / "README.md"))
-    assert "nothing was selected" in card
+    assert "no ingredients were selected" in card
     assert "trust_remote_code=True" in card
     assert (tmp_path / "soup" / "modeling_zoo.py").exists()
 
@@ -235,7 +235,7 @@ def test_a_soup_of_adapters(adapters, tmp_path, hf_sane_command):
     assert results["largest_relative_error_of_a_layer"] == 0
     card = ModelCard.load(tmp_path / "soup" / "README.md")
     assert "the products of the factors), not over the factors" in str(card)
-    assert "name no base model on the Hub" in str(card)
+    assert "do not name a base model on the Hub" in str(card)
     assert str(adapters) not in (tmp_path / "soup" / "adapter_config.json").read_text()  # where the base lies here
     assert card.data.library_name == "peft"
 

@@ -79,14 +79,14 @@ def test_an_imported_zoo():
         "| train | 4 | 4 |",
     ]
     assert 'weights = zoo.splits["train"].state_dict(0)' in text
-    assert "| `metric_*` | metrics from its card, not measured again |" in text
+    assert "| `metric_*` | metrics from its card, not verified |" in text
 
 
 def test_a_mixture_names_its_parts():
     lines = section(zoo_card({"both": replace(BUILT, data={"zoos": PARTS})}), "digits (`both`)")
     expected = [*(f"- `digits`, {line}" for line in OF_BUILT), *(f"- `hub`, {line}" for line in OF_IMPORTED)]
     assert lines[1 : 1 + len(expected)] == expected
-    assert "- a mixture: the column `zoo` names the zoo of each network, which keeps its split" in lines
+    assert "- a mixture: the column `zoo` names the original zoo of each network; networks keep their splits" in lines
 
 
 @pytest.mark.parametrize("source", ["me/zoo", "PATH_OR_REPO"])
