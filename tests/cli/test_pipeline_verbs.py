@@ -15,11 +15,11 @@ from transformers import AutoModelForImageClassification
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._streaming import embed_checkpoint
-from hf_sane.probing._zoo_features import stacked_features, token_blocks
+from hf_sane.probing._zoo_features import stacked_features
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._export import Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._alignment import aligned_tokens, token_blocks
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import seed_zoo
 
@@ -326,7 +326,7 @@ def test_features_of_several_lengths_do_not_stack():
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_blocks_hold_every_network_once(tiny_zoo, aligned, monkeypatch):
-    monkeypatch.setattr("hf_sane.probing._zoo_features.NETWORKS_PER_BLOCK", 5)
+    monkeypatch.setattr("hf_sane.zoo._alignment.NETWORKS_PER_BLOCK", 5)
     split = tiny_zoo.splits["train"]
     blocks = list(token_blocks(split, aligned=aligned))
     assert len(blocks) > 1

@@ -10,21 +10,26 @@ from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.sampling._comparison import (
     AVERAGE_GROUP,
     METHODS,
-    REALIGNED,
+    NOT_CONDITIONED,
     ComparisonSettings,
     draw_samples,
     finetune_all,
-    measure_distances,
     noise_baseline,
     simple_baselines,
+)
+from hf_sane.sampling._diversity import (
+    REALIGNED,
+    WeightSpace,
+    measure_distances,
+    nearest_training_distance,
+    rms_distances,
     training_distances,
 )
-from hf_sane.sampling._diversity import WeightSpace, nearest_training_distance
 from hf_sane.sampling._generation import NetworkCodec
 from hf_sane.sampling._selection import Judge
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.zoo._alignment import align_zoo
+from hf_sane.zoo._alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import seed_zoo
 
@@ -58,10 +63,17 @@ def test_every_method_gives_as_many_networks(tiny_zoo, digits):
     assert all(networks.num_models == 2 for networks in samples.methods.values())
     assert samples.bandwidth in SETTINGS["bandwidths"]
     assert samples.facts["num_anchors"] == len(samples.anchor_ids) == 4
-    nearest, pairwise = measure_distances(codec, tiny_zoo, samples.methods)
-    assert nearest["anchors"] == pytest.approx(0, abs=1e-6)
-    assert nearest["anchor_noise"] == pytest.approx(nearest["sane_subsampled"], rel=0.3)
+    training = aligned_tokens(tiny_zoo.splits["train"])
+    nearest, rebuilt, pairwise = measure_distances(codec, training, samples.methods, linear=samples.linear).values()
+    for name in ("anchors", "nearest_training"):
+        assert nearest[name] == pytest.approx(0, abs=1e-6)
+    for name in ("anchor_noise", "shaped_noise"):
+        assert nearest[name] == pytest.approx(nearest["sane_subsampled"], rel=0.3)
+    assert 0 < nearest["interpolation"] <= nearest["sane_subsampled"] * 1.1
     assert pairwise["scratch"] > pairwise["sane_kde"] > 0
+    for name in ("reconstructed_anchors", "linear_reconstructed"):  # far from what was trained, and yet nothing new
+        assert rebuilt[name] == pytest.approx(0, abs=1e-6)
+    assert rebuilt["shaped_noise"] == nearest["shaped_noise"]  # no code: networks are their own reconstructions
     again = draw_samples(codec, tiny_zoo, Judge.of_images(*digits.split("validation")), ComparisonSettings(**SETTINGS))
     for name, networks in samples.methods.items():
         assert all(torch.equal(tensor, again.methods[name].tensors[key]) for key, tensor in networks.tensors.items())
@@ -69,6 +81,17 @@ def test_every_method_gives_as_many_networks(tiny_zoo, digits):
     assert {name: [len(row) for row in rows] for name, rows in curves.items()} == {name: [2, 2] for name in METHODS}
     own = samples.methods["anchors"].evaluate(*digits.split("test"))[1]
     assert curves["anchors"][0] == pytest.approx(own.tolist())
+
+
+def test_the_linear_code_is_sampled_as_the_sane_is(tiny_zoo, digits):
+    """A SANE on the linear path with as many latents as weights, and a linear code of full rank, decode alike."""
+    codec, judge = small_codec(tiny_zoo), Judge.of_images(*digits.split("validation"))
+    samples = draw_samples(codec, tiny_zoo, judge, ComparisonSettings(**SETTINGS), methods=["linear_reconstructed"])
+    assert list(samples.methods) == ["linear_reconstructed"]
+    assert samples.facts["linear"]["bandwidth"] in SETTINGS["bandwidths"]
+    anchors = aligned_tokens(tiny_zoo.splits["train"].final_epochs())
+    found = codec.tokens(samples.methods["linear_reconstructed"])  # nothing is lost: these are the two best runs
+    assert rms_distances(found.flatten(1), anchors.flatten(1)).amin(dim=1) == pytest.approx(0, abs=1e-5)
 
 
 def test_few_prompts_of_an_early_epoch(tiny_zoo, digits):
@@ -105,11 +128,11 @@ def test_batch_norm_is_conditioned_for_all_but_trained_networks(digits, tmp_path
         judge = Judge.of_images(*shown, conditioning_images=images, num_batches=2, batch_size=8)
         settings = ComparisonSettings(anchor_fraction=1.0, bandwidths=[0.1], num_candidates=4, num_kept=2)
         found[name] = draw_samples(codec, zoo, judge, settings).methods
-    for method in METHODS:
+    for method in METHODS.keys() - {"nearest_training"}:  # others are near to other samples
         name = "bn1.running_var" if "bn1.running_var" in found["plain"][method].tensors else None
         name = name or next(key for key in found["plain"][method].tensors if key.endswith("running_var"))
         same = torch.equal(found["plain"][method].tensors[name], found["conditioned"][method].tensors[name])
-        assert same == (method in ("anchors", "scratch")), method
+        assert same == (method in NOT_CONDITIONED), method
 
 
 def noisy_copies(codec, raw_tokens, scale):

@@ -1,13 +1,17 @@
+import numpy as np
 import pytest
 import torch
 
 from hf_sane.networks._modules import fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.sampling._baselines import (
+    anchor_spread,
     average_networks,
+    interpolated_anchors,
     matched_noise_scale,
     noisy_anchors,
     reconstructed_anchors,
+    shrunken_networks,
 )
 from hf_sane.sampling._diversity import WeightSpace, nearest_training_distance
 
@@ -101,3 +105,50 @@ def test_errors(space, raw_tokens):
         average_networks(raw_tokens, 1, group_size=13)
     with pytest.raises(ValueError, match="got 0 and 12"):
         average_networks(raw_tokens, 0)
+
+
+def test_shaped_noise_has_the_spread_of_every_weight_and_reaches_the_distance(space, layout, raw_tokens):
+    anchors, shape = raw_tokens[:5], anchor_spread(space, raw_tokens[:5])
+    expected = np.where(layout.weight_mask, anchors.double().numpy().std(axis=0, ddof=1), 0)
+    np.testing.assert_allclose(shape, expected, rtol=1e-4, atol=1e-7)
+    given = {"shape": shape, "generator": torch.Generator().manual_seed(0)}
+    scale = matched_noise_scale(space, anchors, raw_tokens, distance=0.2, **given)
+    given["generator"].manual_seed(0)
+    found = noisy_anchors(space, anchors, 64, scale=scale, **given)
+    assert nearest_training_distance(space, found, raw_tokens).mean().item() == pytest.approx(0.2, rel=2e-3)
+    noise = noisy_anchors(space, raw_tokens[:1], 2000, scale=0.5, **given) - raw_tokens[0]
+    torch.testing.assert_close(noise.std(dim=0), 0.5 * shape, rtol=0.1, atol=1e-6)
+    with pytest.raises(ValueError, match="needs at least two, got 1"):
+        anchor_spread(space, raw_tokens[:1])
+    with pytest.raises(ValueError, match="the anchors do not differ"):
+        matched_noise_scale(space, anchors, raw_tokens, distance=0.2, shape=torch.zeros_like(shape))
+
+
+@pytest.mark.parametrize("distance", [0.1, 100.0])
+def test_interpolations_lie_between_two_anchors(distance, space, raw_tokens, generator):
+    """At a share that reaches the distance; half-way, where none does."""
+    found = interpolated_anchors(space, raw_tokens[:4], raw_tokens, 6, distance=distance, generator=generator)
+    own = nearest_training_distance(space, found, raw_tokens).mean().item()
+    pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
+    for network in found:
+        shares = []
+        for a, b in pairs:
+            line = (raw_tokens[b] - raw_tokens[a]).flatten()
+            share = ((network - raw_tokens[a]).flatten() @ line / line.square().sum()).item()
+            if torch.allclose(network, raw_tokens[a] + share * (raw_tokens[b] - raw_tokens[a]), atol=1e-5):
+                shares.append(share)
+        assert len(shares) == 2  # from either end
+        assert 0 < min(shares) <= 0.5 + 1e-5
+    assert own == pytest.approx(0.1, rel=1e-3) if distance == 0.1 else min(shares) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="at least 2 anchors"):
+        interpolated_anchors(space, raw_tokens[:1], raw_tokens, 1, distance=0.1)
+
+
+def test_shrunken_networks_have_the_norm_of_others(space, layout, raw_tokens):
+    found = shrunken_networks(space, raw_tokens[:3], raw_tokens[3:5] / 4)
+    norms = found[:, layout.weight_mask].double().norm(dim=1)
+    wanted = raw_tokens[3:5, layout.weight_mask].double().norm(dim=1).mean() / 4
+    torch.testing.assert_close(norms, wanted.expand(3))
+    factors = found / raw_tokens[:3].where(layout.weight_mask, 1)
+    for row in factors:
+        assert row[layout.weight_mask].std() < 1e-6

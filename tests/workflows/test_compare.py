@@ -9,6 +9,7 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._comparison import METHODS
+from hf_sane.sampling._diversity import DISTANCES
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.compare import CompareSettings, compare_samplers, run_compare
 from hf_sane.workflows.sane import SANE
@@ -34,7 +35,7 @@ def compared(tiny_zoo, sane, digits):
 def test_every_method_is_measured(compared, digits):
     results = compared.to_dict()
     assert list(compared.methods) == list(METHODS)
-    for name in ("nearest_training_distance", "pairwise_distance"):
+    for name in DISTANCES:
         assert list(results[name]) == list(METHODS)
     assert results["nearest_training_distance"]["anchors"] == pytest.approx(0, abs=1e-6)
     assert results["nearest_training_distance"]["scratch"] > 0
@@ -59,15 +60,17 @@ def test_a_comparison_is_one_call_with_its_settings(compared, tiny_zoo_folder, s
     assert saved.results["epoch_1"].keys() == {"anchors"}
     assert saved.arguments["zoo"] == str(tiny_zoo_folder)
     assert saved.arguments["bandwidths"] == [0.1, 0.3]
-    for name in ("nearest_training_distance", "pairwise_distance"):
+    for name in DISTANCES:
         assert saved.results[name]["anchors"] == compared.to_dict()[name]["anchors"]
     with pytest.raises(StrictDataclassError, match="got 'ancors'; did you mean 'anchors'"):
         CompareSettings(zoo="zoo", sane="sane", methods="ancors")
 
 
 def test_some_methods_are_the_same_networks(compared, tiny_zoo, sane, digits):
-    some = compare_samplers(tiny_zoo, sane, digits, **SETTINGS, methods=["sane_subsampled", "anchors"])
-    assert list(some.methods) == ["sane_subsampled", "anchors"]
+    some = compare_samplers(
+        tiny_zoo, sane, digits, **SETTINGS, methods=["interpolation", "sane_subsampled", "anchors"]
+    )
+    assert list(some.methods) == ["interpolation", "sane_subsampled", "anchors"]
     for name, networks in some.methods.items():
         for key, tensor in networks.tensors.items():
             assert torch.equal(tensor, compared.methods[name].tensors[key])
@@ -83,7 +86,8 @@ def test_fine_tuned_networks_are_kept_with_their_accuracies(compared, tmp_path):
     assert "epoch_5" not in results
     assert list(results)[:3] == ["epoch_0", "epoch_1", "nearest_training_distance"]  # the order of columns on cards
     (table,) = compared.tables()
-    assert table.header == ("networks", "epoch 0", "epoch 1", "nearest training distance")
+    distances = ("nearest training distance", "nearest reconstruction distance", "pairwise distance")
+    assert table.header == ("networks", "epoch 0", "epoch 1", *distances)
     assert [row[0] for row in table.rows] == list(METHODS.values())
     record = RunRecord.start(seed=3).finish({})
     saved = compared.sampled(1, record, sane="org/sane", zoo="org/zoo", title="Network").save(tmp_path / "out")

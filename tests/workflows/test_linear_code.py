@@ -62,3 +62,25 @@ def test_layers_of_several_kinds_are_not_mixed(tiny_zoo):
     other = hf_sane.SANEFeatureExtractor(73).lay_out({"fc.weight": torch.zeros(4, 5)})
     with pytest.raises(ValueError, match=r"layer 0 is of kind 'conv' in some networks and 'linear' in others"):
         fit_linear_code(lambda: [], [*layouts, other], hf_sane.SANEFeatureExtractor(73), latent_dim=2)
+
+
+def test_networks_are_sampled_in_it(folder, tiny_zoo, digits):
+    """`code="linear"` fits it to the zoo; a saved code is sampled like a SANE."""
+    options = {"images": digits, "num_samples": 2, "num_candidates": 4, "bandwidth": 0.1, "seed": 1}
+    linear = hf_sane.SANE.from_pretrained(folder)
+    saved = linear.sample(tiny_zoo, **options)
+    fitted = linear.sample(tiny_zoo, code="linear", **options)  # of the same zoo and tokens: the same code
+    assert [origin.method for origin in fitted.provenance] == ["subsampled in the linear code"] * 2
+    assert next(iter(fitted.comparison)) == "linear_subsample"
+    for name, row in saved.comparison.items():
+        assert row == pytest.approx(fitted.comparison[name], abs=1e-4)
+    rebuilt = saved.comparison["reconstructed_anchors"]
+    assert rebuilt["nearest_training_distance"] == pytest.approx(0, abs=1e-4)  # full rank
+    with pytest.raises(ValueError, match="expected a zoo .* to fit the linear code to"):
+        linear.sample([tiny_zoo.splits["train"].model(0)], code="linear", **options)
+
+
+def test_probes_read_it(tiny_zoo, folder):
+    found = hf_sane.probe(tiny_zoo, folder, linear=True, poolings=["mean"], properties=["epoch"]).table["epoch"]
+    assert list(found) == ["weights", "layer_statistics", "sane_mean", "linear_mean", "sane_best", "linear_best"]
+    assert found["linear_mean"].r2 == pytest.approx(found["sane_mean"].r2, abs=1e-3)  # the "SANE" is that code

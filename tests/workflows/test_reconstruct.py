@@ -8,6 +8,7 @@ import torch
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing._zoo_features import read_zoo_features
+from hf_sane.sampling._generation import NetworkCodec
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.reconstruct import reconstruct
 from hf_sane.workflows.sane import SANE
@@ -44,6 +45,15 @@ def test_r2_is_that_of_the_definition_and_accuracies_those_of_the_networks(sane,
     assert row["networks"] == len(final)
     assert row["accuracy_original"] == pytest.approx(final.column("test_accuracy").mean(), abs=1e-6)
     assert row["accuracy_kept"] == pytest.approx(row["accuracy_reconstructed"] / row["accuracy_original"])
+    codec = NetworkCodec(sane.model, sane.extractor, layout, split.config(0)).linear(
+        aligned_tokens(tiny_zoo.splits["train"])
+    )
+    by_code = sane.extractor.normalize(codec.decode_tokens(codec.encode(aligned_tokens(split))), layout)
+    error = (real - by_code[:, mask]).square().sum() / (real - real.mean()).square().sum()
+    assert row["linear_r2"] == pytest.approx(1 - error.item(), abs=1e-5)
+    assert row["linear_accuracy_kept"] * row["accuracy_original"] == pytest.approx(
+        row["linear_accuracy_reconstructed"]
+    )
     assert f"R2 of all test networks: {expected.item():.4g}" in str(result)
 
 

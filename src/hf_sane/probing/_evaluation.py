@@ -14,7 +14,7 @@ from hf_sane.probing._regressors import FITTERS, Regressor, RegressorName
 from hf_sane.records._progress import tracked
 
 SPLITS = ("train", "validation", "test")
-BEST = "sane_best"
+BESTS = {"sane_best": "sane_", "linear_best": "linear_"}  # rows, and the features that compete for them
 
 ProbeTable = dict[str, dict[str, "ProbeResult"]]
 
@@ -53,22 +53,21 @@ def probe_table(
     targets: Mapping[str, Mapping[str, Values]],
     *,
     runs: Mapping[str, Sequence[object] | np.ndarray] | None = None,
-    best_prefix: str = "sane_",
     penalties: Sequence[float] = PENALTIES,
     regressor: RegressorName = "ridge",
     ranks: bool = False,
 ) -> ProbeTable:
     """Fit a probe for every pair of property and features.
 
-    Training networks fit the probe, validation networks choose its penalty and, among the features whose name starts
-    with `best_prefix`, the best for each property; test networks are only scored. With `runs`, training and validation
-    networks do both, by leaving out one run at a time: see [`RidgeProbe.fit_runs`]. It serves all features alike.
+    Training networks fit the probe, validation networks choose its penalty and, among the features of a code (whose
+    names begin with `sane_` or `linear_`), the best for each property; test networks are only scored. With `runs`,
+    training and validation networks do both, by leaving out one run at a time: see [`RidgeProbe.fit_runs`]. It serves
+    all features alike.
 
     Args:
         features: `{name: {split: [M_split, F]}}` with the splits `train`, `validation` and `test`.
         targets: `{property: {split: [M_split]}}`, networks in the same order.
         runs: `{split: [M_split]}`, the training run of each training and validation network.
-        best_prefix: Features that compete for the row `sane_best`; there is none if no name has the prefix.
         penalties: Candidates, see [`RidgeProbe.fit`].
         regressor: `"ridge"`, `"logit_linear"` or `"gradient_boosting"`, see [`regressors`]. Only ridge uses `runs`:
             for the others training networks fit and validation networks choose.
@@ -76,7 +75,8 @@ def probe_table(
             [`normal_scores`]: for ordering networks.
 
     Returns:
-        `{property: {features: ProbeResult}}`, in the order of the arguments, `sane_best` last.
+        `{property: {features: ProbeResult}}`, in the order of the arguments; the best of each code last, as
+        `sane_best` and `linear_best`.
 
     Raises:
         ValueError: Without features or properties, or if shapes do not fit, values are not finite, or test targets are
@@ -114,8 +114,9 @@ def probe_table(
                 num_features=probe.num_features,
             )
     for row in table.values():
-        if rivals := [result for kind, result in row.items() if kind.startswith(best_prefix)]:
-            row[BEST] = replace(max(rivals, key=lambda result: result.validation_r2))
+        for best, prefix in BESTS.items():
+            if rivals := [result for kind, result in row.items() if kind.startswith(prefix)]:
+                row[best] = replace(max(rivals, key=lambda result: result.validation_r2))
     return table
 
 

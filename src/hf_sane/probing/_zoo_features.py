@@ -60,6 +60,7 @@ def read_zoo_features(
     batch_size: int = 64,
     spectral: bool = False,
     profile: bool = False,
+    linear: WeightAutoencoder | None = None,
 ) -> ZooFeatures:
     """Features and properties of the networks of a zoo whose properties are all known.
 
@@ -75,6 +76,7 @@ def read_zoo_features(
         batch_size: Networks, and windows, at a time.
         spectral: Whether to add the spectra of weight matrices.
         profile: Whether to add [`weight_profile`], with and without spectra.
+        linear: A linear code, whose embeddings are added.
 
     Raises:
         KeyError: If the zoo lacks a property.
@@ -98,6 +100,7 @@ def read_zoo_features(
         batch_size=batch_size,
         spectral=spectral,
         profile=profile,
+        linear=linear,
     )
     if left_out:
         notes.append(f"left out, since their length depends on the architecture: {', '.join(left_out)}")
@@ -116,6 +119,7 @@ def zoo_features(
     batch_size: int = 64,
     spectral: bool = False,
     profile: bool = False,
+    linear: WeightAutoencoder | None = None,
 ) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """W, s(W) and embeddings of every split; arguments as in [`read_zoo_features`].
 
@@ -140,17 +144,21 @@ def zoo_features(
                 normalized = extractor.normalize(tokens, layout)  # as the profiles of decoded weights are
                 found["weight_profile"] = weight_profile(normalized, layout)
                 found["weight_distribution"] = weight_profile(normalized, layout, with_spectrum=False)
-            embedded = embed_networks(
-                model,
-                extractor,
-                layout,
-                tokens,
-                poolings=list(POOLINGS) if poolings is None else poolings,
-                window_size=window_size,
-                halo_size=halo_size,
-                batch_size=batch_size,
-            )
-            for name, values in (found | {f"sane_{name}": values for name, values in embedded.items()}).items():
+            for code, encoder in {"sane": model, "linear": linear}.items():
+                if encoder is None:
+                    continue
+                embedded = embed_networks(
+                    encoder,
+                    extractor,
+                    layout,
+                    tokens,
+                    poolings=list(POOLINGS) if poolings is None else poolings,
+                    window_size=window_size,
+                    halo_size=halo_size,
+                    batch_size=batch_size,
+                )
+                found |= {f"{code}_{name}": values for name, values in embedded.items()}
+            for name, values in found.items():
                 parts.setdefault(name, []).append(values)
         places[split_name] = np.argsort(np.concatenate(order))
         for name, blocks in parts.items():

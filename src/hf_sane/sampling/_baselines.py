@@ -30,9 +30,10 @@ def noisy_anchors(
     num_samples: int,
     *,
     scale: float,
+    shape: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Anchors with noise on their weights: `w + scale * sigma_layer * eps`.
+    """Anchors with noise on their weights: `w + scale * sigma * eps`.
 
     The simplest way to a new network of nearly the same function, and hard to beat where anchors lie in wide minima
     (Zeng et al., arXiv:2506.07998). Running statistics of batch norm get no noise.
@@ -41,7 +42,8 @@ def noisy_anchors(
         space: Standardised weight space.
         anchor_tokens: `[A, N, D]` raw tokens.
         num_samples: Networks to make, `S`; each starts from an anchor drawn at random.
-        scale: Standard deviation of the noise in standard deviations of the layer, >= 0.
+        scale: Standard deviation of the noise in units of `shape`, >= 0.
+        shape: `[N, D]` standard deviations `sigma`, such as [`anchor_spread`]; those of the layers when `None`.
         generator: Source of randomness on the device of the anchors; the global one when `None`.
 
     Returns:
@@ -50,7 +52,7 @@ def noisy_anchors(
     Raises:
         ValueError: For `num_samples < 1`, a negative or not finite `scale`, or tokens that do not fit.
     """
-    centres, noise = _noise(space, anchor_tokens, num_samples, generator)
+    centres, noise = _noise(space, anchor_tokens, num_samples, shape, generator)
     if not 0 <= scale < float("inf"):
         raise ValueError(f"the noise scale must be a finite number >= 0, got {scale}")
     return centres + scale * noise
@@ -62,6 +64,7 @@ def matched_noise_scale(
     training_tokens: Tensor,
     *,
     distance: float,
+    shape: Tensor | None = None,
     num_samples: int = 64,
     generator: torch.Generator | None = None,
 ) -> float:
@@ -76,6 +79,7 @@ def matched_noise_scale(
         anchor_tokens: `[A, N, D]` raw tokens.
         training_tokens: `[T, N, D]` raw tokens of all training networks, the anchors among them.
         distance: Mean distance to reach, > 0; see [`nearest_training_distance`].
+        shape: As of [`noisy_anchors`].
         num_samples: Noisy networks per step.
         generator: Source of randomness on the device of the anchors; the global one when `None`.
 
@@ -83,11 +87,14 @@ def matched_noise_scale(
         The scale, for [`noisy_anchors`].
 
     Raises:
-        ValueError: If `distance` is not positive and finite, or the anchors themselves are farther away than that.
+        ValueError: If `distance` is not positive and finite, the anchors themselves are farther away than that, or
+            `shape` is zero everywhere.
     """
     if not 0 < distance < float("inf"):
         raise ValueError(f"the distance to match must be positive and finite, got {distance}")
-    centres, noise = _noise(space, anchor_tokens, num_samples, generator)
+    centres, noise = _noise(space, anchor_tokens, num_samples, shape, generator)
+    if not noise.any():
+        raise ValueError("expected noise on some weights, got a shape of zeros: the anchors do not differ")
     training = space.points(training_tokens)
 
     def mean_distance(scale: float) -> float:
@@ -116,16 +123,100 @@ def _bisect(function: Callable[[float], float], wanted: float) -> float:
 
 
 def _noise(
-    space: WeightSpace, anchor_tokens: Tensor, num_samples: int, generator: torch.Generator | None
+    space: WeightSpace,
+    anchor_tokens: Tensor,
+    num_samples: int,
+    shape: Tensor | None,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    """Randomly chosen anchors and unit noise in their layers' standard deviations, both `[S, N, D]`."""
+    """Randomly chosen anchors and unit noise in units of `shape`, both `[S, N, D]`."""
     check_raw_tokens(anchor_tokens, space.layout)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     pick = torch.randint(len(anchor_tokens), (num_samples,), generator=generator, device=anchor_tokens.device)
     centres = anchor_tokens[pick]
     noise = torch.randn(centres.shape, generator=generator, dtype=centres.dtype, device=centres.device)
-    return centres, noise * space.token_scales().to(centres)
+    return centres, noise * (space.token_scales() if shape is None else shape).to(centres)
+
+
+def anchor_spread(space: WeightSpace, anchor_tokens: Tensor) -> Tensor:
+    """Standard deviation of every weight over aligned anchors, `[N, D]`; zero at padding and running statistics.
+
+    Raises:
+        ValueError: For fewer than two anchors.
+    """
+    check_raw_tokens(anchor_tokens, space.layout)
+    if len(anchor_tokens) < 2:
+        raise ValueError(f"a spread over anchors needs at least two, got {len(anchor_tokens)}")
+    return anchor_tokens.std(dim=0) * (space.token_scales() > 0)
+
+
+def interpolated_anchors(
+    space: WeightSpace,
+    anchor_tokens: Tensor,
+    training_tokens: Tensor,
+    num_samples: int,
+    *,
+    distance: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Networks on the lines between aligned anchors: `w_a + share (w_b - w_a)`.
+
+    The share is that at which networks are as far from training networks as those that they are compared with; at
+    most 1/2, where no line is farther from both of its ends.
+
+    Args:
+        space: Standardised weight space.
+        anchor_tokens: `[A, N, D]` raw tokens of at least two anchors, aligned to one reference.
+        training_tokens: `[T, N, D]` raw tokens of all training networks, the anchors among them.
+        num_samples: Networks to make, `S`.
+        distance: Mean distance to the nearest training network, > 0.
+        generator: CPU source of randomness; the global one when `None`.
+
+    Returns:
+        `[S, N, D]` raw tokens.
+
+    Raises:
+        ValueError: For fewer than two anchors, or a distance that is not positive and finite.
+    """
+    if len(anchor_tokens) < 2 or not 0 < distance < float("inf"):
+        raise ValueError(f"expected at least 2 anchors and a distance > 0, got {len(anchor_tokens)} and {distance}")
+    pairs = torch.stack([torch.randperm(len(anchor_tokens), generator=generator)[:2] for _ in range(num_samples)])
+    first, second = anchor_tokens[pairs[:, 0]], anchor_tokens[pairs[:, 1]]
+    training = space.points(training_tokens)
+
+    def at(share: float) -> Tensor:
+        return first + share * (second - first)
+
+    def mean_distance(share: float) -> float:
+        return nearest_distances(space.points(at(share)), training)[0].mean().item()
+
+    if mean_distance(0.5) <= distance:
+        return at(0.5)
+    low, high = 0.0, 0.5
+    for _ in range(MAX_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_distance(middle) < distance else (low, middle)
+    return at(high)
+
+
+def shrunken_networks(space: WeightSpace, raw_tokens: Tensor, like: Tensor) -> Tensor:
+    """Networks whose weights are scaled to the mean norm of others.
+
+    Averages have small weights, and small weights alone speed up fine-tuning: compare at equal norm.
+
+    Args:
+        space: Says which values are weights: running statistics keep their size.
+        raw_tokens: `[S, N, D]` raw tokens to scale.
+        like: `[R, N, D]` raw tokens of the networks whose norm is taken.
+
+    Returns:
+        `[S, N, D]` raw tokens.
+    """
+    is_weight = space.token_scales() > 0
+    own, wanted = (tokens[:, is_weight].double().norm(dim=1) for tokens in (raw_tokens, like))
+    factors = (wanted.mean() / own).to(raw_tokens)[:, None, None]
+    return torch.where(is_weight, factors * raw_tokens, raw_tokens)
 
 
 def average_networks(

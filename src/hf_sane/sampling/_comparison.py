@@ -1,6 +1,6 @@
 """Comparison of networks decoded from latents with baselines that need no autoencoder."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._images import ImageData
-from hf_sane.networks._modules import architecture_permutations, fresh_networks
+from hf_sane.networks._modules import fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._tasks import Task
 from hf_sane.networks._training import train_stacked
@@ -20,12 +20,21 @@ from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.sampling._anchors import TOP_FRACTION, choose_anchors
 from hf_sane.sampling._baselines import (
     SCRATCH_SEED,
+    anchor_spread,
     average_networks,
+    interpolated_anchors,
     matched_noise_scale,
     noisy_anchors,
     reconstructed_anchors,
+    shrunken_networks,
 )
-from hf_sane.sampling._diversity import WeightSpace, nearest_training_distance, pairwise_distance
+from hf_sane.sampling._diversity import (
+    WeightSpace,
+    measure_distances,
+    nearest_distances,
+    nearest_training_distance,
+    training_distances,
+)
 from hf_sane.sampling._generation import BandwidthUnit, Density, NetworkCodec, sample_from_prior
 from hf_sane.sampling._samplers import SAMPLERS, SamplingTask
 from hf_sane.sampling._selection import Draw, Judge, choose_bandwidth, keep_best
@@ -35,17 +44,32 @@ from hf_sane.zoo._dataset import Zoo, ZooSplit
 METHODS = {  # in the order of tables and legends
     "anchors": "anchors (trained networks)",
     "reconstructed_anchors": "anchors, encoded and decoded",
+    "linear_reconstructed": "anchors, through the linear code",
+    "nearest_training": "trained network nearest to each subsampled one",
     "sane_kde": "SANE, KDE",
     "sane_subsampled": "SANE, subsampled",
     "sane_bootstrapped": "SANE, bootstrapped",
+    "linear_kde": "linear code, KDE",
+    "linear_subsampled": "linear code, subsampled",
+    "linear_bootstrapped": "linear code, bootstrapped",
     "anchor_noise": "anchor + noise, same distance",
     "anchor_noise_selected": "anchor + noise, same distance, selected alike",
+    "shaped_noise": "anchor + noise of the anchors' spread, same distance",
+    "shaped_noise_selected": "anchor + noise of the anchors' spread, same distance, selected alike",
+    "interpolation": "between two anchors, at most the same distance",
     "anchor_average": "average of anchors",
+    "shrunken_anchor": "anchor, shrunken to the norm of averages",
+    "shrunken_scratch": "random initialisation, shrunken to the norm of averages",
     "sane_prior": "SANE, from the prior",
     "scratch": "random initialisation",
 }
+LINEAR = ("linear_reconstructed", "linear_kde", "linear_subsampled", "linear_bootstrapped")
+RIVALS = (
+    *("nearest_training", "shaped_noise", "shaped_noise_selected", "interpolation"),
+    *("shrunken_anchor", "shrunken_scratch"),
+)
+NOT_CONDITIONED = ("anchors", "nearest_training", "scratch", "shrunken_scratch")  # by running statistics of images
 AVERAGE_GROUP = 5  # anchors per average: of all of them there is only one
-REALIGNED = 3  # nearest training networks that are aligned to each network to measure its distance
 
 
 @strict
@@ -147,7 +171,7 @@ class AnchorSet:
     def compare(
         self, name: str, networks: StackedNetworks, judge: Judge, task: Task, generator: torch.Generator
     ) -> dict[str, dict[str, float]]:
-        """What the task reports and the distance to the nearest training network, of sampled and simpler networks.
+        """What the task reports, and distances, of sampled and simpler networks.
 
         Args:
             name: Name of the sampled networks.
@@ -165,15 +189,14 @@ class AnchorSet:
             draw_noise=draw_noise,
             generator=generator,
         )
-        return {key: self._row(found, task) for key, found in {name: networks, **simple}.items()}
-
-    def _row(self, networks: StackedNetworks, task: Task) -> dict[str, float]:
-        values, _ = task.measure(networks, "test")
-        return {
-            task.label("test"): values.mean().item(),
-            f"best_{task.label('test')}": task.best(values),
-            "nearest_training_distance": self.distances(networks).mean().item(),
-        }
+        methods = {name: networks, **simple}
+        distances = measure_distances(self.codec, self.training_tokens, methods, linear=self.codec)
+        rows = {}
+        for key, found in methods.items():
+            values, _ = task.measure(found, "test")
+            rows[key] = {task.label("test"): values.mean().item(), f"best_{task.label('test')}": task.best(values)}
+            rows[key] |= {distance: by_name[key] for distance, by_name in distances.items()}
+        return rows
 
 
 def _tokens(split: ZooSplit) -> Tensor:
@@ -189,21 +212,31 @@ class Samples:
         anchor_ids: Runs of the anchors, best first.
         bandwidth: The one chosen on validation images.
         facts: Further numbers for the record.
+        linear: The linear code, if a method uses it.
     """
 
     methods: Mapping[str, StackedNetworks]
     anchor_ids: tuple[str, ...]
     bandwidth: float
     facts: Mapping[str, Any]
+    linear: NetworkCodec | None = None
 
 
-def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: ComparisonSettings) -> Samples:
-    """Draw networks by every method, `num_kept` each.
+def draw_samples(
+    codec: NetworkCodec,
+    zoo: Zoo,
+    judge: Judge,
+    settings: ComparisonSettings,
+    *,
+    methods: Collection[str] = tuple(METHODS),
+) -> Samples:
+    """Draw networks by several methods, `num_kept` each.
 
     Bandwidth, candidates and bootstrapping rounds are chosen on validation images. Noise on anchors is matched to the
     subsampled networks: its mean distance to the nearest training network is theirs, once before and once after the
     same selection (best of the same number of candidates on the same images). With a judge that conditions batch norm,
-    every method but the anchors themselves and networks from scratch is conditioned.
+    every method but trained networks and those from scratch is conditioned. The linear code has as many latents per
+    token as the SANE, is fitted to the same training networks, and is sampled like it.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture of the zoo.
@@ -211,10 +244,12 @@ def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: Comparis
             autoencoder was trained on.
         judge: Scores on validation images.
         settings: Sizes.
+        methods: Which methods; the same networks whichever are chosen.
 
     Raises:
         ValueError: If the zoo has fewer anchors than are asked for or kept.
     """
+    wanted = {*methods}
     anchors = AnchorSet.choose(
         codec,
         zoo,
@@ -223,7 +258,8 @@ def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: Comparis
         epoch=settings.anchor_epoch,
     )
     generator = torch.Generator().manual_seed(settings.seed)
-    sampled, facts = _sampled(codec, anchors.latents, judge, settings, generator)
+    around, facts = _sampled(codec, anchors.latents, judge, settings, generator)
+    sampled = {f"sane_{name}": networks for name, networks in around.items()}
     draw_noise = noise_baseline(
         codec,
         anchors.tokens,
@@ -243,9 +279,74 @@ def draw_samples(codec: NetworkCodec, zoo: Zoo, judge: Judge, settings: Comparis
         generator=generator,
     )
     drawn = {**sampled, **simple, "anchor_noise_selected": noisy.networks}
-    methods = {name: drawn[name] for name in METHODS}
     facts = {"num_anchors": len(anchors.names), **facts}
-    return Samples(methods, anchors.names, facts["bandwidth"], facts)
+    # What follows has random numbers of its own: whether it is drawn changes nothing above.
+    linear = codec.linear(anchors.training_tokens) if wanted & {*LINEAR} else None
+    if linear is not None:
+        found, facts["linear"] = _linear_methods(linear, anchors, judge, settings)
+        drawn |= found
+    if wanted & {*RIVALS}:
+        drawn |= _rivals(codec, anchors, judge, settings, drawn)
+    methods = {name: drawn[name] for name in METHODS if name in wanted & drawn.keys()}
+    return Samples(methods, anchors.names, facts["bandwidth"], facts, linear)
+
+
+def _linear_methods(
+    linear: NetworkCodec, anchors: AnchorSet, judge: Judge, settings: ComparisonSettings
+) -> tuple[dict[str, StackedNetworks], dict[str, Any]]:
+    """The methods of `LINEAR`, drawn as those of the SANE are, and facts for the record."""
+    latents = linear.encode(anchors.tokens)
+    generator = torch.Generator().manual_seed(settings.seed)
+    around, facts = _sampled(linear, latents, judge, settings, generator)
+    shown = latents[[index % len(latents) for index in range(settings.num_kept)]]
+    around["reconstructed"] = judge.condition(linear.decode(shown))
+    return {name: around[name.removeprefix("linear_")] for name in LINEAR}, facts
+
+
+def _rivals(
+    codec: NetworkCodec,
+    anchors: AnchorSet,
+    judge: Judge,
+    settings: ComparisonSettings,
+    drawn: Mapping[str, StackedNetworks],
+) -> dict[str, StackedNetworks]:
+    """The methods of `RIVALS`: of one anchor alone there is no spread, and nothing to interpolate.
+
+    Args:
+        codec: Layout and architecture.
+        anchors: Anchors and training networks.
+        judge: Judge, with or without batch-norm conditioning.
+        settings: Sizes.
+        drawn: The methods that these are compared with.
+    """
+    space, training = WeightSpace.fit(codec.layout, anchors.training_tokens), anchors.training_tokens
+    sampled = codec.tokens(drawn["sane_subsampled"])
+    distances, nearest = nearest_distances(space.points(sampled), space.points(training))
+    averages, count = codec.tokens(drawn["anchor_average"]), settings.num_kept
+    shrunken = {
+        name: codec.networks(shrunken_networks(space, codec.tokens(drawn[source]), averages))
+        for name, source in (("shrunken_anchor", "anchors"), ("shrunken_scratch", "scratch"))
+    }
+    found = {"nearest_training": codec.networks(training[nearest]), **shrunken}
+    if len(anchors.tokens) > 1:
+        generator = torch.Generator().manual_seed(settings.seed + 1)
+        distance, tokens = distances.mean().item(), anchors.tokens
+        shape = anchor_spread(space, tokens)
+        scale = matched_noise_scale(space, tokens, training, distance=distance, shape=shape, generator=generator)
+
+        def draw(number: int) -> tuple[Tensor, StackedNetworks]:
+            made = noisy_anchors(space, tokens, number, scale=scale, shape=shape, generator=generator)
+            return made, codec.networks(made)
+
+        found["shaped_noise"] = draw(count)[1]
+        selected = keep_best(draw, judge, num_candidates=settings.num_candidates, num_kept=count)
+        found["shaped_noise_selected"] = selected.networks
+        between = interpolated_anchors(space, tokens, training, count, distance=distance, generator=generator)
+        found["interpolation"] = codec.networks(between)
+    return {
+        name: networks if name in (*NOT_CONDITIONED, "shaped_noise_selected") else judge.condition(networks)
+        for name, networks in found.items()
+    }
 
 
 def _sampled(
@@ -276,10 +377,10 @@ def _sampled(
     prior = sample_from_prior(codec, settings.num_kept, std=latents.std().item(), generator=generator)
     _, around = task.draw(settings.num_kept)
     methods = {
-        "sane_kde": judge.condition(around),
-        "sane_subsampled": subsampled.networks,
-        "sane_bootstrapped": bootstrapped.networks,
-        "sane_prior": judge.condition(prior.networks),
+        "kde": judge.condition(around),
+        "subsampled": subsampled.networks,
+        "bootstrapped": bootstrapped.networks,
+        "prior": judge.condition(prior.networks),
     }
     facts = {
         "num_candidates": settings.num_candidates,
@@ -369,49 +470,6 @@ def simple_baselines(
         "anchor_average": judge.condition(codec.networks(averages)),
         "scratch": fresh_networks(codec.config, [SCRATCH_SEED + seed + index for index in range(num_networks)]),
     }
-
-
-def training_distances(
-    codec: NetworkCodec, space: WeightSpace, networks: StackedNetworks, training_tokens: Tensor
-) -> Tensor:
-    """Distance of each network to the nearest training network, up to permutations of neurons where those are known.
-
-    Args:
-        codec: Layout and architecture.
-        space: Fitted on the training networks.
-        networks: `S` networks.
-        training_tokens: `[T, N, D]` raw tokens of training networks.
-
-    Returns:
-        `[S]` float64, see [`nearest_training_distance`].
-    """
-    permutations = architecture_permutations(codec.config)
-    return nearest_training_distance(
-        space,
-        codec.tokens(networks),
-        training_tokens,
-        permutations=permutations,
-        realigned=0 if permutations is None else min(REALIGNED, len(training_tokens)),
-    )
-
-
-def measure_distances(
-    codec: NetworkCodec, zoo: Zoo, methods: Mapping[str, StackedNetworks]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean distance to the nearest training network (up to permutations), and within each method.
-
-    Args:
-        codec: Layout and architecture.
-        zoo: Aligned zoo.
-        methods: Name to networks.
-    """
-    training = aligned_tokens(zoo.splits["train"])
-    space = WeightSpace.fit(codec.layout, training)
-    nearest, pairwise = {}, {}
-    for name, networks in methods.items():
-        nearest[name] = training_distances(codec, space, networks, training).mean().item()
-        pairwise[name] = pairwise_distance(space.points(codec.tokens(networks)))
-    return nearest, pairwise
 
 
 def finetune_all(

@@ -1,5 +1,6 @@
 """Novelty of sampled networks: distances in weight space, agreement of predictions, overlap of errors."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,11 +9,15 @@ from torch import Tensor
 
 from hf_sane.core._layout import Layout
 from hf_sane.core._normalization import LayerStatistics
+from hf_sane.networks._modules import architecture_permutations
+from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._progress import tracked
-from hf_sane.sampling._generation import check_raw_tokens
+from hf_sane.sampling._generation import NetworkCodec, check_raw_tokens
 from hf_sane.symmetry._matching import match_many
 from hf_sane.symmetry._permutation import PermutationSpec
 
+DISTANCES = ("nearest_training_distance", "nearest_reconstruction_distance", "pairwise_distance")
+REALIGNED = 3  # nearest training networks that are aligned to each network to measure its distance
 FEATURE_CHUNK = 2**18  # weights per step of the distance product: bounds the float64 copies
 
 
@@ -158,6 +163,82 @@ def nearest_training_distance(
         closer = space.points(align_tokens(training_tokens[order[i]], space.layout, permutations, own))
         distances[i] = torch.minimum(distances[i], nearest_distances(candidates[i : i + 1], closer)[0][0])
     return distances
+
+
+def training_distances(
+    codec: NetworkCodec, space: WeightSpace, networks: StackedNetworks, training_tokens: Tensor
+) -> Tensor:
+    """Distance of each network to the nearest training network, up to permutations of neurons where those are known.
+
+    Args:
+        codec: Layout and architecture.
+        space: Fitted on the training networks.
+        networks: `S` networks.
+        training_tokens: `[T, N, D]` raw tokens of training networks.
+
+    Returns:
+        `[S]` float64, see [`nearest_training_distance`].
+    """
+    permutations = architecture_permutations(codec.config)
+    return nearest_training_distance(
+        space,
+        codec.tokens(networks),
+        training_tokens,
+        permutations=permutations,
+        realigned=0 if permutations is None else min(REALIGNED, len(training_tokens)),
+    )
+
+
+def measure_distances(
+    codec: NetworkCodec,
+    training_tokens: Tensor,
+    methods: Mapping[str, StackedNetworks],
+    *,
+    linear: NetworkCodec | None = None,
+) -> dict[str, dict[str, float]]:
+    """Mean distances of the networks of each method to trained ones (up to permutations), and within the method.
+
+    A code that moves every network by its reconstruction error gives samples that are far from all training networks
+    and yet nothing new: they are near reconstructions. So both distances are measured.
+
+    Args:
+        codec: The SANE, layout and architecture.
+        training_tokens: `[T, N, D]` raw tokens of training networks, aligned if the zoo is.
+        methods: Name to networks.
+        linear: The linear code, of methods that use it.
+
+    Returns:
+        `{distance: {method: mean}}` with the names of `DISTANCES`. Reconstructions are those of the training networks
+        by the method's own code; without a code, they are the training networks. A single network has no distance
+        within its method (NaN).
+    """
+    space = WeightSpace.fit(codec.layout, training_tokens)
+    codes = {"sane": codec, "linear": linear}
+    used = {code_of(name) for name in methods}
+    rebuilt = {
+        name: code.decode_tokens(code.encode(training_tokens))
+        for name, code in codes.items()
+        if code is not None and name in used
+    }
+    found: dict[str, dict[str, float]] = {name: {} for name in DISTANCES}
+    for name, networks in methods.items():
+        points, code = space.points(codec.tokens(networks)), code_of(name)
+        nearest = training_distances(codec, space, networks, training_tokens).mean().item()
+        values = (
+            nearest,
+            training_distances(codec, space, networks, rebuilt[code]).mean().item() if code in rebuilt else nearest,
+            pairwise_distance(points) if len(points) > 1 else math.nan,
+        )
+        for key, value in zip(DISTANCES, values, strict=True):
+            found[key][name] = value
+    return found
+
+
+def code_of(method: str) -> str | None:
+    """The code that a method of a comparison decodes networks with: `"sane"`, `"linear"`, or none."""
+    if method == "reconstructed_anchors":
+        return "sane"
+    return next((code for code in ("sane", "linear") if method.startswith(f"{code}_")), None)
 
 
 def align_tokens(

@@ -1,8 +1,8 @@
 """Sampling of latents around anchors, and decoding of latents to new networks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from hf_sane.core._finite import check_results, check_sizes
 from hf_sane.core._kde import BandwidthRule, SamplingMode, sample_latents
 from hf_sane.core._layout import Layout
 from hf_sane.models.autoencoder_sane import WeightAutoencoder
+from hf_sane.models.configuration_linear import Grouping
 from hf_sane.networks._stacked import StackedNetworks, empty_model
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._linear_code import fit_linear_code
 
 BandwidthUnit = Literal["anchor_std", "latent_std", "latent"]
 
@@ -156,6 +158,20 @@ class NetworkCodec:
     def decode(self, latents: Tensor) -> StackedNetworks:
         """Latents `[M, N, Z]` to networks."""
         return self.networks(self.decode_tokens(latents))
+
+    def linear(self, training_tokens: Tensor, grouping: Grouping = "kind") -> Self:
+        """The yardstick: a linear code with as many latents of the same tokens, in place of the autoencoder.
+
+        Args:
+            training_tokens: `[T, N, D]` raw tokens of training networks.
+            grouping: Which tokens share principal components, see `LinearCodeConfig`.
+        """
+        latent_dim = self.model.config.latent_dim
+        blocks = [(self.layout, training_tokens)]
+        model = fit_linear_code(
+            lambda: blocks, [self.layout], self.extractor, latent_dim=latent_dim, grouping=grouping
+        )
+        return replace(self, model=model)
 
     def networks(self, raw_tokens: Tensor) -> StackedNetworks:
         """Raw tokens `[M, N, D]` as networks; see [`networks_from_tokens`]."""

@@ -14,7 +14,8 @@ from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._errors import did_you_mean
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.sampling._comparison import METHODS, ComparisonSettings, draw_samples, finetune_all, measure_distances
+from hf_sane.sampling._comparison import METHODS, ComparisonSettings, draw_samples, finetune_all
+from hf_sane.sampling._diversity import DISTANCES, measure_distances
 from hf_sane.sampling._export import Provenance
 from hf_sane.sampling._generation import NetworkCodec
 from hf_sane.sampling._selection import Judge
@@ -24,6 +25,7 @@ from hf_sane.workflows.sample import SampleResult
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings
 from hf_sane.workflows.show_zoo import load_zoo
+from hf_sane.zoo._alignment import aligned_tokens
 from hf_sane.zoo._dataset import Zoo
 
 REPORTED_EPOCHS = (0, 1, 5)  # of fine-tuning
@@ -175,15 +177,14 @@ class ComparisonResult(Result):
 
 
 def comparison_table(results: Mapping[str, Any]) -> Table:
-    """Accuracy at the reported epochs and distance to the nearest training network, one row per method."""
+    """Accuracy at the reported epochs and distances, one row per method."""
     epochs = [key for key in results if key.startswith("epoch_")]
-    distances = results["nearest_training_distance"]
-    names = results[epochs[0]] if epochs else distances
+    distances = [key for key in DISTANCES if key in results]
     rows = [
-        [METHODS.get(name, name), *(results[epoch][name] for epoch in epochs), distances.get(name)] for name in names
+        [METHODS.get(name, name), *(results[key].get(name) for key in (*epochs, *distances))]
+        for name in results[(*epochs, *distances)[0]]
     ]
-    header = ("networks", *(epoch.replace("_", " ") for epoch in epochs), "nearest training distance")
-    return Table(header, rows)
+    return Table(("networks", *(key.replace("_", " ") for key in (*epochs, *distances))), rows)
 
 
 def compare_samplers(
@@ -206,8 +207,9 @@ def compare_samplers(
 def run_compare(settings: CompareSettings) -> ComparisonResult:
     """Compare methods that generate networks, from the latent space of a SANE or without an autoencoder.
 
-    All methods keep the same number of networks. The report holds their distances to the nearest training network and
-    to each other and, with `--finetune-epochs`, their test accuracies before and during fine-tuning.
+    All methods keep the same number of networks. The report holds their distances to the nearest training network, to
+    the nearest reconstruction of one and to each other and, with `--finetune-epochs`, their test accuracies before and
+    during fine-tuning.
     """
     settings.register()
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
@@ -227,11 +229,11 @@ def _compare(settings: CompareSettings, record: RunRecord) -> ComparisonResult:
     )
     layout, config = zoo.splits["train"].layout_and_config()
     codec = NetworkCodec(sane.model, sane.extractor, layout, config, **settings.windows)
-    samples = draw_samples(codec, zoo, judge, settings)
-    drawn = {name: samples.methods[name] for name in settings.methods}
-    nearest, pairwise = measure_distances(codec, zoo, drawn)
+    samples = draw_samples(codec, zoo, judge, settings, methods=settings.methods)
+    drawn = {name: samples.methods[name] for name in settings.methods if name in samples.methods}
+    distances = measure_distances(codec, aligned_tokens(zoo.splits["train"]), drawn, linear=samples.linear)
     record.finish(
-        {"nearest_training_distance": nearest, **samples.facts, "pairwise_distance": pairwise},
+        {DISTANCES[0]: distances.pop(DISTANCES[0]), **samples.facts, **distances},
         data={"images": data.describe()},
     )
     return ComparisonResult(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
 import numpy as np
 
+from hf_sane.models.modeling_linear import LinearCode
 from hf_sane.probing._evaluation import ProbeResult as PropertyResult
 from hf_sane.probing._evaluation import ProbeTable, table_to_dict
 from hf_sane.probing._poolings import POOLINGS
@@ -14,6 +15,7 @@ from hf_sane.probing._transfer import TransferResult, TransferTable, transfer_ta
 from hf_sane.probing._zoo_features import ZooFeatures, read_zoo_features
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
+from hf_sane.workflows.linear_code import fit_on_splits
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import ZOO_CONFIG, HaloSettings, SaneSettings
@@ -47,6 +49,9 @@ class ProbeSettings(HaloSettings, SaneSettings):
     spectral: bool = setting("Add spectra of weight matrices as a baseline.", default=False)
     profile: bool = setting(
         "Add layer profiles as baselines: quantiles of each layer's weights, with and without spectra.", default=False
+    )
+    linear: bool = setting(
+        "Add embeddings of the linear code with as many latents, fitted to the training networks.", default=False
     )
     regressor: Literal["ridge", "logit_linear", "gradient_boosting"] = setting(
         "Regression method that predicts properties from features.", default="ridge"
@@ -164,6 +169,17 @@ def _features(zoo: Zoo, sane: SANE, settings: ProbeSettings) -> ZooFeatures:
         batch_size=settings.batch_size,
         spectral=settings.spectral,
         profile=settings.profile,
+        linear=_linear_code(zoo, sane) if settings.linear else None,
+    )
+
+
+def _linear_code(zoo: Zoo, sane: SANE) -> LinearCode:
+    """The yardstick; zoos of several architectures share no order of layers that kinds could be told by."""
+    return fit_on_splits(
+        [zoo.splits["train"]],
+        sane.extractor,
+        latent_dim=sane.model.config.latent_dim,
+        grouping="kind" if len(zoo.facts.parsed_layouts) == 1 else "all",
     )
 
 

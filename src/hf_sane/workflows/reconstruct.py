@@ -34,6 +34,9 @@ class ReconstructSettings(CodecSettings, SaneSettings, ModuleSettings):
         "Aligned zoos of one architecture each (folders, Hub ids or FOLDER:CONFIG). Repeatable.", split=False
     )
     images: str | ImageData = setting(f"Images to evaluate the networks on: {IMAGE_KINDS}.")
+    linear: bool = setting(
+        "Add the linear code with as many latents, fitted to the training networks of each zoo.", default=True
+    )
     output: Path | None = setting("New folder for the run record.", default=None, short="-o")
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
@@ -80,7 +83,9 @@ class ReconstructionResult(Result):
         """One row per zoo."""
         rows = rows_of(self.record.results["reconstruction"])
         caption = f"R2 of all test networks: {self.record.results['reconstruction_r2']:.4g}"
-        header = ("zoo", "R2", "accuracy before", "accuracy after", "accuracy kept", "networks")
+        header: tuple[str, ...] = ("zoo", "R2", "accuracy before", "accuracy after", "accuracy kept", "networks")
+        if self.record.arguments.get("linear"):
+            header += ("linear code: R2", "accuracy after", "accuracy kept")
         return [Table(header, rows, caption=caption)]
 
 
@@ -130,19 +135,32 @@ def _reconstruct(
     final = test.final_epochs()
     layout, config = final.layout_and_config()
     codec = NetworkCodec(sane.model, sane.extractor, layout, config, **settings.windows)
-    raw = aligned_tokens(test)
-    decoded = sane.model.decode_sequences(codec.encode(raw), layout.positions, **settings.windows)
-    sums = reconstruction_sums(sane.extractor.normalize(raw, layout), decoded, layout.weight_mask)
-    raw = aligned_tokens(final)
-    before = codec.networks(raw).evaluate(*data.split("test"))[1].mean().item()
-    after = codec.decode(codec.encode(raw)).evaluate(*data.split("test"))[1].mean().item()
-    return {
+    raw, last = aligned_tokens(test), aligned_tokens(final)
+    before = codec.networks(last).evaluate(*data.split("test"))[1].mean().item()
+
+    def measure(code: NetworkCodec) -> tuple[float, float, torch.Tensor]:
+        """Accuracy of the decoded final networks, its share of the original, and sums over all networks."""
+        decoded = code.model.decode_sequences(code.encode(raw), layout.positions, **settings.windows)
+        sums = reconstruction_sums(code.extractor.normalize(raw, layout), decoded, layout.weight_mask)
+        after = code.decode(code.encode(last)).evaluate(*data.split("test"))[1].mean().item()
+        return after, after / before if before else math.nan, sums
+
+    after, kept, sums = measure(codec)
+    found = {
         "r2": r2_from_sums(sums),
         "accuracy_original": before,
         "accuracy_reconstructed": after,
-        "accuracy_kept": after / before if before else math.nan,
-        "networks": len(raw),
-    }, sums
+        "accuracy_kept": kept,
+        "networks": len(last),
+    }
+    if settings.linear:
+        after, kept, own = measure(codec.linear(aligned_tokens(zoo.splits["train"])))
+        found |= {
+            "linear_r2": r2_from_sums(own),
+            "linear_accuracy_reconstructed": after,
+            "linear_accuracy_kept": kept,
+        }
+    return found, sums
 
 
 __all__ = ["ReconstructSettings", "ReconstructionResult", "reconstruct"]

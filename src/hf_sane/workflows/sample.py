@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_sane.hub._publish import find_anchors, load_sane, loaded_commit, save_network
 from hf_sane.models.autoencoder_sane import WeightAutoencoder
+from hf_sane.models.modeling_linear import LinearCode
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData, load_zoo_images
 from hf_sane.networks._modules import ModuleSettings
@@ -34,7 +35,7 @@ from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 # Settings shown in the run record and on the networks' cards.
-RECORDED = ("sane", "zoo", "config", "method", "mode", "unit", "num_candidates", "top_fraction", "halo_size")
+RECORDED = ("sane", "zoo", "config", "method", "code", "mode", "unit", "num_candidates", "top_fraction", "halo_size")
 
 TRAINING_ONLY = ("initialization", "dropout")  # settings that do not affect a network's weights
 
@@ -90,6 +91,11 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSetting
         "Plug-ins can add more.",
         default="subsample",
     )
+    code: Literal["sane", "linear"] = setting(
+        "Latent space to sample in: that of the SANE, or of the linear code with as many latents of the same tokens "
+        "(needs a zoo, to which it is fitted).",
+        default="sane",
+    )
     num_samples: int = setting("Number of networks to keep.", default=10, least=1)
     num_candidates: int = setting("Number of networks to draw and evaluate in each round.", default=200, least=1)
     num_rounds: int = setting("Number of rounds of bootstrapping.", default=3)
@@ -131,6 +137,11 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSetting
         SAMPLERS.find(self.method)
         if self.anchors and self.zoo is not None:
             raise ValueError("expected a zoo (--zoo) or networks (--anchors) to sample around, got both; name one")
+        if self.code == "linear" and self.zoo is None:
+            raise ValueError(
+                "expected a zoo (--zoo) to fit the linear code to, got none; name one, or fit a code to one (hf-sane "
+                "linear) and give its folder as --sane"
+            )
         if self.zoo is not None and self.weights:
             raise ValueError("--subfolder and --variant are for networks (--anchors), got a zoo; leave them out")
         if self.images is not None and self.texts is not None:
@@ -180,8 +191,8 @@ class SampleResult(NetworksResult):
         """The networks and their baselines."""
         if not self.comparison:
             return []
-        mean, best, _ = (name.replace("_", " ") for name in next(iter(self.comparison.values())))
-        header = ("networks", f"mean {mean}", best, "nearest training network")
+        mean, best, *distances = (name.replace("_", " ") for name in next(iter(self.comparison.values())))
+        header = ("networks", f"mean {mean}", best, *distances)
         return [Table(header, rows_of(self.comparison))]
 
     def write(self, partial: Path) -> None:
@@ -266,7 +277,8 @@ def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
         generator=generator,
     )
     selected, bandwidth = run_sampler(settings.method, sampling, parse_bandwidths(settings.bandwidth))
-    rows = anchors.compare(f"sane_{settings.method}", selected.networks, judge, task, generator)
+    code = "linear" if isinstance(anchors.codec.model, LinearCode) else "sane"
+    rows = anchors.compare(f"{code}_{settings.method}", selected.networks, judge, task, generator)
     record.arguments |= {"bandwidth": bandwidth, "num_anchors": len(anchors.names)}
     record.finish({"networks": rows})
     return SampleResult(
@@ -342,7 +354,8 @@ def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, 
         extractor = extractor.extended([(layout, train.stacked_tokens())])
     codec = NetworkCodec(model, extractor, layout, config, **options)
     chosen = {"num_anchors": settings.num_anchors, "top_fraction": settings.top_fraction, "epoch": settings.epoch}
-    return AnchorSet.choose(codec, zoo, task=task, **chosen)  # type: ignore[arg-type]
+    anchors = AnchorSet.choose(codec, zoo, task=task, **chosen)  # type: ignore[arg-type]
+    return replace(anchors, codec=codec.linear(anchors.training_tokens)) if settings.code == "linear" else anchors
 
 
 def _provenance(
@@ -352,9 +365,10 @@ def _provenance(
     signed = selected.validation_score if task.higher_is_better else -selected.validation_score
     measured = {task.label("validation"): signed, task.label("test"): task.measure(selected.networks, "test")[0]}
     distances = anchors.distances(selected.networks)
+    method = SAMPLERS.find(settings.method).provenance
     return [
         Provenance(
-            method=SAMPLERS.find(settings.method).provenance,
+            method=method if settings.code == "sane" else f"{method} in the linear code",
             sane_model=facts["sane"],
             sane_revision=facts["sane_revision"],
             sane_subfolder=facts["sane_subfolder"],

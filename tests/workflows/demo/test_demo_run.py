@@ -60,7 +60,7 @@ def test_record_has_what_it_promises(demo):
     for row in record["probe"].values():
         assert set(row) == {"weights", "layer_statistics", "sane_mean", "sane_best"}
     for row in record["probe_details"].values():
-        assert {"weight_profile", "weight_distribution", "sane_concat", "sane_best"} < row.keys()
+        assert {"weight_profile", "weight_distribution", "sane_concat", "sane_best", "linear_best"} < row.keys()
     for epoch in (0, 1, 5):
         assert set(record["sampling"][f"epoch_{epoch}"]) == set(METHODS)
     distances = record["sampling"]["nearest_training_distance"]

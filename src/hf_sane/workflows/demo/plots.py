@@ -8,17 +8,28 @@ import numpy as np
 
 from hf_sane.analysis._pictures import save_picture
 
-# One hue per family: SANE in blues, the zoo's own networks in greens, cheap baselines in greys and reds.
+# One hue per family: SANE in blues, the linear code in purples, the zoo's own networks in greens, cheap baselines in
+# greys, reds and yellows.
 COLOURS = {
     "anchors": "#1b7837",
     "reconstructed_anchors": "#7fbf7b",
+    "linear_reconstructed": "#c7e9c0",
+    "nearest_training": "#41ab5d",
     "sane_kde": "#9ecae1",
     "sane_subsampled": "#3182bd",
     "sane_bootstrapped": "#08306b",
+    "linear_kde": "#dadaeb",
+    "linear_subsampled": "#807dba",
+    "linear_bootstrapped": "#3f007d",
     "anchor_noise": "#e6550d",
     "anchor_noise_selected": "#fdae6b",
+    "shaped_noise": "#d95f0e",
+    "shaped_noise_selected": "#fec44f",
+    "interpolation": "#f768a1",
     "anchor_average": "#a50f15",
     "sane_prior": "#bcbddc",
+    "shrunken_anchor": "#8c510a",
+    "shrunken_scratch": "#969696",
     "scratch": "#636363",
 }
 

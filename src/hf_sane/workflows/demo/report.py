@@ -14,6 +14,7 @@ from hf_sane.records._files import write_atomically
 from hf_sane.workflows.compare import comparison_table
 from hf_sane.workflows.results import Result, Table
 
+LINEAR = ("linear_r2", "linear_accuracy_reconstructed")  # of the linear code with as many latents
 PROPERTY_TITLES = {
     "test_accuracy": "test accuracy",
     "epoch": "epoch",
@@ -99,7 +100,7 @@ def probe_table(details: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Tab
 
 
 def sampling_table(sampling: Mapping[str, Any]) -> Table:
-    """One row per method: accuracy at the reported epochs, and distance to the nearest training network."""
+    """One row per method: accuracy at the reported epochs, and distances."""
     return replace(comparison_table(sampling), title="Networks generated without training")
 
 
@@ -172,7 +173,7 @@ def render_report(record: Mapping[str, Any]) -> str:
         for name, part in record["zoos"].items()
     ]
     reconstruction = [
-        [name, *(part[column] for column in ("r2", "accuracy_original", "accuracy_reconstructed"))]
+        [name, *(part.get(column) for column in ("r2", "accuracy_original", "accuracy_reconstructed", *LINEAR))]
         for name, part in record["reconstruction"].items()
     ]
     zoo_header = ("zoo", "networks", "left out", "mean final test accuracy", "checkpoints each")
@@ -183,7 +184,13 @@ def render_report(record: Mapping[str, Any]) -> str:
         goals=to_markdown(goals_table(found)),
         zoos=to_markdown(Table(zoo_header, zoos)),
         reconstruction=to_markdown(
-            Table(("zoo (test networks)", "R2", "accuracy before", "accuracy after"), reconstruction)
+            Table(
+                (
+                    *("zoo (test networks)", "R2", "accuracy before", "accuracy after"),
+                    *("linear code: R2", "linear code: accuracy after"),
+                ),
+                reconstruction,
+            )
         ),
         probes=to_markdown(probe_table(record["probe_details"])),
         sampling=to_markdown(sampling_table(record["sampling"])),

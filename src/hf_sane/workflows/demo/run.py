@@ -101,7 +101,7 @@ def fill_folder(output: Path, settings: DemoSettings) -> DemoResult:
     with stages("reconstruct test networks"):
         results |= reconstruct(zoos, sane, data).to_dict()
     with stages("probe embeddings"):
-        details = probe(zoos["hyperparameter"], sane, profile=True).to_dict()["probe"]
+        details = probe(zoos["hyperparameter"], sane, profile=True, linear=True).to_dict()["probe"]
         results |= {"probe": short_table(details), "probe_details": details}
         tested = zoos["hyperparameter"].splits["test"]
         points = plane(sane.embed(tested, pooling="layer_mean_std").double().numpy(), seed=settings.seed)
