@@ -3,8 +3,10 @@
 from dataclasses import fields
 from math import inf, nan
 from pathlib import Path
-from typing import get_args, get_origin
+from types import NoneType
+from typing import Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
@@ -31,6 +33,7 @@ NEEDED = {
     "index": {"sources": ["a"], "output": "out"},
     "info": {"checkpoint": "a"},
     "lineage": {"sources": ["a", "b"]},
+    "linear": {"zoo": ["zoo"], "output": "out"},
     "mix": {"zoos": ["a=b"], "output": "out"},
     "pretrain": {"zoo": ["zoo"], "output": "out"},
     "probe": {"sane": "sane", "zoo": "zoo"},
@@ -71,6 +74,43 @@ def test_numbers_that_cannot_be_meant_are_refused_before_anything_is_read(verb):
             with pytest.raises((ValueError, StrictDataclassError)) as refused:
                 make(**NEEDED[verb.name], **{entry.name: number})
             assert entry.name in str(refused.value)
+
+
+def wrong_kinds(entry):
+    """Values of a field that are of another type, or not among its choices."""
+    parts = {part for part in (get_args(entry.type) or (entry.type,)) if part is not NoneType}
+    item = next((get_args(part)[0] for part in parts if get_origin(part) is list), None)
+    parts = parts if item is None or len(parts) > 1 else {item}
+    is_checked = all(part in (bool, int, float) or get_origin(part) is Literal for part in parts)
+    return ["many"] if is_checked else []
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *ZOO_VERBS], ids=lambda verb: verb.name)
+def test_python_refuses_what_the_command_line_refuses(verb):
+    """A wrong choice, or a text in place of a number, used to be found after the work, or never."""
+    settings, _ = verb.load()
+    assert issubclass(settings, CheckedSettings)
+    make = getattr(settings, "from_options", settings)
+    for entry in fields(settings):
+        for wrong in wrong_kinds(entry):
+            with pytest.raises((TypeError, ValueError), match=rf"expected {entry.name} to be .*, got 'many'"):
+                make(**NEEDED[verb.name] | {entry.name: wrong})
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'sed'"):
+        make(**NEEDED[verb.name], sed=1)
+
+
+def test_values_take_the_form_that_fields_expect():
+    with pytest.raises(ValueError, match="'gradient_boosting', got 'rigde'; did you mean 'ridge'"):
+        ProbeSettings(sane="sane", zoo="a", regressor="rigde")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'pooling'; did you mean 'poolings'"):
+        ProbeSettings(sane="sane", zoo="a", pooling="mean")
+    with pytest.raises(TypeError, match="expected batch_size to be a whole number, got True"):
+        ProbeSettings(sane="sane", zoo="a", batch_size=True)
+    with pytest.raises(TypeError, match="expected seed to be a whole number, got None"):
+        SoupSettings(ingredients="a", output=None, seed=None)
+    probed = ProbeSettings(sane="sane", zoo="a", output="out", aligned=None, halo_size=np.int64(2))
+    assert (probed.output, probed.aligned, probed.halo_size) == (Path("out"), None, 2)
+    assert SoupSettings(ingredients="a", output=None, data=Path("images")).data == "images"
 
 
 def test_one_value_is_a_list_of_one():

@@ -59,7 +59,7 @@ def test_model_settings_come_as_dictionary_json_or_file(tmp_path):
     [{"noise": "0.1"}, {"num_epochs": 2.0}, {"mixed_precision": "fp16"}, {"behavior_loss": "l1"}, {"zoo": 5}],
 )
 def test_wrong_types_raise(wrong):
-    with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(wrong))):
+    with pytest.raises((TypeError, ValueError, StrictDataclassFieldValidationError), match=next(iter(wrong))):
         PretrainSettings(**NEEDED | wrong)
 
 

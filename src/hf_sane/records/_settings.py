@@ -3,9 +3,19 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from dataclasses import MISSING, Field, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from hf_sane.records._errors import did_you_mean
+
+# What flags and numbers are instances of, and what messages call them.
+NUMBERS: dict[Any, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+}
 
 
 def setting(
@@ -77,22 +87,53 @@ def check_numbers(settings: Any, *, unlimited: Collection[str] = ()) -> None:
                 raise ValueError(f"expected {entry.name} to be a finite number of at least {least}, got {number}")
 
 
-class _OneForList(type):
-    """Where settings take a list, one value will do: `properties="epoch"` is `properties=["epoch"]`."""
+class _Fitting(type):
+    """Values take the form that the fields expect before the settings are made; others are refused."""
 
     def __call__(cls, **given: Any) -> Any:
-        for entry in fields(cls):  # type: ignore[arg-type]  # all classes with it are dataclasses
-            if entry.name in given:
-                given[entry.name] = _listed(entry.type, given[entry.name])
+        known = {entry.name: entry for entry in fields(cls)}  # type: ignore[arg-type]  # all classes are dataclasses
+        for name, value in given.items():
+            if name not in known:
+                close = did_you_mean(name, known)
+                raise TypeError(f"{cls.__name__} got an unexpected keyword argument {name!r}{close}")
+            given[name] = _fitted(name, known[name].type, value)
         return super().__call__(**given)
 
 
-def _listed(kind: Any, value: Any) -> Any:
-    """A value as the list that is expected; unchanged if another type is expected, too, and it has that."""
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    if not any(get_origin(part) is list for part in kinds):
+def _fitted(name: str, kind: Any, value: Any) -> Any:
+    """A value of the type of a field: one value becomes a list of one, text a path; numbers and choices are checked.
+
+    Raises:
+        TypeError: If a number or a flag is expected, and it is neither.
+        ValueError: If it is not among the choices.
+    """
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if value is None and NoneType in kinds:
+        return None
+    lists = [part for part in kinds if get_origin(part) is list]
+    if lists and not any(isinstance(value, _class_of(part)) for part in kinds):
+        value = as_list(value)
+    if isinstance(value, list) and lists:
+        return [_fitted(name, get_args(lists[0])[0], item) for item in value]
+    if isinstance(value, Path) and str in kinds and Path not in kinds:
+        return str(value)
+    if isinstance(value, str) and Path in kinds and str not in kinds:
+        return Path(value)
+    choices = [choice for part in kinds if get_origin(part) is Literal for choice in get_args(part)]
+    if choices and value not in choices:
+        close = did_you_mean(value, choices)
+        raise ValueError(f"expected {name} to be one of {', '.join(map(repr, choices))}, got {value!r}{close}")
+    numbers = [part for part in kinds if part in NUMBERS]
+    if not numbers or len(numbers) < len([part for part in kinds if part is not NoneType]):
         return value
-    return value if any(isinstance(value, get_origin(part) or part) for part in kinds) else as_list(value)
+    if not any(isinstance(value, NUMBERS[part][0]) and isinstance(value, bool) == (part is bool) for part in numbers):
+        raise TypeError(f"expected {name} to be {NUMBERS[numbers[-1]][1]}, got {value!r}")
+    return value
+
+
+def _class_of(kind: Any) -> type:
+    """What values of a type are instances of."""
+    return str if get_origin(kind) is Literal else get_origin(kind) or kind
 
 
 def as_list(value: Any) -> list[Any]:
@@ -101,8 +142,8 @@ def as_list(value: Any) -> list[Any]:
 
 
 @dataclass(kw_only=True)
-class CheckedSettings(metaclass=_OneForList):
-    """Settings whose numbers are checked when they are made; a list may be given as its only value."""
+class CheckedSettings(metaclass=_Fitting):
+    """Settings whose values are checked when they are made; a list may be given as its only value."""
 
     def __post_init__(self) -> None:
         check_numbers(self)

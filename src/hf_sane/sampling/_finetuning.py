@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from hf_sane.core._adapters import attach_lora, match_modules
@@ -14,7 +13,7 @@ from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks._hyperparameters import image_order
 from hf_sane.networks._images import ImageData
 from hf_sane.records._progress import tracked
-from hf_sane.records._settings import setting
+from hf_sane.records._settings import CheckedSettings, setting
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,30 +22,24 @@ EVALUATION_BATCH = 512
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-@strict
 @dataclass(kw_only=True)
-class StepSettings:
+class StepSettings(CheckedSettings):
     """How to fine-tune a network, step by step.
 
     Raises:
         ValueError: For values out of range.
     """
 
-    steps: int = setting("Number of updates.", default=150)
-    batch_size: int = setting("Images per update.", default=32)
+    steps: int = setting("Number of updates.", default=150, least=1)
+    batch_size: int = setting("Images per update.", default=32, least=1)
     learning_rate: float = setting("Learning rate of Adam.", default=1e-3)
     weight_decay: float = setting("Weight decay of Adam, added to the gradient.", default=0.0)
     seed: int = setting("Random seed, of the order of images.", default=0)
 
-    def validate_ranges(self) -> None:
-        """Counts are counts, rates are rates."""
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
-        if not self.learning_rate > 0 or not self.weight_decay >= 0:
-            raise ValueError(
-                "learning_rate must be positive and weight_decay not negative, got "
-                f"{self.learning_rate} and {self.weight_decay}"
-            )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
 
 def lora_targets(network: nn.Module, names: Sequence[str] | None = None) -> list[str]:

@@ -39,8 +39,8 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     in `SANEConfig` only; `model` passes them on.
 
     Raises:
-        TypeError: If a field is unknown, or `model` has an unknown field of `SANEConfig`.
-        StrictDataclassFieldValidationError: If a value has the wrong type.
+        TypeError: If a field is unknown, a value has the wrong type, or `model` has an unknown field of `SANEConfig`.
+        ValueError: If a value is not among the choices.
         StrictDataclassClassValidationError: If a value is out of range.
     """
 

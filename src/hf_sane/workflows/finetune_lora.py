@@ -51,7 +51,7 @@ class FinetuneLoraSettings(StepSettings):
     private: bool = setting("Make a new repository private.", default=False)
 
     def __post_init__(self) -> None:
-        self.validate_ranges()
+        super().__post_init__()
         named = self.network if isinstance(self.network, str | Path) else None
         self.base = hub_id(named) if self.base is None else require_hub_id(self.base)
         if self.push_to is not None:  # raised before the work, not after it

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, TypedDict
 import numpy as np
 
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.shared import ZOO_CONFIG
 from hf_sane.zoo._dataset import Zoo
@@ -20,7 +20,7 @@ SHOWN_PROPERTIES = ("test_accuracy", "validation_accuracy", "generalization_gap"
 
 
 @dataclass(kw_only=True)
-class ShowZooSettings:
+class ShowZooSettings(CheckedSettings):
     """Settings of [`show_zoo`]."""
 
     zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.", positional=True)

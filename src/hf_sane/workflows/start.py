@@ -174,8 +174,7 @@ def start(images: str | Path | ImageData, **options: Any) -> StartResult:
     Raises:
         ValueError: If the images do not fit the networks, or the SANE comes without networks.
     """
-    given = str(images) if isinstance(images, Path) else images
-    return run_start(StartSettings(**{"output": None, "images": given, **options}))
+    return run_start(StartSettings(**{"output": None, "images": images, **options}))
 
 
 def run_start(settings: StartSettings) -> StartResult:

@@ -9,14 +9,14 @@ from hf_sane.hub._pull import check_size, find_repository, parse_size, plan_pull
 from hf_sane.hub._pull import pull as fetch
 from hf_sane.hub._push import plan_push
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.records._sources import check_path, parse_repo
 from hf_sane.records._uploads import RepoFile, Upload
 from hf_sane.workflows.results import Result, Table
 
 
 @dataclass(kw_only=True)
-class PushSettings:
+class PushSettings(CheckedSettings):
     """Settings of [`push`]."""
 
     kind: Literal["zoo", "model", "samples", "adapter"] = setting("Kind of artefact in the folder.", positional=True)
@@ -102,7 +102,7 @@ def run_push(settings: PushSettings) -> PushResult:
 
 
 @dataclass(kw_only=True)
-class PullSettings:
+class PullSettings(CheckedSettings):
     """Settings of [`pull`]."""
 
     repo_id: str = setting("user/name or user/name@revision on the Hub.", positional=True)

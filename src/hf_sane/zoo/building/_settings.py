@@ -45,8 +45,8 @@ class ZooSettings(ModuleSettings):
     [`seed_zoo`] and [`hyperparameter_zoo`] for two recipes.
 
     Raises:
-        TypeError: If a field is unknown.
-        StrictDataclassFieldValidationError: If a value has the wrong type or is not among the choices.
+        TypeError: If a field is unknown, or a value has the wrong type.
+        ValueError: If a value is not among the choices.
         StrictDataclassClassValidationError: If a value is out of range.
     """
 

@@ -24,8 +24,8 @@ class ImportSettings(CheckedSettings):
     """Settings that select networks on the Hub or in a folder for a zoo.
 
     Raises:
-        TypeError: If a field is unknown.
-        StrictDataclassFieldValidationError: If a value has the wrong type or is not among the choices.
+        TypeError: If a field is unknown, or a value has the wrong type.
+        ValueError: If a value is not among the choices.
         StrictDataclassClassValidationError: If a value is out of range, or no source is given.
     """
 
