@@ -9,7 +9,7 @@ export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 100000000000
 export MALLOC_TOP_PAD_ := 268435456
 export TOKENIZERS_PARALLELISM := false
-# Tests start Python some forty times: modules are compiled once, whatever the environment says.
+# Tests start Python about forty times: compile modules once, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: fuzz demo demo-record test test-machines kill lint docs install benchmarks clean
@@ -17,22 +17,22 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(BIN)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/hf-sane demo --output $(DEMO_OUT)
 
-# For maintainers: the record of the demo in $(DEMO_OUT) becomes the repository's, and with it cards and README.
+# For maintainers: copy the record of the demo in $(DEMO_OUT) into the repository, and update cards and README.
 demo-record: $(BIN)/.installed
 	cp $(DEMO_OUT)/report.json runs/demo/report.json
 	$(BIN)/python experiments/update_cards.py --demo $(DEMO_OUT)
 	$(BIN)/python experiments/update_results.py
 
-# Both cores from the start: mypy has only one, and the packages are compiled on the other.
+# Use both cores from the start: mypy runs on one while packages are compiled on the other.
 test: $(BIN)/.installed
 	$(MAKE) --no-print-directory -j 2 --output-sync=target lint docs $(BIN)/.compiled
 	HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -q -n 2
 
-# Threads that wait for others leave them the core: tests of two threads run beside tests.
+# Waiting threads give up their core, because tests with two threads run beside other tests.
 test test-machines: export OMP_WAIT_POLICY := passive
 
-# Tests whose numbers could depend on the processor, computed as other processors would, each way in processes of its own.
-# Nobody but the processor decides between these paths, so a test that passes here in one of them only pins the machine.
+# Tests whose numbers could depend on the processor, repeated with the instructions of other processors, in processes of their own.
+# A test that passes with only one of them would depend on the machine.
 MACHINE_TESTS := $(addprefix tests/,analysis architectures core merging models networks probing sampling symmetry training zoo)
 
 test-machines: $(BIN)/.installed
@@ -42,12 +42,12 @@ test-machines: $(BIN)/.installed
 	$(BIN)/python -m pytest -q -n 2 --no-onednn $(MACHINE_TESTS)
 	$(BIN)/python -m pytest -q --threads 2 $(MACHINE_TESTS)
 
-# Mutated files for every reader, 200,000 in total; about an hour on one core. A few hundred are part of `make test`.
+# 200,000 mutated files for all readers; about an hour on one core. A few hundred are part of `make test`.
 fuzz: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --inputs 200000 --record runs/robustness/fuzz.json
 
-# Every verb that writes, killed and interrupted at every event of its files and run again; `make test` takes some of the events.
-# Half an hour on two quiet cores; some of it with KILL_ARGS="-k pull". The record says how many events there were, and keeps what was run before.
+# Kill and interrupt every verb that writes at every event of its files, and run it again; `make test` tries some of the events.
+# Half an hour on two idle cores; KILL_ARGS="-k pull" selects a part. The record counts the events and keeps those of earlier runs.
 kill: $(BIN)/.installed
 	KILL_POINTS=all KILL_RECORD=runs/robustness/kill_points.json OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -q -n 2 tests/robustness/test_kill_points.py $(KILL_ARGS)
@@ -57,7 +57,7 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The documentation in site/, warnings as errors.
+# Build the documentation in site/; warnings are errors.
 docs: $(BIN)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
@@ -65,17 +65,17 @@ install: $(BIN)/.installed
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PY) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt --upgrade pip  # that of Python 3.11 takes half a minute longer
+	$(BIN)/pip install -q -c constraints.txt --upgrade pip  # the one of Python 3.11 takes half a minute longer
 	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Some packages hold files that are no Python.
+# Some packages contain files that are not valid Python.
 $(BIN)/.compiled: $(BIN)/.installed
 	$(BIN)/python -m compileall -qq .venv/lib || true
 	touch $@
 
-# The figures of docs/results/performance.md, one benchmark after the other; about twenty minutes on two quiet cores.
-# Each kind of processor has a folder of its own: BENCHMARKS_OUT=runs/benchmarks/avx2.
+# The figures of docs/results/performance.md, one benchmark after the other; about twenty minutes on two idle cores.
+# Each kind of processor has its own folder: BENCHMARKS_OUT=runs/benchmarks/avx2.
 benchmarks: $(BIN)/.installed
 	mkdir -p $(BENCHMARKS_OUT)
 	for name in tokenization pretraining_step kde_sampling alignment zoo_training zoo_loader zoo_columns zoo_import tutorials; do \
