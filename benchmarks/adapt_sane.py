@@ -7,7 +7,7 @@
         --keep-epochs 5,10,15 \
         --initializations kaiming_normal --optimizers sgd --learning-rate 5e-2 --weight-decay 5e-3 \
         --output runs/tmp/fashion_sgd
-    python benchmarks/adapt_sane.py --sane demo_output/sane --source_zoo demo_output/zoos:seed \
+    python benchmarks/adapt_sane.py --sane demo_output/sane --source-zoo demo_output/zoos:seed \
         --zoo runs/tmp/fashion_sgd \
         --work runs/tmp/adapt --output runs/lora/adapt_sane.json
 
@@ -17,7 +17,7 @@ kind of adapter, are those with the best R2 on validation networks at the first 
 networks. All keep the weight tokenizer of the pretrained model, so R2 is in the same units everywhere. A blind test: a
 pair of zoos of `experiments/paper_zoos.py`, fixed beforehand.
 
-    python benchmarks/adapt_sane.py --sane ../sane/usps_0/model --source_zoo ../sane/zoos:usps_seed_67 \
+    python benchmarks/adapt_sane.py --sane ../sane/usps_0/model --source-zoo ../sane/zoos:usps_seed_67 \
         --zoo ../sane/zoos:fashion_seed_67 \
         --steps 150 \
         --work ../sane/adapt --output runs/lora/adapt_sane_blind.json
@@ -192,14 +192,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure and write the record."""
     parser = new_parser(__doc__, needs_output=True)
     parser.add_argument("--sane", required=True, help="pretrained SANE folder")
-    parser.add_argument("--source_zoo", required=True, help="zoo it was trained on: folder, or folder:config")
+    parser.add_argument("--source-zoo", required=True, help="zoo it was trained on: folder, or folder:config")
     parser.add_argument("--zoo", required=True, help="zoo to adapt to, of the same network shape")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--noise", type=float, default=0.05)
-    parser.add_argument("--full_rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
-    parser.add_argument("--lora_rates", type=float, nargs="+", default=[3e-3, 1e-2])
+    parser.add_argument("--full-rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
+    parser.add_argument("--lora-rates", type=float, nargs="+", default=[3e-3, 1e-2])
     parser.add_argument("--rank", type=int, default=32, help="of the adapters at most; half the latent is low still")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options, record = start(parser, argv, hidden=("work",))

@@ -11,13 +11,14 @@ from typing import Any
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._redaction import hide_folders_in
 from hf_sane.records._run_record import RunRecord
+from hf_sane.workflows.command_line import ScriptParser
 
 SAMPLE_SECONDS = 0.02  # between two looks at the memory
 
 
 def new_parser(description: str | None, *, needs_output: bool = False) -> argparse.ArgumentParser:
     """A parser with the option `--output`; the docstring of the benchmark is its help."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description)
     parser.add_argument("--output", type=Path, required=needs_output, help="JSON file that receives the run record")
     return parser
 

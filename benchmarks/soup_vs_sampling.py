@@ -5,7 +5,8 @@ of them with other orders of images. From `n` ingredients come one network (soup
 (ensemble). Everything is chosen on validation images and reported on test images; repeated for several draws of
 ingredients.
 
-    python benchmarks/soup_vs_sampling.py --zoo demo_output/zoos --config seed --sane demo_output/sane --output FILE
+    python benchmarks/soup_vs_sampling.py --zoo demo_output/zoos --zoo-config seed --output FILE \
+        --sane demo_output/sane
 """
 
 import argparse
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write JSON when asked to."""
     parser = new_parser(__doc__)
     parser.add_argument("--zoo", required=True, help="zoo folder or Hub dataset id, of one architecture")
-    parser.add_argument("--config", help="which zoo, if there are several")
+    parser.add_argument("--zoo-config", dest="config", help="which zoo, if there are several")
     parser.add_argument("--sane", required=True, help="SANE folder or Hub repo id")
     parser.add_argument("--images", help="'digits' or an .npz file; the zoo's own if left out")
     parser.add_argument("--ingredients", type=int, nargs="+", default=[2, 5, 10])

@@ -29,6 +29,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._selection import Judge
 from hf_sane.training._pretraining import pretrain
 from hf_sane.training._settings import PretrainSettings
+from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.workflows.compare import ComparisonResult, compare_samplers
 from hf_sane.workflows.reconstruct import reconstruct
 from hf_sane.workflows.sane import SANE
@@ -133,7 +134,7 @@ def first_runs(split: ZooSplit, count: int) -> ZooSplit:
     """
     runs = sorted(set(split.run_ids))
     if len(runs) < count:
-        raise ValueError(f"expected at least {count} training runs, got {len(runs)}; build more (--hyper_runs)")
+        raise ValueError(f"expected at least {count} training runs, got {len(runs)}; build more (--hyper-runs)")
     return split.select(np.isin(split.column("run_id"), runs[:count]))
 
 
@@ -290,7 +291,7 @@ def run_study(name: str, seed: int, zoos: Mapping[str, Zoo], data: ImageData, op
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, build the zoos, then seed after seed and study after study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="folder for zoos and autoencoders")
     parser.add_argument("--records", type=Path, required=True, help="folder for the run records")
     parser.add_argument("--studies", nargs="+", choices=sorted(STUDIES), default=list(STUDIES), metavar="NAME")
@@ -298,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", choices=variants, metavar="NAME", help="some of those of the studies")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     for entry in dataclasses.fields(Sizes):
-        parser.add_argument(f"--{entry.name}", type=int, default=entry.default)
+        parser.add_argument(f"--{entry.name.replace('_', '-')}", type=int, default=entry.default)
     options = parser.parse_args(argv)
     options.sizes = Sizes(**{entry.name: getattr(options, entry.name) for entry in dataclasses.fields(Sizes)})
     tune_allocator()

@@ -36,6 +36,7 @@ from hf_sane.sampling._selection import Judge
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.training._pretraining import pretrain
 from hf_sane.training._settings import PretrainSettings
+from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.workflows.compare import compare_samplers
 from hf_sane.workflows.reconstruct import reconstruct
 from hf_sane.workflows.sane import SANE
@@ -264,7 +265,7 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
 
 def parser_of_places(description: str | None) -> argparse.ArgumentParser:
     """A parser of the folders that the scripts of these tables share."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description)
     parser.add_argument("--zoos", type=Path, required=True, help="folder that paper_zoos.py wrote")
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
     parser.add_argument("--work", type=Path, required=True, help="folder of the autoencoders")
@@ -275,9 +276,9 @@ def parser_of_places(description: str | None) -> argparse.ArgumentParser:
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Seeds, and how much is sampled and fine-tuned with each."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--finetune_epochs", type=int, default=25)
-    parser.add_argument("--num_candidates", type=int, default=200)
-    parser.add_argument("--num_kept", type=int, default=5)
+    parser.add_argument("--finetune-epochs", type=int, default=25)
+    parser.add_argument("--num-candidates", type=int, default=200)
+    parser.add_argument("--num-kept", type=int, default=5)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -130,8 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--families", nargs="+", choices=sorted(tables.FAMILIES), default=list(tables.FAMILIES), metavar="NAME"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--num_candidates", type=int, default=100)
-    parser.add_argument("--num_kept", type=int, default=5)
+    parser.add_argument("--num-candidates", type=int, default=100)
+    parser.add_argument("--num-kept", type=int, default=5)
     parser.add_argument("--plot", type=Path, help="PNG of all records that are there")
     options = parser.parse_args(argv)
     tune_allocator()

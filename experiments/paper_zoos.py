@@ -11,7 +11,6 @@ On two CPU cores the zoos of 520 networks take about 15 minutes each, the others
 memory stays below 3 GB.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
+from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import FILE_NAME, MIX_KEY, read_facts
 from hf_sane.zoo._mixing import mix_zoos
@@ -118,12 +118,12 @@ def report(name: str, zoo: Zoo, record: RunRecord, folder: Path | None) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, build, record."""
     known = recipes()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the zoos")
     parser.add_argument("--records", type=Path, help="folder of their run records")
     parser.add_argument("--zoos", nargs="+", choices=sorted([*known, MIXED]), default=[*known, MIXED], metavar="NAME")
-    parser.add_argument("--num_models", type=int, help="runs per zoo, for a quick look")
+    parser.add_argument("--num-models", type=int, help="runs per zoo, for a quick look")
     parser.add_argument("--epochs", type=int, help="epochs, all of them kept, for a quick look")
     options = parser.parse_args(argv)
     tune_allocator()

@@ -7,7 +7,6 @@ A zoo of 24 CNNs is trained on 4,000 images, the autoencoder on four checkpoints
 these are the anchors. About twelve minutes on one core. Stages that are in `--work` are not run again.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from hf_sane.records._failures import run_script
 from hf_sane.records._redaction import hide_folders, hide_folders_in
 from hf_sane.sampling._anchors import choose_anchors
 from hf_sane.workflows.align_zoo import align_zoo
+from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.workflows.reconstruct import reconstruct
 from hf_sane.zoo._dataset import Zoo
 
@@ -69,7 +69,7 @@ def pretrain(zoo: Zoo, work: Path) -> hf_sane.SANE:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run the stages that are missing, save the autoencoder with its anchors."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--images", type=Path, required=True, help="file cifar10_jpeg.npz")
     parser.add_argument("--work", type=Path, required=True, help="folder of the zoo and of the pre-training run")
     parser.add_argument("--output", type=Path, required=True, help="folder of the autoencoder and its anchors")

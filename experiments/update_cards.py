@@ -9,7 +9,6 @@ python experiments/update_cards.py --check              # exit 1 if a card diffe
 It also lists the files of pretrained/ anew in their manifests: run it after changing one of them.
 """
 
-import argparse
 import importlib
 import json
 import shutil
@@ -29,6 +28,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._export import NETWORK, Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._loading import load_config
+from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.workflows.demo.settings import NETWORK_TITLE, SANE_TITLE
 from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._facts import FILE_NAME, read_facts
@@ -47,7 +47,7 @@ CARD_FACTS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Render or compare; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--demo", type=Path, help="folder that `make demo` wrote")
     parser.add_argument("--zoos", type=Path, help="folder that experiments/paper_zoos.py wrote")
     parser.add_argument("--models", type=Path, help="folder that experiments/paper_models.py wrote")

@@ -6,7 +6,6 @@ python experiments/update_results.py --check    # exit 1 if a page differs from 
 Each page has a module in experiments/results, or several.
 """
 
-import argparse
 import re
 import textwrap
 from pathlib import Path
@@ -32,6 +31,7 @@ from results import (
 
 from hf_sane.records._failures import run_script
 from hf_sane.records._files import write_atomically
+from hf_sane.workflows.command_line import ScriptParser
 
 ROOT = Path(__file__).parents[1]
 LINE_LENGTH = 119
@@ -85,7 +85,7 @@ def pages() -> dict[Path, str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the pages, or with `--check` only compare them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
     arguments = parser.parse_args(argv)
     outdated = {page: text for page, text in pages().items() if page.read_text(encoding="utf-8") != text}

@@ -1,13 +1,12 @@
 """Spectra over a zoo: alpha through the training of one run, and summaries against test accuracy over all runs.
 
     python experiments/zoo_spectra.py --zoo my_zoo --output my_zoo_spectra
-    python experiments/zoo_spectra.py --zoo my_zoo --run_id 00017 --min_values 20 --output my_zoo_spectra
+    python experiments/zoo_spectra.py --zoo my_zoo --run-id 00017 --min-values 20 --output my_zoo_spectra
 
 Networks of all splits are taken, each run at its last epoch: nothing is fitted, so nothing is held out. Writes
 `training.png`, `correlation.png` and the run record `run.json`. About a tenth of a second per network on one CPU core.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._outputs import check_may_replace, output_folder
 from hf_sane.records._run_record import RECORD, RUN_RECORD, RunRecord
+from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
 
@@ -35,14 +35,14 @@ def best_run(splits: dict[str, ZooSplit]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Parse, analyse, draw, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--zoo", required=True, help="zoo folder or Hub dataset id")
-    parser.add_argument("--config", help="which zoo, if there are several")
-    parser.add_argument("--run_id", help="whose training to follow; the best on validation images if left out")
+    parser.add_argument("--zoo-config", dest="config", help="which zoo, if there are several")
+    parser.add_argument("--run-id", help="whose training to follow; the best on validation images if left out")
     parser.add_argument("--conv", default="flatten", choices=["flatten", "slices", "pooled"])
-    parser.add_argument("--min_values", type=int, default=50, help="eigenvalues a layer must have for alpha")
+    parser.add_argument("--min-values", type=int, default=50, help="eigenvalues a layer must have for alpha")
     parser.add_argument(
-        "--min_tail", type=int, default=2, help="eigenvalues a tail must have; few will do for a trend"
+        "--min-tail", type=int, default=2, help="eigenvalues a tail must have; few will do for a trend"
     )
     parser.add_argument("--output", type=Path, required=True, help="new folder for pictures and run record")
     parser.add_argument("--record", type=Path, help="another place for the run record")

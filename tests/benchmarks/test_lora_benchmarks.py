@@ -37,7 +37,7 @@ def test_adapting_sane(tmp_path, tiny_zoo, tiny_zoo_folder, capsys):
     flags = [
         "--sane",
         sane,
-        "--source_zoo",
+        "--source-zoo",
         f"{tiny_zoo_folder}:default",
         "--zoo",
         tiny_zoo_folder,
@@ -45,8 +45,8 @@ def test_adapting_sane(tmp_path, tiny_zoo, tiny_zoo_folder, capsys):
         "0",
         "1",
     ]
-    flags += ["--work", tmp_path / "work", "--steps", "1", "--batch_size", "2", "--output", tmp_path / "record.json"]
-    flags += ["--full_rates", "1e-3", "--lora_rates", "1e-2"]
+    flags += ["--work", tmp_path / "work", "--steps", "1", "--batch-size", "2", "--output", tmp_path / "record.json"]
+    flags += ["--full-rates", "1e-3", "--lora-rates", "1e-2"]
     benchmark = load("adapt_sane")
     first = benchmark.main(list(map(str, flags)))
     assert "of the gain with" in capsys.readouterr().out
@@ -75,7 +75,7 @@ def test_a_sane_too_narrow_for_five_percent(tmp_path, tiny_zoo):
 def test_adapting_sampled_networks(tmp_path):
     benchmark = load("lora_finetuning")
     flags = (
-        "--train_limit 64 --validation_limit 30 --test_limit 30 --steps 2 --report_at 0 --ranks 1 --rates 1e-3 1e-2"
+        "--train-limit 64 --validation-limit 30 --test-limit 30 --steps 2 --report-at 0 --ranks 1 --rates 1e-3 1e-2"
     )
     flags += f" --seeds 0 1 --networks {tmp_path / 'networks'} --output {tmp_path / 'record.json'}"
     with pytest.raises(FileNotFoundError, match="no networks in .*; expected folders that hold a config.json"):

@@ -123,7 +123,7 @@ def test_what_is_finished_is_kept(few, done, tmp_path, capsys):
 def test_too_few_runs_are_refused(script, done):
     split = Zoo.load(done / "zoos", "hyper").splits["train"]
     assert len(set(script.first_runs(split, 5).run_ids)) == 5
-    with pytest.raises(ValueError, match=r"expected at least 100 training runs, got \d+; build more \(--hyper_runs\)"):
+    with pytest.raises(ValueError, match=r"expected at least 100 training runs, got \d+; build more \(--hyper-runs\)"):
         script.first_runs(split, 100)
 
 

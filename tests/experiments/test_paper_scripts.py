@@ -47,7 +47,7 @@ def folder(script, images, tmp_path_factory):
     """Two small zoos and their records."""
     path = tmp_path_factory.mktemp("paper")
     options = ["--images", str(images), "--output", str(path / "zoos"), "--records", str(path / "records")]
-    script.main([*options, "--zoos", "usps_seed", "usps_hyper", "--num_models", "16", "--epochs", "1"])
+    script.main([*options, "--zoos", "usps_seed", "usps_hyper", "--num-models", "16", "--epochs", "1"])
     return path
 
 
@@ -67,7 +67,7 @@ def test_the_mixed_zoo_joins_those_of_both_cnns(script, images, folder, tmp_path
     large = {"images": "usps16.npz", "image_size": 32, "architecture": "cnn_l", "group_size": 16}
     small = {name: known[name] for name in ("usps_seed", "usps_hyper")}
     monkeypatch.setattr(script, "recipes", lambda: {**small, "cifar10_seed": ("seed", {**script.COMMON, **large})})
-    script.main([*options, "--zoos", "cifar10_seed", "mixed", "--num_models", "8", "--epochs", "1"])
+    script.main([*options, "--zoos", "cifar10_seed", "mixed", "--num-models", "8", "--epochs", "1"])
     capsys.readouterr()
     script.main([*options, "--zoos", "mixed"])  # what is there stays
     assert "mixed            train         30 runs" in capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_the_zoos_of_the_tables(script):
     assert all(settings["num_models"] >= 40 for _, settings in zoos.values())
 
 
-SMALL = ["--seeds", "0", "--finetune_epochs", "1", "--num_candidates", "4", "--num_kept", "2"]
+SMALL = ["--seeds", "0", "--finetune-epochs", "1", "--num-candidates", "4", "--num-kept", "2"]
 
 
 def flags(places):
@@ -174,7 +174,7 @@ def test_the_tradeoff_of_accuracy_and_distance(places, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))  # it draws what results/ tells in words
     script = load_script("paper_tradeoff")
     monkeypatch.setattr(script, "BANDWIDTHS", (0.05, 0.6))
-    chosen = ["--families", "usps", "--seeds", "0", "--num_candidates", "4", "--num_kept", "2"]
+    chosen = ["--families", "usps", "--seeds", "0", "--num-candidates", "4", "--num-kept", "2"]
     options = [*flags({**places, "--records": tmp_path}), *chosen, "--plot", str(tmp_path / "plot.png")]
     script.main(options)
     path = tmp_path / "usps_0.json"

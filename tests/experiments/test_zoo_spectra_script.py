@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "zoo_spectra.py"
 
 def test_pictures_and_record(tiny_zoo_folder, tmp_path, capsys):
     main = runpy.run_path(str(SCRIPT))["main"]
-    arguments = ["--zoo", str(tiny_zoo_folder), "--min_values", "5", "--output", str(tmp_path / "out")]
+    arguments = ["--zoo", str(tiny_zoo_folder), "--min-values", "5", "--output", str(tmp_path / "out")]
     results = main(arguments)
     names = {"training.png", "correlation.png", "run.json", "hf_sane_manifest.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
@@ -26,6 +26,6 @@ def test_pictures_and_record(tiny_zoo_folder, tmp_path, capsys):
     (tmp_path / "notes.json").write_text("{}")
     with pytest.raises(FileExistsError, match=r"notes\.json is not a run record"):
         main([*arguments, "--record", str(tmp_path / "notes.json")])
-    again = main([*arguments, "--run_id", run_id, "--record", str(tmp_path / "elsewhere.json")])
+    again = main([*arguments, "--run-id", run_id, "--record", str(tmp_path / "elsewhere.json")])
     assert again["through_training"] == results["through_training"]
     assert (tmp_path / "elsewhere.json").exists()

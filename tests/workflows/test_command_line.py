@@ -9,7 +9,7 @@ import typer
 
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import setting
-from hf_sane.workflows.command_line import run_workflow
+from hf_sane.workflows.command_line import ScriptParser, run_workflow
 from hf_sane.workflows.results import Result, Table
 
 USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -150,3 +150,18 @@ def test_help_shows_own_options_first_with_defaults(capsys):
     assert "Args:" not in shown
     assert shown.index("--needed") < shown.index("--halo-size")
     assert "How many.  [default: 3]" in " ".join(shown.split()).replace("How many. [", "How many.  [")
+
+
+def test_experiments_and_benchmarks_take_former_spellings(capsys):
+    parser = ScriptParser("What it measures.")
+    parser.add_argument("--num-kept", type=int)
+    parser.add_argument("--zoo-config", dest="config")
+    new = parser.parse_args(["--num-kept", "3", "--zoo-config=a_b"])
+    assert capsys.readouterr().err == ""
+    assert parser.parse_args(["--num_kept", "3", "--config=a_b"]) == new
+    notes = capsys.readouterr().err.splitlines()
+    assert [note.partition(": ")[2].partition(";")[0] for note in notes] == [
+        "--num_kept is now --num-kept",
+        "--config is now --zoo-config",
+    ]
+    assert (new.num_kept, new.config) == (3, "a_b")

@@ -7,9 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from hf_sane.architectures.presets import build_model, cnn_s
+from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.analyze import analyze
+from hf_sane.workflows.doctor import Check, DoctorResult
 from hf_sane.workflows.info import info
+from hf_sane.workflows.search import index_networks, search
 
 
 def test_info_of_a_module_and_of_its_folder(tmp_path, hf_sane_command):
@@ -28,6 +31,25 @@ def test_info_of_a_module_and_of_its_folder(tmp_path, hf_sane_command):
 def test_info_with_a_tokenizer_at_hand():
     extractor = SANEFeatureExtractor(token_dim=36, batch_norm="template", normalization="none")
     assert info(build_model(cnn_s()), extractor=extractor).facts["total"]["token_dim"] == 36
+
+
+def test_what_was_found_is_saved(tmp_path):
+    """Results without files of their own used to save nothing but how they came about."""
+    network = build_model(cnn_s())
+    network.save_pretrained(tmp_path / "checkpoints" / "a")
+    index = index_networks([network], output=tmp_path / "index").output
+    checks = [Check("disk", "fault", "full", "make room")]
+    found = {
+        "info": info(network),
+        "of a folder": info(tmp_path / "checkpoints"),
+        "search": search(network, index),
+        "doctor": DoctorResult(record=RunRecord(command="hf-sane doctor"), checks=checks),
+    }
+    assert [near.source for near in found["search"].neighbours] == ["network_0"]
+    for name, result in found.items():
+        folder = result.save(tmp_path / name).output
+        assert json.loads((folder / "run.json").read_text())["results"] == json.loads(json.dumps(result.to_dict()))
+        assert json.loads((folder / "hf_sane_manifest.json").read_text())["job"]
 
 
 @pytest.fixture

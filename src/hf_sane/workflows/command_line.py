@@ -4,6 +4,7 @@ Both the program `hf-sane` and the scripts use this module, so that each option 
 place.
 """
 
+import argparse
 import inspect
 import json
 import sys
@@ -205,8 +206,12 @@ def modern_arguments(options: Sequence[Field], argv: Sequence[str], *, program: 
             current, rest = _joined_values(known[current], current, rest, notes, alone=not has_positional)
         found.append(f"{current}={value}" if equals else current)
     for note in dict.fromkeys(notes):
-        typer.echo(f"{program}: {note}; the old spelling works until version {OLD_SPELLINGS_END}", err=True)
+        typer.echo(_note(program, note), err=True)
     return found
+
+
+def _note(program: str, change: str) -> str:
+    return f"{program}: {change}; the old spelling works until version {OLD_SPELLINGS_END}"
 
 
 def _former_spellings(options: Sequence[Field]) -> Iterator[tuple[str, str]]:
@@ -337,6 +342,29 @@ def _shown(default: Any) -> str:
     if isinstance(default, dict):
         default = json.dumps(default)
     return f"  [default: {','.join(map(str, default)) if isinstance(default, list | tuple) else default}]"
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """Options of an experiment or a benchmark, spelt like those of `hf-sane`; former spellings still work.
+
+    Args:
+        description: Docstring of the script.
+    """
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Translate `--num_kept` to `--num-kept`, with a note, and parse."""
+        words = []
+        for word in sys.argv[1:] if args is None else args:
+            name, equals, value = word.partition("=")
+            current = name.replace("_", "-") if name.startswith("--") else name
+            current = "--zoo-config" if name == "--config" else current
+            if name != current:
+                typer.echo(_note(self.prog, f"{name} is now {current}"), err=True)
+            words.append(f"{current}{equals}{value}")
+        return super().parse_known_args(words, namespace)
 
 
 def script(settings: type, run: Callable[[Any], Result], *, name: str) -> Callable[..., Result]:

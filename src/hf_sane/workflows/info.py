@@ -239,7 +239,7 @@ def run_info(settings: InfoSettings) -> InfoResult | FolderInfoResult:
         extractor = SANEFeatureExtractor.load(extractor, subfolder=settings.sane_subfolder)
     if inside := _checkpoints_in(settings):
         found = {str(path): _outline(extractor, CheckpointSource(path, key=settings.key)) for path in inside}
-        return FolderInfoResult(record=record.finish({"checkpoints": len(found)}), checkpoints=found)
+        return FolderInfoResult(record=record.finish({}), checkpoints=found)
     source: Any = settings.checkpoint
     if isinstance(source, str | Path):
         source = CheckpointSource(source, settings.revision, settings.subfolder, settings.variant, settings.key)

@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -49,7 +49,7 @@ class Result:
         is_silent: Whether another process prints the result.
     """
 
-    JOB: ClassVar[str] = ""  # the folder's name in manifests
+    JOB: ClassVar[str] = "result"  # the folder's name in manifests
     JSON: ClassVar[Any] = dict[str, Any]  # type of `to_dict`, see [`result_schema`]
 
     record: RunRecord
@@ -93,8 +93,8 @@ class Result:
         return self
 
     def write(self, partial: Path) -> None:
-        """Write the files of the result to a folder made by [`output_folder`]."""
-        self.record.save(partial / RECORD)
+        """Write the files of the result to a folder made by [`output_folder`]: its record, with what was found."""
+        replace(self.record, results=self.record.results or self.to_dict()).save(partial / RECORD)
 
     def print(self, console: Console | None = None, *, notes: bool = True) -> None:
         """Print notes (unless they were already shown), tables, and the output path."""

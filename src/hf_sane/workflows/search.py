@@ -38,7 +38,7 @@ MAX_SKIPPED = 20  # networks to print
 class IndexSettings(CheckedSettings):
     """Settings of [`index_networks`]."""
 
-    sources: list[str | Path | Zoo] = setting(
+    sources: list[Source | Zoo] = setting(
         "Networks: zoos, files, folders of checkpoints or Hub repo ids.", positional=True
     )
     output: Path = setting("New folder for the index.", short="-o")
@@ -165,7 +165,7 @@ def index_networks(sources: object, output: str | Path, **options: Any) -> Index
     ```
 
     Args:
-        sources: A zoo, file, folder of checkpoints or Hub repo id; or a list of them.
+        sources: A zoo, module, state dict, file, folder of checkpoints or Hub repo id; or a list of them.
         output: New folder for the index.
         **options: Other fields of [`IndexSettings`].
     """
@@ -196,7 +196,10 @@ def run_index(settings: IndexSettings) -> IndexResult:
 
 def _networks(settings: IndexSettings) -> Iterator[tuple[str, Fingerprint | str]]:
     """Names and fingerprints of all networks; if a network has no fingerprint, the reason takes its place."""
-    for source in (*settings.sources, *map(load_zoo, settings.zoos)):
+    for number, source in enumerate((*settings.sources, *map(load_zoo, settings.zoos))):
+        if not isinstance(source, str | Path | Zoo):
+            yield f"network_{number}", fingerprint(open_checkpoint(source))
+            continue
         if isinstance(source, Zoo) or is_zoo(source):
             zoo = source if isinstance(source, Zoo) else load_zoo(source)
             for split in zoo.splits.values():
@@ -249,8 +252,7 @@ def run_search(settings: SearchSettings) -> SearchResult:
     index = known if isinstance(known, NetworkIndex) else NetworkIndex.load(known)
     found = fingerprint(tensors)
     neighbours = index.nearest(found, settings.count)
-    record.finish({"known": len(index), "nearest": neighbours[0].source if neighbours else None})
-    return SearchResult(record=record, neighbours=neighbours, num_known=len(index), digest=found.digest)
+    return SearchResult(record=record.finish({}), neighbours=neighbours, num_known=len(index), digest=found.digest)
 
 
 __all__ = ["index_networks", "search"]
