@@ -1,0 +1,162 @@
+"""Rate against function: what networks still do after a code of few latents and few bits, one record per zoo.
+
+    python experiments/paper_rates.py --zoos ../zoos --images ../shared/data/images --work ../rates \
+        --records runs/paper/rates --plot docs/results/rates.png
+    python experiments/paper_rates.py ... --families usps_seed --epochs 100     # one of them, trained for longer
+
+The linear code, SANE and rounding of weights: latents per weight from 1 to 1/16, each of 8 and of 4 bits; weights of 1
+to 8 bits. A SANE is trained for every rate. Which tokens share the components of the linear code is chosen on
+validation networks. With 30 epochs, a zoo of 100 CNN-s takes about half an hour on one CPU core.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from paper_zoos import GREY
+from results import rates as page
+
+from hf_sane.analysis._pictures import save_picture
+from hf_sane.networks._images import load_zoo_images
+from hf_sane.records._allocator import tune_allocator
+from hf_sane.records._failures import run_script
+from hf_sane.records._file_kinds import PICTURE
+from hf_sane.records._outputs import check_may_replace
+from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._generation import NetworkCodec
+from hf_sane.sampling._rates import measure_rates, rounded_weights
+from hf_sane.workflows.pretrain import pretrain
+from hf_sane.workflows.sane import SANE
+from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._dataset import Zoo
+
+RATES = {"1": 1.0, "1/2": 0.5, "1/4": 0.25, "1/8": 0.125, "1/16": 0.0625}  # latents per weight
+LATENT_BITS = (8, 4)
+WEIGHT_BITS = (1, 2, 3, 4, 6, 8)
+GROUPINGS = ("kind", "layer", "position")
+STYLES: dict[str, dict[str, Any]] = {
+    "sane": {"color": "#3182bd", "marker": "o"},
+    "linear": {"color": "#807dba", "marker": "s"},
+    "rounded": {"color": "#636363", "marker": "x"},
+}
+
+
+def train_sane(zoo: Zoo, images: Path, latent_dim: int, folder: Path, options: argparse.Namespace) -> SANE:
+    """A SANE with that many latents per token; windows hold whole networks. A finished run is taken as it is."""
+    layout = zoo.splits["train"].layout(0)
+    return pretrain(
+        zoo,
+        output=folder,
+        model={
+            "hidden_size": options.hidden_size,
+            "num_hidden_layers": 2,
+            "latent_dim": latent_dim,
+            "window_size": layout.num_tokens,
+            "max_positions": layout.max_positions,
+        },
+        num_epochs=options.epochs,
+        batch_size=32,
+        learning_rate=1e-3,
+        behavior_weight=options.behavior_weight,
+        behavior_data=str(images) if options.behavior_weight else None,
+        eval_every_epochs=0,
+        log_with="none",
+        progress_bar=False,
+        resume=True,
+        seed=options.seed,
+    )
+
+
+def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All codes of one zoo; read from its record if it is there."""
+    path = options.records / f"{name}_{options.seed}.json"
+    if path.exists():
+        return RunRecord.load(path).results
+    settings = {key: getattr(options, key) for key in ("epochs", "hidden_size", "behavior_weight")}
+    record = RunRecord.start(seed=options.seed, arguments={"zoo": name, **settings})
+    zoo = Zoo.load(options.zoos, name)
+    images = options.images / GREY[name.partition("_")[0]]
+    data = load_zoo_images(zoo.facts, path=images)
+    layout, config = zoo.splits["train"].layout_and_config()
+    tokens = {part: aligned_tokens(split) for part, split in zoo.splits.items()}
+    tokens |= {part: aligned_tokens(zoo.splits[part].final_epochs()) for part in ("validation", "test")}
+
+    def measure(codec: NetworkCodec, part: str, bits: Sequence[int]) -> list[dict[str, Any]]:
+        found = measure_rates(codec, tokens["train"], tokens[part], *data.split(part), bits=bits)
+        return [point.to_dict() for point in found]
+
+    results: dict[str, Any] = {"codes": {}, "rates": {}}
+    for rate, share in RATES.items():
+        latent_dim = max(1, round(share * layout.num_weights / layout.num_tokens))
+        sane = train_sane(zoo, images, latent_dim, options.work / f"{name}_{latent_dim}_{options.seed}", options)
+        codec = NetworkCodec(sane.model, sane.extractor, layout, config)
+        linear = {grouping: codec.linear(tokens["train"], grouping) for grouping in GROUPINGS}
+        scores = {
+            grouping: sum(measure(code, "validation", [LATENT_BITS[0]])[0]["accuracy"])
+            for grouping, code in linear.items()
+        }
+        chosen = max(scores, key=lambda grouping: scores[grouping])
+        results["rates"][rate] = {"latent_dim": latent_dim, "grouping": chosen}
+        for key, code in {"sane": codec, "linear": linear[chosen]}.items():
+            results["codes"].setdefault(key, []).extend(measure(code, "test", LATENT_BITS))
+        kept = {key: found[-2]["accuracy"] for key, found in results["codes"].items()}
+        print(name, rate, chosen, {key: f"{sum(part) / len(part):.3f}" for key, part in kept.items()}, flush=True)
+    results["codes"]["rounded"] = measure(rounded_weights(codec), "test", WEIGHT_BITS)
+    original = codec.networks(tokens["test"]).evaluate(*data.split("test"))[1]
+    results |= {"original_accuracy": original.tolist(), "chance": 1 / data.num_classes}
+    data_facts = {"images": data.describe(), "networks": {part: len(found) for part, found in tokens.items()}}
+    record.finish(results, data=data_facts).save(path)
+    return results
+
+
+def draw(families: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Two panels per zoo: accuracy kept and agreement against bits per weight, one curve per code."""
+    figure = Figure(figsize=(3.4 * len(families), 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, len(families), squeeze=False, sharex=True, sharey="row")
+    for column, (name, results) in zip(panels.T, families.items(), strict=True):
+        for axes, measured in zip(column, page.MEASURED, strict=True):
+            for code, title in page.CODES.items():
+                points = page.curve(results, code, measured)
+                found = sorted(points)
+                axes.plot(*zip(*found, strict=True), linestyle="", markersize=4, label=title, **STYLES[code])
+                steps = page.best_so_far(found)
+                axes.step(*zip(*steps, strict=True), where="post", color=STYLES[code]["color"], linewidth=1.2)
+            axes.set_xscale("log", base=2)
+            axes.spines[["top", "right"]].set_visible(False)
+        column[0].set_title(page.title(name))
+    for axes, title in zip(panels[:, 0], page.MEASURED.values(), strict=True):
+        axes.set_ylabel(title)
+    figure.supxlabel("bits per weight", fontsize="medium")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    save_picture(figure, path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, then one zoo after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoos", type=Path, required=True, help="folder of paper_zoos.py")
+    parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the autoencoders")
+    parser.add_argument("--records", type=Path, required=True, help="folder of the run records")
+    parser.add_argument("--families", nargs="*", default=[f"{data}_seed" for data in GREY], metavar="ZOO")
+    parser.add_argument("--epochs", type=int, default=30, help="windows per training network")
+    parser.add_argument("--hidden_size", type=int, default=128)
+    parser.add_argument("--behavior_weight", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="PNG of all records that are there")
+    options = parser.parse_args(argv)
+    tune_allocator()
+    if options.plot is not None:
+        check_may_replace(options.plot, PICTURE)
+    for name in options.families:
+        run_family(name, options)
+    if options.plot is not None:
+        draw({name: record["results"] for name, record in page.load_records(options.records).items()}, options.plot)
+
+
+if __name__ == "__main__":
+    run_script(main, name="paper_rates.py")

@@ -1,0 +1,60 @@
+"""The page on rates says what its records say: on an invented record whose answer is known."""
+
+import importlib
+import json
+
+import pytest
+
+
+@pytest.fixture
+def page(monkeypatch, request):
+    monkeypatch.syspath_prepend(str(request.config.rootpath / "experiments"))
+    return importlib.import_module("results.rates")
+
+
+def point(latents, bits, accuracy, agreement):
+    return {
+        "bits_per_weight": latents * bits,
+        "latents_per_weight": latents,
+        "bits_per_latent": bits,
+        "accuracy": [accuracy, accuracy],
+        "agreement": [agreement, agreement],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two networks of accuracy .8: at half a latent per weight SANE keeps all, the linear code half, of 8 bits."""
+    codes = {
+        "sane": [point(0.5, 8, 0.8, 0.9), point(0.5, 4, 0.6, 0.7)],
+        "linear": [point(0.5, 8, 0.4, 0.5), point(0.5, 4, 0.4, 0.45)],
+        "rounded": [point(1, 8, 0.8, 1.0)],
+    }
+    results = {
+        "codes": codes,
+        "rates": {"1/2": {"latent_dim": 5, "grouping": "layer"}},
+        "original_accuracy": [0.8, 0.8],
+        "chance": 0.1,
+    }
+    record = {"arguments": {"hidden_size": 64, "epochs": 3}, "results": results}
+    record["data"] = {"networks": {"train": 1200, "validation": 2, "test": 2}}
+    path = tmp_path / "runs" / "paper" / "rates" / "usps_seed_0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_every_rate_and_area_of_a_record(page, folder):
+    found = page.blocks(folder)
+    assert "| 1/2 | 5 | 8 | 1.000 | 0.900 | 0.500 | 0.500 | per layer |" in found["rates"]
+    assert "| 1/2 | 5 | 4 | 0.750 | 0.700 | 0.500 | 0.450 | per layer |" in found["rates"]
+    assert "| 8 | 1.000 | 1.000 |" in found["rates"]
+    # From 1/4 to 2 bits chance (.125 of the accuracy), then .75 for one doubling and 1 for another: 3, 1 and 1 of 5.
+    area = f"{(3 * 0.125 + 0.75 + 1) / 5:.3f}"
+    assert f"| USPS, CNN-s, seeds | SANE | {area} ({area} to {area}) |" in found["areas"]
+    assert f"SANE has the largest area under accuracy kept ({area}), then linear code" in found["verdict"]
+    assert "the intervals of SANE and the linear code do not overlap" in found["verdict"]
+
+
+def test_without_records_there_is_nothing_to_say(page, tmp_path):
+    assert set(page.blocks(tmp_path).values()) == {""}
