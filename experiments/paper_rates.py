@@ -28,6 +28,7 @@ from hf_sane.records._outputs import check_may_replace
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._generation import NetworkCodec
 from hf_sane.sampling._rates import measure_rates, rounded_weights
+from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.workflows.pretrain import pretrain
 from hf_sane.workflows.sane import SANE
 from hf_sane.zoo._alignment import aligned_tokens
@@ -137,15 +138,15 @@ def draw(families: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, then one zoo after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--zoos", type=Path, required=True, help="folder of paper_zoos.py")
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
     parser.add_argument("--work", type=Path, required=True, help="folder of the autoencoders")
     parser.add_argument("--records", type=Path, required=True, help="folder of the run records")
     parser.add_argument("--families", nargs="*", default=[f"{data}_seed" for data in GREY], metavar="ZOO")
     parser.add_argument("--epochs", type=int, default=30, help="windows per training network")
-    parser.add_argument("--hidden_size", type=int, default=128)
-    parser.add_argument("--behavior_weight", type=float, default=0.0)
+    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--behavior-weight", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="PNG of all records that are there")
     options = parser.parse_args(argv)

@@ -94,11 +94,11 @@ def table_block(records: Mapping[str, Mapping[str, Any]]) -> str:
                 points = [results["codes"][code][2 * index + offset] for code in ("sane", "linear")]
                 cells = [cell for point in points for cell in _cells(point, results)]
                 bits = points[0]["bits_per_latent"]
-                rows.append([rate, chosen["latent_dim"], bits, *cells, f"per {chosen['grouping']}"])
+                rows.append([rate, str(chosen["latent_dim"]), str(bits), *cells, f"per {chosen['grouping']}"])
         header = ["latents per weight", "per token", "bits per latent"]
         for code in ("SANE", "linear code"):
             header += [f"{code}: accuracy kept", f"{code}: agreement"]
-        rounded = [[point["bits_per_latent"], *_cells(point, results)] for point in results["codes"]["rounded"]]
+        rounded = [[str(point["bits_per_latent"]), *_cells(point, results)] for point in results["codes"]["rounded"]]
         networks = record["data"]["networks"]
         original = sum(results["original_accuracy"]) / len(results["original_accuracy"])
         parts += [
