@@ -77,7 +77,7 @@ def test_a_wrong_path_is_not_asked_for(verb, here, refusal):
 
 
 def test_an_import_names_its_repositories(here, hf_sane_command, local_hub):
-    for name, what in (("here.safetensors", "is on this machine: give it as folder"), ("./x", "does not exist")):
+    for name, what in (("here.safetensors", "is on this machine: pass it as folder"), ("./x", "does not exist")):
         said = hf_sane_command("zoo", "import", name, "--output", "out", exit_code=2).stderr
         assert f"{name}: expected a repository on the Hub, owner/name, got a path, which {what}" in said
     assert not (here / "out").exists()

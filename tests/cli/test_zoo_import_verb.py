@@ -69,7 +69,7 @@ def sane(imported, tmp_path_factory, hf_sane_command) -> Path:
 def test_it_says_what_became_of_each_network(imported, hf_sane_command):
     folder, output = imported
     assert "importing" not in output  # a bar is for terminals
-    assert "\nskipped: 1, it holds pickles only, which can run code when they are opened" in output
+    assert "\nskipped: 1, it holds only pickles, which can run code when they are opened" in output
     assert "\n  pickle.pt\n" in output
     assert f"outcome for each network: {folder / 'data' / 'import.json'}" in output
     assert f"wrote {folder}" in output
@@ -190,7 +190,7 @@ def test_what_stops_a_run_is_said_before_it_begins(imported, sane, tmp_path, hf_
     assert message in refused("--views", "original", "--statistics-by-kind", "small")
     for views in ("aligned,permuted", "permuted"):
         message = (
-            "are not known (expected a configuration of Transformers beside the weights, got model_type='None'); give"
+            "are unknown (expected a Transformers configuration next to the weights, got model_type='None'); pass"
         )
         assert message in refused("--views", views, "--statistics-by-kind")
     aligned = ("embed", "--sane", sane, "--zoo", imported[0], "--output", tmp_path / "y", "--aligned")
@@ -223,7 +223,7 @@ def test_networks_of_transformers_are_aligned_and_trained_on_in_permuted_views(t
 
 def test_bad_options_are_refused(tmp_path, hf_sane_command):
     for arguments, message in (
-        ((), "nothing to import from: name repositories"),
+        ((), "nothing to import: name repositories"),
         (("--folder", tmp_path / "none"), "folder must be an existing folder"),
         (("a/b", "--max-size", "many"), "expected a size such as 500MB or 1.5GiB, got 'many'"),
         (("--folder", tmp_path), "; expected files of safetensors or torch.save, folders of models"),

@@ -98,7 +98,7 @@ def register(own: Path):
 
 def test_networks_of_a_registered_module_run(own, zoo):
     split = Zoo.load(zoo).splits["train"]
-    with pytest.raises(ValueError, match=r"not one of this library.*; give its code: hf_sane.register_architecture\("):
+    with pytest.raises(ValueError, match=r"unknown to this library.*; pass its code: hf_sane.register_architecture\("):
         split.model(0)
     architecture = register(own)
     assert find_architecture(split.layout(0)) is architecture

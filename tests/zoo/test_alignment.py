@@ -116,13 +116,13 @@ def test_alignment_survives_the_file(tiny_zoo, tmp_path):
 
 def test_what_cannot_be_aligned_is_refused(tiny_zoo):
     plain = unaligned(tiny_zoo).splits["train"]
-    with pytest.raises(ValueError, match=r"this zoo is not aligned; .* make one with align_zoo\(zoo\)"):
+    with pytest.raises(ValueError, match=r"expected an aligned zoo, .* align it with align_zoo\(zoo\)"):
         aligned_tokens(plain)
     empty = tiny_zoo.splits["train"].select([])
     with pytest.raises(ValueError, match=r"expected networks of one layout, got \[\]; select one of them first"):
         token_permutations(empty)
     alignment = tiny_zoo.alignment
-    with pytest.raises(KeyError, match="no alignment for 1 runs of .*x.*999999.*; align this zoo anew"):
+    with pytest.raises(KeyError, match="no alignment for 1 runs of .*x.*999999.*; align this zoo again"):
         alignment.index("x", ["999999"])
 
 
@@ -132,6 +132,6 @@ def test_one_reference_cannot_serve_two_architectures(tiny_zoo, tmp_path, digits
     )
     mixed = Zoo({"train": tiny_zoo.splits["train"], "test": other.splits["train"]}, tiny_zoo.facts)
     with pytest.raises(
-        ValueError, match="one reference cannot serve the architectures .'sane_cnn-.*', 'sane_mlp-.*'."
+        ValueError, match="expected one architecture to align to a reference, got .'sane_cnn-.*', 'sane_mlp-.*'."
     ):
         align_zoo(mixed, reference={})

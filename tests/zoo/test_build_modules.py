@@ -161,7 +161,7 @@ def test_runs_are_trained_as_each_would_be_alone(built, own, few):
     with pytest.raises(ValueError, match="other settings of layout, module_args: expected"):
         build_zoo(settings(own, num_models=4, seed=2), few, folder)
     _modules._REGISTERED.clear()
-    with pytest.raises(ValueError, match="give its code"):
+    with pytest.raises(ValueError, match="pass its code"):
         split.model(0)
 
 
@@ -251,9 +251,7 @@ def test_what_does_not_fit_is_refused(given, message, own, few, tmp_path):
 
 @pytest.mark.parametrize("given", [{"dropout": [0.0, 0.1]}, {"architecture": "cnn_s"}, {"activations": ["relu"]}])
 def test_what_a_module_decides_itself_is_not_set(given):
-    with pytest.raises(
-        StrictDataclassClassValidationError, match=f"decides itself on its {next(iter(given))}; .*-args"
-    ):
+    with pytest.raises(StrictDataclassClassValidationError, match=f"determines its {next(iter(given))}; .*-args"):
         settings("own.py:Own", **given)
     assert BuildZooSettings.from_options(module="own.py:Own", recipe="hyperparameter", output="x").sgd_factor == 5
 

@@ -79,7 +79,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(name, folder):
     content = json.loads((folder / "zoo.json").read_text())
     content["configs"] = {name: content["configs"]["default"]}
     (folder / "zoo.json").write_text(json.dumps(content))
-    with pytest.raises(InvalidFileError, match="expected a name that can be a folder"):
+    with pytest.raises(InvalidFileError, match="expected a name that is valid for a folder"):
         read_facts(folder)
 
 
@@ -139,7 +139,7 @@ def test_an_alignment_comes_back(tmp_path):
         (torch.tensor([[0, 1, 2], [2, 0, 0]], dtype=torch.int32), {}, "k/P: .*got rows that are not permutations"),
         (GOOD + 1, {}, "rows that are not permutations"),
         (GOOD - 1, {}, "rows that are not permutations"),
-        (GOOD[:1], {}, "expected a permutation for each of 2 runs, got torch.int32 .1, 3."),
+        (GOOD[:1], {}, "expected one permutation for each of 2 runs, got torch.int32 .1, 3."),
         (GOOD.float(), {}, "got torch.float32"),
         (GOOD[0], {}, "got torch.int32 .3."),
         (GOOD, {"runs": ("r0", "r0")}, "every run of 'k' once"),

@@ -122,7 +122,7 @@ def test_a_run_is_in_one_split_and_nothing_of_the_machine_is_published(imported)
     assert "node7" not in text
     columns = imported.zoo.splits["train"].table.dataset.column_names
     assert not {"pid", "hostname", "config_seed"} & set(columns)
-    assert f"{RUNS} lines of result.json are not JSON: left out" in imported.notes
+    assert f"{RUNS} lines of result.json are not JSON and were left out" in imported.notes
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz"])

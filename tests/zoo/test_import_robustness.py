@@ -149,14 +149,14 @@ def test_the_same_reason_is_said_once_with_a_count(tmp_path, monkeypatch):
     arguments = ["zoo", "import", "--folder", str(folder), "--token-dim", "4"]
     shown = CliRunner().invoke(app, [*arguments, "--split-shares", "1,0,0", "-o", str(tmp_path / "zoo")]).stdout
     assert shown.count("which can run code when they are opened") == 1
-    assert "skipped: 60, it holds pickles only" in shown
+    assert "skipped: 60, it holds only pickles" in shown
     assert "and 55 more" in shown
     assert shown.count(".pt") == 5
     (folder / "good.safetensors").unlink()
     refused = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "other")])
     assert refused.exit_code == 2
     assert (
-        "none of 60 networks could be taken (epoch_0.pt, epoch_1.pt, epoch_10.pt and 57 more: it holds pickles only"
+        "none of 60 networks could be imported (epoch_0.pt, epoch_1.pt, epoch_10.pt and 57 more: it holds only pickles"
         in (refused.stderr)
     )
     assert refused.stderr.count("which can run code") == 1
@@ -212,7 +212,7 @@ def test_a_split_that_parts_a_run_is_warned_of(layout, tmp_path, caplog):
 
 def test_files_beside_each_other_in_the_folder_itself_are_one_group(tmp_path):
     runs(tmp_path / "runs", "run_{run}_{epoch}.safetensors")
-    with pytest.raises(ValueError, match=r"12 networks make 1 groups by repository.*say group_by network"):
+    with pytest.raises(ValueError, match=r"12 networks form 1 groups by repository.*set group_by network"):
         import_zoo(ImportSettings(folder=str(tmp_path / "runs"), token_dim=4), tmp_path / "zoo")
 
 

@@ -9,7 +9,7 @@ from hf_sane.zoo.importing._settings import ImportSettings, parse_size
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "nothing to import from: name repositories"),
+        ({}, "nothing to import: name repositories"),
         ({"repos": ["a/b"], "limit": 0}, "limit must be at least 1, got 0"),
         ({"repos": ["a/b"], "max_size": 0}, "max_size must be at least 1, got 0"),
         ({"repos": ["a/b"], "token_dim": 0}, "token_dim must be at least 1, got 0"),

@@ -46,7 +46,7 @@ SHARDS = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"
 def test_pickled_shards_are_one_network(tmp_path):
     index = "pytorch_model.bin.index.json"
     files = dict.fromkeys([*SHARDS, index, "training_args.bin"], 1)
-    with pytest.raises(ValueError, match="it holds pickles only"):
+    with pytest.raises(ValueError, match="it holds only pickles"):
         find_networks(files, [], allow_pickle=False)
     assert find_networks(files, [], allow_pickle=True) == [index]
     folder = tmp_path / "model"
@@ -57,7 +57,7 @@ def test_pickled_shards_are_one_network(tmp_path):
     places = dict(zip(tensors, SHARDS, strict=True))
     (folder / index).write_text(json.dumps({"weight_map": places}))
     settings = {"folder": str(folder), "token_dim": 4, "split_shares": [1, 0, 0]}
-    with pytest.raises(ValueError, match="it is a pickle, which can run code|it holds pickles only"):
+    with pytest.raises(ValueError, match="it is a pickle, which can run code|it holds only pickles"):
         import_zoo(ImportSettings(**settings), tmp_path / "refused")
     result = import_zoo(ImportSettings(**settings, allow_pickle=True), tmp_path / "zoo")
     assert [entry.status for entry in result.entries] == ["taken"]
@@ -69,7 +69,7 @@ def test_pickled_shards_are_one_network(tmp_path):
 
 def test_pickles_must_be_allowed():
     files = {"pytorch_model.bin": 1, "training_args.bin": 1, "optimizer.pt": 1, "rng_state_0.pth": 1, "b.pt": 1}
-    with pytest.raises(ValueError, match=r"it holds pickles only, which can run code"):
+    with pytest.raises(ValueError, match=r"it holds only pickles, which can run code"):
         find_networks(files, [], allow_pickle=False)
     assert find_networks(files, [], allow_pickle=True) == ["pytorch_model.bin"]
     del files["pytorch_model.bin"]
@@ -82,7 +82,7 @@ def test_patterns_choose_files():
     assert find_networks(files, ["*.safetensors", "c.*"], allow_pickle=False) == [
         *("a/model.safetensors", "b/model.safetensors", "c.pt")
     ]
-    with pytest.raises(ValueError, match=r"no weights among its files match \*.md; it holds .md, .pt, .safetensors"):
+    with pytest.raises(ValueError, match=r"none of its weights match \*.md; it holds .md, .pt, .safetensors"):
         find_networks(files, ["*.md"], allow_pickle=True)
 
 
@@ -94,7 +94,7 @@ def test_a_subfolder_takes_the_place_of_the_root():
         assert find_networks(files, [], allow_pickle=True, subfolder=subfolder) == [found]
     with pytest.raises(ValueError, match="no safetensors and no pickled weights in its folder u, but .md"):
         find_networks(files, [], allow_pickle=True, subfolder="u")
-    with pytest.raises(ValueError, match="it holds pickles only"):
+    with pytest.raises(ValueError, match="it holds only pickles"):
         find_networks(files, [], allow_pickle=False, subfolder="vae")
 
 
@@ -140,7 +140,7 @@ def test_repositories_without_weights_say_what_they_hold():
     "path", ["../model.safetensors", "/etc/model.safetensors", "a/../../b.bin", "a\\b.safetensors"]
 )
 def test_paths_that_lead_elsewhere_are_refused(path):
-    with pytest.raises(ValueError, match=r"which lies outside of it; refused, do not trust it"):
+    with pytest.raises(ValueError, match=r"outside the repository; do not trust it"):
         find_networks({"model.safetensors": 1, path: 1}, [], allow_pickle=False)
 
 
@@ -205,10 +205,10 @@ def test_a_folder_is_taken_or_listed_file_by_file_whatever_their_names(tmp_path)
         "really_torch.safetensors": torch_bytes({"net": networks[5], "acc": 91.2}),
     }
     skipped = {
-        "model.gguf": (b"GGUF" + bytes(40), "it is a GGUF file, which is not read; load it with Transformers"),
-        "model.onnx": (b"\x08\x07\x12\x07pytorch" + bytes(40), "it is an ONNX file, which is not read"),
-        "model.h5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "it is an HDF5 file (Keras), which is not read"),
-        "array": (b"\x93NUMPY\x01\0" + bytes(60), "it is a NumPy array, which is not read"),
+        "model.gguf": (b"GGUF" + bytes(40), "it is a GGUF file, which is not supported; load it with Transformers"),
+        "model.onnx": (b"\x08\x07\x12\x07pytorch" + bytes(40), "it is an ONNX file, which is not supported"),
+        "model.h5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "it is an HDF5 file (Keras), which is not supported"),
+        "array": (b"\x93NUMPY\x01\0" + bytes(60), "it is a NumPy array, which is not supported"),
         "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         "plain.pkl": (pickle.dumps({"w": [1.0]}), "a Python pickle not written by torch.save"),
         "several.ckpt": (torch_bytes({"model": networks[0], "model_ema": networks[6]}), "2 state dicts: 'model' ("),
@@ -243,7 +243,7 @@ def test_a_path_among_repositories_is_skipped_and_the_rest_goes_on(tmp_path, loc
     result = import_zoo(ImportSettings(repos=names, token_dim=2, split_shares=[1, 0, 0]), tmp_path / "zoo")
     assert [entry.status for entry in result.entries] == ["skipped", "skipped", "taken"]
     assert "got a path, which does not exist" in result.entries[0].reason
-    assert "got a path, which is on this machine: give it as folder (--folder)" in result.entries[1].reason
+    assert "got a path, which is on this machine: pass it as folder (--folder)" in result.entries[1].reason
 
 
 @pytest.mark.parametrize("name", ["{}.safetensors", "{}/model.safetensors"], ids=["files", "model folders"])

@@ -114,8 +114,8 @@ REASONS = {
     "bad/list": "config.json: expected a JSON object, got TypeError",
     "bad/cut.safetensors": "the file is truncated",
     "bad/index": "expected the name of a file next to the index, got '../../resnet.pt'",
-    "bad/shard": "names shards that are not there: a.safetensors",
-    "bad/lacking": "a.safetensors lacks ['w'], which its index places there",
+    "bad/shard": "names shards that are missing: a.safetensors",
+    "bad/lacking": "a.safetensors lacks ['w'], which its index lists there",
     "bad/code.pt": "cannot be opened with weights_only=True",
 }
 
@@ -209,9 +209,9 @@ def test_networks_of_this_library_can_run_others_give_their_weights(imported, mo
             assert split.config(index).activation == "gelu"
         else:
             assert split.known_config(index) is None
-            with pytest.raises(ValueError, match=f"the architecture of '{name}' is not one of this library"):
+            with pytest.raises(ValueError, match=f"the architecture of '{name}' is unknown to this library"):
                 split.model(index)
-            with pytest.raises(ValueError, match=r"the symmetries of the imported networks .* are not known"):
+            with pytest.raises(ValueError, match=r"the symmetries of the imported networks .* are unknown"):
                 align_zoo(Zoo({"train": split.select([index])}, imported[1].zoo.facts))
 
 
@@ -333,7 +333,7 @@ def test_what_cannot_make_a_zoo_is_refused(models, tmp_path):
     result = import_zoo(ImportSettings(**few, split_shares=[1, 0, 0]), tmp_path)
     assert [len(split) for split in result.zoo.splits.values()] == [1, 0, 0]
     assert [entry.reason for entry in result.entries[1:]] == [
-        "no weights among its files match 0*; it holds .safetensors"
+        "none of its weights match 0*; it holds .safetensors"
     ] * 2
     assert next(iter(load_dataset(str(tmp_path), split="train", streaming=True)))["run_id"] == "0.safetensors"
     assert list(load_dataset(str(tmp_path))) == ["train"]
@@ -342,7 +342,7 @@ def test_what_cannot_make_a_zoo_is_refused(models, tmp_path):
     with pytest.raises(ValueError, match=r"no network was found in .*; expected files of safetensors"):
         import_zoo(ImportSettings(folder=str(tmp_path / "empty")), tmp_path / "other")
     shutil.copy(models / "bad/nan.safetensors", tmp_path / "empty")
-    with pytest.raises(ValueError, match=r"none of 1 networks could be taken \(nan.safetensors: NaN or infinite"):
+    with pytest.raises(ValueError, match=r"none of 1 networks could be imported \(nan.safetensors: NaN or infinite"):
         import_zoo(ImportSettings(folder=str(tmp_path / "empty")), tmp_path / "other")
     shutil.copy(models / "bad/long.safetensors", tmp_path / "empty")
     message = "its 400 weights would take 115,600 scalars as tokens, padding included, the limit is 10,000"
@@ -451,7 +451,7 @@ def test_only_what_is_needed_is_downloaded(hub, tmp_path):
         "copy": "it is the same file as org/taken",
         "long": "it has 40,000 tokens, the limit is 5,000",
         "huge": "model.safetensors takes 2,000,000 bytes, the limit is 1,900,000",
-        "pickle": "it holds pickles only, which can run code",
+        "pickle": "it holds only pickles, which can run code",
         "gguf": "it holds no safetensors and no pickled weights, but .gguf",
         "secret": "Repository Not Found",
         "evil": "expected the name of a file next to the index, got '../../etc/passwd'",
@@ -539,7 +539,7 @@ def test_a_hub_that_dies_during_a_download_is_no_reason_to_give_up(hub, tmp_path
     head.files = Files(head.files)
     arguments = ImportSettings(repos=["org/first", "org/second"])
     api, seen = HfApi(endpoint=hub.address, token=False), []
-    with pytest.raises(ValueError, match=r"none of 2 networks could be taken \(org/first: "):
+    with pytest.raises(ValueError, match=r"none of 2 networks could be imported \(org/first: "):
         import_zoo(arguments, tmp_path / "zoo", api=api, on_found=seen.append, on_entry=seen.append)
     found, *entries = seen
     assert found == 2

@@ -177,7 +177,7 @@ def test_another_checkpoint_of_the_run_needs_one(tiny_zoo, extractor):
     last = split.select(split.column("epoch") == split.column("epoch").max())
     options = {"window_size": 52, "batch_size": 4}
     with pytest.raises(
-        ValueError, match="needs runs with checkpoints of several epochs, got one network of every run"
+        ValueError, match="requires runs with checkpoints of several epochs, got one network of every run"
     ):
         new_sampler([last], extractor, **options, second_network="same_run")
     with pytest.raises(ValueError, match=r"needs two views, got views=\['original'\]"):
@@ -361,7 +361,7 @@ def test_streams_of_something_else_are_refused(tiny_zoo, extractor):
     with pytest.raises(ValueError, match="'same_run' needs all checkpoints of a run at hand, which a stream does not"):
         two = {**settings, "views": ("original", "original"), "second_network": "same_run"}
         new_sampler([other], extractor, **two)
-    with pytest.raises(ValueError, match="needs an aligned zoo: call align_zoo.zoo., or use the view 'original'"):
+    with pytest.raises(ValueError, match="requires an aligned zoo: call align_zoo.zoo., or use the view 'original'"):
         new_sampler([other], extractor, window_size=20, batch_size=1)
     with pytest.raises(ValueError, match="expected zoos on disk or streams, got 1 and 1; open all in the same way"):
         new_sampler([other, tiny_zoo.splits["test"]], extractor, **settings)
@@ -395,7 +395,7 @@ def test_what_does_not_fit_together_is_refused(tiny_zoo, mlp_zoo, extractor):
     settings = {"window_size": 52, "batch_size": 2}
     with pytest.raises(ValueError, match="expected at least one network to draw windows from, got none"):
         new_sampler([split.select([])], extractor, **settings)
-    with pytest.raises(ValueError, match="needs an aligned zoo: call align_zoo.zoo., or use the view 'original'"):
+    with pytest.raises(ValueError, match="requires an aligned zoo: call align_zoo.zoo., or use the view 'original'"):
         new_sampler([ZooSplit(split.table, split.facts)], extractor, **settings)
     with pytest.raises(
         ValueError, match=r"the extractor makes .* = \(289, 'rowwise', 'tokens'\), the zoo was built with"

@@ -136,7 +136,7 @@ def test_what_cannot_be_mixed(tiny_zoo, mlp_zoo, tmp_path):
     with pytest.raises(ValueError, match=r"layouts \['dense', 'rowwise'\]; choose one"):
         mix_zoos({"a": tiny_zoo, "b": mlp_zoo}, tmp_path)
     numbers, words = with_column(tiny_zoo, "mark", 1.0), with_column(tiny_zoo, "mark", "good")
-    with pytest.raises(ValueError, match=r"column 'mark' of b is .*string.*, in a zoo before it .*float64"):
+    with pytest.raises(ValueError, match=r"column 'mark' is .*string.* in b, but .*float64"):
         mix_zoos({"a": numbers, "b": words}, tmp_path)
     assert not list(tmp_path.iterdir())
     mix_zoos({"a": tiny_zoo}, tmp_path, config="one")
@@ -154,5 +154,7 @@ def test_zoos_that_store_batch_norm_in_different_places(tiny_zoo, digits, tmp_pa
         )
         for place in ("tokens", "template")
     }
-    with pytest.raises(ValueError, match=r"where BatchNorm goes: \['template', 'tokens'\]; build them alike"):
+    with pytest.raises(
+        ValueError, match=r"how BatchNorm is stored: \['template', 'tokens'\]; build them with the same"
+    ):
         mix_zoos(zoos, tmp_path / "mixed")

@@ -170,9 +170,7 @@ def test_specs_can_be_given_for_networks_without_a_configuration(tmp_path):
     arguments = ImportSettings(folder=str(tmp_path / "nets"), token_dim=9, split_shares=[1, 0, 0])
     zoo = import_zoo(arguments, tmp_path / "zoo").zoo
     split = zoo.splits["train"]
-    message = (
-        r"symmetries of the imported networks 'imported-.*' \(layout '.*'\) are not known .expected a configuration"
-    )
+    message = r"symmetries of the imported networks 'imported-.*' \(layout '.*'\) are unknown .expected a Transformers"
     with pytest.raises(ValueError, match=message):
         align_zoo(zoo)
     spec = trace_permutations(plain(), torch.randn(3, 4))
@@ -234,7 +232,7 @@ def test_what_is_not_in_a_file_takes_its_axes_along():
 def test_what_cannot_be_traced_says_why(aligned):
     layout = Layout.from_state_dict(plain().state_dict(), token_dim=9)
     with pytest.raises(
-        ValueError, match="expected a configuration of Transformers beside the weights, got model_type='x'"
+        ValueError, match="expected a Transformers configuration next to the weights, got model_type='x'"
     ):
         imported_spec({"model_type": "x"}, layout)
     with pytest.raises(
@@ -250,9 +248,7 @@ def test_what_cannot_be_traced_says_why(aligned):
     ):
         transformers_spec(Wav2Vec2Config(architectures=["Wav2Vec2Model"]))
     facts = dataclasses.replace(aligned.facts, architectures={"a": {"model_type": "imported", "config": {}}})
-    with pytest.raises(
-        ValueError, match="of the imported networks 'a' .* not known .expected a configuration of Transf"
-    ):
+    with pytest.raises(ValueError, match="of the imported networks 'a' .* unknown .expected a Transformers conf"):
         network_spec(facts, "a", next(iter(facts.layouts)))
 
 

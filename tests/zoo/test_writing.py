@@ -44,7 +44,9 @@ def test_a_data_folder_of_somebody_inside_a_zoo_is_refused_and_stays(tiny_zoo, f
     (folder / "second").mkdir()
     (folder / "second" / "train-00000-of-00003.parquet").write_text("theirs")
     before = content(folder)
-    with pytest.raises(FileExistsError, match="second holds files that are not as this library wrote them"):
+    with pytest.raises(
+        FileExistsError, match="second holds files that this library did not write, or that were changed"
+    ):
         tiny_zoo.save(folder, "second")
     assert content(folder) == before
 
@@ -56,7 +58,7 @@ def test_a_finished_zoo_is_replaced_on_request_and_only_if_nobody_changed_it(tin
     half.save(folder, replace=True)
     assert len(Zoo.load(folder)) == 12
     (folder / "data" / "notes.txt").write_text("theirs")
-    with pytest.raises(FileExistsError, match=r"not as this library wrote them \(notes.txt\)"):
+    with pytest.raises(FileExistsError, match=r"this library did not write, or that were changed \(notes.txt\)"):
         tiny_zoo.save(folder, replace=True)
     assert len(Zoo.load(folder)) == 12
     assert (folder / "data" / "notes.txt").read_text() == "theirs"
@@ -70,7 +72,7 @@ def test_an_edited_card_stays_and_is_said_to(tiny_zoo, folder, caplog):
     card.write_text("mine")
     tiny_zoo.save(folder, "third")
     assert card.read_text() == "mine"
-    assert f"{card} was edited and stays as it is" in caplog.text
+    assert f"{card} was edited by hand and is not overwritten" in caplog.text
     assert len(Zoo.load(folder, "third")) == len(tiny_zoo)
 
 
@@ -117,7 +119,7 @@ def test_zoos_from_before_there_were_manifests_load_unless_a_build_was_interrupt
     (folder / "data" / "alignment.safetensors").unlink()
     (folder / WORK_NAME / "default").mkdir(parents=True)  # what a build that was killed before alignment left
     for load in (Zoo.load, ZooStream.open):
-        with pytest.raises(InvalidFileError, match="it was interrupted while it was written"):
+        with pytest.raises(InvalidFileError, match="since writing was interrupted"):
             load(folder)
 
 

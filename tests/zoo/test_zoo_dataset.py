@@ -180,7 +180,7 @@ def test_epochs(tiny_zoo):
     shuffled = split.select(np.random.default_rng(0).permutation(32)).final_epochs()
     assert sorted(shuffled.run_ids) == sorted(final.run_ids)
     assert set(shuffled.column("epoch")) == {12}
-    with pytest.raises(ValueError, match=r"no network at epoch 7; kept epochs: \[0, 3, 6, 12\]"):
+    with pytest.raises(ValueError, match=r"no network at epoch 7; stored epochs: \[0, 3, 6, 12\]"):
         split.at_epoch(7)
 
 
@@ -266,7 +266,7 @@ def test_the_recipe_of_a_zoo_trains_networks_as_it_did(tiny_zoo):
 def test_imported_and_mixed_zoos_have_no_recipe(tiny_zoo, arguments):
     silent = replace(tiny_zoo.facts, arguments=arguments, name="others")
     with pytest.raises(
-        ValueError, match="the zoo 'others' does not say how its networks were trained, .*; expected one"
+        ValueError, match="the zoo 'others' does not record how its networks were trained, .*; use one"
     ):
         assert silent.training_recipe
 

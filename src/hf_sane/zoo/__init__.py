@@ -1,4 +1,4 @@
-"""Models as data: build, read, align, window and batch populations of networks."""
+"""Model zoos: build, read, align and mix populations of networks, and draw batches of windows from them."""
 
 from typing import TYPE_CHECKING
 

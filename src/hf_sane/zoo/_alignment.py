@@ -1,4 +1,4 @@
-"""Alignment of the networks of a zoo to one reference by permuting channels, without changing their outputs."""
+"""Align a zoo's networks to a reference by permuting channels, without changing their outputs."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,30 +19,30 @@ from hf_sane.zoo._symmetries import Specs, network_spec
 from hf_sane.zoo._writing import writing_zoo
 
 NETWORKS_PER_BLOCK = 512
-MATCH_BYTES = 512 * 2**20  # weights held at a time
+MATCH_BYTES = 512 * 2**20  # weights in memory at a time
 
 
 def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | None = None) -> Zoo:
     """Align every training run of a zoo to a reference network.
 
-    As in SANE (arXiv:2406.09997): weight matching of git re-basin (arXiv:2209.04836) between a run's last epoch and
-    the reference; that permutation serves all epochs of the run, so that its trajectory stays one. The reference is
-    the first training run at its last epoch. Networks that are not finite (kept on request) stay as they are. Unlike
-    the released code, which stores aligned copies, only permutations are kept: `aligned_tokens` and the window sampler
-    apply them while reading. The symmetries of imported networks are traced from the configuration of their
-    repository.
+    As in SANE (arXiv:2406.09997): weight matching from git re-basin (arXiv:2209.04836) between a run's last epoch and
+    the reference. The same permutation is used for all epochs of the run, so that its trajectory remains intact. The
+    reference is the first training run at its last epoch. Networks that are not finite (kept on request) are not
+    permuted. Unlike the released code, which stores aligned copies, only permutations are stored: `aligned_tokens` and
+    the window sampler apply them while reading. The symmetries of imported networks are traced from the configuration
+    in their repository.
 
     Args:
-        zoo: To align; each of its architectures (and structures, of imported ones) gets its own reference.
-        reference: A network to align to instead, if the zoo has one architecture.
+        zoo: Zoo to align; each architecture (and each layout of imported networks) gets its own reference.
+        reference: Network to align to instead, if the zoo has one architecture.
         specs: Symmetries by architecture or layout (values of these columns), for imported networks that cannot be
-            traced. They are kept in the alignment.
+            traced. They are stored in the alignment.
 
     Returns:
         The zoo with its [`Alignment`].
 
     Raises:
-        ValueError: If `reference` is given for several architectures, or symmetries are not known.
+        ValueError: If `reference` is given for several architectures, or symmetries are unknown.
     """
     finals = [split.final_epochs() for split in zoo.splits.values()]
     kinds = sorted(
@@ -50,7 +50,9 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | No
     )
     architectures = [str(architecture) for architecture, _ in kinds]
     if reference is not None and len(kinds) > 1:
-        raise ValueError(f"one reference cannot serve the architectures {architectures}; align without it")
+        raise ValueError(
+            f"expected one architecture to align to a reference, got {architectures}; leave the reference out"
+        )
     references, run_ids, permutations, found = {}, {}, {}, {}
     for architecture, layout in kinds:
         key = f"{architecture}:{layout}" if architectures.count(architecture) > 1 else str(architecture)
@@ -71,20 +73,20 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | No
 
 
 def align_folder(folder: str | Path, config: str = DEFAULT_CONFIG, *, specs: Specs | None = None) -> Zoo:
-    """Align a finished zoo where it lies; only its alignment is written.
+    """Align a finished zoo in its folder; only the alignment is written.
 
     Args:
         folder: Folder of the zoo.
-        config: Which zoo of it.
+        config: Name of the zoo in the folder.
         specs: See [`align_zoo`].
 
     Returns:
         The zoo with its alignment.
 
     Raises:
-        FileExistsError: If somebody has added or changed files of the zoo.
-        FolderInUseError: If another process writes the folder.
-        InvalidFileError: If the zoo is not finished.
+        FileExistsError: If files of the zoo were added or changed.
+        FolderInUseError: If another process is writing to the folder.
+        InvalidFileError: If the zoo is incomplete.
     """
     with writing_zoo(folder, config, replace=True) as writer:
         zoo = align_zoo(Zoo.load(folder, config), specs=specs)
@@ -94,13 +96,13 @@ def align_folder(folder: str | Path, config: str = DEFAULT_CONFIG, *, specs: Spe
 
 
 def _pieces(split: ZooSplit) -> list[np.ndarray]:
-    """Positions of networks to match together: bounded in memory."""
+    """Positions of networks to match together, in pieces of bounded memory."""
     size = max(1, MATCH_BYTES // (4 * split.tokens(0).numel()))
     return [np.arange(start, min(start + size, len(split))) for start in range(0, len(split), size)]
 
 
 def _match(spec: PermutationSpec, part: ZooSplit, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`[len(part), n]` per axis; networks that are not finite (kept on request) stay as they are."""
+    """Permutations `[len(part), n]` per axis; the identity for networks that are not finite (kept on request)."""
     tensors = part.stacked_tensors()
     finite = torch.stack([tensor.reshape(len(part), -1).isfinite().all(dim=1) for tensor in tensors.values()]).all(
         dim=0
@@ -112,13 +114,13 @@ def _match(spec: PermutationSpec, part: ZooSplit, reference: Mapping[str, Tensor
 
 
 def token_permutations(split: ZooSplit) -> TokenPermutations:
-    """The alignment of a split's architecture, in token space.
+    """The alignment of a split's architecture, as permutations of tokens.
 
     Raises:
         ValueError: If the zoo is not aligned, or the split mixes layouts or architectures.
     """
     if split.alignment is None:
-        raise ValueError("this zoo is not aligned; expected an alignment beside it, make one with align_zoo(zoo)")
+        raise ValueError("expected an aligned zoo, got one without an alignment; align it with align_zoo(zoo)")
     split.require_one("layout", "architecture")
     architecture, layout = (str(split.column(name)[0]) for name in ("architecture", "layout"))
     spec = network_spec(split.facts, architecture, layout, alignment=split.alignment)
@@ -128,9 +130,9 @@ def token_permutations(split: ZooSplit) -> TokenPermutations:
 
 
 def aligned_tokens(split: ZooSplit) -> Tensor:
-    """Raw tokens of all networks, each permuted onto the reference: `[M, N, D]` float32.
+    """Raw tokens of all networks, each permuted to match the reference: `[M, N, D]` float32.
 
-    Templates are not permuted: with BatchNorm outside the tokens, aligned tokens do not decode to the same function.
+    Templates are not permuted. If BatchNorm is not tokenized, aligned tokens do not decode to the same function.
 
     Raises:
         ValueError: If the zoo is not aligned, or the networks differ in layout or architecture.

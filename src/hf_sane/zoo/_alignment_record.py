@@ -1,4 +1,4 @@
-"""The stored alignment of a zoo: one permutation per training run instead of a second copy of the tokens."""
+"""The stored alignment of a zoo: one permutation per training run, instead of a second copy of the tokens."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,16 +24,16 @@ AGAIN = "align the zoo again with align_zoo()"
 
 @dataclass(frozen=True)
 class Alignment:
-    """Permutations that bring the networks of a zoo close to a reference network.
+    """Permutations that align the networks of a zoo to a reference network.
 
-    Keys are architectures (values of the `architecture` column); where its networks differ in structure,
-    `architecture:layout`.
+    Keys are architectures (values of the `architecture` column), or `architecture:layout` if networks of an
+    architecture differ in layout.
 
     Attributes:
-        references: Key to the run whose last epoch was the reference.
-        run_ids: Key to its runs, in the order of the permutations.
-        permutations: Key to `[R, n]` int64 per axis; one permutation serves all epochs of a run.
-        specs: Key to the symmetries that were traced or given, so that nobody has to find them again.
+        references: Run whose last epoch was the reference, by key.
+        run_ids: Runs in the order of the permutations, by key.
+        permutations: `[R, n]` int64 per axis, by key; one permutation applies to all epochs of a run.
+        specs: Symmetries that were traced or given, by key, so that they need not be traced again.
     """
 
     references: Mapping[str, str]
@@ -42,11 +42,11 @@ class Alignment:
     specs: Mapping[str, PermutationSpec] = field(default_factory=dict)
 
     def key(self, architecture: str, layout: str) -> str:
-        """What the networks of an architecture and structure go by."""
+        """Key of the networks of an architecture and layout."""
         return architecture if architecture in self.run_ids else f"{architecture}:{layout}"
 
     def index(self, key: str, run_ids: Sequence[str] | np.ndarray) -> Tensor:
-        """Number of the permutation of each run, `[len(run_ids)]` int64.
+        """Index of each run's permutation, `[len(run_ids)]` int64.
 
         Raises:
             KeyError: If the zoo was aligned without one of these runs.
@@ -54,13 +54,13 @@ class Alignment:
         known = {run_id: i for i, run_id in enumerate(self.run_ids.get(key, ()))}
         if missing := sorted({str(run_id) for run_id in run_ids} - known.keys()):
             raise KeyError(
-                f"no alignment for {len(missing)} runs of {key!r} ({missing[:3]}...); align this zoo anew with "
+                f"no alignment for {len(missing)} runs of {key!r} ({missing[:3]}...); align this zoo again with "
                 "align_zoo()"
             )
         return torch.tensor([known[str(run_id)] for run_id in run_ids], dtype=torch.int64)
 
     def save(self, folder: Path) -> None:
-        """Write `alignment.safetensors` into a folder."""
+        """Write `alignment.safetensors` to a folder."""
         tensors: dict[str, Tensor] = {}
         for key, permutation in self.permutations.items():
             tensors |= {f"{key}/{axis}": index.to(torch.int32) for axis, index in permutation.items()}
@@ -75,10 +75,10 @@ class Alignment:
 
     @classmethod
     def load(cls, folder: Path) -> "Alignment | None":
-        """Read what `save` wrote; `None` if there is no such file.
+        """Read an alignment written by `save`; `None` if there is no file.
 
         Raises:
-            InvalidFileError: If it is something else, or what it holds are not permutations.
+            InvalidFileError: If the file is not an alignment, or does not hold permutations.
         """
         path = folder / FILE_NAME
         if not path.exists():
@@ -101,7 +101,7 @@ class Alignment:
             key, _, axis = name.partition("/")
             if key not in run_ids:
                 facts["run_ids"].fail(f"the runs of {key!r}, which has permutations")
-            expected = f"a permutation for each of {len(run_ids[key])} runs"
+            expected = f"one permutation for each of {len(run_ids[key])} runs"
             if index.ndim != 2 or len(index) != len(run_ids[key]) or index.dtype != torch.int32:
                 got = f"{index.dtype} {list(index.shape)}"
                 raise InvalidFileError(facts.file, field=name, expected=expected, got=got, remedy=AGAIN)
@@ -118,11 +118,11 @@ class Alignment:
 
 
 def _read_spec(entry: Entry, permutations: Mapping[str, Permutation]) -> PermutationSpec:
-    """Symmetries that the stored permutations are of; sizes are compared first, since a file may claim any."""
+    """Symmetries of the stored permutations; sizes are compared first, since a file may claim any size."""
     key = (entry.field or "").removeprefix("specs.")
     stored = {axis: index.shape[-1] for axis, index in permutations.get(key, {}).items()}
     if entry["sizes"].mapping() != stored:
         entry["sizes"].fail(f"the axes of the permutations of {key!r}, {shorten(stored)}")
     spec = PermutationSpec.from_entry(entry)
-    spec.inverse(permutations[key])  # refuses permutations that tear parts apart
+    spec.inverse(permutations[key])  # rejects permutations that separate parts which belong together
     return spec

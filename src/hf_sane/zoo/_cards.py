@@ -1,6 +1,6 @@
-"""The dataset card of a zoo: facts from the build, and the YAML that lets `load_dataset` find the files.
+"""The dataset card of a zoo: facts about the zoo, and the YAML with which `load_dataset` finds its files.
 
-Its words and code are the template `zoo.md` of `hf_sane/cards/templates`.
+The text and code of the card are in the template `zoo.md` in `hf_sane/cards/templates`.
 """
 
 import re
@@ -20,9 +20,9 @@ from hf_sane.zoo._records import SPLITS
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
-MAX_LICENSE, MAX_ARCHITECTURE, MAX_LISTED = 80, 200, 20  # characters of each, licences listed
-PLACEHOLDER = "PATH_OR_REPO"  # in the code of the card, until the zoo is pushed somewhere
-# Hyper-parameters of a build: its arguments, and what cards call them.
+MAX_LICENSE, MAX_ARCHITECTURE, MAX_LISTED = 80, 200, 20  # characters of each licence, and licences to list
+PLACEHOLDER = "PATH_OR_REPO"  # in the card's code, until the zoo is published
+# Hyper-parameters of a build, with their names on cards.
 RECIPE = {
     "optimizers": "optimiser",
     "learning_rate": "learning rate",
@@ -35,11 +35,11 @@ RECIPE = {
 
 
 def zoo_card(zoos: Mapping[str, ZooFacts], *, source: str = PLACEHOLDER) -> str:
-    """The card's text; what is not known does not appear.
+    """The text of the card, without facts that are unknown.
 
     Args:
         zoos: Facts of every configuration in the folder.
-        source: Repo id or path that the code of the card loads from.
+        source: Repo id or path from which the card's code loads the zoo.
     """
     names = sorted({shorten(facts.name) for facts in zoos.values()})
     return render(
@@ -65,8 +65,8 @@ def _metadata(zoos: Mapping[str, ZooFacts], names: Sequence[str]) -> DatasetCard
         configs=[
             {
                 "config_name": config,
-                # Datasets finds what it decoded before by folder name and this YAML: without the digest, another zoo
-                # in a folder of that name would come back.
+                # Datasets identifies decoded data by folder name and this YAML. Without the digest, it would return
+                # the data of an earlier zoo in a folder of the same name.
                 "description": f"{shorten(facts.name)} {facts.digest}",
                 "data_files": [
                     {"split": split, "path": f"{data_folder(Path(), config)}/{split}-*.parquet"}
@@ -81,19 +81,19 @@ def _metadata(zoos: Mapping[str, ZooFacts], names: Sequence[str]) -> DatasetCard
 
 
 def _own_modules(facts: ZooFacts) -> list[str]:
-    """Names of the users' own modules that networks were built of."""
+    """Names of the users' own modules in the zoos."""
     known = (settings.get("config", {}) for settings in facts.architectures.values())
     return [str(config["architectures"][0]) for config in known if MODULE_ARGUMENTS in config]
 
 
 def _license_id(licenses: set[str | None]) -> str | None:
-    """The licence of all networks as the Hub's metadata take it: an identifier, or `other`."""
+    """The licence of all networks for the Hub's metadata: an identifier, or `other`."""
     only = next(iter(licenses)) if len(licenses) == 1 else "other"
     return only if only is None or LICENSE_ID.fullmatch(only) else "other"
 
 
 def _parts(facts: ZooFacts) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """Name, arguments and data of the zoos that a zoo is a mixture of; else of itself, without a name."""
+    """Name, arguments and data of each zoo in a mixture; for other zoos, those of the zoo itself, without a name."""
     if MIX_KEY not in facts.data:
         return [("", facts.arguments, facts.data)]
     return [(name, part["arguments"], part["data"]) for name, part in facts.data[MIX_KEY].items()]
@@ -104,7 +104,7 @@ def _all_parts(zoos: Mapping[str, ZooFacts]) -> Iterator[tuple[str, Mapping[str,
 
 
 def _section(config: str, facts: ZooFacts) -> dict[str, Any]:
-    """What the card tells about one zoo; structures that read alike are counted."""
+    """The card's section about one zoo; layouts with the same description are counted."""
     return {
         "name": facts.name,
         "config": "" if config == DEFAULT_CONFIG else config,
@@ -120,7 +120,7 @@ def _section(config: str, facts: ZooFacts) -> dict[str, Any]:
 
 
 def _origin(name: str, arguments: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """What networks were trained on and how long, or where they were imported from."""
+    """What the networks were trained on and for how long, or where they were imported from."""
     licenses = [Markup(f"{markdown_text(name, MAX_LICENSE)} ({n})") for name, n in data.get("licenses", {}).items()]
     return {
         "prefix": Markup(f"{markdown_code(name)}, ") if name else Markup(),
@@ -135,17 +135,17 @@ def _origin(name: str, arguments: Mapping[str, Any], data: Mapping[str, Any]) ->
 
 
 def _drawn(choices: Sequence[str] | Sequence[float]) -> str:
-    """Names that were drawn evenly, or the bounds of a number."""
+    """Choices that were drawn uniformly, or the bounds of a number."""
     shown = (choice if isinstance(choice, str) else f"{choice:g}" for choice in choices)
     return (", " if isinstance(choices[0], str) else " to ").join(shown)
 
 
 def _split_table(facts: ZooFacts) -> Markup:
-    """Splits and their sizes; accuracy where it was measured."""
+    """Splits with their sizes and, if measured, accuracies."""
     measured = any("test_accuracy" in split for split in facts.splits.values())
     rows = []
     for name, split in facts.splits.items():
-        known = split.get("test_accuracy") is not None and split["runs"]  # older zoos say 0.0 of no runs
+        known = split.get("test_accuracy") is not None and split["runs"]  # older zoos store 0.0 if there are no runs
         accuracy = f"{split['test_accuracy']:.3f}" if known else "-"
         counted = (markdown_text(split[count]) for count in ("runs", "networks"))
         rows.append([markdown_text(name), *counted, *([accuracy] if measured else [])])
@@ -168,6 +168,6 @@ def _describe(settings: Mapping[str, object]) -> Markup:
 
 
 def _value(value: object) -> str:
-    """A setting as Python has it; lists of numbers need no escapes."""
+    """A setting in Python notation; lists of numbers need no escaping."""
     are_numbers = isinstance(value, list) and all(isinstance(item, int | float) for item in value)
     return str(value) if are_numbers else markdown_text(value)

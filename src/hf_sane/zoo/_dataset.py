@@ -1,4 +1,4 @@
-"""A zoo as a dataset: rows of networks in parquet files, read in place, split by training run."""
+"""Zoos as datasets: networks as rows of parquet files, read in place and split by training run."""
 
 import copy
 import dataclasses
@@ -41,20 +41,20 @@ from hf_sane.zoo._records import MAX_ROWS_PER_GROUP, ROW_GROUP_BYTES, SPLITS, wr
 from hf_sane.zoo._table import ZooTable
 from hf_sane.zoo._writing import CACHE_NAME, RECORD_NAME, check_zoo, writing_zoo
 
-REMEDY = "load the zoo from elsewhere, or build it again"
-# Row groups are read one by one: by default, Arrow reads files of 500 MB as a whole before it decodes the first row.
+REMEDY = "load the zoo from another source, or build it again"
+# Read row groups one by one: by default, Arrow reads a whole file of 500 MB before it decodes the first row.
 ONE_BY_ONE = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
-UNREADABLE = (datasets.exceptions.DatasetsError, pa.ArrowException)  # a damaged file of parquet
+UNREADABLE = (datasets.exceptions.DatasetsError, pa.ArrowException)  # for damaged parquet files
 
 
 class ZooSplit:
-    """Networks of one split, or a selection of them, each at one epoch.
+    """The networks of one split or a selection of them, each at one epoch.
 
     Args:
-        dataset: Rows with the columns of `hf_sane.zoo._records.FEATURES`, or an open table of them.
+        dataset: Rows with the columns of `hf_sane.zoo._records.FEATURES`, or an open table of these.
         facts: Facts about the zoo.
         alignment: Alignment of the zoo, if it was aligned.
-        rows: Indices of the selected rows, `[M]`; if `None`, all.
+        rows: Indices of the selected rows, `[M]`; all if `None`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ZooSplit:
         return len(self.rows)
 
     def column(self, name: str) -> np.ndarray:
-        """One property of all networks, `[M]`; see `FEATURES` for the names.
+        """A property of all networks, `[M]`; see `FEATURES` for the names.
 
         Raises:
             KeyError: If there is no such column.
@@ -94,15 +94,15 @@ class ZooSplit:
         """The networks at one epoch.
 
         Raises:
-            ValueError: If no network of that epoch was stored.
+            ValueError: If no network of that epoch is stored.
         """
         epochs = self.column("epoch")
         if not (epochs == epoch).any():
-            raise ValueError(f"no network at epoch {epoch}; kept epochs: {np.unique(epochs).tolist()}")
+            raise ValueError(f"no network at epoch {epoch}; stored epochs: {np.unique(epochs).tolist()}")
         return self.select(np.flatnonzero(epochs == epoch))
 
     def final_epochs(self) -> "ZooSplit":
-        """The network of each run at its last epoch, in the order of first appearance."""
+        """The network of each run at its last epoch, in order of first appearance."""
         last: dict[str, int] = {}
         epochs = self.column("epoch")
         for i, run_id in enumerate(self.run_ids):
@@ -111,7 +111,7 @@ class ZooSplit:
         return self.select(np.array(list(last.values()), dtype=np.int64))
 
     def layout(self, index: int) -> Layout:
-        """Layout of one network, with its template filled in."""
+        """Layout of one network, including its template."""
         layout = self.facts.parsed_layouts[self.table.column("layout")[self.rows[index]]]
         if not layout.template:
             return layout
@@ -122,7 +122,7 @@ class ZooSplit:
             template = {name: stored[name] for name in layout.template}
             for name, tensor in template.items():
                 if (tensor.shape, tensor.dtype) != (layout.template[name].shape, layout.template[name].dtype):
-                    raise ValueError(f"{name!r} is {tensor.dtype} {list(tensor.shape)}, the layout says otherwise")
+                    raise ValueError(f"{name!r} is {tensor.dtype} {list(tensor.shape)}, which contradicts the layout")
         return dataclasses.replace(layout, template=template)
 
     def tokens(self, index: int) -> Tensor:
@@ -143,11 +143,12 @@ class ZooSplit:
     def config(self, index: int) -> ZooConfig | nn.Module:
         """Configuration of one network, with the activation, initialisation and dropout of its run.
 
-        For an imported network, this is a module of the architecture that was registered for its tensors, or of the
-        class of Transformers that its configuration names.
+        For an imported network, the architecture is the one registered for its tensors, or the Transformers class that
+        its configuration names.
 
         Raises:
-            ValueError: If it was imported, and its architecture is neither registered nor one of Transformers.
+            ValueError: If the network was imported and its architecture is neither registered nor part of
+                Transformers.
         """
         if (config := self.known_config(index)) is not None:
             return config
@@ -156,13 +157,13 @@ class ZooSplit:
         if found := find_architecture(layout) or transformers_architecture(settings["config"], layout):
             return found.structure
         raise ValueError(
-            f"the architecture of {self.run_ids[index]!r} is not one of this library or of Transformers (there "
-            "are its weights only); give its code: hf_sane.register_architecture(MyModule, example_inputs), or "
+            f"the architecture of {self.run_ids[index]!r} is unknown to this library and to Transformers (only "
+            "its weights are there); pass its code: hf_sane.register_architecture(MyModule, example_inputs), or "
             "--module my_file.py:MyModule"
         )
 
     def known_config(self, index: int) -> ZooConfig | None:
-        """The configuration from [`config`], or `None` for an imported network of an unregistered architecture."""
+        """The configuration from [`config`]; `None` for an imported network of an unknown architecture."""
         row = self.rows[index]
         config = self.facts.parsed_architectures[self.table.column("architecture")[row]]
         if config is None:
@@ -174,7 +175,7 @@ class ZooSplit:
         return with_settings(config, **known, **self.facts.labels(config.num_classes))
 
     def state_dict(self, index: int) -> StateDict:
-        """All tensors of one network in their original order and dtypes, in new memory."""
+        """A copy of all tensors of one network in their original order and dtypes."""
         layout = self.layout(index)
         return layout.state_dict(self.tokens(index))
 
@@ -186,7 +187,7 @@ class ZooSplit:
         return model.eval()
 
     def layout_and_config(self) -> tuple[Layout, ZooConfig | nn.Module]:
-        """Layout and architecture that all networks share; the template is that of the first network.
+        """The layout and architecture that all networks share, with the template of the first network.
 
         Raises:
             ValueError: If there are no networks, or they differ in layout, architecture or activation.
@@ -206,7 +207,7 @@ class ZooSplit:
         return StackedNetworks(config, self.stacked_tensors())
 
     def stacked_tensors(self) -> dict[str, Tensor]:
-        """All tensors of all networks, `{name: [M, *shape]}` in the order of the state dict and in new memory.
+        """A copy of all tensors of all networks, `{name: [M, *shape]}` in the order of the state dict.
 
         Raises:
             ValueError: If there are no networks, or they have several layouts.
@@ -227,7 +228,7 @@ class ZooSplit:
         for column in columns:
             if len(values := sorted(set(self.column(column).tolist()))) != 1:
                 raise ValueError(
-                    f"expected networks of one {column}, got {values}; select one of them first, or take a zoo of one"
+                    f"expected networks of one {column}, got {values}; select one of them first, or use a zoo of one"
                 )
 
     def arrow_tables(self) -> Iterator[pa.Table]:
@@ -243,7 +244,7 @@ class ZooSplit:
 
 
 def _check_rows(folder: Path, split: str, table: ZooTable, facts: ZooFacts) -> None:
-    """Raise an error for rows with an unknown structure, or another number of scalars than their structure."""
+    """Raise an error for rows with an unknown layout, or with a number of scalars that differs from their layout."""
     for column, known in (("layout", facts.layouts), ("architecture", facts.architectures)):
         if unknown := set(table.column(column).tolist()) - known.keys():
             expected = f"a {column} that {FACTS_NAME} describes"
@@ -252,7 +253,7 @@ def _check_rows(folder: Path, split: str, table: ZooTable, facts: ZooFacts) -> N
     wanted = np.array([sizes[key] for key in table.column("layout").tolist()], dtype=np.int64)
     if len(wrong := np.flatnonzero(table.lengths != wanted)):
         row = int(wrong[0])
-        expected, got = f"{wanted[row]} scalars, as its layout says", f"{table.lengths[row]}"
+        expected, got = f"{wanted[row]} scalars, as in its layout", f"{table.lengths[row]}"
         raise InvalidFileError(folder, field=f"{split}[{row}].tokens", expected=expected, got=got, remedy=REMEDY)
 
 
@@ -262,7 +263,7 @@ def _positions(index: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 class Splits(dict[str, ZooSplit]):
-    """Splits by name; the error for an unknown name lists those that exist."""
+    """Splits by name; the error for an unknown name lists the existing splits."""
 
     def __missing__(self, name: str) -> ZooSplit:
         raise KeyError(f"the zoo has no split {name!r}; it has {', '.join(self)}")
@@ -273,11 +274,11 @@ class Zoo:
     """A population of trained networks with known generating factors.
 
     Attributes:
-        splits: `"train"`, `"validation"`, `"test"`; each training run is in one split only.
+        splits: `"train"`, `"validation"` and `"test"`; each training run is in only one split.
         facts: Layouts, architectures, build settings and excluded runs.
         run_record: Command, commit and hardware of the build, if known.
-        revision: Commit on the Hub that it was loaded from.
-        source: Folder or repository that it was loaded from; `None` if it was made in this process.
+        revision: Commit on the Hub that the zoo was loaded from.
+        source: Folder or repository that the zoo was loaded from; `None` if it was created in this process.
 
     Raises:
         ValueError: If there are no networks.
@@ -320,28 +321,28 @@ class Zoo:
     ) -> "Zoo":
         """Open a zoo from a folder or the Hub.
 
-        Parquet is decoded once into Arrow files, which are then memory-mapped: opening is instant from the second time
-        on, and only data that is read uses memory. The Arrow files of a folder are stored in its `.cache`; those of a
-        Hub dataset or a read-only folder are stored in the cache of `datasets`.
+        Parquet files are decoded once to Arrow files, which are then memory-mapped: the zoo opens instantly from the
+        second time on, and only data that is read uses memory. The Arrow files are stored in the folder's `.cache` or,
+        for a Hub dataset or a read-only folder, in the cache of `datasets`.
 
         Args:
             source: Folder, or repo id of a dataset, `owner/name` or `owner/name@revision`.
             config: Name of the zoo, if the folder holds several.
             revision: Branch, tag or commit on the Hub.
-            cache_dir: Another folder for the Arrow files.
+            cache_dir: Folder for the Arrow files instead.
 
         Raises:
             FileNotFoundError: If the folder holds no zoo, or its parquet files are missing.
             InvalidFileError: If files are damaged or inconsistent.
             ValueError: If `config` is unknown, or missing although there are several zoos.
-            InvalidFileError: If the zoo is not finished, or files were removed or changed afterwards.
+            InvalidFileError: If the zoo is incomplete, or files were removed or changed.
         """
         place, folder = find_facts(source, revision)
         known = read_facts(folder)
         config = choose_config(config, list(known), str(source))
         commit = None
         if isinstance(place, HubRepo):
-            commit = folder.name  # the cache keeps each commit in a folder of its name
+            commit = folder.name  # the cache stores each commit in a folder named after it
             patterns = [f"{data_folder(Path(), config)}/*", FACTS_NAME]
             folder = Path(
                 patiently(
@@ -357,18 +358,18 @@ class Zoo:
     def save(self, folder: str | Path, config: str = DEFAULT_CONFIG, *, replace: bool = False) -> Path:
         """Write parquet files, `zoo.json`, alignment and dataset card; the folder may hold other zoos.
 
-        A card that was edited by hand is not changed; a warning is issued.
+        A card that was edited by hand is not overwritten; this is logged as a warning.
 
         Args:
             folder: Output folder; created if missing.
             config: Name of the zoo for `load_dataset(folder, config)`.
-            replace: Replace a finished zoo of that name, if its files are unchanged.
+            replace: Whether to replace a finished zoo of that name, if its files are unchanged.
 
         Returns:
             `folder`.
 
         Raises:
-            FileExistsError: If the folder holds something else, or a zoo of that name that must not be replaced.
+            FileExistsError: If the folder holds something else, or a zoo of that name that may not be replaced.
         """
         with writing_zoo(folder, config, replace=replace) as writer:
             stage = writer.begin()
@@ -406,10 +407,10 @@ def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revi
     """Open the data folder of a zoo whose facts are known.
 
     Args:
-        data: Folder with the parquet files and, if there is one, the alignment.
+        data: Folder with the parquet files and, if the zoo is aligned, the alignment.
         facts: Facts about the zoo.
         cache_dir: Folder for the Arrow files; if `None`, the cache of `datasets`.
-        revision: Commit on the Hub that the folder is a copy of.
+        revision: Commit on the Hub of which the folder is a copy.
 
     Raises:
         FileNotFoundError: If a split with networks has no parquet file.
@@ -435,7 +436,7 @@ def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revi
                 fragment_scan_options=ONE_BY_ONE,
             )
         tables = {split: ZooTable(rows) for split, rows in loaded.items()}
-        for split in empty:  # has no file, since readers refuse those without rows
+        for split in empty:  # has no file, since readers reject files without rows
             tables[split] = ZooTable(next(iter(loaded.values())).select([]))
     for split, table in tables.items():
         _check_rows(data, split, table, facts)
@@ -450,7 +451,7 @@ def open_data(data: Path, facts: ZooFacts, cache_dir: str | Path | None, *, revi
 
 @contextmanager
 def _room_for_copies(cache_dir: str | Path | None) -> Iterator[None]:
-    """Report a full disk, for which `datasets` reports unreadable files."""
+    """Report a full disk, which `datasets` reports as unreadable files."""
     try:
         yield
     except DatasetGenerationError as error:

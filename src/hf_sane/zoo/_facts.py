@@ -1,4 +1,4 @@
-"""Facts about a zoo in addition to its rows: layouts, architectures, arguments, excluded networks (`zoo.json`)."""
+"""Facts about a zoo besides its rows, in `zoo.json`: layouts, architectures, arguments, excluded networks."""
 
 import json
 import re
@@ -25,39 +25,39 @@ from hf_sane.records._sources import HubRepo, find_source
 
 FILE_NAME = "zoo.json"
 CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-# Names that are not folders on Windows, with any suffix.
+# Names that Windows does not allow for folders, with any suffix.
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
-TAKEN = ("data", FILE_NAME)  # the folder of the default configuration, and the file beside it
+TAKEN = ("data", FILE_NAME)  # the folder of the default configuration, and the file next to it
 FORMAT_VERSION = 1
 DEFAULT_CONFIG = "default"
 LAYOUT_DIGITS = ARCHITECTURE_DIGITS = 16
 PER_RUN_SETTINGS = ("activation", "initialization", "dropout")  # columns of the zoo, not part of the architecture
-IMPORT_KEY = "repositories"  # in `data`, of imported zoos only
-MIX_KEY = "zoos"  # in `data`, of mixtures only: name, arguments and data of each zoo in it
-PROPERTIES_KEY = "properties"  # in `data`, of imported zoos that tables or names tell something about
+IMPORT_KEY = "repositories"  # in `data` of imported zoos
+MIX_KEY = "zoos"  # in `data` of mixtures: name, arguments and data of each zoo
+PROPERTIES_KEY = "properties"  # in `data` of imported zoos with properties from tables or names
 MAX_ROW_SCALARS = 2**31 - 1  # Arrow's list offsets are int32
-STRICT = (StrictDataclassError,)  # what configurations raise
-IMPORTED = "imported"  # model_type of networks whose code the library does not have
-MODULE_ARGUMENTS = "module_args"  # in the settings of a user's own module, which networks were built of
+STRICT = (StrictDataclassError,)  # errors that configurations raise
+IMPORTED = "imported"  # model_type of networks whose code is not part of the library
+MODULE_ARGUMENTS = "module_args"  # in the settings of networks built from a user's own module
 # Settings in a config.json of Transformers that do not belong to an architecture.
 VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map", "id2label", "label2id")
 
 
 @dataclass(frozen=True)
 class ZooFacts:
-    """Everything about a zoo that is not a row.
+    """Everything about a zoo except its rows.
 
     Attributes:
-        name: Name of the images and the zoo, for people.
-        layouts: Structures (`Layout.to_dict`) by the first digits of their signature, as in the `layout` column.
+        name: Human-readable name of the images and the zoo.
+        layouts: Layouts (`Layout.to_dict`) by the first digits of their signature, as in the `layout` column.
         architectures: Configurations (`to_dict`) by the key in the `architecture` column; activation, initialisation
-            and dropout of a row are columns of their own. Networks of other families, imported or built of a user's
-            module, have the `model_type` "imported" and under `config` what is known about them.
+            and dropout of a row are columns of their own. Networks of other families, imported or built from a user's
+            module, have the `model_type` "imported", and `config` holds what is known about them.
         arguments: How the zoo was built.
-        data: The images: name, counts, pixel statistics. Of imported zoos: numbers of networks and repositories,
-            licences, metrics of the cards, SHA-256 of all weights. Of mixtures: what the zoos in it said.
-        excluded: Runs left out (or marked): `run_id`, `epoch`, `reason`.
-        splits: Per split, the number of runs and networks and, where measured, the mean final test accuracy.
+        data: The images: name, counts, pixel statistics. For imported zoos: number of networks and repositories,
+            licences, metrics from cards, SHA-256 of all weights. For mixtures: the data of each zoo.
+        excluded: Runs that were left out (or marked): `run_id`, `epoch`, `reason`.
+        splits: For each split, the number of runs and networks and, if measured, the mean final test accuracy.
     """
 
     name: str
@@ -70,7 +70,7 @@ class ZooFacts:
 
     @cached_property
     def parsed_layouts(self) -> dict[str, Layout]:
-        """Layouts with zeros in their templates."""
+        """Layouts, with templates of zeros."""
         return {key: Layout.from_dict(structure) for key, structure in self.layouts.items()}
 
     @cached_property
@@ -82,7 +82,7 @@ class ZooFacts:
         }
 
     def labels(self, num_classes: int) -> dict[str, Any]:
-        """Names of the classes as settings of a configuration, where they are known."""
+        """Class names as settings of a configuration, if they are known."""
         names = self.data.get("classes")
         if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(n, str) for n in names):
             return {}
@@ -90,23 +90,25 @@ class ZooFacts:
 
     @property
     def digest(self) -> str:
-        """Tells zoos apart (16 hexadecimal digits); by what is in them, since arguments may differ without effect."""
+        """Digest of the zoo's content (16 hexadecimal digits), without arguments, which may differ without effect."""
         content = {name: value for name, value in self.to_dict().items() if name != "arguments"}
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:LAYOUT_DIGITS]
 
     @property
     def training_recipe(self) -> dict[str, Any]:
-        """Optimiser, learning rate and weight decay of the zoo's networks, for comparable fine-tuning.
+        """Optimizer, learning rate and weight decay of the zoo's networks, for comparable fine-tuning.
 
-        Arguments of `HyperParameters.repeat`. Of several optimisers the first counts, of bounds the lower one.
+        The result holds arguments of `HyperParameters.repeat`. If there are several optimizers, it names the first; if
+        there are bounds, the lower bound.
 
         Raises:
-            ValueError: If the zoo was imported, or mixed from others: it has no recipe, or several.
+            ValueError: If the zoo was imported or mixed from others, and thus has no single recipe.
         """
         if "optimizers" not in self.arguments:
             raise ValueError(
-                f"the zoo {self.name!r} does not say how its networks were trained, as imported and mixed zoos do "
-                "not; expected one that build_zoo() made, or name optimizer, learning_rate and weight_decay"
+                f"the zoo {self.name!r} does not record how its networks were trained, as is usual for imported and "
+                f"mixed "
+                "zoos; use one made by build_zoo(), or pass optimizer, learning_rate and weight_decay"
             )
         optimizer = self.arguments["optimizers"][0]
         factor = self.arguments.get("sgd_factor", 1.0) if optimizer == "sgd" else 1.0
@@ -117,30 +119,30 @@ class ZooFacts:
         }
 
     def without_folders(self) -> "ZooFacts":
-        """As they are published: sources are named without where they lie on this machine."""
+        """The facts for publication, without local paths of sources."""
         return replace(self, arguments=hide_folders_in(self.arguments), data=hide_folders_in(self.data))
 
     def count(self, split: str) -> int | None:
-        """Networks of a split, if that is known."""
+        """Number of networks in a split, if known."""
         return int(self.splits[split]["networks"]) if split in self.splits else None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The facts in a form that JSON supports."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {**values, "excluded": list(self.excluded)}
 
 
 def facts_json(known: Mapping[str, ZooFacts]) -> str:
-    """Content of `zoo.json`: facts of every configuration in a folder, by name."""
+    """Content of `zoo.json`: the facts of every configuration in a folder, by name."""
     content = {name: facts.to_dict() for name, facts in known.items()}
     return json.dumps({"format_version": FORMAT_VERSION, "configs": content}, indent=1) + "\n"
 
 
 def save_facts(folder: Path, config: str, facts: ZooFacts) -> dict[str, Any]:
-    """Add facts to `zoo.json`; the sections of other configurations stay as they are, character by character.
+    """Add facts to `zoo.json`; sections of other configurations remain unchanged, character by character.
 
     Returns:
-        The section, as it is read back.
+        The section as it will be read.
     """
     known = read_sections(folder) if (folder / FILE_NAME).exists() else {}
     section = json.loads(json.dumps(facts.to_dict()))
@@ -152,15 +154,15 @@ def save_facts(folder: Path, config: str, facts: ZooFacts) -> dict[str, Any]:
 
 
 def section_digest(section: Mapping[str, Any]) -> str:
-    """SHA-256 of one configuration's section of `zoo.json`, whatever its order and spaces."""
+    """SHA-256 of one configuration's section of `zoo.json`, regardless of key order and whitespace."""
     return sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()
 
 
 def find_facts(source: str | Path, revision: str | None) -> tuple[Path | HubRepo, Path]:
-    """Where a zoo is, and the folder with its `zoo.json`: of a repository, that of the commit in the cache.
+    """Source of a zoo, and the folder with its `zoo.json`; for a repository, the folder of the commit in the cache.
 
     Raises:
-        FileNotFoundError: If there is no such place, or it holds no zoo.
+        FileNotFoundError: If there is no such folder or repository, or it holds no zoo.
     """
     repo = find_source(source, revision=revision, repo_type="dataset")
     if isinstance(repo, Path):
@@ -179,14 +181,13 @@ def read_facts(folder: Path) -> dict[str, ZooFacts]:
 
     Raises:
         FileNotFoundError: If the folder holds no zoo.
-        InvalidFileError: If it is damaged, its parts do not fit each other, or a newer version of the library wrote
-            it.
+        InvalidFileError: If the file is damaged or inconsistent, or was written by a newer version of the library.
     """
     return {name: _read_facts(name, entry) for name, entry in _read_document(folder).items()}
 
 
 def read_sections(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `zoo.json` says about every configuration in a zoo folder, as it is there; see [`read_facts`]."""
+    """The unparsed section of every configuration in a folder's `zoo.json`; see [`read_facts`]."""
     return {name: entry.mapping() for name, entry in _read_document(folder).items()}
 
 
@@ -195,7 +196,7 @@ def _read_document(folder: Path) -> Entry:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a zoo: expected {FILE_NAME} in it; build one with build_zoo()")
     document = read_document(
-        path, expected="the facts of a zoo", remedy="build the zoo again, or load it from elsewhere"
+        path, expected="the facts of a zoo", remedy="build the zoo again, or load it from another source"
     )
     version = document["format_version"]
     if version.value != FORMAT_VERSION:
@@ -205,16 +206,16 @@ def _read_document(folder: Path) -> Entry:
 
 def _read_facts(name: str, entry: Entry) -> ZooFacts:
     if not name or name in (".", "..") or any(letter in "/\\" or not letter.isprintable() for letter in name):
-        entry.fail("a name that can be a folder", got=name)
+        entry.fail("a name that is valid for a folder", got=name)
     for key, structure in entry["layouts"].items():
         layout = Layout.from_entry(structure)
         if (found := layout_key(layout)) != key:
-            structure.fail(f"the layout whose signature begins with {key}", got=f"one with {found}: it was changed")
+            structure.fail(f"the layout whose signature begins with {key}", got=f"one with {found}, so it was changed")
         if (scalars := layout.num_tokens * layout.token_dim) > MAX_ROW_SCALARS:
             structure.fail(f"at most {MAX_ROW_SCALARS:,} scalars as tokens", got=f"{scalars:,}")
     for key, settings in entry["architectures"].items():
         if (found := architecture_key(settings.mapping())) != key:
-            settings.fail(f"the settings whose digest is in {key}", got=f"those of {found}: they were changed")
+            settings.fail(f"the settings with the digest in {key}", got=f"those of {found}, so they were changed")
         if settings["model_type"].text() != IMPORTED:
             with reading(
                 entry.file,
@@ -230,31 +231,31 @@ def _read_facts(name: str, entry: Entry) -> ZooFacts:
 
 
 def check_config_name(config: str) -> None:
-    """Refuse names that are not portable: each becomes a folder and a configuration name on the Hub.
+    """Reject names that are not portable, since each becomes a folder and a configuration name on the Hub.
 
     Raises:
-        ValueError: With the form that is allowed.
+        ValueError: If the name is not allowed.
     """
     is_device = config.partition(".")[0].upper() in DEVICES
     if not CONFIG_NAME.fullmatch(config) or config.endswith(".") or is_device or config in TAKEN:
         raise ValueError(
-            "expected a name for the zoo (config) of up to 100 letters a-z, digits, '_', '-' and '.', that begins "
+            "expected a name for the zoo (config) of up to 100 letters a-z, digits, '_', '-' and '.', which starts "
             f"with a letter, a digit or '_' and is not a reserved name such as 'con', 'nul' or 'data', got {config!r}"
         )
 
 
 def data_folder(folder: Path, config: str) -> Path:
-    """Where the parquet files and the alignment of a configuration lie."""
+    """Folder with the parquet files and the alignment of a configuration."""
     return folder / ("data" if config == DEFAULT_CONFIG else config)
 
 
 def layout_key(layout: Layout) -> str:
-    """What the `layout` column holds."""
+    """Value of the `layout` column."""
     return layout.signature[:LAYOUT_DIGITS]
 
 
 def architecture_facts(config: ZooConfig) -> tuple[str, dict[str, Any]]:
-    """What the `architecture` column holds, and the settings it stands for."""
+    """Value of the `architecture` column, and the settings that it refers to."""
     own = {entry.name for entry in fields(config)} - {entry.name for entry in fields(PreTrainedConfig)}
     settings = {name: getattr(config, name) for name in sorted(own) if name not in PER_RUN_SETTINGS}
     labels = dict(config.id2label or {})
@@ -265,27 +266,27 @@ def architecture_facts(config: ZooConfig) -> tuple[str, dict[str, Any]]:
 
 
 def foreign_facts(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The same for an architecture of another library, from its `config.json` or what is known instead."""
+    """Like [`architecture_facts`], for an architecture of another library, from its settings."""
     known = {key: config[key] for key in sorted(config) if key not in VOLATILE}
-    if isinstance(config.get("id2label"), dict):  # the number of classes is in the labels alone
+    if isinstance(config.get("id2label"), dict):  # only the labels give the number of classes
         known["num_labels"] = len(config["id2label"])
     settings = json.loads(json.dumps({"model_type": IMPORTED, "config": known}))
     return architecture_key(settings), settings
 
 
 def architecture_key(settings: Mapping[str, Any]) -> str:
-    """The key of an architecture with these settings, `model_type` among them: it holds their digest."""
+    """Key of an architecture with these settings (including `model_type`), which contains their digest."""
     digest = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return f"{settings.get('model_type')}-{digest[:ARCHITECTURE_DIGITS]}"
 
 
 def config_classes() -> dict[str, type[ZooConfig]]:
-    """Configurations of the architectures that zoos are built of, by `model_type`."""
+    """Configuration classes of the architectures that zoos are built from, by `model_type`."""
     return {config_class.model_type: config_class for config_class in MODEL_CLASSES}
 
 
 def config_from_dict(settings: Mapping[str, Any]) -> ZooConfig:
-    """A configuration from its settings.
+    """Create a configuration from its settings.
 
     Raises:
         ValueError: If `model_type` is none of the zoo architectures.

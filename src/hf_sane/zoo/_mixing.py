@@ -1,4 +1,4 @@
-"""Mixtures of zoos with different data sets or architectures, and tokens of one size."""
+"""Mix zoos of different data sets or architectures into one with tokens of the same size."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from hf_sane.zoo._facts import DEFAULT_CONFIG, MIX_KEY, ZooFacts, layout_key
 from hf_sane.zoo._records import SPLITS, write_parquet
 from hf_sane.zoo._writing import RECORD_NAME, writing_zoo
 
-SOURCE_COLUMN = "zoo"  # which of the mixed zoos a network is from
+SOURCE_COLUMN = "zoo"  # column with the zoo that a network is from
 
 
 def mix_zoos(
@@ -29,28 +29,27 @@ def mix_zoos(
     token_dim: int | None = None,
     token_layout: str | None = None,
 ) -> Zoo:
-    """Join zoos into one that a single SANE can be trained on.
+    """Mix zoos into one, so that a single SANE can be trained on all of them.
 
-    Weights are cut anew into tokens of one size where the zoos differ in it; nothing is rounded. Splits stay what they
-    are: a training run of one zoo's test split is in the test split of the mixture. Runs are renamed `<zoo>/<run>`,
-    and the column `zoo` says where each network is from. Alignments are left behind: `align_zoo` gives every
-    architecture of the mixture one reference for all of its networks. Columns that only some zoos have are null for
-    the others.
+    If the zoos differ in token size, weights are tokenized again without rounding. Splits are kept: a run in the test
+    split of one zoo is in the test split of the mixture. Runs are renamed to `<zoo>/<run>`, and the column `zoo` names
+    the zoo of each network. Alignments are dropped, since `align_zoo` gives each architecture of the mixture a single
+    reference for all of its networks. Columns that only some zoos have are null for the others.
 
     Args:
-        zoos: At least one, by the name that the mixture knows it by.
-        output: Folder of the mixture; it may hold others under other names.
+        zoos: At least one zoo, by its name in the mixture.
+        output: Folder of the mixture; it may already hold zoos under other names.
         config: Name of the mixture in that folder.
-        name: What cards call it; the names of the zoos when `None`.
-        token_dim: Scalars per token; the largest among the zoos when `None`.
-        token_layout: `"rowwise"` or `"dense"`; that of the zoos when `None`.
+        name: Title on cards; the names of the zoos if `None`.
+        token_dim: Scalars per token; the largest among the zoos if `None`.
+        token_layout: `"rowwise"` or `"dense"`; as in the zoos if `None`.
 
     Returns:
-        The mixture, as `Zoo.load(output, config)` gives it.
+        The mixture, as loaded by `Zoo.load(output, config)`.
 
     Raises:
-        ValueError: For no zoo, names that cannot be part of a run's name, zoos of several token layouts without a
-            choice among them, or zoos that differ in where BatchNorm goes or in the type of a column.
+        ValueError: If there is no zoo, a name is not allowed in the names of runs, zoos differ in token layout and
+            none is chosen, or they differ in how BatchNorm is stored or in the type of a column.
         FileExistsError: If the folder holds something else, or a zoo of that name.
     """
     _check(zoos)
@@ -70,9 +69,11 @@ def _write_rows(
     layouts = [layout for zoo in zoos.values() for layout in zoo.facts.parsed_layouts.values()]
     kinds = sorted({layout.token_layout for layout in layouts})
     if token_layout is None and len(kinds) > 1:
-        raise ValueError(f"the zoos have tokens of the layouts {kinds}; choose one (token_layout)")
+        raise ValueError(f"the zoos have the token layouts {kinds}; choose one (token_layout)")
     if len(places := sorted({layout.batch_norm for layout in layouts})) > 1:
-        raise ValueError(f"the zoos differ in where BatchNorm goes: {places}; build them alike (--batch-norm)")
+        raise ValueError(
+            f"the zoos differ in how BatchNorm is stored: {places}; build them with the same setting (--batch-norm)"
+        )
     geometry = _Geometry(token_layout or kinds[0], token_dim or max(layout.token_dim for layout in layouts))
     features = _features(zoos)
     for split in SPLITS:
@@ -96,7 +97,7 @@ def _write_rows(
 
 
 def _origins(label: str, facts: ZooFacts) -> dict[str, dict[str, Any]]:
-    """What a zoo says about itself, or what one that is a mixture says about the zoos in it."""
+    """Name, arguments and data of a zoo or, for a mixture, of the zoos in it."""
     if MIX_KEY in facts.data:
         return {f"{label}/{key}": dict(part) for key, part in facts.data[MIX_KEY].items()}
     return {label: {"name": facts.name, "arguments": dict(facts.arguments), "data": dict(facts.data)}}
@@ -106,23 +107,23 @@ def _check(zoos: Mapping[str, Zoo]) -> None:
     if not zoos:
         raise ValueError("expected at least one zoo to mix, got none")
     if bad := [label for label in zoos if not label or "/" in label]:
-        raise ValueError(f"expected names without '/', which are part of the names of runs, got {bad}")
+        raise ValueError(f"expected names without '/', since they become part of the names of runs, got {bad}")
 
 
 def _features(zoos: Mapping[str, Zoo]) -> Features:
-    """Columns of the mixture: those of any zoo, in the order they come in."""
+    """Columns of the mixture: those of all zoos, in order of first appearance."""
     found: dict[str, Any] = {}
     for label, zoo in zoos.items():
         for column, kind in zoo.splits["train"].table.dataset.features.items():
             if found.setdefault(column, kind) != kind:
                 raise ValueError(
-                    f"column {column!r} of {label} is {kind}, in a zoo before it {found[column]}; rename one"
+                    f"column {column!r} is {kind} in {label}, but {found[column]} in an earlier zoo; rename one"
                 )
     return Features({**found, SOURCE_COLUMN: Value("string")})
 
 
 def _counts(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Runs and networks of one split of all zoos, and their mean accuracy if all measured it."""
+    """Number of runs and networks in one split of all zoos, and their mean accuracy if all have measured it."""
     found: dict[str, Any] = {key: sum(part[key] for part in parts) for key in ("runs", "networks")}
     if all("test_accuracy" in part for part in parts):
         total = sum(part["runs"] * part["test_accuracy"] for part in parts if part["runs"])
@@ -132,14 +133,14 @@ def _counts(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class _Geometry:
-    """Shape of the tokens that all networks get, and the layouts that came of it."""
+    """Token size and layout of all networks in the mixture, and the resulting layouts."""
 
     token_layout: str
     token_dim: int
     mixed: dict[str, Layout] = dataclasses.field(default_factory=dict)
 
     def tables(self, label: str, split: ZooSplit, features: Features) -> Iterator[pa.Table]:
-        """The rows of one zoo with their new tokens and names."""
+        """The rows of one zoo, with new tokens and names."""
         schema, start = features.arrow_schema, 0
         for table in split.arrow_tables():
             rows = range(start, start := start + len(table))
@@ -156,7 +157,7 @@ class _Geometry:
             yield pa.Table.from_arrays(columns, schema=schema)
 
     def _tokens(self, split: ZooSplit, rows: range) -> tuple[pa.ListArray, list[str]]:
-        """Token column of some networks, and the keys of their layouts."""
+        """The token column of some networks, and the keys of their layouts."""
         flat, keys = [], []
         for row in rows:
             layout = split.facts.parsed_layouts[str(split.column("layout")[row])]

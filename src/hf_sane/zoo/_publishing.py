@@ -1,4 +1,4 @@
-"""The commit that brings zoos to a dataset repository, beside those that it holds already."""
+"""Plan the commit that adds zoos to a dataset repository, which may already hold others."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from hf_sane.zoo._writing import check_zoo
 
 
 def plan_zoo(folder: Path, repo_id: str, api: HfApi) -> Upload:
-    """Add all zoos of a folder to those in the repository; parquet files of their earlier versions are removed.
+    """Add all zoos of a folder to a repository, and remove the parquet files of their earlier versions.
 
     Raises:
-        InvalidFileError: If a zoo is unfinished, or lost or changed files since it was written.
+        InvalidFileError: If a zoo is incomplete, or files were removed or changed.
         FileNotFoundError: If the folder holds no zoo.
     """
     mine = read_facts(folder)

@@ -1,4 +1,4 @@
-"""Columns of a zoo on disk: one row per network and epoch, in parquet files whose windows are read in place."""
+"""The columns of a zoo on disk: one row per network and epoch, in parquet files that are read in place."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ MEASURES = (
 )
 NUMBERS = ("learning_rate", "weight_decay", "dropout", "data_fraction")
 CHOICES = ("optimizer", "initialization", "activation", "architecture")
-# A flat list of float32 is read in place (Arrow, zero-copy) and streams fast; benchmarks/zoo_columns.py has the
+# A flat list of float32 is read in place (Arrow, zero-copy) and streams fast; benchmarks/zoo_columns.py compares
 # others.
 FEATURES = Features(
     {
@@ -41,7 +41,7 @@ FEATURES = Features(
         "seed": Value("int64"),
     }
 )
-# What is known about a network that was imported: columns next to those of `FEATURES`. Unknown values are null.
+# Columns of imported networks in addition to those of `FEATURES`. Unknown values are null.
 IMPORT_FEATURES = Features(
     {
         "repo_id": Value("string"),
@@ -58,21 +58,21 @@ IMPORT_FEATURES = Features(
         "file_bytes": Value("int64"),
     }
 )
-METRIC_PREFIX = "metric_"  # of columns that hold what cards claim: float64, null where a card says nothing
+METRIC_PREFIX = "metric_"  # prefix of columns with metrics from cards: float64, null if a card has none
 REPEATING = (*CHOICES, "author", "base_model", "license", "library_name", "pipeline_tag")  # stored once per file
-ROW_GROUP_BYTES = 32 * 2**20  # one Arrow batch; list offsets are int32, so it must stay below 2^31 scalars
+ROW_GROUP_BYTES = 32 * 2**20  # one Arrow batch; below 2^31 scalars, since list offsets are int32
 MAX_ROWS_PER_GROUP = 1000
 SHARD_BYTES = 500 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """One network at one epoch: a row of the zoo.
+    """A row of the zoo: one network at one epoch.
 
     Attributes:
-        tokens: `[N, D]` float32, raw (not normalised), padding zero.
-        template: What the tokens do not hold (integer buffers, or BatchNorm), by name.
-        properties: The other columns by name; what is missing is null.
+        tokens: `[N, D]` float32, raw (not normalised), with zeros as padding.
+        template: Tensors that are not tokenized (integer buffers, or BatchNorm), by name.
+        properties: The other columns by name; missing ones are null.
     """
 
     tokens: Tensor
@@ -81,12 +81,12 @@ class ModelRecord:
 
 
 def template_bytes(template: Mapping[str, Tensor]) -> bytes:
-    """Template tensors in safetensors format; empty for an empty template."""
+    """The template in safetensors format; no bytes for an empty template."""
     return save_tensors({name: tensor.contiguous() for name, tensor in template.items()}) if template else b""
 
 
 def record_table(records: list[ModelRecord], features: Features = FEATURES) -> pa.Table:
-    """Rows as an Arrow table with the schema of `features`; the token arrays are copied once."""
+    """Rows as an Arrow table with the schema of `features`; token arrays are copied once."""
     schema = features.arrow_schema
     flat = [record.tokens.reshape(-1).to(torch.float32).numpy() for record in records]
     offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in flat])])
@@ -101,7 +101,7 @@ def record_table(records: list[ModelRecord], features: Features = FEATURES) -> p
 
 
 def batched(records: Iterable[ModelRecord], features: Features = FEATURES) -> Iterator[pa.Table]:
-    """Tables of at most `ROW_GROUP_BYTES` of tokens."""
+    """Yield tables of at most `ROW_GROUP_BYTES` of tokens."""
     rows: list[ModelRecord] = []
     size = 0
     for record in records:
@@ -116,17 +116,17 @@ def batched(records: Iterable[ModelRecord], features: Features = FEATURES) -> It
 
 
 def write_parquet(tables: Iterable[pa.Table], folder: Path, split: str) -> list[Path]:
-    """Write a split as `<split>-0000i-of-0000n.parquet` in files of about `SHARD_BYTES`, in place of older ones.
+    """Write a split as files `<split>-0000i-of-0000n.parquet` of about `SHARD_BYTES`, replacing older ones.
 
-    The names appear when everything is written. The bytes depend on nothing but the content.
+    The files get their names once everything is written. The same content always gives the same bytes.
 
     Args:
-        tables: Row groups of one schema. Without any, no file is written: readers refuse files without rows.
-        folder: Where; made if missing.
+        tables: Row groups with the same schema. Without any, no file is written, since readers reject files without
+            rows.
+        folder: Output folder; created if missing.
         split: Name of the split.
 
-    Returns:
-        The files.
+    Returns: Paths of the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     partial: list[Path] = []

@@ -1,4 +1,4 @@
-"""Streamed zoos: facts are read at once, rows one after the other."""
+"""Streamed zoos: facts are read immediately, rows one after the other."""
 
 import glob
 from collections.abc import Iterator
@@ -25,20 +25,20 @@ from hf_sane.zoo._facts import ZooFacts, data_folder, find_facts, read_facts
 from hf_sane.zoo._records import FEATURES
 from hf_sane.zoo._writing import check_stream, check_zoo
 
-ROWS_AT_ONCE = 64  # in one Arrow table
-REQUEST_BYTES = 8 * 2**20  # joined into one request; the default of 32 MiB reads far beyond what a short run needs
+ROWS_AT_ONCE = 64  # rows in one Arrow table
+REQUEST_BYTES = 8 * 2**20  # read in one request; the default of 32 MiB is far more than a short run needs
 
 
 @dataclass(frozen=True)
 class ZooStream:
-    """A zoo of which only facts and alignment (kilobytes) are on this machine.
+    """A zoo whose rows are streamed; only its facts and alignment (kilobytes) are on this machine.
 
     Attributes:
         source: Folder, or repo id of a dataset.
-        config: Which zoo of it.
-        facts: Layouts, architectures, splits.
+        config: Name of the zoo in the source.
+        facts: Layouts, architectures and splits.
         alignment: Permutations of all runs, if the zoo was aligned.
-        revision: Commit that all rows are read from, so that a zoo that changes meanwhile does not change a run.
+        revision: Commit from which all rows are read, so that changes to the zoo do not affect a run.
     """
 
     source: str
@@ -49,14 +49,14 @@ class ZooStream:
 
     @classmethod
     def open(cls, source: str | Path, config: str | None = None, *, revision: str | None = None) -> "ZooStream":
-        """Read facts and alignment of a zoo, see [`Zoo.load`][hf_sane.zoo._dataset.Zoo.load]; errors as there."""
+        """Read facts and alignment of a zoo; see [`Zoo.load`][hf_sane.zoo._dataset.Zoo.load] for errors."""
         place, folder = find_facts(source, revision)
         known = read_facts(folder)
         config = choose_config(config, list(known), str(source))
         if isinstance(place, Path):
             check_zoo(place, config)
             return cls(str(place), config, known[config], Alignment.load(data_folder(place, config)))
-        commit = folder.name  # the cache keeps each commit in a folder of its name
+        commit = folder.name  # the cache stores each commit in a folder named after it
         data = data_folder(Path(), config)
         small = (f"{data}/{name}" for name in (MANIFEST, ALIGNMENT_NAME))
         for name in small:
@@ -66,7 +66,7 @@ class ZooStream:
         return cls(place.repo_id, config, known[config], Alignment.load(folder / data), commit)
 
     def count(self, split: str) -> int:
-        """Networks of a split, as the facts say.
+        """Number of networks in a split, according to the facts.
 
         Raises:
             KeyError: If there is no such split.
@@ -78,14 +78,14 @@ class ZooStream:
     def rows(
         self, split: str, *, seed: int | None = None, epoch: int = 0, buffer_size: int = 1000
     ) -> Iterator[dict[str, Any]]:
-        """The rows of a split, from first to last, or shuffled.
+        """Yield the rows of a split, in file order or shuffled.
 
         Args:
-            split: Which split.
-            seed: Random seed of the order: row groups are shuffled, and each row is drawn out of `buffer_size`; in
-                file order if `None`.
-            epoch: Another order for each.
-            buffer_size: Rows in memory.
+            split: Name of the split.
+            seed: Random seed of the order: row groups are shuffled, and each row is drawn from a buffer of
+                `buffer_size`. If `None`, rows are in file order.
+            epoch: Number of the epoch; each has a different order.
+            buffer_size: Number of rows in memory.
 
         Yields:
             Rows with the columns of `FEATURES`; tokens are NumPy arrays.
@@ -112,7 +112,7 @@ class ZooStream:
                 yield from _shuffled(stream.reshard(), np.random.default_rng((seed, epoch)), buffer_size)
 
     def _place(self, split: str) -> tuple[Any, ...]:
-        """Path, configuration and files for Datasets, which would take `zoo[1]` on this machine for a pattern."""
+        """Path, configuration and files for Datasets, which would interpret a local path `zoo[1]` as a pattern."""
         if self.revision is not None:
             return self.source, self.config
         folder = data_folder(Path(self.source), self.config)
@@ -120,12 +120,13 @@ class ZooStream:
         return "parquet", None, None, {split: files}
 
     def sample(self, split: str, num_rows: int, *, seed: int = 0) -> ZooSplit:
-        """Some rows of a split, in memory, as if they were the split.
+        """A sample of a split's rows, in memory, as a split of its own.
 
         Args:
-            split: Which split.
-            num_rows: At most so many; drawn from about twice as many at the beginning of the shuffled row groups.
-            seed: Random seed of the draw.
+            split: Name of the split.
+            num_rows: Maximum number of rows; drawn from about twice as many at the beginning of the shuffled row
+                groups.
+            seed: Random seed of the sample.
         """
         wanted = min(num_rows, self.count(split))
         stream = self.rows(split, seed=seed, buffer_size=wanted) if wanted else ()  # an empty split has no files
@@ -135,7 +136,7 @@ class ZooStream:
 
 
 def _rows(stream: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
-    """Rows of Arrow tables; tokens are views. The NumPy format would cut the zero bytes off the end of templates."""
+    """Yield rows of Arrow tables, tokens as views; the NumPy format would strip trailing zero bytes of templates."""
     for batch in stream.iter(batch_size=ROWS_AT_ONCE):
         table = pa.table(batch)
         plain = [name for name in table.column_names if name != "tokens"]
@@ -153,7 +154,7 @@ def _views(chunk: pa.ListArray) -> Iterator[np.ndarray]:
 def _shuffled(
     stream: datasets.IterableDataset, generator: np.random.Generator, buffer_size: int
 ) -> Iterator[dict[str, Any]]:
-    """What `IterableDataset.shuffle` does; that one turns every scalar into a Python number, 15 times slower here."""
+    """Like `IterableDataset.shuffle`, which converts every scalar to a Python number and is 15 times slower here."""
     order = generator.permutation(stream.num_shards)
     buffer: list[dict[str, Any]] = []
     for row in chain.from_iterable(_rows(stream.shard(stream.num_shards, int(shard))) for shard in order):

@@ -1,4 +1,4 @@
-"""Symmetries of the networks in a zoo: those of this library's architectures, and of traceable imported ones."""
+"""Symmetries of the networks in a zoo, for this library's architectures and for traceable imported ones."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,17 +26,17 @@ def network_spec(
     alignment: Alignment | None = None,
     specs: Specs | None = None,
 ) -> PermutationSpec:
-    """Permutation symmetries of the networks of one architecture and structure.
+    """Permutation symmetries of the networks of one architecture and layout.
 
     Args:
         facts: Facts of the zoo.
         architecture: Value of the `architecture` column.
         layout: Value of the `layout` column.
-        alignment: Alignment of the zoo; what it was aligned with is known already.
-        specs: By architecture or layout, for networks that cannot be traced.
+        alignment: Alignment of the zoo, whose specs are used if there are any.
+        specs: Specs by architecture or layout, for networks that cannot be traced.
 
     Raises:
-        ValueError: If an imported network cannot be traced and no spec is given, or a spec is that of another network.
+        ValueError: If an imported network cannot be traced and no spec is given, or a spec does not fit the network.
     """
     structure = facts.parsed_layouts[layout]
     for key in (layout, architecture):
@@ -54,36 +54,37 @@ def network_spec(
         return imported_spec(facts.architectures[architecture]["config"], structure)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"the symmetries of the imported networks {architecture!r} (layout {layout!r}) are not known ({error}); "
-            "give its code: hf_sane.register_architecture(MyModule, example_inputs), or --module my_file.py:MyModule "
+            f"the symmetries of the imported networks {architecture!r} (layout {layout!r}) are unknown ({error}); "
+            "pass their code: hf_sane.register_architecture(MyModule, example_inputs), or --module "
+            "my_file.py:MyModule "
             "--module-input 1,28,28; or use the view 'original' (twice for the contrastive loss)"
         ) from error
 
 
 def imported_spec(settings: Mapping[str, Any], layout: Layout) -> PermutationSpec:
-    """Trace imported networks from the configuration that their repository holds.
+    """Trace imported networks from the configuration in their repository.
 
     Args:
         settings: Content of `config.json`.
         layout: Layout of the networks.
 
     Raises:
-        TypeError: If Transformers has no such model, or it takes neither images nor tokens.
-        ValueError: If there is no configuration of Transformers, the model cannot be traced, or has other tensors.
+        TypeError: If Transformers has no such model, or its inputs are neither images nor tokens.
+        ValueError: If there is no Transformers configuration, or the model cannot be traced or has different tensors.
     """
     model_type = str(settings.get("model_type"))
     if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"expected a configuration of Transformers beside the weights, got model_type={model_type!r}")
+        raise ValueError(f"expected a Transformers configuration next to the weights, got model_type={model_type!r}")
     return fit_spec(transformers_spec(CONFIG_MAPPING[model_type].from_dict(dict(settings)), as_saved=True), layout)
 
 
 def fit_spec(spec: PermutationSpec, layout: Layout) -> PermutationSpec:
-    """A spec for the tensors of a layout alone, in their order: files leave out tied tensors and some buffers.
+    """Restrict a spec to the tensors of a layout, in their order, since files omit tied tensors and some buffers.
 
-    Integer tensors that only the layout has, such as numbers of positions, stay.
+    Integer tensors that only the layout has, such as position indices, are not permuted.
 
     Raises:
-        ValueError: If the layout has other weights than the spec, or other shapes.
+        ValueError: If the layout has weights that the spec lacks, or their shapes differ.
     """
     shapes = {tensor.name: tensor.shape for layer in layout.layers for tensor in layer.tensors}
     shapes |= {name: tuple(tensor.shape) for name, tensor in layout.template.items()}

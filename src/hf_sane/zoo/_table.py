@@ -1,4 +1,4 @@
-"""Rows of a zoo read in place: tokens as views of (memory-mapped) Arrow buffers, other columns as arrays."""
+"""Read rows of a zoo in place: tokens as views of (memory-mapped) Arrow buffers, other columns as arrays."""
 
 from functools import cached_property
 
@@ -11,11 +11,11 @@ from hf_sane.zoo._records import FEATURES
 
 
 class ZooTable:
-    """One split of a zoo as it lies in Arrow.
+    """One split of a zoo, stored in Arrow.
 
     Args:
-        dataset: With the columns of `FEATURES`, of any number of Arrow chunks. Selected or shuffled datasets are
-            materialised in memory.
+        dataset: Dataset with the columns of `FEATURES` and any number of Arrow chunks. Selected or shuffled datasets
+            are copied to memory.
 
     Raises:
         KeyError: If columns are missing.
@@ -45,24 +45,24 @@ class ZooTable:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Scalars of each row, `[M]` int64."""
+        """Number of scalars in each row, `[M]` int64."""
         _, offsets, _ = self._chunks
         return np.concatenate([np.zeros(0, np.int64), *(np.diff(found).astype(np.int64) for found in offsets)])
 
     def tokens(self, row: int) -> Tensor:
-        """All scalars of a row as a flat, read-only view of the Arrow buffer, which may be a mapped file."""
+        """All scalars of a row, as a flat read-only view of the Arrow buffer, which may be a memory-mapped file."""
         starts, offsets, values = self._chunks
         chunk = int(np.searchsorted(starts, row, side="right")) - 1
         within = row - int(starts[chunk])
         return values[chunk][offsets[chunk][within] : offsets[chunk][within + 1]]
 
     def gather(self, rows: np.ndarray, index: Tensor) -> Tensor:
-        """Chosen scalars of several rows: `rows` `[k]`, `index` `[k, L]` int64 into each row's scalars, to `[k, L]`.
+        """Gather scalars `[k, L]` of rows `[k]`, by their `index` `[k, L]` int64 within each row.
 
-        Only the memory pages that hold them are read.
+        Only memory pages that contain them are read.
 
         Raises:
-            IndexError: If a row does not have so many scalars: what follows in memory is the next row.
+            IndexError: If an index exceeds its row, since the next row follows in memory.
         """
         if index.numel():
             lowest, highest = index.aminmax(dim=1)
@@ -71,7 +71,7 @@ class ZooTable:
                 bad = int(wanting.nonzero()[0])
                 raise IndexError(
                     f"row {rows[bad]} has {self.lengths[rows[bad]]} scalars, got indices from {int(lowest[bad])} to "
-                    f"{int(highest[bad])}; take the layout of that row"
+                    f"{int(highest[bad])}; use the layout of that row"
                 )
         starts, offsets, values = self._chunks
         chunks = np.searchsorted(starts, rows, side="right") - 1
@@ -85,16 +85,16 @@ class ZooTable:
         return result
 
     def template(self, row: int) -> bytes:
-        """Template tensors of a row in safetensors format, or nothing."""
+        """Template of a row in safetensors format; may be empty."""
         return self.dataset[row]["template"]
 
     @property
     def scalar_columns(self) -> list[str]:
-        """Names of the columns that hold one value per network."""
+        """Names of the columns with one value per network."""
         return [name for name in self.dataset.column_names if name not in ("tokens", "template")]
 
     def column(self, name: str) -> np.ndarray:
-        """A whole column, read-only and cached: numbers in their type (float with NaN if unknown), text as objects.
+        """A whole column, read-only and cached: numbers in their dtype (NaN for unknown ones), text as objects.
 
         Raises:
             KeyError: If there is no such column, or it is not scalar.

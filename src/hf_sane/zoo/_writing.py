@@ -1,8 +1,7 @@
-"""Writing of zoo folders: data are staged inside; facts and card are moved first, data with their manifest last.
+"""Write zoo folders: data are staged inside; facts and card are moved first, data with their manifest last.
 
-A folder may hold several zoos. Each has a data folder of its own, whose manifest lists its files and carries the
-digest of the zoo's section in `zoo.json`: the zoo is finished when the two agree. Until then nothing of it is where
-loaders look.
+A folder may hold several zoos. Each has its own data folder, whose manifest lists its files and contains the digest of
+the zoo's section in `zoo.json`: the zoo is complete when the two agree. Until then, loaders do not see it.
 """
 
 import logging
@@ -48,16 +47,16 @@ from hf_sane.zoo._records import SPLITS
 logger = logging.getLogger(__name__)
 
 JOB = "zoo"
-WORK_NAME = ".build"  # what is not finished: one folder per configuration
+WORK_NAME = ".build"  # unfinished work: one folder per configuration
 NETWORKS_NAME = ".import"  # networks that an import has read: one folder per configuration
 RECORD_NAME = "run.json"
 REPORT_NAME = "import.json"
-CACHE_NAME = ".cache"  # Arrow copies of the parquet files, inside the zoo's own folder
-SECTION_FACT, CARD_FACT = "zoo.json section", "README.md written"  # digests that a manifest carries beside its files
+CACHE_NAME = ".cache"  # Arrow copies of the parquet files, inside the zoo's folder
+SECTION_FACT, CARD_FACT = "zoo.json section", "README.md written"  # digests in a manifest in addition to its files
 
 
 class ZooWriter:
-    """A zoo on its way into a folder; from [`writing_zoo`]."""
+    """A zoo that is being written to a folder; made by [`writing_zoo`]."""
 
     def __init__(self, folder: Path, config: str) -> None:
         self.folder, self.config = folder, config
@@ -67,14 +66,14 @@ class ZooWriter:
         self._published: Manifest | None = None
 
     def begin(self) -> Path:
-        """Note that the zoo is unfinished; gives the empty folder that receives its files."""
+        """Mark the zoo as unfinished; return an empty folder for its files."""
         begin_folder(self.work, JOB)
         shutil.rmtree(self.stage, ignore_errors=True)
         self.stage.mkdir()
         return self.stage
 
     def publish(self, facts: ZooFacts) -> None:
-        """Publish card, facts and staged files; a reader sees the old zoo, none, or the new one, never a mixture."""
+        """Publish card, facts and staged files; readers see the old zoo, no zoo or the new zoo, never a mixture."""
         before = read_facts(self.folder) if (self.folder / FACTS_NAME).exists() else {}
         facts = _with_digests(facts, self.stage)
         old = {
@@ -84,7 +83,7 @@ class ZooWriter:
         done = None
         try:
             card = self._write_card(before, {**before, self.config: facts})
-            if not (self.stage / RUN_FILE).exists():  # an alignment leaves what repeats the building
+            if not (self.stage / RUN_FILE).exists():  # an alignment keeps the files that reproduce the build
                 write_run_file(self.folder, self.stage)
             section = save_facts(self.folder, self.config, facts)
             self._published = done = finish_folder(
@@ -98,7 +97,7 @@ class ZooWriter:
         _clear(self.work)
 
     def publish_alignment(self, alignment: Alignment) -> None:
-        """Give the finished zoo an alignment, in place of the one it may have; its other files are not copied."""
+        """Add or replace the alignment of the finished zoo, without copying its other files."""
         facts = read_facts(self.folder)[self.config]
         stage = self.begin()
         for path in self.data.iterdir():
@@ -108,7 +107,7 @@ class ZooWriter:
         self.publish(facts)
 
     def clear(self) -> None:
-        """Take away what no continuation would use."""
+        """Remove files that a continuation would not use."""
         for folder in (self.stage, self.cache):
             shutil.rmtree(folder, ignore_errors=True)
         if not any(self.work.glob("*.safetensors")):
@@ -118,7 +117,7 @@ class ZooWriter:
                 self.folder.rmdir()
 
     def describe_rest(self) -> str:
-        """What an interruption leaves for the next call."""
+        """Describe what an interruption leaves for the next call."""
         if self._published is not None and Manifest.load(self.data) == self._published:
             return f"the zoo {self.config!r} in {self.folder} is finished"
         work = [path for path in (self.work, self.folder / NETWORKS_NAME / self.config) if path.is_dir()]
@@ -128,7 +127,7 @@ class ZooWriter:
         return f"what was finished is kept in {' and '.join(kept)}; {again('continue')}"
 
     def check_data(self, *, replace: bool) -> None:
-        """Refuse files of somebody else where the data go, and a finished zoo unless it is to be replaced."""
+        """Raise an error if the data folder holds other files, or a finished zoo that may not be replaced."""
         recover_folder(self.data)
         if not self.data.exists():
             return
@@ -146,7 +145,8 @@ class ZooWriter:
         if strangers or not is_ours:
             names = ", ".join((strangers or sorted(os.listdir(self.data)))[:3])
             raise FileExistsError(
-                f"{self.data} holds files that are not as this library wrote them ({names}); move them away, or "
+                f"{self.data} holds files that this library did not write, or that were changed ({names}); move "
+                f"them, or "
                 "choose another folder or another config name"
             )
         if not replace and is_finished(self.folder, self.config):
@@ -155,14 +155,15 @@ class ZooWriter:
             )
 
     def _write_card(self, before: dict[str, ZooFacts], after: dict[str, ZooFacts]) -> dict[str, str]:
-        """Write README.md unless its owner has edited it; gives the digest of what was written, for the manifest."""
+        """Write README.md unless it was edited by hand; return the digest of what was written, for the manifest."""
         path, text = self.folder / CARD, zoo_card(after).encode()
         if path.is_file() and (found := path.read_bytes()) != text:
             rendered = [zoo_card(before).encode()] if before else []
             written = {manifest.facts.get(CARD_FACT) for manifest in _manifests(self.folder, before)}
             if found not in rendered and sha256(found).hexdigest() not in written:
                 logger.warning(
-                    "%s was edited and stays as it is; it does not tell of the zoo %r as it is now (move it away "
+                    "%s was edited by hand and is not overwritten; it does not describe the current zoo %r (move it "
+                    "away "
                     "and write the zoo again to get a new one)",
                     path,
                     self.config,
@@ -174,10 +175,10 @@ class ZooWriter:
 
 
 def _with_digests(facts: ZooFacts, data: Path) -> ZooFacts:
-    """Facts whose splits name their rows.
+    """Facts with a digest of the rows of each split.
 
-    Equal settings give other weights on another processor: without this, Datasets would take one zoo's rows from its
-    cache for the other's.
+    The same settings give different weights on another processor. Without digests, Datasets would return the cached
+    rows of one zoo for another.
     """
     splits = {}
     for split, found in facts.splits.items():
@@ -191,22 +192,22 @@ def _with_digests(facts: ZooFacts, data: Path) -> ZooFacts:
 
 @contextmanager
 def writing_zoo(folder: str | Path, config: str, *, replace: bool = False) -> Iterator[ZooWriter]:
-    """Hold the right to write a zoo, alone; enter it before the work begins.
+    """Context with the exclusive right to write a zoo; enter it before the work begins.
 
     Args:
-        folder: Folder of the zoo: absent, empty, or one that holds zoos.
-        config: Name of the zoo in it.
-        replace: Take the place of a finished zoo of that name that nobody has changed.
+        folder: Folder of the zoo, which is missing, empty or holds zoos.
+        config: Name of the zoo in the folder.
+        replace: Whether to replace a finished zoo of that name, if its files are unchanged.
 
     Yields:
-        What the block stages and publishes the zoo with. If the block raises, what was staged is removed; work that a
-        continuation would use stays.
+        A writer that stages and publishes the zoo. If the block raises an error, staged files are removed, but not
+        work that a continuation would use.
 
     Raises:
         FileExistsError: If the folder holds something else, or a finished zoo of that name.
-        FolderInUseError: If another process writes the folder.
-        ValueError: If the name of the zoo cannot be that of a folder on every machine.
-        OSError: If it cannot be written or the disk is full.
+        FolderInUseError: If another process is writing to the folder.
+        ValueError: If the name of the zoo is not a portable folder name.
+        OSError: If the folder is not writable or the disk is full.
     """
     check_config_name(config)
     writer = ZooWriter(absolute_folder(folder), config)
@@ -219,7 +220,7 @@ def writing_zoo(folder: str | Path, config: str, *, replace: bool = False) -> It
 
 
 def is_finished(folder: Path, config: str) -> bool:
-    """Whether a zoo is there as a whole, whoever wrote it; see [`check_zoo`] for its files."""
+    """Whether a zoo is complete, whoever wrote it; to check its files see [`check_zoo`]."""
     if config not in (sections := read_facts_or_none(folder)):
         return False
     manifest = Manifest.load(data_folder(folder, config))
@@ -229,25 +230,25 @@ def is_finished(folder: Path, config: str) -> bool:
 
 
 def check_zoo(folder: Path, config: str, *, all_digests: bool = False) -> None:
-    """Refuse a zoo that its writer did not finish, or that lost or changed files since; zoos without manifest pass.
+    """Raise an error for an incomplete zoo, or removed or changed files; zoos without a manifest pass.
 
     Args:
         folder: Folder of the zoo.
-        config: Which zoo, one of those in `zoo.json`.
-        all_digests: Compare the digests of files above 256 MiB, too.
+        config: Name of the zoo in `zoo.json`.
+        all_digests: Whether to compare the digests of files above 256 MiB, too.
 
     Raises:
-        InvalidFileError: Naming the file, or the command that has to be run again.
+        InvalidFileError: With the name of the file, or the command to run again.
     """
     _check_section(folder, config)
     check_finished(data_folder(folder, config), all_digests=all_digests)
 
 
 def check_stream(folder: Path, config: str) -> None:
-    """[`check_zoo`] for a copy of a zoo's facts, manifest and alignment, without its rows.
+    """Like [`check_zoo`], for a copy of a zoo's facts, manifest and alignment without its rows.
 
     Raises:
-        InvalidFileError: Naming the file.
+        InvalidFileError: With the name of the file.
     """
     _check_section(folder, config)
     data = data_folder(folder, config)
@@ -263,30 +264,30 @@ def _check_section(folder: Path, config: str) -> None:
         folder / FACTS_NAME,
         field=f"configs.{config}",
         expected=f"a finished zoo in {data_folder(Path(), config)}",
-        got="one whose files are not, or not all, of this zoo: it was interrupted while it was written",
+        got="one with missing or foreign files, since writing was interrupted",
         remedy=f"run it again: {command}" if command else AGAIN,
     )
 
 
 def remove_networks(folder: Path, config: str) -> None:
-    """Remove what an import has read, when nothing of it will be tried again."""
+    """Remove the networks that an import has read, once no network will be retried."""
     _clear(folder / NETWORKS_NAME / config)
 
 
 def remove_state(path: Path) -> None:
-    """Remove what training would have gone on from, once its result is on disk."""
+    """Remove the state for continuing training, once the result is on disk."""
     path.unlink(missing_ok=True)
 
 
 def tidy(folder: Path, config: str) -> None:
-    """Remove what a process that was killed after it had finished left of its work and its lock."""
+    """Remove the work folder and lock of a process that was killed after it had finished."""
     if work_folder(folder, config).exists() or is_locked(folder):
         with suppress(OSError), folder_lock(folder):
             _clear(work_folder(folder, config))
 
 
 def is_zoo_folder(folder: Path) -> bool:
-    """Whether a folder holds zoos, finished or not, or nothing but the beginnings of one."""
+    """Whether a folder holds zoos, finished or not, or only the beginnings of one."""
     names = {name for name in os.listdir(folder) if not is_partial_file(name)}
     return FACTS_NAME in names or (
         bool(names & {WORK_NAME, NETWORKS_NAME}) and names <= {WORK_NAME, NETWORKS_NAME, CACHE_NAME, CARD}
@@ -294,17 +295,17 @@ def is_zoo_folder(folder: Path) -> bool:
 
 
 def work_folder(folder: Path, config: str) -> Path:
-    """Where an unfinished zoo is kept."""
+    """Folder of an unfinished zoo."""
     return folder / WORK_NAME / config
 
 
 def read_facts_or_none(folder: Path) -> dict[str, Any]:
-    """Sections of `zoo.json` by configuration; none if there is no such file."""
+    """Sections of `zoo.json` by configuration; empty if there is no such file."""
     return read_sections(folder) if (folder / FACTS_NAME).is_file() else {}
 
 
 def _restore(contents: dict[Path, bytes | None]) -> None:
-    """Give small files the content back that they had."""
+    """Restore the previous content of small files."""
     for path, content in contents.items():
         with suppress(OSError):
             if content is None:
@@ -320,13 +321,13 @@ def _manifests(folder: Path, known: dict[str, ZooFacts]) -> list[Manifest]:
 
 
 def _is_zoo_file(name: str) -> bool:
-    """Names that a data folder has had since before there were manifests."""
+    """Whether a data folder without a manifest may contain a file of this name."""
     is_rows = name.endswith(".parquet") and name.partition("-")[0] in SPLITS
     return is_rows or name in (ALIGNMENT_NAME, RECORD_NAME, REPORT_NAME, RUN_FILE)
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file that nobody writes to; a copy where there are no such names."""
+    """Create a hard link to a file that is never written to, or a copy if links are not supported."""
     try:
         os.link(source, target)
     except OSError:
@@ -334,7 +335,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _clear(work: Path) -> None:
-    """Remove the folder of one configuration, and the one around it when it was the last."""
+    """Remove the folder of one configuration, and its parent if that is then empty."""
     shutil.rmtree(work, ignore_errors=True)
     with suppress(OSError):
         work.parent.rmdir()

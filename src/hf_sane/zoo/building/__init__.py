@@ -1,1 +1,1 @@
-"""Zoos trained by this library."""
+"""Build zoos of networks that are trained by this library."""

@@ -1,4 +1,4 @@
-"""Settings of a zoo, two recipes, and the resulting plan of training runs."""
+"""Settings of a zoo, two recipes, and the plan of training runs."""
 
 import inspect
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ from hf_sane.records._errors import did_you_mean
 from hf_sane.records._settings import as_arguments, check_numbers, setting
 
 USUAL_EPOCHS = (0, 1, 2, 4, 8, 12, 16, 25, 35, 50)
-SPLIT_STREAM = 2**32  # beyond every run number: the seed of the split
-# Settings that a user's own module has no use for, and their defaults.
+SPLIT_STREAM = 2**32  # larger than any run number; seeds the split
+# Settings that do not apply to a user's own module, with their defaults.
 OF_PRESETS: dict[str, Any] = {
     "architecture": "cnn_digits",
     "architecture_settings": None,
@@ -37,12 +37,12 @@ OF_PRESETS: dict[str, Any] = {
 @strict
 @dataclass(kw_only=True)
 class ZooSettings(ModuleSettings):
-    """Settings of one zoo, of an architecture of this library or of a user's own module.
+    """Settings of a zoo, whose architecture is one of this library or a user's own module.
 
-    The text next to each field is its documentation and its help text.
+    The text of each field is both its documentation and its help text.
 
-    A hyper-parameter with one value is fixed; one with two values is drawn between them for each run. See
-    [`seed_zoo`] and [`hyperparameter_zoo`] for two recipes.
+    A hyper-parameter with one value is fixed; with two values, it is drawn between them for each run. See [`seed_zoo`]
+    and [`hyperparameter_zoo`] for two recipes.
 
     Raises:
         TypeError: If a field is unknown, or a value has the wrong type.
@@ -50,66 +50,65 @@ class ZooSettings(ModuleSettings):
         StrictDataclassClassValidationError: If a value is out of range.
     """
 
-    name: str | None = setting("Name of the zoo on its card; by default the name of the images.", default=None)
+    name: str | None = setting("Title of the zoo's card; by default the name of the images.", default=None)
     images: str = setting(f"Images to train on: {IMAGE_KINDS}.", default="digits")
-    train_limit: int | None = setting("Largest number of training images.", default=None, least=1)
-    validation_limit: int | None = setting("Largest number of validation images.", default=None, least=1)
-    test_limit: int | None = setting("Largest number of test images.", default=None, least=1)
+    train_limit: int | None = setting("Use at most this many training images.", default=None, least=1)
+    validation_limit: int | None = setting("Use at most this many validation images.", default=None, least=1)
+    test_limit: int | None = setting("Use at most this many test images.", default=None, least=1)
     image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
     architecture: str = setting(
-        f"Architecture of the networks, unless --module names one of yours: {', '.join(presets.PRESETS)}.",
+        f"Architecture of the networks, unless --module names your own: {', '.join(presets.PRESETS)}.",
         default="cnn_digits",
     )
     architecture_settings: dict[str, Any] | str | None = setting(
-        "Further settings of the preset: a JSON object, or the path of a JSON file.", default=None
+        "Additional settings of the architecture, as a JSON object or the path of a JSON file.", default=None
     )
 
     num_models: int = setting("Number of training runs.", default=128)
     epochs: int = setting("Number of passes over the training images.", default=50)
     keep_epochs: list[int] | None = setting(
-        f"Epochs whose networks are kept; by default those of {', '.join(map(str, USUAL_EPOCHS))} that are reached.",
+        f"Epochs to store; by default those of {', '.join(map(str, USUAL_EPOCHS))} that are reached.",
         default=None,
     )
-    batch_size: int = setting("Batch size per network.", default=32)
+    batch_size: int = setting("Batch size, per network.", default=32)
     momentum: float = setting("SGD momentum.", default=0.9)
-    schedule: Literal["constant", "one_cycle"] = setting("Schedule of the learning rate.", default="constant")
+    schedule: Literal["constant", "one_cycle"] = setting("Learning rate schedule.", default="constant")
     initializations: list[str] = setting("Initialisation schemes to draw from.", factory=lambda: ["kaiming_uniform"])
-    activations: list[str] = setting(
-        "Activations to draw from; by default the activation of the architecture.", factory=list
-    )
-    optimizers: list[str] = setting("Optimisers to draw from: adam, sgd.", factory=lambda: ["adam"])
+    activations: list[str] = setting("Activations to draw from; by default that of the architecture.", factory=list)
+    optimizers: list[str] = setting("Optimizers to draw from: adam, sgd.", factory=lambda: ["adam"])
     learning_rate: list[float] = setting(
         "Learning rate, or two bounds for a log-uniform draw.", factory=lambda: [1e-3]
     )
     sgd_factor: float = setting(
-        "Factor on the learning rate of SGD, since rates that suit Adam are too small for it.", default=1.0
+        "Factor for the learning rate of SGD, since rates that suit Adam are too small for it.", default=1.0
     )
     weight_decay: list[float] = setting("Weight decay, or two bounds for a log-uniform draw.", factory=lambda: [0.0])
     dropout: list[float] = setting("Dropout, or two bounds for a uniform draw.", factory=lambda: [0.0])
     data_fraction: list[float] = setting(
-        "Share of the training images that a network sees, or two bounds to draw it between.", factory=lambda: [1.0]
+        "Share of the training images that a network sees, or two bounds for a uniform draw.", factory=lambda: [1.0]
     )
 
     max_abs_weight: float = setting(
-        "Leave out networks with a larger parameter at any kept epoch as diverged.", default=5.0
+        "Leave out networks with a larger parameter at any stored epoch as diverged.", default=5.0
     )
-    include_excluded: bool = setting("Keep diverged networks; they are listed in any case.", default=False)
+    include_excluded: bool = setting("Keep diverged networks, which are listed in any case.", default=False)
     token_dim: int | None = setting(
-        "Scalars per token; by default the length of the longest row of the network.", default=None, least=1
+        "Scalars per token; by default the length of the network's longest row.", default=None, least=1
     )
     token_layout: str = setting("How weights are arranged in tokens: rowwise or dense.", default="rowwise")
     batch_norm: Literal["tokens", "template"] = setting(
-        "Whether BatchNorm tensors become tokens or are stored unchanged.", default="tokens"
+        "Whether BatchNorm tensors are tokenized or stored unchanged.", default="tokens"
     )
     split_shares: list[float] = setting(
         "Shares of the runs in the train, validation and test splits.", factory=lambda: [0.7, 0.15, 0.15]
     )
     group_size: int = setting(
-        "Networks trained together; what is finished survives an interruption, and the rest is kept once a minute.",
+        "Number of networks to train together; finished groups survive an interruption, and others are saved every "
+        "minute.",
         default=128,
     )
     train_evaluation_limit: int | None = setting(
-        "Largest number of images for measuring training accuracy.", default=None, least=1
+        "Measure training accuracy on at most this many images.", default=None, least=1
     )
     license: str | None = setting("Licence of the zoo, for its card.", default=None)
     seed: int = setting("Random seed.", default=0)
@@ -132,7 +131,7 @@ class ZooSettings(ModuleSettings):
         if self.keep_epochs is not None and not all(0 <= epoch <= self.epochs for epoch in self.keep_epochs):
             raise ValueError(f"keep_epochs must lie in [0, {self.epochs}], got {self.keep_epochs}")
         if self.keep_epochs is not None and not self.keep_epochs:
-            raise ValueError("keep_epochs is empty: keep one epoch at least, or leave it out")
+            raise ValueError("keep_epochs is empty: name at least one epoch, or leave it out")
 
     def validate_ranges(self) -> None:
         """Check that values and bounds are in range."""
@@ -140,12 +139,12 @@ class ZooSettings(ModuleSettings):
         for name, (low, high) in bounds.items():
             values = getattr(self, name)
             if len(values) not in (1, 2) or sorted(values) != values or values[0] < low or values[-1] > high:
-                raise ValueError(f"{name} takes a value or two ascending bounds in [{low}, {high}], got {values}")
+                raise ValueError(f"{name} must be a value or two ascending bounds in [{low}, {high}], got {values}")
             is_logarithmic = len(values) == 2 and name in ("learning_rate", "weight_decay")
             if values[0] == 0 and (is_logarithmic or name in ("learning_rate", "data_fraction")):
-                raise ValueError(f"{name} must be positive to be drawn or used, got {values}")
+                raise ValueError(f"{name} must be positive, got {values}")
         if self.dropout[-1] == 1:
-            raise ValueError(f"dropout must stay below 1, got {self.dropout}")
+            raise ValueError(f"dropout must be below 1, got {self.dropout}")
         if not self.sgd_factor > 0:
             raise ValueError(f"sgd_factor must be positive, got {self.sgd_factor}")
         if not self.max_abs_weight > 0:
@@ -175,25 +174,25 @@ class ZooSettings(ModuleSettings):
         return list(self.keep_epochs or ())
 
     def validate_module(self) -> None:
-        """Check that nothing is varied that a user's own module decides."""
+        """Check that settings which a user's own module determines are left out."""
         if self.module is None:
             return
         if given := [name for name, default in OF_PRESETS.items() if getattr(self, name) != default]:
             raise ValueError(
-                f"a module of yours (--module) decides itself on its {', '.join(given)}; leave them out, or pass them "
-                "on as its arguments (--module-args)"
+                f"your own module (--module) determines its {', '.join(given)}; leave them out, or pass them "
+                "to it as arguments (--module-args)"
             )
 
     def network_config(self, data: LabelledData) -> ZooConfig | ModuleArchitecture:
-        """Architecture of the networks for these images or texts; a user's own module is registered.
+        """Configuration of the networks for these images or texts; registers a user's own module.
 
         Raises:
-            ValueError: If the architecture does not have a hyper-parameter that is varied, or reads no texts.
+            ValueError: If the architecture lacks a hyper-parameter that is varied, or does not read texts.
         """
         if (own := self.register(_examples(data))) is not None:
             return own
         if not isinstance(data, ImageData):
-            raise ValueError(f"{self.architecture} takes images, {data.name} holds texts; name a module (--module)")
+            raise ValueError(f"{self.architecture} takes images, {data.name} holds texts; pass a module (--module)")
         settings = self.architecture_settings if isinstance(self.architecture_settings, dict) else {}
         shape = {"num_channels": data.num_channels, "num_labels": data.num_classes}
         preset = presets.find_preset(self.architecture)
@@ -209,7 +208,7 @@ class ZooSettings(ModuleSettings):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields of this class in a form that JSON supports; a module in place of an architecture, or none."""
+        """All fields of this class in a form that JSON supports; without the architecture if there is a module."""
         other = [entry.name for entry in fields(ModuleSettings)] if self.module is None else OF_PRESETS
         known = {name: value for name, value in as_arguments(self, ZooSettings).items() if name not in other}
         if self.module is not None and not isinstance(self.module, str):
@@ -219,12 +218,12 @@ class ZooSettings(ModuleSettings):
 
 
 def _examples(data: LabelledData) -> Tensor | dict[str, Tensor]:
-    """What a module is traced with."""
+    """Example inputs with which a module is traced."""
     positional, named = call_arguments(data.split("train")[0][:EXAMPLES])
     return positional[0] if positional else named
 
 
-# Defaults of two kinds of zoo: homogeneous, for sampling; and with a wide range of accuracies, for probing.
+# Defaults of two kinds of zoo: homogeneous, for sampling, and with a wide range of accuracies, for probing.
 RECIPES: dict[str | None, dict[str, Any]] = {
     "seed": {"learning_rate": [3e-3], "weight_decay": [1e-4]},
     "hyperparameter": {
@@ -242,7 +241,7 @@ RECIPES: dict[str | None, dict[str, Any]] = {
 def seed_zoo(**settings: Any) -> ZooSettings:
     """Settings of a homogeneous zoo for sampling, whose networks differ only in their seed.
 
-    `settings` are fields of [`ZooSettings`]; by default Adam at 3e-3 with a little weight decay.
+    `settings` are fields of [`ZooSettings`]; the default is Adam at 3e-3 with small weight decay.
     """
     return ZooSettings(**{**RECIPES["seed"], **settings})
 
@@ -250,8 +249,8 @@ def seed_zoo(**settings: Any) -> ZooSettings:
 def hyperparameter_zoo(**settings: Any) -> ZooSettings:
     """Settings of a zoo for probing, whose networks differ in all hyper-parameters and widely in accuracy.
 
-    Drawn for each run: one of four initialisations, Adam or SGD, learning rate over a decade (five times that for
-    SGD), weight decay 1e-4 to 1e-2, dropout up to 0.2, 25 to 100 % of the data. `settings` are fields of
+    Each run draws one of four initialisations, Adam or SGD, a learning rate within a decade (five times higher for
+    SGD), weight decay from 1e-4 to 1e-2, dropout up to 0.2, and 25 to 100 % of the data. `settings` are fields of
     [`ZooSettings`].
     """
     return ZooSettings(**{**RECIPES["hyperparameter"], **settings})
@@ -263,7 +262,7 @@ class RunPlan:
 
     run_id: str
     seed: int
-    initialization: str | None  # of a user's own module, these three are not known
+    initialization: str | None  # these three are unknown for a user's own module
     activation: str | None
     optimizer: Optimizer
     learning_rate: float
@@ -287,7 +286,7 @@ def plan_runs(arguments: ZooSettings, config: ZooConfig | ModuleArchitecture) ->
             share = float(generator.random())
             return float(low * (high / low) ** share if log and low > 0 else low + share * (high - low))
 
-        # The order must not change, because it determines the random draws of a run.
+        # Do not change this order, which determines the random draws of a run.
         seed = int(generator.integers(2**31))
         initialization, activation = pick(arguments.initializations), pick(activations)
         optimizer = pick(arguments.optimizers)
@@ -311,7 +310,7 @@ def plan_runs(arguments: ZooSettings, config: ZooConfig | ModuleArchitecture) ->
 
 
 def split_runs(run_ids: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, list[str]]:
-    """Assign runs to train, validation and test at random, at least one to each split with a positive share.
+    """Randomly assign runs to train, validation and test, with at least one in each split with a positive share.
 
     Raises:
         ValueError: If there are fewer runs than splits.

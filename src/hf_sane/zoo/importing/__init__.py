@@ -1,1 +1,1 @@
-"""Zoos of existing checkpoints."""
+"""Import existing checkpoints as zoos."""

@@ -1,4 +1,4 @@
-"""Facts about a network from its model card and the Hub, as typed columns of a zoo."""
+"""Read facts about a network from its model card and the Hub, as typed columns of a zoo."""
 
 import math
 import re
@@ -14,8 +14,7 @@ from yaml import YAMLError
 from hf_sane.records._errors import InvalidFileError, reading, shorten
 from hf_sane.zoo._records import METRIC_PREFIX
 
-# A number, or the "mean +/- spread" of reinforcement learning. Per cent signs are left alone: 91 % may stand for 0.91
-# or 91.
+# A number, or "mean +/- spread" as in reinforcement learning. Percentages are ignored: 91 % may mean 0.91 or 91.
 NUMBER = re.compile(r"\s*([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)\s*(?:(?:\+/-|±).*)?", re.IGNORECASE)
 
 MAX_CARD_BYTES = 2**20
@@ -24,12 +23,12 @@ MAX_METRIC_NAME = 100  # characters
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What is known about a repository without its weights.
+    """Facts about a repository that do not require its weights.
 
     Attributes:
-        columns: Some of the columns of `IMPORT_FEATURES`.
+        columns: Values of columns in `IMPORT_FEATURES`.
         base_models: Repositories that the network was made from.
-        metrics: Column to value: what the card claims.
+        metrics: Metrics from the card, by column.
     """
 
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +60,7 @@ class CardFacts:
         Raises:
             InvalidFileError: If it is too large, or its front matter is not valid YAML.
         """
-        remedy = "mend or remove the card"
+        remedy = "correct or remove the card"
         if (size := path.stat().st_size) > MAX_CARD_BYTES:
             raise InvalidFileError(
                 path, expected=f"at most {MAX_CARD_BYTES:,} bytes of text", got=f"{size:,}", remedy=remedy
@@ -94,9 +93,9 @@ class CardFacts:
 
 
 def read_metrics(results: list[EvalResult]) -> dict[str, float]:
-    """Numbers that a card claims, as columns `metric_<metric>_<dataset>` (then configuration and split, if given).
+    """Read a card's metrics as columns `metric_<metric>_<dataset>` (followed by configuration and split, if given).
 
-    Values that are not finite numbers are left out; of several for one column, the first stays.
+    Values that are not finite numbers are left out; of several values for a column, the first is used.
     """
     found: dict[str, float] = {}
     for result in results:

@@ -1,4 +1,4 @@
-"""Properties of networks as typed columns of a zoo: known names, and numbers in common notations."""
+"""Convert properties of networks to typed columns of a zoo, with known names and numbers in common notations."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from hf_sane.zoo._records import CHOICES, FEATURES, IMPORT_FEATURES, MEASURES, M
 Kind = Literal["integer", "float", "category", "text"]
 VALUES = {"integer": Value("int64"), "float": Value("float64"), "category": Value("string"), "text": Value("string")}
 
-# What others call the columns of a zoo, with everything but letters and digits as an underscore.
+# Other names for a zoo's columns, with underscores for everything but letters and digits.
 SAME: Mapping[str, tuple[str, ...]] = {
     "train_loss": ("loss_train", "training_loss", "trainloss"),
     "train_accuracy": ("train_acc", "acc_train", "training_accuracy", "accuracy_train", "trainacc"),
@@ -40,17 +40,17 @@ SAME: Mapping[str, tuple[str, ...]] = {
     "run": ("run_id", "run_name", "trial_id", "trial", "modeldir", "experiment", "model_id"),
 }
 KNOWN = {other: name for name, others in SAME.items() for other in (name, *others)}
-# What trackers put in front of the names of settings and results.
+# Prefixes that trackers add to the names of settings and results.
 GROUPS = re.compile(r"^(config|params?|summary|hparams?|hyperparameters?|optim|model|training|metrics?|results?)_")
 ACCURACIES = tuple(name for name in MEASURES if name.endswith("accuracy"))
 TAKEN = {*FEATURES, *IMPORT_FEATURES} - {*MEASURES, *NUMBERS, *CHOICES, "epoch", "seed"} | {"architecture", "zoo"}
-PREFIX = "property_"  # of a column whose name the zoo needs for something else
+PREFIX = "property_"  # suffix of columns whose name the zoo already uses
 
 INTEGER = re.compile(r"[-+]?\d+")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?", re.IGNORECASE)
 DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+(e[-+]?\d+)?", re.IGNORECASE)
 THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
-MOSTLY = 0.9  # of the values: a column of numbers with some texts in it
+MOSTLY = 0.9  # share of numbers from which a column with some texts is numeric
 MAX_CATEGORIES, MAX_CATEGORY_SHARE = 50, 0.5
 MAX_COLUMNS, MAX_NAME, MAX_TEXT = 200, 100, 1000
 PERCENT = 100.0
@@ -60,13 +60,13 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class PropertyColumns:
-    """Properties of all networks, typed.
+    """Typed properties of all networks.
 
     Attributes:
-        rows: Network to `{column: value}`.
+        rows: `{column: value}` of each network.
         features: Columns in addition to those of every zoo.
-        described: Column to what is known about it: `type`, `from` (its name in the table), `known` (networks).
-        notes: What could not be taken, or was changed.
+        described: Description of each column: `type`, `from` (its name in the table), `known` (number of networks).
+        notes: Messages about values that were left out or changed.
     """
 
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -76,12 +76,12 @@ class PropertyColumns:
 
 
 def plain_name(name: str) -> str:
-    """A name in small letters, digits and underscores."""
+    """Convert a name to lower-case letters, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:MAX_NAME]
 
 
 def zoo_name(name: str) -> str | None:
-    """The column (or `run`, `step`) of a zoo that a name stands for: `optim::lr` is `learning_rate`."""
+    """The column (or `run`, `step`) of a zoo that a name refers to: `optim::lr` is `learning_rate`."""
     plain = plain_name(name)
     while plain not in KNOWN and (inner := GROUPS.sub("", plain)) != plain:
         plain = inner
@@ -89,13 +89,13 @@ def zoo_name(name: str) -> str | None:
 
 
 def typed_columns(raw: Mapping[str, Mapping[str, Any]]) -> PropertyColumns:
-    """Name and type the columns of properties.
+    """Determine the names and types of property columns.
 
-    Accuracies above 1 are taken as per cent, and said so. `generalization_gap` follows from the accuracies where it is
-    not given.
+    Accuracies above 1 are interpreted as percentages, with a note. If `generalization_gap` is not given, it is
+    computed from the accuracies.
 
     Args:
-        raw: Network to `{name in the table: value}`: texts, numbers, flags or `None`.
+        raw: `{name in the table: value}` of each network, with texts, numbers, flags or `None` as values.
     """
     values: dict[str, dict[str, Any]] = {}
     for network, found in raw.items():
@@ -114,7 +114,9 @@ def typed_columns(raw: Mapping[str, Mapping[str, Any]]) -> PropertyColumns:
                 notes.append(f"{shorten(name)}: {max(typed.values()):g} is not an accuracy; the column is left out")
                 continue
             typed = {network: value / PERCENT for network, value in typed.items()}
-            notes.append(f"{shorten(name)}: taken as per cent, since it reaches {PERCENT * max(typed.values()):g}")
+            notes.append(
+                f"{shorten(name)}: interpreted as percentages, since it reaches {PERCENT * max(typed.values()):g}"
+            )
         if column not in FEATURES:
             features[column] = VALUES[kind]
         described[column] = {"type": kind, "from": name, "known": len(typed)}
@@ -125,7 +127,7 @@ def typed_columns(raw: Mapping[str, Mapping[str, Any]]) -> PropertyColumns:
 
 
 def _named(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Name in the table to column of the zoo; of several for one, that of the same name comes first."""
+    """Column of the zoo for each name in the table; if several names compete, an identical name comes first."""
     found: dict[str, str] = {}
     notes = []
     for name in sorted(names, key=lambda name: plain_name(name) not in FEATURES):
@@ -135,16 +137,16 @@ def _named(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         if column in TAKEN or column.startswith(METRIC_PREFIX) or column in found.values():
             column = f"{PREFIX}{column}"
         if column in found.values():
-            notes.append(f"{shorten(name)}: another column has that name; left out")
+            notes.append(f"{shorten(name)}: left out, since another column has that name")
         elif len(found) == MAX_COLUMNS:
-            notes.append(f"{shorten(name)}: more than {MAX_COLUMNS} columns; left out")
+            notes.append(f"{shorten(name)}: left out, since there are more than {MAX_COLUMNS} columns")
         else:
             found[name] = column
     return {name: found[name] for name in names if name in found}, notes
 
 
 def _wanted(column: str) -> Kind | None:
-    """The type that a column of every zoo has."""
+    """The type of a column that every zoo has."""
     if column in ("epoch", "seed"):
         return "integer"
     if column in (*MEASURES, *NUMBERS):
@@ -153,7 +155,7 @@ def _wanted(column: str) -> Kind | None:
 
 
 def _typed(values: Mapping[str, Any], wanted: Kind | None) -> tuple[dict[str, Any], Kind, str | None]:
-    """Values of one column in one type, its name, and what had to be left out."""
+    """Values of a column in a single type, its name, and notes about what was left out."""
     if wanted != "category":
         numbers = numbers_of(values)
         is_number = len(numbers) >= MOSTLY * len(values) and numbers
@@ -166,7 +168,11 @@ def _typed(values: Mapping[str, Any], wanted: Kind | None) -> tuple[dict[str, An
                     return {network: int(value) for network, value in numbers.items()}, "integer", note
                 whole = {network: int(v) for network, v in numbers.items() if float(v).is_integer()}
                 if wanted == "integer":
-                    return whole, "integer", f"{len(values) - len(whole)} values are not whole numbers: left empty"
+                    return (
+                        whole,
+                        "integer",
+                        (f"{len(values) - len(whole)} values are not whole numbers and were left empty"),
+                    )
             return {network: float(value) for network, value in numbers.items()}, "float", note
     texts = {network: _text(value) for network, value in values.items()}
     distinct = len(set(texts.values()))
@@ -175,10 +181,10 @@ def _typed(values: Mapping[str, Any], wanted: Kind | None) -> tuple[dict[str, An
 
 
 def numbers_of(values: Mapping[str, Any]) -> dict[str, int | float]:
-    """The values that are numbers, of texts those that read as one.
+    """The values that are numbers, including texts that can be read as numbers.
 
-    A comma is a decimal comma, unless all values with a comma could have it between thousands (`1,234`): such columns
-    are ambiguous, and hold no numbers. `26.9%` is 0.269.
+    A comma is a decimal comma, unless it could be a thousands separator in all values with a comma (`1,234`): such
+    columns are ambiguous and contain no numbers. `26.9%` is 0.269.
     """
     shares = {name: value for name, value in values.items() if isinstance(value, str) and value.endswith("%")}
     if shares:
@@ -208,7 +214,7 @@ def numbers_of(values: Mapping[str, Any]) -> dict[str, int | float]:
 
 def _text(value: Any) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return shorten(hide_folders(text), MAX_TEXT)  # zoos are published
+    return shorten(hide_folders(text), MAX_TEXT)  # since zoos are published
 
 
 def _examples(values: Sequence[Any]) -> str:
@@ -216,7 +222,7 @@ def _examples(values: Sequence[Any]) -> str:
 
 
 def _add_gaps(rows: Mapping[str, dict[str, Any]], described: dict[str, dict[str, Any]]) -> None:
-    """Training minus test accuracy, where both are known and the gap is not."""
+    """Add training minus test accuracy, if both are known and the gap is not."""
     count = 0
     for found in rows.values():
         if "generalization_gap" not in found and {"train_accuracy", "test_accuracy"} <= found.keys():

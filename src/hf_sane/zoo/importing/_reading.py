@@ -1,4 +1,4 @@
-"""One network of a repository as a row of a zoo: header read, files downloaded, weights tokenized."""
+"""Read one network of a repository as a row of a zoo: check its header, download its files, tokenize its weights."""
 
 import json
 from collections.abc import Mapping
@@ -35,10 +35,8 @@ from hf_sane.zoo.importing._sources import Repository, is_pickled
 
 CONFIG_NAMES = ("config.json", "adapter_config.json")
 MAX_CONFIG_BYTES = 2**20
-MAX_PADDING = (
-    8  # tokens may take so many times the bytes that a file may have: rows much shorter than a token are padded
-)
-MAX_SCALARS = 2**31 - 1  # of one row: Arrow's list offsets are int32
+MAX_PADDING = 8  # limit of token bytes, relative to file bytes, since rows much shorter than a token are padded
+MAX_SCALARS = 2**31 - 1  # of one row, since Arrow's list offsets are int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +44,10 @@ class ImportedNetwork:
     """An imported network in the work folder, before it is written to the zoo.
 
     Attributes:
-        properties: Columns, `run_id`, `layout` and `architecture` among them.
+        properties: Values by column, including `run_id`, `layout` and `architecture`.
         layout: `Layout.to_dict`.
         architecture: Settings, as in `zoo.json`.
-        content: SHA-256 of structure and weights.
+        content: SHA-256 of layout and weights.
         path: File with the tensors.
     """
 
@@ -61,10 +59,10 @@ class ImportedNetwork:
 
     @classmethod
     def load(cls, path: Path) -> "ImportedNetwork":
-        """Read a network that [`import_network`] wrote, and compare its digests.
+        """Read a network from [`import_network`], and verify its digests.
 
         Raises:
-            InvalidFileError: If it is damaged, or was changed.
+            InvalidFileError: If the file is damaged or was changed.
         """
         remedy = "remove it: the network is imported again"
         tensors = read_safetensors(path)
@@ -80,7 +78,7 @@ class ImportedNetwork:
         return cls(**known, content=content, path=path)
 
     def record(self, properties: Mapping[str, Any]) -> ModelRecord:
-        """The row of the network, with additional columns."""
+        """The network as a row, with additional columns."""
         with safe_open(self.path, framework="pt") as file:
             names = [entry["name"] for entry in self.layout["template"]]
             template = {name: file.get_tensor(f"template.{name}") for name in names}
@@ -88,10 +86,10 @@ class ImportedNetwork:
 
 
 def network_files(repository: Repository, file: str, arguments: ImportSettings) -> dict[str, list[str] | None]:
-    """Files of one network and the tensors to take of each (all if `None`), small enough to be downloaded.
+    """Files of one network and the tensors to read from each (all if `None`), after a check of their size.
 
     Raises:
-        ValueError: If they are too large, an index names files that are not there, or a pickle was not allowed.
+        ValueError: If they are too large, an index names missing files, or pickles are not allowed.
     """
     if is_pickled(file, repository.readers) and not arguments.allow_pickle:
         raise ValueError("it is a pickle, which can run code when it is opened; allow pickles (--allow-pickle)")
@@ -103,7 +101,7 @@ def network_files(repository: Repository, file: str, arguments: ImportSettings) 
         (folder / name).as_posix(): names for name, names in parse_index(repository.fetch(file)).items()
     }
     if missing := [name for name in shards if name not in repository.files]:
-        raise ValueError(f"{file} names shards that are not there: {', '.join(missing)}")
+        raise ValueError(f"{file} names shards that are missing: {', '.join(missing)}")
     _check_bytes(file, sum(repository.files[name] for name in shards), arguments)
     return shards
 
@@ -113,18 +111,18 @@ def import_network(
 ) -> ImportedNetwork:
     """Check the headers, download the files, and write the network as tokens to `path`.
 
-    Layers are put in the canonical order of their names (`layer2` before `layer10`), since files do not keep the order
-    of the network; those of this library's networks in their own order.
+    Layers are arranged in the canonical order of their names (`layer2` before `layer10`), since files do not preserve
+    the order of the network; layers of this library's networks keep their own order.
 
     Args:
         repository: The repository.
         file: Weights or index.
-        files: Files that [`network_files`] returned.
-        arguments: Arguments of the import.
-        path: The file to write.
+        files: Files from [`network_files`].
+        arguments: Settings of the import.
+        path: File to write.
 
     Raises:
-        ValueError: If it cannot be a row of a zoo, with the reason.
+        ValueError: If the network cannot be a row of a zoo, with the reason.
         TypeError: If it holds tensors that are not weights (complex or sparse).
     """
     config = _read_config(repository, file)
@@ -133,7 +131,7 @@ def import_network(
         for name, wanted in files.items():
             found = repository.read_header(name)
             if missing := sorted(set(wanted or ()) - found.keys()):
-                raise ValueError(f"{name} lacks {missing[:3]}, which its index places there")
+                raise ValueError(f"{name} lacks {missing[:3]}, which its index lists there")
             header |= found if wanted is None else {tensor: found[tensor] for tensor in wanted}
         _check_layout(
             Layout.from_state_dict(choose_tensors(header, file, key=arguments.key), **arguments.token_settings),
@@ -178,13 +176,13 @@ def _check_bytes(file: str, size: int, arguments: ImportSettings) -> None:
 
 
 def _check_layout(layout: Layout, arguments: ImportSettings) -> None:
-    """Refuse networks that do not fit into a row, judged by their structure."""
+    """Raise an error if a network does not fit into a row, according to its layout."""
     scalars = layout.num_tokens * layout.token_dim
     limit = min(MAX_PADDING * arguments.max_bytes // 4, MAX_SCALARS)
     if scalars > limit:
         raise ValueError(
             f"its {layout.num_weights:,} weights would take {scalars:,} scalars as tokens, padding included, the "
-            f"limit is {limit:,}; take a smaller token_dim or the dense layout"
+            f"limit is {limit:,}; use a smaller token_dim or the dense layout"
         )
     if arguments.max_tokens is not None and scalars > arguments.max_tokens * layout.token_dim:
         tokens = scalars // layout.token_dim
@@ -216,11 +214,11 @@ def _checked_tokens(state_dict: StateDict, layout: Layout) -> Tensor:
 
 
 def _read_config(repository: Repository, file: str) -> dict[str, Any]:
-    """The configuration in the folder of a network; empty if there is none."""
+    """The configuration in a network's folder; empty if there is none."""
     for name in CONFIG_NAMES:
         path = (PurePosixPath(file).parent / name).as_posix()
         if 0 < repository.files.get(path, 0) <= MAX_CONFIG_BYTES:
-            with reading(path, expected="a JSON object", remedy="mend or remove the configuration"):
+            with reading(path, expected="a JSON object", remedy="correct or remove the configuration"):
                 config = json.loads(repository.fetch(path).read_text(encoding="utf-8"))
                 if not isinstance(config, dict):
                     raise TypeError(f"the JSON is a {type(config).__name__}")
@@ -229,7 +227,7 @@ def _read_config(repository: Repository, file: str) -> dict[str, Any]:
 
 
 def _own_config(config: Mapping[str, Any], state_dict: StateDict) -> ZooConfig | None:
-    """The configuration as one of this library, if it is one and has the tensors of the network."""
+    """A configuration of this library, if this is one and its tensors match the network."""
     cls = config_classes().get(str(config.get("model_type")))
     if cls is None:
         return None

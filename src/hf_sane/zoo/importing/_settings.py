@@ -21,7 +21,7 @@ TOKEN_SETTINGS = ("token_dim", "token_layout", "batch_norm")
 @strict
 @dataclass(kw_only=True)
 class ImportSettings(CheckedSettings):
-    """Settings that select networks on the Hub or in a folder for a zoo.
+    """Settings of an import: networks on the Hub or in a folder, and how they are stored.
 
     Raises:
         TypeError: If a field is unknown, or a value has the wrong type.
@@ -30,72 +30,74 @@ class ImportSettings(CheckedSettings):
     """
 
     repos: list[str] = setting(
-        "Model repositories on the Hub (owner/name or owner/name@revision), or one folder (as --folder).",
+        "Model repositories on the Hub (owner/name or owner/name@revision), or one folder (like --folder).",
         factory=list,
         positional=True,
         formerly="--repos",
     )
-    author: str | None = setting("Take the models of this user or organisation on the Hub.", default=None)
+    author: str | None = setting("Import the models of this user or organisation on the Hub.", default=None)
     filter: list[str] = setting(
-        "Take models on the Hub that carry all of these tags, such as image-classification.", factory=list
+        "Import models on the Hub that have all of these tags, such as image-classification.", factory=list
     )
-    search: str | None = setting("Take models on the Hub whose names contain this text.", default=None)
+    search: str | None = setting("Import models on the Hub whose names contain this text.", default=None)
     limit: int = setting(
-        "Largest number of models from --author, --filter and --search together; the most downloaded come first.",
+        "Import at most this many models from --author, --filter and --search, most downloaded first.",
         default=100,
     )
     folder: str | Path | None = setting(
-        "Take the networks below this folder: those of model folders (with model.safetensors or its index), and every "
-        "other checkpoint file on its own. The first bytes of a file tell what it is. Zoos with a params.json and a "
-        "result.json per run bring their properties along. It may be a tar or zip archive, too.",
+        "Import the networks below this folder: model folders (with model.safetensors or its index), and every "
+        "other checkpoint file on its own. File formats are detected by the first bytes. Zoos with a params.json "
+        "and a "
+        "result.json per run keep these properties. The folder may also be a tar or zip archive.",
         default=None,
     )
     files: list[str] = setting(
-        "Pattern of the files to take from each repository, such as '*/model.safetensors'; repeat the option for "
-        "several. By default the weights at its root, or else every safetensors file.",
+        "Pattern of the files to import from each repository, such as '*/model.safetensors'; repeat the option for "
+        "several. By default the weights at its root, or otherwise every safetensors file.",
         factory=list,
         split=False,
     )
     allow_pickle: bool = setting(
-        "Read files of torch.save (with weights_only) where there is no safetensors file.", default=False
+        "Read files of torch.save (with weights_only) if there is no safetensors file.", default=False
     )
     subfolder: str | None = setting(
-        "Folder with the weights, in every repository; below --folder, every folder of that name.", default=None
+        "Subfolder with the weights, in every repository; below --folder, every folder of that name.", default=None
     )
-    variant: str | None = setting("Variant of the weights: fp16 reads model.fp16.safetensors.", default=None)
+    variant: str | None = setting("Variant of the weights, such as fp16 for model.fp16.safetensors.", default=None)
     key: str | None = setting("Name of the state dict in a training checkpoint, such as model_ema.", default=None)
     max_size: int | str = setting(
-        "Largest network on disk, in bytes or as text such as 500MB; larger ones are not downloaded.", default="500MB"
+        "Largest file size of a network, such as 500MB; larger networks are not downloaded.",
+        default="500MB",
     )
     max_tokens: int | None = setting(
-        "Longest network in tokens; of longer ones only the header is downloaded.", default=None
+        "Longest network, in tokens; for longer networks only the header is downloaded.", default=None
     )
     token_dim: int = setting("Scalars per token.", default=289)
     token_layout: str = setting("How weights are arranged in tokens: 'rowwise' or 'dense'.", default="rowwise")
     batch_norm: BatchNormStorage = setting(
-        "Whether BatchNorm tensors become tokens or are stored unchanged.", default="tokens"
+        "Whether BatchNorm tensors are tokenized or stored unchanged.", default="tokens"
     )
     properties: list[str | Path] = setting(
-        "Table of what is known about the networks (accuracies, hyper-parameters, anything): CSV, JSON, JSON lines, "
-        "parquet, an export of Weights & Biases or TensorBoard, or a folder of such files. Rows are found by path, "
+        "Table of properties of the networks (accuracies, hyper-parameters or others): CSV, JSON, JSON lines, "
+        "parquet, an export of Weights & Biases or TensorBoard, or a folder of such files. Rows are matched by path, "
         "file name or stem, or by run and epoch. Repeat the option for several.",
         factory=list,
         split=False,
     )
     properties_key: str | None = setting(
-        "Column of the table that names the network or its run; by default the one that names most of them.",
+        "Column of the table that names the network or its run; by default the column that matches most networks.",
         default=None,
     )
     pattern: str | None = setting(
-        "How paths are made, such as '{run}/epoch_{epoch:d}.pt': fields become columns, and {run} keeps a training "
+        "Pattern of paths, such as '{run}/epoch_{epoch:d}.pt': fields become columns, and {run} keeps a training "
         "run in one split. Types are d (whole number), g (number) and s (text); * is anything within a folder.",
         default=None,
     )
     group_by: Grouping = setting(
-        "What must not be in two splits at once: a repository (a training run, where the properties or the pattern "
-        "name it; else, in a folder, the files of one folder, and model "
-        "folders beside each other with names such as checkpoint-500 and best, which may be of one run), a "
-        "base_model (the repositories that it connects), an author (in a folder: its first sub-folder), or only a "
+        "What must not be in two splits at once: a repository (a training run, if the properties or the pattern "
+        "name it; otherwise, in a folder, the files of one folder, and model "
+        "folders next to each other with names such as checkpoint-500 and best, which may be of one run), a "
+        "base_model (all repositories that it connects), an author (in a folder: its first subfolder), or only a "
         "network, for files of independent runs.",
         default="repository",
     )
@@ -103,7 +105,7 @@ class ImportSettings(CheckedSettings):
         "Shares of the groups in the train, validation and test splits.", factory=lambda: [0.7, 0.15, 0.15]
     )
     seed: int = setting("Random seed for the splits.", default=0)
-    name: str | None = setting("Name of the zoo on its card.", default=None)
+    name: str | None = setting("Title of the zoo's card.", default=None)
 
     def __post_init__(self) -> None:
         self.max_size = parse_size(self.max_size)
@@ -118,12 +120,11 @@ class ImportSettings(CheckedSettings):
         """Check that a source is given."""
         if not (self.repos or self.lists_models or self.folder):
             raise ValueError(
-                "nothing to import from: name repositories (repos), an author, filter or search on the Hub, or a "
-                "folder"
+                "nothing to import: name repositories (repos), an author, filter or search on the Hub, or a folder"
             )
         if self.files and (self.subfolder or self.variant):
             raise ValueError(
-                f"expected files or subfolder and variant, got both: patterns of files say it all, such as "
+                f"expected either files or subfolder and variant, got both: use a pattern of files such as "
                 f"'{self.subfolder or '*'}/model{f'.{self.variant}' if self.variant else ''}.safetensors' (--files)"
             )
         if self.folder is not None and not is_tree(Path(self.folder)):
@@ -146,7 +147,7 @@ class ImportSettings(CheckedSettings):
 
     @property
     def lists_models(self) -> bool:
-        """Whether models are searched for on the Hub."""
+        """Whether to search for models on the Hub."""
         return bool(self.author or self.filter or self.search)
 
     @property
@@ -156,14 +157,14 @@ class ImportSettings(CheckedSettings):
 
     @property
     def token_settings(self) -> dict[str, Any]:
-        """Settings of the tokens."""
+        """Settings of the tokens, as keyword arguments."""
         return {name: getattr(self, name) for name in TOKEN_SETTINGS}
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields of this class in a form that JSON supports; of the folder only the name, for privacy."""
+        """All fields of this class in a form that JSON supports, with only the folder's name for privacy."""
         found = as_arguments(self, ImportSettings)
         found["max_bytes"] = found.pop("max_size")
-        for name in ("properties", "properties_key", "pattern"):  # zoos from before there were any say nothing
+        for name in ("properties", "properties_key", "pattern"):  # left out if unset, as in zoos of earlier versions
             if not found[name]:
                 del found[name]
         if self.properties:

@@ -1,1 +1,1 @@
-"""Windows of tokens for training, from tables and from streams."""
+"""Draw windows of tokens for training, from tables or streams."""

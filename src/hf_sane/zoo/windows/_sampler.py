@@ -15,26 +15,26 @@ from hf_sane.zoo.windows._windows import WindowSettings, WindowSource, assemble,
 
 
 class WindowSampler:
-    """Random windows of the networks of one or several zoos, in one or two views.
+    """Random windows of networks from one or several zoos, in one or two views.
 
-    A window is `window_size` consecutive tokens, or the whole network where that is shorter; both views take the same
-    tokens of it. Unlike the released code, which stores windows and 200 permuted copies of each network beforehand,
-    everything is drawn while reading. One epoch takes one window of every network, in random order: see
-    [`StoredNetworks`] for zoos on disk, [`StreamedNetworks`] for streams.
+    A window is `window_size` consecutive tokens, or the whole network if that is shorter; both views contain the same
+    tokens. Unlike the released code, which stores windows and 200 permuted copies of each network beforehand, windows
+    are drawn while reading. An epoch contains one window of every network, in random order: see [`StoredNetworks`] for
+    zoos on disk and [`StreamedNetworks`] for streams.
 
     Args:
-        zoos: Splits to draw from, all networks in one order, different architectures padded to one width; or streams,
-            which take turns.
-        extractor: Fitted weight tokenizer; the windows are normalised.
+        zoos: Splits to draw from, whose networks are shuffled together and padded to the same width; or streams, which
+            take turns.
+        extractor: Fitted weight tokenizer, which normalises the windows.
         window_size: Tokens per window.
-        settings: Views and augmentations; the aligned view needs aligned zoos. With `second_network="same_run"`,
-            contrast pulls the epochs of a run together; a run of one checkpoint shows that one.
-        buffer_size: Size of the buffer of streams: rows in memory from which the next is drawn.
+        settings: Views and augmentations; the aligned view needs aligned zoos. With `second_network="same_run"`, the
+            contrastive loss pulls the epochs of a run together; a run with one checkpoint shows that checkpoint.
+        buffer_size: Buffer size of streams: number of rows in memory from which the next row is drawn.
 
     Raises:
-        ValueError: For settings out of range, no networks, splits among streams, no run of several checkpoints to take
-            another one from, tokens of different sizes, an extractor that makes other tokens or was not fitted, the
-            aligned view of a zoo without alignment, or a view that permutes networks whose symmetries are not known.
+        ValueError: If settings are out of range, there are no networks, splits and streams are mixed, no run has a
+            second checkpoint to show, token sizes differ, the extractor makes different tokens or is not fitted, the
+            aligned view is requested for a zoo without alignment, or a view permutes networks with unknown symmetries.
         KeyError: If the extractor was fitted on another architecture.
     """
 
@@ -64,17 +64,17 @@ class WindowSampler:
         )
 
     def batch(self, step: int, *, with_indices: bool = False) -> dict[str, Tensor]:
-        """The batch of one step: a pure function of the seed and `step`, so nothing has to be stored to resume.
+        """The batch of a step, which depends only on the seed and `step`, so that resuming needs no state.
 
         Args:
             step: Number of the step, from 0.
-            with_indices: Add which networks the windows are from; streams do not number theirs.
+            with_indices: Whether to add the indices of the networks; not available for streams.
 
         Returns:
-            `tokens` `[B, W, D]` (first view, with noise), `target_tokens` (without), `second_tokens` and
-            `second_target_tokens` if there are two views, `positions` `[B, W, 3]`, `weight_mask` `[B, W, D]`,
-            `attention_mask` `[B, W]`: what `SANEModel.forward` takes. With indices also `indices` `[B]`: positions in
-            the joined splits.
+            The arguments of `SANEModel.forward`: `tokens` `[B, W, D]` (first view, with noise), `target_tokens`
+            (without noise), `second_tokens` and `second_target_tokens` if there are two views, `positions`
+            `[B, W, 3]`, `weight_mask` `[B, W, D]`, `attention_mask` `[B, W]`. With indices also `indices` `[B]`:
+            positions in the concatenated splits.
 
         Raises:
             ValueError: If `step` is negative, or a stream has no training row.
@@ -87,5 +87,5 @@ class WindowSampler:
         return {**batch, "indices": taken.indices} if with_indices and taken.indices is not None else batch
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Batches 0, 1, 2, ... without end."""
+        """Yield batches 0, 1, 2, ... endlessly."""
         return map(self.batch, count())

@@ -26,7 +26,7 @@ class Siblings:
         return bool((self._count > 1).any())
 
     def draw(self, members: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """Another network of the run of each member, all as likely; the member itself if it is the only one.
+        """For each member, draw another network of its run uniformly; the member itself if it is the only one.
 
         Args:
             members: `[k]` positions in the split.

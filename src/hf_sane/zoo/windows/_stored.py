@@ -22,15 +22,15 @@ from hf_sane.zoo.windows._windows import (
 
 
 class StoredNetworks:
-    """The networks of splits: every epoch takes each once, in another random order.
+    """The networks of splits: every epoch contains each network once, in a new random order.
 
     Args:
         splits: Networks to draw from.
         settings: Settings of the windows.
-        new_source: Makes the [`WindowSource`] of a zoo, an architecture and a layout.
+        new_source: Function that makes the [`WindowSource`] of a zoo, an architecture and a layout.
 
     Raises:
-        ValueError: If there are none, or no run of several checkpoints where another one is to be shown.
+        ValueError: If there are no networks, or another checkpoint is to be shown and no run has several.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class StoredNetworks:
         self._siblings = [Siblings(part.run_ids) for part in self._parts] if shows_siblings else []
         if shows_siblings and not any(siblings.exist for siblings in self._siblings):
             raise ValueError(
-                "second_network='same_run' needs runs with checkpoints of several epochs, got one network of every "
+                "second_network='same_run' requires runs with checkpoints of several epochs, got one network of every "
                 "run; keep more epochs (keep_epochs), or use second_network='same'"
             )
         self._groups, self._members = torch.from_numpy(np.concatenate(groups)), np.concatenate(members)
@@ -88,7 +88,7 @@ class StoredNetworks:
         return lambda index: part.table.gather(rows, index)
 
     def _indices(self, step: int) -> Tensor:
-        """Networks of a step: the orders of all epochs, one behind the other, cut into batches."""
+        """Networks of a step: the orders of all epochs are concatenated and cut into batches."""
         start, stop = step * self.settings.batch_size, (step + 1) * self.settings.batch_size
         total = len(self._members)
         orders = [
@@ -100,12 +100,12 @@ class StoredNetworks:
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, total: int) -> Tensor:
-    """All networks in the random order of one epoch: int64 `[total]`. Cached: read-only."""
+    """All networks in the random order of one epoch: int64 `[total]`, cached and read-only."""
     return torch.randperm(total, generator=seeded(seed, ORDER_STREAM, epoch))
 
 
 def _by_architecture(split: ZooSplit) -> list[np.ndarray]:
-    """Positions of the networks that share layout and architecture, in the order of first appearance."""
+    """Positions of networks with the same layout and architecture, in order of first appearance."""
     kinds: dict[tuple[str, str], list[int]] = {}
     for position, kind in enumerate(zip(split.column("layout"), split.column("architecture"), strict=True)):
         kinds.setdefault(kind, []).append(position)

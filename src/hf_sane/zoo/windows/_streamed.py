@@ -1,4 +1,4 @@
-"""Networks of zoos that are read from start to end: `load_dataset(..., streaming=True)`."""
+"""Networks of zoos that are streamed: `load_dataset(..., streaming=True)`."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,21 +17,21 @@ Row = Mapping[str, Any]
 
 
 class StreamedNetworks:
-    """The training networks of streams, which are never held as a whole; a batch is of one zoo.
+    """The training networks of streams, which are never all in memory; each batch is from one zoo.
 
-    Each zoo is read epoch after epoch, in another order each time (row groups and a buffer are shuffled). Zoos take
-    turns in proportion to their size. Batch `i` depends on the seed, `i` and the zoos alone: a resumed run, or one of
-    several processes, reads over the rows of batches that are not its own.
+    Each zoo is read epoch after epoch, in a different order each time (row groups and a buffer are shuffled). Zoos
+    take turns in proportion to their size. Batch `i` depends only on the seed, `i` and the zoos: a resumed run, or one
+    of several processes, skips the rows of other batches.
 
     Args:
         streams: Opened zoos.
         window_size: Tokens per window.
         settings: Settings of the windows.
         new_source: Makes the [`WindowSource`] of a zoo, an architecture and a layout.
-        buffer_size: Rows in memory from which the next is drawn.
+        buffer_size: Number of rows in memory from which the next row is drawn.
 
     Raises:
-        ValueError: If a zoo lacks the alignment of the aligned view, or another checkpoint of a run is to be shown.
+        ValueError: If a zoo lacks an alignment for the aligned view, or another checkpoint of a run is to be shown.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class StreamedNetworks:
     ) -> None:
         if settings.second_network != "same":
             raise ValueError(
-                f"second_network={settings.second_network!r} needs all checkpoints of a run at hand, which a stream "
+                f"second_network={settings.second_network!r} requires all checkpoints of a run, which a stream "
                 "does not have; use second_network='same'"
             )
         if "aligned" in settings.views and any(stream.alignment is None for stream in streams):
@@ -58,7 +58,7 @@ class StreamedNetworks:
         self._restart()
 
     def take(self, step: int) -> Taken:
-        """The networks of one step; rising steps read the streams once, an earlier one starts them anew."""
+        """The networks of one step. Ascending steps read the streams once; an earlier step restarts them."""
         if step < self._next:
             self._restart()
         while True:
@@ -93,7 +93,7 @@ class StreamedNetworks:
             facts = self.streams[turn].facts
             if layout not in facts.parsed_layouts or architecture not in facts.parsed_architectures:
                 raise KeyError(
-                    f"a row has layout {layout!r} and architecture {architecture!r}, the zoo's facts know "
+                    f"a row has layout {layout!r} and architecture {architecture!r}, but the zoo's facts list "
                     f"{sorted(facts.parsed_layouts)} and {sorted(facts.parsed_architectures)}; read both from one zoo"
                 )
             self._sources[key] = self._new_source(self.streams[turn], architecture, layout)
@@ -105,7 +105,7 @@ class StreamedNetworks:
         self._rows = [self._endless(stream) for stream in self.streams]
 
     def _take_turn(self) -> int:
-        """The zoo of the next batch: every zoo accumulates its share; the one that is owed most provides the batch."""
+        """The zoo of the next batch: every zoo accumulates its share, and the zoo that is owed most is next."""
         sizes = [stream.count("train") for stream in self.streams]
         self._credit = [credit + size / sum(sizes) for credit, size in zip(self._credit, sizes, strict=True)]
         turn = max(range(len(self._credit)), key=self._credit.__getitem__)

@@ -1,4 +1,4 @@
-"""Training windows of networks: the scalars of each view, their normalisation and augmentation."""
+"""Training windows of networks: the scalars of each view, with normalisation and augmentation."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,15 +22,16 @@ View = Literal["original", "aligned", "permuted"]
 VIEWS = get_args(View)
 SecondNetwork = Literal["same", "same_run"]
 Gather = Callable[[Tensor], Tensor]
-POOL_STREAM, ORDER_STREAM, SIBLING_STREAM = range(2**32, 2**32 + 3)  # beyond every step: what is drawn once
-NEEDS_ALIGNMENT = "the view 'aligned' needs an aligned zoo: call align_zoo(zoo), or use the view 'original'"
+POOL_STREAM, ORDER_STREAM, SIBLING_STREAM = range(2**32, 2**32 + 3)  # larger than any step; seeds what is drawn once
+NEEDS_ALIGNMENT = "the view 'aligned' requires an aligned zoo: call align_zoo(zoo), or use the view 'original'"
 
 
 @dataclass(kw_only=True)
 class WindowSettings(CheckedSettings):
-    """How training windows are drawn from networks, and augmented.
+    """Settings for drawing and augmenting training windows.
 
-    As in SANE (arXiv:2406.09997): one view aligned, one permuted at random, multiplicative noise on both.
+    The defaults follow SANE (arXiv:2406.09997): one aligned view, one randomly permuted view, and multiplicative noise
+    on both.
 
     Raises:
         ValueError: For a value out of range.
@@ -38,29 +39,30 @@ class WindowSettings(CheckedSettings):
 
     batch_size: int = setting("Number of windows per process and forward pass.", default=32)
     views: list[str] = setting(
-        "Views of each window: one or two of original, aligned, permuted. With one, only reconstruction is trained.",
+        "Views of each window: one or two of original, aligned, permuted. With one view, only reconstruction is "
+        "trained.",
         factory=lambda: ["aligned", "permuted"],
     )
     second_network: SecondNetwork = setting(
-        "What the second view shows: the same network, or another checkpoint of its training run.", default="same"
+        "Network of the second view: the same, or another checkpoint of its training run (same_run).", default="same"
     )
-    noise: float = setting("Standard deviation of the factor N(1, noise) on every weight of both views.", default=0.1)
+    noise: float = setting("Standard deviation of the multiplicative noise N(1, noise) on every weight.", default=0.1)
     num_permutations: int = setting(
         "Number of random permutations per architecture that the permuted view draws from.", default=200
     )
     erase: float = setting("Share of the tokens of each view that are set to zero, in [0, 1).", default=0.0)
-    seed: int = setting("Random seed of everything that is drawn.", default=0)
+    seed: int = setting("Random seed.", default=0)
 
     def __post_init__(self) -> None:
         self.validate_windows()
 
     @property
     def permutes(self) -> bool:
-        """Whether a view needs to know the symmetries."""
+        """Whether a view requires the symmetries."""
         return bool(set(self.views) & {"aligned", "permuted"})
 
     def validate_windows(self) -> None:
-        """Counts, shares and views have a meaning."""
+        """Check counts, shares and views."""
         for name in ("batch_size", "num_permutations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -83,15 +85,15 @@ class WindowSettings(CheckedSettings):
 
 
 def seeded(*numbers: int) -> torch.Generator:
-    """A generator that depends on all of the numbers."""
+    """A generator seeded by all of the numbers."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 class WindowSource:
-    """What windows of one architecture of a zoo have in common: layout, normalisation, permutations.
+    """What windows of one architecture of a zoo have in common: layout, normalisation and permutations.
 
     Args:
-        zoo: Has facts, and the alignment that the aligned view needs.
+        zoo: Zoo with facts and, for the aligned view, an alignment.
         architecture: Value of the column.
         layout: Value of the column.
         extractor: Fitted weight tokenizer.
@@ -99,8 +101,8 @@ class WindowSource:
         settings: Settings of the windows.
 
     Raises:
-        ValueError: If the window is empty, the aligned view is asked for without alignment, the extractor makes other
-            tokens, or a view permutes networks whose symmetries are not known.
+        ValueError: If the window is empty, the aligned view is requested without alignment, the extractor makes
+            different tokens, or a view permutes networks with unknown symmetries.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class WindowSource:
         self._scales = scales[self.layout.layer_index].float()  # [N, 2]
 
     def runs(self, run_ids: Sequence[str] | np.ndarray) -> Tensor:
-        """The alignment of networks of these runs, `[k]` int64; zeros without the aligned view.
+        """Alignment indices of networks of these runs, `[k]` int64; zeros without the aligned view.
 
         Raises:
             KeyError: If the zoo was aligned without one of the runs.
@@ -147,16 +149,16 @@ class WindowSource:
         return self._alignment.index(self._key, run_ids)
 
     def window(self, starts: Tensor) -> Tensor:
-        """Tokens of each window: `[k]` starts to `[k, L]` int64."""
+        """Token indices of each window, `[k, L]` int64, from starts `[k]`."""
         return starts.unsqueeze(1) + torch.arange(self.length)
 
     def index(self, view: View, starts: Tensor, chosen: Tensor) -> Tensor:
-        """Scalars of each window in the flattened tokens of its network.
+        """Indices of each window's scalars in the flattened tokens of its network.
 
         Args:
-            view: Which view.
+            view: Name of the view.
             starts: `[k]` int64 first tokens.
-            chosen: `[k]` int64: the permutation of each window.
+            chosen: `[k]` int64, the permutation of each window.
 
         Returns:
             `[k, L * D]` int64.
@@ -167,7 +169,7 @@ class WindowSource:
         return self._permutations[view].index(chosen, starts, self.length).flatten(1)
 
     def normalize(self, raw: Tensor, window: Tensor) -> Tensor:
-        """`(t - mu) / sigma` at real weights, zero at padding: raw `[k, L, D]` of the tokens `window` `[k, L]`."""
+        """Normalise raw tokens `[k, L, D]` at indices `[k, L]`: `(t - mu) / sigma` for weights, zero for padding."""
         scales, mask = self._scales[window], self.layout.weight_mask[window]
         return torch.addcmul(scales[..., 1:] * mask, raw, scales[..., :1] * mask)
 
@@ -177,12 +179,11 @@ class Members:
     """The networks of a batch that share a [`WindowSource`].
 
     Attributes:
-        source: What they share.
-        places: `[k]` int64: their places in the batch.
-        runs: `[k]` int64: the alignment of each; anything without the aligned view.
-        gather: From an index `[k, L * D]` into flattened tokens to the scalars, `[k, L * D]`.
-        second_gather: The same for the networks of the second view, if they are others; alignments are those of
-            `runs`.
+        source: Their common source.
+        places: `[k]` int64, their places in the batch.
+        runs: `[k]` int64, the alignment of each; arbitrary without the aligned view.
+        gather: Function from indices `[k, L * D]` into flattened tokens to scalars `[k, L * D]`.
+        second_gather: The same for the networks of the second view, if these differ; alignments are those of `runs`.
     """
 
     source: WindowSource
@@ -197,9 +198,9 @@ class Taken:
     """The networks of a batch.
 
     Attributes:
-        members: Networks by source; together their places are `0..B-1`.
+        members: Networks by source, whose places together are `0..B-1`.
         width: Tokens per row, `W`; shorter windows are padded.
-        indices: `[B]` int64 positions in the joined splits, if the networks have any.
+        indices: `[B]` int64 positions in the concatenated splits, if there are splits.
     """
 
     members: Sequence[Members]
@@ -208,7 +209,7 @@ class Taken:
 
 
 def assemble(taken: Taken, settings: WindowSettings, generator: torch.Generator) -> dict[str, Tensor]:
-    """Make a batch of windows, ready for `SANEModel.forward`.
+    """Assemble a batch of windows for `SANEModel.forward`.
 
     Random numbers are drawn for the whole batch at once, so a window does not depend on how its neighbours are
     grouped.
