@@ -153,7 +153,7 @@ def test_grey_images_become_colour_and_colour_ones_grey_as_networks_need_them(di
         shown = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         shown.save(tmp_path / "colour" / str(index % 2) / f"{index}.png")
     grey = load_images(tmp_path / "colour").with_channels(1)
-    assert "colour images are taken as grey, by their luminance" in caplog.text
+    assert "colour images are converted to greyscale, by luminance" in caplog.text
     described = grey.describe()
     processor = ZooImageProcessor(num_channels=1, image_mean=described["mean"], image_std=described["std"])
     files = [Image.open(file) for file in sorted((tmp_path / "colour").rglob("*.png"))]

@@ -319,7 +319,7 @@ def test_a_metric_is_never_a_folder_that_happens_to_lie_here(planted, marker):
         assert attempt(lambda name=name: load_metric(name))
         assert not marker.exists()
     said = attempt(lambda: load_metric("somebody/metric"))
-    assert "a metric is a script that is run" in said
+    assert "metrics are scripts that are run" in said
 
 
 # Files that make calls which could run code, and how many.

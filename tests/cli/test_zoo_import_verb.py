@@ -194,7 +194,7 @@ def test_what_stops_a_run_is_said_before_it_begins(imported, sane, tmp_path, hf_
         )
         assert message in refused("--views", views, "--statistics-by-kind")
     aligned = ("embed", "--sane", sane, "--zoo", imported[0], "--output", tmp_path / "y", "--aligned")
-    assert "this zoo is not aligned" in hf_sane_command(*aligned, exit_code=2).stderr
+    assert "expected an aligned zoo" in hf_sane_command(*aligned, exit_code=2).stderr
 
 
 def test_networks_of_transformers_are_aligned_and_trained_on_in_permuted_views(tmp_path, monkeypatch, hf_sane_command):

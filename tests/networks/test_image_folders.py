@@ -74,8 +74,8 @@ def test_sizes_and_modes_are_brought_together_and_it_is_said(tmp_path, caplog):
     save(tmp_path / "cat" / "grey.png", 7, size=(64, 64))
     data = load_images(tmp_path)
     assert data.train_images.shape[1:] == (3, 32, 32)
-    assert "images are of 2 sizes; all are cropped to squares at their centre and resized to 32x32" in caplog.text
-    assert "1 grey images among colour images are taken as colour" in caplog.text
+    assert "images are of 2 sizes; all are centre-cropped to squares and resized to 32x32" in caplog.text
+    assert "1 greyscale images among colour images are converted to colour" in caplog.text
     assert load_images(tmp_path, image_size=16).image_size == 16
     cropped = Image.new("RGB", (40, 30))  # only the middle 30 columns are kept
     cropped.paste((255, 255, 255), (5, 0, 35, 30))
@@ -91,7 +91,7 @@ def test_images_below_the_folder_of_a_class_are_left_out_and_that_is_said(tmp_pa
     pets(tmp_path, 5)
     pets(tmp_path / "cat", 1)
     assert sum(len(load_images(tmp_path).split(split)[1]) for split in ("train", "validation", "test")) == 10
-    assert "2 images are left out, since they are not right in the folder of a class" in caplog.text
+    assert "2 images are left out, since they are not directly in the folder of a class" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["saved", "parquet folder", "parquet file", "npz"])
@@ -125,8 +125,8 @@ def test_images_in_files_of_other_libraries(kind, tmp_path):
         (lambda root: None, FileNotFoundError, "no images by class in"),
         (lambda root: save(root / "a.png", 1), FileNotFoundError, "got 1 images without a class"),
         (lambda root: pets(root / "data", 1), FileNotFoundError, "got 2 images in deeper folders"),
-        (lambda root: pets(root, 1), ValueError, "examples are too few to cut off a|no image to train on is left"),
-        (lambda root: save(root / "cat" / "a.png", 1), ValueError, "at least two classes, got those of 'cat' only"),
+        (lambda root: pets(root, 1), ValueError, "examples are too few to split off a|no training image is left"),
+        (lambda root: save(root / "cat" / "a.png", 1), ValueError, "at least two classes, got only 'cat'"),
         (
             lambda root: (pets(root), deep(root / "cat" / "deep.png")),
             InvalidFileError,
@@ -154,7 +154,7 @@ def test_damaged_images_are_named_and_left_out(tmp_path, caplog):
     for split in SPLITS:
         assert all(torch.equal(*pair) for pair in zip(found.split(split), expected.split(split), strict=True))
     assert caplog.messages == [
-        "pets: 4 images that cannot be read are left out: cat/10.png, cat/11.png, dog/12.jpg and 1 more"
+        "pets: 4 images cannot be read and are left out: cat/10.png, cat/11.png, dog/12.jpg and 1 more"
     ]
 
 
@@ -170,9 +170,7 @@ def test_datasets_with_other_names():
     )
     assert load_images(texts).class_names == ("a", "b")
     numbers = datasets.Dataset.from_dict({"image": [np.zeros((4, 4)).tolist()] * 20, "label": [0.5] * 20})
-    with pytest.raises(
-        ValueError, match=r"several labels per example and numbers to be predicted \(regression\) are not"
-    ):
+    with pytest.raises(ValueError, match=r"multiple labels per example and numeric targets \(regression\) are not"):
         load_images(numbers)
 
 
@@ -222,7 +220,7 @@ def test_an_imagefolder_with_a_table_of_classes(tmp_path):
         ),
         (
             ['{"file_name": "0.png", "label": ["cat", "dog"]}'],
-            r"got \['cat', 'dog'\]; several labels per example and numb",
+            r"got \['cat', 'dog'\]; multiple labels per example and numb",
         ),
         (["image,label", "0.png,cat"], "expected one row per image, got .*file_name"),
         (["file_name,label", "30.png,cat"], "row 1: no such image"),
@@ -239,11 +237,11 @@ def test_datasets_with_several_labels_or_without_some_are_refused():
     images = [np.zeros((4, 4)).tolist()] * 20
     several = datasets.Dataset.from_dict({"image": images, "label": [[0, 1], [1]] * 10})
     with pytest.raises(
-        ValueError, match="train: expected one class per example in 'label', got List.*several labels per"
+        ValueError, match="train: expected one class per example in 'label', got List.*multiple labels per"
     ):
         load_images(several)
     missing = datasets.Dataset.from_dict({"image": images, "label": ["a", None] * 10})
-    with pytest.raises(ValueError, match="train: 10 examples have no label; leave them out with filter"):
+    with pytest.raises(ValueError, match="train: 10 examples have no label; remove them with filter"):
         load_images(missing)
 
 

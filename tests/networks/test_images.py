@@ -217,7 +217,7 @@ def test_images_of_a_zoo_are_those_it_was_trained_on(tmp_path):
 
 @pytest.mark.parametrize("path", [None, "digits"])
 def test_a_zoo_that_does_not_name_its_images_needs_them_named(path):
-    with pytest.raises(ValueError, match="the zoo 'x' does not say what images it was trained on; name them"):
+    with pytest.raises(ValueError, match="the zoo 'x' does not name the images it was trained on; pass them"):
         load_zoo_images(ZooFacts("x", {}, {}), path=path)
 
 
@@ -232,7 +232,7 @@ def test_images_must_be_square():
     part = torch.zeros(2, 1, 4, 6)
     labels = torch.zeros(2, dtype=torch.int64)
     data = ImageData("wide", part, labels, part, labels, part, labels, num_classes=1)
-    with pytest.raises(ValueError, match="wide: zoo networks need square images, got 4x6"):
+    with pytest.raises(ValueError, match="wide: expected square images, got 4x6"):
         _ = data.image_size
 
 
@@ -274,10 +274,10 @@ def test_inconsistent_data_is_refused(changed, message):
         (
             {"train_images": np.full((40, 6, 6), 1j)},
             ValueError,
-            "pixels that are numbers, got complex128",
+            "numeric pixels, got complex128",
         ),
         ({"train_images": np.full((40, 6, 6), None)}, InvalidFileError, "some.npz"),
-        ({"train_images": np.full((40, 6, 6), "a")}, ValueError, "pixels that are numbers, got <U1"),
+        ({"train_images": np.full((40, 6, 6), "a")}, ValueError, "numeric pixels, got <U1"),
         ({"test_labels": np.zeros(3, dtype=np.int64)}, ValueError, "10 test images but 3 labels"),
         ({"test_labels": np.zeros(10)}, ValueError, "expected one integer class index per example, got float64"),
         ({"train_images": np.zeros((40, 6, 6, 2))}, ValueError, "with 1 or 3 channels, got"),
@@ -285,7 +285,7 @@ def test_inconsistent_data_is_refused(changed, message):
         (
             {"train_images": np.zeros((1, 6, 6)), "train_labels": np.zeros(1, dtype=int)},
             ValueError,
-            "are too few to cut",
+            "are too few to split",
         ),
     ],
 )
@@ -308,7 +308,7 @@ def test_datasets_that_are_none():
         load_images(datasets.Dataset.from_dict({"x": [1, 2]}))
     with pytest.raises(KeyError, match="the dataset has splits .'dev'.; expected 'train'"):
         load_images(datasets.DatasetDict({"dev": images_dataset()}))
-    with pytest.raises(ValueError, match="train images have several shapes, .*bring them to one size"):
+    with pytest.raises(ValueError, match="train images have several shapes, .*convert them to one size"):
         load_images(images_dataset(sizes=(6, 5)))
 
 

@@ -51,7 +51,7 @@ def test_files_that_are_something_else_raise(tmp_path):
     with pytest.raises(InvalidFileError, match=r"more.th: .* \['extra'\] are missing, unexpected or of another shape"):
         load_released_cifar_resnet(tmp_path / "more.th")
     with pytest.raises(
-        ValueError, match=r"two keys of the checkpoint map to 'fc.bias', the second is 'module.linear.bias'"
+        ValueError, match=r"two keys of the checkpoint map to 'fc.bias', the second being 'module.linear.bias'"
     ):
         rename_released_keys({"fc.bias": torch.zeros(1), "module.linear.bias": torch.zeros(1)})
 

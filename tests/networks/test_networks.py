@@ -233,7 +233,7 @@ def test_bad_arguments_are_refused():
         ValueError, match=r"expected images \[B, C, H, W\] or \[2, B, C, H, W\], or texts .*, got \[3, 4, 1, 8, 8\]"
     ):
         networks.logits(torch.zeros(3, 4, 1, 8, 8))
-    with pytest.raises(ValueError, match="need at least one seed and one scheme per seed, got 0 and none"):
+    with pytest.raises(ValueError, match="expected at least one seed and one scheme per seed, got 0 and none"):
         StackedNetworks.initialize(cnn_digits(), [])
     with pytest.raises(ValueError, match="one scheme per seed, got 2 and 1"):
         StackedNetworks.initialize(cnn_digits(), [0, 1], ["normal"])

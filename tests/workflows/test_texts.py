@@ -269,7 +269,7 @@ def test_the_end_of_text_fills_up_where_no_token_is_for_padding(tokenizer, caplo
         ({"text": ["a", "b"] * 9, "other": [0, 1] * 9}, KeyError, r"expected a text column .*--label-column"),
         ({"text": ["a", None] * 9, "label": [0, 1] * 9}, ValueError, "train: 9 examples have no text"),
         ({"text": ["a"] * 9, "label": [0.5] * 9}, ValueError, "one integer class index per example, got float"),
-        ({"text": ["a"], "label": [0]}, ValueError, "1 examples are too few to cut off a test split"),
+        ({"text": ["a"], "label": [0]}, ValueError, "1 examples are too few to split off a test split"),
     ],
 )
 def test_texts_that_cannot_be_used_are_refused(columns, error, message, tokenizer):

@@ -239,7 +239,7 @@ def test_what_a_module_draws_is_the_same_after_an_interruption(own, few):
     ("given", "message"),
     [
         ({"module_args": {"classes": 7}}, r"expected logits \[B, 10\] from Own .* got \[2, 7\]"),
-        ({"module": None, "module_args": {"width": 6}}, r"expected a module \(--module\) for its arguments"),
+        ({"module": None, "module_args": {"width": 6}}, r"expected a module for its arguments"),
         ({"module": nn.Linear(8, 10), "module_args": {"width": 6}}, "expected the class of the module"),
         ({"module": lambda: nn.Linear(9, 10)}, "Linear cannot run on few digits, inputs .*: mat1 and mat2"),
     ],

@@ -148,7 +148,7 @@ def test_rows_name_files_by_path_file_name_or_stem(written, tmp_path):
     found = column(result.zoo, "score")
     assert found["x/a.safetensors"] == 5
     assert np.isnan(found["y/b.safetensors"])
-    assert any("nothing about 1 networks (y/b.safetensors)" in note for note in result.notes)
+    assert any("no row for 1 networks (y/b.safetensors)" in note for note in result.notes)
 
 
 def names(*paths: str, pattern: str | None = None):

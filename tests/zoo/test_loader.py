@@ -358,7 +358,7 @@ def test_streams_of_something_else_are_refused(tiny_zoo, extractor):
     other = stream_of([{**row, "layout": "other"}], tiny_zoo.facts)
     with pytest.raises(KeyError, match="a row has layout 'other' and architecture .*; read both from one zoo"):
         new_sampler([other], extractor, **settings).batch(0)
-    with pytest.raises(ValueError, match="'same_run' needs all checkpoints of a run at hand, which a stream does not"):
+    with pytest.raises(ValueError, match="'same_run' requires all checkpoints of a run, which a stream does not"):
         two = {**settings, "views": ("original", "original"), "second_network": "same_run"}
         new_sampler([other], extractor, **two)
     with pytest.raises(ValueError, match="requires an aligned zoo: call align_zoo.zoo., or use the view 'original'"):

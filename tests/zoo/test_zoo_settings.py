@@ -107,7 +107,7 @@ def test_configuration_follows_the_images(digits):
         ({"keep_epochs": []}, "keep_epochs is empty: name at least one epoch"),
         ({"learning_rate": [0.1, 0.01]}, "learning_rate must be a value or two ascending bounds"),
         ({"learning_rate": []}, "learning_rate must be a value or two ascending bounds"),
-        ({"data_fraction": [0.5, 1.5]}, r"data_fraction takes .* in \[0, 1\], got \[0.5, 1.5\]"),
+        ({"data_fraction": [0.5, 1.5]}, r"data_fraction must be .* in \[0, 1\], got \[0.5, 1.5\]"),
         ({"weight_decay": [0.0, 0.1]}, "weight_decay must be positive"),
         ({"learning_rate": [0.0]}, "learning_rate must be positive"),
         ({"data_fraction": [0.0]}, "data_fraction must be positive"),

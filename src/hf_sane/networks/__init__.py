@@ -1,4 +1,4 @@
-"""Many networks of one architecture in a stack: training, batch-norm conditioning and evaluation on images."""
+"""Train, evaluate and condition many networks of one architecture at once, in a stack."""
 
 from typing import TYPE_CHECKING
 

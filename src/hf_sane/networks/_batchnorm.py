@@ -1,4 +1,4 @@
-"""Batch-norm conditioning: running statistics for sampled or averaged weights, re-estimated from data."""
+"""Batch-norm conditioning: re-estimate running statistics of sampled or averaged networks from data."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks._stacked import StackedNetworks, empty_model, run_stacked, tied_tensors, with_tensors
 
-NUM_BATCHES, BATCH_SIZE = 200, 32  # of the released code
+NUM_BATCHES, BATCH_SIZE = 200, 32  # as in the released code
 
 
 def condition_batch_norm(
@@ -26,26 +26,27 @@ def condition_batch_norm(
 ) -> StackedNetworks:
     """Re-estimate the running statistics of many networks from images, without labels or gradients.
 
-    Decoded running statistics are the least reliable part of a sampled network, and they can be measured: forward
-    passes in training mode, statistics averaged over batches (arXiv:2406.09997, appendix; 200 batches of 32).
-    Deviations: the released code keeps PyTorch's momentum and what was there before; here statistics are reset first
-    and every batch counts the same (the cumulative average of `BatchNorm2d(momentum=None)`).
+    Decoded running statistics are the least reliable part of a sampled network, but they can be measured by forward
+    passes in training mode, averaged over batches (arXiv:2406.09997, appendix; 200 batches of 32). Deviation: the
+    released code keeps PyTorch's momentum and the previous statistics; here statistics are reset first and all batches
+    have equal weight (the cumulative average of `BatchNorm2d(momentum=None)`).
 
     Args:
-        networks: To condition; not changed. Without batch norm they come back as they are.
+        networks: Networks to condition; not changed. Returned unchanged if they have no batch norm.
         images: `[n, C, H, W]`, training or validation images.
-        num_batches: Batches drawn, >= 1; images come in random order, again when all have been seen.
-        batch_size: Images per batch, >= 2; at most all of them.
-        networks_per_step: Networks that run together.
-        reset: Whether to start from nothing; otherwise from the statistics that are there, with the momentum of the
-            architecture, as the released code does: after 200 batches at 0.1 little is left of them, after few a lot.
-        generator: CPU source of randomness; the global one when `None`.
+        num_batches: Number of batches, >= 1; images are in random order, and repeat once all have been seen.
+        batch_size: Images per batch, >= 2; capped at the number of images.
+        networks_per_step: Number of networks to run together.
+        reset: Whether to reset the statistics first. Otherwise they are updated with the momentum of the architecture,
+            as in the released code: after 200 batches with momentum 0.1 little of the old values is left, but after a
+            few batches a lot.
+        generator: CPU source of randomness; the global one if `None`.
 
     Returns:
-        Networks that share all tensors but running statistics and their counters.
+        Networks that share all tensors with the given ones except running statistics and their counters.
 
     Raises:
-        ValueError: For `num_batches < 1` or batches of fewer than two images.
+        ValueError: If `num_batches < 1`, or batches have fewer than two images.
     """
     batches = list(_batch_indices(len(images), num_batches, batch_size, generator))
     skeleton = empty_model(networks.config) if isinstance(networks.config, ZooConfig) else networks.config
@@ -63,7 +64,8 @@ def condition_batch_norm(
                 part[name] = torch.full_like(part[name], name.endswith("var")) if reset else part[name].clone()
             for count, index in enumerate(batches, start=1):
                 for norm in norms.values() if reset else ():
-                    norm.momentum = 1 / count  # a mean over all batches so far; None would look at tensors, under vmap
+                    # a mean over all batches so far; None would inspect tensors, which vmap forbids
+                    norm.momentum = 1 / count
                 run_stacked(skeleton, run, part, images[index.to(images.device)], None)
             for name in names:
                 fresh[name][start : start + networks_per_step] = part[name]
@@ -81,20 +83,20 @@ def condition_module(
 ) -> nn.Module:
     """Re-estimate the running statistics of one module, in place; see [`condition_batch_norm`].
 
-    Only its batch norms run in training mode, so dropout stays off.
+    Only its batch norms run in training mode, so dropout remains off.
 
     Args:
         module: Called as `module(images)`.
         images: `[n, C, H, W]`.
-        num_batches: Batches drawn, >= 1.
+        num_batches: Number of batches, >= 1.
         batch_size: Images per batch, >= 2.
-        generator: CPU source of randomness; the global one when `None`.
+        generator: CPU source of randomness; the global one if `None`.
 
     Returns:
-        `module`, in the mode it was in.
+        `module`, in its previous mode.
 
     Raises:
-        ValueError: For `num_batches < 1` or batches of fewer than two images.
+        ValueError: If `num_batches < 1`, or batches have fewer than two images.
     """
     batches = _batch_indices(len(images), num_batches, batch_size, generator)
     norms = list(_norms(module).values())
@@ -109,7 +111,7 @@ def condition_module(
 
 @contextmanager
 def _only_norms_train(module: nn.Module, norms: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Batch norms in training mode, everything else (dropout) not; modes and momenta are put back."""
+    """Context with only the batch norms in training mode; modes and momenta are restored afterwards."""
     norms = list(norms)
     momenta = [norm.momentum for norm in norms]
     try:
@@ -135,7 +137,7 @@ def _norms(module: nn.Module) -> dict[str, _BatchNorm]:
 def _batch_indices(
     num_images: int, num_batches: int, batch_size: int, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
-    """Random batches without repetition within a pass over the images; checked at once."""
+    """Random batches without repetition within a pass over the images; arguments are checked immediately."""
     size = min(batch_size, num_images)
     if num_batches < 1 or size < 2:
         raise ValueError(

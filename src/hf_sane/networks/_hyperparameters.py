@@ -1,4 +1,4 @@
-"""Settings of one training run: hyper-parameters, share and order of the images, learning-rate schedule."""
+"""Settings of training runs: hyper-parameters, share and order of the images, learning-rate schedule."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 Optimizer = Literal["adam", "sgd"]
 ONE_CYCLE_WARMUP, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1 / 25e4  # torch's OneCycleLR
-SUBSET_STREAM = 2**32  # beyond every epoch: the seed of what is drawn for a whole run
+SUBSET_STREAM = 2**32  # larger than any epoch; seeds what is drawn for a whole run
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +17,15 @@ class HyperParameters:
     """Hyper-parameters of `M` networks, one entry per network in each field.
 
     Attributes:
-        seeds: Seeds of the order of images and the choice of the data subset; >= 0.
+        seeds: Seeds for the order of images and the data subset; >= 0.
         learning_rates: > 0.
-        weight_decays: L2 penalty added to the gradient, >= 0, for both optimisers.
+        weight_decays: L2 penalty added to the gradient, >= 0, for both optimizers.
         optimizers: `"adam"` or `"sgd"` (with momentum).
         dropouts: In [0, 1).
         data_fractions: Share of the training images that a network ever sees, in (0, 1].
 
     Raises:
-        ValueError: If the fields have different lengths, none at all, or hold a value out of range.
+        ValueError: If the fields differ in length, are empty, or hold a value out of range.
     """
 
     seeds: Sequence[int]
@@ -38,7 +38,7 @@ class HyperParameters:
     def __post_init__(self) -> None:
         lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
         if len(set(lengths.values())) > 1 or not len(self.seeds):
-            raise ValueError(f"expected one entry per network in every field, and one network at least, got {lengths}")
+            raise ValueError(f"expected one entry per network in every field, and at least one network, got {lengths}")
         checks: dict[str, list[Any]] = {
             "seeds must be >= 0": [seed for seed in self.seeds if seed < 0],
             "learning rates must be > 0": [rate for rate in self.learning_rates if not 0 < rate < math.inf],
@@ -79,7 +79,7 @@ class HyperParameters:
 def image_order(seed: int, epoch: int, num_images: int, data_fraction: float, length: int) -> np.ndarray:
     """Indices of the training images that a network sees in one epoch, in order: int64 `[length]`.
 
-    Whole random orders of the network's own subset follow each other; a pure function of the arguments.
+    Random orders of the network's own subset are concatenated; a pure function of the arguments.
     """
     subset = data_subset(seed, num_images, data_fraction)
     generator = np.random.default_rng([seed, epoch])
@@ -88,7 +88,7 @@ def image_order(seed: int, epoch: int, num_images: int, data_fraction: float, le
 
 
 def data_subset(seed: int, num_images: int, data_fraction: float) -> np.ndarray:
-    """The training images that a network may see: int64, `max(1, round(data_fraction * num_images))` of them."""
+    """Indices of the training images that a network may see: int64 `[max(1, round(data_fraction * num_images))]`."""
     if data_fraction == 1:
         return np.arange(num_images)
     size = max(1, round(data_fraction * num_images))

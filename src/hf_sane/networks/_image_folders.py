@@ -1,4 +1,4 @@
-"""Image files in folders of classes, or listed in a table of an `imagefolder`."""
+"""Read image files from one folder per class, or from the table of an `imagefolder`."""
 
 import csv
 import io
@@ -31,22 +31,22 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMN = "file_name"  # of an imagefolder's metadata
-MAX_DECODED = 10_000  # images of a folder that are decoded to find damaged ones; of more, only the headers
-DEFAULT_SIZE = 32  # pixels, of images of several sizes
+MAX_DECODED = 10_000  # images to decode in search of damaged ones; in larger folders, only headers are read
+DEFAULT_SIZE = 32  # pixels, if images have several sizes
 
 
 def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
-    """Image files by class, perhaps below folders called train, validation and test.
+    """Image files by class, optionally below folders named train, validation and test.
 
     The class is the name of a file's folder or, in folders with a metadata.csv or metadata.jsonl, the column `label`
-    of its row (an `imagefolder` of datasets). Classes are numbered in the order of their names. Images of several
-    sizes, or that are not square, are cropped to squares at their centre and resized to `image_size` (32 pixels if
-    that is `None`); in colour unless all are grey. What was done is logged.
+    of its row (an `imagefolder` of datasets). Classes are numbered in the order of their names. Images that differ in
+    size, or are not square, are centre-cropped to squares and resized to `image_size` (32 pixels if that is `None`);
+    they are in colour unless all are greyscale. Conversions are logged.
 
     Raises:
-        FileNotFoundError: If there is no image, or no class.
-        InvalidFileError: If no image can be decoded, or one has more than 8 bits per channel.
-        ValueError: If there is a single class, splits have other classes, or the targets are not classes.
+        FileNotFoundError: If there are no images or no classes.
+        InvalidFileError: If no image can be decoded, or an image has more than 8 bits per channel.
+        ValueError: If there is only one class, splits differ in their classes, or the targets are not classes.
     """
     found = {SPLIT_NAMES[path.name.lower()]: path for path in _folders(root) if path.name.lower() in SPLIT_NAMES}
     places = found if "train" in found else {"train": root}
@@ -56,20 +56,20 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
         loose = len(_image_files(root))
         raise FileNotFoundError(
             f"no images by class in {root}: expected one folder per class with files such as "
-            f"{', '.join(IMAGE_SUFFIXES[:LISTED])}, perhaps below train/, validation/ and test/, or a "
+            f"{', '.join(IMAGE_SUFFIXES[:LISTED])}, optionally below train/, validation/ and test/, or a "
             f"{METADATA_FILES[0]} with the columns {FILE_COLUMN} and label"
             + (f"; got {loose} images without a class" if loose else f"; got {below} images in deeper folders")
         )
     has_table = any((place / name).is_file() for place in places.values() for name in METADATA_FILES)
     if (left := below - sum(map(len, files.values()))) > 0 and not has_table:
         logger.warning(
-            "%s: %d images are left out, since they are not right in the folder of a class", root.name, left
+            "%s: %d images are left out, since they are not directly in the folder of a class", root.name, left
         )
     files = _readable(root, files)
     given = {label for _, label in files["train"]}
     names = sorted(given, key=int if all(map(str.isdecimal, given)) else str)
     if len(names) < 2:
-        raise ValueError(f"{root}: expected images of at least two classes, got those of {''.join(names)!r} only")
+        raise ValueError(f"{root}: expected images of at least two classes, got only {''.join(names)!r}")
     for split, pairs in files.items():
         if foreign := sorted({label for _, label in pairs} - set(names)):
             raise ValueError(f"{root}: the {split} split has classes that train lacks: {', '.join(foreign[:LISTED])}")
@@ -88,7 +88,7 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
 
 
 def _readable(root: Path, files: dict[str, list[tuple[Path, str]]]) -> dict[str, list[tuple[Path, str]]]:
-    """Leave out, and name, images that Pillow cannot open or, unless there are very many, decode."""
+    """Leave out images that Pillow cannot open or, unless there are very many, decode; log their names."""
     from PIL import Image
 
     decodes = sum(map(len, files.values())) <= MAX_DECODED
@@ -107,7 +107,7 @@ def _readable(root: Path, files: dict[str, list[tuple[Path, str]]]) -> dict[str,
     if errors and not any(kept.values()):
         raise next(iter(errors.values()))
     if errors:
-        logger.warning("%s: %d images that cannot be read are left out: %s", root.name, len(errors), name_some(errors))
+        logger.warning("%s: %d images cannot be read and are left out: %s", root.name, len(errors), name_some(errors))
     return kept
 
 
@@ -131,7 +131,7 @@ def _classified(place: Path) -> list[tuple[Path, str]]:
 
 def _metadata(path: Path) -> list[tuple[Path, str]]:
     """Files and classes from the metadata of an `imagefolder`."""
-    with reading(path, expected="one row per image", remedy=f"give it the columns {FILE_COLUMN} and label"):
+    with reading(path, expected="one row per image", remedy=f"add the columns {FILE_COLUMN} and label"):
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
             rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
@@ -157,7 +157,7 @@ def _metadata(path: Path) -> list[tuple[Path, str]]:
 
 
 def _class_name(path: Path, number: int, value: Any) -> str:
-    """A class from metadata, which is a text or a whole number."""
+    """A class from metadata, which is text or a whole number."""
     is_real = isinstance(value, float)
     if isinstance(value, str):
         with suppress(ValueError):
@@ -170,14 +170,14 @@ def _class_name(path: Path, number: int, value: Any) -> str:
 
 @dataclass(frozen=True)
 class _Conversion:
-    """What happens to image files so that all have one shape."""
+    """How image files are converted to the same shape."""
 
     num_channels: int
-    size: int | None  # of squares; `None` where nothing is done
+    size: int | None  # side of the squares; `None` for no conversion
 
 
 def _conversion(root: Path, files: Sequence[Path], image_size: int | None) -> _Conversion:
-    """Look at all headers, and say what has to be done."""
+    """Read all headers and decide how to convert the images."""
     from PIL import Image
 
     shapes: Counter[tuple[int, int]] = Counter()
@@ -199,14 +199,14 @@ def _conversion(root: Path, files: Sequence[Path], image_size: int | None) -> _C
     else:
         size = image_size or DEFAULT_SIZE
         logger.warning(
-            "%s: images are %s; all are cropped to squares at their centre and resized to %dx%d (--image-size)",
+            "%s: images are %s; all are centre-cropped to squares and resized to %dx%d (--image-size)",
             root.name,
             f"of {len(shapes)} sizes" if len(shapes) > 1 else f"{width}x{height}",
             size,
             size,
         )
     if 0 < grey < len(files):
-        logger.warning("%s: %d grey images among colour images are taken as colour", root.name, grey)
+        logger.warning("%s: %d greyscale images among colour images are converted to colour", root.name, grey)
     return _Conversion(1 if grey == len(files) else 3, size)
 
 

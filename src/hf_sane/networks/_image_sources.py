@@ -1,4 +1,4 @@
-"""What all sources of images have in common: splits with labels, and images that are decoded when chosen."""
+"""Common interface of image sources: splits with labels, and images that are decoded only when selected."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,9 +10,9 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-# What the help of options says.
+# Description for the help of options.
 IMAGE_KINDS = "'digits', a folder of image files by class, a dataset on the Hub or a saved one, or an .npz file"
-# Folders (and splits of datasets) that people call otherwise.
+# Other common names of folders and splits.
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "validation"),
@@ -23,26 +23,26 @@ LISTED = 3
 Fetch = Callable[[np.ndarray], Any]  # int64 [k] -> pixels [k, H, W] or [k, H, W, C], or k texts
 WHITE = 255.0  # of image files
 DIGITS_WHITE = 16.0
-DEEP_MODES = ("I", "I;16", "I;16B", "F")  # more than 8 bits, which Pillow cuts off when it converts
+DEEP_MODES = ("I", "I;16", "I;16B", "F")  # more than 8 bits, which Pillow truncates in conversions
 
-MAX_CLASSES = 2**16  # the classifier has a row for each: a stray index would make it huge
+MAX_CLASSES = 2**16  # the classifier has a row per class, so a stray index would make it huge
 REMEDY = "see load_images() for the format"
-UNSUPPORTED = "several labels per example and numbers to be predicted (regression) are not supported"
+UNSUPPORTED = "multiple labels per example and numeric targets (regression) are not supported"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Images or texts of one source split that are read, or decoded, only when chosen."""
+    """Images or texts of one source split, which are read or decoded only when selected."""
 
     labels: np.ndarray  # [n] integers
     fetch: Fetch
     class_names: tuple[str, ...] = ()
-    is_stratified: bool = False  # whether what is cut off has every class, as far as there are enough images
-    white: float | None = None  # value of a white pixel; `None` if the pixels have to tell
+    is_stratified: bool = False  # whether a part that is split off has every class, if there are enough images
+    white: float | None = None  # value of a white pixel; `None` to infer it from the pixels
 
 
 def check_labels(name: str, labels: np.ndarray) -> np.ndarray:
-    """Class indices `[n]`, or a `ValueError` that says what else they are."""
+    """Check that labels are class indices `[n]`; the `ValueError` says what they are instead."""
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{name}: expected one integer class index per example, got {labels.dtype} {labels.shape}; {UNSUPPORTED}"

@@ -21,15 +21,15 @@ from hf_sane.records._sources import HubRepo, parse_source
 logger = logging.getLogger(__name__)
 
 PARTS = ("images", "labels")
-DIGITS_SIZES = {"validation": 297, "test": 500}  # of 1,797; 1,000 are left to train on
-MIN_PER_CLASS = 5  # of a folder of images: what is said to be enough
+DIGITS_SIZES = {"validation": 297, "test": 500}  # of 1,797, so that 1,000 are left for training
+MIN_PER_CLASS = 5  # images per class that messages suggest
 LISTED = 3
-LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601), as Pillow and the image processor weigh them
-DEFAULT_SHARE = 0.15  # of a set that comes without a validation or test split
+LUMINANCE = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R 601), as in Pillow and the image processor
+DEFAULT_SHARE = 0.15  # share to split off if there is no validation or test split
 
 
 class TrainedOnImages(Protocol):
-    """Description of the images that networks were trained on, such as the facts of a zoo."""
+    """Anything that describes the images that networks were trained on, such as the facts of a zoo."""
 
     @property
     def name(self) -> str:
@@ -42,16 +42,16 @@ class TrainedOnImages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ImageData:
-    """Images and labels in three splits; the pixels are standardised with the statistics of the training split.
+    """Images and labels in three splits, with pixels standardised by the statistics of the training split.
 
     Attributes:
         name: Name in cards and columns.
         train_images: `[n, C, H, W]` float32.
         train_labels: `[n]` int64 in `[0, K)`.
-        validation_images: As `train_images`; used for selection, such as that of sampled networks or of the bandwidth.
-        validation_labels: As `train_labels`.
-        test_images: As `train_images`; used for reported results only.
-        test_labels: As `train_labels`.
+        validation_images: Like `train_images`; used for selection, such as of sampled networks or the bandwidth.
+        validation_labels: Like `train_labels`.
+        test_images: Like `train_images`; used only for reported results.
+        test_labels: Like `train_labels`.
         num_classes: `K`.
         class_names: Names of the classes; may be empty.
         mean: Mean of the raw training pixels, per channel: `standardised = (raw - mean) / std`.
@@ -89,7 +89,7 @@ class ImageData:
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.num_classes:
                 raise ValueError(
-                    f"{self.name}: {split} labels must lie in [0, {self.num_classes}), got {low} to {high}; count "
+                    f"{self.name}: {split} labels must lie in [0, {self.num_classes}), got {low} to {high}; number "
                     "classes from 0, without gaps"
                 )
 
@@ -117,9 +117,7 @@ class ImageData:
         """
         height, width = self.train_images.shape[2:]
         if height != width:
-            raise ValueError(
-                f"{self.name}: zoo networks need square images, got {height}x{width}; crop or resize them"
-            )
+            raise ValueError(f"{self.name}: expected square images, got {height}x{width}; crop or resize them")
         return height
 
     def describe(self) -> dict[str, Any]:
@@ -137,7 +135,7 @@ class ImageData:
         return replace(self, **moved)
 
     def with_channels(self, num_channels: int) -> "ImageData":
-        """Grey images as colour images, whose channels are equal, or colour images in grey, by their luminance.
+        """Convert greyscale images to colour, with equal channels, or colour images to greyscale, by luminance.
 
         Raises:
             ValueError: If the number of channels is neither 1 nor 3.
@@ -149,7 +147,7 @@ class ImageData:
                 f"{self.name}: expected images of {num_channels} channels, got {self.num_channels}; convert the files"
             )
         if num_channels == 1:
-            logger.warning("%s: colour images are taken as grey, by their luminance", self.name)
+            logger.warning("%s: colour images are converted to greyscale, by luminance", self.name)
             return self._in_grey()
         images: dict[str, Any] = {
             f"{split}_images": self.split(split)[0].expand(-1, num_channels, -1, -1).contiguous() for split in SPLITS
@@ -171,7 +169,7 @@ class ImageData:
     def resized(self, size: int) -> "ImageData":
         """Resize images to `size x size` pixels by area averaging, and standardise them again.
 
-        This lets networks of one input shape be trained on the images of another task.
+        Networks can then be trained on images of another size than those of their original task.
 
         Raises:
             ValueError: If `size` is below 1, or the images are not square.
@@ -205,7 +203,7 @@ def load_images(
     """Load image classification data and split it reproducibly.
 
     Missing splits are drawn at random with a fixed seed: the validation split from the training split (15 %) and, for
-    a source with a single split, also the test split (15 %). The digits are split into 1,000 / 297 / 500.
+    a source with only one split, also the test split (15 %). The digits are split into 1,000 / 297 / 500.
 
     Args:
         source: `"digits"` (scikit-learn's, 8x8); a folder of image files by class, see [`folder_parts`]; a dataset on
@@ -215,9 +213,9 @@ def load_images(
             `train_offsets` `[n + 1]`); or a `datasets` object with an image column (PIL images or arrays) and a label
             column (indices, `ClassLabel` or texts).
         name: Name of the data in cards and columns; if `None`, it is derived from the source.
-        train_limit: Largest number of training images; they are drawn at random, and only these are decoded.
-        validation_limit: Largest number of validation images.
-        test_limit: Largest number of test images.
+        train_limit: Use at most this many training images, drawn at random; only these are decoded.
+        validation_limit: Use at most this many validation images.
+        test_limit: Use at most this many test images.
         image_size: Resize images to this many pixels, see [`ImageData.resized`].
         seed: Random seed for splits and draws.
 
@@ -261,7 +259,7 @@ def _named_parts(source: str | Path, image_size: int | None) -> tuple[dict[str, 
 
 
 def load_zoo_images(facts: TrainedOnImages, *, path: str | Path | None = None) -> ImageData:
-    """Load the images that the networks of a zoo were trained on, in the same number and size.
+    """Load the images that a zoo's networks were trained on, in the same number and size.
 
     Args:
         facts: Facts about the zoo.
@@ -269,12 +267,12 @@ def load_zoo_images(facts: TrainedOnImages, *, path: str | Path | None = None) -
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the zoo does not name its images because it was imported or mixed.
+        ValueError: If the zoo does not name its images, since it was imported or mixed.
     """
     arguments = facts.arguments
     if "images" not in arguments:
         raise ValueError(
-            f"the zoo {facts.name!r} does not say what images it was trained on; name them (--images, load_images())"
+            f"the zoo {facts.name!r} does not name the images it was trained on; pass them (--images, load_images())"
         )
     limits: dict[str, Any] = {f"{split}_limit": arguments.get(f"{split}_limit") for split in SPLITS}
     return load_images(path or arguments["images"], image_size=arguments.get("image_size"), **limits)
@@ -315,9 +313,9 @@ def _white(pixels: np.ndarray) -> float:
 
 
 def _moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation `[C]` float64 per channel; 1 where all pixels are equal."""
-    # NumPy adds in one thread. The last digits of torch's sums depend on the number of threads, and the digest of the
-    # images with them: a build that was interrupted could then be continued only with as many threads.
+    """Mean and standard deviation `[C]` float64 per channel; the latter is 1 if all pixels are equal."""
+    # NumPy sums in one thread. The last digits of torch's sums, and hence the digest of the images, depend on the
+    # number of threads: an interrupted build could then be continued only with as many threads.
     values = pixels.numpy().astype(np.float64)
     mean, std = (torch.from_numpy(moment(values, axis=(0, 2, 3))) for moment in (np.mean, np.std))
     return mean, torch.where(std > 0, std, 1.0)
@@ -326,7 +324,7 @@ def _moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
 def choose_splits(
     name: str, parts: Mapping[str, Part], sizes: Mapping[str, int], seed: int
 ) -> dict[str, tuple[str, np.ndarray]]:
-    """For every split, the source split and the order in which images are taken from it."""
+    """Choose, for every split, the source split and the order in which images are taken from it."""
     counts = {split: len(part.labels) for split, part in parts.items()}
     if empty := [split for split, count in counts.items() if not count]:
         raise ValueError(f"{name}: no examples in {empty}; expected at least one per split")
@@ -341,7 +339,7 @@ def choose_splits(
             size = sizes.get(split, max(1, round(DEFAULT_SHARE * counts["train"])))
             if len(order) <= size:
                 raise ValueError(
-                    f"{name}: {counts['train']} examples are too few to cut off a {split} split; give more"
+                    f"{name}: {counts['train']} examples are too few to split off a {split} split; add more"
                 )
             chosen[split] = (origin, order[:size])
             chosen["train"] = (origin, order[size:])
@@ -351,22 +349,20 @@ def choose_splits(
         if missing := sorted(set(labels.tolist()) - set(labels[order].tolist())):
             named = ", ".join(names[index] for index in missing[:LISTED])
             raise ValueError(
-                f"{name}: no image to train on is left for {len(missing)} classes ({named}) after validation and test "
-                f"images were set apart; give at least {MIN_PER_CLASS} images of each class, or folders train, "
+                f"{name}: no training image is left for {len(missing)} classes ({named}) after validation and test "
+                f"images were split off; add at least {MIN_PER_CLASS} images of each class, or folders train, "
                 "validation and test"
             )
         for split in ("validation", "test"):
             origin, order = chosen[split]
             if missing := sorted(set(labels.tolist()) - set(parts[origin].labels[order].tolist())):
                 named = ", ".join(names[index] for index in missing[:LISTED])
-                logger.warning(
-                    "%s: no %s image of %d classes (%s); give more images", name, split, len(missing), named
-                )
+                logger.warning("%s: no %s image of %d classes (%s); add more images", name, split, len(missing), named)
     return chosen
 
 
 def _interleaved(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Reorder images so that classes alternate; any leading part then contains all classes in equal shares."""
+    """Reorder images so that classes alternate, and any leading part contains all classes in equal shares."""
     ranks = np.zeros(len(order), dtype=np.float64)
     for label in np.unique(labels):
         members = order[labels[order] == label]
@@ -375,7 +371,7 @@ def _interleaved(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _channels_first(name: str, pixels: np.ndarray) -> Tensor:
-    """`[n, H, W]` or `[n, H, W, C]` (or `[n, C, H, W]` with `C` 1 or 3) as float32 `[n, C, H, W]`."""
+    """Convert `[n, H, W]` or `[n, H, W, C]` (or `[n, C, H, W]` with `C` 1 or 3) to float32 `[n, C, H, W]`."""
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     elif pixels.ndim == 4 and pixels.shape[-1] in (1, 3):
@@ -383,11 +379,11 @@ def _channels_first(name: str, pixels: np.ndarray) -> Tensor:
     elif pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
         raise ValueError(f"{name}: expected images [n, H, W] or [n, H, W, C] with 1 or 3 channels, got {pixels.shape}")
     if pixels.dtype.kind not in "buif":
-        raise ValueError(f"{name}: expected pixels that are numbers, got {pixels.dtype}; pass real numbers")
+        raise ValueError(f"{name}: expected numeric pixels, got {pixels.dtype}; pass real numbers")
     values = np.ascontiguousarray(pixels, dtype=np.float32)
     if values.size and not (np.isfinite(values).all() and values.min() >= 0):
         raise ValueError(
-            f"{name}: expected finite pixels >= 0, got values from {values.min()} to {values.max()}; pass images as "
-            "they are, without standardising them, and leave out broken ones"
+            f"{name}: expected finite pixels >= 0, got values from {values.min()} to {values.max()}; pass raw "
+            "images, not standardised ones, and leave out broken ones"
         )
     return torch.from_numpy(values)

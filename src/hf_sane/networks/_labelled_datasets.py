@@ -1,4 +1,4 @@
-"""Images, or labels alone, of `datasets` objects, saved or on the Hub."""
+"""Read images, or only labels, from `datasets` objects in memory, on disk or on the Hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`
 
 
 def is_dataset(place: Path) -> bool:
-    """Whether a folder is one of `save_to_disk`, or holds parquet files, or a path is a file of a table."""
+    """Whether a path is a folder of `save_to_disk`, a folder with parquet files, or a table file."""
     if not place.is_dir():
         return place.suffix in BUILDERS and place.is_file()
     return any((place / name).is_file() for name in SAVED) or next(place.rglob("*.parquet"), None) is not None
@@ -41,10 +41,10 @@ def dataset_name(place: Path) -> str:
 
 
 def open_dataset(place: Path, expected: str, remedy: str) -> datasets.Dataset | datasets.DatasetDict:
-    """A `datasets` object from a folder of `save_to_disk`, from a folder of files, or from a file of a table.
+    """Open a `datasets` object from a folder of `save_to_disk`, a folder of files, or a table file.
 
     Raises:
-        InvalidFileError: If it is something else, or damaged.
+        InvalidFileError: If it is something else or damaged.
     """
     with reading(place, expected=expected, remedy=remedy, also=(datasets.exceptions.DatasetsError,)):
         if any((place / file).is_file() for file in SAVED):
@@ -58,7 +58,7 @@ def open_dataset(place: Path, expected: str, remedy: str) -> datasets.Dataset | 
 
 
 def hub_parts(repo: HubRepo, image_size: int | None = None) -> dict[str, Part]:
-    """Images of a dataset repository; no code of it runs."""
+    """Images of a dataset repository, whose code is not run."""
     loaded = patiently(datasets.load_dataset, repo.repo_id, revision=repo.revision)
     return dataset_parts(loaded, image_size)
 
@@ -66,7 +66,7 @@ def hub_parts(repo: HubRepo, image_size: int | None = None) -> dict[str, Part]:
 def dataset_parts(source: datasets.Dataset | datasets.DatasetDict, image_size: int | None = None) -> dict[str, Part]:
     """Images of a `datasets` object: an image column and a label column, found by type or name.
 
-    With an `image_size`, images are cropped to squares at their centre and resized.
+    With an `image_size`, images are centre-cropped to squares and resized.
 
     Raises:
         KeyError: If there is no training split, or a column is missing.
@@ -77,9 +77,9 @@ def dataset_parts(source: datasets.Dataset | datasets.DatasetDict, image_size: i
 
 
 def labelled_splits(source: datasets.Dataset | datasets.DatasetDict) -> dict[str, datasets.Dataset]:
-    """The splits of a `datasets` object under our names, the training split first.
+    """The splits of a `datasets` object under this library's names, with the training split first.
 
-    Splits that only have the label -1, as the test splits of competitions, are left out.
+    Splits with only the label -1, such as the test splits of competitions, are left out.
 
     Raises:
         KeyError: If there is no training split.
@@ -88,7 +88,7 @@ def labelled_splits(source: datasets.Dataset | datasets.DatasetDict) -> dict[str
     given = sorted(map(str, splits))
     splits = {SPLIT_NAMES.get(str(name).lower(), str(name)): part for name, part in reversed(splits.items())}
     if "train" not in splits:
-        raise KeyError(f"the dataset has splits {given}; expected 'train', and perhaps 'validation' and 'test'")
+        raise KeyError(f"the dataset has splits {given}; expected 'train', and optionally 'validation' and 'test'")
     return {
         split: splits[split]
         for split in SPLITS
@@ -105,7 +105,7 @@ def _is_unlabelled(dataset: datasets.Dataset) -> bool:
 
 
 def label_column(dataset: datasets.Dataset) -> str | None:
-    """The column of a usual name for labels, or else the only one of their type."""
+    """The label column: one with a common name, or the only one of the right type."""
     typed = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
     return find_column(dataset, LABEL_COLUMNS, typed)
 
@@ -126,7 +126,7 @@ def _dataset_part(split: str, dataset: datasets.Dataset, names: tuple[str, ...],
         if len(shapes := {array.shape for array in arrays}) > 1:
             raise ValueError(
                 f"{split} images have several shapes, {sorted(shapes)}; resize them (--image-size, "
-                "image_size=), or bring them to one size and mode with map()"
+                "image_size=), or convert them to one size and mode with map()"
             )
         return np.stack(arrays)
 
@@ -135,7 +135,7 @@ def _dataset_part(split: str, dataset: datasets.Dataset, names: tuple[str, ...],
 
 
 def label_names(dataset: datasets.Dataset, column: str | None = None) -> tuple[str, ...]:
-    """Names of the classes of a training split, where they are known: of other splits, some may be missing."""
+    """Class names of a training split, if known; other splits may lack some classes."""
     column = column or label_column(dataset)
     feature = None if column is None else dataset.features[column]
     if isinstance(feature, datasets.ClassLabel):
@@ -150,25 +150,25 @@ def _is_text(feature: Any) -> bool:
 
 
 def dataset_labels(split: str, dataset: datasets.Dataset, column: str, names: tuple[str, ...]) -> np.ndarray:
-    """Class indices of a split, whose labels are indices or `names`."""
+    """Class indices of a split whose labels are indices or `names`."""
     feature = dataset.features[column]
     if not _is_text(feature) and not isinstance(feature, datasets.ClassLabel | datasets.Value):
         raise ValueError(f"{split}: expected one class per example in {column!r}, got {feature}; {UNSUPPORTED}")
     if missing := dataset.data.column(column).null_count:
-        raise ValueError(f"{split}: {missing} examples have no {column}; leave them out with filter()")
+        raise ValueError(f"{split}: {missing} examples have no {column}; remove them with filter()")
     if not _is_text(feature):
         return check_labels(split, np.asarray(dataset.with_format("numpy")[column][:]))
     return named_labels(split, list(map(str, dataset[column])), names)
 
 
 def find_column(dataset: datasets.Dataset, known: Sequence[str], typed: Sequence[str]) -> str | None:
-    """A column of a usual name, or else the only one of the type."""
+    """A column with a common name, or the only column of a type."""
     named = next((column for column in known if column in dataset.column_names), None)
     return named or (typed[0] if len(typed) == 1 else None)
 
 
 def _pixels(image: Any, size: int | None) -> np.ndarray:
-    """A Pillow image as pixels `[H, W]` or `[H, W, C]`; nested lists as an array."""
+    """Convert a Pillow image to pixels `[H, W]` or `[H, W, C]`, or nested lists to an array."""
     if not hasattr(image, "mode"):
         return np.asarray(image)
     if image.mode in DEEP_MODES:

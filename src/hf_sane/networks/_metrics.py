@@ -16,23 +16,23 @@ from hf_sane.networks._stacked import call_arguments, logits_of
 if TYPE_CHECKING:
     import evaluate
 
-# Computed here, without a download: whether more is better.
+# Built-in metrics, and whether higher is better.
 BUILT_IN = {"accuracy": True, "cross_entropy": False}
 EVALUATION_BATCH = 256
-OFFICIAL_METRICS = "evaluate-metric"  # on the Hub: maintained by Hugging Face
+OFFICIAL_METRICS = "evaluate-metric"  # on the Hub, maintained by Hugging Face
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Compares logits with true classes: `metric(logits, labels)`.
+    """A metric that compares logits with true classes: `metric(logits, labels)`.
 
     Attributes:
         source: `"accuracy"`, `"cross_entropy"`, or a module of `evaluate` that compares predicted with true classes.
-        options: Further arguments of its `compute`, such as `{"average": "macro"}` for F1.
-        higher_is_better: Whether higher values are better; must be set for losses, since a module does not know.
+        options: Additional arguments of its `compute`, such as `{"average": "macro"}` for F1.
+        higher_is_better: Whether higher values are better; must be set for losses, since modules do not tell.
 
     Raises:
-        ValueError: For an unknown name, or for a built-in metric that is said to run the wrong way.
+        ValueError: If the name is unknown, or `higher_is_better` is wrong for a built-in metric.
     """
 
     source: "str | evaluate.EvaluationModule" = "accuracy"
@@ -54,17 +54,17 @@ class Metric:
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """Name in results."""
         return self.source if isinstance(self.source, str) else str(self.source.name)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> float:
         """Compare logits `[n, K]` with classes `[n]` int64.
 
         Raises:
-            ValueError: If the metric gives several values, none of them under its name, or no number.
+            ValueError: If the metric returns several values, none of them under its name, or no number.
         """
         predicted = logits.argmax(dim=1)
-        if self.source == "accuracy":  # logits that are not finite count as wrong
+        if self.source == "accuracy":  # non-finite logits count as wrong
             return ((predicted == labels) & logits.isfinite().all(dim=1)).float().mean().item()
         if self.source == "cross_entropy":
             return F.cross_entropy(logits.float(), labels).item()
@@ -75,7 +75,7 @@ class Metric:
 
 @torch.no_grad()
 def module_logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits `[n, K]` of a module in evaluation mode, batch by batch; it is left in its own mode."""
+    """Logits `[n, K]` of a module in evaluation mode, batch by batch; the module's own mode is restored."""
     with modes_kept(model):
         model.eval()
         calls = map(call_arguments, inputs.split(EVALUATION_BATCH))
@@ -86,26 +86,27 @@ def load_metric(metric: str, *, options: Mapping[str, Any] | None = None, lower_
     """Find a metric by name.
 
     Args:
-        metric: `"accuracy"` or `"cross_entropy"` (computed here, offline), or a metric of `evaluate`, whose script is
-            run: the name of one in `evaluate-metric` on the Hub, or a path (absolute, or from `./`) of a script.
-        options: Further arguments of the metric.
-        lower_is_better: Whether lower values of an `evaluate` metric are better; known for the other two.
+        metric: `"accuracy"` or `"cross_entropy"` (built in, offline), or a metric of `evaluate`, whose script is run:
+            the name of a metric in `evaluate-metric` on the Hub, or the path (absolute, or starting with `./`) of a
+            script.
+        options: Additional arguments of the metric.
+        lower_is_better: Whether lower values of an `evaluate` metric are better; known for the built-in metrics.
 
     Raises:
         FileNotFoundError: If there is no such metric.
-        ValueError: For a metric in somebody's repository.
+        ValueError: If the metric is in another repository.
     """
     if metric in BUILT_IN:
         return Metric(metric, higher_is_better=BUILT_IN[metric])
-    import evaluate  # slow, and most metrics are built in
+    import evaluate  # a slow import that built-in metrics do not need
 
     return Metric(evaluate.load(_metric_source(metric)), dict(options or {}), not lower_is_better)
 
 
 def _metric_source(metric: str) -> str:
-    """What to ask `evaluate` for, which runs the script that it finds.
+    """The path or name to pass to `evaluate`, which runs the script that it finds.
 
-    It would prefer a folder of the working directory that has the name of a metric, and take repositories of anybody.
+    By itself, it would prefer a folder with the metric's name in the working directory, and accept any repository.
     """
     path = Path(metric)
     if path.suffix == ".py" or path.is_absolute() or metric.startswith((".", "~")) or len(path.parts) > 2:
@@ -113,8 +114,8 @@ def _metric_source(metric: str) -> str:
     name = metric if len(path.parts) == 2 else f"{OFFICIAL_METRICS}/{metric}"
     if not name.startswith(f"{OFFICIAL_METRICS}/") or Path(name).exists():
         raise ValueError(
-            f"a metric is a script that is run; expected one of {OFFICIAL_METRICS} on the Hub by its name alone, or "
-            f"the path of a script of yours that starts with './', got {metric!r}; read a script before you name "
+            f"metrics are scripts that are run; expected the name of one of {OFFICIAL_METRICS} on the Hub, or "
+            f"the path of your own script, starting with './', got {metric!r}; read a script before you use "
             "its path"
         )
     return name
@@ -123,5 +124,7 @@ def _metric_source(metric: str) -> str:
 def _single_value(name: str, found: Mapping[str, Any]) -> float:
     value = next(iter(found.values())) if len(found) == 1 else found.get(name)
     if not isinstance(value, int | float | np.number):
-        raise ValueError(f"the metric {name!r} gives {dict(found)}: expected one number to select by; see its options")
+        raise ValueError(
+            f"the metric {name!r} returned {dict(found)}: expected one number to select by; see its options"
+        )
     return float(value)

@@ -1,4 +1,4 @@
-"""User-defined architectures: modules outside this library, recognised by their tensors."""
+"""User-defined architectures: modules from outside this library, recognised by their tensors."""
 
 import copy
 import json
@@ -27,8 +27,8 @@ from hf_sane.symmetry.tracing._trace import trace_permutations
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES = 4  # inputs that symmetries are verified with
-LISTED = 5  # tensors in a message
+EXAMPLES = 4  # number of inputs with which symmetries are verified
+LISTED = 5  # tensors to name in a message
 Shapes = frozenset[tuple[str, tuple[int, ...]]]
 _REGISTERED: dict[Shapes, "ModuleArchitecture"] = {}
 
@@ -40,8 +40,8 @@ class ModuleArchitecture:
     Attributes:
         name: Name of the class or function that makes networks.
         make: Function that makes a newly initialised network.
-        structure: A network, of which only the structure is used.
-        example_inputs: Inputs for tracing the symmetries; `None` to disable tracing.
+        structure: A network whose structure is used, but not its weights.
+        example_inputs: Inputs with which symmetries are traced; `None` disables tracing.
     """
 
     name: str
@@ -58,13 +58,13 @@ class ModuleArchitecture:
         """
         if self.example_inputs is None:
             raise ValueError(
-                f"the symmetries of {self.name} are not known; register it with example inputs: "
+                f"the symmetries of {self.name} are unknown; register it with example inputs: "
                 "hf_sane.register_architecture(MyModule, torch.zeros(1, 3, 32, 32))"
             )
         return trace_permutations(copy.deepcopy(self.structure), _varied(self.example_inputs))
 
     def network(self, state_dict: StateDict) -> nn.Module:
-        """Make a network with these tensors, in evaluation mode."""
+        """Create a network with these tensors, in evaluation mode."""
         network = copy.deepcopy(self.structure)
         network.load_state_dict(state_dict)
         return network.eval()
@@ -87,7 +87,7 @@ def register_architecture(
 ) -> ModuleArchitecture:
     """Register a module, so that the library can run networks with its weights.
 
-    Zoos that are imported from its checkpoints can then be aligned by its symmetries, and their networks sampled,
+    Zoos imported from its checkpoints can then be aligned by its symmetries, and their networks can be sampled,
     evaluated, fine-tuned and saved. Networks are recognised by the names and shapes of their tensors.
 
     ```python
@@ -96,10 +96,9 @@ def register_architecture(
     ```
 
     Args:
-        module: A class or function that makes a network without arguments; or a network, whose copies are
-            initialised with the `reset_parameters` methods of its layers. Parameters of layers without that method
-            get their values in a random order, so that they keep their scale and nothing that was learnt; a log
-            message names them. Prefer the class.
+        module: A class or function that makes a network without arguments; or a network, whose copies are initialised
+            by the `reset_parameters` methods of its layers. Parameters of layers without this method are shuffled, so
+            that they keep their scale but nothing that was learnt; a log message names them. Prefer the class.
         example_inputs: Inputs of the module: a tensor, a tuple of positional arguments or a dictionary of keyword
             arguments. Only their shapes matter. Without them, symmetries are not traced.
         name: Name in records and cards; by default the name of the class.
@@ -113,9 +112,9 @@ def register_architecture(
     """
     made = module if isinstance(module, nn.Module) else module()
     if not isinstance(made, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, or what makes one, got {type(made).__name__}")
+        raise TypeError(f"expected a torch.nn.Module, or a function that makes one, got {type(made).__name__}")
     if not (shapes := _shapes(made.state_dict())):
-        raise ValueError(f"expected a module with weights, got {type(made).__name__} without any")
+        raise ValueError(f"expected a module with weights, got {type(made).__name__} without weights")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     make = _reset_copies(made) if isinstance(module, nn.Module) else module
     found = ModuleArchitecture(name or type(made).__name__, make, made.eval(), inputs)
@@ -131,14 +130,14 @@ def find_architecture(network: Layout | nn.Module | Mapping[str, Tensor]) -> Mod
 
 
 def transformers_architecture(settings: Mapping[str, Any], layout: Layout) -> ModuleArchitecture | None:
-    """The architecture of a class of Transformers, from the configuration that came with imported networks.
+    """The architecture of a Transformers class, from the configuration of imported networks.
 
     Args:
-        settings: Content of `config.json`; its `architectures` name the class.
+        settings: Content of `config.json`, whose `architectures` name the class.
         layout: Layout of the networks.
 
     Returns:
-        `None` if there is no such class, or its networks have other tensors.
+        The architecture; `None` if there is no such class, or its networks have different tensors.
     """
     found = _from_settings(json.dumps(settings, sort_keys=True))
     return found if found is not None and _shapes(found.structure.state_dict()) == _layout_shapes(layout) else None
@@ -163,7 +162,7 @@ def has_registered() -> bool:
 
 
 def architecture_permutations(config: ZooConfig | nn.Module) -> PermutationSpec | None:
-    """Symmetries of an architecture; `None` for a module that is not registered, or has no example inputs."""
+    """Symmetries of an architecture; `None` for a module that is not registered or has no example inputs."""
     if isinstance(config, ZooConfig):
         return permutation_spec(config)
     found = find_architecture(config)
@@ -201,12 +200,12 @@ def _layout_shapes(layout: Layout) -> Shapes:
 
 def _reset_copies(network: nn.Module) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
-        if isinstance(network, PreTrainedModel):  # initialises itself, its single parameters and embeddings, too
+        if isinstance(network, PreTrainedModel):  # initialises all its parameters itself, including embeddings
             return type(network)(copy.deepcopy(network.config)).eval()
         fresh = copy.deepcopy(network)
         shuffled = []
         for prefix, part in fresh.named_modules():
-            # Attention and Transformer layers of PyTorch call it _reset_parameters.
+            # PyTorch's attention and Transformer layers name it _reset_parameters.
             found = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
             if callable(found):
                 found()
@@ -218,8 +217,8 @@ def _reset_copies(network: nn.Module) -> Callable[[], nn.Module]:
         if shuffled and not told:
             told.append(True)
             logger.warning(
-                "new networks of %s get the values of %s in a random order, since layers without reset_parameters() "
-                "do not say how they are initialised; register the class instead of a network: "
+                "new networks of %s get shuffled values of %s, since layers without reset_parameters() "
+                "do not define their initialisation; register the class instead of a network: "
                 "hf_sane.register_architecture(MyModule)",
                 type(network).__name__,
                 name_some(shuffled, LISTED),
@@ -250,18 +249,18 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 @dataclass(kw_only=True)
 class ModuleSettings(CheckedSettings):
-    """Settings of a user-defined module, for networks whose architecture is not part of this library."""
+    """Settings of a user-defined module, for architectures that are not part of this library."""
 
     module: str | Callable | None = setting(
-        "Class or function that makes the networks' module, as my_file.py:MyModule or my_package.my_file:MyModule. "
-        "Its code runs.",
+        "Class or function that creates the module, as my_file.py:MyModule or my_package.my_file:MyModule. "
+        "The file's code is run.",
         default=None,
     )
     module_args: dict[str, Any] | str | None = setting(
-        "Arguments of the module as a JSON object, or the path of a JSON file.", default=None
+        "Arguments of the module, as a JSON object or the path of a JSON file.", default=None
     )
     module_input: list[int] = setting(
-        "Shape of one input of the module, such as 1,28,28: its symmetries are traced with it.",
+        "Shape of one input of the module, such as 1,28,28, with which its symmetries are traced.",
         factory=list,
         least=1,
     )
@@ -276,11 +275,11 @@ class ModuleSettings(CheckedSettings):
         """Register the module, if one is given.
 
         Args:
-            example_inputs: Inputs of the module, where no shape of them is given.
+            example_inputs: Inputs of the module, unless the settings give their shape.
         """
         if self.module is None:
             if self.module_args or self.module_input:
-                raise ValueError("expected a module (--module) for its arguments or inputs, got none; name it")
+                raise ValueError("expected a module for its arguments or inputs, got none; pass it (--module)")
             return None
         inputs = torch.zeros(1, *self.module_input) if self.module_input else example_inputs
         if isinstance(self.module, str):

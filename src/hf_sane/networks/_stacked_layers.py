@@ -1,8 +1,8 @@
 """Layers of many small networks at once, in a layout that is fast on CPUs: models first, images last.
 
-Activations are `[M, C, H, W, B]`. With the images innermost, unfolding, pooling and everything elementwise run over
-contiguous memory, and each convolution becomes a few matrix products per network. `torch.vmap` over `conv2d` turns
-into grouped convolutions instead, whose backward is the slowest part of training a zoo (benchmarks/zoo_training.py).
+Activations are `[M, C, H, W, B]`. With images as the innermost axis, unfolding, pooling and elementwise operations run
+over contiguous memory, and each convolution becomes a few matrix products per network. `torch.vmap` over `conv2d` uses
+grouped convolutions instead, whose backward pass is the slowest part of training a zoo (benchmarks/zoo_training.py).
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Below this many inputs per kernel row, unfolding rows as well makes one better product out of several thin ones.
+# With fewer inputs per kernel row, unfolding rows as well replaces several thin products by a better one.
 FULL_UNFOLD_LIMIT = 8
 
 
@@ -18,10 +18,10 @@ class _PooledConvolution(torch.autograd.Function):
     """Stacked `conv2d` (no padding, stride 1) and `max_pool2d`; see `pooled_convolution`.
 
     Only kernel columns are unfolded: `U[m, (c, j), h, w, b] = x[m, c, h, w + j, b]`. Row `i` of the kernel then acts
-    on a contiguous slice of `U`, so `out = sum_i W_i @ U[.., i : i + h_out]` needs a k-th of the memory of im2col.
-    Images of one channel are unfolded fully (`rows = k`). Columns `w = p * w' + q` are stored with `q` before `w'` for
-    pooling size `p`, so that the values of a pooling cell lie in `p * p` contiguous blocks; what pooling cuts off is
-    never computed.
+    on a contiguous slice of `U`, so `out = sum_i W_i @ U[.., i : i + h_out]` needs `1 / k` of the memory of im2col.
+    Images with one channel are unfolded fully (`rows = k`). Columns `w = p * w' + q` are stored with `q` before `w'`
+    for pooling size `p`, so that the values of a pooling cell form `p * p` contiguous blocks; values that pooling
+    discards at the border are never computed.
     """
 
     @staticmethod
@@ -38,7 +38,7 @@ class _PooledConvolution(torch.autograd.Function):
             (models, channels, rows, size, h_kept, pool, w_pooled, batch),
             (s_model, s_channel, s_row, s_column, s_row, s_column, pool * s_column, 1),
         ).reshape(models, channels * rows * size, -1)
-        # [k / rows, M, O, C * rows * k]: the part of the kernel that meets each slice.
+        # [k / rows, M, O, C * rows * k]: the part of the kernel for each slice.
         parts = weight.view(models, outputs, channels, num_parts, rows, size).permute(3, 0, 1, 2, 4, 5)
         parts = parts.reshape(num_parts, models, outputs, -1)
         step, length = pool * w_pooled * batch, h_pooled * pool * pool * w_pooled * batch
@@ -68,10 +68,10 @@ class _PooledConvolution(torch.autograd.Function):
 
 
 def _max_of_cells(cells: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Largest value of each cell `[.., h, p, p, w, B]`, and for all but its first value whether it beats those before.
+    """Maximum of each cell `[.., h, p, p, w, B]`, and for all but its first value whether it exceeds those before.
 
-    Of equal values the first wins, as in torch's max_pool2d. The comparisons are float: mixing types is three times
-    slower.
+    Among equal values the first wins, as in torch's max_pool2d. Comparisons are floats, since mixed types are three
+    times slower.
     """
     pool = cells.shape[-3]
     if pool == 1:
@@ -84,7 +84,7 @@ def _max_of_cells(cells: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def _split_among_cells(gradient: Tensor, wins: list[Tensor], pool: int) -> Tensor:
-    """Give the gradient `[M, O, h, w, B]` to the winner of each cell: `[M, O, h, p, p, w, B]`."""
+    """Pass the gradient `[M, O, h, w, B]` to the winner of each cell: `[M, O, h, p, p, w, B]`."""
     if pool == 1:
         return gradient[..., None, None, :, :]
     cells = gradient.new_empty(*gradient.shape[:3], pool, pool, *gradient.shape[3:])
@@ -118,16 +118,16 @@ def _input_gradient(cells: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
 
 
 def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
-    """Convolve with every network's own kernels (no padding, stride 1), then take the maximum of cells of `pool`.
+    """Convolve with every network's own kernels (no padding, stride 1), then max-pool cells of size `pool`.
 
     Args:
         images: `[M, C, H, W, B]`, or `[1, C, H, W, B]` for all networks.
         weight: `[M, O, C, k, k]`.
         bias: `[M, O]`.
-        pool: Kernel and stride of the pooling, `p`; 1: none.
+        pool: Kernel size and stride of the pooling, `p`; 1 for none.
 
     Returns:
-        `[M, O, (H - k + 1) // p, (W - k + 1) // p, B]`, as `max_pool2d(conv2d(...), p)`.
+        `[M, O, (H - k + 1) // p, (W - k + 1) // p, B]`, as from `max_pool2d(conv2d(...), p)`.
     """
     models, outputs = weight.shape[:2]
     if len(images) == models:
@@ -137,7 +137,7 @@ def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor, pool: int) 
 
 
 def stacked_linear(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Every network's own linear layer.
+    """Apply every network's own linear layer.
 
     Args:
         values: `[M, F, B]`, or `[1, F, B]` for all networks.

@@ -1,4 +1,4 @@
-"""What networks are judged by: labelled examples and a metric, or a function of the user's own."""
+"""Tasks that networks are judged by: a metric on labelled examples, or a function of the user."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -14,12 +14,12 @@ from hf_sane.networks._metrics import BUILT_IN, EVALUATION_BATCH, Metric, module
 from hf_sane.networks._stacked import StackedNetworks, example_losses
 from hf_sane.networks._texts import TextData
 
-# Judges a module; may also take `split`, "validation" or "test".
+# Judges a module; may also take `split`, which is "validation" or "test".
 Judgement = Callable[..., float]
 
 
 class LabelledData(Protocol):
-    """Examples of a classification in three splits: images, or texts."""
+    """Labelled images or texts for classification, in three splits."""
 
     @property
     def name(self) -> str:
@@ -37,12 +37,12 @@ class LabelledData(Protocol):
 
 
 class Task(ABC):
-    """Judges networks: selects by the split `"validation"`, reports on `"test"`."""
+    """Judges networks, which are selected on the split `"validation"` and reported on `"test"`."""
 
     @property
     @abstractmethod
     def metric(self) -> str:
-        """Name of what is measured."""
+        """Name of the measured quantity."""
 
     @property
     @abstractmethod
@@ -51,25 +51,25 @@ class Task(ABC):
 
     @property
     def is_split(self) -> bool:
-        """Whether validation and test are different data; if not, values of selected networks are too good."""
+        """Whether validation and test data differ; if not, values of selected networks are too good."""
         return True
 
     @abstractmethod
     def measure(self, networks: StackedNetworks, split: str) -> tuple[Tensor, Tensor]:
-        """Values of the metric `[M]`, and losses `[M]` that decide among equal values."""
+        """Values of the metric `[M]`, and losses `[M]` that break ties."""
 
     @abstractmethod
     def measure_one(self, network: nn.Module, split: str) -> float:
         """Value of the metric of one network."""
 
     def rank(self, networks: StackedNetworks, split: str = "validation") -> tuple[Tensor, Tensor]:
-        """Losses and scores, both `[M]`; a higher score is better, what is not a number is worst."""
+        """Losses and scores, both `[M]`; higher scores are better, and NaN ranks last."""
         values, losses = self.measure(networks, split)
         scores = values if self.higher_is_better else -values
         return losses, torch.where(scores.isnan(), -torch.inf, scores)
 
     def label(self, split: str) -> str:
-        """Name of a measurement in results: `"test_accuracy"`, or `"my_metric"` where splits are the same data."""
+        """Name of a measurement in results: `"test_accuracy"`, or `"my_metric"` if all splits are the same data."""
         return f"{split}_{self.metric}" if self.is_split else self.metric
 
     def best(self, values: Tensor) -> float:
@@ -78,12 +78,12 @@ class Task(ABC):
 
     @property
     def notes(self) -> list[str]:
-        """What users of the numbers must know."""
+        """Caveats about the measurements."""
         if self.is_split:
             return []
         return [
-            f"{self.metric} is measured on the data that networks are selected by: values of selected networks are "
-            "too good; let the function take split, 'validation' or 'test', to measure them on other data"
+            f"{self.metric} is measured on the data used for selection, so values of selected networks are "
+            "too good; let the function take split, 'validation' or 'test', to measure on other data"
         ]
 
 
@@ -134,10 +134,10 @@ class Classification(Task):
 
 @dataclass(frozen=True)
 class OwnTask(Task):
-    """A function of the user's own, which takes a module in evaluation mode and gives a number.
+    """A function of the user, which takes a module in evaluation mode and returns a number.
 
-    If it takes `split`, it is called with `"validation"` to select and with `"test"` to report, and should measure on
-    different data; otherwise selection and report are on the same data, and say so.
+    If it takes `split`, it is called with `"validation"` for selection and with `"test"` for reports, and should use
+    different data. Otherwise selection and reports use the same data, which is noted in results.
 
     Attributes:
         function: `function(module)` or `function(module, split)`.
@@ -154,7 +154,7 @@ class OwnTask(Task):
 
     @property
     def metric(self) -> str:
-        """Name of the function; what the library calls accuracy is a share, which the user's need not be."""
+        """Name of the function, changed if it clashes with the library's accuracy, which is always a share."""
         name = str(getattr(self.function, "__name__", type(self.function).__name__))
         return f"own_{name}" if name in BUILT_IN else name
 

@@ -1,4 +1,4 @@
-"""Python threads with single-threaded PyTorch operations, which use all cores when operations are small."""
+"""Run single-threaded PyTorch operations on Python threads, to use all cores if operations are small."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +13,17 @@ Result = TypeVar("Result")
 def map_on_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Apply a function to items on as many threads as PyTorch may use, one thread per operation.
 
-    Small operations hardly gain from threads of their own. What is computed does not depend on the number of threads.
+    Small operations hardly benefit from internal threads. The results do not depend on the number of threads.
 
     Args:
-        function: Must not share state between items. Gradient mode is that of the caller.
-        items: What to apply it to.
+        function: Function that must not share state between items. It runs in the caller's gradient mode.
+        items: Arguments of the function.
 
     Returns:
         Results in the order of the items.
 
     Raises:
-        Exception: The first error of `function`, by the order of the items.
+        Exception: The first error of `function`, in the order of the items.
     """
     waiting = list(items)
     threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""Train many networks at once, each with its own hyper-parameters; for zoos and for fine-tuning sampled networks."""
+"""Train many networks at once, each with its own hyper-parameters, for zoos and for fine-tuning."""
 
 import copy
 import math
@@ -33,7 +33,7 @@ from hf_sane.records._progress import tracked
 Schedule = Literal["constant", "one_cycle"]
 StateCallback = Callable[[int, Callable[[], dict[str, Tensor]]], None]
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
-DROPOUT_STREAM = 2**32 + 1  # beyond every epoch: the seed of what is drawn for a whole run
+DROPOUT_STREAM = 2**32 + 1  # larger than any epoch; seeds what is drawn for a whole run
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Snapshot:
     """All networks after one epoch, on the CPU.
 
     Attributes:
-        epoch: Epochs trained; 0 is the initialisation.
+        epoch: Number of trained epochs; 0 is the initialisation.
         tensors: `{name: [M, *shape]}`.
-        train_loss: `[M]` mean cross-entropy over the training images a network may see (its data subset).
+        train_loss: `[M]` mean cross-entropy over the training images that a network may see (its data subset).
         train_accuracy: `[M]`, over the same images.
         validation_loss: `[M]`.
         validation_accuracy: `[M]`.
@@ -80,37 +80,38 @@ def train_stacked(
 ) -> Iterator[Snapshot]:
     """Train `M` networks and yield them at chosen epochs.
 
-    Every network trains exactly as it would alone with `torch.optim.Adam` or `torch.optim.SGD`: its own learning rate,
-    weight decay, dropout, and order of images, which depends on nothing but its seed. (Dropout masks are drawn for
-    networks that run together, so with dropout a network also depends on its company.)
+    Every network trains exactly as it would alone with `torch.optim.Adam` or `torch.optim.SGD`, with its own learning
+    rate, weight decay, dropout, and order of images, which depends only on its seed. (Dropout masks are drawn jointly
+    for networks that run together, so with dropout a network also depends on the others.)
 
-    One epoch has `n // batch_size` updates for every network, `n` being all training images. A network with a data
-    fraction `f` sees only its own random `round(f n)` of them, in one random order after the other, so it revisits
-    them `1 / f` times per epoch: less data, not less training.
+    An epoch has `n // batch_size` updates for every network, where `n` is the number of all training images. A network
+    with data fraction `f` sees only its own random subset of `round(f n)` images, `1 / f` times per epoch in different
+    orders: less data, but not less training.
 
     Args:
-        config: Architecture, or a module of it (see `stacked_forward`).
-        tensors: `{name: [M, *shape]}` to start from: fresh networks, or sampled ones for fine-tuning. Not changed.
+        config: Architecture, or a module of that architecture (see `stacked_forward`).
+        tensors: `{name: [M, *shape]}` to start from: new networks, or sampled ones for fine-tuning. Not changed.
         data: Images or texts; training runs on their device.
         hyper_parameters: One entry per network.
-        epochs: Passes over the training images, >= 0.
-        keep_epochs: Epochs to yield, in `[0, epochs]`; the last one if `None`. 0 is the start.
+        epochs: Number of passes over the training images, >= 0.
+        keep_epochs: Epochs to yield, in `[0, epochs]`, where 0 is the start; the last one if `None`.
         batch_size: Images per network and update.
         momentum: Momentum of SGD.
-        schedule: `"constant"`, or `"one_cycle"` as `torch.optim.lr_scheduler.OneCycleLR` (cosine, learning rate only).
-        train_evaluation_limit: Measure training loss and accuracy on the first so many training images only.
+        schedule: `"constant"`, or `"one_cycle"` as in `torch.optim.lr_scheduler.OneCycleLR` (cosine, learning rate
+            only).
+        train_evaluation_limit: Measure training loss and accuracy on at most this many of the first training images.
         on_epoch: Called with the number of each finished epoch.
-        on_state: Called after each epoch, when its snapshot was taken, with a function that gives what training can go
-            on from, bit by bit.
-        start: What that function gave. Epochs up to it are neither trained nor yielded again.
-        generic: Run under `torch.vmap` even where there is a faster way.
+        on_state: Called after each epoch and its snapshot, with a function that returns the state from which training
+            can continue, bit by bit.
+        start: Such a state. Epochs up to it are neither trained nor yielded again.
+        generic: Run under `torch.vmap` even if there is a faster implementation.
 
     Yields:
-        A [`Snapshot`] per kept epoch, in ascending order.
+        A [`Snapshot`] per epoch in `keep_epochs`, in ascending order.
 
     Raises:
-        ValueError: For settings out of range, another number of hyper-parameters than networks, or tensors or images
-            that do not fit the architecture.
+        ValueError: If settings are out of range, the numbers of hyper-parameters and networks differ, or tensors or
+            images do not fit the architecture.
     """
     networks = StackedNetworks(config, dict(tensors))
     keep = sorted({epochs} if keep_epochs is None else set(keep_epochs))
@@ -123,7 +124,7 @@ def train_stacked(
     if schedule not in ("constant", "one_cycle"):
         raise ValueError(f"expected schedule 'constant' or 'one_cycle', got {schedule!r}")
     if not keep or keep[0] < 0 or keep[-1] > epochs:
-        raise ValueError(f"keep_epochs must lie in [0, {epochs}], and be one at least, got {keep}")
+        raise ValueError(f"keep_epochs must be at least one epoch in [0, {epochs}], got {keep}")
     if len(hyper_parameters) != networks.num_models:
         raise ValueError(f"got {len(hyper_parameters)} hyper-parameters for {networks.num_models} networks")
     if isinstance(config, ZooConfig):
@@ -135,11 +136,11 @@ def train_stacked(
 
 def _check_images(config: ZooConfig, data: LabelledData) -> None:
     if not isinstance(data, ImageData):
-        raise ValueError(f"the networks take images, {data.name} holds texts; take networks that read texts")
+        raise ValueError(f"the networks take images, {data.name} holds texts; use networks that read texts")
     expected = (config.num_channels, getattr(config, "image_size", data.image_size), config.num_classes)
     if expected[:2] != (data.num_channels, data.image_size) or config.num_classes < data.num_classes:
         raise ValueError(
-            f"the networks take {expected[0]} channels of {expected[1]} pixels and {expected[2]} classes, the "
+            f"the networks expect {expected[0]} channels of {expected[1]} pixels and {expected[2]} classes, the "
             f"images of {data.name} have {data.num_channels}, {data.image_size} and {data.num_classes}; change the "
             "configuration"
         )
@@ -148,11 +149,11 @@ def _check_images(config: ZooConfig, data: LabelledData) -> None:
 def trained_parameters(config: ZooConfig | nn.Module, data: LabelledData) -> list[str]:
     """Names of the parameters that training changes.
 
-    Of a module, those that require gradients (all, if none does) and that its logits depend on. An optimiser of
-    PyTorch leaves the others as they are, too: it would not even let the weight decay act on a second output head.
+    For a module, these are the parameters that require gradients (all, if none does) and that its logits depend on.
+    PyTorch's optimizers do not change the others either: not even weight decay acts on a second output head.
 
     Raises:
-        ValueError: If a module cannot run on the data, or its logits are not as many as the classes.
+        ValueError: If a module cannot run on the data, or the number of its logits differs from that of classes.
     """
     if isinstance(config, ZooConfig):
         return [name for name, _ in empty_model(config).named_parameters()]
@@ -166,13 +167,13 @@ def trained_parameters(config: ZooConfig | nn.Module, data: LabelledData) -> lis
             parameter.requires_grad_()
         try:
             logits = logits_of(module(*positional, **named))
-        except RuntimeError as error:  # PyTorch's word for shapes that do not fit
+        except RuntimeError as error:  # PyTorch's error for shapes that do not fit
             reason = shorten(str(error).partition("\n")[0])
             raise ValueError(f"{kind} cannot run on {data.name}, inputs {list(inputs.shape)}: {reason}") from error
         if logits.ndim != 2 or logits.shape[1] < data.num_classes:
             raise ValueError(
                 f"expected logits [B, {data.num_classes}] from {kind} for the classes of {data.name}, got "
-                f"{list(logits.shape)}; they are what it returns, the entry 'logits' of that, or its first part"
+                f"{list(logits.shape)}; logits are the output, its entry 'logits', or its first part"
             )
         gradients = torch.autograd.grad(logits.sum(), list(trained.values()), allow_unused=True)
     return [name for name, gradient in zip(trained, gradients, strict=True) if gradient is not None]
@@ -199,7 +200,7 @@ def _snapshots(
 
 
 class _Run:
-    """Networks in training, cut into stacks of one optimiser that fit the cache."""
+    """Networks in training, divided into stacks with the same optimizer that fit the cache."""
 
     def __init__(
         self,
@@ -234,9 +235,9 @@ class _Run:
                 )
 
     def train_epoch(self, epoch: int) -> None:
-        """Give every network one epoch of updates; each stack at a stretch, so that it stays in the cache.
+        """Train every network for one epoch, stack by stack, so that each stack remains in the cache.
 
-        On a CPU, stacks are dealt out to Python threads, see [`map_on_threads`].
+        On a CPU, stacks are distributed over Python threads, see [`map_on_threads`].
         """
         if not self.may_thread:
             for stack in self.stacks:
@@ -252,21 +253,21 @@ class _Run:
             stack.update(order[step], factor)
 
     def state(self, epoch: int) -> dict[str, Tensor]:
-        """All that training after an epoch depends on: CPU tensors by name."""
+        """Everything that further training depends on: CPU tensors by name."""
         tensors = {"epoch": torch.tensor(epoch)}
         for number, stack in enumerate(self.stacks):
             tensors |= {f"{number}.{name}": tensor.detach().cpu().clone() for name, tensor in stack.state().items()}
         return tensors
 
     def restore(self, state: Mapping[str, Tensor]) -> int:
-        """Take up what [`state`] gave; says after which epoch."""
+        """Restore a state from [`state`]; return its epoch."""
         for number, stack in enumerate(self.stacks):
             prefix = f"{number}."
             stack.restore({name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)})
         return int(state["epoch"])
 
     def snapshot(self, epoch: int, train_limit: int | None) -> Snapshot:
-        """Judge all networks as they are."""
+        """Evaluate all networks in their current state."""
         tensors = {name: torch.empty_like(tensor) for name, tensor in self.networks.tensors.items()}
         for stack in self.stacks:
             for name, value in stack.tensors().items():
@@ -288,7 +289,7 @@ class _Run:
         )
 
     def _seen(self, limit: int) -> Tensor:
-        """Which of the first `limit` training images each network may see, bool `[M, limit]`; all if none of them."""
+        """Which of the first `limit` training images each network may see: bool `[M, limit]`; all if none."""
         seen = torch.zeros(len(self.hyper_parameters), len(self.inputs), dtype=torch.bool)
         for i, (seed, fraction) in enumerate(
             zip(self.hyper_parameters.seeds, self.hyper_parameters.data_fractions, strict=True)
@@ -299,12 +300,12 @@ class _Run:
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    # torch.where, because a network that is not finite must not turn 0 * inf into a mean of the others' images.
+    # torch.where, since 0 * inf of a non-finite network must not spoil the mean.
     return torch.where(mask, values, 0).sum(dim=1) / mask.sum(dim=1)
 
 
 class _Stack:
-    """Some networks with one optimiser: parameters as one matrix `[m, P]`, updated by a handful of operations."""
+    """Networks with the same optimizer, whose parameters form a matrix `[m, P]` that few operations update."""
 
     def __init__(
         self,
@@ -351,7 +352,7 @@ class _Stack:
         return {"parameters": self.parameters, **moments, **buffers, **rest}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what [`state`] gave."""
+        """Restore a state from [`state`]."""
         with torch.no_grad():
             for name, tensor in self.state().items():
                 if name not in ("generator", "done"):
@@ -376,7 +377,7 @@ class _Stack:
         return stacked.transpose(0, 1).to(self.inputs.device)
 
     def update(self, index: Tensor, factor: float) -> None:
-        """One step of every network on its own batch; `index` is `[m, B]`."""
+        """Update every network on its own batch, with image indices `[m, B]`."""
         inputs, labels = self.inputs[index], self.labels[index]
         loss = cross_entropy(self.forward(self.tensors(), inputs, self.dropout, self.generator), labels)
         (gradient,) = torch.autograd.grad(loss.sum(), self.parameters)
