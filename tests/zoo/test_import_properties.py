@@ -111,7 +111,7 @@ def test_every_format_gives_the_same_columns(name, tmp_path):
     }
     assert found.features[depth].dtype == "int64"
     assert (matched.unmatched, found.notes) == ([], ())
-    assert any(f"{name}: 3 of 3 networks found by the column" in note for note in matched.notes)
+    assert any(f"{name}: 3 of 3 networks matched by the column" in note for note in matched.notes)
 
 
 def test_properties_become_columns_of_the_zoo(tmp_path):
@@ -125,7 +125,7 @@ def test_properties_become_columns_of_the_zoo(tmp_path):
     assert list(column(result.zoo, "activation").values()) == ["relu", "gelu", "relu"]
     features = result.zoo.splits["train"].table.dataset.features
     assert (features["depth"].dtype, features["test_accuracy"].dtype) == ("int64", "float32")
-    assert result.notes == ["excel.csv: 3 of 3 networks found by the column 'file'"]
+    assert result.notes == ["excel.csv: 3 of 3 networks matched by the column 'file'"]
     assert Zoo.load(tmp_path / "zoo").facts.data["properties"]["columns"]["test_accuracy"]["known"] == 2
 
 
@@ -173,8 +173,8 @@ def test_rows_that_repeat_others_are_taken_once_and_those_that_differ_are_not_gu
     found = match_rows([table(*({**row, "v": 1} for row in rows))], networks)
     assert found.rows == {networks[0].name: {"v": 1}}
     assert found.unmatched == []
-    assert "1 rows repeat others: taken once" in found.notes
-    with pytest.raises(ValueError, match=r"t.csv: 1 networks have several rows each, which differ; expected one per"):
+    assert "1 duplicate rows were left out" in found.notes
+    with pytest.raises(ValueError, match=r"t.csv: 1 networks have several different rows; expected one row per"):
         match_rows([table(*({**row, "v": number} for number, row in enumerate(rows)))], networks)
 
 
@@ -201,7 +201,7 @@ def test_one_row_per_run_gives_measures_to_its_last_network_only():
         "r1/epoch_20.pt": {"test_acc": 0.9, "lr": 0.1},
         "r2/epoch_3.pt": {"test_acc": 0.8, "lr": 0.2},
     }
-    assert any("given to the last network of each run only" in note for note in found.notes)
+    assert any("assigned only to the last network of each run" in note for note in found.notes)
 
 
 def test_a_row_that_fits_several_networks_of_a_run_gives_measures_to_the_last():
@@ -311,8 +311,8 @@ def test_a_pattern_keeps_runs_together_and_gives_columns(tmp_path):
         for r, e, lr in zip(s.run_ids, s.column("epoch"), s.column("learning_rate"), strict=True)
     }
     assert rows["r2", 3] == pytest.approx(0.3)
-    assert result.notes == ["1 paths are not like the pattern: other.safetensors"]
-    with pytest.raises(ValueError, match="no path is like the pattern"):
+    assert result.notes == ["1 paths do not match the pattern: other.safetensors"]
+    with pytest.raises(ValueError, match="no path matches the pattern"):
         import_zoo(ImportSettings(folder=tmp_path / "nets", token_dim=9, pattern="{run}.pt"), tmp_path / "none")
 
 
@@ -362,7 +362,7 @@ def test_columns_are_named_and_typed():
     assert found.rows["b"]["learning_rate"] == 0.2
     assert found.features["property_tokens"].dtype == "int64"
     assert found.features["flag"].dtype == "string"
-    assert any("taken as per cent" in note for note in found.notes)
+    assert any("interpreted as percentages" in note for note in found.notes)
 
 
 def test_the_gap_follows_from_accuracies_and_impossible_ones_are_left_out():
@@ -434,7 +434,7 @@ def test_exports_of_trackers(tmp_path):
         (b"", "got an empty file"),
         (b"\n\n", "got an empty file"),
         (b"file\na\n", "expected a header with several columns, got file"),
-        (b"file,a,a\nx,1,2\n", "expected column names that differ, got ['a']"),
+        (b"file,a,a\nx,1,2\n", "expected different column names, got ['a']"),
         (b"file,a\nx,0,5\ny,0,6\n", "expected 2 fields in every line, as in its header, got line 2 has 3 fields"),
         (b"file,a\n", "expected rows about networks, got none"),
         (b"\xff\xfa\x00", "expected text in UTF-8"),
@@ -480,9 +480,7 @@ def test_a_missing_table_and_one_about_other_networks_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no.csv: no such file; expected a table of properties"):
         import_all(folder, tmp_path / "zoo", properties=[tmp_path / "no.csv"])
     (tmp_path / "t.csv").write_text("file,v\nother,1\n")
-    with pytest.raises(
-        ValueError, match=r"no row is about any of 1 networks; expected a column with names such as 'a"
-    ):
+    with pytest.raises(ValueError, match=r"no row matches any of 1 networks; expected a column with names such as 'a"):
         import_all(folder, tmp_path / "zoo", properties=[tmp_path / "t.csv"])
     assert not (tmp_path / "zoo" / "zoo.json").exists()
 

@@ -1,9 +1,8 @@
-"""Zoos as one array: the format of the small-CNN zoo of Unterthiner et al. (2020).
+"""Read zoos that are stored as one array, the format of the small-CNN zoo of Unterthiner et al. (2020).
 
-`weights.npy` has one network per row, `layout.csv` says which columns are which tensor (`varname`, `start_idx`,
-`end_idx`, `shape`), and `metrics.csv` (or `.csv.gz`) has one row of properties per network. Tensors of TensorFlow
-become those of PyTorch: `conv2d/kernel:0` (height, width, inputs, outputs) is `conv2d.weight` (outputs, inputs,
-height, width).
+`weights.npy` has one network per row, `layout.csv` maps columns to tensors (`varname`, `start_idx`, `end_idx`,
+`shape`), and `metrics.csv` (or `.csv.gz`) has one row of properties per network. Tensors of TensorFlow are converted
+to PyTorch: `conv2d/kernel:0` (height, width, inputs, outputs) is `conv2d.weight` (outputs, inputs, height, width).
 """
 
 import ast
@@ -28,21 +27,21 @@ WEIGHTS, LAYOUT, METRICS = "weights.npy", "layout.csv", ("metrics.csv", "metrics
 ARRAY_FILES = (WEIGHTS, LAYOUT, *METRICS)
 COLUMNS = ("varname", "start_idx", "end_idx", "shape")
 NAMES = {"kernel:0": "weight", "bias:0": "bias", "kernel": "weight", "bias": "bias"}
-# From TensorFlow's order of axes to that of PyTorch, by the number of axes of a kernel.
+# Permutation from TensorFlow's axes to PyTorch's, by the number of axes of a kernel.
 KERNEL_AXES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1), 5: (4, 3, 0, 1, 2)}
-EPOCH = "epoch"  # what the zoo calls a step
+EPOCH = "epoch"  # the zoo's name for a step
 REMEDY = "download the zoo again"
 
 
 @dataclass(frozen=True)
 class ArrayTensor:
-    """The columns of the array that hold a tensor.
+    """A tensor as columns of the array.
 
     Attributes:
         name: Name in PyTorch.
         start: First column.
         shape: Shape in the array.
-        axes: Order of its axes in PyTorch.
+        axes: Order of the axes in PyTorch.
     """
 
     name: str
@@ -52,15 +51,15 @@ class ArrayTensor:
 
     @property
     def size(self) -> int:
-        """Scalars."""
+        """Number of scalars."""
         return int(np.prod(self.shape, dtype=np.int64))
 
 
 class ArrayZoo:
-    """The networks of an array, read row by row from the memory-mapped file.
+    """The networks of an array, read row by row from a memory-mapped file.
 
     Args:
-        tree: The files; members of an archive are unpacked.
+        tree: Tree with the files; members of an archive are unpacked.
         folder: Folder of `weights.npy` below the root.
 
     Raises:
@@ -72,7 +71,7 @@ class ArrayZoo:
         if str(folder / LAYOUT) not in tree.sizes:
             expected = f"the file {LAYOUT} beside it, which says where each tensor is"
             raise InvalidFileError(str(folder / WEIGHTS), expected=expected, got="none", remedy=REMEDY)
-        self.table = self._properties(tree)  # small files first: an archive keeps only a few unpacked
+        self.table = self._properties(tree)  # small files first, since an archive keeps only a few members unpacked
         self.tensors = _read_layout(tree.fetch(str(folder / LAYOUT)))
         path = tree.fetch(str(folder / WEIGHTS))
         expected = "an array of weights (npy)"
@@ -85,7 +84,7 @@ class ArrayZoo:
         if len(shape) != 2 or shape[1] != wanted or self.weights.dtype.kind != "f":
             raise InvalidFileError(
                 path,
-                expected=f"floating-point rows of {wanted} weights, as {LAYOUT} says",
+                expected=f"floating-point rows of {wanted} weights, as in {LAYOUT}",
                 got=f"{self.weights.dtype} of shape {shape}",
                 remedy=REMEDY,
             )
@@ -105,11 +104,11 @@ class ArrayZoo:
         return f"{self.folder / WEIGHTS}/{row:06d}"
 
     def header(self) -> StateDict:
-        """The tensors that every network has, on the meta device."""
+        """The tensors of every network, on the meta device."""
         return self._cut(torch.empty(self.weights.shape[1], device="meta"))
 
     def state_dict(self, row: int) -> StateDict:
-        """The tensors of one network, float32, in fresh memory."""
+        """A copy of the tensors of one network, in float32."""
         return self._cut(torch.from_numpy(np.array(self.weights[row], dtype=np.float32)))
 
     def _cut(self, values: Tensor) -> StateDict:
@@ -139,14 +138,14 @@ class ArrayZoo:
 
 
 def find_arrays(tree: Tree) -> Iterator[PurePosixPath]:
-    """Folders that hold a zoo as one array."""
+    """Find folders with a zoo as one array."""
     for path in map(PurePosixPath, tree.sizes):
         if path.name == WEIGHTS and any(str(path.parent / name) in tree.sizes for name in (LAYOUT, *METRICS)):
             yield path.parent
 
 
 def _read_layout(path: Path) -> list[ArrayTensor]:
-    """Tensors of the array, without gaps and overlaps."""
+    """Read the tensors of the array, which must not overlap or leave gaps."""
     table = read_properties(path)
     found = []
     end = 0
@@ -166,7 +165,7 @@ def _read_layout(path: Path) -> list[ArrayTensor]:
             raise InvalidFileError(
                 path,
                 field=place,
-                expected=f"a tensor that starts at column {end} and is as long as its shape says",
+                expected=f"a tensor that starts at column {end} and has the length of its shape",
                 got=f"{row['varname']} of shape {shape} from {start} to {stop}",
                 remedy=REMEDY,
             )
@@ -174,5 +173,5 @@ def _read_layout(path: Path) -> list[ArrayTensor]:
         found.append(ArrayTensor(name, start, shape, axes))
     names = [tensor.name for tensor in found]
     if len(set(names)) < len(names):
-        raise InvalidFileError(path, expected="tensors of different names", got=names, remedy=REMEDY)
+        raise InvalidFileError(path, expected="tensors with different names", got=names, remedy=REMEDY)
     return found

@@ -1,4 +1,4 @@
-"""Import of existing networks of any architecture from the Hub or a folder."""
+"""Import existing networks of any architecture from the Hub or a folder."""
 
 import errno
 import json
@@ -58,12 +58,12 @@ from hf_sane.zoo.importing._trees import Tree, open_tree
 logger = logging.getLogger(__name__)
 
 MAX_METRICS = 50  # columns
-FILE = "file"  # column of the table that is made of properties which came with networks
+FILE = "file"  # column with the network's name in a table of properties that came with networks
 MAX_REASON = 500  # characters
-# Reasons that lie in the repository: trying again would not help.
+# Errors caused by the repository: retrying would not help.
 UNUSABLE: tuple[type[Exception], ...] = (
     *MALFORMED,
-    RuntimeError,  # of PyTorch
+    RuntimeError,  # raised by PyTorch
     SafetensorError,
     FileNotFoundError,
     SafetensorsParsingError,
@@ -72,7 +72,7 @@ UNUSABLE: tuple[type[Exception], ...] = (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-# Reasons that lie in the connection or the machine, unless they are among those above: the next import tries again.
+# Errors caused by the connection or the machine, unless listed above: the next import retries.
 PASSING: tuple[type[Exception], ...] = (OSError, HTTPError)
 EXPECTED = UNUSABLE + PASSING
 
@@ -98,7 +98,7 @@ class ImportResult:
 
     Attributes:
         zoo: The zoo.
-        entries: One per network, or per repository without any.
+        entries: One entry per network, and per repository without networks.
     """
 
     zoo: Zoo
@@ -106,7 +106,7 @@ class ImportResult:
 
     @property
     def notes(self) -> list[str]:
-        """How rows of property tables were matched with networks, and which could not be used."""
+        """How rows of property tables were matched with networks, and which rows were not used."""
         return list(self.zoo.facts.data.get(PROPERTIES_KEY, {}).get("notes", ()))
 
 
@@ -119,34 +119,34 @@ def import_zoo(
     on_entry: Callable[[ImportEntry], None] | None = None,
     on_found: Callable[[int], None] | None = None,
 ) -> ImportResult:
-    """Import networks into a zoo, whatever their architectures.
+    """Import networks of any architectures into a zoo.
 
     For each network on the Hub, the size is checked first, then the header is read (a range request of 100 kB), and
     only networks that can be imported are downloaded; all others are listed with the reason. Networks are stored in
-    the work folder as soon as they are read: repeat the call to continue an import that was interrupted, or that could
-    not reach some networks.
+    the work folder as soon as they are read: repeat the call to continue an import that was interrupted or could not
+    reach some networks.
 
-    Licence, downloads, likes, revision and the metrics of the card become columns, as do properties from tables
-    (`ImportSettings.properties`) and names (`ImportSettings.pattern`); other accuracies and hyper-parameters are
-    null. Each group (`ImportSettings.group_by`) is assigned to one split. Networks with the same weights as an earlier
-    one are skipped, because they could leak between splits.
+    Licence, downloads, likes, revision and the card's metrics become columns, as do properties from tables
+    (`ImportSettings.properties`) and names (`ImportSettings.pattern`); other accuracies and hyper-parameters are null.
+    Each group (`ImportSettings.group_by`) is assigned to one split. Networks with the same weights as an earlier
+    network are skipped, since they could leak between splits.
 
     Args:
         arguments: What to import.
-        output: Folder of the zoo; it may hold others under other names.
+        output: Folder of the zoo; it may already hold zoos under other names.
         config: Name of this zoo in the folder.
         api: Hub client, for another endpoint or token.
         on_entry: Called with the entry of every network.
-        on_found: Called before the first network is read, with the number of places that hold one or several.
+        on_found: Called before the first network is read, with the number of sources.
 
     Returns:
-        The zoo, as `Zoo.load(output, config)` gives it, and the outcome for each network.
+        The zoo, as loaded by `Zoo.load(output, config)`, and the outcome for each network.
 
     Raises:
-        ValueError: If no network could be taken, there are fewer groups than splits, or the folder holds another zoo
-            under that name.
+        ValueError: If no network could be imported, there are fewer groups than splits, or the folder holds another
+            zoo under that name.
         FileExistsError: If the folder holds something else.
-        FolderInUseError: If another process writes it.
+        FolderInUseError: If another process is writing to the folder.
         OSError: If the disk is full.
     """
     folder = Path(output)
@@ -184,7 +184,7 @@ def import_zoo(
             reasons = "; ".join(
                 f"{name_some(names)}: {reason}" for (_, reason), names in left_out(importer.entries).items()
             )
-            raise ValueError(f"none of {len(importer.entries)} networks could be taken ({reasons})")
+            raise ValueError(f"none of {len(importer.entries)} networks could be imported ({reasons})")
         stage = writer.begin()
         facts = _write_rows(importer, stage, told, tables)
         became = [asdict(entry) for entry in importer.entries]
@@ -207,24 +207,24 @@ def _compare(folder: Path, known: Mapping[str, Any], mine: Mapping[str, Any]) ->
 
 
 class _Importer:
-    """Networks imported so far, and the outcomes of all others."""
+    """The networks imported so far, and the outcomes of all others."""
 
     def __init__(self, arguments: ImportSettings, work: Path) -> None:
         self.arguments, self.work = arguments, work
         self.tree = None if arguments.folder is None else open_tree(Path(arguments.folder))
         self.networks: dict[str, ImportedNetwork] = {}
-        self.repositories: dict[str, Repository] = {}  # all that were opened, by label
+        self.repositories: dict[str, Repository] = {}  # opened repositories, by label
         self.sources: dict[str, Repository] = {}  # by network
         self.entries: list[ImportEntry] = []
         self._structures: dict[str, Mapping[str, Any]] = {}  # layouts and architectures, by their keys
-        self._digests: dict[str, str] = {}  # of files on the Hub, to the network they are
-        self._contents: dict[str, str] = {}  # of networks, to the first that has it
+        self._digests: dict[str, str] = {}  # network of each file on the Hub, by digest
+        self._contents: dict[str, str] = {}  # first network with each content, by digest
 
     def take(self, source: Source) -> Iterator[ImportEntry]:
-        """Import the networks of a source; record the reason for those that cannot be imported."""
+        """Import the networks of a source; record the reasons why others cannot be imported."""
         name = source.label
         try:
-            name.encode()  # a name that is not valid Unicode cannot be stored
+            name.encode()  # names that are not valid Unicode cannot be stored
             for repository in source.open():
                 files = find_networks(
                     repository.files,
@@ -257,7 +257,7 @@ class _Importer:
         return self._note(ImportEntry(name, "taken"))
 
     def _with_shared_structures(self, network: ImportedNetwork) -> ImportedNetwork:
-        """Store each structure once, since thousands of networks share a few."""
+        """Store each layout only once, since thousands of networks share a few."""
         layout, architecture = (str(network.properties[name]) for name in ("layout", "architecture"))
         return replace(
             network,
@@ -273,25 +273,25 @@ class _Importer:
         settings = json.dumps([repository.label, file, repository.state, self.arguments.token_settings | key])
         path = self.work / f"{sha256(settings.encode()).hexdigest()[:32]}.safetensors"
         if path.exists():
-            with suppress(InvalidFileError):  # damaged: it is imported again
+            with suppress(InvalidFileError):  # damaged, and therefore imported again
                 return ImportedNetwork.load(path)
         return import_network(repository, file, files, self.arguments, path)
 
     def _note(self, entry: ImportEntry) -> ImportEntry:
-        # A file name that is not Unicode could not be written into any record.
+        # File names that are not Unicode cannot be written to records.
         entry = replace(entry, run_id=entry.run_id.encode(errors="backslashreplace").decode())
         self.entries.append(entry)
         return entry
 
 
 def _raise_if_full(error: Exception) -> None:
-    """Raise the error of a full disk, which is not the fault of a network and would recur with the next one."""
+    """Raise the error of a full disk, which is not the fault of a network and would recur with the next network."""
     if isinstance(error, OSError) and error.errno in (*NO_SPACE, errno.EROFS):
         raise error
 
 
 def _status(error: Exception) -> Literal["skipped", "failed"]:
-    """Whether a retry could help: a download that reaches neither Hub nor cache reports "not found", too."""
+    """Status by whether a retry could help; a download that reaches neither Hub nor cache also reports "not found"."""
     if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, UNUSABLE):
         return "failed"
     return "skipped"
@@ -302,14 +302,15 @@ def _reason(error: Exception, name: str) -> str:
         return "its name is not valid Unicode; rename it"
     text = describe_error(error)
     file = error.file if isinstance(error, InvalidFileError) else getattr(error, "filename", None)
-    if file:  # reasons are published with the zoo: no path of this machine; one reason for many files is told once
+    # reasons are published with the zoo, so they must not contain local paths; one reason for many files is told once
+    if file:
         own = Path(str(file)).name
         text = text.replace(str(file), own).removeprefix(f"{own}: " if own == PurePosixPath(name).name else "")
     return shorten(text, MAX_REASON)
 
 
 def left_out(entries: Sequence[ImportEntry]) -> dict[tuple[str, str], list[str]]:
-    """Networks that were not taken, by status and reason."""
+    """Networks that were not imported, by status and reason."""
     found: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         if entry.status != "taken":
@@ -318,11 +319,11 @@ def left_out(entries: Sequence[ImportEntry]) -> dict[tuple[str, str], list[str]]
 
 
 def group_networks(repo_ids: Sequence[str], base_models: Mapping[str, Sequence[str]]) -> list[str]:
-    """The family of each repository: the alphabetically first of those that `base_model` connects it to.
+    """The family of each repository: the alphabetically first repository that `base_model` connects it to.
 
     Args:
         repo_ids: Repositories.
-        base_models: Repository to its base models, which need not be among `repo_ids`.
+        base_models: Base models of each repository, which need not be among `repo_ids`.
     """
     parents: dict[str, str] = {}
 
@@ -339,7 +340,7 @@ def group_networks(repo_ids: Sequence[str], base_models: Mapping[str, Sequence[s
 
 
 def _groups(importer: _Importer, runs: Mapping[str, str]) -> dict[str, str]:
-    """Network to the group that must stay in one split; `runs` are known from properties or names."""
+    """The group of each network, which must stay in one split; `runs` are known from properties or names."""
     repo_ids = [str(network.properties["repo_id"]) for network in importer.networks.values()]
     keys = [runs.get(name, importer.sources[name].group) for name in importer.networks]
     if importer.arguments.group_by == "network":
@@ -354,7 +355,7 @@ def _groups(importer: _Importer, runs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _parted(importer: _Importer, places: Mapping[str, str], runs: Mapping[str, str]) -> list[str]:
-    """Runs, repositories and folders whose networks are in several splits; `places` is network to split."""
+    """Runs, repositories and folders whose networks are in several splits; `places` maps networks to splits."""
     found: dict[str, set[str]] = {}
     for name, split in places.items():
         found.setdefault(runs.get(name, importer.sources[name].group), set()).add(split)
@@ -378,10 +379,11 @@ def _match_properties(importer: _Importer, tables: Sequence[PropertyTable]) -> t
     if take is not None and (others := [name for name in importer.networks if take(name) is None]):
         if len(others) == len(importer.networks):
             raise ValueError(
-                f"no path is like the pattern {pattern!r}: expected one for {name_some(others)}; paths are below the "
-                "folder, with / between folders"
+                f"no path matches the pattern {pattern!r}: expected a pattern for {name_some(others)}; paths are "
+                f"relative to the "
+                "folder, with / as separator"
             )
-        matched.notes.append(f"{len(others)} paths are not like the pattern: {name_some(others)}")
+        matched.notes.append(f"{len(others)} paths do not match the pattern: {name_some(others)}")
     matched.runs = _short_runs(matched.runs)
     for name, times in matched.times.items():
         if "epoch" in times:
@@ -390,7 +392,7 @@ def _match_properties(importer: _Importer, tables: Sequence[PropertyTable]) -> t
 
 
 def _short_runs(runs: Mapping[str, str]) -> dict[str, str]:
-    """Names of runs for publication: absolute paths are shortened by their common part."""
+    """Run names for publication: absolute paths are shortened by their common part."""
     paths = {run for run in runs.values() if PurePosixPath(run).is_absolute()}
     common = PurePosixPath(commonpath(paths)) if len(paths) > 1 else None
     short = {}
@@ -416,7 +418,7 @@ def _fetch_or_none(tree: Tree, path: str) -> Path | None:
 def _write_rows(
     importer: _Importer, folder: Path, told: Mapping[str, Any], tables: Sequence[PropertyTable]
 ) -> ZooFacts:
-    """Turn the networks of the work folder into parquet files."""
+    """Write the networks of the work folder as parquet files."""
     arguments, networks = importer.arguments, importer.networks
     matched, properties = _match_properties(importer, tables)
     groups = _groups(importer, matched.runs)
@@ -424,9 +426,9 @@ def _write_rows(
     names = sorted(set(groups.values()))
     if len(names) < wanted:
         raise ValueError(
-            f"{len(networks)} networks make {len(names)} groups by {arguments.group_by}, expected at least {wanted} "
-            f"for {wanted} splits; import more, or give split_shares such as 1,0,0 (--split-shares). Files of one "
-            "folder are one group, since they may be checkpoints of one run; if they are not, say group_by network "
+            f"{len(networks)} networks form {len(names)} groups by {arguments.group_by}, expected at least {wanted} "
+            f"for {wanted} splits; import more, or set split_shares, such as 1,0,0 (--split-shares). Files of one "
+            "folder are one group, since they may be checkpoints of one run; otherwise set group_by network "
             "(--group-by)"
         )
     metrics = {name: repository.card.metrics for name, repository in importer.sources.items()}
@@ -452,7 +454,8 @@ def _write_rows(
     if parted := _parted(importer, places, matched.runs):
         logger.warning(
             "networks of one folder or repository are in several splits, grouped by %s: %s. Checkpoints of one run "
-            "in training and test make results look better than they are; group_by repository (--group-by) keeps "
+            "in both training and test splits make results look better than they are; group_by repository "
+            "(--group-by) keeps "
             "them together",
             arguments.group_by,
             name_some(parted),

@@ -1,4 +1,4 @@
-"""Facts in the names of networks: read with the user's pattern, or from epochs and steps as trainers write them."""
+"""Read facts from the names of networks, with the user's pattern or in the notation of common trainers."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -9,10 +9,10 @@ from typing import Any
 from hf_sane.zoo.importing._property_columns import zoo_name
 
 TIMES = ("epoch", "step")
-# As trainers name checkpoints: `epoch=3-step=400.ckpt`, `checkpoint_000007`, `net_ep12.pt`.
+# How trainers name checkpoints: `epoch=3-step=400.ckpt`, `checkpoint_000007`, `net_ep12.pt`.
 EPOCH = re.compile(r"(?:^|[^a-z])(?:epoch|ep)[-_=]?(\d+)", re.IGNORECASE)
 STEP = re.compile(r"(?:^|[^a-z])(?:global_step|step|iteration|iter|checkpoint|ckpt)[-_=]?(\d+)", re.IGNORECASE)
-# What names say beside times that tells no run from another: `model_epoch_3.pt`, `epoch=3-step=400.ckpt`.
+# Words beside times that do not distinguish runs: `model_epoch_3.pt`, `epoch=3-step=400.ckpt`.
 NO_RUN = re.compile(r"(model|network|net|weights|checkpoints?|ckpt|\W|_)*(\.\w+){0,2}", re.IGNORECASE)
 FIELD = re.compile(r"\{(?P<name>[A-Za-z_]\w*)(?::(?P<kind>[dgs]))?\}|(?P<wildcard>\*+)")
 PARTS = {"d": r"[-+]?\d+", "g": r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", "s": r"[^/]+?"}
@@ -20,13 +20,13 @@ PARTS = {"d": r"[-+]?\d+", "g": r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", "s": 
 
 @dataclass(frozen=True)
 class NetworkName:
-    """Facts in the name of a network.
+    """Facts from the name of a network.
 
     Attributes:
-        name: Its name in the zoo: a path below the folder, or a repository and a file.
+        name: Its name in the zoo: a path relative to the folder, or a repository and a file.
         run: Its training run, if known.
-        times: Epoch and step, if the name has them.
-        properties: Other fields of the pattern.
+        times: Epoch and step, if the name contains them.
+        properties: Values of the pattern's other fields.
     """
 
     name: str
@@ -40,10 +40,11 @@ def read_pattern(pattern: str) -> Callable[[str], dict[str, Any] | None]:
 
     A path without its times is the `run`, unless the pattern has a field for it.
 
-    `{name}` is a text without a slash, `{name:d}` a whole number, `{name:g}` a number, and `*` anything in one folder.
+    `{name}` is text without a slash, `{name:d}` a whole number, `{name:g}` a number, and `*` anything within one
+    folder.
 
     Raises:
-        ValueError: If the pattern has no field, or one twice.
+        ValueError: If the pattern has no field, or the same field twice.
     """
     names: dict[str, str] = {}
     parts, end = [], 0
@@ -86,9 +87,9 @@ def _without(path: str, spans: Iterable[tuple[int, int]]) -> str:
 
 
 def read_name(name: str, take: Callable[[str], dict[str, Any] | None] | None) -> NetworkName:
-    """Read a name with the user's pattern, or otherwise find epochs and steps as trainers write them.
+    """Read a name with the user's pattern, or find epochs and steps in the notation of common trainers.
 
-    What lies in one folder under names that are nothing but times is one run: `run_3/epoch_5.pt`.
+    Files of one folder whose names consist only of times belong to one run: `run_3/epoch_5.pt`.
     """
     found = take(name) if take is not None else None
     if found is not None:
@@ -106,7 +107,7 @@ def read_name(name: str, take: Callable[[str], dict[str, Any] | None] | None) ->
 
 
 def _run_of(name: str) -> str | None:
-    """The folder above the parts that say nothing but when a network was saved."""
+    """The folder above the parts that only say when a network was saved."""
     parts, has_time = list(PurePosixPath(name).parts), False
     while parts and NO_RUN.fullmatch(rest := STEP.sub("", EPOCH.sub("", parts[-1]))):
         has_time |= rest != parts.pop()

@@ -1,4 +1,4 @@
-"""Tables of properties of networks: CSV, JSON, parquet, exports of experiment trackers."""
+"""Read tables of network properties: CSV, JSON, parquet, and exports of experiment trackers."""
 
 import csv
 import gzip
@@ -23,7 +23,7 @@ MAX_BYTES = 2**30
 DELIMITERS = ",;\t|"
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".tsv.gz")
 MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "?", "<na>"}  # in lower case
-NAME, RUN, STEP = "name", "run", "step"  # columns of tables that have no such header
+NAME, RUN, STEP = "name", "run", "step"  # column names of tables without such a header
 # Exports: TensorBoard names a file after run and tag, Weights & Biases a column after run and metric.
 SCALARS_HEADER = ("wall time", "step", "value")
 SCALARS_FILE = re.compile(r"(?:run-(?P<run>.*)-tag-)?(?P<tag>.+?)(?:\.csv|\.json)(?:\.gz)?$", re.IGNORECASE)
@@ -40,18 +40,18 @@ NO_TABLES = (
 EVENTS = "tfevents"  # in the names of TensorBoard's logs
 EVENTS_REMEDY = "download the scalars from TensorBoard as CSV (Show data download links), and name their folder"
 SEPARATOR = re.compile(r'"?sep=(?P<mark>.)"?', re.IGNORECASE)  # the first line of what Excel writes
-MOSTLY_BAD = 0.5  # share of the rows: then it is the table that is wrong
+MOSTLY_BAD = 0.5  # share of bad rows above which the whole table is wrong
 
 
 @dataclass(frozen=True)
 class PropertyTable:
-    """Rows about networks as in the file: text remains text, and missing values are `None`.
+    """Rows about networks, as in the file: text remains text, and missing values are `None`.
 
     Attributes:
         file: Name of the file.
-        rows: Column to value; nested objects of JSON have columns such as `config.lr`.
-        places: Place of each row in the file, for messages: `"line 12"`.
-        notes: Rows that were left out, with the reasons.
+        rows: Values by column; nested JSON objects have columns such as `config.lr`.
+        places: Location of each row in the file, for messages: `"line 12"`.
+        notes: Messages about rows that were left out, with the reasons.
         digest: SHA-256 of the file.
         is_one_of_many: Whether it was found in a folder, so that others do not depend on it.
     """
@@ -65,7 +65,7 @@ class PropertyTable:
 
     @property
     def columns(self) -> list[str]:
-        """All columns, in the order they come in."""
+        """All columns, in order of first appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
@@ -125,13 +125,13 @@ def _number(step: Any) -> Any:
 def read_properties(path: Path) -> PropertyTable:
     """Read a table in the format that its first bytes indicate.
 
-    Delimited text may have commas, semicolons, tabs or bars between its fields, a byte order mark, any line ends, and
-    decimal commas (see [`numbers_of`]). JSON is a list of objects, one object per line, an object of objects by name,
-    or an object of columns. Exports of TensorBoard (`Wall time,Step,Value`, or its JSON) and of Weights & Biases
-    (`<run> - <metric>` columns) become rows with a run and a step.
+    Delimited text may separate its fields by commas, semicolons, tabs or bars, and may have a byte order mark, any
+    line endings, and decimal commas (see [`numbers_of`]). JSON is a list of objects, one object per line, an object of
+    objects by name, or an object of columns. Exports of TensorBoard (`Wall time,Step,Value`, or its JSON) and of
+    Weights & Biases (`<run> - <metric>` columns) become rows with a run and a step.
 
     Raises:
-        InvalidFileError: If it is none of these, or empty.
+        InvalidFileError: If the file has none of these formats, or is empty.
         FileNotFoundError: If there is no such file.
     """
     if (size := path.stat().st_size) > MAX_BYTES:
@@ -165,13 +165,13 @@ def _refuse_others(path: Path, content: bytes) -> None:
 
 def _decode(path: Path, content: bytes) -> str:
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    with reading(path, expected="text in UTF-8 (or UTF-16 with its mark)", remedy=REMEDY):
+    with reading(path, expected="text in UTF-8 (or UTF-16 with a byte order mark)", remedy=REMEDY):
         return content.decode(encoding)
 
 
 def _from_text(path: Path, text: str, digest: str) -> PropertyTable:
     text, skipped, delimiter = _without_preamble(text)
-    # Lines are counted by the reader: a quoted field may hold some.
+    # The reader counts lines, since a quoted field may contain line breaks.
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     header = [name.strip() for name in next(reader)]
     if len(header) < 2:
@@ -179,7 +179,7 @@ def _from_text(path: Path, text: str, digest: str) -> PropertyTable:
             path, expected="a header with several columns", got=header[0], remedy="separate them by commas"
         )
     if repeated := [name for name, count in Counter(header).items() if count > 1 and name]:
-        raise InvalidFileError(path, expected="column names that differ", got=repeated, remedy="rename them")
+        raise InvalidFileError(path, expected="different column names", got=repeated, remedy="rename them")
     rows: list[dict[str, Any]] = []
     places, bad = [], []
     for fields in reader:
@@ -195,12 +195,12 @@ def _from_text(path: Path, text: str, digest: str) -> PropertyTable:
             path,
             expected=f"{len(header)} fields in every line, as in its header",
             got=bad[0],
-            remedy="put values that contain the separator, such as decimal commas, into quotes, or separate the "
+            remedy="quote values that contain the separator, such as decimal commas, or separate the "
             "fields by semicolons",
         )
     notes = [f"{path.name}: {name_some(bad)}, its header has {len(header)}: left out"] if bad else []
     if "" in header:
-        notes.append(f"{path.name}: a column without a name is left out")
+        notes.append(f"{path.name}: left out a column without a name")
     table = PropertyTable(path.name, rows, places, tuple(notes), digest)
     if tuple(name.lower() for name in header) == SCALARS_HEADER:
         triples = [[row[name] for name in header] for row in rows]
@@ -231,7 +231,7 @@ def _present(field: str) -> str | None:
 def _from_json(path: Path, text: str, digest: str) -> PropertyTable:
     try:
         found = json.loads(text)
-    except json.JSONDecodeError:  # one object per line, as loggers write it; the last may have been cut
+    except json.JSONDecodeError:  # one object per line, as loggers write them; the last may be truncated
         found, bad = [], []
         for number, line in enumerate(text.splitlines(), start=1):
             try:
@@ -278,7 +278,7 @@ def _from_objects(path: Path, objects: Sequence[Any], digest: str, notes: Sequen
 
 
 def flat_values(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values of nested objects by their path; lists are not properties of one network."""
+    """Values of nested objects, by path; lists are not properties of one network."""
     for key, entry in value.items():
         name = f"{prefix}{key}"
         if isinstance(entry, Mapping):
@@ -288,11 +288,11 @@ def flat_values(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
         elif entry is None or isinstance(entry, bool | int | float):
             yield name, None if isinstance(entry, float) and entry != entry else entry
         elif not isinstance(entry, list | tuple | bytes):
-            yield name, str(entry)  # dates of parquet
+            yield name, str(entry)  # dates in parquet
 
 
 def _from_scalars(path: Path, triples: Sequence[Sequence[Any]], digest: str) -> PropertyTable:
-    """A scalar that TensorBoard exported: the file is named `run-<run>-tag-<tag>`."""
+    """Rows of a scalar exported from TensorBoard, in a file named `run-<run>-tag-<tag>`."""
     named = SCALARS_FILE.match(path.name)
     tag = named["tag"] if named else path.stem
     run = named["run"] if named and named["run"] else path.parent.name
@@ -302,12 +302,12 @@ def _from_scalars(path: Path, triples: Sequence[Sequence[Any]], digest: str) -> 
 
 
 def _is_history(header: Sequence[str]) -> bool:
-    """Whether columns are `<run> - <metric>`, as Weights & Biases exports a chart."""
+    """Whether columns are `<run> - <metric>`, as in charts exported from Weights & Biases."""
     return header[0].lower() in HISTORY_STEPS and all(HISTORY_COLUMN.fullmatch(name) for name in header[1:])
 
 
 def _unfolded(table: PropertyTable, header: Sequence[str]) -> PropertyTable:
-    """One row per run and step, in place of one column per run."""
+    """Convert one column per run to one row per run and step."""
     step = "epoch" if header[0].lower() == "epoch" else STEP
     found: dict[tuple[str, Any], dict[str, Any]] = {}
     places = {}

@@ -1,4 +1,4 @@
-"""Matching of rows of a table to networks: by path, file name or stem, or by run and epoch."""
+"""Match rows of a table with networks, by path, file name or stem, or by run and epoch."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from hf_sane.zoo.importing._network_names import TIMES, NetworkName
 from hf_sane.zoo.importing._property_columns import zoo_name
 from hf_sane.zoo.importing._property_files import PropertyTable
 
-NO_NAMES = (*TIMES, *MEASURES, *NUMBERS)  # columns that do not name networks, even where their numbers do
+NO_NAMES = (*TIMES, *MEASURES, *NUMBERS)  # columns that do not name networks, even if their numbers match names
 LISTED = 3
 
 
@@ -21,11 +21,11 @@ class Matched:
     """Rows of tables by network.
 
     Attributes:
-        rows: Network to its properties, by their names in the table.
-        runs: Network to training run, where that is known.
-        times: Network to epoch or step, where that is known.
-        unmatched: Rows of tables without a network, with their places.
-        notes: How rows were matched, and which were left out.
+        rows: Properties of each network, by their names in the table.
+        runs: Training run of each network, if known.
+        times: Epoch or step of each network, if known.
+        unmatched: Rows of tables without a network, with their locations.
+        notes: Messages about how rows were matched, and which rows were left out.
     """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -38,9 +38,9 @@ class Matched:
 def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName], key: str | None = None) -> Matched:
     """Find the row of every network in every table.
 
-    A table has a column that names files (as a path, below the folder or absolute, a file name or a stem), or one that
-    names runs (a folder, or what the pattern calls `{run}`), with an epoch or step where a run has several networks.
-    The column with which most networks are found is taken.
+    A table has a column that names files (by a path relative to the folder, an absolute path, a file name or a stem),
+    or a column that names runs (by a folder, or the pattern's `{run}`), with an epoch or step if a run has several
+    networks. The column that matches most networks is used.
 
     Args:
         tables: Tables of properties.
@@ -81,13 +81,13 @@ def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName],
 
 @dataclass(frozen=True)
 class _Match:
-    """Rows of one table by network, through one of its columns."""
+    """Rows of a table by network, matched by one of its columns."""
 
     column: str
     rows: Mapping[str, int]
     runs: Mapping[str, str] = field(default_factory=dict)
     is_by_run: bool = False
-    several: int = 0  # networks of which several rows tell different things
+    several: int = 0  # networks with several rows that differ
 
 
 def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str | None, result: Matched) -> None:
@@ -98,20 +98,21 @@ def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str
     by_file = [_by_file(table, column, networks) for column in columns]
     by_run = [_by_run(table, column, networks, result) for column in columns]
     by_fields = [_by_fields(table, networks)] if key is None else []
-    best = max([*by_fields, *by_file, *by_run], key=lambda match: len(match.rows), default=None)  # the first of equals
+    # the first of equals
+    best = max([*by_fields, *by_file, *by_run], key=lambda match: len(match.rows), default=None)
     if (best is None or not best.rows) and (
         several := max((match.several for match in (*by_file, *by_run)), default=0)
     ):
         raise ValueError(
-            f"{table.file}: {several} networks have several rows each, which differ; expected one per network, or per "
-            "run and epoch; leave out the others, or say which part of a path is the epoch (--pattern)"
+            f"{table.file}: {several} networks have several different rows; expected one row per network, or per "
+            "run and epoch; remove the others, or say which part of a path is the epoch (--pattern)"
         )
     if best is None or not best.rows:
         named = ", ".join(repr(shorten(next(iter(row.values()), ""))) for row in table.rows[:LISTED])
         raise ValueError(
-            f"{table.file}: no row is about any of {len(networks)} networks; expected a column with names such as "
+            f"{table.file}: no row matches any of {len(networks)} networks; expected a column with names such as "
             f"{', '.join(repr(shorten(n.name)) for n in networks[:LISTED])}, got rows such as {named}; name the "
-            "column (--properties-key), or say how paths are made (--pattern)"
+            "column (--properties-key), or describe the paths (--pattern)"
         )
     _take_rows(table, best, result)
     used = set(best.rows.values())
@@ -121,25 +122,25 @@ def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str
     how = f"run, in the column {best.column!r}" if best.is_by_run else f"the column {best.column!r}"
     result.notes += [
         *table.notes,
-        f"{table.file}: {len(best.rows)} of {len(networks)} networks found by {how}",
-        *([f"{table.file}: {len(free)} rows are about no network ({name_some(free)})"] if free else []),
-        *([f"{table.file}: nothing about {len(missing)} networks ({name_some(missing)})"] if missing else []),
+        f"{table.file}: {len(best.rows)} of {len(networks)} networks matched by {how}",
+        *([f"{table.file}: {len(free)} rows match no network ({name_some(free)})"] if free else []),
+        *([f"{table.file}: no row for {len(missing)} networks ({name_some(missing)})"] if missing else []),
     ]
 
 
 def _without_repeats(table: PropertyTable) -> PropertyTable:
-    """The table with rows that say the same once."""
+    """The table without duplicate rows."""
     first = {repr(sorted(row.items(), key=str)): number for number, row in reversed([*enumerate(table.rows)])}
     kept = sorted(first.values())
     if len(kept) == len(table.rows):
         return table
-    note = f"{len(table.rows) - len(kept)} rows repeat others: taken once"
+    note = f"{len(table.rows) - len(kept)} duplicate rows were left out"
     rows, places = ([values[number] for number in kept] for values in (table.rows, table.places))
     return replace(table, rows=rows, places=places, notes=(*table.notes, note))
 
 
 def _by_fields(table: PropertyTable, networks: Sequence[NetworkName]) -> _Match:
-    """Match the fields of the pattern with the columns of the same names, all at once."""
+    """Match all fields of the pattern with the columns of the same names."""
     fields = {name for network in networks for name in network.properties}
     shared = [name for name in table.columns if name in fields]
     places: dict[tuple[str, ...], int | None] = {}
@@ -156,7 +157,7 @@ def _by_fields(table: PropertyTable, networks: Sequence[NetworkName]) -> _Match:
 
 
 def _plain(value: Any) -> str:
-    """A value as text, in which equal numbers are equal however they were written."""
+    """A value as text, so that equal numbers are equal regardless of notation."""
     try:
         return f"{float(value):g}"
     except (TypeError, ValueError):
@@ -170,10 +171,10 @@ def _by_file(table: PropertyTable, column: str, networks: Sequence[NetworkName])
         value = row.get(column)
         if value is not None and not isinstance(value, bool | float):
             name = str(value).replace("\\", "/").removeprefix("./").rstrip("/")
-            places[name] = None if name in places else number  # two rows for one name: neither can be taken
+            places[name] = None if name in places else number  # with two rows for one name, neither can be used
     if not places:
         return _Match(column, {})
-    # What a table calls a network by: its whole path, or more than that (absolute), or less.
+    # A table may name a network by its path, a longer path (absolute), or a part of it.
     endings: dict[str, list[int | None]] = defaultdict(list)
     for name, place in places.items():
         parts = name.split("/")
@@ -198,13 +199,13 @@ def _by_file(table: PropertyTable, column: str, networks: Sequence[NetworkName])
 
 
 def _levels(name: str) -> tuple[str, ...]:
-    """Ways to name a network: its path with and without suffix, its file name, its stem."""
+    """Possible names of a network: its path with and without suffix, its file name, its stem."""
     path = PurePosixPath(name)
     return (name, path.with_suffix("").as_posix() if path.suffix else name, path.name, path.stem)
 
 
 def _by_run(table: PropertyTable, column: str, networks: Sequence[NetworkName], matched: Matched) -> _Match:
-    """Match values of a column with runs, and rows of one run with their networks by epoch or step."""
+    """Match values of a column with runs, and rows of a run with its networks by epoch or step."""
     of_value: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(table.rows):
         value = row.get(column)
@@ -238,10 +239,11 @@ def _run_names(network: NetworkName, matched: Matched) -> Iterable[str]:
 def _rows_at(
     table: PropertyTable, numbers: Sequence[int], columns: Mapping[str, str], times: Mapping[str, int]
 ) -> Sequence[int]:
-    """The rows of a run for an epoch or step, if rows have any."""
+    """The rows of a run at an epoch or step, if rows have epochs or steps."""
     shared = [name for name in TIMES if name in columns and name in times]
     pairs = [(columns[name], times[name]) for name in shared[:1]]
-    if not pairs and len(columns) == 1 and len(times) == 1:  # one counts in epochs, the other calls it a step
+    # an epoch in one place, a step in the other
+    if not pairs and len(columns) == 1 and len(times) == 1:
         pairs = [(next(iter(columns.values())), next(iter(times.values())))]
     for column, time in pairs:
         return [number for number in numbers if _whole(table.rows[number].get(column)) == time]
@@ -257,7 +259,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _take_rows(table: PropertyTable, match: _Match, result: Matched) -> None:
-    """Add the properties of a table to the known ones; of two values for one property, the first is kept."""
+    """Add the properties of a table to those known so far; of two values for a property, the first is kept."""
     roles = {name: zoo_name(name) for name in table.columns}
     last = _last_of_rows(match, result)
     partial = 0
@@ -281,7 +283,8 @@ def _take_rows(table: PropertyTable, match: _Match, result: Matched) -> None:
             result.runs.setdefault(network, match.runs[network])
     if partial:
         result.notes.append(
-            f"{table.file}: one row per run; its accuracies and losses are given to the last network of each run only"
+            f"{table.file}: one row per run, so accuracies and losses are assigned only to the last network of each "
+            f"run"
         )
 
 

@@ -1,4 +1,4 @@
-"""The published format of the model zoos of the SANE papers: one folder per run, with settings and results.
+"""Read the published format of the SANE papers' model zoos: one folder per run, with settings and results.
 
 Ray Tune writes such folders: `params.json` (settings), `result.json` (one JSON object per epoch), and checkpoints in
 `checkpoint_000007/checkpoints`, files of `torch.save` without a suffix.
@@ -18,13 +18,13 @@ from hf_sane.zoo.importing._property_files import RUN, PropertyTable, flat_value
 # What the code of these zoos and Ray Tune write beside networks.
 BESIDE = re.compile(r"(optimizer|dataset)(\.pt)?|params\.pkl|.*\.tune_metadata")
 PARAMS, RESULTS = "params.json", "result.json"
-EPOCH = "training_iteration"  # what Ray Tune counts
-# Folders that are one run together with those next to them, as trainers name them.
+EPOCH = "training_iteration"  # Ray Tune's counter
+# How trainers name folders that form one run together with their siblings.
 CHECKPOINT_FOLDER = re.compile(
     r"^((checkpoint|ckpt|epoch|global_step|step|iter|iteration)[-_]?\d+|best|last|latest|final)([-_](model|checkpoint))?$"
 )
 NUMBER = re.compile(r"\d+")
-# What Ray Tune writes about itself and the machine it ran on: no property of a network, and nobody's business.
+# Ray Tune's entries about itself and its machine: not properties of a network, and private.
 BOOKKEEPING = re.compile(
     r"(time_|timesteps|timestamp$|date$|pid$|hostname$|node_ip$|done$|episodes_total$|experiment_|trial_|"
     r"iterations_since_restore$|warmup_time$|should_checkpoint$|config\.|should_)"
@@ -32,12 +32,12 @@ BOOKKEEPING = re.compile(
 
 
 def run_folders(paths: Iterable[str]) -> set[PurePosixPath]:
-    """Folders with the settings and results of a run."""
+    """Find folders with the settings and results of a run."""
     return {path.parent for path in map(PurePosixPath, paths) if path.name in (PARAMS, RESULTS)}
 
 
 def find_run(path: PurePosixPath, runs: set[PurePosixPath]) -> str | None:
-    """The run that a checkpoint belongs to: it is in a folder such as `checkpoint_000007` of a run's folder."""
+    """The run of a checkpoint that is in a folder such as `checkpoint_000007` inside a run's folder."""
     for folder in (path, *path.parents):
         if CHECKPOINT_FOLDER.match(folder.name) and folder.parent in runs:
             return str(folder.parent) if folder.parent.name else "."
@@ -53,14 +53,14 @@ def read_published_name(name: str, run: str) -> NetworkName:
 
 
 def published_table(networks: Iterable[NetworkName], fetch: Callable[[str], Path | None]) -> PropertyTable | None:
-    """Settings and results of runs at the epochs of their checkpoints, as one table.
+    """The settings and results of runs at the epochs of their checkpoints, as one table.
 
     Args:
-        networks: Checkpoints, by [`read_published_name`].
-        fetch: Path below the root to a file on this machine; `None` if there is none.
+        networks: Checkpoints, from [`read_published_name`].
+        fetch: Function that returns the local file for a path below the root; `None` if there is none.
 
     Returns:
-        Rows with a run and an epoch; `None` for no rows.
+        Rows with a run and an epoch; `None` if there are none.
 
     What is missing or damaged is said in notes.
     """
@@ -84,7 +84,7 @@ def published_table(networks: Iterable[NetworkName], fetch: Callable[[str], Path
             without_results += [] if epoch in found else [place]
             rows.append({RUN: run, EPOCH: epoch, **settings, **found.get(epoch, {})})
             places.append(place)
-    notes = [f"{broken} lines of {RESULTS} are not JSON: left out"] if broken else []
+    notes = [f"{broken} lines of {RESULTS} are not JSON and were left out"] if broken else []
     if without_settings:
         notes.append(
             f"no settings for {len(without_settings)} runs, whose {PARAMS} is missing or no JSON object: "
@@ -101,7 +101,7 @@ def read_run_settings(path: Path) -> dict[str, Any]:
     Raises:
         InvalidFileError: If they are not JSON.
     """
-    with reading(path, expected="the settings of a run (JSON)", remedy="mend or remove it"):
+    with reading(path, expected="the settings of a run (JSON)", remedy="correct or remove it"):
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise TypeError("the JSON is not an object")
@@ -109,7 +109,7 @@ def read_run_settings(path: Path) -> dict[str, Any]:
 
 
 def _read_results(path: Path | None, epochs: set[int]) -> tuple[dict[int, dict[str, Any]], int]:
-    """Results by epoch, the last line of each (a run that was resumed repeats some), and the number of bad lines."""
+    """The last result of each epoch (a resumed run repeats some), and the number of bad lines."""
     found: dict[int, dict[str, Any]] = {}
     bad = 0
     if path is None:

@@ -1,4 +1,4 @@
-"""Sources of imports: repositories on the Hub and folders, with one interface."""
+"""Sources of imports: repositories on the Hub and folders, with a common interface."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,7 +47,7 @@ INDICES = (f".safetensors{INDEX_SUFFIX}", PICKLE_INDEX_SUFFIX)
 CHECKPOINT_SUFFIXES = (".safetensors", *INDICES, *PICKLE_SUFFIXES)
 LISTED_KINDS = 5
 SHOWN_FILES = 2  # of a folder without networks
-# What a folder has in it that is one model.
+# Files that make a folder a single model.
 WHOLE_MODELS = {f"{name}{suffix}" for name in SAFETENSORS_NAMES for suffix in ("", ".index.json")}
 
 
@@ -57,19 +57,18 @@ class Repository:
 
     Attributes:
         repo_id: `owner/name`, or the path below the imported folder.
-        label: `repo_id`, with `@revision` if one was asked for.
+        label: `repo_id`, with `@revision` if one was requested.
         revision: Commit on the Hub; `None` for a folder.
-        state: Changes when the files do.
-        files: Path to size in bytes.
-        fetch: Makes a file available on this machine.
-        read_header: Tensors of a safetensors file on the meta device, from its header alone.
-        digests: Path to SHA-256, of large files on the Hub.
-        readers: Path of every file with weights to its reader, chosen by its name on the Hub and by its first bytes in
-            a folder.
-        card: Facts that are known without the weights.
-        group: Place that may hold other checkpoints of the same run: the repository on the Hub, otherwise a folder.
-        run: The training run, if a published zoo has a folder for each.
-        properties: Properties of this network in an array of networks.
+        state: Text that changes when the files change.
+        files: Sizes in bytes, by path.
+        fetch: Function that makes a file available locally.
+        read_header: Function that reads the tensors of a safetensors file on the meta device, from its header only.
+        digests: SHA-256 of large files on the Hub, by path.
+        readers: Reader of every file with weights, by path; chosen by name on the Hub and by first bytes in a folder.
+        card: Facts that do not require the weights.
+        group: Where other checkpoints of the same run may be: the repository on the Hub, otherwise a folder.
+        run: Training run, if a published zoo has a folder per run.
+        properties: Properties of the network, if it is part of an array of networks.
     """
 
     repo_id: str
@@ -100,7 +99,7 @@ class Source:
 
 
 def find_sources(arguments: ImportSettings, api: HfApi, tree: Tree | None = None) -> Iterator[Source]:
-    """Sources of an import in order: named repositories, those listed by the Hub, the tree; no duplicates."""
+    """Sources of an import, in order and without duplicates: named repositories, those listed by the Hub, the tree."""
     seen = set()
     for text in arguments.repos:
         if text not in seen:
@@ -168,7 +167,7 @@ def _refuse_folder(tree: Tree, files: Sequence[str]) -> list[Repository]:
 def _open_named(api: HfApi, text: str) -> list[Repository]:
     place = parse_source(text)
     if isinstance(place, Path):
-        what = "is on this machine: give it as folder (--folder)" if place.exists() else "does not exist"
+        what = "is on this machine: pass it as folder (--folder)" if place.exists() else "does not exist"
         raise ValueError(f"expected a repository on the Hub, owner/name, got a path, which {what}")
     return _open_remote(api, place.repo_id, place.revision)
 
@@ -190,7 +189,7 @@ def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Reposit
             label=repo_id if revision is None else f"{repo_id}@{revision}",
             revision=sha,
             state=sha,
-            # What has no size cannot be held against a limit.
+            # Files without a known size cannot be compared with a limit.
             files={sibling.rfilename: sibling.size for sibling in siblings if sibling.size is not None},
             fetch=fetch,
             read_header=read_header,
@@ -202,7 +201,7 @@ def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Reposit
 
 
 def _array_sources(tree: Tree, folder: PurePosixPath) -> Iterator[Source]:
-    """One source for every row of an array of networks, with its properties as they are in the table next to it."""
+    """One source for each row of an array of networks, with its properties from the table next to the array."""
     try:
         zoo = ArrayZoo(tree, folder)
     except (InvalidFileError, OSError) as error:
@@ -245,9 +244,9 @@ class _Place:
 
     Attributes:
         label: Name of the repository.
-        group: Place that may hold other checkpoints of the same run.
-        folder: Their folder, below the root.
-        files: Their paths below the root.
+        group: Where other checkpoints of the same run may be.
+        folder: Their folder, relative to the root.
+        files: Their paths, relative to the root.
         run: Folder of the training run in a published zoo, with its settings and results.
         is_model: Whether the whole folder is one model.
     """
@@ -292,11 +291,11 @@ def _read_local_header(path: Path) -> StateDict:
 
 def _refuse_unread(found: FileFormat) -> None:
     if found.reader is None:
-        raise ValueError(f"it is {found.name}, which is not read; {found.remedy}")
+        raise ValueError(f"it is {found.name}, which is not supported; {found.remedy}")
 
 
 def _readers_by_name(files: Iterable[str]) -> dict[str, Reader]:
-    """Readers of the files with weights, chosen by their names."""
+    """Readers of the files with weights, chosen by name."""
     found: dict[str, Reader] = {}
     for file in files:
         if file.endswith(".safetensors"):
@@ -370,20 +369,20 @@ def find_networks(
 
     Args:
         files: Paths in the repository.
-        patterns: Files to take; if there are none, those described in `ImportSettings.files`.
-        allow_pickle: Whether pickles may be among them.
-        readers: Reader of each file with weights; if `None`, chosen by the names.
-        subfolder: The folder to look in, in place of the root.
-        variant: Which one of several precisions, such as `"fp16"`: safetensors only.
+        patterns: Files to import; by default those described in `ImportSettings.files`.
+        allow_pickle: Whether to include pickles.
+        readers: Reader of each file with weights; if `None`, chosen by name.
+        subfolder: Folder to look in instead of the root.
+        variant: Which of several precisions to import, such as `"fp16"`; only for safetensors.
 
     Raises:
-        FileNotFoundError: If there is nothing of that variant in that subfolder.
-        ValueError: If there are none, with the reason, or a path leads out of the repository.
+        FileNotFoundError: If there are no weights of this variant in the subfolder.
+        ValueError: If there are none, with the reason, or a path points outside the repository.
     """
     for file in files:
         path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts or "\\" in file:
-            raise ValueError(f"it names the file {file!r}, which lies outside of it; refused, do not trust it")
+            raise ValueError(f"it names the file {file!r} outside the repository; do not trust it")
     if variant is not None:
         return [choose_weights("it", files, subfolder=subfolder, variant=variant, local=False)]
     readers = _readers_by_name(files) if readers is None else readers
@@ -399,7 +398,7 @@ def find_networks(
     if patterns:
         chosen = [file for file in (*weights, *pickles) if any(fnmatch(file, pattern) for pattern in patterns)]
         if not chosen:
-            raise ValueError(f"no weights among its files match {', '.join(patterns)}; it holds {_kinds(files)}")
+            raise ValueError(f"none of its weights match {', '.join(patterns)}; it holds {_kinds(files)}")
         return sorted(chosen)
     for name in (*SAFETENSORS_NAMES, *(f"{name}.index.json" for name in SAFETENSORS_NAMES)):
         if prefix + name in weights:
@@ -408,7 +407,7 @@ def find_networks(
         return sorted(file for file in weights if VARIANT.sub("", file) not in weights or not VARIANT.search(file))
     if pickles and not allow_pickle:
         raise ValueError(
-            "it holds pickles only, which can run code when they are opened; ask its author for safetensors, or allow "
+            "it holds only pickles, which can run code when they are opened; ask its author for safetensors, or allow "
             "pickles (--allow-pickle; opened with weights_only)"
         )
     for name in PICKLE_NAMES:
@@ -426,6 +425,6 @@ def is_pickled(file: str, readers: Mapping[str, Reader]) -> bool:
 
 
 def _kinds(files: Mapping[str, int]) -> str:
-    """The kinds of files that are there, for messages."""
+    """The kinds of existing files, for messages."""
     kinds = sorted({PurePosixPath(file).suffix or PurePosixPath(file).name for file in files})
     return name_some(kinds, LISTED_KINDS) or "no files"

@@ -1,4 +1,4 @@
-"""Files in a folder or in a tar or zip archive, with one interface; archives are never unpacked as a whole."""
+"""Files in a folder or a tar or zip archive, with a common interface; archives are never fully unpacked."""
 
 import os
 import shutil
@@ -19,21 +19,21 @@ from hf_sane.records._errors import InvalidFileError, reading
 from hf_sane.records._files import files_below
 from hf_sane.tokenization._formats import HEAD_BYTES, TAR, TORCH_ZIP, UNKNOWN, ZIP, FileFormat, file_format
 
-KEPT_FILES = 8  # members of an archive that are kept unpacked at a time
+KEPT_FILES = 8  # members of an archive that are unpacked at the same time
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, OSError, NotImplementedError)
-# The first bytes of what may hold weights: zip (torch.save), pickles of before, an empty or long safetensors header.
+# First bytes of files that may hold weights: zip (torch.save), older pickles, an empty or long safetensors header.
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 class Tree(Protocol):
-    """Files by their path below a root, with `/` between folders.
+    """Files by their path relative to a root, with `/` as separator.
 
     Attributes:
         name: Name of the root, for display.
-        sizes: Path to bytes, in the best order for reading; `None` for broken links.
+        sizes: Sizes in bytes by path, in the best order for reading; `None` for broken links.
         empty: Folders with nothing in them.
-        unreadable: Errors about folders below the root that may not be listed.
+        unreadable: Errors about folders below the root that cannot be listed.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Tree(Protocol):
     unreadable: list[OSError]
 
     def may_hold_weights(self, path: str) -> bool:
-        """Whether a file may hold weights, whatever its name."""
+        """Whether a file may hold weights, regardless of its name."""
 
     def fetch(self, path: str) -> Path:
-        """The file on this machine; a member of an archive is kept until more have been fetched."""
+        """The file on this machine; a member of an archive is removed once more members are fetched."""
 
     def state(self, path: str) -> str:
-        """Changes when the file does."""
+        """Text that changes when the file changes."""
 
 
 class FolderTree:
@@ -58,7 +58,8 @@ class FolderTree:
         self.root, self.name = root, root.resolve().name
         self.unreadable: list[OSError] = []
         nothing: list[Path] = []
-        # What is there and no file, such as a pipe, might never end; what may not be asked, whoever opens it explains.
+        # Other objects than files, such as pipes, might never end. Unreadable files are kept: their reader explains
+        # why.
         found = files_below(root, unreadable=self.unreadable, empty=nothing)
         files = (path for path in found if os.path.isfile(path) or not os.path.exists(path))
         self.sizes: Mapping[str, int | None] = {
@@ -67,15 +68,15 @@ class FolderTree:
         self.empty: Sequence[str] = [path.relative_to(root).as_posix() for path in sorted(nothing)]
 
     def may_hold_weights(self, path: str) -> bool:
-        """By its first bytes."""
+        """Decide by the first bytes."""
         return format_or_unknown(self.root / path).holds_weights
 
     def fetch(self, path: str) -> Path:
-        """The file itself."""
+        """Return the file itself."""
         return self.root / path
 
     def state(self, path: str) -> str:
-        """Size and time."""
+        """Size and modification time."""
         found = (self.root / path).stat()
         return f"{found.st_size}-{found.st_mtime_ns}"
 
@@ -83,11 +84,11 @@ class FolderTree:
 class ArchiveTree:
     """Members of a tar or zip archive, which are unpacked one by one into a temporary folder when needed.
 
-    No member determines where it is unpacked, and none is larger than the archive states. Members of a compressed tar
-    archive are read in its order, because going back means decompressing it again.
+    A member cannot determine where it is unpacked, and cannot be larger than the archive states. Members of a
+    compressed tar archive are read in its order, because going back means decompressing it again.
 
     Raises:
-        InvalidFileError: If it is not an archive, or damaged.
+        InvalidFileError: If it is not an archive, or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -107,7 +108,7 @@ class ArchiveTree:
         self.sizes: Mapping[str, int | None] = {name: size for name, (size, _) in self._members.items()}
 
     def _reading(self) -> AbstractContextManager[None]:
-        remedy = "download it again, or unpack it and name the folder"
+        remedy = "download it again, or unpack it and pass the folder"
         return reading(self.path, expected="a tar or zip archive", remedy=remedy, also=BROKEN)
 
     def _list(self) -> dict[str, tuple[int, zipfile.ZipInfo | tarfile.TarInfo]]:
@@ -134,7 +135,7 @@ class ArchiveTree:
         return stream
 
     def may_hold_weights(self, path: str) -> bool:
-        """By its first bytes; the exact format is detected after unpacking."""
+        """Decide by the first bytes; the exact format is detected after unpacking."""
         if path in self._unpacked:
             return format_or_unknown(self._unpacked[path]).holds_weights
         with self._reading(), self._open(path) as stream:
@@ -143,7 +144,7 @@ class ArchiveTree:
         return head.startswith(PICKLED) or is_safetensors
 
     def fetch(self, path: str) -> Path:
-        """Unpack a member; the oldest unpacked one is removed if there are too many."""
+        """Unpack a member; if there are too many, the oldest is removed."""
         if path not in self._unpacked:
             # In a folder of its own: messages name the file as the archive does.
             target = self._folder / sha256(path.encode()).hexdigest()[:16] / PurePosixPath(path).name
@@ -164,13 +165,13 @@ class ArchiveTree:
         return self._unpacked[path]
 
     def state(self, path: str) -> str:
-        """The state of the archive, since the times of members cannot be trusted."""
+        """State of the archive, since the times of members cannot be trusted."""
         found = self.path.stat()
         return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 def open_tree(path: Path) -> FolderTree | ArchiveTree:
-    """A folder, or an archive.
+    """Open a folder or an archive.
 
     Raises:
         InvalidFileError: If it is neither, or a damaged archive.
@@ -184,7 +185,7 @@ def open_tree(path: Path) -> FolderTree | ArchiveTree:
 
 
 def is_tree(path: Path) -> bool:
-    """Whether a path is a folder or an archive, but not a file of torch.save, which may be called `.tar`."""
+    """Whether a path is a folder or an archive, and not a file of torch.save, which may be named `.tar`."""
     if not path.is_file():
         return path.is_dir()
     found = format_or_unknown(path)
@@ -194,7 +195,7 @@ def is_tree(path: Path) -> bool:
 
 
 def scratch_folder(owner: object, prefix: str) -> Path:
-    """A temporary folder that is removed together with its owner."""
+    """Create a temporary folder that is removed together with its owner."""
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -203,14 +204,14 @@ def scratch_folder(owner: object, prefix: str) -> Path:
 def _size(path: Path) -> int | None:
     try:
         return path.stat().st_size
-    except PermissionError:  # whoever opens it says so
+    except PermissionError:  # its reader explains why
         return 0
     except OSError:  # a link to nothing
         return None
 
 
 def _starts_as_zip(path: Path) -> bool:
-    """Whether a file starts like a zip archive; a tar archive whose last member is one ends like it."""
+    """Whether a file starts like a zip archive; a tar archive may end like one."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
 
@@ -225,7 +226,7 @@ def _is_cut(path: Path) -> bool:
 
 
 def format_or_unknown(path: Path) -> FileFormat:
-    """Format of a file; unknown if it cannot be opened, and then its reader reports the reason."""
+    """Format of a file; unknown if it cannot be opened, in which case its reader reports the reason."""
     try:
         return file_format(path)
     except OSError:
@@ -233,6 +234,6 @@ def format_or_unknown(path: Path) -> FileFormat:
 
 
 def _inside(name: str) -> str:
-    """The path of a member; empty if it leads out of the archive."""
+    """The path of a member; empty if it points outside the archive."""
     path = PurePosixPath(name.replace("\\", "/"))
     return "" if path.is_absolute() or ".." in path.parts else path.as_posix()
