@@ -171,7 +171,7 @@ def test_classes_of_an_npz_may_have_names_or_be_numbered_from_one(tmp_path, capl
     numbered = load_images(tmp_path / "a.npz")
     assert (numbered.num_classes, numbered.class_names) == (3, ("1", "2", "3"))
     assert numbered.test_labels.tolist() == [1, 2]
-    assert "a: classes are numbered from 1 to 3, and are taken as 0 to 2" in caplog.text
+    assert "a: classes are numbered from 1 to 3, and are renumbered from 0 to 2" in caplog.text
 
 
 def test_labels_belong_to_their_images():

@@ -236,7 +236,7 @@ def test_pairs_of_texts_are_one_input(tokenizer):
         map(WORDS.index, ("dull", "film"))
     )
     assert load_texts(pairs, tokenizer, text_column="premise").split("train")[0].shape[1] == 2
-    with pytest.raises(ValueError, match="expected a column of texts, or two of pairs, got a, b, c"):
+    with pytest.raises(ValueError, match="expected a column of texts, or two columns of text pairs, got a, b, c"):
         load_texts(pairs, tokenizer, text_column="a,b,c")
 
 
@@ -246,7 +246,7 @@ def test_the_end_of_text_fills_up_where_no_token_is_for_padding(tokenizer, caplo
     tokenizer.pad_token, tokenizer.eos_token = None, "very"
     texts = ["fine", "a great film", "dull", "the poor film"] * 10
     data = load_texts(datasets.Dataset.from_dict({"text": texts, "label": [1, 1, 0, 0] * 10}), tokenizer)
-    assert "has no pad token: texts are filled up with very" in caplog.text
+    assert "has no pad token: texts are padded with very" in caplog.text
     assert (data.tokenizer.pad_token, tokenizer.pad_token) == ("very", None)
     torch.manual_seed(0)
     config = GPT2Config(

@@ -415,7 +415,7 @@ def test_exports_of_trackers(tmp_path):
     assert found.unmatched == ["board, step 1.0 of r1"]
     assert any(note.startswith("run-r2-tag-cut.csv: expected a table") for note in found.notes)
     (board / "other.csv").write_text("name,x\nelsewhere,1\n")
-    assert "1 tables of the folder are about no network: other.csv" in match_rows(read_tables(board), networks).notes
+    assert "1 tables of the folder match no network: other.csv" in match_rows(read_tables(board), networks).notes
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "events.out.tfevents.1.host").write_bytes(b"\x18")
     with pytest.raises(FileNotFoundError, match="It has event files of TensorBoard: download the scalars from"):
@@ -445,11 +445,11 @@ def test_exports_of_trackers(tmp_path):
         (b"\x1f\x8b no gzip", "expected a table of properties"),
         (
             b"PK\x03\x04xl/workbook.xml",
-            "got an Excel or OpenDocument table, or another zip archive; open it, and save",
+            "got an Excel or OpenDocument table, or another zip archive; open it and save",
         ),
         (
             b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
-            "got an Excel table of before 2007; open it, and save it as CSV (UTF-8)",
+            "got an Excel table from before 2007; open it and save it as CSV (UTF-8)",
         ),
         (b"SQLite format 3\x00", "got an SQLite database; export its table as CSV"),
         (b"\x80\x04\x95.", "got a Python pickle"),

@@ -187,8 +187,8 @@ def test_damaged_runs_are_told_and_the_rest_goes_on(tmp_path):
         _, index, split = found[run.name, 5]
         values = [split.column(name)[index] for name in ("learning_rate", "test_accuracy")]
         assert [None if np.isnan(value) else round(value, 4) for value in values] == known
-    assert f"no settings for 1 runs, whose params.json is missing or no JSON object: {first.name}" in result.notes
-    assert any("result.json tells nothing about 3 networks" in note for note in result.notes)
+    assert f"no settings for 1 runs, whose params.json is missing or not a JSON object: {first.name}" in result.notes
+    assert any("result.json has no results for 3 networks" in note for note in result.notes)
 
 
 def test_archives_are_known_by_their_first_bytes(published, tmp_path):
@@ -307,7 +307,7 @@ def test_the_array_of_small_cnns_is_a_zoo(tmp_path, monkeypatch):
         ({"weights": np.zeros((8, 9), np.float32)}, "expected floating-point rows of 55 weights"),
         ({"weights": np.array([[{}]], dtype=object)}, "expected an array of weights"),
         ({"weights.npy": b""}, "expected an array of weights (npy), got an empty file"),
-        ({"layout.csv": None}, "expected the file layout.csv beside it, which says where each tensor is, got none"),
+        ({"layout.csv": None}, "expected the file layout.csv next to it, which maps columns to tensors, got none"),
         ({"layout": "varname,start_idx\nx,1"}, "expected the columns varname, start_idx, end_idx, shape"),
         ({"layout": 'varname,start_idx,end_idx,shape\nx/bias:0,1,5,"(4,)"'}, "starts at column 0"),
         ({"layout": 'varname,start_idx,end_idx,shape\nx/bias:0,0,4,"__import__(1)"'}, "a shape such as"),
@@ -331,7 +331,7 @@ def test_an_array_without_properties_warns_that_its_runs_are_unknown(tmp_path, c
     write_arrays(tmp_path / "cnns")
     (tmp_path / "cnns" / "metrics.csv.gz").unlink()
     assert len(ArrayZoo(open_tree(tmp_path), PurePosixPath("cnns"))) == 8
-    assert "cnns/weights.npy: no metrics.csv beside it, so that nothing is known about its networks" in caplog.text
+    assert "cnns/weights.npy: no metrics.csv next to it, so nothing is known about its networks" in caplog.text
 
 
 def test_a_folder_may_be_named_without_its_option(tmp_path):

@@ -1,4 +1,4 @@
-"""Images and labels in the arrays of an `.npz` file."""
+"""Read images and labels from the arrays of an `.npz` file."""
 
 import errno
 import io
@@ -25,7 +25,7 @@ from hf_sane.networks._image_sources import (
 )
 from hf_sane.records._errors import InvalidFileError, reading
 
-# Arrays of an .npz file that people call otherwise, as Keras does: x_train, y_train.
+# Other common names for the arrays of an .npz file, as in Keras: x_train, y_train.
 ARRAY_NAMES = {"images": "train_images", "labels": "train_labels", "x": "train_images", "y": "train_labels"}
 ARRAY_NAMES |= {f"x_{name}": f"{split}_images" for name, split in SPLIT_NAMES.items()}
 ARRAY_NAMES |= {f"y_{name}": f"{split}_labels" for name, split in SPLIT_NAMES.items()}
@@ -35,26 +35,26 @@ UNREADABLE = (
     tokenize.TokenError,
     RuntimeError,
     struct.error,
-)  # what NumPy raises for a damaged archive
+)  # errors that NumPy raises for damaged archives
 
 
 def npz_parts(path: Path) -> dict[str, Part]:
-    """Arrays of images and labels by split; validation and test may be missing.
+    """Read arrays of images and labels by split; validation and test may be missing.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        InvalidFileError: If it is damaged, or lacks arrays.
+        InvalidFileError: If the file is damaged or lacks arrays.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no image file {path}; expected {IMAGE_KINDS}")
     if path.suffix.lower() != ".npz":
-        raise ValueError(f"expected {IMAGE_KINDS}, got the file {path}; unpack archives, and name folders of images")
+        raise ValueError(f"expected {IMAGE_KINDS}, got the file {path}; unpack archives, and pass folders of images")
     parts: dict[str, Part] = {}
     names: tuple[str, ...] = ()
     with (
         reading(path, expected="an .npz file of images and labels", remedy=REMEDY, also=UNREADABLE),
         _no_place(),
-        path.open("rb") as file,  # NumPy does not close a file that is not an archive
+        path.open("rb") as file,  # NumPy does not close files that are not archives
         np.load(file) as arrays,
     ):
         if not isinstance(arrays, np.lib.npyio.NpzFile):
@@ -66,7 +66,7 @@ def npz_parts(path: Path) -> dict[str, Part]:
             needed = [f"{split}_jpeg", f"{split}_offsets"] if is_jpeg else [f"{split}_images"]
             missing = [key for key in [*needed, f"{split}_labels"] if key not in keys]
             if split != "train" and keys.keys().isdisjoint((f"{split}_images", f"{split}_jpeg", f"{split}_labels")):
-                continue  # it is cut off from the training split
+                continue  # it is split off from the training images
             if missing:
                 raise InvalidFileError(path, expected=f"arrays {missing}", got=sorted(arrays.files), remedy=REMEDY)
             labels = arrays[keys[f"{split}_labels"]]
@@ -87,7 +87,7 @@ def npz_parts(path: Path) -> dict[str, Part]:
 
 @contextmanager
 def _no_place() -> Iterator[None]:
-    """A seek to a place that cannot be is the fault of the archive, not of the disk."""
+    """Blame the archive, not the disk, for a seek to an invalid offset."""
     try:
         yield
     except OSError as error:
@@ -97,7 +97,7 @@ def _no_place() -> Iterator[None]:
 
 
 def _check_claims(path: Path) -> None:
-    """Refuse arrays whose header disagrees with the archive's size: NumPy would allocate what the header claims."""
+    """Reject arrays whose header contradicts the archive's size, since NumPy allocates what the header claims."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as file:
@@ -122,14 +122,14 @@ def _jpeg_fetch(path: Path, blob: np.ndarray, offsets: np.ndarray) -> tuple[Fetc
     if blob.ndim != 1 or blob.dtype != np.uint8 or offsets.ndim != 1 or not np.issubdtype(offsets.dtype, np.integer):
         raise ValueError(f"encoded images as {blob.dtype} {blob.shape} with offsets {offsets.dtype} {offsets.shape}")
     if not len(offsets) or (np.diff(offsets) < 0).any() or offsets[0] < 0 or offsets[-1] > len(blob):
-        raise ValueError(f"offsets that do not rise from 0 to {len(blob)}")
+        raise ValueError(f"offsets that do not increase from 0 to {len(blob)}")
 
     def fetch(indices: np.ndarray) -> np.ndarray:
-        from PIL import Image  # optional: only encoded images need it
+        from PIL import Image  # optional, since only encoded images need it
 
         content = [blob[offsets[i] : offsets[i + 1]].tobytes() for i in indices]
-        also = (OSError, SyntaxError, Image.DecompressionBombError)  # Pillow's words for damaged images
-        with reading(path, expected="images that Pillow can decode, all of one size", remedy=REMEDY, also=also):
+        also = (OSError, SyntaxError, Image.DecompressionBombError)  # errors that Pillow raises for damaged images
+        with reading(path, expected="images of the same size that Pillow can decode", remedy=REMEDY, also=also):
             return np.stack([np.asarray(Image.open(io.BytesIO(encoded))) for encoded in content])
 
     return fetch, len(offsets) - 1

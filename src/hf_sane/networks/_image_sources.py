@@ -56,7 +56,7 @@ def check_labels(name: str, labels: np.ndarray) -> np.ndarray:
 
 
 def named_labels(split: str, texts: Sequence[str], names: Sequence[str]) -> np.ndarray:
-    """Class indices `[n]` of labels that are `names`, or a `ValueError` that says which are not."""
+    """Class indices `[n]` of labels that are `names`; the `ValueError` lists labels that are not."""
     numbers = {name: number for number, name in enumerate(names)}
     if foreign := sorted(set(texts) - numbers.keys()):
         raise ValueError(f"the {split} split has classes that train lacks: {', '.join(foreign[:LISTED])}")
@@ -64,12 +64,12 @@ def named_labels(split: str, texts: Sequence[str], names: Sequence[str]) -> np.n
 
 
 def numbered_from_zero(name: str, parts: dict[str, Part]) -> dict[str, Part]:
-    """Classes without names that are numbered from 1 are numbered from 0, which is logged, and keep it as a name."""
+    """Renumber classes without names from 0 if they are numbered from 1, which is logged; old numbers become names."""
     labels = [part.labels for part in parts.values() if part.labels.size]
     if not labels or min(int(found.min()) for found in labels) != 1 or parts["train"].class_names:
         return parts
     last = max(int(found.max()) for found in labels)
-    logger.warning("%s: classes are numbered from 1 to %d, and are taken as 0 to %d", name, last, last - 1)
+    logger.warning("%s: classes are numbered from 1 to %d, and are renumbered from 0 to %d", name, last, last - 1)
     names = tuple(str(number) for number in range(1, last + 1))
     return {split: replace(part, labels=part.labels - 1, class_names=names) for split, part in parts.items()}
 

@@ -25,11 +25,11 @@ from hf_sane.records._errors import shorten
 logger = logging.getLogger(__name__)
 
 DROPOUT_BUFFER = "dropout_rate"
-CACHE_BYTES = 4 * 2**20  # activations of the networks that run together on a CPU
+CACHE_BYTES = 4 * 2**20  # activations of networks that run together on a CPU
 EVALUATION_BATCH = 64
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # what the rows of texts are, for a module
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # names of the rows of texts, as arguments of a module
 MAX_REASON = 200  # characters
-# What is known of modules: by mode, and axis of the inputs, whether `torch.vmap` runs them.
+# Whether `torch.vmap` can run a module, by mode and axis of the inputs.
 _STACKABLE: WeakKeyDictionary[nn.Module, dict[tuple[bool, int | None], bool]] = WeakKeyDictionary()
 
 # (tensors {name: [m, *shape]}, images [m or 1, B, C, H, W], dropout [m] or None, generator) -> logits [m, B, K]
@@ -37,21 +37,20 @@ Forward = Callable[[Mapping[str, Tensor], Tensor, Tensor | None, torch.Generator
 
 
 def stacked_forward(network: ZooConfig | nn.Module, *, generic: bool = False) -> Forward:
-    """The function that runs a stack of networks.
+    """Make the function that runs a stack of networks.
 
-    CNNs and MLPs have one of their own (see `stacked_layers`); any other module runs under `torch.vmap`. Both give the
-    numbers of the single networks, up to rounding.
+    CNNs and MLPs have their own implementation (see `stacked_layers`); other modules run under `torch.vmap`. Both
+    agree with the single networks up to rounding.
 
     Args:
-        network: Configuration of the networks, or a module of which only the structure is used; of what it returns see
-            [`logits_of`].
-        generic: Use `torch.vmap` in any case.
+        network: Configuration of the networks, or a module whose structure is used; for its outputs see [`logits_of`].
+        generic: Always use `torch.vmap`.
 
     Returns:
         `forward(tensors, images, dropout, generator)`: logits `[m, B, K]` of tensors `{name: [m, *shape]}` and images
         `[m, B, C, H, W]` (`[1, ...]`: the same for all). With `dropout` (`[m]` rates) the networks are in training
-        mode: they drop, and running statistics among the tensors are updated in place; with `None` in evaluation mode.
-        What is drawn depends on `generator` alone.
+        mode: dropout is active, and running statistics among the tensors are updated in place. With `None` they are in
+        evaluation mode. Random draws depend only on `generator`.
     """
     if isinstance(network, CNNConfig | MLPConfig) and not generic:
         return _batch_last_forward(network)
@@ -95,7 +94,7 @@ def _vmap_forward(network: ZooConfig | nn.Module) -> Forward:
         if has_dropout:
             tensors = {**tensors, DROPOUT_BUFFER: images.new_zeros(models) if dropout is None else dropout}
         images, image_axis = (images, 0) if len(images) == models else (images[0], None)
-        with modes_kept(skeleton), _drawing_from(generator, images.device):  # it may be the caller's own
+        with modes_kept(skeleton), _drawing_from(generator, images.device):  # it may belong to the caller
             skeleton.train(dropout is not None)
             return run_stacked(skeleton, run, dict(tensors), images, image_axis)
 
@@ -104,7 +103,7 @@ def _vmap_forward(network: ZooConfig | nn.Module) -> Forward:
 
 @contextmanager
 def _drawing_from(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
-    """Let modules, which know the global random state only, draw what a generator decides."""
+    """Context in which modules, which use the global random state, draw from a generator."""
     if generator is None:
         yield
         return
@@ -115,17 +114,17 @@ def _drawing_from(generator: torch.Generator | None, device: torch.device) -> It
 
 
 def tied_tensors(module: nn.Module) -> dict[str, str]:
-    """Names of parameters and buffers that are others under a second name, and which ones: tied weights."""
+    """Second names of parameters and buffers (tied weights), mapped to their first names."""
     first: dict[int, str] = {}
     named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
     return {name: first[id(tensor)] for name, tensor in named if first.setdefault(id(tensor), name) != name}
 
 
 def with_tensors(skeleton: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-    """The function `run(tensors, inputs)`: logits of a module with other tensors; of tied ones, the first count."""
+    """Make `run(tensors, inputs)`: logits of a module with other tensors; for tied tensors, the first name counts."""
     tied = tied_tensors(skeleton)
-    # functional_call puts tensors into modules and takes them out again, which must not happen twice to a module that
-    # has two names.
+    # functional_call temporarily replaces the tensors of modules, which must not happen twice to a module that has two
+    # names.
     first_names = {id(part): name for name, part in reversed([*skeleton.named_modules(remove_duplicate=False)])}
 
     def is_first(name: str) -> bool:
@@ -149,13 +148,13 @@ def run_stacked(
     inputs: Tensor,
     input_axis: int | None,
 ) -> Tensor:
-    """Run a function of one network on a stack of them: under `torch.vmap`, or else one after the other.
+    """Run a function of one network on a stack of networks, under `torch.vmap` or one after the other.
 
-    Texts, whose networks `torch.vmap` rarely runs well, and modules that it cannot run (recurrent layers, control flow
-    that depends on inputs) run one after the other. Of modules, it is logged once.
+    Networks on texts, which are rarely faster under `torch.vmap`, and modules that it does not support (recurrent
+    layers, control flow that depends on inputs) run one after the other. For modules, this is logged once.
 
     Args:
-        skeleton: Module that the function runs; decides which way to go.
+        skeleton: Module that the function runs, which determines the method.
         run: `run(tensors, inputs)`.
         tensors: `{name: [m, *shape]}`.
         inputs: `[m, B, ...]` if `input_axis` is 0, or `[B, ...]` for all networks if it is `None`.
@@ -181,7 +180,7 @@ def _can_stack(
     inputs: Tensor,
     input_axis: int | None,
 ) -> bool:
-    """Whether `torch.vmap` runs a module in its mode, tried once on copies of two networks."""
+    """Whether `torch.vmap` can run a module in its mode, tested once on two copies."""
     key = (skeleton.training, input_axis)
     known = _STACKABLE.setdefault(skeleton, {})
     if key not in known:
@@ -191,7 +190,7 @@ def _can_stack(
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.vmap(run, in_dims=(0, input_axis), randomness="different")(copies, few)
             known[key] = True
-        except RuntimeError as error:  # what torch.func raises for all that it cannot do
+        except RuntimeError as error:  # errors that torch.func raises for anything unsupported
             name, reason = type(skeleton).__name__, shorten(str(error).partition("\n")[0], MAX_REASON)
             if all(known.values()):
                 logger.warning("%s cannot run in a stack (%s); its networks run one after the other", name, reason)
@@ -200,11 +199,11 @@ def _can_stack(
 
 
 def call_arguments(inputs: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """How a module is called with a batch, by position and by name.
+    """Positional and keyword arguments for calling a module with a batch.
 
     Args:
-        inputs: Images `[B, C, H, W]`, or texts `[B, 2, L]` int64: token ids, the mask of those that count, and of some
-            pairs of texts also token types.
+        inputs: Images `[B, C, H, W]`, or texts `[B, 2, L]` int64: token ids and attention mask; for some text pairs
+            also token types.
     """
     if inputs.is_floating_point():
         return (inputs,), {}
@@ -212,30 +211,30 @@ def call_arguments(inputs: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor
 
 
 def logits_of(output: Any) -> Tensor:
-    """Logits of whatever a module returns: a tensor, an output or dictionary with `logits`, or a tuple of heads.
+    """Extract logits from a module's output: a tensor, an output or dictionary with `logits`, or a tuple of heads.
 
     Raises:
-        TypeError: If there is no tensor to be found.
+        TypeError: If the output contains no such tensor.
     """
     if isinstance(output, tuple | list) and not hasattr(output, "logits") and output:
         output = output[0]
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(found, Tensor):
         raise TypeError(
-            f"expected a module that returns logits, an output with logits, or a tuple whose first part they are, got "
+            f"expected a module that returns logits, an output with logits, or a tuple that starts with logits, got "
             f"{type(output).__name__}"
         )
     return found
 
 
 def empty_model(config: ZooConfig) -> ZooPreTrainedModel:
-    """The network of a configuration on the meta device: structure without weights, nothing drawn."""
+    """The network of a configuration on the meta device: structure without weights, and no random draws."""
     with torch.device("meta"):
         return build_model(config)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy per network: logits `[M, B, K]` and labels `[M, B]` or `[1, B]` (int64) to `[M]`."""
+    """Mean cross-entropy `[M]` of each network, from logits `[M, B, K]` and labels `[M, B]` or `[1, B]` (int64)."""
     return example_losses(logits, labels).mean(dim=1)
 
 
@@ -245,12 +244,12 @@ def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def stack_size(network: ZooConfig | nn.Module, batch_size: int, device: torch.device | None = None) -> int:
-    """How many networks to run together so that their activations stay in the cache; all of them (0) off the CPU.
+    """Number of networks to run together so that their activations fit the cache; 0 (all) unless on a CPU.
 
     Args:
-        network: What to run.
+        network: Network to run.
         batch_size: Images per network and step, `B`.
-        device: Where; the CPU if `None`.
+        device: Device; the CPU if `None`.
     """
     if device is not None and device.type != "cpu":
         return 0
@@ -270,14 +269,14 @@ def stack_size(network: ZooConfig | nn.Module, batch_size: int, device: torch.de
 
 @dataclass(frozen=True)
 class StackedNetworks:
-    """`M` networks of one architecture, each tensor stacked over the networks.
+    """`M` networks of one architecture, with each tensor stacked over the networks.
 
     Attributes:
-        config: Their architecture (or a module of it, see `stacked_forward`).
+        config: Their architecture, or a module of that architecture (see `stacked_forward`).
         tensors: `{name: [M, *shape]}`, all tensors of the state dict.
 
     Raises:
-        ValueError: If tensors are missing or foreign, or shapes do not fit the architecture or each other.
+        ValueError: If tensors are missing or unexpected, or shapes do not fit the architecture or each other.
     """
 
     config: ZooConfig | nn.Module
@@ -288,7 +287,7 @@ class StackedNetworks:
         expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         if expected.keys() != self.tensors.keys():
             raise ValueError(
-                f"the tensors are not those of the architecture: missing or foreign "
+                f"the tensors are not those of the architecture: missing or unexpected "
                 f"{sorted(expected.keys() ^ self.tensors.keys())}"
             )
         count = self.num_models
@@ -300,19 +299,19 @@ class StackedNetworks:
     def initialize(
         cls, config: ZooConfig, seeds: Sequence[int], initializations: Sequence[str] | None = None
     ) -> "StackedNetworks":
-        """Draw networks: network `i` is the one `build_model` gives right after `torch.manual_seed(seeds[i])`.
+        """Initialise networks: network `i` equals that of `build_model` after `torch.manual_seed(seeds[i])`.
 
         Args:
             config: Architecture.
-            seeds: One per network.
+            seeds: One seed per network.
             initializations: Scheme of each network; the configuration's if `None`.
 
         Raises:
-            ValueError: Without seeds, or with another number of schemes.
+            ValueError: If there are no seeds, or their number differs from that of schemes.
         """
         if not seeds or (initializations is not None and len(initializations) != len(seeds)):
             schemes = "none" if initializations is None else len(initializations)
-            raise ValueError(f"need at least one seed and one scheme per seed, got {len(seeds)} and {schemes}")
+            raise ValueError(f"expected at least one seed and one scheme per seed, got {len(seeds)} and {schemes}")
         states = []
         with torch.random.fork_rng(devices=[]):
             for i, seed in enumerate(seeds):
@@ -326,7 +325,7 @@ class StackedNetworks:
         """Stack single networks.
 
         Raises:
-            ValueError: Without any, or if they do not fit the architecture.
+            ValueError: If there are none, or they do not fit the architecture.
         """
         if not states:
             raise ValueError("expected at least one state dict to stack, got none")
@@ -334,15 +333,15 @@ class StackedNetworks:
 
     @property
     def num_models(self) -> int:
-        """Networks in the stack, `M`."""
+        """Number of networks in the stack, `M`."""
         return len(next(iter(self.tensors.values())))
 
     def select(self, index: Any) -> "StackedNetworks":
-        """The networks that `index` (indices, mask or slice) chooses."""
+        """The networks selected by `index` (indices, mask or slice)."""
         return StackedNetworks(self.config, {name: tensor[index] for name, tensor in self.tensors.items()})
 
     def state_dict(self, index: int) -> StateDict:
-        """Tensors of one network; fresh memory."""
+        """A copy of the tensors of one network."""
         return {name: tensor[index].clone() for name, tensor in self.tensors.items()}
 
     def model(self, index: int) -> nn.Module:
@@ -357,13 +356,13 @@ class StackedNetworks:
 
         Args:
             images: `[B, C, H, W]` for all networks, or `[M, B, C, H, W]`; or texts, see `call_arguments`.
-            generic: Use `torch.vmap` in any case.
+            generic: Always use `torch.vmap`.
 
         Returns:
             `[M, B, K]`.
 
         Raises:
-            ValueError: If `images` has neither shape.
+            ValueError: If `images` has a different shape.
         """
         alone = 4 if images.is_floating_point() else 3  # axes of a batch: images, or texts
         if images.ndim not in (alone, alone + 1) or (images.ndim > alone and len(images) != self.num_models):
@@ -390,7 +389,7 @@ class StackedNetworks:
             labels: `[n]` int64.
 
         Returns:
-            Cross-entropy `[M, n]` float and correctness `[M, n]` bool; not finite logits count as wrong.
+            Cross-entropy `[M, n]` float and correctness `[M, n]` bool; non-finite logits count as wrong.
         """
 
         def judge(part: slice) -> tuple[Tensor, Tensor]:
@@ -400,7 +399,7 @@ class StackedNetworks:
 
         starts = range(0, len(images), EVALUATION_BATCH)
         parts = [slice(start, start + EVALUATION_BATCH) for start in starts]
-        # functional_call puts its tensors into the one module, so the generic way cannot run twice at a time.
+        # functional_call replaces the tensors of a single module, so it cannot run twice at the same time.
         may_thread = isinstance(self.config, CNNConfig | MLPConfig) and images.device.type == "cpu"
         found = map_on_threads(judge, parts) if may_thread else [judge(part) for part in parts]
         return torch.cat([losses for losses, _ in found], dim=1), torch.cat([right for _, right in found], dim=1)
@@ -412,5 +411,5 @@ class StackedNetworks:
 
 
 def with_settings(config: ZooConfig, **settings: Any) -> ZooConfig:
-    """A copy of a configuration with other settings, checked anew."""
+    """A copy of a configuration with other settings, validated again."""
     return type(config).from_dict({**config.to_dict(), **settings}) if settings else config

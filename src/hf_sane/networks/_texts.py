@@ -47,13 +47,13 @@ class TextData:
 
     Attributes:
         name: Name in records and cards.
-        inputs: Split to `[n, 2, L]` int64: token ids, and the mask of those that count; of pairs of texts `[n, 3, L]`
-            with token types, if the tokenizer tells the two texts apart by these. `L` is the length of the longest.
-        labels: Split to `[n]` int64 in `[0, K)`.
+        inputs: `[n, 2, L]` int64 by split: token ids and attention mask; for text pairs `[n, 3, L]` with token types,
+            if the tokenizer uses them. `L` is the length of the longest text.
+        labels: `[n]` int64 in `[0, K)`, by split.
         num_classes: `K`.
         class_names: Names of the classes; may be empty.
-        tokenizer: Made the tokens.
-        columns: Columns of the texts, two of pairs.
+        tokenizer: The tokenizer of the texts.
+        columns: Columns with the texts; two for text pairs.
     """
 
     name: str
@@ -82,7 +82,7 @@ class TextData:
         return {"name": self.name, "tokens": self.inputs["train"].shape[2], **counts, **named, **pairs}
 
     def set_padding(self, network: object) -> None:
-        """Tell a network of Transformers, if it does not know it, which token fills texts up."""
+        """Set the padding token of a Transformers network, unless it has one."""
         config = getattr(network, "config", None)
         if isinstance(config, PreTrainedConfig) and getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = self.tokenizer.pad_token_id
@@ -99,18 +99,18 @@ def load_texts(
     train_limit: int | None = None,
     seed: int = 0,
 ) -> TextData:
-    """Load text classification data, split it reproducibly as `load_images` does, and tokenize it.
+    """Load text classification data, split it reproducibly like `load_images`, and tokenize it.
 
     Args:
         source: A dataset on the Hub, `owner/name`; a folder or file of CSV, JSON or parquet; a folder from
             `save_to_disk`; or a `datasets` object.
         tokenizer: A tokenizer, or the folder or repository of one.
         name: Name of the data; if `None`, it is derived from the source.
-        text_column: Column of texts, or two columns of pairs (also as `"premise,hypothesis"`); if `None`, two or one
-            of usual names (premise and hypothesis, text, sentence, ...), or else the only text column.
-        label: Column of labels (indices, `ClassLabel` or texts); found like the other if `None`.
-        max_tokens: Longer texts are cut.
-        train_limit: Largest number of training texts.
+        text_column: Column with the texts, or two columns of text pairs (also as `"premise,hypothesis"`); if `None`,
+            columns with common names (premise and hypothesis, text, sentence, ...), or the only text column.
+        label: Column with the labels (indices, `ClassLabel` or texts); found in the same way if `None`.
+        max_tokens: Longer texts are truncated.
+        train_limit: Use at most this many training texts.
         seed: Random seed for splits and draws.
 
     Raises:
@@ -137,7 +137,7 @@ def load_texts(
         labels[split] = torch.from_numpy(parts[origin].labels[indices].astype(np.int64))
     every = [text for split in SPLITS for text in texts[split]]
     encoded = encoder(
-        *map(list, zip(*every, strict=True)),  # the texts, or the first and the second ones
+        *map(list, zip(*every, strict=True)),  # the texts, or the first and the second texts
         truncation=True,
         max_length=min(max_tokens, encoder.model_max_length),
         padding=True,
@@ -172,13 +172,13 @@ def _open(source: TextSource) -> tuple[datasets.Dataset | datasets.DatasetDict, 
 
 
 def _text_columns(dataset: datasets.Dataset, given: str | Sequence[str] | None, label: str | None) -> tuple[str, ...]:
-    """The column of texts, or the two of pairs."""
+    """The column with the texts, or the two columns of text pairs."""
     there = dataset.column_names
     if given is not None:
         found = (given,) if isinstance(given, str) and given in there else given
         columns = tuple(part.strip() for part in found.split(",")) if isinstance(found, str) else tuple(found)
         if len(columns) > 2:
-            raise ValueError(f"expected a column of texts, or two of pairs, got {', '.join(columns)}")
+            raise ValueError(f"expected a column of texts, or two columns of text pairs, got {', '.join(columns)}")
         return columns
     if pair := next((pair for pair in PAIR_COLUMNS if set(pair) <= set(there)), None):
         return pair
@@ -201,7 +201,7 @@ def _part(
     assert labels_from is not None
     for column in columns:
         if missing := dataset.data.column(column).null_count:
-            raise ValueError(f"{split}: {missing} examples have no {column}; leave them out")
+            raise ValueError(f"{split}: {missing} examples have no {column}; remove them")
 
     def fetch(indices: np.ndarray) -> list[tuple[str, ...]]:
         chosen = dataset.select(indices)
@@ -217,10 +217,11 @@ def _open_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrain
     if found.pad_token is None:
         if found.eos_token is None:
             raise ValueError(
-                f"expected a tokenizer that can pad texts to one length, got {type(found).__name__} without a pad "
-                "token and an end-of-text token; set tokenizer.pad_token, in the configuration of the networks, too"
+                f"expected a tokenizer that can pad texts to the same length, got {type(found).__name__} without a "
+                f"pad "
+                "token and an end-of-text token; set tokenizer.pad_token, also in the configuration of the networks"
             )
         found = copy.deepcopy(found)
         found.pad_token = found.eos_token
-        logger.warning("%s has no pad token: texts are filled up with %s", type(found).__name__, found.eos_token)
+        logger.warning("%s has no pad token: texts are padded with %s", type(found).__name__, found.eos_token)
     return found

@@ -69,7 +69,7 @@ class ArrayZoo:
     def __init__(self, tree: Tree, folder: PurePosixPath) -> None:
         self.folder = folder
         if str(folder / LAYOUT) not in tree.sizes:
-            expected = f"the file {LAYOUT} beside it, which says where each tensor is"
+            expected = f"the file {LAYOUT} next to it, which maps columns to tensors"
             raise InvalidFileError(str(folder / WEIGHTS), expected=expected, got="none", remedy=REMEDY)
         self.table = self._properties(tree)  # small files first, since an archive keeps only a few members unpacked
         self.tensors = _read_layout(tree.fetch(str(folder / LAYOUT)))
@@ -130,7 +130,7 @@ class ArrayZoo:
                 rows = [{EPOCH if name == STEP else name: v for name, v in row.items()} for row in table.rows]
                 return replace(table, rows=rows)
         logger.warning(
-            "%s: no %s beside it, so that nothing is known about its networks, and each counts as a run of its own",
+            "%s: no %s next to it, so nothing is known about its networks, and each counts as its own run",
             self.folder / WEIGHTS,
             METRICS[0],
         )

@@ -38,7 +38,7 @@ class NetworkName:
 def read_pattern(pattern: str) -> Callable[[str], dict[str, Any] | None]:
     """Compile a pattern such as `{run}/epoch_{epoch:d}.pt` to a function that reads properties from a path.
 
-    A path without its times is the `run`, unless the pattern has a field for it.
+    Unless the pattern has a field `run`, the run is the path without its times.
 
     `{name}` is text without a slash, `{name:d}` a whole number, `{name:g}` a number, and `*` anything within one
     folder.
@@ -80,7 +80,7 @@ def read_pattern(pattern: str) -> Callable[[str], dict[str, Any] | None]:
 
 
 def _without(path: str, spans: Iterable[tuple[int, int]]) -> str:
-    """A path without some of its letters, and its suffix."""
+    """A path without some of its characters and without its suffix."""
     for start, end in sorted(spans, reverse=True):
         path = path[:start] + path[end:]
     return path.removesuffix(PurePosixPath(path).suffix).rstrip("-_=./ ") or path

@@ -30,16 +30,16 @@ SCALARS_FILE = re.compile(r"(?:run-(?P<run>.*)-tag-)?(?P<tag>.+?)(?:\.csv|\.json
 HISTORY_COLUMN = re.compile(r"(?P<run>.+) - (?P<metric>.+?)(?P<bound>__MIN|__MAX)?")
 HISTORY_STEPS = ("step", "_step", "epoch", "relative time (process)", "wall time")
 REMEDY = "save the table again as CSV (UTF-8), JSON or parquet, one row per network"
-# Tables and logs of other kinds, by their first bytes.
-SAVE_AS_CSV = "open it, and save it as CSV (UTF-8)"
+# Unsupported tables and logs, by their first bytes.
+SAVE_AS_CSV = "open it and save it as CSV (UTF-8)"
 NO_TABLES = (
     (b"PK\x03\x04", "an Excel or OpenDocument table, or another zip archive", SAVE_AS_CSV),
-    (b"\xd0\xcf\x11\xe0", "an Excel table of before 2007", SAVE_AS_CSV),
+    (b"\xd0\xcf\x11\xe0", "an Excel table from before 2007", SAVE_AS_CSV),
     (b"SQLite format 3", "an SQLite database", "export its table as CSV"),
 )
-EVENTS = "tfevents"  # in the names of TensorBoard's logs
-EVENTS_REMEDY = "download the scalars from TensorBoard as CSV (Show data download links), and name their folder"
-SEPARATOR = re.compile(r'"?sep=(?P<mark>.)"?', re.IGNORECASE)  # the first line of what Excel writes
+EVENTS = "tfevents"  # part of the names of TensorBoard's logs
+EVENTS_REMEDY = "download the scalars from TensorBoard as CSV (Show data download links), and pass their folder"
+SEPARATOR = re.compile(r'"?sep=(?P<mark>.)"?', re.IGNORECASE)  # the first line of files from Excel
 MOSTLY_BAD = 0.5  # share of bad rows above which the whole table is wrong
 
 
@@ -53,7 +53,7 @@ class PropertyTable:
         places: Location of each row in the file, for messages: `"line 12"`.
         notes: Messages about rows that were left out, with the reasons.
         digest: SHA-256 of the file.
-        is_one_of_many: Whether it was found in a folder, so that others do not depend on it.
+        is_one_of_many: Whether the file is one of several in a folder.
     """
 
     file: str
@@ -70,13 +70,13 @@ class PropertyTable:
 
 
 def read_tables(path: Path) -> list[PropertyTable]:
-    """The table of a file, or all tables below a folder, of which damaged ones are left out with a note.
+    """The table in a file, or all tables below a folder, without damaged ones, which are noted.
 
-    The files that TensorBoard exports, one for every run and scalar, become one table.
+    Files exported from TensorBoard, one for every run and scalar, are joined into one table.
 
     Raises:
         FileNotFoundError: If there is no such file, or no table in the folder.
-        InvalidFileError: If it is none, or there are only damaged ones in the folder.
+        InvalidFileError: If it is not a table, or all tables in the folder are damaged.
     """
     if path.is_file():
         return [read_properties(path)]
@@ -103,7 +103,7 @@ def read_tables(path: Path) -> list[PropertyTable]:
 
 
 def _joined(path: Path, scalars: Sequence[PropertyTable]) -> PropertyTable:
-    """One row for each run and step, with all scalars."""
+    """Join tables to one row per run and step, with all scalars."""
     rows: dict[tuple[Any, Any], dict[str, Any]] = {}
     for table in scalars:
         for row in table.rows:
@@ -115,7 +115,7 @@ def _joined(path: Path, scalars: Sequence[PropertyTable]) -> PropertyTable:
 
 
 def _number(step: Any) -> Any:
-    """A step as a number, whatever the format of its file."""
+    """A step as a number, regardless of the file's format."""
     try:
         return float(step)
     except (TypeError, ValueError):
@@ -153,7 +153,7 @@ def read_properties(path: Path) -> PropertyTable:
 
 
 def _refuse_others(path: Path, content: bytes) -> None:
-    """Name what is known, and no table that can be read."""
+    """Raise an error for a known format that is not supported."""
     kinds = [(name, remedy) for start, name, remedy in NO_TABLES if content.startswith(start)]
     if EVENTS in path.name:
         kinds = [("an event file of TensorBoard", EVENTS_REMEDY)]
@@ -209,9 +209,9 @@ def _from_text(path: Path, text: str, digest: str) -> PropertyTable:
 
 
 def _without_preamble(text: str) -> tuple[str, int, str]:
-    """The table behind comments and `sep=;`, the number of lines before it, and its separator.
+    """The table after comments and `sep=;`, the number of lines before it, and its separator.
 
-    That is the one which the file names, or which cuts the header into most fields.
+    The separator is the one that the file names, or that splits the header into most fields.
     """
     named, skipped = None, 0
     while True:
@@ -262,7 +262,7 @@ def _from_json(path: Path, text: str, digest: str) -> PropertyTable:
 
 
 def _is_by_column(found: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether the outer names are columns and the inner ones those of rows, as pandas writes by default."""
+    """Whether outer names are columns and inner names are rows, as pandas writes by default."""
     inner = {name for column in found.values() for name in column}
     return all(name.isdigit() for name in inner) or (
         any(zoo_name(name) for name in found) and not any(zoo_name(name) for name in inner)

@@ -48,7 +48,8 @@ def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName],
         key: Column that names the network or its run.
 
     Raises:
-        ValueError: If a table (of a folder of tables, all) matches no network, or none has the column `key`.
+        ValueError: If a table matches no network (or, for a folder, none of its tables does), or no table has the
+            column `key`.
     """
     result = Matched()
     for network in networks:
@@ -75,7 +76,7 @@ def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName],
     if unused and unused == len(tables):
         raise next(iter(errors.values()))
     if unused:
-        result.notes.append(f"{unused} tables of the folder are about no network: {name_some(errors)}")
+        result.notes.append(f"{unused} tables of the folder match no network: {name_some(errors)}")
     return result
 
 
@@ -289,7 +290,7 @@ def _take_rows(table: PropertyTable, match: _Match, result: Matched) -> None:
 
 
 def _last_of_rows(match: _Match, result: Matched) -> set[str]:
-    """Of the networks of a run that share a row, that which was trained longest; none where that is unknown."""
+    """The network that was trained longest among those of a run that share a row, unless that is unknown."""
     members: dict[tuple[int, str], list[str]] = defaultdict(list)
     for network, number in match.rows.items():
         members[number, result.runs.get(network, match.runs.get(network, network))].append(network)

@@ -15,7 +15,7 @@ from hf_sane.records._errors import InvalidFileError, name_some, reading
 from hf_sane.zoo.importing._network_names import NetworkName
 from hf_sane.zoo.importing._property_files import RUN, PropertyTable, flat_values
 
-# What the code of these zoos and Ray Tune write beside networks.
+# Files that the code of these zoos and Ray Tune write next to networks.
 BESIDE = re.compile(r"(optimizer|dataset)(\.pt)?|params\.pkl|.*\.tune_metadata")
 PARAMS, RESULTS = "params.json", "result.json"
 EPOCH = "training_iteration"  # Ray Tune's counter
@@ -62,7 +62,7 @@ def published_table(networks: Iterable[NetworkName], fetch: Callable[[str], Path
     Returns:
         Rows with a run and an epoch; `None` if there are none.
 
-    What is missing or damaged is said in notes.
+    Missing and damaged parts are noted.
     """
     epochs: dict[str, set[int]] = {}
     for network in networks:
@@ -74,7 +74,7 @@ def published_table(networks: Iterable[NetworkName], fetch: Callable[[str], Path
     for run, wanted in epochs.items():
         path = fetch(f"{run}/{PARAMS}")
         settings = {}
-        with suppress(InvalidFileError):  # its networks are good without them
+        with suppress(InvalidFileError):  # networks can be imported without them
             settings = {} if path is None else read_run_settings(path)
         without_settings += [] if settings else [run]
         found, bad = _read_results(fetch(f"{run}/{RESULTS}"), wanted)
@@ -87,11 +87,11 @@ def published_table(networks: Iterable[NetworkName], fetch: Callable[[str], Path
     notes = [f"{broken} lines of {RESULTS} are not JSON and were left out"] if broken else []
     if without_settings:
         notes.append(
-            f"no settings for {len(without_settings)} runs, whose {PARAMS} is missing or no JSON object: "
+            f"no settings for {len(without_settings)} runs, whose {PARAMS} is missing or not a JSON object: "
             f"{name_some(without_settings)}"
         )
     if without_results:
-        notes.append(f"{RESULTS} tells nothing about {len(without_results)} networks: {name_some(without_results)}")
+        notes.append(f"{RESULTS} has no results for {len(without_results)} networks: {name_some(without_results)}")
     return PropertyTable(RESULTS, rows, places, tuple(notes)) if rows else None
 
 
