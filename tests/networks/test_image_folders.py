@@ -212,7 +212,7 @@ def test_an_imagefolder_with_a_table_of_classes(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        (["file_name,label", "0.png,0.5"], r"row 1: expected the class of an image, got '0.5'; several labels"),
+        (["file_name,label", "0.png,0.5"], r"row 1: expected the class of an image, got '0.5'; multiple labels"),
         (["file_name,label", "0.png,cat", "1.png,"], "row 2: expected the class of an image, got an empty cell"),
         (
             ["file_name,cat,dog", "0.png,1,1"],
@@ -220,7 +220,7 @@ def test_an_imagefolder_with_a_table_of_classes(tmp_path):
         ),
         (
             ['{"file_name": "0.png", "label": ["cat", "dog"]}'],
-            r"got \['cat', 'dog'\]; multiple labels per example and numb",
+            r"got \['cat', 'dog'\]; multiple labels per example and numer",
         ),
         (["image,label", "0.png,cat"], "expected one row per image, got .*file_name"),
         (["file_name,label", "30.png,cat"], "row 1: no such image"),

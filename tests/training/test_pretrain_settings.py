@@ -87,7 +87,7 @@ def test_wrong_types_raise(wrong):
         ({"supervised_weight": 0.1, "supervised_properties": []}, r"supervised_properties=\[\], streaming=False"),
         ({"supervised_weight": 0.1, "streaming": True}, "zoos that are not streamed; got .* streaming=True"),
         ({"second_network": "same_run", "views": ["aligned"]}, r"'same_run' needs two views, got views=\['aligned'\]"),
-        ({"second_network": "same_run", "streaming": True}, "'same_run' requires all checkpoints of a run"),
+        ({"second_network": "same_run", "streaming": True}, "'same_run' needs all checkpoints of a run at hand"),
         ({"behavior_weight": 0.5}, "behavior_weight > 0 needs behavior_data"),
     ],
 )

@@ -217,7 +217,7 @@ def test_a_module_that_is_not_there_is_refused(place, reason, own):
 def test_what_is_no_module_is_refused():
     with pytest.raises(TypeError, match=r"expected a torch.nn.Module, or a function that makes one, got int"):
         register_architecture(lambda: 3)  # type: ignore[arg-type, return-value]
-    with pytest.raises(ValueError, match="expected a module with weights, got ReLU without any"):
+    with pytest.raises(ValueError, match="expected a module with weights, got ReLU without weights"):
         register_architecture(nn.ReLU)
 
 
