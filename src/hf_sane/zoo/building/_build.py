@@ -1,4 +1,4 @@
-"""Build a zoo: train many networks, keep them as tokens with their properties; an interrupted build continues."""
+"""Build a zoo: train many networks and store them as tokens with their properties; builds can be continued."""
 
 import dataclasses
 import json
@@ -50,8 +50,8 @@ from hf_sane.zoo._writing import RECORD_NAME, is_finished, remove_state, tidy, w
 from hf_sane.zoo.building._settings import RunPlan, ZooSettings, plan_runs, split_runs
 
 SETTINGS_NAME = "build.json"  # of an unfinished build
-SAVE_SECONDS = 60.0  # between two saves of a group in training
-MAY_DIFFER = ("progress_bar",)  # between a build and its continuation
+SAVE_SECONDS = 60.0  # seconds between two saves of a group in training
+MAY_DIFFER = ("progress_bar",)  # may differ between a build and its continuation
 
 
 logger = logging.getLogger(__name__)
@@ -61,9 +61,9 @@ GROUP_REMEDY = "remove it: the group is trained again"
 
 @dataclass(frozen=True, slots=True)
 class BuildProgress:
-    """Progress of a build after an epoch: networks finished before this group, networks in it, and its mean accuracy.
+    """Progress of a build after an epoch: networks before this group, networks in it, and its mean accuracy.
 
-    `accuracy` is the mean test accuracy at the last kept epoch of the group; NaN before the first.
+    `accuracy` is the group's mean test accuracy at its last stored epoch; NaN before the first.
     """
 
     finished: int
@@ -80,31 +80,31 @@ def build_zoo(
     config: str = DEFAULT_CONFIG,
     on_progress: Callable[[BuildProgress], None] | None = None,
 ) -> Zoo:
-    """Train a zoo and write it to a folder.
+    """Train the networks of a zoo and write them to a folder.
 
-    Networks are trained in groups. A finished group is written to disk before the next begins, and a group in training
-    is saved once a minute, between epochs. An interrupted build continues from there with the same result, byte by
-    byte. A finished zoo is loaded.
+    Networks are trained in groups. A finished group is written to disk before the next one starts, and a group in
+    training is saved about once a minute, between epochs. An interrupted build continues from there, with the same
+    result byte by byte. A finished zoo is only loaded.
 
-    Networks that are not finite or have a parameter beyond `max_abs_weight` at any kept epoch are left out and listed
-    in `zoo.json` with the reason: one diverged network would dominate the scale of the normalisation (the paper's code
-    also has a threshold).
+    Networks that are not finite, or have a parameter beyond `max_abs_weight` at any stored epoch, are left out and
+    listed in `zoo.json` with the reason, since one diverged network would dominate the scale of the normalisation (the
+    paper's code also has a threshold).
 
     Args:
         arguments: All settings; see [`seed_zoo`] and [`hyperparameter_zoo`].
-        data: Images, or texts for a module that reads them; loaded as the arguments say if `None`.
-        output: Folder of the zoo; it may hold others under other names.
+        data: Images, or texts for a module that reads them; if `None`, loaded according to the arguments.
+        output: Folder of the zoo; it may already hold zoos under other names.
         config: Name of this zoo in the folder.
         on_progress: Called after every epoch of a group.
 
     Returns:
-        The zoo as `Zoo.load(output, config)` gives it; aligned, unless a user's module cannot be traced.
+        The zoo, as loaded by `Zoo.load(output, config)`; aligned, unless a user's module cannot be traced.
 
     Raises:
-        ValueError: If the folder holds a build with other arguments or images, the images do not fit the architecture,
-            or too few networks are usable.
+        ValueError: If the folder holds a build with different arguments or images, the images do not fit the
+            architecture, or too few networks are usable.
         FileExistsError: If the folder holds something else.
-        FolderInUseError: If another process writes it.
+        FolderInUseError: If another process is writing to the folder.
     """
     output = Path(output)
     if is_finished(output, config):
@@ -132,7 +132,7 @@ def _load(arguments: ZooSettings) -> LabelledData:
 
 
 class _Build:
-    """One build: its plan, its group files, its rows."""
+    """One build: its plan, group files and rows."""
 
     def __init__(self, arguments: ZooSettings, data: LabelledData, work: Path) -> None:
         self.arguments, self.data, self.work = arguments, data, work
@@ -140,7 +140,7 @@ class _Build:
         self.runs = plan_runs(arguments, self.architecture)
         self.layout = _layout(self.architecture, arguments)
         self.examples = _data_facts(data)
-        self.accuracy = math.nan  # of the group in training, at its last kept epoch
+        self.accuracy = math.nan  # of the group in training, at its last stored epoch
         by_activation: dict[str | None, list[int]] = {}
         for i, run in enumerate(self.runs):
             by_activation.setdefault(run.activation, []).append(i)
@@ -152,7 +152,7 @@ class _Build:
         ]
 
     def is_trained(self, group: int) -> bool:
-        """Whether a group is on disk, and whole: a damaged one is trained again."""
+        """Whether a group is complete on disk; a damaged group is trained again."""
         try:
             epochs, runs = len(self.arguments.kept_epochs), len(self.groups[group])
             check_group(self.group_path(group), self.layout, epochs=epochs, runs=runs)
@@ -164,31 +164,31 @@ class _Build:
         return self.work / f"group-{group:05d}.safetensors"
 
     def state_path(self, group: int) -> Path:
-        """Where a group in training is kept."""
+        """File with the state of a group in training."""
         return self.work / f"state-{group:05d}.safetensors"
 
     def settings(self) -> dict[str, Any]:
-        """What has to be the same for a build to continue."""
+        """Settings that must be the same for a build to continue."""
         arguments = {k: v for k, v in self.arguments.to_dict().items() if k not in MAY_DIFFER}
         return json.loads(json.dumps({**arguments, "data": self.examples, "layout": layout_key(self.layout)}))
 
     def check_finished(self, folder: Path, config: str) -> None:
-        """Refuse a finished zoo that was built with other settings."""
+        """Raise an error if the finished zoo was built with other settings."""
         facts = read_facts(folder)[config]
         known = {k: v for k, v in facts.arguments.items() if k not in MAY_DIFFER}
         self._compare({**known, "data": facts.data, "layout": next(iter(facts.layouts), None)}, folder, config)
 
     def check_continues(self, folder: Path, config: str) -> None:
-        """Refuse an unfinished build that was begun with other settings."""
+        """Raise an error if the unfinished build was started with other settings."""
         if (path := self.work / SETTINGS_NAME).exists():
             known = read_document(
                 path, expected="the settings of a build", remedy=f"remove {self.work} to start again"
             )
-            # Builds of earlier versions did not note the layout, which followed from the rest.
+            # Earlier versions did not store the layout, which followed from the rest.
             self._compare({"data": {}, "layout": layout_key(self.layout), **known.mapping()}, folder, config)
 
     def claim(self) -> None:
-        """Note the settings."""
+        """Store the settings in the work folder."""
         with write_atomically(self.work / SETTINGS_NAME) as partial:
             partial.write_text(json.dumps(self.settings(), indent=1), encoding="utf-8")
 
@@ -203,7 +203,7 @@ class _Build:
             )
 
     def train(self, on_progress: Callable[[BuildProgress], None] | None) -> None:
-        """Train the groups that are not on disk yet."""
+        """Train the groups that are not yet on disk."""
         epochs, finished = self.arguments.epochs, 0
         bar = progress(
             total=len(self.runs) * max(1, epochs),
@@ -221,7 +221,7 @@ class _Build:
                 finished += len(members)
 
     def _train_group(self, number: int, members: list[int], on_epoch: Callable[[int], None], bar: Bar) -> None:
-        """Train a group, from where an interrupted build has kept it, and write its file."""
+        """Train a group, continuing from a saved state if there is one, and write its file."""
         kept, start = self._read_state(number)
         if start is not None:
             bar.update(len(members) * int(start["epoch"]))
@@ -247,7 +247,7 @@ class _Build:
             save_file(tensors, partial)
 
     def _read_state(self, number: int) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
-        """Kept epochs of a group and the state to continue its training from; nothing if no file is complete."""
+        """Stored epochs of a group and the state from which to continue; empty if no file is complete."""
         try:
             return read_group_state(self.state_path(number))
         except (FileNotFoundError, InvalidFileError):
@@ -256,7 +256,7 @@ class _Build:
     def _reporter(
         self, bar: Bar, members: list[int], finished: int, on_progress: Callable[[BuildProgress], None] | None
     ) -> Callable[[int], None]:
-        """What to do after each epoch of a group."""
+        """Make the callback that runs after each epoch of a group."""
         self.accuracy = math.nan
 
         def report(epoch: int) -> None:
@@ -303,7 +303,7 @@ class _Build:
         )
 
     def _start(self, runs: list[RunPlan]) -> StackedNetworks:
-        """Networks before training, each from the seed of its run."""
+        """Untrained networks, each initialised with the seed of its run."""
         config, seeds = self.architecture, [run.seed for run in runs]
         if isinstance(config, ModuleArchitecture):
             return config.fresh(seeds)
@@ -313,7 +313,7 @@ class _Build:
         return StackedNetworks.initialize(config, seeds, [str(run.initialization) for run in runs])
 
     def align(self, zoo: Zoo) -> Alignment | None:
-        """Permutations onto the reference; none of a user's module that cannot be traced, which is logged."""
+        """Permutations that match the reference; `None`, with a log message, if a user's module cannot be traced."""
         try:
             return align_zoo(zoo).alignment
         except ValueError as error:
@@ -335,7 +335,7 @@ class _Build:
         return foreign_facts(own)
 
     def write_rows(self, folder: Path) -> ZooFacts:
-        """Turn finished groups into parquet files."""
+        """Write the finished groups as parquet files."""
         place = {
             self.runs[i].run_id: (number, j) for number, group in enumerate(self.groups) for j, i in enumerate(group)
         }
@@ -355,7 +355,7 @@ class _Build:
             splits[split] = {
                 "runs": len(run_ids),
                 "networks": len(run_ids) * len(self.arguments.kept_epochs),
-                "test_accuracy": sum(final) / len(final) if final else None,  # of no run there is none
+                "test_accuracy": sum(final) / len(final) if final else None,  # undefined without runs
             }
         return ZooFacts(
             name=self.arguments.name or self.data.name,
@@ -368,7 +368,7 @@ class _Build:
         )
 
     def _excluded(self) -> list[dict[str, Any]]:
-        """Runs with a network that is not finite or diverged, the first such epoch, and why."""
+        """Runs with a diverged or non-finite network, the first such epoch, and the reason."""
         found = []
         for number, members in enumerate(self.groups):
             with safe_open(self.group_path(number), framework="pt") as file:
@@ -384,7 +384,7 @@ class _Build:
         return sorted(found, key=lambda entry: entry["run_id"])
 
     def _records(self, run: RunPlan, group: int, member: int, columns: Mapping[str, str]) -> Iterator[ModelRecord]:
-        """One run, epoch by epoch."""
+        """The rows of one run, epoch by epoch."""
         facts = {**dataclasses.asdict(run), **columns}
         with safe_open(self.group_path(group), framework="pt") as file:
             tokens = file.get_slice("tokens")
@@ -397,17 +397,17 @@ class _Build:
 
 
 def check_group(path: Path, layout: Layout, *, epochs: int, runs: int) -> None:
-    """Refuse a file of a group that lacks something, or holds it in another shape.
+    """Check that the file of a group is complete and its tensors have the expected shapes.
 
     Args:
         path: The file.
         layout: Layout of one network.
-        epochs: That are kept.
+        epochs: Stored epochs.
         runs: Training runs of the group.
 
     Raises:
-        FileNotFoundError: If there is none.
-        InvalidFileError: If it is damaged or is of another group.
+        FileNotFoundError: If there is no such file.
+        InvalidFileError: If the file is damaged or belongs to another group.
     """
     outlines = read_header(path)
     each = (epochs, runs)
@@ -421,11 +421,11 @@ def check_group(path: Path, layout: Layout, *, epochs: int, runs: int) -> None:
 
 
 def read_group_state(path: Path) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-    """Kept epochs of a group in training, and the state to continue from.
+    """Stored epochs of a group in training, and the state from which to continue.
 
     Raises:
-        FileNotFoundError: If there is none.
-        InvalidFileError: If it is damaged, or something is missing.
+        FileNotFoundError: If there is no such file.
+        InvalidFileError: If the file is damaged or incomplete.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in read_safetensors(path).items():
@@ -433,13 +433,13 @@ def read_group_state(path: Path) -> tuple[list[dict[str, Tensor]], dict[str, Ten
         parts.setdefault(part, {})[own] = tensor
     kept = [str(index) for index in range(len(parts) - 1)]
     if parts.keys() != {"state", *kept}:
-        expected = "a state and the epochs before it"
+        expected = "a training state and the epochs before it"
         raise InvalidFileError(path, expected=expected, got=sorted(parts), remedy=GROUP_REMEDY)
     return [parts[index] for index in kept], parts["state"]
 
 
 def _noting(records: Iterator[ModelRecord], epoch: int, accuracies: list[float]) -> Iterator[ModelRecord]:
-    """Pass records on, and note the test accuracy of those at `epoch`."""
+    """Yield the records, and collect the test accuracies of those at `epoch`."""
     for record in records:
         if record.properties["epoch"] == epoch:
             accuracies.append(record.properties["test_accuracy"])
@@ -455,7 +455,7 @@ def _layout(config: ZooConfig | ModuleArchitecture, arguments: ZooSettings) -> L
             name: tensor if tensor.is_floating_point() else torch.zeros(tensor.shape, dtype=tensor.dtype)
             for name, tensor in empty_model(config).state_dict().items()
         }
-        settings["order"] = "given"  # that of the computation
+        settings["order"] = "given"  # dtype of the computation
     token_dim = arguments.token_dim
     if token_dim is None:
         layers = Layout.from_state_dict(state, token_dim=1, **settings).layers
@@ -464,7 +464,7 @@ def _layout(config: ZooConfig | ModuleArchitecture, arguments: ZooSettings) -> L
 
 
 def _data_facts(data: LabelledData) -> dict[str, Any]:
-    """What identifies images or texts: name, counts, statistics or length, and a digest of the inputs and labels."""
+    """Facts that identify images or texts: name, counts, statistics or length, and a digest of inputs and labels."""
     digest = sha256()
     for split in SPLITS:
         for tensor in data.split(split):
@@ -477,15 +477,15 @@ def _data_facts(data: LabelledData) -> dict[str, Any]:
 
 
 def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of images without their moments, which the digest covers and whose last digits depend on how one adds.
+    """Facts without pixel statistics, which the digest covers and whose last digits depend on the order of summation.
 
-    And without the names of the classes, which builds of earlier versions did not note.
+    Class names are left out, too, since earlier versions did not store them.
     """
     return {key: value for key, value in facts.items() if key not in ("mean", "std", "classes")}
 
 
 def _group_tensors(snapshot: Snapshot, layout: Layout) -> dict[str, Tensor]:
-    """What a group file keeps of one epoch: tokens `[m, N, D]`, measures `[m]`, template tensors `[m, *shape]`."""
+    """A group's tensors of one epoch: tokens `[m, N, D]`, measurements `[m]`, template tensors `[m, *shape]`."""
     tensors = {name: getattr(snapshot, name) for name in MEASURES if hasattr(snapshot, name)}
     tensors["generalization_gap"] = snapshot.train_accuracy - snapshot.test_accuracy
     tensors["tokens"] = layout.tokens(snapshot.tensors, batch_dims=1)
