@@ -1,7 +1,7 @@
 """Pre-train a SANE autoencoder on a model zoo, in one process or several.
 
     accelerate launch scripts/pretrain.py --zoo DIR_OR_REPO --output runs/sane \
-        --model '{"hidden_size": 128, "latent_dim": 64, "window_size": 52}' --num-epochs 50
+        --model '{"hidden_size": 128, "latent_dim": 64, "window_size": 52}' --epochs 50
 
     accelerate launch scripts/pretrain.py --zoo OTHER_ZOO --lora --from org/sane --output runs/adapter
 

@@ -14,7 +14,7 @@ def tiny_sane_run(tmp_path_factory: pytest.TempPathFactory, tiny_zoo_folder: Pat
         '{"hidden_size": 16, "latent_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "window_size": 52}'
     )
     result = run_command(
-        *("pretrain", "--zoo", tiny_zoo_folder, "--output", output, "--model", model, "--num-epochs", 2),
+        *("pretrain", "--zoo", tiny_zoo_folder, "--output", output, "--model", model, "--epochs", 2),
         *("--eval-every-epochs", 0, "--log-with", "none", "--no-progress-bar"),
     )
     return output, result.output

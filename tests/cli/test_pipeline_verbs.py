@@ -312,7 +312,7 @@ def test_the_demo_passes_its_settings_on(tmp_path, monkeypatch, hf_sane_command)
         raise ValueError("enough")
 
     monkeypatch.setattr("hf_sane.workflows.demo.run.fill_folder", note)
-    hf_sane_command("demo", "--output", tmp_path / "out", "--seed", 3, "--bandwidths", "0.1,0.2", exit_code=2)
+    hf_sane_command("demo", "--output", tmp_path / "out", "--seed", 3, "--bandwidth", "0.1,0.2", exit_code=2)
     (settings,) = calls
     assert settings.output == tmp_path / "out"
     assert settings.seed == 3

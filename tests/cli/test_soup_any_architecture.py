@@ -80,8 +80,8 @@ def test_dtypes_that_differ_are_said(llamas, tmp_path, hf_sane_command):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--method", "greedy", "--data", "digits"), "--data"),
-        (("--data", "digits"), "--data"),
+        (("--method", "greedy", "--images", "digits"), "--images"),
+        (("--images", "digits"), "--images"),
         (("--align",), "--align"),
         (("--include-code",), "--include-code"),
     ],
@@ -130,14 +130,14 @@ def test_adapters_of_language_models(is_there, adapters, tmp_path, hf_sane_comma
             *named,
             "--method",
             "greedy",
-            "--data",
+            "--images",
             "digits",
             "-o",
             tmp_path / "other",
         ),
         exit_code=2,
     ).stderr
-    assert "--data requires adapters of image classifiers, their base" in refused
+    assert "--images requires adapters of image classifiers, their base" in refused
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")

@@ -71,7 +71,15 @@ def run_card_code(folder, monkeypatch):
 
 def test_a_greedy_soup_is_written_with_its_card(folder, tmp_path, hf_sane_command, monkeypatch):
     names = [f"network_{index}" for index in range(4)]
-    arguments = (*(folder / name for name in names), "--method", "greedy", "--metric", "accuracy", "--data", "digits")
+    arguments = (
+        *(folder / name for name in names),
+        "--method",
+        "greedy",
+        "--metric",
+        "accuracy",
+        "--images",
+        "digits",
+    )
     printed = hf_sane_command("soup", *arguments, "-o", tmp_path / "soup").output
     record = RunRecord.load(tmp_path / "soup" / "run.json")
     rows = record.results["ingredients"]
@@ -110,7 +118,7 @@ def test_a_uniform_soup_of_a_folder_needs_no_data(folder, tmp_path, hf_sane_comm
 def test_any_metric_with_options(folder, tmp_path, hf_sane_command):
     (tmp_path / "error_rate").mkdir()
     (tmp_path / "error_rate" / "error_rate.py").write_text(METRIC)
-    arguments = ("--method", "greedy", "--data", "digits", "--metric", tmp_path / "error_rate", "--lower-is-better")
+    arguments = ("--method", "greedy", "--images", "digits", "--metric", tmp_path / "error_rate", "--lower-is-better")
     hf_sane_command("soup", folder, *arguments, "--metric-options", '{"scale": 100}', "-o", tmp_path / "soup")
     results = RunRecord.load(tmp_path / "soup" / "run.json").results
     scores = [row["held_out_score"] for row in results["ingredients"].values()]
@@ -129,7 +137,7 @@ def test_shuffled_networks_are_aligned_unless_told_otherwise(networks, tmp_path,
     shuffled.load_state_dict(spec.apply(networks.state_dict(0), permutation))
     shuffled.save_pretrained(tmp_path / "in" / "b")
     for name, flag in {"aligned": (), "plain": ("--no-align",)}.items():
-        hf_sane_command("soup", tmp_path / "in", *flag, "--data", "digits", "-o", tmp_path / name)
+        hf_sane_command("soup", tmp_path / "in", *flag, "--images", "digits", "-o", tmp_path / name)
     results = {name: RunRecord.load(tmp_path / name / "run.json") for name in ("aligned", "plain")}
     assert results["aligned"].results["test_accuracy"] == results["aligned"].results["best_ingredient_test_accuracy"]
     assert results["plain"].results["test_accuracy"] < 0.6 * results["aligned"].results["test_accuracy"]
@@ -156,7 +164,7 @@ def test_batch_norm_is_re_estimated_on_request(tmp_path, hf_sane_command):
             flag,
             "--recalibration-batches",
             3,
-            "--data",
+            "--images",
             "digits",
             "-o",
             tmp_path / flag,
@@ -225,7 +233,7 @@ def adapters(networks, digits, tmp_path_factory):
 
 @quiet_peft
 def test_a_soup_of_adapters(adapters, tmp_path, hf_sane_command):
-    hf_sane_command("soup", adapters / "in", "--method", "greedy", "--data", "digits", "-o", tmp_path / "soup")
+    hf_sane_command("soup", adapters / "in", "--method", "greedy", "--images", "digits", "-o", tmp_path / "soup")
     results = RunRecord.load(tmp_path / "soup" / "run.json").results
     assert results["ingredients"]["run_2"]["weight"] == 0
     assert results["validation_accuracy"] >= max(row["held_out_score"] for row in results["ingredients"].values())
@@ -242,7 +250,7 @@ def test_a_soup_of_adapters(adapters, tmp_path, hf_sane_command):
 
 @quiet_peft
 def test_a_soup_of_adapters_at_a_rank_measures_what_it_writes(adapters, tmp_path, hf_sane_command):
-    hf_sane_command("soup", adapters / "in", "--rank", 1, "--data", "digits", "-o", tmp_path / "soup")
+    hf_sane_command("soup", adapters / "in", "--rank", 1, "--images", "digits", "-o", tmp_path / "soup")
     results = RunRecord.load(tmp_path / "soup" / "run.json").results
     assert results["rank"] == 1
     assert results["largest_relative_error_of_a_layer"] > 0

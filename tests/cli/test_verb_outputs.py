@@ -34,7 +34,7 @@ def inputs(tiny_sane_folder, tiny_zoo_folder, tiny_zoo, tmp_path_factory):
             *("sample", *sane, *zoo, "--num-samples", 2, "--num-candidates", 4),
             *("--bandwidth", 0.1, "--images", "digits"),
         ),
-        "compare": ("compare", *sane, *zoo, "--num-candidates", 4, "--num-kept", 2, "--bandwidths", 0.1),
+        "compare": ("compare", *sane, *zoo, "--num-candidates", 4, "--num-samples", 2, "--bandwidth", 0.1),
         "reconstruct": ("reconstruct", *sane, *zoo, "--images", "digits"),
         "embed": ("embed", *sane, *zoo, "--poolings", "mean"),
         "embed checkpoints": ("embed", checkpoint, *sane, "--poolings", "mean"),

@@ -61,7 +61,7 @@ def imported(models, tmp_path_factory, hf_sane_command) -> tuple[Path, str]:
 @pytest.fixture(scope="module")
 def sane(imported, tmp_path_factory, hf_sane_command) -> Path:
     output = tmp_path_factory.mktemp("sane") / "run"
-    views = ("--views", "original,original", "--statistics-by-kind", "--num-epochs", 2)
+    views = ("--views", "original,original", "--statistics-by-kind", "--epochs", 2)
     hf_sane_command("pretrain", "--zoo", imported[0], "--output", output, *views, "--model", json.dumps(SMALL), *QUIET)
     return output / "model"
 

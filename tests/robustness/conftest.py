@@ -233,8 +233,8 @@ def small_run(
         SmallRun(
             "compare",
             (
-                *("compare", "--sane", sane, "--zoo", zoo, "--num-candidates", 4, "--num-kept", 2),
-                *("--num-anchors", 2, "--finetune-epochs", 0, "--methods", "sane_subsampled", "--bandwidths", 0.1),
+                *("compare", "--sane", sane, "--zoo", zoo, "--num-candidates", 4, "--num-samples", 2),
+                *("--num-anchors", 2, "--finetune-epochs", 0, "--methods", "sane_subsampled", "--bandwidth", 0.1),
             ),
         ),
         SmallRun("reconstruct", ("reconstruct", "--sane", sane, "--zoo", zoo, "--images", "digits")),

@@ -20,7 +20,7 @@ def test_every_field_has_a_help_text():
 
 
 def test_flags_and_keywords_give_the_same_arguments():
-    flags = "--zoo a b --output_dir run --noise 0.5 --num-epochs 3 --no_progress_bar --views aligned --max_steps 7"
+    flags = "--zoo a b --output_dir run --noise 0.5 --epochs 3 --no_progress_bar --views aligned --max_steps 7"
     parsed = parse_settings(PretrainSettings, [*flags.split(), "--model", '{"hidden_size": 32}'], name="pretrain.py")
     assert parsed == PretrainSettings(
         zoo=["a", "b"],

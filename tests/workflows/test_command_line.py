@@ -1,16 +1,20 @@
 """Options from a settings dataclass: every kind of field, only what was given, old spellings, errors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import typer
 
+from hf_sane.cli.verbs import VERBS, ZOO_VERBS
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import setting
+from hf_sane.records._settings import option_name, setting
+from hf_sane.training._settings import PretrainSettings
 from hf_sane.workflows.command_line import ScriptParser, run_workflow
+from hf_sane.workflows.probe import ProbeSettings
 from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.soup import SoupSettings
 
 USAGE_ERROR: Any = typer.BadParameter.__base__
 
@@ -150,6 +154,21 @@ def test_help_shows_own_options_first_with_defaults(capsys):
     assert "Args:" not in shown
     assert shown.index("--needed") < shown.index("--halo-size")
     assert "How many.  [default: 3]" in " ".join(shown.split()).replace("How many. [", "How many.  [")
+
+
+def test_one_spelling_everywhere():
+    """The same idea is the same option of every verb, and Python takes what the command line takes."""
+    entries = [entry for verb in (*VERBS, *ZOO_VERBS) for entry in fields(verb.load()[0])]
+    names = {option_name(entry) for entry in entries if not entry.metadata["positional"]}
+    former = {old for entry in entries for old in entry.metadata["formerly"]}
+    assert {"--bandwidths", "--num-kept", "--anchor-epoch", "--num-epochs", "--data", "--config"} <= former
+    assert not names & former
+    trained = PretrainSettings(zoo="zoo", output="run", epochs=2)
+    assert trained == PretrainSettings(zoo="zoo", output="run", num_epochs=2)
+    assert SoupSettings(ingredients="a", output=None, images="digits").data == "digits"
+    assert ProbeSettings(sane="sane", zoo="zoo", zoo_config="mnist").config == "mnist"
+    with pytest.raises(TypeError, match="unexpected keyword argument 'config'"):
+        ProbeSettings(sane="sane", zoo="zoo", zoo_config="mnist", config="mnist")
 
 
 def test_experiments_and_benchmarks_take_former_spellings(capsys):

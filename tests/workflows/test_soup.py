@@ -73,7 +73,7 @@ def test_a_registered_method_can_be_named(folder, digits, monkeypatch):
         f"network_{i}": float(f"network_{i}" == results["best_ingredient"]) for i in range(3)
     }
     assert results["test_accuracy"] == results["best_ingredient_test_accuracy"]
-    with pytest.raises(ValueError, match=r"a best soup is selected on held-out data, got none; name it \(--data\)"):
+    with pytest.raises(ValueError, match=r"on held-out data, got none; pass images \(--images\)"):
         SoupSettings(ingredients=["a"], output=None, method="best")
 
 

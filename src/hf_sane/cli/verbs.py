@@ -100,7 +100,7 @@ VERBS = (
     ),
     Verb(
         *("soup", "soup", "SoupSettings", "run_soup", "Average networks of one architecture, or LoRA adapters."),
-        *(GENERATE, "run_a run_b run_c --method greedy --data digits --output my_soup"),
+        *(GENERATE, "run_a run_b run_c --method greedy --images digits --output my_soup"),
     ),
     Verb(
         *("info", "info", "InfoSettings", "run_info", "Inspect a checkpoint's layers and tokens from its header."),

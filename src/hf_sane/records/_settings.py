@@ -88,16 +88,22 @@ def check_numbers(settings: Any, *, unlimited: Collection[str] = ()) -> None:
 
 
 class _Fitting(type):
-    """Values take the form that the fields expect before the settings are made; others are refused."""
+    """Values take the form that the fields expect before the settings are made; others are refused.
+
+    A field is known by its name and by that of its option, so that Python and the command line share one spelling.
+    """
 
     def __call__(cls, **given: Any) -> Any:
         known = {entry.name: entry for entry in fields(cls)}  # type: ignore[arg-type]  # all classes are dataclasses
-        for name, value in given.items():
-            if name not in known:
-                close = did_you_mean(name, known)
-                raise TypeError(f"{cls.__name__} got an unexpected keyword argument {name!r}{close}")
-            given[name] = _fitted(name, known[name].type, value)
-        return super().__call__(**given)
+        by_option = {option_name(entry)[2:].replace("-", "_"): name for name, entry in known.items()}
+        fitted = {}
+        for word, value in given.items():
+            name = word if word in known else by_option.get(word)
+            if name is None or name in fitted:
+                close = "" if name else did_you_mean(word, {**known, **by_option})
+                raise TypeError(f"{cls.__name__} got an unexpected keyword argument {word!r}{close}")
+            fitted[name] = _fitted(word, known[name].type, value)
+        return super().__call__(**fitted)
 
 
 def _fitted(name: str, kind: Any, value: Any) -> Any:

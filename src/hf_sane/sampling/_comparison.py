@@ -79,18 +79,25 @@ class SelectionSettings(CheckedSettings):
 
     seed: int = setting("Random seed.", default=0)
     anchor_fraction: float = setting(
-        "Share of the training runs, best first, to take anchors from.", default=TOP_FRACTION
+        "Share of the training runs, best first, to take anchors from.",
+        default=TOP_FRACTION,
+        option="--top-fraction",
+        formerly="--anchor-fraction",
     )
     bandwidths: list[float] = setting(
         "Kernel widths to choose from on validation images; 0 would only copy anchors.",
         factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4],
+        option="--bandwidth",
+        formerly="--bandwidths",
     )
     accuracy_share: float = setting(
         "The largest bandwidth wins whose kept networks have this share of the best validation accuracy.",
         default=0.95,
     )
     num_candidates: int = setting("Number of networks drawn for subsampling.", default=400)
-    num_kept: int = setting("Number of networks kept, of every method.", default=10)
+    num_kept: int = setting(
+        "Number of networks kept, of every method.", default=10, option="--num-samples", formerly="--num-kept"
+    )
 
     def validate_counts(self) -> None:
         """Check that enough candidates are drawn to select from."""
@@ -108,7 +115,12 @@ class ComparisonSettings(SelectionSettings):
     """Settings of a comparison."""
 
     num_anchors: int | None = setting("Number of anchors; by default all of that share.", default=None)
-    anchor_epoch: int | None = setting("Epoch of the anchors; by default the last epoch of each run.", default=None)
+    anchor_epoch: int | None = setting(
+        "Epoch of the anchors; by default the last epoch of each run.",
+        default=None,
+        option="--epoch",
+        formerly="--anchor-epoch",
+    )
     unit: BandwidthUnit = setting(
         "Unit of the bandwidths: the anchors' spread, that of all their tokens (for a single anchor), or latents.",
         default="anchor_std",

@@ -94,9 +94,12 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     )
 
     num_epochs: int = setting(
-        "Number of epochs; in each, every training network contributes one random window.", default=50
+        "Number of epochs; in each, every training network contributes one random window.",
+        default=50,
+        option="--epochs",
+        formerly="--num-epochs",
     )
-    max_steps: int | None = setting("Number of optimizer steps, instead of --num-epochs.", default=None)
+    max_steps: int | None = setting("Number of optimizer steps, instead of --epochs.", default=None)
     gradient_accumulation_steps: int = setting("Number of forward passes per optimizer step.", default=1)
     learning_rate: float = setting("Peak learning rate of the one-cycle schedule.", default=1e-3)
     weight_decay: float = setting("Decoupled weight decay of AdamW.", default=3e-9)

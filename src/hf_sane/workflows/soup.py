@@ -62,6 +62,8 @@ class SoupSettings(WeightsSettings, MetricSettings, TextSettings, ModuleSettings
     data: str | ImageData | None = setting(
         f"{IMAGE_KINDS}: validation images select, test images report.",
         default=None,
+        option="--images",
+        formerly="--data",
     )
     align: bool | None = setting(
         "Permute channels before averaging; by default only for networks of this library.", default=None
@@ -87,15 +89,15 @@ class SoupSettings(WeightsSettings, MetricSettings, TextSettings, ModuleSettings
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data is not None and self.texts is not None:
-            raise ValueError("expected images (--data) or texts (--texts) to select by, got both; name one")
+            raise ValueError("expected images (--images) or texts (--texts) to select by, got both; name one")
         if MERGE_METHODS.find(self.method).needs_score and not self.is_measured:
             raise ValueError(
-                f"a {self.method} soup is selected on held-out data, got none; pass images (--data), texts (--texts) "
-                "or a function (--evaluate), or use --method uniform"
+                f"a {self.method} soup is selected on held-out data, got none; pass images (--images), texts "
+                "(--texts) or a function (--evaluate), or use --method uniform"
             )
         if self.recalibrate and self.data is None:
             raise ValueError(
-                "BatchNorm statistics are re-estimated from training images, got none; pass them (--data)"
+                "BatchNorm statistics are re-estimated from training images, got none; pass them (--images)"
             )
 
 
@@ -168,7 +170,7 @@ def soup(ingredients: str | Path | Sequence[Source], **options: Any) -> SoupResu
     """Average the weights of networks of one architecture, or of LoRA adapters of one base model.
 
     ```python
-    found = hf_sane.soup(["run_a", "run_b", "org/run-c"], method="greedy", data="digits")
+    found = hf_sane.soup(["run_a", "run_b", "org/run-c"], method="greedy", images="digits")
     print(found)
     found.save("soup")
     ```
@@ -255,7 +257,7 @@ def _soup_of_checkpoints(
     """Average checkpoints. Without evaluation, files of any architecture are averaged and no model is created."""
     dtype, notes = _dtype(opened)
     record.arguments |= {"dtype": dtype}
-    uses = {"--data": settings.data, "--align": settings.align, "--include-code": settings.include_code}
+    uses = {"--images": settings.data, "--align": settings.align, "--include-code": settings.include_code}
     needs = [option for option, value in uses.items() if value]
     config = complete_config(opened[0].config)
     own = None if opened[0].config else find_architecture(opened[0].outlines)
@@ -349,7 +351,7 @@ def _soup_of_adapters(
         if config is None or (settings.data is not None and not is_classifier):
             kind = "not found" if config is None else f"a {config.model_type}"
             raise ValueError(
-                f"--data requires adapters of image classifiers, their base {named} is {kind}; leave it out for a "
+                f"--images requires adapters of image classifiers, their base {named} is {kind}; leave it out for a "
                 "uniform soup"
             )
         mixer = AdapterMixer(load_network(named).eval(), adapters)
