@@ -1,4 +1,4 @@
-"""The tutorials with the released wheel, in empty folders: seconds from the start of Python to the end of sections.
+"""Run the tutorials with the built wheel, in empty folders, and time their sections from the start of Python.
 
     python benchmarks/tutorials.py --output runs/benchmarks/tutorials.json
 

@@ -1,4 +1,4 @@
-"""Tutorials: how long they take, with the released wheel."""
+"""Tutorials: how long they take with the package installed from its wheel."""
 
 import json
 from dataclasses import dataclass

@@ -31,10 +31,12 @@ def test_a_second_kind_of_processor_has_a_column_of_its_own(performance, tmp_pat
     text = performance.performance_block(tmp_path / "benchmarks")
     rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
     assert rows["| benchmark"][2:] == ["AVX512", "AVX2 |"]
-    share = rows["| pre-training step, d_model 512, 6+6 layers, fp32, share of the measured product rate"]
+    share = rows[
+        "| pre-training step in fp32 (width 512, 6 + 6 layers): share of the measured rate of matrix products"
+    ]
     link = "(../../runs/benchmarks/pretraining_step.json)"
     assert share[2:] == [f"[78%]{link} **(not reached)**", f"[90%]{link.replace('pre', 'avx2/pre')} |"]
-    bf16 = rows["| the same in bf16, tokens/s against a plain fp32 transcription of the paper's loop"]
+    bf16 = rows["| pre-training step in bf16: tokens per second, relative to a plain fp32 version of the paper's loop"]
     assert bf16[3] == f"[left out]{link.replace('pre', 'avx2/pre')} |"
     assert rows["| aligning a ResNet-18"][1:] == [
         "none",
