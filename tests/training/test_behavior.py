@@ -193,6 +193,38 @@ def test_combine_weighs_structure_behaviour_and_contrast(views, num_models):
     assert model.token_out.weight.grad.isfinite().all()
 
 
+def test_networks_of_noised_latents_are_half_of_the_loss():
+    """Noise has the spread of the networks at each place; without noise, or without a decoder, nothing changes."""
+    config = CONFIGS["mlp"]
+    extractor, layout, tokens, _ = population(config)
+    sizes = {"hidden_size": 16, "latent_dim": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sane = SANEConfig(token_dim=16, window_size=layout.num_tokens, contrast_weight=0.0, **sizes)
+    torch.manual_seed(0)
+    model = SANEModel(sane)
+    loss = loss_of(config, extractor, layout, sane=sane, behavior_latent_noise=0.5, behavior_models=4)
+    batch = {
+        "tokens": tokens,
+        "positions": layout.positions.expand(6, -1, -1),
+        "attention_mask": torch.ones(6, layout.num_tokens),
+    }
+    output = model(**batch)
+    noised = loss.noised_latents(output.latents, step=2)
+    many = torch.cat([loss.noised_latents(output.latents, step) - output.latents for step in range(400)]).detach()
+    torch.testing.assert_close(
+        many.std(dim=0), 0.5 * output.latents.detach().std(dim=0, correction=0), rtol=0.15, atol=1e-4
+    )
+    assert torch.equal(noised, loss.noised_latents(output.latents, step=2))  # a pure function of step and seed
+    decoded = model.decode(noised[:4], batch["positions"][:4], batch["attention_mask"][:4])
+    halves = [loss.distance(tokens[:4], part[:4], step=2) for part in (output.reconstruction, decoded)]
+    total = loss.combine(output, batch, step=2, decode=model.decode)
+    torch.testing.assert_close(total, 0.6 * output.reconstruction_loss + 0.4 * sum(halves) / 2)
+    total.backward()
+    assert model.token_out.weight.grad.isfinite().all()
+    plain = replace(loss, latent_noise=0.0).combine(output, batch, step=2, decode=model.decode)
+    torch.testing.assert_close(plain, 0.6 * output.reconstruction_loss + 0.4 * halves[0])
+    assert arguments().behavior_latent_noise == 0
+
+
 def test_negative_variances_are_survived():
     config = CIFARResNetConfig(depths=(1, 1, 1), widths=(4, 4, 4), num_channels=1)
     extractor, layout, tokens, _ = population(config, count=2)

@@ -76,6 +76,7 @@ def test_wrong_types_raise(wrong):
         ({"warmup_share": 1.0}, "warmup_share must lie strictly between 0 and 1"),
         ({"erase": 1.0}, r"erase must lie in \[0, 1\)"),
         ({"behavior_weight": 1.1, "behavior_data": "digits"}, r"behavior_weight must lie in \[0, 1\]"),
+        ({"behavior_latent_noise": -0.1}, "behavior_latent_noise must be a number >= 0, got -0.1"),
         ({"zoo": []}, "zoo is empty: name at least one"),
         (
             {"views": ["mirrored"]},

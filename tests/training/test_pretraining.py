@@ -243,7 +243,12 @@ def test_two_processes_train_together_and_resume_to_the_last_bit(tmp_path, zoo_f
         {"erase": 0.2},
         {"model": {**TINY_MODEL, "contrast_weight": 0}},
         {"model": {**TINY_MODEL, "window_size": 64, "position_embedding": "sinusoidal"}},
-        {"behavior_weight": 0.5, "behavior_data": "digits", "model": {**TINY_MODEL, "window_size": 64}},
+        {
+            "behavior_weight": 0.5,
+            "behavior_latent_noise": 0.3,
+            "behavior_data": "digits",
+            "model": {**TINY_MODEL, "window_size": 64},
+        },
         {"log_with": "tensorboard", "eval_every_epochs": 1, "log_every_steps": 1, "progress_bar": True},
         {"halo_size": 4, "eval_models": 1},
     ],
@@ -264,6 +269,16 @@ def test_the_second_view_of_another_checkpoint_changes_training(tmp_path, zoo):
     plain, _ = train(settings(tmp_path / "plain", max_steps=3), zoo)
     assert losses == again
     assert losses[0] != plain[0]
+
+
+def test_noise_on_latents_reaches_the_behavioural_loss(tmp_path, zoo):
+    """A step with it goes elsewhere: the losses differ, and are the same again for the same seed."""
+    changes = {"behavior_weight": 0.5, "behavior_data": "digits", "model": {**TINY_MODEL, "window_size": 64}}
+    found = [
+        train(settings(tmp_path / f"run_{run}", max_steps=1, behavior_latent_noise=noise, **changes), zoo)[0]
+        for run, noise in enumerate((0.0, 0.5, 0.5))
+    ]
+    assert found[0] != found[1] == found[2]
 
 
 def test_continuing_from_a_trained_model(tmp_path, zoo):

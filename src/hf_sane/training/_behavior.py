@@ -1,6 +1,6 @@
 """A loss on the outputs of reconstructed networks in addition to their weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._settings import PretrainSettings
 from hf_sane.zoo._dataset import ZooSplit
 
+Decode = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents, positions and attention mask to tokens
 MIN_SPREAD = 1e-6  # networks that all answer alike leave nothing to explain
 
 
@@ -66,7 +67,9 @@ class BehaviorLoss:
         num_images: Images per step.
         num_models: Networks per step and view, at most.
         kind: `"mse"` or `"kl"`, see [`behavior_distance`].
-        seed: Seed of the choice of images.
+        seed: Seed of the choice of images, and of noise.
+        latent_noise: Standard deviation of the noise on latents that networks are decoded from a second time, in
+            standard deviations over the networks of a batch; 0 for none.
     """
 
     config: ZooConfig | nn.Module
@@ -79,6 +82,7 @@ class BehaviorLoss:
     num_models: int
     kind: str
     seed: int
+    latent_noise: float = 0.0
 
     @classmethod
     def from_arguments(
@@ -130,6 +134,7 @@ class BehaviorLoss:
             num_models=arguments.behavior_models,
             kind=arguments.behavior_loss,
             seed=arguments.seed,
+            latent_noise=arguments.behavior_latent_noise,
         )
 
     def networks(self, tokens: Tensor) -> StackedNetworks:
@@ -162,13 +167,27 @@ class BehaviorLoss:
             original = self.networks(tokens).logits(images)
         return behavior_distance(original, self.networks(reconstruction.float()).logits(images), self.kind)
 
-    def combine(self, output: SANEOutput, batch: Mapping[str, Tensor], step: int) -> Tensor:
+    def noised_latents(self, latents: Tensor, step: int) -> Tensor:
+        """Latents `[M, N, Z]` as sampling draws them: with noise in the shape of the networks' own spread.
+
+        The neighbourhood of every code has to decode to networks that work, not the code alone.
+        """
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        return latents + self.latent_noise * latents.detach().std(dim=0, correction=0) * noise
+
+    def combine(
+        self, output: SANEOutput, batch: Mapping[str, Tensor], step: int, *, decode: Decode | None = None
+    ) -> Tensor:
         """Total loss `(1 - gamma) ((1 - w) L_rec + w L_behavior) + gamma L_contrast`.
+
+        With noise on latents, `L_behavior` is the mean of the distances of networks without and with it.
 
         Args:
             output: Output of the model, with losses.
             batch: What the model was given: windows that each hold a whole network.
-            step: Optimizer step, which picks the images.
+            step: Optimizer step, which picks the images and the noise.
+            decode: Decoder of the model, for noise on latents.
 
         Returns:
             Scalar.
@@ -182,6 +201,12 @@ class BehaviorLoss:
             targets.append(batch.get("second_target_tokens", batch["second_tokens"]))
             decoded.append(output.second_reconstruction)
         first = slice(self.num_models)
-        distance = self.distance(torch.cat([t[first] for t in targets]), torch.cat([d[first] for d in decoded]), step)
+        originals = torch.cat([target[first] for target in targets])
+        distance = self.distance(originals, torch.cat([part[first] for part in decoded]), step)
+        if self.latent_noise > 0 and decode is not None:
+            views = [part for part in (output.latents, output.second_latents) if part is not None]
+            latents = torch.cat([self.noised_latents(view, step)[first] for view in views])
+            where, mask = (torch.cat([batch[key][first]] * len(views)) for key in ("positions", "attention_mask"))
+            distance = (distance + self.distance(originals, decode(latents, where, mask), step)) / 2
         share = self.weight * (1.0 if output.contrastive_loss is None else 1.0 - self.contrast_weight)
         return output.loss + share * (distance - output.reconstruction_loss)

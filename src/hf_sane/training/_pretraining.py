@@ -134,7 +134,8 @@ class Run:
                 output = self.model(**batch)
                 loss = output.loss
                 if self.behavior is not None:
-                    loss = self.behavior.combine(output, batch, self.progress.step)
+                    decode = accelerator.unwrap_model(self.model).decode
+                    loss = self.behavior.combine(output, batch, self.progress.step, decode=decode)
                 if self.supervision is not None and indices is not None:
                     loss = loss + self.supervision.term(output.latents, batch["attention_mask"], indices)
                 accelerator.backward(loss)

@@ -131,6 +131,12 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         "Distance between softmax outputs: mean squared error or Kullback-Leibler divergence.", default="mse"
     )
 
+    behavior_latent_noise: float = setting(
+        "Spend half of the behavioural loss on networks decoded from latents with noise of this many standard "
+        "deviations over the networks of a batch, as sampling draws them. 0: no noise.",
+        default=0.0,
+    )
+
     supervised_weight: float = setting(
         "Weight of a loss that predicts properties of a network from the mean latent of a window; 0 disables it.",
         default=0.0,
@@ -201,6 +207,8 @@ class PretrainSettings(WindowSettings, ModuleSettings):
             raise ValueError(f"warmup_share must lie strictly between 0 and 1, got {self.warmup_share}")
         if not 0 <= self.behavior_weight <= 1:
             raise ValueError(f"behavior_weight must lie in [0, 1], got {self.behavior_weight}")
+        if not 0 <= self.behavior_latent_noise < float("inf"):
+            raise ValueError(f"behavior_latent_noise must be a number >= 0, got {self.behavior_latent_noise}")
         check_numbers(self)
 
     def validate_choices(self) -> None:
