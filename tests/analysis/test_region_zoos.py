@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_sane.analysis._region_networks import align_networks, flatten_networks
+from hf_sane.analysis._region_networks import flatten_networks
 from hf_sane.analysis._region_zoos import LabelledNetworks, zoo_networks
 from hf_sane.analysis._regions import RegionMap
 from hf_sane.architectures.presets import cifar_resnet
@@ -85,7 +85,7 @@ def test_points_are_networks(tiny_zoo, digits):
     expected = torch.cat([network.evaluate(images, labels)[1] for network in networks])
     scores = found.accuracy(flatten_networks(found.tensors), images, labels, calibration=digits.train_images)
     assert torch.equal(scores, expected)
-    aligned = found.with_tensors(align_networks(found.tensors, found.spec))
+    aligned = found.aligned()
     torch.testing.assert_close(aligned.accuracy(flatten_networks(aligned.tensors), images, labels), expected)
     assert not torch.equal(flatten_networks(aligned.tensors), flatten_networks(found.tensors))
 

@@ -1,5 +1,6 @@
 """The whole road for a module that the library has never seen: import, align, pre-train, probe, sample, fine-tune."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -221,11 +222,27 @@ def test_what_is_no_module_is_refused():
         register_architecture(nn.ReLU)
 
 
-def test_a_network_may_be_registered_itself(own):
+def test_a_network_may_be_registered_itself(own, caplog):
+    """Its copies keep nothing that was learnt: layers without `reset_parameters` have it as `_reset_parameters`."""
+
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.arange(3.0))
+            self.attention, self.head = nn.MultiheadAttention(4, 2), nn.Linear(4, 2)
+
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    architecture = register_architecture(network, torch.zeros(1, 3))
-    one, other = (architecture.fresh([seed]).tensors["0.weight"][0] for seed in (1, 2))
-    assert not torch.equal(one, other)
-    assert not torch.equal(one, network[0].weight)
-    assert torch.equal(architecture.fresh([1]).tensors["0.weight"][0], one)
+    network = Attentive()
+    learnt = copy.deepcopy(network.state_dict())
+    architecture = register_architecture(network)
+    assert architecture.network(learnt) is not network
+    one, other, again = (architecture.fresh([seed]).tensors for seed in (1, 2, 1))
+    for name in ("attention.in_proj_weight", "attention.out_proj.weight", "head.weight"):
+        assert not torch.equal(one[name][0], other[name][0]), name
+        assert not torch.equal(one[name][0], learnt[name]), name
+        assert torch.equal(one[name], again[name]), name
+    bound = (6 / (4 + 12)) ** 0.5  # what MultiheadAttention draws from; nothing else would reset in_proj_weight
+    assert one["attention.in_proj_weight"].abs().max() <= bound
+    assert one["scale"][0].sort().values.tolist() == [0, 1, 2]
+    assert "get the values of scale in a random order" in caplog.text
+    assert all(torch.equal(tensor, learnt[name]) for name, tensor in network.state_dict().items())

@@ -20,11 +20,14 @@ from transformers import (
 )
 
 import hf_sane
-from hf_sane.networks._metrics import module_logits
+from hf_sane.merging._swa import train_stacked_swa
+from hf_sane.networks._hyperparameters import HyperParameters
+from hf_sane.networks._metrics import Metric, module_logits
 from hf_sane.networks._modules import fresh_networks
 from hf_sane.networks._stacked import StackedNetworks, cross_entropy
 from hf_sane.networks._tasks import Classification
 from hf_sane.networks._texts import TextData, load_texts
+from hf_sane.networks._training import train_stacked
 from hf_sane.sampling._export import Provenance
 from hf_sane.zoo._dataset import Zoo
 
@@ -32,7 +35,7 @@ GOOD, BAD, OTHER = ("fine", "great", "lovely"), ("awful", "dull", "poor"), ("a",
 WORDS = ["[PAD]", "[UNK]", *GOOD, *BAD, *OTHER]
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "latent_dim": 4}
-COUNT = 12
+COUNT = 10
 # A metric of `evaluate` that works without a network: the share of the worst class that is recognised.
 SCRIPT = """
 import datasets
@@ -65,7 +68,7 @@ def sentences(count: int, seed: int) -> datasets.Dataset:
 
 @pytest.fixture(scope="module")
 def reviews() -> datasets.DatasetDict:
-    sizes = {"train": 96, "validation": 40, "test": 40}
+    sizes = {"train": 40, "validation": 20, "test": 40}
     return datasets.DatasetDict({name: sentences(size, size + len(name)) for name, size in sizes.items()})
 
 
@@ -86,7 +89,8 @@ def folder(data, tmp_path_factory) -> Path:
     """Checkpoints of tiny BERTs, trained for a moment, a table of their accuracies, and a metric."""
     root = tmp_path_factory.mktemp("berts")
     config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, hidden_dropout_prob=0, **SIZES)
-    lines = ["run,test_acc"]
+    lines = ["run,test_acc,kind,test_loss"]
+    cross_entropy_of = Classification(data, Metric("cross_entropy", higher_is_better=False))
     for run in range(COUNT):
         torch.manual_seed(run)
         network = BertForSequenceClassification(config)
@@ -96,7 +100,8 @@ def folder(data, tmp_path_factory) -> Path:
             optimizer.zero_grad()
             network(input_ids=inputs[:, 0], attention_mask=inputs[:, 1], labels=labels).loss.backward()
             optimizer.step()
-        lines.append(f"run{run},{Classification(data).measure_one(network, 'test')}")
+        accuracy, loss = (task.measure_one(network, "test") for task in (Classification(data), cross_entropy_of))
+        lines.append(f"run{run},{accuracy},{'ab'[run % 2]},{loss}")
         network.save_pretrained(root / "nets" / f"run{run}")
         data.tokenizer.save_pretrained(root / "nets" / f"run{run}")
     (root / "runs.csv").write_text("\n".join(lines))
@@ -107,7 +112,13 @@ def folder(data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def zoo(folder) -> Zoo:
-    made = hf_sane.import_zoo(folder / "nets", properties=folder / "runs.csv", token_dim=16, output=folder / "zoo")
+    made = hf_sane.import_zoo(
+        folder / "nets",
+        properties=folder / "runs.csv",
+        token_dim=16,
+        split_shares=[0.5, 0.2, 0.3],
+        output=folder / "zoo",
+    )
     return getattr(made, "zoo", made)
 
 
@@ -129,17 +140,33 @@ def test_imported_networks_run_without_their_code(zoo, folder, data):
     np.testing.assert_allclose(accuracies, split.column("test_accuracy"), atol=1e-6)
 
 
+def test_they_are_mapped_and_averaged_along_their_training(zoo, sane, data):
+    """Symmetries are traced from the configuration that came with the networks; nothing is registered."""
+    found = hf_sane.map_regions(zoo, sane=sane, label=["kind"], plots=False)
+    assert list(found.maps) == ["weights", "latents"]
+    as_they_are = hf_sane.map_regions(zoo, label=["kind"], align=False, plots=False)
+    aligned, before = (maps.maps["weights"].distances("euclidean")[0] for maps in (found, as_they_are))
+    assert (aligned[1:] < before[1:]).all()
+    networks = zoo.splits["train"].networks().select(slice(0, 2))
+    settings = HyperParameters.repeat([5, 6], learning_rate=5e-3)
+    averaged = train_stacked_swa(networks, data, settings, cycles=2).averaged.tensors
+    ends = train_stacked(networks.config, networks.tensors, data, settings, epochs=2, keep_epochs=[1, 2])
+    one, two = (snapshot.tensors for snapshot in ends)
+    for name, tensor in averaged.items():
+        torch.testing.assert_close(tensor, (one[name] + two[name]) / 2 if tensor.is_floating_point() else two[name])
+
+
 def test_they_are_aligned_embedded_and_probed(zoo, sane, folder):
     aligned = hf_sane.align_zoo(zoo)
     assert any(
         generator.size > 1 for spec in aligned.alignment.specs.values() for generator in spec.generators.values()
     )
     assert sane.embed(folder / "nets/run0").shape[-1] == SMALL["latent_dim"]
-    assert "test_accuracy" in hf_sane.probe(zoo, sane, properties=["test_accuracy"], poolings=["mean"]).table
+    assert "test_loss" in hf_sane.probe(zoo, sane, properties=["test_loss"], poolings=["mean"]).table
 
 
 def test_they_are_sampled_by_a_metric_of_evaluate_saved_and_fine_tuned(zoo, sane, folder, reviews, data, tmp_path):
-    options = {"num_samples": 2, "num_candidates": 6, "bandwidth": [0.1], "metric": str(folder / "worst_recall")}
+    options = {"num_samples": 2, "num_candidates": 3, "bandwidth": [0.1], "metric": str(folder / "worst_recall")}
     networks = hf_sane.sample(zoo, sane, texts=reviews, tokenizer=str(folder / "nets/run0"), **options)
     networks.save_pretrained(tmp_path / "sampled")
     for index, origin in enumerate(networks.provenance):
@@ -207,10 +234,10 @@ def test_texts_come_as_people_have_them(kind, reviews, tokenizer, tmp_path):
     data = load_texts(train if kind == "one split" else tmp_path / place, tokenizer)
     sizes = {split: len(data.split(split)[1]) for split in ("train", "validation", "test")}
     whole = {
-        "saved": {"train": 96, "validation": 40, "test": 40},
-        "folder": {"train": 82, "validation": 14, "test": 40},
+        "saved": {"train": 40, "validation": 20, "test": 40},
+        "folder": {"train": 34, "validation": 6, "test": 40},
     }
-    assert sizes == whole.get(kind, {"train": 68, "validation": 14, "test": 14})
+    assert sizes == whole.get(kind, {"train": 28, "validation": 6, "test": 6})
     assert data.class_names == ("bad", "good")
 
 

@@ -1,12 +1,13 @@
 """Labelled networks of one architecture from several zoos."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from hf_sane.analysis._region_networks import unflatten_networks
+from hf_sane.analysis._region_networks import align_networks, unflatten_networks
 from hf_sane.analysis._region_results import RegionScores
 from hf_sane.analysis._regions import RegionMap
 from hf_sane.architectures.configuration_zoo import ZooConfig
@@ -19,6 +20,7 @@ from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import MIX_KEY
 from hf_sane.zoo._mixing import SOURCE_COLUMN
+from hf_sane.zoo._symmetries import network_spec
 
 DATA_SET = "data_set"
 
@@ -30,6 +32,8 @@ class LabelledNetworks:
     Attributes:
         config: Their architecture.
         tensors: `{name: [M, *shape]}`.
+        aliases: Tied tensors to those that they are, which count once.
+        trace: Finds the permutation symmetries; by default those of `config` are looked up.
         labels: Level to the label of every network.
         runs: Training run of every network.
         starts: What every network was initialised with, scheme and seed; an empty string, or nothing at all, if
@@ -41,6 +45,13 @@ class LabelledNetworks:
     labels: dict[str, list[str]]
     runs: list[str]
     starts: Sequence[str] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    trace: Callable[[], PermutationSpec] | None = None
+
+    @property
+    def distinct(self) -> dict[str, Tensor]:
+        """The tensors, of tied ones the first: what networks are as points."""
+        return {name: tensor for name, tensor in self.tensors.items() if name not in self.aliases}
 
     @property
     def num_shared_starts(self) -> int:
@@ -60,21 +71,29 @@ class LabelledNetworks:
         Raises:
             ValueError: If it is a module of which they are not known.
         """
-        if (found := architecture_permutations(self.config)) is None:
+        try:
+            found = architecture_permutations(self.config) if self.trace is None else self.trace()
+        except ValueError as error:
+            raise ValueError(f"{error}; or map the networks as they are (--no-align)") from error
+        if found is None:
             raise ValueError(
                 "the symmetries of the networks are not known; register their module with example inputs "
                 "(--module-input), or map them as they are (--no-align)"
             )
         return found
 
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "LabelledNetworks":
-        """The same networks after their channels were moved."""
-        return replace(self, tensors=dict(tensors))
+    def aligned(self) -> "LabelledNetworks":
+        """The same networks with channels permuted onto the first one."""
+        spec = self.spec  # of a file, it leaves out names of tied tensors
+        known = {name: tensor for name, tensor in self.tensors.items() if name in spec.axes}
+        tensors = self.tensors | align_networks(known, spec)
+        return replace(self, tensors=tensors | {name: tensors[kept] for name, kept in self.aliases.items()})
 
     def at(self, points: Tensor) -> StackedNetworks:
         """The networks at points `[K, P]` of weight space."""
-        template = {name: tensor[0] for name, tensor in self.tensors.items()}
-        return StackedNetworks(self.config, unflatten_networks(points, template))
+        template = {name: tensor[0] for name, tensor in self.distinct.items()}
+        found = unflatten_networks(points, template)
+        return StackedNetworks(self.config, found | {name: found[kept] for name, kept in self.aliases.items()})
 
     def accuracy(
         self,
@@ -157,9 +176,13 @@ def zoo_networks(
             f"{scheme}/{seed}" if isinstance(seed, int) else ""
             for scheme, seed in zip(part.column("initialization").tolist(), part.column("seed").tolist(), strict=True)
         ]
-    stacks = [part.stacked_tensors() for _, _, part in parts]
+    layout, config = parts[0][2].select(slice(0, 1)).layout_and_config()
+    stacks = [layout.complete(part.stacked_tensors()) for _, _, part in parts]
     tensors = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
-    return LabelledNetworks(parts[0][2].config(0), tensors, labels, runs, starts)
+    _, zoo, part = parts[0]
+    kind = (str(part.column(name)[0]) for name in ("architecture", "layout"))
+    trace = partial(network_spec, zoo.facts, *kind, alignment=zoo.alignment)
+    return LabelledNetworks(config, tensors, labels, runs, starts, layout.aliases, trace)
 
 
 def score_zoo_regions(

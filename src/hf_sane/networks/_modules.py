@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
-from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._stacked import StackedNetworks, tied_tensors
 from hf_sane.records._documents import read_settings
 from hf_sane.records._errors import name_some
 from hf_sane.records._own_code import load_named
@@ -63,10 +63,30 @@ class ModuleArchitecture:
             )
         return trace_permutations(copy.deepcopy(self.structure), _varied(self.example_inputs))
 
+    @cached_property
+    def _ties(self) -> dict[str, str]:
+        return tied_tensors(self.structure)
+
+    def has(self, shapes: Shapes) -> bool:
+        """Whether networks have tensors of these names and shapes, or files that omit names of tied ones do."""
+        every = _shapes(self.structure.state_dict())
+        kept = {self._ties.get(name, name) for name, _ in shapes}
+        return shapes <= every and all(self._ties.get(name, name) in kept for name, _ in every - shapes)
+
+    def complete(self, layout: Layout) -> Layout:
+        """The layout with names of tied tensors that files omit."""
+        every = list(self.structure.state_dict())
+        if layout.tensor_names == tuple(every):
+            return layout
+        kept = {self._ties.get(name, name): name for name in layout.tensor_names if name not in layout.aliases}
+        aliases = {name: kept[self._ties.get(name, name)] for name in every if name not in kept.values()}
+        return replace(layout, aliases=aliases, tensor_names=tuple(every))
+
     def network(self, state_dict: StateDict) -> nn.Module:
         """Create a network with these tensors, in evaluation mode."""
         network = copy.deepcopy(self.structure)
-        network.load_state_dict(state_dict)
+        known = {self._ties.get(name, name): tensor for name, tensor in state_dict.items()}
+        network.load_state_dict({name: known[self._ties.get(name, name)] for name in network.state_dict()})
         return network.eval()
 
     def fresh(self, seeds: list[int]) -> StackedNetworks:
@@ -125,8 +145,10 @@ def register_architecture(
 def find_architecture(network: Layout | nn.Module | Mapping[str, Tensor]) -> ModuleArchitecture | None:
     """The registered architecture with these tensors, or `None`."""
     if isinstance(network, Layout):
-        return _REGISTERED.get(_layout_shapes(network))
-    return _REGISTERED.get(_shapes(network.state_dict() if isinstance(network, nn.Module) else network))
+        shapes = _layout_shapes(network)
+    else:
+        shapes = _shapes(network.state_dict() if isinstance(network, nn.Module) else network)
+    return _REGISTERED.get(shapes) or next((known for known in _REGISTERED.values() if known.has(shapes)), None)
 
 
 def transformers_architecture(settings: Mapping[str, Any], layout: Layout) -> ModuleArchitecture | None:
@@ -140,7 +162,7 @@ def transformers_architecture(settings: Mapping[str, Any], layout: Layout) -> Mo
         The architecture; `None` if there is no such class, or its networks have different tensors.
     """
     found = _from_settings(json.dumps(settings, sort_keys=True))
-    return found if found is not None and _shapes(found.structure.state_dict()) == _layout_shapes(layout) else None
+    return found if found is not None and found.has(_layout_shapes(layout)) else None
 
 
 @lru_cache(maxsize=16)

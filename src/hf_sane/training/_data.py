@@ -1,5 +1,6 @@
 """Data of a pre-training run: whole zoos, or zoos as streams with a sample of each in memory."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,12 @@ from hf_sane.core._layout import Layout
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._evaluation import group_by_layout
 from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo._alignment import align_zoo
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._stream import ZooStream
 from hf_sane.zoo.windows._sampler import WindowSampler
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class TrainingData:
         if zoos is None and arguments.streaming:
             return cls._open_streams([ZooStream.open(name, **where) for name in arguments.zoo], arguments)
         zoos = [Zoo.load(name, **where) for name in arguments.zoo] if zoos is None else zoos
+        if "aligned" in arguments.views:
+            zoos = [zoo if zoo.alignment is not None or not len(zoo) else _aligned(zoo) for zoo in zoos]
         splits = [zoo.splits["train"] for zoo in zoos]
         counts = [len(split) for split in splits]
         _require_networks(counts)
@@ -98,6 +104,14 @@ class TrainingData:
             facts["revisions"] = [stream.revision for stream in self.streams]
             facts["train_models_in_memory"] = [len(split) for split in self.train]
         return facts
+
+
+def _aligned(zoo: Zoo) -> Zoo:
+    logger.warning(
+        "the zoo %s is not aligned: its networks are aligned for this run; hf-sane zoo align keeps the permutations",
+        zoo.facts.name,
+    )
+    return align_zoo(zoo)
 
 
 def _require_networks(counts: Sequence[int]) -> None:

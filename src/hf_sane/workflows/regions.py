@@ -9,7 +9,7 @@ import torch
 
 from hf_sane.analysis._adapter_regions import adapter_map
 from hf_sane.analysis._projection import MIN_POINTS
-from hf_sane.analysis._region_networks import align_networks, latent_points
+from hf_sane.analysis._region_networks import latent_points
 from hf_sane.analysis._region_plots import plot_maps, plot_scores
 from hf_sane.analysis._region_results import GroupDistances, RegionAccuracy, RegionScores
 from hf_sane.analysis._region_zoos import LabelledNetworks, score_zoo_regions, zoo_networks
@@ -285,10 +285,10 @@ def _map_zoos(
             f"which "
             "makes their regions appear closer; build zoos with different seeds"
         )
-    maps = {"weights": RegionMap.from_networks(networks.tensors, networks.labels, runs=networks.runs)}
+    maps = {"weights": RegionMap.from_networks(networks.distinct, networks.labels, runs=networks.runs)}
     if settings.sane is not None:
         sane = open_sane(settings.sane, subfolder=settings.sane_subfolder)
-        points = latent_points(sane.model, sane.extractor, networks.tensors)
+        points = latent_points(sane.model, sane.extractor, networks.distinct)
         maps["latents"] = RegionMap(points, networks.labels, networks.runs)
     if not settings.num_points:
         return maps, {}, notes
@@ -312,7 +312,7 @@ def _read_networks(
     found = zoo_networks(
         zoos, columns=columns, groups=groups, splits=settings.splits, epoch=settings.epoch, limit=settings.limit
     )
-    return zoos, found.with_tensors(align_networks(found.tensors, found.spec)) if settings.align else found
+    return zoos, found.aligned() if settings.align else found
 
 
 def _describe(found: RegionMap, level: str, metric: Any, *, seed: int) -> dict[str, Any]:

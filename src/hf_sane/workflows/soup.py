@@ -35,6 +35,7 @@ from hf_sane.networks._tasks import LabelledData, SplitScore
 from hf_sane.networks._texts import TextData
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
+from hf_sane.symmetry._transformers_models import select_tensors
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._loading import initial_model, load_config
 from hf_sane.workflows.judging import MetricSettings, TextSettings
@@ -275,7 +276,10 @@ def _soup_of_checkpoints(
         )
     if own is not None:
         model: nn.Module = copy.deepcopy(own.structure)
-        mixed = align_ingredients(opened, own.permutations) if settings.align else opened
+        spec = (
+            select_tensors(own.permutations, {name: name for name in opened[0].outlines}) if settings.align else None
+        )
+        mixed = opened if spec is None else align_ingredients(opened, spec)
     else:
         made_of = _empty_model(opened, needs)
         model, mixed = made_of, align_known(opened, made_of.config, align=settings.align)

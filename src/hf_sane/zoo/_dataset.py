@@ -26,7 +26,7 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import build_model
 from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
-from hf_sane.networks._modules import find_architecture, transformers_architecture
+from hf_sane.networks._modules import ModuleArchitecture, find_architecture, transformers_architecture
 from hf_sane.networks._stacked import StackedNetworks, with_settings
 from hf_sane.records._disks import NO_SPACE
 from hf_sane.records._errors import InvalidFileError, reading
@@ -152,15 +152,25 @@ class ZooSplit:
         """
         if (config := self.known_config(index)) is not None:
             return config
-        layout = self.layout(index)
-        settings = self.facts.architectures[self.table.column("architecture")[self.rows[index]]]
-        if found := find_architecture(layout) or transformers_architecture(settings["config"], layout):
+        if (found := self._architecture(index)) is not None:
             return found.structure
         raise ValueError(
             f"the architecture of {self.run_ids[index]!r} is unknown to this library and to Transformers (only "
             "its weights are there); pass its code: hf_sane.register_architecture(MyModule, example_inputs), or "
             "--module my_file.py:MyModule"
         )
+
+    def _architecture(self, index: int) -> ModuleArchitecture | None:
+        """The registered architecture of an imported network, or that of its class of Transformers."""
+        layout = self.layout(index)
+        settings = self.facts.architectures[self.table.column("architecture")[self.rows[index]]]
+        return find_architecture(layout) or transformers_architecture(settings["config"], layout)
+
+    def _whole_layout(self, index: int) -> Layout:
+        """The layout with names of tied tensors that files omit, if the architecture is known."""
+        layout = self.layout(index)
+        found = None if self.known_config(index) is not None else self._architecture(index)
+        return layout if found is None else found.complete(layout)
 
     def known_config(self, index: int) -> ZooConfig | None:
         """The configuration from [`config`]; `None` for an imported network of an unknown architecture."""
@@ -183,7 +193,7 @@ class ZooSplit:
         """One network in evaluation mode: a Transformers model, or an instance of a registered module."""
         config = self.config(index)
         model: nn.Module = build_model(config) if isinstance(config, ZooConfig) else copy.deepcopy(config)
-        model.load_state_dict(self.state_dict(index))
+        model.load_state_dict(self._whole_layout(index).state_dict(self.tokens(index)))
         return model.eval()
 
     def layout_and_config(self) -> tuple[Layout, ZooConfig | nn.Module]:
@@ -195,7 +205,7 @@ class ZooSplit:
         self.require_one("layout", "architecture")
         if self.known_config(0) is not None:
             self.require_one("activation")
-        return self.layout(0), self.config(0)
+        return self._whole_layout(0), self.config(0)
 
     def networks(self) -> StackedNetworks:
         """All networks as one stack, to run or train them together.
@@ -203,8 +213,8 @@ class ZooSplit:
         Raises:
             ValueError: If there are no networks, or they differ in layout, architecture or activation.
         """
-        _, config = self.layout_and_config()
-        return StackedNetworks(config, self.stacked_tensors())
+        layout, config = self.layout_and_config()
+        return StackedNetworks(config, layout.complete(self.stacked_tensors()))
 
     def stacked_tensors(self) -> dict[str, Tensor]:
         """A copy of all tensors of all networks, `{name: [M, *shape]}` in the order of the state dict.

@@ -47,7 +47,10 @@ def trace_permutations(model: nn.Module, example_inputs: ExampleInputs) -> Permu
     inputs = Inputs.of(example_inputs)
     network = exportable(copy.deepcopy(model).double().eval())
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    typed = type_model(network, inputs)
+    try:
+        typed = type_model(network, inputs)
+    except RuntimeError as error:
+        raise ValueError(f"{type(model).__name__} has shapes that depend on values: it cannot be traced") from error
     spec = specification(typed, [name for name in network.state_dict() if name not in parameters])
     if not spec.sizes:
         raise ValueError(
