@@ -13,7 +13,7 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._data import TrainingData
 from hf_sane.training._preparation import fit_extractor
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._records import FEATURES
 from hf_sane.zoo._stream import ZooStream
 from hf_sane.zoo.building._build import build_zoo
@@ -151,6 +151,18 @@ def test_zoos_take_turns_in_proportion_to_their_size(many_groups, extractor):
     turns = [batches.networks._take_turn() for _ in range(40)]
     assert Counter(turns) == {0: 10, 1: 30}
     assert all(Counter(turns[start : start + 4]) == {0: 1, 1: 3} for start in range(0, 40, 4))
+
+
+def test_a_zoo_that_is_not_aligned_is_aligned_for_the_run(tiny_zoo, caplog):
+    splits = {name: ZooSplit(split.table, split.facts, None, split.rows) for name, split in tiny_zoo.splits.items()}
+    bare = replace(tiny_zoo, splits=splits)
+    (split,) = TrainingData.load(PretrainSettings(zoo=["bare"], output="x"), [bare]).train
+    for key, known in tiny_zoo.alignment.permutations.items():
+        found = split.alignment.permutations[key]
+        assert all(torch.equal(found[axis], known[axis]) for axis in known)
+    assert "the zoo digits is not aligned: its networks are aligned for this run" in caplog.text
+    plain = PretrainSettings(zoo=["bare"], output="x", views=["original", "original"])
+    assert TrainingData.load(plain, [bare]).train[0].alignment is None
 
 
 def test_training_data_of_a_stream_is_a_sample_and_the_stream(tiny_zoo_folder, tiny_zoo):
