@@ -63,6 +63,7 @@ class ComparisonJson(TypedDict):
 
     Attributes:
         nearest_training_distance: Distance of each method's networks to the nearest training network.
+        nearest_reconstruction_distance: The same to the nearest training network as the method's code rebuilds it.
         pairwise_distance: Mean distance between the networks of a method.
         num_anchors: Networks that were sampled around.
         num_candidates: Networks that were drawn for subsampling.
@@ -72,10 +73,12 @@ class ComparisonJson(TypedDict):
         bandwidth_candidates: Bandwidths that were tried.
         bandwidth_kept_validation_accuracy: Mean validation accuracy of the networks kept with each.
         bootstrap_validation_accuracy: Mean validation accuracy after each round of bootstrapping.
+        linear: What was selected for the linear code, if its methods are among those compared.
         finetuning_curves: Test accuracy by method, epoch and network, if they were fine-tuned.
     """
 
     nearest_training_distance: dict[str, float]
+    nearest_reconstruction_distance: dict[str, float]
     pairwise_distance: dict[str, float]
     num_anchors: int
     num_candidates: int
@@ -85,6 +88,7 @@ class ComparisonJson(TypedDict):
     bandwidth_candidates: list[float]
     bandwidth_kept_validation_accuracy: list[float]
     bootstrap_validation_accuracy: list[float]
+    linear: NotRequired[dict[str, Any]]
     finetuning_curves: NotRequired[dict[str, Any]]
 
 
