@@ -1,9 +1,9 @@
 """Predict test accuracy from weights across zoos: fit on the networks of one dataset, test on those of another.
 
 After Unterthiner et al. (arXiv:2002.11448, section 5): layer statistics and flattened weights into ridge, logit-linear
-and gradient-boosted regressors. The training runs of the source zoo fit, its validation runs choose, the test runs of
-the target zoo report; the guess to beat is the mean accuracy of the source zoo. All networks are aligned to one, the
-reference of the first zoo.
+and gradient-boosted regressors. Regressors are fitted on training runs of the source zoo, chosen on its validation
+runs, and tested on test runs of the target zoo; the baseline is the mean accuracy of the source zoo. All networks are
+aligned to the reference network of the first zoo.
 
     python benchmarks/accuracy_transfer.py --zoos zoos/digits zoos/mnist --output FILE
 """

@@ -1,4 +1,4 @@
-"""How much of what full fine-tuning gains on the zoo of another dataset does a LoRA adapter of SANE recover?
+"""Measure how much of the gain of full fine-tuning on another zoo a LoRA adapter of SANE recovers.
 
     make demo
     python scripts/build_zoo.py --recipe seed --name "Fashion-MNIST CNNs" \
@@ -12,18 +12,18 @@
         --work runs/tmp/adapt --output runs/lora/adapt_sane.json
 
 Full fine-tuning and three kinds of adapter, each with the largest rank up to `--rank` that stays below 5 % of the
-parameters, train for the same steps on the same windows of the training split. The peak learning rate of each, and the
-kind of adapter, are those with the best R2 on validation networks at the first seed; then all seeds are judged on test
-networks. All keep the weight tokenizer of the pretrained model, so R2 is in the same units everywhere. A blind test: a
-pair of zoos of `experiments/paper_zoos.py`, fixed beforehand.
+parameters, are trained for the same number of steps on the same windows of the training split. The peak learning rate
+of each and the kind of adapter are chosen by R2 on validation networks with the first seed; then all seeds are
+evaluated on test networks. All use the weight tokenizer of the pretrained model, so that their R2 is comparable. The
+blind test uses two zoos of `experiments/paper_zoos.py`, which were fixed beforehand.
 
     python benchmarks/adapt_sane.py --sane ../sane/usps_0/model --source-zoo ../sane/zoos:usps_seed_67 \
         --zoo ../sane/zoos:fashion_seed_67 \
         --steps 150 \
         --work ../sane/adapt --output runs/lora/adapt_sane_blind.json
 
-Every run is kept in `--work`: a benchmark that was interrupted goes on where it stopped. With the defaults 13 runs of
-60 steps, about 5 minutes and 2 GB on 2 quiet CPU cores.
+Every run is kept in `--work`, so that an interrupted benchmark continues where it stopped. With the defaults, there
+are 13 runs of 60 steps, which take about 5 minutes and 2 GB on 2 idle CPU cores.
 """
 
 from collections.abc import Sequence

@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=2 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 \
         python benchmarks/alignment.py --output alignment.json
 
-Three ways, in one process and under one allocator, medians of the repeats: `match_many`; `match_weights` per network;
-and a plain transcription of algorithm 1 (arXiv:2209.04836) that permutes every tensor anew for each axis, as the
-released codes do, but in NumPy, which is quicker than torch on tensors this small. The loops run on the first
-`--loop-networks` networks and are compared by time per network. Half a minute on 2 CPU cores.
+Three implementations are compared in one process with one allocator, by medians over repeats: `match_many`;
+`match_weights` for each network; and a plain implementation of algorithm 1 (arXiv:2209.04836) that permutes every
+tensor again for each axis, as published code does, but in NumPy, which is faster than torch for tensors this small.
+The loops run on the first `--loop-networks` networks and are compared by time per network. Half a minute on 2 CPU
+cores.
 """
 
 import statistics

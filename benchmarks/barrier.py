@@ -2,10 +2,10 @@
 
     python benchmarks/barrier.py --images digits ../shared/data/images/mnist.npz --output runs/benchmarks/barrier.json
 
-For each width, pairs of ReLU networks train from different initialisations on different orders of the images. The
-symmetries are traced (`trace_permutations`), one network of each pair is matched to the other, and both are mixed in
-steps: `loss((1 - a) A + a P(B))` against the mixture of the two losses. The largest excess over that mixture is the
-barrier (Ainsworth et al. 2022, arXiv:2209.04836, section 2). Several minutes on 2 cores.
+For each width, pairs of ReLU networks are trained from different initialisations on different orders of the images.
+The symmetries are traced (`trace_permutations`), one network of each pair is matched to the other, and both are
+interpolated: `loss((1 - a) A + a P(B))` against the mixture of the two losses. The largest excess over that mixture is
+the barrier (Ainsworth et al. 2022, arXiv:2209.04836, section 2). Several minutes on 2 cores.
 """
 
 import argparse

@@ -1,16 +1,16 @@
-"""What weights alone say about networks that are no image classifiers: algorithm, environment, advisory, tau.
+"""Predict algorithm, environment, advisory and tau of networks that are not image classifiers from their weights.
 
-Two populations, each network by somebody else: policies of reinforcement learning (files
+There are two populations: policies of reinforcement learning (files
 `<algorithm>__<environment>.safetensors`) and the networks of ACAS Xu (files `*_<advisory>_<tau>_*.safetensors`), read
 from local folders. Every network is predicted by ridge probes fitted on others: its whole group (itself, its
 environment, its shape, its tau, its advisory) is left out, and penalty and pooling are chosen without it, too. A SANE
-is pre-trained on each of several folds without labels, and embeds the networks that are not in its fold's training
-part; of policies, all of an environment are in one fold. Beside it: the shape of the policy alone, s(W), tokens pooled
-without an autoencoder, W where networks have one shape, the most frequent label, and permuted labels.
+is pre-trained without labels on all folds but one, and embeds the networks of the remaining fold; all policies of an
+environment are in the same fold. It is compared with the shape of the policy alone, s(W), tokens pooled without an
+autoencoder, W if all networks have the same shape, the most frequent label, and permuted labels.
 
     python benchmarks/beyond_vision.py --policies DIR --acasxu DIR --output FILE
 
-On a busy machine in pieces, `--parts baselines` and `--parts sane --seeds 1`, each with a record of its own.
+To run it in pieces, use `--parts baselines` and `--parts sane --seeds 1`; each writes its own record.
 """
 
 import argparse

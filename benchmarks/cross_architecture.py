@@ -7,9 +7,9 @@
     python benchmarks/cross_architecture.py --sane ../sane_cnn/model --prompts ../prompts \
         --output runs/cross/cnn_l.json
 
-Layers that the weight tokenizer has no statistics of get them from the prompts. Bandwidth and candidates are chosen on
-validation images, everything is reported on test images, before and after fine-tuning with the hyper-parameters of the
-prompts; repeated for several seeds (of what is drawn, of networks from scratch, of the orders of images).
+The prompts provide statistics for layers that the weight tokenizer does not know. Bandwidth and candidates are chosen
+on validation images, and results are reported on test images, before and after fine-tuning with the hyper-parameters
+of the prompts. Several seeds determine the samples, the networks from scratch and the order of the images.
 """
 
 import statistics

@@ -1,9 +1,9 @@
-"""How much `import hf_sane` adds to `import torch, transformers`, in fresh processes side by side.
+"""Measure the time that `import hf_sane` adds to `import torch, transformers`, in new processes.
 
     python benchmarks/import_time.py --output runs/benchmarks/import_time.json
 
-Each round starts one process without and one with the library, in turn first, so that both see the same machine; a
-round that is thrown away fills the caches of the disk. About 2 minutes on 2 cores.
+Each round starts one process without and one with the library, in alternating order, so that both see the same
+machine. A first round, which is discarded, fills the disk caches. About 2 minutes on 2 cores.
 """
 
 import statistics

@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=2 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 \
         python benchmarks/kde_sampling.py --output kde_sampling.json
 
-Work: the latents of a ResNet-18, 39,124 tokens of 128, 50 samples from 100 anchors: 1 GB of result, 2 GB of anchors.
-Each round measures all variants one after the other in this one process, under one allocator; times are medians over
-rounds. scikit-learn's side is what the released code of SANE does in its mode `token`: one `KernelDensity` per token,
-fitted and sampled. It runs on a subset of the tokens, spread evenly, and is scaled up by the number of tokens. About
-one minute and 3.5 GB on 2 CPU cores.
+The task is to draw the latents of a ResNet-18 (39,124 tokens of size 128), 50 samples from 100 anchors: 1 GB of
+results, 2 GB of anchors. Each round measures all variants one after the other in one process with one allocator; times
+are medians over rounds. The variant with scikit-learn does what the released code of SANE does in its mode `token`: it
+fits one `KernelDensity` per token and samples from it. It runs on an evenly spread subset of the tokens, and its time
+is scaled up. About one minute and 3.5 GB on 2 CPU cores.
 """
 
 import statistics

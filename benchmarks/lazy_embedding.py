@@ -1,18 +1,17 @@
-"""Embedding networks larger than memory: peak anonymous memory, and throughput against the encoder alone.
+"""Embed networks larger than memory: peak anonymous memory, and throughput relative to the encoder alone.
 
     python benchmarks/lazy_embedding.py --output runs/benchmarks/lazy_embedding.json
 
-1. `throughput`: a slice of a checkpoint, `embed_stream` from the file beside the encoder on the same windows of tokens
-   already in memory, in turn, median of several rounds; for the SANE of the rest and for one of twice its width and
-   depth.
-2. `halo`: encoding and decoding one ResNet-18 with halo, in batches of several sizes: largest difference between the
-   results.
-3. `networks`: CIFAR ResNet-20 to ResNet-152, ViT-B, BERT-base, GPT-2-medium.
-4. `large`: a sharded checkpoint of `--gigabytes`.
+1. `throughput` compares `embed_stream` on a part of a checkpoint with the encoder on the same windows of tokens in
+   memory, by medians over several rounds, for the SANE of the other parts and for one of twice its width and depth.
+2. `halo` encodes and decodes a ResNet-18 with halo in batches of several sizes, and reports the largest difference
+   between the results.
+3. `networks` embeds CIFAR ResNet-20 to ResNet-152, ViT-B, BERT-base and GPT-2-medium.
+4. `large` embeds a sharded checkpoint of `--gigabytes`.
 
 Networks have the shapes of their configurations and random weights, and are written shard by shard to a temporary
 folder, which is deleted afterwards. Anonymous memory is `RssAnon` of the whole process (Linux), sampled while it
-embeds: mapped files do not count. About seven minutes and 5 GB of disk; `--parts` runs some of it.
+embeds; mapped files do not count. About seven minutes and 5 GB of disk; `--parts` selects some parts.
 """
 
 import argparse

@@ -4,10 +4,10 @@
         --output runs/tmp/sampled
     python benchmarks/lora_finetuning.py --networks runs/tmp/sampled --output runs/lora/finetuning_digits.json
 
-Every method sees the same images in the same order. Its learning rate, and of several ranks of the adapter the rank,
-are those with the best mean validation accuracy after the last step at the first seed; all seeds are then judged on
-test images. A seed is an order of images, and for networks from scratch an initialisation too. With the defaults about
-5 minutes and 0.6 GB on 2 CPU cores.
+Every method sees the same images in the same order. Its learning rate, and the rank of the adapter, are chosen by the
+mean validation accuracy after the last step with the first seed; then all seeds are evaluated on test images. A seed
+determines the order of the images, and for networks from scratch also the initialisation. With the defaults, this
+takes about 5 minutes and 0.6 GB on 2 CPU cores.
 """
 
 import argparse

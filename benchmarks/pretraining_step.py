@@ -1,14 +1,14 @@
-"""Time one SANE pre-training step against matrix products and a plain transcription of the paper's loop.
+"""Compare one SANE pre-training step with matrix products and with a plain version of the paper's loop.
 
     OMP_NUM_THREADS=2 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 \
         python benchmarks/pretraining_step.py --output pretraining_step.json
 
-Work: d_model 512, 6 + 6 layers, 52-token windows, batch 64, two views, 6,656 tokens per step. All variants run in this
-one process, under one allocator, from the same weights and on the same batches; times are medians. FLOP are counted as
-6 per matrix parameter and token (2 forward, 4 backward); attention products, norms, losses and the optimizer are not
-counted, but their time is. Losses are compared after the same number of steps. bf16 is measured only where its
-products are faster than those of fp32; elsewhere they are emulated, and a step can take minutes. The record says what
-was left out. About 3 minutes and 3 GB on 2 CPU cores.
+A step has width 512, 6 + 6 layers, windows of 52 tokens, batches of 64 and two views, that is, 6,656 tokens. All
+variants run in one process with one allocator, from the same weights and on the same batches; times are medians. FLOP
+are counted as 6 per matrix parameter and token (2 forward, 4 backward); attention products, norms, losses and the
+optimizer are not counted, but their time is. Losses are compared after the same number of steps. bf16 is measured only
+if its products are faster than those of fp32; otherwise they are emulated, and a step can take minutes. The record
+states what was omitted. About 3 minutes and 3 GB on 2 CPU cores.
 """
 
 import re

@@ -1,10 +1,11 @@
-"""Regions of weight space: networks of several data sets, independent and fine-tuned from one ancestor; LoRA adapters.
+"""Measure regions of weight space: independent networks of several datasets, networks fine-tuned from one, adapters.
 
-*Independent* networks are the validation and test runs of zoos, one zoo per data set, in weight space as they are and
-aligned, and in the latent space of a SANE that has not seen them. *Fine-tuned* ones all continue one ancestor, which
-was trained on all data sets at once: several per data set, and as a control some on shuffled labels. Points on lines
-and in hulls are run on test images: for one data set as they are, for a task and in general after their last layer was
-fitted anew to every data set (ridge regression on one-hot labels), which Gueta et al. (arXiv:2302.04863) do as well.
+*Independent* networks are the validation and test runs of zoos, one zoo per dataset. They are compared in weight
+space, aligned or not, and in the latent space of a SANE that was not trained on them. *Fine-tuned* networks all
+continue one ancestor that was trained on all datasets at once: several per dataset and, as a control, some on shuffled
+labels. Points on lines and in hulls are evaluated on test images: directly for one dataset; for tasks and in general,
+after refitting their last layer to every dataset (ridge regression on one-hot labels), as Gueta et al.
+(arXiv:2302.04863) do.
 
     python benchmarks/regions.py --zoos zoos/digits zoos/mnist --tasks tasks.json --sane run/model \
         --adapters folder --output FILE

@@ -2,9 +2,10 @@
 
     python benchmarks/released_resnets.py --checkpoints FOLDER --images cifar10_jpeg.npz --output released_resnets.json
 
-`FOLDER` holds the `.th` files of akamaster/pytorch_resnet_cifar10; the images are an npz of JPEG bytes (`test_jpeg`,
-`test_offsets`, `test_labels`). JPEG costs about ten points of accuracy against the original images. Every token layout
-is tried with and without standardisation (fitted on the network itself). About a minute on one CPU core.
+`FOLDER` contains the `.th` files of akamaster/pytorch_resnet_cifar10; the images are an npz of JPEG bytes
+(`test_jpeg`, `test_offsets`, `test_labels`). Because of JPEG, accuracies are about ten points lower than with the
+original images. Every token layout is tried with and without standardisation (fitted on the network itself). About a
+minute on one CPU core.
 """
 
 import io

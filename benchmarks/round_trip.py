@@ -1,10 +1,9 @@
-"""Every checkpoint of a folder as tokens and back: bit by bit, every floating tensor, both token layouts.
+"""Encode and decode every checkpoint of a folder in both token layouts, and compare all floating tensors bit by bit.
 
     python benchmarks/round_trip.py --checkpoints FOLDER --output runs/benchmarks/round_trip.json
 
-Takes every safetensors file and weights-only pickle below `FOLDER`, whatever the networks are. Each is also read as a
-stream, which must give the same tokens, and its headers alone must give the same layout. Seconds for a hundred small
-files.
+Reads every safetensors file and weights-only pickle below `FOLDER`. Each is also read as a stream, which must give the
+same tokens, and its header must give the same layout. A hundred small files take seconds.
 """
 
 from collections.abc import Sequence

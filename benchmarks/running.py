@@ -1,4 +1,4 @@
-"""What all benchmarks share: their command line, their record, their memory, and how they end."""
+"""The command line, run record, memory measurement and error handling that all benchmarks share."""
 
 import argparse
 import json

@@ -1,16 +1,16 @@
-"""What a scan gets wrong when it reads .1, 1, 10 or 100 % of a checkpoint: statistics, embeddings, predictions.
+"""Measure the errors of scans that read 0.1, 1, 10 or 100 % of a checkpoint: statistics, embeddings, predictions.
 
     python benchmarks/scan_budgets.py --checkpoints crepe/full.pth checkpoints --images mnist.npz \
         --output runs/benchmarks/scan_budgets.json
 
-1. `statistics`: of every tensor of the checkpoints that was not read whole, the error of mean, standard deviation and
-   kurtosis against those of all its values, and how often the standard deviation lies within twice the error that is
-   told.
-2. `population`: a zoo of MLPs with wide layers, trained here on a part of the images with several learning rates, and
-   a SANE of it: distance of embeddings of a sample from those of whole networks, and what a ridge probe, which was
-   fitted on statistics of whole networks, predicts of the test accuracy of others from those of a sample.
+1. `statistics`: for every tensor that was not read completely, the errors of mean, standard deviation and kurtosis,
+   and how often the standard deviation is within twice its reported error.
+2. `population`: a zoo of MLPs with wide layers is trained on a part of the images with several learning rates, and a
+   SANE on this zoo. Measured are the distance of embeddings of a sample from those of whole networks, and the error of
+   a ridge probe that was fitted on statistics of whole networks and predicts test accuracy from those of a sample.
 
-Every budget is measured with several random seeds of the places that are read. About ten minutes on one core.
+Every budget is measured with several random seeds, which determine the places that are read. About ten minutes on one
+core.
 """
 
 import argparse

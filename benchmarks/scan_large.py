@@ -2,9 +2,10 @@
 
     python benchmarks/scan_large.py --output runs/benchmarks/scan_large.json
 
-The checkpoint has the tensors of a configuration of Llama, in float16 and in shards; their values are noise on a scale
-of each tensor's own. It is written to a temporary folder and deleted afterwards. Anonymous memory is `RssAnon` of the
-whole process (Linux), sampled during the scan: mapped files do not count. About ten minutes and 14 GB of disk.
+The checkpoint has the tensors of a configuration of Llama, in float16 and in shards; their values are noise with a
+different scale for each tensor. It is written to a temporary folder and deleted afterwards. Anonymous memory is
+`RssAnon` of the whole process (Linux), sampled during the scan: mapped files do not count. About ten minutes and 14 GB
+of disk.
 """
 
 import json

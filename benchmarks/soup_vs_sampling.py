@@ -1,9 +1,9 @@
 """Compare soups, SANE sampling and ensembles made of the same `n` trained networks, without training.
 
-Two populations: *independent* networks, the best training runs of a zoo, and *fine-tuned* ones, continuations of one
-of them with other orders of images. From `n` ingredients come one network (soups, sampling, noise) or one committee
-(ensemble). Everything is chosen on validation images and reported on test images; repeated for several draws of
-ingredients.
+There are two populations: *independent* networks, the best training runs of a zoo, and *fine-tuned* networks, which
+continue one of them with different orders of the images. Soups, sampling and noise make one network from `n`
+ingredients; the ensemble runs all of them. All choices are made on validation images, and results are reported on test
+images, for several draws of ingredients.
 
     python benchmarks/soup_vs_sampling.py --zoo demo_output/zoos --zoo-config seed --output FILE \
         --sane demo_output/sane

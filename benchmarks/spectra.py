@@ -1,14 +1,14 @@
-"""Spectra of released networks: agreement with `powerlaw` and `weightwatcher`, and speed beside them.
+"""Compare spectra of released networks with those of `powerlaw` and `weightwatcher`: agreement and speed.
 
     python benchmarks/spectra.py --checkpoints FOLDER --output runs/benchmarks/spectra.json
 
-`FOLDER` holds the `.th` files of akamaster/pytorch_resnet_cifar10; without it a network with random weights serves.
-The two packages are no dependencies: install them for the comparison (`pip install --no-deps weightwatcher powerlaw`);
-what is not installed is left out of the record. Convolutions are pooled over kernel positions, as in `weightwatcher`,
-and layers of at least 20 eigenvalues compared: below, `weightwatcher` has another estimator. `powerlaw` keeps alpha
-below 3 unless told otherwise, and is. Alphas are compared layer by layer where both choose the same tail. Times: all
-sides in turn in one process, without bootstrap (weightwatcher has none) and with; medians over rounds. Two minutes on
-2 cores.
+`FOLDER` contains the `.th` files of akamaster/pytorch_resnet_cifar10; without it, a network with random weights is
+used. The two packages are not dependencies; install them for the comparison (`pip install --no-deps weightwatcher
+powerlaw`), or they are omitted from the record. Convolutions are pooled over kernel positions, as in `weightwatcher`.
+Only layers with at least 20 eigenvalues are compared, because `weightwatcher` uses another estimator for smaller ones;
+the bound of `powerlaw`, which keeps alpha below 3 by default, is lifted. Alphas are compared layer by layer if both
+choose the same tail. Times are medians over rounds in one process, with and without bootstrap (`weightwatcher` has
+none). Two minutes on 2 cores.
 """
 
 import contextlib

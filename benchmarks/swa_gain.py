@@ -1,9 +1,9 @@
-"""What stochastic weight averaging gains on zoo architectures, over seeds, at equal numbers of epochs.
+"""Measure the gain of stochastic weight averaging on architectures of zoos, at equal numbers of epochs.
 
-Every network trains `--epochs` at a constant learning rate, then goes on for `--cycles` times `--cycle-epochs`, at a
-constant rate and in cycles. Compared are the average along that way, the last weights of the same runs, and training
-of the same total length with a one-cycle schedule from the same initialisation. Validation images choose the learning
-rate of each way; test images report.
+Every network is trained for `--epochs` at a constant learning rate, and then for `--cycles` times `--cycle-epochs`, at
+a constant rate or in cycles. The average over the second phase is compared with the last weights of the same runs, and
+with training of the same total length under a one-cycle schedule from the same initialisation. The learning rate of
+each method is chosen on validation images; results are reported on test images.
 
     python benchmarks/swa_gain.py --output runs/benchmarks/swa_gain.json
 """

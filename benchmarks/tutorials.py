@@ -2,8 +2,8 @@
 
     python benchmarks/tutorials.py --output runs/benchmarks/tutorials.json
 
-The wheel is built and unpacked, and comes first on the path of a process of its own for every page. About two minutes
-on 2 cores.
+The wheel is built and unpacked, and comes first on the import path of a separate process that runs the pages. About
+two minutes on 2 cores.
 """
 
 import json

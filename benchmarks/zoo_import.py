@@ -1,11 +1,11 @@
-"""Import of foreign checkpoints: seconds, memory, and the ratio to a loop that does nothing but open them.
+"""Import checkpoints of another library: seconds, memory, and the ratio to a loop that only opens them.
 
     python benchmarks/zoo_import.py --output runs/benchmarks/zoo_import.json
 
 Files of `torch.save`, each a network of about 10,000 weights; the same files are opened by `torch.load` before and
 after. Importing, embedding and aligning 1,000 of these are compared with as many networks of this library of the same
-shapes. Tracing loads the exporter of PyTorch, once in a process: a second or two that are told apart. About three
-minutes on 2 cores.
+shapes. Tracing loads the exporter of PyTorch once per process; these one or two seconds are reported separately. About
+three minutes on 2 cores.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The window loader against the training step that it feeds: how many batches it makes while one step runs.
+"""Compare the window loader with the training step that it feeds: how many batches it loads during one step.
 
     python benchmarks/zoo_loader.py --output runs/benchmarks/zoo_loader.json
 

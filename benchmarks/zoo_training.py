@@ -1,13 +1,13 @@
-"""Training 128 CNN-s at once against a plain loop over networks: (images x networks) per second.
+"""Compare training 128 CNN-s at once with a plain loop over networks, in (images x networks) per second.
 
-The same for a module of one's own with the same layers, which the library runs under `torch.vmap`.
+Also for a user's own module with the same layers, which the library runs under `torch.vmap`.
 
     python benchmarks/zoo_training.py --output runs/benchmarks/zoo_training.json
     OMP_NUM_THREADS=1 python benchmarks/zoo_training.py --networks 64 --plain-networks 16 --output modules.json
 
 The plain loop has one module and one `torch.optim.Adam` per network: zero_grad, forward, backward, step. Both sides
 train the same networks on the same batches, in turn, in one process and under one allocator; medians over rounds.
-Random images of 28x28 serve: the time does not depend on what they show. About three minutes on 2 cores.
+The images are random and of size 28x28, since their content does not affect the time. About three minutes on 2 cores.
 """
 
 import statistics

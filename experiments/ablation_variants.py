@@ -1,4 +1,4 @@
-"""The studies of `paper_ablations.py`: tables of variants, each one change away from the base setting."""
+"""The studies of `paper_ablations.py`: tables of variants, each of which changes one setting of the base."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

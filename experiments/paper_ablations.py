@@ -4,10 +4,10 @@
     python experiments/paper_ablations.py ... --studies base windows --seeds 0        # some of them
 
 Three zoos are built first: networks that differ in their seed (for sampling), in their hyper-parameters (for probing),
-and small ResNets. A study is a table of variants (ablation_variants.py), each one change away from `base`, trained for
-as many optimizer steps. What is finished is kept: a zoo or an autoencoder with a folder, a variant and seed in the
-record of its study. Budgets are small on purpose (a variant takes well under a minute on one thread): they rank
-choices, they do not show what SANE can reach.
+and small ResNets. A study is a table of variants (ablation_variants.py), each of which changes one setting of `base`
+and is trained for the same number of optimizer steps. Finished zoos, autoencoders and variants are kept. Budgets are
+small on purpose (a variant takes less than a minute on one thread): they rank choices, but do not show what SANE can
+reach.
 """
 
 import argparse

@@ -4,8 +4,8 @@
         --records runs/paper --output ../models
     python experiments/paper_models.py ... --families usps --output pretrained
 
-Runs after `paper_tables.py`. Of the seeds with a finished record the one with the best reconstruction R2 on validation
-networks is taken. `hf-sane push model ../models/sane-usps --repo org/sane-usps` publishes it.
+Run it after `paper_tables.py`. Among the seeds with a finished record, it takes the one with the best reconstruction
+R2 on validation networks. `hf-sane push model ../models/sane-usps --repo org/sane-usps` publishes it.
 """
 
 import argparse

@@ -4,10 +4,9 @@
         --records runs/paper
     python experiments/paper_tables.py ... --families usps --seeds 0          # one of them
 
-A family is the seed zoo (for sampling) and the hyper-parameter zoo (for probing) of one data set and architecture; one
-SANE is trained on both. What is finished is kept: an autoencoder with a folder, a part of the record that is there. On
-two CPU cores a CNN-s family takes about ten minutes per seed, CNN-l and ResNet-20 twice that, with five epochs of
-fine-tuning.
+A family is the seed zoo (for sampling) and the hyper-parameter zoo (for probing) of one dataset and architecture; one
+SANE is trained on both. Finished autoencoders and finished parts of the record are kept. With five epochs of
+fine-tuning, a CNN-s family takes about ten minutes per seed on two CPU cores; CNN-l and ResNet-20 take twice as long.
 """
 
 import argparse

@@ -1,13 +1,14 @@
-"""How accurate sampled networks are, the further they are from all trained ones: one run record per family and seed.
+"""Measure the accuracy of sampled networks against their distance from all trained ones; a record per family and seed.
 
     python experiments/paper_tradeoff.py --zoos ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper/tradeoff
     python experiments/paper_tradeoff.py ... --families usps --seeds 0          # one of them
     python experiments/paper_tradeoff.py ... --plot docs/results/tradeoff.png   # draw all existing records
 
-Runs after `paper_tables.py`, whose autoencoders it takes from `--work`. `paper_tables.py` shows one bandwidth per
-family, chosen on validation images; here is every bandwidth, with noise on anchors at equal distance and after equal
-selection beside each. Nothing is fine-tuned: two to three minutes per family of CNN-s and seed on one CPU core.
+Run it after `paper_tables.py`, whose autoencoders it takes from `--work`. That script shows one bandwidth per family,
+chosen on validation images; this one measures every bandwidth, and compares it with noise on anchors at the same
+distance and with the same selection. Nothing is fine-tuned, so a family of CNN-s takes two to three minutes per seed
+on one CPU core.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Sample for a data set that the autoencoder never saw; one run record per study and seed, for docs/results/zoos.md.
+"""Sample networks for a dataset that the autoencoder was not trained on; a run record per study and seed.
 
     python experiments/paper_transfer.py --zoos ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper/transfer
     python experiments/paper_transfer.py ... --studies usps_few_3 --seeds 0          # one of them
 
-Runs after `paper_tables.py`, whose autoencoder of the source family it takes from `--work`. Two kinds of studies:
-anchors of the source, fine-tuned on the target (`mnist_to_usps`); and few anchors of the target, trained for two
-epochs (`usps_few_3`).
+Run it after `paper_tables.py`, whose autoencoder of the source family it takes from `--work`. There are two kinds of
+studies: with anchors of the source, fine-tuned on the target (`mnist_to_usps`); and with few anchors of the target,
+trained for two epochs (`usps_few_3`). The results are part of docs/results/zoos.md.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python experiments/paper_zoos.py --images ../shared/data/images --output ../zoos --records runs/paper/zoos
     python experiments/paper_zoos.py --images ... --output ... --zoos mnist_seed usps_seed      # some of them
 
-`--images` holds mnist.npz, fashion_mnist_20k.npz, usps16.npz and cifar10_jpeg.npz. All zoos go into one folder of
-configs, which `load_dataset(folder, "mnist_seed")` and `Zoo.load(folder, config="mnist_seed")` open. Each leaves a run
-record. The last, `mixed`, joins those of both CNNs.
+The folder `--images` contains mnist.npz, fashion_mnist_20k.npz, usps16.npz and cifar10_jpeg.npz. All zoos are written
+to one folder, from which `load_dataset(folder, "mnist_seed")` and `Zoo.load(folder, config="mnist_seed")` read them.
+Each has a run record. The last zoo, `mixed`, joins the zoos of both CNNs.
 
 On two CPU cores the zoos of 520 networks take about 15 minutes each, the others 5 (CNN-s) to 16 (CNN-l, ResNet-20);
 memory stays below 3 GB.

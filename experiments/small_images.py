@@ -3,8 +3,8 @@
     python experiments/small_images.py --images ../shared/data/images/cifar10_jpeg.npz --work ../small_images \
         --output src/hf_sane/pretrained/small_images
 
-A zoo of 24 CNNs is trained on 4,000 images, the autoencoder on four checkpoints of 19 of them; the best ten of
-these are the anchors. About twelve minutes on one core. Stages that are in `--work` are not run again.
+A zoo of 24 CNNs is trained on 4,000 images, and the autoencoder on four checkpoints of 19 of them; the best ten of
+these are the anchors. About twelve minutes on one core. Stages whose results are in `--work` are not repeated.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ python experiments/update_cards.py --models ../models   # after experiments/pape
 python experiments/update_cards.py                      # render again from model_cards/ and the demo's record
 python experiments/update_cards.py --check              # exit 1 if a card differs from its record
 
-It also lists the files of pretrained/ anew in their manifests: run it after changing one of them.
+It also renews the manifests of pretrained/: run it after changing a file there.
 """
 
 import importlib

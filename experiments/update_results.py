@@ -3,7 +3,7 @@
 python experiments/update_results.py            # after `make demo` and the benchmarks; seconds
 python experiments/update_results.py --check    # exit 1 if a page differs from its record
 
-Each page has a module in experiments/results, or several.
+Each page has one or several modules in experiments/results.
 """
 
 import re
