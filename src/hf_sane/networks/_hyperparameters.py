@@ -68,6 +68,11 @@ class HyperParameters:
             chosen, (learning_rate,) * n, (weight_decay,) * n, (optimizer,) * n, (dropout,) * n, (data_fraction,) * n
         )
 
+    @classmethod
+    def concatenate(cls, parts: Sequence["HyperParameters"]) -> "HyperParameters":
+        """The entries of several, one after the other."""
+        return cls(**{field.name: [x for part in parts for x in getattr(part, field.name)] for field in fields(cls)})
+
     def __len__(self) -> int:
         return len(self.seeds)
 

@@ -11,17 +11,18 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.cards._tables import fact_text, markdown_table, result_tables
 from hf_sane.hub._onnx import ONNX_FILE, export_onnx, require_onnx
 from hf_sane.hub._publish import find_anchors, save_network
+from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._training import train_stacked
 from hf_sane.records._escaping import markdown_text
-from hf_sane.records._progress import quietly, tracked
+from hf_sane.records._progress import progress, quietly
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.records._sources import hub_id
 from hf_sane.sampling._baselines import SCRATCH_SEED
 from hf_sane.sampling._heads import FittedHeads, fit_heads
-from hf_sane.workflows.finetune import finetune
 from hf_sane.workflows.networks import open_images, open_stack
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sample import TRAINING_ONLY, SampleResult, sample
@@ -269,25 +270,44 @@ def _starts(
 def _finetune(
     settings: StartSettings, starts: dict[str, StackedNetworks], data: ImageData
 ) -> tuple[dict[str, dict[str, float]], dict[str, nn.Module]]:
-    """Fine-tune all networks with every learning rate; return the best network of each kind and its measurements."""
-    modules = [stack.model(index) for stack in starts.values() for index in range(stack.num_models)]
+    """Fine-tune all networks with every learning rate; return the best network of each kind and its measurements.
+
+    All of them train together, and are measured once, at the end.
+    """
+    stacks = list(starts.values())
     kinds = [kind for kind, stack in starts.items() for _ in range(stack.num_models)]
-    recipe: dict[str, Any] = {"epochs": settings.epochs, "schedule": "one_cycle", "batch_size": FEW}
+    rates = settings.learning_rate
+    first = {name: torch.cat([stack.tensors[name] for stack in stacks]) for name in stacks[0].tensors}
+    seeds = range(settings.seed, settings.seed + len(kinds))
+    each = [HyperParameters.repeat(seeds, learning_rate=rate) for rate in rates]
+    with progress(total=settings.epochs, desc="fine-tuning", unit="epoch") as bar:
+
+        def count(_: int) -> None:
+            bar.update()
+
+        (trained,) = train_stacked(
+            stacks[0].config,
+            {name: torch.cat([tensor] * len(rates)) for name, tensor in first.items()},
+            data,
+            HyperParameters.concatenate(each),
+            epochs=settings.epochs,
+            schedule="one_cycle",
+            batch_size=FEW,
+            train_evaluation_limit=1,
+            on_epoch=count,
+        )
+    tuned = StackedNetworks(stacks[0].config, trained.tensors)
     rows: dict[str, dict[str, float]] = {}
     networks: dict[str, nn.Module] = {}
-    for rate in tracked(settings.learning_rate, desc="fine-tuning", unit="learning rate"):
-        tuned = finetune(modules, data, learning_rate=rate, scratch=False, seed=settings.seed, **recipe)
-        loss, accuracy = tuned.stack.evaluate(*data.split("validation"))
-        test = tuned.stack.evaluate(*data.split("test"))[1]
-        for index, kind in enumerate(kinds):
-            row = {
-                "validation_accuracy": accuracy[index].item(),
-                "test_accuracy": test[index].item(),
-                "learning_rate": rate,
-                "validation_loss": loss[index].item(),
-            }
-            if kind not in rows or _merit(row) > _merit(rows[kind]):
-                rows[kind], networks[kind] = row, tuned[index]
+    for index, (rate, kind) in enumerate((rate, kind) for rate in rates for kind in kinds):
+        row = {
+            "validation_accuracy": trained.validation_accuracy[index].item(),
+            "test_accuracy": trained.test_accuracy[index].item(),
+            "learning_rate": rate,
+            "validation_loss": trained.validation_loss[index].item(),
+        }
+        if kind not in rows or _merit(row) > _merit(rows[kind]):
+            rows[kind], networks[kind] = row, tuned.model(index)
     return rows, networks
 
 
