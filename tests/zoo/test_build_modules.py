@@ -1,9 +1,11 @@
 """Zoos of a user's own module: trained stacked as each network would be alone, continued, refused, found again."""
 
+import json
 from functools import partial
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -17,7 +19,7 @@ from hf_sane.merging._swa import train_stacked_swa
 from hf_sane.networks import _modules
 from hf_sane.networks._batchnorm import condition_batch_norm
 from hf_sane.networks._hyperparameters import HyperParameters, image_order
-from hf_sane.networks._images import ImageData
+from hf_sane.networks._images import ImageData, load_images
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import train_stacked
 from hf_sane.workflows.build_zoo import BuildZooSettings
@@ -206,6 +208,38 @@ def test_its_networks_are_sampled_conditioned_averaged_and_mapped(built, own, fe
     finals = [split.at_epoch(1) for split in built.splits.values()]
     chosen = [steepness(s.model(i)) for s in finals for i in range(len(s)) if s.column("optimizer")[i] == "adam"]
     assert found.scores["optimizer: adam"].corners.tolist() == pytest.approx(chosen)
+
+
+def test_the_verbs_build_pretrain_probe_sample_and_finetune(own, tmp_path, hf_sane_command):
+    """The whole road on a zoo of a module that only its file knows."""
+    module = ("--module", own, "--module-args", json.dumps(WIDTH))
+    few = ("--images", "digits", "--train-limit", 32)
+    grid = ("--num-models", 6, "--epochs", 1, "--split-shares", "0.5,0.17,0.33", "--learning-rate", "0.01,0.1")
+    hf_sane_command("zoo", "build", *module, *few, *grid, "--output", tmp_path / "zoo")
+    split = Zoo.load(tmp_path / "zoo").splits["train"].final_epochs()
+    images, labels = load_images("digits", train_limit=32).split("test")
+    measured = split.networks().evaluate(images, labels)[1]
+    np.testing.assert_allclose(measured, split.column("test_accuracy"), atol=1e-6)
+    assert split.alignment is not None  # by symmetries that were traced with the images
+    run = ("--zoo", tmp_path / "zoo", "--sane", tmp_path / "run" / "model")
+    hf_sane_command(
+        *("pretrain", "--zoo", tmp_path / "zoo", "--max-steps", 2, "--batch-size", 2, "--log-with", "none"),
+        *("--model", json.dumps({**SMALL, "latent_dim": 4}), "--output", tmp_path / "run"),
+    )
+    told = hf_sane_command("probe", *run, "--properties", "learning_rate", "--poolings", "mean", "--json")
+    assert "learning_rate" in told.stdout
+    drawing = ("--num-samples", 1, "--num-candidates", 3, "--bandwidth", 0.1, "--num-anchors", 2, "--top-fraction", 1)
+    hf_sane_command("sample", *run, *module, *drawing, "--output", tmp_path / "drawn")
+    hf_sane_command(
+        "finetune", tmp_path / "drawn", *module, *few, "--epochs", 1, "--no-scratch", "--output", tmp_path / "tuned"
+    )
+    mine = _modules.load_module(own, WIDTH)().eval()
+    for place, key in (("drawn", "test_accuracy"), ("tuned", "test_accuracy")):
+        mine.load_state_dict(load_file(tmp_path / place / "network_0/model.safetensors"))
+        with torch.no_grad():
+            accuracy = (mine(images)["logits"].argmax(1) == labels).float().mean().item()
+        record = json.loads((tmp_path / place / "network_0/run.json").read_text())
+        assert record["results"][key] == pytest.approx(accuracy)
 
 
 def steepness(module: nn.Module) -> float:
