@@ -11,6 +11,7 @@ from hf_sane.sampling._rates import accuracy_kept, area_under
 
 PAGE = "docs/results/rates.md"
 CODES = {"sane": "SANE", "linear": "linear code", "rounded": "rounded weights"}
+SUBJECTS = {"sane": "SANE", "linear": "the linear code", "rounded": "rounding of weights"}
 MEASURED = {"accuracy": "accuracy kept", "agreement": "agreement of predictions"}
 DATA = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "usps": "USPS"}
 RESAMPLES = 200
@@ -125,8 +126,9 @@ def verdict_block(records: Mapping[str, Mapping[str, Any]]) -> str:
         sane, linear = found["sane"], found["linear"]
         apart = sane[1] > linear[2] or linear[1] > sane[2]
         lines.append(
-            f"- {title(name)}: {CODES[order[0]]} has the largest area under accuracy kept ({found[order[0]][0]:.3f}), "
-            f"then {CODES[order[1]]} ({found[order[1]][0]:.3f}) and {CODES[order[2]]} ({found[order[2]][0]:.3f}); the "
+            f"- {title(name)}: {SUBJECTS[order[0]]} has the largest area under accuracy kept "
+            f"({found[order[0]][0]:.3f}), then {SUBJECTS[order[1]]} ({found[order[1]][0]:.3f}) and "
+            f"{SUBJECTS[order[2]]} ({found[order[2]][0]:.3f}); the "
             f"intervals of SANE and the linear code {'do not overlap' if apart else 'overlap'}."
         )
     return "\n".join(lines)

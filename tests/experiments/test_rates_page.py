@@ -52,7 +52,7 @@ def test_every_rate_and_area_of_a_record(page, folder):
     # From 1/4 to 2 bits chance (.125 of the accuracy), then .75 for one doubling and 1 for another: 3, 1 and 1 of 5.
     area = f"{(3 * 0.125 + 0.75 + 1) / 5:.3f}"
     assert f"| USPS, CNN-s, seeds | SANE | {area} ({area} to {area}) |" in found["areas"]
-    assert f"SANE has the largest area under accuracy kept ({area}), then linear code" in found["verdict"]
+    assert f"SANE has the largest area under accuracy kept ({area}), then the linear code" in found["verdict"]
     assert "the intervals of SANE and the linear code do not overlap" in found["verdict"]
 
 
