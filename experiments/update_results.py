@@ -16,6 +16,7 @@ from results import (
     beyond_vision,
     cross_architecture,
     large_models,
+    lineage,
     lora,
     merging,
     paper,
@@ -53,6 +54,7 @@ PAGES = (
     ablations,
     scanning,
     starting,
+    lineage,
     *tutorials.PAGES,
 )
 
