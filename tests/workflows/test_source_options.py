@@ -24,6 +24,7 @@ from hf_sane.workflows.import_zoo import import_zoo
 from hf_sane.workflows.regions import RegionsSettings, map_regions
 from hf_sane.workflows.sample import SampleSettings, sample
 from hf_sane.workflows.sane import SANE
+from hf_sane.workflows.search import index_networks
 from hf_sane.workflows.soup import soup
 from hf_sane.zoo._dataset import Zoo
 
@@ -156,6 +157,22 @@ def test_info_and_analyze(networks, tmp_path):
         local = json.loads(run_verb(verb, here, *options, "--json").stdout)
         remote = json.loads(run_verb(verb, REPOS[0], *OPTIONS, *options, "--json").stdout)
         assert remote["layers"] == local["layers"] != []
+
+
+def test_scan_diff_lineage_and_search(networks, tmp_path):
+    index_networks(save_local(networks, tmp_path), tmp_path / "known")
+    (scan,) = json.loads(run_verb("scan", REPOS[0], *OPTIONS, "--json").stdout)["scans"]
+    assert scan["weights"] == sum(x.numel() for x in networks[0].state_dict().values())
+    told = json.loads(run_verb("diff", *REPOS, *OPTIONS, "--json").stdout)
+    assert {x["name"] for x in told["tensors"]} == networks[0].state_dict().keys()
+    trees = json.loads(run_verb("lineage", *REPOS, *OPTIONS, "--json").stdout)
+    assert trees["roots"] == REPOS
+    for repo, place in zip(REPOS, ("0", "1"), strict=True):
+        found = json.loads(run_verb("search", repo, *OPTIONS, "--index", tmp_path / "known", "--json").stdout)
+        assert (found["neighbours"][0]["source"], found["neighbours"][0]["likeness"]) == (
+            str(tmp_path / place),
+            "equal",
+        )
 
 
 def test_embed(networks, sane, tmp_path):
