@@ -181,7 +181,7 @@ def test_a_module_of_ones_own_is_aligned(tmp_path):
 def test_networks_of_two_architectures_are_refused(tmp_path):
     save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors")
     save_file({"b": torch.ones(4)}, tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="no tensor of one name and shape in common; compare networks of one"):
+    with pytest.raises(ValueError, match="no tensor with the same name and shape; compare networks of one"):
         hf_sane.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
 
 

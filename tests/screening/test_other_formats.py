@@ -124,7 +124,7 @@ def test_a_missing_package_is_named(package, tmp_path, monkeypatch):
     content = {"gguf": b"GGUF" + bytes(60), "onnx": onnx_model(w=heavy(4, 5)).SerializeToString()}
     (tmp_path / "model").write_bytes(content[package])
     (scan,) = hf_sane.scan(tmp_path / "model").scans
-    assert f"which takes the package {package}" in scan.findings[0].message
+    assert f"which requires the package {package}" in scan.findings[0].message
     assert scan.findings[0].remedy == "pip install 'hf_sane[scan]'"
 
 

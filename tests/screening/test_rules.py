@@ -115,7 +115,7 @@ TABLE = {
     "overflow": (
         changed("layer4.weight", with_value(4e4, torch.float16)),
         "warning",
-        "in float16, which ends at 65,504",
+        "in float16, whose limit is 65,504",
         changed("layer4.weight", with_value(3e4, torch.float16)) | {"layer5.weight": with_value(6e4, torch.float32)},
     ),
     "remote-code": (CODE, "warning", "modeling_x.py", PICKLES),
@@ -147,7 +147,7 @@ def test_a_fresh_network_is_untrained_as_a_whole():
     torch.manual_seed(0)
     fresh = nn.Sequential(nn.Linear(60, 80), nn.Linear(80, 60)).state_dict()
     (found,) = findings(fresh)
-    assert found.message == "2 of 2 matrices are as an initialisation draws them (uniform)"
+    assert found.message == "2 of 2 matrices look freshly initialised (uniform)"
 
 
 def test_an_adapter_that_changes_nothing_is_untrained():

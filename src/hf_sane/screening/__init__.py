@@ -1,4 +1,4 @@
-"""Screening: what is wrong with a checkpoint, by a sample of its weights and without its code."""
+"""Screening: find faults in a checkpoint from a sample of its weights, without running its code."""
 
 from hf_sane.screening._findings import Evidence, Finding, register_rule
 from hf_sane.screening._scan import Scan

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint as byte ranges of files, on this machine or on the Hub, and what lies beside them."""
+"""The tensors of a checkpoint as byte ranges of files, on this machine or the Hub, and the files next to them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,13 +36,13 @@ CONFIG, CARD = "config.json", "README.md"
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What lies beside the weights.
+    """What is next to the weights.
 
     Attributes:
-        code: Python files, and what `config.json` asks to be run.
-        pickles: Files that could run code when they are opened, by name.
-        licence: Licence that the card names; `None` if it names none.
-        has_card: Whether a card could have named one: a single file has none.
+        code: Python files, and code that `config.json` refers to.
+        pickles: Names of files that could run code when opened.
+        licence: Licence named in the card, if any.
+        has_card: Whether there can be a card, which a single file does not have.
     """
 
     code: tuple[str, ...] = ()
@@ -53,19 +53,19 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class OpenCheckpoint:
-    """A checkpoint whose headers were read.
+    """A checkpoint whose headers have been read.
 
     Attributes:
-        source: What the user calls it.
-        format: Of its files, as a sentence continues after "it is".
-        files: Tensors and their places, by file; empty for files that have to be read whole.
-        whole: Tensors of such a file.
-        path: The file, if it has to be read whole.
-        surroundings: What lies beside it.
-        experts: Which tensors are one of the experts that are stored in one tensor.
-        encodings: How those tensors are stored that are no plain values.
-        metadata: What the file says of itself.
-        skipped: Tensors whose values cannot be read, and why.
+        source: The user's name for it.
+        format: Format of its files, as a continuation of "it is".
+        files: Tensors and their positions, by file; empty for files that must be read in full.
+        whole: Tensors of a file that must be read in full.
+        path: The file, if it must be read in full.
+        surroundings: What is next to it.
+        experts: Experts that are stored together in one tensor.
+        encodings: How tensors that are not plain values are stored.
+        metadata: Metadata of the file.
+        skipped: Tensors whose values cannot be read, with the reason.
     """
 
     source: str
@@ -81,7 +81,7 @@ class OpenCheckpoint:
 
     @property
     def outlines(self) -> dict[str, Tensor]:
-        """Tensors as they are stored, experts in one, on the meta device."""
+        """Tensors as stored, with fused experts, on the meta device."""
         entries = self.entries
         found = {name: entry.outline for name, entry in entries.items() if name not in self.experts.places}
         return found | self.experts.wholes
@@ -93,32 +93,32 @@ class OpenCheckpoint:
 
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:
-        """All tensors that are read by ranges."""
+        """All tensors that are read as byte ranges."""
         return {name: entry for _, entries in self.files for name, entry in entries.items()}
 
     @property
     def bytes_downloaded(self) -> int | None:
-        """Bytes that came from the Hub so far; `None` for files of this machine."""
+        """Bytes downloaded from the Hub so far; `None` for local files."""
         remote = [file.bytes_read for file, _ in self.files if isinstance(file, HubFile)]
         return sum(remote) if remote else None
 
     def forget(self) -> None:
-        """Remove what was kept of files on the Hub: the scan is finished."""
+        """Remove kept parts of files on the Hub, since the scan is finished."""
         for file, _ in self.files:
             if isinstance(file, HubFile):
                 file.forget()
 
 
 def open_for_scan(checkpoint: CheckpointSource, *, takes_whole: Callable[[int], bool]) -> OpenCheckpoint:
-    """Read the headers of a checkpoint. Files without one are read as a whole; pickles on the Hub are not touched.
+    """Read the headers of a checkpoint. Files without headers are read in full, and pickles on the Hub not at all.
 
     Args:
         checkpoint: A file, a folder with one checkpoint, or a repository on the Hub.
-        takes_whole: Whether a file of so many bytes may be downloaded as a whole.
+        takes_whole: Function of a file's size: whether the file may be downloaded in full.
 
     Raises:
-        FileNotFoundError: If there is no such file, or no safetensors in a folder or repository.
-        InvalidFileError: If a header is damaged, or the format is not read.
+        FileNotFoundError: If there is no such file, or a folder or repository holds no safetensors.
+        InvalidFileError: If a header is damaged, or the format is not supported.
         ConnectionError: If the Hub cannot be reached.
     """
     place = find_source(checkpoint.source, revision=checkpoint.revision)
@@ -149,7 +149,7 @@ def open_for_scan(checkpoint: CheckpointSource, *, takes_whole: Callable[[int], 
     shards = [path] if found.reader == "safetensors" else [path.parent / name for name in index_shards(path)]
     if unread := [shard for shard in shards if file_format(shard).reader != "safetensors"]:
         raise InvalidFileError(
-            unread[0], expected="a safetensors file", got=file_format(unread[0]).name, remedy="scan the shards alone"
+            unread[0], expected="a safetensors file", got=file_format(unread[0]).name, remedy="scan only the shards"
         )
     files = tuple((LocalFile(shard), experts.split(read_entries(shard))) for shard in shards)
     return OpenCheckpoint(str(place), found.name, files, surroundings=surroundings, experts=experts)
@@ -213,16 +213,16 @@ def _code(names: list[str], config: Path | None) -> tuple[str, ...]:
     """Code that `trust_remote_code=True` would run, and other Python files."""
     found = [name for name in names if name.endswith(".py")]
     if config is not None:
-        document = read_document(config, expected="the configuration of a network", remedy="mend or remove it")
+        document = read_document(config, expected="the configuration of a network", remedy="correct or remove it")
         if asked := document.mapping().get("auto_map"):
             found.append(f"{CONFIG} (auto_map: {', '.join(map(str, asked)) if isinstance(asked, dict) else asked})")
     return tuple(found)
 
 
 def targets_in(folder: Path) -> Iterator[Path]:
-    """What a folder holds: itself if its files are one checkpoint; otherwise files, and folders of weights in it.
+    """Checkpoints of a folder: itself if it is one checkpoint, otherwise its files and subfolders of weights.
 
-    A folder in it that is empty, or may not be read, counts as one file.
+    Empty or unreadable subfolders count as one file each.
     """
     if _holds_weights(folder):
         yield folder
@@ -234,7 +234,7 @@ def targets_in(folder: Path) -> Iterator[Path]:
 
 
 def _has_content(path: Path) -> bool:
-    """Whether it is a folder that holds something."""
+    """Whether a path is a folder with content."""
     try:
         return path.is_dir() and any(not inside.name.startswith(".") for inside in path.iterdir())
     except PermissionError:
@@ -242,7 +242,7 @@ def _has_content(path: Path) -> bool:
 
 
 def _holds_weights(folder: Path) -> bool:
-    """Whether the files of a folder are one checkpoint: under a usual name, or the only file of weights."""
+    """Whether a folder is one checkpoint: its weights have a common name, or are in a single file."""
     try:
         chosen = weights_path(CheckpointSource(folder))
     except (FileNotFoundError, InvalidFileError):

@@ -1,4 +1,4 @@
-"""How two checkpoints differ: tensor by tensor, and whether they are one network in other clothes."""
+"""Compare two checkpoints tensor by tensor, and up to changes that do not affect the network's outputs."""
 
 import math
 from collections.abc import Mapping
@@ -16,33 +16,33 @@ from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import Permutation, PermutationSpec
 
 Relation = Literal["equal", "cast", "quantised", "permuted", "rescaled", "partly equal", "close", "far", "unrelated"]
-GRID = 256  # values that a row can hold if it was quantised to 8 bits
-LEVELS = (127, 128, 7, 8)  # of the largest value of a row, in 8 and 4 bits
-WHOLE = 1e-3  # that a multiple of the step may be off a whole number, by rounding
-GROUP = 32  # neighbours that formats of 4 bits quantise together
-ON_GRID = 0.999  # of the values that have to be the nearest on the grid
+GRID = 256  # distinct values of a row that was quantised to 8 bits
+LEVELS = (127, 128, 7, 8)  # steps up to the largest value of a row, in 8 and 4 bits
+WHOLE = 1e-3  # tolerance for multiples of the step, due to rounding
+GROUP = 32  # neighbours that 4-bit formats quantise together
+ON_GRID = 0.999  # share of values that must be the nearest on the grid
 MAX_QUANTISED_DISTANCE = 0.3
-EPS = 8  # machine epsilons of the coarser type that rounding may leave
-ORDERS = 3  # random orders of weight matching, after the given one
-CLOSE, UNRELATED = 0.5, 0.9  # of the distance by chance, between which networks are far apart, but no strangers
+EPS = 8  # machine epsilons of the coarser type allowed for rounding
+ORDERS = 3  # random orders of weight matching, after the given order
+CLOSE, UNRELATED = 0.5, 0.9  # shares of the distance by chance at which networks are close and unrelated
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorDifference:
-    """How far a tensor is from its counterpart.
+    """How much a tensor differs from its counterpart.
 
     Attributes:
         name: Name in the first checkpoint.
         other_name: Name in the other checkpoint.
         shape: Shape of both tensors.
-        dtypes: Types of the two.
-        gap: `|A - B|`, after the alignment and the scales that were found.
+        dtypes: Types of both tensors.
+        gap: `|A - B|`, after undoing permutations and scales.
         scale: `sqrt(|A|^2 + |B|^2)`.
-        cosine: Of the angle between them; NaN if one is zero.
+        cosine: Cosine of the angle between them; NaN if one is zero.
         largest: Largest absolute difference.
         is_equal: Whether they are equal, bit by bit.
         is_cast: Whether they are equal in the coarser of their types.
-        is_quantised: Whether one is the other, rounded to few values per row or group of neighbours.
+        is_quantised: Whether one is the other, rounded to a few values per row or group of neighbours.
     """
 
     name: str
@@ -59,11 +59,11 @@ class TensorDifference:
 
     @property
     def distance(self) -> float:
-        """Gap over scale: 0 for equal tensors, 1 for independent ones of mean zero; NaN if one is not finite."""
+        """Gap over scale: 0 for equal tensors, 1 for independent ones with mean zero; NaN if one is not finite."""
         return 0.0 if self.gap == 0 else self.gap / self.scale
 
     def row(self) -> dict[str, Any]:
-        """For JSON."""
+        """A row for JSON."""
         values = {name: getattr(self, name) for name in (*self.__dataclass_fields__, "distance")}
         values |= {"shape": list(self.shape), "dtypes": list(self.dtypes)}
         return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
@@ -74,15 +74,15 @@ class Difference:
     """How two checkpoints differ.
 
     Attributes:
-        relation: What they are to each other; `None` only while that is being found out.
-        tensors: Those that both have, in the order of the first.
+        relation: How they are related; `None` only while that is being determined.
+        tensors: Tensors that both have, in the order of the first.
         only_first: Names that only the first has.
         only_other: Names that only the other has.
-        distance: That of all common tensors taken as one vector.
-        distance_as_stored: The same before permutations and scales were undone.
-        distance_by_chance: That of the first from the other with the values of each tensor shuffled, after the same
-            alignment: what independent networks of this size and these scales have.
-        is_permuted: Whether channels were put into another order to compare them.
+        distance: Distance of all common tensors, as one vector.
+        distance_as_stored: The same before undoing permutations and scales.
+        distance_by_chance: Distance of the first from the other with the values of each tensor shuffled, after the
+            same alignment, as expected for independent networks of this size and scale.
+        is_permuted: Whether channels were reordered for the comparison.
         is_rescaled: Whether scales of channels were undone.
         unaligned: Why channels were not matched; `None` if they were.
     """
@@ -102,13 +102,13 @@ class Difference:
 def compare_checkpoints(
     first: Mapping[str, Tensor], other: Mapping[str, Tensor], spec: PermutationSpec | None, *, why_not: str = ""
 ) -> Difference:
-    """Compare two checkpoints, as they are and after undoing what does not change the function.
+    """Compare two checkpoints as stored, and after undoing changes that do not affect the function.
 
     Args:
-        first: Tensors by name; read one at a time.
-        other: Those of the other checkpoint. Names may have another prefix.
-        spec: Permutation symmetries of the first; `None` if they are not known.
-        why_not: Why they are not.
+        first: Tensors by name, which are read one at a time.
+        other: Tensors of the other checkpoint. Names may have another prefix.
+        spec: Permutation symmetries of the first; `None` if they are unknown.
+        why_not: Why they are unknown.
 
     Raises:
         ValueError: If they have no tensor in common.
@@ -116,7 +116,7 @@ def compare_checkpoints(
     pairs = pair_names(outlines(first), outlines(other))
     if not pairs:
         raise ValueError(
-            "the checkpoints have no tensor of one name and shape in common; compare networks of one architecture"
+            "the checkpoints have no tensor with the same name and shape; compare networks of one architecture"
         )
     only = (
         tuple(name for name in first if name not in pairs),
@@ -153,15 +153,15 @@ def compare_checkpoints(
 def _hindrance(
     spec: PermutationSpec, first: Mapping[str, Tensor], other: Mapping[str, Tensor], pairs: Mapping[str, str]
 ) -> str | None:
-    """Why channels cannot be matched."""
+    """Why channels cannot be matched, if so."""
     if missing := [name for name in spec.axes if name not in pairs]:
-        return f"{len(missing)} tensors that move are not in both, such as {missing[0]!r}"
+        return f"{len(missing)} tensors with channels to match are not in both, such as {missing[0]!r}"
     is_finite = all(first[name].isfinite().all() and other[pairs[name]].isfinite().all() for name in spec.axes)
     return None if is_finite else "there are NaN or infinite weights"
 
 
 def _undone(plain: Difference, spec: PermutationSpec, mine: StateDict, theirs: StateDict) -> Difference:
-    """The comparison after matching channels; if that explains not all, after undoing scales, if those do."""
+    """The comparison after matching channels and, if scales explain the rest, after undoing scales."""
     best = replace(plain, unaligned=None)
     for is_rescaled in (False, True) if scalable_axes(spec) else (False,):
         a, b = (canonical_scales(spec, x) if is_rescaled else x for x in (mine, theirs))
@@ -193,13 +193,13 @@ def _aligned(
 
 
 def _shuffle(tensor: Tensor) -> Tensor:
-    """The same values in another order."""
+    """The same values in random order."""
     order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(0))
     return tensor.flatten()[order].view(tensor.shape)
 
 
 def _placed(found: Difference, by_chance: float) -> Difference:
-    """Say how far they are apart, measured by chance."""
+    """Classify the distance relative to the distance by chance."""
     matrices = [x for x in found.tensors if len(x.shape) > 1] or list(found.tensors)
     share = found.distance / by_chance if by_chance else math.nan
     relation: Relation = "close" if share < CLOSE else "far" if share < UNRELATED else "unrelated"
@@ -216,14 +216,14 @@ def _is_identity(permutation: Mapping[str, Tensor]) -> bool:
 def compare_tensors(
     name: str, other_name: str, a: Tensor, b: Tensor, *, dtypes: tuple[torch.dtype, torch.dtype] | None = None
 ) -> TensorDifference:
-    """Compare two tensors of one shape.
+    """Compare two tensors of the same shape.
 
     Args:
         name: Name of the first tensor.
         other_name: Name of the other tensor.
         a: The first.
         b: The other.
-        dtypes: Types in which they are stored, if they were converted since.
+        dtypes: Types in which they are stored, if they were converted.
     """
     kinds = dtypes or (a.dtype, b.dtype)
     x, y = (_wide(tensor) for tensor in (a, b))
@@ -250,10 +250,10 @@ def compare_tensors(
 
 
 def is_rounded(fine: Tensor, coarse: Tensor) -> bool:
-    """Whether `coarse` is `fine`, rounded to the few values that `coarse` has in the same row or group of neighbours.
+    """Whether `coarse` is `fine`, rounded to the few values that `coarse` has in each row or group of neighbours.
 
-    In rows that are too short to see how few they are, the values have to be whole multiples of the largest over 127
-    or 7, as quantisation by the largest absolute value makes them.
+    In rows that are too short to count distinct values, the values must be whole multiples of the largest divided by
+    127 or 7, as from quantisation by the largest absolute value.
     """
     if fine.ndim < 2:
         return False
@@ -284,7 +284,7 @@ def _is_on_grid(rows: Tensor, grids: Tensor) -> bool:
         place = torch.bucketize(row, (values[1:] + values[:-1]) / 2)
         nearest = values[place]
         step = (values[1:] - values[:-1]).min() if len(values) > 1 else torch.ones(())
-        hits += int(((nearest - grid).abs() <= 0.5 * step).sum())  # ties are rounded either way
+        hits += int(((nearest - grid).abs() <= 0.5 * step).sum())  # ties may be rounded either way
         total += len(row)
     return hits >= ON_GRID * total
 
@@ -295,7 +295,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    """The type that holds fewer values: by bits, then by precision."""
+    """The type with fewer values: by bits, then by precision."""
     return max((a, b), key=lambda dtype: (-dtype.itemsize, torch.finfo(dtype).eps))
 
 
@@ -314,7 +314,7 @@ def _total(tensors: list[TensorDifference]) -> float:
 
 
 def _same(tensors: list[TensorDifference]) -> Relation | None:
-    """What they are to each other if they are one network as stored, or rounded."""
+    """The relation, if they are the same network as stored or after rounding."""
     if all(x.is_equal for x in tensors):
         return "equal"
     if all(x.is_cast for x in tensors):

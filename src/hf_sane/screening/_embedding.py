@@ -1,4 +1,4 @@
-"""The embedding of a checkpoint from a sample of its tokens, with the error that sampling makes."""
+"""Embed a checkpoint from a sample of its tokens, and estimate the sampling error."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from hf_sane.screening._plan import MIN_BLOCKS
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._state_dicts import choose_tensors
 
-MAX_TOKENS = 2**13  # that are encoded: some seconds
+MAX_TOKENS = 2**13  # tokens to encode, which takes some seconds
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Encoder:
     """A SANE that is loaded when the first checkpoint fits its weight tokenizer.
 
     Attributes:
-        name: What the user calls it.
+        name: The user's name for it.
         extractor: Its weight tokenizer.
-        load: Loads the autoencoder.
+        load: Function that loads the autoencoder.
     """
 
     name: str
@@ -40,15 +40,15 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True)
 class SampledEmbedding:
-    """The mean of the latents of a checkpoint, estimated from some of its tokens.
+    """The mean of a checkpoint's latents, estimated from some of its tokens.
 
     Attributes:
         sane: Name of the SANE.
-        vector: Embedding `[Z]`, as `SANE.embed` gives it; empty if there is none.
+        vector: Embedding `[Z]`, as from `SANE.embed`; empty if there is none.
         error: Standard error of sampling: the root of the expected squared distance from the embedding of all tokens.
-            0 if all were encoded, NaN where a layer gave too few to tell.
-        tokens_read: Tokens that were encoded.
-        num_tokens: Tokens of the network.
+            0 if all were encoded, NaN if a layer has too few tokens to estimate it.
+        tokens_read: Number of encoded tokens.
+        num_tokens: Number of tokens in the network.
         reason: Why there is no embedding.
     """
 
@@ -74,21 +74,21 @@ class _Piece:
 
     @property
     def stop(self) -> int:
-        """Index of the first value after them."""
+        """Index after the last value."""
         return self.start + len(self.values)
 
 
 @dataclass
 class TokenSample:
-    """Collects the values that become tokens while a checkpoint is read, and embeds them.
+    """Collects values for tokens while a checkpoint is read, and embeds them.
 
-    Whatever is read, at most `MAX_TOKENS` are kept, the same share of every tensor.
+    At most `MAX_TOKENS` tokens are kept, the same share of every tensor.
 
     Args:
         encoder: The SANE.
         outlines: All tensors on the meta device.
-        num_read: How many values of each tensor will be read.
-        seed: Random seed of what is kept.
+        num_read: Number of values of each tensor that will be read.
+        seed: Random seed of the sample.
     """
 
     encoder: Encoder
@@ -108,30 +108,31 @@ class TokenSample:
             self._reason = describe_error(error)
             return
         rule, dim = find_token_layout(self._layout.token_layout), self._layout.token_dim
-        # Any so many values of a weight hold a token as a whole.
+        # Any run of this many values of a weight contains a whole token.
         self._least = {
             layer.weight.name: 2 * min(dim, layer.weight.numel // rule.rows(layer)) for layer in self._layout.layers
         }
         used = {spec.name for layer in self._layout.layers for spec in layer.tensors}
-        # Others, such as packed integers, would fill the memory.
+        # Other tensors, such as packed integers, would fill the memory.
         self._names = {place: name for name, place in stored.items() if name in used}
         total = sum(self.num_read[stored[name]] for name in self._least)
         self._share = min(1.0, MAX_TOKENS * dim / total) if self._layout.num_tokens > MAX_TOKENS else 1.0
         self._generator = np.random.default_rng(self.seed)
 
     def add(self, stored_name: str, start: int, values: Tensor) -> None:
-        """Take in consecutive values of a tensor, from the one at index `start` on."""
+        """Add consecutive values of a tensor, starting at index `start`."""
         if self._reason or (name := self._names.get(stored_name)) is None:
             return
         pieces = self._pieces.setdefault(name, [])
         least, is_all = self._least.get(name), len(values) == self.outlines[stored_name].numel()
-        # Biases belong to the tokens of weights, and tensors of few tokens are not worth a sample.
+        # Biases belong to the tokens of weights, and tensors with few tokens are kept in full.
         if self._share == 1 or least is None or (is_all and len(values) < MIN_BLOCKS * least):
             if pieces and pieces[-1].stop == start:
                 start, values = pieces[-1].start, torch.cat([pieces.pop().values, values])
             pieces.append(_Piece(start, values))
             return
-        # A tensor that is read in one block still gives several pieces: one says nothing of the error.
+        # A tensor that is read in one block is still cut into several pieces, since a single piece gives no error
+        # estimate.
         for part in values.tensor_split(MIN_BLOCKS if is_all else 1):
             size = min(len(part), least + math.ceil(self._share * len(part)))
             first = int(self._generator.integers(len(part) - size + 1))
@@ -139,7 +140,7 @@ class TokenSample:
             start += len(part)
 
     def embed(self) -> SampledEmbedding:
-        """The embedding, or the reason why there is none."""
+        """Return the embedding, or the reason why there is none."""
         if not self._reason:
             try:
                 return self._embed()
@@ -178,7 +179,7 @@ class TokenSample:
         )
 
     def _encode(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Latents `[n, Z]`. What a window holds matters: those of a sample hold one layer, as most of a large network.
+        """Latents `[n, Z]`. Each window holds tokens of one layer, like most windows of a large network.
 
         Windows across layers made the error of small samples 1.4 times as large.
         """
@@ -192,7 +193,7 @@ class TokenSample:
     def _tokens(
         self, piece: _Piece, layer: LayerSpec, rows: int, affine: tuple[float, float]
     ) -> tuple[Tensor, Tensor]:
-        """Tokens `[n, D]` that lie in a piece as a whole, and their indices `[n]` in the layer."""
+        """Tokens `[n, D]` that a piece fully contains, and their indices `[n]` in the layer."""
         dim, width, (scale, shift) = self._layout.token_dim, layer.weight.numel // rows, affine
         bias = self._bias(layer)
         bias = bias.view(rows, len(bias) // rows) * scale + shift
@@ -217,7 +218,7 @@ class TokenSample:
         return torch.cat(tokens), torch.cat(places)
 
     def _bias(self, layer: LayerSpec) -> Tensor:
-        """The bias of a layer; what was not read of it is its mean."""
+        """The bias of a layer, with its mean in place of values that were not read."""
         if layer.bias is None:
             return torch.empty(0)
         pieces = self._pieces[layer.bias.name]
@@ -234,16 +235,16 @@ def _sizes(layout: Layout) -> NDArray[np.int64]:
 def _estimate(
     latents: NDArray[np.float64], layers: NDArray[np.int64], pieces: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], float]:
-    """Mean over all tokens from those that were read, and its standard error.
+    """Estimate the mean over all tokens from those that were read, and its standard error.
 
-    Layers are strata of known sizes `N_l`: `sum_l N_l / N mean_l`. Pieces, not tokens, are what was drawn; the error
-    of each mean is estimated by leaving out one piece at a time, as for standard deviations.
+    Layers are strata of known sizes `N_l`: `sum_l N_l / N mean_l`. Pieces, not tokens, were sampled, so the error of
+    each mean is estimated by leaving out one piece at a time, as for standard deviations.
     """
     vector, variance = np.zeros(latents.shape[1]), 0.0
     for layer, size in enumerate(sizes):
         mine = layers == layer
         if not mine.any():
-            raise ValueError("too few values were read for a token of every layer; give a larger --budget")
+            raise ValueError("too few values were read for a token of every layer; use a larger --budget")
         share, own = size / sizes.sum(), pieces[mine]
         counts = np.bincount(own)
         sums = np.stack([np.bincount(own, column) for column in latents[mine].T], axis=1)[counts > 0]
@@ -262,7 +263,7 @@ def _estimate(
 
 
 def embed_tensors(encoder: Encoder, tensors: StateDict, *, seed: int = 0) -> SampledEmbedding:
-    """The embedding of a checkpoint that is in memory."""
+    """Embed a checkpoint that is in memory."""
     outlines = {name: tensor.to("meta") for name, tensor in tensors.items()}
     sample = TokenSample(encoder, outlines, {name: tensor.numel() for name, tensor in tensors.items()}, seed)
     for name, tensor in tensors.items():

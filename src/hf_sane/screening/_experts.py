@@ -1,4 +1,4 @@
-"""Experts that are stored in one tensor, one by one."""
+"""Split experts that are stored together in one tensor."""
 
 import re
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ EXPERT = re.compile(r"(?P<head>.*\bexperts)\.(?P<one>\d+)\.(?P<rest>.*)|(?P<fuse
 
 @dataclass(frozen=True)
 class Experts:
-    """Which tensors are one expert of a larger tensor.
+    """Experts that are parts of a larger tensor.
 
     Attributes:
         wholes: Outlines of the larger tensors.
-        places: The larger tensor, and the index of the first value in it, by name of the expert.
+        places: The larger tensor and the index of the first value in it, by name of the expert.
     """
 
     wholes: dict[str, Tensor] = field(default_factory=dict)
     places: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def split(self, entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
-        """One entry per expert, in place of that of all."""
+        """Replace an entry with one entry per expert."""
         found: dict[str, TensorEntry] = {}
         for name, entry in entries.items():
             if not is_fused(name, entry.outline):
@@ -47,7 +47,7 @@ def is_fused(name: str, tensor: Tensor) -> bool:
 
 
 def split_tensors(tensors: Mapping[str, Tensor]) -> StateDict:
-    """The same tensors, experts one by one."""
+    """The same tensors, with experts separated."""
     found: StateDict = {}
     for name, tensor in tensors.items():
         parts = tensor.unbind() if is_fused(name, tensor) else None
@@ -56,7 +56,7 @@ def split_tensors(tensors: Mapping[str, Tensor]) -> StateDict:
 
 
 def expert_group(name: str) -> str | None:
-    """What an expert and its siblings have in common; `None` for other tensors."""
+    """Name that an expert shares with its siblings; `None` for other tensors."""
     match = EXPERT.fullmatch(name)
     if match is None:
         return None

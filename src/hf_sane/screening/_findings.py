@@ -1,4 +1,4 @@
-"""What a scan finds fault with: one function per rule."""
+"""Rules for faults, with one function per rule."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,25 +18,25 @@ from hf_sane.screening._statistics import TensorStatistics
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 MAX_FLOAT16 = 65504.0
-MIN_PEERS = 8  # matrices that an outlier must stand out from
+MIN_PEERS = 8  # least number of matrices to detect outliers
 OUTLIER = 6.0  # robust standard deviations of the logarithm of the scale
-LEAST_SPREAD = 0.25  # of these logarithms: networks whose layers are all alike are no reason to blame the next one
-MOST = 0.9  # of the matrices that look as if they were initialised: then the whole network does
-MIN_EXPERTS = 3  # of which one can be strange
-STRANGE_EXPERT = 4.0  # times as large or as small as the median of its siblings
+LEAST_SPREAD = 0.25  # least spread of these logarithms, so that very uniform layers do not create outliers
+MOST = 0.9  # share of matrices at initialisation from which the whole network counts as untrained
+MIN_EXPERTS = 3  # least number of siblings
+STRANGE_EXPERT = 4.0  # ratio to the median of its siblings, or its inverse
 TIED = ("embed", "wte", "lm_head", "decoder", "shared", "output_projection")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong with a checkpoint, or worth knowing.
+    """A fault of a checkpoint, or something worth knowing.
 
     Attributes:
-        rule: Name of the rule, as `--fail-on` takes it.
-        severity: `"error"` (it cannot work, or is not safe), `"warning"` (look at it) or `"note"`.
+        rule: Name of the rule, as in `--fail-on`.
+        severity: `"error"` (broken or unsafe), `"warning"` (worth checking) or `"note"`.
         message: One sentence.
         remedy: What to do.
-        tensors: Names of the tensors that it is about.
+        tensors: Names of the affected tensors.
     """
 
     rule: str
@@ -47,18 +47,18 @@ class Finding:
 
 
 def about(rule: str, severity: Severity, message: str, names: Sequence[str], remedy: str) -> Finding:
-    """A finding about tensors, whose names end its message."""
+    """A finding about tensors, whose names are appended to the message."""
     return Finding(rule, severity, f"{message} {name_some(names)}", remedy, tuple(names))
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What rules look at.
+    """What rules examine.
 
     Attributes:
         tensors: Statistics of all tensors.
-        spectra: Spectra of the matrices that were read whole; `None` if there are none.
-        surroundings: What lies beside the weights.
+        spectra: Spectra of the matrices that were read in full; `None` if there are none.
+        surroundings: What is next to the weights.
     """
 
     tensors: Sequence[TensorStatistics]
@@ -67,7 +67,7 @@ class Evidence:
 
     @property
     def matrices(self) -> list[TensorStatistics]:
-        """Tensors of two and more axes with finite values that differ."""
+        """Tensors with at least two axes and different finite values."""
         return [x for x in self.tensors if len(x.shape) >= 2 and x.is_floating and x.std > 0]
 
 
@@ -79,10 +79,10 @@ def register_rule(name: str) -> Callable[[Rule], Rule]:
     """Add a rule to every scan; use it as a decorator.
 
     Args:
-        name: Must be new; it is what `--fail-on` takes, and the `rule` of findings.
+        name: Name of the rule for `--fail-on` and in findings; must be new.
 
     Raises:
-        ValueError: If there is a rule of that name.
+        ValueError: If the name is taken.
     """
 
     def add(rule: Rule) -> Rule:
@@ -93,7 +93,7 @@ def register_rule(name: str) -> Callable[[Rule], Rule]:
 
 
 def find_faults(evidence: Evidence) -> list[Finding]:
-    """Findings of all rules, the gravest first."""
+    """Findings of all rules, the most severe first."""
     found = [finding for name in RULES for finding in RULES.find(name)(evidence)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
@@ -106,8 +106,8 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
         counts = [(sum(x.nan for x in broken), "NaN"), (sum(x.infinite for x in broken), "infinite")]
         what = " and ".join(f"{count:,} {word}" for count, word in counts if count)
         read = sum(x.num_read for x in broken)
-        remedy = "the network gives no sensible output: take an earlier checkpoint"
-        message = f"{what} of {read:,} values that were read, in"
+        remedy = "the network cannot give sensible outputs: use an earlier checkpoint"
+        message = f"{what} among {read:,} values that were read, in"
         yield about("nan", "error", message, [x.name for x in broken], remedy)
 
 
@@ -117,16 +117,16 @@ def constant(evidence: Evidence) -> Iterator[Finding]:
     flat = [x for x in evidence.tensors if len(x.shape) >= 2 and x.num_read > 1 and x.low == x.high]
     fresh = [x.name for x in flat if "lora_B" in x.name or "lora_up" in x.name]
     if fresh:
-        message = "the adapter changes nothing: the second factor is all zero in"
-        yield about("untrained", "warning", message, fresh, "train it, or take the trained one")
+        message = "the adapter has no effect: the second factor is all zero in"
+        yield about("untrained", "warning", message, fresh, "train it, or use the trained adapter")
     if names := [x.name for x in flat if x.name not in fresh and x.is_floating]:
-        remedy = "such a layer passes nothing on: see whether it was saved before training, or pruned"
+        remedy = "such a layer passes on no information: check whether it was saved before training, or pruned"
         yield about("constant", "warning", "all values that were read are equal in", names, remedy)
 
 
 @register_rule("duplicate")
 def duplicate(evidence: Evidence) -> Iterator[Finding]:
-    """Tensors that hold the same values."""
+    """Tensors with the same values."""
     groups: dict[tuple[object, ...], list[TensorStatistics]] = {}
     for tensor in evidence.matrices:
         groups.setdefault((tensor.shape, tensor.dtype, tensor.digest), []).append(tensor)
@@ -139,30 +139,30 @@ def duplicate(evidence: Evidence) -> Iterator[Finding]:
             remedy = "save them once (safetensors.torch.save_model keeps one of them)"
             yield about("tied", "note", f"tied copies{where}:", names, remedy)
         else:
-            remedy = "trained layers never hold the same values: see whether one was copied"
+            remedy = "trained layers never have the same values: check whether one was copied"
             yield about("duplicate", "warning", f"the same values{where}, in", names, remedy)
 
 
 @register_rule("untrained")
 def untrained(evidence: Evidence) -> Iterator[Finding]:
-    """Matrices that look as their initialisation left them."""
+    """Matrices that look untrained."""
     judged = [x for x in evidence.matrices if can_be_judged(x)]
     drawn = {x.name: found for x in judged if (found := initialization_of(x)) is not None}
     if not drawn:
         return
     kinds = ", ".join(sorted(set(drawn.values())))
     if len(drawn) >= MOST * len(judged):
-        message = f"{len(drawn)} of {len(judged)} matrices are as an initialisation draws them ({kinds})"
-        remedy = "load trained weights before use"
+        message = f"{len(drawn)} of {len(judged)} matrices look freshly initialised ({kinds})"
+        remedy = "load trained weights before using the network"
     else:
-        message = f"as an initialisation draws them ({kinds}), unlike the other matrices: {name_some(list(drawn))}"
-        remedy = "a head that was added for fine-tuning has to be trained"
+        message = f"freshly initialised ({kinds}), unlike the other matrices: {name_some(list(drawn))}"
+        remedy = "a head that was added for fine-tuning must be trained"
     yield Finding("untrained", "warning", message, remedy, tuple(drawn))
 
 
 @register_rule("outlier")
 def outlier(evidence: Evidence) -> Iterator[Finding]:
-    """Matrices on another scale than all the others."""
+    """Matrices on a different scale than all others."""
     matrices = evidence.matrices
     if len(matrices) < MIN_PEERS:
         return
@@ -177,14 +177,14 @@ def outlier(evidence: Evidence) -> Iterator[Finding]:
                 f"{shorten(tensor.name)} has a standard deviation of {tensor.std:.3g}, "
                 f"{math.exp(abs(scale - middle)):.0f} times as {'large' if scale > middle else 'small'} as the median "
                 "of the matrices",
-                "see whether training diverged there, or whether the layer was rescaled",
+                "check whether training diverged there, or the layer was rescaled",
                 (tensor.name,),
             )
 
 
 @register_rule("expert")
 def strange_expert(evidence: Evidence) -> Iterator[Finding]:
-    """Experts on another scale than their siblings."""
+    """Experts on a different scale than their siblings."""
     groups: dict[str, list[TensorStatistics]] = {}
     for tensor in evidence.matrices:
         if (group := expert_group(tensor.name)) is not None:
@@ -200,7 +200,7 @@ def strange_expert(evidence: Evidence) -> Iterator[Finding]:
                     "warning",
                     f"{shorten(tensor.name)} has a standard deviation of {tensor.std:.3g}, {size} the median of the "
                     f"{len(siblings)} experts",
-                    "a dead expert if it is small: see how often it is chosen",
+                    "a small expert may be dead: check how often it is chosen",
                     (tensor.name,),
                 )
 
@@ -210,22 +210,22 @@ def rank_collapse(evidence: Evidence) -> Iterator[Finding]:
     """Matrices of low rank."""
     layers = evidence.spectra.layers if evidence.spectra is not None else ()
     if names := [layer.name for layer in layers if layer.phase == "rank-collapse"]:
-        remedy = "the layer uses few directions: see hf-sane analyze; a smaller rank may do"
+        remedy = "the layer uses few directions: see hf-sane analyze; a smaller rank may be enough"
         yield about("rank", "warning", "rank collapse in", names, remedy)
 
 
 @register_rule("overflow")
 def overflow(evidence: Evidence) -> Iterator[Finding]:
-    """Values that the type can barely hold, or that a common cast would lose."""
+    """Values that the type can barely represent, or that a common cast would lose."""
     finite = [x for x in evidence.tensors if math.isfinite(x.largest)]
     if near := [x for x in finite if x.dtype == "float16" and x.largest > MAX_FLOAT16 / 2]:
-        message = f"values up to {max(x.largest for x in near):,.0f} in float16, which ends at {MAX_FLOAT16:,.0f}, in"
+        message = f"values up to {max(x.largest for x in near):,.0f} in float16, whose limit is {MAX_FLOAT16:,.0f}, in"
         yield about("overflow", "warning", message, [x.name for x in near], "store them as bfloat16 or float32")
     wide = [x for x in finite if x.dtype in ("bfloat16", "float32", "float64") and x.largest > MAX_FLOAT16]
     if wide:
         message, remedy = (
             f"values up to {max(x.largest for x in wide):.3g} in",
-            "a cast to float16 makes them infinite",
+            "a cast to float16 would make them infinite",
         )
         yield about("overflow", "note", message, [x.name for x in wide], remedy)
 
@@ -244,12 +244,12 @@ def remote_code(evidence: Evidence) -> Iterator[Finding]:
 
 @register_rule("pickle")
 def pickles(evidence: Evidence) -> Iterator[Finding]:
-    """Files that could run code when they are opened."""
+    """Files that could run code when opened."""
     if names := evidence.surroundings.pickles:
         yield Finding(
             "pickle",
             "warning",
-            f"pickles, which could run code when they are opened: {name_some(names)}",
+            f"pickles, which could run code when opened: {name_some(names)}",
             "load safetensors instead; open pickles with weights_only=True",
         )
 

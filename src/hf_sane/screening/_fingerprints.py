@@ -1,4 +1,4 @@
-"""Fingerprints of networks: what neither the order nor positive scales of channels change, nor how they were saved."""
+"""Fingerprints of networks that do not depend on the order and positive scales of channels, or on the file format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,23 +8,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LEVELS = (0.02, 0.1, 0.25, 0.4, 0.6, 0.75, 0.9, 0.98)  # of the quantiles over channels
-NUM_FEATURES = 6 * len(LEVELS)  # of a matrix: two measures over rows, columns and the rest
-MAX_VALUES = 2**26  # of a matrix with features; larger ones, mostly embeddings, take part in the digest only
+LEVELS = (0.02, 0.1, 0.25, 0.4, 0.6, 0.75, 0.9, 0.98)  # quantiles over channels
+NUM_FEATURES = 6 * len(LEVELS)  # per matrix: two measures over rows, columns and the rest
+MAX_VALUES = 2**26  # limit for features; larger matrices, mostly embeddings, are only part of the digest
 HASHED = 2**20  # values at a time
-SWEEPS = 30  # of balancing; dense matrices need about five
+SWEEPS = 30  # iterations of balancing; dense matrices need about five
 DIGEST_DIGITS = 32
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a network is recognised by, whatever the order of its channels.
+    """Identifies a network regardless of the order of its channels.
 
     Attributes:
-        digest: Equal for equal weights in any order of rows and columns, under any names and in any type that holds
-            them exactly. It does not say whether the layers fit together: that takes a comparison.
-        shapes: Of the matrices with features, by name.
-        features: `[matrices, NUM_FEATURES]` float32; rounding, scales of channels, and fine-tuning change them little.
+        digest: Digest of the weights, which does not depend on the order of rows and columns, on names, or on the type
+            if it is exact. It does not tell whether the orders of different layers fit together, which requires a
+            comparison.
+        shapes: Shapes of the matrices with features, by name.
+        features: `[matrices, NUM_FEATURES]` float32, which change little under rounding, scaling of channels and
+            fine-tuning.
     """
 
     digest: str
@@ -33,10 +35,10 @@ class Fingerprint:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> Fingerprint:
-    """Fingerprint of a network.
+    """Compute the fingerprint of a network.
 
     Args:
-        tensors: By name; read one at a time.
+        tensors: Tensors by name, which are read one at a time.
 
     Raises:
         ValueError: If there are no weights.
@@ -46,19 +48,19 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> Fingerprint:
         tensor = tensors[name].detach()
         if not _is_weights(tensor):
             continue
-        digests.add(_digest(tensor))  # a set: tied tensors may be stored once or twice
+        digests.add(_digest(tensor))  # a set, since tied tensors may be stored once or twice
         if tensor.ndim > 1 and tensor.numel() <= MAX_VALUES:
             shapes[name] = tuple(tensor.shape)
             features.append(matrix_features(tensor[None])[0])
     if not digests:
-        raise ValueError("expected a network with weights, got no tensor of floating-point numbers")
+        raise ValueError("expected a network with weights, got no floating-point tensors")
     together = sha256("".join(sorted(digests)).encode()).hexdigest()[:DIGEST_DIGITS]
     stacked = torch.stack(features) if features else torch.empty(0, NUM_FEATURES)
     return Fingerprint(together, shapes, stacked.float())
 
 
 def fingerprint_many(tensors: Mapping[str, Tensor]) -> list[Fingerprint]:
-    """Fingerprints of many small networks of one architecture, as [`fingerprint`] makes them.
+    """Compute the fingerprints of many small networks of one architecture, as in [`fingerprint`].
 
     Args:
         tensors: `{name: [M, *shape]}`.
@@ -77,13 +79,12 @@ def fingerprint_many(tensors: Mapping[str, Tensor]) -> list[Fingerprint]:
 
 
 def matrix_features(tensors: Tensor) -> Tensor:
-    """Measures of matrices that neither permutations nor positive scales of rows and columns change.
+    """Features of matrices that are invariant to permutations and positive scales of rows and columns.
 
-    A matrix is balanced first: its rows and columns are scaled such that all have mean square 1, which can be done in
-    one way only (Sinkhorn 1967). Then the mean and the mean absolute value of every row, every column and every
-    position of a kernel are taken; their quantiles are the features. They are divided by what they vary by in a
-    matrix of independent values, so that features of independent networks differ by about 1, and those of networks
-    that differ by a relative `e` by about `e`.
+    A matrix is first balanced: its rows and columns are scaled to mean square 1, which has a unique solution (Sinkhorn
+    1967). The features are quantiles of the mean and mean absolute value of every row, column and kernel position.
+    They are divided by their standard deviation in a matrix of independent values, so that features of independent
+    networks differ by about 1, and features of networks with relative difference `e` by about `e`.
 
     Args:
         tensors: `[M, rows, columns, *kernel]`.
@@ -117,19 +118,19 @@ def _balance(values: Tensor) -> Tensor:
 
 
 def _inverse(values: Tensor) -> Tensor:
-    return torch.where(values > 0, 1 / values, 1.0)  # rows and columns of zeros stay
+    return torch.where(values > 0, 1 / values, 1.0)  # rows and columns of zeros are kept
 
 
 def _is_weights(tensor: Tensor) -> bool:
-    """Not counters, masks and numbers of positions."""
+    """Whether a tensor holds weights, and not counters, masks or position indices."""
     return tensor.numel() > 0 and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.int8)
 
 
 def _digest(tensor: Tensor) -> str:
-    """Digest of a tensor that no permutation of any of its dimensions changes.
+    """Digest of a tensor that is invariant to permutations of any of its dimensions.
 
-    Every value is mapped to 64 bits at random; sums of those (modulo 2^64) over each slice of a dimension are mapped
-    and summed again. Sums do not depend on an order, and integers are not rounded.
+    Every value is hashed to 64 bits; sums of hashes (modulo 2^64) over each slice of a dimension are hashed and summed
+    again. Sums do not depend on the order, and integer sums are exact.
     """
     plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     plain = plain if plain.ndim else plain[None]
@@ -137,7 +138,7 @@ def _digest(tensor: Tensor) -> str:
     step = max(1, HASHED // max(1, plain[0].numel()))
     for start in range(0, len(plain), step):
         part = plain[start : start + step].double().cpu().numpy()
-        part = np.where(np.isnan(part), np.nan, part) + 0.0  # one NaN, and no negative zero
+        part = np.where(np.isnan(part), np.nan, part) + 0.0  # a single NaN, and no negative zero
         mixed = _mix(part.view(np.uint64))
         for dim, total in enumerate(sums):
             others = tuple(other for other in range(mixed.ndim) if other != dim)

@@ -1,4 +1,4 @@
-"""An index of known networks by their fingerprints, and the nearest ones of a network."""
+"""An index of known networks by their fingerprints, which finds the nearest ones to a network."""
 
 import json
 import math
@@ -21,8 +21,8 @@ from hf_sane.tokenization._checkpoints import read_safetensors
 INDEX, FEATURES = "index.json", "fingerprints.safetensors"
 FORMAT_VERSION = 1
 AGAIN = "build the index again with hf-sane index"
-SAME, RELATED = 0.02, 0.6  # distances up to which rounding, or a common ancestor, explains the difference
-HALF = 0.5  # of the matrices of either network that two networks must share to be compared
+SAME, RELATED = 0.02, 0.6  # largest distances explained by rounding and by a common ancestor
+HALF = 0.5  # share of matrices that two networks must have in common to be compared
 
 Likeness = Literal["equal", "same", "related", "other"]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,13 +30,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A known network, and how far it is.
+    """A known network and its distance.
 
     Attributes:
-        source: What it is called in the index.
-        likeness: `equal` weights in some order; the `same` up to rounding and scales; `related`; or none of these.
+        source: Name in the index.
+        likeness: `equal` (same weights in some order), `same` (up to rounding and scales), `related`, or none of
+            these.
         distance: Root mean square difference of the features: about 1 for independent networks.
-        shared: Share of the matrices of the network that the known one has, too.
+        shared: Share of the query's matrices that the known network also has.
     """
 
     source: str
@@ -47,7 +48,7 @@ class Neighbour:
 
 @dataclass
 class _Group:
-    """Networks with matrices of the same names and shapes."""
+    """Networks whose matrices have the same names and shapes."""
 
     shapes: dict[str, tuple[int, ...]]
     sources: list[str] = field(default_factory=list)
@@ -55,7 +56,7 @@ class _Group:
     features: list[Tensor] = field(default_factory=list)  # [M, matrices, NUM_FEATURES]
 
     def stacked(self) -> Tensor:
-        """Features of all its networks."""
+        """Features of all networks in the group."""
         self.features = [torch.cat(self.features)]
         return self.features[0]
 
@@ -77,17 +78,17 @@ class NetworkIndex:
         group.features.append(found.features[None])
 
     def nearest(self, found: Fingerprint, count: int = 5) -> list[Neighbour]:
-        """The nearest known networks, of those that have half of their matrices in common with it.
+        """The nearest known networks among those that share at least half of their matrices with the query.
 
         Args:
             found: Fingerprint of a network.
-            count: How many at most.
+            count: Maximum number of networks.
         """
         neighbours = [near for group in self._groups.values() for near in _nearest_of(group, found, count)]
         return sorted(neighbours, key=lambda near: (near.likeness != "equal", near.distance))[:count]
 
     def save(self, partial: Path) -> None:
-        """Write index.json and fingerprints.safetensors to a folder made by the one writer."""
+        """Write index.json and fingerprints.safetensors to an output folder."""
         groups = list(self._groups.values())
         save_file({str(i): group.stacked().contiguous() for i, group in enumerate(groups)}, partial / FEATURES)
         content = [
@@ -99,7 +100,7 @@ class NetworkIndex:
 
     @classmethod
     def load(cls, folder: str | Path) -> "NetworkIndex":
-        """Read what [`save`] wrote.
+        """Read an index written by [`save`].
 
         Raises:
             FileNotFoundError: If there is no index in the folder.
@@ -119,9 +120,9 @@ class NetworkIndex:
 
 
 def signed_gap(first: Fingerprint, other: Fingerprint) -> float:
-    """Distance by the means alone, which pruning and coarse rounding change little, as they change absolute values.
+    """Distance of the means alone, which pruning and coarse rounding change less than absolute values.
 
-    Infinite if the networks do not have half of their matrices in common.
+    Infinite if the networks share less than half of their matrices.
     """
     group = _Group(dict(other.shapes), [""], [other.digest], [_means(other.features)[None]])
     near = _nearest_of(group, replace(first, features=_means(first.features)), 1)
@@ -129,7 +130,7 @@ def signed_gap(first: Fingerprint, other: Fingerprint) -> float:
 
 
 def _means(features: Tensor) -> Tensor:
-    """Features of means; those of absolute values alternate with them."""
+    """Features of means, which alternate with those of absolute values."""
     return features.unflatten(1, (-1, 2, len(LEVELS)))[:, :, 0].flatten(1)
 
 

@@ -1,4 +1,4 @@
-"""Networks whose embeddings are known, and which of them are nearest to a checkpoint."""
+"""Networks with known embeddings, and the nearest ones to a checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from hf_sane.records._errors import InvalidFileError, reading
 from hf_sane.screening._embedding import Encoder
 from hf_sane.zoo._dataset import Zoo
 
-NEAREST = 5  # that are told
-POOLING = "mean"  # of the embeddings that are compared
-EMBED_AGAIN = "write it with hf-sane embed --poolings mean, and the SANE of this scan"
+NEAREST = 5  # networks to list
+POOLING = "mean"  # pooling of the embeddings to compare
+EMBED_AGAIN = "create it with hf-sane embed --poolings mean and the SANE of this scan"
 
 
 @dataclass(frozen=True)
 class KnownModels:
-    """Networks by name, and their embeddings `[M, Z]`."""
+    """Names of networks and their embeddings `[M, Z]`."""
 
     names: Sequence[str]
     vectors: NDArray[np.float64]
 
     def nearest(self, vector: Sequence[float]) -> tuple[tuple[str, float], ...]:
-        """Names and Euclidean distances of the nearest, in ascending order.
+        """Names and Euclidean distances of the nearest networks, in ascending order.
 
         Raises:
-            ValueError: If they were embedded by another SANE.
+            ValueError: If the networks were embedded by another SANE.
         """
         if self.vectors.shape[1] != len(vector):
             raise ValueError(
@@ -42,7 +42,7 @@ class KnownModels:
 
 
 def read_known_models(folder: Path) -> KnownModels:
-    """What `hf-sane embed` wrote.
+    """Read the output of `hf-sane embed`.
 
     Raises:
         InvalidFileError: If there are no embeddings.
@@ -64,7 +64,7 @@ def read_known_models(folder: Path) -> KnownModels:
 
 
 def embed_known_models(zoo: Zoo, encoder: Encoder) -> KnownModels:
-    """The networks of a zoo, as they are stored."""
+    """Embed the networks of a zoo, as they are stored."""
     model, names, parts = encoder.load(), [], []
     for split in zoo.splits.values():
         parts.append(embed_split(model, encoder.extractor, split, poolings=(POOLING,), aligned=False)[POOLING])

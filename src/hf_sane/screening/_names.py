@@ -1,24 +1,24 @@
-"""Which tensors of two checkpoints belong together, whatever prefix a wrapper put before their names."""
+"""Match the tensors of two checkpoints by name, regardless of wrapper prefixes."""
 
 from collections import Counter
 from collections.abc import Mapping
 
 from torch import Tensor
 
-MAX_PREFIXES = 4  # of each checkpoint, the most frequent
+MAX_PREFIXES = 4  # most frequent prefixes of each checkpoint
 
 
 def outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Shapes without reading, where the mapping knows them."""
+    """Shapes, without reading tensors if the mapping knows them."""
     return getattr(tensors, "outlines", tensors)
 
 
 def pair_names(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names in `first` to names in `other`, of tensors of one shape; names may differ by one prefix each.
+    """Map names in `first` to names in `other` for tensors of the same shape; each side may have one prefix.
 
     Args:
         first: Tensors, perhaps on the meta device.
-        other: Those of the other checkpoint.
+        other: Tensors of the other checkpoint.
     """
     shapes = {name: tensor.shape for name, tensor in other.items()}
     best: dict[str, str] = {}
@@ -34,7 +34,7 @@ def pair_names(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict
 
 
 def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
-    """What names may start with before the part that both share; nothing comes first."""
+    """Possible prefixes before the part that both share, starting with the empty prefix."""
     counts: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".")

@@ -1,4 +1,4 @@
-"""GGUF and ONNX files, read by their own packages, which need not be installed."""
+"""Read GGUF and ONNX files with their own packages, which are optional."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -29,18 +29,18 @@ GGUF_DTYPES = {
     "I32": torch.int32,
     "I64": torch.int64,
 }
-MAX_TEXT = 200  # characters of a value of the metadata
+MAX_TEXT = 200  # characters of a metadata value
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How values lie in a file.
+    """How values are stored in a file.
 
     Attributes:
-        name: Such as `"float16"` or `"q4_0"`.
-        values: Values that are stored together.
-        size: Their bytes.
-        decode: Makes values of bytes that hold whole ones.
+        name: Name such as `"float16"` or `"q4_0"`.
+        values: Number of values in a block.
+        size: Size of a block in bytes.
+        decode: Function that decodes whole blocks of bytes.
     """
 
     name: str
@@ -50,20 +50,20 @@ class Encoding:
 
     @classmethod
     def plain(cls, dtype: torch.dtype) -> "Encoding":
-        """One value after the other."""
+        """Encoding of values that are stored one by one."""
         return cls(str(dtype).removeprefix("torch."), 1, dtype.itemsize, partial(decode, dtype=dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherFile:
-    """A file that this package has no reader of its own for.
+    """A file that requires another package to read.
 
     Attributes:
-        name: Of its format, as a sentence continues after "it is".
-        entries: Tensors that are read by ranges.
-        encodings: How those are stored that are no plain values.
-        whole: Tensors, if the file was read whole.
-        metadata: What the file says of itself, by key: texts and numbers.
+        name: Name of its format, as a continuation of "it is".
+        entries: Tensors that are read as byte ranges.
+        encodings: How tensors that are not plain values are stored.
+        whole: Tensors, if the file was read in full.
+        metadata: Texts and numbers in the file's metadata, by key.
         skipped: Tensors whose values cannot be read, and why.
     """
 
@@ -76,7 +76,7 @@ class OtherFile:
 
 
 def open_gguf(path: Path) -> OtherFile:
-    """Metadata, and the places of all tensors.
+    """Read the metadata, and the positions of all tensors.
 
     Raises:
         InvalidFileError: If the file is damaged, or the package `gguf` is missing.
@@ -100,7 +100,7 @@ def open_gguf(path: Path) -> OtherFile:
         dtype = GGUF_DTYPES.get(name, torch.float32)  # quantised values become float32
         if name not in GGUF_DTYPES:
             if (encoding := _quantisation(tensor.tensor_type, gguf)) is None:
-                skipped[tensor.name] = f"{'x'.join(map(str, shape))}: values of the type {name} are not read"
+                skipped[tensor.name] = f"{'x'.join(map(str, shape))}: values of type {name} are not supported"
                 continue
             encodings[tensor.name] = encoding
         outline = torch.empty(shape, dtype=dtype, device="meta")
@@ -116,7 +116,7 @@ def open_gguf(path: Path) -> OtherFile:
 
 
 def open_onnx(path: Path) -> OtherFile:
-    """The initialisers of an ONNX file, with those in files beside it.
+    """Read the initialisers of an ONNX file, including those in external files.
 
     Raises:
         InvalidFileError: If the file is damaged, or the package `onnx` is missing.
@@ -140,14 +140,14 @@ def _require(package: str, path: Path, found: FileFormat) -> None:
     if find_spec(package) is None:
         raise InvalidFileError(
             path,
-            expected="a format that is read",
-            got=f"{found.name}, which takes the package {package}",
+            expected="a supported format",
+            got=f"{found.name}, which requires the package {package}",
             remedy=INSTALL,
         )
 
 
 def _quantisation(kind: Any, gguf: Any) -> Encoding | None:
-    """How quantised values are stored, or `None` if `gguf` cannot make numbers of them."""
+    """How quantised values are stored, or `None` if `gguf` cannot decode them."""
     values, size = gguf.GGML_QUANT_SIZES[kind]
 
     def dequantize(content: bytes) -> torch.Tensor:
@@ -170,7 +170,7 @@ def _short(value: Any) -> Any:
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor; types that torch does not know become float32."""
+    """Convert to a tensor; types that torch lacks become float32."""
     try:
         return torch.from_numpy(np.array(array))
     except TypeError:

@@ -1,4 +1,4 @@
-"""Which bytes of a checkpoint are read: whole tensors, or a stratified sample of their rows."""
+"""Plan which bytes of a checkpoint to read: whole tensors, or a stratified sample of their rows."""
 
 import hashlib
 import math
@@ -10,20 +10,20 @@ import numpy as np
 from hf_sane.tokenization._byte_ranges import Range
 from hf_sane.tokenization._safetensors_header import TensorEntry
 
-BLOCK_BYTES = 2**17  # read in one piece, at most; several rows, or a part of a long one
-LEAST_BLOCK_BYTES = 2**12  # of a small share: to read less takes as long
-WHOLE_BYTES = 2**15  # tensors up to this are always read whole: biases, norms
-MIN_BLOCKS = 4  # of a sampled tensor: fewer say nothing of their spread
-WHOLE_BLOCK_BYTES = 2**22  # of tensors that are read whole, at a time
+BLOCK_BYTES = 2**17  # largest block: several rows, or part of a long row
+LEAST_BLOCK_BYTES = 2**12  # smallest block of a sample, since reading less takes as long
+WHOLE_BYTES = 2**15  # tensors up to this size are always read in full: biases, norms
+MIN_BLOCKS = 4  # blocks of a sampled tensor, since fewer do not show the spread
+WHOLE_BLOCK_BYTES = 2**22  # blocks of tensors that are read in full
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """What is read of a tensor.
+    """The parts of a tensor to read.
 
     Attributes:
         blocks: Ranges of bytes in the file, ascending.
-        is_whole: Whether they are all of it.
+        is_whole: Whether they cover the whole tensor.
     """
 
     blocks: tuple[Range, ...]
@@ -36,19 +36,19 @@ class TensorPlan:
 
 
 def plan_reads(entries: Mapping[str, TensorEntry], budget: int, *, seed: int = 0) -> dict[str, TensorPlan]:
-    """Share a number of bytes out among tensors.
+    """Distribute a budget of bytes over tensors.
 
-    Every tensor is cut into as many strata as it has blocks, and one block is drawn in each, so that the first rows
-    count as much as the last. Tensors of one shape and dtype are read at the same places: equal tensors give equal
+    Every tensor is divided into as many strata as blocks, with one random block in each, so that all rows are equally
+    represented. Tensors of the same shape and dtype are read at the same positions, so that equal tensors give equal
     bytes.
 
     Args:
         entries: Tensors of one file.
-        budget: Bytes to read. Small tensors and a few kilobytes of each other one are read in any case.
-        seed: Random seed of the places.
+        budget: Bytes to read. Small tensors, and a few kilobytes of every other tensor, are always read.
+        seed: Random seed of the positions.
 
     Returns:
-        What to read, by tensor.
+        Plans by tensor name.
     """
     sizes = {name: entry.stop - entry.start for name, entry in entries.items()}
     small = sum(size for size in sizes.values() if size <= WHOLE_BYTES)
@@ -71,7 +71,7 @@ def _plan(entry: TensorEntry, share: float, seed: int) -> TensorPlan:
     # Not `hash`, which differs from process to process.
     text = f"{seed} {list(outline.shape)} {outline.dtype}"
     generator = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
-    # What is not read lies between the blocks: a place is drawn in each of `count` equal parts of it.
+    # Blocks are placed at random, one in each of `count` equal parts.
     free = size // unit - count * length
     gaps = np.floor((np.arange(count) + generator.random(count)) * (free + 1) / count).astype(np.int64)
     firsts = entry.start + unit * (gaps + length * np.arange(count))

@@ -1,4 +1,4 @@
-"""Scan a checkpoint: headers, a sample of its values, spectra, and what is wrong with it."""
+"""Scan a checkpoint: its headers, a sample of its values, spectra, and faults."""
 
 import time
 from collections.abc import Iterator
@@ -27,42 +27,43 @@ from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.tokenization._formats import file_format
 from hf_sane.tokenization._safetensors_header import TensorEntry
 
-MAX_SIDE = 2048  # of a matrix whose spectrum is part of a scan: a larger one takes seconds
-MAX_KEPT_BYTES = 2**28  # of matrices that wait for their spectra
+MAX_SIDE = 2048  # largest matrix whose spectrum is computed, since larger ones take seconds
+MAX_KEPT_BYTES = 2**28  # of matrices waiting for their spectra
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEFAULT_SHARE, READ_WHOLE = 0.01, 64 * 10**6
 
 
 @dataclass(kw_only=True)
 class SamplingSettings(CheckedSettings):
-    """How much of a checkpoint is read."""
+    """Settings of sampling: how much of a checkpoint to read."""
 
     budget: str = setting(
-        "How much of each checkpoint to read: a share (1%) or bytes (64MB). By default all of up to 64 MB, and 1 % of "
-        "larger ones, but at least 64 MB.",
+        "How much of each checkpoint to read: a share (1%) or bytes (64MB). By default everything up to 64 MB, and "
+        "1 % of "
+        "larger checkpoints, but at least 64 MB.",
         default="",
     )
-    spectra: bool = setting("Compute the spectra of matrices that were read whole.", default=True)
-    seed: int = setting("Random seed of the places that are read.", default=0)
+    spectra: bool = setting("Compute the spectra of matrices that were read in full.", default=True)
+    seed: int = setting("Random seed of the sample.", default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What a scan found out about one checkpoint.
+    """The result of scanning one checkpoint.
 
     Attributes:
         source: What was scanned.
-        format: What it is; why it was not read, if it was not.
+        format: Format of the checkpoint, or the reason why it was not read.
         tensors: Statistics by tensor.
-        spectra: Spectra of matrices that were read whole; `None` if there are none.
-        findings: What is wrong, the gravest first.
-        num_bytes: Bytes of all tensors.
-        bytes_read: Bytes that were read of them.
-        bytes_downloaded: Bytes that came from the Hub, headers included; `None` for files of this machine.
-        seconds: Time that it took.
-        skipped: Matrices without a spectrum, and why.
-        embedding: Embedding by a SANE; `None` if none was asked for.
-        metadata: What a file of GGUF or ONNX says of itself.
+        spectra: Spectra of matrices that were read in full; `None` if there are none.
+        findings: Faults, the most severe first.
+        num_bytes: Size of all tensors in bytes.
+        bytes_read: Number of bytes that were read.
+        bytes_downloaded: Bytes downloaded from the Hub, including headers; `None` for local files.
+        seconds: Duration of the scan.
+        skipped: Matrices without a spectrum, with the reason.
+        embedding: Embedding by a SANE; `None` if not requested.
+        metadata: Metadata of a GGUF or ONNX file.
     """
 
     source: str
@@ -80,11 +81,11 @@ class Scan:
 
     @property
     def num_weights(self) -> int:
-        """Values of all tensors."""
+        """Number of values in all tensors."""
         return sum(tensor.num_values for tensor in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result in a form that JSON supports."""
         alphas = {} if self.spectra is None else {layer.name: layer.row() for layer in self.spectra.layers}
         kept = ("alpha", "rank", "stable_rank", "phase")
         layers = [
@@ -114,13 +115,14 @@ def scan_checkpoint(
     encoder: Encoder | None = None,
     is_named: bool = True,
 ) -> Scan:
-    """Scan one checkpoint. What cannot be read is a finding, not an error.
+    """Scan one checkpoint. Parts that cannot be read are findings, not errors.
 
     Args:
         checkpoint: A file, a folder with one checkpoint, or a repository on the Hub.
         settings: How much to read.
         encoder: SANE that embeds it.
-        is_named: Whether the user named it; otherwise it lay in a folder, which may hold other files than weights.
+        is_named: Whether the user named it; otherwise it was found in a folder, which may hold files other than
+            weights.
 
     Raises:
         FileNotFoundError: If there is no such source.
@@ -147,7 +149,7 @@ def scan_checkpoint(
     findings = find_faults(Evidence(statistics, spectra, opened.surroundings))
     if not statistics:
         what = f"no tensors were read: {opened.format.removeprefix('not read: ')}"
-        findings.append(Finding("unreadable", "warning", what, "name a file of weights, or ask its author for some"))
+        findings.append(Finding("unreadable", "warning", what, "pass a file with weights, or ask the author for one"))
     if opened.path is not None:
         findings = [*scan_pickle(opened.path), *findings]
     return Scan(
@@ -167,7 +169,7 @@ def scan_checkpoint(
 
 
 class _Reading:
-    """Statistics of the tensors of a checkpoint, file by file in the order of their bytes."""
+    """Computes statistics of a checkpoint's tensors, file by file in the order of their bytes."""
 
     def __init__(
         self, opened: OpenCheckpoint, settings: SamplingSettings, num_bytes: int, encoder: Encoder | None
@@ -215,13 +217,13 @@ class _Reading:
                     yield moments.statistics(name, outline, encoding.name)
 
     def _keeps(self, outline: Tensor) -> bool:
-        """Whether a matrix waits for its spectrum."""
+        """Whether to keep a matrix for its spectrum."""
         held = sum(tensor.nbytes for tensor in self.kept.values())
         return self._spectra and _has_spectrum(outline) and held + outline.nbytes <= MAX_KEPT_BYTES
 
 
 def _blocks(entry: TensorEntry, encoding: Encoding) -> TensorEntry:
-    """The entry as reads are planned: values that are stored together are read together."""
+    """The entry in units of blocks, since values that are stored together are read together."""
     if encoding.values == 1:
         return entry
     shape = (entry.outline.numel() // encoding.values, encoding.size)
@@ -240,13 +242,13 @@ def _spectra(
         return None, {}
     try:
         report = analyze_spectrum(tensors, SpectrumSettings(num_bootstrap=0, seed=settings.seed))
-    except ValueError as error:  # not one of them has a spectrum
+    except ValueError as error:  # none of these has a spectrum
         return None, {source: shorten(error)}
     return report, dict(report.skipped)
 
 
 def _unreadable(checkpoint: CheckpointSource, error: InvalidFileError, *, is_named: bool) -> Scan:
-    """A damaged file, one of a format that is not read, or one that is none of weights."""
+    """The result for a file that is damaged, has an unsupported format, or holds no weights."""
     source, path = str(checkpoint.source), Path(error.file)
     found = file_format(path) if path.is_file() else None
     if found is not None and not found.holds_weights and path.stat().st_size and not is_named:
@@ -261,12 +263,12 @@ def read_budget(text: str, num_bytes: int) -> int:
     """Bytes to read of `num_bytes`.
 
     Args:
-        text: A share such as `"1%"`, bytes such as `"64MB"`, or nothing for the default: all of a small checkpoint,
+        text: A share such as `"1%"`, bytes such as `"64MB"`, or `None` for the default: all of a small checkpoint, and
             1 % of a large one, but never less than of a small one.
-        num_bytes: Bytes of the checkpoint.
+        num_bytes: Size of the checkpoint.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If the text is neither.
     """
     if not text:
         return num_bytes if num_bytes <= READ_WHOLE else max(READ_WHOLE, round(DEFAULT_SHARE * num_bytes))

@@ -1,4 +1,4 @@
-"""Statistics of a tensor from blocks of its values, with the error that sampling makes."""
+"""Statistics of a tensor from blocks of its values, with the sampling error."""
 
 import hashlib
 import math
@@ -16,25 +16,25 @@ SUMS = ("first", "second", "third", "fourth")  # sums of powers
 
 @dataclass(frozen=True, kw_only=True)
 class TensorStatistics:
-    """What is known of the values of a tensor; moments are those of its finite values.
+    """Statistics of a tensor's values; moments are those of finite values.
 
     Attributes:
         name: Name of the tensor.
-        shape: Its shape.
-        dtype: Its type, such as `"float16"`.
-        num_values: Values that it has.
-        num_read: Values that were read.
-        nan: NaN among them.
-        infinite: Infinite ones among them.
-        zeros: Zeros among them.
-        mean: Mean; NaN without any finite value, like all that follows.
+        shape: Shape of the tensor.
+        dtype: Type of the tensor, such as `"float16"`.
+        num_values: Number of values.
+        num_read: Number of values that were read.
+        nan: Number of NaN values among them.
+        infinite: Number of infinite values among them.
+        zeros: Number of zeros among them.
+        mean: Mean; NaN if no value is finite, like all statistics below.
         std: Standard deviation.
-        std_error: Standard error of `std` that sampling makes; 0 if the tensor was read whole.
+        std_error: Standard error of `std` due to sampling; 0 if the tensor was read in full.
         kurtosis: Fourth central moment over the squared variance: 3 for a normal distribution, 1.8 for a uniform one.
-        kurtosis_error: Its standard error, as far as sampling of values from their distribution makes one.
+        kurtosis_error: Standard error of `kurtosis`, for independent values.
         low: Smallest value read.
         high: Largest value read.
-        digest: Digest of the bytes that were read: tensors of one shape and dtype that are equal have the same.
+        digest: Digest of the bytes that were read, which is the same for equal tensors of the same shape and dtype.
     """
 
     name: str
@@ -61,7 +61,7 @@ class TensorStatistics:
 
     @property
     def is_floating(self) -> bool:
-        """Whether its values are real numbers, quantised ones included."""
+        """Whether its values are real numbers, including quantised ones."""
         return not self.dtype.startswith(("int", "uint", "bool", "complex"))
 
     @property
@@ -70,13 +70,13 @@ class TensorStatistics:
         return max(abs(self.low), abs(self.high))
 
     def row(self) -> dict[str, Any]:
-        """For JSON: numbers that are not known are `None`."""
+        """A row for JSON, with `None` for unknown numbers."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__} | {"shape": list(self.shape)}
         return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
 
 
 class Moments:
-    """Sums over blocks of values, to which blocks are added one by one."""
+    """Sums over blocks of values, which are added one by one."""
 
     def __init__(self) -> None:
         self._counts: list[NDArray[np.int64]] = []
@@ -85,11 +85,11 @@ class Moments:
         self._digest = hashlib.sha256()
 
     def add(self, values: Tensor, content: bytes) -> None:
-        """Count one block.
+        """Add one block.
 
         Args:
-            values: Its values, flat.
-            content: The same as they lie in the file.
+            values: Flat values of the block.
+            content: Their bytes in the file.
         """
         self._digest.update(content)
         if values.is_complex():
@@ -110,7 +110,7 @@ class Moments:
             self._low, self._high = min(self._low, low), max(self._high, high)
 
     def statistics(self, name: str, outline: Tensor, dtype: str | None = None) -> TensorStatistics:
-        """What the blocks say of the tensor they are from; `dtype` is its type, if it is quantised."""
+        """Statistics of the tensor from all blocks; `dtype` is its type, if it is quantised."""
         counts = np.array(self._counts, np.int64).reshape(-1, len(COUNTS))
         sums = np.array(self._sums, np.float64).reshape(-1, len(SUMS))
         read, nan, infinite, zeros = (int(total) for total in counts.sum(0))
@@ -130,7 +130,7 @@ class Moments:
             std=std,
             std_error=_jackknife(finite, sums, 1 - read / max(1, num_values)),
             kurtosis=kurtosis,
-            # Of a normal sample, which is the widest of those that it is compared with.
+            # That of a normal sample, the widest distribution in comparisons.
             kurtosis_error=math.sqrt(24 / finite.sum()) if finite.sum() else math.nan,
             low=self._low if finite.sum() else math.nan,
             high=self._high if finite.sum() else math.nan,
@@ -139,11 +139,11 @@ class Moments:
 
 
 def _central(count: Any, sums: NDArray[np.float64]) -> tuple[Any, Any, Any]:
-    """Mean, standard deviation and kurtosis from sums of powers `[..., 4]`; NaN where nothing was counted."""
+    """Mean, standard deviation and kurtosis from sums of powers `[..., 4]`; NaN for empty sums."""
     with np.errstate(divide="ignore", invalid="ignore"):
         first, second, third, fourth = np.moveaxis(sums / np.asarray(count, np.float64)[..., None], -1, 0)
         variance = np.maximum(second - first**2, 0)
-        # What rounding leaves of values that are all equal.
+        # Rounding errors of values that are all equal.
         variance = np.where(variance <= 1e-12 * second, 0, variance)
         central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
         return first, np.sqrt(variance), np.where(variance > 0, central / variance**2, np.nan)
@@ -152,8 +152,8 @@ def _central(count: Any, sums: NDArray[np.float64]) -> tuple[Any, Any, Any]:
 def _jackknife(counts: NDArray[np.int64], sums: NDArray[np.float64], left_out: float) -> float:
     """Standard error of the standard deviation, by leaving out one block at a time.
 
-    `left_out` is the share of the tensor that was not read: whoever reads everything makes no error. Blocks, not
-    values, are what was drawn: values next to each other resemble each other.
+    `left_out` is the share of the tensor that was not read, since reading everything leaves no error. Blocks, not
+    values, were sampled, since neighbouring values are similar.
     """
     blocks = len(counts)
     if left_out <= 0:
@@ -165,7 +165,7 @@ def _jackknife(counts: NDArray[np.int64], sums: NDArray[np.float64], left_out: f
 
 
 def tensor_statistics(name: str, tensor: Tensor) -> TensorStatistics:
-    """Statistics of a tensor in memory."""
+    """Compute the statistics of a tensor in memory."""
     moments = Moments()
     flat = tensor.detach().contiguous().flatten()
     for block in flat.split(2**20) if len(flat) else ():
@@ -174,5 +174,5 @@ def tensor_statistics(name: str, tensor: Tensor) -> TensorStatistics:
 
 
 def decode(content: bytes, dtype: torch.dtype) -> Tensor:
-    """Values from bytes of a file, which hold whole ones."""
+    """Decode values from bytes of a file, without partial values."""
     return torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)

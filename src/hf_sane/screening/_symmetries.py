@@ -1,4 +1,4 @@
-"""The permutation symmetries of a checkpoint that nobody described: from a registered module, or its configuration."""
+"""Find the permutation symmetries of a checkpoint, from a registered module or its configuration."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,18 +14,18 @@ from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.tokenization._loading import load_config
 from hf_sane.zoo._symmetries import fit_spec, imported_spec
 
-TOKEN_DIM = 64  # of the layout, of which only names and shapes are used
+TOKEN_DIM = 64  # for the layout, whose names and shapes are used
 
 
 def find_symmetries(tensors: Mapping[str, Tensor], sources: Sequence[object]) -> tuple[PermutationSpec | None, str]:
-    """Which channels of a checkpoint can be exchanged.
+    """Find the permutation symmetries of a checkpoint.
 
     Args:
-        tensors: Its tensors, perhaps on the meta device.
-        sources: Where a config.json may lie: folders and repositories of networks of this architecture.
+        tensors: Tensors of the checkpoint, possibly on the meta device.
+        sources: Folders and repositories of networks of this architecture, which may hold a config.json.
 
     Returns:
-        The symmetries, or `None` and the reason.
+        The symmetries, or `None` and the reason why they are unknown.
     """
     found = find_architecture(tensors)
     if found is not None and found.example_inputs is not None:
@@ -42,5 +42,5 @@ def find_symmetries(tensors: Mapping[str, Tensor], sources: Sequence[object]) ->
             return imported_spec(config.to_dict(), layout), ""
         except (OSError, TypeError, ValueError) as error:
             reasons.append(shorten(error))
-    advice = "give the code of the network: hf_sane.register_architecture, or --module"
-    return None, f"{reasons[0] if reasons else 'there is no config.json beside the weights'}; {advice}"
+    advice = "pass the code of the network: hf_sane.register_architecture, or --module"
+    return None, f"{reasons[0] if reasons else 'there is no config.json next to the weights'}; {advice}"
