@@ -161,10 +161,10 @@ def test_copies_overlap_fully_and_of_perfect_networks_there_is_no_overlap():
 def test_errors(space, layout, raw_tokens, trained):
     with pytest.raises(ValueError, match=r"expected points \[S, F\] and \[T, F\], got \[2, 3\] and \[2, 4\]"):
         rms_distances(torch.zeros(2, 3), torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="a distance between networks needs at least two, got 1"):
+    with pytest.raises(ValueError, match="expected at least two networks to measure distances between, got 1"):
         pairwise_distance(torch.zeros(1, 3))
     for settings in ({"reference": trained.state_dict(0)}, {"realigned": 2}):
-        with pytest.raises(ValueError, match=r"alignment needs permutations: pass permutation_spec\(config\)"):
+        with pytest.raises(ValueError, match=r"alignment requires permutations: pass permutation_spec\(config\)"):
             nearest_training_distance(space, raw_tokens, raw_tokens, **settings)
     with pytest.raises(ValueError, match=r"expected raw tokens \[M, 15, 9\] .* got \[12, 15, 8\]"):
         WeightSpace.fit(layout, raw_tokens[..., 1:])

@@ -124,8 +124,11 @@ def test_another_number_of_classes_gets_a_new_classifier_only(make, num_labels):
     ("arguments", "message"),
     [
         ({"bandwidth": -0.1}, "expected a bandwidth >= 0, 'scott' or 'silverman', got -0.1"),
-        ({"bandwidth": "scott", "unit": "latent_std"}, "the rules 'scott' and 'silverman' are of the anchors' own"),
-        ({"bandwidth": "silverman", "unit": "latent"}, "leave the unit out, or give the bandwidth as a number"),
+        (
+            {"bandwidth": "scott", "unit": "latent_std"},
+            "the rules 'scott' and 'silverman' require the unit 'anchor_std'",
+        ),
+        ({"bandwidth": "silverman", "unit": "latent"}, "leave the unit out, or pass the bandwidth as a number"),
         ({"bandwidth": float("inf")}, "got inf"),
         ({"bandwidth": "wide"}, "got 'wide'"),
         ({"bandwidth": 0.1, "unit": "std"}, "expected a bandwidth unit of .*'latent_std', 'latent'.*, got 'std'"),
@@ -158,9 +161,11 @@ def test_foreign_tokens(codec, raw_tokens):
 
 def test_codec_refuses_parts_that_do_not_fit(codec, config):
     other = Layout.from_state_dict(build_model(config).state_dict(), token_dim=8)
-    with pytest.raises(ValueError, match="the SANE model takes tokens of 9, the layout has 8"):
+    with pytest.raises(ValueError, match="the SANE model expects tokens of 9 values, the layout has 8"):
         NetworkCodec(codec.model, codec.extractor, other, config)
-    with pytest.raises(ValueError, match="not of one network: missing or foreign tensors .*convolutions.0.bias"):
+    with pytest.raises(
+        ValueError, match="belong to different networks: missing or unexpected tensors .*convolutions.0.bias"
+    ):
         NetworkCodec(codec.model, codec.extractor, codec.layout, cnn_digits())
 
 

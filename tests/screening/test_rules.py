@@ -72,7 +72,7 @@ TABLE = {
     "nan": (
         changed("layer4.weight", with_nan()),
         "error",
-        "1 NaN and 1 infinite of 4,800 values",
+        "1 NaN and 1 infinite among 4,800 values",
         changed("layer4.weight", with_value(3e38, torch.float32)),
     ),
     "constant": (

@@ -69,7 +69,7 @@ def test_blocks_can_be_cut_between_but_not_through():
     first, second = split(blocks, [3, 9])
     assert (shape(first), shape(second)) == ([[3]], [[3, 3]])  # an axis of one entry is no atom
     split(blocks, [4, 8])
-    assert all(atom.reason == "cut in different places" for atom in atoms(blocks))
+    assert all(atom.reason == "split in different places" for atom in atoms(blocks))
 
 
 @pytest.mark.parametrize("sizes", list(itertools.permutations([2, 3, 4])))
@@ -132,7 +132,7 @@ def test_shapes_that_do_not_fit_together_are_fixed(left, right):
     unify(one, other)
     assert not free(one)
     assert not free(other)
-    assert {atom.reason for atom in atoms(one)} == {"reshaped in ways that do not fit together"}
+    assert {atom.reason for atom in atoms(one)} == {"reshaped in incompatible ways"}
 
 
 def test_axes_of_different_sizes_are_fixed():

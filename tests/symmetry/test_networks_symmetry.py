@@ -211,7 +211,7 @@ def test_verify_refuses_what_proves_nothing():
     partial = PermutationSpec({name: a for name, a in spec.axes.items() if name != "classifier.bias"}, spec.sizes)
     with pytest.raises(ValueError, match=r"the spec must cover the state dict exactly; .*: \['classifier.bias'\]"):
         verify(partial, model, images(config))
-    with pytest.raises(ValueError, match="the outputs are not finite or the same for all example_inputs"):
+    with pytest.raises(ValueError, match="the outputs are not finite, or equal for all example_inputs"):
         verify(spec, model, torch.zeros(2, 1, 28, 28))
     with pytest.raises(ValueError, match="the outputs are not finite"):
         verify(spec, model, torch.full((2, 1, 28, 28), float("nan")))

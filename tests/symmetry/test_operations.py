@@ -180,7 +180,7 @@ def test_addmm_and_baddbmm():
 @pytest.mark.filterwarnings("ignore:The tensor attributes")
 def test_recurrent_layers_stay_and_are_named():
     model = Network(lambda m, x: m["last"](m["lstm"](x)[0][:, -1]), lstm=nn.LSTM(4, 3), last=nn.Linear(3, 6))
-    with pytest.raises(ValueError, match=r"used in a way that is not understood \(lstm\)"):
+    with pytest.raises(ValueError, match=r"used in an unsupported way \(lstm\)"):
         trace_permutations(model, vectors(2, 4))
 
 

@@ -24,7 +24,7 @@ axes, sizes = {"a": ("P",)}, {"P": 6}
 wrong = {"P": (Part("heads", 2), Part("rest", 4))}
 refuses(lambda: PermutationSpec(axes, sizes, parts=wrong), "must be the product of differently named parts")
 empty = {"P": (Part("heads", 0), Part("rest", 4))}
-refuses(lambda: PermutationSpec(axes, sizes, parts=empty), "must have one entry at least")
+refuses(lambda: PermutationSpec(axes, sizes, parts=empty), "must have at least one entry")
 inside = {"P": (Part("heads", 2, within=("heads",)), Part("rest", 3))}
 refuses(lambda: PermutationSpec(axes, sizes, parts=inside), "lies within other parts")
 layout = Layout.from_state_dict({"w": torch.zeros(2, 3)}, token_dim=3).to_dict()

@@ -183,7 +183,7 @@ def test_empty_slices_raise(arguments):
 def test_wrong_permutations_raise():
     spec = composite_spec()
     good = spec.identity()
-    with pytest.raises(KeyError, match=r"expected a permutation of axes .* missing or foreign: \['out'\]"):
+    with pytest.raises(KeyError, match=r"expected a permutation of axes .* missing or unknown: \['out'\]"):
         spec.apply(tensors(), {axis: good[axis] for axis in ("old", "new")})
     with pytest.raises(ValueError, match=r"permutation of axis 'old' must be \[3\] or \[models, 3\], got \[2\]"):
         spec.inverse(good | {"old": torch.arange(2)})
@@ -203,7 +203,7 @@ def test_wrong_tensors_raise():
         spec.apply(state | {"flat.weight": torch.zeros(5, 3)}, spec.identity())
     with pytest.raises(ValueError, match="batch_dims must be 0 or 1, got 2"):
         spec.apply(state, spec.identity(), batch_dims=2)
-    with pytest.raises(ValueError, match="expected one number of models throughout"):
+    with pytest.raises(ValueError, match="expected the same number of models throughout"):
         spec.apply(tensors(num_models=3), spec.random(2), batch_dims=1)
-    with pytest.raises(ValueError, match="expected one number of models throughout"):
+    with pytest.raises(ValueError, match="expected the same number of models throughout"):
         spec.apply(state, spec.identity() | {"old": spec.identity(2)["old"]})

@@ -133,7 +133,7 @@ def test_every_dimension_that_stays_has_a_reason(name):
         for dim, dimension in enumerate(dimensions):
             if dimension is None and model.state_dict()[tensor].shape[dim] > 1:
                 assert spec.fixed[tensor][dim], (tensor, dim)
-    assert "outputs of the network" in spec.explain_fixed() or "rows are chosen by index" in spec.explain_fixed()
+    assert "outputs of the network" in spec.explain_fixed() or "rows are selected by index" in spec.explain_fixed()
 
 
 @pytest.mark.parametrize("name", ["vgg", "dense", "mobile", "grouped", *PRETRAINED])
@@ -201,12 +201,12 @@ class Strange(nn.Module):
 def test_what_is_not_understood_stays_and_is_reported():
     spec = trace_permutations(Strange(lambda values: torch.cumsum(values.flip(-1), -1)), torch.randn(4, 5))
     assert list(spec.sizes) == ["first"]
-    assert spec.fixed["second.weight"] == {0: "the order counts in flip"}
+    assert spec.fixed["second.weight"] == {0: "the order matters in flip"}
     assert spec.fixed["unused"] == {0: "not used for the outputs"}
     spec = trace_permutations(Strange(lambda values: torch.special.bessel_j0(values)), torch.randn(4, 5))
     assert list(spec.sizes) == ["first"]
-    assert spec.fixed["second.bias"] == {0: "used in a way that is not understood (special_bessel_j0)"}
-    assert "used in a way that is not understood (special_bessel_j0): second.weight[0]" in spec.explain_fixed()
+    assert spec.fixed["second.bias"] == {0: "used in an unsupported way (special_bessel_j0)"}
+    assert "used in an unsupported way (special_bessel_j0): second.weight[0]" in spec.explain_fixed()
 
 
 def test_a_wrong_spec_is_refused(monkeypatch):
@@ -235,7 +235,7 @@ class Branching(nn.Linear):
 
 def test_what_cannot_be_exported_is_refused():
     message = (
-        "cannot be exported with these inputs .*; expected a model that torch.export takes: no branches or shapes"
+        "cannot be exported with these inputs .*; expected a model that torch.export supports: no branches or shapes"
     )
     with pytest.raises(ValueError, match=f"Branching {message}"):
         trace_permutations(Branching(3, 3), torch.randn(4, 3))

@@ -129,7 +129,7 @@ def test_a_registered_sampler_can_be_named(sane, tiny_zoo, digits, monkeypatch):
     [
         ({"method": "boot"}, "expected a sampler, one of subsample, bootstrap, kde, got 'boot'"),
         ({"bandwidth": "wide"}, "expected a bandwidth >= 0, several separated by commas"),
-        ({"bandwidth": "scott", "unit": "latent"}, "the rules 'scott' and 'silverman' are of the anchors' own"),
+        ({"bandwidth": "scott", "unit": "latent"}, "the rules 'scott' and 'silverman' require the unit 'anchor_std'"),
         ({"anchors": ["a"]}, r"expected a zoo \(--zoo\) or networks \(--anchors\) to sample around, got both"),
         ({"zoo": None, "anchors": ["a"]}, r"expected images to judge networks by.*\(--images\)"),
     ],

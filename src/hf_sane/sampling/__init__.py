@@ -1,4 +1,4 @@
-"""New networks from the latent space of a zoo: anchors, densities, selection, baselines, diversity, export."""
+"""Sample networks from the latent space of a zoo: anchors, densities, selection, baselines, diversity, export."""
 
 from typing import TYPE_CHECKING
 

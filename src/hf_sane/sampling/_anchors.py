@@ -1,4 +1,4 @@
-"""Choice of the trained networks that are the anchors of sampling."""
+"""Choose the trained networks that serve as anchors of sampling."""
 
 import numpy as np
 
@@ -15,23 +15,23 @@ def choose_anchors(
     epoch: int | None = None,
     accuracy: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Choose anchors among training networks: the top 30 % by accuracy, or the best few of them (KDE30 of SANE).
+    """Choose anchors among training networks: the top 30 % by accuracy, or the best few of these (KDE30 in SANE).
 
-    One checkpoint per training run: the one at `epoch`, or the run's last. Ranked by accuracy on validation images, so
-    that neither test images nor test networks take part.
+    There is one checkpoint per training run: at `epoch`, or the run's last. They are ranked by accuracy on validation
+    images, so that neither test images nor test networks are used.
 
     Args:
-        split: The *training* split of a zoo: test networks as anchors would be reported as new ones.
-        num_anchors: How many; the whole top fraction when `None`.
+        split: The *training* split of a zoo, since test networks must not become anchors.
+        num_anchors: Number of anchors; the whole top fraction if `None`.
         top_fraction: Share of the runs to choose from, in (0, 1]; at least one run.
-        epoch: Epoch of the checkpoints; the last of each run when `None`.
-        accuracy: `[M]` on validation images, in place of what the zoo says.
+        epoch: Epoch of the checkpoints; the last of each run if `None`.
+        accuracy: `[M]` on validation images, instead of the zoo's values.
 
     Returns:
         `[A]` int64 indices into `split`, best first.
 
     Raises:
-        ValueError: If there are fewer candidates than `num_anchors`, none at all, or a number is out of range.
+        ValueError: If there are no candidates or fewer than `num_anchors`, or a number is out of range.
     """
     if not 0 < top_fraction <= 1 or (num_anchors is not None and num_anchors < 1):
         raise ValueError(f"expected top_fraction in (0, 1] and num_anchors >= 1, got {top_fraction} and {num_anchors}")
@@ -41,8 +41,7 @@ def choose_anchors(
     candidates = np.flatnonzero(epochs == epoch) if epoch is not None else _last_checkpoints(split, epochs)
     if len(candidates) and not np.isfinite(accuracy[candidates]).any():
         raise ValueError(
-            "the accuracy of the networks on validation images is not known; name images that they are judged by "
-            "(--images)"
+            "the accuracy of the networks on validation images is unknown; name images to judge them by (--images)"
         )
     candidates = candidates[np.isfinite(accuracy[candidates])]
     if not len(candidates):

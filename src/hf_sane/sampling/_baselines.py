@@ -10,11 +10,11 @@ from hf_sane.sampling._generation import NetworkCodec, SampledNetworks, check_ra
 
 RELATIVE_TOLERANCE = 1e-3
 MAX_STEPS = 60
-SCRATCH_SEED = 1_000_000  # of networks from scratch: far from the seeds that zoos are trained from
+SCRATCH_SEED = 1_000_000  # seeds of networks from scratch, far from those of zoos
 
 
 def reconstructed_anchors(codec: NetworkCodec, anchor_tokens: Tensor) -> SampledNetworks:
-    """Anchors through encoder and decoder, without noise: what sampling starts from.
+    """Anchors that are encoded and decoded without noise, from which sampling starts.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture.
@@ -33,24 +33,24 @@ def noisy_anchors(
     shape: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Anchors with noise on their weights: `w + scale * sigma * eps`.
+    """Anchors with noise added to their weights: `w + scale * sigma * eps`.
 
-    The simplest way to a new network of nearly the same function, and hard to beat where anchors lie in wide minima
-    (Zeng et al., arXiv:2506.07998). Running statistics of batch norm get no noise.
+    The simplest way to obtain new networks of nearly the same function, which is hard to beat if anchors are in wide
+    minima (Zeng et al., arXiv:2506.07998). Running statistics of batch norm get no noise.
 
     Args:
         space: Standardised weight space.
         anchor_tokens: `[A, N, D]` raw tokens.
-        num_samples: Networks to make, `S`; each starts from an anchor drawn at random.
+        num_samples: Number of networks, `S`; each starts from a random anchor.
         scale: Standard deviation of the noise in units of `shape`, >= 0.
         shape: `[N, D]` standard deviations `sigma`, such as [`anchor_spread`]; those of the layers when `None`.
-        generator: Source of randomness on the device of the anchors; the global one when `None`.
+        generator: Source of randomness on the device of the anchors; the global one if `None`.
 
     Returns:
         `[S, N, D]` raw tokens.
 
     Raises:
-        ValueError: For `num_samples < 1`, a negative or not finite `scale`, or tokens that do not fit.
+        ValueError: If `num_samples < 1`, `scale` is negative or not finite, or tokens do not fit.
     """
     centres, noise = _noise(space, anchor_tokens, num_samples, shape, generator)
     if not 0 <= scale < float("inf"):
@@ -68,9 +68,9 @@ def matched_noise_scale(
     num_samples: int = 64,
     generator: torch.Generator | None = None,
 ) -> float:
-    """The noise at which noisy anchors are as far from training networks as the samples they are compared with.
+    """Noise scale at which noisy anchors are as far from training networks as the samples in the comparison.
 
-    Accuracy falls with distance for every method, so methods can only be compared at one distance. Bisection on the
+    Accuracy falls with distance for every method, so methods must be compared at the same distance. Bisection on the
     scale, with the same anchors and noise at every step, until the mean distance to the nearest training network is
     within 0.1 % of `distance`.
 
@@ -81,7 +81,7 @@ def matched_noise_scale(
         distance: Mean distance to reach, > 0; see [`nearest_training_distance`].
         shape: As of [`noisy_anchors`].
         num_samples: Noisy networks per step.
-        generator: Source of randomness on the device of the anchors; the global one when `None`.
+        generator: Source of randomness on the device of the anchors; the global one if `None`.
 
     Returns:
         The scale, for [`noisy_anchors`].
@@ -109,7 +109,7 @@ def matched_noise_scale(
 
 
 def _bisect(function: Callable[[float], float], wanted: float) -> float:
-    """Argument at which a growing function from [0, inf) reaches `wanted`."""
+    """Argument at which an increasing function on [0, inf) reaches `wanted`."""
     low, high = 0.0, wanted
     while function(high) < wanted:
         low, high = high, 2 * high
@@ -171,7 +171,7 @@ def interpolated_anchors(
         training_tokens: `[T, N, D]` raw tokens of all training networks, the anchors among them.
         num_samples: Networks to make, `S`.
         distance: Mean distance to the nearest training network, > 0.
-        generator: CPU source of randomness; the global one when `None`.
+        generator: CPU source of randomness; the global one if `None`.
 
     Returns:
         `[S, N, D]` raw tokens.
@@ -230,9 +230,9 @@ def average_networks(
 
     Args:
         anchor_tokens: `[A, N, D]` raw tokens, aligned to one reference.
-        num_samples: Averages to make, `S`; with all anchors in each they are all equal.
-        group_size: Anchors per average, drawn without repetition; all when `None`.
-        generator: CPU source of randomness; the global one when `None`.
+        num_samples: Number of averages, `S`; they are all equal if each contains all anchors.
+        group_size: Anchors per average, drawn without repetition; all if `None`.
+        generator: CPU source of randomness; the global one if `None`.
 
     Returns:
         `[S, N, D]` raw tokens.

@@ -69,34 +69,34 @@ RIVALS = (
     *("shrunken_anchor", "shrunken_scratch"),
 )
 NOT_CONDITIONED = ("anchors", "nearest_training", "scratch", "shrunken_scratch")  # by running statistics of images
-AVERAGE_GROUP = 5  # anchors per average: of all of them there is only one
+AVERAGE_GROUP = 5  # anchors per average, since there is only one average of all
 
 
 @strict
 @dataclass(kw_only=True)
 class SelectionSettings(CheckedSettings):
-    """Settings of a comparison that the demo has, too: how many networks are drawn, and how they are selected."""
+    """Settings that comparisons share with the demo: how many networks to draw, and how to select them."""
 
     seed: int = setting("Random seed.", default=0)
     anchor_fraction: float = setting(
-        "Share of the training runs, best first, to take anchors from.",
+        "Share of the best training runs to take anchors from.",
         default=TOP_FRACTION,
         option="--top-fraction",
         formerly="--anchor-fraction",
     )
     bandwidths: list[float] = setting(
-        "Kernel widths to choose from on validation images; 0 would only copy anchors.",
+        "Kernel widths to choose from on validation images, > 0, since 0 only copies anchors.",
         factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4],
         option="--bandwidth",
         formerly="--bandwidths",
     )
     accuracy_share: float = setting(
-        "The largest bandwidth wins whose kept networks have this share of the best validation accuracy.",
+        "Use the largest bandwidth whose kept networks reach this share of the best validation accuracy.",
         default=0.95,
     )
-    num_candidates: int = setting("Number of networks drawn for subsampling.", default=400)
+    num_candidates: int = setting("Number of networks to draw for subsampling.", default=400)
     num_kept: int = setting(
-        "Number of networks kept, of every method.", default=10, option="--num-samples", formerly="--num-kept"
+        "Number of networks to keep for each method.", default=10, option="--num-samples", formerly="--num-kept"
     )
 
     def validate_counts(self) -> None:
@@ -106,7 +106,7 @@ class SelectionSettings(CheckedSettings):
                 f"expected 1 <= num_kept <= num_candidates / 2, got {self.num_kept} and {self.num_candidates}"
             )
         if not self.bandwidths or min(self.bandwidths) <= 0:
-            raise ValueError(f"expected bandwidths > 0, which 0 is not: it copies anchors; got {self.bandwidths}")
+            raise ValueError(f"expected bandwidths > 0, since 0 only copies anchors, got {self.bandwidths}")
 
 
 @strict
@@ -114,7 +114,7 @@ class SelectionSettings(CheckedSettings):
 class ComparisonSettings(SelectionSettings):
     """Settings of a comparison."""
 
-    num_anchors: int | None = setting("Number of anchors; by default all of that share.", default=None)
+    num_anchors: int | None = setting("Number of anchors; by default all in that share.", default=None)
     anchor_epoch: int | None = setting(
         "Epoch of the anchors; by default the last epoch of each run.",
         default=None,
@@ -122,20 +122,20 @@ class ComparisonSettings(SelectionSettings):
         formerly="--anchor-epoch",
     )
     unit: BandwidthUnit = setting(
-        "Unit of the bandwidths: the anchors' spread, that of all their tokens (for a single anchor), or latents.",
+        "Unit of the bandwidths: the spread of the anchors, of all their tokens (for a single anchor), or latents.",
         default="anchor_std",
     )
 
 
 @dataclass(frozen=True)
 class AnchorSet:
-    """Trained networks of one architecture that sampling starts from, and those that samples are measured against.
+    """Anchors of one architecture to sample from, and the training networks to compare samples with.
 
     Attributes:
         codec: Autoencoder, tokenizer, layout and architecture.
         tokens: `[A, N, D]` raw tokens of the anchors.
-        training_tokens: `[T, N, D]` raw tokens of all training networks, the anchors among them.
-        names: Runs of the anchors, best first.
+        training_tokens: `[T, N, D]` raw tokens of all training networks, including the anchors.
+        names: Runs of the anchors, sorted from best to worst.
     """
 
     codec: NetworkCodec
@@ -156,7 +156,7 @@ class AnchorSet:
     ) -> Self:
         """Choose anchors among the training networks of a zoo, see [`choose_anchors`]; aligned if the zoo is.
 
-        Networks whose accuracy the zoo does not know, as of imported ones, are ranked by the `task`.
+        If the zoo has no accuracies, as for imported networks, networks are ranked by the `task`.
         """
         train = zoo.splits["train"]
         measured = None
@@ -220,10 +220,10 @@ class Samples:
     """Result of sampling.
 
     Attributes:
-        methods: Each of `METHODS` to `num_kept` networks.
-        anchor_ids: Runs of the anchors, best first.
-        bandwidth: The one chosen on validation images.
-        facts: Further numbers for the record.
+        methods: `num_kept` networks for each of `METHODS`.
+        anchor_ids: Runs of the anchors, sorted from best to worst.
+        bandwidth: Bandwidth selected on validation images.
+        facts: Additional numbers for the record.
         linear: The linear code, if a method uses it.
     """
 
@@ -244,22 +244,22 @@ def draw_samples(
 ) -> Samples:
     """Draw networks by several methods, `num_kept` each.
 
-    Bandwidth, candidates and bootstrapping rounds are chosen on validation images. Noise on anchors is matched to the
-    subsampled networks: its mean distance to the nearest training network is theirs, once before and once after the
-    same selection (best of the same number of candidates on the same images). With a judge that conditions batch norm,
-    every method but trained networks and those from scratch is conditioned. The linear code has as many latents per
-    token as the SANE, is fitted to the same training networks, and is sampled like it.
+    Bandwidth, candidates and bootstrapping rounds are selected on validation images. Noise on anchors is matched to
+    the subsampled networks in mean distance to the nearest training network, both without and with the same selection
+    (best of the same number of candidates on the same images). With a judge that conditions batch norm, every method
+    but trained networks and those from scratch is conditioned. The linear code has as many latents per token as the
+    SANE, is fitted to the same training networks, and is sampled like it.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture of the zoo.
         zoo: Aligned zoo of one architecture, homogeneous enough to sample from; it need not be the one that the
             autoencoder was trained on.
         judge: Scores on validation images.
-        settings: Sizes.
+        settings: Settings of the comparison.
         methods: Which methods; the same networks whichever are chosen.
 
     Raises:
-        ValueError: If the zoo has fewer anchors than are asked for or kept.
+        ValueError: If the zoo has fewer anchors than requested or kept.
     """
     wanted = {*methods}
     anchors = AnchorSet.choose(
@@ -328,7 +328,7 @@ def _rivals(
         codec: Layout and architecture.
         anchors: Anchors and training networks.
         judge: Judge, with or without batch-norm conditioning.
-        settings: Sizes.
+        settings: Settings of the comparison.
         drawn: The methods that these are compared with.
     """
     space, training = WeightSpace.fit(codec.layout, anchors.training_tokens), anchors.training_tokens
@@ -364,7 +364,7 @@ def _rivals(
 def _sampled(
     codec: NetworkCodec, latents: Tensor, judge: Judge, settings: ComparisonSettings, generator: torch.Generator
 ) -> tuple[dict[str, StackedNetworks], dict[str, Any]]:
-    """What is drawn from the latent space, around latents `[A, N, Z]` of the anchors, and facts for the record."""
+    """Networks sampled around the latents `[A, N, Z]` of the anchors, and facts for the record."""
     choice = choose_bandwidth(
         codec,
         latents,
@@ -414,20 +414,20 @@ def noise_baseline(
     like: StackedNetworks,
     generator: torch.Generator | None = None,
 ) -> Draw:
-    """Anchors with noise on their weights, on average as far from the training networks as other networks are.
+    """Anchors with noise on their weights, whose mean distance to the training networks is that of other networks.
 
-    Without matching, smaller noise would give arbitrarily accurate networks. Distances are measured
-    as [`matched_noise_scale`] does, without permutations.
+    Without matching, smaller noise would give arbitrarily accurate networks. Distances are measured as in
+    [`matched_noise_scale`], without permutations.
 
     Args:
         codec: Tokenizer, layout and architecture.
         anchor_tokens: `[A, N, D]` raw tokens.
-        training_tokens: `[T, N, D]` raw tokens of all training networks, the anchors among them.
-        like: Networks of the method that noise is compared with.
-        generator: CPU source of randomness, of the scale and of what is drawn; the global one when `None`.
+        training_tokens: `[T, N, D]` raw tokens of all training networks, including the anchors.
+        like: Networks of the method to compare noise with.
+        generator: CPU source of randomness, for the scale and for draws; the global one when `None`.
 
     Returns:
-        Draws noisy networks, for [`keep_best`]: their tokens and the networks, not conditioned.
+        A function for [`keep_best`] that draws noisy networks: their tokens, and the networks without conditioning.
 
     Raises:
         ValueError: As in [`matched_noise_scale`].
@@ -460,16 +460,16 @@ def simple_baselines(
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture.
-        anchor_tokens: `[A, N, D]` raw tokens, aligned if averages should mean anything.
+        anchor_tokens: `[A, N, D]` raw tokens, which must be aligned for meaningful averages.
         judge: Judge, with or without batch-norm conditioning.
         num_networks: Number of networks of each of noise, averages and scratch.
         draw_noise: See [`noise_baseline`].
-        shown: `[S, N, D]` raw tokens of those anchors that stand for themselves; all when `None`.
+        shown: `[S, N, D]` raw tokens of the anchors to include as a baseline; all if `None`.
         seed: Random seed of the networks from scratch.
-        generator: CPU source of randomness, of the averages; the global one when `None`.
+        generator: CPU source of randomness, for the averages; the global one when `None`.
 
     Returns:
-        `{"anchors", "reconstructed_anchors", "anchor_noise", "anchor_average", "scratch"}` to networks.
+        Networks by name: `"anchors"`, `"reconstructed_anchors"`, `"anchor_noise"`, `"anchor_average"` and `"scratch"`.
     """
     shown = anchor_tokens if shown is None else shown
     _, noisy = draw_noise(num_networks)
@@ -495,14 +495,14 @@ def finetune_all(
     """Fine-tune the networks of all methods together.
 
     Args:
-        methods: Name to networks of one architecture.
+        methods: Networks of one architecture, by method.
         data: Images.
-        hyper_parameters: Learning rate, weight decay and optimiser, such as the zoo's own.
+        hyper_parameters: Learning rate, weight decay and optimizer, such as those of the zoo.
         epochs: Passes over the training images.
         seed: Random seed of the order of images.
 
     Returns:
-        Method to test accuracies `[epochs + 1, networks]`, row 0 before training.
+        Test accuracies `[epochs + 1, networks]` by method; row 0 is before training.
     """
     counts = [networks.num_models for networks in methods.values()]
     first = next(iter(methods.values()))

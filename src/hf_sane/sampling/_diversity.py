@@ -18,15 +18,15 @@ from hf_sane.symmetry._permutation import PermutationSpec
 
 DISTANCES = ("nearest_training_distance", "nearest_reconstruction_distance", "pairwise_distance")
 REALIGNED = 3  # nearest training networks that are aligned to each network to measure its distance
-FEATURE_CHUNK = 2**18  # weights per step of the distance product: bounds the float64 copies
+FEATURE_CHUNK = 2**18  # weights per step of the distance product, to limit float64 copies
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSpace:
-    """Weights as points: real weights only, each in standard deviations of its layer.
+    """Weights as points, without padding, in standard deviations of each layer.
 
-    Running statistics of batch norm are left out: they follow from the other weights and the data, and conditioning
-    replaces them.
+    Running statistics of batch norm are left out, since they follow from the other weights and the data, and
+    conditioning replaces them.
 
     Attributes:
         layout: Layout of the networks.
@@ -38,7 +38,7 @@ class WeightSpace:
 
     @classmethod
     def fit(cls, layout: Layout, training_tokens: Tensor) -> "WeightSpace":
-        """The space scaled by training networks, raw tokens `[T, N, D]`.
+        """Fit the scales to training networks, raw tokens `[T, N, D]`.
 
         Raises:
             ValueError: If the tokens do not fit `layout` or are not finite.
@@ -47,7 +47,7 @@ class WeightSpace:
         return cls(layout, LayerStatistics.fit([(layout, training_tokens)]))
 
     def points(self, raw_tokens: Tensor) -> Tensor:
-        """Raw tokens `[M, N, D]` to points `[M, F]`, in the dtype of the tokens.
+        """Convert raw tokens `[M, N, D]` to points `[M, F]`, in the dtype of the tokens.
 
         Raises:
             ValueError: If the tokens do not fit the layout or are not finite.
@@ -73,7 +73,7 @@ def rms_distances(first: Tensor, second: Tensor) -> Tensor:
         second: `[T, F]`.
 
     Returns:
-        `[S, T]` float64; differences below about 1e-7 of the points' size are rounding.
+        `[S, T]` float64; differences below about 1e-7 of the points' norm are rounding errors.
 
     Raises:
         ValueError: If the points do not have the same number of weights.
@@ -82,7 +82,7 @@ def rms_distances(first: Tensor, second: Tensor) -> Tensor:
         raise ValueError(f"expected points [S, F] and [T, F], got {list(first.shape)} and {list(second.shape)}")
     total = torch.zeros(len(first), len(second), dtype=torch.float64, device=first.device)
     for a, b in zip(first.split(FEATURE_CHUNK, dim=1), second.split(FEATURE_CHUNK, dim=1), strict=True):
-        centre = b.double().mean(dim=0)  # small numbers lose less in the product
+        centre = b.double().mean(dim=0)  # small numbers lose less precision in the product
         a, b = a.double() - centre, b.double() - centre
         total += a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1) - 2 * a @ b.T
     return (total.clamp_min(0) / first.shape[1]).sqrt()
@@ -106,14 +106,14 @@ def nearest_distances(candidates: Tensor, training: Tensor) -> tuple[Tensor, Ten
 
 
 def pairwise_distance(points: Tensor) -> float:
-    """Mean distance between different networks, points `[S, F]`: near zero if all samples are alike.
+    """Mean distance between different networks, points `[S, F]`, which is near zero if all samples are similar.
 
     Raises:
-        ValueError: With fewer than two networks.
+        ValueError: If there are fewer than two networks.
     """
     count = len(points)
     if count < 2:
-        raise ValueError(f"a distance between networks needs at least two, got {count}")
+        raise ValueError(f"expected at least two networks to measure distances between, got {count}")
     distances = rms_distances(points, points)
     return (distances.fill_diagonal_(0).sum() / (count * (count - 1))).item()
 
@@ -129,9 +129,9 @@ def nearest_training_distance(
 ) -> Tensor:
     """Distance of sampled networks to the nearest training network, up to permutations of neurons.
 
-    Two networks that differ by a permutation compute the same, so a copy of a training network must not pass for new
-    because its neurons are in another order. Training networks of a zoo are aligned to its reference; candidates are
-    aligned to the same reference here. Both alignments are approximate: with `realigned`, the nearest few training
+    Networks that differ by a permutation compute the same function, so a copy of a training network must not count as
+    new because its neurons are in another order. Training networks of a zoo are aligned to its reference; candidates
+    are aligned to the same reference here. Both alignments are approximate: with `realigned`, the nearest few training
     networks are also aligned to each candidate directly, and the smaller distance counts (Zeng et al.,
     arXiv:2506.07998, take the minimum over permutations).
 
@@ -139,18 +139,18 @@ def nearest_training_distance(
         space: Standardised weight space, fitted on training networks.
         candidate_tokens: `[S, N, D]` raw tokens.
         training_tokens: `[T, N, D]` raw tokens of training networks, aligned to `reference`.
-        permutations: Permutation spec of the architecture; nothing is aligned when `None`.
-        reference: `{name: [*shape]}` network that the zoo is aligned to; candidates are not aligned to it when `None`.
-        realigned: Training networks to align to each candidate, the nearest first; needs `permutations`.
+        permutations: Permutation spec of the architecture; no alignment if `None`.
+        reference: `{name: [*shape]}` network that the zoo is aligned to; candidates are not aligned to it if `None`.
+        realigned: Number of nearest training networks to align to each candidate; requires `permutations`.
 
     Returns:
         `[S]` float64: root mean square difference per weight, in standard deviations of its layer.
 
     Raises:
-        ValueError: If an alignment is asked for without `permutations`, or tokens do not fit.
+        ValueError: If an alignment is requested without `permutations`, or tokens do not fit.
     """
     if permutations is None and (reference is not None or realigned):
-        raise ValueError("alignment needs permutations: pass permutation_spec(config)")
+        raise ValueError("alignment requires permutations: pass permutation_spec(config)")
     if permutations is not None and reference is not None:
         candidate_tokens = align_tokens(candidate_tokens, space.layout, permutations, reference)
     candidates, training = space.points(candidate_tokens), space.points(training_tokens)
@@ -255,7 +255,7 @@ def align_tokens(
     Returns:
         `[M, N, D]`.
     """
-    # Batch norm may be in the template; it is permuted along, then left out again.
+    # Batch norm may be in the template; it is permuted, too, then left out again.
     tensors = layout.complete(layout.tensors(raw_tokens, cast=False), [len(raw_tokens)], device=raw_tokens.device)
     moved = permutations.apply(tensors, match_many(permutations, reference, tensors), batch_dims=1)
     return layout.tokens(moved, batch_dims=1)
@@ -279,11 +279,11 @@ def agreement(first: Tensor, second: Tensor) -> Tensor:
 
 
 def error_overlap(first: Tensor, second: Tensor) -> Tensor:
-    """Overlap of what two networks get wrong: intersection over union of the images, for all pairs.
+    """Overlap of the images that two networks misclassify, as intersection over union, for all pairs.
 
     `IoU = |W_a & W_b| / |W_a | W_b|`, high between a network and its copy even where both are accurate and agree on
     most images anyway (Zeng et al., arXiv:2506.07998, who report the maximum over training networks against accuracy).
-    NaN if neither network makes an error: there is nothing to overlap.
+    NaN if neither network makes an error.
 
     Args:
         first: `[S, n]` bool, `True` where the prediction is correct.

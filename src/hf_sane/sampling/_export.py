@@ -1,4 +1,4 @@
-"""Sampled networks as ordinary Transformers models on disk, with their provenance."""
+"""Save sampled networks as ordinary Transformers models, with their provenance."""
 
 import copy
 import json
@@ -19,20 +19,20 @@ from hf_sane.records._outputs import check_finished, output_folder
 from hf_sane.sampling._generation import BandwidthUnit
 
 PROVENANCE_FILE = "provenance.json"
-NETWORK = "network"  # the job of manifests
+NETWORK = "network"  # which manifests verify
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a sampled network came from: enough to draw it again and to judge whether it is new.
+    """Origin of a sampled network, with which it can be drawn again and its novelty can be judged.
 
     Attributes:
         method: `"kde"`, `"subsampled"`, `"bootstrapped"`, `"prior"`, or the name of a baseline.
         sane_model: Folder name or repo id of the autoencoder.
         sane_revision: Commit of the autoencoder on the Hub.
-        sane_subfolder: Folder that it lies in, if that is not the root.
-        zoo: Folder name or repo id of the zoo that the anchors are from.
+        sane_subfolder: Subfolder of the autoencoder, if any.
+        zoo: Folder name or repo id of the anchors' zoo.
         zoo_revision: Commit of the zoo on the Hub.
         anchors: Runs (or `run@epoch`) of the anchors.
         seed: Random seed of the random generator.
@@ -40,12 +40,12 @@ class Provenance:
         bandwidth: Kernel width, or its rule.
         bandwidth_unit: Unit of the bandwidth.
         mode: Sampling mode.
-        num_candidates: Networks drawn, of which the best were kept.
-        validation_accuracy: On the images it was chosen by: biased upward.
-        test_accuracy: On test images, before any training.
-        scores: The same of other metrics than accuracy, such as `{"validation_f1": 0.8, "test_f1": 0.7}`.
+        num_candidates: Number of networks drawn, of which the best were kept.
+        validation_accuracy: Accuracy on the images used for selection, hence biased upward.
+        test_accuracy: Accuracy on test images, before any training.
+        scores: The same for other metrics, such as `{"validation_f1": 0.8, "test_f1": 0.7}`.
         nearest_training_distance: See `diversity.nearest_training_distance`.
-        notes: Anything else, JSON.
+        notes: Anything else, as JSON.
     """
 
     method: str
@@ -68,7 +68,7 @@ class Provenance:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, partial: Path) -> None:
-        """Write `provenance.json` into a folder from [`output_folder`]."""
+        """Write `provenance.json` to a folder from [`output_folder`]."""
         (partial / PROVENANCE_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -76,9 +76,9 @@ class Provenance:
         """Read `provenance.json`.
 
         Raises:
-            FileNotFoundError: If there is none.
-            InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
-            InvalidFileError: If it is not what [`save`] wrote.
+            FileNotFoundError: If there is no such file.
+            InvalidFileError: If the folder is incomplete, or files were removed or changed.
+            InvalidFileError: If it was not written by [`save`].
         """
         check_finished(folder)
         path = Path(folder) / PROVENANCE_FILE
@@ -89,15 +89,15 @@ class Provenance:
 
 
 def export_network(networks: StackedNetworks, index: int, folder: str | Path, *, provenance: Provenance) -> nn.Module:
-    """Save one network with `save_pretrained` and its provenance, and prove that it loads again bit by bit.
+    """Save one network with `save_pretrained` and its provenance, and verify that it loads again bit by bit.
 
-    For another number of classes, give the networks a new classifier first, see `generation.with_num_labels`.
+    For another number of classes, add a new classifier first, see `generation.with_num_labels`.
 
     Args:
         networks: Networks of a zoo configuration.
-        index: Which of them.
-        folder: Receives `config.json`, `model.safetensors` and `provenance.json`. A network there that nobody has
-            changed is replaced.
+        index: Index of the network.
+        folder: Receives `config.json`, `model.safetensors` and `provenance.json`. An unchanged network in it is
+            replaced.
         provenance: Origin of the network.
 
     Returns:
@@ -106,7 +106,7 @@ def export_network(networks: StackedNetworks, index: int, folder: str | Path, *,
     Raises:
         IndexError: If there is no such network.
         FileExistsError: If `folder` holds something else, or files that were changed.
-        RuntimeError: If what is read back differs from what was written.
+        RuntimeError: If the loaded network differs from the saved one.
     """
     if not 0 <= index < networks.num_models:
         raise IndexError(f"expected an index from 0 to {networks.num_models - 1}, got {index}")
@@ -118,11 +118,11 @@ def export_network(networks: StackedNetworks, index: int, folder: str | Path, *,
 
 
 def save_module(partial: Path, model: nn.Module) -> None:
-    """Write a network: with `save_pretrained` where it has that, else its tensors and the name of its class.
+    """Write a network with `save_pretrained` if it has that method, otherwise its tensors and class name.
 
     Args:
-        partial: Folder that [`output_folder`] made.
-        model: A Transformers model, or any module: `MyModule().load_state_dict(load_file(...))` reads that.
+        partial: Folder from [`output_folder`].
+        model: A Transformers model, or any module, which `MyModule().load_state_dict(load_file(...))` restores.
     """
     save = getattr(model, "save_pretrained", None)
     if callable(save):
@@ -137,10 +137,10 @@ def save_module(partial: Path, model: nn.Module) -> None:
 
 
 def check_saved(model: nn.Module, folder: Path) -> nn.Module:
-    """Load a network from the folder it was just saved to, in evaluation mode.
+    """Load a network from the folder to which it was just saved, in evaluation mode.
 
     Raises:
-        RuntimeError: If what is read back differs from what was written.
+        RuntimeError: If the loaded network differs from the saved one.
     """
     if isinstance(model, PreTrainedModel):
         loaded: nn.Module = type(model).from_pretrained(folder)
@@ -155,6 +155,6 @@ def check_saved(model: nn.Module, folder: Path) -> nn.Module:
         if name not in written or name not in read or not torch.equal(written[name], read[name])
     ]:
         raise RuntimeError(
-            f"the folder does not give back what was saved: tensors {sorted(differing)} differ; is the disk full?"
+            f"the loaded network differs from the saved one in tensors {sorted(differing)}; is the disk full?"
         )
     return loaded

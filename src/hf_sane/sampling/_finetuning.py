@@ -1,4 +1,4 @@
-"""Fine-tuning single networks on images: all weights, or a LoRA adapter."""
+"""Fine-tune single networks on images: all weights, or a LoRA adapter."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ class StepSettings(CheckedSettings):
     batch_size: int = setting("Images per update.", default=32, least=1)
     learning_rate: float = setting("Learning rate of Adam.", default=1e-3)
     weight_decay: float = setting("Weight decay of Adam, added to the gradient.", default=0.0)
-    seed: int = setting("Random seed, of the order of images.", default=0)
+    seed: int = setting("Random seed for the order of images.", default=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,18 +43,18 @@ class StepSettings(CheckedSettings):
 
 
 def lora_targets(network: nn.Module, names: Sequence[str] | None = None) -> list[str]:
-    """Layers of a network that can get low-rank maps.
+    """Layers of a network that can be adapted by LoRA.
 
     Args:
         network: The network.
-        names: Layers by name, or by the end of their name; all linear and convolutional layers when `None`.
+        names: Names of layers, or endings of names; all linear and convolutional layers if `None`.
 
     Returns:
         Full names, in the order of the network.
 
     Raises:
-        ValueError: If a name means no layer, a layer is of another kind, or a convolution is grouped: the product of
-            two low-rank maps mixes channels of all groups, so it could not be merged into the weights.
+        ValueError: If a name matches no layer, a layer is of another kind, or a convolution is grouped: the product of
+            the LoRA factors mixes channels of all groups, so it cannot be merged into the weights.
     """
     kinds = (nn.Linear, nn.Conv2d)
     if names is None:
@@ -78,14 +78,14 @@ def lora_targets(network: nn.Module, names: Sequence[str] | None = None) -> list
 def add_network_lora(
     network: nn.Module, *, rank: int = 4, alpha: float = 8.0, targets: Sequence[str] | None = None
 ) -> "PeftModel":
-    """Freeze a network and give its layers low-rank partners; batch norms are trained and saved whole.
+    """Freeze a network and add LoRA factors to its layers; batch norms are trained and saved in full.
 
-    In training mode the running statistics of batch norms move even when nothing of them is trained; an adapter
-    without them would not give the fine-tuned network back.
+    In training mode, running statistics of batch norms change even if their weights are not trained, so an adapter
+    without them would not restore the fine-tuned network.
 
     Args:
         network: Changed in place.
-        rank: Rank of each pair of maps.
+        rank: Rank of each pair of factors.
         alpha: Scale of their product: `alpha / rank`.
         targets: See [`lora_targets`].
 
@@ -93,7 +93,7 @@ def add_network_lora(
         The network with its adapter.
 
     Raises:
-        ValueError: For layers that cannot be adapted, and for a rank below 1.
+        ValueError: If a layer cannot be adapted, or the rank is below 1.
     """
     from peft import LoraConfig
 
@@ -112,28 +112,28 @@ def add_network_lora(
 def finetune_network(
     network: nn.Module, data: ImageData, settings: StepSettings, *, report_at: Iterable[int] = ()
 ) -> dict[int, dict[str, float]]:
-    """Train what is trainable of a network, in place, with Adam and cross-entropy.
+    """Train the trainable parameters of a network in place, with Adam and cross-entropy.
 
-    Batches and updates are those that `train_stacked` gives a network of the same seed, so results of both compare.
+    Batches and updates equal those of `train_stacked` for a network with the same seed, so results are comparable.
 
     Args:
-        network: Takes images, returns an output with `logits`; a `PeftModel` trains its adapter only. It is left in
-            evaluation mode.
+        network: Network that takes images and returns an output with `logits`; only the adapter of a `PeftModel` is
+            trained. Afterwards it is in evaluation mode.
         data: Images, on the device of the network.
         settings: Steps, learning rate, seed.
-        report_at: Numbers of steps after which accuracy is measured, in `[0, steps]`; after the last step in any case.
+        report_at: Numbers of steps after which to measure accuracy, in `[0, steps]`; the last step is always included.
 
     Returns:
-        Steps done to `{"validation_accuracy": a, "test_accuracy": b}`.
+        `{"validation_accuracy": a, "test_accuracy": b}` by number of steps.
 
     Raises:
-        ValueError: If `report_at` lies outside the run.
+        ValueError: If `report_at` is outside the run.
     """
     wanted = {*report_at, settings.steps}
     if min(wanted) < 0 or max(wanted) > settings.steps:
         raise ValueError(f"report_at must lie in [0, {settings.steps}], got {sorted(wanted)}")
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    # The batched kernels differ from the plain ones in rounding only; the plain ones are easier to trust.
+    # Batched kernels differ from plain ones only in rounding; plain ones are easier to trust.
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     found = {}
     for step in tracked(range(settings.steps + 1), desc="fine-tuning", unit="step"):
@@ -162,7 +162,7 @@ def _batch(data: ImageData, settings: StepSettings, step: int) -> tuple[Tensor, 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images `[n, C, H, W]` that a network in evaluation mode classifies as `labels` `[n]` say."""
+    """Share of images `[n, C, H, W]` that a network in evaluation mode classifies as in `labels` `[n]`."""
     with modes_kept(network):
         network.eval()
         right = sum(

@@ -1,4 +1,4 @@
-"""Sampling of latents around anchors, and decoding of latents to new networks."""
+"""Sample latents around anchors, and decode latents to new networks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,14 +26,15 @@ class Density:
 
     Attributes:
         bandwidth: Kernel standard deviation, >= 0, in units of `unit`; or the rule `"scott"` or `"silverman"`.
-        unit: `"anchor_std"`: standard deviation over the anchors, of every token and latent dimension by itself, so
-            that the kernel has the shape of the anchors' spread and 1 is as wide as that. `"latent_std"`: standard
-            deviation over all tokens of all anchors, of every latent dimension by itself; one anchor has that too.
-            `"latent"`: latent units, as in the released code (0.2 for every zoo). The rules know `"anchor_std"` only.
+        unit: `"anchor_std"`: standard deviation over the anchors, separately for every token and latent dimension, so
+            that a kernel of width 1 has the shape and size of the anchors' spread. `"latent_std"`: standard deviation
+            over all tokens of all anchors, separately for every latent dimension, which also works for a single
+            anchor. `"latent"`: latent units, as in the released code (0.2 for every zoo). Rules support only
+            `"anchor_std"`.
         mode: Which coordinates share an anchor, see [`sample_latents`].
 
     Raises:
-        ValueError: For a negative bandwidth, an unknown choice, or a rule with another unit than `"anchor_std"`.
+        ValueError: If the bandwidth is negative, a choice is unknown, or a rule has another unit than `"anchor_std"`.
     """
 
     bandwidth: float | BandwidthRule
@@ -48,8 +49,8 @@ class Density:
             raise ValueError(f"expected a bandwidth unit of {get_args(BandwidthUnit)}, got {self.unit!r}")
         if known and self.unit != "anchor_std":
             raise ValueError(
-                f"the rules 'scott' and 'silverman' are of the anchors' own standard deviations, got bandwidth="
-                f"{self.bandwidth!r} and unit={self.unit!r}; leave the unit out, or give the bandwidth as a number"
+                f"the rules 'scott' and 'silverman' require the unit 'anchor_std', got bandwidth="
+                f"{self.bandwidth!r} and unit={self.unit!r}; leave the unit out, or pass the bandwidth as a number"
             )
         if self.mode not in ("joint", "token", "scalar"):
             raise ValueError(f"expected mode 'joint', 'token' or 'scalar', got {self.mode!r}")
@@ -58,7 +59,7 @@ class Density:
         """The bandwidth in latent units for anchors `[A, N, Z]`: a number, `[N, Z]`, or the rule.
 
         Raises:
-            ValueError: If one anchor alone should give a standard deviation.
+            ValueError: If the unit is the standard deviation of a single anchor.
         """
         if isinstance(self.bandwidth, str) or self.unit == "latent" or self.bandwidth == 0:
             return self.bandwidth
@@ -66,8 +67,7 @@ class Density:
             return self.bandwidth * anchors.flatten(0, 1).std(dim=0).expand(anchors.shape[1:])
         if len(anchors) < 2:
             raise ValueError(
-                "one anchor has no standard deviation to measure a bandwidth in; give more anchors, or "
-                "unit='latent_std'"
+                "one anchor has no standard deviation as unit of the bandwidth; use more anchors, or unit='latent_std'"
             )
         return self.bandwidth * anchors.std(dim=0)
 
@@ -92,19 +92,19 @@ class Density:
 
 @dataclass(frozen=True, slots=True)
 class NetworkCodec:
-    """Everything it takes to move between networks of one architecture and their latents.
+    """Converts between networks of one architecture and their latents.
 
     Attributes:
         model: SANE autoencoder.
         extractor: Its weight tokenizer, fitted on the zoo.
         layout: Layout of the networks.
-        config: Their architecture (or a module of it, see `StackedNetworks`).
-        window_size: Tokens per window, halo included; the training window when `None`.
+        config: Their architecture, or a module of it (see `StackedNetworks`).
+        window_size: Tokens per window, including the halo; the training window if `None`.
         halo_size: Context tokens on each side of a window. Any length of network works.
-        batch_size: Windows at a time.
+        batch_size: Number of windows at a time.
 
     Raises:
-        ValueError: If model, layout and architecture do not belong together.
+        ValueError: If model, layout and architecture do not fit together.
     """
 
     model: WeightAutoencoder
@@ -118,15 +118,17 @@ class NetworkCodec:
     def __post_init__(self) -> None:
         if self.layout.token_dim != self.model.config.token_dim:
             raise ValueError(
-                f"the SANE model takes tokens of {self.model.config.token_dim}, the layout has "
+                f"the SANE model expects tokens of {self.model.config.token_dim} values, the layout has "
                 f"{self.layout.token_dim}; use the extractor that was saved with the model"
             )
         network = empty_model(self.config) if isinstance(self.config, ZooConfig) else self.config
         if differing := sorted(network.state_dict().keys() ^ set(self.layout.tensor_names)):
-            raise ValueError(f"layout and architecture are not of one network: missing or foreign tensors {differing}")
+            raise ValueError(
+                f"layout and architecture belong to different networks: missing or unexpected tensors {differing}"
+            )
 
     def encode(self, raw_tokens: Tensor) -> Tensor:
-        """Raw tokens `[M, N, D]` (not normalised) to latents `[M, N, Z]`, float32.
+        """Encode raw tokens `[M, N, D]` (not normalised) as latents `[M, N, Z]`, float32.
 
         Raises:
             ValueError: If there are no networks, tokens do not fit the layout, or tokens or latents are not finite.
@@ -145,7 +147,7 @@ class NetworkCodec:
         return latents
 
     def decode_tokens(self, latents: Tensor) -> Tensor:
-        """Latents `[M, N, Z]` to raw tokens `[M, N, D]`, zero at padding."""
+        """Decode latents `[M, N, Z]` to raw tokens `[M, N, D]`, with zeros as padding."""
         tokens = self.model.decode_sequences(
             latents,
             self.layout.positions,
@@ -156,7 +158,7 @@ class NetworkCodec:
         return self.extractor.denormalize(tokens, self.layout)
 
     def decode(self, latents: Tensor) -> StackedNetworks:
-        """Latents `[M, N, Z]` to networks."""
+        """Decode latents `[M, N, Z]` to networks."""
         return self.networks(self.decode_tokens(latents))
 
     def linear(self, training_tokens: Tensor, grouping: Grouping = "kind") -> Self:
@@ -174,11 +176,11 @@ class NetworkCodec:
         return replace(self, model=model)
 
     def networks(self, raw_tokens: Tensor) -> StackedNetworks:
-        """Raw tokens `[M, N, D]` as networks; see [`networks_from_tokens`]."""
+        """Convert raw tokens `[M, N, D]` to networks; see [`networks_from_tokens`]."""
         return networks_from_tokens(raw_tokens, self.layout, self.config)
 
     def tokens(self, networks: StackedNetworks) -> Tensor:
-        """Networks of this layout as raw tokens `[M, N, D]`."""
+        """Convert networks of this layout to raw tokens `[M, N, D]`."""
         return self.layout.tokens(networks.tensors, batch_dims=1)
 
 
@@ -196,7 +198,7 @@ class SampledNetworks:
 
 
 def check_raw_tokens(raw_tokens: Tensor, layout: Layout) -> None:
-    """Refuse tokens that are not networks of `layout`.
+    """Raise an error for tokens that are not networks of `layout`.
 
     Raises:
         ValueError: If the shape is not `[M, N, D]` with at least one network, or weights are not finite.
@@ -211,7 +213,7 @@ def check_raw_tokens(raw_tokens: Tensor, layout: Layout) -> None:
 
 
 def networks_from_tokens(raw_tokens: Tensor, layout: Layout, config: ZooConfig | nn.Module) -> StackedNetworks:
-    """Read networks out of raw tokens; what the layout carries in its template comes from there.
+    """Convert raw tokens to networks; tensors that are not tokenized come from the layout's template.
 
     Args:
         raw_tokens: `[M, N, D]`, not normalised.
@@ -241,13 +243,13 @@ def sample_networks(
     Args:
         codec: Autoencoder, tokenizer, layout and architecture.
         anchor_tokens: `[A, N, D]` raw tokens of trained networks (the paper's *prompt examples*).
-        num_samples: Networks to draw, `S`.
+        num_samples: Number of networks to draw, `S`.
         density: Bandwidth and mode.
-        anchor_weights: `[A]` mixture weights; equal when `None`.
-        generator: Source of randomness on the device of `anchor_tokens`; the global one when `None`.
+        anchor_weights: `[A]` mixture weights; equal if `None`.
+        generator: Source of randomness on the device of `anchor_tokens`; the global one if `None`.
 
     Returns:
-        Networks of the codec's architecture, not selected, batch-norm statistics as decoded.
+        Networks of the codec's architecture, without selection, with batch-norm statistics as decoded.
 
     Raises:
         ValueError: As in [`NetworkCodec.encode`] and [`sample_latents`].
@@ -260,19 +262,19 @@ def sample_networks(
 def sample_from_prior(
     codec: NetworkCodec, num_samples: int, *, std: float, generator: torch.Generator | None = None
 ) -> SampledNetworks:
-    """Decode latents from `N(0, std^2 I)`, without any anchor: where bootstrapping without prompts starts.
+    """Decode latents from `N(0, std^2 I)` without anchors, from which bootstrapping without prompts starts.
 
-    The released code draws from `N(0, 10^2)` for every zoo. The scale that fits is that of the latents, which depends
-    on the autoencoder.
+    The released code draws from `N(0, 10^2)` for every zoo. The right scale is that of the latents, which depends on
+    the autoencoder.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture.
-        num_samples: Networks to draw, `S` >= 1.
+        num_samples: Number of networks to draw, `S` >= 1.
         std: Standard deviation in latent units, >= 0.
-        generator: CPU source of randomness; the global one when `None`.
+        generator: CPU source of randomness; the global one if `None`.
 
     Raises:
-        ValueError: For `num_samples < 1` or a negative or not finite `std`.
+        ValueError: If `num_samples < 1`, or `std` is negative or not finite.
     """
     if num_samples < 1 or not 0 <= std < float("inf"):
         raise ValueError(f"expected num_samples >= 1 and a finite std >= 0, got {num_samples} and {std}")
@@ -282,19 +284,19 @@ def sample_from_prior(
 
 
 def with_num_labels(networks: StackedNetworks, num_labels: int, *, seeds: Sequence[int]) -> StackedNetworks:
-    """The same networks with a freshly initialised classifier for another number of classes.
+    """The same networks with a newly initialised classifier for another number of classes.
 
     Args:
         networks: `M` networks of a zoo configuration.
-        num_labels: Classes of the new task; may be the old number.
-        seeds: One per network, of the new classifiers.
+        num_labels: Number of classes of the new task, which may equal the old one.
+        seeds: Seeds of the new classifiers, one per network.
 
     Returns:
         Networks of the same configuration with `num_labels` classes; all other tensors are shared, not copied.
 
     Raises:
         TypeError: If the architecture is not given by a configuration.
-        ValueError: If there is not one seed per network.
+        ValueError: If the number of seeds differs from that of networks.
     """
     if not isinstance(networks.config, ZooConfig):
         raise TypeError(f"expected networks of a zoo configuration, got {type(networks.config).__name__}")

@@ -1,4 +1,4 @@
-"""Networks for another task: classifiers that are fitted to few labelled images, on features trained before."""
+"""Adapt networks to another task by fitting classifiers to a few labelled images, on pre-trained features."""
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +9,19 @@ from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._tasks import Classification
 from hf_sane.sampling._generation import classifier_name, for_num_labels
 
-RIDGE = 0.01  # of standardised features
-HEAD_SCALE = 5.0  # by how much the logit of the true class exceeds the others where the fit is exact
+RIDGE = 0.01  # for standardised features
+HEAD_SCALE = 5.0  # margin of the true class's logit in an exact fit
 
 
 def fit_heads(networks: StackedNetworks, data: ImageData) -> StackedNetworks:
     """The same networks with a new classifier, fitted to the training images by ridge regression.
 
-    All other layers stay as they are, so that networks trained on other classes can be compared and fine-tuned on
-    these. Fitting is exact and takes no steps; fine-tuning starts from there (Kumar et al., arXiv:2202.10054).
+    All other layers are kept, so that networks trained on other classes can be compared and fine-tuned on these. The
+    fit is exact and takes no steps; fine-tuning starts from it (Kumar et al., arXiv:2202.10054).
 
     Args:
         networks: `M` networks of a zoo configuration, whose last layer is the classifier.
-        data: Images whose classes the new classifiers tell apart.
+        data: Images whose classes the new classifiers distinguish.
 
     Returns:
         Networks with `data.num_classes` outputs.
@@ -41,7 +41,7 @@ def fit_heads(networks: StackedNetworks, data: ImageData) -> StackedNetworks:
 
 
 def _features(networks: StackedNetworks, images: Tensor) -> Tensor:
-    """Inputs `[M, n, H]` of the classifier: the outputs of one that is the identity."""
+    """Inputs `[M, n, H]` of the classifier, computed with the identity as classifier."""
     models, _, width = networks.tensors[f"{classifier_name(_config(networks))}.weight"].shape
     opened = _with_classifier(networks, torch.eye(width).expand(models, -1, -1), torch.zeros(models, width))
     with torch.no_grad():
@@ -63,7 +63,7 @@ def _config(networks: StackedNetworks) -> ZooConfig:
 
 
 class FittedHeads(Classification):
-    """Judges the features of networks: by the accuracy of classifiers that are fitted to the training images."""
+    """Judges the features of networks by the accuracy of classifiers that are fitted to the training images."""
 
     data: ImageData
 

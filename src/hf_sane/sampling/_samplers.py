@@ -1,4 +1,4 @@
-"""Samplers by name, which draw networks around the anchors and select some of them.
+"""Registered samplers, which draw networks around the anchors and select some of them.
 
 A sampler is a function with a decorator, in any module that is imported before the sampler is named:
 
@@ -26,17 +26,17 @@ Bandwidth = float | BandwidthRule
 
 @dataclass(frozen=True, slots=True)
 class SamplingTask:
-    """What a sampler works with.
+    """The inputs of a sampler.
 
     Attributes:
         codec: Autoencoder, tokenizer, layout and architecture.
         anchors: `[A, N, Z]` latents, from [`NetworkCodec.encode`].
         judge: Scores networks on validation images.
-        density: What latents are drawn from, around the anchors.
-        num_kept: Networks to return.
-        num_candidates: Networks to draw and judge (in each round, if there are rounds).
-        num_rounds: Rounds, of samplers that have them.
-        generator: Source of randomness on the device of `anchors`; the global one when `None`.
+        density: Density around the anchors from which latents are drawn.
+        num_kept: Number of networks to return.
+        num_candidates: Number of networks to draw and evaluate (per round, if there are rounds).
+        num_rounds: Number of rounds, for samplers that have rounds.
+        generator: Source of randomness on the device of `anchors`; the global one if `None`.
     """
 
     codec: NetworkCodec
@@ -49,7 +49,7 @@ class SamplingTask:
     generator: torch.Generator | None = None
 
     def draw(self, count: int) -> tuple[Tensor, StackedNetworks]:
-        """Latents `[count, N, Z]` around the anchors and the networks that they decode to: for [`keep_best`]."""
+        """Draw latents `[count, N, Z]` around the anchors and decode them to networks, for [`keep_best`]."""
         latents = self.density.sample(self.anchors, count, generator=self.generator)
         return latents, self.codec.decode(latents)
 
@@ -59,7 +59,7 @@ Sampler = Callable[[SamplingTask], SelectedNetworks]
 
 @dataclass(frozen=True, slots=True)
 class RegisteredSampler:
-    """A sampler, and what the provenance of its networks calls it."""
+    """A sampler, and its name in the provenance of networks."""
 
     run: Sampler
     provenance: str
@@ -69,14 +69,14 @@ SAMPLERS: Registry[RegisteredSampler] = Registry("sampler")
 
 
 def register_sampler(name: str, *, provenance: str | None = None) -> Callable[[Sampler], Sampler]:
-    """Add a sampler under a name, which `hf_sane.sample` and `hf-sane sample --method` then take.
+    """Add a sampler under a name that `hf_sane.sample` and `hf-sane sample --method` then accept.
 
     Args:
-        name: Must be new.
-        provenance: What `provenance.json` calls it; `name` when `None`.
+        name: Name of the sampler; must be new.
+        provenance: Name in `provenance.json`; `name` if `None`.
 
     Raises:
-        ValueError: If there is a sampler of that name.
+        ValueError: If the name is taken.
     """
 
     def register(sampler: Sampler) -> Sampler:
@@ -111,25 +111,27 @@ def keep_best_of_rounds(task: SamplingTask) -> SelectedNetworks:
 
 @register_sampler("kde")
 def keep_all(task: SamplingTask) -> SelectedNetworks:
-    """Draw as many networks as are wanted and keep every one (SANE_KDE)."""
+    """Draw only as many networks as requested and keep all (SANE_KDE)."""
     return keep_best(task.draw, task.judge, num_candidates=task.num_kept, num_kept=task.num_kept)
 
 
 def run_sampler(
     method: str, task: SamplingTask, bandwidths: Sequence[Bandwidth]
 ) -> tuple[SelectedNetworks, Bandwidth]:
-    """Sample by one method, with a bandwidth that is chosen on validation images where there are several.
+    """Sample with one method; if there are several bandwidths, select one on validation images.
 
     Args:
         method: Name of a registered sampler.
-        task: Its density gives unit and mode; its bandwidth is not used.
-        bandwidths: One, or several numbers to choose from with half of the candidates each, see [`choose_bandwidth`].
+        task: Inputs of the sampler. Unit and mode of its density are used, but not its bandwidth.
+        bandwidths: One bandwidth, or several numbers to choose from with half of the candidates each, see
+            [`choose_bandwidth`].
 
     Returns:
         The networks, best first on validation images, and the bandwidth.
 
     Raises:
-        ValueError: For an unknown method, no bandwidth or a rule among several, or what the sampler refuses.
+        ValueError: If the method is unknown, there is no bandwidth, or a rule is one of several; also from the
+            sampler.
     """
     sampler = SAMPLERS.find(method)
     numbers = [value for value in bandwidths if not isinstance(value, str)]
@@ -151,7 +153,7 @@ def run_sampler(
 
 
 def parse_bandwidths(values: str | float | Sequence[str | float]) -> tuple[Bandwidth, ...]:
-    """Bandwidths from numbers, or text such as `"0.1"`, `"0.1,0.2"`, or the name of a rule.
+    """Parse bandwidths from numbers, from text such as `"0.1"` or `"0.1,0.2"`, or from the name of a rule.
 
     Raises:
         ValueError: For anything else.

@@ -1,4 +1,4 @@
-"""Selection of sampled networks on validation data: subsampling, bandwidth choice, bootstrapping."""
+"""Select sampled networks on validation data: subsampling, bandwidth selection, bootstrapping."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,24 +13,24 @@ from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._progress import tracked
 from hf_sane.sampling._generation import Density, NetworkCodec
 
-# Losses and scores of networks, `[M]` each: a lower loss and a higher score are better.
+# Losses and scores of networks, `[M]` each; lower losses and higher scores are better.
 Measure = Callable[[StackedNetworks], tuple[Tensor, Tensor]]
-# Draws `count` candidates: what they are made of, `[count, ...]` (latents or tokens), and the networks.
+# Draws `count` candidates: their sources `[count, ...]` (latents or tokens), and the networks.
 Draw = Callable[[int], tuple[Tensor, StackedNetworks]]
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Scores networks on validation data, after batch-norm conditioning where that is wanted.
+    """Scores networks on validation data, optionally after batch-norm conditioning.
 
     Attributes:
-        measure: Losses and scores of networks, both `[M]`, such as [`Task.rank`]. Never on test data: what is chosen
-            by them would be reported on them.
-        conditioning_images: `[m, C, H, W]` for batch-norm conditioning; none when `None`.
+        measure: Losses and scores of networks, both `[M]`, such as [`Task.rank`]. Must not use test data, which is for
+            reports on the selected networks.
+        conditioning_images: `[m, C, H, W]` for batch-norm conditioning; no conditioning if `None`.
         num_batches: Number of batches of conditioning.
         batch_size: Batch size of conditioning.
         seed: Random seed of conditioning; every network sees the same batches.
-        reset: Whether conditioning forgets the running statistics that the networks come with.
+        reset: Whether conditioning resets the running statistics of the networks first.
     """
 
     measure: Measure
@@ -42,11 +42,11 @@ class Judge:
 
     @classmethod
     def of_images(cls, images: Tensor, labels: Tensor, **options: Any) -> Self:
-        """Judge by the accuracy on validation images `[n, C, H, W]` with labels `[n]`; other attributes as options."""
+        """Judge by accuracy on validation images `[n, C, H, W]` with labels `[n]`; options are other attributes."""
         return cls(partial(StackedNetworks.evaluate, images=images, labels=labels), **options)
 
     def condition(self, networks: StackedNetworks) -> StackedNetworks:
-        """Networks with running statistics of the conditioning images, if there are any."""
+        """The networks with running statistics from the conditioning images, if there are any."""
         if self.conditioning_images is None:
             return networks
         return condition_batch_norm(
@@ -67,15 +67,15 @@ class Judge:
 
 @dataclass(frozen=True, slots=True)
 class SelectedNetworks:
-    """The best candidates, best first.
+    """The best candidates, sorted from best to worst.
 
     Attributes:
-        sources: `[K, ...]` what the networks were made of: latents, or tokens for baselines in weight space.
+        sources: `[K, ...]`, what the networks were made from: latents, or tokens for baselines in weight space.
         networks: `K` networks, conditioned.
         validation_score: `[K]`, descending.
         validation_loss: `[K]`; among equal scores, ascending.
         candidate_score: Validation score of all candidates, in the order drawn.
-        rounds: Mean validation score of the kept networks after each round, of methods with several.
+        rounds: Mean validation score of the kept networks after each round, for methods with several rounds.
     """
 
     sources: Tensor
@@ -100,22 +100,22 @@ def keep_best(
     chunk_size: int = 64,
     rivals: SelectedNetworks | None = None,
 ) -> SelectedNetworks:
-    """Draw candidates in chunks and keep the best by validation score, by validation loss among equals.
+    """Draw candidates in chunks and keep the best by validation score, with validation loss as tie-breaker.
 
     Args:
-        draw: Called with the number of candidates wanted; at most `chunk_size` and what is kept are in memory at a
+        draw: Function that draws a number of candidates; at most `chunk_size` and the kept ones are in memory at a
             time.
         judge: Scores them.
         num_candidates: Number of networks to draw in total.
-        num_kept: To keep, `K`; at most as many as there are.
+        num_kept: Number of networks to keep, `K`; at most the number of candidates.
         chunk_size: Candidates per call of `draw`.
-        rivals: Networks already judged, which compete for a place.
+        rivals: Networks that were already judged and compete with the candidates.
 
     Returns:
         The best `num_kept`, best first.
 
     Raises:
-        ValueError: If more are to be kept than drawn, or a number is below 1.
+        ValueError: If more networks are kept than drawn, or a number is below 1.
     """
     available = num_candidates + (rivals.networks.num_models if rivals else 0)
     if num_candidates < 1 or not 1 <= num_kept <= available or chunk_size < 1:
@@ -171,18 +171,18 @@ def subsample(
 ) -> SelectedNetworks:
     """Subsampling (SANE_SUB): draw many networks, keep the best on validation data.
 
-    The mean over kept networks is biased upward on the validation data themselves: report test data.
+    The mean score of kept networks is biased upward on the validation data, so report test data.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture.
         anchors: `[A, N, Z]` latents, from [`NetworkCodec.encode`].
         judge: Scores candidates.
         density: Bandwidth and mode.
-        num_candidates: Networks to draw (the paper: 200 for CNNs, 50 for ResNets).
-        num_kept: Networks to keep.
-        chunk_size: Networks drawn and judged at a time.
-        anchor_weights: `[A]` mixture weights; equal when `None`.
-        generator: Source of randomness on the device of `anchors`; the global one when `None`.
+        num_candidates: Number of networks to draw (200 for CNNs and 50 for ResNets in the paper).
+        num_kept: Number of networks to keep.
+        chunk_size: Number of networks to draw and judge at a time.
+        anchor_weights: `[A]` mixture weights; equal if `None`.
+        generator: Source of randomness on the device of `anchors`; the global one if `None`.
 
     Raises:
         ValueError: As in [`keep_best`] and [`sample_latents`].
@@ -197,10 +197,10 @@ def subsample(
 
 @dataclass(frozen=True, slots=True)
 class BandwidthChoice:
-    """What [`choose_bandwidth`] found.
+    """The result of [`choose_bandwidth`].
 
     Attributes:
-        bandwidth: The one chosen.
+        bandwidth: The selected bandwidth.
         bandwidths: All candidates, ascending.
         kept_score: Mean validation score of the kept networks, for each.
         candidate_score: Mean validation score of all drawn networks, for each.
@@ -225,26 +225,26 @@ def choose_bandwidth(
     chunk_size: int = 64,
     generator: torch.Generator | None = None,
 ) -> BandwidthChoice:
-    """Choose the bandwidth on validation data: the largest that costs little.
+    """Select the largest bandwidth that costs little validation score.
 
-    Scores alone nearly always prefer bandwidth 0, which only reconstructs anchors. So among the candidates whose
-    kept networks reach, in mean validation score, at least `share` of the best candidate's, the largest wins: as
-    new as possible without losing function. All bandwidths are tried with the same random numbers.
+    Scores alone nearly always prefer bandwidth 0, which only reconstructs anchors. Therefore, the largest bandwidth
+    whose kept networks reach at least `share` of the best mean validation score wins, so that networks are as new as
+    possible without losing accuracy. All bandwidths are tried with the same random numbers.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture.
         anchors: `[A, N, Z]` latents.
         judge: Scores candidates.
         bandwidths: Candidates, >= 0, in the unit of `density`.
-        density: Unit and mode; its own bandwidth is not used.
+        density: Unit and mode; its bandwidth is not used.
         share: In (0, 1].
         num_candidates: Networks to draw for each bandwidth.
         num_kept: Networks to keep for each bandwidth.
-        chunk_size: Networks drawn and judged at a time.
-        generator: Source of randomness on the device of `anchors`; the global one when `None`.
+        chunk_size: Number of networks to draw and judge at a time.
+        generator: Source of randomness on the device of `anchors`; the global one if `None`.
 
     Raises:
-        ValueError: Without candidates, for a `share` outside (0, 1], or as in [`subsample`].
+        ValueError: If there are no candidates, or `share` is outside (0, 1]; also as in [`subsample`].
     """
     if not bandwidths or not 0 < share <= 1:
         raise ValueError(f"expected at least one bandwidth and a share in (0, 1], got {list(bandwidths)} and {share}")
@@ -264,7 +264,7 @@ def choose_bandwidth(
         )
         kept.append(selected.mean_score)
         drawn.append(selected.candidate_score.mean().item())
-    enough = max(kept) - (1 - share) * abs(max(kept))  # scores of other metrics than accuracy may be negative
+    enough = max(kept) - (1 - share) * abs(max(kept))  # scores other than accuracy may be negative
     good = [bandwidth for bandwidth, score in zip(ascending, kept, strict=True) if score >= enough]
     return BandwidthChoice(good[-1], tuple(ascending), tuple(kept), tuple(drawn))
 
@@ -285,28 +285,29 @@ def bootstrap(
 ) -> tuple[SelectedNetworks, tuple[float, ...]]:
     """Bootstrapping (SANE_BOOT): sample, keep the best, make their latents the anchors of the next round.
 
-    The best of all rounds so far stay in the race, so a round cannot lose what was found (the released code forgets
-    them, and returns the first networks of an unsorted list). From the second round on, anchors need not have been
-    trained: `anchors` may come from a prior.
+    The best networks of all previous rounds remain candidates, so a round cannot lose them (the released code drops
+    them, and returns the first networks of an unsorted list). Anchors need not be trained networks: `anchors` may come
+    from a prior.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture.
         anchors: `[A, N, Z]` latents of the first round.
         judge: Scores candidates.
-        density: Bandwidth and mode. With the unit `anchor_std` kernels narrow as anchors gather.
-        num_rounds: Rounds, >= 1.
-        num_anchors: Networks that anchor the next round, >= 2.
-        num_candidates: Networks to draw in each round, >= `num_anchors`.
-        num_kept: Networks to return, at most `num_anchors`.
-        weigh_anchors: Draw anchors of later rounds with probabilities proportional to their validation score.
-        chunk_size: Networks drawn and judged at a time.
-        generator: Source of randomness on the device of `anchors`; the global one when `None`.
+        density: Bandwidth and mode. With the unit `anchor_std`, kernels become narrower as anchors concentrate.
+        num_rounds: Number of rounds, >= 1.
+        num_anchors: Number of networks that become anchors of the next round, >= 2.
+        num_candidates: Number of networks to draw in each round, >= `num_anchors`.
+        num_kept: Number of networks to return, at most `num_anchors`.
+        weigh_anchors: Whether to draw anchors of later rounds with probabilities proportional to their validation
+            scores.
+        chunk_size: Number of networks to draw and judge at a time.
+        generator: Source of randomness on the device of `anchors`; the global one if `None`.
 
     Returns:
         The best `num_kept`, best first, and after each round the mean validation score of the best `num_kept`.
 
     Raises:
-        ValueError: For numbers that do not fit each other, or as in [`subsample`].
+        ValueError: If numbers do not fit together; also as in [`subsample`].
     """
     if num_rounds < 1 or not 2 <= num_anchors <= num_candidates or not 1 <= num_kept <= num_anchors:
         raise ValueError(

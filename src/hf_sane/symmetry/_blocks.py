@@ -8,14 +8,14 @@ from hf_sane.symmetry._permutation import Occurrence, PermutationSpec
 
 @dataclass(frozen=True)
 class Blocks:
-    """A generator whose things are blocks, and the generators that reorder the inside of each block.
+    """A generator that reorders blocks, and the generators that reorder the inside of each block.
 
-    With the order inside two blocks left as it happens to be, their likeness is noise: matching has to ask how alike
-    they are in the best order. That is one assignment problem per pair of blocks, if what lies inside is independent.
+    In an arbitrary inner order, the similarity of two blocks is noise: matching must compare them in their best inner
+    order. That is one assignment problem per pair of blocks, if the inner generators are independent.
 
     Attributes:
         inside: Families of generators, one per block: `inside[family][block]`.
-        plain: Places of the blocks where nothing inside moves.
+        plain: Occurrences of the blocks where nothing inside moves.
     """
 
     inside: list[list[str]]
@@ -28,11 +28,11 @@ class Blocks:
         Args:
             spec: The spec.
             name: One of its generators.
-            places: Where to look for each generator: `spec.generator_occurrences`, or some of them.
+            places: Occurrences of each generator: `spec.generator_occurrences`, or some of them.
 
         Returns:
-            `None` if nothing inside moves, or what does cannot be solved block by block: several parts inside one axis
-            depend on each other (heads of a group and their dimensions), or a tensor holds the blocks twice.
+            The blocks; `None` if nothing inside moves, or it cannot be solved block by block: several parts inside one
+            axis depend on each other (heads of a group and their dimensions), or a tensor holds the blocks twice.
         """
         families: dict[str, list[str]] = {}
         for made_of in spec.parts.values():
@@ -53,7 +53,7 @@ class Blocks:
 
 
 def _positions(places: list[Occurrence]) -> dict[tuple[str, int], int]:
-    """How many positions of each `(tensor, dimension)` are held."""
+    """Number of positions held in each `(tensor, dimension)`."""
     found: dict[tuple[str, int], int] = {}
     for place in places:
         key = place.tensor, place.dim

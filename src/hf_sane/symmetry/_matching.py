@@ -1,4 +1,4 @@
-"""Git re-basin weight matching: permute networks, many at once, to be as close to a reference as possible."""
+"""Git re-basin weight matching: permute networks, many at once, to be as close as possible to a reference."""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,9 +11,9 @@ from hf_sane.symmetry._blocks import Blocks
 from hf_sane.symmetry._parts import reorder
 from hf_sane.symmetry._permutation import Occurrence, Permutation, PermutationSpec, gather_stacked
 
-# Assignments whose gain is below this share of |A||B| are rounding, not improvement: accepting them could cycle.
+# Gains below this share of |A||B| are rounding errors; accepting such assignments could cycle.
 RELATIVE_GAIN = 1e-12
-CHUNK_BYTES = 256 * 2**20  # float64 working copy of the models matched together
+CHUNK_BYTES = 256 * 2**20  # float64 working copy of models that are matched together
 
 
 def match_weights(
@@ -28,10 +28,10 @@ def match_weights(
 
     Args:
         spec: Permutation symmetries of both networks.
-        reference: `{name: [*shape]}`, the network that stays.
+        reference: `{name: [*shape]}`, the fixed network.
         state_dict: `{name: [*shape]}`, the network to permute.
-        max_iterations: Sweeps over all axes at most.
-        generator: If given, axes are visited in random order, anew in each sweep; otherwise in the order of the spec.
+        max_iterations: Maximum number of sweeps over all axes.
+        generator: If given, axes are visited in a new random order in each sweep; otherwise in the order of the spec.
 
     Returns:
         `[n]` int64 per axis; `spec.apply(state_dict, permutation)` is the aligned network.
@@ -57,24 +57,24 @@ def match_many(
     Weight matching of git re-basin (Ainsworth et al. 2022, arXiv:2209.04836, algorithm 1): maximise
     `sum_t <A_t, P(B)_t>` over the permutations, which minimises `|A - P(B)|^2`, by coordinate ascent. With all other
     axes held fixed, the best permutation of one axis solves a linear assignment problem with the costs
-    `C[i, j] = sum of <A_t at entry i, B_t at entry j>` over the tensors that contain the axis. Sweeps repeat until one
-    brings no axis of a network any gain.
+    `C[i, j] = sum of <A_t at entry i, B_t at entry j>` over the tensors that contain the axis. Sweeps repeat until a
+    network gains nothing.
 
     Deviations: cost matrices of all networks are computed in one batched product, in float64, and only the assignments
     run one by one; networks that have converged drop out. Axes are visited in the order of the spec instead of a
     random one, so the result is reproducible (pass `generator` for random orders). An assignment is accepted only if
     it gains more than rounding, so the objective never decreases. Running statistics (`spec.unmatched`) are not
-    compared: they live on the scale of activations and would outweigh the weights. An axis made of parts (heads x
-    dimensions of a head) is solved part by part, pairs of blocks being valued with the best order inside where that
-    can be known. Where a tensor holds an axis twice (a square matrix on a residual stream) the problem is quadratic:
-    each dimension is weighed with the other as it is, and the result taken only if the objective grows.
+    compared: they have the scale of activations and would outweigh the weights. An axis made of parts (heads x
+    dimensions of a head) is solved part by part, with pairs of blocks compared in their best inner order if that can
+    be computed. If a tensor holds an axis twice (a square matrix on a residual stream), the problem is quadratic: each
+    dimension is solved with the other one fixed, and the result is accepted only if the objective increases.
 
     Args:
         spec: Permutation symmetries of all networks.
-        reference: `{name: [*shape]}`, the network that stays, `A`.
+        reference: `{name: [*shape]}`, the fixed network, `A`.
         tensors: `{name: [M, *shape]}`, the networks to permute, `B`.
-        max_iterations: Sweeps over all axes at most, >= 1.
-        generator: If given, axes are visited in random order, anew in each sweep.
+        max_iterations: Maximum number of sweeps over all axes, >= 1.
+        generator: If given, axes are visited in a new random order in each sweep.
 
     Returns:
         `[M, n]` int64 per axis, on the CPU; `spec.apply(tensors, permutation, batch_dims=1)` are the aligned networks.
@@ -91,7 +91,7 @@ def match_many(
     if bad := [name for name in names if not fixed[name].isfinite().all()]:
         raise ValueError(f"the reference has weights that are not finite in {bad}; choose another reference")
     num_models = len(next(iter(tensors.values())))
-    if not names:  # nothing can move, as in a linear map from inputs to outputs, or nothing says where to
+    if not names:  # nothing can move, as in a linear map, or nothing determines the order
         return spec.identity(num_models)
     model_bytes = max(1, sum(8 * tensor.numel() for tensor in fixed.values()))
     chunk = max(1, CHUNK_BYTES // model_bytes)
@@ -136,7 +136,7 @@ def weight_similarity(
 
 
 def _matched_names(spec: PermutationSpec) -> list[str]:
-    """Tensors that take part: those that hold an axis, unless they only move along."""
+    """Tensors to compare: those that hold an axis, unless they are `unmatched`."""
     holding = {place.tensor for places in spec.occurrences.values() for place in places}
     return [name for name in spec.axes if name in holding and name not in spec.unmatched]
 
@@ -188,11 +188,11 @@ class _Ascent:
         self.permutation = spec.identity(len(next(iter(moving.values()))))
 
     def _of_reference(self, places: list[Occurrence]) -> Tensor:
-        """Everything of the reference that belongs to each entry: `[n, features]`."""
+        """All values of the reference that belong to each entry: `[n, features]`."""
         return self._entries({name: tensor.unsqueeze(0) for name, tensor in self.reference.items()}, places)[0]
 
     def _entries(self, tensors: Mapping[str, Tensor], places: list[Occurrence]) -> Tensor:
-        """Everything that belongs to each entry of an axis that is found at `places`: `[M, n, features]`."""
+        """All values that belong to each entry of an axis that occurs at `places`: `[M, n, features]`."""
         parts = []
         for place in places:
             tensor = tensors[place.tensor]
@@ -206,7 +206,7 @@ class _Ascent:
         """Sweep until no network gains; return `[M, n]` per axis."""
         axes = list(self.fixed)
         active = torch.arange(len(next(iter(self.moving.values()))))
-        # A network needs an axis solved again only after one of the axes it shares a tensor with has moved.
+        # An axis must be solved again only after an axis that shares a tensor with it has moved.
         stale = {axis: torch.ones(len(active), dtype=torch.bool) for axis in axes}
         neighbours = {axis: self._neighbours(axis) for axis in axes}
         for _ in range(max_iterations):
@@ -239,7 +239,7 @@ class _Ascent:
         ]
 
     def _improve(self, axis: str, active: Tensor, rows: Tensor) -> Tensor:
-        """Solve one axis for the networks `rows` of the active ones; apply what gains and return which did (bool)."""
+        """Solve one axis for the networks `rows` of the active ones; apply gains and return which gained (bool)."""
         if axis in self.blocks:
             return self._improve_blocks(axis, active, rows)
         costs, scale = self._costs(self.fixed[axis], self.places[axis], rows)
@@ -253,7 +253,7 @@ class _Ascent:
         return gained
 
     def _improve_blocks(self, axis: str, active: Tensor, rows: Tensor) -> Tensor:
-        """Match whole blocks, each pair scored with the best inner order; apply both where that gains (bool)."""
+        """Match whole blocks, scored in their best inner order; apply gains and return which gained (bool)."""
         blocks, size = self.blocks[axis], self.spec.generators[axis].size
         costs, scale = torch.zeros(len(rows), size, size, dtype=torch.float64), torch.zeros(len(rows))
         if blocks.plain:
@@ -300,7 +300,7 @@ class _Ascent:
             self._reorder(found.tensor, found.dim, found.positions, winners, relative)
 
     def _really_gains(self, axis: str, rows: Tensor, relative: Tensor) -> Tensor:
-        """Where tensors hold the axis twice: whether the objective itself grows for the networks `rows` (bool)."""
+        """If tensors hold the axis twice: whether the objective itself increases for the networks `rows` (bool)."""
         before = {place.tensor: self.moving[place.tensor] for place in self.places[axis]}
         where = rows.to(self.device)
         self.moving |= {name: tensor[where] for name, tensor in before.items()}

@@ -1,4 +1,4 @@
-"""Permutation symmetries of the networks of a zoo: generated from their structure, or traced."""
+"""Permutation symmetries of a zoo's networks, generated from their structure or traced."""
 
 from transformers import PreTrainedConfig
 
@@ -10,7 +10,7 @@ Axes = dict[str, tuple[Dimension, ...]]
 
 
 def permutation_spec(config: PreTrainedConfig) -> PermutationSpec:
-    """Describe which channels of a zoo network can be reordered without changing what it computes.
+    """Describe which channels of a network can be reordered without changing its function.
 
     For the architectures of this package the spec follows from the configuration:
 
@@ -18,23 +18,23 @@ def permutation_spec(config: PreTrainedConfig) -> PermutationSpec:
       last convolution and the first fully connected layer, a channel moves with the block of its pixels.
     - ResNet blocks: the inner channels of each block move freely; all blocks of a stage share the residual stream.
     - Projection shortcuts start a new residual stream with its own permutation.
-    - Option-A shortcuts copy the old stream into the middle of the new one, between zeros. That middle part moves as
-      the old stream does; the channels that start from zero move freely among themselves, across both sides; the two
-      kinds cannot be exchanged.
+    - Option-A shortcuts copy the old stream into the middle of the new one, between zeros. That middle part moves with
+    the old stream; the channels that start from zero move freely among themselves, across both sides; the two kinds
+    cannot be exchanged.
 
-    Models of Transformers are built from their configuration and traced: image classifiers, and all models of images
-    or text whose class the configuration names in `architectures`; see [`trace_permutations`], which also serves any
+    Transformers models are built from their configuration and traced: image classifiers, and all models of images or
+    text whose class the configuration names in `architectures`; see [`trace_permutations`], which also works for any
     other network.
 
     Args:
-        config: Configuration of a CNN, MLP or ResNet of this package, or of a model of Transformers.
+        config: Configuration of a CNN, MLP or ResNet of this package, or of a Transformers model.
 
     Returns:
         The spec; its tensors are those of the state dict, in the same order. Running statistics are `unmatched`.
 
     Raises:
         TypeError: If `config` is neither.
-        ValueError: If the traced spec is refused.
+        ValueError: If the traced spec fails verification.
     """
     if isinstance(config, CNNConfig):
         return _cnn_spec(config)

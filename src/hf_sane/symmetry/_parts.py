@@ -11,16 +11,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One factor of an axis whose entries are counted like digits: entry `i * size + j` is entry `j` of block `i`.
+    """One factor of an axis whose entries are numbered like digits: entry `i * size + j` is entry `j` of block `i`.
 
-    Parts with one name are reordered alike wherever they occur: the heads of queries, keys and values.
+    Parts with the same name are reordered alike wherever they occur, such as the heads of queries, keys and values.
 
     Attributes:
         name: Name of the part.
         size: Entries, >= 1.
         within: Names of parts on which the order depends: the dimensions of a head may be reordered in each head
-            differently, `within=("heads",)`. They belong to the same axis.
-        moves: `False` for a part that is there for counting only.
+            differently, `within=("heads",)`. These must belong to the same axis.
+        moves: `False` for a part that only serves for numbering.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Generator:
-    """One free reordering of `size` things, and where each of them is found.
+    """One free reordering of `size` items, and where each of them occurs.
 
     Attributes:
-        name: That of the axis or part; with `[i, j]` for the entries of the parts it lies within.
-        size: How many things are reordered, `n`.
-        entries: For each axis, the entries that belong to each thing, `[n, copies]` int64.
+        name: Name of the axis or part, with `[i, j]` for the entries of the parts that contain it.
+        size: Number of items to reorder, `n`.
+        entries: For each axis, the entries that belong to each item, `[n, copies]` int64.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Generator:
 
 
 def generators(sizes: Mapping[str, int], parts: Mapping[str, tuple[Part, ...]]) -> dict[str, Generator]:
-    """All free reorderings of a set of axes, from whole blocks to what lies inside them.
+    """All free reorderings of a set of axes, from whole blocks to their insides.
 
-    Every allowed permutation is a product of these, one of each. An axis without parts gives one, itself.
+    Every allowed permutation is a product of one permutation of each. An axis without parts is a single generator.
 
     Args:
         sizes: Entries of each axis.
-        parts: Parts of the axes that have some.
+        parts: Parts of axes, if any.
 
     Raises:
         ValueError: If parts contradict each other or the size of their axis.
@@ -66,7 +66,7 @@ def generators(sizes: Mapping[str, int], parts: Mapping[str, tuple[Part, ...]]) 
             for name, entries in _slots(part, parts[axis]):
                 known = found.setdefault(name, Generator(name, part.size, {}))
                 found[name] = Generator(name, part.size, {**known.entries, axis: entries})
-    # Blocks before what lies inside them, also if they were met on different axes.
+    # Blocks before their insides, even if they occur on different axes.
     depth = {_slot_name(part, None): len(part.within) for made_of in parts.values() for part in made_of}
     return dict(sorted(found.items(), key=lambda item: depth.get(item[0].split("[")[0], 0)))
 
@@ -76,7 +76,7 @@ def _slot_name(part: Part, slot: tuple[int, ...] | None) -> str:
 
 
 def _slots(part: Part, made_of: tuple[Part, ...]) -> Iterator[tuple[str, Tensor]]:
-    """Name and `[n, copies]` of every place where `part` may be reordered by itself."""
+    """Name and entries `[n, copies]` of every place where `part` may be reordered independently."""
     names = [other.name for other in made_of]
     table = torch.arange(prod(other.size for other in made_of)).view([other.size for other in made_of])
     front = [names.index(name) for name in part.within]
@@ -86,12 +86,12 @@ def _slots(part: Part, made_of: tuple[Part, ...]) -> Iterator[tuple[str, Tensor]
 
 
 def check_parts(sizes: Mapping[str, int], parts: Mapping[str, tuple[Part, ...]]) -> None:
-    """Refuse parts that contradict each other or the size of their axis, see [`generators`]."""
+    """Raise an error for parts that contradict each other or the size of their axis, see [`generators`]."""
     seen: dict[str, Part] = {}
     for axis, made_of in parts.items():
         names = [part.name for part in made_of]
         if any(part.size < 1 for part in made_of):
-            raise ValueError(f"parts of axis {axis!r} must have one entry at least, got {made_of}")
+            raise ValueError(f"parts of axis {axis!r} must have at least one entry, got {made_of}")
         if axis not in sizes or prod(part.size for part in made_of) != sizes[axis] or len(set(names)) != len(names):
             raise ValueError(
                 f"axis {axis!r} (size {sizes.get(axis)}) must be the product of differently named parts, got {made_of}"
@@ -99,7 +99,8 @@ def check_parts(sizes: Mapping[str, int], parts: Mapping[str, tuple[Part, ...]])
         for part in made_of:
             if seen.setdefault(part.name, part) != part or part.name in sizes or "[" in part.name:
                 raise ValueError(
-                    f"part {part.name!r} must be the same everywhere, not be called like an axis and hold no '[', got "
+                    f"part {part.name!r} must be the same everywhere, and its name must not be that of an axis or "
+                    f"contain '[', got "
                     f"{part} and {seen[part.name]}"
                 )
             if part.name in part.within or len(set(part.within)) != len(part.within):
@@ -116,7 +117,7 @@ def reorder(index: Tensor, entries: Tensor, order: Tensor) -> None:
 
 
 def keeps_parts_together(found: Mapping[str, Generator], permutation: Mapping[str, Tensor]) -> bool:
-    """Whether a permutation is a product of the generators: blocks stay blocks, alike on all axes.
+    """Whether a permutation is a product of the generators: blocks remain intact, in the same way on all axes.
 
     Args:
         found: From [`generators`], whole blocks first.
@@ -128,10 +129,10 @@ def keeps_parts_together(found: Mapping[str, Generator], permutation: Mapping[st
         for axis, entries in generator.entries.items():
             owner = torch.full((rest[axis].shape[-1],), -1)
             owner[entries] = torch.arange(generator.size).unsqueeze(1)
-            here = owner[rest[axis]][..., entries]  # [..., n, copies]: the block that came to each place
+            here = owner[rest[axis]][..., entries]  # [..., n, copies]: the block that moved to each place
             orders.append(here[..., 0])
             if (here < 0).any() or (here != orders[0].unsqueeze(-1)).any():
                 return False
         for axis, entries in generator.entries.items():
-            reorder(rest[axis], entries, orders[0].argsort(dim=-1))  # undo it, and look inside
+            reorder(rest[axis], entries, orders[0].argsort(dim=-1))  # undo it, and check the insides
     return all(bool((index == torch.arange(index.shape[-1])).all()) for index in rest.values())

@@ -17,12 +17,12 @@ Permutation = dict[str, Tensor]  # axis name -> int64 [n], or [M, n] for M model
 
 @dataclass(frozen=True, slots=True)
 class AxisSlice:
-    """Entries `start` to `stop` of a named axis, each of them `block` neighbouring positions of a tensor dimension.
+    """Entries `start` to `stop` of a named axis, each with `block` adjacent positions in a tensor dimension.
 
     `block > 1` describes a flattened feature map: a channel owns the block of its pixels.
 
     Attributes:
-        axis: Name of the axis; `None` for positions that stay where they are.
+        axis: Name of the axis; `None` for fixed positions.
         start: First entry, >= 0.
         stop: One past the last entry, > `start`.
         block: Positions per entry, >= 1.
@@ -42,23 +42,23 @@ class AxisSlice:
 
     @property
     def size(self) -> int:
-        """Positions covered."""
+        """Number of positions."""
         return (self.stop - self.start) * self.block
 
 
-MAX_ENTRIES = 2**24  # of an axis or a dimension that comes from a file, which may claim any size
+MAX_ENTRIES = 2**24  # limit for axes and dimensions from files, which may claim any size
 
-# What one tensor dimension is made of: nothing that moves, one whole axis, or consecutive slices of axes.
+# Content of one tensor dimension: fixed, one whole axis, or consecutive slices of axes.
 Dimension = None | str | tuple[AxisSlice, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Occurrence:
-    """One place where an axis is found.
+    """One place where an axis occurs.
 
     Attributes:
         tensor: Name of the tensor.
-        dim: Its dimension.
+        dim: Dimension of the tensor.
         positions: `[n, block]` int64, the positions of each entry of the axis in that dimension.
     """
 
@@ -75,19 +75,19 @@ class PermutationSpec:
     original one, in every tensor at once. Applied together these leave the network's function unchanged.
 
     Attributes:
-        axes: For every tensor of the state dict, in its order, what each of its dimensions is made of: `None` (fixed),
-            the name of an axis, or a tuple of [`AxisSlice`]. A dimension that holds an axis holds each of its entries
-            at equally many positions.
-        sizes: Entries of each axis.
-        unmatched: Tensors that move along but say nothing about which permutation is the right one: counters and
-            running statistics, whose scale is that of the activations.
-        parts: What the axes are made of that must not be reordered freely, such as heads x dimensions of a head; see
-            [`Part`]. Axes that are missing here are free.
-        fixed: For dimensions that stay (or stay in part), why: `{tensor: {dim: reason}}`.
+        axes: For every tensor of the state dict, in its order, the content of each dimension: `None` (fixed), the name
+            of an axis, or a tuple of [`AxisSlice`]. A dimension that holds an axis holds each of its entries at the
+            same number of positions.
+        sizes: Number of entries of each axis.
+        unmatched: Tensors that are permuted but not compared in matching: counters and running statistics, which have
+            the scale of activations.
+        parts: Parts of axes that must not be reordered freely, such as heads x dimensions of a head; see [`Part`].
+            Axes without parts are free.
+        fixed: Why dimensions are fixed, fully or in part: `{tensor: {dim: reason}}`.
 
     Raises:
-        ValueError: If `axes` names an axis without a size, a dimension does not hold all entries of an axis alike, or
-            parts do not fit their axis.
+        ValueError: If `axes` names an axis without a size, a dimension does not hold all entries of an axis equally
+            often, or parts do not fit their axis.
     """
 
     axes: Mapping[str, tuple[Dimension, ...]]
@@ -126,7 +126,7 @@ class PermutationSpec:
 
     @cached_property
     def occurrences(self) -> dict[str, list[Occurrence]]:
-        """Every place of every axis, in the order of `axes`."""
+        """All occurrences of every axis, in the order of `axes`."""
         found: dict[str, list[Occurrence]] = {axis: [] for axis in self.sizes}
         for tensor, dim, slices in self._slices():
             positions: dict[str, list[list[int]]] = {}
@@ -148,7 +148,7 @@ class PermutationSpec:
 
     @cached_property
     def generator_occurrences(self) -> dict[str, list[Occurrence]]:
-        """Every place of every generator, in the order of `axes`: positions `[n, copies * block]`."""
+        """All occurrences of every generator, in the order of `axes`, with positions `[n, copies * block]`."""
         order = {name: i for i, name in enumerate(self.axes)}
         found = {}
         for name, generator in self.generators.items():
@@ -171,22 +171,22 @@ class PermutationSpec:
 
     @cached_property
     def _moving_sizes(self) -> dict[str, dict[int, int]]:
-        """For every tensor, the entries of its moving dimensions."""
+        """Number of entries of each tensor's moving dimensions."""
         found: dict[str, dict[int, int]] = {}
         for tensor, dim, slices in self._slices():
             found.setdefault(tensor, {})[dim] = sum(part.size for part in slices)
         return found
 
     def identity(self, num_models: int | None = None) -> Permutation:
-        """The permutation that moves nothing: `[n]` per axis, or `[num_models, n]`."""
+        """The identity permutation: `[n]` per axis, or `[num_models, n]`."""
         shape = () if num_models is None else (num_models,)
         return {axis: torch.arange(size).expand(*shape, size).clone() for axis, size in self.sizes.items()}
 
     def random(self, num_models: int | None = None, *, generator: torch.Generator | None = None) -> Permutation:
-        """A uniformly random one of the allowed permutations: `[n]`, or `[num_models, n]` independent ones.
+        """A uniformly random allowed permutation `[n]`, or independent ones `[num_models, n]`.
 
         Args:
-            num_models: How many, `M`; one without leading axis if `None`.
+            num_models: Number of permutations, `M`; one without leading axis if `None`.
             generator: Source of randomness (CPU); the global one if `None`.
         """
         shape = () if num_models is None else (num_models,)
@@ -201,7 +201,7 @@ class PermutationSpec:
 
     @property
     def reasons(self) -> dict[str, list[str]]:
-        """Why dimensions stay, and which: reason to `tensor[dim]`."""
+        """Fixed dimensions `tensor[dim]`, by reason."""
         found: dict[str, list[str]] = {}
         for tensor, dims in self.fixed.items():
             for dim, reason in dims.items():
@@ -209,11 +209,11 @@ class PermutationSpec:
         return found
 
     def explain_fixed(self) -> str:
-        """What stays and why: one line per reason with the dimensions it holds for."""
+        """Fixed dimensions, as one line per reason."""
         return "\n".join(f"{reason}: {', '.join(places)}" for reason, places in self.reasons.items())
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it; [`from_dict`] reads it back."""
+        """The spec in a form that JSON supports, for [`from_dict`]."""
         axes = {
             tensor: [
                 dimension
@@ -233,16 +233,16 @@ class PermutationSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PermutationSpec":
-        """Read what [`to_dict`] wrote.
+        """Restore a spec from [`to_dict`].
 
         Raises:
-            InvalidFileError: If it is something else.
+            InvalidFileError: If the content is not a spec.
         """
-        return cls.from_entry(Entry(values, "permutation spec", remedy="pass what to_dict() gave"))
+        return cls.from_entry(Entry(values, "permutation spec", remedy="pass the result of to_dict()"))
 
     @classmethod
     def from_entry(cls, values: Entry) -> "PermutationSpec":
-        """Like [`from_dict`], from a file: what is wrong is named with file and field.
+        """Like [`from_dict`], for content of a file: errors name the file and field.
 
         Raises:
             InvalidFileError: As there.
@@ -268,7 +268,7 @@ class PermutationSpec:
         return {axis: index.argsort(dim=-1) for axis, index in self._checked(permutation).items()}
 
     def compose(self, first: Permutation, second: Permutation) -> Permutation:
-        """One permutation that does what `first` and then `second` do (`[n]` or `[M, n]` per axis, both alike)."""
+        """The permutation that applies `first` and then `second` (both `[n]` or both `[M, n]` per axis)."""
         first, second = self._checked(first), self._checked(second)
         return {axis: torch.take_along_dim(first[axis], second[axis], dim=-1) for axis in self.sizes}
 
@@ -279,7 +279,7 @@ class PermutationSpec:
 
         Args:
             tensors: `{name: [*shape]}`, or `{name: [M, *shape]}` with `batch_dims=1`; any dtype. Tensors of the spec
-                may be absent (parameters without buffers), foreign ones may not.
+                may be missing (parameters without buffers), but other tensors are not allowed.
             permutation: `[n]` per axis (the same for all models) or `[M, n]`.
             batch_dims: 0 or 1.
 
@@ -288,7 +288,7 @@ class PermutationSpec:
             without moving axes are shared with the input, not copied.
 
         Raises:
-            KeyError: If a tensor is not part of the spec, or the permutation lacks an axis or has a foreign one.
+            KeyError: If a tensor is not part of the spec, or the permutation lacks an axis or has an unknown one.
             ValueError: If shapes do not fit the spec, or an index is not a permutation.
         """
         permutation = self._checked(permutation)
@@ -297,14 +297,15 @@ class PermutationSpec:
         models = {len(tensor) for tensor in tensors.values()} if batch_dims else set()
         if len(counts) > 1 or len((counts - {None}) | models) > 1:
             raise ValueError(
-                f"expected one number of models throughout, got {counts} in the permutation (None: not stacked) and "
+                f"expected the same number of models throughout, got {counts} in the permutation (None: not "
+                f"stacked) and "
                 f"{models or 'no stack'} in the tensors"
             )
         stacked = next(iter(counts), None)
         return {name: self._move(name, tensor, permutation, batch_dims, stacked) for name, tensor in tensors.items()}
 
     def check_tensors(self, tensors: Mapping[str, Tensor], *, batch_dims: int = 0) -> None:
-        """Raise `KeyError` for tensors the spec does not know and `ValueError` for shapes it does not describe."""
+        """Raise `KeyError` for tensors that the spec lacks, and `ValueError` for shapes that it does not describe."""
         if batch_dims not in (0, 1):
             raise ValueError(f"batch_dims must be 0 or 1, got {batch_dims}")
         if foreign := [name for name in tensors if name not in self.axes]:
@@ -320,7 +321,7 @@ class PermutationSpec:
     def _checked(self, permutation: Permutation) -> Permutation:
         if permutation.keys() != self.sizes.keys():
             differing = sorted(permutation.keys() ^ self.sizes.keys())
-            raise KeyError(f"expected a permutation of axes {sorted(self.sizes)}; missing or foreign: {differing}")
+            raise KeyError(f"expected a permutation of axes {sorted(self.sizes)}; missing or unknown: {differing}")
         for axis, index in permutation.items():
             if index.ndim not in (1, 2) or index.shape[-1] != self.sizes[axis]:
                 raise ValueError(
@@ -333,15 +334,15 @@ class PermutationSpec:
             made = {name: free for name, free in self.generators.items() if name not in self.sizes}
             if not keeps_parts_together(made, {axis: permutation[axis] for axis in self.parts}):
                 raise ValueError(
-                    f"the permutation tears parts of the axes {sorted(self.parts)} apart (a head, a group); "
-                    "expected one made by random, match, inverse or compose of this spec"
+                    f"the permutation separates parts of the axes {sorted(self.parts)} (a head, a group); "
+                    "expected a permutation from random, match, inverse or compose of this spec"
                 )
         return permutation
 
     def _move(
         self, name: str, tensor: Tensor, permutation: Permutation, batch_dims: int, stacked: int | None
     ) -> Tensor:
-        """Gather one tensor: dimension by dimension, or all at once when there are `stacked` permutations."""
+        """Gather one tensor, dimension by dimension, or all at once for `stacked` permutations."""
         indices: dict[int, Tensor] = {}
         for dim, parts in self._dimensions.get(name, {}).items():
             index = torch.arange(tensor.shape[dim + batch_dims]).repeat(stacked or 1, 1)
@@ -391,7 +392,7 @@ def gather_stacked(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
 
     Args:
         tensor: `[M, *shape]`.
-        indices: For dimensions of `shape`, counted from 0: `[M, size]` int64, entry to take for each position.
+        indices: For dimensions of `shape`, counted from 0: `[M, size]` int64, the entry for each position.
 
     Returns:
         `[M, *shape]`.

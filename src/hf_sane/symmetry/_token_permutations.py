@@ -1,4 +1,4 @@
-"""Permutations of networks in token space: the permutation of scalars in a token sequence."""
+"""Permutations of networks in token space, as permutations of scalars in a token sequence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,31 +11,31 @@ from hf_sane.core._layout import Layout
 from hf_sane.core._token_layouts import LayerSpec
 from hf_sane.symmetry._permutation import Permutation, PermutationSpec, gather_stacked
 
-TABLE_ENTRIES = 2**26  # keep all indices at hand up to this many (256 MiB as int32)
+TABLE_ENTRIES = 2**26  # keep up to this many indices in memory (256 MiB as int32)
 
 
 class TokenPermutations:
     """Several permutations of one architecture, as gather indices into flattened tokens.
 
     A permutation reorders channels (rows of a layer) and inputs (columns), so the index of a scalar is a sum of two
-    small tables, `source[p, element] = rows[p, row(element)] + columns[p, column(element)]`: a large network needs its
-    own size once, not once per permutation, and a window is indexed without touching the rest.
+    small tables, `source[p, element] = rows[p, row(element)] + columns[p, column(element)]`: memory grows with the
+    size of the network, but not with the number of permutations, and a window is indexed without the rest.
 
     Args:
         spec: Permutation symmetries of the architecture.
         layout: Layout of its tokens.
         permutations: `[P, n]` int64 per axis. Without axes (a linear map from inputs to outputs) there is one
-            permutation, the identity, which stands for every number that is asked for.
+            permutation, the identity, which is used for every index.
 
     Raises:
-        KeyError: If the layout has tensors the spec does not know.
+        KeyError: If the layout has tensors that the spec lacks.
     """
 
     def __init__(self, spec: PermutationSpec, layout: Layout, permutations: Permutation) -> None:
         self.layout = layout
         self.moves = bool(permutations)
         self.num_permutations = len(next(iter(permutations.values()))) if self.moves else 1
-        # Column 0 of the second table adds nothing: biases move with their channel alone.
+        # Column 0 of the second table is zero: biases move only with their channel.
         rows, columns = [], [torch.zeros(self.num_permutations, 1, dtype=torch.int64)]
         self._rows, self._columns = (torch.empty(layout.num_tokens, layout.token_dim, dtype=torch.int32) for _ in "rc")
         row_offset, column_offset = 0, 1
@@ -67,7 +67,7 @@ class TokenPermutations:
         return index.view(len(chosen), length, self.layout.token_dim)
 
     def index(self, chosen: Tensor, starts: Tensor, length: int) -> Tensor:
-        """Where the scalars of permuted windows come from.
+        """Source indices of the scalars in permuted windows.
 
         Args:
             chosen: `[B]` int64 in `[0, P)`: the permutation of each window.
@@ -75,7 +75,7 @@ class TokenPermutations:
             length: Tokens per window, `W`.
 
         Returns:
-            `[B, W, D]` int64 into the flattened tokens `[N * D]` of the network that is permuted; padding is its own.
+            `[B, W, D]` int64 into the flattened tokens `[N * D]` of the unpermuted network; padding is not moved.
         """
         chosen = chosen if self.moves else torch.zeros_like(chosen)
         if self._table is None:
@@ -99,8 +99,7 @@ def token_permutation_indices(spec: PermutationSpec, layout: Layout, permutation
         permutations: `[P, n]` int64 per axis.
 
     Returns:
-        `[P, N * D]` int64: `tokens.flatten()[index[p]]` is the network under permutation `p`; padding stays where it
-        is.
+        `[P, N * D]` int64: `tokens.flatten()[index[p]]` is the network under permutation `p`; padding is not moved.
 
     Raises:
         KeyError: As in [`TokenPermutations`].

@@ -16,15 +16,15 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry.tracing._trace import trace_permutations
 
-DEFAULT_IMAGE_SIZE = 32  # where a configuration leaves it open: convolutional networks take any
+DEFAULT_IMAGE_SIZE = 32  # if the configuration does not say, since convolutional networks accept any size
 NUM_EXAMPLES, NUM_TOKENS = 2, 7
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The class that `config.architectures` names, or else the image classifier of the configuration.
+    """The class that `config.architectures` names, or otherwise the image classifier of the configuration.
 
     Returns:
-        `None` if Transformers has neither.
+        The class; `None` if Transformers has neither.
     """
     if config.architectures:
         found = getattr(transformers, config.architectures[0], None)
@@ -34,19 +34,19 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 
 
 def transformers_spec(config: PreTrainedConfig, *, as_saved: bool = False) -> PermutationSpec:
-    """Trace a model of Transformers; the random state stays as it was.
+    """Trace a Transformers model, without changing the random state.
 
     Args:
         config: Configuration of an image classifier, or of any model of images or text whose class
             `config.architectures` names.
-        as_saved: Name the tensors as in files, which keep the names of older versions, instead of as in the state
-            dict.
+        as_saved: Whether to name tensors as in files, which keep the names of older versions, instead of as in the
+            state dict.
 
     Returns:
-        The spec; as saved, without tensors that a file leaves out or holds in another form.
+        The spec; if `as_saved`, without tensors that files omit or store in another form.
 
     Raises:
-        TypeError: If it names no class of Transformers, or one that takes neither images nor tokens.
+        TypeError: If it names no Transformers class, or one whose inputs are neither images nor tokens.
         ValueError: As in [`trace_permutations`].
     """
     if model_class(config) is None:
@@ -58,7 +58,7 @@ def transformers_spec(config: PreTrainedConfig, *, as_saved: bool = False) -> Pe
     return _traced(config.model_type, config.to_json_string(use_diff=False), as_saved)
 
 
-@lru_cache(maxsize=16)  # readers of a zoo ask again and again
+@lru_cache(maxsize=16)  # readers of a zoo ask repeatedly
 def _traced(model_type: str, settings: str, as_saved: bool) -> PermutationSpec:
     config = CONFIG_MAPPING[model_type].from_dict(json.loads(settings))
     network = model_class(config)
@@ -71,11 +71,11 @@ def _traced(model_type: str, settings: str, as_saved: bool) -> PermutationSpec:
 
 
 def select_tensors(spec: PermutationSpec, names: Mapping[str, str]) -> PermutationSpec:
-    """A spec of some tensors, under other names and in another order.
+    """Restrict a spec to some tensors, with other names and in another order.
 
     Args:
         spec: The spec.
-        names: New name to old name.
+        names: Old names by new name.
     """
     held = {axis for axis, places in spec.occurrences.items() if any(p.tensor in names.values() for p in places)}
     return PermutationSpec(
@@ -89,9 +89,9 @@ def select_tensors(spec: PermutationSpec, names: Mapping[str, str]) -> Permutati
 
 @torch.no_grad()
 def _saved_names(model: PreTrainedModel) -> dict[str, str]:
-    """Names in files to names in the state dict, found by saving a model whose tensors can be told apart.
+    """Names in the state dict by name in files, found by saving a model with distinguishable tensors.
 
-    A tensor that a file holds in another form (fused, cut, transposed) is left out.
+    Tensors that files store in another form (fused, split, transposed) are left out.
     """
     state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     names = [name for name, tensor in state.items() if tensor.numel()]
@@ -110,10 +110,10 @@ def _saved_names(model: PreTrainedModel) -> dict[str, str]:
 
 
 def example_inputs(network: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, Tensor]:
-    """Random images `[2, C, H, W]` float32 or tokens `[2, 7]` int64, whatever the model takes, by argument.
+    """Random images `[2, C, H, W]` float32 or tokens `[2, 7]` int64, by argument of the model.
 
     Raises:
-        TypeError: If it takes neither.
+        TypeError: If the model takes neither.
     """
     generator = torch.Generator().manual_seed(0)
     name = network.main_input_name

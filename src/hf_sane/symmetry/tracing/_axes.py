@@ -1,8 +1,8 @@
 """Types of tensor axes: sums (concatenation) of products (reshaping) of atoms, and solving equations between them.
 
-An atom is a set of entries of which nothing is known but their number. It stays free, and is then a permutation
-symmetry, unless something fixes it. Two axes that must be reordered together are unified; an axis that is cut or
-reshaped is refined.
+An atom is a set of entries of which only the number is known. It remains free, and is then a permutation symmetry,
+unless something fixes it. Two axes that must be reordered together are unified; an axis that is cut or reshaped is
+refined.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,18 +36,18 @@ def equal_axis(size: int) -> Axis:
 
 
 def is_equal(axis: Axis) -> bool:
-    """Whether all entries along the axis are known to be the same (there may be only one)."""
+    """Whether all entries along the axis are known to be equal (there may be only one)."""
     whole = resolve(axis)
     return len(whole) == 1 and all(atom.equal and atom.reason is None for atom in whole[0])
 
 
 def product_size(product: Iterable[Atom]) -> int:
-    """Entries of a product."""
+    """Number of entries of a product."""
     return prod(atom.size for atom in product)
 
 
 def axis_size(axis: Axis) -> int:
-    """Entries of an axis."""
+    """Number of entries of an axis."""
     return sum(product_size(product) for product in axis)
 
 
@@ -65,7 +65,7 @@ def _resolve_product(product: Product) -> Axis:
         if atom.refined is not None:
             factor = atom.refined = resolve(atom.refined)  # keeps chains of refinements short
         if len(factor) > 1 and product_size(product[:position]) > 1:
-            # Entries of a concatenation inside blocks: no sum of products. Nothing can be said about such an order.
+            # A concatenation inside blocks is not a sum of products; its order remains unknown.
             freeze(factor, "concatenated inside the blocks of a reshaped axis")
             factor = ((Atom(axis_size(factor), "concatenated inside the blocks of a reshaped axis"),),)
         if len(factor) > 1:
@@ -84,14 +84,14 @@ def atoms(axis: Axis) -> Iterator[Atom]:
 
 
 def freeze(axis: Axis, reason: str) -> None:
-    """Fix all entries; the first reason stays."""
+    """Fix all entries; the first reason is kept."""
     for atom in atoms(axis):
         if atom.reason is None:
             atom.reason = reason
 
 
 def refine(atom: Atom, axis: Axis) -> None:
-    """Say what an atom is made of."""
+    """Define the parts of an atom."""
     assert atom.refined is None
     assert axis_size(axis) == atom.size
     if atom.reason is not None:
@@ -100,7 +100,7 @@ def refine(atom: Atom, axis: Axis) -> None:
 
 
 def unify(left: Axis, right: Axis) -> None:
-    """Demand that both axes are reordered alike; what cannot be brought together is fixed."""
+    """Require that both axes are reordered alike; parts that cannot be unified are fixed."""
     while _unify_step(resolve(left), resolve(right)):  # every step refines an atom
         pass
 
@@ -108,7 +108,7 @@ def unify(left: Axis, right: Axis) -> None:
 def _unify_step(left: Axis, right: Axis) -> bool:
     """Make the first difference disappear; `False` if there is none, or none that can."""
     if axis_size(left) != axis_size(right):
-        _freeze_both(left, right, "met an axis of another size")
+        _freeze_both(left, right, "combined with an axis of another size")
         return False
     i = j = 0
     while i < len(left) and j < len(right):
@@ -120,7 +120,7 @@ def _unify_step(left: Axis, right: Axis) -> bool:
         elif _cut(*((left[i], other) if size > other else (right[j], size))):
             return True
         else:
-            _freeze_both(left, right, "cut in different places")
+            _freeze_both(left, right, "split in different places")
             return False
     return False
 
@@ -131,7 +131,7 @@ def _freeze_both(left: Axis, right: Axis, reason: str) -> None:
 
 
 def _cut(product: Product, size: int) -> bool:
-    """Refine a product such that its first `size` entries stand alone; `False` if blocks would be cut."""
+    """Refine a product so that its first `size` entries are separate; `False` if blocks would be cut."""
     rest = product_size(product[1:])
     if not product or size % rest or size // rest >= product[0].size:
         return False
@@ -151,19 +151,19 @@ def _unify_products(left: Product, right: Product) -> bool:
         elif large.size % small.size == 0:
             refine(large, ((small, Atom(large.size // small.size)),))
         else:
-            _freeze_both((left,), (right,), "reshaped in ways that do not fit together")
+            _freeze_both((left,), (right,), "reshaped in incompatible ways")
             return False
         return True
     return False
 
 
 def concatenate(axes: Sequence[Axis]) -> Axis:
-    """The axes one after the other."""
+    """Concatenate axes."""
     return tuple(product for axis in axes for product in resolve(axis))
 
 
 def split(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-    """Cut an axis into consecutive pieces, refining it where needed."""
+    """Split an axis into consecutive pieces, refining it if needed."""
     pieces = [new_axis(size) for size in sizes if size]
     unify(concatenate(pieces), axis)
     found = iter(pieces)
@@ -185,9 +185,9 @@ def multiply(axes: Sequence[Axis]) -> Axis:
 
 
 def reshape(axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:
-    """Types of the axes after `view(shape)` (no -1), refining them where needed.
+    """Types of the axes after `view(shape)` (without -1), refined if needed.
 
-    Axes are grouped into the smallest runs with equally many entries before and after.
+    Axes are grouped into the smallest runs with the same number of entries before and after.
     """
     result: list[Axis] = []
     start = 0

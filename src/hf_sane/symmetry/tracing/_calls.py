@@ -12,7 +12,7 @@ Type = list[Axis]  # one per dimension
 
 
 class NotUnderstoodError(Exception):
-    """An operation is used in a way of which nothing can be said; its arguments are then fixed."""
+    """An operation is used in an unsupported way; its arguments are then fixed."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Call:
 
     Attributes:
         name: ATen name without `aten::` and without the underscore of in-place variants.
-        arguments: By the names of the operation's schema, defaults included.
+        arguments: Arguments by their names in the operation's schema, including defaults.
         types: Types of all values computed so far.
         aligned: Receives sets of axes that are indexed together although no tensor holds exactly these: a contraction
             may reorder its entries differently only along axes that both factors share.
@@ -39,7 +39,7 @@ class Call:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the output (of the first one)."""
+        """Shape of the (first) output."""
         first = self.output[0] if isinstance(self.output, list | tuple) else self.output
         return tuple(first.shape)
 
@@ -56,7 +56,7 @@ class Call:
         return self.type(argument) if isinstance(self[argument], Node) else None
 
     def tensors(self) -> list[Type]:
-        """Types of all tensor arguments, those in lists included."""
+        """Types of all tensor arguments, including those in lists."""
         found = []
         for value in self.arguments.values():
             for node in value if isinstance(value, list | tuple) else [value]:
@@ -74,12 +74,12 @@ Handler = Callable[[Call], Result]
 
 
 def fixed(shape: Sequence[int], reason: str) -> Type:
-    """A type of which all entries are fixed."""
+    """A type whose entries are all fixed."""
     return [new_axis(size, reason) for size in shape]
 
 
 def broadcast(types: Sequence[Type], ndim: int) -> Type:
-    """Type of an elementwise combination: axes that meet are unified; axes of size 1 or of equal entries adapt."""
+    """Type of an elementwise combination: matching axes are unified; axes of size 1 or of equal entries adapt."""
     result: Type = [new_axis(1) for _ in range(ndim)]
     for found in types:
         for offset in range(1, len(found) + 1):

@@ -13,12 +13,12 @@ ELEMENTWISE = """
     remainder round rsqrt rsub selu sigmoid sign silu sin softplus softsign special_erf sqrt square sub tan
     tanh threshold to true_divide trunc type_as where xlogy
 """
-# All entries have the same value, so any order is as good.
+# All entries have the same value, so the order is irrelevant.
 UNIFORM = """
     empty empty_like full full_like new_empty new_full new_ones new_zeros ones ones_like scalar_tensor zeros
     zeros_like
 """
-# The order of the entries is known and counts: arange is a list of numbers, and so on.
+# The order of the entries is known and matters, as for arange.
 ORDERED = """
     arange eye lift_fresh linspace rand rand_like randn randn_like tril_indices triu_indices
 """
@@ -31,14 +31,14 @@ SAME = """
 
 
 def elementwise(call: Call) -> Result:
-    """Combine entries at the same place; `max` and `min` along a dimension are reductions."""
+    """Combine entries at the same position; `max` and `min` along a dimension are reductions."""
     if call.name in ("max", "min") and call["other"] is None:
         return extreme(call)
     return broadcast(call.tensors(), len(call.shape))
 
 
 def extreme(call: Call) -> Result:
-    """Largest entry of everything, or along a dimension together with its place, which fixes the order."""
+    """Largest entry of all, or along a dimension with its index, which fixes the order."""
     if call["dim"] is None:
         return []
     inputs = call.type("self")
@@ -49,7 +49,7 @@ def extreme(call: Call) -> Result:
 
 
 def reduction(call: Call) -> Result:
-    """Reduce dimensions by something that does not depend on the order."""
+    """Reduce dimensions independently of their order."""
     inputs = call.type("self")
     dims = call["dim"]
     if dims is None or dims == []:
@@ -76,13 +76,13 @@ def uniform(call: Call) -> Result:
 
 def ordered(call: Call) -> Result:
     """A tensor whose entries have a given order."""
-    return fixed(call.shape, "met constants")
+    return fixed(call.shape, "combined with constants")
 
 
 def cumulative(call: Call) -> Result:
-    """Something that runs along a dimension."""
+    """A scan along a dimension."""
     inputs = call.type("self")
-    freeze(inputs[call.dim("dim", len(inputs))], f"the order counts in {call.name}")
+    freeze(inputs[call.dim("dim", len(inputs))], f"the order matters in {call.name}")
     return inputs
 
 
@@ -90,7 +90,7 @@ def moved(call: Call) -> Result:
     """Roll or flip."""
     inputs = call.type("self")
     for dim in call["dims"] or range(len(inputs)):
-        freeze(inputs[dim], f"the order counts in {call.name}")
+        freeze(inputs[dim], f"the order matters in {call.name}")
     return inputs
 
 
@@ -103,4 +103,4 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["cumsum", "cumprod", "logcumsumexp", "diff"], cumulative),
     **dict.fromkeys(["roll", "flip"], moved),
 }
-"""What is known about each operation, by its ATen name."""
+"""Rules for operations, by their ATen name."""

@@ -1,4 +1,4 @@
-"""A model as a function of its inputs that returns tensors."""
+"""Wrap a model as a function from inputs to tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Inputs:
         """One tensor, a tuple of arguments or a mapping of keyword arguments; floating-point tensors become float64.
 
         Raises:
-            TypeError: For anything else.
+            TypeError: If the inputs have another type.
         """
         if isinstance(example_inputs, Tensor):
             return cls((_double(example_inputs),))
@@ -48,9 +48,9 @@ def _double(value: Any) -> Any:
 
 
 class OutputOf(nn.Module):
-    """A model that returns a flat tuple of floating-point tensors: its `logits` if it has some, else all it returns.
+    """A model that returns a flat tuple of floating-point tensors: its `logits` if any, otherwise all outputs.
 
-    Caches of keys and values are left out: they show the inside of a model, on purpose.
+    Caches of keys and values are left out, since they expose the inside of a model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -84,9 +84,10 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def exportable(model: nn.Module) -> nn.Module:
-    """Set up a model of Transformers for export in float64, in place: no cache, and experts by plain matrix products.
+    """Prepare a Transformers model for export in float64, in place: no cache, and experts as plain matrix products.
 
-    A cache is not part of the function; grouped products take no float64, and loops over experts depend on values.
+    A cache is not part of the function; grouped products do not support float64, and loops over experts depend on
+    values.
     """
     config = getattr(model, "config", None)
     if config is not None and getattr(config, "use_cache", False):
@@ -98,7 +99,7 @@ def exportable(model: nn.Module) -> nn.Module:
 
 
 class InDouble(TorchDispatchMode):
-    """Casts to a lower precision go to float64: many norms compute in float32 whatever the dtype of the model."""
+    """Redirect casts to a lower precision to float64, since many norms always compute in float32."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -112,6 +113,6 @@ class InDouble(TorchDispatchMode):
 
 @torch.no_grad()
 def run_in_double(model: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Outputs of a float64 model, nothing of it computed in lower precision."""
+    """Outputs of a float64 model, fully computed in float64."""
     with InDouble():
         return OutputOf(model)(*inputs.arguments, **inputs.keywords)

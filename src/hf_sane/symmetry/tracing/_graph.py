@@ -1,4 +1,4 @@
-"""Walk through the exported graph of a model and find the type of every axis of every parameter."""
+"""Traverse the exported graph of a model and find the type of every axis of every parameter."""
 
 import operator
 import warnings
@@ -26,7 +26,7 @@ class TypedModel:
 
     Attributes:
         tensors: For every tensor of the state dict, the types of its dimensions; tied tensors share theirs.
-        values: Types of everything computed on the way, and of what is indexed together in a contraction.
+        values: Types of all intermediate values, and of axes that are indexed together in a contraction.
     """
 
     tensors: dict[str, Type]
@@ -36,25 +36,26 @@ class TypedModel:
 def type_model(model: nn.Module, inputs: Inputs) -> TypedModel:
     """Export a model and type its axes.
 
-    The graph is that of ATen operations before decomposition (`linear` and `scaled_dot_product_attention` stay whole);
-    what an operation does to axes is in `entry_operations`, `shape_operations` and `layer_operations`.
+    The graph consists of ATen operations before decomposition (`linear` and `scaled_dot_product_attention` remain
+    intact); the effect of operations on axes is defined in `entry_operations`, `shape_operations` and
+    `layer_operations`.
 
     Args:
         model: Module in evaluation mode.
-        inputs: What it is called with.
+        inputs: Inputs of the model.
 
     Raises:
         ValueError: If it cannot be exported.
     """
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # It says so where a module caches its weights in a list, as recurrent layers do.
+            # A warning if a module caches its weights in a list, as recurrent layers do.
             warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export", UserWarning)
             program = torch.export.export(OutputOf(model), inputs.arguments, dict(inputs.keywords), strict=False)
-    except RuntimeError as error:  # of the model itself, or of torch.export, whose errors derive from it
+    except RuntimeError as error:  # raised by the model itself or by torch.export, whose errors derive from it
         raise ValueError(
             f"{type(model).__name__} cannot be exported with these inputs ({str(error).strip().splitlines()[0]}); "
-            "expected a model that torch.export takes: no branches or shapes that depend on values"
+            "expected a model that torch.export supports: no branches or shapes that depend on values"
         ) from error
     state = model.state_dict(keep_vars=True)
     by_identity = {id(tensor): _new_type(tensor) for tensor in state.values()}
@@ -111,7 +112,7 @@ def _freeze(types: dict[Node, Result], node: Node, reason: str) -> None:
 
 
 def _visit(node: Node, types: dict[Node, Result], aligned: list[Type]) -> Result | None:
-    """Type of what an operation returns; `None` if that is not a tensor."""
+    """Type of an operation's result; `None` if that is not a tensor."""
     if node.target is operator.getitem:
         source, place = node.args
         assert isinstance(source, Node)
@@ -128,17 +129,17 @@ def _visit(node: Node, types: dict[Node, Result], aligned: list[Type]) -> Result
         except NotUnderstoodError:
             pass
         else:
-            if _writes(node) and isinstance(result, list):  # what it writes to may be a view of something else
+            if _writes(node) and isinstance(result, list):  # its target may be a view of another tensor
                 for axis, written in zip(call.tensors()[0], result, strict=True):
                     unify(axis, written)
             return result
     name = call.name if call is not None else str(node.target)
     for argument in node.all_input_nodes:
-        _freeze(types, argument, f"used in a way that is not understood ({name})")
+        _freeze(types, argument, f"used in an unsupported way ({name})")
     if isinstance(output, Tensor):
-        return fixed(output.shape, f"computed in a way that is not understood ({name})")
+        return fixed(output.shape, f"computed in an unsupported way ({name})")
     return tuple(
-        fixed(value.shape, f"computed in a way that is not understood ({name})") if isinstance(value, Tensor) else None
+        fixed(value.shape, f"computed in an unsupported way ({name})") if isinstance(value, Tensor) else None
         for value in output
     )
 
@@ -149,7 +150,7 @@ def _writes(node: Node) -> bool:
 
 
 def _call(node: Node, types: dict[Node, Result], aligned: list[Type]) -> Call | None:
-    """The operation with named arguments; `None` for what is not an ATen operation."""
+    """The operation with named arguments; `None` unless it is an ATen operation."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.name.startswith("aten::"):
         return None

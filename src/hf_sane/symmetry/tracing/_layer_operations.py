@@ -3,7 +3,7 @@
 from hf_sane.symmetry.tracing._axes import Axis, axis_size, freeze, multiply, new_axis, unify
 from hf_sane.symmetry.tracing._calls import Call, Handler, NotUnderstoodError, Result, Type, broadcast, fixed
 
-PLACES = "places next to each other count (kernel, pooling, interpolation)"
+PLACES = "neighbouring positions matter (kernel, pooling, interpolation)"
 POOLING = [
     *(
         f"{kind}_pool{n}d"
@@ -96,7 +96,7 @@ def convolution(call: Call) -> Result:
 
 
 def channel_norm(call: Call) -> Result:
-    """BatchNorm and InstanceNorm: everything of a channel belongs together."""
+    """BatchNorm and InstanceNorm: all values of a channel belong together."""
     inputs = call.type("input")
     for name in ("weight", "bias", "running_mean", "running_var"):
         if (found := call.optional(name)) is not None:
@@ -128,7 +128,7 @@ def layer_norm(call: Call) -> Result:
 
 
 def _first_of(call: Call, result: Type) -> Result:
-    """The result alone, or followed by the statistics that native norms return and inference ignores."""
+    """The result, optionally followed by the statistics that native norms return and inference ignores."""
     if not isinstance(call.output, list | tuple):
         return result
     return (result, *(fixed(value.shape, "statistics of a norm") for value in call.output[1:]))
@@ -143,7 +143,7 @@ def prelu(call: Call) -> Result:
 
 
 def places(call: Call) -> Result:
-    """Pooling and interpolation: channels stay, places are looked at by their neighbours."""
+    """Pooling and interpolation: channels are kept, positions depend on their neighbours."""
     inputs = call.type("input" if "input" in call.arguments else "self")
     count = int(next(letter for letter in call.name if letter.isdigit()))
     for axis in inputs[-count:]:
@@ -160,7 +160,7 @@ def attention(call: Call) -> Result:
     mask = call.optional("attn_mask")
     if call["is_causal"]:
         for axis in (query[-2], key[-2]):
-            freeze(axis, "attention looks back only")
+            freeze(axis, "attention is causal")
     unify(key[-2], value[-2])
     heads = query[:-2]
     if call["enable_gqa"] and axis_size(query[-3]) != axis_size(key[-3]):
@@ -190,4 +190,4 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(POOLING, places),
     "scaled_dot_product_attention": attention,
 }
-"""What is known about each operation, by its ATen name."""
+"""Rules for operations, by their ATen name."""

@@ -1,4 +1,4 @@
-"""Which atoms may be reordered differently inside each entry of another one, and which belong together as twins."""
+"""Find atoms that may be reordered differently inside each entry of another atom, and atoms that are twins."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,16 +8,16 @@ Resolved = list[Axis]
 
 
 def orders_within(tensors: Sequence[Resolved], values: Sequence[Resolved]) -> dict[Atom, list[Atom]]:
-    """For every free atom that is multiplied with others in a tensor, the atoms it may depend on.
+    """For every free atom that is multiplied with others in a tensor, the atoms on which its order may depend.
 
     The dimensions of a head may be permuted in every head differently if, wherever they occur, the head is known: it
     is indexed by another dimension of the same value, or by the same one. In tensors of the state dict it must be the
-    same dimension, since dimensions are permuted one by one. What two atoms would allow each other is given to the
-    later one.
+    same dimension, since dimensions are permuted one by one. If two atoms could depend on each other, only the later
+    one does.
 
     Args:
         tensors: Resolved types of the state dict.
-        values: Resolved types of everything computed on the way.
+        values: Resolved types of all intermediate values.
     """
     products = list(dict.fromkeys(product for types in tensors for axis in types for product in axis))
     within: dict[Atom, list[Atom]] = {}
@@ -57,14 +57,14 @@ def _known_beside(types: Resolved, wanted: Iterable[Atom]) -> Iterable[tuple[Ato
 
 
 def twins(tensors: Sequence[Resolved], values: Sequence[Resolved]) -> list[list[Atom]]:
-    """Groups of free atoms that are never seen apart, such as the channels padded before and after a residual stream.
+    """Groups of free atoms that always occur together, such as the channels padded before and after a residual stream.
 
     They are concatenated in the same dimensions of the same values, so every operation treats their entries alike, and
     these may be exchanged across the atoms too.
 
     Args:
         tensors: Resolved types of the state dict.
-        values: Resolved types of everything computed on the way.
+        values: Resolved types of all intermediate values.
     """
     candidates = {
         product[0]

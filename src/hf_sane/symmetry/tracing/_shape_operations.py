@@ -33,7 +33,7 @@ def permute(call: Call) -> Result:
 
 
 def reverse(call: Call) -> Result:
-    """All dimensions the other way round."""
+    """Reverse the order of all dimensions."""
     return call.type("self")[::-1]
 
 
@@ -67,21 +67,21 @@ def squeeze(call: Call) -> Result:
 
 
 def expand(call: Call) -> Result:
-    """Repeat entries along dimensions of size 1: equal entries, so any order is as good."""
+    """Repeat entries along dimensions of size 1; the copies are equal, so their order is irrelevant."""
     inputs, shape = call.type("self"), call.shape
     inputs = [*([((),)] * (len(shape) - len(inputs))), *inputs]
     return [equal_axis(n) if axis_size(axis) != n else axis for axis, n in zip(inputs, shape, strict=True)]
 
 
 def repeat(call: Call) -> Result:
-    """Tile: copy after copy."""
+    """Tile a tensor."""
     inputs, repeats = call.type("self"), call["repeats"]
     inputs = [*([((),)] * (len(repeats) - len(inputs))), *inputs]
     return [multiply([equal_axis(n), axis]) for axis, n in zip(inputs, repeats, strict=True)]
 
 
 def repeat_interleave(call: Call) -> Result:
-    """Each entry several times in a row."""
+    """Repeat each entry several times in a row."""
     inputs = call.type("self")
     if not isinstance(call["repeats"], int) or call["dim"] is None:
         raise NotUnderstoodError
@@ -93,7 +93,7 @@ def repeat_interleave(call: Call) -> Result:
 def cat(call: Call) -> Result:
     """Join tensors along a dimension."""
     types = [call.type(node) for node in call["tensors"]]
-    types = [found for found in types if len(found) == len(call.shape)]  # empty 1-D tensors may take part
+    types = [found for found in types if len(found) == len(call.shape)]  # empty 1-D tensors are allowed
     dim = call.dim("dim", len(call.shape))
     for found in types[1:]:
         for d, axis in enumerate(found):
@@ -134,8 +134,8 @@ def cut(call: Call) -> Result:
     if taken == size:
         return inputs
     if (call["step"] or 1) != 1:
-        freeze(inputs[dim], "every n-th entry is taken")
-        inputs[dim] = new_axis(taken, "every n-th entry is taken")
+        freeze(inputs[dim], "every n-th entry is selected")
+        inputs[dim] = new_axis(taken, "every n-th entry is selected")
         return inputs
     start = call["start"] or 0
     start = start + size if start < 0 else start
@@ -179,21 +179,21 @@ def pad(call: Call) -> Result:
 
 
 def index(call: Call) -> Result:
-    """Choose entries by tensors of indices; neighbouring indexed dimensions are replaced where they are."""
+    """Select entries by index tensors; adjacent indexed dimensions are replaced in place."""
     inputs, indices = call.type("self"), list(call["indices"])
     chosen = [dim for dim, node in enumerate(indices) if node is not None]
     for dim in chosen:
-        freeze(inputs[dim], "entries are chosen by index")
+        freeze(inputs[dim], "entries are selected by index")
     kept = [axis for dim, axis in enumerate(inputs) if dim not in chosen]
     start = chosen[0] if chosen == list(range(chosen[0], chosen[-1] + 1)) else 0
     sizes = call.shape[start : start + len(call.shape) - len(kept)]
-    return [*kept[:start], *fixed(sizes, "entries are chosen by index"), *kept[start:]]
+    return [*kept[:start], *fixed(sizes, "entries are selected by index"), *kept[start:]]
 
 
 def embedding(call: Call) -> Result:
     """Choose rows of a table."""
     table, indices = call.type("weight"), call.type("indices")
-    freeze(table[0], "rows are chosen by index (tokens, positions, ...)")
+    freeze(table[0], "rows are selected by index (tokens, positions, ...)")
     return [*indices, table[1]]
 
 
@@ -203,10 +203,10 @@ def chosen_along(call: Call) -> Result:
     dim = call.dim("dim", len(inputs))
     if call.name == "gather":
         for axis in inputs:
-            freeze(axis, "entries are chosen by index")
-        return fixed(call.shape, "entries are chosen by index")
-    freeze(inputs[dim], "entries are chosen by index")
-    inputs[dim] = new_axis(call.shape[dim], "entries are chosen by index")
+            freeze(axis, "entries are selected by index")
+        return fixed(call.shape, "entries are selected by index")
+    freeze(inputs[dim], "entries are selected by index")
+    inputs[dim] = new_axis(call.shape[dim], "entries are selected by index")
     return inputs
 
 
@@ -233,4 +233,4 @@ HANDLERS: dict[str, Handler] = {
     "index": index,
     "embedding": embedding,
 }
-"""What is known about each operation, by its ATen name."""
+"""Rules for operations, by their ATen name."""

@@ -15,11 +15,11 @@ def specification(typed: TypedModel, unmatched: Iterable[str]) -> PermutationSpe
     """Turn the types of a model into its permutation spec.
 
     A product of one free atom (times fixed entries, such as the pixels of a channel) is an axis; a product of several
-    atoms is an axis with parts. An axis is called after the first layer whose outputs it is.
+    atoms is an axis with parts. An axis is named after the first layer whose outputs it represents.
 
     Args:
         typed: Types of the model.
-        unmatched: Tensors that move along, but that weight matching does not compare.
+        unmatched: Tensors that are permuted, but not compared in weight matching.
     """
     types = dict(zip(typed.tensors, resolved(typed.tensors.values()), strict=True))
     for product in {product for dimensions in types.values() for axis in dimensions for product in axis}:
@@ -46,7 +46,7 @@ def _key(product: Product) -> Key:
 
 def _names(types: Mapping[str, list[Axis]], groups: Mapping[Atom, list[Atom]]) -> dict[Key, str]:
     """Name every axis after the first tensor whose first dimension it is, or the first one that holds it."""
-    found: dict[Key, list[str]] = {}  # candidates: the best one first
+    found: dict[Key, list[str]] = {}  # candidates, the best first
     for rows in (True, False):
         for tensor, dimensions in types.items():
             for dim, axis in enumerate(dimensions):
@@ -60,7 +60,7 @@ def _names(types: Mapping[str, list[Axis]], groups: Mapping[Atom, list[Atom]]) -
     taken: set[str] = set()
     for key, candidates in found.items():
         if key[0] in groups and groups[key[0]][0] is not key[0]:
-            continue  # a twin: named together with the first
+            continue  # a twin, which shares the name of the first
         name, count = candidates[0], 1
         while name in taken:
             count += 1
@@ -113,7 +113,7 @@ def _axes(
 def _dimension(
     axis: Axis, names: Mapping[Key, str], groups: Mapping[Atom, list[Atom]], sizes: Mapping[str, int]
 ) -> Dimension:
-    """What a dimension is made of."""
+    """Content of a dimension."""
     slices = list(_slices(axis, names, groups))
     if all(part.axis is None for part in slices):
         return None
@@ -137,7 +137,7 @@ def _slices(axis: Axis, names: Mapping[Key, str], groups: Mapping[Atom, list[Ato
 
 
 def _reasons(dimensions: list[Axis]) -> dict[int, str]:
-    """Why entries of some dimensions stay."""
+    """Why entries of some dimensions are fixed."""
     found = {
         dim: "; ".join(dict.fromkeys(atom.reason for product in axis for atom in product if atom.reason is not None))
         for dim, axis in enumerate(dimensions)

@@ -18,8 +18,8 @@ def trace_permutations(model: nn.Module, example_inputs: ExampleInputs) -> Permu
     """Find the permutation symmetries of a model without a description of its architecture.
 
     The model is exported (`torch.export`) and the axes of everything it computes are typed: an axis is a sum
-    (concatenation) of products (reshaping) of atoms. Operations say which axes must be reordered alike (the channels
-    of a residual stream), which are split or flattened, and which have a fixed order (inputs, outputs, kernel
+    (concatenation) of products (reshaping) of atoms. Operations determine which axes must be reordered alike (the
+    channels of a residual stream), which are split or flattened, and which have a fixed order (inputs, outputs, kernel
     positions, table rows). Axes that remain free are symmetries: channels and neurons, whole heads and groups, and
     inside each head or group its dimensions where the model allows it. An unknown operation fixes all axes of its
     inputs and outputs, and the spec lists it in `fixed`. Finally, the spec is verified by running the model in
@@ -60,7 +60,9 @@ def trace_permutations(model: nn.Module, example_inputs: ExampleInputs) -> Permu
         verify(spec, network, example_inputs, generator=torch.Generator().manual_seed(SEED))
     except ValueError as error:
         raise ValueError(
-            f"the traced permutation spec of {type(model).__name__} is refused: {error}. It uses an operation whose "
-            "axes are typed wrongly; please report the architecture, and write a PermutationSpec by hand until then"
+            f"the traced permutation spec of {type(model).__name__} failed verification: {error}. It uses an "
+            f"operation whose "
+            "axes are typed wrongly; please report the architecture, and write a PermutationSpec by hand until it "
+            "is fixed"
         ) from error
     return spec

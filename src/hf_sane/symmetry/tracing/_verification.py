@@ -10,12 +10,12 @@ from hf_sane.symmetry._parts import reorder
 from hf_sane.symmetry._permutation import Permutation, PermutationSpec
 from hf_sane.symmetry.tracing._functions import ExampleInputs, Inputs, exportable, run_in_double
 
-ATTEMPTS = 5  # with other weights, where all ReLU units of a small layer happen to be dead
+ATTEMPTS = 5  # attempts with other weights, in case all ReLU units of a small layer are dead
 
 
 def _perturbed(state_dict: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
-    """Float64 copies in which no two channels are alike; vectors only grow, so that variances stay positive."""
-    changed: dict[int, Tensor] = {}  # tied tensors stay tied
+    """Float64 copies in which no two channels are equal; vectors only grow, so that variances remain positive."""
+    changed: dict[int, Tensor] = {}  # tied tensors remain tied
     for tensor in state_dict.values():
         if id(tensor) not in changed:
             changed[id(tensor)] = _noisy(tensor.detach(), generator)
@@ -28,7 +28,7 @@ def _noisy(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
     tensor = tensor.double()
     if tensor.ndim <= 1:
         return tensor + 0.1 + 0.4 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-    # At least the scale of He et al. 2015: with smaller weights deep networks give the same for all inputs.
+    # At least the scale of He et al. 2015, since deep networks with smaller weights have constant outputs.
     scale = max(0.1 * tensor.square().mean().sqrt().item(), math.sqrt(2 * len(tensor) / max(1, tensor.numel())))
     return tensor + scale * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
 
@@ -60,28 +60,28 @@ def verify(
     generator: torch.Generator | None = None,
     tolerance: float = 1e-10,
 ) -> float:
-    """Prove a spec by running the network before and after a random permutation, in float64.
+    """Verify a spec by running the network before and after a random permutation, in float64.
 
-    The weights are perturbed first: in a fresh network biases are zero and running statistics equal, and a spec that
-    forgot them would pass. `model` itself is not changed.
+    The weights are perturbed first: in a new network biases are zero and running statistics equal, so that a spec
+    without them would pass. `model` itself is not changed.
 
     Args:
         spec: Spec to check.
-        model: Network on the CPU. Of its output the `logits` are compared, or all floating-point tensors.
-        example_inputs: A batch the network accepts, any float dtype; at least two different examples. A tensor, a
-            tuple of arguments, or keyword arguments as a mapping.
+        model: Network on the CPU, whose `logits` (or all floating-point outputs) are compared.
+        example_inputs: A batch that the network accepts, in any float dtype, with at least two different examples. A
+            tensor, a tuple of arguments, or keyword arguments as a mapping.
         generator: Source of randomness; the global one if `None`.
         tolerance: Largest difference of the outputs, relative to their largest absolute value.
 
     Returns:
-        The relative difference found.
+        The measured relative difference.
 
     Raises:
-        ValueError: If the spec does not cover the state dict, the outputs change, or they cannot tell (not finite, or
-            equal for all examples).
+        ValueError: If the spec does not cover the state dict, the outputs change, or they are inconclusive (not
+            finite, or equal for all examples).
     """
     if differing := sorted(model.state_dict().keys() ^ spec.axes.keys()):
-        raise ValueError(f"the spec must cover the state dict exactly; missing or foreign tensors: {differing}")
+        raise ValueError(f"the spec must cover the state dict exactly; missing or unexpected tensors: {differing}")
     inputs = Inputs.of(example_inputs)
     network = exportable(copy.deepcopy(model).double().eval())
 
@@ -95,9 +95,7 @@ def verify(
         if _tells(before := outputs(tensors)):
             break
     else:
-        raise ValueError(
-            "the outputs are not finite or the same for all example_inputs: nothing can be proven with them"
-        )
+        raise ValueError("the outputs are not finite, or equal for all example_inputs, so the spec cannot be verified")
     after = outputs(spec.apply(tensors, _moving_permutation(spec, generator)))
     error = max(
         ((second - first).abs().max() / first.abs().max()).item() for first, second in zip(before, after, strict=True)
