@@ -1,4 +1,4 @@
-"""Who was fine-tuned from whom: trees of networks, from their weights alone."""
+"""Reconstruct family trees of networks from their weights alone."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,24 +29,24 @@ from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import PermutationSpec
 
 Change = Literal["copied", "fine-tuned", "pruned", "quantised", "averaged"]
-MAX_DISTANCE = 0.5  # of `|A - B| / sqrt(|A|^2 + |B|^2)` after alignment, which is 1 for independent networks
-COPY = 2e-3  # distance that rounding to 16 bits may leave
-SPARSER = 0.01  # share of zeros that one network has and the other has not
+MAX_DISTANCE = 0.5  # largest `|A - B| / sqrt(|A|^2 + |B|^2)` of relatives after alignment; 1 for independent networks
+COPY = 2e-3  # largest distance due to rounding to 16 bits
+SPARSER = 0.01  # least share of zeros that only one of two networks has
 EITHER = 0.5  # confidence in which of two copies came first
 MAX_HOMES = 3  # families, by the distance of fingerprints, with which a network is compared
-MAX_MATCHED_VALUES = 2 * 10**8  # of a network whose channels are matched
+MAX_MATCHED_VALUES = 2 * 10**8  # largest network whose channels are matched
 
 FindSpec = Callable[[str], tuple[PermutationSpec | None, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
-    """What a network was made from.
+    """How a network was made from others.
 
     Attributes:
         child: The network.
         parents: One, or those of which it is the average.
-        change: What was done.
+        change: How one network was changed into the other.
         distance: `|A - B| / sqrt(|A|^2 + |B|^2)` from the first parent, over common matrices, after alignment.
         confidence: Probability that the parents are right: that it is neither the other way around, nor by way of
             another network. A half for copies, of which either can be the first.
@@ -61,12 +61,12 @@ class Descent:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """Trees of networks.
+    """Family trees of networks.
 
     Attributes:
-        descents: How networks were made from each other; those that are missing here are roots.
+        descents: How networks were made from each other; networks without a descent are roots.
         families: Networks that are related.
-        aligned: What was done to compare a network with its family: `permuted`, or `permuted and rescaled`.
+        aligned: How networks were aligned to their family: `permuted`, or `permuted and rescaled`.
         unaligned: Why the channels of a network were not matched.
     """
 
@@ -82,7 +82,7 @@ class Lineage:
         return tuple(name for family in self.families for name in family if name not in children)
 
     def ancestors(self, name: str) -> dict[str, float]:
-        """All networks that one was made from, with the confidence in the way to them."""
+        """All ancestors of a network, with the confidence in the path to each."""
         found: dict[str, float] = {}
         for descent in self.descents:
             if descent.child == name:
@@ -99,7 +99,7 @@ class Lineage:
 
 @dataclass
 class Member:
-    """A network as compared with its family: renamed, reordered and rescaled like the first of them."""
+    """A network in the form in which it is compared: renamed, reordered and rescaled like the first of its family."""
 
     name: str
     tensors: Mapping[str, Tensor]
@@ -109,7 +109,7 @@ class Member:
 def trace_lineage(
     networks: Mapping[str, Mapping[str, Tensor]], find_spec: FindSpec = lambda name: (None, "")
 ) -> Lineage:
-    """Find trees of networks.
+    """Find family trees of networks.
 
     A network is compared with the families whose fingerprints, which need no alignment, are nearest to its own, after
     its channels were matched to its nearest relative there. In a family, the weighted averages of others are found
@@ -117,7 +117,7 @@ def trace_lineage(
     direction of training, as MoTHer does (Horwitz et al. 2025).
 
     Args:
-        networks: Tensors by name, of each; read one at a time.
+        networks: Tensors of each network by name, which are read one at a time.
         find_spec: The permutation symmetries of a network, or why they are not known.
     """
     families, aligned, unaligned = find_families(networks, find_spec)
@@ -156,7 +156,7 @@ def _nearest(me: Member, family: Sequence[Member]) -> tuple[float, Member]:
 
 
 def _align(me: Member, other: Member, find_spec: FindSpec, unaligned: dict[str, str]) -> tuple[Member, str] | None:
-    """Bring a network into the order of a relative; `None` if it stays too far away."""
+    """Reorder a network like a relative; `None` if it remains too far away."""
     pairs = pair_names(outlines(other.tensors), outlines(me.tensors))
     renamed = replace(me, tensors=_Renamed(me.tensors, pairs))
     best, how = (_distance(renamed.tensors, other.tensors), renamed), ""
@@ -182,7 +182,7 @@ def _align(me: Member, other: Member, find_spec: FindSpec, unaligned: dict[str, 
 
 
 def _in_frame(spec: PermutationSpec, fixed: StateDict, moving: StateDict, *, is_rescaled: bool) -> StateDict:
-    """A network in the order (and with the scales) of another one."""
+    """A network in the channel order (and with the scales) of another one."""
     a, b = (canonical_scales(spec, x) if is_rescaled else x for x in (fixed, moving))
     permutation = match_weights(spec, {name: a[name] for name in spec.axes}, {name: b[name] for name in spec.axes})
     moved = b | spec.apply({name: b[name] for name in spec.axes}, permutation)
@@ -217,7 +217,7 @@ def _distance(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float
 
 
 def trace_family(family: Sequence[Member]) -> list[Descent]:
-    """The descents in one family."""
+    """The descents within one family."""
     whole = measure([member.tensors for member in family])
     unique, copies = whole.unique()
     descents = [_descent(family, whole, child, (place,), "copied", EITHER) for child, place in copies.items()]

@@ -1,4 +1,4 @@
-"""Rescaling of channels: what one layer multiplies and the next divides by leaves a ReLU network as it was."""
+"""Rescale channels: a factor in one layer that the next layer divides by does not change a ReLU network."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,9 +10,9 @@ from hf_sane.symmetry._permutation import Occurrence, PermutationSpec
 
 
 def scalable_axes(spec: PermutationSpec) -> list[str]:
-    """Axes whose entries may be scaled: every tensor that holds one makes it (rows) or uses it (columns).
+    """Axes whose entries may be scaled, with the tensors that produce them (rows) or use them (columns).
 
-    Where a normalisation layer takes part, or an axis is both rows and columns of a tensor, this says nothing.
+    Axes that involve normalisation layers, or are both rows and columns of a tensor, are left out.
     """
     found = []
     for axis, places in spec.occurrences.items():
@@ -31,17 +31,17 @@ def canonical_scales(
 ) -> StateDict:
     """The network of this class of rescaled ones in which what makes a channel has norm 1, or is nearest to another.
 
-    Weights `w` and bias `b` that make channel `j` become `w / c_j` and `b / c_j` with `c_j^2 = |w|^2 + b^2`, and what
-    uses it is multiplied by `c_j`. The function is the same if the activation is positively homogeneous,
-    `f(c x) = c f(x)` for `c > 0`, as ReLU is. Channels that are all zero stay.
+    Weights `w` and bias `b` that produce channel `j` become `w / c_j` and `b / c_j` with `c_j^2 = |w|^2 + b^2`, and
+    weights that use it are multiplied by `c_j`. The function is the same if the activation is positively homogeneous,
+    `f(c x) = c f(x)` for `c > 0`, as ReLU is. Channels of zeros are not changed.
 
     Args:
-        spec: Permutation symmetries, which say where a channel is made and used. Axes are visited in its order.
+        spec: Permutation symmetries, which say where a channel is produced and used. Axes are visited in their order.
         tensors: The network.
         like: Network in the same order, to whose channels those are brought as near as scales can (least squares).
 
     Returns:
-        New tensors, in float64 where they are floats.
+        New tensors; floating-point tensors are float64.
     """
     scaled = {name: x.double().clone() if x.is_floating_point() else x for name, x in tensors.items()}
     for axis in scalable_axes(spec):
