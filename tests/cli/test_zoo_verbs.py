@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from hf_sane.zoo._dataset import Zoo
 
 BUILD = (
@@ -30,6 +32,20 @@ def test_a_folder_may_hold_several_zoos(tmp_path, hf_sane_command):
         hf_sane_command("zoo", "build", "--output", tmp_path, "--zoo-config", config, *BUILD)
     assert "holds the zoos ['one', 'two']" in hf_sane_command("zoo", "show", tmp_path, exit_code=2).stderr
     assert "zoo digits" in hf_sane_command("zoo", "show", tmp_path, "--zoo-config", "two").output
+
+
+@pytest.mark.parametrize("words", [("--zoo",), ("--zoo", "--json")])
+def test_a_zoo_may_still_be_an_option_where_it_is_the_argument(words, tiny_zoo_folder, hf_sane_command):
+    told = hf_sane_command("zoo", "show", words[0], tiny_zoo_folder, *words[1:])
+    assert told.stdout == hf_sane_command("zoo", "show", tiny_zoo_folder, *words[1:]).stdout
+    assert told.stderr == (
+        "hf-sane zoo show: --zoo NAME is now NAME, without the option; the old spelling works until version 0.2\n"
+    )
+
+
+def test_a_zoo_that_is_no_option_where_it_should_be_is_refused_with_the_spelling(hf_sane_command):
+    refused = hf_sane_command("probe", "my_zoo", "--sane", "my_sane", "--zoo", "other", exit_code=2).stderr
+    assert "unexpected extra argument(s) (my_zoo); a zoo is named with --zoo; see hf-sane probe --help" in refused
 
 
 def test_facts_are_also_json(tiny_zoo, tiny_zoo_folder, hf_sane_command):

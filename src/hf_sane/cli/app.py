@@ -1,7 +1,7 @@
 """The program `hf-sane`: its commands and its error handling."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -65,6 +65,7 @@ def _refusing(words: list[str]) -> Iterator[None]:
             raise
         message = _explain_choice(error.format_message()).rstrip(".")
         if error.ctx is not None:
+            message += _explain_argument(message, error.ctx.command.params)
             message += f"{'' if message.endswith('?') else ';'} see {error.ctx.command_path} --help"
         print_error(message, EXIT_CODE, name=PROGRAM, as_json=JSON in words)
         raise typer.Exit(EXIT_CODE) from error
@@ -76,6 +77,12 @@ def _explain_choice(message: str) -> str:
     if found := NOT_ONE_OF.search(message):
         return message.rstrip(".") + (did_you_mean(found["got"], re.findall(r"'([^']*)'", found["choices"])) or ".")
     return message
+
+
+def _explain_argument(message: str, options: Sequence[Any]) -> str:
+    """What is added to the refusal of an argument by a verb that takes zoos as options."""
+    takes_zoos = any("--zoo" in option.opts for option in options)
+    return "; a zoo is named with --zoo" if takes_zoos and "unexpected extra argument" in message else ""
 
 
 app = typer.Typer(

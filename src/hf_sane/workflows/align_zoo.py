@@ -23,7 +23,7 @@ SHOWN_PLACES = 3  # examples shown for each reason
 class AlignZooSettings(ModuleSettings):
     """Settings of [`run_align_zoo`]."""
 
-    zoo: Path = setting("Folder of the zoo.", positional=True)
+    zoo: Path = setting("Folder of the zoo.", positional=True, formerly="--zoo")
     config: str | None = setting("Name of the zoo, if the folder holds several.", default=None, **ZOO_CONFIG)
 
 

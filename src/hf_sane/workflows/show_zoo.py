@@ -23,7 +23,7 @@ SHOWN_PROPERTIES = ("test_accuracy", "validation_accuracy", "generalization_gap"
 class ShowZooSettings(CheckedSettings):
     """Settings of [`show_zoo`]."""
 
-    zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.", positional=True)
+    zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.", positional=True, formerly="--zoo")
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
 

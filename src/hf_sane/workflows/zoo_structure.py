@@ -29,7 +29,7 @@ PICTURE_NAME = "structure.png"
 class ZooStructureSettings(ModuleSettings, PlotSettings):
     """Settings of [`zoo_structure`]."""
 
-    zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.", positional=True)
+    zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.", positional=True, formerly="--zoo")
     output: Path | None = setting("New folder for the run record and a plot.", default=None, short="-o")
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
