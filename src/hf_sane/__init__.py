@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.probe import probe
     from hf_sane.workflows.reconstruct import reconstruct as reconstruct
     from hf_sane.workflows.regions import map_regions as map_regions
+    from hf_sane.workflows.reports import report as report
     from hf_sane.workflows.sample import sample
     from hf_sane.workflows.sane import SANE
     from hf_sane.workflows.scan import scan
@@ -90,6 +91,7 @@ _ALSO = {
     "map_regions": "workflows.regions",
     "mix_zoos": "workflows.mix_zoos",
     "reconstruct": "workflows.reconstruct",
+    "report": "workflows.reports",
     "search": "workflows.search",
     "trace_permutations": "symmetry.tracing._trace",
     "zoo_structure": "workflows.zoo_structure",

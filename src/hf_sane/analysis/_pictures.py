@@ -1,16 +1,150 @@
-"""Saving of plots."""
+"""The style of all plots, and how they are saved: as files and, for reports, as SVG.
 
+Plots name their curves where these end, say units on their axes, and show intervals where there are any. Their
+colours can be told apart with every kind of colour vision, on white and on black.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from hf_sane.records._file_kinds import PICTURE
 from hf_sane.records._outputs import output_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# After Okabe and Ito; the lighter ones are darkened to stand out from white.
+BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#b4639a",
+    "#b37800",
+    "#3d94c9",
+    "#7a7a7a",
+)
+PALETTE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY)
+MAX_VECTOR_DOTS = 2000  # in one drawing; more of them are a picture inside of it
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
+SIZE = re.compile(r' width="[\d.]+pt" height="[\d.]+pt"| height="[\d.]+pt"| width="[\d.]+pt"')
+NAMES = re.compile(r'(\bid="|url\(#|href="#)')
 
-def save_picture(figure: "Figure", path: Path, *, dpi: int = 110) -> None:
+_collected: ContextVar[list[tuple[str, str]] | None] = ContextVar("collected", default=None)
+
+
+def make_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any
+) -> "tuple[Figure, list[Axes]]":
+    """A figure in inches, and its axes, row by row: no frame, a light grid, small type.
+
+    Args:
+        width: Of all of it.
+        height: Of all of it.
+        rows: Rows of axes.
+        columns: Columns of axes.
+        **grid: As of `Figure.subplots`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = list(np.asarray(figure.subplots(rows, columns, squeeze=False, **grid)).flatten())
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8)
+        axes.title.set_fontsize(9)
+        axes.xaxis.label.set_fontsize(9)
+        axes.yaxis.label.set_fontsize(9)
+    return figure, panels
+
+
+def label_ends(axes: "Axes", ends: Sequence[tuple[str, float, float, str]], *, size: float = 8) -> None:
+    """Name curves where they end, at the right; names that would overlap are moved apart, and joined to their ends.
+
+    Args:
+        axes: With all of its curves and its final limits.
+        ends: Name, place of the end, and colour of each curve.
+        size: Of the type, in points.
+    """
+    height = axes.get_window_extent().height / axes.figure.dpi * 72
+    step = 1.25 * size / height
+    to_axes = axes.transData + axes.transAxes.inverted()
+    wanted = [float(to_axes.transform((x, y))[1]) for _, x, y, _ in ends]
+    places = _spread_out(wanted, step)
+    right = max(x for _, x, _, _ in ends)
+    for index, (name, x, y, colour) in enumerate(ends):
+        axes.annotate(
+            name,
+            (x, y),
+            (1.06, places[index]),
+            xycoords=("data", "data"),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=size,
+            color=colour,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "shrinkA": 0,
+                "shrinkB": 2,
+                "relpos": (0, 0.5),
+            },
+            annotation_clip=False,
+        )
+    axes.set_xlim(right=right)
+
+
+def _spread_out(wanted: Sequence[float], step: float) -> list[float]:
+    """Places from 0 to 1, at least a step apart, each as near to where it is wanted as others allow."""
+    groups: list[list[int]] = []
+
+    def start(group: list[int]) -> float:
+        middle = sum(wanted[index] for index in group) / len(group)
+        return max(0.0, min(1.0 - step * (len(group) - 1), middle - step * (len(group) - 1) / 2))
+
+    for index in sorted(range(len(wanted)), key=wanted.__getitem__):
+        groups.append([index])
+        while len(groups) > 1 and start(groups[-2]) + step * len(groups[-2]) > start(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    places = [0.0] * len(wanted)
+    for group in groups:
+        for place, index in enumerate(group):
+            places[index] = start(group) + step * place
+    return places
+
+
+def use_decades(axis: Any) -> None:
+    """Ticks at 1, 2 and 5 of every decade of a logarithmic axis, as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+@contextmanager
+def collecting_pictures() -> Iterator[list[tuple[str, str]]]:
+    """Keep what the block draws, as names and SVG that fits into a page in HTML."""
+    collected: list[tuple[str, str]] = []
+    token = _collected.set(collected)
+    try:
+        yield collected
+    finally:
+        _collected.reset(token)
+
+
+def save_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:
     """Write a figure in the format that the suffix of `path` names, PNG without one; only a picture is replaced.
 
     Raises:
@@ -18,3 +152,17 @@ def save_picture(figure: "Figure", path: Path, *, dpi: int = 110) -> None:
     """
     with output_file(path, PICTURE) as partial:
         figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", dpi=dpi)
+    if (collected := _collected.get()) is not None:
+        collected.append((path.stem.replace("_", " "), _inline_svg(figure, path.stem)))
+
+
+def _inline_svg(figure: "Figure", name: str) -> str:
+    """A figure as an element of HTML, in the colour of the text around it, with names of its own."""
+    from matplotlib import rc_context
+
+    drawn = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(drawn, format="svg", transparent=True, metadata=NO_METADATA)
+    svg = HEAD.sub("", drawn.getvalue(), count=1).replace("#000000", "currentColor")
+    prefix = re.sub(r"\W", "-", name)
+    return NAMES.sub(lambda found: f"{found[0]}{prefix}-", svg)

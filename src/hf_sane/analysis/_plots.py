@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_sane.analysis._pictures import save_picture
+from hf_sane.analysis._pictures import BLUE, GREEN, GREY, RED, SKY, label_ends, make_figure, save_picture, use_decades
 from hf_sane.analysis._report import LayerSpectrum, SpectrumReport
 from hf_sane.core._marchenko_pastur import density
 from hf_sane.records._escaping import plot_text
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MAX_PANELS = 48
 COLUMNS = 4
-DATA, BULK, TAIL, OTHER = "#9ecae1", "#1b7837", "#e6550d", "#08306b"
+DATA, BULK, TAIL, OTHER = SKY, GREEN, RED, BLUE
 
 
 def plot_densities(report: SpectrumReport, path: Path, *, bins: int = 60) -> None:
@@ -30,18 +30,21 @@ def plot_densities(report: SpectrumReport, path: Path, *, bins: int = 60) -> Non
         path: PNG to write.
         bins: Number of bins of each histogram.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     chosen = np.unique(np.linspace(0, len(report) - 1, min(len(report), MAX_PANELS)).round().astype(int))
     height = math.ceil(len(chosen) / COLUMNS)
-    figure = Figure(figsize=(3.4 * COLUMNS, 2.5 * height), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(height, COLUMNS, squeeze=False)).flatten()
+    columns = min(COLUMNS, len(chosen))
+    figure, panels = make_figure(3.4 * columns, 2.5 * height + 0.4, height, columns)
     for axes in panels[len(chosen) :]:
         axes.set_axis_off()
     for axes, index in zip(panels, chosen, strict=False):
         _draw_density(axes, report.layers[index], bins)
     thinned = "" if len(chosen) == len(report) else f", {len(chosen)} of {len(report)} layers"
-    figure.suptitle(f"eigenvalues of W W^T: {plot_text(report.source)}{thinned}", fontsize=10)
+    kinds = {"eigenvalues of W W^T": DATA, "Marchenko-Pastur bulk and edge": BULK, "power law": TAIL}
+    lines = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in kinds.items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.suptitle(f"{plot_text(report.source)}{thinned}", fontsize=10)
     save_picture(figure, path)
 
 
@@ -65,10 +68,11 @@ def _draw_density(axes: "Axes", layer: LayerSpectrum, bins: int) -> None:
         tail = layer.tail_size / total * (layer.alpha - 1) / layer.xmin * (span / layer.xmin) ** -layer.alpha
         axes.plot(span, tail * span * math.log(10), color=TAIL, linewidth=1.2)
     axes.set_xscale("log")
+    use_decades(axes.xaxis)
     axes.set_yticks([])
     alpha = "" if layer.alpha is None else f", alpha {layer.alpha:.2f}"
     axes.set_title(f"{plot_text(layer.name, 80)}\n{layer.phase or 'too small'}{alpha}", fontsize=7)
-    axes.tick_params(labelsize=6)
+    axes.tick_params(labelsize=7)
 
 
 def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float] | None = None) -> None:
@@ -79,17 +83,15 @@ def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float
         path: PNG to write.
         spread: Result of [`layer_embedding_spread`], by name of the tensor.
     """
-    from matplotlib.figure import Figure
-
     count = 2 if spread is None else 3
-    figure = Figure(figsize=(8, 2.4 * count), layout="constrained")
-    panels = figure.subplots(count, 1, sharex=True)
+    figure, panels = make_figure(8, 2.4 * count, count, sharex=True)
     depth = np.arange(len(report))
     alpha = _column(report, "alpha")
     low, high = (np.abs(_column(report, name) - alpha) for name in ("alpha_low", "alpha_high"))
     bars = np.nan_to_num(np.stack([low, high]))
-    panels[0].errorbar(depth, alpha, bars, marker="o", markersize=4, color=TAIL, ecolor="#fdae6b", linewidth=1.2)
-    panels[0].set(ylabel="alpha", title=plot_text(report.source))
+    panels[0].errorbar(depth, alpha, bars, marker="o", markersize=4, color=TAIL, ecolor=GREY, linewidth=1.2)
+    panels[0].set(ylabel="alpha (95 % interval)")
+    panels[0].set_title(plot_text(report.source), fontsize=9)
     panels[1].plot(depth, _column(report, "stable_rank"), marker="o", markersize=4, color=BULK)
     panels[1].set(ylabel="stable rank", yscale="log")
     if spread is not None:
@@ -97,8 +99,6 @@ def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float
         panels[2].plot(depth, values, marker="o", markersize=4, color=OTHER)
         panels[2].set(ylabel="spread of SANE latents")
     panels[-1].set_xticks(depth, [layer.name for layer in report.layers], rotation=90, fontsize=6)
-    for axes in panels:
-        axes.grid(alpha=0.25)
     save_picture(figure, path)
 
 
@@ -109,19 +109,15 @@ def plot_distances(distances: Sequence[tuple[str, float]], path: Path) -> None:
         distances: Name and distance of each tensor, see `hf_sane.screening`.
         path: PNG to write.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(5.0, min(16.0, 0.2 * len(distances) + 2)), 4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = make_figure(max(5.0, min(16.0, 0.2 * len(distances) + 2)), 4)
     axes.bar(range(len(distances)), [distance for _, distance in distances], color=DATA)
-    axes.axhline(1, color=OTHER, linewidth=0.8, linestyle=":", label="independent networks")
+    axes.axhline(1, color=OTHER, linewidth=0.8, linestyle=":")
     if len(distances) <= MAX_PANELS:
         names = [plot_text(name, 40) for name, _ in distances]
         axes.set_xticks(range(len(distances)), names, rotation=90, fontsize=6)
     else:
         axes.set_xlabel("tensor, in the order of the network")
-    axes.set_ylabel("distance (0: equal)")
-    axes.legend(fontsize=7)
+    axes.set(ylabel="distance (0: equal, 1: independent networks)", ylim=(0, None))
     save_picture(figure, path)
 
 
@@ -179,20 +175,18 @@ def plot_training(curves: Mapping[str, Any], path: Path) -> None:
         curves: Result of [`spectra_through_training`].
         path: PNG to write.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 5), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    for name, alpha in curves["alpha"].items():
-        upper.plot(curves["epoch"], alpha, marker="o", markersize=3, label=plot_text(name, 80))
+    figure, (upper, lower) = make_figure(7.2, 5, 2, sharex=True)
     mean = np.mean(list(curves["alpha"].values()), axis=0)
-    upper.plot(curves["epoch"], mean, color="black", linewidth=2.2, label="mean")
-    upper.set(ylabel="alpha", title=f"run {curves['run_id']}")
-    upper.legend(fontsize=7)
+    upper.plot(curves["epoch"], mean, color=OTHER, linewidth=2.2)
+    ends = [("mean", curves["epoch"][-1], float(mean[-1]), OTHER)]
+    for name, alpha in curves["alpha"].items():
+        upper.plot(curves["epoch"], alpha, marker="o", markersize=3, color=GREY, linewidth=1)
+        ends.append((plot_text(name, 80), curves["epoch"][-1], alpha[-1], GREY))
+    upper.set(ylabel="alpha")
+    upper.set_title(f"run {curves['run_id']}", fontsize=9)
+    label_ends(upper, ends, size=7)
     lower.plot(curves["epoch"], curves["test_accuracy"], marker="o", markersize=3, color=BULK)
     lower.set(xlabel="epoch", ylabel="test accuracy")
-    for axes in (upper, lower):
-        axes.grid(alpha=0.25)
     save_picture(figure, path)
 
 
@@ -214,18 +208,14 @@ def plot_correlations(
     Raises:
         ValueError: If none of the summaries is there.
     """
-    from matplotlib.figure import Figure
-
     shown = [name for name in names if name in found["summaries"]]
     if not shown:
         raise ValueError(f"none of {', '.join(names)} is known for every network; lower min_values, or min_tail")
-    figure = Figure(figsize=(4.2 * len(shown), 3.8), layout="constrained")
-    panels = np.atleast_1d(np.asarray(figure.subplots(1, len(shown), sharey=True)))
+    figure, panels = make_figure(4.2 * len(shown), 3.8, columns=len(shown), sharey=True)
     for axes, name in zip(panels, shown, strict=True):
         axes.scatter(found["summaries"][name], found[column], s=14, color=OTHER, linewidths=0, alpha=0.7)
         tau = found["correlation"][name]["kendall_tau"]
         title = "constant" if tau is None else f"Kendall tau {tau:.2f}"
         axes.set(xlabel=name.replace("_", " "), title=f"{title}, {found['networks']} networks")
-        axes.grid(alpha=0.25)
     panels[0].set_ylabel(column.replace("_", " "))
     save_picture(figure, path)

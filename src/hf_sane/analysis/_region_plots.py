@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from hf_sane.analysis._pictures import save_picture
+from hf_sane.analysis._pictures import BLUE, GREEN, GREY, MAX_VECTOR_DOTS, PALETTE, RED, make_figure, save_picture
 from hf_sane.analysis._region_results import RegionScores
 from hf_sane.records._escaping import plot_text
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 MAX_LABELS = 20  # colours that can be told apart
-PLACES = {"outside": "#636363", "corners": "#1b7837", "line": "#3182bd", "hull": "#e6550d"}
+PLACES = {"outside": GREY, "corners": GREEN, "line": BLUE, "hull": RED}
 
 
 def plot_maps(
@@ -30,7 +33,6 @@ def plot_maps(
         ValueError: Without maps, for coordinates that are not `[M, 2]`, or more labels than colours.
     """
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
 
     if not maps:
         raise ValueError("expected at least one map to draw, got none")
@@ -40,10 +42,11 @@ def plot_maps(
     names = list(dict.fromkeys(label for _, labels in maps.values() for label in labels))
     if len(names) > MAX_LABELS:
         raise ValueError(f"expected at most {MAX_LABELS} labels to draw, got {len(names)}; choose a coarser level")
-    colours = dict(zip(names, colormaps["tab10" if len(names) <= 10 else "tab20"].colors, strict=False))  # type: ignore[attr-defined]
+    palette = PALETTE if len(names) <= len(PALETTE) else colormaps["tab20"].colors  # type: ignore[attr-defined]
+    colours = dict(zip(names, palette, strict=False))
     rows = -(-len(maps) // columns)
-    figure = Figure(figsize=(3.4 * min(columns, len(maps)), 3.2 * rows + 0.3), layout="constrained")
-    panels = np.atleast_1d(np.asarray(figure.subplots(rows, min(columns, len(maps)), squeeze=False))).flatten()
+    columns = min(columns, len(maps))
+    figure, panels = make_figure(3.4 * columns, 3.2 * rows + 0.3, rows, columns)
     for axes in panels[len(maps) :]:
         axes.set_axis_off()
     for axes, (title, (points, labels)) in zip(panels, maps.items(), strict=False):
@@ -56,10 +59,9 @@ def plot_maps(
                 color=colours[name],
                 linewidths=0,
                 label=plot_text(name, 80),
+                rasterized=len(points) > MAX_VECTOR_DOTS,
             )
-        axes.set(xticks=[], yticks=[])
-        axes.set_title(title, fontsize=9)
-        axes.spines[:].set_visible(False)
+        _as_map(axes, plot_text(title.replace("_", " "), 80))
     handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(
         handles.values(),
@@ -71,7 +73,7 @@ def plot_maps(
         title=method,
         title_fontsize=7,
     )
-    save_picture(figure, path, dpi=100)
+    save_picture(figure, path)
 
 
 def plot_properties(points: np.ndarray, properties: Mapping[str, Any], path: Path) -> None:
@@ -82,16 +84,35 @@ def plot_properties(points: np.ndarray, properties: Mapping[str, Any], path: Pat
         properties: Title to values `[M]`.
         path: PNG to write.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(5.2 * len(properties), 4.4), layout="constrained")
-    panels = np.atleast_1d(np.asarray(figure.subplots(1, len(properties))))
+    figure, panels = make_figure(4.6 * len(properties), 4.4, columns=len(properties))
+    is_large = len(points) > MAX_VECTOR_DOTS
     for axes, (title, values) in zip(panels, properties.items(), strict=True):
-        dots = axes.scatter(points[:, 0], points[:, 1], c=values, s=9, cmap="viridis", linewidths=0)
-        figure.colorbar(dots, ax=axes)
-        axes.set(xticks=[], yticks=[], title=plot_text(title, 80))
-        axes.spines[:].set_visible(False)
-    save_picture(figure, path, dpi=130)
+        dots = axes.scatter(
+            points[:, 0],
+            points[:, 1],
+            c=values,
+            s=12,
+            cmap="cividis",
+            edgecolors=GREY,  # the ends of the scale are as dark, or as light, as the page may be
+            linewidths=0.4,
+            rasterized=is_large,
+        )
+        scale = figure.colorbar(dots, ax=axes, location="bottom", aspect=40, pad=0.02)
+        scale.outline.set_visible(False)
+        scale.ax.tick_params(labelsize=8)
+        scale.locator = MaxNLocator(5)
+        _as_map(axes, plot_text(title.replace("_", " "), 80))
+    save_picture(figure, path)
+
+
+def _as_map(axes: "Axes", title: str) -> None:
+    """A plane whose directions mean nothing by themselves."""
+    axes.grid(visible=False)
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=9)
+    axes.spines[:].set_visible(False)
 
 
 def plot_scores(scores: Mapping[str, RegionScores], path: Path, *, quantity: str = "accuracy") -> None:
@@ -105,12 +126,9 @@ def plot_scores(scores: Mapping[str, RegionScores], path: Path, *, quantity: str
     Raises:
         ValueError: Without scores.
     """
-    from matplotlib.figure import Figure
-
     if not scores:
         raise ValueError("expected the scores of at least one region, got none")
-    figure = Figure(figsize=(max(4.0, 1.6 * len(scores) + 1), 3.4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = make_figure(max(4.0, 1.6 * len(scores) + 1), 3.4)
     for position, found in enumerate(scores.values()):
         for step, (place, colour) in enumerate(PLACES.items()):
             values = getattr(found, place).numpy()

@@ -7,13 +7,16 @@ value go, too: those that matter belong outside of `{{ }}`.
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable
 from functools import cache
+from hashlib import sha256
 from typing import Any
 
 from huggingface_hub import CardData, ModelCard
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup as HTML
 
 from hf_sane.cards._tables import fact_table, result_tables
 from hf_sane.records._escaping import Markup, markdown_code, markdown_text, python_literal
@@ -71,6 +74,23 @@ def address_card(text: str, repo_id: str, *, subfolder: str | None = None) -> st
     validate_repo_id(repo_id)
     source = python_literal(repo_id) + ("" if subfolder is None else f", subfolder={python_literal(subfolder)}")
     return LOADS_FROM_HERE.sub(lambda found: found[1] + source, text).replace(LOCAL_NOTE, "")
+
+
+def render_page(template: str, *, script: str, **facts: Any) -> str:
+    """Fill a template of a page in HTML; whatever it shows is escaped, unless it is `jinja2`'s own `Markup`.
+
+    Args:
+        template: File in `templates/`.
+        script: File in `templates/` with the only program that the page may run.
+        **facts: What else the template names.
+    """
+    loader = PackageLoader("hf_sane", "cards/templates")
+    pages = Environment(
+        loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    program, _, _ = loader.get_source(pages, script)
+    digest = b64encode(sha256(program.encode()).digest()).decode()
+    return pages.get_template(template).render(script=HTML(program), script_digest=HTML(f"sha256-{digest}"), **facts)
 
 
 @cache

@@ -38,3 +38,6 @@ PICTURE = FileKind(
     "a picture",
     lambda content: content.startswith((b"\x89PNG\r\n", b"%PDF", b"<?xml", b"<svg", b"%!PS", b"\xff\xd8\xff")),
 )
+REPORT_PAGE = FileKind(
+    "a report", lambda content: content.startswith(b"<!DOCTYPE html>") and b"<title>hf_sane: " in content
+)

@@ -21,6 +21,7 @@ from hf_sane.records._settings import as_arguments
 from hf_sane.records._sources import check_path
 
 RUN_FILE = "run.yaml"
+REPORT = "report.html"  # the page beside it
 SUFFIXES = (".yaml", ".yml", ".json")  # of run files; names of zoos do not end so
 WHAT = "a run file (YAML with `verb` and `settings`)"
 REMEDY = f"compare it with the {RUN_FILE} that the verb leaves beside its output"

@@ -13,9 +13,10 @@ from hf_sane.records._interruptions import explaining
 from hf_sane.records._manifests import MANIFEST
 from hf_sane.records._patience import patiently
 from hf_sane.records._redaction import holds_token
-from hf_sane.records._run_files import RUN_FILE
+from hf_sane.records._run_files import REPORT, RUN_FILE
 
 TEXT_SUFFIXES = (".md", ".json", ".py", ".txt", ".yaml", ".csv")
+LOCAL = (MANIFEST, RUN_FILE, REPORT)  # what folders have for those who work there
 PICKLES = (*PICKLE_SUFFIXES, ".joblib")
 
 
@@ -115,7 +116,7 @@ def folder_files(folder: Path, *, prefix: str = "") -> tuple[RepoFile, ...]:
     files = []
     for path in sorted(files_below(folder)):
         name = path.relative_to(folder)
-        if path.is_dir() or path.name in (MANIFEST, RUN_FILE) or any(part.startswith(".") for part in name.parts):
+        if path.is_dir() or path.name in LOCAL or any(part.startswith(".") for part in name.parts):
             continue
         if not path.resolve().is_relative_to(home):
             raise ValueError(

@@ -91,14 +91,17 @@ class AnalyzeResult(Result):
         return tables + [_listed(title, names) for title, names in lists.items() if names]
 
     def write(self, partial: Path) -> None:
-        """Write the report, the plots and the run record."""
+        """Write the report and the run record."""
         self.report.save_json(partial / "spectrum.json", eigenvalues=self.eigenvalues)
+        super().write(partial)
+
+    def draw(self, partial: Path) -> None:
+        """Draw densities.png and depth.png."""
         if self.plots:
             from hf_sane.analysis._plots import plot_densities, plot_depth
 
             plot_densities(self.report, partial / "densities.png")
             plot_depth(self.report, partial / "depth.png", spread=self.spread)
-        super().write(partial)
 
 
 def analyze(checkpoint: Source, **options: Any) -> AnalyzeResult:

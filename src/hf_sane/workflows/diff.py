@@ -124,13 +124,16 @@ class DiffResult(Result):
         return [Table(header if rows else (), rows, caption="\n".join(lines))]
 
     def write(self, partial: Path) -> None:
-        """Write difference.json, the plot and the run record."""
+        """Write difference.json and the run record."""
         (partial / "difference.json").write_text(self.to_json() + "\n", encoding="utf-8")
+        super().write(partial)
+
+    def draw(self, partial: Path) -> None:
+        """Draw depth.png."""
         if self.plots:
             from hf_sane.analysis._plots import plot_distances
 
             plot_distances([(x.name, x.distance) for x in self.difference.tensors], partial / "depth.png")
-        super().write(partial)
 
 
 def diff(first: Source, other: Source, **options: Any) -> DiffResult:

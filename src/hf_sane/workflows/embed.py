@@ -111,13 +111,16 @@ class EmbedResult(Result):
         return [Table(("split", "networks", *lengths), rows_of_splits)]
 
     def write(self, partial: Path) -> None:
-        """Write one parquet file per split, for `datasets.load_dataset(folder)`, and map.png."""
-        if self.map is not None:
-            title, points, values = self.map
-            plot_properties(points, {title: values}, partial / "map.png")
+        """Write one parquet file per split, for `datasets.load_dataset(folder)`."""
         for name, columns in self.splits.items():
             datasets.Dataset.from_dict(dict(columns)).to_parquet(partial / f"{name}.parquet")
         super().write(partial)
+
+    def draw(self, partial: Path) -> None:
+        """Draw map.png."""
+        if self.map is not None:
+            title, points, values = self.map
+            plot_properties(points, {title: values}, partial / "map.png")
 
 
 def embed(sane: str | Path | SANE, networks: Source | Zoo | Sequence[Source], **options: Any) -> EmbedResult:

@@ -177,8 +177,8 @@ class RegionsResult(Result):
             caption="\n".join(lines),
         )
 
-    def write(self, partial: Path) -> None:
-        """Write the run record, map.png (for at least four networks) and scores.png."""
+    def draw(self, partial: Path) -> None:
+        """Draw map.png (for at least four networks) and scores.png."""
         method: Any = self.record.arguments["method"]
         if self.pictures and _can_draw(self.maps):
             places = {space: found.project(method, seed=self.record.seed or 0) for space, found in self.maps.items()}
@@ -190,7 +190,6 @@ class RegionsResult(Result):
             plot_maps(panels, partial / "map.png", method=method, columns=len(self.levels))
         if self.pictures and self.scores:
             plot_scores(self.scores, partial / "scores.png", quantity=self._measured)
-        super().write(partial)
 
 
 def map_regions(

@@ -12,10 +12,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from hf_sane.analysis._pictures import collecting_pictures
 from hf_sane.cards._tables import fact_text
 from hf_sane.records._errors import shorten
+from hf_sane.records._files import write_atomically
 from hf_sane.records._outputs import output_folder
+from hf_sane.records._run_files import REPORT
 from hf_sane.records._run_record import RECORD, RunRecord
+from hf_sane.workflows.reports import render_report
 
 FINDING = 1  # exit code: the workflow succeeded, and found a fault in its input
 MAX_LINE = 4000  # characters
@@ -89,13 +93,24 @@ class Result:
             FileExistsError: If the folder holds something else.
         """
         with output_folder(folder, self.JOB) as partial:
-            self.write(partial)
+            self.write_all(partial)
         self.output = Path(folder)
         return self
 
     def write(self, partial: Path) -> None:
         """Write the files of the result to a folder made by [`output_folder`]: its record, with what was found."""
         replace(self.record, results=self.record.results or self.to_dict()).save(partial / RECORD)
+
+    def draw(self, partial: Path) -> None:
+        """Draw plots into a folder, if there are any to draw."""
+
+    def write_all(self, partial: Path) -> None:
+        """Write all files of the result to a folder made by [`output_folder`], its report among them."""
+        with collecting_pictures() as pictures:
+            self.draw(partial)
+        self.write(partial)
+        with write_atomically(partial / REPORT) as page:
+            page.write_text(render_report(self, pictures), encoding="utf-8")
 
     def print(self, console: Console | None = None, *, notes: bool = True) -> None:
         """Print notes (unless they were already shown), tables, and the output path."""
@@ -142,7 +157,7 @@ class OptionalOutput:
     def write(self, result: AnyResult) -> AnyResult:
         """Write the files of a result, if there is an output folder; return the result with its folder."""
         if self.partial is not None:
-            result.write(self.partial)
+            result.write_all(self.partial)
         result.output = self.output
         return result
 

@@ -189,7 +189,7 @@ def run_index(settings: IndexSettings) -> IndexResult:
             raise ValueError(f"expected networks, found none that can be read: {shorten(skipped) or 'no files'}")
         record.finish({"networks": len(index), "skipped": len(skipped)})
         result = IndexResult(record=record, index=index, skipped=skipped)
-        result.write(partial)
+        result.write_all(partial)
     result.output = settings.output
     return result
 

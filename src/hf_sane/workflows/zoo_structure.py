@@ -91,11 +91,10 @@ class ZooStructureResult(Result):
             )
         return f"{told}: the runs share {gain:.1%} of the rest"
 
-    def write(self, partial: Path) -> None:
-        """Write the run record and structure.png."""
+    def draw(self, partial: Path) -> None:
+        """Draw structure.png."""
         if self.pictures:
             plot_structure(self.structures[""], partial / PICTURE_NAME)
-        super().write(partial)
 
 
 def zoo_structure(zoo: str | Path | Zoo, **options: Any) -> ZooStructureResult:

@@ -2,35 +2,45 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from hf_sane.analysis._pictures import save_picture
+from hf_sane.analysis._pictures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    label_ends,
+    make_figure,
+    save_picture,
+    use_decades,
+)
 
-# One hue per family: SANE in blues, the linear code in purples, the zoo's own networks in greens, cheap baselines in
-# greys, reds and yellows.
-COLOURS = {
-    "anchors": "#1b7837",
-    "reconstructed_anchors": "#7fbf7b",
-    "linear_reconstructed": "#c7e9c0",
-    "nearest_training": "#41ab5d",
-    "sane_kde": "#9ecae1",
-    "sane_subsampled": "#3182bd",
-    "sane_bootstrapped": "#08306b",
-    "linear_kde": "#dadaeb",
-    "linear_subsampled": "#807dba",
-    "linear_bootstrapped": "#3f007d",
-    "anchor_noise": "#e6550d",
-    "anchor_noise_selected": "#fdae6b",
-    "shaped_noise": "#d95f0e",
-    "shaped_noise_selected": "#fec44f",
-    "interpolation": "#f768a1",
-    "anchor_average": "#a50f15",
-    "sane_prior": "#bcbddc",
-    "shrunken_anchor": "#8c510a",
-    "shrunken_scratch": "#969696",
-    "scratch": "#636363",
+LEAST = 0.1  # % that is drawn on the logarithmic axis: no test error
+# Name, colour and line of each method: a hue per family, and lines that tell its members apart.
+STYLES = {
+    "anchors": ("anchors (trained)", GREEN, "-"),
+    "reconstructed_anchors": ("anchors, encoded and decoded", GREEN, "--"),
+    "linear_reconstructed": ("anchors, through the linear code", GREEN, ":"),
+    "nearest_training": ("nearest trained networks", GREEN, "-."),
+    "sane_kde": ("SANE, KDE", BLUE, ":"),
+    "sane_subsampled": ("SANE, subsampled", BLUE, "-"),
+    "sane_bootstrapped": ("SANE, bootstrapped", BLUE, "--"),
+    "sane_prior": ("SANE, from the prior", BLUE, "-."),
+    "linear_kde": ("linear code, KDE", PURPLE, ":"),
+    "linear_subsampled": ("linear code, subsampled", PURPLE, "-"),
+    "linear_bootstrapped": ("linear code, bootstrapped", PURPLE, "--"),
+    "anchor_noise": ("anchors + noise", RED, "-"),
+    "anchor_noise_selected": ("anchors + noise, selected", RED, "--"),
+    "shaped_noise": ("anchors + shaped noise", RED, ":"),
+    "shaped_noise_selected": ("anchors + shaped noise, selected", RED, "-."),
+    "interpolation": ("between two anchors", ORANGE, "--"),
+    "anchor_average": ("average of anchors", ORANGE, "-"),
+    "shrunken_anchor": ("anchors, shrunken", ORANGE, ":"),
+    "shrunken_scratch": ("random initialisation, shrunken", GREY, ":"),
+    "scratch": ("random initialisation", GREY, "-"),
 }
 
 
@@ -48,27 +58,34 @@ def plane(embeddings: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> None:
-    """Plot mean test accuracy over fine-tuning epochs, with one line and its spread per method.
+    """Plot mean test error over fine-tuning epochs, with a 95 % interval of the mean for each method.
+
+    Errors have a logarithmic axis, on which the best methods lie apart.
 
     Args:
         curves: Accuracies `[epochs + 1, networks]` by method; row 0 is before any training.
         path: PNG to write.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = make_figure(8.2, 5.2)
+    axes.set_yscale("log")
+    ends, floor = [], 100.0
     for name, rows in curves.items():
-        accuracy = np.asarray(rows)
-        mean, spread = accuracy.mean(axis=1), accuracy.std(axis=1)
+        label, colour, line = STYLES.get(name, (name.replace("_", " "), GREY, ":"))
+        errors = 100 * (1 - np.asarray(rows, dtype=np.float64))
+        mean = np.maximum(errors.mean(axis=1), LEAST)
+        spread = 1.96 * errors.std(axis=1, ddof=errors.shape[1] > 1) / np.sqrt(errors.shape[1])
         epochs = np.arange(len(mean))
-        style: dict[str, Any] = {"linewidth": 2.4 if name.startswith("sane") else 1.5, "color": COLOURS.get(name)}
-        axes.plot(epochs, mean, marker="o", markersize=3, label=name.replace("_", " "), **style)
-        axes.fill_between(epochs, mean - spread, mean + spread, alpha=0.12, color=COLOURS.get(name), linewidth=0)
-    axes.set(xlabel="fine-tuning epochs", ylabel="test accuracy", ylim=(0, 1))
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, ncols=2, loc="lower right")
-    save_picture(figure, path, dpi=130)
+        axes.plot(epochs, mean, line, color=colour, marker="o", markersize=3, linewidth=1.8)
+        low, high = np.maximum(mean - spread, LEAST), mean + spread
+        axes.fill_between(epochs, low, high, alpha=0.15, color=colour, linewidth=0)
+        ends.append((label, float(epochs[-1]), float(mean[-1]), colour))
+        floor = min(floor, float(low.min()))
+    axes.set(xlabel="fine-tuning (epochs)", ylabel="test error (%), mean and its 95 % interval")
+    axes.set_ylim(0.8 * floor, 100)
+    use_decades(axes.yaxis)
+    axes.set_xticks(range(len(next(iter(curves.values())))))
+    label_ends(axes, ends)
+    save_picture(figure, path)
 
 
 __all__ = []

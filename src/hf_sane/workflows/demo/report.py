@@ -3,15 +3,19 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
+from hf_sane.analysis._region_plots import plot_properties
 from hf_sane.cards._rendering import render
 from hf_sane.cards._tables import fact_text, markdown_table
 from hf_sane.records._escaping import Markup
 from hf_sane.records._files import write_atomically
 from hf_sane.workflows.compare import comparison_table
+from hf_sane.workflows.demo.plots import plot_finetuning
 from hf_sane.workflows.results import Result, Table
 
 LINEAR = ("linear_r2", "linear_accuracy_reconstructed")  # of the linear code with as many latents
@@ -121,10 +125,18 @@ def verdict(found: Sequence[Goal]) -> str:
 
 @dataclass(kw_only=True)
 class DemoResult(Result):
-    """Results of the demo; its record is `report.json`, with the results at the top level."""
+    """Results of the demo; its record is `report.json`, with the results at the top level.
+
+    Attributes:
+        map: Coordinates `[M, 2]` of the test networks, and their properties by title.
+        curves: Test accuracy by method, epoch and network.
+    """
 
     JSON: ClassVar[Any] = dict[str, Any]
     JOB: ClassVar[str] = "demo"
+
+    map: tuple[np.ndarray, Mapping[str, Any]] | None = None
+    curves: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
 
     def summary(self) -> list[str]:
         """Whether the goals were reached."""
@@ -143,6 +155,13 @@ class DemoResult(Result):
         """The content of `report.json`."""
         content = self.record.to_dict()
         return content | content.pop("results")
+
+    def draw(self, partial: Path) -> None:
+        """Draw the map of embeddings and the curves of fine-tuning."""
+        if self.map is not None:
+            plot_properties(*self.map, partial / "embedding_map.png")
+        if self.curves:
+            plot_finetuning(self.curves, partial / "finetuning.png")
 
     def write(self, partial: Path) -> None:
         """Write `report.json`, `report.md`, and the tables of probes and sampled networks."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from hf_sane.analysis._region_plots import plot_properties
 from hf_sane.hub._publish import save_sane
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.records._files import write_atomically
@@ -18,7 +17,7 @@ from hf_sane.records._progress import announce
 from hf_sane.records._run_record import RunRecord
 from hf_sane.workflows.build_zoo import build_zoo
 from hf_sane.workflows.compare import compare_samplers
-from hf_sane.workflows.demo.plots import plane, plot_finetuning
+from hf_sane.workflows.demo.plots import plane
 from hf_sane.workflows.demo.report import DemoResult, short_table
 from hf_sane.workflows.demo.settings import NETWORK_TITLE, SANE_TITLE, DemoSettings
 from hf_sane.workflows.pretrain import pretrain
@@ -65,7 +64,7 @@ def run_demo(settings: DemoSettings) -> DemoResult:
     with resumable_folder(settings.output, DemoResult.JOB) as folder:
         claim_folder(folder, settings)
         result = fill_folder(folder, settings)
-        result.write(folder)
+        result.write_all(folder)
         finish_folder(folder, DemoResult.JOB)
     result.output = settings.output / "report.md"
     return result
@@ -106,11 +105,10 @@ def fill_folder(output: Path, settings: DemoSettings) -> DemoResult:
         tested = zoos["hyperparameter"].splits["test"]
         points = plane(sane.embed(tested, pooling="layer_mean_std").double().numpy(), seed=settings.seed)
         shown = {f"test networks by {name}": tested.column(name) for name in details}
-        plot_properties(points, shown, output / "embedding_map.png")
     with stages("sample networks"):
         compared = compare_samplers(zoos["seed"], sane, data, condition=False, **settings.comparison())
     with stages("fine-tune samples and baselines"):
-        plot_finetuning(compared.finetune(settings.finetune_epochs), output / "finetuning.png")
+        curves = compared.finetune(settings.finetune_epochs)
     results |= {"sampling": compared.record.results, "stage_seconds": stages.seconds}
     record.finish(results, data={"images": data.describe(), "split": "70/15/15 by training run"})
     config = zoos["seed"].splits["train"].known_config(0)
@@ -118,7 +116,7 @@ def fill_folder(output: Path, settings: DemoSettings) -> DemoResult:
     names = {"sane": "sane", "zoo": "zoos (config seed)", "title": NETWORK_TITLE}
     with output_folder(output / "sampled", "sample", replace=True) as partial:
         compared.sampled(NUM_SAVED, record, **names).write(partial)
-    return DemoResult(record=record)
+    return DemoResult(record=record, map=(points, shown), curves=curves)
 
 
 def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[str, Zoo]:

@@ -1,0 +1,108 @@
+"""Reports: a result as one HTML file, which any browser shows without a network."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from hf_sane.analysis._pictures import collecting_pictures
+from hf_sane.cards._rendering import render_page
+from hf_sane.cards._tables import fact_text, is_known
+from hf_sane.records._errors import shorten
+from hf_sane.records._file_kinds import REPORT_PAGE
+from hf_sane.records._outputs import add_file, output_file
+from hf_sane.records._run_files import REPORT
+
+if TYPE_CHECKING:
+    from hf_sane.workflows.results import Result, Table
+
+PARTS = ("hardware", "versions", "arguments", "data")  # of run records: what is told of how a result was made
+
+
+def report(result: "Result", path: str | Path | None = None) -> Path:
+    """Write a result as one HTML file: tables that can be sorted and filtered, plots, and how it was made.
+
+    ```python
+    hf_sane.report(hf_sane.scan("downloads"), "scan.html")
+    ```
+
+    Args:
+        result: Result of a workflow.
+        path: The file; by default report.html in the output folder of the result.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If there is neither a path nor an output folder.
+        FileExistsError: If the file is not a report.
+    """
+    with TemporaryDirectory() as folder, collecting_pictures() as pictures:
+        result.draw(Path(folder))
+    page = render_report(result, pictures)
+    if path is None and (result.output is None or not result.output.is_dir()):
+        raise ValueError("the result has no output folder for its report; give a path: report(result, 'report.html')")
+    target = Path(path) if path is not None else Path(result.output or "", REPORT)
+    opened = output_file(target, REPORT_PAGE) if path is not None else add_file(target.parent, REPORT)
+    with opened as partial:
+        partial.write_text(page, encoding="utf-8")
+    return target
+
+
+def render_report(result: "Result", pictures: Sequence[tuple[str, str]] = ()) -> str:
+    """A result as a page in HTML.
+
+    Args:
+        result: Result of a workflow.
+        pictures: Names and SVG of its plots.
+    """
+    record = result.record
+    known = {name: value for part in PARTS for name, value in getattr(record, part).items()}
+    seconds = "" if record.seconds is None else f", in {fact_text(record.seconds)} seconds"
+    return render_page(
+        "report.html",
+        script="report.js",
+        title=f"hf_sane: {result.JOB or 'result'}",
+        made=f"Made by hf_sane {record.versions.get('hf_sane', '')}, {record.started_at or 'some time'}{seconds}",
+        summary=[shorten(line) for line in result.summary()],
+        notes=[shorten(note) for note in result.notes],
+        tables=list(map(_table, result.tables())),
+        pictures=[(name, Markup(svg)) for name, svg in pictures],  # drawn by this library, which escaped its texts
+        command=record.command,
+        facts=[*_facts({"seed": record.seed, "commit": record.commit}), *_facts(known)],
+    )
+
+
+def _table(table: "Table") -> dict[str, Any]:
+    return {
+        "title": shorten(table.title or next(filter(None, table.header), "") or "Results"),
+        "header": [shorten(str(name)) for name in table.header],
+        "rows": [[_cell(value) for value in row] for row in table.rows],
+        "caption": [shorten(line) for line in table.caption.split("\n") if line.strip()],
+    }
+
+
+def _cell(value: Any) -> dict[str, Any]:
+    """A cell as it is read, and the number that it is sorted by."""
+    text = fact_text(value, lambda text: shorten(str(text)))
+    number = value if isinstance(value, int | float) else math.nan
+    with suppress(ValueError):
+        number = float(text.replace(",", "")) if isinstance(value, str) else number
+    return {"text": text, "number": number if math.isfinite(number) else None}
+
+
+def _facts(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of nested facts, on one level."""
+    for name, value in facts.items():
+        label = f"{prefix}{str(name).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            yield from _facts(value, f"{label}: ")
+        elif is_known(value):
+            yield shorten(label), fact_text(value, lambda text: shorten(str(text)))
+
+
+__all__ = ["report"]
