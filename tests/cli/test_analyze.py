@@ -56,7 +56,8 @@ def test_json_is_the_report(checkpoint, hf_sane_command):
 def test_the_folder_holds_report_pictures_and_record(checkpoint, tmp_path, hf_sane_command):
     arguments = ("analyze", checkpoint, "--num-bootstrap", 0, "--output", tmp_path / "out")
     hf_sane_command(*arguments)
-    names = {"spectrum.json", "densities.png", "depth.png", "run.json", "run.yaml", "hf_sane_manifest.json"}
+    names = {"spectrum.json", "densities.png", "depth.png", "report.html", "run.json", "run.yaml"}
+    names.add("hf_sane_manifest.json")
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     record = RunRecord.load(tmp_path / "out" / "run.json")
     assert record.results["summary"]["layers"] == 3
@@ -84,6 +85,7 @@ def test_pictures_need_matplotlib(checkpoint, tmp_path, hf_sane_command, monkeyp
     hf_sane_command(*arguments, "--no-plots")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "spectrum.json",
+        "report.html",
         "run.json",
         "run.yaml",
         "hf_sane_manifest.json",

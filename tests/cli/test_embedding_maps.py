@@ -49,4 +49,4 @@ def test_the_colour_is_chosen_or_refused(tiny_sane_folder, tiny_zoo, tmp_path):
 def test_no_plots(tiny_sane_folder, tiny_zoo_folder, tmp_path):
     arguments = {"sane": tiny_sane_folder, "zoo": tiny_zoo_folder, "poolings": ["mean"], "output": tmp_path / "out"}
     assert run_embed(EmbedSettings(**arguments, plots=False)).map is None
-    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".parquet", ".json"}
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".parquet", ".json", ".html"}

@@ -47,7 +47,7 @@ def test_zoos_in_both_spaces(tiny_zoo_folder, other_zoo_folder, tiny_sane_folder
         "data_set: digits", "data_set: inverted", "task: plain", "task: other"
     }  # fmt: skip
     assert record.results["interior"]["task: plain"]["line"]["count"] == 3
-    names = {"run.json", "run.yaml", "map.png", "scores.png", "hf_sane_manifest.json"}
+    names = {"run.json", "run.yaml", "report.html", "map.png", "scores.png", "hf_sane_manifest.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
@@ -62,7 +62,7 @@ def test_alignment_can_be_left_out(tiny_zoo_folder, other_zoo_folder, tmp_path, 
         ratios.append(record.results["weights"]["data_set"]["distances"]["mean_between"])
     assert ratios[0] < ratios[1]
     names = sorted(path.name for path in (tmp_path / "align").iterdir())
-    assert names == ["hf_sane_manifest.json", "run.json", "run.yaml"]
+    assert names == ["hf_sane_manifest.json", "report.html", "run.json", "run.yaml"]
 
 
 @pytest.fixture

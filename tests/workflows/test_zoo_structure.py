@@ -31,7 +31,7 @@ def test_the_verb_and_python_compare_the_last_epochs(tiny_zoo, tiny_zoo_folder, 
     assert (tmp_path / "out" / "structure.png").read_bytes().startswith(b"\x89PNG")
     text = str(result)
     assert "principal directions of 8 runs, 4 other runs" in text
-    assert "tensor, 7 directions of its own" in text
+    assert "tensor, with 7 directions of its own" in text
 
 
 def test_alignment_moves_channels_before_networks_are_compared(tiny_zoo):
