@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 from markupsafe import Markup
 
@@ -16,14 +16,30 @@ from hf_sane.records._errors import shorten
 from hf_sane.records._file_kinds import REPORT_PAGE
 from hf_sane.records._outputs import add_file, output_file
 from hf_sane.records._run_files import REPORT
-
-if TYPE_CHECKING:
-    from hf_sane.workflows.results import Result, Table
+from hf_sane.records._run_record import RunRecord
 
 PARTS = ("hardware", "versions", "arguments", "data")  # of run records: what is told of how a result was made
 
 
-def report(result: "Result", path: str | Path | None = None) -> Path:
+class Reported(Protocol):
+    """What a report is made from: see `Result`."""
+
+    JOB: ClassVar[str]
+    record: RunRecord
+    output: Path | None
+    notes: list[str]
+
+    def summary(self) -> list[str]:
+        """Sentences before the tables."""
+
+    def tables(self) -> Sequence[Any]:
+        """Tables, see `Table`."""
+
+    def draw(self, partial: Path) -> None:
+        """Draw plots into a folder."""
+
+
+def report(result: Reported, path: str | Path | None = None) -> Path:
     """Write a result as one HTML file: tables that can be sorted and filtered, plots, and how it was made.
 
     ```python
@@ -53,7 +69,7 @@ def report(result: "Result", path: str | Path | None = None) -> Path:
     return target
 
 
-def render_report(result: "Result", pictures: Sequence[tuple[str, str]] = ()) -> str:
+def render_report(result: Reported, pictures: Sequence[tuple[str, str]] = ()) -> str:
     """A result as a page in HTML.
 
     Args:
@@ -77,7 +93,7 @@ def render_report(result: "Result", pictures: Sequence[tuple[str, str]] = ()) ->
     )
 
 
-def _table(table: "Table") -> dict[str, Any]:
+def _table(table: Any) -> dict[str, Any]:
     return {
         "title": shorten(table.title or next(filter(None, table.header), "") or "Results"),
         "header": [shorten(str(name)) for name in table.header],
