@@ -176,7 +176,7 @@ def in_browser(page, folder):
     )
     flags = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=3000")
     command = [BROWSER, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom", probe.as_uri()]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     complaints = [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
     return json.loads(html.unescape(re.search(r"<body>(.*?)</body>", ran.stdout, flags=re.DOTALL)[1])), complaints
 
