@@ -50,6 +50,7 @@ ALLOWED = {
     "src/hf_sane/hub/_pull.py:": (
         "removes damaged files, and those of an older commit, inside a folder from resumable_folder"
     ),
+    "src/hf_sane/analysis/_pictures.py:_inline_svg": "a text in memory",
     "src/hf_sane/workflows/doctor.py:_run_through": "a temporary folder",
     "benchmarks/lazy_embedding.py:": "checkpoints in a temporary folder, deleted one after the other",
     "src/hf_sane/tokenization/_kept_ranges.py:": "parts of files on the Hub, in the folder of the client's assets",

@@ -62,11 +62,14 @@ def report(result: Reported, path: str | Path | None = None) -> Path:
     page = render_report(result, pictures)
     if path is None and (result.output is None or not result.output.is_dir()):
         raise ValueError("the result has no output folder for its report; give a path: report(result, 'report.html')")
-    target = Path(path) if path is not None else Path(result.output or "", REPORT)
-    opened = output_file(target, REPORT_PAGE) if path is not None else add_file(target.parent, REPORT)
-    with opened as partial:
+    if path is None:
+        target = Path(result.output or "", REPORT)
+        with add_file(target.parent, REPORT) as partial:
+            partial.write_text(page, encoding="utf-8")
+        return target
+    with output_file(path, REPORT_PAGE) as partial:
         partial.write_text(page, encoding="utf-8")
-    return target
+    return Path(path)
 
 
 def render_report(result: Reported, pictures: Sequence[tuple[str, str]] = ()) -> str:
