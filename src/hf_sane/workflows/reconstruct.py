@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, cast
+from typing import Any, ClassVar, NotRequired, TypedDict, cast
 
 import torch
 
@@ -51,6 +51,9 @@ class ZooReconstructionJson(TypedDict):
         accuracy_reconstructed: The same after encoding and decoding.
         accuracy_kept: The second over the first.
         networks: Test networks.
+        linear_r2: R2 of the linear code; this and the following unless --no-linear is given.
+        linear_accuracy_reconstructed: Mean test accuracy after encoding and decoding by the linear code.
+        linear_accuracy_kept: That over the original one.
     """
 
     r2: float
@@ -58,6 +61,9 @@ class ZooReconstructionJson(TypedDict):
     accuracy_reconstructed: float
     accuracy_kept: float
     networks: int
+    linear_r2: NotRequired[float]
+    linear_accuracy_reconstructed: NotRequired[float]
+    linear_accuracy_kept: NotRequired[float]
 
 
 class ReconstructionJson(TypedDict):
