@@ -11,7 +11,7 @@ from hf_sane.workflows.sane import SANE
 @pytest.fixture(scope="module")
 def embedded(tiny_sane_folder, tiny_zoo_folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("maps") / "out"
-    return embed(tiny_sane_folder, tiny_zoo_folder, poolings="mean", output=output)
+    return embed(tiny_zoo_folder, tiny_sane_folder, poolings="mean", output=output)
 
 
 def test_a_map_shows_two_principal_components(embedded, tiny_zoo):
@@ -33,14 +33,14 @@ def test_a_map_shows_two_principal_components(embedded, tiny_zoo):
 
 def test_the_colour_is_chosen_or_refused(tiny_sane_folder, tiny_zoo, tmp_path):
     sane = SANE.from_pretrained(tiny_sane_folder)
-    found = embed(sane, tiny_zoo, poolings="mean", color="train_loss")
+    found = embed(tiny_zoo, sane, poolings="mean", color="train_loss")
     assert found.map[0] == "mean by train_loss"
     with pytest.raises(
         ValueError, match=r"expected a property .* to colour by, among .*test_accuracy.*, got 'colour'"
     ):
-        embed(sane, tiny_zoo, poolings="mean", color="colour")
+        embed(tiny_zoo, sane, poolings="mean", color="colour")
     network = tiny_zoo.splits["train"].model(0)
-    few = embed(sane, [network, network], output=tmp_path / "few")
+    few = embed([network, network], sane, output=tmp_path / "few")
     assert few.map is None
     assert few.notes == ["no map: it needs 4 networks with different properties"]
     assert not (tmp_path / "few" / "map.png").exists()

@@ -53,12 +53,19 @@ def test_one_network_is_embedded_from_everywhere(sane, sane_folder, network, net
     expected = sane.embed(network)
     for given in (network, network.state_dict(), network_folder, str(network_folder), file, str(file)):
         assert torch.equal(sane.embed(given), expected)
-        found = hf_sane.embed(sane_folder, given, poolings="mean")
+        found = hf_sane.embed(given, sane_folder, poolings="mean")
         assert found.splits["train"]["mean"] == [expected.tolist()]
-    found = hf_sane.embed(sane, [network_folder, network], poolings=["mean"])
+    found = hf_sane.embed([network_folder, network], sane, poolings=["mean"])
     assert found.splits["train"]["mean"] == [expected.tolist()] * 2
     assert found.splits["train"]["checkpoint"] == [str(network_folder), "network_1"]
     assert sane.embed([network_folder, network]).tolist() == [expected.tolist()] * 2
+
+
+def test_windows_are_set_alike_everywhere(sane, network):
+    narrow = hf_sane.embed(network, sane, poolings="mean", window_size=4).splits["train"]["mean"]
+    assert sane.embed(network, window_size=4).tolist() == narrow[0]
+    assert torch.equal(sane.encode(network, window_size=4)[0].mean(dim=0), sane.embed(network, window_size=4))
+    assert not torch.equal(sane.embed(network), torch.tensor(narrow[0]))
 
 
 def test_a_zoo_is_embedded_from_its_folder(sane, tiny_zoo, tiny_zoo_folder):
@@ -66,7 +73,7 @@ def test_a_zoo_is_embedded_from_its_folder(sane, tiny_zoo, tiny_zoo_folder):
     assert expected.shape == (len(tiny_zoo), 8)
     for given in (tiny_zoo_folder, str(tiny_zoo_folder)):
         assert torch.equal(sane.embed(given), expected)
-        found = hf_sane.embed(sane, given, poolings=["mean"]).splits
+        found = hf_sane.embed(given, sane, poolings=["mean"]).splits
         assert [row for split in found.values() for row in split["mean"]] == expected.tolist()
 
 

@@ -176,8 +176,8 @@ def test_scan_diff_lineage_and_search(networks, tmp_path):
 
 
 def test_embed(networks, sane, tmp_path):
-    here = embed(sane, save_local(networks, tmp_path)).splits["train"]
-    there = embed(sane, REPOS, **WHICH).splits["train"]
+    here = embed(save_local(networks, tmp_path), sane).splits["train"]
+    there = embed(REPOS, sane, **WHICH).splits["train"]
     assert there["checkpoint"] == REPOS
     assert there["mean"] == here["mean"]
     assert there["mean"][0] != there["mean"][1]

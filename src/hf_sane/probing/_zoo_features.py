@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -178,8 +179,7 @@ def embed_split(
     *,
     poolings: Sequence[str],
     aligned: bool | None = None,
-    halo_size: int = 0,
-    batch_size: int = 64,
+    **windows: Any,
 ) -> dict[str, Tensor]:
     """Embed the networks of a split; arguments as in [`read_zoo_features`].
 
@@ -194,9 +194,7 @@ def embed_split(
     order = []
     for members, layout, tokens in token_blocks(split, aligned=is_aligned):
         order.append(members)
-        found = embed_networks(
-            model, extractor, layout, tokens, poolings=poolings, halo_size=halo_size, batch_size=batch_size
-        )
+        found = embed_networks(model, extractor, layout, tokens, poolings=poolings, **windows)
         for name, values in found.items():
             parts[name].append(values)
     places = np.argsort(np.concatenate(order))

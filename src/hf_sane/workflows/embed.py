@@ -22,7 +22,7 @@ from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import ZOO_CONFIG, HaloSettings, PlotSettings, SaneSettings, WeightsSettings
+from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, PlotSettings, SaneSettings, WeightsSettings
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._alignment import token_blocks
 from hf_sane.zoo._dataset import Zoo
@@ -31,7 +31,7 @@ COLORS = ("test_accuracy", "validation_accuracy", "epoch", "weights")  # propert
 
 
 @dataclass(kw_only=True)
-class EmbedSettings(WeightsSettings, HaloSettings, SaneSettings, PlotSettings):
+class EmbedSettings(WeightsSettings, CodecSettings, SaneSettings, PlotSettings):
     """Settings of [`embed`]."""
 
     sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
@@ -123,14 +123,14 @@ class EmbedResult(Result):
             plot_properties(points, {title: values}, partial / "map.png")
 
 
-def embed(sane: str | Path | SANE, networks: Source | Zoo | Sequence[Source], **options: Any) -> EmbedResult:
+def embed(networks: Source | Zoo | Sequence[Source], sane: str | Path | SANE, **options: Any) -> EmbedResult:
     """Embed the networks of a zoo, or checkpoints, with several poolings at once.
 
     For one vector per network, as a tensor, see `SANE.embed`.
 
     Args:
-        sane: A SANE, its folder or its Hub repo id.
         networks: A module, state dict, path or Hub repo id; a list of these; a zoo or its folder.
+        sane: A SANE, its folder or its Hub repo id.
         **options: Other fields of [`EmbedSettings`].
     """
     chosen: dict[str, Any] = {"zoo" if is_zoo(networks) else "checkpoints": networks}

@@ -18,7 +18,7 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.linear_code import fit_on_splits
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import ZOO_CONFIG, HaloSettings, SaneSettings
+from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings
 from hf_sane.workflows.show_zoo import open_zoos
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import PROPERTIES_KEY
@@ -30,7 +30,7 @@ POOLINGS_HELP = "Poolings of the latents, or 'all'."
 
 
 @dataclass(kw_only=True)
-class ProbeSettings(HaloSettings, SaneSettings):
+class ProbeSettings(CodecSettings, SaneSettings):
     """Settings of [`probe`]."""
 
     sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
@@ -165,8 +165,7 @@ def _features(zoo: Zoo, sane: SANE, settings: ProbeSettings) -> ZooFeatures:
         sane.extractor,
         aligned=settings.aligned,
         poolings=parse_poolings(settings.poolings),
-        halo_size=settings.halo_size,
-        batch_size=settings.batch_size,
+        **settings.windows,
         spectral=settings.spectral,
         profile=settings.profile,
         linear=_linear_code(zoo, sane) if settings.linear else None,

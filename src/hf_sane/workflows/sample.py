@@ -30,12 +30,13 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.judging import MetricSettings, TextSettings, recorded_texts
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output, rows_of
-from hf_sane.workflows.shared import ZOO_CONFIG, SaneSettings, SourceSettings
+from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings, SourceSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 # Settings shown in the run record and on the networks' cards.
-RECORDED = ("sane", "zoo", "config", "method", "code", "mode", "unit", "num_candidates", "top_fraction", "halo_size")
+RECORDED = ("sane", "zoo", "config", "method", "code", "mode", "unit", "num_candidates", "top_fraction")
+RECORDED += ("window_size", "halo_size")
 
 TRAINING_ONLY = ("initialization", "dropout")  # settings that do not affect a network's weights
 
@@ -65,7 +66,7 @@ class Autoencoder(Protocol):
 
 
 @dataclass(kw_only=True)
-class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSettings, TextSettings):
+class SampleSettings(CodecSettings, SourceSettings, SaneSettings, ModuleSettings, MetricSettings, TextSettings):
     """Settings of [`sample`]."""
 
     sane: str | Autoencoder = setting("SANE folder or Hub repo id.")
@@ -113,7 +114,6 @@ class SampleSettings(SourceSettings, SaneSettings, ModuleSettings, MetricSetting
     num_anchors: int | None = setting("Number of anchors; by default the whole top fraction.", default=None, least=1)
     top_fraction: float = setting("Share of the best training runs to take anchors from.", default=TOP_FRACTION)
     epoch: int | None = setting("Epoch of the anchors; by default the last epoch of each run.", default=None)
-    halo_size: int = setting("Context tokens on each side of a window.", default=0)
     condition: bool = setting("Re-estimate BatchNorm statistics on training images.", default=True)
     prompt_statistics: bool = setting(
         "Take the scale of layers that the SANE was not trained on from the zoo's training networks.",
@@ -340,7 +340,7 @@ def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, 
         model, extractor = settings.sane.model, settings.sane.extractor
         revision, subfolder = settings.sane.revision, settings.sane.subfolder
     record.arguments |= {"sane_revision": revision, "sane_subfolder": subfolder}
-    options: dict[str, Any] = {"halo_size": settings.halo_size}
+    options = settings.windows
     if zoo is None:
         stack, names = open_stack(settings.anchors, ignored=TRAINING_ONLY, **settings.weights)
         layout = extractor.lay_out(stack.model(0).state_dict())  # since tied weights share memory

@@ -99,29 +99,37 @@ class SANE:
         save = partial(self.save_pretrained, repo_id=repo_id, **options)
         return push_saved(save, repo_id, kind="model", private=private, revision=revision, api=api)
 
-    def encode(self, network: Source, *, halo_size: int = 0) -> tuple[Tensor, Layout]:
+    def encode(self, network: Source, *, window_size: int | None = None, halo_size: int = 0) -> tuple[Tensor, Layout]:
         """Encode a network as latents.
 
         Args:
             network: Module, state dict, path (safetensors, folder, weights-only pickle) or Hub repo id.
+            window_size: Tokens per window, including context; by default as in training.
             halo_size: Context tokens on each side of a window.
 
         Returns:
             Latents `[N, Z]` float32, one per token, and the layout that [`decode`] needs.
         """
         sequence = self.extractor.encode(network)
-        latents = self.model.encode_sequences(sequence.tokens[None], sequence.positions, halo_size=halo_size)
+        latents = self.model.encode_sequences(
+            sequence.tokens[None], sequence.positions, window_size=window_size, halo_size=halo_size
+        )
         return latents[0], sequence.layout
 
-    def decode(self, latents: Tensor, layout: Layout, *, halo_size: int = 0) -> StateDict:
+    def decode(
+        self, latents: Tensor, layout: Layout, *, window_size: int | None = None, halo_size: int = 0
+    ) -> StateDict:
         """Rebuild a network from its latents.
 
         Args:
             latents: `[N, Z]`.
             layout: Layout from [`encode`], which also holds tensors that are not tokenized, such as counters.
+            window_size: Tokens per window, including context; by default as in training.
             halo_size: Context tokens on each side of a window.
         """
-        tokens = self.model.decode_sequences(latents[None], layout.positions, halo_size=halo_size)
+        tokens = self.model.decode_sequences(
+            latents[None], layout.positions, window_size=window_size, halo_size=halo_size
+        )
         return self.extractor.decode(tokens[0], layout)
 
     def embed(
@@ -130,6 +138,7 @@ class SANE:
         *,
         pooling: str = "mean",
         aligned: bool | None = None,
+        window_size: int | None = None,
         halo_size: int = 0,
         batch_size: int = 64,
     ) -> Tensor:
@@ -139,6 +148,7 @@ class SANE:
             networks: A module, state dict, path or Hub repo id; a list of these; a zoo, its folder, or a split of one.
             pooling: How to combine a network's latents into one vector, see `POOLINGS`.
             aligned: Whether to align a zoo's networks to its reference first; by default only if the zoo is aligned.
+            window_size: Tokens per window, including context; by default as in training.
             halo_size: Context tokens on each side of a window.
             batch_size: Number of networks and of windows processed at a time.
 
@@ -148,7 +158,8 @@ class SANE:
         Raises:
             ValueError: If there are no networks, or their embeddings differ in length.
         """
-        options: dict[str, Any] = {"poolings": (pooling,), "halo_size": halo_size, "batch_size": batch_size}
+        windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
+        options: dict[str, Any] = {"poolings": (pooling,), **windows}
         if is_zoo(networks):
             networks = load_zoo(cast(str | Path | Zoo, networks))
         if isinstance(networks, Zoo | ZooSplit):
@@ -161,7 +172,7 @@ class SANE:
             return embed_checkpoint(self.model, self.extractor, source, **options)[1][pooling]
         if not networks:
             raise ValueError("expected at least one network, got an empty list")
-        return stacked_features([self.embed(x, pooling=pooling, **_windows(options))[None] for x in networks])
+        return stacked_features([self.embed(x, pooling=pooling, **windows)[None] for x in networks])
 
     def sample(self, anchors: str | Path | Zoo | Sequence[Network], **options: Any) -> SampleResult:
         """Sample new networks around the best networks of a zoo, or around a list of networks.
@@ -178,10 +189,6 @@ def open_sane(source: "str | Path | SANE", *, revision: str | None = None, subfo
     if isinstance(source, SANE):
         return source
     return SANE.from_pretrained(source, revision=revision, subfolder=subfolder)
-
-
-def _windows(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in ("halo_size", "batch_size")}
 
 
 __all__ = ["SANE"]

@@ -71,30 +71,19 @@ class SaneSettings(CheckedSettings):
 
 
 @dataclass(kw_only=True)
-class HaloSettings(CheckedSettings):
-    """Settings for networks with more tokens than the training window."""
+class CodecSettings(CheckedSettings):
+    """Settings for networks that are encoded, in several windows if they have more tokens than one."""
 
+    window_size: int | None = setting(
+        "Tokens per window, including context; by default as in training.", default=None, least=1
+    )
     halo_size: int = setting("Context tokens on each side of a window.", default=0)
     batch_size: int = setting("Number of networks and of windows processed at a time.", default=64, least=1)
 
     @property
     def windows(self) -> dict[str, Any]:
         """Keyword arguments of functions that encode networks."""
-        return {"halo_size": self.halo_size, "batch_size": self.batch_size}
-
-
-@dataclass(kw_only=True)
-class CodecSettings(HaloSettings):
-    """Settings for networks that are encoded and decoded."""
-
-    window_size: int | None = setting(
-        "Tokens per window, including context; by default as in training.", default=None, least=1
-    )
-
-    @property
-    def windows(self) -> dict[str, Any]:
-        """Keyword arguments of `NetworkCodec`."""
-        return {"window_size": self.window_size, **super().windows}
+        return {"window_size": self.window_size, "halo_size": self.halo_size, "batch_size": self.batch_size}
 
 
 @dataclass(kw_only=True)
