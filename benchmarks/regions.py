@@ -218,7 +218,7 @@ def measure(arguments: argparse.Namespace, tasks: Mapping[str, str]) -> dict[str
     zoos = [Zoo.load(folder) for folder in arguments.zoos]
     data = {zoo.facts.name: load_zoo_images(zoo.facts) for zoo in zoos}
     held_out = zoo_networks(zoos, groups={TASK: tasks}, splits=("validation", "test"))
-    aligned = held_out.with_tensors(align_networks(held_out.tensors, held_out.spec))
+    aligned = replace(held_out, tensors=align_networks(held_out.tensors, held_out.spec))
     tuned = descendants(data, held_out.config, tasks, arguments)
     populations = {"independent": held_out, "independent_aligned": aligned, "fine_tuned": tuned}
     spaces = {

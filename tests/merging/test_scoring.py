@@ -105,7 +105,7 @@ def test_built_in_names_know_their_direction(images, labels):
 
 @pytest.mark.parametrize("name", ["unnamed", "listed"])
 def test_one_number_is_needed(name, model, images, labels, metric_scripts):
-    with pytest.raises(ValueError, match=f"metric '{name}' gives .* expected one number to select by"):
+    with pytest.raises(ValueError, match=f"metric '{name}' returned .* expected one number to select by"):
         load_metric(metric_scripts[name])(model.eval()(images), labels)
 
 

@@ -208,8 +208,8 @@ def test_stack_size_follows_the_activations():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("classifier.bias"), "missing or foreign .'classifier.bias'."),
-        (lambda t: t.update(extra=torch.zeros(2)), "missing or foreign .'extra'."),
+        (lambda t: t.pop("classifier.bias"), "missing or unexpected .'classifier.bias'."),
+        (lambda t: t.update(extra=torch.zeros(2)), "missing or unexpected .'extra'."),
         (
             lambda t: t.update({"classifier.bias": torch.zeros(2, 3)}),
             r"expected classifier.bias \[2, 10\], got \[2, 3\]",

@@ -294,7 +294,7 @@ def test_what_does_not_fit_together_is_refused():
         train_stacked(SMALL_CNN, networks.tensors, random_data(SMALL_CNN), mixed(3), epochs=1)
     other = random_data(cnn_digits(num_channels=3))
     with pytest.raises(
-        ValueError, match="the networks take 1 channels of 8 pixels and 3 classes, the images of random have 3"
+        ValueError, match="the networks expect 1 channels of 8 pixels and 3 classes, the images of random have 3"
     ):
         train_stacked(SMALL_CNN, networks.tensors, other, mixed(2), epochs=1)
 

@@ -16,7 +16,7 @@ NEEDED = {"zoo": ["zoo"], "output": "run"}
 def test_every_field_has_a_help_text():
     assert len(fields(PretrainSettings)) > 30
     for entry in fields(PretrainSettings):
-        assert len(entry.metadata["help"]) >= 20, entry.name
+        assert len(entry.metadata["help"]) >= 10, entry.name
 
 
 def test_flags_and_keywords_give_the_same_arguments():

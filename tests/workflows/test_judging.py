@@ -118,7 +118,10 @@ def test_one_and_the_same_data_is_called_that(regressors, sane):
     networks = sane.sample(regressors, evaluate=steepness, **SMALL)
     (note,) = networks.notes
     assert "steepness is measured on the data used for selection" in note
-    assert list(networks.comparison["scratch"]) == ["steepness", "best_steepness", "nearest_training_distance"]
+    assert list(networks.comparison["scratch"]) == [
+        *("steepness", "best_steepness", "nearest_training_distance"),
+        *("nearest_reconstruction_distance", "pairwise_distance"),
+    ]
     assert list(networks.provenance[0].scores) == ["steepness"]
     assert "test" not in str(networks).partition("split")[2].partition("\n")[2]
 

@@ -37,7 +37,7 @@ def test_it_embeds_reconstructs_and_has_a_card(folder, tiny_zoo, digits):
     (row,) = found["reconstruction"].values()
     assert row["accuracy_kept"] == pytest.approx(1, abs=1e-3)
     card = (folder / "README.md").read_text()
-    assert "A linear code of neural-network weights" in card
+    assert "A linear code for the weights of neural networks" in card
     assert "grouping" in card
 
 

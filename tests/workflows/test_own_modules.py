@@ -244,5 +244,5 @@ def test_a_network_may_be_registered_itself(own, caplog):
     bound = (6 / (4 + 12)) ** 0.5  # what MultiheadAttention draws from; nothing else would reset in_proj_weight
     assert one["attention.in_proj_weight"].abs().max() <= bound
     assert one["scale"][0].sort().values.tolist() == [0, 1, 2]
-    assert "get the values of scale in a random order" in caplog.text
+    assert "get shuffled values of scale" in caplog.text
     assert all(torch.equal(tensor, learnt[name]) for name, tensor in network.state_dict().items())

@@ -207,7 +207,7 @@ def test_a_split_that_parts_a_run_is_warned_of(layout, tmp_path, caplog):
     assert "networks of one folder or repository are in several splits, grouped by network" in caplog.text
     assert f"run_{parted[0]}" in caplog.text
     assert result.zoo.facts.data["parted"] == len(parted)
-    assert "separates networks of" in (tmp_path / "zoo" / "README.md").read_text()
+    assert f"networks of {len(parted)} folders" in (tmp_path / "zoo" / "README.md").read_text()
 
 
 def test_files_beside_each_other_in_the_folder_itself_are_one_group(tmp_path):

@@ -182,7 +182,7 @@ def test_another_checkpoint_of_the_run_needs_one(tiny_zoo, extractor):
         new_sampler([last], extractor, **options, second_network="same_run")
     with pytest.raises(ValueError, match=r"needs two views, got views=\['original'\]"):
         new_sampler([split], extractor, **options, **PLAIN, second_network="same_run")
-    with pytest.raises(ValueError, match="expected second_network 'same' or 'same_run', got 'other'"):
+    with pytest.raises(ValueError, match="expected second_network to be one of 'same', 'same_run', got 'other'"):
         new_sampler([split], extractor, **options, second_network="other")
     mixed = new_sampler(
         [last, split],

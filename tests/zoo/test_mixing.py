@@ -106,7 +106,7 @@ def test_load_dataset_and_the_card(mixture, tiny_zoo, mlp_zoo, tmp_path_factory)
     card = (folder / "README.md").read_text()
     assert "- `cnn`, images: digits" in card
     assert "- `mlp`, epochs kept: 0, 1; seed 0" in card
-    assert "the column `zoo` names the zoo of each network" in card
+    assert "the column `zoo` names the original zoo of each network" in card
     assert "token_dim 73" in card  # the larger of 73 and 40
 
 

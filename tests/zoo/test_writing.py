@@ -101,7 +101,10 @@ def test_what_is_not_finished_or_changed_is_not_loaded(tiny_zoo, folder):
     text = path.read_text()
     path.write_text(text.replace('"name": "digits"', '"name": "other"'))
     for load in (Zoo.load, ZooStream.open):
-        with pytest.raises(InvalidFileError, match=r"configs.default: expected a finished zoo in data, got one whose"):
+        with pytest.raises(
+            InvalidFileError,
+            match=r"configs.default: expected a finished zoo in data, got one with missing or foreign files",
+        ):
             load(folder)
     path.write_text(text)
     (folder / "data" / "alignment.safetensors").unlink()

@@ -129,7 +129,7 @@ class _Autoencoder:
     @staticmethod
     def from_pretrained(name: str, **options: Any) -> WeightAutoencoder:
         where = {key: options[key] for key in ("revision", "subfolder") if key in options}
-        found, _ = PreTrainedConfig.get_config_dict(name, **where)
+        found, _ = patiently(PreTrainedConfig.get_config_dict, name, **where)
         is_linear = found.get("model_type") == LinearCodeConfig.model_type
         return (LinearCode if is_linear else SANEModel).from_pretrained(name, **options)
 
