@@ -259,8 +259,8 @@ def mother_forest(kind: str, seed: int, *, change: str, trees: int = 5, fan: int
 def atlas_forest(kind: str, seed: int, *, fan: int = 12) -> Forest:
     """As in the model atlas (Horwitz et al. 2025): a fan of tuned networks, snakes of checkpoints, quantised leaves.
 
-    A base, a fan of networks tuned from it, runs of which all checkpoints were kept, averages, and quantised and copied
-    networks at the ends; none dressed.
+    A base, a fan of networks tuned from it, runs of which all checkpoints were kept, averages, and quantised and
+    copied networks at the ends; none dressed.
     """
     gardener = Gardener(kind, seed)
     choose: np.random.Generator = gardener.generator

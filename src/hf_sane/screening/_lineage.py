@@ -110,10 +110,10 @@ def trace_lineage(
 ) -> Lineage:
     """Find trees of networks.
 
-    A network is compared with the families whose fingerprints, which need no alignment, are nearest to its own: after
+    A network is compared with the families whose fingerprints, which need no alignment, are nearest to its own, after
     its channels were matched to its nearest relative there. In a family, the weighted averages of others are found
-    first; the rest is the most likely forest, whose edges are weighed by a fitted model (see [`WEIGHTS`]), as in MoTHer
-    (Horwitz et al. 2025) with distances and the direction of training.
+    first; the rest is the most likely forest, whose edges a fitted model weighs ([`WEIGHTS`]): by distances and the
+    direction of training, as MoTHer does (Horwitz et al. 2025).
 
     Args:
         networks: Tensors by name, of each; read one at a time.
@@ -224,14 +224,12 @@ def trace_family(family: Sequence[Member]) -> list[Descent]:
     averages = find_averages(found)
     edges, orphans = edge_scores(*edge_features(found, averages), averages, WEIGHTS)
     sure, parents = edge_probabilities(edges, orphans), likeliest_forest(edges, orphans, averages)
-    for child in range(len(unique)):
-        made_from, change, confidence = averages.get(child, ()), "averaged", AVERAGED
-        if child in parents:
-            made_from, confidence = (parents[child],), float(sure[parents[child], child])
-            change = _change(found, parents[child], child)
-        if made_from:
-            places = tuple(unique[parent] for parent in made_from)
-            descents.append(_descent(family, whole, unique[child], places, change, confidence))
+    for child, made_from in averages.items():
+        places = tuple(unique[parent] for parent in made_from)
+        descents.append(_descent(family, whole, unique[child], places, "averaged", AVERAGED))
+    for child, parent in parents.items():
+        places, change = (unique[parent],), _change(found, parent, child)
+        descents.append(_descent(family, whole, unique[child], places, change, float(sure[parent, child])))
     return descents
 
 
