@@ -16,9 +16,13 @@ CONFIG = mlp(image_size=8, hidden_sizes=(48, 32))
 
 
 def root(seed):
+    """Uniform weights, as an initialisation draws them: what is added to them raises their kurtosis."""
     torch.manual_seed(seed)
     state = build_model(CONFIG).state_dict()
-    return {name: torch.randn(x.shape) / math.sqrt(x[0].numel() if x.ndim > 1 else 10) for name, x in state.items()}
+    return {
+        name: (2 * torch.rand(x.shape) - 1) * math.sqrt(3 / (x[0].numel() if x.ndim > 1 else 10))
+        for name, x in state.items()
+    }
 
 
 def tuned(state, seed, size=0.15):
@@ -79,7 +83,11 @@ def family(tmp_path_factory):
         "a3": tuned(a, 7),
         "b1": b1,
         "b": rescaled(b, 8),
+        "b_pruned": pruned(b),
         "stranger": root(9),
+        "a_bf16": {name: x.bfloat16().float() for name, x in a.items()},
+        "a3_again": permuted(tuned(a, 7), 10),
+        "a_mean": {name: (a1[name] + a2[name] + tuned(a, 7)[name]) / 3 for name in a},
     }
     folder = tmp_path_factory.mktemp("family")
     for name, state in made.items():
@@ -111,6 +119,10 @@ def test_parents_changes_and_roots_are_found(found):
         "a1_quantised": ({"a1"}, "quantised"),
         "a_soup": ({"a1", "a3"}, "averaged"),
         "b1": ({"b"}, "fine-tuned"),
+        "b_pruned": ({"b"}, "pruned"),
+        "a_bf16": ({"a"}, "copied"),
+        "a3_again": ({"a3"}, "copied"),
+        "a_mean": ({"a1", "a2", "a3"}, "averaged"),
     }
     assert set(map(short, found.lineage.roots)) == {"a", "b", "stranger"}
     aligned = {short(name): how for name, how in found.lineage.aligned.items()}

@@ -22,7 +22,7 @@ SPARE = 1e-6  # of a squared distance, that pruning may leave to what it keeps
 # Of the log-odds of an edge; fitted by benchmarks/lineage_trees.py to forests that were grown for it, and a test
 # compares them with its record.
 WEIGHTS: Mapping[str, float] = {
-    "near": -1.46,  # log of the distance over that of the nearest network
+    "near": -1.46,  # log of the distance over that of the nearest network, its own pruned and rounded copies aside
     "branch": 1.64,  # whether the two are joined in the undirected tree of least length
     "hub": 0.58,  # log of the ratio of the numbers of other branches there
     "pressed": 3.64,  # whether the child is the parent, pruned or rounded: 1; the other way around: -1
@@ -174,7 +174,8 @@ def edge_features(found: Geometry, averages: Mapping[int, tuple[int, ...]]) -> t
         return {name: torch.zeros_like(near) for name in EDGE_WEIGHTS}, torch.zeros(len(near))
     for child, parents in averages.items():  # these are known
         near[child, list(parents)] = near[list(parents), child] = FAR
-    least = near.min(0).values
+    # What a network was pruned or rounded to says nothing of how near its parent is.
+    least = near.masked_fill(found.pressed.T & ~found.pressed, FAR).min(0).values
     tree = torch.from_numpy(minimum_spanning_tree(near.numpy()).toarray()) > 0
     branch = (tree | tree.T).double()
     degree = branch.sum(0)
@@ -184,7 +185,7 @@ def edge_features(found: Geometry, averages: Mapping[int, tuple[int, ...]]) -> t
     growth = (found.norms.T - found.norms) / found.gaps.clamp(min=1e-300)
     tails = (found.kurtosis.T - found.kurtosis) / near
     features = {
-        "near": torch.log(near / least[None, :]).clamp(max=4),
+        "near": torch.log(near / least[None, :]).clamp(0, 4),
         "branch": branch,
         "hub": hub,
         "pressed": pressed,

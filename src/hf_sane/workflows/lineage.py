@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Verdict = Literal["supported", "contradicted", "unknown"]
-LIKELY = 0.8  # least confidence that supports or contradicts a claim
+LIKELY, SURE = 0.5, 0.8  # least confidence that supports a claim, and that turns it around
 STRANGERS = 0.97  # share of the pairs in different families that are unrelated: benchmarks/lineage_trees.py
 
 
@@ -213,9 +213,9 @@ def _judge(found: Lineage, name: str, base: str, sources: Mapping[str, Source]) 
     other = named[0]
     above = found.ancestors(name).get(other, 0.0)
     below = found.ancestors(other).get(name, 0.0)
-    if above >= LIKELY:
+    if above > LIKELY:
         return "supported", above, "it is an ancestor"
-    if below >= LIKELY:
+    if below >= SURE:
         return "contradicted", below, "it was made from this network"
     if other not in found.family_of(name):
         return "contradicted", STRANGERS, "their weights are not related"
