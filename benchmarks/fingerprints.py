@@ -55,6 +55,7 @@ def build_zoos(options: argparse.Namespace, folder: Path) -> dict[str, Zoo]:
             image_size=ARCHITECTURES[name].get("image_size"),
             num_models=options.networks if number == 0 else options.others,
             epochs=options.epochs if number == 0 else 3,
+            keep_epochs=list(range(1, options.epochs + 1)) if number == 0 else None,
             train_limit=options.train_limit,
             validation_limit=50,
             test_limit=50,

@@ -17,6 +17,7 @@ from hf_sane.screening._names import outlines
 SAME = 1e-5  # distance that reordering and rescaling leave between copies
 ON_THE_LINE = 0.02  # of the distance to its parents, that an average may be off them
 LEAST_SHARE = 0.05  # of an average
+NEARER = 0.5  # of the distance of its parents, up to which something can be made from an average
 FAR = 10.0  # in place of an infinite distance
 SPARE = 1e-6  # of a squared distance, that pruning may leave to what it keeps
 # Of the log-odds of an edge; fitted by benchmarks/lineage_trees.py to forests that were grown for it, and a test
@@ -172,8 +173,10 @@ def edge_features(found: Geometry, averages: Mapping[int, tuple[int, ...]]) -> t
     near = found.distances
     if len(near) < 2:
         return {name: torch.zeros_like(near) for name in EDGE_WEIGHTS}, torch.zeros(len(near))
-    for child, parents in averages.items():  # these are known
-        near[child, list(parents)] = near[list(parents), child] = FAR
+    for child, parents in averages.items():
+        # Its parents are known, and a common ancestor of those is as near as they are: nothing of that is an edge.
+        strange = near[child] > NEARER * near[child, list(parents)].min()
+        near[child, strange] = near[strange, child] = FAR
     # What a network was pruned or rounded to says nothing of how near its parent is.
     least = near.masked_fill(found.pressed.T & ~found.pressed, FAR).min(0).values
     tree = torch.from_numpy(minimum_spanning_tree(near.numpy()).toarray()) > 0

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,14 @@ def kept_root() -> Path:
 def kept_bytes() -> int:
     """Total size of all kept parts, in bytes."""
     return sum(path.stat().st_size for path in kept_root().rglob("*") if path.is_file())
+
+
+def remove_old_ranges() -> None:
+    """Remove the parts of files of which none was read for a week."""
+    for folder in kept_root().glob("*"):
+        times = [path.stat().st_mtime for path in folder.glob("*")]
+        if time.time() - max(times, default=0.0) > MAX_AGE:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class KeptRanges:
