@@ -32,8 +32,8 @@ def trees_block(folder: Path) -> str:
     return (
         f"Edges from a parent to a child in forests that nothing was fitted to ({_link('lineage_trees.json')}). "
         '"Pairs found" counts an edge in the wrong direction as found, too. L2 and cosine are distances of the '
-        "weights as they are stored, with the least arborescence, the direction of growing kurtosis, and the threshold "
-        f"that is best on the {results['fitted']['networks']} networks that the model was fitted to.\n\n"
+        "weights as they are stored, with the least arborescence, the direction of growing kurtosis, and the "
+        f"threshold that is best on the {results['fitted']['networks']} networks that the model was fitted to.\n\n"
         f"{markdown_table(header, rows, numbers=True)}"
     )
 
@@ -46,8 +46,8 @@ def calibration_block(folder: Path) -> str:
     parts = ", ".join(f"{found['calibration']['ece']:.3f} ({name})" for name, found in results["held_out"].items())
     return (
         f"{whole['edges']} edges of the same forests, without those between copies. The expected calibration error is "
-        f"{whole['ece']:.3f}, the Brier score {whole['brier']:.3f} ({whole['brier_of_the_mean']:.3f} if every edge had "
-        f"the mean confidence). By forests, the calibration error is {parts}.\n\n"
+        f"{whole['ece']:.3f}, the Brier score {whole['brier']:.3f} ({whole['brier_of_the_mean']:.3f} if every edge "
+        f"had the mean confidence). By forests, the calibration error is {parts}.\n\n"
         f"{markdown_table(['mean confidence', 'share that is right', 'edges'], rows, numbers=True)}"
     )
 

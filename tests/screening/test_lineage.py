@@ -98,7 +98,7 @@ def family(tmp_path_factory):
     for name, state in made.items():
         CONFIG.save_pretrained(folder / name)
         save_file({key: x.contiguous() for key, x in state.items()}, folder / name / "model.safetensors")
-    claims = {"a1": "a", "a": "a3", "b1": "org/b", "stranger": "org/a", "a2": "org/elsewhere"}
+    claims = {"a_pruned": "a", "a2": "a2_bf16", "a_mean": "org/a3", "stranger": "org/a", "a3": "org/elsewhere"}
     for name, base in claims.items():
         (folder / name / "README.md").write_text(f"---\nbase_model: {base if '/' in base else folder / base}\n---\n")
     return folder, [folder / name for name in made]
@@ -141,11 +141,11 @@ def test_parents_changes_and_roots_are_found(found):
 def test_claims_of_cards_are_judged(found):
     verdicts = {short(x.network): x.verdict for x in found.claims}
     assert verdicts == {
-        "a1": "supported",
-        "a": "contradicted",
-        "b1": "supported",
+        "a_pruned": "supported",
+        "a2": "contradicted",
+        "a_mean": "supported",
         "stranger": "contradicted",
-        "a2": "unknown",
+        "a3": "unknown",
     }
 
 
