@@ -7,7 +7,8 @@
    and how often the standard deviation is within twice its reported error.
 2. `population`: a zoo of MLPs with wide layers is trained on a part of the images with several learning rates, and a
    SANE on this zoo. Measured are the distance of embeddings of a sample from those of whole networks, and the error of
-   a ridge probe that was fitted on statistics of whole networks and predicts test accuracy from those of a sample.
+   a ridge probe that was fitted on whole networks and predicts test accuracy from a sample. Its features (embeddings,
+   or statistics of the layers) and its penalty are chosen on validation networks.
 
 Every budget is measured with several random seeds, which determine the places that are read. About ten minutes on one
 core.
@@ -15,7 +16,8 @@ core.
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from hf_sane.tokenization._weight_files import is_pickle_name
 
 BUDGETS = ("0.1%", "1%", "10%", "100%")
 TOKEN_DIM = 98  # an eighth of the rows of the first layer
-PENALTY = 1.0  # of the ridge probe, for standardised embeddings
+PENALTIES = (0.1, 1.0, 10.0, 100.0)  # of the ridge probe, for standardised features
 
 
 def scan_of(path: Path, budget: str, seed: int, encoder: Encoder | None = None) -> Scan:
@@ -96,7 +98,7 @@ def build_population(images: str, options: argparse.Namespace, folder: Path) -> 
         epochs=options.epochs,
         keep_epochs=[1, options.epochs],
         learning_rate=[1e-5, 3e-3],
-        split_shares=[0.5, 0.1, 0.4],
+        split_shares=[0.5, 0.2, 0.3],
         token_dim=TOKEN_DIM,
         recipe="hyperparameter",
         progress_bar=False,
@@ -117,50 +119,53 @@ def build_population(images: str, options: argparse.Namespace, folder: Path) -> 
 def measure_population(sane: hf_sane.SANE, zoo: Any, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Distance of sampled embeddings from whole ones, and what a probe predicts from sampled statistics."""
     encoder = Encoder("SANE", sane.extractor, lambda: sane.model)
-    paths: dict[str, list[Path]] = {"train": [], "test": []}
+    paths: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
     for name, found in paths.items():
         for index in range(len(zoo.splits[name])):
             found.append(folder / f"{name}_{index}.safetensors")
             save_file(zoo.splits[name].state_dict(index), found[-1])
     accuracies = {name: zoo.splits[name].column("test_accuracy") for name in paths}
-    whole = [scan_of(path, "100%", 0, encoder) for path in paths["test"]]
-    features = np.stack([_features(scan_of(path, "100%", 0)) for path in paths["train"]])
-    predict = _fit_probe(features, accuracies["train"])
-    true, vectors = accuracies["test"], np.stack([_vector(scan) for scan in whole])
-    predicted = predict(np.stack([_features(scan) for scan in whole]))
+    scans = {name: [scan_of(path, "100%", 0, encoder) for path in found] for name, found in paths.items()}
+    choice, predict = _choose_probe(scans, accuracies)
+    whole, true = scans["test"], accuracies["test"]
+    vectors, predicted = np.stack([_vector(scan) for scan in whole]), predict(whole)
     apart = np.median([np.linalg.norm(a - b) for i, a in enumerate(vectors) for b in vectors[:i]])
     results: dict[str, Any] = {
         "networks": {name: len(x) for name, x in paths.items()},
         "weights": whole[0].num_weights,
         "accuracy_std": float(true.std()),
+        "probe": choice,
         "distance_between_networks": float(apart),
         "budgets": {},
     }
     for budget in BUDGETS:
         rows = []
         for seed in seeds if budget != "100%" else seeds[:1]:
-            scans = whole if budget == "100%" else [scan_of(path, budget, seed, encoder) for path in paths["test"]]
-            distances = np.linalg.norm(np.stack([_vector(scan) for scan in scans]) - vectors, axis=1)
-            said = predict(np.stack([_features(scan) for scan in scans]))
-            embeddings = [scan.embedding for scan in scans if scan.embedding is not None]
+            parts = whole if budget == "100%" else [scan_of(path, budget, seed, encoder) for path in paths["test"]]
+            distances = np.linalg.norm(np.stack([_vector(scan) for scan in parts]) - vectors, axis=1)
+            said = predict(parts)
+            embeddings = [scan.embedding for scan in parts if scan.embedding is not None]
             rows.append(
                 {
-                    "bytes_read_share": sum(x.bytes_read for x in scans) / sum(x.num_bytes for x in scans),
+                    "bytes_read_share": sum(x.bytes_read for x in parts) / sum(x.num_bytes for x in parts),
                     "tokens_read_share": float(np.mean([x.tokens_read / x.num_tokens for x in embeddings])),
                     "distance": float(np.sqrt(np.mean(distances**2))),
                     "told_error": float(np.sqrt(np.mean([x.error**2 for x in embeddings]))),
                     "prediction_error": float(np.abs(said - predicted).mean()),
-                    "r2": float(1 - np.square(said - true).sum() / np.square(true - true.mean()).sum()),
+                    "r2": _r2(said, true),
                 }
             )
         results["budgets"][budget] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return results
 
 
-def _features(scan: Scan) -> NDArray[np.float64]:
-    """Of every tensor: mean over standard deviation, and the logarithms of standard deviation and kurtosis."""
-    rows = sorted((x.name, x.mean / x.std, np.log(x.std), np.log(x.kurtosis)) for x in scan.tensors)
-    return np.array([row[1:] for row in rows]).ravel()
+def _statistics(scan: Scan, *, of: Sequence[str]) -> NDArray[np.float64]:
+    """Of every tensor: mean over standard deviation, the logarithm of the standard deviation, that of the kurtosis."""
+    rows = []
+    for x in sorted(scan.tensors, key=lambda tensor: tensor.name):
+        known = {"mean": x.mean / x.std, "std": np.log(x.std), "kurtosis": np.log(x.kurtosis)}
+        rows.append([known[name] for name in of])
+    return np.array(rows).ravel()
 
 
 def _vector(scan: Scan) -> NDArray[np.float64]:
@@ -169,13 +174,45 @@ def _vector(scan: Scan) -> NDArray[np.float64]:
     return np.array(scan.embedding.vector)
 
 
-def _fit_probe(features: NDArray[np.float64], targets: NDArray[np.float64]) -> Any:
+FEATURES: dict[str, Callable[[Scan], NDArray[np.float64]]] = {
+    "the embedding": _vector,
+    "standard deviations of the layers": partial(_statistics, of=("std",)),
+    "standard deviations and kurtosis of the layers": partial(_statistics, of=("std", "kurtosis")),
+    "means, standard deviations and kurtosis of the layers": partial(_statistics, of=("mean", "std", "kurtosis")),
+}
+Predict = Callable[[Sequence[Scan]], NDArray[np.float64]]
+
+
+def _choose_probe(
+    scans: dict[str, list[Scan]], accuracies: dict[str, NDArray[np.float64]]
+) -> tuple[dict[str, Any], Predict]:
+    """The probe that is best on validation networks, and its features, penalty and score there."""
+    probes = []
+    for name, features in FEATURES.items():
+        inputs = np.stack([features(scan) for scan in scans["train"]])
+        for penalty in PENALTIES:
+            predict = _fit_probe(features, inputs, accuracies["train"], penalty)
+            score = _r2(predict(scans["validation"]), accuracies["validation"])
+            probes.append(({"features": name, "penalty": penalty, "validation_r2": score}, predict))
+    return max(probes, key=lambda probe: probe[0]["validation_r2"])
+
+
+def _fit_probe(
+    features: Callable[[Scan], NDArray[np.float64]],
+    inputs: NDArray[np.float64],
+    targets: NDArray[np.float64],
+    penalty: float,
+) -> Predict:
     """Ridge regression on standardised features."""
-    middle, scale = features.mean(0), features.std(0) + 1e-12
-    standard = (features - middle) / scale
-    gram = standard.T @ standard + PENALTY * np.eye(standard.shape[1])
+    middle, scale = inputs.mean(0), inputs.std(0) + 1e-12
+    standard = (inputs - middle) / scale
+    gram = standard.T @ standard + penalty * np.eye(standard.shape[1])
     weights = np.linalg.solve(gram, standard.T @ (targets - targets.mean()))
-    return lambda x: (x - middle) / scale @ weights + targets.mean()
+    return lambda scans: (np.stack([features(x) for x in scans]) - middle) / scale @ weights + targets.mean()
+
+
+def _r2(said: NDArray[np.float64], true: NDArray[np.float64]) -> float:
+    return float(1 - np.square(said - true).sum() / np.square(true - true.mean()).sum())
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

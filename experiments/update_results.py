@@ -16,6 +16,7 @@ from results import (
     beyond_vision,
     cross_architecture,
     large_models,
+    lineage,
     lora,
     merging,
     paper,
@@ -51,6 +52,7 @@ PAGES = (
     ablations,
     scanning,
     starting,
+    lineage,
     *tutorials.PAGES,
 )
 

@@ -18,6 +18,8 @@ SMALL = {
         "--networks 6 --width 30 --epochs 1 --train-limit 64 --test-limit 32 --steps 1 --seeds 0 "
         "--checkpoints src/hf_sane/pretrained/small_images/anchors/anchor_0"
     ),
+    "lineage_trees": ("--architectures mlp --fitting 1 --held-out 1 --roots 1 --children 2 --trees 1 --fan 1"),
+    "fingerprints": "--architectures cnn_digits --networks 5 --epochs 1 --train-limit 64 --queries 1",
     "scan_large": "--hidden-size 64 --intermediate-size 80 --layers 1 --vocabulary 50 --budgets 1% 100%",
     "swa_gain": "--seeds 2 --epochs 1 --cycles 2 --cycle-epochs 1 --train-limit 64 --architectures cnn_digits",
     "pretraining_step": "--hidden 16 --layers 1 --batch 2 --product 16 --repeats 1",
@@ -45,7 +47,7 @@ ELSEWHERE = {  # in test_lora_benchmarks.py, tests/test_packaging.py and files o
 
 
 def test_every_benchmark_is_covered():
-    assert {path.stem for path in FOLDER.glob("*.py")} == SMALL.keys() | BY_HAND | ELSEWHERE | {"running"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == SMALL.keys() | BY_HAND | ELSEWHERE | {"running", "forests"}
 
 
 def test_a_record_has_options_and_seed_but_no_folders(tmp_path, capsys):

@@ -117,9 +117,9 @@ def test_of_a_repository_only_headers_are_read(sharded, tmp_path, local_hub, hf_
 
 def test_nan_is_told_of_small_files_and_that_large_ones_were_not_read(tmp_path, hf_sane_command, monkeypatch):
     save_file({"w.weight": torch.full((4, 4), torch.nan), "v": torch.ones(3)}, tmp_path / "broken.safetensors")
-    output = hf_sane_command("info", tmp_path / "broken.safetensors").output
+    output = hf_sane_command("info", tmp_path / "broken.safetensors", exit_code=1).output
     assert "NaN or infinite: 16 in w.weight" in output
-    facts = json.loads(hf_sane_command("info", tmp_path / "broken.safetensors", "--json").output)
+    facts = json.loads(hf_sane_command("info", tmp_path / "broken.safetensors", "--json", exit_code=1).output)
     assert (facts["values_read"], facts["not_finite"]) == (True, {"w.weight": 16})
     monkeypatch.setattr(info, "READ_BYTES", 19)
     output = hf_sane_command("info", tmp_path / "broken.safetensors").output
@@ -141,12 +141,12 @@ def test_of_a_folder_of_checkpoints_every_file_has_a_line(tmp_path, hf_sane_comm
     save_file({"w.weight": torch.full((4, 4), torch.nan)}, tmp_path / "broken.safetensors")
     (tmp_path / "llama.gguf").write_bytes(b"GGUF" + bytes(40))
     (tmp_path / "notes.txt").write_text("nothing")
-    found = json.loads(hf_sane_command("info", tmp_path, "--json").output)["checkpoints"]
+    found = json.loads(hf_sane_command("info", tmp_path, "--json", exit_code=1).output)["checkpoints"]
     assert {Path(name).name for name in found} == {"empty", "whole", "broken.safetensors", "llama.gguf", "notes.txt"}
     assert found[str(tmp_path / "whole")]["weights"] == 2464
     assert found[str(tmp_path / "broken.safetensors")]["not_finite"] == {"w.weight": 16}
     assert "a GGUF file" in found[str(tmp_path / "llama.gguf")]["reason"]
     assert "holds no safetensors" in found[str(tmp_path / "empty")]["reason"]
-    output = hf_sane_command("info", tmp_path).output
+    output = hf_sane_command("info", tmp_path, exit_code=1).output
     assert "NaN or infinite: 16 in w.weight" in output
     assert "all values are finite" in output

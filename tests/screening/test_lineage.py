@@ -1,8 +1,11 @@
 """Trees of networks, made here and found again from their weights."""
 
+import itertools
 import json
 import math
+from pathlib import Path
 
+import networkx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,15 +13,21 @@ from safetensors.torch import save_file
 import hf_sane
 from hf_sane.architectures.presets import build_model, mlp
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
+from hf_sane.screening._trees import AVERAGED, WEIGHTS, edge_probabilities, laplacian, likeliest_forest
 from hf_sane.symmetry import permutation_spec
+from hf_sane.workflows.lineage import STRANGERS
 
 CONFIG = mlp(image_size=8, hidden_sizes=(48, 32))
 
 
 def root(seed):
+    """Uniform weights, as an initialisation draws them: what is added to them raises their kurtosis."""
     torch.manual_seed(seed)
     state = build_model(CONFIG).state_dict()
-    return {name: torch.randn(x.shape) / math.sqrt(x[0].numel() if x.ndim > 1 else 10) for name, x in state.items()}
+    return {
+        name: (2 * torch.rand(x.shape) - 1) * math.sqrt(3 / (x[0].numel() if x.ndim > 1 else 10))
+        for name, x in state.items()
+    }
 
 
 def tuned(state, seed, size=0.15):
@@ -79,13 +88,17 @@ def family(tmp_path_factory):
         "a3": tuned(a, 7),
         "b1": b1,
         "b": rescaled(b, 8),
+        "b2": tuned(b, 11),
         "stranger": root(9),
+        "a2_bf16": {name: x.bfloat16().float() for name, x in a2.items()},
+        "a3_again": permuted(tuned(a, 7), 10),
+        "a_mean": {name: (a1[name] + a2[name] + tuned(a, 7)[name]) / 3 for name in a},
     }
     folder = tmp_path_factory.mktemp("family")
     for name, state in made.items():
         CONFIG.save_pretrained(folder / name)
         save_file({key: x.contiguous() for key, x in state.items()}, folder / name / "model.safetensors")
-    claims = {"a1": "a", "a": "a3", "b1": "org/b", "stranger": "org/a", "a2": "org/elsewhere"}
+    claims = {"a_pruned": "a", "a2": "a2_bf16", "a_mean": "org/a3", "stranger": "org/a", "a3": "org/elsewhere"}
     for name, base in claims.items():
         (folder / name / "README.md").write_text(f"---\nbase_model: {base if '/' in base else folder / base}\n---\n")
     return folder, [folder / name for name in made]
@@ -111,34 +124,95 @@ def test_parents_changes_and_roots_are_found(found):
         "a1_quantised": ({"a1"}, "quantised"),
         "a_soup": ({"a1", "a3"}, "averaged"),
         "b1": ({"b"}, "fine-tuned"),
+        "b2": ({"b"}, "fine-tuned"),
+        "a2_bf16": ({"a2"}, "copied"),
+        "a3_again": ({"a3"}, "copied"),
+        "a_mean": ({"a1", "a2", "a3"}, "averaged"),
     }
     assert set(map(short, found.lineage.roots)) == {"a", "b", "stranger"}
     aligned = {short(name): how for name, how in found.lineage.aligned.items()}
-    assert aligned == {"a2": "permuted", "b": "permuted and rescaled"}
-    assert all(x.confidence > 0.9 for x in found.lineage.descents)
+    assert aligned == {"a2": "permuted", "b": "permuted and rescaled", "a3_again": "permuted"}
+    sure = {short(x.child): x.confidence for x in found.lineage.descents}
+    assert all(sure[name] > 0.9 for name in ("a_pruned", "a1_quantised", "a2_bf16", "a_soup", "a_mean"))
+    assert sure["a3_again"] == 0.5  # of two copies, either can be the first
+    assert all(0.2 < sure[name] < 0.95 for name in ("a1", "a2", "a3", "a11", "b1", "b2"))
 
 
 def test_claims_of_cards_are_judged(found):
     verdicts = {short(x.network): x.verdict for x in found.claims}
     assert verdicts == {
-        "a1": "supported",
-        "a": "contradicted",
-        "b1": "supported",
+        "a_pruned": "supported",
+        "a2": "contradicted",
+        "a_mean": "supported",
         "stranger": "contradicted",
-        "a2": "unknown",
+        "a3": "unknown",
     }
 
 
 def test_children_of_a_missing_root_are_related_but_neither_is_surely_the_parent():
     state = root(0)
-    result = hf_sane.lineage(tuned(state, 1), tuned(state, 2))
-    (descent,) = result.lineage.descents
-    assert descent.confidence < 0.8
+    result = hf_sane.lineage(tuned(state, 1), tuned(state, 2), root(3))
+    assert result.lineage.families == (("network 1", "network 2"), ("network 3",))
+    assert all(descent.confidence < 0.5 for descent in result.lineage.descents)
+    orphans = [name for name in result.lineage.roots if name != "network 3"]
+    assert len(orphans) + len(result.lineage.descents) == 2
+    assert len(orphans) < 2 or "related to network 1, but its parent is not among them" in str(result)
+
+
+def test_probabilities_of_edges_are_those_of_all_forests_counted_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.randn(4, 4, generator=generator, dtype=torch.float64).fill_diagonal_(-torch.inf)
+    orphans = torch.randn(4, generator=generator, dtype=torch.float64)
+    total, shares, best = 0.0, torch.zeros(4, 4, dtype=torch.float64), (-math.inf, {})
+    for parents in itertools.product([None, 0, 1, 2, 3], repeat=4):
+        forest = {child: parent for child, parent in enumerate(parents) if parent is not None}
+        graph = networkx.DiGraph([(parent, child) for child, parent in forest.items()])
+        if any(child == parent for child, parent in forest.items()) or not networkx.is_directed_acyclic_graph(graph):
+            continue
+        score = sum(edges[p, c] if (p := forest.get(c)) is not None else orphans[c] for c in range(4)).item()
+        total += math.exp(score)
+        for child, parent in forest.items():
+            shares[parent, child] += math.exp(score)
+        best = max(best, (score, forest), key=lambda pair: pair[0])
+    torch.testing.assert_close(edge_probabilities(edges, orphans), shares / total)
+    torch.testing.assert_close(torch.logdet(laplacian(edges, orphans)).exp().item(), total)
+    assert likeliest_forest(edges, orphans, {}) == best[1]
+
+
+def test_the_weights_of_the_model_are_those_of_its_record():
+    path = Path(__file__).parents[2] / "runs" / "benchmarks" / "lineage_trees.json"
+    fitted = json.loads(path.read_text())["results"]["fitted"]
+    assert dict(WEIGHTS) == {name: pytest.approx(value, abs=0.006) for name, value in fitted["weights"].items()}
+    assert pytest.approx(fitted["averaged"], abs=0.006) == AVERAGED
+    assert pytest.approx(fitted["strangers"], abs=0.006) == STRANGERS
+
+
+def test_an_adapter_is_a_child_of_its_base(tmp_path):
+    state = {"fc.weight": torch.rand(40, 30, generator=torch.Generator().manual_seed(0)) - 0.5}
+    save_file(state, tmp_path / "base.safetensors")
+    (tmp_path / "lora").mkdir()
+    factors = {
+        "base_model.model.fc.lora_A.weight": torch.randn(2, 30) / 8,
+        "base_model.model.fc.lora_B.weight": torch.randn(40, 2) / 8,
+    }
+    save_file(factors, tmp_path / "lora" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["fc"]}
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    result = hf_sane.lineage(tmp_path / "lora", tmp_path / "base.safetensors", base=str(tmp_path / "base.safetensors"))
+    assert result.lineage.families == ((str(tmp_path / "lora"), str(tmp_path / "base.safetensors")),)
+
+
+def test_it_says_whose_channels_were_not_matched(tmp_path):
+    state, other = root(0), tuned(root(0), 1)
+    for name, tensors in (("a", state), ("b", other)):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    text = str(hf_sane.lineage(tmp_path / "a.safetensors", tmp_path / "b.safetensors"))
+    assert f"channels were not matched for {tmp_path / 'b.safetensors'}: there is no config.json" in text
 
 
 def test_the_result_is_a_frame_and_json(found):
     frame = found.to_frame()
-    assert len(frame) == 9  # the average has two parents
+    assert len(frame) == len(found.lineage.descents) + 3  # averages have two and three parents
     assert json.loads(found.to_json())["roots"] == list(found.lineage.roots)
 
 
@@ -150,4 +224,7 @@ def test_the_verb_prints_trees_and_writes_them(family, tmp_path, hf_sane_command
     assert lines[1].startswith("  ")
     assert "fine-tuned, distance" in lines[1]
     assert len(json.loads((tmp_path / "out" / "lineage.json").read_text())["descents"]) == 1
+    picture = (tmp_path / "out" / "trees.svg").read_text()
+    assert "<svg" in picture
+    assert picture.count("<!-- fine-tuned, 0.") == 1
     assert "expected at least two checkpoints, got 1" in hf_sane_command("lineage", folder / "a", exit_code=2).stderr

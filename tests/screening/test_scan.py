@@ -19,7 +19,7 @@ import hf_sane
 from hf_sane.screening import _pickles
 from hf_sane.screening._statistics import Moments, tensor_statistics
 from hf_sane.tokenization._byte_ranges import JOINED_GAP, joined
-from hf_sane.tokenization._kept_ranges import kept_bytes
+from hf_sane.tokenization._kept_ranges import KeptRanges, kept_bytes
 
 
 def network(scale: float = 1.0, size: int = 700) -> dict[str, torch.Tensor]:
@@ -113,6 +113,28 @@ def test_an_interrupted_scan_goes_on_with_what_it_has_read(local_hub, monkeypatc
     (again,) = hf_sane.scan("org/big", budget="40%").scans
     assert [x.row() for x in again.tensors] == [x.row() for x in whole.tensors]
     assert sum(downloads(local_hub, start)) + before == whole.bytes_downloaded
+    assert kept_bytes() == 0
+
+
+def test_what_nobody_went_on_with_for_a_week_is_removed_and_what_is_newer_stays(local_hub):
+    local_hub.storage.add_files("models", "org/big", {"model.safetensors": save(network())})
+    old, new = KeptRanges("old"), KeptRanges("new")
+    for kept in (old, new):
+        kept.keep(0, 4, b"kept", 100)
+    (part,) = old.folder.iterdir()
+    os.utime(part, (1, 1))
+    hf_sane.scan("org/big")
+    assert old.find(0, 4) is None
+    assert new.find(0, 4) == (b"kept", 100)
+    new.forget()
+
+
+def test_a_damaged_header_on_the_hub_leaves_nothing_behind(local_hub):
+    local_hub.storage.add_files(
+        "models", "org/damaged", {"model.safetensors": (8).to_bytes(8, "little") + b"[[[[[[[["}
+    )
+    (scan,) = hf_sane.scan("org/damaged").scans
+    assert [x.rule for x in scan.findings] == ["unreadable"]
     assert kept_bytes() == 0
 
 

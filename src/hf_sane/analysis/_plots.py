@@ -125,6 +125,48 @@ def plot_distances(distances: Sequence[tuple[str, float]], path: Path) -> None:
     save_picture(figure, path)
 
 
+def plot_trees(
+    families: Sequence[Sequence[str]], edges: Mapping[tuple[str, str], tuple[str, float]], path: Path
+) -> None:
+    """Draw which networks were made from which: one line per network, children below and right of their parents.
+
+    Args:
+        families: Networks that are related, by family.
+        edges: Of pairs of a child and its parent: what was done, and how sure that is.
+        path: Picture to write.
+    """
+    from matplotlib.figure import Figure
+
+    first: dict[str, str] = {}
+    for child, parent in edges:
+        first.setdefault(child, parent)
+    places: dict[str, tuple[int, int]] = {}
+
+    def place(name: str, depth: int) -> None:
+        places[name] = depth, len(places)
+        for child, parent in first.items():
+            if parent == name:
+                place(child, depth + 1)
+
+    for name in (name for family in families for name in family if name not in first):
+        place(name, 0)
+    depth = max(x for x, _ in places.values())
+    figure = Figure(figsize=(3 + 1.2 * depth + 3, max(2.0, 0.28 * len(places))), layout="constrained")
+    axes = figure.subplots()
+    for (child, parent), (change, sure) in edges.items():
+        (x, y), (left, top) = places[child], places[parent]
+        style = "-" if first[child] == parent else ":"
+        axes.plot([left, left, x], [top, y, y], color=OTHER, linestyle=style, linewidth=0.6 + 1.8 * sure, alpha=0.7)
+        axes.text(x - 0.04, y - 0.08, f"{change}, {sure:.2f}", fontsize=6, ha="right", va="bottom")
+    for name, (x, y) in places.items():
+        axes.plot([x], [y], marker="o", color=TAIL if name not in first else BULK, markersize=5)
+        axes.text(x + 0.08, y, plot_text(name, 40), fontsize=8, va="center")
+    axes.set_xlim(-0.2, depth + 2.5)
+    axes.invert_yaxis()
+    axes.set_axis_off()
+    save_picture(figure, path)
+
+
 def _column(report: SpectrumReport, name: str) -> np.ndarray:
     values = [getattr(layer, name) for layer in report.layers]
     return np.array([math.nan if value is None else value for value in values])

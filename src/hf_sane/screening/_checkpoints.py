@@ -26,6 +26,7 @@ from hf_sane.tokenization._checkpoints import (
     weights_path,
 )
 from hf_sane.tokenization._formats import WHOLE, file_format
+from hf_sane.tokenization._kept_ranges import remove_old_ranges
 from hf_sane.tokenization._safetensors_header import TensorEntry, fetch_entries, read_entries
 from hf_sane.tokenization._weight_files import SAFETENSORS_NAMES, is_index, is_pickle_name
 from hf_sane.zoo.importing._cards import CardFacts
@@ -168,9 +169,15 @@ def _open_repository(
     if is_index(name):
         index = Path(patiently(hf_hub_download, repo.repo_id, name, revision=info.sha))
         names = [(PurePosixPath(name).parent / shard).as_posix() for shard in parse_index(index)]
+    remove_old_ranges()
     files = [HubFile(repo.repo_id, name, info.sha, api, takes_whole=takes_whole, keeps=True) for name in names]
     experts = Experts()
-    parts = tuple((file, experts.split(fetch_entries(file))) for file in files)
+    try:
+        parts = tuple((file, experts.split(fetch_entries(file))) for file in files)
+    except InvalidFileError:
+        for file in files:
+            file.forget()
+        raise
     kind = "a safetensors file" if len(names) == 1 else f"{len(names)} safetensors files"
     return OpenCheckpoint(str(repo), kind, parts, surroundings=surroundings, experts=experts)
 

@@ -29,7 +29,7 @@ def scalable_axes(spec: PermutationSpec) -> list[str]:
 def canonical_scales(
     spec: PermutationSpec, tensors: Mapping[str, Tensor], *, like: Mapping[str, Tensor] | None = None
 ) -> StateDict:
-    """The network of this class of rescaled ones in which what makes a channel has norm 1, or that of another network.
+    """The network of this class of rescaled ones in which what makes a channel has norm 1, or is nearest to another.
 
     Weights `w` and bias `b` that make channel `j` become `w / c_j` and `b / c_j` with `c_j^2 = |w|^2 + b^2`, and what
     uses it is multiplied by `c_j`. The function is the same if the activation is positively homogeneous,
@@ -38,7 +38,7 @@ def canonical_scales(
     Args:
         spec: Permutation symmetries, which say where a channel is made and used. Axes are visited in its order.
         tensors: The network.
-        like: Network whose norms are taken in place of 1.
+        like: Network in the same order, to whose channels those are brought as near as scales can (least squares).
 
     Returns:
         New tensors, in float64 where they are floats.
@@ -47,20 +47,22 @@ def canonical_scales(
     for axis in scalable_axes(spec):
         rows = [place for place in spec.occurrences[axis] if place.dim == 0]
         columns = [place for place in spec.occurrences[axis] if place.dim == 1]
-        norms = _norms(scaled, rows)
-        scales = torch.where(norms > 0, norms, 1.0)
-        if like is not None:
-            wanted = _norms(like, rows)
-            scales = torch.where((norms > 0) & (wanted > 0), norms / wanted, 1.0)
+        mine = _stacked(scaled, rows)
+        squares = mine.square().sum(1)
+        if like is None:
+            scales = torch.where(squares > 0, squares.sqrt(), 1.0)
+        else:
+            products = (mine * _stacked(like, rows)).sum(1)
+            scales = torch.where((squares > 0) & (products > 0), squares / products, 1.0)
         for places, factors in ((rows, 1 / scales), (columns, scales)):
             for place in places:
                 _multiply(scaled[place.tensor], place, factors)
     return scaled
 
 
-def _norms(tensors: Mapping[str, Tensor], rows: Iterable[Occurrence]) -> Tensor:
-    """Norm of what makes each entry."""
-    return torch.cat([_entries(tensors[place.tensor], place).double() for place in rows], dim=1).norm(dim=1)
+def _stacked(tensors: Mapping[str, Tensor], rows: Iterable[Occurrence]) -> Tensor:
+    """What makes each entry, `[n, values]`."""
+    return torch.cat([_entries(tensors[place.tensor], place).double() for place in rows], dim=1)
 
 
 def _entries(tensor: Tensor, place: Occurrence) -> Tensor:

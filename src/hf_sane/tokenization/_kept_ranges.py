@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from huggingface_hub import constants
 from hf_sane.records._files import write_atomically
 
 WHOLE = "whole"  # name of a file that was sent in full
+MAX_AGE = 7 * 24 * 3600.0  # seconds after which nobody continues a scan
 
 
 def kept_root() -> Path:
@@ -20,6 +22,14 @@ def kept_root() -> Path:
 def kept_bytes() -> int:
     """Total size of all kept parts, in bytes."""
     return sum(path.stat().st_size for path in kept_root().rglob("*") if path.is_file())
+
+
+def remove_old_ranges() -> None:
+    """Remove the parts of files that nobody has read for a week."""
+    now = time.time()
+    for folder in kept_root().glob("*"):
+        if now - max((path.stat().st_mtime for path in folder.glob("*")), default=now) > MAX_AGE:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class KeptRanges:

@@ -11,12 +11,11 @@ from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, check_numbers, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
-from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.results import FINDING, Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import PlotSettings, SaneSettings, WeightsSettings
 
-FINDING = 1  # exit code: the analysis succeeded, but the checkpoint is faulty
 COLUMNS = ("layer", "N x M", "alpha", "95 %", "alpha-w", "spikes", "st. rank", "log F", "log max", "w. corr", "phase")
 
 

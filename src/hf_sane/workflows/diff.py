@@ -2,25 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from hf_sane.merging._adapters import are_adapters
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.records._sources import find_source
 from hf_sane.screening._differences import Difference, TensorDifference, compare_checkpoints
 from hf_sane.screening._symmetries import find_symmetries
-from hf_sane.tokenization._adapter_changes import merge_adapter, open_factors
+from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
-from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.schemas import Fields
-from hf_sane.workflows.shared import WeightsSettings
+from hf_sane.workflows.shared import PlotSettings, WeightsSettings, is_adapter, open_network
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +37,7 @@ VERDICTS = {
 
 
 @dataclass(kw_only=True)
-class DiffSettings(ModuleSettings, WeightsSettings):
+class DiffSettings(ModuleSettings, WeightsSettings, PlotSettings):
     """Settings of [`diff`]."""
 
     first: Source = setting("Checkpoint (file, folder or Hub repo id) or LoRA adapter.", positional=True)
@@ -56,7 +52,6 @@ class DiffSettings(ModuleSettings, WeightsSettings):
         default=None,
     )
     align: bool = setting("Undo permutations and scales of channels if the symmetries are known.", default=True)
-    plots: bool = setting("Plot the distance over depth (requires matplotlib).", default=True)
 
 
 @dataclass(kw_only=True)
@@ -159,8 +154,8 @@ def run_diff(settings: DiffSettings) -> DiffResult:
     Channels are matched if the symmetries are known, from config.json or with --module. Two LoRA adapters are compared
     by the products of their factors; a single adapter is added to its base model first.
     """
-    if settings.output is not None and settings.plots and find_spec("matplotlib") is None:
-        raise ValueError("plots require matplotlib: pip install 'hf_sane[analysis]', or pass --no-plots")
+    if settings.output is not None:
+        settings.require_matplotlib()
     record = RunRecord.start(arguments=as_arguments(settings))
     settings.register()
     with optional_output(settings.output, DiffResult.JOB) as output:
@@ -178,24 +173,12 @@ def run_diff(settings: DiffSettings) -> DiffResult:
 
 
 def _both(settings: DiffSettings) -> list[Mapping[str, Tensor]]:
-    """Tensors of both checkpoints: products for two adapters, base plus product for a single adapter."""
-    sources = [_checkpoint(source, settings) for source in (settings.first, settings.other)]
-    adapters = [source for source in sources if isinstance(source, CheckpointSource) and are_adapters([source])]
+    """Tensors of both checkpoints: of two adapters the products, of one the base with its product."""
+    sources = [settings.selected(source) for source in (settings.first, settings.other)]
+    adapters = [source for source in sources if isinstance(source, CheckpointSource) and is_adapter(source)]
     if len(adapters) == len(sources):
         return [_products(source, settings.base) for source in adapters]
-    return [
-        merge_adapter(source, settings.base)
-        if isinstance(source, CheckpointSource) and source in adapters
-        else open_checkpoint(source)
-        for source in sources
-    ]
-
-
-def _checkpoint(source: Source, settings: DiffSettings) -> Source | CheckpointSource:
-    if not isinstance(source, str | Path):
-        return source
-    find_source(source)  # raises an error at once if it does not exist
-    return CheckpointSource(source, None, settings.subfolder, settings.variant, settings.key)
+    return [open_network(source, settings.base) for source in sources]
 
 
 def _products(source: CheckpointSource, base: Source | None) -> dict[str, Tensor]:

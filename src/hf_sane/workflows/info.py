@@ -17,7 +17,7 @@ from hf_sane.screening._checkpoints import targets_in
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source, load_state_dict, weights_path
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor, not_finite
 from hf_sane.tokenization._headers import read_meta_state_dict
-from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.results import FINDING, Result, Table
 from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import SaneSettings, WeightsSettings
 from hf_sane.workflows.show_zoo import is_zoo
@@ -136,6 +136,11 @@ class InfoResult(Result):
     layout: Layout
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def exit_code(self) -> int:
+        """1 if there are NaN or infinite values."""
+        return FINDING if self.facts["not_finite"] else 0
+
     def to_dict(self) -> dict[str, Any]:
         """Layers, kinds, tensors stored unchanged, and totals."""
         return dict(self.facts)
@@ -195,6 +200,11 @@ class FolderInfoResult(Result):
 
     checkpoints: dict[str, dict[str, Any]]
 
+    @property
+    def exit_code(self) -> int:
+        """1 if there are NaN or infinite values in one of them."""
+        return FINDING if any(found.get("not_finite") for found in self.checkpoints.values()) else 0
+
     def to_dict(self) -> dict[str, Any]:
         """Totals by path."""
         return {"checkpoints": self.checkpoints}
@@ -227,7 +237,7 @@ def info(checkpoint: Source, **options: Any) -> InfoResult | FolderInfoResult:
 def run_info(settings: InfoSettings) -> InfoResult | FolderInfoResult:
     """Show the layers, tokens and memory of a checkpoint from its headers, and find NaN values in small ones.
 
-    For a folder of checkpoints, every file gets a row.
+    For a folder of checkpoints, every file gets a row. The exit code is 1 if there are NaN or infinite values.
     """
     record = RunRecord.start(arguments=as_arguments(settings))
     extractor = settings.extractor

@@ -10,6 +10,7 @@ from huggingface_hub import HfApi
 from torch import Tensor
 
 from hf_sane.networks._modules import ModuleSettings
+from hf_sane.records._errors import name_some
 from hf_sane.records._patience import patiently
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
@@ -19,26 +20,31 @@ from hf_sane.screening._lineage import Lineage, trace_lineage
 from hf_sane.screening._names import outlines
 from hf_sane.screening._symmetries import find_symmetries
 from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.tokenization._checkpoints import CheckpointSource, Source
-from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
+from hf_sane.tokenization._checkpoints import Source
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.schemas import Fields
-from hf_sane.workflows.shared import WeightsSettings
+from hf_sane.workflows.shared import PlotSettings, WeightsSettings, open_network
 from hf_sane.zoo.importing._cards import CardFacts
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Verdict = Literal["supported", "contradicted", "unknown"]
-LIKELY = 0.8  # least confidence that supports or contradicts a claim
+LIKELY, SURE = 0.5, 0.8  # least confidence that supports a claim, and that turns it around
+STRANGERS = 0.97  # share of the pairs in different families that are unrelated: benchmarks/lineage_trees.py
 
 
 @dataclass(kw_only=True)
-class LineageSettings(ModuleSettings, WeightsSettings):
+class LineageSettings(ModuleSettings, WeightsSettings, PlotSettings):
     """Settings of [`lineage`]."""
 
-    sources: list[Source] = setting("Two or more checkpoints: files, folders or Hub repo ids.", positional=True)
-    output: Path | None = setting("New folder for the family trees and the run record.", default=None, short="-o")
+    sources: list[Source] = setting(
+        "Two or more checkpoints: files, folders or Hub repo ids; or LoRA adapters.", positional=True
+    )
+    output: Path | None = setting(
+        "New folder for the family trees, a plot and the run record.", default=None, short="-o"
+    )
+    base: str | None = setting("Base model of LoRA adapters, by default the one that each names.", default=None)
     claims: bool = setting("Check the base models that the cards name.", default=False)
 
     def __post_init__(self) -> None:
@@ -73,22 +79,32 @@ class LineageResult(Result):
     Attributes:
         lineage: Family trees, and the confidence in their edges.
         claims: Claims of the cards.
+        plots: Whether the trees are plotted.
     """
 
-    JSON: ClassVar[Any] = Annotated[Lineage, Fields(claims=Annotated[list[Claim], "Claims of cards (--claims)."])]
+    JSON: ClassVar[Any] = Annotated[
+        Lineage,
+        Fields(
+            roots=Annotated[list[str], "Networks without a parent among the others."],
+            claims=Annotated[list[Claim], "Claims of cards (--claims)."],
+        ),
+    ]
     JOB: ClassVar[str] = "lineage"
 
     lineage: Lineage
     claims: list[Claim] = field(default_factory=list)
+    plots: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Descents, roots, alignments and claims."""
+        """Descents, roots, families, alignments and claims."""
         found = self.lineage
         descents = [asdict(descent) | {"parents": list(descent.parents)} for descent in found.descents]
         return {
             "descents": descents,
             "roots": list(found.roots),
+            "families": [list(family) for family in found.families],
             "aligned": dict(found.aligned),
+            "unaligned": dict(found.unaligned),
             "claims": list(map(asdict, self.claims)),
         }
 
@@ -110,8 +126,12 @@ class LineageResult(Result):
         return pd.DataFrame(rows, columns=["child", "parent", "change", "distance", "confidence"])
 
     def summary(self) -> list[str]:
-        """The trees, as indented lines."""
-        return [line for root in self.lineage.roots for line in _branch(self.lineage, root, 0)]
+        """The trees, as indented lines, and whose channels were not matched."""
+        lines = [line for root in self.lineage.roots for line in _branch(self.lineage, root, 0)]
+        for reason in dict.fromkeys(self.lineage.unaligned.values()):
+            names = [name for name, why in self.lineage.unaligned.items() if why == reason]
+            lines.append(f"channels were not matched for {name_some(names)}: {reason}")
+        return lines
 
     def tables(self) -> list[Table]:
         """Claims, if there are any."""
@@ -119,8 +139,15 @@ class LineageResult(Result):
         return [Table(("network", "base model of its card", "verdict", "confidence", ""), rows)] if rows else []
 
     def write(self, partial: Path) -> None:
-        """Write lineage.json and the run record."""
+        """Write lineage.json, the plot and the run record."""
         (partial / "lineage.json").write_text(self.to_json() + "\n", encoding="utf-8")
+        if self.plots:
+            from hf_sane.analysis._plots import plot_trees
+
+            edges = {
+                (x.child, parent): (x.change, x.confidence) for x in self.lineage.descents for parent in x.parents
+            }
+            plot_trees(self.lineage.families, edges, partial / "trees.svg")
         super().write(partial)
 
 
@@ -141,17 +168,20 @@ def lineage(*sources: Source, **options: Any) -> LineageResult:
 def run_lineage(settings: LineageSettings) -> LineageResult:
     """Find family trees of networks from their weights alone.
 
-    Channels are matched if the symmetries are known, from config.json or with --module.
+    Channels are matched if the symmetries are known, from config.json or with --module. LoRA adapters are added to
+    their base.
     """
+    if settings.output is not None:
+        settings.require_matplotlib()
     record = RunRecord.start(arguments=as_arguments(settings))
     settings.register()
     with optional_output(settings.output, LineageResult.JOB) as output:
         sources = dict(_named(settings.sources))
-        networks = {name: _open(source, settings) for name, source in sources.items()}
+        networks = {name: open_network(settings.selected(x), settings.base) for name, x in sources.items()}
         found = trace_lineage(networks, partial(_symmetries, networks, sources))
         claims = list(_claims(found, sources)) if settings.claims else []
         record.finish({"networks": len(networks), "trees": len(found.roots)})
-        return output.write(LineageResult(record=record, lineage=found, claims=claims))
+        return output.write(LineageResult(record=record, lineage=found, claims=claims, plots=settings.plots))
 
 
 def _named(sources: Sequence[Source]) -> Iterator[tuple[str, Source]]:
@@ -159,17 +189,10 @@ def _named(sources: Sequence[Source]) -> Iterator[tuple[str, Source]]:
         yield str(source) if isinstance(source, str | Path) else f"network {number}", source
 
 
-def _open(source: Source, settings: LineageSettings) -> Mapping[str, Tensor]:
-    if isinstance(source, str | Path):
-        source = CheckpointSource(source, None, settings.subfolder, settings.variant, settings.key)
-    return open_checkpoint(source)
-
-
 def _symmetries(
     networks: Mapping[str, Mapping[str, Tensor]], sources: Mapping[str, Source], name: str
-) -> PermutationSpec | None:
-    spec, _ = find_symmetries(outlines(networks[name]), (sources[name],))
-    return spec
+) -> tuple[PermutationSpec | None, str]:
+    return find_symmetries(outlines(networks[name]), (sources[name],))
 
 
 def _claims(found: Lineage, sources: Mapping[str, Source]) -> Iterator[Claim]:
@@ -198,12 +221,12 @@ def _judge(found: Lineage, name: str, base: str, sources: Mapping[str, Source]) 
     other = named[0]
     above = found.ancestors(name).get(other, 0.0)
     below = found.ancestors(other).get(name, 0.0)
-    if above >= LIKELY:
+    if above > LIKELY:
         return "supported", above, "it is an ancestor"
-    if below >= LIKELY:
+    if below >= SURE:
         return "contradicted", below, "it was made from this network"
-    if found.root_of(name) != found.root_of(other):
-        return "contradicted", LIKELY, "their weights are not related"
+    if other not in found.family_of(name):
+        return "contradicted", STRANGERS, "their weights are not related"
     return "unknown", 0.0, "they are related, but it is uncertain which came first"
 
 
@@ -213,6 +236,8 @@ def _branch(found: Lineage, name: str, depth: int) -> Iterator[str]:
     if descent is not None:
         others = f" of {' and '.join(descent.parents)}" if len(descent.parents) > 1 else ""
         how = f" ({descent.change}{others}, distance {descent.distance:.3g}, confidence {descent.confidence:.2f})"
+    elif len(family := found.family_of(name)) > 1 and (first := next(x for x in family if x in found.roots)) != name:
+        how = f" (related to {first}, but its parent is not among them)"
     how += f" [channels {found.aligned[name]}]" if name in found.aligned else ""
     yield "  " * depth + name + how
     for child in found.descents:

@@ -17,6 +17,7 @@ from hf_sane.records._errors import shorten
 from hf_sane.records._outputs import output_folder
 from hf_sane.records._run_record import RECORD, RunRecord
 
+FINDING = 1  # exit code: the workflow succeeded, and found a fault in its input
 MAX_LINE = 4000  # characters
 UNLIMITED = 10_000  # columns: tables in files and pipes are not wrapped
 

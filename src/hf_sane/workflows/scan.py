@@ -30,7 +30,7 @@ from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._kept_ranges import kept_bytes
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
-from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.results import FINDING, Result, Table, optional_output
 from hf_sane.workflows.sane import BUNDLE, SANE, open_sane
 from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import SaneSettings, WeightsSettings
@@ -40,7 +40,6 @@ from hf_sane.zoo._dataset import Zoo
 if TYPE_CHECKING:
     import pandas as pd
 
-FINDING = 1  # exit code
 MAX_ROWS = 40  # tensors to print
 CONDITION = re.compile(r"\s*(?P<measure>[a-z_]+)\s*(?P<sign>[<>])\s*(?P<limit>[-+.\deE]+)\s*")
 MEASURES: dict[str, str] = {

@@ -244,10 +244,7 @@ def search(query: Source, index: str | Path | NetworkIndex, **options: Any) -> S
 def run_search(settings: SearchSettings) -> SearchResult:
     """Find known networks that equal a network up to channel order, scales and precision, or are related to it."""
     record = RunRecord.start(arguments=as_arguments(settings))
-    source = settings.query
-    if isinstance(source, str | Path):
-        source = CheckpointSource(source, None, settings.subfolder, settings.variant, settings.key)
-    tensors = open_checkpoint(source)  # raises an error at once if it does not exist
+    tensors = open_checkpoint(settings.selected(settings.query))
     known = settings.index
     index = known if isinstance(known, NetworkIndex) else NetworkIndex.load(known)
     found = fingerprint(tensors)

@@ -1,13 +1,21 @@
 """Settings that several workflows share."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import Tensor
+
+from hf_sane.merging._adapters import are_adapters
 from hf_sane.records._settings import CheckedSettings, setting
+from hf_sane.records._sources import find_source
+from hf_sane.tokenization._adapter_changes import merge_adapter
+from hf_sane.tokenization._checkpoints import CheckpointSource, Source
+from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +42,25 @@ class WeightsSettings(SourceSettings):
     """Settings that select the weights in a file, folder or repository."""
 
     key: str | None = setting("Name of the state dict in a training checkpoint, such as model_ema.", default=None)
+
+    def selected(self, source: Source) -> Source | CheckpointSource:
+        """The selected weights of a file, folder or repository; modules and state dicts as they are."""
+        if not isinstance(source, str | Path):
+            return source
+        find_source(source)  # says at once that there is no such thing
+        return CheckpointSource(source, None, self.subfolder, self.variant, self.key)
+
+
+def is_adapter(source: Source | CheckpointSource) -> bool:
+    """Whether a source is a LoRA adapter."""
+    return isinstance(source, CheckpointSource) and are_adapters([source])
+
+
+def open_network(source: Source | CheckpointSource, base: str | None) -> Mapping[str, Tensor]:
+    """Tensors of a network, read one at a time; of a LoRA adapter, those of its base with its product."""
+    if isinstance(source, CheckpointSource) and is_adapter(source):
+        return merge_adapter(source, base)
+    return open_checkpoint(source)
 
 
 @dataclass(kw_only=True)
