@@ -61,14 +61,17 @@ def population_block(folder: Path) -> str:
         for budget, row in found["budgets"].items()
     ]
     header = ["budget", "read", "embedding distance", "reported error", "change of the prediction", "R²"]
-    networks = found["networks"]
+    networks, whole = found["networks"], found["budgets"]["100%"]["r2"]
     return (
         f"{networks['test']} MLPs of {found['weights']:,} weights were scanned; a SANE and a ridge probe were trained "
         f"on {networks['train']} others. The probe predicts the test accuracy (standard deviation "
         f"{found['accuracy_std']:.3f}) from statistics of the layers. *Embedding distance* is the root mean square "
         "distance to the embedding of the whole network; between two of the networks it is "
         f"{found['distance_between_networks']:.3f} ({_link('scan_budgets.json')}).\n\n"
-        f"{markdown_table(header, rows, numbers=True)}"
+        f"{markdown_table(header, rows, numbers=True)}\n\n"
+        f"The features and the penalty of the probe were selected on {networks['validation']} other networks, where its "
+        f"R² is {found['probe']['validation_r2']:.2f}; on the test networks it is {whole:.2f} with all weights. The "
+        "change of the prediction shows what a budget costs, whether or not the probe generalises."
     )
 
 
