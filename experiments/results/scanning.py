@@ -69,7 +69,7 @@ def population_block(folder: Path) -> str:
         "distance to the embedding of the whole network; between two of the networks it is "
         f"{found['distance_between_networks']:.3f} ({_link('scan_budgets.json')}).\n\n"
         f"{markdown_table(header, rows, numbers=True)}\n\n"
-        f"The features and the penalty of the probe were selected on {networks['validation']} other networks, where its "
+        f"The features and the penalty of the probe were selected on {networks['validation']} others, where its "
         f"R² is {found['probe']['validation_r2']:.2f}; on the test networks it is {whole:.2f} with all weights. The "
         "change of the prediction shows what a budget costs, whether or not the probe generalises."
     )
