@@ -35,8 +35,10 @@ from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 # Settings shown in the run record and on the networks' cards.
-RECORDED = ("sane", "zoo", "config", "method", "code", "mode", "unit", "num_candidates", "top_fraction")
-RECORDED += ("window_size", "halo_size")
+RECORDED = (
+    *("sane", "zoo", "config", "method", "code", "mode", "unit", "num_candidates", "top_fraction"),
+    *("window_size", "halo_size"),
+)
 
 TRAINING_ONLY = ("initialization", "dropout")  # settings that do not affect a network's weights
 
