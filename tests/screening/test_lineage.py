@@ -228,3 +228,11 @@ def test_the_verb_prints_trees_and_writes_them(family, tmp_path, hf_sane_command
     assert "<svg" in picture
     assert picture.count("<!-- fine-tuned, 0.") == 1
     assert "expected at least two checkpoints, got 1" in hf_sane_command("lineage", folder / "a", exit_code=2).stderr
+
+
+def test_no_average_is_an_ancestor_of_what_it_was_made_from_through_another_average():
+    """Network 3 is made from 1, which is made from 0: it is not the parent of 0, however likely that seems."""
+    edges = torch.full((4, 4), -math.inf, dtype=torch.float64)
+    edges[3, 0], edges[0, 2] = 5.0, 1.0
+    orphans = torch.zeros(4, dtype=torch.float64)
+    assert likeliest_forest(edges, orphans, {1: (0, 2), 3: (1, 2)}) == {2: 0}

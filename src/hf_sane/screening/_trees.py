@@ -136,8 +136,10 @@ def find_averages(found: Geometry) -> dict[int, tuple[int, ...]]:
     """Networks that are weighted averages of others, with those."""
     count = len(found.gaps)
     averages = {child: parents for child in range(count) if (parents := _average(found, child))}
-    # Two networks cannot each be an average that the other takes part in.
-    return {c: p for c, p in averages.items() if not any(c in averages.get(parent, ()) for parent in p)}
+    # Networks cannot be averages of each other, neither directly nor through others.
+    graph = networkx.DiGraph([(parent, child) for child, parents in averages.items() for parent in parents])
+    circular = {i for part in networkx.strongly_connected_components(graph) if len(part) > 1 for i in part}
+    return {child: parents for child, parents in averages.items() if child not in circular}
 
 
 def _average(found: Geometry, child: int) -> tuple[int, ...]:
@@ -242,4 +244,4 @@ def likeliest_forest(edges: Tensor, orphans: Tensor, averages: Mapping[int, tupl
             circle = networkx.find_cycle(networkx.DiGraph([*tree.edges, *known]))
         except networkx.NetworkXNoCycle:
             return {child: parent for parent, child in tree.edges if parent != top}
-        graph.remove_edges_from([next(edge for edge in circle if edge[0] in averages)])
+        graph.remove_edge(*next(edge for edge in circle if edge[0] in averages and tree.has_edge(*edge)))
