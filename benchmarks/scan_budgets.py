@@ -27,6 +27,7 @@ from running import finish, new_parser, start
 from safetensors.torch import save_file
 
 import hf_sane
+from hf_sane.core._metrics import r2_score
 from hf_sane.records._failures import run_script
 from hf_sane.screening._embedding import Encoder
 from hf_sane.screening._scan import SamplingSettings, Scan, scan_checkpoint
@@ -152,7 +153,7 @@ def measure_population(sane: hf_sane.SANE, zoo: Any, folder: Path, seeds: Sequen
                     "distance": float(np.sqrt(np.mean(distances**2))),
                     "told_error": float(np.sqrt(np.mean([x.error**2 for x in embeddings]))),
                     "prediction_error": float(np.abs(said - predicted).mean()),
-                    "r2": _r2(said, true),
+                    "r2": r2_score(said, true),
                 }
             )
         results["budgets"][budget] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -192,7 +193,7 @@ def _choose_probe(
         inputs = np.stack([features(scan) for scan in scans["train"]])
         for penalty in PENALTIES:
             predict = _fit_probe(features, inputs, accuracies["train"], penalty)
-            score = _r2(predict(scans["validation"]), accuracies["validation"])
+            score = r2_score(predict(scans["validation"]), accuracies["validation"])
             probes.append(({"features": name, "penalty": penalty, "validation_r2": score}, predict))
     return max(probes, key=lambda probe: probe[0]["validation_r2"])
 
@@ -209,10 +210,6 @@ def _fit_probe(
     gram = standard.T @ standard + penalty * np.eye(standard.shape[1])
     weights = np.linalg.solve(gram, standard.T @ (targets - targets.mean()))
     return lambda scans: (np.stack([features(x) for x in scans]) - middle) / scale @ weights + targets.mean()
-
-
-def _r2(said: NDArray[np.float64], true: NDArray[np.float64]) -> float:
-    return float(1 - np.square(said - true).sum() / np.square(true - true.mean()).sum())
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ SMALL = {
     "alignment": "--networks 6 --loop-networks 2 --repeats 1 --resnet-width 2",
     "kde_sampling": "--tokens 30 --latent-dim 4 --anchors 5 --samples 3 --subset 4 --rounds 1",
     "scan_budgets": (
-        "--networks 6 --width 30 --epochs 1 --train-limit 64 --test-limit 32 --steps 1 --seeds 0 "
+        "--networks 12 --width 30 --epochs 1 --train-limit 64 --test-limit 32 --steps 1 --seeds 0 "
         "--checkpoints src/hf_sane/pretrained/small_images/anchors/anchor_0"
     ),
     "lineage_trees": ("--architectures mlp --fitting 1 --held-out 1 --roots 1 --children 2 --trees 1 --fan 1"),
